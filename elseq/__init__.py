@@ -1,0 +1,15 @@
+"""elseq: fairseq generation with less memory and less time, saying the same.
+
+Importing this package (fairseq's --user-dir does) repairs fairseq on today's Python, torch and numpy, and registers the
+models, architectures and tasks.
+"""
+
+__version__ = "0.1.0"
+
+from elseq import compat  # noqa: E402
+from elseq.errors import install_excepthook  # noqa: E402
+
+compat.apply()
+install_excepthook()
+
+from elseq import models, tasks  # noqa: E402, F401

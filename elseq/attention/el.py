@@ -1,0 +1,72 @@
+"""EL-attention (2105.04779): multi-head attention that reads the hidden states instead of keys and values.
+
+A head's score for hidden state h is q . (W_k h) = (W_k^T q) . h, and its output is W_v applied to the weighted mean of
+the hidden states. So the query is expanded to the width of the hidden states, and these serve as the keys and the
+values of every head: multi-query attention whose only key and value is the memory itself.
+"""
+
+from collections.abc import Sequence
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from elseq.attention.multi_head import Segment, multi_head_attention
+
+
+def el_attention(
+    query: Tensor,
+    hidden: Sequence[tuple[Tensor, Tensor | None]],
+    key_weight: Tensor,
+    value_weight: Tensor,
+    value_bias: Tensor | None = None,
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Multi-head attention, evaluated without keys and values.
+
+    The bias of the key projection is not asked for: it adds the same to every score of a query, which softmax removes.
+
+    Args:
+        query: [N, H, T, K], projected and scaled: N sequences, H heads, T positions, K width of a head.
+        hidden: pairs of hidden states [M, S, D] (M dividing N, S positions, D their width) and a mask, bool
+            [M or 1, T or 1, S], True where not attended to, or None.
+        key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
+        value_weight: [G K, D].
+        value_bias: [G K] or None.
+        causal, dropout, need_weights: as for `multi_head_attention`.
+
+    Returns:
+        [N, H, T, K], and the weights [N, H, T, S] or None.
+    """
+    heads, head_dim = query.size(1), query.size(3)
+    segments = [Segment(states.unsqueeze(1), states.unsqueeze(1), mask) for states, mask in hidden]
+    if dropout > 0:
+        # Dropped weights do not sum to one. A column of ones beside the values sums them for the bias below.
+        segments = [segment._replace(value=F.pad(segment.value, (0, 1), value=1.0)) for segment in segments]
+    context, weights = multi_head_attention(
+        _per_head(query, key_weight.view(-1, head_dim, key_weight.size(1))),
+        segments,
+        causal=causal,
+        dropout=dropout,
+        need_weights=need_weights,
+    )
+    mass = None
+    if dropout > 0:
+        context, mass = context[..., :-1], context[..., -1:]
+    output = _per_head(context, value_weight.view(-1, head_dim, value_weight.size(1)).transpose(1, 2))
+    if value_bias is not None:
+        bias = value_bias.view(-1, 1, head_dim).repeat_interleave(heads * head_dim // value_bias.numel(), dim=0)
+        output = output + (bias if mass is None else mass * bias)
+    return output, weights
+
+
+def _per_head(rows: Tensor, weight: Tensor) -> Tensor:
+    """[N, H, T, X] times [G, X, Y], head h with weight h // (H / G), to [N, H, T, Y]."""
+    sequences, heads, length, width = rows.shape
+    kv_heads = weight.size(0)
+    rows = rows.reshape(sequences, kv_heads, heads // kv_heads * length, width).transpose(0, 1)
+    product = torch.bmm(rows.reshape(kv_heads, -1, width), weight)
+    return product.view(kv_heads, sequences, -1, weight.size(2)).transpose(0, 1).reshape(sequences, heads, length, -1)

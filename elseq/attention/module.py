@@ -1,0 +1,181 @@
+"""The attention layer: its parameters, and the forward pass in training, scoring and decoding."""
+
+import math
+
+import torch
+from torch import Tensor, nn
+
+from elseq.attention.el import el_attention
+from elseq.attention.multi_head import Segment, multi_head_attention
+from elseq.attention.state import Evaluation, SelfAttentionState, SentenceState
+
+
+class Attention(nn.Module):
+    """Multi-head attention with fairseq's parameters (names, shapes, initial values) and elseq's evaluations.
+
+    Training, teacher forcing and the encoder use it as an ordinary layer. While decoding, the state it is given decides
+    in what order the products are evaluated: `kv` projects the memory once and keeps keys and values, `el` keeps the
+    hidden states and expands the query (2105.04779). The parameters and the result are the same.
+    """
+
+    def __init__(
+        self,
+        embed_dim: int,
+        num_heads: int,
+        num_kv_heads: int | None = None,
+        kdim: int | None = None,
+        vdim: int | None = None,
+        bias: bool = True,
+        dropout: float = 0.0,
+        self_attention: bool = False,
+        encoder_decoder_attention: bool = False,
+    ):
+        """
+        Args:
+            embed_dim: width of the query and of the output.
+            num_heads: number of query heads; divides embed_dim.
+            num_kv_heads: number of key/value heads; divides num_heads. Default: num_heads.
+            kdim, vdim: width of key and value. Default: embed_dim.
+            bias: whether the projections have biases.
+            dropout: probability with which an attention weight is dropped in training.
+            self_attention: key and value are the query.
+            encoder_decoder_attention: key and value are the same tensor, another than the query.
+
+        Raises:
+            ValueError: a number of heads that does not divide, or a self-attention with kdim or vdim of its own.
+        """
+        super().__init__()
+        num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
+        kdim = embed_dim if kdim is None else kdim
+        vdim = embed_dim if vdim is None else vdim
+        if num_heads < 1 or embed_dim % num_heads:
+            raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        if num_kv_heads < 1 or num_heads % num_kv_heads:
+            raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
+        if self_attention and (kdim, vdim) != (embed_dim, embed_dim):
+            raise ValueError("self-attention needs kdim and vdim equal to embed_dim")
+        self.embed_dim = embed_dim
+        self.num_heads = num_heads
+        self.num_kv_heads = num_kv_heads
+        self.head_dim = embed_dim // num_heads
+        self.scaling = self.head_dim**-0.5
+        self.self_attention = self_attention
+        self.encoder_decoder_attention = encoder_decoder_attention
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.k_proj = nn.Linear(kdim, num_kv_heads * self.head_dim, bias=bias)
+        self.v_proj = nn.Linear(vdim, num_kv_heads * self.head_dim, bias=bias)
+        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.dropout_module = nn.Dropout(dropout)
+        self.reset_parameters()
+
+    def reset_parameters(self) -> None:
+        """Glorot-uniform weights; those of query, key and value as if they were one matrix where the widths allow."""
+        same_width = self.k_proj.in_features == self.v_proj.in_features == self.embed_dim
+        gain = 1 / math.sqrt(2) if same_width else 1.0
+        for projection in (self.k_proj, self.v_proj, self.q_proj):
+            nn.init.xavier_uniform_(projection.weight, gain=gain)
+        nn.init.xavier_uniform_(self.out_proj.weight)
+        if self.out_proj.bias is not None:
+            nn.init.zeros_(self.out_proj.bias)
+
+    def forward(
+        self,
+        query: Tensor,
+        key: Tensor | None = None,
+        value: Tensor | None = None,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        need_head_weights: bool = False,
+        *,
+        causal: bool = False,
+        state: SelfAttentionState | SentenceState | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to key and value or, while decoding, to the state.
+
+        Args:
+            query: [T, N, C]: T positions, N sequences, C = embed_dim.
+            key: [S, N, kdim]; unused in self-attention and with a state.
+            value: [S, N, vdim]; unused in self-attention, in encoder-decoder attention and with a state.
+            key_padding_mask: [N, S], true at padding; unused with a state.
+            need_weights: return the attention weights, averaged over the heads.
+            attn_mask: [T, S], bool (true: not attended to) or added to the scores (-inf: not attended to; other
+                values but 0 are refused); unused with a state.
+            need_head_weights: return the attention weights of each head.
+            causal: position t does not see beyond position t of the key.
+            state: self-attention: the T positions are appended to it; encoder-decoder attention: the sentence's memory.
+
+        Returns:
+            [T, N, C], and the weights: None, [N, T, S] or, of each head, [H, N, T, S].
+
+        Raises:
+            ValueError: an additive attn_mask with other values than 0 and -inf.
+        """
+        length, sequences, _ = query.shape
+        rows = self._split(self.q_proj(query) * self.scaling, self.num_heads)
+        options = {
+            "causal": causal or isinstance(state, SelfAttentionState),
+            "dropout": self._dropout(),
+            "need_weights": need_weights or need_head_weights,
+        }
+        reads_itself = state is None
+        if isinstance(state, SelfAttentionState):
+            # Tokens that follow nothing see only one another, and many queries are better projected once than expanded.
+            reads_itself = state.evaluation == "el" and state.is_empty() and length > 1
+            state.append(*self.memorize(query, state.evaluation))
+        if reads_itself:
+            key = query if self.self_attention else key
+            value = query if self.self_attention else key if self.encoder_decoder_attention else value
+            mask = _join_masks(key_padding_mask, attn_mask)
+            segments = [Segment(self._split_key(key), self._split_value(value), mask)]
+            context, weights = multi_head_attention(rows, segments, **options)
+        elif state.evaluation == "kv":
+            segments = [Segment(*tensors, mask) for tensors, mask in state.read()]
+            context, weights = multi_head_attention(rows, segments, **options)
+        else:
+            hidden = [(states, mask) for (states,), mask in state.read()]
+            context, weights = el_attention(
+                rows, hidden, self.k_proj.weight, self.v_proj.weight, self.v_proj.bias, **options
+            )
+        output = self.out_proj(context.permute(2, 0, 1, 3).reshape(length, sequences, self.embed_dim))
+        if weights is None:
+            return output, None
+        return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
+
+    def memorize(self, hidden: Tensor, evaluation: Evaluation) -> tuple[Tensor, ...]:
+        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or themselves [N, S, D]."""
+        if evaluation == "el":
+            return (hidden.transpose(0, 1),)
+        return self._split_key(hidden), self._split_value(hidden)
+
+    def _split_key(self, key: Tensor) -> Tensor:
+        return self._split(self.k_proj(key), self.num_kv_heads)
+
+    def _split_value(self, value: Tensor) -> Tensor:
+        return self._split(self.v_proj(value), self.num_kv_heads)
+
+    def _split(self, projected: Tensor, heads: int) -> Tensor:
+        """[T, N, heads K] to [N, heads, T, K]."""
+        length, sequences, _ = projected.shape
+        return projected.view(length, sequences, heads, self.head_dim).permute(1, 2, 0, 3)
+
+    def _dropout(self) -> float:
+        dropout = self.dropout_module
+        active = self.training or getattr(dropout, "apply_during_inference", False)
+        return dropout.p if active else 0.0
+
+
+def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:
+    """bool [N or 1, T or 1, S] or None."""
+    masks = []
+    if key_padding_mask is not None:
+        masks.append(key_padding_mask.bool().unsqueeze(1))
+    if attn_mask is not None:
+        excluded = attn_mask
+        if attn_mask.dtype != torch.bool:
+            # fairseq's encoder layer writes -1e8 (or -1e4) for "not attended to".
+            excluded = attn_mask <= -1e4
+            if bool((attn_mask[~excluded] != 0).any()):
+                raise ValueError("attn_mask may exclude positions, not weigh them: values other than 0 and -inf found")
+        masks.append(excluded.unsqueeze(0))
+    return None if not masks else masks[0] if len(masks) == 1 else masks[0] | masks[1]

@@ -1,0 +1,135 @@
+"""Scaled dot-product attention with full, grouped or single key/value heads, over keys that several hypotheses share."""
+
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+# The fused kernels of PyTorch are written for ordinary heads. Beyond this width (EL-attention has heads as wide as
+# the model) two matrix products are faster.
+WIDEST_FUSED_HEAD = 256
+
+
+class Segment(NamedTuple):
+    """A stretch of keys and values, stored once for M sequences and attended to by N queries, M dividing N.
+
+    Queries n of one sequence m stand together: m = n // (N / M). That is how the hypotheses of a sentence share the
+    sentence's memory without a copy.
+    """
+
+    key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
+    value: Tensor  # [M, G, S, V]: V width of a value
+    mask: Tensor | None = None  # bool, [M or 1, T or 1, S], T queries in a sequence: True is not attended to
+
+
+def multi_head_attention(
+    query: Tensor,
+    segments: Sequence[Segment],
+    *,
+    causal: bool = False,
+    dropout: float = 0.0,
+    need_weights: bool = False,
+) -> tuple[Tensor, Tensor | None]:
+    """Attend to all segments under one softmax.
+
+    Head h of the query uses key/value head h // (H / G): G = H is multi-head attention, G = 1 multi-query attention
+    (1911.02150, section 3), anything between grouped-query attention (2305.13245).
+
+    Args:
+        query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
+        segments: what is attended to, S positions in all. The M of each divides N, its G divides H.
+        causal: position t of the query does not see beyond position S' - T + t of the last segment, S' its length.
+        dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
+        need_weights: also return the weights, as they are before dropout.
+
+    Returns:
+        [N, H, T, V], and the weights [N, H, T, S] or None.
+    """
+    fused = len(segments) == 1 and not need_weights and query.size(-1) <= WIDEST_FUSED_HEAD
+    if fused and causal and segments[0].mask is None and query.shape[:3] == segments[0].key.shape[:3]:
+        key, value, _ = segments[0]
+        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=1.0), None
+    if causal:
+        segments = [*segments[:-1], _with_causal_mask(segments[-1], query.size(2))]
+    if fused:
+        return _fused(query, segments[0], dropout), None
+    scores = [_scores(query, segment) for segment in segments]
+    weights = torch.softmax(
+        scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1),
+        dim=-1,
+        dtype=torch.promote_types(query.dtype, torch.float32),
+    )
+    probabilities = F.dropout(weights, dropout) if dropout > 0 else weights
+    pieces = probabilities.to(query.dtype).split([segment.key.size(2) for segment in segments], dim=-1)
+    context = [_mix(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]
+    return sum(context[1:], start=context[0]), weights if need_weights else None
+
+
+def _fused(query: Tensor, segment: Segment, dropout: float) -> Tensor:
+    rows = _group(query, segment)
+    mask = segment.mask
+    if mask is not None:
+        mask = ~_spread_mask(mask, rows.size(2) // query.size(2))
+    context = F.scaled_dot_product_attention(
+        rows, segment.key, segment.value, attn_mask=mask, dropout_p=dropout, scale=1.0
+    )
+    return _ungroup(context, query)
+
+
+def _scores(query: Tensor, segment: Segment) -> Tensor:
+    rows = _group(query, segment)
+    scores = torch.matmul(rows, segment.key.transpose(-1, -2))
+    if segment.mask is not None:
+        scores.masked_fill_(_spread_mask(segment.mask, rows.size(2) // query.size(2)), float("-inf"))
+    return _ungroup(scores, query)
+
+
+def _mix(probabilities: Tensor, segment: Segment) -> Tensor:
+    return _ungroup(torch.matmul(_group(probabilities, segment), segment.value), probabilities)
+
+
+def _group(rows: Tensor, segment: Segment) -> Tensor:
+    """[N, H, T, X] to [M, G, (N/M)(H/G)T, X]: all rows that meet the same keys, as one matrix."""
+    queries, heads, length, width = rows.shape
+    sequences, kv_heads = segment.key.shape[:2]
+    if sequences == queries and kv_heads == heads:
+        return rows
+    return (
+        rows.reshape(sequences, queries // sequences, kv_heads, heads // kv_heads * length, width)
+        .transpose(1, 2)
+        .reshape(sequences, kv_heads, -1, width)
+    )
+
+
+def _ungroup(rows: Tensor, like: Tensor) -> Tensor:
+    """The inverse of `_group`: [M, G, (N/M)(H/G)T, X] to [N, H, T, X]."""
+    queries, heads, length, _ = like.shape
+    sequences, kv_heads, _, width = rows.shape
+    if sequences == queries and kv_heads == heads:
+        return rows
+    return (
+        rows.view(sequences, kv_heads, queries // sequences, heads // kv_heads * length, width)
+        .transpose(1, 2)
+        .reshape(queries, heads, length, width)
+    )
+
+
+def _spread_mask(mask: Tensor, repeats: int) -> Tensor:
+    """[M, T or 1, S] to [M, 1, repeats * T or 1, S], as the rows of `_group` need it."""
+    if mask.size(1) > 1:
+        mask = mask.repeat(1, repeats, 1)
+    return mask.unsqueeze(1)
+
+
+def _with_causal_mask(segment: Segment, length: int) -> Segment:
+    if length == 1 and segment.mask is None:
+        return segment
+    keys = segment.key.size(2)
+    future = torch.ones(length, keys, dtype=torch.bool, device=segment.key.device).triu(keys - length + 1)
+    if segment.mask is None:
+        return segment._replace(mask=future.unsqueeze(0))
+    # A padded position may see itself, so that no softmax is empty: nothing reads its output, but NaN would spread.
+    itself = torch.eye(length, keys, dtype=torch.bool, device=future.device).roll(keys - length, dims=1)
+    return segment._replace(mask=(segment.mask & ~itself) | future)

@@ -1,0 +1,181 @@
+"""What a decoder remembers between steps.
+
+Two lifetimes: a `SentenceState` belongs to a sentence and is shared by its hypotheses (the encoder's output, a prompt);
+a `HypothesisState` belongs to a hypothesis and grows with it. Neither knows whether its tensors are keys and values
+(two tensors) or hidden states (one, which serves as both): `evaluation` says so.
+
+Shapes: B sentences, N hypotheses (those of a sentence stand together), G key/value heads, S positions, K width of a
+head, D width of the hidden states.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Literal, NamedTuple
+
+import torch
+from torch import Tensor
+
+Evaluation = Literal["kv", "el"]
+
+
+class DecodePolicy(NamedTuple):
+    """The evaluation of each kind of attention in a decoder."""
+
+    self_attention: Evaluation
+    cross_attention: Evaluation
+
+
+# Buffers grow by this many positions at a time.
+GROWTH = 8
+
+
+class SentenceState:
+    """Memory of a sentence, shared by its hypotheses: never copied for a beam, never reordered by one."""
+
+    def __init__(self, evaluation: Evaluation, tensors: tuple[Tensor, ...], mask: Tensor | None = None):
+        """
+        Args:
+            evaluation: what the tensors are.
+            tensors: kv: keys and values, each [B, G, S, K]; el: hidden states [B, S, D].
+            mask: bool [B, S], True at padding, or None where there is none.
+        """
+        self.evaluation = evaluation
+        self.tensors = tensors
+        self.mask = mask
+
+    def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """One stretch of memory: its tensors, and its mask as [B, 1, S] or None."""
+        return [(self.tensors, None if self.mask is None else self.mask.unsqueeze(1))]
+
+    def keep(self, sentences: Tensor) -> None:
+        """Keep these sentences, int64 [B'], in this order."""
+        self.tensors = tuple(tensor.index_select(0, sentences) for tensor in self.tensors)
+        if self.mask is not None:
+            self.mask = self.mask.index_select(0, sentences)
+
+    def size_bytes(self) -> int:
+        """Bytes of the tensors; the mask, a byte a position, is not counted."""
+        return sum(tensor.nbytes for tensor in self.tensors)
+
+
+class HypothesisState:
+    """Memory of a hypothesis: one position more at every step."""
+
+    def __init__(self, evaluation: Evaluation):
+        self.evaluation = evaluation
+        self.length = 0
+        self._buffers: tuple[Tensor, ...] = ()
+
+    def append(self, *new: Tensor) -> None:
+        """Add positions: keys and values, each [N, G, T, K], or hidden states [N, T, D]. T positions are added."""
+        end = self.length + new[0].size(-2)
+        if not self._buffers or end > self._buffers[0].size(-2):
+            self._buffers = tuple(self._grown(index, tensor, end) for index, tensor in enumerate(new))
+        for buffer, tensor in zip(self._buffers, new, strict=True):
+            buffer[..., self.length : end, :] = tensor
+        self.length = end
+
+    def _grown(self, index: int, like: Tensor, length: int) -> Tensor:
+        capacity = -(-length // GROWTH) * GROWTH
+        grown = like.new_empty(*like.shape[:-2], capacity, like.size(-1))
+        if self._buffers:
+            grown[..., : self.length, :] = self._buffers[index][..., : self.length, :]
+        return grown
+
+    def read(self) -> list[tuple[tuple[Tensor, ...], None]]:
+        """One stretch of memory: the tensors as `append` was given them, with all positions so far; no mask."""
+        return [(tuple(buffer[..., : self.length, :] for buffer in self._buffers), None)]
+
+    def reorder(self, order: Tensor) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N']."""
+        self._buffers = tuple(buffer.index_select(0, order) for buffer in self._buffers)
+
+    def size_bytes(self) -> int:
+        """Bytes of the buffers, room to grow included."""
+        return sum(buffer.nbytes for buffer in self._buffers)
+
+
+class SelfAttentionState:
+    """A prompt that the hypotheses of a sentence share, if there is one, and what each has generated."""
+
+    def __init__(self, evaluation: Evaluation):
+        self.evaluation = evaluation
+        self.prompt: SentenceState | None = None
+        self.generated = HypothesisState(evaluation)
+
+    def append(self, *new: Tensor) -> None:
+        self.generated.append(*new)
+
+    def end_prompt(self, mask: Tensor | None) -> None:
+        """Declare what was appended so far, one row a sentence, the prompt. mask: bool [B, S], True at padding."""
+        [(tensors, _)] = self.generated.read()
+        # A copy without the room to grow, which a prompt does not need.
+        self.prompt = SentenceState(self.evaluation, tuple(tensor.contiguous() for tensor in tensors), mask)
+        self.generated = HypothesisState(self.evaluation)
+
+    def is_empty(self) -> bool:
+        return self.prompt is None and self.generated.length == 0
+
+    def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
+        """The stretches of memory, in the order of the text: see `SentenceState.read` and `HypothesisState.read`."""
+        return [*([] if self.prompt is None else self.prompt.read()), *self.generated.read()]
+
+
+@dataclass
+class LayerState:
+    """What one decoder layer remembers. Under EL all layers hold the same `cross_attention` object."""
+
+    self_attention: SelfAttentionState
+    cross_attention: SentenceState | None = None
+
+
+@dataclass
+class DecodeState:
+    """All that a decoder remembers of a batch."""
+
+    layers: list[LayerState]
+    length: int = 0  # tokens read so far, the prompt apart
+    prompt_lengths: Tensor | None = None  # int64 [B]
+    longest_prompt: int = 0
+
+    def end_prompt(self, mask: Tensor) -> None:
+        """Declare all tokens read so far, one row a sentence, the prompt. mask: bool [B, P], True at padding."""
+        self.prompt_lengths = (~mask).sum(dim=1)
+        self.longest_prompt = self.length
+        self.length = 0
+        padding = mask if bool(mask.any()) else None
+        for layer in self.layers:
+            layer.self_attention.end_prompt(padding)
+
+    def positions(self, hypotheses: int, tokens: int) -> Tensor | range:
+        """Index in the text, counted from 0, of each of the next tokens: a range, or int64 [N, T] after prompts."""
+        following = range(self.length, self.length + tokens)
+        if self.prompt_lengths is None:
+            return following
+        starts = self.prompt_lengths.repeat_interleave(hypotheses // self.prompt_lengths.numel())
+        return starts.unsqueeze(1) + torch.tensor(following, device=starts.device)
+
+    def reorder(self, order: Tensor) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N']. Sentences that lose all theirs: see `keep`."""
+        for layer in self.layers:
+            layer.self_attention.generated.reorder(order)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop the sentences that are not among these, int64 [B']; `reorder` must drop their hypotheses."""
+        for state in self._sentence_states():
+            state.keep(sentences)
+        if self.prompt_lengths is not None:
+            self.prompt_lengths = self.prompt_lengths.index_select(0, sentences)
+
+    def size_bytes(self) -> int:
+        """Bytes held, what layers share counted once."""
+        per_hypothesis = sum(layer.self_attention.generated.size_bytes() for layer in self.layers)
+        return per_hypothesis + sum(state.size_bytes() for state in self._sentence_states())
+
+    def _sentence_states(self) -> Iterator[SentenceState]:
+        unique = {}
+        for layer in self.layers:
+            for state in (layer.self_attention.prompt, layer.cross_attention):
+                if state is not None:
+                    unique[id(state)] = state
+        return iter(unique.values())

@@ -1,0 +1,40 @@
+"""Every repair of fairseq on today's Python, PyTorch and numpy, and nothing else.
+
+fairseq-fixed 0.12.3.1 installs on them, but its commands cannot load the checkpoints they save, fail on numpy 2, leave
+out sentences, and answer bad input with a traceback. Importing elseq applies the repairs, once; each says in its
+docstring what happens without it. None of them knows elseq's models.
+"""
+
+import functools
+import logging
+
+# a missing tensorboardX is reported whenever fairseq is imported; only speech synthesis would use it
+logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+
+from elseq.compat import checkpoints, commands, data, generation  # noqa: E402
+
+REPAIRS = (
+    checkpoints.allow_what_checkpoints_hold,
+    checkpoints.explain_unreadable_files,
+    checkpoints.explain_misfits,
+    checkpoints.forget_best_score,
+    checkpoints.explain_missing_start,
+    checkpoints.share_between_processes,
+    data.restore_numpy_names,
+    data.keep_last_batch,
+    data.explain_long_sentences,
+    data.explain_wrong_encoding,
+    generation.replace_unknown_words,
+    generation.keep_diverse_groups_apart,
+    commands.accept_elseq_as_user_dir,
+    commands.validate_without_task,
+    commands.let_user_errors_through_hydra,
+    commands.silence_old_code,
+)
+
+
+@functools.cache
+def apply():
+    """Apply every repair; a second call does nothing."""
+    for repair in REPAIRS:
+        repair()

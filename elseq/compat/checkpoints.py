@@ -1,0 +1,216 @@
+"""Checkpoints: load what fairseq saves, nothing else, and say in one sentence why a file is of no use."""
+
+import argparse
+import contextlib
+import pickle
+import re
+import sys
+import textwrap
+
+import numpy as np
+import torch
+from fairseq import checkpoint_utils, models, tasks
+from fairseq.distributed import utils as distributed_utils
+from fairseq.file_io import PathManager
+from fairseq.logging import meters
+from fairseq.trainer import Trainer
+
+from elseq.compat.patching import Overlay, wrap
+from elseq.errors import UserError
+
+
+def allow_what_checkpoints_hold():
+    """torch >= 2.6 unpickles tensors and plain containers only, and refuses every checkpoint that fairseq writes.
+
+    What those hold besides: a `Namespace` (`args`, or `cfg.model`), numbers and arrays of numbers from numpy (the
+    meters after --eval-bleu), and up to fairseq 0.9 the meters themselves. Structured arrays and arrays of objects
+    stay out: no checkpoint needs them.
+    """
+    number_types = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
+    allowed = [argparse.Namespace, np.ndarray, np.dtype, *number_types]
+    multiarray = sys.modules[np.asarray(0).__reduce__()[0].__module__]
+    for function in (multiarray._reconstruct, multiarray.scalar):
+        for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1, numpy 2
+            allowed.append((function, f"{module}.{function.__name__}"))
+    for meter in (meters.AverageMeter, meters.StopwatchMeter, meters.TimeMeter):
+        allowed.append((meter, f"fairseq.meters.{meter.__name__}"))
+    torch.serialization.add_safe_globals(allowed)
+
+
+def explain_unreadable_files():
+    """A file that cannot be loaded ends in a page about unpickling, or in an EOFError, a KeyError or a RuntimeError."""
+    checkpoint_utils.torch = Overlay(torch, load=_load_file)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_checkpoint_to_cpu)
+
+
+def _load_file(file, *args, **kwargs):
+    """`torch.load` of an open checkpoint; a `UserError` says why it cannot be used."""
+    try:
+        state = torch.load(file, *args, **kwargs)
+    except Exception as error:
+        raise UserError(_why_unreadable(file, error)) from error
+    for keys in (("model",), ("args", "cfg"), ("optimizer_history", "best_loss"), ("extra_state", "epoch")):
+        if not isinstance(state, dict) or all(state.get(key) is None for key in keys):
+            missing = " or ".join(repr(key) for key in keys)
+            raise UserError(
+                f"{file.name} is not a checkpoint of fairseq: it has no {missing}; give a file that fairseq-train saved"
+            )
+    return state
+
+
+def _why_unreadable(file, error):
+    foreign = re.search(r"GLOBAL (\S+) (?:was not an allowed|whose module)", str(error))
+    if isinstance(error, pickle.UnpicklingError) and foreign:
+        return (
+            f"checkpoint {file.name} holds an object of {foreign[1]}, which is not on elseq's list of safe classes: "
+            "save it again without that object, or, if you trust the file, set TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1"
+        )
+    file.seek(0)
+    start = file.read(4)
+    if not start:
+        return f"checkpoint {file.name} is empty: copy or train it again"
+    # a zip archive is torch's format today, a pickle of protocol 2 was its format before
+    if start.startswith((b"PK\x03\x04", b"\x80\x02")):
+        return f"checkpoint {file.name} is damaged or was cut off: copy or train it again"
+    return f"{file.name} is not a checkpoint: give a file that fairseq-train saved"
+
+
+def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
+    try:
+        with _sentences_about(path):
+            return load(path, *args, **kwargs)
+    except OSError as error:
+        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error}): check the path") from error
+
+
+def explain_misfits():
+    """A checkpoint of another architecture or dictionary ends in a list of all its parameters, or in an AssertionError
+    that prints whole configurations; one of an architecture that nobody registered in a KeyError."""
+    wrap(models, "build_model", _build_model)
+    wrap(tasks, "setup_task", _setup_task)
+    wrap(checkpoint_utils, "_upgrade_state_dict", _upgrade_state_dict)
+    wrap(checkpoint_utils, "load_model_ensemble_and_task", _load_model_ensemble_and_task)
+    wrap(Trainer, "load_checkpoint", _trainer_load_checkpoint)
+
+
+def _require_known(kind, name, *registries):
+    if isinstance(name, str) and not any(name in registry for registry in registries):
+        raise UserError(f"the {kind} {name!r} is unknown: install the plugin that has it and name it by --user-dir")
+
+
+def _build_model(build, cfg, *args, **kwargs):
+    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    _require_known("architecture", name, models.ARCH_MODEL_REGISTRY, models.MODEL_DATACLASS_REGISTRY)
+    return build(cfg, *args, **kwargs)
+
+
+def _setup_task(setup, cfg, *args, **kwargs):
+    name = getattr(cfg, "task", None)
+    _require_known("task", name if isinstance(name, str) else getattr(cfg, "_name", None), tasks.TASK_REGISTRY)
+    return setup(cfg, *args, **kwargs)
+
+
+def _upgrade_state_dict(upgrade, state):
+    # old checkpoints: fairseq looks these two up while it turns the namespace into a configuration
+    args = state.get("args")
+    _require_known("architecture", getattr(args, "arch", None), models.ARCH_MODEL_REGISTRY)
+    _require_known("task", getattr(args, "task", None), tasks.TASK_REGISTRY)
+    return upgrade(state)
+
+
+def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None, *args, **kwargs):
+    # one file at a time, so that an error can name it
+    ensemble, cfg = [], None
+    for filename in filenames:
+        with _sentences_about(filename):
+            loaded, cfg, task = load([filename], arg_overrides, task, *args, **kwargs)
+        ensemble += loaded
+    return ensemble, cfg, task
+
+
+def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
+    with _sentences_about(filename):
+        return load(trainer, filename, *args, **kwargs)
+
+
+@contextlib.contextmanager
+def _sentences_about(filename):
+    """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file."""
+    try:
+        yield
+    except UserError as error:
+        if str(filename) in str(error):
+            raise
+        raise UserError(f"checkpoint {filename}: {error}") from error
+    except Exception as error:
+        message = str(error)
+        if message.startswith("Model file not found"):
+            raise UserError(f"checkpoint {filename} does not exist: check the path") from error
+        if isinstance(error, AssertionError) and "--reset-optimizer" in message:
+            raise UserError(f"checkpoint {filename}: {message}") from error
+        if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
+            message = str(error.__context__)
+        elif not message.startswith("Error(s) in loading state_dict"):
+            raise
+        raise UserError(_misfit(filename, message)) from error
+
+
+def _misfit(filename, message):
+    words = re.search(r"size mismatch for \S*embed_tokens\.weight: .*?\[(\d+), .*?\[(\d+), ", message)
+    if words and words[1] != words[2]:
+        return (
+            f"checkpoint {filename} was trained with a dictionary of {words[1]} entries, the data has one of {words[2]}"
+            ": prepare the data with the checkpoint's dictionary (fairseq-preprocess --srcdict, --tgtdict)"
+        )
+    first, *others = [line.strip() for line in message.splitlines()[1:]] or [message]
+    more = f" and {len(others)} more" if others else ""
+    return (
+        f"checkpoint {filename} does not fit the model ({textwrap.shorten(first, 200, placeholder=' ...')}{more}): "
+        "give the options it was trained with, or another --save-dir to start afresh"
+    )
+
+
+def forget_best_score():
+    """The best score and the patience counter are attributes of functions: the second training of a process (a job of a
+    Hydra multirun) competes with the first, and may never write checkpoint_best.pt."""
+
+    def load_checkpoint(load, cfg, trainer, *args, **kwargs):
+        vars(checkpoint_utils.save_checkpoint).pop("best", None)
+        train = sys.modules.get("fairseq_cli.train")  # not imported here: that sets up logging
+        if train is not None:
+            vars(train.should_stop_early).clear()
+        return load(cfg, trainer, *args, **kwargs)
+
+    wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
+
+
+def explain_missing_start():
+    """A --restore-file that does not exist is passed over in silence, and training starts from nothing; a missing
+    --finetune-from-model is a traceback."""
+
+    def load_checkpoint(load, cfg, trainer, *args, **kwargs):
+        start = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
+        if cfg.restore_file != "checkpoint_last.pt" and not PathManager.isfile(start):
+            raise UserError(f"--restore-file {start} does not exist: check the path, or leave the option out")
+        try:
+            return load(cfg, trainer, *args, **kwargs)
+        except ValueError as error:
+            if not str(error).startswith("--finetune-from-model"):
+                raise
+            raise UserError(str(error).partition(": {")[0]) from error  # what follows is the whole configuration
+
+    wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
+
+
+def share_between_processes():
+    """With several devices the first process reads a checkpoint and hands it to the others, which on torch >= 2.6
+    refuse it once more. What it hands on has passed the list of safe classes."""
+
+    def broadcast_object(broadcast, obj, src_rank, group, dist_device):
+        if not isinstance(group, torch.distributed.ProcessGroup):  # XLA
+            return broadcast(obj, src_rank, group, dist_device)
+        holder = [obj]
+        torch.distributed.broadcast_object_list(holder, src=src_rank, group=group, device=dist_device)
+        return holder[0]
+
+    wrap(distributed_utils, "_broadcast_object_slow", broadcast_object)

@@ -1,0 +1,68 @@
+"""The commands: --user-dir, fairseq-validate, Hydra, warnings."""
+
+import functools
+import logging
+import os
+import sys
+import warnings
+
+from fairseq import options, utils
+from hydra._internal import utils as hydra_utils
+
+from elseq.compat.patching import wrap
+from elseq.errors import UserError
+
+logger = logging.getLogger(__name__)
+
+
+def accept_elseq_as_user_dir():
+    """--user-dir is resolved again in every job: once Hydra has changed the directory a relative one is lost, and where
+    elseq was imported from an installed copy it is "not globally unique"."""
+    wrap(utils, "import_user_module", _import_user_module)
+
+
+def _import_user_module(load, args):
+    user_dir = getattr(args, "user_dir", None)
+    if user_dir is None or os.path.basename(os.path.abspath(user_dir)) != "elseq":
+        return load(args)
+    imported = os.path.dirname(os.path.abspath(sys.modules["elseq"].__file__))
+    if os.path.isdir(user_dir) and not os.path.samefile(user_dir, imported):
+        _warn_once(f"--user-dir {os.path.abspath(user_dir)} is not used: elseq was already imported from {imported}")
+
+
+@functools.cache
+def _warn_once(message):
+    logger.warning(message)
+
+
+def validate_without_task():
+    """fairseq-validate takes the task from the checkpoint, yet without --task it ends in `KeyError: None`."""
+
+    def parse_args_and_arch(parse, parser, *args, **kwargs):
+        # any task will do: it only adds options to the parser
+        if any(action.dest == "task" and action.default is None for action in parser._actions):
+            parser.set_defaults(task="translation")
+        return parse(parser, *args, **kwargs)
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def let_user_errors_through_hydra():
+    """fairseq-hydra-train prints a traceback of its own and exits. It asks `is_under_debugger` first: yes lets the
+    error pass on to the hook of `elseq.errors`."""
+    wrap(hydra_utils, "is_under_debugger", lambda asked: isinstance(sys.exc_info()[1], UserError) or asked())
+
+
+def silence_old_code():
+    """Old code on new libraries warns in every run about things that no user has a hand in."""
+    for category, message in (
+        (UserWarning, r"hydra\.experimental\.\w+\(\) is no longer experimental"),
+        (UserWarning, r"\s*The version_base parameter is not specified"),
+        (UserWarning, r"\s*The strict flag in the compose API is deprecated"),
+        (UserWarning, r"\s*'\w+' is validated against ConfigStore schema with the same name"),
+        (UserWarning, r"In '\w+': Usage of deprecated keyword in package header"),
+        (UserWarning, "'pin_memory' argument is set as true but no accelerator is found"),
+        (UserWarning, "Support for mismatched (src_)?key_padding_mask and (src_|attn_)?mask is deprecated"),
+        (FutureWarning, r"`torch\.cuda\.amp\.\w+\(args\.\.\.\)` is deprecated"),
+    ):
+        warnings.filterwarnings("ignore", message, category)

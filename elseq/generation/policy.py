@@ -1,0 +1,58 @@
+"""Which evaluation of attention a batch is decoded with."""
+
+import logging
+import os
+from functools import lru_cache
+
+import torch
+
+from elseq.attention import DecodePolicy
+from elseq.generation.planner import Workload, decoding_state_bytes
+
+logger = logging.getLogger(__name__)
+
+KV = DecodePolicy("kv", "kv")
+EL = DecodePolicy("el", "el")
+
+# Share of the free memory that a decoding state may take: layers, logits and reordering need the rest.
+USABLE = 0.6
+
+
+def choose_policy(decode_attention: str, decoder, workload: Workload) -> DecodePolicy:
+    """
+    Args:
+        decode_attention: kv, el, or auto: kv where its state fits the free memory, else el.
+        decoder: an elseq decoder.
+        workload: sizes of the batch.
+    """
+    if decode_attention != "auto":
+        return EL if decode_attention == "el" else KV
+    weight = next(decoder.parameters())
+    needed = {policy: decoding_state_bytes(decoder, workload, policy, weight.dtype) for policy in (KV, EL)}
+    free = free_memory_bytes(weight.device)
+    fits = needed[KV] <= USABLE * free
+    choice = KV if fits or needed[EL] >= needed[KV] else EL
+    reason = "fits the free memory and is the faster one" if fits else f"of kv does not fit {free >> 20:,} MiB free"
+    _explain(choice.cross_attention, reason, weight.device.type)
+    logger.debug("decoding state: kv %d bytes, el %d bytes; chosen: %s", needed[KV], needed[EL], choice)
+    return choice
+
+
+@lru_cache
+def _explain(choice: str, reason: str, device: str) -> None:
+    """One line for each choice and reason, not one for each batch."""
+    logger.info("--decode-attention auto: %s on %s (a decoding state %s)", choice, device, reason)
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        free, _ = torch.cuda.mem_get_info(device)
+        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
+        return free + unused
+    try:
+        with open("/proc/meminfo") as file:
+            available = next(line for line in file if line.startswith("MemAvailable:"))
+        return int(available.split()[1]) * 1024
+    except (OSError, StopIteration):
+        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2

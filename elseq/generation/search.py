@@ -1,0 +1,425 @@
+"""The search loop: fairseq's `SequenceGenerator` for any fairseq model, with sentences that share what they can."""
+
+import logging
+import math
+import sys
+import weakref
+
+import torch
+from fairseq import search
+from torch import Tensor
+
+from elseq.attention.state import GROWTH
+from elseq.errors import UserError
+from elseq.generation.alignment import align
+from elseq.generation.hypotheses import FinishedHypotheses
+from elseq.generation.ngrams import block_repeated_ngrams
+from elseq.generation.steppers import Ensemble, make_stepper
+
+logger = logging.getLogger(__name__)
+
+
+class SequenceGenerator:
+    """Beam search and its relatives; the constructor and `generate` are fairseq's, and so are the results.
+
+    They differ from fairseq's on purpose in what docs/differences.md lists. TorchScript is not supported.
+    """
+
+    def __init__(
+        self,
+        models,
+        tgt_dict,
+        beam_size=1,
+        max_len_a=0,
+        max_len_b=200,
+        max_len=0,
+        min_len=1,
+        normalize_scores=True,
+        len_penalty=1.0,
+        unk_penalty=0.0,
+        temperature=1.0,
+        match_source_len=False,
+        no_repeat_ngram_size=0,
+        search_strategy=None,
+        eos=None,
+        symbols_to_strip_from_output=None,
+        lm_model=None,
+        lm_weight=1.0,
+        tokens_to_suppress=(),
+        print_alignment=None,
+        left_pad_target=False,
+    ):
+        """
+        Args:
+            models: fairseq models, an ensemble if several. They are put into eval mode.
+            tgt_dict: dictionary of the output.
+            beam_size: hypotheses searched for and returned, at most the size of the dictionary less one.
+            max_len_a, max_len_b: a hypothesis has at most max_len_a * (length of its own source) + max_len_b tokens.
+            max_len: upper bound of that in tokens. Default: what the models' positions allow.
+            min_len: a hypothesis has at least this many tokens.
+            normalize_scores: divide a score by length ** len_penalty.
+            len_penalty: above 1 favours longer hypotheses, below 1 shorter ones.
+            unk_penalty: above 0 gives fewer unknown words, below 0 more.
+            temperature: above 1 gives flatter distributions, below 1 sharper ones.
+            match_source_len: hypotheses are as long as their source.
+            no_repeat_ngram_size: no hypothesis has an n-gram of this size twice; 0: no such rule.
+            search_strategy: one of `fairseq.search`. Default: beam search.
+            eos: the symbol that ends a hypothesis. Default: the dictionary's.
+            symbols_to_strip_from_output: for the caller; the end symbol is added.
+            lm_model, lm_weight: a language model whose log-probabilities are added with this weight.
+            tokens_to_suppress: words of the dictionary that are never chosen.
+            print_alignment: hard or soft: also align hypothesis and source.
+            left_pad_target: for alignment: how the models were trained to see padded targets.
+
+        Raises:
+            UserError: a temperature that is not positive, or a word to suppress that is not in the dictionary.
+        """
+        if temperature <= 0:
+            raise UserError(f"--temperature {temperature} is not positive; give a number above 0")
+        self.models = list(models)
+        self.tgt_dict = tgt_dict
+        self.pad = tgt_dict.pad()
+        self.unk = tgt_dict.unk()
+        self.eos = tgt_dict.eos() if eos is None else eos
+        self.symbols_to_strip_from_output = {*(symbols_to_strip_from_output or ()), self.eos}
+        self.suppressed = [self._index(word) for word in tokens_to_suppress]
+        self.vocab_size = len(tgt_dict)
+        self.beam_size = min(beam_size, self.vocab_size - 1)
+        self.max_len_a = max_len_a
+        self.max_len_b = max_len_b
+        self.max_len = max_len or _max_positions(self.models)
+        self.min_len = min_len
+        self.length_penalty = len_penalty if normalize_scores else None
+        self.unk_penalty = unk_penalty
+        self.match_source_len = match_source_len
+        self.no_repeat_ngram_size = no_repeat_ngram_size
+        self.search = search.BeamSearch(tgt_dict) if search_strategy is None else search_strategy
+        self.print_alignment = print_alignment
+        self.left_pad_target = left_pad_target
+        for model in [*self.models, *([] if lm_model is None else [lm_model])]:
+            model.eval()
+        self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
+        self.language_model = None if lm_model is None else make_stepper(lm_model)
+        self.lm_weight = lm_weight
+        self.usage = Usage()
+        weakref.finalize(self, self.usage.log)
+
+    @torch.no_grad()
+    def generate(
+        self, models, sample, prefix_tokens=None, constraints=None, bos_token=None, prompt_tokens=None
+    ) -> list[list[dict[str, Tensor]]]:
+        """Generate for a batch of B sentences.
+
+        Args:
+            models: unused, for fairseq's sake.
+            sample: a batch with "net_input", as a fairseq task makes it.
+            prefix_tokens: int64 [B, P], padded on the right: the words that each hypothesis begins with. They count in
+                its length and in its score.
+            constraints: packed words that each hypothesis must contain; for the search strategies that take them.
+            bos_token: the symbol a hypothesis starts from. Default: the end symbol.
+            prompt_tokens: int64 [B, P], padded on the right: what each hypothesis continues, the starting symbol
+                included. It is read in one pass, and it is in neither hypothesis, length nor score.
+
+        Returns:
+            For each sentence its hypotheses, best first: "tokens" [T] ending with the end symbol, "score",
+            "positional_scores" [T] (natural logarithms), "attention" [S, T] and "alignment" if asked for.
+
+        Raises:
+            NotImplementedError: constraints, and a search strategy without them.
+            UserError: a minimum length that no hypothesis can have.
+        """
+        if constraints is not None and not self.search.supports_constraints:
+            raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
+        if prompt_tokens is not None and not self._reads(prompt_tokens):
+            return self._generate_by_prompt_length(sample, prompt_tokens, constraints)
+        finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
+        if self.print_alignment:
+            align(
+                finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target
+            )
+        return finished
+
+    def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens):
+        net_input = sample["net_input"]
+        source_lengths = _source_lengths(net_input, self.eos, self.pad)
+        batch, beam = source_lengths.numel(), self.beam_size
+        device = source_lengths.device
+        limits = self._length_limits(source_lengths, prompt_tokens)
+        longest, shortest = max(limits), min(limits)
+        limits = torch.tensor(limits, device=device)
+
+        # Row n = sentence * beam + hypothesis. Column 0 is the symbol that the hypothesis starts from.
+        tokens = torch.full((batch * beam, longest + 2), self.pad, device=device)
+        tokens[:, 0] = self.eos if bos_token is None else bos_token
+        if prompt_tokens is not None:
+            # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
+            prompt_tokens, last = _split_last(prompt_tokens, self.pad)
+            tokens[:, 0] = last.repeat_interleave(beam)
+        scores = torch.zeros(batch * beam, longest + 1, device=device)  # cumulative
+        attention = None
+        # Candidates of a sentence that has fewer than `beam` hypotheses left to search are ignored.
+        ignored = torch.zeros(batch, beam, dtype=torch.bool, device=device)
+        sentences = list(range(batch))
+        sample_ids = self._sample_ids(sample, batch, device)
+        finished = FinishedHypotheses(batch, beam, self.eos, self.length_penalty)
+
+        self.search.init_constraints(constraints, beam)
+        for stepper in self._steppers():
+            stepper.start(net_input, beam, longest + 1, prompt_tokens)
+
+        for step in range(longest + 1):
+            log_probs, weights = self._log_probs(tokens[:, : step + 1])
+            if step % GROWTH == 0:
+                self.usage.record(self.model.state_bytes())
+            if weights is not None:
+                if attention is None:
+                    attention = weights.new_zeros(*weights.shape, longest + 2)
+                attention[:, :, step + 1] = weights
+
+            # 1. What may follow each hypothesis.
+            forced = step >= shortest
+            if forced:
+                self._only_eos(log_probs, limits <= step)
+            if prefix_tokens is not None and step < min(prefix_tokens.size(1), longest):
+                tokens, scores = self._only_prefix(step, log_probs, tokens, scores, prefix_tokens, limits)
+                may_end = True
+            else:
+                may_end = forced or step >= self.min_len
+                self._exclude(log_probs, eos=step < self.min_len, exempt=limits <= step if forced else None)
+            if self.no_repeat_ngram_size:
+                block_repeated_ngrams(log_probs, tokens[:, 1 : step + 1], self.no_repeat_ngram_size, self.pad)
+
+            # 2. The best continuations of each sentence: their scores, words and hypotheses, each [B, candidates].
+            scores = scores.type_as(log_probs)
+            if getattr(self.search, "needs_src_lengths", False):
+                self.search.set_src_lengths(source_lengths)
+            candidate_scores, candidate_words, candidate_beams = self.search.step(
+                step,
+                log_probs.view(len(sentences), beam, -1),
+                scores.view(len(sentences), beam, -1)[:, :, :step],
+                tokens[:, : step + 1],
+                sample_ids,
+            )
+            rows = candidate_beams + torch.arange(len(sentences), device=device).unsqueeze(1) * beam
+
+            # 3. Those among the first `beam` that end are finished hypotheses.
+            ending = candidate_words.eq(self.eos) & candidate_scores.isneginf().logical_not()
+            ending[:, :beam] &= ~ignored
+            remaining = None
+            if may_end:
+                ended = ending[:, :beam].nonzero()
+                touched = self._finish(
+                    finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
+                )
+                if forced:
+                    self._finish_at_limit(finished, step, limits, tokens, scores, attention, sentences)
+                if forced or touched:
+                    at_limit = (limits <= step).tolist()
+                    remaining = [
+                        index
+                        for index, sentence in enumerate(sentences)
+                        if not at_limit[index] and finished.count(sentence) < beam
+                    ]
+                    if not remaining:
+                        break
+                    if len(remaining) == len(sentences):
+                        remaining = None
+
+            # 4. Finished sentences leave the batch.
+            if remaining is not None:
+                kept = torch.tensor(remaining, device=device)
+                sentences = [sentences[index] for index in remaining]
+                rows, ending, ignored = rows[kept], ending[kept], ignored[kept]
+                candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
+                source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
+                prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
+                self.search.prune_sentences(kept)
+                for stepper in self._steppers():
+                    stepper.keep(kept)
+
+            # 5. The best `beam` that do not end go on.
+            active, ignored = self._active(ending, ignored)
+            order = rows.gather(1, active).view(-1)
+            tokens = tokens.index_select(0, order)
+            tokens[:, step + 1] = candidate_words.gather(1, active).view(-1)
+            scores = scores.index_select(0, order)
+            scores[:, step] = candidate_scores.gather(1, active).view(-1)
+            if attention is not None:
+                attention = attention.index_select(0, order)
+            self.search.update_constraints(active)
+            if beam > 1 or remaining is not None:
+                for stepper in self._steppers():
+                    stepper.reorder(order)
+        return finished.ranked()
+
+    def _steppers(self):
+        return [self.model] if self.language_model is None else [self.model, self.language_model]
+
+    def _log_probs(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """[N, V], ours to change, and the attention to the source [N, S] or None."""
+        log_probs, weights = self.model.step(tokens)
+        if self.language_model is not None:
+            log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
+        log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        log_probs[:, self.pad] = -math.inf
+        if self.unk_penalty:
+            log_probs[:, self.unk] -= self.unk_penalty
+        return log_probs, weights
+
+    def _only_eos(self, log_probs: Tensor, at_limit: Tensor) -> None:
+        """Sentences at their length limit, bool [B], must end."""
+        eos = log_probs[:, self.eos].clone()
+        log_probs.masked_fill_(at_limit.repeat_interleave(self.beam_size).unsqueeze(1), -math.inf)
+        log_probs[:, self.eos] = eos
+
+    def _exclude(self, log_probs: Tensor, eos: bool, exempt: Tensor | None) -> None:
+        """No end before the minimum length, and no suppressed word; sentences that must end, bool [B], may."""
+        words = [*self.suppressed, *([self.eos] if eos else [])]
+        if not words:
+            return
+        before = log_probs[:, words]
+        if exempt is None:
+            log_probs[:, words] = -math.inf
+        else:
+            kept = exempt.repeat_interleave(self.beam_size).unsqueeze(1)
+            log_probs[:, words] = before.masked_fill(~kept, -math.inf)
+
+    def _only_prefix(self, step, log_probs, tokens, scores, prefix_tokens, limits):
+        """Where a sentence has a prefix word at this step, only that word may follow."""
+        word = prefix_tokens[:, step]
+        chosen = (word.ne(self.pad) & (limits > step)).repeat_interleave(self.beam_size)
+        words = word.repeat_interleave(self.beam_size).unsqueeze(1)
+        kept = log_probs.gather(1, words)
+        only = torch.full_like(log_probs, -math.inf).scatter_(1, words, kept)
+        log_probs.copy_(torch.where(chosen.unsqueeze(1), only, log_probs))
+        # If the prefix ends here, only the first hypothesis has a finite score; the others become copies of it, so
+        # that all end together.
+        ends = (word.eq(self.eos) & (limits > step)).view(-1, 1, 1)
+        if bool(ends.any()):
+            tokens, scores, copied = (
+                torch.where(ends, rows[:, :1], rows).view(len(tokens), -1)
+                for rows in (x.view(-1, self.beam_size, x.size(1)) for x in (tokens, scores, log_probs))
+            )
+            log_probs.copy_(copied)
+        return tokens, scores
+
+    def _finish(self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths) -> bool:
+        """Add the candidates at `ended`, int64 [F, 2] of sentence and candidate; return whether there were any."""
+        if not len(ended):
+            return False
+        sentence, candidate = ended.unbind(1)
+        row = rows[sentence, candidate]
+        finished.add(
+            [sentences[index] for index in sentence.tolist()],
+            tokens[row, : step + 1],
+            scores[row, :step],
+            totals[sentence, candidate],
+            None if attention is None else attention[row, :, 1 : step + 2],
+            rejected=step > source_lengths[sentence] if self.match_source_len else None,
+        )
+        return True
+
+    def _finish_at_limit(self, finished, step, limits, tokens, scores, attention, sentences) -> None:
+        """A sentence at its limit whose hypotheses could none of them end gets its best one, ended all the same."""
+        for index, at_limit in enumerate((limits <= step).tolist()):
+            if at_limit and not finished.count(sentences[index]):
+                row = slice(index * self.beam_size, index * self.beam_size + 1)
+                total = scores[row, step - 1] if step else scores.new_zeros(1)
+                pieces = None if attention is None else attention[row, :, 1 : step + 2]
+                finished.add([sentences[index]], tokens[row, : step + 1], scores[row, :step], total, pieces)
+
+    def _active(self, ending: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `beam` candidates that go on, int64 [B, beam]; and which of them do not really, for lack of any."""
+        candidates = ending.size(1)
+        ending[:, : self.beam_size] |= ignored
+        position = torch.arange(candidates, device=ending.device)
+        position, active = torch.topk(position + ending * 2 * self.beam_size, self.beam_size, dim=1, largest=False)
+        return active, position >= 2 * self.beam_size
+
+    def _length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
+        """Tokens that a hypothesis of each sentence may have, the end apart."""
+        bound = self.max_len - 1 - (0 if prompt_tokens is None else prompt_tokens.size(1) - 1)
+        if bound < self.min_len:
+            raise UserError(
+                f"--min-len {self.min_len} is more than the {max(bound, 0)} tokens that the model's positions leave; "
+                "shorten the input or lower --min-len"
+            )
+        lengths = source_lengths.tolist()
+        if self.match_source_len:
+            wanted = lengths
+        else:
+            wanted = [int(self.max_len_a * length + self.max_len_b) for length in lengths]
+        return [max(self.min_len, min(limit, bound)) for limit in wanted]
+
+    def _sample_ids(self, sample: dict, batch: int, device: torch.device) -> Tensor:
+        """What a search strategy calls each sentence: the caller's ids, or for diverse beams places in the batch."""
+        ids = sample.get("id")
+        if isinstance(ids, Tensor) and not isinstance(self.search, search.DiverseBeamSearch):
+            return ids.to(device)
+        return torch.arange(batch, device=device)
+
+    def _index(self, word: str) -> int:
+        index = self.tgt_dict.index(word)
+        if index == self.unk:
+            raise UserError(f"the word to suppress {word!r} is not in the dictionary; check its spelling")
+        return index
+
+    def _reads(self, prompt_tokens: Tensor) -> bool:
+        ragged = bool(prompt_tokens.eq(self.pad).any())
+        return not ragged or all(stepper.reads_ragged_prompts for stepper in self._steppers())
+
+    def _generate_by_prompt_length(self, sample, prompt_tokens, constraints):
+        """For models of fairseq: one batch for each length of prompt."""
+        lengths = prompt_tokens.ne(self.pad).sum(dim=1)
+        results: list = [None] * len(lengths)
+        for length in lengths.unique().tolist():
+            rows = lengths.eq(length).nonzero().squeeze(1)
+            part = {"net_input": {name: tensor[rows] for name, tensor in sample["net_input"].items()}}
+            found = self.generate(
+                self.models,
+                part,
+                constraints=None if constraints is None else constraints[rows],
+                prompt_tokens=prompt_tokens[rows, :length],
+            )
+            for row, hypotheses in zip(rows.tolist(), found, strict=True):
+                results[row] = hypotheses
+        return results
+
+
+class Usage:
+    """The largest decoding state that a generator had, logged when the generator goes."""
+
+    def __init__(self):
+        self.state_bytes = 0
+
+    def record(self, state_bytes: int) -> None:
+        self.state_bytes = max(self.state_bytes, state_bytes)
+
+    def log(self) -> None:
+        if self.state_bytes:
+            logger.info("decoding state: peak %d bytes", self.state_bytes)
+
+
+def _max_positions(models) -> int:
+    return min([int(model.max_decoder_positions()) for model in models if hasattr(model, "max_decoder_positions")] or [sys.maxsize])
+
+
+def _source_lengths(net_input: dict, eos: int, pad: int) -> Tensor:
+    """int64 [B]: the positions of each source that are not padding."""
+    if "src_lengths" in net_input:
+        return net_input["src_lengths"].view(-1)
+    if "src_tokens" in net_input:
+        source = net_input["src_tokens"]
+        return (source.ne(eos) & source.ne(pad)).sum(dim=1)
+    source = net_input["source"] if "source" in net_input else net_input["features"]
+    padding = net_input.get("padding_mask")
+    if padding is None:
+        return torch.full((source.size(0),), source.size(-1), device=source.device)
+    return padding.size(-1) - padding.sum(-1)
+
+
+def _split_last(prompt: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+    """A prompt [B, P], padded on the right, without the last word of each row [B, P - 1], and that word [B]."""
+    ends = prompt.ne(pad).sum(dim=1, keepdim=True) - 1
+    shorter = prompt.scatter(1, ends, pad)
+    return shorter[:, :-1], prompt.gather(1, ends).squeeze(1)

@@ -1,0 +1,196 @@
+"""What advances a model by one token. The search knows models only through these.
+
+A stepper has `start`, `step`, `reorder`, `keep` and `state_bytes`. `ElseqStepper` drives elseq models by their decoding
+state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several of them.
+
+Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
+positions.
+"""
+
+import math
+
+import torch
+from fairseq.models import FairseqIncrementalDecoder
+from torch import Tensor
+
+from elseq.generation.planner import Workload
+from elseq.generation.policy import choose_policy
+from elseq.models import Decoder
+
+
+class ElseqStepper:
+    """Decodes an elseq model. What belongs to a sentence is held once, whatever the beam."""
+
+    reads_ragged_prompts = True
+
+    def __init__(self, model, temperature: float = 1.0, need_weights: bool = False):
+        self.model = model
+        self.temperature = temperature
+        self.need_weights = need_weights
+        self.state = None
+
+    def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
+        """Encode the source or read the prompts.
+
+        Args:
+            net_input: what the task gives a model; B sentences.
+            beam: hypotheses of a sentence.
+            max_length: tokens that `step` will be given at most.
+            prompt: int64 [B, P], padded on the right, or None.
+        """
+        decoder = self.model.decoder
+        encoder_out = None
+        if hasattr(self.model, "encoder"):
+            encoder_out = self.model.encoder.forward_torchscript(net_input)
+            source_length, sentences = encoder_out["encoder_out"][0].shape[:2]
+        else:
+            source_length, sentences = 0, net_input["src_tokens"].size(0)
+        prompt_length = 0 if prompt is None else prompt.size(1)
+        workload = Workload(sentences, beam, source_length, max_length, prompt_length)
+        policy = choose_policy(decoder.decode_attention, decoder, workload)
+        self.state = decoder.new_state(encoder_out, policy)
+        if prompt_length:
+            decoder.read_prompt(prompt, self.state)
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V] and attention [N, S] or None."""
+        output, weights = self.model.decoder.decode(tokens[:, -1:], self.state, self.need_weights)
+        log_probs = _log_probs(self.model, output, self.temperature)
+        return log_probs, None if weights is None else weights[:, -1]
+
+    def reorder(self, order: Tensor) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N']."""
+        self.state.reorder(order)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Drop the sentences that are not among these, int64 [B']; called before `reorder`."""
+        self.state.keep(sentences)
+
+    def state_bytes(self) -> int:
+        """Bytes of the decoding state."""
+        return self.state.size_bytes()
+
+
+class FairseqStepper:
+    """Decodes any fairseq model by `incremental_state` and `reorder_encoder_out`; see `ElseqStepper` for the methods."""
+
+    reads_ragged_prompts = False
+
+    def __init__(self, model, temperature: float = 1.0, need_weights: bool = False):
+        self.model = model
+        self.temperature = temperature
+        self.need_weights = need_weights
+        self.incremental = isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
+
+    def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
+        """As `ElseqStepper.start`; the prompts of a batch must be equally long."""
+        self.incremental_state = {}
+        self.encoder_out = None
+        self.prompt = None
+        if beam > 1 and hasattr(self.model, "set_beam_size"):
+            self.model.set_beam_size(beam)  # BART then keeps one copy of the source for all hypotheses
+        if hasattr(self.model, "encoder"):
+            encoder_out = self.model.encoder.forward_torchscript(net_input)
+            rows = torch.arange(_sentences(net_input), device=_device(net_input)).repeat_interleave(beam)
+            self.encoder_out = self.model.encoder.reorder_encoder_out(encoder_out, rows)
+        if prompt is not None and prompt.size(1):
+            self.prompt = prompt.repeat_interleave(beam, dim=0)
+            if self.incremental:
+                for length in range(1, self.prompt.size(1) + 1):
+                    self._forward(self.prompt[:, :length])
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        if self.prompt is not None:
+            tokens = torch.cat((self.prompt, tokens), dim=1)
+        output = self._forward(tokens)
+        extra = output[1] if len(output) > 1 else None
+        log_probs = _log_probs(self.model, output[0][:, -1:], self.temperature, extra)
+        return log_probs, _last_attention(extra) if self.need_weights else None
+
+    def _forward(self, tokens: Tensor):
+        if self.incremental:
+            return self.model.decoder(
+                tokens, encoder_out=self.encoder_out, incremental_state=self.incremental_state
+            )
+        if hasattr(self.model, "decoder"):
+            return self.model.decoder(tokens, encoder_out=self.encoder_out)
+        return self.model(tokens)
+
+    def reorder(self, order: Tensor) -> None:
+        if self.incremental:
+            self.model.decoder.reorder_incremental_state_scripting(self.incremental_state, order)
+        if self.encoder_out is not None:
+            self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
+        if self.prompt is not None:
+            self.prompt = self.prompt.index_select(0, order)
+
+    def keep(self, sentences: Tensor) -> None:
+        """Nothing to do: to fairseq, every hypothesis is a sentence, and `reorder` drops them."""
+
+    def state_bytes(self) -> int:
+        """Bytes of the tensors in the incremental state."""
+        return sum(
+            tensor.nbytes for entry in self.incremental_state.values() for tensor in entry.values() if tensor is not None
+        )
+
+
+class Ensemble:
+    """Several steppers that read the same tokens; log-probabilities of the mean of their probabilities."""
+
+    def __init__(self, models, temperature: float = 1.0, need_weights: bool = False):
+        self.steppers = [make_stepper(model, temperature, need_weights) for model in models]
+        self.reads_ragged_prompts = all(stepper.reads_ragged_prompts for stepper in self.steppers)
+
+    def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
+        for stepper in self.steppers:
+            stepper.start(net_input, beam, max_length, prompt)
+
+    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+        results = [stepper.step(tokens) for stepper in self.steppers]
+        if len(results) == 1:
+            return results[0]
+        log_probs = torch.stack([log_probs for log_probs, _ in results])
+        attention = [weights for _, weights in results if weights is not None]
+        mean = torch.logsumexp(log_probs, dim=0) - math.log(len(results))
+        return mean, sum(attention) / len(results) if attention else None
+
+    def reorder(self, order: Tensor) -> None:
+        for stepper in self.steppers:
+            stepper.reorder(order)
+
+    def keep(self, sentences: Tensor) -> None:
+        for stepper in self.steppers:
+            stepper.keep(sentences)
+
+    def state_bytes(self) -> int:
+        return sum(stepper.state_bytes() for stepper in self.steppers)
+
+
+def make_stepper(model, temperature: float = 1.0, need_weights: bool = False) -> ElseqStepper | FairseqStepper:
+    """The stepper that a model needs."""
+    kind = ElseqStepper if isinstance(getattr(model, "decoder", None), Decoder) else FairseqStepper
+    return kind(model, temperature, need_weights)
+
+
+def _log_probs(model, output: Tensor, temperature: float, extra=None) -> Tensor:
+    """Of the last position of a decoder's output [N, T, V or width]: [N, V]."""
+    output = output[:, -1:]
+    if temperature != 1.0:
+        output = output / temperature
+    return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
+
+
+def _last_attention(extra) -> Tensor | None:
+    """The attention to the source of the last position, from what a fairseq decoder returns beside its output."""
+    attention = extra["attn"] if isinstance(extra, dict) else extra
+    if isinstance(attention, list):
+        attention = attention[0]
+    return None if attention is None else attention[:, -1]
+
+
+def _sentences(net_input: dict) -> int:
+    return next(iter(net_input.values())).size(0)
+
+
+def _device(net_input: dict) -> torch.device:
+    return next(iter(net_input.values())).device

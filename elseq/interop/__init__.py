@@ -1,0 +1,1 @@
+"""Checkpoints of others: what becomes an elseq model, and how."""

@@ -1,0 +1,133 @@
+"""Encoder and decoder layers: fairseq's parameters and order of operations around `elseq.attention.Attention`."""
+
+import torch
+from fairseq.modules import transformer_layer
+from fairseq.modules.fairseq_dropout import FairseqDropout
+from fairseq.modules.quant_noise import quant_noise
+from torch import Tensor, nn
+
+from elseq.attention import Attention, LayerState
+
+
+def build_attention(cfg, embed_dim: int, num_heads: int, **options) -> Attention:
+    """An `Attention` with what fairseq adds to any of its own: quantisation noise, and dropout kept at inference."""
+    attention = Attention(embed_dim, num_heads, **options)
+    # The name that --retain-dropout-modules knows.
+    attention.dropout_module = FairseqDropout(cfg.attention_dropout, module_name="MultiheadAttention")
+    for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
+        projection = getattr(attention, name)
+        setattr(attention, name, quant_noise(projection, cfg.quant_noise.pq, cfg.quant_noise.pq_block_size))
+    return attention
+
+
+def name_dropout(module: nn.Module, stock_class: str) -> None:
+    """Give a module's own dropout the name of the stock class, by which --retain-dropout-modules finds it."""
+    for child in module.children():
+        if isinstance(child, FairseqDropout):
+            child.module_name = stock_class
+
+
+class EncoderLayer(transformer_layer.TransformerEncoderLayerBase):
+    """fairseq's encoder layer with our attention."""
+
+    def __init__(self, cfg, return_fc=False):
+        super().__init__(cfg, return_fc)
+        name_dropout(self, "TransformerEncoderLayerBase")
+
+    def build_self_attention(self, embed_dim, cfg):
+        return build_attention(cfg, embed_dim, cfg.encoder.attention_heads, self_attention=True)
+
+
+class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
+    """fairseq's decoder layer with our attention. Its memory is an object that it is handed, not a dictionary."""
+
+    def __init__(self, cfg, no_encoder_attn=False):
+        super().__init__(cfg, no_encoder_attn)
+        name_dropout(self, "TransformerDecoderLayerBase")
+
+    def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
+        return build_attention(cfg, embed_dim, cfg.decoder.attention_heads, self_attention=True)
+
+    def build_encoder_attention(self, embed_dim, cfg):
+        return build_attention(
+            cfg,
+            embed_dim,
+            cfg.decoder.attention_heads,
+            kdim=cfg.encoder.embed_dim,
+            vdim=cfg.encoder.embed_dim,
+            encoder_decoder_attention=True,
+        )
+
+    def forward(
+        self,
+        x: Tensor,
+        encoder_out: Tensor | None = None,
+        encoder_padding_mask: Tensor | None = None,
+        self_attn_padding_mask: Tensor | None = None,
+        causal: bool = True,
+        need_weights: bool = False,
+        state: LayerState | None = None,
+    ) -> tuple[Tensor, Tensor | None]:
+        """One layer, over whole texts (teacher forcing) or, given a state, over the tokens that follow it.
+
+        Args:
+            x: [T, N, C]: T tokens, N sequences, C the decoder's width.
+            encoder_out: [S, N, D]: S source positions, D the encoder's width; unused with a state.
+            encoder_padding_mask: [N, S], true at padding; unused with a state.
+            self_attn_padding_mask: [N, T], true at padding; unused with a state.
+            causal: whether a token sees only itself and those before it; with a state it always does.
+            need_weights: return the weights of the attention to the encoder, of each head.
+            state: what this layer remembers; grows by T positions.
+
+        Returns:
+            [T, N, C], and [H, N, T, S] or None.
+        """
+        residual = x
+        if self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        x, _ = self.self_attn(
+            x,
+            key_padding_mask=self_attn_padding_mask,
+            need_weights=False,
+            causal=causal,
+            state=None if state is None else state.self_attention,
+        )
+        if self.c_attn is not None:
+            x = (x.view(*x.shape[:2], self.nh, self.head_dim) * self.c_attn.unsqueeze(-1)).view_as(x)
+        if self.attn_ln is not None:
+            x = self.attn_ln(x)
+        x = self.residual_connection(self.dropout_module(x), residual)
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+
+        weights = None
+        cross_attention = None if state is None else state.cross_attention
+        if self.encoder_attn is not None and (encoder_out is not None or cross_attention is not None):
+            residual = x
+            if self.normalize_before:
+                x = self.encoder_attn_layer_norm(x)
+            x, weights = self.encoder_attn(
+                x,
+                key=encoder_out,
+                key_padding_mask=encoder_padding_mask,
+                need_weights=False,
+                need_head_weights=need_weights,
+                state=cross_attention,
+            )
+            x = self.residual_connection(self.dropout_module(x), residual)
+            if not self.normalize_before:
+                x = self.encoder_attn_layer_norm(x)
+
+        residual = x
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
+        if self.ffn_layernorm is not None:
+            x = self.ffn_layernorm(x)
+        x = self.dropout_module(self.fc2(x))
+        if self.w_resid is not None:
+            residual = torch.mul(self.w_resid, residual)
+        x = self.residual_connection(x, residual)
+        if not self.normalize_before:
+            x = self.final_layer_norm(x)
+        return x, weights

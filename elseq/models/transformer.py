@@ -1,0 +1,245 @@
+"""Transformer encoder-decoder: fairseq's model with our layers and one `DecodeState`."""
+
+import torch
+import torch.nn.functional as F
+from fairseq.distributed import fsdp_wrap
+from fairseq.models import BaseFairseqModel, register_model
+from fairseq.models.transformer import TransformerDecoderBase, TransformerEncoderBase, TransformerModel
+from fairseq.modules import LearnedPositionalEmbedding
+from fairseq.modules.checkpoint_activations import checkpoint_wrapper
+from torch import Tensor, nn
+
+from elseq.attention import DecodePolicy, DecodeState, LayerState, SelfAttentionState, SentenceState
+from elseq.models.config import ElseqTransformerConfig, check_supported, to_namespace
+from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
+
+STATE = "elseq.decode_state"  # where fairseq's incremental_state holds ours
+
+
+def wrap_layer(layer: nn.Module, cfg) -> nn.Module:
+    """Activation checkpointing and sharding, as fairseq applies them."""
+    if cfg.checkpoint_activations:
+        layer = checkpoint_wrapper(layer, offload_to_cpu=cfg.offload_activations)
+    return fsdp_wrap(layer, min_num_params=0 if cfg.checkpoint_activations else cfg.min_params_to_wrap)
+
+
+class Encoder(TransformerEncoderBase):
+    """fairseq's Transformer encoder with our layers."""
+
+    def __init__(self, cfg, dictionary, embed_tokens):
+        super().__init__(cfg, dictionary, embed_tokens)
+        name_dropout(self, "TransformerEncoder")
+
+    def build_encoder_layer(self, cfg):
+        return wrap_layer(EncoderLayer(cfg, return_fc=self.return_fc), cfg)
+
+
+class Decoder(TransformerDecoderBase):
+    """fairseq's Transformer decoder with our layers, decoding with one explicit state.
+
+    `new_state` and `decode` are the road of our generator. fairseq's own protocol (`incremental_state`,
+    `reorder_incremental_state`) is an adapter over them, for stock generators and tools.
+    """
+
+    def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
+        super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
+        name_dropout(self, "TransformerDecoder")
+        self.decode_attention = getattr(cfg, "decode_attention", "auto")
+        self.need_attn = False
+
+    def build_decoder_layer(self, cfg, no_encoder_attn=False):
+        return wrap_layer(DecoderLayer(cfg, no_encoder_attn), cfg)
+
+    def make_generation_fast_(self, need_attn=False, **kwargs):
+        self.need_attn = bool(need_attn)
+
+    def new_state(self, encoder_out: dict | None, policy: DecodePolicy) -> DecodeState:
+        """Begin to decode.
+
+        Args:
+            encoder_out: what the encoder returned for B sentences, or None for a language model.
+            policy: how each kind of attention is evaluated.
+        """
+        hidden = mask = shared = None
+        if encoder_out is not None and encoder_out["encoder_out"]:
+            hidden = encoder_out["encoder_out"][0]
+            mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
+            if mask is not None and not bool(mask.any()):
+                mask = None
+            if policy.cross_attention == "el":
+                shared = SentenceState("el", (hidden.transpose(0, 1).contiguous(),), mask)
+        layers = []
+        for layer in self.layers:
+            memory = shared
+            if hidden is not None and shared is None and layer.encoder_attn is not None:
+                keys_and_values = layer.encoder_attn.memorize(hidden, "kv")
+                memory = SentenceState("kv", tuple(tensor.contiguous() for tensor in keys_and_values), mask)
+            layers.append(LayerState(SelfAttentionState(policy.self_attention), memory))
+        return DecodeState(layers)
+
+    def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:
+        """Read the prompts of all sentences in one pass; their hypotheses will share them.
+
+        Args:
+            tokens: int64 [B, P]: B sentences, P tokens, padded on the right.
+            state: a new one.
+        """
+        self._decode_features(tokens, state)
+        state.end_prompt(tokens.eq(self.padding_idx))
+
+    def decode(self, tokens: Tensor, state: DecodeState, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
+        """Read the tokens that follow those the state remembers.
+
+        Args:
+            tokens: int64 [N, T]: N hypotheses, T tokens, none of them padding.
+            state: grows by T positions.
+            need_weights: also return the attention to the source.
+
+        Returns:
+            Output of the last layer (logits, unless the model has an adaptive softmax) [N, T, V], V words, and the
+            attention of the last layer to the source, mean over the heads, [N, T, S] or None.
+        """
+        features, weights = self._decode_features(tokens, state, need_weights)
+        return self.output_layer(features), None if weights is None else weights.mean(dim=0)
+
+    def _decode_features(self, tokens: Tensor, state: DecodeState, need_weights: bool = False):
+        positions = None
+        if self.embed_positions is not None:
+            table = self._position_table(state.longest_prompt + state.length + tokens.size(1))
+            index = state.positions(*tokens.shape)
+            positions = table[index.start : index.stop] if isinstance(index, range) else F.embedding(index, table)
+        x = self._embed(tokens, positions)
+        weights = None
+        for number, (layer, memory) in enumerate(zip(self.layers, state.layers, strict=True), start=1):
+            x, weights = layer(x, need_weights=need_weights and number == self.num_layers, state=memory)
+        state.length += tokens.size(1)
+        return self._finish(x), weights
+
+    def extract_features(
+        self,
+        prev_output_tokens,
+        encoder_out=None,
+        incremental_state=None,
+        full_context_alignment=False,
+        alignment_layer=None,
+        alignment_heads=None,
+    ):
+        """fairseq's forward pass; attention weights are computed only if a layer is named or generation asked."""
+        if incremental_state is not None:
+            features, weights = self._decode_features(
+                *self._unread(prev_output_tokens, encoder_out, incremental_state), need_weights=self.need_attn
+            )
+            return features, {"attn": [_mean_over_heads(weights, alignment_heads)], "inner_states": []}
+
+        hidden = encoder_padding_mask = None
+        if encoder_out is not None and encoder_out["encoder_out"]:
+            hidden = encoder_out["encoder_out"][0]
+            encoder_padding_mask = next(iter(encoder_out["encoder_padding_mask"]), None)
+        padding = prev_output_tokens.eq(self.padding_idx)
+        need_weights = self.need_attn or alignment_layer is not None
+        if alignment_layer is None:
+            alignment_layer = self.num_layers - 1
+        positions = None if self.embed_positions is None else self.embed_positions(prev_output_tokens)
+        x = self._embed(prev_output_tokens, positions)
+        inner_states = [x]
+        weights = None
+        for number, layer in enumerate(self.layers):
+            x, layer_weights = layer(
+                x,
+                hidden,
+                encoder_padding_mask,
+                self_attn_padding_mask=padding if padding.any() else None,
+                causal=not full_context_alignment,
+                need_weights=need_weights and number == alignment_layer,
+            )
+            inner_states.append(x)
+            weights = layer_weights if layer_weights is not None else weights
+        return self._finish(x), {"attn": [_mean_over_heads(weights, alignment_heads)], "inner_states": inner_states}
+
+    def _embed(self, tokens: Tensor, positions: Tensor | None) -> Tensor:
+        """[N, T] to [T, N, C]."""
+        x = self.embed_scale * self.embed_tokens(tokens)
+        if self.quant_noise is not None:
+            x = self.quant_noise(x)
+        if self.project_in_dim is not None:
+            x = self.project_in_dim(x)
+        if positions is not None:
+            x = x + positions
+        if self.layernorm_embedding is not None:
+            x = self.layernorm_embedding(x)
+        return self.dropout_module(x).transpose(0, 1)
+
+    def _finish(self, x: Tensor) -> Tensor:
+        """[T, N, C] to [N, T, output width]."""
+        if self.layer_norm is not None:
+            x = self.layer_norm(x)
+        x = x.transpose(0, 1)
+        return x if self.project_out_dim is None else self.project_out_dim(x)
+
+    def _position_table(self, length: int) -> Tensor:
+        """Embeddings of positions 0 to at least length - 1, [P, C]."""
+        embedding = self.embed_positions
+        first = self.padding_idx + 1
+        if isinstance(embedding, LearnedPositionalEmbedding):
+            return embedding.weight[first:]
+        if embedding.weights.size(0) < first + length:
+            size = first + max(length, 2 * embedding.weights.size(0))
+            embedding.weights = embedding.get_embedding(size, self.embed_dim, self.padding_idx).to(embedding.weights)
+        return embedding.weights[first:]
+
+    def get_normalized_probs(self, net_output, log_probs, sample=None):
+        """Probabilities in the wider of float32 and the logits' type; see fairseq."""
+        if self.adaptive_softmax is not None:
+            return super().get_normalized_probs(net_output, log_probs, sample)
+        logits = net_output[0]
+        normalize = F.log_softmax if log_probs else F.softmax
+        return normalize(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
+
+    # fairseq's protocol over the above. A stock generator copies the encoder's output for every hypothesis and
+    # reorders it with them, so that to us every hypothesis is a sentence of its own.
+
+    def _unread(self, tokens: Tensor, encoder_out: dict | None, incremental_state: dict) -> tuple[Tensor, DecodeState]:
+        state = incremental_state.get(STATE)
+        if state is None:
+            evaluation = "el" if self.decode_attention == "el" else "kv"
+            state = incremental_state[STATE] = self.new_state(encoder_out, DecodePolicy(evaluation, evaluation))
+        return tokens[:, state.length :], state
+
+    def reorder_incremental_state(self, incremental_state, new_order):
+        state = incremental_state.get(STATE)
+        if state is not None:
+            state.keep(new_order)
+            state.reorder(new_order)
+
+
+def _mean_over_heads(weights: Tensor | None, heads: int | None) -> Tensor | None:
+    return None if weights is None else weights[:heads].mean(dim=0)
+
+
+class EncoderDecoderModel:
+    """What our encoder-decoder models share; stands before a model of fairseq among the bases of a class."""
+
+    @classmethod
+    def add_args(cls, parser):
+        # fairseq's Transformer reads its nested configuration instead of the model's own dataclass.
+        BaseFairseqModel.add_args.__func__(cls, parser)
+
+    @classmethod
+    def build_model(cls, args, task):
+        args = to_namespace(args)
+        check_supported(args)
+        args.task = getattr(args, "task", None)  # BART looks at it when it loads a checkpoint
+        return super().build_model(args, task)
+
+    @classmethod
+    def build_encoder(cls, cfg, src_dict, embed_tokens):
+        return Encoder(cfg, src_dict, embed_tokens)
+
+    @classmethod
+    def build_decoder(cls, cfg, tgt_dict, embed_tokens):
+        return Decoder(cfg, tgt_dict, embed_tokens, no_encoder_attn=cfg.no_cross_attention)
+
+
+@register_model("elseq_transformer", dataclass=ElseqTransformerConfig)
+class ElseqTransformerModel(EncoderDecoderModel, TransformerModel):
+    """Transformer (Vaswani et al., 2017) that decodes with keys and values or with EL-attention."""

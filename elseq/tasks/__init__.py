@@ -1,0 +1,6 @@
+"""fairseq tasks that decode stock and elseq checkpoints with elseq."""
+
+from elseq.tasks.language_modeling import ElseqLanguageModelingTask
+from elseq.tasks.translation import ElseqTranslationTask
+
+__all__ = ["ElseqLanguageModelingTask", "ElseqTranslationTask"]

@@ -1,0 +1,88 @@
+"""Language models with prompts, decoded by elseq."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+from fairseq.tasks import register_task
+from fairseq.tasks.language_modeling import LanguageModelingConfig, LanguageModelingTask
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.generation import SequenceGenerator
+from elseq.tasks.decoding import DECODE_ATTENTION_HELP, DecodingTask
+
+
+@dataclass
+class ElseqLanguageModelingConfig(LanguageModelingConfig):
+    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+    prompt_separator: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "word of the dictionary that stands between prompt and target in a line; generation continues "
+            "after it, and a line without it is all prompt (default: every line is all prompt)"
+        },
+    )
+
+
+@register_task("elseq_language_modeling", dataclass=ElseqLanguageModelingConfig)
+class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
+    """fairseq's language modeling task; in generation a line is a prompt, or a prompt and its continuation.
+
+    A prompt is read in one pass and shared by its hypotheses. It counts neither in their length nor in their score, and
+    the hypotheses do not repeat it. (Under --decode-attention stock all of this is as in fairseq.)
+    """
+
+    def build_model(self, args, from_checkpoint=False):
+        return DecodingTask.build_model(self, args, from_checkpoint)
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        if self.args.prompt_separator is not None:
+            self.args.sample_break_mode = "eos"  # a line is an example
+        return super().load_dataset(split, epoch, combine, **kwargs)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        if not isinstance(generator, SequenceGenerator):
+            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        if constraints is not None:
+            raise UserError("lexical constraints are not supported for language models; remove --constraints")
+        source = sample["net_input"]["src_tokens"]
+        if prefix_tokens is not None:
+            prompt = torch.cat((source.new_full((source.size(0), 1), self._start()), prefix_tokens), dim=1)
+        elif self.args.prompt_separator is not None:
+            prompt = self._split(sample)
+        else:
+            prompt = source
+        lengths = prompt.ne(self.dictionary.pad()).sum(dim=1)
+        part = {**sample, "net_input": {"src_tokens": prompt, "src_lengths": lengths}}
+        return generator.generate(models, part, prompt_tokens=prompt)
+
+    def _start(self) -> int:
+        return self.dictionary.bos() if self.args.add_bos_token else self.dictionary.eos()
+
+    def _split(self, sample: dict) -> Tensor:
+        """Leave the prompt in the sample's source and the rest in its target; return the prompt, [B, P]."""
+        separator = self.dictionary.index(self.args.prompt_separator)
+        if separator == self.dictionary.unk():
+            raise UserError(
+                f"--prompt-separator {self.args.prompt_separator} is not in the dictionary; give a word that is"
+            )
+        pad = self.dictionary.pad()
+        source = sample["net_input"]["src_tokens"]
+        # A line without the separator gets one at its end.
+        source = torch.cat((source, source.new_full((source.size(0), 1), pad)), dim=1)
+        ends = source.ne(pad).sum(dim=1, keepdim=True)
+        missing = source.ne(separator).all(dim=1, keepdim=True)
+        source = torch.where(missing, source.scatter(1, ends, separator), source)
+
+        place = source.eq(separator).int().argmax(dim=1, keepdim=True)  # the first
+        column = torch.arange(source.size(1), device=source.device)
+        prompt = source.masked_fill(column > place, pad)[:, : int(place.max()) + 1]
+        sample["net_input"]["src_tokens"] = prompt
+        if sample.get("target") is not None:
+            # Word j of the target follows word j of the source.
+            rows = [
+                target[start:] for target, start in zip(sample["target"], place.squeeze(1).tolist(), strict=True)
+            ]
+            sample["target"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
+        return prompt

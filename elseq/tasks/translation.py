@@ -1,0 +1,101 @@
+"""Translation and BART finetuning, decoded by elseq."""
+
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+from fairseq import utils
+from fairseq.models.bart import BARTModel
+from fairseq.tasks import register_task
+from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.tasks.decoding import DECODE_ATTENTION_HELP, DecodingTask
+
+
+def _yes_or_no(text: str):
+    return field(default=None, metadata={"help": text + "; yes or no (default: yes for BART)", "argparse_const": "yes"})
+
+
+@dataclass
+class ElseqTranslationConfig(TranslationConfig):
+    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+    prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
+    force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
+
+
+@register_task("elseq_translation", dataclass=ElseqTranslationConfig)
+class ElseqTranslationTask(TranslationTask, DecodingTask):
+    """fairseq's translation task for elseq models, and for stock Transformer and BART checkpoints as they are."""
+
+    has_bart = False
+
+    def build_model(self, cfg, from_checkpoint=False):
+        model = super().build_model(cfg, from_checkpoint)
+        self.has_bart |= isinstance(model, BARTModel)
+        return model
+
+    @property
+    def prepend_source_bos(self) -> bool:
+        return self._switch("prepend_source_bos")
+
+    @property
+    def force_bos(self) -> bool:
+        return self._switch("force_bos")
+
+    def _switch(self, option: str) -> bool:
+        value = getattr(self.cfg, option)
+        if value not in (None, "yes", "no"):
+            raise UserError(f"--{option.replace('_', '-')} {value} is unknown; choose yes or no")
+        return self.has_bart if value is None else value == "yes"
+
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        """As fairseq does; and with <s> before sources and targets where they are to have it."""
+        if not self.prepend_source_bos:
+            return super().load_dataset(split, epoch, combine, **kwargs)
+        paths = utils.split_paths(self.cfg.data)
+        path = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
+        self.datasets[split] = load_langpair_dataset(
+            path,
+            split,
+            self.cfg.source_lang,
+            self.src_dict,
+            self.cfg.target_lang,
+            self.tgt_dict,
+            combine=combine,
+            dataset_impl=self.cfg.dataset_impl,
+            upsample_primary=self.cfg.upsample_primary,
+            left_pad_source=self.cfg.left_pad_source,
+            left_pad_target=self.cfg.left_pad_target,
+            max_source_positions=self.cfg.max_source_positions - 1,  # for --truncate-source: room for <s>
+            max_target_positions=self.cfg.max_target_positions,
+            prepend_bos=self.force_bos,
+            load_alignments=self.cfg.load_alignments,
+            truncate_source=self.cfg.truncate_source,
+            num_buckets=self.cfg.num_batch_buckets,
+            shuffle=split != "test",
+            pad_to_multiple=self.cfg.required_seq_len_multiple,
+            prepend_bos_src=self.src_dict.bos(),
+        )
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        if self.prepend_source_bos:
+            bos = torch.tensor([self.src_dict.bos()])
+            src_tokens = [torch.cat((bos, tokens)) for tokens in src_tokens]
+            src_lengths = [length + 1 for length in src_lengths]
+        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        if self.force_bos:
+            prefix_tokens = self._with_bos(sample, prefix_tokens)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
+    def _with_bos(self, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
+        source = sample["net_input"]["src_tokens"]
+        bos = source.new_full((source.size(0), 1), self.tgt_dict.bos())
+        if prefix_tokens is None:
+            return bos
+        if bool(prefix_tokens[:, :1].eq(bos).all()):
+            return prefix_tokens
+        return torch.cat((bos, prefix_tokens), dim=1)

@@ -1,0 +1,50 @@
+"""Fixtures that several tests share: tiny models of stock fairseq, trained once per run."""
+
+import os
+
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other processes want the cores
+
+import pytest  # noqa: E402
+
+import elseq  # noqa: E402, F401
+from tests import helpers  # noqa: E402
+
+
+def pytest_configure(config):
+    config.addinivalue_line("markers", "slow: takes longer than a few seconds")
+
+
+@pytest.fixture(scope="session")
+def raw_text(tmp_path_factory):
+    return helpers.write_text(tmp_path_factory.mktemp("raw"))
+
+
+@pytest.fixture(scope="session")
+def translation_data(raw_text, tmp_path_factory):
+    return helpers.binarize(raw_text, tmp_path_factory.mktemp("translation"))
+
+
+@pytest.fixture(scope="session")
+def language_model_data(raw_text, tmp_path_factory):
+    return helpers.binarize_lines(raw_text, tmp_path_factory.mktemp("language_model"))
+
+
+@pytest.fixture(scope="session")
+def tiny_translation(raw_text, translation_data, tmp_path_factory):
+    """A stock transformer."""
+    checkpoint = helpers.train("transformer", translation_data, tmp_path_factory.mktemp("transformer"))
+    return helpers.Trained(raw_text, translation_data, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_bart(raw_text, translation_data, tmp_path_factory):
+    """A stock BART, finetuned as one is: by the task `translation`."""
+    checkpoint = helpers.train("bart_base", translation_data, tmp_path_factory.mktemp("bart"))
+    return helpers.Trained(raw_text, translation_data, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_language_model(raw_text, language_model_data, tmp_path_factory):
+    """A stock transformer_lm on lines of "source => target"."""
+    checkpoint = helpers.train("transformer_lm", language_model_data, tmp_path_factory.mktemp("transformer_lm"))
+    return helpers.Trained(raw_text, language_model_data, checkpoint)

@@ -1,0 +1,122 @@
+"""Tiny data sets and models for tests, made by fairseq's own commands, and ways to run those."""
+
+import contextlib
+import io
+import logging
+import os
+import random
+import subprocess
+import sys
+import warnings
+from dataclasses import dataclass
+from importlib.metadata import entry_points
+from pathlib import Path
+from unittest import mock
+
+from elseq.compat.commands import silence_old_code
+from elseq.errors import UserError
+
+USER_DIR = Path(__file__).resolve().parents[1] / "elseq"
+SEPARATOR = "=>"  # between prompt and target in a line of language-model data
+
+
+@dataclass
+class Trained:
+    """A data set and a checkpoint that was trained on it."""
+
+    raw: Path  # train.src, train.tgt, train.lm, the same with valid and test
+    data: Path  # made by fairseq-preprocess
+    checkpoint: Path
+
+
+def run(command, input=b"", check=False, **environment):
+    """Run a console command of the virtual environment in a process of its own."""
+    name, *arguments = map(str, command)
+    return subprocess.run(
+        [Path(sys.executable).parent / name, *arguments],
+        input=input,
+        capture_output=True,
+        check=check,
+        env={**os.environ, "OMP_NUM_THREADS": "1", **environment},
+    )
+
+
+def run_here(command, input=b"", check=True):
+    """As `run`, in this process: it saves the seconds that importing torch and fairseq take.
+
+    What is logged is part of stdout.
+    """
+    (entry_point,) = entry_points(group="console_scripts", name=str(command[0]))
+    stdout, stderr, returncode = io.StringIO(), io.StringIO(), 0
+    log = logging.StreamHandler(stdout)
+    logging.root.addHandler(log)
+    try:
+        with (
+            warnings.catch_warnings(),  # of pytest, which drops elseq's filters
+            mock.patch.object(sys, "argv", list(map(str, command))),
+            mock.patch.object(sys, "stdin", io.TextIOWrapper(io.BytesIO(input))),
+            contextlib.redirect_stdout(stdout),
+            contextlib.redirect_stderr(stderr),
+        ):
+            silence_old_code()
+            entry_point.load()()
+    except UserError as error:
+        stderr.write(f"elseq: error: {error}\n")
+        returncode = 1
+    except SystemExit as exit:
+        returncode = exit.code or 0
+    finally:
+        logging.root.removeHandler(log)
+    if check and returncode:
+        raise AssertionError(f"{command[0]} ended with {returncode}: {stderr.getvalue()}")
+    return subprocess.CompletedProcess(command, returncode, stdout.getvalue(), stderr.getvalue())
+
+
+def write_text(raw, sizes=(("train", 400), ("valid", 30), ("test", 21)), seed=1):
+    """Sentences of 2 to 10 words out of 20; the target is the source reversed."""
+    generator = random.Random(seed)
+    raw.mkdir(parents=True, exist_ok=True)
+    for split, size in sizes:
+        sources = [[f"w{generator.randrange(20)}" for _ in range(generator.randint(2, 10))] for _ in range(size)]
+        pairs = [(" ".join(source), " ".join(reversed(source))) for source in sources]
+        (raw / f"{split}.src").write_text("".join(f"{source}\n" for source, _ in pairs))
+        (raw / f"{split}.tgt").write_text("".join(f"{target}\n" for _, target in pairs))
+        (raw / f"{split}.lm").write_text("".join(f"{source} {SEPARATOR} {target}\n" for source, target in pairs))
+    return raw
+
+
+def binarize(raw, data, *options):
+    """The translation data set, with one dictionary for both sides."""
+    prefixes = [f"--{split}pref={raw / split}" for split in ("train", "valid", "test")]
+    languages = ["-s", "src", "-t", "tgt", "--joined-dictionary"]
+    run_here(["fairseq-preprocess", "--destdir", data, *languages, *prefixes, *options])
+    return data
+
+
+def binarize_lines(raw, data, *options):
+    """The data set of a language model."""
+    prefixes = [f"--{split}pref={raw / f'{split}.lm'}" for split in ("train", "valid", "test")]
+    run_here(["fairseq-preprocess", "--destdir", data, "--only-source", *prefixes, *options])
+    return data
+
+
+def train_command(arch, data, save_dir, *options):
+    """fairseq-train with a tiny model of the architecture; the last of two equal options wins."""
+    language_model = "_lm" in arch
+    sides = ["decoder"] if language_model else ["encoder", "decoder"]
+    numbers = {"layers": 2, "embed-dim": 32, "ffn-embed-dim": 64, "attention-heads": 4}
+    sizes = [f"--{side}-{name}={number}" for side in sides for name, number in numbers.items()]
+    if language_model:
+        sizes += ["--decoder-input-dim=32", "--decoder-output-dim=32", "--share-decoder-input-output-embed"]
+        sizes += ["--task=language_modeling", "--tokens-per-sample=64", "--sample-break-mode=eos"]
+    else:
+        sizes += ["--share-all-embeddings", "--max-source-positions=64", "--max-target-positions=64"]
+    schedule = ["--optimizer=adam", "--lr=0.01", "--max-tokens=800", "--max-update=40", "--clip-norm=1"]
+    process = ["--cpu", "--seed=1", "--log-format=none", "--no-epoch-checkpoints", "--num-workers=0"]
+    return ["fairseq-train", data, "--arch", arch, "--save-dir", save_dir, *sizes, *schedule, *process, *options]
+
+
+def train(arch, data, save_dir, *options):
+    """Train a tiny model in this process; returns the path of its last checkpoint."""
+    run_here(train_command(arch, data, save_dir, *options))
+    return Path(save_dir) / "checkpoint_last.pt"
