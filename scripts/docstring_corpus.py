@@ -122,7 +122,9 @@ def write_splits(splits, output):
 def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=Path, help="folder for {train,valid,test}.{source,target}")
-    parser.add_argument("--root", type=Path, action="append", help="folder of sources (default: the installed packages)")
+    parser.add_argument(
+        "--root", type=Path, action="append", help="folder of sources (default: the installed packages)"
+    )
     parser.add_argument("--valid-size", type=int, default=400)
     parser.add_argument("--test-size", type=int, default=400)
     for field, default in Limits._field_defaults.items():

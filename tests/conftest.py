@@ -7,11 +7,18 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other 
 import pytest  # noqa: E402
 
 import elseq  # noqa: E402, F401
+from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
 
 
 def pytest_configure(config):
     config.addinivalue_line("markers", "slow: takes longer than a few seconds")
+
+
+@pytest.fixture(autouse=True)
+def quiet():
+    """pytest drops the filters that importing elseq has set."""
+    silence_old_code()
 
 
 @pytest.fixture(scope="session")

@@ -5,13 +5,26 @@ out sentences, and answer bad input with a traceback. Importing elseq applies th
 docstring what happens without it. None of them knows elseq's models.
 """
 
+import contextlib
 import functools
 import logging
+import sys
 
-# a missing tensorboardX is reported whenever fairseq is imported; only speech synthesis would use it
-logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
 
-from elseq.compat import checkpoints, commands, data, generation  # noqa: E402
+@contextlib.contextmanager
+def _logging_left_alone():
+    """Importing fairseq makes the whole process log to stderr, at the level DEBUG."""
+    root = logging.getLogger()
+    level, handlers = root.level, root.handlers[:]
+    # a missing tensorboardX is reported at once; only speech synthesis would use it
+    logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
+    yield
+    root.setLevel(level)
+    root.handlers[:] = handlers
+
+
+with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
+    from elseq.compat import checkpoints, commands, data, generation
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,

@@ -7,7 +7,6 @@ import types
 
 import numpy as np
 from fairseq.data import data_utils, indexed_dataset, language_pair_dataset, token_block_dataset
-from fairseq.modules import dynamic_crf_layer
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 
@@ -17,13 +16,13 @@ from elseq.errors import UserError
 
 def restore_numpy_names():
     """numpy 2 has neither `compat.long` (--sample-break-mode eos, --num-batch-buckets, fairseq-interactive with a
-    language model) nor `int`, `float` and the argument `interpolation` of `percentile` (--num-batch-buckets)."""
+    language model) nor the argument `interpolation` of `percentile` (--num-batch-buckets)."""
 
     def percentile(*args, interpolation="linear", **kwargs):
         return np.percentile(*args, method=interpolation, **kwargs)
 
-    old = Overlay(np, compat=types.SimpleNamespace(long=int), int=int, float=float, percentile=percentile)
-    for module in (data_utils, token_block_dataset, language_pair_dataset, dynamic_crf_layer):
+    old = Overlay(np, compat=types.SimpleNamespace(long=int), percentile=percentile)
+    for module in (data_utils, token_block_dataset, language_pair_dataset):
         module.np = old
 
 

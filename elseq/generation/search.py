@@ -132,11 +132,13 @@ class SequenceGenerator:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
             return self._generate_by_prompt_length(sample, prompt_tokens, constraints)
-        finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
+        try:
+            finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
+        finally:
+            for stepper in self._steppers():
+                stepper.finish()
         if self.print_alignment:
-            align(
-                finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target
-            )
+            align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
 
     def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens):
@@ -303,7 +305,9 @@ class SequenceGenerator:
             log_probs.copy_(copied)
         return tokens, scores
 
-    def _finish(self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths) -> bool:
+    def _finish(
+        self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths
+    ) -> bool:
         """Add the candidates at `ended`, int64 [F, 2] of sentence and candidate; return whether there were any."""
         if not len(ended):
             return False
@@ -401,7 +405,10 @@ class Usage:
 
 
 def _max_positions(models) -> int:
-    return min([int(model.max_decoder_positions()) for model in models if hasattr(model, "max_decoder_positions")] or [sys.maxsize])
+    return min(
+        [int(model.max_decoder_positions()) for model in models if hasattr(model, "max_decoder_positions")]
+        or [sys.maxsize]
+    )
 
 
 def _source_lengths(net_input: dict, eos: int, pad: int) -> Tensor:

@@ -1,6 +1,6 @@
 """What advances a model by one token. The search knows models only through these.
 
-A stepper has `start`, `step`, `reorder`, `keep` and `state_bytes`. `ElseqStepper` drives elseq models by their decoding
+A stepper has `start`, `step`, `reorder`, `keep`, `finish` and `state_bytes`. `ElseqStepper` drives elseq models by their decoding
 state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several of them.
 
 Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
@@ -66,6 +66,10 @@ class ElseqStepper:
         """Drop the sentences that are not among these, int64 [B']; called before `reorder`."""
         self.state.keep(sentences)
 
+    def finish(self) -> None:
+        """Let go of what the batch needed."""
+        self.state = None
+
     def state_bytes(self) -> int:
         """Bytes of the decoding state."""
         return self.state.size_bytes()
@@ -82,11 +86,10 @@ class FairseqStepper:
         self.need_weights = need_weights
         self.incremental = isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
 
+        self.finish()
+
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """As `ElseqStepper.start`; the prompts of a batch must be equally long."""
-        self.incremental_state = {}
-        self.encoder_out = None
-        self.prompt = None
         if beam > 1 and hasattr(self.model, "set_beam_size"):
             self.model.set_beam_size(beam)  # BART then keeps one copy of the source for all hypotheses
         if hasattr(self.model, "encoder"):
@@ -109,9 +112,7 @@ class FairseqStepper:
 
     def _forward(self, tokens: Tensor):
         if self.incremental:
-            return self.model.decoder(
-                tokens, encoder_out=self.encoder_out, incremental_state=self.incremental_state
-            )
+            return self.model.decoder(tokens, encoder_out=self.encoder_out, incremental_state=self.incremental_state)
         if hasattr(self.model, "decoder"):
             return self.model.decoder(tokens, encoder_out=self.encoder_out)
         return self.model(tokens)
@@ -127,10 +128,18 @@ class FairseqStepper:
     def keep(self, sentences: Tensor) -> None:
         """Nothing to do: to fairseq, every hypothesis is a sentence, and `reorder` drops them."""
 
+    def finish(self) -> None:
+        self.incremental_state = {}
+        self.encoder_out = None
+        self.prompt = None
+
     def state_bytes(self) -> int:
         """Bytes of the tensors in the incremental state."""
         return sum(
-            tensor.nbytes for entry in self.incremental_state.values() for tensor in entry.values() if tensor is not None
+            tensor.nbytes
+            for entry in self.incremental_state.values()
+            for tensor in entry.values()
+            if tensor is not None
         )
 
 
@@ -161,6 +170,10 @@ class Ensemble:
     def keep(self, sentences: Tensor) -> None:
         for stepper in self.steppers:
             stepper.keep(sentences)
+
+    def finish(self) -> None:
+        for stepper in self.steppers:
+            stepper.finish()
 
     def state_bytes(self) -> int:
         return sum(stepper.state_bytes() for stepper in self.steppers)

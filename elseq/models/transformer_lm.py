@@ -34,7 +34,9 @@ class ElseqTransformerLanguageModel(TransformerLanguageModel):
         if args.tie_adaptive_weights:
             tied = ("factor", "cutoff")
             differing = [
-                name for name in tied if getattr(args, f"adaptive_input_{name}") != getattr(args, f"adaptive_softmax_{name}")
+                name
+                for name in tied
+                if getattr(args, f"adaptive_input_{name}") != getattr(args, f"adaptive_softmax_{name}")
             ]
             if differing or args.decoder_input_dim != args.decoder_output_dim:
                 raise UserError(

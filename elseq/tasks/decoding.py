@@ -59,9 +59,7 @@ class DecodingTask(FairseqTask):
             model.decoder.decode_attention = wanted
         return model
 
-    def build_generator(
-        self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None
-    ):
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
         if seq_gen_cls is None and self.decode_attention != "stock":

@@ -81,8 +81,6 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
         sample["net_input"]["src_tokens"] = prompt
         if sample.get("target") is not None:
             # Word j of the target follows word j of the source.
-            rows = [
-                target[start:] for target, start in zip(sample["target"], place.squeeze(1).tolist(), strict=True)
-            ]
+            rows = [target[start:] for target, start in zip(sample["target"], place.squeeze(1).tolist(), strict=True)]
             sample["target"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         return prompt

@@ -1,0 +1,124 @@
+import logging
+import sys
+import warnings
+from argparse import Namespace
+from pathlib import Path
+
+import pytest
+from fairseq import options, utils
+from hydra._internal import utils as hydra_utils
+
+import elseq
+from elseq import compat
+from elseq.compat import commands
+from elseq.errors import UserError
+from tests import helpers
+
+
+def test_repairs_are_applied_once():
+    before = utils.import_user_module
+    compat.apply()
+    assert utils.import_user_module is before
+
+
+def test_importing_elseq_leaves_logging_alone():
+    program = "import elseq, logging; print(logging.root.handlers, logging.root.level)"
+    result = helpers.run(["python", "-c", program])
+    assert result.stdout == b"[] 30\n"
+    assert result.stderr == b""
+
+
+# --- --user-dir
+
+
+@pytest.fixture
+def other_copy(tmp_path):
+    (tmp_path / "elseq").mkdir()
+    (tmp_path / "elseq" / "__init__.py").write_text("raise AssertionError('imported')")
+    return tmp_path / "elseq"
+
+
+def test_elseq_is_accepted_from_anywhere(other_copy, monkeypatch, caplog):
+    commands._warn_once.cache_clear()
+    monkeypatch.chdir(other_copy.parent.parent)
+    with caplog.at_level(logging.WARNING):
+        for user_dir in (helpers.USER_DIR, f"{helpers.USER_DIR}/", "elseq", None):  # "elseq": not here
+            utils.import_user_module(Namespace(user_dir=user_dir and str(user_dir)))
+        assert caplog.messages == []
+        for _ in range(2):
+            utils.import_user_module(Namespace(user_dir=str(other_copy)))
+    imported = Path(elseq.__file__).parent
+    assert caplog.messages == [f"--user-dir {other_copy} is not used: elseq was already imported from {imported}"]
+
+
+def test_other_copy_without_the_repair(other_copy, without):
+    without(utils, "import_user_module")
+    with pytest.raises(ImportError, match="not globally unique"):
+        utils.import_user_module(Namespace(user_dir=str(other_copy)))
+
+
+def test_other_plugins_are_imported(tmp_path, monkeypatch):
+    (tmp_path / "plugin_of_a_test").mkdir()
+    (tmp_path / "plugin_of_a_test" / "__init__.py").write_text("")
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    utils.import_user_module(Namespace(user_dir=str(tmp_path / "plugin_of_a_test")))
+    assert sys.modules.pop("plugin_of_a_test")
+    with pytest.raises(FileNotFoundError):
+        utils.import_user_module(Namespace(user_dir=str(tmp_path / "no_plugin")))
+
+
+# --- fairseq-validate
+
+
+def test_validation_needs_no_task(tiny_translation, without):
+    command = ["fairseq-validate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    command += ["--max-tokens=500", "--num-workers=0"]
+    assert "valid on 'valid' subset | loss" in helpers.run_here(command).stdout
+    without(options, "parse_args_and_arch")
+    with pytest.raises(KeyError):
+        helpers.run_here(command)
+
+
+# --- Hydra
+
+
+def fail(error):
+    raise error
+
+
+def test_user_error_passes_hydra(capsys, without):
+    with pytest.raises(UserError, match="bad input"):
+        hydra_utils.run_and_report(lambda: fail(UserError("bad input")))
+    assert capsys.readouterr().err == ""
+    with pytest.raises(SystemExit):
+        hydra_utils.run_and_report(lambda: fail(ValueError("a fault")))
+    assert "ValueError: a fault" in capsys.readouterr().err
+    without(hydra_utils, "is_under_debugger")
+    with pytest.raises(SystemExit):
+        hydra_utils.run_and_report(lambda: fail(UserError("bad input")))
+
+
+# --- warnings
+
+
+@pytest.mark.parametrize(
+    "category, message",
+    [
+        (UserWarning, "hydra.experimental.compose() is no longer experimental. Use hydra.compose()"),
+        (UserWarning, "\nThe version_base parameter is not specified.\nPlease specify"),
+        (UserWarning, "\nThe strict flag in the compose API is deprecated."),
+        (UserWarning, "\n'config' is validated against ConfigStore schema with the same name."),
+        (UserWarning, "In 'config': Usage of deprecated keyword in package header '# @package _group_'."),
+        (UserWarning, "'pin_memory' argument is set as true but no accelerator is found, then"),
+        (UserWarning, "Support for mismatched key_padding_mask and attn_mask is deprecated. Use"),
+        (UserWarning, "Support for mismatched src_key_padding_mask and mask is deprecated. Use"),
+        (FutureWarning, "`torch.cuda.amp.autocast(args...)` is deprecated. Please use"),
+    ],
+)
+def test_warnings_about_old_code_are_silenced(category, message):
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        commands.silence_old_code()
+        warnings.warn(message, category, stacklevel=1)
+        warnings.warn("something else is deprecated", category, stacklevel=1)
+    assert [str(warning.message) for warning in caught] == ["something else is deprecated"]

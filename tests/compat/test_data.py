@@ -1,0 +1,159 @@
+import io
+import re
+import sys
+
+import numpy as np
+import pytest
+from fairseq.data import data_utils, indexed_dataset, language_pair_dataset, token_block_dataset
+from fairseq.tasks import FairseqTask
+from fairseq_cli import interactive
+
+from elseq.compat.data import buffered_read
+from elseq.errors import UserError
+from tests import helpers
+
+# --- numpy 2
+
+
+def make_blocks():
+    items = [np.arange(length) for length in (3, 5, 2)]
+    return token_block_dataset.TokenBlockDataset(items, [3, 5, 2], None, pad=1, eos=2, break_mode="eos")
+
+
+def find_buckets():
+    return data_utils.get_buckets(np.array([1, 2, 3, 9]), 2)
+
+
+@pytest.mark.parametrize("use", [make_blocks, find_buckets])
+def test_names_that_numpy_dropped(use, monkeypatch):
+    assert len(use()) > 0
+    for module in (data_utils, token_block_dataset):
+        monkeypatch.setattr(module, "np", np)
+    with pytest.raises((AttributeError, TypeError)):
+        use()
+
+
+def test_buckets_are_the_sizes_below_the_percentiles():
+    np.testing.assert_array_equal(find_buckets(), [2, 9])
+
+
+def test_numpy_itself_is_left_alone():
+    assert not hasattr(np, "compat")
+    assert data_utils.np.int64 is np.int64
+
+
+def test_training_with_buckets(translation_data, tmp_path, monkeypatch):
+    helpers.train("transformer", translation_data, tmp_path, "--max-update=1", "--num-batch-buckets=2")
+    monkeypatch.setattr(language_pair_dataset, "np", np)
+    with pytest.raises(AttributeError, match="compat"):
+        helpers.train("transformer", translation_data, tmp_path, "--max-update=1", "--num-batch-buckets=2")
+
+
+# --- batches
+
+
+def batch(indices, sizes, **options):
+    return data_utils.batch_by_size(indices, lambda index: sizes[index], **options)
+
+
+@pytest.mark.parametrize("count", [1, 7, 8, 9, 16, 21])
+@pytest.mark.parametrize("options", [{"max_tokens": 40}, {"max_sentences": 10}, {}])
+def test_every_sentence_is_in_a_batch(count, options):
+    sizes = list(range(1, count + 1))
+    batches = batch(range(count), sizes, required_batch_size_multiple=8, **options)
+    assert [index for indices in batches for index in indices] == list(range(count))
+
+
+def test_last_batch_without_the_repair(without):
+    without(data_utils, "batch_by_size")
+    assert batch(np.arange(7), [3] * 7, required_batch_size_multiple=8) == []
+    with pytest.raises(IndexError):
+        batch(np.arange(0), [], required_batch_size_multiple=8)
+
+
+def test_no_sentences():
+    assert batch(np.arange(0), [], required_batch_size_multiple=8) == []
+
+
+def test_sentence_longer_than_a_batch(without):
+    with pytest.raises(UserError, match="a sentence of the data is longer than --max-tokens 5"):
+        batch(np.arange(2), [3, 6], max_tokens=5)
+    without(data_utils, "batch_by_size")
+    with pytest.raises(AssertionError):
+        batch(np.arange(2), [3, 6], max_tokens=5)
+
+
+# --- sentences that are too long
+
+
+def generate(tiny, *options):
+    command = ["fairseq-generate", tiny.data, "--path", tiny.checkpoint, "--cpu", "--num-workers=0", "--beam=1"]
+    return helpers.run_here([*command, *options], check=False)
+
+
+def test_long_sentence_is_refused_by_name(tiny_translation, without):
+    result = generate(tiny_translation, "--max-source-positions=5")
+    assert result.returncode == 1
+    assert re.fullmatch(
+        r"elseq: error: sentence \d+ \(w.*\) has \d+ and \d+ tokens, the model takes \(5, 64\): shorten it, or .*\n",
+        result.stderr,
+    )
+    without(FairseqTask, "filter_indices_by_size")
+    with pytest.raises(Exception, match="Size of sample #"):
+        generate(tiny_translation, "--max-source-positions=5")
+
+
+def test_long_sentence_is_skipped_on_request(tiny_translation):
+    result = generate(tiny_translation, "--max-source-positions=5", "--skip-invalid-size-inputs-valid-test")
+    assert result.returncode == 0
+    assert "samples have invalid sizes and will be skipped" in result.stdout
+    assert 0 < result.stdout.count("\nH-") < 21
+
+
+# --- encoding
+
+
+def read(content, buffer_size, monkeypatch):
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    return list(buffered_read("-", buffer_size))
+
+
+@pytest.mark.parametrize(
+    "content, buffers",
+    [
+        (b"", []),
+        (b"\n", [[""]]),
+        (b"a\nb \nc", [["a", "b"], ["c"]]),
+        (b"a\n\n\n", [["a", ""], [""]]),
+        ("größe\r\n".encode(), [["größe"]]),
+    ],
+)
+def test_lines_come_in_buffers(content, buffers, monkeypatch):
+    assert read(content, 2, monkeypatch) == buffers
+
+
+def test_wrong_encoding_names_the_line(monkeypatch, tmp_path):
+    with pytest.raises(UserError, match="line 3 of the standard input is not valid UTF-8"):
+        read(b"a\nb\nsch\xf6n\n", 1, monkeypatch)
+    (tmp_path / "input").write_bytes(b"sch\xf6n\n")
+    with pytest.raises(UserError, match="line 1 of .*input is not valid UTF-8"):
+        list(buffered_read(str(tmp_path / "input"), 1))
+    assert interactive.buffered_read is buffered_read
+
+
+def test_missing_input_file(tmp_path):
+    with pytest.raises(UserError, match="--input .*nothing cannot be read"):
+        list(buffered_read(str(tmp_path / "nothing"), 1))
+
+
+def test_raw_data_in_a_wrong_encoding(tmp_path, tiny_translation, without):
+    from fairseq.data import Dictionary
+
+    dictionary = Dictionary.load(str(tiny_translation.data / "dict.src.txt"))
+    path = str(tmp_path / "test.src-tgt.src")
+    (tmp_path / "test.src-tgt.src").write_bytes(b"w1 w2\nsch\xf6n\n")
+    with pytest.raises(UserError, match="line 2 of .*test.src-tgt.src is not valid UTF-8"):
+        indexed_dataset.IndexedRawTextDataset(path, dictionary)
+    without(indexed_dataset.IndexedRawTextDataset, "read_data")
+    with pytest.raises(UnicodeDecodeError):
+        indexed_dataset.IndexedRawTextDataset(path, dictionary)

@@ -1,0 +1,57 @@
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from elseq import errors
+from elseq.errors import UserError
+
+
+@pytest.fixture
+def hooked(monkeypatch):
+    seen = []
+    monkeypatch.setattr(sys, "excepthook", lambda *arguments: seen.append(arguments))
+    errors.install_excepthook()
+    return seen
+
+
+def raise_to_hook(error):
+    sys.excepthook(type(error), error, error.__traceback__)
+
+
+def test_user_error_is_one_line(hooked, capsys):
+    raise_to_hook(UserError("the file x is empty: copy it again"))
+    assert capsys.readouterr().err == "elseq: error: the file x is empty: copy it again\n"
+    assert hooked == []
+
+
+def test_other_errors_go_to_the_previous_hook(hooked, capsys):
+    error = ValueError("a fault")
+    raise_to_hook(error)
+    assert capsys.readouterr().err == ""
+    assert hooked == [(ValueError, error, None)]
+
+
+def test_installed_twice_is_installed_once(hooked):
+    hook = sys.excepthook
+    errors.install_excepthook()
+    assert sys.excepthook is hook
+
+
+def test_error_of_a_spawned_process(hooked, capsys):
+    trace = "\n\n-- Process 0 terminated with the following error:\nTraceback (most recent call last):\n  ...\n"
+    spawned = torch.multiprocessing.ProcessRaisedException
+    raise_to_hook(spawned(f"{trace}elseq.errors.UserError: the file x is empty\n", 0, 1))
+    assert capsys.readouterr().err == "elseq: error: the file x is empty\n"
+    raise_to_hook(spawned(f"{trace}ValueError: a fault\n", 0, 1))
+    assert len(hooked) == 1
+
+
+def test_importing_elseq_is_enough():
+    """And the exit code is 1."""
+    program = "import elseq, elseq.errors; raise elseq.errors.UserError('bad input')"
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "elseq: error: bad input"
+    assert "Traceback" not in result.stderr
