@@ -87,7 +87,7 @@ def without_duplicates(samples):
 
 
 def split_by_module(samples, valid_size, test_size):
-    """Fill test, then valid, with whole modules in the order of their hash; what a full split cannot take is dropped."""
+    """Fill test, then valid, with whole modules in the order of their hash; what does not fit is dropped."""
     modules = {}
     for sample in samples:
         modules.setdefault(sample.module, []).append(sample)

@@ -143,7 +143,7 @@ class Attention(nn.Module):
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
     def memorize(self, hidden: Tensor, evaluation: Evaluation) -> tuple[Tensor, ...]:
-        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or themselves [N, S, D]."""
+        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or those [N, S, D]."""
         if evaluation == "el":
             return (hidden.transpose(0, 1),)
         return self._split_key(hidden), self._split_value(hidden)

@@ -1,4 +1,4 @@
-"""Scaled dot-product attention with full, grouped or single key/value heads, over keys that several hypotheses share."""
+"""Scaled dot-product attention with full, grouped or single key/value heads, over keys that hypotheses share."""
 
 from collections.abc import Sequence
 from typing import NamedTuple

@@ -1,7 +1,7 @@
 """What advances a model by one token. The search knows models only through these.
 
-A stepper has `start`, `step`, `reorder`, `keep`, `finish` and `state_bytes`. `ElseqStepper` drives elseq models by their decoding
-state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several of them.
+A stepper has `start`, `step`, `reorder`, `keep`, `finish` and `state_bytes`. `ElseqStepper` drives elseq models by
+their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several.
 
 Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
 positions.
@@ -76,7 +76,7 @@ class ElseqStepper:
 
 
 class FairseqStepper:
-    """Decodes any fairseq model by `incremental_state` and `reorder_encoder_out`; see `ElseqStepper` for the methods."""
+    """Decodes any fairseq model by `incremental_state` and `reorder_encoder_out`; methods as in `ElseqStepper`."""
 
     reads_ragged_prompts = False
 
