@@ -1,37 +1,39 @@
-# Every target sets up .venv first, by itself; what is set up already is left alone.
 PYTHON ?= python3
 CONSTRAINTS ?= constraints.txt
-READY := .venv/.ready
-BIN := .venv/bin
+STAMP := .venv/elseq.stamp
+export PYTHON CONSTRAINTS
 
 .PHONY: help setup demo test test-slow lint clean
 
 help:
-	@echo "make setup      .venv with torch, fairseq and elseq (about 5 minutes, once)"
-	@echo "make demo       train a small summarizer on docstrings and decode it three ways (about 5 minutes)"
-	@echo "make test       the tests"
-	@echo "make test-slow  the tests that take longer"
-	@echo "make lint       ruff"
-	@echo "make clean      remove .venv and what the demo made"
-	@echo "Options: PYTHON=python3.12  CONSTRAINTS=my-constraints.txt"
+	@echo "make setup      set up .venv, or repair it (PYTHON=python3.12, CONSTRAINTS=my-versions.txt)"
+	@echo "make demo       train a small summarizer and decode with it under stock fairseq, kv and el"
+	@echo "make test       run the tests"
+	@echo "make test-slow  run the tests that take minutes"
+	@echo "make lint       check the style"
+	@echo "make clean      remove .venv and everything made by the demo and the tests"
 
-setup: $(READY)
+setup:
+	@bash scripts/setup.sh
+	@touch $(STAMP)
 
-$(READY): pyproject.toml setup.py scripts/setup.sh $(CONSTRAINTS)
-	@PYTHON="$(PYTHON)" bash scripts/setup.sh "$(CONSTRAINTS)"
+$(STAMP): pyproject.toml setup.py scripts/setup.sh $(CONSTRAINTS)
+	@bash scripts/setup.sh
+	@touch $@
 
-demo: $(READY)
+demo: $(STAMP)
 	@bash recipes/demo.sh
 
-test: $(READY)
-	$(BIN)/python -m pytest
+test: $(STAMP)
+	.venv/bin/python -m pytest
 
-test-slow: $(READY)
-	$(BIN)/python -m pytest -m "slow and not gpu"
+test-slow: $(STAMP)
+	.venv/bin/python -m pytest -m slow
 
-lint: $(READY)
-	$(BIN)/ruff check .
-	$(BIN)/ruff format --check .
+lint: $(STAMP)
+	.venv/bin/python -m ruff check .
+	.venv/bin/python -m ruff format --check .
 
 clean:
-	rm -rf .venv demo_output
+	rm -rf .venv demo_output build dist *.egg-info .pytest_cache .ruff_cache .hypothesis
+	find . -name __pycache__ -prune -exec rm -rf {} +

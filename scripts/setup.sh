@@ -1,58 +1,121 @@
 #!/usr/bin/env bash
-# Set up .venv: torch, then fairseq compiled against it, then elseq. Usage: PYTHON=python3 scripts/setup.sh CONSTRAINTS
-# Run it again after an interruption; what is there stays.
+# Set up .venv in the checkout: torch, the build tools, fairseq (compiled against that torch), elseq (editable).
+# Running it again repairs what an interrupted run left behind. PYTHON and CONSTRAINTS choose the interpreter and the versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-constraints=$(realpath "${1:-constraints.txt}")
+constraints=${CONSTRAINTS:-constraints.txt}
 log=.venv/setup.log
+title= ticker=
 
-fail() { echo "elseq: error: $*" >&2; exit 1; }
+fail() { echo "elseq: $*" >&2; exit 1; }
 
-suitable() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] <= (3, 12))' 2>/dev/null; }
+supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1; }
 
-for python in "${PYTHON:-python3}" python3.12 python3.11 ""; do
-  if [ -n "$python" ] && suitable "$python"; then break; fi
-done
-[ -n "$python" ] || fail "Python 3.11 or 3.12 is needed and none was found; install one, or name it: make setup PYTHON=..."
-command -v c++ >/dev/null || fail "fairseq is compiled here and there is no C++ compiler; install one (Debian: apt install g++)"
-headers=$("$python" -c 'import sysconfig; print(sysconfig.get_path("include"))')
-[ -e "$headers/Python.h" ] || fail "fairseq is compiled here and Python's headers are missing from $headers; install them (Debian: apt install python3-dev)"
-
-# A step's output goes to the log; the screen shows that it goes on.
-step() {
-  local title=$1 start=$SECONDS; shift
-  "$@" >>"$log" 2>&1 & local job=$!
-  while kill -0 $job 2>/dev/null; do
-    [ -t 1 ] && printf '\r%s ... %d s' "$title" $((SECONDS - start))
-    sleep 1
-  done
-  if wait $job; then
-    [ -t 1 ] && printf '\r'
-    echo "$title: done in $((SECONDS - start)) s"
-  else
-    echo; tail -n 20 "$log" >&2
-    fail "this step failed: $title; its output is in $log; mend it and run the same command again"
-  fi
+choose_python() {
+    local candidate
+    for candidate in "${PYTHON:-python3}" python3.12 python3.11; do
+        supported "$candidate" && echo "$candidate" && return
+    done
+    fail "Python 3.11 or 3.12 is needed and ${PYTHON:-python3} is neither: name one with PYTHON=/path/to/python3.12."
 }
 
-if ! [ -x .venv/bin/python ] || ! suitable .venv/bin/python; then
-  rm -rf .venv
-  "$python" -m venv .venv || fail "$python cannot make a virtual environment; install its venv module (Debian: apt install python3-venv)"
-fi
-: >"$log"
-echo "Setting up .venv with $(.venv/bin/python --version); output goes to $log"
-pip=(.venv/bin/python -m pip install --disable-pip-version-check --constraint "$constraints")
+check_compiler() {
+    local candidate include
+    for candidate in "${CXX:-}" c++ g++ clang++; do
+        [ -n "$candidate" ] && command -v "${candidate%% *}" >/dev/null && break
+        candidate=
+    done
+    [ -n "$candidate" ] || fail "fairseq is compiled here and needs a C++ compiler: install g++ or clang++."
+    include=$("$1" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
+    # CXX may carry options, hence no quotes.
+    printf '#include <Python.h>\n#include <vector>\n' | $candidate -x c++ -fsyntax-only -I "$include" - 2>/dev/null ||
+        fail "$candidate cannot compile against $include/Python.h: install Python's headers (python3-dev) and the C++ library."
+}
 
-# Without a GPU, torch's own index has a build that is ten times smaller than the one on PyPI.
-cpu_index=https://download.pytorch.org/whl/cpu
-if [ -z "${PIP_EXTRA_INDEX_URL:-}" ] && ! command -v nvidia-smi >/dev/null &&
-  "$python" -c "import urllib.request; urllib.request.urlopen('$cpu_index/torch/', timeout=5)" 2>/dev/null; then
-  torch_index=(--extra-index-url "$cpu_index")
-fi
-step "1/3 torch and build tools" "${pip[@]}" ${torch_index[@]+"${torch_index[@]}"} torch numpy cython setuptools wheel
-step "2/3 fairseq, compiled here (about 4 minutes)" "${pip[@]}" --no-build-isolation fairseq-fixed==0.12.3.1
-step "3/3 elseq" "${pip[@]}" --no-build-isolation --editable '.[test]'
-# fairseq asks for torchaudio, which nothing here needs. Beside a torch of another kind it cannot be imported, and
-# libraries that try when they see it fail.
-.venv/bin/python -c 'import torchaudio' 2>/dev/null || .venv/bin/python -m pip uninstall -q -y torchaudio >>"$log" 2>&1 || true
-touch .venv/.ready
+make_venv() {
+    "$1" -m venv .venv && return
+    # Debian's Python comes without ensurepip.
+    "$1" -m venv --without-pip .venv
+    "$1" -m pip --python .venv/bin/python install pip
+}
+
+tick() {
+    local started=$SECONDS
+    while sleep 1; do
+        printf '\r\033[K%s %d s  %s' "$1" $((SECONDS - started)) "$(tail -n 1 "$log" | tr -d '\r' | cut -c1-60)"
+    done
+}
+
+stop_ticker() {
+    [ -n "$ticker" ] || return 0
+    kill "$ticker" && wait "$ticker" || true
+    ticker=
+    printf '\r\033[K'
+} 2>/dev/null
+
+step() {
+    local started=$SECONDS
+    title=$1
+    shift
+    if [ -t 1 ]; then
+        tick "$title" &
+        ticker=$!
+    else
+        printf '%s ' "$title"
+    fi
+    "$@" >>"$log" 2>&1
+    [ -z "$ticker" ] || { stop_ticker && printf '%s ' "$title"; }
+    echo "$((SECONDS - started)) s"
+    title=
+}
+
+finish() {
+    local status=$?
+    stop_ticker
+    [ "$status" != 0 ] && [ -n "$title" ] || return 0
+    echo
+    tail -n 15 "$log" >&2
+    echo "elseq: \"$title\" did not finish; all its output is in $log. Run this again to go on from there." >&2
+}
+
+pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
+
+install() { pip install --no-build-isolation --constraint "$constraints" "$@"; }
+
+install_fairseq() {
+    local fairseq
+    fairseq=$(grep -o 'fairseq-fixed==[0-9.]*' pyproject.toml)
+    # Its CUDA extensions take long to compile and elseq has no use for them; torchaudio, which it asks for, is never imported.
+    unset CUDA_HOME
+    install --no-deps "$fairseq"
+    # What is installed, or in pip's cache, may have been compiled against another torch.
+    .venv/bin/python -c 'import torch, alignment_train_cpu_binding' ||
+        install --no-deps --force-reinstall --no-cache-dir "$fairseq"
+}
+
+install_elseq() {
+    install --no-deps --editable .
+    .venv/bin/python - >.venv/requirements.txt <<'END'
+import re
+from importlib.metadata import requires
+
+for requirement in requires("fairseq-fixed") + requires("elseq"):
+    needed, _, marker = requirement.partition(";")
+    if (not marker or 'extra == "test"' in marker) and not re.match("fairseq-fixed|torchaudio", needed):
+        print(needed)
+END
+    install --requirement .venv/requirements.txt
+}
+
+[ -r "$constraints" ] || fail "the constraints file $constraints cannot be read."
+python=$(choose_python)
+check_compiler "$python"
+echo "Setting up .venv with $("$python" --version) and the versions in $constraints; the longest step compiles fairseq."
+mkdir -p .venv
+: >"$log"
+trap finish EXIT
+.venv/bin/python -m pip --version >/dev/null 2>&1 && supported .venv/bin/python || step "[1/5] virtual environment" make_venv "$python"
+step "[2/5] torch" pip install --constraint "$constraints" torch
+step "[3/5] build tools" pip install --constraint "$constraints" setuptools wheel cython numpy
+step "[4/5] fairseq" install_fairseq
+step "[5/5] elseq" install_elseq

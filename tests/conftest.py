@@ -11,10 +11,6 @@ from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
 
 
-def pytest_configure(config):
-    config.addinivalue_line("markers", "slow: takes longer than a few seconds")
-
-
 @pytest.fixture(autouse=True)
 def quiet():
     """pytest drops the filters that importing elseq has set."""

@@ -1,11 +1,7 @@
-"""elseq-user-dir: print the folder that fairseq's --user-dir wants."""
+"""elseq-user-dir: print the folder of the installed package, for fairseq's --user-dir."""
 
 from pathlib import Path
 
 
-def main() -> None:
-    print(Path(__file__).resolve().parents[1])
-
-
-if __name__ == "__main__":
-    main()
+def main():
+    print(Path(__file__).absolute().parents[1])

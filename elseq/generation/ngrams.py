@@ -3,7 +3,7 @@
 from torch import Tensor
 
 
-def block_repeated_ngrams(log_probs: Tensor, tokens: Tensor, size: int, unused: int) -> None:
+def block_repeated_ngrams(log_probs: Tensor, tokens: Tensor, size: int, unused: int, exempt: Tensor | None = None) -> None:
     """Set to -inf, in place, every word that would complete an n-gram which its hypothesis already has.
 
     Args:
@@ -11,10 +11,13 @@ def block_repeated_ngrams(log_probs: Tensor, tokens: Tensor, size: int, unused: 
         tokens: int64 [N, L]: what each hypothesis has so far, without the symbol it started from.
         size: n, at least 1.
         unused: a word that is never chosen anyway, such as padding.
+        exempt: bool [N]: hypotheses that may repeat themselves at this step, or None.
     """
     if tokens.size(1) < size:
         return
     ngrams = tokens.unfold(1, size, 1)  # [N, L - n + 1, n]
     recent = tokens[:, tokens.size(1) - size + 1 :].unsqueeze(1)  # the n - 1 words that the next one would follow
     repeats = (ngrams[:, :, :-1] == recent).all(dim=-1)
+    if exempt is not None:
+        repeats &= ~exempt.unsqueeze(1)
     log_probs.scatter_(1, ngrams[:, :, -1].masked_fill(~repeats, unused), float("-inf"))

@@ -72,7 +72,8 @@ class SequenceGenerator:
             left_pad_target: for alignment: how the models were trained to see padded targets.
 
         Raises:
-            UserError: a temperature that is not positive, or a word to suppress that is not in the dictionary.
+            UserError: a temperature that is not positive, a word to suppress that is not in the dictionary, or an
+                alignment with a source that there is not.
         """
         if temperature <= 0:
             raise UserError(f"--temperature {temperature} is not positive; give a number above 0")
@@ -96,6 +97,8 @@ class SequenceGenerator:
         self.search = search.BeamSearch(tgt_dict) if search_strategy is None else search_strategy
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
+        if print_alignment and not all(hasattr(model, "encoder") for model in self.models):
+            raise UserError("a language model has no source to align with; remove --print-alignment and --replace-unk")
         for model in [*self.models, *([] if lm_model is None else [lm_model])]:
             model.eval()
         self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
@@ -131,7 +134,7 @@ class SequenceGenerator:
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
-            return self._generate_by_prompt_length(sample, prompt_tokens, constraints)
+            return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints)
         try:
             finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
         finally:
@@ -182,14 +185,15 @@ class SequenceGenerator:
             forced = step >= shortest
             if forced:
                 self._only_eos(log_probs, limits <= step)
+            chosen = None
             if prefix_tokens is not None and step < min(prefix_tokens.size(1), longest):
-                tokens, scores = self._only_prefix(step, log_probs, tokens, scores, prefix_tokens, limits)
+                tokens, scores, chosen = self._only_prefix(step, log_probs, tokens, scores, prefix_tokens, limits)
                 may_end = True
             else:
                 may_end = forced or step >= self.min_len
                 self._exclude(log_probs, eos=step < self.min_len, exempt=limits <= step if forced else None)
             if self.no_repeat_ngram_size:
-                block_repeated_ngrams(log_probs, tokens[:, 1 : step + 1], self.no_repeat_ngram_size, self.pad)
+                block_repeated_ngrams(log_probs, tokens[:, 1 : step + 1], self.no_repeat_ngram_size, self.pad, chosen)
 
             # 2. The best continuations of each sentence: their scores, words and hypotheses, each [B, candidates].
             scores = scores.type_as(log_probs)
@@ -287,7 +291,7 @@ class SequenceGenerator:
             log_probs[:, words] = before.masked_fill(~kept, -math.inf)
 
     def _only_prefix(self, step, log_probs, tokens, scores, prefix_tokens, limits):
-        """Where a sentence has a prefix word at this step, only that word may follow."""
+        """Where a sentence has a prefix word at this step, only that word may follow; bool [N] says where."""
         word = prefix_tokens[:, step]
         chosen = (word.ne(self.pad) & (limits > step)).repeat_interleave(self.beam_size)
         words = word.repeat_interleave(self.beam_size).unsqueeze(1)
@@ -303,7 +307,7 @@ class SequenceGenerator:
                 for rows in (x.view(-1, self.beam_size, x.size(1)) for x in (tokens, scores, log_probs))
             )
             log_probs.copy_(copied)
-        return tokens, scores
+        return tokens, scores, chosen
 
     def _finish(
         self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths
@@ -342,18 +346,19 @@ class SequenceGenerator:
 
     def _length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
-        bound = self.max_len - 1 - (0 if prompt_tokens is None else prompt_tokens.size(1) - 1)
-        if bound < self.min_len:
-            raise UserError(
-                f"--min-len {self.min_len} is more than the {max(bound, 0)} tokens that the model's positions leave; "
-                "shorten the input or lower --min-len"
-            )
         lengths = source_lengths.tolist()
+        prompts = [1] * len(lengths) if prompt_tokens is None else prompt_tokens.ne(self.pad).sum(dim=1).tolist()
+        bounds = [self.max_len - prompt for prompt in prompts]
+        if min(bounds) < self.min_len:
+            raise UserError(
+                f"--min-len {self.min_len} is more than the {max(min(bounds), 0)} tokens that the model's positions "
+                "leave; shorten the input or lower --min-len"
+            )
         if self.match_source_len:
             wanted = lengths
         else:
             wanted = [int(self.max_len_a * length + self.max_len_b) for length in lengths]
-        return [max(self.min_len, min(limit, bound)) for limit in wanted]
+        return [max(self.min_len, min(limit, bound)) for limit, bound in zip(wanted, bounds, strict=True)]
 
     def _sample_ids(self, sample: dict, batch: int, device: torch.device) -> Tensor:
         """What a search strategy calls each sentence: the caller's ids, or for diverse beams places in the batch."""
@@ -372,16 +377,18 @@ class SequenceGenerator:
         ragged = bool(prompt_tokens.eq(self.pad).any())
         return not ragged or all(stepper.reads_ragged_prompts for stepper in self._steppers())
 
-    def _generate_by_prompt_length(self, sample, prompt_tokens, constraints):
+    def _generate_by_prompt_length(self, sample, prompt_tokens, prefix_tokens, constraints):
         """For models of fairseq: one batch for each length of prompt."""
         lengths = prompt_tokens.ne(self.pad).sum(dim=1)
         results: list = [None] * len(lengths)
         for length in lengths.unique().tolist():
             rows = lengths.eq(length).nonzero().squeeze(1)
             part = {"net_input": {name: tensor[rows] for name, tensor in sample["net_input"].items()}}
+            part["id"] = self._sample_ids(sample, len(lengths), lengths.device)[rows]
             found = self.generate(
                 self.models,
                 part,
+                prefix_tokens=None if prefix_tokens is None else prefix_tokens[rows],
                 constraints=None if constraints is None else constraints[rows],
                 prompt_tokens=prompt_tokens[rows, :length],
             )

@@ -85,13 +85,11 @@ class FairseqStepper:
         self.temperature = temperature
         self.need_weights = need_weights
         self.incremental = isinstance(getattr(model, "decoder", None), FairseqIncrementalDecoder)
-
         self.finish()
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """As `ElseqStepper.start`; the prompts of a batch must be equally long."""
-        if beam > 1 and hasattr(self.model, "set_beam_size"):
-            self.model.set_beam_size(beam)  # BART then keeps one copy of the source for all hypotheses
+        self._set_beam(beam)
         if hasattr(self.model, "encoder"):
             encoder_out = self.model.encoder.forward_torchscript(net_input)
             rows = torch.arange(_sentences(net_input), device=_device(net_input)).repeat_interleave(beam)
@@ -132,6 +130,12 @@ class FairseqStepper:
         self.incremental_state = {}
         self.encoder_out = None
         self.prompt = None
+        self._set_beam(1)  # or the next one to use the model finds the old beam
+
+    def _set_beam(self, beam: int) -> None:
+        """BART keeps one copy of the source for as many hypotheses."""
+        if hasattr(self.model, "set_beam_size"):
+            self.model.set_beam_size(beam)
 
     def state_bytes(self) -> int:
         """Bytes of the tensors in the incremental state."""

@@ -1,0 +1,147 @@
+"""How much arithmetic and how much reading a decoding takes: the one place with the formulae.
+
+Counted are the matrix products of the layers, the output layer and attention: two floating-point operations a
+multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not.
+
+Read are, in each step, the weights that it needs, the keys and values (kv) or twice the hidden states (el: once as keys
+and once as values) of every position attended to; and once a batch the encoder's weights. Activations are not counted,
+nor is the copying of states from step to step.
+
+Letters: B sentences, beam hypotheses each; S source positions, padding included; P prompt positions; T steps in which a
+sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.
+"""
+
+from dataclasses import asdict, dataclass
+
+from torch import nn
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Of a Transformer: numbers in the weights of its linear layers, and widths."""
+
+    encoder: int  # all layers of the encoder
+    decoder: int  # all layers of the decoder
+    cross_key_value: int  # the part of those that projects the encoder's output to keys and values
+    output: int  # the output layer, and what else is linear outside of layers
+    encoder_layers: int
+    encoder_width: int
+    decoder_layers: int
+    decoder_width: int
+    memory_width: int  # D, 0 for a language model
+    key_width: int  # K: of the keys of all key/value heads
+    heads: int
+
+    @classmethod
+    def of(cls, model) -> "Sizes | None":
+        """Sizes of a fairseq or elseq Transformer, None of any other model."""
+        decoder = getattr(model, "decoder", None)
+        layers = getattr(decoder, "layers", None)
+        if not layers or not hasattr(layers[0], "self_attn"):
+            return None
+        cross = [layer.encoder_attn for layer in layers if getattr(layer, "encoder_attn", None) is not None]
+        encoder_layers = getattr(getattr(model, "encoder", None), "layers", [])
+        attention = layers[0].self_attn
+        inside = sum(map(_linear, layers))
+        return cls(
+            encoder=sum(map(_linear, encoder_layers)),
+            decoder=inside,
+            cross_key_value=sum(_linear(layer.k_proj) + _linear(layer.v_proj) for layer in cross),
+            output=_linear(decoder) - inside,
+            encoder_layers=len(encoder_layers),
+            encoder_width=encoder_layers[0].self_attn.embed_dim if len(encoder_layers) else 0,
+            decoder_layers=len(layers),
+            decoder_width=attention.embed_dim,
+            memory_width=cross[0].k_proj.in_features if cross else 0,
+            key_width=attention.k_proj.out_features,
+            heads=attention.num_heads,
+        )
+
+    def to_dict(self) -> dict:
+        return asdict(self)
+
+
+@dataclass(frozen=True)
+class Batch:
+    """What was decoded together."""
+
+    beam: int
+    steps: tuple[int, ...]  # T of each of the B sentences
+    source_length: int = 0  # S
+    prompt_length: int = 0  # P, the word that the first step reads not included
+
+
+@dataclass(frozen=True)
+class Method:
+    """How it was decoded."""
+
+    self_attention: str = "kv"  # kv or el
+    cross_attention: str = "kv"
+    copied: bool = False  # what belongs to a sentence is computed and kept for each hypothesis
+
+
+def operations(sizes: Sizes, batch: Batch, method: Method) -> int:
+    """Floating-point operations of a batch."""
+    sentences = len(batch.steps)
+    copies = batch.beam if method.copied else 1
+    source, prompt = batch.source_length, batch.prompt_length
+    total = sentences * source * 2 * sizes.encoder
+    total += sentences * sizes.encoder_layers * 4 * sizes.encoder_width * source**2
+    if method.cross_attention == "kv":
+        total += sentences * copies * source * 2 * sizes.cross_key_value
+    # A copied prompt is read word by word, as if it were generated.
+    prompt_weights = sizes.decoder + (sizes.output if method.copied else 0)
+    total += sentences * copies * prompt * 2 * prompt_weights
+    total += sentences * copies * sizes.decoder_layers * 4 * sizes.decoder_width * _sum_to(prompt)
+    self_pair = _operations_per_pair(sizes, method.self_attention, sizes.decoder_width)
+    cross_pair = _operations_per_pair(sizes, method.cross_attention, sizes.memory_width)
+    for steps in batch.steps:
+        total += batch.beam * steps * 2 * _step_weights(sizes, method)
+        pairs = steps * prompt + _sum_to(steps)
+        total += batch.beam * sizes.decoder_layers * pairs * self_pair
+        total += batch.beam * sizes.decoder_layers * steps * source * cross_pair
+    return total
+
+
+def bytes_read(sizes: Sizes, batch: Batch, method: Method, number_bytes: int) -> int:
+    """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes."""
+    copies = batch.beam if method.copied else 1
+    own = _read_per_position(sizes, method.self_attention, sizes.decoder_width)
+    memory = _read_per_position(sizes, method.cross_attention, sizes.memory_width)
+    passes = max(batch.steps)
+    if batch.prompt_length:
+        passes += batch.prompt_length if method.copied else 1
+    numbers = sizes.encoder + passes * _step_weights(sizes, method)
+    if method.cross_attention == "kv":
+        numbers += sizes.cross_key_value
+    for steps in batch.steps:
+        numbers += sizes.decoder_layers * batch.beam * _sum_to(steps) * own
+        numbers += sizes.decoder_layers * copies * steps * batch.prompt_length * own
+        if method.copied and batch.prompt_length:
+            numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
+        numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
+    return numbers * number_bytes
+
+
+def _linear(module: nn.Module) -> int:
+    return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
+
+
+def _sum_to(count: int) -> int:
+    """Positions seen in all, when step t sees t of them."""
+    return count * (count + 1) // 2
+
+
+def _operations_per_pair(sizes: Sizes, evaluation: str, hidden_width: int) -> int:
+    """Of one hypothesis and one position in one layer: score and weighted sum."""
+    return 4 * (sizes.heads * hidden_width if evaluation == "el" else sizes.decoder_width)
+
+
+def _read_per_position(sizes: Sizes, evaluation: str, hidden_width: int) -> int:
+    return 2 * (hidden_width if evaluation == "el" else sizes.key_width)
+
+
+def _step_weights(sizes: Sizes, method: Method) -> int:
+    """Under el the key and value weights expand the query and shrink the result: as much work as projecting."""
+    projected_before = sizes.cross_key_value if method.cross_attention == "kv" else 0
+    return sizes.decoder - projected_before + sizes.output

@@ -1,0 +1,64 @@
+#!/usr/bin/env bash
+# Train a small summarizer with stock fairseq on the docstrings of the installed packages, then decode its test set three
+# ways: by fairseq itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
+#
+# Usage: recipes/demo.sh [--fresh]      finished stages are not run again unless --fresh is given
+# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 700)
+set -euo pipefail
+root=$(cd "$(dirname "$0")/.." && pwd)
+[ -d "$root/.venv/bin" ] && export PATH="$root/.venv/bin:$PATH"
+work=${ELSEQ_DEMO_DIR:-$root/demo_output}
+updates=${DEMO_UPDATES:-700}
+beam=4
+[ "${1:-}" = --fresh ] && rm -rf "$work"
+mkdir -p "$work"
+user_dir=$(elseq-user-dir)
+
+# stage NAME TITLE COMMAND...: run it unless it finished before; its output goes to NAME.log.
+stage() {
+  local name=$1 title=$2 start=$SECONDS; shift 2
+  if [ -e "$work/$name.done" ]; then echo "== $title: done before"; return; fi
+  echo "== $title"
+  "$@" || { echo "elseq: error: the stage '$name' failed; see $work/$name.log and run the same command again" >&2; exit 1; }
+  touch "$work/$name.done"
+  echo "   $((SECONDS - start)) s"
+}
+
+corpus() { python "$root/scripts/docstring_corpus.py" "$work/corpus"; }
+
+pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" 2>"$work/pieces.log"; }
+
+binarize() {
+  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
+    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
+    --destdir "$work/data" >"$work/binarize.log" 2>&1
+}
+
+train() {
+  fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
+    --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
+    --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.1 \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
+    --save-dir "$work/checkpoints" --no-epoch-checkpoints --no-last-checkpoints --seed 1 \
+    --log-format json --log-interval 10 2>&1 | tee "$work/train.log" |
+    python "$root/scripts/train_progress.py" "$updates"
+}
+
+generate() {
+  local mode=$1
+  python "$root/scripts/measure.py" "$work/$mode.json" \
+    fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
+    --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --beam $beam --max-len-b 40 --batch-size 32 \
+    --remove-bpe sentencepiece --no-progress-bar >"$work/generate-$mode.log" 2>&1
+}
+
+stage corpus "1/6 Docstrings of the installed packages as a summarization corpus" corpus
+stage pieces "2/6 Sentencepiece vocabulary" pieces
+stage binarize "3/6 fairseq-preprocess" binarize
+stage train "4/6 fairseq-train: a stock Transformer, $updates updates" train
+for mode in stock kv el; do
+  stage "generate-$mode" "5/6 fairseq-generate --decode-attention $mode" generate $mode
+done
+echo "== 6/6 What came out"
+python "$root/scripts/demo_report.py" "$work"

@@ -1,0 +1,144 @@
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elseq.attention import DecodeState, HypothesisState, LayerState, SelfAttentionState, SentenceState
+from elseq.attention.state import GROWTH
+from tests.attention.reference import padding_mask, quick, seeds
+
+
+def positions(state):
+    [(tensors, mask)] = state.read()
+    assert mask is None
+    return tensors
+
+
+@quick
+@given(seeds, st.lists(st.integers(1, 2 * GROWTH + 1), min_size=1, max_size=5), st.booleans())
+def test_hypothesis_state_remembers_what_was_appended(seed, pieces, reordered):
+    torch.manual_seed(seed)
+    kv, el = HypothesisState("kv"), HypothesisState("el")
+    keys, values, hidden = torch.empty(4, 2, 0, 3), torch.empty(4, 2, 0, 3), torch.empty(4, 0, 5)
+    for piece in pieces:
+        new = torch.randn(4, 2, piece, 3), torch.randn(4, 2, piece, 3), torch.randn(4, piece, 5)
+        kv.append(*new[:2])
+        el.append(new[2])
+        keys, values, hidden = (torch.cat(both, dim=-2) for both in zip((keys, values, hidden), new, strict=True))
+        if reordered:
+            order = torch.randint(4, (4,))
+            kv.reorder(order)
+            el.reorder(order)
+            keys, values, hidden = keys[order], values[order], hidden[order]
+    for found, expected in zip((*positions(kv), *positions(el)), (keys, values, hidden), strict=True):
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+    room = -(-sum(pieces) // GROWTH) * GROWTH
+    assert kv.size_bytes() == 2 * 4 * 2 * room * 3 * 4
+    assert el.size_bytes() == 4 * room * 5 * 4
+
+
+def test_buffers_grow_only_when_they_are_full():
+    state = HypothesisState("el")
+    sizes = []
+    for _ in range(2 * GROWTH + 1):
+        state.append(torch.zeros(1, 1, 1))
+        sizes.append(state.size_bytes() // 4)
+    assert sizes == [GROWTH] * GROWTH + [2 * GROWTH] * GROWTH + [3 * GROWTH]
+
+
+def test_reorder_changes_the_number_of_hypotheses():
+    state = HypothesisState("el")
+    state.append(torch.arange(3.0).view(3, 1, 1))
+    state.reorder(torch.tensor([2, 0]))
+    assert positions(state)[0].flatten().tolist() == [2, 0]
+    assert state.size_bytes() == 2 * GROWTH * 4
+    state.append(torch.tensor([7.0, 8.0]).view(2, 1, 1))
+    assert positions(state)[0].squeeze(-1).tolist() == [[2, 7], [0, 8]]
+
+
+def test_sentence_state_keeps_some_sentences_in_the_order_given():
+    keys, values, mask = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4), padding_mask([5, 1, 3], 5, "left")
+    state = SentenceState("kv", (keys, values), mask)
+    assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
+    kept = torch.tensor([2, 0])
+    state.keep(kept)
+    [((found_keys, found_values), found_mask)] = state.read()
+    assert torch.equal(found_keys, keys[kept])
+    assert torch.equal(found_values, values[kept])
+    assert torch.equal(found_mask.squeeze(1), mask[kept])
+    assert state.size_bytes() == 2 * 2 * 2 * 5 * 4 * 4
+
+
+def test_the_prompt_is_kept_without_room_to_grow():
+    state = SelfAttentionState("el")
+    assert state.is_empty()
+    prompt = torch.randn(2, GROWTH + 1, 3)
+    state.append(prompt)
+    assert not state.is_empty()
+    mask = padding_mask([3, GROWTH + 1], GROWTH + 1, "right")
+    state.end_prompt(mask)
+    assert not state.is_empty()
+    assert state.prompt.size_bytes() == prompt.nbytes
+    assert state.generated.size_bytes() == 0
+    new = torch.randn(4, 1, 3)
+    state.append(new)
+    [((found_prompt,), found_mask), ((found_new,), no_mask)] = state.read()
+    assert torch.equal(found_prompt, prompt)
+    assert torch.equal(found_mask.squeeze(1), mask)
+    assert torch.equal(found_new, new)
+    assert no_mask is None
+
+
+def decode_state(layers=3, hypotheses=4):
+    """Layers that share one H [2, 5, 3]; each hypothesis has read a token."""
+    hidden = torch.arange(2.0).view(2, 1, 1).repeat(1, 5, 3)
+    shared = SentenceState("el", (hidden,))
+    state = DecodeState([LayerState(SelfAttentionState("el"), shared) for _ in range(layers)])
+    for layer in state.layers:
+        layer.self_attention.append(torch.arange(float(hypotheses)).view(-1, 1, 1).repeat(1, 1, 2))
+    state.length = 1
+    return state
+
+
+def test_what_layers_share_is_counted_and_reduced_once():
+    state = decode_state()
+    assert state.size_bytes() == 2 * 5 * 3 * 4 + 3 * 4 * GROWTH * 2 * 4
+    state.keep(torch.tensor([1]))  # a second time it would fail: there is no row 1 left
+    state.reorder(torch.tensor([3, 2]))
+    assert state.size_bytes() == 1 * 5 * 3 * 4 + 3 * 2 * GROWTH * 2 * 4
+    for layer in state.layers:
+        assert layer.cross_attention is state.layers[0].cross_attention
+        assert layer.cross_attention.tensors[0].unique().tolist() == [1]
+        assert positions(layer.self_attention.generated)[0][:, 0, 0].tolist() == [3, 2]
+
+
+def test_what_layers_do_not_share_is_counted_for_each():
+    memories = [SentenceState("kv", (torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 5, 3))) for _ in range(3)]
+    state = DecodeState([LayerState(SelfAttentionState("kv"), memory) for memory in memories])
+    assert state.size_bytes() == 3 * 2 * 2 * 5 * 3 * 4
+    state.keep(torch.tensor([0]))
+    assert state.size_bytes() == 3 * 2 * 1 * 5 * 3 * 4
+
+
+def test_positions_go_on_after_each_sentence_s_own_prompt():
+    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    assert state.positions(2, 3) == range(0, 3)
+    state.layers[0].self_attention.append(torch.zeros(2, 4, 1))
+    state.length = 4
+    assert state.positions(2, 1) == range(4, 5)
+    state.end_prompt(padding_mask([2, 4], 4, "right"))
+    assert (state.length, state.longest_prompt) == (0, 4)
+    state.length = 1
+    assert state.positions(4, 2).tolist() == [[3, 4], [3, 4], [5, 6], [5, 6]]
+    state.keep(torch.tensor([1]))
+    assert state.positions(2, 1).tolist() == [[5], [5]]
+    assert state.layers[0].self_attention.prompt.tensors[0].size(0) == 1
+
+
+@pytest.mark.parametrize("lengths, kept", [([3, 3], False), ([3, 1], True)])
+def test_prompts_of_one_length_need_no_mask(lengths, kept):
+    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    state.layers[0].self_attention.append(torch.zeros(2, 3, 1))
+    state.length = 3
+    state.end_prompt(padding_mask(lengths, 3, "right"))
+    assert (state.layers[0].self_attention.prompt.mask is not None) == kept
