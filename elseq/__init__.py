@@ -13,3 +13,6 @@ compat.apply()
 install_excepthook()
 
 from elseq import models, tasks  # noqa: E402, F401
+from elseq.generator import load  # noqa: E402
+
+__all__ = ["load"]

@@ -11,7 +11,7 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("corpus", type=Path, help="folder of {train,valid,test}.{source,target}")
     parser.add_argument("output", type=Path, help="folder for sentencepiece.model and the encoded files")
-    parser.add_argument("--vocabulary-size", type=int, default=8000)
+    parser.add_argument("--vocabulary-size", type=int, default=4000)
     options = parser.parse_args(arguments)
     options.output.mkdir(parents=True, exist_ok=True)
 

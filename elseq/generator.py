@@ -1,0 +1,232 @@
+"""`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
+
+import logging
+from argparse import Namespace
+from collections.abc import Sequence
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils, utils
+from fairseq.data import Dictionary, data_utils, encoders
+from fairseq.dataclass.configs import GenerationConfig
+from omegaconf import OmegaConf
+from tqdm import tqdm
+
+from elseq.errors import UserError
+from elseq.interop.stock import model_class
+from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
+from elseq.tasks.decoding import DECODE_ATTENTION
+from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
+from elseq.tasks.translation import ElseqTranslationConfig
+
+logger = logging.getLogger(__name__)
+
+CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
+
+
+class TextGenerator:
+    """A model with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
+
+    def __init__(self, model, task, bpe=None):
+        """
+        Args:
+            model: a fairseq model.
+            task: an ElseqTranslationTask or ElseqLanguageModelingTask.
+            bpe: something with `encode` and `decode`, as fairseq.data.encoders makes it; None: text is pieces already.
+        """
+        self.model = model.eval()
+        self.task = task
+        self.bpe = bpe
+        model.make_generation_fast_()
+
+    def generate(
+        self,
+        texts: Sequence[str],
+        *,
+        max_tokens: int = 4096,
+        truncate: bool = False,
+        progress: bool | None = None,
+        seed: int | None = None,
+        **options,
+    ) -> list[str] | list[list[str]]:
+        """Generate for each text; for a language model, what follows it.
+
+        Args:
+            texts: the sources, or the prompts. A blank one gives a blank result.
+            max_tokens: size of a batch: sentences times the longest source, in tokens.
+            truncate: shorten a source that the model's positions cannot hold, rather than refuse it.
+            progress: show a progress bar. Default: if standard error is a terminal.
+            seed: of the random numbers, for sampling.
+            options: those of fairseq-generate, by their names there: beam, lenpen, min_len, max_len_a, max_len_b,
+                no_repeat_ngram_size, sampling, nbest, ...
+
+        Returns:
+            One string for each text, in their order; with nbest above 1, lists of strings, best first.
+
+        Raises:
+            UserError: an unknown option, or a text that is too long.
+        """
+        known = {field.name for field in fields(GenerationConfig)}
+        unknown = sorted(set(options) - known)
+        if unknown:
+            raise UserError(f"generate has no option {unknown[0]!r}; it takes those of fairseq-generate, such as beam")
+        if seed is not None:
+            utils.set_torch_seed(seed)
+        nbest = options.pop("nbest", 1)
+        generator = self.task.build_generator([self.model], Namespace(**{"beam": 5, **options}))
+        results: list = ["" if nbest == 1 else [""] for _ in texts]
+        encoded = {index: self._encode(text, index, truncate) for index, text in enumerate(texts) if text.strip()}
+        with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
+            bar.update(len(texts) - len(encoded))
+            for batch in _batches(encoded, max_tokens):
+                for index, hypotheses in zip(batch, self._decode(generator, batch, encoded), strict=True):
+                    found = [self._text(hypothesis["tokens"]) for hypothesis in hypotheses[:nbest]]
+                    results[index] = found[0] if nbest == 1 else found
+                bar.update(len(batch))
+        return results
+
+    def _encode(self, text: str, index: int, truncate: bool) -> torch.Tensor:
+        pieces = self.bpe.encode(text) if self.bpe else text
+        tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
+        positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
+        limit = (positions[0] if isinstance(positions, tuple) else positions) - 1  # a <s> may come before the source
+        if tokens.numel() <= limit:
+            return tokens
+        if not truncate:
+            raise UserError(
+                f"text {index} has {tokens.numel()} tokens and the model takes {limit}; shorten it or set truncate=True"
+            )
+        return torch.cat((tokens[: limit - 1], tokens[-1:]))
+
+    def _decode(self, generator, batch: list[int], encoded: dict[int, torch.Tensor]) -> list[list[dict]]:
+        """The hypotheses of each text of a batch, in its order."""
+        sources = [encoded[index] for index in batch]
+        dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
+        sample = dataset.collater([dataset[index] for index in range(len(dataset))])
+        place = {number: row for row, number in enumerate(sample["id"].tolist())}
+        device = next(self.model.parameters()).device
+        sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+        hypotheses = self.task.inference_step(generator, [self.model], sample)
+        return [hypotheses[place[number]] for number in range(len(batch))]
+
+    def _text(self, tokens: torch.Tensor) -> str:
+        pieces = self.task.target_dictionary.string(tokens.cpu())
+        return self.bpe.decode(pieces).strip() if self.bpe else pieces
+
+
+def load(
+    path: str | Path,
+    attention: str = "auto",
+    device: str | torch.device | None = None,
+    dtype: torch.dtype | None = None,
+    data: str | Path | None = None,
+    languages: tuple[str, str] | None = None,
+) -> TextGenerator:
+    """Load a checkpoint of a Transformer, BART or language model, trained by fairseq or by elseq.
+
+    Args:
+        path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
+        attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
+        device: default: the first GPU if there is one, else the CPU.
+        dtype: of the parameters. Default: as in the checkpoint.
+        data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
+            vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
+        languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
+
+    Raises:
+        UserError: a file that is missing or cannot be used.
+    """
+    if attention not in DECODE_ATTENTION:
+        raise UserError(f"attention {attention!r} is unknown; choose one of {', '.join(DECODE_ATTENTION)}")
+    path = _checkpoint_path(Path(path))
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    cfg = state["cfg"]
+    folder = _data_folder(path, cfg, data)
+    task = _build_task(cfg, folder, attention, languages)
+    (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
+    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+    return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
+
+
+def _checkpoint_path(path: Path) -> Path:
+    if not path.is_dir():
+        return path
+    for name in CHECKPOINT_NAMES:
+        if (path / name).exists():
+            return path / name
+    raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
+
+
+def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
+    trained_on = utils.split_paths(str(getattr(cfg.task, "data", "") or ""))
+    folders = [Path(data)] if data is not None else [path.parent, *(Path(folder) for folder in trained_on[:1])]
+    for folder in folders:
+        if any(folder.glob("dict*.txt")):
+            return folder
+    looked = " and ".join(str(folder) for folder in folders)
+    raise UserError(f"no dictionary (dict*.txt) was found in {looked}; name its folder with data=")
+
+
+def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | None):
+    language_model = not hasattr(model_class(cfg.model), "build_encoder")
+    config = ElseqLanguageModelingConfig if language_model else ElseqTranslationConfig
+    names = {field.name for field in fields(config)}
+    trained = vars(cfg.task) if isinstance(cfg.task, Namespace) else OmegaConf.to_container(cfg.task)
+    options = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
+    options.update(data=str(folder), decode_attention=attention)
+    task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    if language_model:
+        dictionary = Dictionary.load(str(folder / "dict.txt"))
+        return ElseqLanguageModelingTask(task_cfg, dictionary)
+    languages = languages or (options.get("source_lang"), options.get("target_lang"))
+    return ElseqTranslationTask(task_cfg, *_load_dictionaries(folder, languages, str(trained.get("data", ""))))
+
+
+def _load_dictionaries(folder: Path, languages, trained_on: str) -> list[Dictionary]:
+    """Those of source and target."""
+    if None in languages:
+        # The command line may have left them to be found in the names of the data files.
+        found = [data_utils.infer_language_pair(place) for place in (folder, trained_on) if Path(place).is_dir()]
+        languages = next((pair for pair in found if None not in pair), languages)
+    named = [folder / f"dict.{language}.txt" for language in languages]
+    if all(path.exists() for path in named):
+        return [Dictionary.load(str(path)) for path in named]
+    present = sorted(folder.glob("dict*.txt"))
+    if len({path.read_bytes() for path in present}) == 1:  # source and target share one
+        return [Dictionary.load(str(present[0]))] * 2
+    names = ", ".join(path.name for path in present)
+    raise UserError(
+        f"which of {names} in {folder} is the source's and which the target's is not known; say it with "
+        "languages=(source, target)"
+    )
+
+
+def _find_bpe(folders: set[Path]):
+    """The subword vocabulary in one of these folders, or None."""
+    for folder in sorted(folders):
+        encoder, merges = folder / "encoder.json", folder / "vocab.bpe"
+        if encoder.exists() and merges.exists():
+            logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
+            return encoders.build_bpe(Namespace(bpe="gpt2", gpt2_encoder_json=str(encoder), gpt2_vocab_bpe=str(merges)))
+        models = sorted(folder.glob("*.model"))
+        if len(models) > 1:
+            raise UserError(
+                f"{folder} holds several sentencepiece models; leave one there, or name a folder with data="
+            )
+        if models:
+            logger.info("subwords: sentencepiece %s", models[0])
+            return encoders.build_bpe(Namespace(bpe="sentencepiece", sentencepiece_model=str(models[0])))
+    return None
+
+
+def _batches(encoded: dict[int, torch.Tensor], max_tokens: int):
+    """Lists of keys, those with short values together and the longest first, each within max_tokens padded tokens."""
+    batch: list[int] = []
+    for index in sorted(encoded, key=lambda key: -encoded[key].numel()):
+        if batch and (len(batch) + 1) * encoded[batch[0]].numel() > max_tokens:
+            yield batch
+            batch = []
+        batch.append(index)
+    if batch:
+        yield batch
