@@ -6,6 +6,7 @@ import json
 import re
 from pathlib import Path
 
+from generation_log import read_log
 from rouge_score import rouge_scorer
 from tabulate import tabulate
 from tqdm import tqdm
@@ -15,20 +16,6 @@ METRICS = ("rouge1", "rouge2", "rougeLsum")
 MEBIBYTE = 2**20
 
 
-def read_log(path):
-    """Pieces, text and reference of each sentence, samples per second, and bytes of the decoding state or None."""
-    text = path.read_text(encoding="utf-8")
-    pieces, hypotheses, references = {}, {}, {}
-    for kind, number, fields in re.findall(r"^([HDT])-(\d+)\t(.*)$", text, flags=re.MULTILINE):
-        if kind == "T":
-            references[int(number)] = fields
-        else:
-            (pieces if kind == "H" else hypotheses)[int(number)] = fields.partition("\t")[2]
-    speed = float(re.search(r"Translated .* \(([\d.]+) sentences/s", text)[1])
-    state = re.search(r"decoding state: peak (\d+) bytes", text)
-    return pieces, hypotheses, references, speed, int(state[1]) if state else None
-
-
 def rouge(hypotheses, references):
     """Mean F1 of each metric, in percent."""
     scorer = rouge_scorer.RougeScorer(METRICS, use_stemmer=True)
@@ -36,7 +23,7 @@ def rouge(hypotheses, references):
     for number, reference in references.items():
         for metric, score in scorer.score(reference, hypotheses[number]).items():
             totals[metric] += 100 * score.fmeasure / len(references)
-    return [totals[metric] for metric in METRICS]
+    return [f"{totals[metric]:.1f}" for metric in METRICS]
 
 
 def lead(work, references):
@@ -50,32 +37,32 @@ def main(arguments=None):
     parser.add_argument("work", type=Path, help="folder of the demo")
     work = parser.parse_args(arguments).work
     runs = {mode: read_log(work / f"generate-{mode}.log") for mode in MODES}
-    stock, _, references, stock_speed, _ = runs["stock"]
+    stock = runs["stock"]
 
     rows = []
     for mode in tqdm(MODES, desc="ROUGE", leave=False):
-        pieces, hypotheses, _, speed, state = runs[mode]
+        run = runs[mode]
         peak = json.loads((work / f"{mode}.json").read_text())["peak_bytes"]
-        same = sum(pieces[number] == stock[number] for number in stock)
-        shown = "-" if state is None else f"{state / MEBIBYTE:.1f}"
-        scores = [f"{score:.1f}" for score in rouge(hypotheses, references)]
-        rows.append([mode, f"{speed:.1f}", f"{peak / MEBIBYTE:.0f}", shown, f"{same}/{len(stock)}", *scores])
-    rows.append(["lead", "", "", "", "", *(f"{score:.1f}" for score in rouge(lead(work, references), references))])
+        same = sum(run.pieces[number] == pieces for number, pieces in stock.pieces.items())
+        state = "-" if run.state_bytes is None else f"{run.state_bytes / MEBIBYTE:.1f}"
+        measured = [f"{run.samples_per_second:.1f}", f"{peak / MEBIBYTE:.0f}", state, f"{same}/{len(stock.pieces)}"]
+        rows.append([mode, *measured, *rouge(run.hypotheses, stock.references)])
+    rows.append(["lead", *[""] * 4, *rouge(lead(work, stock.references), stock.references)])
     headers = ["decoded by", "samples/s", "peak MB", "state MB", "identical", "ROUGE-1", "ROUGE-2", "ROUGE-Lsum"]
     print(tabulate(rows, headers, disable_numparse=True, colalign=("left", *["right"] * 7)))
-    print()
-    print(conclusion(runs, stock_speed))
+    print("\nlead: the first sentence of the document, for orientation.")
+    print(conclusion(runs))
 
 
-def conclusion(runs, stock_speed):
+def conclusion(runs):
     """One sentence, from the figures."""
-    stock = runs["stock"][0]
-    equal = all(runs[mode][0] == stock for mode in MODES)
-    ratio = runs["kv"][4] / runs["el"][4]
+    stock, kv, el = (runs[mode] for mode in MODES)
+    equal = stock.pieces == kv.pieces == el.pieces
     return (
         f"{'All' if equal else 'Not all'} hypotheses of kv and el are stock fairseq's, word for word; el holds "
-        f"{ratio:.1f} times less decoding state than kv; the speed is {runs['kv'][3] / stock_speed:.2f} (kv) and "
-        f"{runs['el'][3] / stock_speed:.2f} (el) times that of stock."
+        f"{kv.state_bytes / el.state_bytes:.1f} times less decoding state than kv; the speed is "
+        f"{kv.samples_per_second / stock.samples_per_second:.2f} (kv) and "
+        f"{el.samples_per_second / stock.samples_per_second:.2f} (el) times that of stock."
     )
 
 

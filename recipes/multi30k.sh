@@ -1,0 +1,66 @@
+#!/usr/bin/env bash
+# Train a German-English Transformer with stock fairseq on Multi30k until it translates, then show that kv and el give
+# stock fairseq's hypotheses: beam 1, 4 and 5, with and without length penalty. About 30 minutes on 2 cores.
+#
+# Usage: recipes/multi30k.sh [--fresh]
+# Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz (default: ../shared/data)
+#              ELSEQ_WORK (default: multi30k_output in the checkout), EPOCHS (default: 10)
+set -euo pipefail
+. "$(dirname "$0")/stages.sh"
+text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
+work=${ELSEQ_WORK:-$root/multi30k_output}
+[ -e "$text/train.de.gz" ] || { echo "elseq: error: $text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k" >&2; exit 1; }
+[ "${1:-}" = --fresh ] && rm -rf "$work"
+mkdir -p "$work"
+user_dir=$(elseq-user-dir)
+
+unpack() {
+  mkdir -p "$work/corpus"
+  local pair
+  for pair in train:train val:valid test_2016_flickr:test; do
+    gzip -dc "$text/${pair%:*}.de.gz" >"$work/corpus/${pair#*:}.source"
+    gzip -dc "$text/${pair%:*}.en.gz" >"$work/corpus/${pair#*:}.target"
+  done
+}
+
+pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" --vocabulary-size 8000 2>"$work/pieces.log"; }
+
+binarize() {
+  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
+    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
+    --destdir "$work/data" >"$work/binarize.log" 2>&1
+}
+
+train() {
+  fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
+    --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
+    --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2 \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 500 \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-epoch "${EPOCHS:-10}" \
+    --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 100 2>&1 |
+    tee "$work/train.log" | grep --line-buffered 'train_inner\|valid on'
+}
+
+generate() {
+  local name=$1 mode=$2; shift 2
+  fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
+    --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --max-tokens 4000 "$@" \
+    --remove-bpe sentencepiece --no-progress-bar >"$work/$name-$mode.log" 2>&1
+}
+
+stage unpack "Multi30k" unpack
+stage pieces "Sentencepiece" pieces
+stage binarize "fairseq-preprocess" binarize
+stage train "fairseq-train (stock)" train
+settings=()
+for beam in 1 4 5; do
+  for penalty in 1 0 2; do
+    name=beam$beam-lenpen$penalty
+    settings+=("$name")
+    for mode in stock kv el; do
+      stage "$name-$mode" "fairseq-generate: beam $beam, length penalty $penalty, $mode" \
+        generate "$name" "$mode" --beam $beam --lenpen $penalty
+    done
+  done
+done
+python "$root/scripts/compare_hypotheses.py" "$work" "${settings[@]}" | tee "$work/equality.md"

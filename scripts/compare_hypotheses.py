@@ -1,0 +1,40 @@
+#!/usr/bin/env python3
+"""Compare the hypotheses of elseq with those of stock fairseq, from logs of fairseq-generate.
+
+Usage: compare_hypotheses.py FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,kv,el}.log
+"""
+
+import argparse
+from pathlib import Path
+
+from generation_log import read_log
+from tabulate import tabulate
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=Path)
+    parser.add_argument("settings", nargs="+", metavar="SETTING")
+    options = parser.parse_args(arguments)
+
+    rows, different = [], []
+    for setting in options.settings:
+        stock = read_log(options.folder / f"{setting}-stock.log")
+        row = [setting, stock.quality.partition(",")[0]]
+        for mode in ("kv", "el"):
+            other = read_log(options.folder / f"{setting}-{mode}.log")
+            same = [number for number in stock.pieces if other.pieces[number] == stock.pieces[number]]
+            largest = max(abs(other.scores[number] - stock.scores[number]) for number in same)
+            row += [f"{len(same)}/{len(stock.pieces)}", f"{largest:.1e}"]
+            for number in sorted(stock.pieces.keys() - same):
+                gap = other.scores[number] - stock.scores[number]
+                different.append(f"- {setting}, {mode}, sentence {number}, score {gap:+.1e}")
+                different += [f"  - stock: {stock.pieces[number]}", f"  - {mode}: {other.pieces[number]}"]
+        rows.append(row)
+    headers = ["setting", "stock", "kv identical", "largest difference in score", "el identical", "largest difference"]
+    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    print("\n" + ("\n".join(["Different hypotheses:", *different]) if different else "No hypothesis differs."))
+
+
+if __name__ == "__main__":
+    main()
