@@ -15,11 +15,9 @@ help:
 
 setup:
 	@bash scripts/setup.sh
-	@touch $(STAMP)
 
 $(STAMP): pyproject.toml setup.py scripts/setup.sh $(CONSTRAINTS)
 	@bash scripts/setup.sh
-	@touch $@
 
 demo: $(STAMP)
 	@bash recipes/demo.sh
@@ -28,7 +26,7 @@ test: $(STAMP)
 	.venv/bin/python -m pytest
 
 test-slow: $(STAMP)
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -m "slow and not gpu"
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check .

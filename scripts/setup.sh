@@ -5,6 +5,7 @@ set -euo pipefail
 cd "$(dirname "$0")/.."
 constraints=${CONSTRAINTS:-constraints.txt}
 log=.venv/setup.log
+stamp=.venv/elseq.stamp
 title= ticker=
 
 fail() { echo "elseq: $*" >&2; exit 1; }
@@ -80,6 +81,17 @@ finish() {
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
+install_torch() {
+    # Where there is no GPU, PyTorch's own index has a build that is ten times smaller than PyPI's.
+    local index=https://download.pytorch.org/whl/cpu
+    if [ -z "${PIP_EXTRA_INDEX_URL:-}" ] && ! command -v nvidia-smi >/dev/null &&
+        .venv/bin/python -c "import urllib.request; urllib.request.urlopen('$index/torch/', timeout=5)"; then
+        pip install --constraint "$constraints" --extra-index-url "$index" torch
+    else
+        pip install --constraint "$constraints" torch
+    fi
+}
+
 install() { pip install --no-build-isolation --constraint "$constraints" "$@"; }
 
 install_fairseq() {
@@ -110,12 +122,15 @@ END
 [ -r "$constraints" ] || fail "the constraints file $constraints cannot be read."
 python=$(choose_python)
 check_compiler "$python"
-echo "Setting up .venv with $("$python" --version) and the versions in $constraints; the longest step compiles fairseq."
+echo "Setting up .venv with the versions in $constraints; compiling fairseq takes some minutes."
 mkdir -p .venv
+rm -f "$stamp"
 : >"$log"
 trap finish EXIT
-.venv/bin/python -m pip --version >/dev/null 2>&1 && supported .venv/bin/python || step "[1/5] virtual environment" make_venv "$python"
-step "[2/5] torch" pip install --constraint "$constraints" torch
+supported .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 ||
+    step "[1/5] virtual environment of $("$python" --version)" make_venv "$python"
+step "[2/5] torch" install_torch
 step "[3/5] build tools" pip install --constraint "$constraints" setuptools wheel cython numpy
 step "[4/5] fairseq" install_fairseq
 step "[5/5] elseq" install_elseq
+touch "$stamp"

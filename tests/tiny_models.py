@@ -5,10 +5,12 @@ from types import SimpleNamespace
 
 import torch
 from fairseq.data import Dictionary
+from fairseq.dataclass.configs import CommonConfig, DatasetConfig
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
+from omegaconf import OmegaConf
 
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 
@@ -39,10 +41,10 @@ def make_models(family: str, dictionary: Dictionary, seed: int = 1, positions: i
     inputs = {"decoder_input_dim": 16, "decoder_output_dim": 16, "share_all_embeddings": False}
     defaults = {}
     if arch in MODEL_DATACLASS_REGISTRY:
-        defaults = {name: value for name, value in vars(MODEL_DATACLASS_REGISTRY[arch]()).items() if "${" not in str(value)}
-    args = Namespace(
-        **{**defaults, **sizes, **limits, **inputs, "share_decoder_input_output_embed": False, **options}
-    )
+        defaults = {
+            name: value for name, value in vars(MODEL_DATACLASS_REGISTRY[arch]()).items() if "${" not in str(value)
+        }
+    args = Namespace(**{**defaults, **sizes, **limits, **inputs, "share_decoder_input_output_embed": False, **options})
     ARCH_CONFIG_REGISTRY[arch](args)
     task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
     torch.manual_seed(seed)
@@ -59,6 +61,12 @@ def make_models(family: str, dictionary: Dictionary, seed: int = 1, positions: i
         model.decoder.decode_attention = evaluation
         models[evaluation] = model
     return models
+
+
+def task_configuration(task_config):
+    """A task's part of a whole configuration: some of its defaults refer to other parts."""
+    parts = {"task": task_config, "dataset": DatasetConfig(), "common": CommonConfig()}
+    return OmegaConf.create({name: OmegaConf.structured(part) for name, part in parts.items()}).task
 
 
 def pad_rows(rows: list[list[int]], pad: int, left: bool = False) -> torch.Tensor:

@@ -61,9 +61,10 @@ class Attention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.self_attention = self_attention
         self.encoder_decoder_attention = encoder_decoder_attention
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        # In fairseq's order: the state of an optimizer refers to parameters by their number.
         self.k_proj = nn.Linear(kdim, num_kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(vdim, num_kv_heads * self.head_dim, bias=bias)
+        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
         self.dropout_module = nn.Dropout(dropout)
         self.reset_parameters()

@@ -3,7 +3,9 @@
 from torch import Tensor
 
 
-def block_repeated_ngrams(log_probs: Tensor, tokens: Tensor, size: int, unused: int, exempt: Tensor | None = None) -> None:
+def block_repeated_ngrams(
+    log_probs: Tensor, tokens: Tensor, size: int, unused: int, exempt: Tensor | None = None
+) -> None:
     """Set to -inf, in place, every word that would complete an n-gram which its hypothesis already has.
 
     Args:

@@ -5,6 +5,7 @@ Inside, the models use fairseq's nested `TransformerConfig`, which it builds fro
 
 from argparse import Namespace
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
+from typing import Optional
 
 from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
@@ -45,7 +46,7 @@ def _flat_fields(nested: type, prefix: str = ""):
         if is_dataclass(default):
             yield from _flat_fields(default, name + "_")
             continue
-        kind = (str | None) if name in _TEXT else entry.type
+        kind = Optional[str] if name in _TEXT else entry.type  # noqa: UP045 (fairseq's parser knows only this way)
         metadata = dict(entry.metadata)
         if name in _DERIVED:
             # Without a help text fairseq leaves an option with a derived default off the command line.

@@ -70,7 +70,7 @@ class Decoder(TransformerDecoderBase):
                 shared = SentenceState("el", (hidden.transpose(0, 1).contiguous(),), mask)
         layers = []
         for layer in self.layers:
-            memory = shared
+            memory = None if layer.encoder_attn is None else shared
             if hidden is not None and shared is None and layer.encoder_attn is not None:
                 keys_and_values = layer.encoder_attn.memorize(hidden, "kv")
                 memory = SentenceState("kv", tuple(tensor.contiguous() for tensor in keys_and_values), mask)

@@ -96,7 +96,7 @@ def test_gradients():
 def error(layer, query, memory, evaluation, exact):
     """Median of the absolute errors of a decoding step.
 
-    Not their mean: where activations are large, softmax is a choice, and a single one between equals would be all of it.
+    Not their mean: where activations are large, softmax is a choice, and one choice between equals would be all of it.
     """
     states = SentenceState(evaluation, layer.memorize(memory, evaluation))
     output = layer(query, need_weights=False, state=states)[0].double()

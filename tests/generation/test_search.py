@@ -235,9 +235,7 @@ class Exhaustive:
         indices = [DICTIONARY.index(word) for word in self.words]
         eos, pad = DICTIONARY.eos(), DICTIONARY.pad()
         self.tokens = [
-            [*words, eos]
-            for length in range(1, self.limit + 1)
-            for words in itertools.product(indices, repeat=length)
+            [*words, eos] for length in range(1, self.limit + 1) for words in itertools.product(indices, repeat=length)
         ]
         previous = pad_rows([[eos, *tokens[:-1]] for tokens in self.tokens], pad)
         target = pad_rows(self.tokens, pad)
@@ -307,9 +305,7 @@ def test_no_repeated_ngrams(models, family, size):
         stock.set_beam_size(4)
     expected = blocking.generate([stock], copy.deepcopy(batch), **extra)
     for kind in ("stock", *EVALUATIONS):
-        found = generate(
-            SequenceGenerator, [models[family][kind]], batch, extra, no_repeat_ngram_size=size, **options
-        )
+        found = generate(SequenceGenerator, [models[family][kind]], batch, extra, no_repeat_ngram_size=size, **options)
         assert_same_hypotheses(found, expected)
     unblocked = generate(StockGenerator, [stock], batch, extra, **options)
     assert [best[0]["tokens"].tolist() for best in unblocked] != [best[0]["tokens"].tolist() for best in expected]
@@ -386,9 +382,7 @@ def test_what_belongs_to_a_sentence_is_held_once(models, family, evaluation, mon
     def spy(self, tokens):
         result = step(self, tokens)
         layers = self.state.layers
-        shared = [
-            state for layer in layers for state in (layer.cross_attention, layer.self_attention.prompt) if state
-        ]
+        shared = [state for layer in layers for state in (layer.cross_attention, layer.self_attention.prompt) if state]
         seen.append(
             (
                 len(tokens),

@@ -1,0 +1,103 @@
+"""fairseq and elseq as measured programs: the same checkpoint and task, other modules and another generator."""
+
+from argparse import Namespace
+
+import fairseq
+import torch
+from fairseq import utils
+from fairseq.models.bart import BARTModel
+
+from elseq.benchmark.cost import Sizes
+from elseq.benchmark.measure import Engine
+from elseq.benchmark.models import ModelFile, load
+from elseq.models import Decoder
+
+
+class FairseqEngine(Engine):
+    """Modes: kv, el and auto are elseq's; stock is fairseq as it installs, with its own modules and generator.
+
+    stock-copied and stock-shared are the same, told whether the hypotheses of a sentence have keys and values of the
+    source of their own (as in fairseq's Transformer) or share them (as in its BART).
+    """
+
+    def __init__(self, request: dict):
+        super().__init__(request)
+        torch.set_num_threads(request["threads"])
+        self.mode = request["mode"]
+        self.model_file = ModelFile(**request["model_file"])
+        self.model, self.task = load(self.model_file, self.mode)
+        self.model.to(device=request["device"], dtype=getattr(torch, request["dtype"]))
+        tokens = [torch.tensor(source) for source in request["sources"]]
+        self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
+        self.generator = self._build_generator()
+        self.is_stock = self.mode.startswith("stock")
+        sizes = Sizes.of(self.model)
+        self.facts = {
+            "version": fairseq.__version__,
+            "sizes": None if sizes is None else sizes.to_dict(),
+            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
+            "state_bytes": 0,
+            "copied": self._is_copied(),
+            "evaluation": ["kv", "kv"],  # of self-attention and cross-attention
+        }
+        if self.is_stock:
+            self._watch_stock_state()
+        elif isinstance(self.model.decoder, Decoder):
+            self._watch_policy()
+
+    def decode(self, batch):
+        sample = self.dataset.collater([self.dataset[index] for index in batch])
+        sample = utils.move_to_cuda(sample) if self.request["device"] != "cpu" else sample
+        prompt_length = 0
+        if self.model_file.is_language_model and self.is_stock:
+            prompt_length = sample["net_input"]["src_tokens"].size(1) - 1  # to fairseq it is a part of the output
+        self.generator.min_len = self.request["search"]["min_len"] + prompt_length
+        self.generator.max_len_b = self.request["search"]["max_len_b"] + prompt_length
+        found = self.task.inference_step(self.generator, [self.model], sample)
+        if self.look_closely and not self.is_stock:
+            self.facts["state_bytes"] = self.generator.usage.state_bytes
+        order = {number: row for row, number in enumerate(sample["id"].tolist())}
+        return [
+            [hypothesis["tokens"][prompt_length:-1].tolist() for hypothesis in found[order[index]]] for index in batch
+        ]
+
+    def _build_generator(self):
+        if self.mode == "stock-copied" and hasattr(self.model, "set_beam_size"):
+            self.model.set_beam_size = lambda beam: None
+        generator = self.task.build_generator([self.model], Namespace(beam=self.beam, **self.request["search"]))
+        if self.mode == "stock-shared" and self.beam > 1 and hasattr(self.model, "encoder"):
+            BARTModel.set_beam_size(self.model, self.beam)
+        return generator
+
+    def _is_copied(self) -> bool:
+        """Whether every hypothesis has keys and values of the source, or of the prompt, of its own."""
+        layers = getattr(self.model.decoder, "layers", None)
+        if self.beam == 1 or isinstance(self.model.decoder, Decoder) or not layers:
+            return False
+        attention = getattr(layers[0], "encoder_attn", None)
+        return getattr(attention, "beam_size", 1) == 1
+
+    def _watch_stock_state(self) -> None:
+        """fairseq's generator does not tell the size of its incremental state."""
+        ensemble = self.generator.model
+        forward = ensemble.forward_decoder
+
+        def forward_decoder(tokens, encoder_outs, incremental_states, temperature=1.0):
+            output = forward(tokens, encoder_outs, incremental_states, temperature)
+            if self.look_closely:
+                entries = [entry for state in incremental_states for entry in state.values()]
+                size = sum(tensor.nbytes for entry in entries for tensor in entry.values() if tensor is not None)
+                self.facts["state_bytes"] = max(self.facts["state_bytes"], size)
+            return output
+
+        ensemble.forward_decoder = forward_decoder
+
+    def _watch_policy(self) -> None:
+        decoder = self.model.decoder
+        new_state = decoder.new_state
+
+        def watched_new_state(encoder_out, policy):
+            self.facts["evaluation"] = list(policy)
+            return new_state(encoder_out, policy)
+
+        decoder.new_state = watched_new_state

@@ -1,0 +1,212 @@
+"""One measured run: read a request, load, decode some times, write a result.
+
+Run as a script by its path and not imported as a part of elseq, so that a process that measures another program holds
+neither PyTorch nor fairseq on its account: until the engine is chosen, only the standard library is imported.
+"""
+
+import gc
+import json
+import os
+import resource
+import sys
+import time
+from pathlib import Path
+
+MEBIBYTE = 2**20
+
+
+def measure(request: dict) -> dict:
+    """Decode all batches once to warm up and to look at, then `repeats` times by the clock.
+
+    Args:
+        request: engine, and what `start` of that engine reads; sources, batches (lists of indices), repeats, threads.
+
+    Returns:
+        seconds of each repeat; hypotheses of each source, best first; memory in MiB after loading and at the highest
+        point after that; and what the engine tells of itself.
+    """
+    engine = _start(request)
+    gc.collect()
+    loaded = engine.memory()[0]
+    engine.reset_peak()
+    hypotheses: list = [None] * len(request["sources"])
+    engine.look_closely = True
+    for batch in request["batches"]:
+        for index, found in zip(batch, engine.decode(batch), strict=True):
+            hypotheses[index] = found
+    engine.look_closely = False
+    seconds = []
+    for _ in range(request["repeats"]):
+        start = time.perf_counter()
+        for batch in request["batches"]:
+            engine.decode(batch)
+        seconds.append(time.perf_counter() - start)
+    return {
+        **engine.facts,
+        "seconds": seconds,
+        "hypotheses": hypotheses,
+        "loaded_mebibytes": loaded,
+        "peak_mebibytes": engine.memory()[1],
+    }
+
+
+def _start(request: dict):
+    if request["engine"] == "fairseq":
+        from elseq.benchmark.fairseq_engine import FairseqEngine as engine
+    elif request["engine"] == "ctranslate2":
+        engine = CTranslate2Engine
+    else:
+        engine = TransformersEngine
+    return engine(request)
+
+
+class Engine:
+    """A program with a model in it. `decode` gives the n-best lists of a batch without end symbols and prompts."""
+
+    def __init__(self, request: dict):
+        self.request = request
+        self.beam = request["beam"]
+        self.facts: dict = {}
+        self.look_closely = False  # the warm-up: it may take time to find facts
+
+    def decode(self, batch: list[int]) -> list[list[list[int]]]:
+        raise NotImplementedError
+
+    def memory(self) -> tuple[float | None, float | None]:
+        """MiB now, and at the highest point since `reset_peak`: of the process, or of the GPU's allocator."""
+        torch = sys.modules.get("torch")
+        if self.request["device"] != "cpu":
+            if torch is None:
+                return None, None
+            return torch.cuda.memory_allocated() / MEBIBYTE, torch.cuda.max_memory_allocated() / MEBIBYTE
+        try:
+            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+            return tuple(int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+        except (OSError, KeyError):
+            unit = 1 if sys.platform == "darwin" else 1024
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBIBYTE
+            return None, peak
+
+    def reset_peak(self) -> None:
+        """Forget the peak of loading: for a moment it needs the weights twice. Where that fails, it stays included."""
+        if self.request["device"] != "cpu":
+            if "torch" in sys.modules:
+                sys.modules["torch"].cuda.reset_peak_memory_stats()
+            return
+        try:
+            Path("/proc/self/clear_refs").write_text("5")
+        except OSError:
+            self.facts["peak_includes_loading"] = True
+
+
+class CTranslate2Engine(Engine):
+    """Reads what `elseq.benchmark.export` wrote."""
+
+    def __init__(self, request: dict):
+        super().__init__(request)
+        import ctranslate2
+
+        exported = json.loads((Path(request["exported"]) / "sources.json").read_text())
+        symbols, targets = exported["source_symbols"], exported["target_symbols"]
+        self.sources = [[symbols[number] for number in source] for source in exported["sources"]]
+        self.forced = [targets[number] for number in exported["forced"]]
+        self.number = {symbol: number for number, symbol in enumerate(targets)}
+        device, _, index = request["device"].partition(":")
+        self.translator = ctranslate2.Translator(
+            request["exported"],
+            device=device,
+            device_index=int(index or 0),
+            compute_type=request["dtype"],
+            intra_threads=request["threads"],
+            inter_threads=1,
+        )
+        self.facts = {"version": ctranslate2.__version__, "copied": False}
+
+    def decode(self, batch):
+        search = self.request["search"]
+        results = self.translator.translate_batch(
+            [self.sources[index] for index in batch],
+            target_prefix=[self.forced] * len(batch) if self.forced else None,
+            beam_size=self.beam,
+            num_hypotheses=self.beam,
+            length_penalty=search["lenpen"],
+            no_repeat_ngram_size=search["no_repeat_ngram_size"],
+            min_decoding_length=search["min_len"],
+            max_decoding_length=search["max_len_b"],
+            max_input_length=0,
+        )
+        return [[[self.number[word] for word in words] for words in result.hypotheses] for result in results]
+
+
+class TransformersEngine(Engine):
+    """Reads what `elseq.benchmark.export` wrote."""
+
+    def __init__(self, request: dict):
+        super().__init__(request)
+        os.environ["HF_HUB_OFFLINE"] = "1"
+        import torch
+        import transformers
+
+        transformers.logging.set_verbosity_error()
+        transformers.logging.disable_progress_bar()
+        torch.set_num_threads(request["threads"])
+        folder = Path(request["exported"])
+        exported = json.loads((folder / "sources.json").read_text())
+        self.sources, self.forced = exported["sources"], exported["forced"]
+        self.model = transformers.BartForConditionalGeneration.from_pretrained(
+            folder, dtype=getattr(torch, request["dtype"]), local_files_only=True
+        )
+        self.model.to(request["device"]).eval()
+        self.torch = torch
+        self.facts = {"version": transformers.__version__, "copied": self.beam > 1}
+
+    def decode(self, batch):
+        torch, config, search = self.torch, self.model.config, self.request["search"]
+        sources = [torch.tensor(self.sources[index]) for index in batch]
+        tokens = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=config.pad_token_id)
+        tokens = tokens.to(self.request["device"])
+        with torch.inference_mode():
+            found = self.model.generate(
+                input_ids=tokens,
+                attention_mask=tokens.ne(config.pad_token_id).long(),
+                num_beams=self.beam,
+                num_return_sequences=self.beam,
+                do_sample=False,
+                early_stopping=self.beam > 1,
+                min_new_tokens=search["min_len"],
+                max_new_tokens=search["max_len_b"] + 1,
+                forced_bos_token_id=self.forced[0] if self.forced else None,
+                forced_eos_token_id=config.eos_token_id,
+                length_penalty=search["lenpen"],
+                no_repeat_ngram_size=search["no_repeat_ngram_size"],
+            )
+        words = [self._words(row) for row in found[:, 1:].tolist()]
+        return [words[start : start + self.beam] for start in range(0, len(words), self.beam)]
+
+    def _words(self, row: list[int]) -> list[int]:
+        end = self.model.config.eos_token_id
+        return row[: row.index(end)] if end in row else row
+
+
+def describe_failure(error: Exception) -> dict:
+    """The "failure" of a result, in one sentence."""
+    message = (str(error).strip().splitlines() or [""])[0]
+    if type(error).__name__ == "UserError":
+        return {"failure": message}
+    is_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    if is_memory or "out of memory" in message or "can't allocate memory" in message:
+        return {"failure": "out of memory"}
+    return {"failure": f"{type(error).__name__}: {message}"}
+
+
+def main() -> None:
+    request_path, result_path = map(Path, sys.argv[1:])
+    try:
+        result = measure(json.loads(request_path.read_text()))
+    except Exception as error:
+        result = describe_failure(error)
+    result_path.write_text(json.dumps(result))
+
+
+if __name__ == "__main__":
+    main()

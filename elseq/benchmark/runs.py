@@ -1,0 +1,167 @@
+"""The grid of runs: every mode at every batch size and beam, each in a process of its own."""
+
+import importlib.util
+import json
+import os
+import statistics
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from elseq.benchmark import measure
+from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read, operations
+from elseq.benchmark.models import ModelFile
+from elseq.benchmark.sources import make_batches
+
+FAIRSEQ_MODES = ("stock", "stock-copied", "stock-shared", "kv", "el", "auto")
+FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
+MODES = (*FAIRSEQ_MODES, *FOREIGN_MODES)
+
+
+@dataclass(frozen=True)
+class Grid:
+    """What is measured."""
+
+    model_file: ModelFile
+    sources: list[list[int]]
+    positions: list[int]  # that each source takes in the model
+    one_batch: bool  # a run decodes the first sources, one batch of them; otherwise all of them
+    modes: list[str]
+    batch_sizes: list[int]
+    beams: list[int]
+    search: dict  # min_len, max_len_b, lenpen, no_repeat_ngram_size
+    dtype: str
+    device: str
+    threads: int
+    repeats: int
+
+    def cells(self) -> list[tuple[str, int, int]]:
+        """Mode, batch size and beam of each run, in order; stock stands before what is compared with it."""
+        modes = ["stock", *(mode for mode in self.modes if mode != "stock")]
+        return [(mode, size, beam) for size in self.batch_sizes for beam in self.beams for mode in modes]
+
+
+def run_grid(grid: Grid, done: Callable[[dict], None]) -> None:
+    """Run every cell of the grid, one after the other.
+
+    Args:
+        grid: what is measured.
+        done: called with each row as soon as it is there. A run that fails is a row with "failure", a sentence.
+    """
+    stock: dict[tuple[int, int], tuple[dict, dict]] = {}  # row and result of the baseline
+    exported: dict[str, str | None] = {}  # engine: why it cannot take the model, or None
+    sizes = None
+    with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
+        folder = Path(name)
+        for mode, batch_size, beam in grid.cells():
+            sources = grid.sources[:batch_size] if grid.one_batch else grid.sources
+            request = {
+                "engine": FOREIGN_MODES.get(mode, "fairseq"),
+                "mode": mode,
+                "model_file": grid.model_file.to_dict(),
+                "sources": sources,
+                "batches": make_batches(sources, batch_size, equal_lengths=grid.model_file.is_language_model),
+                "beam": beam,
+                "search": grid.search,
+                "dtype": grid.dtype,
+                "device": grid.device,
+                "threads": grid.threads,
+                "repeats": grid.repeats,
+            }
+            result = _run(request, grid, folder, exported)
+            row = {"mode": mode, "batch_size": batch_size, "beam": beam}
+            if "failure" in result:
+                row |= {"failure": result["failure"]}
+            else:
+                row |= _summarize(result)
+                if result.get("sizes"):
+                    sizes = Sizes(**result["sizes"])
+                if sizes is not None:
+                    row |= _work(sizes, request, result, grid.positions)
+                baseline = stock.get((batch_size, beam))
+                if mode == "stock":
+                    stock[batch_size, beam] = baseline = (row, result)
+                if baseline is not None:
+                    _compare(row, result, *baseline)
+            done(row)
+
+
+def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> dict:
+    engine = request["engine"]
+    if engine == "fairseq":
+        return _in_process([measure.__file__], request, folder)
+    if importlib.util.find_spec(engine) is None:
+        return {"failure": f"{engine} is not installed"}
+    request["exported"] = str(folder / engine)
+    if engine not in exported:
+        whole = {**request, "sources": grid.sources}
+        exported[engine] = _in_process(["-m", "elseq.benchmark.export"], whole, folder).get("failure")
+    if exported[engine] is not None:
+        return {"failure": f"{engine} does not take this model: {exported[engine]}"}
+    return _in_process([measure.__file__], request, folder)
+
+
+def _in_process(program: list[str], request: dict, folder: Path) -> dict:
+    """Run a Python program that reads the request and writes a result; the result."""
+    request_path, result_path = folder / "request.json", folder / "result.json"
+    request_path.write_text(json.dumps(request))
+    result_path.unlink(missing_ok=True)
+    package = str(Path(__file__).resolve().parents[2])
+    environment = {
+        **os.environ,
+        "OMP_NUM_THREADS": str(request["threads"]),
+        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
+    }
+    # -P keeps this folder's own file names from being imported as packages.
+    command = [sys.executable, "-P", *program, str(request_path), str(result_path)]
+    ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
+    if result_path.exists():
+        return json.loads(result_path.read_text())
+    if ended.returncode == -9:
+        return {"failure": "out of memory (the system ended the process)"}
+    lines = ended.stderr.strip().splitlines() or [""]
+    return {"failure": f"the process ended with {ended.returncode}: {lines[-1]}"}
+
+
+def _summarize(result: dict) -> dict:
+    seconds = statistics.median(result["seconds"])
+    best = [found[0] for found in result["hypotheses"]]
+    told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "evaluation")
+    return {
+        "samples_per_second": len(best) / seconds,
+        "tokens_per_second": sum(map(len, best)) / seconds,
+        "output_length": statistics.mean(map(len, best)),
+        "sentences": len(best),
+        "seconds": result["seconds"],
+        **{key: result[key] for key in (*told, "parameters", "version") if key in result},
+    }
+
+
+def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> dict:
+    """GFLOP/s and GB/s, by the formulae of `elseq.benchmark.cost`."""
+    seconds = statistics.median(result["seconds"])
+    self_attention, cross_attention = result.get("evaluation", ("kv", "kv"))
+    method = Method(self_attention, cross_attention, result["copied"])
+    number_bytes = getattr(torch, request["dtype"]).itemsize
+    flops = read = 0
+    for indices in request["batches"]:
+        # A sentence is decoded until the longest of its hypotheses ends.
+        steps = tuple(max(map(len, result["hypotheses"][index])) + 1 for index in indices)
+        length = max(positions[index] for index in indices)
+        lengths = {"prompt_length": length - 1} if sizes.memory_width == 0 else {"source_length": length}
+        batch = Batch(request["beam"], steps, **lengths)
+        flops += operations(sizes, batch, method)
+        read += bytes_read(sizes, batch, method, number_bytes)
+    return {"gigaflops_per_second": flops / seconds / 1e9, "gigabytes_per_second": read / seconds / 1e9}
+
+
+def _compare(row: dict, result: dict, stock_row: dict, stock: dict) -> None:
+    row["ratio_to_stock"] = row["samples_per_second"] / stock_row["samples_per_second"]
+    pairs = zip(result["hypotheses"], stock["hypotheses"], strict=True)
+    row["identical"] = sum(found[0] == expected[0] for found, expected in pairs)
+    row["identical_share"] = row["identical"] / row["sentences"]

@@ -1,0 +1,110 @@
+"""What is decoded: lines of a file or random tokens, as numbers, in batches."""
+
+import random
+from pathlib import Path
+
+from fairseq.data import Dictionary
+
+from elseq.benchmark.models import SEED, SPECIAL_SYMBOLS, ModelFile, make_task
+from elseq.errors import UserError
+
+
+def random_sources(model_file: ModelFile, length: int, count: int) -> list[list[int]]:
+    """Sources that take `length` positions each, the special symbols that the model sees included.
+
+    Raises:
+        UserError: a length that leaves no room for a word.
+    """
+    task = make_task(model_file, "stock")
+    dictionary = task.source_dictionary
+    words = length - _special_positions(model_file, task)
+    if words < 1:
+        raise UserError(f"--source-length {length} leaves no room for a word; give at least {length - words + 1}")
+    draw = random.Random(SEED)
+    return [
+        [draw.randrange(SPECIAL_SYMBOLS, len(dictionary)) for _ in range(words)] + [dictionary.eos()]
+        for _ in range(count)
+    ]
+
+
+def read_sources(model_file: ModelFile, path: Path) -> list[list[int]]:
+    """The lines of a text file, which has pieces of the model's dictionary separated by spaces.
+
+    Raises:
+        UserError: a file that is missing or empty, or a line that is not UTF-8, is empty, or is too long for the model.
+    """
+    try:
+        lines = path.read_bytes().splitlines()
+    except OSError as error:
+        raise UserError(f"--source {path} cannot be read ({error.strerror}): check the path") from error
+    if not lines:
+        raise UserError(f"--source {path} is empty: give a file with one source a line")
+    task = make_task(model_file, "stock")
+    special = _special_positions(model_file, task)
+    return [
+        _encode(line, f"line {number} of {path}", task.source_dictionary, model_file, special)
+        for number, line in enumerate(lines, start=1)
+    ]
+
+
+def count_positions(model_file: ModelFile, sources: list[list[int]]) -> list[int]:
+    """Positions that each source takes in the model, special symbols included."""
+    # Every source has an end symbol already. A language model has another symbol in its place, before the prompt.
+    added = _special_positions(model_file, make_task(model_file, "stock")) - 1
+    return [len(source) + added for source in sources]
+
+
+def check_positions(model_file: ModelFile, positions: list[int], output_length: int) -> None:
+    """
+    Raises:
+        UserError: the model has too few positions for the sources, or for an output of `output_length` tokens.
+    """
+    longest = max(positions)
+    if not model_file.is_language_model and longest > model_file.source_positions:
+        raise UserError(
+            f"the sources take up to {longest} positions, the model has {model_file.source_positions}; shorten them"
+        )
+    needed = output_length + (longest if model_file.is_language_model else 1)
+    if needed > model_file.target_positions:
+        what = "prompt and output take" if model_file.is_language_model else "the output takes"
+        raise UserError(f"{what} {needed} positions, the model has {model_file.target_positions}; ask for less")
+
+
+def make_batches(sources: list[list[int]], batch_size: int, equal_lengths: bool) -> list[list[int]]:
+    """Indices of the sources of each batch, the longest first.
+
+    Args:
+        sources: all of them.
+        batch_size: sources in a batch, at most.
+        equal_lengths: only sources of the same length share a batch.
+    """
+    order = sorted(range(len(sources)), key=lambda index: -len(sources[index]))
+    batches: list[list[int]] = []
+    for index in order:
+        fits = batches and len(batches[-1]) < batch_size
+        if fits and equal_lengths:
+            fits = len(sources[batches[-1][0]]) == len(sources[index])
+        if fits:
+            batches[-1].append(index)
+        else:
+            batches.append([index])
+    return batches
+
+
+def _special_positions(model_file: ModelFile, task) -> int:
+    """Symbols that are no words of the source: its end or the prompt's beginning, and BART's <s>."""
+    return 1 if model_file.is_language_model or not task.prepend_source_bos else 2
+
+
+def _encode(line: bytes, place: str, dictionary: Dictionary, model_file: ModelFile, special: int) -> list[int]:
+    try:
+        text = line.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise UserError(f"{place} is not valid UTF-8: convert it with iconv") from error
+    words = text.split()
+    if not words:
+        raise UserError(f"{place} is empty: remove it")
+    limit = (model_file.source_positions or model_file.target_positions) - special
+    if len(words) > limit:
+        raise UserError(f"{place} has {len(words)} pieces, the model takes {limit}: shorten it or leave it out")
+    return [*map(dictionary.index, words), dictionary.eos()]

@@ -1,0 +1,99 @@
+"""Formulae by hand, and the sizes of a model that they are fed."""
+
+import pytest
+
+from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read, operations
+from elseq.benchmark.models import load, random_model
+
+ENCODER_DECODER = Sizes(
+    encoder=100,
+    decoder=60,
+    cross_key_value=16,
+    output=30,
+    encoder_layers=1,
+    encoder_width=4,
+    decoder_layers=2,
+    decoder_width=4,
+    memory_width=4,
+    key_width=4,
+    heads=2,
+)
+LANGUAGE_MODEL = Sizes(
+    encoder=0,
+    decoder=60,
+    cross_key_value=0,
+    output=30,
+    encoder_layers=0,
+    encoder_width=0,
+    decoder_layers=2,
+    decoder_width=4,
+    memory_width=0,
+    key_width=4,
+    heads=2,
+)
+KV, COPIED, EL = Method(), Method(copied=True), Method("el", "el")
+
+
+# Of one sentence, beam 2, 3 steps, 5 source positions: encoder, its attention, keys and values of the source, weights
+# of the steps, self-attention (1 + 2 + 3 positions), cross-attention (3 x 5 positions).
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (KV, 1000 + 400 + 160 + 2 * 3 * 2 * 74 + 2 * 2 * 6 * 16 + 2 * 2 * 15 * 16),
+        (COPIED, 1000 + 400 + 320 + 2 * 3 * 2 * 74 + 2 * 2 * 6 * 16 + 2 * 2 * 15 * 16),
+        (EL, 1000 + 400 + 0 + 2 * 3 * 2 * 90 + 2 * 2 * 6 * 32 + 2 * 2 * 15 * 32),
+    ],
+)
+def test_operations(method, expected):
+    assert operations(ENCODER_DECODER, Batch(2, (3,), source_length=5), method) == expected
+
+
+@pytest.mark.parametrize(
+    ("method", "expected"),
+    [
+        (KV, 100 + 3 * 74 + 16 + 2 * 2 * 6 * 8 + 2 * 15 * 8),
+        (COPIED, 100 + 3 * 74 + 16 + 2 * 2 * 6 * 8 + 2 * 2 * 15 * 8),
+        (EL, 100 + 3 * 90 + 0 + 2 * 2 * 6 * 8 + 2 * 15 * 8),
+    ],
+)
+def test_bytes(method, expected):
+    assert bytes_read(ENCODER_DECODER, Batch(2, (3,), source_length=5), method, 4) == 4 * expected
+
+
+def test_language_model():
+    """4 prompt positions: read in one pass and shared, or word by word for each hypothesis."""
+    batch = Batch(2, (3,), prompt_length=4)
+    steps = 2 * 3 * 2 * 90 + 2 * 2 * (3 * 4 + 6) * 16
+    assert operations(LANGUAGE_MODEL, batch, KV) == 4 * 2 * 60 + 2 * 10 * 16 + steps
+    assert operations(LANGUAGE_MODEL, batch, COPIED) == 2 * (4 * 2 * 90 + 2 * 10 * 16) + steps
+    own = 2 * 2 * 6 * 8
+    assert bytes_read(LANGUAGE_MODEL, batch, KV, 2) == 2 * (4 * 90 + own + 2 * 3 * 4 * 8)
+    assert bytes_read(LANGUAGE_MODEL, batch, COPIED, 2) == 2 * (7 * 90 + own + 2 * 2 * 3 * 4 * 8 + 2 * 2 * 10 * 8)
+
+
+def test_sentences_add_up():
+    one, other = (Batch(2, (steps,), source_length=5) for steps in (3, 7))
+    both = Batch(2, (3, 7), source_length=5)
+    assert operations(ENCODER_DECODER, both, EL) == sum(operations(ENCODER_DECODER, part, EL) for part in (one, other))
+
+
+def test_sizes_of_a_model(tmp_path):
+    sizes = {"layers": 2, "embed-dim": 32, "ffn-embed-dim": 64, "attention-heads": 4}
+    options = [f"--{side}-{name}={value}" for side in ("encoder", "decoder") for name, value in sizes.items()]
+    model_file = random_model("bart_base", 50, options, tmp_path)
+    expected = Sizes(
+        encoder=2 * (4 * 32 * 32 + 2 * 32 * 64),
+        decoder=2 * (8 * 32 * 32 + 2 * 32 * 64),
+        cross_key_value=2 * 2 * 32 * 32,
+        output=50 * 32,
+        encoder_layers=2,
+        encoder_width=32,
+        decoder_layers=2,
+        decoder_width=32,
+        memory_width=32,
+        key_width=32,
+        heads=4,
+    )
+    for mode in ("stock", "kv"):
+        model, _ = load(model_file, mode)
+        assert Sizes.of(model) == expected

@@ -1,0 +1,166 @@
+"""elseq-benchmark on tiny models; no figure of time is asserted."""
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+from elseq.benchmark import report, runs
+from elseq.benchmark.models import checkpoint_model
+from elseq.benchmark.sources import make_batches, read_sources
+from elseq.cli import benchmark
+from elseq.errors import UserError
+
+SIZES = {"layers": 1, "embed-dim": 32, "ffn-embed-dim": 64, "attention-heads": 4}
+ENCODER_DECODER = [f"--{side}-{name}={value}" for side in ("encoder", "decoder") for name, value in SIZES.items()]
+ENCODER_DECODER += ["--max-source-positions=64", "--max-target-positions=64"]
+DECODER = [f"--decoder-{name}={value}" for name, value in SIZES.items()]
+DECODER += ["--decoder-input-dim=32", "--decoder-output-dim=32", "--tokens-per-sample=64"]
+RANDOM = ["--random-weights", "--vocabulary-size=50", "--threads=1", "--repeats=1", "--output-length=6"]
+
+
+def run(monkeypatch, *arguments):
+    monkeypatch.setattr(sys, "argv", ["elseq-benchmark", *map(str, arguments)])
+    benchmark.main()
+
+
+def test_encoder_decoder(monkeypatch, tmp_path, capsys):
+    # whether or not it is installed: a missing program is a line in the report
+    monkeypatch.setitem(runs.FOREIGN_MODES, "ctranslate2", "no_such_package")
+    arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
+    arguments += ["--modes=el,kv,ctranslate2", f"--output={tmp_path}", "--", *ENCODER_DECODER]
+    run(monkeypatch, *arguments)
+    results = json.loads((tmp_path / "results.json").read_text())
+    *measured, missing = results["rows"]
+    assert [row["mode"] for row in measured] == ["stock", "el", "kv"]
+    assert missing["failure"] == "no_such_package is not installed"
+    for row in measured:
+        assert (row["batch_size"], row["beam"], row["sentences"], row["output_length"]) == (3, 2, 3, 6)
+        assert row["identical_share"] == 1.0
+        assert row["copied"] is False  # stock BART's hypotheses share the source
+        for key in ("samples_per_second", "tokens_per_second", "gigaflops_per_second", "gigabytes_per_second"):
+            assert row[key] > 0
+        assert 0 < row["loaded_mebibytes"] <= row["peak_mebibytes"]
+    stock, el, kv = measured
+    assert stock["ratio_to_stock"] == 1.0
+    assert el["evaluation"] == ["el", "el"]
+    # 4 bytes a number: 9 positions of 3 sources; 8 of 3 x 2 hypotheses, which is the first size of the buffers
+    assert el["state_bytes"] == 4 * 32 * (9 * 3 + 8 * 6)
+    assert kv["state_bytes"] == 2 * el["state_bytes"]
+    assert stock["state_bytes"] >= 4 * 2 * 32 * (9 * 3 + 7 * 6)
+    out = capsys.readouterr().out
+    assert (tmp_path / "table.md").read_text() in out
+    assert "ctranslate2, batch 3, beam 2: no_such_package is not installed." in out
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_language_model(monkeypatch, tmp_path):
+    arguments = ["--arch=transformer_lm", *RANDOM, "--source-length=5", "--batch-sizes=2", "--beams=2"]
+    run(monkeypatch, *arguments, "--modes=el", f"--output={tmp_path}", "--", *DECODER)
+    stock, el = json.loads((tmp_path / "results.json").read_text())["rows"]
+    assert stock["copied"] is True
+    assert el["identical_share"] == 1.0
+    assert el["output_length"] == stock["output_length"] == 6
+    assert el["state_bytes"] == 4 * 32 * (4 * 2 + 8 * 4)
+
+
+def test_checkpoint(tiny_translation, tmp_path):
+    model_file = checkpoint_model(tiny_translation.checkpoint, tiny_translation.data)
+    assert not model_file.is_language_model
+    assert model_file.source_positions == 64
+    sources = read_sources(model_file, tiny_translation.raw / "test.src")
+    assert len(sources) == 21
+    with pytest.raises(UserError, match="has no dict.txt; name the folder"):
+        checkpoint_model(tiny_translation.checkpoint, tmp_path)
+
+
+def test_batches_are_of_the_longest_first():
+    sources = [[0] * length for length in (2, 5, 3, 5)]
+    assert make_batches(sources, 3, equal_lengths=False) == [[1, 3, 2], [0]]
+    assert make_batches(sources, 3, equal_lengths=True) == [[1, 3], [2], [0]]
+
+
+def test_table_is_aligned():
+    row = {"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 0.5, "copied": True}
+    other = {"mode": "auto", "batch_size": 8, "beam": 4, "samples_per_second": 1234.5, "evaluation": ["kv", "kv"]}
+    failed = {"mode": "el", "batch_size": 8, "beam": 4, "failure": "out of memory"}
+    text = report.table([row, other, failed])
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[2].startswith("| stock (copied) |     8 |    4 |     0.500 |")
+    assert lines[3].startswith("| auto (kv)      |     8 |    4 |     1,234 |")
+    assert lines[-1] == "el, batch 8, beam 4: out of memory."
+
+
+def test_no_row_at_all(monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        benchmark,
+        "run_grid",
+        lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}),
+    )
+    with pytest.raises(UserError, match="no mode could be measured; stock, batch 8, beam 4: out of memory$"):
+        run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
+
+
+def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
+    def interrupted(grid, done):
+        done({"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 2.0})
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(benchmark, "run_grid", interrupted)
+    with pytest.raises(SystemExit) as ended:
+        run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
+    assert ended.value.code == 130
+    assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1
+    assert "| stock" in capsys.readouterr().out
+
+
+TINY = ["--arch=bart_base", *RANDOM]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "sentence"),
+    [
+        ([], "give either a checkpoint or --arch"),
+        (["--arch=bart_base"], "--arch alone has no weights"),
+        (["--arch=bart_bass", "--random-weights"], "--arch bart_bass is unknown"),
+        (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
+        ([*TINY, "--modes=stock,fast"], "mode 'fast' is unknown; choose of stock, "),
+        ([*TINY, "--beams=4,none"], "'none' is not a whole number above 0"),
+        ([*TINY, "--dtype=int8"], "--dtype int8 is unknown"),
+        ([*TINY, "--device=tpu7"], "--device tpu7 is unknown"),
+        ([*TINY, "--", "--no-such-option"], "--no-such-option"),
+        ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
+        ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
+        ([*TINY, "--source-length=9", "--output-length=64", "--", *ENCODER_DECODER], "the output takes 65 positions, the model has 64"),
+        ([*TINY, "--source=no_such_file", "--", *ENCODER_DECODER], r"no_such_file cannot be read \(No such file"),
+    ],
+)
+def test_bad_arguments(monkeypatch, arguments, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(monkeypatch, *arguments)
+
+
+@pytest.mark.parametrize(
+    ("contents", "sentence"),
+    [
+        (b"", "source is empty: give a file"),
+        (b"piece1\n\npiece2\n", "line 2 of .*source is empty: remove it"),
+        (b"piece1\n\xff\n", "line 2 of .*source is not valid UTF-8"),
+        (b"piece1 " * 63, "line 1 of .*source has 63 pieces, the model takes 62"),
+    ],
+)
+def test_bad_sources(monkeypatch, tmp_path, contents, sentence):
+    (tmp_path / "source").write_bytes(contents)
+    with pytest.raises(UserError, match=sentence):
+        run(monkeypatch, *TINY, f"--source={tmp_path / 'source'}", "--", *ENCODER_DECODER)
+
+
+def test_exit_code():
+    command = [sys.executable, "-m", "elseq.cli.benchmark", "--arch=bart_bass", "--random-weights"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        "elseq: error: --arch bart_bass is unknown; give an architecture of fairseq or elseq, such as bart_base\n"
+    )

@@ -1,0 +1,52 @@
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elseq.generation.ngrams import block_repeated_ngrams
+
+VOCABULARY, UNUSED = 6, 5
+
+
+def blocked_words(tokens, size):
+    """Each word that would make the last n words an n-gram that is there already."""
+    present = {tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)}
+    last = tokens[len(tokens) - size + 1 :] if size > 1 else []
+    return {word for word in range(VOCABULARY) if len(tokens) >= size and (*last, word) in present}
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    st.integers(1, 4),
+    st.integers(1, 4).flatmap(
+        lambda rows: st.integers(0, 12).flatmap(
+            lambda length: st.lists(
+                st.lists(st.integers(0, 3), min_size=length, max_size=length), min_size=rows, max_size=rows
+            )
+        )
+    ),
+)
+def test_equals_brute_force(size, rows):
+    log_probs = torch.arange(1.0, len(rows) * VOCABULARY + 1).view(len(rows), VOCABULARY)
+    expected = log_probs.clone()
+    for row, tokens in enumerate(rows):
+        for word in blocked_words(tokens, size):
+            expected[row, word] = -torch.inf
+    block_repeated_ngrams(log_probs, torch.tensor(rows).view(len(rows), -1), size, UNUSED)
+    # The unused word is never chosen: it may be blocked or not.
+    assert torch.equal(log_probs[:, :UNUSED], expected[:, :UNUSED])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_other_types(dtype):
+    log_probs = torch.zeros(1, VOCABULARY, dtype=dtype)
+    block_repeated_ngrams(log_probs, torch.tensor([[1, 2, 3, 1, 2]]), 3, UNUSED)
+    assert log_probs[0, :UNUSED].tolist() == [0, 0, 0, -torch.inf, 0]
+
+
+def test_a_view_of_the_tokens_so_far_will_do():
+    """The search hands a slice of a longer buffer."""
+    tokens = torch.tensor([[9, 1, 1, 9], [9, 2, 3, 9]])
+    log_probs = torch.zeros(2, VOCABULARY)
+    block_repeated_ngrams(log_probs, tokens[:, 1:3], 1, UNUSED)
+    assert log_probs.isinf()[:, :UNUSED].nonzero().tolist() == [[0, 1], [1, 2], [1, 3]]

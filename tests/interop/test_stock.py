@@ -1,0 +1,116 @@
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq.models import (
+    ARCH_MODEL_REGISTRY,
+    MODEL_REGISTRY,
+    register_model,
+    register_model_architecture,
+)
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+from omegaconf import OmegaConf
+
+from elseq.interop.stock import equivalent_model, model_class, stock_configuration
+from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
+from tests.tiny_models import make_dictionary
+
+
+@pytest.mark.parametrize(
+    "name, kind",
+    [
+        ("transformer", ElseqTransformerModel),
+        ("transformer_tiny", ElseqTransformerModel),
+        ("transformer_iwslt_de_en", ElseqTransformerModel),
+        ("transformer_vaswani_wmt_en_de_big", ElseqTransformerModel),
+        ("bart_base", ElseqBARTModel),
+        ("bart_large", ElseqBARTModel),
+        ("mbart_large", ElseqBARTModel),
+        ("transformer_lm", ElseqTransformerLanguageModel),
+        ("transformer_lm_gpt", ElseqTransformerLanguageModel),
+        ("transformer_lm_gpt2_small", ElseqTransformerLanguageModel),
+    ],
+)
+def test_stock_architectures(name, kind):
+    for cfg in (Namespace(arch=name), OmegaConf.create({"_name": name})):
+        assert equivalent_model(cfg) == (kind, None)
+
+
+@pytest.mark.parametrize(
+    "name, stock",
+    [
+        ("transformer_align", "TransformerAlignModel"),
+        ("transformer_from_pretrained_xlm", "TransformerFromPretrainedXLMModel"),
+        ("nonautoregressive_transformer", "NATransformerModel"),
+        ("transformer_ulm", "TransformerUnitLanguageModel"),
+        ("lstm", "LSTMModel"),
+        ("fconv_lm", "FConvLanguageModel"),
+        ("no_such_model", "model of an unknown kind"),
+    ],
+)
+def test_other_architectures(name, stock):
+    kind, reason = equivalent_model(Namespace(arch=name))
+    assert kind is None
+    assert reason == f"it is a {stock}"
+
+
+def test_a_subclass_may_do_anything(monkeypatch):
+    for registry in (MODEL_REGISTRY, ARCH_MODEL_REGISTRY):
+        for name in ("model_of_a_test", "model_of_a_test_large"):
+            monkeypatch.delitem(registry, name, raising=False)
+
+    @register_model("model_of_a_test")
+    class ModelOfATest(TransformerModel):
+        pass
+
+    register_model_architecture("model_of_a_test", "model_of_a_test_large")(lambda args: None)
+    kind, reason = equivalent_model(Namespace(arch="model_of_a_test_large"))
+    assert model_class(Namespace(arch="model_of_a_test_large")) is ModelOfATest
+    assert (kind, reason) == (None, "it is a ModelOfATest")
+
+
+@pytest.mark.parametrize("option, value", [("cross_self_attention", True), ("base_layers", 2)])
+def test_options_that_our_layers_lack(option, value):
+    kind, reason = equivalent_model(Namespace(arch="transformer", **{option: value}))
+    assert kind is None
+    assert f"--{option.replace('_', '-')}" in reason
+    assert equivalent_model(Namespace(arch="transformer", **{option: type(value)(0)}))[0] is ElseqTransformerModel
+
+
+def test_old_arguments_are_completed():
+    """A checkpoint of years ago has only the options that there were."""
+    args = stock_configuration(Namespace(arch="transformer_iwslt_de_en", encoder_layers=3))
+    assert (args.encoder_layers, args.decoder_layers, args.encoder_attention_heads) == (3, 6, 4)
+    model = {"_name": "transformer_lm", "decoder_layers": 3, "an_option_that_went": 5}
+    task = {"add_bos_token": False, "tokens_per_sample": 64, "max_target_positions": None}
+    cfg = OmegaConf.create({"model": model, "task": task, "common": {"tpu": False}})
+    args = stock_configuration(cfg.model)
+    assert (args.decoder_layers, args.decoder_embed_dim) == (3, 512)
+    assert args.adaptive_input_factor == TransformerLanguageModelConfig().adaptive_input_factor
+    assert not hasattr(args, "an_option_that_went")
+
+
+@pytest.mark.parametrize(
+    "arch", ["transformer_iwslt_de_en", "transformer_wmt_en_de_big_t2t", "bart_base", "mbart_base"]
+)
+def test_same_parameters_and_results(arch):
+    """Pre-norm and post-norm, sinusoids and learned positions."""
+    dictionary = make_dictionary(20)
+    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+    sizes = {"layers": 2, "embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
+    cfg = Namespace(
+        arch=arch, **{f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
+    )
+    kind, _ = equivalent_model(cfg)
+    args = stock_configuration(cfg)
+    stock = model_class(cfg).build_model(Namespace(**vars(args)), task).eval()
+    model = kind.build_model(args, task).eval()
+    model.load_state_dict(stock.state_dict())
+    source = torch.tensor([[5, 6, 7, 2], [1, 1, 8, 2]])
+    previous = torch.tensor([[2, 9, 10], [2, 11, 1]])
+    lengths = torch.tensor([4, 2])
+    for ours, theirs in zip(model(source, lengths, previous)[0], stock(source, lengths, previous)[0], strict=True):
+        kept = slice(0, 2)  # the third position of the second row is padding
+        torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5)

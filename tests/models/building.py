@@ -1,0 +1,199 @@
+"""A stock model and the elseq model with its weights, and batches for them."""
+
+import copy
+from argparse import Namespace
+from functools import lru_cache
+from types import SimpleNamespace
+
+import torch
+import torch.nn.functional as F
+from fairseq import checkpoint_utils, options
+from fairseq.criterions.label_smoothed_cross_entropy import label_smoothed_nll_loss
+from fairseq.data import Dictionary
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models.bart import BARTModel
+from fairseq.models.bart.model import bart_base_architecture
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer import base_architecture as transformer_architecture
+from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
+from fairseq.sequence_generator import SequenceGenerator
+
+from elseq.attention import DecodePolicy
+from elseq.interop.stock import EQUIVALENT, stock_configuration
+from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
+
+KINDS = {
+    "transformer": (TransformerModel, ElseqTransformerModel, transformer_architecture),
+    "bart": (BARTModel, ElseqBARTModel, bart_base_architecture),
+    "transformer_lm": (TransformerLanguageModel, ElseqTransformerLanguageModel, base_lm_architecture),
+}
+SIZES = {
+    "encoder_embed_dim": 16,
+    "encoder_ffn_embed_dim": 24,
+    "encoder_layers": 2,
+    "encoder_attention_heads": 4,
+    "decoder_embed_dim": 16,
+    "decoder_ffn_embed_dim": 24,
+    "decoder_layers": 3,
+    "decoder_attention_heads": 4,
+    "max_source_positions": 64,
+    "max_target_positions": 64,
+    "dropout": 0.0,
+}
+POLICIES = [DecodePolicy(*pair) for pair in (("kv", "kv"), ("el", "el"), ("kv", "el"), ("el", "kv"))]
+PAD, EOS = 1, 2
+
+
+def make_task(words=40):
+    dictionary = Dictionary()
+    for number in range(words):
+        dictionary.add_symbol(f"w{number}")
+    return SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+
+TASK = make_task()
+
+
+def configuration(kind, **options):
+    """A complete one, of a tiny model."""
+    args = Namespace(**(SIZES | options))
+    KINDS[kind][2](args)
+    return args
+
+
+@lru_cache
+def parse(arch, *arguments):
+    """The configuration that fairseq-train makes of a command line."""
+    task = ("elseq_" if arch.startswith("el") else "") + ("language_modeling" if "_lm" in arch else "translation")
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, ["data", "--task", task, "--arch", arch, *arguments])
+    return convert_namespace_to_omegaconf(args).model
+
+
+def build(model_class, args, seed=1):
+    """In eval mode, with random values everywhere: initial ones leave biases and norms out of it."""
+    torch.manual_seed(seed)
+    model = model_class.build_model(copy.deepcopy(args), TASK).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.3 * torch.randn_like(parameter))
+    return model
+
+
+def ours(kind, seed=1, **options):
+    return build(KINDS[kind][1], configuration(kind, **options), seed)
+
+
+def pair(kind, seed=1, **options):
+    """The stock model, and ours with its weights."""
+    args = configuration(kind, **options)
+    stock, elseq = build(KINDS[kind][0], args, seed), build(KINDS[kind][1], args, seed + 1)
+    elseq.load_state_dict(stock.state_dict())
+    return stock, elseq
+
+
+def words(*shape):
+    return torch.randint(4, len(TASK.source_dictionary), shape)
+
+
+def padded(rows, side="right"):
+    """int64 [N, longest]."""
+    longest = max(len(row) for row in rows)
+    result = torch.full((len(rows), longest), PAD)
+    for number, row in enumerate(rows):
+        result[number, slice(longest - len(row), None) if side == "left" else slice(len(row))] = row
+    return result
+
+
+def source(lengths=(7, 3, 5), side="left"):
+    """net_input without the target; fairseq pads sources on the left."""
+    rows = [torch.cat((words(length - 1), torch.tensor([EOS]))) for length in lengths]
+    return {"src_tokens": padded(rows, side), "src_lengths": torch.tensor(lengths)}
+
+
+def target(lengths=(4, 6, 1), side="right"):
+    return padded([torch.cat((torch.tensor([EOS]), words(length - 1))) for length in lengths], side)
+
+
+def forward(model, net_input, tokens, **options):
+    """Logits or features of the whole target, and what else the model returns."""
+    if hasattr(model, "encoder"):
+        encoder_out = model.encoder(net_input["src_tokens"], src_lengths=net_input["src_lengths"])
+        return model.decoder(tokens, encoder_out=encoder_out, **options)
+    return model.decoder(tokens, **options)
+
+
+def log_probs(model, output):
+    """Of a decoder's output [N, T, ...], in its type: fairseq's own knows only float32."""
+    if model.decoder.adaptive_softmax is not None:
+        return model.decoder.adaptive_softmax.get_log_prob(output, None)
+    return output.log_softmax(dim=-1)
+
+
+def loss(model, net_input, tokens, answers, **options):
+    """Label-smoothed cross-entropy or adaptive loss, as training computes them."""
+    output = forward(model, net_input, tokens, **options)
+    if model.decoder.adaptive_softmax is not None:
+        parts = zip(*model.decoder.adaptive_softmax(output[0], answers.view(-1)), strict=True)
+        return sum(F.cross_entropy(logits, words, ignore_index=PAD) for logits, words in parts if words is not None)
+    normalized = model.get_normalized_probs(output, log_probs=True, sample={"target": answers})
+    flat = normalized.view(-1, normalized.size(-1))
+    return label_smoothed_nll_loss(flat, answers.view(-1, 1), 0.1, ignore_index=PAD)[0]
+
+
+def stock_steps(model, batch, tokens):
+    """Log-probabilities [N, T, V] by fairseq's protocol, and the attention of each step."""
+    options = {"encoder_out": encode(model, batch)} if hasattr(model, "encoder") else {}
+    state, steps, attention = {}, [], []
+    for length in range(1, tokens.size(1) + 1):
+        output, extra = model.decoder(tokens[:, :length], incremental_state=state, **options)
+        steps.append(model.get_normalized_probs((output[:, -1:], extra), log_probs=True, sample=None))
+        attention.append(extra["attn"][0])
+    return torch.cat(steps, dim=1), attention
+
+
+def encode(model, net_input):
+    return model.encoder(net_input["src_tokens"], src_lengths=net_input["src_lengths"])
+
+
+def repeat(net_input, beam):
+    return {name: tensor.repeat_interleave(beam, dim=0) for name, tensor in net_input.items()}
+
+
+def decode_in_pieces(model, net_input, tokens, policy, pieces):
+    """The decoder's output for hypotheses [N, T] of the sentences, read in pieces that sum up to T."""
+    encoder_out = encode(model, net_input) if hasattr(model, "encoder") else None
+    state = model.decoder.new_state(encoder_out, policy)
+    return torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split(pieces, dim=1)], dim=1)
+
+
+def trained(fixture):
+    """A stock model, ours with its weights, and its task."""
+    [stock], cfg, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(fixture.checkpoint)], {"data": str(fixture.data)}
+    )
+    model = EQUIVALENT[type(stock)].build_model(stock_configuration(cfg.model), task)
+    model.load_state_dict(stock.state_dict())
+    return stock.eval(), model.eval(), task
+
+
+def lines_of(fixture, name, task, words=None):
+    """net_input of the lines of a raw file, or of the first words of each."""
+    lines = [line.split()[:words] for line in (fixture.raw / name).read_text().splitlines()]
+    rows = [task.source_dictionary.encode_line(" ".join(line), append_eos=words is None).long() for line in lines]
+    return {"src_tokens": padded(rows, "left"), "src_lengths": torch.tensor([len(row) for row in rows])}
+
+
+def generate(model, task, net_input, beam, **options):
+    """By fairseq's own generator."""
+    generator = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=20)
+    return generator.generate([model], {"net_input": net_input}, **options)
+
+
+def assert_same_hypotheses(result, expected):
+    for found, wanted in zip(result, expected, strict=True):
+        assert [hypothesis["tokens"].tolist() for hypothesis in found] == [
+            hypothesis["tokens"].tolist() for hypothesis in wanted
+        ]
+        for hypothesis, other in zip(found, wanted, strict=True):
+            torch.testing.assert_close(hypothesis["score"], other["score"], rtol=1e-4, atol=1e-4)

@@ -1,0 +1,104 @@
+import pytest
+import torch
+
+from tests.models.building import (
+    KINDS,
+    PAD,
+    POLICIES,
+    TASK,
+    assert_same_hypotheses,
+    configuration,
+    decode_in_pieces,
+    forward,
+    generate,
+    lines_of,
+    log_probs,
+    loss,
+    ours,
+    pair,
+    repeat,
+    source,
+    stock_steps,
+    target,
+    trained,
+    words,
+)
+
+
+def test_weights_and_results_are_those_of_the_stock_model():
+    stock, model = pair("bart")
+    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    batch, tokens = source(), target()
+    expected, result = (forward(it, batch, tokens)[0] for it in (stock, model))
+    torch.testing.assert_close(result[tokens != PAD], expected[tokens != PAD], rtol=1e-5, atol=1e-5)
+    answers = torch.where(tokens == PAD, PAD, words(*tokens.shape))
+    for it in (stock, model):
+        loss(it.train(), batch, tokens, answers).backward()
+    for (name, parameter), other in zip(model.named_parameters(), stock.parameters(), strict=True):
+        scale = other.grad.abs().max().clamp(min=1.0).item()
+        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=2e-5 * scale, msg=name)
+
+
+def test_initial_values_are_spread_as_those_of_the_stock_model():
+    """Stock draws those of an attention twice: one seed does not make the same model."""
+    args = configuration("bart", encoder_embed_dim=256, decoder_embed_dim=256)
+    stock, model = (model_class.build_model(args, TASK) for model_class in KINDS["bart"][:2])
+    for (name, parameter), (stock_name, other) in zip(model.named_parameters(), stock.named_parameters(), strict=True):
+        assert name == stock_name
+        torch.testing.assert_close(parameter.std(), other.std(), rtol=0.1, atol=1e-6)
+        torch.testing.assert_close(parameter.mean(), other.mean(), rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@torch.no_grad()
+def test_decoding(policy):
+    stock, model = pair("bart")
+    batch, tokens = source(), words(3 * 4, 6)
+    expected, _ = stock_steps(stock, repeat(batch, 4), tokens)
+    result = log_probs(model, decode_in_pieces(model, batch, tokens, policy, [1] * 6))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    exact = forward(model.double(), repeat(batch, 4), tokens)[0]
+    result = decode_in_pieces(model, batch, tokens, policy, [2, 1, 3])
+    torch.testing.assert_close(result, exact, rtol=0, atol=1e-10)
+
+
+@torch.no_grad()
+def test_classification_heads():
+    """By name, and from a checkpoint that has them; the sentence is what the decoder makes of its last end symbol."""
+    stock, model = pair("bart")
+    for it in (stock, model):
+        it.register_classification_head("topic", num_classes=3)
+    model.load_state_dict(stock.state_dict())
+    batch = source(lengths=(5, 5, 5))
+    expected, result = (
+        it(prev_output_tokens=batch["src_tokens"], classification_head_name="topic", **batch)[0]
+        for it in (stock, model)
+    )
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    fresh = ours("bart", load_checkpoint_heads=True)
+    fresh.load_state_dict(stock.state_dict())
+    assert fresh.classification_heads["topic"].out_proj.out_features == 3
+
+
+@torch.no_grad()
+def test_an_embedding_of_mask_that_the_dictionary_lacks_is_dropped():
+    """Public checkpoints have one, and finetuning them on translation has not."""
+    stock, model = pair("bart")
+    state = stock.state_dict()
+    for name in ("encoder.embed_tokens", "decoder.embed_tokens", "decoder.output_projection"):
+        weight = state[f"{name}.weight"]
+        state[f"{name}.weight"] = torch.cat((weight, torch.ones_like(weight[:1])))
+    model.load_state_dict(state)
+    assert torch.equal(model.encoder.embed_tokens.weight, stock.encoder.embed_tokens.weight)
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+@torch.no_grad()
+def test_the_stock_generator_drives_our_model(tiny_bart, beam):
+    stock, model, task = trained(tiny_bart)
+    batch = lines_of(tiny_bart, "test.src", task)
+    expected = generate(stock, task, batch, beam)
+    for evaluation in ("kv", "el"):
+        model.decoder.decode_attention = evaluation
+        assert_same_hypotheses(generate(model, task, batch, beam), expected)

@@ -1,0 +1,252 @@
+import logging
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.models import FairseqEncoderDecoderModel
+from fairseq.models.bart import BARTHubInterface, BARTModel
+from fairseq.models.lstm import LSTMModel
+from fairseq.models.transformer import TransformerModel
+from fairseq.models.transformer_align import TransformerAlignModel
+from fairseq.sequence_generator import SequenceGenerator as StockGenerator
+from fairseq.tasks.translation import TranslationTask
+
+from elseq.errors import UserError
+from elseq.generation import SequenceGenerator
+from elseq.models import ElseqBARTModel, ElseqTransformerModel
+from elseq.tasks import ElseqTranslationTask
+from elseq.tasks.translation import ElseqTranslationConfig
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, task_configuration
+
+DICTIONARY = make_dictionary(20)
+SIZES = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
+
+
+def make_task(**options):
+    cfg = task_configuration(ElseqTranslationConfig(source_lang="src", target_lang="tgt", **options))
+    return ElseqTranslationTask(cfg, DICTIONARY, DICTIONARY)
+
+
+def model_arguments(arch, **options):
+    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SIZES.items()}
+    return Namespace(arch=arch, **{**sizes, "decoder_input_dim": 16, "decoder_output_dim": 16, **options})
+
+
+# --- which model
+
+
+@pytest.mark.parametrize("mode", [None, "auto", "kv", "el"])
+@pytest.mark.parametrize("arch, kind", [("transformer", ElseqTransformerModel), ("bart_base", ElseqBARTModel)])
+def test_stock_models_are_rebuilt(arch, kind, mode, caplog):
+    with caplog.at_level(logging.INFO):
+        model = make_task(decode_attention=mode).build_model(model_arguments(arch))
+    assert type(model) is kind
+    assert model.decoder.decode_attention == (mode or "auto")
+    stock = "TransformerModel" if arch == "transformer" else "BARTModel"
+    assert f"{stock} rebuilt as {kind.__name__}, weights untouched" in caplog.messages
+
+
+@pytest.mark.parametrize("arch, kind", [("transformer", TransformerModel), ("bart_base", BARTModel)])
+def test_stock_mode_keeps_them(arch, kind):
+    assert type(make_task(decode_attention="stock").build_model(model_arguments(arch))) is kind
+
+
+OTHERS = [
+    (model_arguments("transformer_align"), TransformerAlignModel, "it is a TransformerAlignModel"),
+    (Namespace(arch="lstm_wiseman_iwslt_de_en", criterion="cross_entropy"), LSTMModel, "it is a LSTMModel"),
+    (
+        model_arguments("transformer", cross_self_attention=True, no_cross_attention=True),
+        TransformerModel,
+        "it uses joint cross- and self-attention (--cross-self-attention)",
+    ),
+]
+
+
+@pytest.mark.parametrize("cfg, kind, reason", OTHERS, ids=["subclass", "recurrent", "option"])
+def test_others_keep_their_class_and_the_log_says_so(cfg, kind, reason, caplog):
+    with caplog.at_level(logging.INFO):
+        model = make_task(decode_attention="auto").build_model(cfg)
+    assert type(model) is kind
+    assert f"the model keeps fairseq's own modules, because {reason}" in caplog.messages
+
+
+@pytest.mark.parametrize("mode", ["kv", "el"])
+@pytest.mark.parametrize("cfg, kind, reason", OTHERS, ids=["subclass", "recurrent", "option"])
+def test_others_cannot_be_decoded_by_a_named_evaluation(cfg, kind, reason, mode):
+    with pytest.raises(UserError) as error:
+        make_task(decode_attention=mode).build_model(cfg)
+    expected = f"--decode-attention {mode} cannot decode this model, because {reason}; use --decode-attention stock"
+    assert str(error.value) == expected
+
+
+def test_our_models_decode_as_they_were_configured():
+    for arch, option, expected in (
+        ("elseq_transformer", {}, "auto"),
+        ("el_transformer", {}, "el"),
+        ("elseq_transformer", {"decode_attention": "kv"}, "kv"),
+    ):
+        assert make_task().build_model(model_arguments(arch, **option)).decoder.decode_attention == expected
+    assert (
+        make_task(decode_attention="kv").build_model(model_arguments("el_transformer")).decoder.decode_attention == "kv"
+    )
+
+
+def test_unknown_evaluation():
+    with pytest.raises(UserError, match="--decode-attention fast is unknown; choose one of auto, kv, el, stock"):
+        make_task(decode_attention="fast").build_model(model_arguments("transformer"))
+
+
+# --- which generator
+
+
+@pytest.mark.parametrize(
+    "mode, kind", [(None, SequenceGenerator), ("el", SequenceGenerator), ("stock", StockGenerator)]
+)
+def test_generator(mode, kind):
+    task = make_task(decode_attention=mode)
+    model = task.build_model(model_arguments("transformer"))
+    generator = task.build_generator([model], GenerationConfig(beam=3, lenpen=0.5))
+    assert type(generator) is kind
+    assert generator.beam_size == 3
+
+
+def test_generator_aligns_where_it_is_needed():
+    task = make_task(decode_attention="el")
+    models = [task.build_model(model_arguments("transformer"))]
+    for options, expected in (
+        ({}, None),
+        ({"replace_unk": "@@ "}, "hard"),
+        ({"print_alignment": "soft"}, "soft"),
+        ({"print_alignment": "soft", "replace_unk": "@@ "}, "soft"),
+    ):
+        generator = task.build_generator(models, Namespace(**{**vars(GenerationConfig()), **options}))
+        assert generator.print_alignment == expected
+
+
+# --- BART
+
+
+def load(trained, **options):
+    """A task and its model."""
+    cfg = task_configuration(ElseqTranslationConfig(data=str(trained.data), **options))
+    task = ElseqTranslationTask.setup_task(cfg)
+    [model], _ = checkpoint_utils.load_model_ensemble([str(trained.checkpoint)], task=task)
+    return task, model.eval()
+
+
+def make_batch(task, size=6):
+    task.load_dataset("test")
+    dataset = task.dataset("test")
+    return dataset.collater([dataset[index] for index in range(size)])
+
+
+def translate(task, model, batch, **options):
+    generator = task.build_generator([model], GenerationConfig(beam=4, max_len_b=12))
+    return task.inference_step(generator, [model], batch, **options)
+
+
+def first_tokens(batch):
+    pad = DICTIONARY.pad()
+    return [next(token for token in row if token != pad) for row in batch["net_input"]["src_tokens"].tolist()]
+
+
+@pytest.mark.parametrize("mode", ["kv", "el", "stock"])
+def test_bart_reads_and_writes_its_beginning(tiny_bart, mode):
+    task, model = load(tiny_bart, decode_attention=mode)
+    bos = task.source_dictionary.bos()
+    batch = make_batch(task)
+    assert set(first_tokens(batch)) == {bos}
+    for [best, *_] in translate(task, model, batch):
+        assert best["tokens"][0] == bos
+        assert bos not in best["tokens"][1:]
+
+
+def test_bart_without_them_is_as_in_the_translation_task(tiny_bart):
+    task, model = load(tiny_bart, prepend_source_bos="no", force_bos="no", decode_attention="el")
+    batch = make_batch(task)
+    assert task.source_dictionary.bos() not in batch["net_input"]["src_tokens"]
+    found = translate(task, model, batch)
+    [stock], _, stock_task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tiny_bart.checkpoint)], arg_overrides={"data": str(tiny_bart.data)}
+    )
+    assert type(stock_task) is TranslationTask and type(stock) is BARTModel
+    assert_same_hypotheses(found, translate(stock_task, stock, make_batch(stock_task)))
+
+
+class WordsAsTheyAre:
+    """In place of a byte-pair encoding."""
+
+    def encode(self, text):
+        return text
+
+    decode = encode
+
+
+@pytest.mark.parametrize("mode", ["kv", "el", "stock"])
+def test_bart_translates_as_its_hub_interface(tiny_bart, mode):
+    [stock], cfg, stock_task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tiny_bart.checkpoint)], arg_overrides={"data": str(tiny_bart.data)}
+    )
+    hub = BARTHubInterface(cfg, stock_task, stock)
+    hub.bpe = WordsAsTheyAre()
+    lines = (tiny_bart.raw / "test.src").read_text().splitlines()[:6]
+    expected = hub.generate([hub.encode(line) for line in lines], beam=4, max_len_b=12)
+
+    task, model = load(tiny_bart, decode_attention=mode)
+    encoded = [task.source_dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
+    typed = task.build_dataset_for_inference(encoded, [len(tokens) for tokens in encoded])
+    for batch in (make_batch(task), typed.collater([typed[index] for index in range(len(lines))])):
+        order = batch["id"].tolist()
+        assert_same_hypotheses(translate(task, model, batch), [expected[index] for index in order])
+
+
+def test_bart_after_a_prefix(tiny_bart):
+    task, model = load(tiny_bart, decode_attention="kv")
+    bos = task.target_dictionary.bos()
+    batch = make_batch(task)
+    for prefix in (torch.tensor([[5]] * 6), torch.tensor([[bos, 5]] * 6)):
+        for [best, *_] in translate(task, model, batch, prefix_tokens=prefix):
+            assert best["tokens"][:2].tolist() == [bos, 5]
+            assert bos not in best["tokens"][2:]
+
+
+def test_truncated_sources_have_room_for_the_beginning(tiny_bart):
+    task, _ = load(tiny_bart, truncate_source=True, max_source_positions=5)
+    bos, eos, pad = task.source_dictionary.bos(), task.source_dictionary.eos(), task.source_dictionary.pad()
+    batch = make_batch(task)
+    untruncated = make_batch(load(tiny_bart)[0])["net_input"]["src_lengths"].tolist()
+    rows = batch["net_input"]["src_tokens"]
+    assert batch["net_input"]["src_lengths"].tolist() == [min(length, 5) for length in untruncated]
+    assert max(untruncated) > 5
+    for row in rows.tolist():
+        row = [token for token in row if token != pad]
+        assert (row[0], row[-1]) == (bos, eos)
+
+
+def test_transformers_have_no_beginning_unless_asked(tiny_translation):
+    task, model = load(tiny_translation, decode_attention="kv")
+    bos = task.source_dictionary.bos()
+    batch = make_batch(task)
+    assert bos not in first_tokens(batch)
+    assert all(best["tokens"][0] != bos for [best, *_] in translate(task, model, batch))
+    task, model = load(tiny_translation, prepend_source_bos="yes", force_bos="yes")
+    batch = make_batch(task)
+    assert set(first_tokens(batch)) == {bos}
+    assert all(best["tokens"][0] == bos for [best, *_] in translate(task, model, batch))
+
+
+def test_switches_are_yes_or_no(tiny_bart):
+    task, _ = load(tiny_bart, prepend_source_bos="maybe")
+    with pytest.raises(UserError, match="--prepend-source-bos maybe is unknown; choose yes or no"):
+        task.load_dataset("test")
+
+
+def test_weights_are_untouched(tiny_bart):
+    _, model = load(tiny_bart, decode_attention="el")
+    _, stock = load(tiny_bart, decode_attention="stock")
+    assert isinstance(stock, FairseqEncoderDecoderModel) and type(stock) is BARTModel
+    assert model.state_dict().keys() == stock.state_dict().keys()
+    for name, tensor in stock.state_dict().items():
+        assert torch.equal(model.state_dict()[name], tensor), name
