@@ -16,7 +16,7 @@ from tqdm import tqdm
 from elseq.errors import UserError
 from elseq.interop.stock import model_class
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import DECODE_ATTENTION
+from elseq.tasks.decoding import DECODE_ATTENTION, check_choice
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.translation import ElseqTranslationConfig
 
@@ -137,8 +137,7 @@ def load(
     Raises:
         UserError: a file that is missing or cannot be used.
     """
-    if attention not in DECODE_ATTENTION:
-        raise UserError(f"attention {attention!r} is unknown; choose one of {', '.join(DECODE_ATTENTION)}")
+    check_choice("attention", attention, DECODE_ATTENTION)
     path = _checkpoint_path(Path(path))
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]

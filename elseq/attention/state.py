@@ -166,6 +166,7 @@ class DecodeState:
             state.keep(sentences)
         if self.prompt_lengths is not None:
             self.prompt_lengths = self.prompt_lengths.index_select(0, sentences)
+            self.longest_prompt = int(self.prompt_lengths.max())
 
     def size_bytes(self) -> int:
         """Bytes held, what layers share counted once."""

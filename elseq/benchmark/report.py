@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 MEBIBYTE = 2**20
+NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
 
 
 def _label(row: dict) -> str:
@@ -82,6 +83,9 @@ def notes(rows: list[dict]) -> str:
             "copied or shared: whether in stock fairseq each hypothesis has keys and values of the source of its own."
         )
     sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
+    busy = [_label(row) for row in rows if row.get("seconds") and max(row["seconds"]) > NOISE * min(row["seconds"])]
+    if busy:
+        sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {', '.join(busy)}.")
     return " ".join(sentences)
 
 

@@ -30,18 +30,21 @@ def choose_policy(decode_attention: str, decoder, workload: Workload) -> DecodeP
     weight = next(decoder.parameters())
     needed = {policy: decoding_state_bytes(decoder, workload, policy, weight.dtype) for policy in (KV, EL)}
     free = free_memory_bytes(weight.device)
-    fits = needed[KV] <= USABLE * free
-    choice = KV if fits or needed[EL] >= needed[KV] else EL
-    reason = "fits the free memory and is the faster one" if fits else f"of kv does not fit {free >> 20:,} MiB free"
+    if needed[KV] <= USABLE * free:
+        choice, reason = KV, "its decoding state fits the free memory, and it computes less"
+    elif needed[EL] < needed[KV]:
+        choice, reason = EL, "the decoding state of kv does not fit the free memory"
+    else:
+        choice, reason = KV, "el would need more memory"
     _explain(choice.cross_attention, reason, weight.device.type)
-    logger.debug("decoding state: kv %d bytes, el %d bytes; chosen: %s", needed[KV], needed[EL], choice)
+    logger.debug("decoding state: kv %d bytes, el %d bytes, free %d bytes", needed[KV], needed[EL], free)
     return choice
 
 
 @lru_cache
 def _explain(choice: str, reason: str, device: str) -> None:
     """One line for each choice and reason, not one for each batch."""
-    logger.info("--decode-attention auto: %s on %s (a decoding state %s)", choice, device, reason)
+    logger.info("--decode-attention auto chooses %s on this %s: %s", choice, device.upper(), reason)
 
 
 def free_memory_bytes(device: torch.device) -> int:

@@ -1,7 +1,6 @@
 """The search loop: fairseq's `SequenceGenerator` for any fairseq model, with sentences that share what they can."""
 
 import logging
-import math
 import sys
 import weakref
 
@@ -13,7 +12,7 @@ from elseq.attention.state import GROWTH
 from elseq.errors import UserError
 from elseq.generation.alignment import align
 from elseq.generation.hypotheses import FinishedHypotheses
-from elseq.generation.ngrams import block_repeated_ngrams
+from elseq.generation.rules import Rules
 from elseq.generation.steppers import Ensemble, make_stepper
 
 logger = logging.getLogger(__name__)
@@ -83,7 +82,6 @@ class SequenceGenerator:
         self.unk = tgt_dict.unk()
         self.eos = tgt_dict.eos() if eos is None else eos
         self.symbols_to_strip_from_output = {*(symbols_to_strip_from_output or ()), self.eos}
-        self.suppressed = [self._index(word) for word in tokens_to_suppress]
         self.vocab_size = len(tgt_dict)
         self.beam_size = min(beam_size, self.vocab_size - 1)
         self.max_len_a = max_len_a
@@ -91,9 +89,11 @@ class SequenceGenerator:
         self.max_len = max_len or _max_positions(self.models)
         self.min_len = min_len
         self.length_penalty = len_penalty if normalize_scores else None
-        self.unk_penalty = unk_penalty
         self.match_source_len = match_source_len
-        self.no_repeat_ngram_size = no_repeat_ngram_size
+        suppressed = [self._index(word) for word in tokens_to_suppress]
+        self.rules = Rules(
+            self.beam_size, self.pad, self.unk, self.eos, min_len, unk_penalty, suppressed, no_repeat_ngram_size
+        )
         self.search = search.BeamSearch(tgt_dict) if search_strategy is None else search_strategy
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
@@ -183,17 +183,9 @@ class SequenceGenerator:
 
             # 1. What may follow each hypothesis.
             forced = step >= shortest
-            if forced:
-                self._only_eos(log_probs, limits <= step)
-            chosen = None
-            if prefix_tokens is not None and step < min(prefix_tokens.size(1), longest):
-                tokens, scores, chosen = self._only_prefix(step, log_probs, tokens, scores, prefix_tokens, limits)
-                may_end = True
-            else:
-                may_end = forced or step >= self.min_len
-                self._exclude(log_probs, eos=step < self.min_len, exempt=limits <= step if forced else None)
-            if self.no_repeat_ngram_size:
-                block_repeated_ngrams(log_probs, tokens[:, 1 : step + 1], self.no_repeat_ngram_size, self.pad, chosen)
+            prefix = prefix_tokens[:, step] if prefix_tokens is not None and step < prefix_tokens.size(1) else None
+            at_limit = limits <= step if forced else None
+            tokens, scores = self.rules.apply(step, log_probs, tokens, scores, at_limit, prefix)
 
             # 2. The best continuations of each sentence: their scores, words and hypotheses, each [B, candidates].
             scores = scores.type_as(log_probs)
@@ -212,7 +204,7 @@ class SequenceGenerator:
             ending = candidate_words.eq(self.eos) & candidate_scores.isneginf().logical_not()
             ending[:, :beam] &= ~ignored
             remaining = None
-            if may_end:
+            if forced or prefix is not None or step >= self.min_len:
                 ended = ending[:, :beam].nonzero()
                 touched = self._finish(
                     finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
@@ -266,48 +258,7 @@ class SequenceGenerator:
         log_probs, weights = self.model.step(tokens)
         if self.language_model is not None:
             log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
-        log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        log_probs[:, self.pad] = -math.inf
-        if self.unk_penalty:
-            log_probs[:, self.unk] -= self.unk_penalty
         return log_probs, weights
-
-    def _only_eos(self, log_probs: Tensor, at_limit: Tensor) -> None:
-        """Sentences at their length limit, bool [B], must end."""
-        eos = log_probs[:, self.eos].clone()
-        log_probs.masked_fill_(at_limit.repeat_interleave(self.beam_size).unsqueeze(1), -math.inf)
-        log_probs[:, self.eos] = eos
-
-    def _exclude(self, log_probs: Tensor, eos: bool, exempt: Tensor | None) -> None:
-        """No end before the minimum length, and no suppressed word; sentences that must end, bool [B], may."""
-        words = [*self.suppressed, *([self.eos] if eos else [])]
-        if not words:
-            return
-        before = log_probs[:, words]
-        if exempt is None:
-            log_probs[:, words] = -math.inf
-        else:
-            kept = exempt.repeat_interleave(self.beam_size).unsqueeze(1)
-            log_probs[:, words] = before.masked_fill(~kept, -math.inf)
-
-    def _only_prefix(self, step, log_probs, tokens, scores, prefix_tokens, limits):
-        """Where a sentence has a prefix word at this step, only that word may follow; bool [N] says where."""
-        word = prefix_tokens[:, step]
-        chosen = (word.ne(self.pad) & (limits > step)).repeat_interleave(self.beam_size)
-        words = word.repeat_interleave(self.beam_size).unsqueeze(1)
-        kept = log_probs.gather(1, words)
-        only = torch.full_like(log_probs, -math.inf).scatter_(1, words, kept)
-        log_probs.copy_(torch.where(chosen.unsqueeze(1), only, log_probs))
-        # If the prefix ends here, only the first hypothesis has a finite score; the others become copies of it, so
-        # that all end together.
-        ends = (word.eq(self.eos) & (limits > step)).view(-1, 1, 1)
-        if bool(ends.any()):
-            tokens, scores, copied = (
-                torch.where(ends, rows[:, :1], rows).view(len(tokens), -1)
-                for rows in (x.view(-1, self.beam_size, x.size(1)) for x in (tokens, scores, log_probs))
-            )
-            log_probs.copy_(copied)
-        return tokens, scores, chosen
 
     def _finish(
         self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths

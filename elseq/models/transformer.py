@@ -10,6 +10,7 @@ from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
 from elseq.attention import DecodePolicy, DecodeState, LayerState, SelfAttentionState, SentenceState
+from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_supported, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
 
@@ -177,10 +178,19 @@ class Decoder(TransformerDecoderBase):
         return x if self.project_out_dim is None else self.project_out_dim(x)
 
     def _position_table(self, length: int) -> Tensor:
-        """Embeddings of positions 0 to at least length - 1, [P, C]."""
+        """Embeddings of positions 0 to at least length - 1, [P, C].
+
+        Raises:
+            UserError: learned positions that do not reach so far.
+        """
         embedding = self.embed_positions
         first = self.padding_idx + 1
         if isinstance(embedding, LearnedPositionalEmbedding):
+            if length > embedding.max_positions:
+                raise UserError(
+                    f"the model has {embedding.max_positions} positions and was given token number {length}; "
+                    "shorten the input or the output"
+                )
             return embedding.weight[first:]
         if embedding.weights.size(0) < first + length:
             size = first + max(length, 2 * embedding.weights.size(0))

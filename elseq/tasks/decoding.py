@@ -17,19 +17,21 @@ DECODE_ATTENTION_HELP = (
 )
 
 
+def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
+    """
+    Raises:
+        UserError: the option is set, to none of the choices. (argparse would print all of fairseq's options first.)
+    """
+    if value is not None and value not in choices:
+        raise UserError(f"{option} {value} is unknown; choose one of {', '.join(choices)}")
+
+
 class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 
     @property
     def decode_attention(self) -> str | None:
-        """
-        Raises:
-            UserError: the option has a value that it cannot have.
-        """
-        value = (self.args if self.cfg is None else self.cfg).decode_attention
-        if value is not None and value not in DECODE_ATTENTION:
-            raise UserError(f"--decode-attention {value} is unknown; choose one of {', '.join(DECODE_ATTENTION)}")
-        return value
+        return (self.args if self.cfg is None else self.cfg).decode_attention
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model of a configuration: for a stock one, the elseq model with the same parameters if there is one.

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
-from elseq.tasks.decoding import DECODE_ATTENTION_HELP, DecodingTask
+from elseq.tasks.decoding import DECODE_ATTENTION, DECODE_ATTENTION_HELP, DecodingTask, check_choice
 
 
 @dataclass
@@ -33,6 +33,11 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     the hypotheses do not repeat it. (Under --decode-attention stock all of this is as in fairseq.)
     """
 
+    @classmethod
+    def setup_task(cls, args, **kwargs):
+        check_choice("--decode-attention", args.decode_attention, DECODE_ATTENTION)
+        return super().setup_task(args, **kwargs)
+
     def build_model(self, args, from_checkpoint=False):
         return DecodingTask.build_model(self, args, from_checkpoint)
 
@@ -48,6 +53,8 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             raise UserError("lexical constraints are not supported for language models; remove --constraints")
         source = sample["net_input"]["src_tokens"]
         if prefix_tokens is not None:
+            # A line shorter than the prefix is all prompt, without its end.
+            prefix_tokens = prefix_tokens.masked_fill(prefix_tokens.eq(self.dictionary.eos()), self.dictionary.pad())
             prompt = torch.cat((source.new_full((source.size(0), 1), self._start()), prefix_tokens), dim=1)
         elif self.args.prompt_separator is not None:
             prompt = self._split(sample)

@@ -10,8 +10,9 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
-from elseq.errors import UserError
-from elseq.tasks.decoding import DECODE_ATTENTION_HELP, DecodingTask
+from elseq.tasks.decoding import DECODE_ATTENTION, DECODE_ATTENTION_HELP, DecodingTask, check_choice
+
+YES_OR_NO = ("yes", "no")
 
 
 def _yes_or_no(text: str):
@@ -31,6 +32,13 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     has_bart = False
 
+    @classmethod
+    def setup_task(cls, cfg, **kwargs):
+        check_choice("--decode-attention", cfg.decode_attention, DECODE_ATTENTION)
+        check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
+        check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
+        return super().setup_task(cfg, **kwargs)
+
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
         self.has_bart |= isinstance(model, BARTModel)
@@ -46,8 +54,6 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     def _switch(self, option: str) -> bool:
         value = getattr(self.cfg, option)
-        if value not in (None, "yes", "no"):
-            raise UserError(f"--{option.replace('_', '-')} {value} is unknown; choose yes or no")
         return self.has_bart if value is None else value == "yes"
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):

@@ -93,6 +93,13 @@ def test_table_is_aligned():
     assert lines[-1] == "el, batch 8, beam 4: out of memory."
 
 
+def test_unsteady_rows_are_named():
+    steady = {"mode": "kv", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.1]}
+    unsteady = {"mode": "el", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.3, 1.1]}
+    assert report.notes([steady, unsteady]).endswith("Repeats differed by more than 20% (was the machine busy?): el.")
+    assert "Repeats" not in report.notes([steady])
+
+
 def test_no_row_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(
         benchmark,
@@ -133,7 +140,10 @@ TINY = ["--arch=bart_base", *RANDOM]
         ([*TINY, "--", "--no-such-option"], "--no-such-option"),
         ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
         ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
-        ([*TINY, "--source-length=9", "--output-length=64", "--", *ENCODER_DECODER], "the output takes 65 positions, the model has 64"),
+        (
+            [*TINY, "--source-length=9", "--output-length=64", "--", *ENCODER_DECODER],
+            "the output takes 65 positions, the model has 64",
+        ),
         ([*TINY, "--source=no_such_file", "--", *ENCODER_DECODER], r"no_such_file cannot be read \(No such file"),
     ],
 )

@@ -57,8 +57,8 @@ def test_auto_explains_its_choice_once(decoder, free, caplog):
     large = Workload(sentences=400, beam=4, source_length=500, target_length=20)
     choose_policy("auto", decoder, large)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("--decode-attention auto: kv on cpu")
-    assert second.startswith("--decode-attention auto: el on cpu")
+    assert first.startswith("--decode-attention auto chooses kv on this CPU")
+    assert second.startswith("--decode-attention auto chooses el on this CPU")
     assert "3 MiB" in second
 
 
