@@ -1,3 +1,4 @@
 from setuptools import setup
 
-setup()
+# A console entry point would import all of elseq, torch included, to print a path.
+setup(scripts=["scripts/elseq-user-dir"])

@@ -3,15 +3,16 @@
 # ways: by fairseq itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
 #
 # Usage: recipes/demo.sh [--fresh]      finished stages are not run again unless --fresh is given
-# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 900)
+# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 600)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 work=${ELSEQ_DEMO_DIR:-$root/demo_output}
-updates=${DEMO_UPDATES:-900}
+updates=${DEMO_UPDATES:-600}
 beam=4
 [ "${1:-}" = --fresh ] && rm -rf "$work"
 mkdir -p "$work"
 user_dir=$(elseq-user-dir)
+settings="$updates updates, beam $beam"
 
 corpus() { python "$root/scripts/docstring_corpus.py" "$work/corpus"; }
 
@@ -25,11 +26,11 @@ binarize() {
 
 train() {
   fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
-    --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
+    --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.1 \
     --encoder-normalize-before --decoder-normalize-before --clip-norm 1 \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 150 \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2560 --max-update "$updates" \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 4e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 4096 --max-update "$updates" \
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --no-last-checkpoints --seed 1 \
     --log-format json --log-interval 10 2>&1 | tee "$work/train.log" |
     python "$root/scripts/train_progress.py" "$updates"

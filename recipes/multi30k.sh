@@ -13,6 +13,7 @@ work=${ELSEQ_WORK:-$root/multi30k_output}
 [ "${1:-}" = --fresh ] && rm -rf "$work"
 mkdir -p "$work"
 user_dir=$(elseq-user-dir)
+settings="${EPOCHS:-10} epochs"
 
 unpack() {
   mkdir -p "$work/corpus"
@@ -52,15 +53,15 @@ stage unpack "Multi30k" unpack
 stage pieces "Sentencepiece" pieces
 stage binarize "fairseq-preprocess" binarize
 stage train "fairseq-train (stock)" train
-settings=()
+names=()
 for beam in 1 4 5; do
   for penalty in 1 0 2; do
     name=beam$beam-lenpen$penalty
-    settings+=("$name")
+    names+=("$name")
     for mode in stock kv el; do
       stage "$name-$mode" "fairseq-generate: beam $beam, length penalty $penalty, $mode" \
         generate "$name" "$mode" --beam $beam --lenpen $penalty
     done
   done
 done
-python "$root/scripts/compare_hypotheses.py" "$work" "${settings[@]}" | tee "$work/equality.md"
+python "$root/scripts/compare_hypotheses.py" "$work" "${names[@]}" | tee "$work/equality.md"

@@ -32,7 +32,7 @@ class Limits(NamedTuple):
     """Counted in words: documents are cut to their maximum, summaries beyond theirs are left out."""
 
     min_document: int = 12
-    max_document: int = 50
+    max_document: int = 40
     min_summary: int = 3
     max_summary: int = 24
 
