@@ -8,7 +8,7 @@ Shapes: B sentences, N hypotheses (those of a sentence stand together), G key/va
 head, D width of the hidden states.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
@@ -32,15 +32,16 @@ GROWTH = 8
 class SentenceState:
     """Memory of a sentence, shared by its hypotheses: never copied for a beam, never reordered by one."""
 
-    def __init__(self, evaluation: Evaluation, tensors: tuple[Tensor, ...], mask: Tensor | None = None):
+    def __init__(self, evaluation: Evaluation, tensors: Iterable[Tensor], mask: Tensor | None = None):
         """
         Args:
             evaluation: what the tensors are.
-            tensors: kv: keys and values, each [B, G, S, K]; el: hidden states [B, S, D].
+            tensors: kv: keys and values, each [B, G, S, K]; el: hidden states [B, S, D]. Stored without gaps, since
+                they are read at every step.
             mask: bool [B, S], True at padding, or None where there is none.
         """
         self.evaluation = evaluation
-        self.tensors = tensors
+        self.tensors = tuple(tensor.contiguous() for tensor in tensors)
         self.mask = mask
 
     def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
@@ -109,8 +110,7 @@ class SelfAttentionState:
     def end_prompt(self, mask: Tensor | None) -> None:
         """Declare what was appended so far, one row a sentence, the prompt. mask: bool [B, S], True at padding."""
         [(tensors, _)] = self.generated.read()
-        # A copy without the room to grow, which a prompt does not need.
-        self.prompt = SentenceState(self.evaluation, tuple(tensor.contiguous() for tensor in tensors), mask)
+        self.prompt = SentenceState(self.evaluation, tensors, mask)
         self.generated = HypothesisState(self.evaluation)
 
     def is_empty(self) -> bool:

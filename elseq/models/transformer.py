@@ -68,13 +68,12 @@ class Decoder(TransformerDecoderBase):
             if mask is not None and not bool(mask.any()):
                 mask = None
             if policy.cross_attention == "el":
-                shared = SentenceState("el", (hidden.transpose(0, 1).contiguous(),), mask)
+                shared = SentenceState("el", [hidden.transpose(0, 1)], mask)
         layers = []
         for layer in self.layers:
             memory = None if layer.encoder_attn is None else shared
             if hidden is not None and shared is None and layer.encoder_attn is not None:
-                keys_and_values = layer.encoder_attn.memorize(hidden, "kv")
-                memory = SentenceState("kv", tuple(tensor.contiguous() for tensor in keys_and_values), mask)
+                memory = SentenceState("kv", layer.encoder_attn.memorize(hidden, "kv"), mask)
             layers.append(LayerState(SelfAttentionState(policy.self_attention), memory))
         return DecodeState(layers)
 
