@@ -16,14 +16,6 @@ settings="$updates updates, beam $beam"
 
 corpus() { python "$root/scripts/docstring_corpus.py" "$work/corpus"; }
 
-pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" 2>"$work/pieces.log"; }
-
-binarize() {
-  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
-    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
-    --destdir "$work/data" >"$work/binarize.log" 2>&1
-}
-
 train() {
   fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \

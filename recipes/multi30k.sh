@@ -24,14 +24,6 @@ unpack() {
   done
 }
 
-pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" --vocabulary-size 8000 2>"$work/pieces.log"; }
-
-binarize() {
-  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
-    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
-    --destdir "$work/data" >"$work/binarize.log" 2>&1
-}
-
 train() {
   fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
@@ -50,7 +42,7 @@ generate() {
 }
 
 stage unpack "Multi30k" unpack
-stage pieces "Sentencepiece" pieces
+stage pieces "Sentencepiece" pieces --vocabulary-size 8000
 stage binarize "fairseq-preprocess" binarize
 stage train "fairseq-train (stock)" train
 names=()

@@ -1,4 +1,5 @@
-# For recipes to source: `root` (the checkout), its .venv on the PATH, and resumable stages in the folder `work`.
+# For recipes to source: `root` (the checkout), its .venv on the PATH, resumable stages in the folder `work`, and the stages
+# that recipes share.
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ -d "$root/.venv/bin" ] && export PATH="$root/.venv/bin:$PATH"
 
@@ -18,4 +19,13 @@ stage() {
   "$@" || { echo "elseq: error: the stage '$name' failed; see the logs in $work and run the same command again" >&2; exit 1; }
   echo "$wanted" >"$work/$name.done"
   echo "   $((SECONDS - start)) s"
+}
+
+# pieces [OPTION...]: sentencepiece vocabulary of $work/corpus, and the corpus in its pieces.
+pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" "$@" 2>"$work/pieces.log"; }
+
+binarize() {
+  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
+    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
+    --destdir "$work/data" >"$work/binarize.log" 2>&1
 }
