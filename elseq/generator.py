@@ -2,7 +2,7 @@
 
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable
 from dataclasses import fields
 from pathlib import Path
 
@@ -42,7 +42,7 @@ class TextGenerator:
 
     def generate(
         self,
-        texts: Sequence[str],
+        texts: Iterable[str],
         *,
         max_tokens: int = 4096,
         truncate: bool = False,
@@ -65,8 +65,14 @@ class TextGenerator:
             One string for each text, in their order; with nbest above 1, lists of strings, best first.
 
         Raises:
-            UserError: an unknown option, or a text that is too long.
+            UserError: an unknown option, something that is no list of strings, or a text that is too long.
         """
+        if isinstance(texts, str):
+            raise UserError("generate takes a list of texts and was given one string; put it into a list")
+        texts = list(texts)
+        for index, text in enumerate(texts):
+            if not isinstance(text, str):
+                raise UserError(f"text {index} is of type {type(text).__name__}; give strings")
         known = {field.name for field in fields(GenerationConfig)}
         unknown = sorted(set(options) - known)
         if unknown:
@@ -138,7 +144,7 @@ def load(
         UserError: a file that is missing or cannot be used.
     """
     check_choice("attention", attention, DECODE_ATTENTION)
-    path = _checkpoint_path(Path(path))
+    path = _checkpoint_path(Path(path).expanduser())
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
     folder = _data_folder(path, cfg, data)
@@ -178,6 +184,10 @@ def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | 
     if language_model:
         dictionary = Dictionary.load(str(folder / "dict.txt"))
         return ElseqLanguageModelingTask(task_cfg, dictionary)
+    if languages is not None:
+        missing = [name for name in languages if not (folder / f"dict.{name}.txt").exists()]
+        if isinstance(languages, str) or len(languages) != 2 or missing:
+            raise UserError(f"languages={languages!r} does not name two dictionaries dict.LANGUAGE.txt in {folder}")
     languages = languages or (options.get("source_lang"), options.get("target_lang"))
     return ElseqTranslationTask(task_cfg, *_load_dictionaries(folder, languages, str(trained.get("data", ""))))
 

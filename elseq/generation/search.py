@@ -71,9 +71,13 @@ class SequenceGenerator:
             left_pad_target: for alignment: how the models were trained to see padded targets.
 
         Raises:
-            UserError: a temperature that is not positive, a word to suppress that is not in the dictionary, or an
-                alignment with a source that there is not.
+            UserError: a beam or a temperature that is not positive, a language model that is none, a word to suppress
+                that is not in the dictionary, or an alignment with a source that there is not.
         """
+        if not isinstance(beam_size, int) or beam_size < 1:
+            raise UserError(f"--beam {beam_size} is no number of hypotheses; give 1 or more")
+        if lm_model is not None and hasattr(lm_model, "encoder"):
+            raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:
             raise UserError(f"--temperature {temperature} is not positive; give a number above 0")
         self.models = list(models)
@@ -104,6 +108,7 @@ class SequenceGenerator:
         self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
         self.language_model = None if lm_model is None else make_stepper(lm_model)
         self.lm_weight = lm_weight
+        self.warned = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
 
@@ -129,10 +134,12 @@ class SequenceGenerator:
 
         Raises:
             NotImplementedError: constraints, and a search strategy without them.
-            UserError: a minimum length that no hypothesis can have.
+            UserError: a minimum length that no hypothesis can have, or a search by constraints without any.
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
+        if constraints is None and self.search.supports_constraints:
+            raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
             return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints)
         try:
@@ -309,6 +316,9 @@ class SequenceGenerator:
             wanted = lengths
         else:
             wanted = [int(self.max_len_a * length + self.max_len_b) for length in lengths]
+        if min(wanted) < self.min_len and not self.warned:
+            logger.warning("--min-len %d is more than the maximum length; hypotheses have that length", self.min_len)
+            self.warned = True
         return [max(self.min_len, min(limit, bound)) for limit, bound in zip(wanted, bounds, strict=True)]
 
     def _sample_ids(self, sample: dict, batch: int, device: torch.device) -> Tensor:

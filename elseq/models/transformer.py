@@ -238,7 +238,10 @@ class EncoderDecoderModel:
         args = to_namespace(args)
         check_supported(args)
         args.task = getattr(args, "task", None)  # BART looks at it when it loads a checkpoint
-        return super().build_model(args, task)
+        try:
+            return super().build_model(args, task)
+        except ValueError as error:  # options or dictionaries that do not go together
+            raise UserError(f"the model cannot be built: {error}") from error
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

@@ -1,5 +1,6 @@
 """What our tasks share: stock models become elseq models, and our generator serves them."""
 
+import contextlib
 import logging
 
 from fairseq.tasks import FairseqTask
@@ -24,6 +25,19 @@ def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> No
     """
     if value is not None and value not in choices:
         raise UserError(f"{option} {value} is unknown; choose one of {', '.join(choices)}")
+
+
+@contextlib.contextmanager
+def missing_files_named():
+    """
+    Raises:
+        UserError: instead of a FileNotFoundError.
+    """
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = f"{error.filename} does not exist" if error.filename else str(error)
+        raise UserError(f"{what}; check the data folder, the languages and the subset") from error
 
 
 class DecodingTask(FairseqTask):

@@ -10,7 +10,13 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
-from elseq.tasks.decoding import DECODE_ATTENTION, DECODE_ATTENTION_HELP, DecodingTask, check_choice
+from elseq.tasks.decoding import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_HELP,
+    DecodingTask,
+    check_choice,
+    missing_files_named,
+)
 
 
 @dataclass
@@ -36,11 +42,13 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     @classmethod
     def setup_task(cls, args, **kwargs):
         check_choice("--decode-attention", args.decode_attention, DECODE_ATTENTION)
-        return super().setup_task(args, **kwargs)
+        with missing_files_named():
+            return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):
         return DecodingTask.build_model(self, args, from_checkpoint)
 
+    @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         if self.args.prompt_separator is not None:
             self.args.sample_break_mode = "eos"  # a line is an example
@@ -87,7 +95,14 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
         prompt = source.masked_fill(column > place, pad)[:, : int(place.max()) + 1]
         sample["net_input"]["src_tokens"] = prompt
         if sample.get("target") is not None:
-            # Word j of the target follows word j of the source.
-            rows = [target[start:] for target, start in zip(sample["target"], place.squeeze(1).tolist(), strict=True)]
+            # Word j of the target follows word j of the source. The target of a line that is all prompt is its end
+            # alone: fairseq's BLEU reads beyond an empty one.
+            end = source.new_tensor([self.dictionary.eos()])
+            rows = [
+                end if alone else target[start:]
+                for target, start, alone in zip(
+                    sample["target"], place.squeeze(1).tolist(), missing.squeeze(1).tolist(), strict=True
+                )
+            ]
             sample["target"] = torch.nn.utils.rnn.pad_sequence(rows, batch_first=True, padding_value=pad)
         return prompt

@@ -10,7 +10,13 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
-from elseq.tasks.decoding import DECODE_ATTENTION, DECODE_ATTENTION_HELP, DecodingTask, check_choice
+from elseq.tasks.decoding import (
+    DECODE_ATTENTION,
+    DECODE_ATTENTION_HELP,
+    DecodingTask,
+    check_choice,
+    missing_files_named,
+)
 
 YES_OR_NO = ("yes", "no")
 
@@ -37,7 +43,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         check_choice("--decode-attention", cfg.decode_attention, DECODE_ATTENTION)
         check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
         check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
-        return super().setup_task(cfg, **kwargs)
+        with missing_files_named():
+            return super().setup_task(cfg, **kwargs)
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
@@ -56,6 +63,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         value = getattr(self.cfg, option)
         return self.has_bart if value is None else value == "yes"
 
+    @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         """As fairseq does; and with <s> before sources and targets where they are to have it."""
         if not self.prepend_source_bos:

@@ -617,3 +617,32 @@ def test_options_that_cannot_be(models, options, sentence):
 def test_alignment_needs_a_source(models):
     with pytest.raises(UserError, match="a language model has no source"):
         continue_prompts(models["language_model"]["kv"], PROMPTS, print_alignment="hard")
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"beam_size": 0}, "--beam 0 is no number"),
+        ({"beam_size": 2.5}, "--beam 2.5"),
+        ({"temperature": 0}, "not positive"),
+    ],
+)
+def test_options_that_make_no_sense(models, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        SequenceGenerator([models["transformer"]["kv"]], DICTIONARY, **options)
+
+
+def test_a_translation_model_is_no_language_model(models):
+    model = models["transformer"]["kv"]
+    with pytest.raises(UserError, match="no language model"):
+        SequenceGenerator([model], DICTIONARY, lm_model=model)
+
+
+def test_a_constrained_search_needs_constraints(models):
+    batch, _ = make_input("transformer")
+
+    def strategy():
+        return search.LexicallyConstrainedBeamSearch(DICTIONARY, "ordered")
+
+    with pytest.raises(UserError, match="--constraints needs"):
+        generate(SequenceGenerator, [models["transformer"]["kv"]], batch, strategy=strategy)

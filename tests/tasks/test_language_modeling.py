@@ -152,3 +152,14 @@ def test_constraints_are_refused(tiny_language_model):
     task, model = load(tiny_language_model)
     with pytest.raises(UserError, match="remove --constraints"):
         complete(task, model, make_batch(task), constraints=torch.zeros(5, 1))
+
+
+def test_the_target_of_a_line_without_the_separator_is_its_end(tiny_language_model):
+    """fairseq's BLEU reads beyond a target that has nothing, and crashes the process."""
+    task, model = load(tiny_language_model, prompt_separator=SEPARATOR)
+    batch = interactive_batch(task, ["w1 w2 w3", "w4 => w5"])
+    eos, pad = task.dictionary.eos(), task.dictionary.pad()
+    batch["target"] = torch.where(batch["target"].eq(pad), pad, batch["target"])
+    complete(task, model, batch)
+    assert batch["target"][0].tolist()[:1] == [eos]
+    assert words(task, batch["target"][1])[:1] == ["w5"]

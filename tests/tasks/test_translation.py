@@ -249,3 +249,12 @@ def test_weights_are_untouched(tiny_bart):
     assert model.state_dict().keys() == stock.state_dict().keys()
     for name, tensor in stock.state_dict().items():
         assert torch.equal(model.state_dict()[name], tensor), name
+
+
+def test_missing_files_are_named(tiny_bart, tmp_path):
+    cfg = task_configuration(ElseqTranslationConfig(data=str(tmp_path), source_lang="src", target_lang="tgt"))
+    with pytest.raises(UserError, match="dict.src.txt does not exist; check the data folder"):
+        ElseqTranslationTask.setup_task(cfg)
+    task, _ = load(tiny_bart)
+    with pytest.raises(UserError, match="Dataset not found: nowhere"):
+        task.load_dataset("nowhere")
