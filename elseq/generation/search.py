@@ -216,14 +216,14 @@ class SequenceGenerator:
                 touched = self._finish(
                     finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
                 )
+                must_end = at_limit.tolist() if forced else [False] * len(sentences)
                 if forced:
-                    self._finish_at_limit(finished, step, limits, tokens, scores, attention, sentences)
+                    self._finish_at_limit(finished, step, must_end, tokens, scores, attention, sentences)
                 if forced or touched:
-                    at_limit = (limits <= step).tolist()
                     remaining = [
                         index
                         for index, sentence in enumerate(sentences)
-                        if not at_limit[index] and finished.count(sentence) < beam
+                        if not must_end[index] and finished.count(sentence) < beam
                     ]
                     if not remaining:
                         break
@@ -285,10 +285,10 @@ class SequenceGenerator:
         )
         return True
 
-    def _finish_at_limit(self, finished, step, limits, tokens, scores, attention, sentences) -> None:
+    def _finish_at_limit(self, finished, step, must_end, tokens, scores, attention, sentences) -> None:
         """A sentence at its limit whose hypotheses could none of them end gets its best one, ended all the same."""
-        for index, at_limit in enumerate((limits <= step).tolist()):
-            if at_limit and not finished.count(sentences[index]):
+        for index, ends in enumerate(must_end):
+            if ends and not finished.count(sentences[index]):
                 row = slice(index * self.beam_size, index * self.beam_size + 1)
                 total = scores[row, step - 1] if step else scores.new_zeros(1)
                 pieces = None if attention is None else attention[row, :, 1 : step + 2]
