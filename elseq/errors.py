@@ -1,9 +1,11 @@
 """Errors that a user can mend, and how they reach the screen."""
 
+import contextlib
 import re
 import sys
 
-_SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?UserError: (.*)", re.MULTILINE)
+_SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?(UserError|AssertionError|ValueError): (.*)", re.MULTILINE)
+_OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
 
 
 class UserError(Exception):
@@ -11,7 +13,7 @@ class UserError(Exception):
 
 
 def install_excepthook():
-    """Let an uncaught `UserError` end the program as one line on stderr and exit code 1, without a traceback.
+    """Let an uncaught error of the user's end the program as one line on stderr and exit code 1, without a traceback.
 
     Everything else goes to the hook that was there before. Installing twice changes nothing.
     """
@@ -20,7 +22,7 @@ def install_excepthook():
         return
 
     def excepthook(kind, error, traceback):
-        sentence = _user_sentence(error)
+        sentence = user_sentence(error)
         if sentence is None:
             previous(kind, error, traceback)
         else:
@@ -30,11 +32,27 @@ def install_excepthook():
     sys.excepthook = excepthook
 
 
-def _user_sentence(error):
-    if isinstance(error, UserError):
-        return str(error)
+def user_sentence(error: BaseException | None) -> str | None:
+    """What a user is told about this error; None if it is no error of theirs."""
+    kind, message = type(error).__name__, str(error)
     # torch.multiprocessing.spawn, fairseq's way to several devices, hands on the text of a child's traceback
-    if type(error).__name__ == "ProcessRaisedException":
-        found = _SPAWNED_ERROR.findall(str(error))
-        return found[-1] if found else None
+    if kind == "ProcessRaisedException":
+        kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
+    if kind == "UserError":
+        return message
+    # fairseq checks its options by assertions and ValueErrors that name them, in one line
+    if kind in ("AssertionError", "ValueError") and _OPTION.search(message) and "\n" not in message:
+        return message
     return None
+
+
+@contextlib.contextmanager
+def options_checked():
+    """Raise a `UserError` where fairseq raises another error about an option."""
+    try:
+        yield
+    except (AssertionError, ValueError) as error:
+        sentence = user_sentence(error)
+        if sentence is None:
+            raise
+        raise UserError(sentence) from error

@@ -11,6 +11,7 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils, encoders
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
 from tqdm import tqdm
 
 from elseq.errors import UserError
@@ -23,6 +24,14 @@ from elseq.tasks.translation import ElseqTranslationConfig
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+# the options of fairseq-generate that decide which hypotheses are found; the others are about its files and its output
+SEARCH_OPTIONS = (
+    "beam", "nbest", "lenpen", "unnormalized", "unkpen", "temperature", "no_repeat_ngram_size",
+    "min_len", "max_len_a", "max_len_b", "match_source_len",
+    "sampling", "sampling_topk", "sampling_topp",
+    "diverse_beam_groups", "diverse_beam_strength", "diversity_rate",
+)  # fmt: skip
 
 
 class TextGenerator:
@@ -58,14 +67,15 @@ class TextGenerator:
             truncate: shorten a source that the model's positions cannot hold, rather than refuse it.
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: of the random numbers, for sampling.
-            options: those of fairseq-generate, by their names there: beam, lenpen, min_len, max_len_a, max_len_b,
-                no_repeat_ngram_size, sampling, nbest, ...
+            options: those of fairseq-generate that decide which hypotheses are found, by their names there:
+                `SEARCH_OPTIONS`.
 
         Returns:
             One string for each text, in their order; with nbest above 1, lists of strings, best first.
 
         Raises:
-            UserError: an unknown option, something that is no list of strings, or a text that is too long.
+            UserError: an option that is unknown or does not go together with another, something that is no list of
+                strings, or a text that is too long.
         """
         if isinstance(texts, str):
             raise UserError("generate takes a list of texts and was given one string; put it into a list")
@@ -73,14 +83,11 @@ class TextGenerator:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {index} is of type {type(text).__name__}; give strings")
-        known = {field.name for field in fields(GenerationConfig)}
-        unknown = sorted(set(options) - known)
-        if unknown:
-            raise UserError(f"generate has no option {unknown[0]!r}; it takes those of fairseq-generate, such as beam")
+        cfg = _search_configuration(options)
+        nbest = cfg.nbest
         if seed is not None:
             utils.set_torch_seed(seed)
-        nbest = options.pop("nbest", 1)
-        generator = self.task.build_generator([self.model], Namespace(**{"beam": 5, **options}))
+        generator = self.task.build_generator([self.model], cfg)
         results: list = ["" if nbest == 1 else [""] for _ in texts]
         encoded = {index: self._encode(text, index, truncate) for index, text in enumerate(texts) if text.strip()}
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
@@ -141,17 +148,44 @@ def load(
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
 
     Raises:
-        UserError: a file that is missing or cannot be used.
+        UserError: a file that is missing or cannot be used, or an argument that is none of these.
     """
     check_choice("attention", attention, DECODE_ATTENTION)
+    device = _usable_device(device)
+    if dtype is not None and dtype not in DTYPES:
+        raise UserError(f"dtype={dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES))}")
     path = _checkpoint_path(Path(path).expanduser())
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
     folder = _data_folder(path, cfg, data)
     task = _build_task(cfg, folder, attention, languages)
     (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
-    device = device or ("cuda" if torch.cuda.is_available() else "cpu")
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
+
+
+def _search_configuration(options: dict) -> GenerationConfig:
+    for name in options:
+        if name not in SEARCH_OPTIONS:
+            raise UserError(f"generate has no option {name!r}; it takes {', '.join(SEARCH_OPTIONS)}")
+    cfg = OmegaConf.structured(GenerationConfig)
+    for name, value in options.items():
+        try:
+            cfg[name] = value
+        except ValidationError as error:
+            raise UserError(f"{name}={value!r} cannot be used: {str(error).splitlines()[0]}") from error
+    if not 1 <= cfg.nbest <= max(cfg.beam, 1):
+        raise UserError(f"nbest={cfg.nbest} is not between 1 and the beam, {cfg.beam}; change either")
+    return cfg
+
+
+def _usable_device(device: str | torch.device | None) -> torch.device:
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        return torch.zeros(1, device=device).device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise UserError(f"device={device!r} cannot be used; there is {', '.join(found)}") from error
 
 
 def _checkpoint_path(path: Path) -> Path:

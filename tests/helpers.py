@@ -15,7 +15,7 @@ from pathlib import Path
 from unittest import mock
 
 from elseq.compat.commands import silence_old_code
-from elseq.errors import UserError
+from elseq.errors import user_sentence
 
 USER_DIR = Path(__file__).resolve().parents[1] / "elseq"
 SEPARATOR = "=>"  # between prompt and target in a line of language-model data
@@ -62,11 +62,13 @@ def run_here(command, input=b"", check=True):
         ):
             silence_old_code()
             entry_point.load()()
-    except UserError as error:
-        stderr.write(f"elseq: error: {error}\n")
-        returncode = 1
     except SystemExit as exit:
         returncode = exit.code or 0
+    except Exception as error:
+        if user_sentence(error) is None:
+            raise
+        stderr.write(f"elseq: error: {user_sentence(error)}\n")
+        returncode = 1
     finally:
         logging.root.removeHandler(log)
         logging.root.setLevel(level)

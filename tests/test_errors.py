@@ -46,6 +46,27 @@ def test_error_of_a_spawned_process(hooked, capsys):
     assert capsys.readouterr().err == "elseq: error: the file x is empty\n"
     raise_to_hook(spawned(f"{trace}ValueError: a fault\n", 0, 1))
     assert len(hooked) == 1
+    raise_to_hook(spawned(f"{trace}AssertionError: --beam must be positive\n", 0, 1))
+    assert capsys.readouterr().err == "elseq: error: --beam must be positive\n"
+
+
+@pytest.mark.parametrize(
+    "error, is_the_user_s",
+    [
+        (AssertionError("--sampling requires --nbest to be equal to --beam"), True),
+        (ValueError("Must specify batch size either with --max-tokens or --batch-size"), True),
+        (AssertionError("reset the optimizer (--reset-optimizer)"), True),
+        (AssertionError("a -- b, --"), False),
+        (AssertionError(), False),
+        (ValueError("--beam\n{'many': 'lines'}"), False),
+        (RuntimeError("--beam"), False),
+    ],
+    ids=str,
+)
+def test_fairseq_s_checks_of_its_options_are_the_user_s(error, is_the_user_s):
+    assert errors.user_sentence(error) == (str(error) if is_the_user_s else None)
+    with pytest.raises(UserError if is_the_user_s else type(error)), errors.options_checked():
+        raise error
 
 
 def test_importing_elseq_is_enough():

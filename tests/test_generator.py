@@ -5,6 +5,7 @@ import torch
 
 import elseq
 from elseq.errors import UserError
+from tests import helpers
 
 
 @pytest.fixture(scope="module")
@@ -51,6 +52,14 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
         ([3], {}, "text 0 is of type int"),
         (["a"], {"beams": 3}, "no option 'beams'"),
         (["a"], {"beam": 0}, "--beam 0 is no number"),
+        (["a"], {"beam": "five"}, "^beam='five' cannot be used: .* could not be converted to Integer$"),
+        (["a"], {"beam": 2, "nbest": 3}, "^nbest=3 is not between 1 and the beam, 2; change either$"),
+        (["a"], {"sampling_topk": 3}, "--sampling-topk requires --sampling"),
+        (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
+        (["a"], {"constraints": "ordered"}, "no option 'constraints'; it takes beam, "),
+        (["a"], {"prefix_size": 1}, "no option 'prefix_size'"),
+        (["a"], {"replace_unk": "@@ "}, "no option 'replace_unk'"),
+        (["a"], {"print_alignment": "hard"}, "no option 'print_alignment'"),
         (["a " * 2000], {}, "text 0 has 2001 tokens"),
     ],
 )
@@ -69,8 +78,36 @@ def test_a_long_text_can_be_cut(translator):
         ({"attention": "fast"}, "attention fast is unknown"),
         ({"languages": ("xx", "yy")}, "does not name two dictionaries"),
         ({"data": "/"}, "no dictionary"),
+        ({"device": "gpu"}, "^device='gpu' cannot be used; there is cpu"),
+        ({"device": "cuda:99"}, "^device='cuda:99' cannot be used; there is cpu"),
+        ({"dtype": "float31"}, "^dtype='float31' cannot be used; give one of torch.float16, "),
+        ({"dtype": torch.int8}, "^dtype=torch.int8 cannot be used"),
     ],
 )
 def test_what_cannot_be_loaded(tiny_translation, options, sentence):
     with pytest.raises(UserError, match=sentence):
         elseq.load(tiny_translation.checkpoint, **{"data": tiny_translation.data, **options})
+
+
+def test_a_checkpoint_that_is_missing_or_does_not_fit(tiny_translation, tmp_path):
+    """In the words of fairseq-generate."""
+    path, data = tmp_path / "model.pt", tiny_translation.data
+    with pytest.raises(UserError) as raised:
+        elseq.load(path, data=data)
+    assert str(raised.value) == f"checkpoint {path} cannot be read (No such file or directory): check the path"
+    state = torch.load(tiny_translation.checkpoint)
+    del state["model"]["encoder.layers.1.fc1.weight"]
+    torch.save(state, path)
+    with pytest.raises(UserError) as raised:
+        elseq.load(path, data=data)
+    command = ["fairseq-generate", data, "--path", path, "--task=elseq_translation", "--cpu", "--num-workers=0"]
+    result = helpers.run_here(command, check=False)
+    assert result.stderr.endswith(f"elseq: error: {raised.value}\n")
+    assert "--save-dir" not in str(raised.value)
+
+
+def test_options_that_change_the_search(translator, lines):
+    diverse = translator.generate(lines, beam=4, nbest=4, diverse_beam_groups=2)
+    assert diverse != translator.generate(lines, beam=4, nbest=4)
+    sampled = [translator.generate(lines, sampling=True, temperature=3, seed=seed) for seed in (1, 1, 2)]
+    assert sampled[0] == sampled[1] != sampled[2]

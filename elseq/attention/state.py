@@ -2,7 +2,7 @@
 
 Two lifetimes: a `SentenceState` belongs to a sentence and is shared by its hypotheses (the encoder's output, a prompt);
 a `HypothesisState` belongs to a hypothesis and grows with it. Neither knows whether its tensors are keys and values
-(two tensors) or hidden states (one, which serves as both): `evaluation` says so.
+(two tensors) or hidden states (one, which serves as both): `evaluation` says so. No gradient flows through a memory.
 
 Shapes: B sentences, N hypotheses (those of a sentence stand together), G key/value heads, S positions, K width of a
 head, D width of the hidden states.
@@ -36,8 +36,8 @@ class SentenceState:
         """
         Args:
             evaluation: what the tensors are.
-            tensors: kv: keys and values, each [B, G, S, K]; el: hidden states [B, S, D]. Stored without gaps, since
-                they are read at every step.
+            tensors: kv: keys and values, each [B, G, S, K]; el: hidden states [B, S, D]. They are the state's own from
+                now on, and stored without gaps, since they are read at every step.
             mask: bool [B, S], True at padding, or None where there is none.
         """
         self.evaluation = evaluation
@@ -48,15 +48,42 @@ class SentenceState:
         """One stretch of memory: its tensors, and its mask as [B, 1, S] or None."""
         return [(self.tensors, None if self.mask is None else self.mask.unsqueeze(1))]
 
+    @classmethod
+    @torch.no_grad()
+    def of_layers(cls, projected: Iterable[Tensor], layers: int, mask: Tensor | None) -> list["SentenceState"]:
+        """States with keys and values for each of so many layers.
+
+        They are in one block of memory. In many pieces they would not fit the holes that the encoder leaves in the
+        heap, and the process would grow by what it has free.
+
+        Args:
+            projected: the keys of the first layer, its values, the keys of the second layer, ..., each [B, G, S, K].
+            layers: how many layers.
+            mask: as for one state.
+        """
+        block = None
+        for index, tensor in enumerate(projected):
+            block = tensor.new_empty(layers, 2, *tensor.shape) if block is None else block
+            block[divmod(index, 2)] = tensor
+        return [cls("kv", pair.unbind(), mask) for pair in block.unbind()]
+
+    @torch.no_grad()
     def keep(self, sentences: Tensor) -> None:
-        """Keep these sentences, int64 [B'], in this order."""
-        self.tensors = tuple(tensor.index_select(0, sentences) for tensor in self.tensors)
+        """Keep these sentences, int64 [B'], in this order. They move up; the room of the others stays unused."""
+        self.tensors = tuple(_move_up(tensor, sentences) for tensor in self.tensors)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, sentences)
 
     def size_bytes(self) -> int:
-        """Bytes of the tensors; the mask, a byte a position, is not counted."""
+        """Bytes of the sentences kept; the mask, a byte a position, is not counted."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _move_up(tensor: Tensor, rows: Tensor) -> Tensor:
+    selected = tensor.index_select(0, rows)
+    if len(rows) > len(tensor):  # fairseq's protocol lets sentences be repeated
+        return selected
+    return tensor[: len(rows)].copy_(selected)
 
 
 class HypothesisState:
@@ -87,9 +114,25 @@ class HypothesisState:
         """One stretch of memory: the tensors as `append` was given them, with all positions so far; no mask."""
         return [(tuple(buffer[..., : self.length, :] for buffer in self._buffers), None)]
 
-    def reorder(self, order: Tensor) -> None:
-        """Hypothesis n continues hypothesis order[n], int64 [N']."""
-        self._buffers = tuple(buffer.index_select(0, order) for buffer in self._buffers)
+    @torch.no_grad()
+    def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
+        """Hypothesis n continues hypothesis order[n], int64 [N'].
+
+        Args:
+            order: of the hypotheses.
+            spare: a tensor that is no longer needed, to be written over if it has the right shape.
+
+        Returns:
+            Another such tensor. Memory that was just in use is much faster to write to than fresh memory.
+        """
+        buffers = []
+        for buffer in self._buffers:
+            shape = (order.numel(), *buffer.shape[1:])
+            target = spare if spare is not None and spare.shape == shape else buffer.new_empty(shape)
+            buffers.append(torch.index_select(buffer, 0, order, out=target))
+            spare = buffer
+        self._buffers = tuple(buffers)
+        return spare
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""
@@ -157,8 +200,9 @@ class DecodeState:
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']. Sentences that lose all theirs: see `keep`."""
+        spare = None
         for layer in self.layers:
-            layer.self_attention.generated.reorder(order)
+            spare = layer.self_attention.generated.reorder(order, spare)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop the sentences that are not among these, int64 [B']; `reorder` must drop their hypotheses."""

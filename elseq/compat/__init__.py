@@ -39,8 +39,10 @@ REPAIRS = (
     data.explain_wrong_encoding,
     generation.replace_unknown_words,
     generation.keep_diverse_groups_apart,
+    generation.explain_search_options,
     commands.accept_elseq_as_user_dir,
     commands.validate_without_task,
+    commands.explain_missing_path,
     commands.let_user_errors_through_hydra,
     commands.silence_old_code,
 )

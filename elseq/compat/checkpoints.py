@@ -2,6 +2,8 @@
 
 import argparse
 import contextlib
+import errno
+import os
 import pickle
 import re
 import sys
@@ -16,7 +18,7 @@ from fairseq.logging import meters
 from fairseq.trainer import Trainer
 
 from elseq.compat.patching import Overlay, wrap
-from elseq.errors import UserError
+from elseq.errors import UserError, user_sentence
 
 
 def allow_what_checkpoints_hold():
@@ -80,7 +82,11 @@ def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
         with _sentences_about(path):
             return load(path, *args, **kwargs)
     except OSError as error:
-        raise UserError(f"checkpoint {path} cannot be read ({error.strerror or error}): check the path") from error
+        raise _cannot_be_read(path, error.strerror or error) from error
+
+
+def _cannot_be_read(path, reason):
+    return UserError(f"checkpoint {path} cannot be read ({reason}): check the path")
 
 
 def explain_misfits():
@@ -129,45 +135,53 @@ def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None
 
 
 def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
-    with _sentences_about(filename):
+    remedy = "give the options it was trained with, or another --save-dir to start afresh"
+    with _sentences_about(filename, remedy):
         return load(trainer, filename, *args, **kwargs)
 
 
 @contextlib.contextmanager
-def _sentences_about(filename):
-    """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file."""
+def _sentences_about(filename, remedy="take the file and the settings as training left them"):
+    """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file.
+
+    The remedy is for a model with other tensors than the checkpoint; for other dictionaries there is a better one.
+    """
     try:
         yield
-    except UserError as error:
-        if str(filename) in str(error):
-            raise
-        raise UserError(f"checkpoint {filename}: {error}") from error
     except Exception as error:
         message = str(error)
+        sentence = user_sentence(error)
+        if sentence is not None:
+            if isinstance(error, UserError) and str(filename) in sentence:
+                raise
+            raise UserError(f"checkpoint {filename}: {sentence}") from error
         if message.startswith("Model file not found"):
-            raise UserError(f"checkpoint {filename} does not exist: check the path") from error
-        if isinstance(error, AssertionError) and "--reset-optimizer" in message:
-            raise UserError(f"checkpoint {filename}: {message}") from error
+            missing = message.partition(": ")[2]  # of a checkpoint in parts, one part
+            raise _cannot_be_read(missing, os.strerror(errno.ENOENT)) from error
         if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
             raise
-        raise UserError(_misfit(filename, message)) from error
+        raise UserError(_misfit(filename, message, remedy)) from error
 
 
-def _misfit(filename, message):
-    words = re.search(r"size mismatch for \S*embed_tokens\.weight: .*?\[(\d+), .*?\[(\d+), ", message)
-    if words and words[1] != words[2]:
-        return (
-            f"checkpoint {filename} was trained with a dictionary of {words[1]} entries, the data has one of {words[2]}"
-            ": prepare the data with the checkpoint's dictionary (fairseq-preprocess --srcdict, --tgtdict)"
-        )
-    first, *others = [line.strip() for line in message.splitlines()[1:]] or [message]
-    more = f" and {len(others)} more" if others else ""
-    return (
-        f"checkpoint {filename} does not fit the model ({textwrap.shorten(first, 200, placeholder=' ...')}{more}): "
-        "give the options it was trained with, or another --save-dir to start afresh"
-    )
+def _misfit(filename, message, remedy):
+    mismatch = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", message)
+    if mismatch:
+        name, saved, built = mismatch.groups()
+        saved, built = saved.split(", "), built.split(", ")
+        if name.endswith(".embed_tokens.weight") and saved[0] != built[0]:
+            side = name.removesuffix(".embed_tokens.weight")  # encoder or decoder
+            return (
+                f"the {side} of checkpoint {filename} was trained with a dictionary of {saved[0]} entries, the data "
+                f"has one of {built[0]}: use the checkpoint's, and prepare data with it "
+                "(fairseq-preprocess --srcdict, --tgtdict)"
+            )
+        misfit = f"{name} has the shape {' x '.join(saved)} in it and {' x '.join(built)} in the model"
+    else:
+        misfit, *others = [line.strip() for line in message.splitlines()[1:]] or [message]
+        misfit = textwrap.shorten(misfit, 200, placeholder=" ...") + (f" and {len(others)} more" if others else "")
+    return f"checkpoint {filename} does not fit the model ({misfit}): {remedy}"
 
 
 def forget_best_score():

@@ -10,7 +10,7 @@ from fairseq import options, utils
 from hydra._internal import utils as hydra_utils
 
 from elseq.compat.patching import wrap
-from elseq.errors import UserError
+from elseq.errors import UserError, user_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -47,10 +47,22 @@ def validate_without_task():
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
+def explain_missing_path():
+    """Without --path all commands that have it but fairseq-generate end in an AttributeError or a TypeError."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        if getattr(parsed, "path", "") is None:
+            raise UserError("--path is missing: give the checkpoint")
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
 def let_user_errors_through_hydra():
     """fairseq-hydra-train prints a traceback of its own and exits. It asks `is_under_debugger` first: yes lets the
-    error pass on to the hook of `elseq.errors`."""
-    wrap(hydra_utils, "is_under_debugger", lambda asked: isinstance(sys.exc_info()[1], UserError) or asked())
+    user's error pass on to the hook of `elseq.errors`."""
+    wrap(hydra_utils, "is_under_debugger", lambda asked: bool(user_sentence(sys.exc_info()[1])) or asked())
 
 
 def silence_old_code():

@@ -1,5 +1,6 @@
 """Data: numpy 2, batches that hold every sentence, and sentences about input that cannot be used."""
 
+import logging
 import re
 import sys
 import textwrap
@@ -12,6 +13,8 @@ from fairseq_cli import interactive
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 
 def restore_numpy_names():
@@ -57,11 +60,18 @@ def _filter_indices_by_size(filter_indices, task, indices, dataset, max_position
         if not found:
             raise
         index = int(found[1])
-        tokens = " and ".join(str(size) for size in np.atleast_1d(dataset.size(index)) if size)
         raise UserError(
-            f"sentence {index}{_excerpt(dataset, index)} has {tokens} tokens, the model takes {max_positions}: "
-            "shorten it, or leave it out by --skip-invalid-size-inputs-valid-test"
+            f"sentence {index}{_excerpt(dataset, index)} has {_tokens(dataset.size(index))}, the model takes at most "
+            f"{_tokens(max_positions)}: shorten it, or leave it out by --skip-invalid-size-inputs-valid-test"
         ) from error
+
+
+def _tokens(sizes):
+    """A number of tokens, or those of source and target; a sentence without a target has 0 or none there."""
+    sizes = [size for size in np.atleast_1d(sizes) if size]
+    if len(sizes) == 1:
+        return f"{sizes[0]} tokens"
+    return " and ".join(f"{size} {side} tokens" for size, side in zip(sizes, ("source", "target"), strict=False))
 
 
 def _excerpt(dataset, index):
@@ -84,8 +94,8 @@ def _batch_by_size(batch, *args, **kwargs):
 
 
 def explain_wrong_encoding():
-    """Input that is not UTF-8 ends in a traceback with the number of a byte; in the C locale it is let through. So
-    does a missing --input file."""
+    """Input that is not UTF-8 ends in a traceback with the number of a byte, and the lines that were read before and
+    those that follow are lost; in the C locale it is let through. A missing --input file is a traceback too."""
     wrap(indexed_dataset.IndexedRawTextDataset, "read_data", _read_raw_data)
     for module in (interactive, sys.modules["__main__"]):  # the latter for python -m fairseq_cli.interactive
         if hasattr(module, "buffered_read"):
@@ -95,42 +105,57 @@ def explain_wrong_encoding():
 def _read_raw_data(read_data, dataset, path, dictionary):
     try:
         return read_data(dataset, path, dictionary)
-    except UnicodeDecodeError:
+    except UnicodeDecodeError as error:
         with open(path, "rb") as lines:
-            for _ in _decode(lines, path):
-                pass
-        raise
+            wrong = [number for number, (_, is_valid) in enumerate(_decode(lines), start=1) if not is_valid]
+        raise UserError(_not_utf8(wrong, path)) from error
 
 
-def _decode(lines, name):
-    for number, line in enumerate(lines, start=1):
-        try:
-            yield line.decode("utf-8")
-        except UnicodeDecodeError as error:
-            raise UserError(f"line {number} of {name} is not valid UTF-8: convert it with iconv") from error
+def _decode(lines):
+    """Each line as text, and whether it was valid UTF-8; U+FFFD stands for what was not."""
+    for line in lines:
+        text = line.decode("utf-8", errors="replace")
+        yield text, text.encode("utf-8") == line
+
+
+def _not_utf8(numbers, name):
+    first, more = numbers[0], len(numbers) - 1
+    which = f"line {first} and {more} more of {name} are" if more else f"line {first} of {name} is"
+    return f"{which} not valid UTF-8: convert with iconv"
 
 
 def buffered_read(input, buffer_size):
     """Lists of up to `buffer_size` stripped lines of a file, or of the standard input if `input` is "-".
 
-    Raises `UserError` if the file cannot be opened or a line is not valid UTF-8.
+    A line that is not valid UTF-8 is translated as far as it can be read: to leave it out would change the numbers of
+    all that follow, and to stop would lose them.
+
+    Raises:
+        UserError: the file cannot be opened; or, once every line has been translated, which ones were not valid.
     """
-    buffer = []
-    for line in _input_lines(input):
+    name = "the standard input" if input == "-" else input
+    buffer, wrong = [], []
+    for number, (line, is_valid) in enumerate(_decode(_input_lines(input)), start=1):
+        if not is_valid:
+            wrong.append(number)
+            logger.warning("line %d of %s is not valid UTF-8: what cannot be read is taken for unknown", number, name)
         buffer.append(line.strip())
         if len(buffer) >= buffer_size:
             yield buffer
             buffer = []
     if buffer:
         yield buffer
+    if wrong:
+        raise UserError(_not_utf8(wrong, name))
 
 
 def _input_lines(input):
     if input == "-":
-        yield from _decode(sys.stdin.buffer, "the standard input")
+        yield from sys.stdin.buffer
         return
     try:
-        with open(input, "rb") as lines:
-            yield from _decode(lines, input)
+        lines = open(input, "rb")  # noqa: SIM115
     except OSError as error:
         raise UserError(f"--input {input} cannot be read ({error.strerror}): check the path") from error
+    with lines:
+        yield from lines

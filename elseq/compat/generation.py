@@ -1,8 +1,10 @@
 """Generation: what fairseq's own search and output get wrong on any version."""
 
 from fairseq import search, utils
+from fairseq.tasks import FairseqTask
 
 from elseq.compat.patching import wrap
+from elseq.errors import UserError, options_checked
 
 _NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value
 
@@ -42,3 +44,51 @@ def keep_diverse_groups_apart():
         return search_step(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
     wrap(search.DiverseBeamSearch, "step", step)
+
+
+def explain_search_options():
+    """Options that do not go together end in a traceback: some when the search is chosen, others in its first step, and
+    those that print what beam search does not record only after the first batch."""
+    wrap(FairseqTask, "build_generator", _build_generator)
+    wrap(search.LexicallyConstrainedBeamSearch, "init_constraints", _init_constraints)
+
+
+def _build_generator(build, task, models, args, *rest, **kwargs):
+    _check_search_options(args, len(task.target_dictionary))
+    with options_checked():
+        return build(task, models, args, *rest, **kwargs)
+
+
+def _check_search_options(args, vocabulary_size):
+    def value(name, default):
+        return getattr(args, name, default)
+
+    for name in ("print_step", "retain_iter_history"):
+        if value(name, False):
+            option = name.replace("_", "-")
+            raise UserError(f"--{option} is for models that refine their output iteratively: leave it out")
+    if value("score_reference", False):  # nothing is searched
+        return
+    beam, groups, top_k = value("beam", 5), value("diverse_beam_groups", -1), value("sampling_topk", -1)
+    strategies = {
+        "--sampling": value("sampling", False),
+        "--diverse-beam-groups": groups > 0,
+        "--match-source-len": value("match_source_len", False),
+        "--diversity-rate": value("diversity_rate", -1) > 0,
+        "--constraints": value("constraints", None),
+    }
+    if beam < 1:
+        raise UserError(f"--beam {beam} is no number of hypotheses; give 1 or more")
+    chosen = [name for name, is_chosen in strategies.items() if is_chosen]
+    if len(chosen) > 1:
+        raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them")
+    if groups > 0 and beam % groups:
+        raise UserError(f"--beam {beam} cannot be divided into --diverse-beam-groups {groups}: give a multiple of it")
+    if top_k > vocabulary_size:
+        raise UserError(f"--sampling-topk {top_k} is more than the dictionary's {vocabulary_size} words: lower it")
+
+
+def _init_constraints(init, self, batch_constraints, beam_size):
+    if batch_constraints is None:
+        raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
+    return init(self, batch_constraints, beam_size)

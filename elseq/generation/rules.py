@@ -71,7 +71,7 @@ class Rules:
         if excluded:
             allowed = log_probs[:, excluded]
             log_probs[:, excluded] = -math.inf if free is None else allowed.masked_fill(~free.unsqueeze(1), -math.inf)
-        if self.no_repeat_ngram_size:
+        if self.no_repeat_ngram_size > 0:
             words = tokens[:, 1 : step + 1]
             block_repeated_ngrams(log_probs, words, self.no_repeat_ngram_size, self.pad, free)
         return tokens, scores

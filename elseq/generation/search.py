@@ -11,6 +11,7 @@ from torch import Tensor
 from elseq.attention.state import GROWTH
 from elseq.errors import UserError
 from elseq.generation.alignment import align
+from elseq.generation.beam import BeamSearch
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.rules import Rules
 from elseq.generation.steppers import Ensemble, make_stepper
@@ -98,7 +99,9 @@ class SequenceGenerator:
         self.rules = Rules(
             self.beam_size, self.pad, self.unk, self.eos, min_len, unk_penalty, suppressed, no_repeat_ngram_size
         )
-        self.search = search.BeamSearch(tgt_dict) if search_strategy is None else search_strategy
+        if search_strategy is None or type(search_strategy) is search.BeamSearch:
+            search_strategy = BeamSearch(tgt_dict)
+        self.search = search_strategy
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
         if print_alignment and not all(hasattr(model, "encoder") for model in self.models):
@@ -138,8 +141,6 @@ class SequenceGenerator:
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
-        if constraints is None and self.search.supports_constraints:
-            raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
             return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints)
         try:

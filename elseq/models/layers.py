@@ -1,6 +1,9 @@
 """Encoder and decoder layers: fairseq's parameters and order of operations around `elseq.attention.Attention`."""
 
+from collections.abc import Callable
+
 import torch
+from fairseq import utils
 from fairseq.modules import transformer_layer
 from fairseq.modules.fairseq_dropout import FairseqDropout
 from fairseq.modules.quant_noise import quant_noise
@@ -20,6 +23,17 @@ def build_attention(cfg, embed_dim: int, num_heads: int, **options) -> Attention
     return attention
 
 
+# The widest activations of a layer; where no gradient needs them, they are not held twice.
+IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
+
+
+def activation_function(name: str) -> Callable[[Tensor], Tensor]:
+    """fairseq's activation function of this name; without gradients it may write over its input."""
+    function = utils.get_activation_fn(name)
+    in_place = IN_PLACE.get(name, function)
+    return lambda x: function(x) if torch.is_grad_enabled() else in_place(x)
+
+
 def name_dropout(module: nn.Module, stock_class: str) -> None:
     """Give a module's own dropout the name of the stock class, by which --retain-dropout-modules finds it."""
     for child in module.children():
@@ -32,6 +46,7 @@ class EncoderLayer(transformer_layer.TransformerEncoderLayerBase):
 
     def __init__(self, cfg, return_fc=False):
         super().__init__(cfg, return_fc)
+        self.activation_fn = activation_function(cfg.activation_fn)
         name_dropout(self, "TransformerEncoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg):
@@ -43,6 +58,7 @@ class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
+        self.activation_fn = activation_function(cfg.activation_fn)
         name_dropout(self, "TransformerDecoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):

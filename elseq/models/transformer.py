@@ -1,5 +1,7 @@
 """Transformer encoder-decoder: fairseq's model with our layers and one `DecodeState`."""
 
+from itertools import chain
+
 import torch
 import torch.nn.functional as F
 from fairseq.distributed import fsdp_wrap
@@ -61,20 +63,19 @@ class Decoder(TransformerDecoderBase):
             encoder_out: what the encoder returned for B sentences, or None for a language model.
             policy: how each kind of attention is evaluated.
         """
-        hidden = mask = shared = None
+        memories: list[SentenceState | None] = [None] * len(self.layers)
         if encoder_out is not None and encoder_out["encoder_out"]:
             hidden = encoder_out["encoder_out"][0]
             mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
             if mask is not None and not bool(mask.any()):
                 mask = None
-            if policy.cross_attention == "el":
-                shared = SentenceState("el", [hidden.transpose(0, 1)], mask)
-        layers = []
-        for layer in self.layers:
-            memory = None if layer.encoder_attn is None else shared
-            if hidden is not None and shared is None and layer.encoder_attn is not None:
-                memory = SentenceState("kv", layer.encoder_attn.memorize(hidden, "kv"), mask)
-            layers.append(LayerState(SelfAttentionState(policy.self_attention), memory))
+            attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
+            if attentions and policy.cross_attention == "kv":
+                projected = chain.from_iterable(attention.memorize(hidden, "kv") for attention in attentions)
+                memories = SentenceState.of_layers(projected, len(attentions), mask)
+            elif attentions:
+                memories = [SentenceState("el", [hidden.transpose(0, 1)], mask)] * len(attentions)
+        layers = [LayerState(SelfAttentionState(policy.self_attention), memory) for memory in memories]
         return DecodeState(layers)
 
     def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:

@@ -58,7 +58,7 @@ def test_reorder_changes_the_number_of_hypotheses():
 
 def test_sentence_state_keeps_some_sentences_in_the_order_given():
     keys, values, mask = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4), padding_mask([5, 1, 3], 5, "left")
-    state = SentenceState("kv", (keys, values), mask)
+    state = SentenceState("kv", (keys.clone(), values.clone()), mask)
     assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
     kept = torch.tensor([2, 0])
     state.keep(kept)

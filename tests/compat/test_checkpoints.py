@@ -185,8 +185,10 @@ def test_other_torch_file(save, content):
 
 def test_missing_file(tmp_path):
     for function in (load, lambda path: checkpoint_utils.load_model_ensemble([str(path)])):
-        with pytest.raises(UserError, match="nothing.pt (cannot be read|does not exist).*check the path"):
+        with pytest.raises(UserError) as raised:
             function(tmp_path / "nothing.pt")
+        sentence = f"checkpoint {tmp_path / 'nothing.pt'} cannot be read (No such file or directory): check the path"
+        assert str(raised.value) == sentence
     with pytest.raises(UserError, match="cannot be read"):
         load(tmp_path)
 
@@ -254,11 +256,32 @@ def test_other_architecture(state, save, task, without):
     path = save(edit(state, "model", encoder_layers=3))
     with pytest.raises(UserError, match=r"model.pt does not fit the model \(Missing key.*encoder\.layers\.2") as raised:
         load_model(path, task)
-    assert "\n" not in str(raised.value)
+    assert "\n" not in str(raised.value) and "--save-dir" not in str(raised.value)
     assert len(str(raised.value)) < 500
     without(checkpoint_utils, "load_model_ensemble_and_task")
     with pytest.raises(RuntimeError, match="Error"):
         load_model(path, task)
+
+
+def test_other_shape(state, save, task):
+    name = "encoder.layers.1.fc1.weight"
+    path = save({**state, "model": {**state["model"], name: torch.zeros(5, 32)}})
+    with pytest.raises(UserError) as raised:
+        load_model(path, task)
+    assert str(raised.value) == (
+        f"checkpoint {path} does not fit the model ({name} has the shape 5 x 32 in it and 64 x 32 in the model): "
+        "take the file and the settings as training left them"
+    )
+
+
+def test_dictionaries_that_were_joined(tiny_translation, tmp_path):
+    shutil.copytree(tiny_translation.data, tmp_path / "data")
+    with open(tmp_path / "data" / "dict.src.txt", "a") as dictionary:
+        dictionary.write("new 1\n")
+    with pytest.raises(UserError, match="^checkpoint .*checkpoint_last.pt: .*requires a joined dictionary"):
+        checkpoint_utils.load_model_ensemble_and_task(
+            [str(tiny_translation.checkpoint)], {"data": str(tmp_path / "data")}
+        )
 
 
 def test_other_dictionary(tiny_translation, tmp_path):
@@ -269,7 +292,10 @@ def test_other_dictionary(tiny_translation, tmp_path):
     command = ["fairseq-generate", tmp_path / "data", "--path", tiny_translation.checkpoint, "--cpu", "--num-workers=0"]
     result = helpers.run_here(command, check=False)
     assert result.returncode == 1
-    assert "was trained with a dictionary of 24 entries, the data has one of 25" in result.stderr
+    assert result.stderr.startswith(
+        f"elseq: error: the encoder of checkpoint {tiny_translation.checkpoint} was trained with a dictionary of 24 "
+        "entries, the data has one of 25: use the checkpoint's, and prepare data with it "
+    )
 
 
 def test_ensemble_names_the_file_at_fault(tiny_translation, tmp_path):

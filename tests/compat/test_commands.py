@@ -79,6 +79,17 @@ def test_validation_needs_no_task(tiny_translation, without):
         helpers.run_here(command)
 
 
+@pytest.mark.parametrize("command", ["generate", "interactive", "eval-lm", "validate"])
+def test_checkpoint_that_is_not_named(language_model_data, command, without):
+    command = [f"fairseq-{command}", language_model_data, "--cpu", "--max-tokens=500", "--task=language_modeling"]
+    result = helpers.run_here(command, check=False)
+    assert (result.returncode, result.stderr) == (1, "elseq: error: --path is missing: give the checkpoint\n")
+    without(options, "parse_args_and_arch")
+    if command[0] in ("fairseq-interactive", "fairseq-eval-lm"):
+        with pytest.raises((AttributeError, TypeError)):
+            helpers.run_here(command, check=False)
+
+
 # --- Hydra
 
 
@@ -89,6 +100,8 @@ def fail(error):
 def test_user_error_passes_hydra(capsys, without):
     with pytest.raises(UserError, match="bad input"):
         hydra_utils.run_and_report(lambda: fail(UserError("bad input")))
+    with pytest.raises(AssertionError):
+        hydra_utils.run_and_report(lambda: fail(AssertionError("--path required")))
     assert capsys.readouterr().err == ""
     with pytest.raises(SystemExit):
         hydra_utils.run_and_report(lambda: fail(ValueError("a fault")))

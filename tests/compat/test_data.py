@@ -95,7 +95,8 @@ def test_long_sentence_is_refused_by_name(tiny_translation, without):
     result = generate(tiny_translation, "--max-source-positions=5")
     assert result.returncode == 1
     assert re.fullmatch(
-        r"elseq: error: sentence \d+ \(w.*\) has \d+ and \d+ tokens, the model takes \(5, 64\): shorten it, or .*\n",
+        r"elseq: error: sentence \d+ \(w.*\) has \d+ source tokens and \d+ target tokens, "
+        r"the model takes at most 5 source tokens and 64 target tokens: shorten it, or .*\n",
         result.stderr,
     )
     without(FairseqTask, "filter_indices_by_size")
@@ -132,13 +133,31 @@ def test_lines_come_in_buffers(content, buffers, monkeypatch):
     assert read(content, 2, monkeypatch) == buffers
 
 
-def test_wrong_encoding_names_the_line(monkeypatch, tmp_path):
-    with pytest.raises(UserError, match="line 3 of the standard input is not valid UTF-8"):
-        read(b"a\nb\nsch\xf6n\n", 1, monkeypatch)
-    (tmp_path / "input").write_bytes(b"sch\xf6n\n")
-    with pytest.raises(UserError, match="line 1 of .*input is not valid UTF-8"):
-        list(buffered_read(str(tmp_path / "input"), 1))
+@pytest.mark.parametrize("named", [False, True])
+@pytest.mark.parametrize(
+    "content, buffers, wrong",
+    [
+        (b"a\nsch\xf6n\n", [["a", "sch\ufffdn"]], "line 2 of {} is"),
+        (b"\xff\na\nb\n\xf6 c", [["\ufffd", "a"], ["b", "\ufffd c"]], "line 1 and 1 more of {} are"),
+    ],
+)
+def test_wrong_encoding_loses_no_line(content, buffers, wrong, named, monkeypatch, tmp_path, caplog):
+    """The log tells of each such line at once, and the error at the end."""
+    (tmp_path / "input").write_bytes(content)
+    monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(content)))
+    found, lines = [], buffered_read(str(tmp_path / "input") if named else "-", 2)
+    with pytest.raises(UserError) as raised:
+        found.extend(lines)
+    assert found == buffers
+    name = tmp_path / "input" if named else "the standard input"
+    assert str(raised.value) == f"{wrong.format(name)} not valid UTF-8: convert with iconv"
+    assert len(caplog.messages) == str(buffers).count("\ufffd")
+    assert caplog.messages[0].startswith(f"{wrong[:6]} of {name} is not valid UTF-8")
     assert interactive.buffered_read is buffered_read
+
+
+def test_a_replacement_character_is_valid(monkeypatch):
+    assert read("a \ufffd\n".encode(), 1, monkeypatch) == [["a \ufffd"]]
 
 
 def test_missing_input_file(tmp_path):
@@ -151,8 +170,8 @@ def test_raw_data_in_a_wrong_encoding(tmp_path, tiny_translation, without):
 
     dictionary = Dictionary.load(str(tiny_translation.data / "dict.src.txt"))
     path = str(tmp_path / "test.src-tgt.src")
-    (tmp_path / "test.src-tgt.src").write_bytes(b"w1 w2\nsch\xf6n\n")
-    with pytest.raises(UserError, match="line 2 of .*test.src-tgt.src is not valid UTF-8"):
+    (tmp_path / "test.src-tgt.src").write_bytes(b"w1 w2\nsch\xf6n\nw3\n\xff\n")
+    with pytest.raises(UserError, match="line 2 and 1 more of .*test.src-tgt.src are not valid UTF-8"):
         indexed_dataset.IndexedRawTextDataset(path, dictionary)
     without(indexed_dataset.IndexedRawTextDataset, "read_data")
     with pytest.raises(UnicodeDecodeError):

@@ -1,9 +1,15 @@
+from argparse import Namespace
+
 import pytest
 import torch
 from fairseq import search, utils
 from fairseq.data import Dictionary
+from fairseq.tasks import FairseqTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from elseq.compat.generation import replace_unk
+from elseq.errors import UserError
+from tests.tiny_models import make_dictionary, make_models
 
 
 @pytest.mark.parametrize(
@@ -56,3 +62,78 @@ def test_diverse_groups_do_not_depend_on_the_sentence_numbers(without):
     without(search.DiverseBeamSearch, "step")
     with pytest.raises(IndexError):
         diverse_steps([17, 5])
+
+
+@pytest.fixture(scope="module")
+def build_generator():
+    """Of a stock task, which knows nothing of elseq."""
+    dictionary = make_dictionary(20)
+    task = TranslationTask(TranslationConfig(), dictionary, dictionary)
+    model = make_models("transformer", dictionary)["stock"]
+    return lambda **options: task.build_generator([model], Namespace(**options))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"sampling_topk": 3}, "--sampling-topk requires --sampling"),
+        ({"sampling_topp": 0.5}, "--sampling-topp requires --sampling"),
+        (
+            {"sampling": True, "sampling_topk": 25},
+            "--sampling-topk 25 is more than the dictionary's 24 words: lower it",
+        ),
+        (
+            {"sampling": True, "diverse_beam_groups": 5},
+            "--sampling and --diverse-beam-groups exclude each other: give only one of them",
+        ),
+        (
+            {"sampling": True, "constraints": "ordered"},
+            "--sampling and --constraints exclude each other: give only one of them",
+        ),
+        (
+            {"diverse_beam_groups": 2, "beam": 5},
+            "--beam 5 cannot be divided into --diverse-beam-groups 2: give a multiple of it",
+        ),
+        ({"beam": 0}, "--beam 0 is no number of hypotheses; give 1 or more"),
+        ({"temperature": 0}, "--temperature must be greater than 0"),
+        ({"print_step": True}, "--print-step is for models that refine their output iteratively: leave it out"),
+        (
+            {"retain_iter_history": True, "score_reference": True},
+            "--retain-iter-history is for models that refine their output iteratively: leave it out",
+        ),
+    ],
+    ids=str,
+)
+def test_search_options_that_do_not_go_together(build_generator, options, sentence, without):
+    with pytest.raises(UserError) as raised:
+        build_generator(**options)
+    assert str(raised.value) == sentence
+    without(FairseqTask, "build_generator")
+    try:
+        build_generator(**options)  # in fairseq some mistakes are noticed only later
+    except Exception as error:
+        assert not isinstance(error, UserError)
+
+
+@pytest.mark.parametrize(
+    "options, strategy",
+    [
+        ({}, search.BeamSearch),
+        ({"beam": 6, "diverse_beam_groups": 3}, search.DiverseBeamSearch),
+        ({"sampling": True, "sampling_topk": 24}, search.Sampling),
+        ({"constraints": "unordered"}, search.LexicallyConstrainedBeamSearch),
+    ],
+    ids=str,
+)
+def test_search_options_that_do(build_generator, options, strategy):
+    assert type(build_generator(**options).search) is strategy
+
+
+def test_constraints_of_which_there_are_none(without):
+    constrained = search.LexicallyConstrainedBeamSearch(Dictionary(), "ordered")
+    constrained.init_constraints(torch.zeros(2, 1, dtype=torch.long), 3)
+    with pytest.raises(UserError, match="--constraints needs lines with constraints"):
+        constrained.init_constraints(None, 3)
+    without(search.LexicallyConstrainedBeamSearch, "init_constraints")
+    with pytest.raises(TypeError):
+        constrained.init_constraints(None, 3)

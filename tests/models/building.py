@@ -21,6 +21,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from elseq.attention import DecodePolicy
 from elseq.interop.stock import EQUIVALENT, stock_configuration
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
+from tests.tiny_models import assert_same_hypotheses
 
 KINDS = {
     "transformer": (TransformerModel, ElseqTransformerModel, transformer_architecture),
@@ -184,16 +185,53 @@ def lines_of(fixture, name, task, words=None):
     return {"src_tokens": padded(rows, "left"), "src_lengths": torch.tensor([len(row) for row in rows])}
 
 
-def generate(model, task, net_input, beam, **options):
-    """By fairseq's own generator."""
-    generator = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=20)
-    return generator.generate([model], {"net_input": net_input}, **options)
+def dropouts(model):
+    """Names of the modules that drop while decoding too."""
+    return {name for name, module in model.named_modules() if getattr(module, "apply_during_inference", False)}
 
 
-def assert_same_hypotheses(result, expected):
-    for found, wanted in zip(result, expected, strict=True):
-        assert [hypothesis["tokens"].tolist() for hypothesis in found] == [
-            hypothesis["tokens"].tolist() for hypothesis in wanted
-        ]
-        for hypothesis, other in zip(found, wanted, strict=True):
-            torch.testing.assert_close(hypothesis["score"], other["score"], rtol=1e-4, atol=1e-4)
+def after_prompt(model, prompt, tokens, net_input=None):
+    """The output for the tokens, in a text that begins with the prompt and is read at once."""
+    whole = torch.cat((prompt[prompt != PAD], tokens))
+    return forward(model, net_input, whole[None])[0][0, -len(tokens) :]
+
+
+def assert_same_weights_and_results(stock, model, net_input, tokens):
+    """Names and shapes of the weights are the same, and they load in either direction."""
+    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
+    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
+    stock.load_state_dict(model.state_dict())
+    with torch.no_grad():
+        expected, result = (log_probs(it, forward(it, net_input, tokens)[0]) for it in (stock, model))
+    torch.testing.assert_close(result[tokens != PAD], expected[tokens != PAD], rtol=1e-5, atol=1e-5)
+
+
+def assert_same_loss_and_gradients(stock, model, net_input, tokens):
+    answers = torch.where(tokens == PAD, PAD, words(*tokens.shape))
+    losses = [loss(it.train(), net_input, tokens, answers) for it in (stock, model)]
+    for value in losses:
+        value.backward()
+    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
+    expected = {name: parameter.grad for name, parameter in stock.named_parameters()}
+    for name, parameter in model.named_parameters():
+        scale = 1.0 if expected[name] is None else expected[name].abs().max().clamp(min=1.0).item()
+        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=2e-5 * scale, msg=name)
+
+
+def assert_same_steps(stock, model, net_input, tokens, policy):
+    """For hypotheses [N, T] of the sentences, a step for each word."""
+    repeated = net_input and repeat(net_input, len(tokens) // len(net_input["src_tokens"]))
+    expected, _ = stock_steps(stock, repeated, tokens)
+    result = log_probs(model, decode_in_pieces(model, net_input, tokens, policy, [1] * tokens.size(1)))
+    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+
+
+def assert_same_generation(stock, model, task, net_input, beam, **options):
+    """By fairseq's own generator; returns what it finds."""
+    generator = SequenceGenerator([stock], task.target_dictionary, beam_size=beam, max_len_b=20)
+    expected = generator.generate([stock], {"net_input": net_input}, **options)
+    for evaluation in ("kv", "el"):
+        model.decoder.decode_attention = evaluation
+        generator = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=20)
+        assert_same_hypotheses(generator.generate([model], {"net_input": net_input}, **options), expected)
+    return expected

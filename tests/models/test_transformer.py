@@ -8,14 +8,17 @@ from tests.models.building import (
     PAD,
     POLICIES,
     TASK,
-    assert_same_hypotheses,
+    after_prompt,
+    assert_same_generation,
+    assert_same_loss_and_gradients,
+    assert_same_steps,
+    assert_same_weights_and_results,
     configuration,
     decode_in_pieces,
+    dropouts,
     encode,
     forward,
-    generate,
     lines_of,
-    log_probs,
     loss,
     ours,
     pair,
@@ -54,15 +57,8 @@ variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 
 
 @variants
-@torch.no_grad()
 def test_weights_and_results_are_those_of_the_stock_model(options):
-    stock, model = pair("transformer", **options)
-    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
-    stock.load_state_dict(model.state_dict())
-    batch, tokens = source(), target()
-    expected, result = (log_probs(it, forward(it, batch, tokens)[0]) for it in (stock, model))
-    torch.testing.assert_close(result[tokens != PAD], expected[tokens != PAD], rtol=1e-5, atol=1e-5)
+    assert_same_weights_and_results(*pair("transformer", **options), source(), target())
 
 
 @pytest.mark.parametrize("kind", ["transformer", "transformer_lm"])
@@ -82,17 +78,7 @@ TRAINED = [name for name in VARIANTS if name not in ("layer drop", "quantization
 
 @pytest.mark.parametrize("options", [VARIANTS[name] for name in TRAINED], ids=TRAINED)
 def test_loss_and_gradients_are_those_of_the_stock_model(options):
-    models = [model.train() for model in pair("transformer", **options)]
-    batch, tokens = source(), target()
-    answers = torch.where(tokens == PAD, PAD, words(*tokens.shape))
-    losses = [loss(model, batch, tokens, answers) for model in models]
-    for value in losses:
-        value.backward()
-    torch.testing.assert_close(losses[1], losses[0], rtol=1e-5, atol=0)
-    expected = {name: parameter.grad for name, parameter in models[0].named_parameters()}
-    for name, parameter in models[1].named_parameters():
-        scale = 1.0 if expected[name] is None else expected[name].abs().max().clamp(min=1.0).item()
-        torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=2e-5 * scale, msg=name)
+    assert_same_loss_and_gradients(*pair("transformer", **options), source(), target())
 
 
 @pytest.mark.parametrize("dropout", ["dropout", "activation_dropout", "relu_dropout", "adaptive_softmax_dropout"])
@@ -176,10 +162,8 @@ def test_decoding_equals_the_whole_target_at_once(policy, options):
 def test_steps_are_those_of_the_stock_model(options):
     stock, model = pair("transformer", **options)
     batch, tokens = source(), words(3 * 2, 6)
-    expected, _ = stock_steps(stock, repeat(batch, 2), tokens)
     for policy in POLICIES[:2]:
-        result = log_probs(model, decode_in_pieces(model, batch, tokens, policy, [1] * 6))
-        torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+        assert_same_steps(stock, model, batch, tokens, policy)
 
 
 @pytest.mark.parametrize("evaluation", ["auto", "kv", "el"])
@@ -229,9 +213,7 @@ def test_prompts_of_any_length_are_read_in_one_pass_and_shared(policy, options):
     result = torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split([1, 1, 3], dim=1)], dim=1)
     for row in range(6):
         sentence = {name: tensor[row // 2 : row // 2 + 1] for name, tensor in batch.items()}
-        prompt = prompts[row // 2]
-        whole = torch.cat((prompt[prompt != PAD], tokens[row]))
-        expected = forward(model, sentence, whole[None])[0][0, -5:]
+        expected = after_prompt(model, prompts[row // 2], tokens[row], sentence)
         torch.testing.assert_close(result[row], expected, rtol=0, atol=1e-10)
 
 
@@ -288,15 +270,8 @@ def test_the_stock_generator_drives_our_model(tiny_translation, beam):
     """Its sentences end at different steps, so that the batch shrinks."""
     stock, model, task = trained(tiny_translation)
     batch = lines_of(tiny_translation, "test.src", task)
-    expected = generate(stock, task, batch, beam)
-    assert len({len(hypotheses[0]["tokens"]) for hypotheses in expected}) > 2
-    for evaluation in ("kv", "el"):
-        model.decoder.decode_attention = evaluation
-        assert_same_hypotheses(generate(model, task, batch, beam), expected)
-
-
-def dropouts(model):
-    return {name for name, module in model.named_modules() if getattr(module, "apply_during_inference", False)}
+    found = assert_same_generation(stock, model, task, batch, beam)
+    assert len({len(hypotheses[0]["tokens"]) for hypotheses in found}) > 2
 
 
 @pytest.mark.parametrize("kind", ["transformer", "bart"])

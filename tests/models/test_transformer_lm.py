@@ -4,19 +4,18 @@ import torch
 from elseq.errors import UserError
 from tests.models.building import (
     EOS,
-    PAD,
     POLICIES,
-    assert_same_hypotheses,
-    decode_in_pieces,
+    after_prompt,
+    assert_same_generation,
+    assert_same_loss_and_gradients,
+    assert_same_steps,
+    assert_same_weights_and_results,
+    dropouts,
     forward,
-    generate,
     lines_of,
-    log_probs,
-    loss,
     ours,
     padded,
     pair,
-    stock_steps,
     target,
     trained,
     words,
@@ -51,20 +50,10 @@ variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
 @variants
 def test_weights_results_and_gradients_are_those_of_the_stock_model(options):
     stock, model = pair("transformer_lm", **options)
-    shapes = {name: tensor.shape for name, tensor in stock.state_dict().items()}
-    assert {name: tensor.shape for name, tensor in model.state_dict().items()} == shapes
-    stock.load_state_dict(model.state_dict())
     tokens = target()
-    expected, result = (log_probs(it, forward(it, None, tokens)[0].detach()) for it in (stock, model))
-    torch.testing.assert_close(result[tokens != PAD], expected[tokens != PAD], rtol=1e-5, atol=1e-5)
-    if not options.keys().isdisjoint({"decoder_layerdrop", "quant_noise_pq"}):
-        return  # training is random
-    answers = torch.where(tokens == PAD, PAD, words(*tokens.shape))
-    for it in (stock, model):
-        loss(it.train(), None, tokens, answers).backward()
-    for (name, parameter), other in zip(model.named_parameters(), stock.parameters(), strict=True):
-        scale = 1.0 if other.grad is None else other.grad.abs().max().clamp(min=1.0).item()
-        torch.testing.assert_close(parameter.grad, other.grad, rtol=1e-4, atol=2e-5 * scale, msg=name)
+    assert_same_weights_and_results(stock, model, None, tokens)
+    if options.keys().isdisjoint({"decoder_layerdrop", "quant_noise_pq"}):  # with these training is random
+        assert_same_loss_and_gradients(stock, model, None, tokens)
 
 
 @variants
@@ -74,9 +63,7 @@ def test_decoding(policy, options):
     """Steps, with the stock model in float32; prompts of any length and what follows, with whole texts in float64."""
     stock, model = pair("transformer_lm", **options)
     tokens = words(6, 5)
-    expected, _ = stock_steps(stock, None, tokens)
-    result = log_probs(model, decode_in_pieces(model, None, tokens, policy, [1] * 5))
-    torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
+    assert_same_steps(stock, model, None, tokens, policy)
 
     model.double()
     prompts = target((4, 1, 6))
@@ -85,9 +72,7 @@ def test_decoding(policy, options):
     assert state.prompt_lengths.tolist() == [4, 1, 6]
     result = torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split([1, 3, 1], dim=1)], dim=1)
     for row in range(6):
-        prompt = prompts[row // 2]
-        whole = torch.cat((prompt[prompt != PAD], tokens[row]))
-        exact = forward(model, None, whole[None])[0][0, -5:]
+        exact = after_prompt(model, prompts[row // 2], tokens[row])
         torch.testing.assert_close(result[row], exact, rtol=0, atol=1e-10)
 
 
@@ -104,9 +89,7 @@ def test_prompts_leave_with_their_sentences(policy):
     state.reorder(order)
     result, _ = model.decoder.decode(second, state)
     for row, parent in enumerate(order.tolist()):
-        prompt = prompts[parent // 2]
-        whole = torch.cat((prompt[prompt != PAD], first[parent], second[row]))
-        exact = forward(model, None, whole[None])[0][0, -2:]
+        exact = after_prompt(model, prompts[parent // 2], torch.cat((first[parent], second[row])))[-2:]
         torch.testing.assert_close(result[row], exact, rtol=0, atol=1e-10)
 
 
@@ -119,9 +102,7 @@ def test_long_prompts_and_texts_beyond_the_table_of_sinusoidal_positions(policy)
     model.decoder.read_prompt(prompts, state)
     result = torch.cat([model.decoder.decode(token, state)[0] for token in tokens.split(1, dim=1)], dim=1)
     for row in range(2):
-        prompt = prompts[row]
-        whole = torch.cat((prompt[prompt != PAD], tokens[row]))
-        expected = forward(stock, None, whole[None])[0][0, -60:]
+        expected = after_prompt(stock, prompts[row], tokens[row])
         torch.testing.assert_close(result[row], expected, rtol=1e-5, atol=2e-5)
 
 
@@ -132,11 +113,8 @@ def test_the_stock_generator_drives_our_model(tiny_language_model, beam):
     stock, model, task = trained(tiny_language_model)
     batch = lines_of(tiny_language_model, "test.lm", task, words=4)
     options = {"prefix_tokens": batch["src_tokens"], "bos_token": EOS}
-    expected = generate(stock, task, batch, beam, **options)
-    assert len({len(hypotheses[0]["tokens"]) for hypotheses in expected}) > 2
-    for evaluation in ("kv", "el"):
-        model.decoder.decode_attention = evaluation
-        assert_same_hypotheses(generate(model, task, batch, beam, **options), expected)
+    found = assert_same_generation(stock, model, task, batch, beam, **options)
+    assert len({len(hypotheses[0]["tokens"]) for hypotheses in found}) > 2
 
 
 def test_dropout_is_retained_where_stock_retains_it():
@@ -144,8 +122,7 @@ def test_dropout_is_retained_where_stock_retains_it():
         retained = []
         for model in pair("transformer_lm", dropout=0.3):
             model.make_generation_fast_(retain_dropout=True, retain_dropout_modules=modules)
-            names = {name for name, it in model.named_modules() if getattr(it, "apply_during_inference", False)}
-            retained.append(names)
+            retained.append(dropouts(model))
         assert retained[0] == retained[1] != set()
 
 

@@ -68,7 +68,7 @@ def test_interactive_keeps_empty_lines_and_replaces_unknown_words(tiny_translati
 
 def test_bad_input_of_interactive(tiny_translation):
     command = on_cpu("fairseq-interactive", tiny_translation.data, "--path", tiny_translation.checkpoint, "--beam=2")
-    sentence = "elseq: error: line 2 of the standard input is not valid UTF-8: convert it with iconv"
+    sentence = "elseq: error: line 2 of the standard input is not valid UTF-8: convert with iconv"
     assert fail(command, input=b"w1\ngr\xf6\xdfe\n", LC_ALL="C") == sentence
     stderr = helpers.run_here(command, input=b" ".join([b"w1"] * 90), check=False).stderr
     assert stderr.startswith("elseq: error: sentence 0 (w1 w1 w1") and "has 91 tokens" in stderr

@@ -447,7 +447,7 @@ def test_source_that_is_too_long(tiny_translation, raw_translation, tmp_path, mo
     trained = helpers.Trained(None, data, tiny_translation.checkpoint)
     options = ["--dataset-impl=raw", "--decode-attention", mode]
     sentence = error_of(generate(trained, *options, check=False))
-    assert sentence.startswith("sentence 2 (w1 w1") and "101 and 101 tokens" in sentence
+    assert sentence.startswith("sentence 2 (w1 w1") and "101 source tokens and 101 target tokens" in sentence
     skipped = generate(trained, *options, "--skip-invalid-size-inputs-valid-test")
     assert {number for number, _ in hypotheses(skipped)} == {0, 1}
 
@@ -475,5 +475,31 @@ def test_separator_that_is_no_word(tiny_language_model):
 
 @pytest.mark.parametrize("mode", ["stock", "el"])
 def test_invalid_encoding(tiny_translation, mode):
-    result = interact(tiny_translation, b"w1 w2\ngr\xf6\xdfe\n", "--decode-attention", mode, check=False)
-    assert error_of(result) == "line 2 of the standard input is not valid UTF-8: convert it with iconv"
+    text = b"w1 w2\ngr\xf6\xdfe\nw3\n"
+    result = interact(tiny_translation, text, "--buffer-size=2", "--decode-attention", mode, check=False)
+    assert error_of(result) == "line 2 of the standard input is not valid UTF-8: convert with iconv"
+    assert [source for _, source in lines(result, "S")] == ["w1 w2", "<unk>", "w3"]
+    assert {number for number, _ in hypotheses(result)} == {0, 1, 2}
+
+
+@pytest.mark.parametrize("task", [["--task=translation"], TRANSLATION], ids=["stock", "elseq"])
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--sampling"], "--sampling requires --nbest to be equal to --beam"),
+        (["--replace-unk"], "--replace-unk requires a raw text dataset (--dataset-impl=raw)"),
+        (["--print-step"], "--print-step is for models that refine their output iteratively: leave it out"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(tiny_translation, options, sentence, task):
+    assert error_of(generate(tiny_translation, *options, task=task, check=False)) == sentence
+
+
+def test_assertion_about_an_option_ends_a_process_with_one_line(tiny_translation):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, *TRANSLATION, *PROCESS]
+    result = helpers.run([*command, "--sampling"])
+    assert result.returncode == 1
+    last = result.stderr.decode().splitlines()[-1]
+    assert last == "elseq: error: --sampling requires --nbest to be equal to --beam"
+    assert b"Traceback" not in result.stderr

@@ -1,6 +1,5 @@
 import pytest
 import torch
-from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
@@ -8,36 +7,9 @@ from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.models import ElseqTransformerLanguageModel
-from elseq.tasks import ElseqLanguageModelingTask
-from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from tests.helpers import SEPARATOR
-from tests.tiny_models import assert_same_hypotheses, pad_rows, task_configuration
-
-
-def load(trained, **options):
-    """A task and its model."""
-    options = {"sample_break_mode": "eos", "tokens_per_sample": 64, **options}
-    cfg = task_configuration(ElseqLanguageModelingConfig(data=str(trained.data), **options))
-    task = ElseqLanguageModelingTask.setup_task(cfg)
-    [model], _ = checkpoint_utils.load_model_ensemble([str(trained.checkpoint)], task=task)
-    return task, model.eval()
-
-
-def make_batch(task, size=5):
-    task.load_dataset("test")
-    dataset = task.dataset("test")
-    return dataset.collater([dataset[index] for index in range(size)])
-
-
-def interactive_batch(task, lines):
-    encoded = [task.dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
-    dataset = task.build_dataset_for_inference(encoded, [len(tokens) for tokens in encoded])
-    return dataset.collater([dataset[index] for index in range(len(lines))])
-
-
-def complete(task, model, batch, **options):
-    generator = task.build_generator([model], GenerationConfig(beam=4, max_len_b=12))
-    return task.inference_step(generator, [model], batch, **options)
+from tests.tasks.loading import generate, interactive_batch, load_language_model, make_batch
+from tests.tiny_models import assert_same_hypotheses, pad_rows
 
 
 def words(task, tokens):
@@ -56,7 +28,7 @@ def rows_of(trained, task, size=5):
 
 @pytest.mark.parametrize("mode", [None, "kv", "el", "stock"])
 def test_model_and_generator(tiny_language_model, mode):
-    task, model = load(tiny_language_model, decode_attention=mode)
+    task, model = load_language_model(tiny_language_model, decode_attention=mode)
     stock = mode == "stock"
     assert type(model) is (TransformerLanguageModel if stock else ElseqTransformerLanguageModel)
     assert type(task.build_generator([model], GenerationConfig())) is (StockGenerator if stock else SequenceGenerator)
@@ -64,15 +36,15 @@ def test_model_and_generator(tiny_language_model, mode):
 
 @pytest.mark.parametrize("mode", ["kv", "el"])
 def test_a_line_is_prompt_separator_and_target(tiny_language_model, mode):
-    task, model = load(tiny_language_model, prompt_separator=SEPARATOR, decode_attention=mode)
+    task, model = load_language_model(tiny_language_model, prompt_separator=SEPARATOR, decode_attention=mode)
     prompts, targets = rows_of(tiny_language_model, task)
     batch = make_batch(task)
-    found = complete(task, model, batch)
+    found = generate(task, model, batch)
     pad = task.dictionary.pad()
     assert torch.equal(batch["net_input"]["src_tokens"], pad_rows(prompts, pad))
     assert [row[row.ne(pad)].tolist() for row in batch["target"]] == targets
     # fairseq's generator, given each prompt as a prefix, without the lengths and scores of its words.
-    stock_task, stock = load(tiny_language_model, decode_attention="stock")
+    stock_task, stock = load_language_model(tiny_language_model, decode_attention="stock")
     generator = StockGenerator([stock], task.dictionary, beam_size=1, max_len_b=50)
     [greedy] = task.build_generator([model], GenerationConfig(beam=1, max_len_b=12)).generate(
         [model], interactive_batch(task, ["w1 w2 =>"]), prompt_tokens=torch.tensor([prompts[0]])
@@ -88,78 +60,78 @@ def test_a_line_is_prompt_separator_and_target(tiny_language_model, mode):
 def test_modes_agree(tiny_language_model):
     results = []
     for mode in ("auto", "kv", "el"):
-        task, model = load(tiny_language_model, prompt_separator=SEPARATOR, decode_attention=mode)
-        results.append(complete(task, model, make_batch(task)))
+        task, model = load_language_model(tiny_language_model, prompt_separator=SEPARATOR, decode_attention=mode)
+        results.append(generate(task, model, make_batch(task)))
     assert_same_hypotheses(results[0], results[1])
     assert_same_hypotheses(results[1], results[2])
 
 
 def test_lines_without_the_separator_get_it(tiny_language_model):
-    task, model = load(tiny_language_model, prompt_separator=SEPARATOR)
+    task, model = load_language_model(tiny_language_model, prompt_separator=SEPARATOR)
     lines = ["w1 w2 w3", "w4 => w5 w6 => w7", "", "w8 =>"]
     batch = interactive_batch(task, lines)
-    found = complete(task, model, batch)
+    found = generate(task, model, batch)
     prompts = [words(task, row) for row in batch["net_input"]["src_tokens"]]
     assert prompts == [["w1", "w2", "w3", "=>"], ["w4", "=>"], ["=>"], ["w8", "=>"]]
-    alone = [complete(task, model, interactive_batch(task, [line]))[0] for line in lines]
+    alone = [generate(task, model, interactive_batch(task, [line]))[0] for line in lines]
     assert_same_hypotheses(found, alone)
 
 
 def test_without_a_separator_the_line_is_the_prompt(tiny_language_model):
-    task, model = load(tiny_language_model)
+    task, model = load_language_model(tiny_language_model)
     lines = ["w1 w2 =>", "", "w3 => w4"]
     batch = interactive_batch(task, lines)
-    found = complete(task, model, batch)
+    found = generate(task, model, batch)
     assert [words(task, row) for row in batch["net_input"]["src_tokens"]] == [line.split() for line in lines]
-    split, _ = load(tiny_language_model, prompt_separator=SEPARATOR)
-    assert_same_hypotheses(found[:1], complete(split, model, interactive_batch(split, lines[:1])))
+    split, _ = load_language_model(tiny_language_model, prompt_separator=SEPARATOR)
+    assert_same_hypotheses(found[:1], generate(split, model, interactive_batch(split, lines[:1])))
 
 
 def test_prefix_size(tiny_language_model):
     """The first words of the target, which in a language model's data is the line."""
-    task, model = load(tiny_language_model)
+    task, model = load_language_model(tiny_language_model)
     batch = make_batch(task)
-    found = complete(task, model, batch, prefix_tokens=batch["target"][:, :3])
+    found = generate(task, model, batch, prefix_tokens=batch["target"][:, :3])
     start = torch.full((5, 1), task.dictionary.eos())
     sample = {"net_input": {"src_tokens": torch.cat((start, batch["target"][:, :3]), dim=1)}}
     sample["net_input"]["src_lengths"] = torch.full((5,), 4)
-    assert_same_hypotheses(found, complete(task, model, sample))
+    assert_same_hypotheses(found, generate(task, model, sample))
 
 
 def test_beginning_symbol(tiny_language_model):
-    task, model = load(tiny_language_model, add_bos_token=True)
+    task, model = load_language_model(tiny_language_model, add_bos_token=True)
     batch = interactive_batch(task, ["w1 w2", "w3"])
     assert batch["net_input"]["src_tokens"][:, 0].tolist() == [task.dictionary.bos()] * 2
-    found = complete(task, model, batch)
-    again = complete(task, model, batch, prefix_tokens=batch["net_input"]["src_tokens"][:, 1:])
+    found = generate(task, model, batch)
+    again = generate(task, model, batch, prefix_tokens=batch["net_input"]["src_tokens"][:, 1:])
     assert_same_hypotheses(found, again)
 
 
 def test_stock_mode_is_fairseq(tiny_language_model):
-    task, model = load(tiny_language_model, decode_attention="stock")
+    task, model = load_language_model(tiny_language_model, decode_attention="stock")
     lines = ["w1 w2 =>", "w3"]
-    found = complete(task, model, interactive_batch(task, lines))
+    found = generate(task, model, interactive_batch(task, lines))
     assert [words(task, best["tokens"])[:1] for [best, *_] in found] == [["w1"], ["w3"]]  # the prompt is repeated
 
 
 def test_separator_that_is_no_word(tiny_language_model):
-    task, model = load(tiny_language_model, prompt_separator="TL;DR")
+    task, model = load_language_model(tiny_language_model, prompt_separator="TL;DR")
     with pytest.raises(UserError, match="--prompt-separator TL;DR is not in the dictionary"):
-        complete(task, model, make_batch(task))
+        generate(task, model, make_batch(task))
 
 
 def test_constraints_are_refused(tiny_language_model):
-    task, model = load(tiny_language_model)
+    task, model = load_language_model(tiny_language_model)
     with pytest.raises(UserError, match="remove --constraints"):
-        complete(task, model, make_batch(task), constraints=torch.zeros(5, 1))
+        generate(task, model, make_batch(task), constraints=torch.zeros(5, 1))
 
 
 def test_the_target_of_a_line_without_the_separator_is_its_end(tiny_language_model):
     """fairseq's BLEU reads beyond a target that has nothing, and crashes the process."""
-    task, model = load(tiny_language_model, prompt_separator=SEPARATOR)
+    task, model = load_language_model(tiny_language_model, prompt_separator=SEPARATOR)
     batch = interactive_batch(task, ["w1 w2 w3", "w4 => w5"])
     eos, pad = task.dictionary.eos(), task.dictionary.pad()
     batch["target"] = torch.where(batch["target"].eq(pad), pad, batch["target"])
-    complete(task, model, batch)
+    generate(task, model, batch)
     assert batch["target"][0].tolist()[:1] == [eos]
     assert words(task, batch["target"][1])[:1] == ["w5"]

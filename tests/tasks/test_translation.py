@@ -18,6 +18,7 @@ from elseq.generation import SequenceGenerator
 from elseq.models import ElseqBARTModel, ElseqTransformerModel
 from elseq.tasks import ElseqTranslationTask
 from elseq.tasks.translation import ElseqTranslationConfig
+from tests.tasks.loading import generate, interactive_batch, load_translation, make_batch
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, task_configuration
 
 DICTIONARY = make_dictionary(20)
@@ -95,7 +96,7 @@ def test_our_models_decode_as_they_were_configured():
 
 def test_unknown_evaluation(tiny_bart):
     with pytest.raises(UserError, match="^--decode-attention fast is unknown; choose one of auto, kv, el, stock$"):
-        load(tiny_bart, decode_attention="fast")
+        load_translation(tiny_bart, decode_attention="fast")
 
 
 # --- which generator
@@ -128,25 +129,6 @@ def test_generator_aligns_where_it_is_needed():
 # --- BART
 
 
-def load(trained, **options):
-    """A task and its model."""
-    cfg = task_configuration(ElseqTranslationConfig(data=str(trained.data), **options))
-    task = ElseqTranslationTask.setup_task(cfg)
-    [model], _ = checkpoint_utils.load_model_ensemble([str(trained.checkpoint)], task=task)
-    return task, model.eval()
-
-
-def make_batch(task, size=6):
-    task.load_dataset("test")
-    dataset = task.dataset("test")
-    return dataset.collater([dataset[index] for index in range(size)])
-
-
-def translate(task, model, batch, **options):
-    generator = task.build_generator([model], GenerationConfig(beam=4, max_len_b=12))
-    return task.inference_step(generator, [model], batch, **options)
-
-
 def first_tokens(batch):
     pad = DICTIONARY.pad()
     return [next(token for token in row if token != pad) for row in batch["net_input"]["src_tokens"].tolist()]
@@ -154,25 +136,25 @@ def first_tokens(batch):
 
 @pytest.mark.parametrize("mode", ["kv", "el", "stock"])
 def test_bart_reads_and_writes_its_beginning(tiny_bart, mode):
-    task, model = load(tiny_bart, decode_attention=mode)
+    task, model = load_translation(tiny_bart, decode_attention=mode)
     bos = task.source_dictionary.bos()
     batch = make_batch(task)
     assert set(first_tokens(batch)) == {bos}
-    for [best, *_] in translate(task, model, batch):
+    for [best, *_] in generate(task, model, batch):
         assert best["tokens"][0] == bos
         assert bos not in best["tokens"][1:]
 
 
 def test_bart_without_them_is_as_in_the_translation_task(tiny_bart):
-    task, model = load(tiny_bart, prepend_source_bos="no", force_bos="no", decode_attention="el")
+    task, model = load_translation(tiny_bart, prepend_source_bos="no", force_bos="no", decode_attention="el")
     batch = make_batch(task)
     assert task.source_dictionary.bos() not in batch["net_input"]["src_tokens"]
-    found = translate(task, model, batch)
+    found = generate(task, model, batch)
     [stock], _, stock_task = checkpoint_utils.load_model_ensemble_and_task(
         [str(tiny_bart.checkpoint)], arg_overrides={"data": str(tiny_bart.data)}
     )
     assert type(stock_task) is TranslationTask and type(stock) is BARTModel
-    assert_same_hypotheses(found, translate(stock_task, stock, make_batch(stock_task)))
+    assert_same_hypotheses(found, generate(stock_task, stock, make_batch(stock_task)))
 
 
 class WordsAsTheyAre:
@@ -191,32 +173,30 @@ def test_bart_translates_as_its_hub_interface(tiny_bart, mode):
     )
     hub = BARTHubInterface(cfg, stock_task, stock)
     hub.bpe = WordsAsTheyAre()
-    lines = (tiny_bart.raw / "test.src").read_text().splitlines()[:6]
+    lines = (tiny_bart.raw / "test.src").read_text().splitlines()[:5]
     expected = hub.generate([hub.encode(line) for line in lines], beam=4, max_len_b=12)
 
-    task, model = load(tiny_bart, decode_attention=mode)
-    encoded = [task.source_dictionary.encode_line(line, add_if_not_exist=False).long() for line in lines]
-    typed = task.build_dataset_for_inference(encoded, [len(tokens) for tokens in encoded])
-    for batch in (make_batch(task), typed.collater([typed[index] for index in range(len(lines))])):
+    task, model = load_translation(tiny_bart, decode_attention=mode)
+    for batch in (make_batch(task), interactive_batch(task, lines)):
         order = batch["id"].tolist()
-        assert_same_hypotheses(translate(task, model, batch), [expected[index] for index in order])
+        assert_same_hypotheses(generate(task, model, batch), [expected[index] for index in order])
 
 
 def test_bart_after_a_prefix(tiny_bart):
-    task, model = load(tiny_bart, decode_attention="kv")
+    task, model = load_translation(tiny_bart, decode_attention="kv")
     bos = task.target_dictionary.bos()
     batch = make_batch(task)
-    for prefix in (torch.tensor([[5]] * 6), torch.tensor([[bos, 5]] * 6)):
-        for [best, *_] in translate(task, model, batch, prefix_tokens=prefix):
+    for prefix in (torch.tensor([[5]] * 5), torch.tensor([[bos, 5]] * 5)):
+        for [best, *_] in generate(task, model, batch, prefix_tokens=prefix):
             assert best["tokens"][:2].tolist() == [bos, 5]
             assert bos not in best["tokens"][2:]
 
 
 def test_truncated_sources_have_room_for_the_beginning(tiny_bart):
-    task, _ = load(tiny_bart, truncate_source=True, max_source_positions=5)
+    task, _ = load_translation(tiny_bart, truncate_source=True, max_source_positions=5)
     bos, eos, pad = task.source_dictionary.bos(), task.source_dictionary.eos(), task.source_dictionary.pad()
     batch = make_batch(task)
-    untruncated = make_batch(load(tiny_bart)[0])["net_input"]["src_lengths"].tolist()
+    untruncated = make_batch(load_translation(tiny_bart)[0])["net_input"]["src_lengths"].tolist()
     rows = batch["net_input"]["src_tokens"]
     assert batch["net_input"]["src_lengths"].tolist() == [min(length, 5) for length in untruncated]
     assert max(untruncated) > 5
@@ -226,25 +206,25 @@ def test_truncated_sources_have_room_for_the_beginning(tiny_bart):
 
 
 def test_transformers_have_no_beginning_unless_asked(tiny_translation):
-    task, model = load(tiny_translation, decode_attention="kv")
+    task, model = load_translation(tiny_translation, decode_attention="kv")
     bos = task.source_dictionary.bos()
     batch = make_batch(task)
     assert bos not in first_tokens(batch)
-    assert all(best["tokens"][0] != bos for [best, *_] in translate(task, model, batch))
-    task, model = load(tiny_translation, prepend_source_bos="yes", force_bos="yes")
+    assert all(best["tokens"][0] != bos for [best, *_] in generate(task, model, batch))
+    task, model = load_translation(tiny_translation, prepend_source_bos="yes", force_bos="yes")
     batch = make_batch(task)
     assert set(first_tokens(batch)) == {bos}
-    assert all(best["tokens"][0] == bos for [best, *_] in translate(task, model, batch))
+    assert all(best["tokens"][0] == bos for [best, *_] in generate(task, model, batch))
 
 
 def test_switches_are_yes_or_no(tiny_bart):
     with pytest.raises(UserError, match="^--prepend-source-bos maybe is unknown; choose one of yes, no$"):
-        load(tiny_bart, prepend_source_bos="maybe")
+        load_translation(tiny_bart, prepend_source_bos="maybe")
 
 
 def test_weights_are_untouched(tiny_bart):
-    _, model = load(tiny_bart, decode_attention="el")
-    _, stock = load(tiny_bart, decode_attention="stock")
+    _, model = load_translation(tiny_bart, decode_attention="el")
+    _, stock = load_translation(tiny_bart, decode_attention="stock")
     assert isinstance(stock, FairseqEncoderDecoderModel) and type(stock) is BARTModel
     assert model.state_dict().keys() == stock.state_dict().keys()
     for name, tensor in stock.state_dict().items():
@@ -255,6 +235,6 @@ def test_missing_files_are_named(tiny_bart, tmp_path):
     cfg = task_configuration(ElseqTranslationConfig(data=str(tmp_path), source_lang="src", target_lang="tgt"))
     with pytest.raises(UserError, match="dict.src.txt does not exist; check the data folder"):
         ElseqTranslationTask.setup_task(cfg)
-    task, _ = load(tiny_bart)
+    task, _ = load_translation(tiny_bart)
     with pytest.raises(UserError, match="Dataset not found: nowhere"):
         task.load_dataset("nowhere")
