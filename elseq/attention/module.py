@@ -1,7 +1,6 @@
 """The attention layer: its parameters, and the forward pass in training, scoring and decoding."""
 
 import math
-from collections.abc import Iterator
 
 import torch
 from torch import Tensor, nn
@@ -144,16 +143,11 @@ class Attention(nn.Module):
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
-    def memorize(self, hidden: Tensor, evaluation: Evaluation) -> Iterator[Tensor]:
-        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or those [N, S, D].
-
-        One after the other, so that a caller who copies them need not hold them all.
-        """
+    def memorize(self, hidden: Tensor, evaluation: Evaluation) -> tuple[Tensor, ...]:
+        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or those [N, S, D]."""
         if evaluation == "el":
-            yield hidden.transpose(0, 1)
-        else:
-            yield self._split_key(hidden)
-            yield self._split_value(hidden)
+            return (hidden.transpose(0, 1),)
+        return self._split_key(hidden), self._split_value(hidden)
 
     def _split_key(self, key: Tensor) -> Tensor:
         return self._split(self.k_proj(key), self.num_kv_heads)

@@ -47,7 +47,13 @@ def multi_head_attention(
     Returns:
         [N, H, T, V], and the weights [N, H, T, S] or None.
     """
-    fused = len(segments) == 1 and not need_weights and query.size(-1) <= WIDEST_FUSED_HEAD
+    # Keys that are stored positions last, as a sentence's memory is, are laid out for matrix products.
+    fused = (
+        len(segments) == 1
+        and not need_weights
+        and query.size(-1) <= WIDEST_FUSED_HEAD
+        and segments[0].key.stride(-1) == 1
+    )
     if fused and causal and segments[0].mask is None and query.shape[:3] == segments[0].key.shape[:3]:
         key, value, _ = segments[0]
         return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=1.0), None

@@ -41,7 +41,13 @@ class SentenceState:
             mask: bool [B, S], True at padding, or None where there is none.
         """
         self.evaluation = evaluation
-        self.tensors = tuple(tensor.contiguous() for tensor in tensors)
+        if evaluation == "kv":
+            keys, values = tensors
+            # The product of a few queries with all keys reads them in this order.
+            keys = keys.transpose(-1, -2).contiguous().transpose(-1, -2)
+            self.tensors = keys, values.contiguous()
+        else:
+            self.tensors = tuple(tensor.contiguous() for tensor in tensors)
         self.mask = mask
 
     def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
@@ -50,22 +56,28 @@ class SentenceState:
 
     @classmethod
     @torch.no_grad()
-    def of_layers(cls, projected: Iterable[Tensor], layers: int, mask: Tensor | None) -> list["SentenceState"]:
+    def of_layers(
+        cls, projected: Iterable[tuple[Tensor, Tensor]], layers: int, mask: Tensor | None
+    ) -> list["SentenceState"]:
         """States with keys and values for each of so many layers.
 
         They are in one block of memory. In many pieces they would not fit the holes that the encoder leaves in the
         heap, and the process would grow by what it has free.
 
         Args:
-            projected: the keys of the first layer, its values, the keys of the second layer, ..., each [B, G, S, K].
+            projected: keys and values of each layer, each [B, G, S, K].
             layers: how many layers.
             mask: as for one state.
         """
+        states = []
         block = None
-        for index, tensor in enumerate(projected):
-            block = tensor.new_empty(layers, 2, *tensor.shape) if block is None else block
-            block[divmod(index, 2)] = tensor
-        return [cls("kv", pair.unbind(), mask) for pair in block.unbind()]
+        for layer, (keys, values) in enumerate(projected):
+            if block is None:
+                block = keys.new_empty(layers, 2, keys.numel())
+            stored_keys = block[layer, 0].view(keys.transpose(-1, -2).shape).transpose(-1, -2)
+            stored_values = block[layer, 1].view(values.shape)
+            states.append(cls("kv", (stored_keys.copy_(keys), stored_values.copy_(values)), mask))
+        return states
 
     @torch.no_grad()
     def keep(self, sentences: Tensor) -> None:

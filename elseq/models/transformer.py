@@ -1,7 +1,5 @@
 """Transformer encoder-decoder: fairseq's model with our layers and one `DecodeState`."""
 
-from itertools import chain
-
 import torch
 import torch.nn.functional as F
 from fairseq.distributed import fsdp_wrap
@@ -71,7 +69,7 @@ class Decoder(TransformerDecoderBase):
                 mask = None
             attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
             if attentions and policy.cross_attention == "kv":
-                projected = chain.from_iterable(attention.memorize(hidden, "kv") for attention in attentions)
+                projected = (attention.memorize(hidden, "kv") for attention in attentions)
                 memories = SentenceState.of_layers(projected, len(attentions), mask)
             elif attentions:
                 memories = [SentenceState("el", [hidden.transpose(0, 1)], mask)] * len(attentions)

@@ -142,3 +142,18 @@ def test_prompts_of_one_length_need_no_mask(lengths, kept):
     state.length = 3
     state.end_prompt(padding_mask(lengths, 3, "right"))
     assert (state.layers[0].self_attention.prompt.mask is not None) == kept
+
+
+def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
+    pairs = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(3)]
+    mask = padding_mask([5, 1, 3], 5, "left")
+    states = SentenceState.of_layers(iter(pairs), 3, mask)
+    assert len({tensor.untyped_storage().data_ptr() for state in states for tensor in state.tensors}) == 1
+    kept = torch.tensor([0, 2])
+    for state, pair in zip(states, pairs, strict=True):
+        assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
+        assert all(map(torch.equal, state.tensors, pair))
+        state.keep(kept)
+    for state, pair in zip(states, pairs, strict=True):  # none has written into another's part of the block
+        assert all(torch.equal(found, tensor[kept]) for found, tensor in zip(state.tensors, pair, strict=True))
+        assert torch.equal(state.mask, mask[kept])
