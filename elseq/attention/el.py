@@ -22,6 +22,7 @@ def el_attention(
     value_bias: Tensor | None = None,
     *,
     causal: bool = False,
+    window: int | None = None,
     dropout: float = 0.0,
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -36,7 +37,7 @@ def el_attention(
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
-        causal, dropout, need_weights: as for `multi_head_attention`.
+        causal, window, dropout, need_weights: as for `multi_head_attention`.
 
     Returns:
         [N, H, T, K], and the weights [N, H, T, S] or None.
@@ -50,6 +51,7 @@ def el_attention(
         _per_head(query, key_weight.view(-1, head_dim, key_weight.size(1))),
         segments,
         causal=causal,
+        window=window,
         dropout=dropout,
         need_weights=need_weights,
     )

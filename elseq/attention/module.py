@@ -29,43 +29,54 @@ class Attention(nn.Module):
         dropout: float = 0.0,
         self_attention: bool = False,
         encoder_decoder_attention: bool = False,
+        head_dim: int | None = None,
+        window: int | None = None,
     ):
         """
         Args:
             embed_dim: width of the query and of the output.
-            num_heads: number of query heads; divides embed_dim.
+            num_heads: number of query heads.
             num_kv_heads: number of key/value heads; divides num_heads. Default: num_heads.
             kdim, vdim: width of key and value. Default: embed_dim.
             bias: whether the projections have biases.
             dropout: probability with which an attention weight is dropped in training.
             self_attention: key and value are the query.
             encoder_decoder_attention: key and value are the same tensor, another than the query.
+            head_dim: width of a head. Default: embed_dim / num_heads.
+            window: in causal self-attention a position sees itself and the window - 1 before it (the local attention of
+                1911.02150, section 4.1). Default: all before it.
 
         Raises:
-            ValueError: a number of heads that does not divide, or a self-attention with kdim or vdim of its own.
+            ValueError: a number of heads that does not divide, a width or a window below 1, a window without
+                self-attention, or a self-attention with kdim or vdim of its own.
         """
         super().__init__()
         num_kv_heads = num_heads if num_kv_heads is None else num_kv_heads
         kdim = embed_dim if kdim is None else kdim
         vdim = embed_dim if vdim is None else vdim
-        if num_heads < 1 or embed_dim % num_heads:
+        if num_heads < 1 or head_dim is None and embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
+        if head_dim is not None and head_dim < 1:
+            raise ValueError(f"head_dim {head_dim} is below 1")
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
         if self_attention and (kdim, vdim) != (embed_dim, embed_dim):
             raise ValueError("self-attention needs kdim and vdim equal to embed_dim")
+        if window is not None and (window < 1 or not self_attention):
+            raise ValueError(f"window {window}: only self-attention has one, of 1 position or more")
         self.embed_dim = embed_dim
         self.num_heads = num_heads
         self.num_kv_heads = num_kv_heads
-        self.head_dim = embed_dim // num_heads
+        self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
+        self.window = window
         self.scaling = self.head_dim**-0.5
         self.self_attention = self_attention
         self.encoder_decoder_attention = encoder_decoder_attention
         # In fairseq's order: the state of an optimizer refers to parameters by their number.
         self.k_proj = nn.Linear(kdim, num_kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(vdim, num_kv_heads * self.head_dim, bias=bias)
-        self.q_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
-        self.out_proj = nn.Linear(embed_dim, embed_dim, bias=bias)
+        self.q_proj = nn.Linear(embed_dim, num_heads * self.head_dim, bias=bias)
+        self.out_proj = nn.Linear(num_heads * self.head_dim, embed_dim, bias=bias)
         self.dropout_module = nn.Dropout(dropout)
         self.reset_parameters()
 
@@ -116,6 +127,7 @@ class Attention(nn.Module):
         rows = self._split(self.q_proj(query) * self.scaling, self.num_heads)
         options = {
             "causal": causal or isinstance(state, SelfAttentionState),
+            "window": self.window,
             "dropout": self._dropout(),
             "need_weights": need_weights or need_head_weights,
         }
@@ -138,7 +150,7 @@ class Attention(nn.Module):
             context, weights = el_attention(
                 rows, hidden, self.k_proj.weight, self.v_proj.weight, self.v_proj.bias, **options
             )
-        output = self.out_proj(context.permute(2, 0, 1, 3).reshape(length, sequences, self.embed_dim))
+        output = self.out_proj(context.permute(2, 0, 1, 3).flatten(start_dim=2))
         if weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)

@@ -29,6 +29,7 @@ def multi_head_attention(
     segments: Sequence[Segment],
     *,
     causal: bool = False,
+    window: int | None = None,
     dropout: float = 0.0,
     need_weights: bool = False,
 ) -> tuple[Tensor, Tensor | None]:
@@ -41,6 +42,7 @@ def multi_head_attention(
         query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
         segments: what is attended to, S positions in all. The M of each divides N, its G divides H.
         causal: position t of the query does not see beyond position S' - T + t of the last segment, S' its length.
+        window: if causal, nor does it see that segment more than window - 1 positions before it.
         dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
         need_weights: also return the weights, as they are before dropout.
 
@@ -54,11 +56,12 @@ def multi_head_attention(
         and query.size(-1) <= WIDEST_FUSED_HEAD
         and segments[0].key.stride(-1) == 1
     )
-    if fused and causal and segments[0].mask is None and query.shape[:3] == segments[0].key.shape[:3]:
-        key, value, _ = segments[0]
-        return F.scaled_dot_product_attention(query, key, value, is_causal=True, dropout_p=dropout, scale=1.0), None
     if causal:
-        segments = [*segments[:-1], _with_causal_mask(segments[-1], query.size(2))]
+        keys, length = segments[-1].key.size(2), query.size(2)
+        everything = keys == length > 1 and (window is None or window >= length)
+        if fused and everything and segments[0].mask is None and segments[0].key.size(0) == query.size(0):
+            return _fused(query, segments[0], dropout, causal=True), None
+        segments = [*segments[:-1], _with_causal_mask(segments[-1], length, window)]
     if fused:
         return _fused(query, segments[0], dropout), None
     scores = [_scores(query, segment) for segment in segments]
@@ -73,14 +76,19 @@ def multi_head_attention(
     return sum(context[1:], start=context[0]), weights if need_weights else None
 
 
-def _fused(query: Tensor, segment: Segment, dropout: float) -> Tensor:
+def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:
+    key, value, mask = segment
+    if key.size(0) == query.size(0) and query.size(2) > 1:
+        # Whole texts: the kernel itself knows which heads share a key.
+        mask = None if mask is None else ~mask.unsqueeze(1)
+        shared = key.size(1) != query.size(1)
+        return F.scaled_dot_product_attention(
+            query, key, value, attn_mask=mask, is_causal=causal, dropout_p=dropout, scale=1.0, enable_gqa=shared
+        )
     rows = _group(query, segment)
-    mask = segment.mask
     if mask is not None:
         mask = ~_spread_mask(mask, rows.size(2) // query.size(2))
-    context = F.scaled_dot_product_attention(
-        rows, segment.key, segment.value, attn_mask=mask, dropout_p=dropout, scale=1.0
-    )
+    context = F.scaled_dot_product_attention(rows, key, value, attn_mask=mask, dropout_p=dropout, scale=1.0)
     return _ungroup(context, query)
 
 
@@ -129,13 +137,16 @@ def _spread_mask(mask: Tensor, repeats: int) -> Tensor:
     return mask.unsqueeze(1)
 
 
-def _with_causal_mask(segment: Segment, length: int) -> Segment:
-    if length == 1 and segment.mask is None:
-        return segment
+def _with_causal_mask(segment: Segment, length: int, window: int | None) -> Segment:
     keys = segment.key.size(2)
-    future = torch.ones(length, keys, dtype=torch.bool, device=segment.key.device).triu(keys - length + 1)
+    within = window is None or window >= keys
+    if length == 1 and within and segment.mask is None:
+        return segment
+    hidden = torch.ones(length, keys, dtype=torch.bool, device=segment.key.device).triu(keys - length + 1)
+    if not within:
+        hidden |= torch.ones_like(hidden).tril(keys - length - window)
     if segment.mask is None:
-        return segment._replace(mask=future.unsqueeze(0))
+        return segment._replace(mask=hidden.unsqueeze(0))
     # A padded position may see itself, so that no softmax is empty: nothing reads its output, but NaN would spread.
-    itself = torch.eye(length, keys, dtype=torch.bool, device=future.device).roll(keys - length, dims=1)
-    return segment._replace(mask=(segment.mask & ~itself) | future)
+    itself = torch.eye(length, keys, dtype=torch.bool, device=hidden.device).roll(keys - length, dims=1)
+    return segment._replace(mask=(segment.mask & ~itself) | hidden)

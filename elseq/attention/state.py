@@ -99,32 +99,48 @@ def _move_up(tensor: Tensor, rows: Tensor) -> Tensor:
 
 
 class HypothesisState:
-    """Memory of a hypothesis: one position more at every step."""
+    """Memory of a hypothesis: one position more at every step, or the last of them if attention has a window."""
 
-    def __init__(self, evaluation: Evaluation):
+    def __init__(self, evaluation: Evaluation, window: int | None = None):
+        """
+        Args:
+            evaluation: what the tensors are.
+            window: a position sees itself and the window - 1 before it. Default: all before it.
+        """
         self.evaluation = evaluation
-        self.length = 0
+        self.window = window
+        self.total = 0  # positions appended
+        self.newest = 0  # of these, by the last call
+        self.length = 0  # positions in the buffers
         self._buffers: tuple[Tensor, ...] = ()
 
     def append(self, *new: Tensor) -> None:
         """Add positions: keys and values, each [N, G, T, K], or hidden states [N, T, D]. T positions are added."""
-        end = self.length + new[0].size(-2)
-        if not self._buffers or end > self._buffers[0].size(-2):
-            self._buffers = tuple(self._grown(index, tensor, end) for index, tensor in enumerate(new))
+        added = new[0].size(-2)
+        if not self._buffers or self.length + added > self._buffers[0].size(-2):
+            self._make_room(new)
         for buffer, tensor in zip(self._buffers, new, strict=True):
-            buffer[..., self.length : end, :] = tensor
-        self.length = end
+            buffer[..., self.length : self.length + added, :] = tensor
+        self.length += added
+        self.total += added
+        self.newest = added
 
-    def _grown(self, index: int, like: Tensor, length: int) -> Tensor:
-        capacity = -(-length // GROWTH) * GROWTH
-        grown = like.new_empty(*like.shape[:-2], capacity, like.size(-1))
-        if self._buffers:
-            grown[..., : self.length, :] = self._buffers[index][..., : self.length, :]
-        return grown
+    def _make_room(self, new: tuple[Tensor, ...]) -> None:
+        """New buffers, without what no later position will see."""
+        [(seen, _)] = self.read()
+        self.length -= self._first_seen()
+        capacity = -(-(self.length + new[0].size(-2)) // GROWTH) * GROWTH
+        self._buffers = tuple(tensor.new_empty(*tensor.shape[:-2], capacity, tensor.size(-1)) for tensor in new)
+        for buffer, tensor in zip(self._buffers, seen, strict=False):  # nothing is seen at first
+            buffer[..., : self.length, :] = tensor
+
+    def _first_seen(self) -> int:
+        return 0 if self.window is None else max(0, self.length - self.newest - self.window + 1)
 
     def read(self) -> list[tuple[tuple[Tensor, ...], None]]:
-        """One stretch of memory: the tensors as `append` was given them, with all positions so far; no mask."""
-        return [(tuple(buffer[..., : self.length, :] for buffer in self._buffers), None)]
+        """One stretch of memory: the tensors as `append` was given them, with all positions that the newest see."""
+        first = self._first_seen()
+        return [(tuple(buffer[..., first : self.length, :] for buffer in self._buffers), None)]
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
@@ -154,10 +170,12 @@ class HypothesisState:
 class SelfAttentionState:
     """A prompt that the hypotheses of a sentence share, if there is one, and what each has generated."""
 
-    def __init__(self, evaluation: Evaluation):
+    def __init__(self, evaluation: Evaluation, window: int | None = None):
+        """For the arguments see `HypothesisState`."""
         self.evaluation = evaluation
+        self.window = window
         self.prompt: SentenceState | None = None
-        self.generated = HypothesisState(evaluation)
+        self.generated = HypothesisState(evaluation, window)
 
     def append(self, *new: Tensor) -> None:
         self.generated.append(*new)
@@ -166,14 +184,31 @@ class SelfAttentionState:
         """Declare what was appended so far, one row a sentence, the prompt. mask: bool [B, S], True at padding."""
         [(tensors, _)] = self.generated.read()
         self.prompt = SentenceState(self.evaluation, tensors, mask)
-        self.generated = HypothesisState(self.evaluation)
+        self.generated = HypothesisState(self.evaluation, self.window)
 
     def is_empty(self) -> bool:
-        return self.prompt is None and self.generated.length == 0
+        return self.prompt is None and self.generated.total == 0
 
     def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
-        """The stretches of memory, in the order of the text: see `SentenceState.read` and `HypothesisState.read`."""
-        return [*([] if self.prompt is None else self.prompt.read()), *self.generated.read()]
+        """The stretches of memory, in the order of the text: see `SentenceState.read` and `HypothesisState.read`.
+
+        A mask is bool [B, T or 1, S]: T positions were appended last.
+        """
+        if self.prompt is None:
+            return self.generated.read()
+        [(tensors, mask)] = self.prompt.read()
+        if self.window is not None:
+            beyond = self._beyond_window(tensors[0].size(-2), mask)
+            mask = beyond if mask is None else mask | beyond
+        return [(tensors, mask), *self.generated.read()]
+
+    def _beyond_window(self, length: int, mask: Tensor | None) -> Tensor:
+        """Positions of the prompt, [B or 1, S], that the newest positions no longer see: bool [B or 1, T, S]."""
+        device = self.prompt.tensors[0].device
+        ends = torch.tensor([[length]], device=device) if mask is None else (~mask).sum(dim=2)
+        newest = torch.arange(self.generated.total - self.generated.newest, self.generated.total, device=device)
+        first_seen = ends + newest - self.window + 1
+        return torch.arange(length, device=device) < first_seen.unsqueeze(2)
 
 
 @dataclass

@@ -28,13 +28,15 @@ def decoding_state_bytes(decoder, workload: Workload, policy: DecodePolicy, dtyp
         policy: evaluation of each kind of attention.
         dtype: of the decoder's activations.
     """
-    generated = -(-workload.target_length // GROWTH) * GROWTH
     per_sentence = workload.sentences * workload.prompt_length
-    per_hypothesis = workload.sentences * workload.beam * generated
     memory = workload.sentences * workload.source_length
     numbers = 0
     shared = 0
     for layer in decoder.layers:
+        longest = workload.target_length
+        if layer.self_attn.window is not None:
+            longest = min(longest, layer.self_attn.window + 1)
+        per_hypothesis = workload.sentences * workload.beam * (-(-longest // GROWTH) * GROWTH)
         numbers += (per_sentence + per_hypothesis) * _width(layer.self_attn, policy.self_attention)
         if layer.encoder_attn is None or not memory:
             continue

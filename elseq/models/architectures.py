@@ -46,26 +46,35 @@ def _decoder(embed_dim: int, layers: int, attention_heads: int) -> dict:
     }
 
 
-_EL = {"decode_attention": "el"}
+# Those of the papers: Vaswani et al. 2017, Lewis et al. 2019, Radford et al. 2019.
+_SIZES = {
+    "transformer": ("elseq_transformer", {}),
+    "transformer_wmt_en_de": ("elseq_transformer", {}),
+    "transformer_vaswani_wmt_en_de_big": ("elseq_transformer", _encoder_decoder(1024, 4096, 6, 16) | {"dropout": 0.3}),
+    "bart_base": ("elseq_bart", _encoder_decoder(768, 3072, 6, 12) | _BART),
+    "bart_large": ("elseq_bart", _encoder_decoder(1024, 4096, 12, 16) | _BART),
+    "transformer_lm_gpt2_124m": ("elseq_transformer_lm", _decoder(768, 12, 12) | _GPT2),
+    "transformer_lm_gpt2_355m": ("elseq_transformer_lm", _decoder(1024, 24, 16) | _GPT2),
+}
+_KINDS = {"el": {"decode_attention": "el"}, "mq": {"num_kv_heads": 1}}
 
-# name: (model, values). The sizes are those of the papers: Vaswani et al. 2017, Lewis et al. 2019, Radford et al. 2019.
+# The pair of 1911.02150, section 4.1: multi-query attention and wider feed-forward layers for the same parameters.
+_SHAZEER = {
+    "encoder_normalize_before": True,
+    "decoder_normalize_before": True,
+    "share_all_embeddings": True,
+    "dropout": 0.2,
+}
+
+# name: (model, values)
 ARCHITECTURES = {
-    "el_transformer": ("elseq_transformer", _EL),
-    "el_transformer_wmt_en_de": ("elseq_transformer", _EL),
-    "el_transformer_vaswani_wmt_en_de_big": (
-        "elseq_transformer",
-        _encoder_decoder(1024, 4096, 6, 16) | {"dropout": 0.3} | _EL,
-    ),
-    "el_bart_base": (
-        "elseq_bart",
-        _encoder_decoder(768, 3072, 6, 12) | _BART | _EL,
-    ),
-    "el_bart_large": (
-        "elseq_bart",
-        _encoder_decoder(1024, 4096, 12, 16) | _BART | _EL,
-    ),
-    "el_transformer_lm_gpt2_124m": ("elseq_transformer_lm", _decoder(768, 12, 12) | _GPT2 | _EL),
-    "el_transformer_lm_gpt2_355m": ("elseq_transformer_lm", _decoder(1024, 24, 16) | _GPT2 | _EL),
+    **{
+        f"{kind}_{name}": (model, sizes | values)
+        for kind, values in _KINDS.items()
+        for name, (model, sizes) in _SIZES.items()
+    },
+    "transformer_shazeer": ("elseq_transformer", _encoder_decoder(1024, 4096, 6, 8) | _SHAZEER),
+    "mq_transformer_shazeer": ("elseq_transformer", _encoder_decoder(1024, 5440, 6, 8) | _SHAZEER | _KINDS["mq"]),
 }
 
 

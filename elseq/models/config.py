@@ -17,16 +17,6 @@ from elseq.errors import UserError
 DECODE_ATTENTION_CHOICES = ChoiceEnum(["auto", "kv", "el"])
 
 
-def decode_attention_field():
-    return field(
-        default="auto",
-        metadata={
-            "help": "how attention is evaluated while decoding: keys and values are cached (kv), hidden states "
-            "are (el), or whichever suits the machine and the batch (auto)"
-        },
-    )
-
-
 # What fairseq's base architecture derives from other options, and options whose type fairseq declares wrongly.
 _DERIVED = {
     "decoder_embed_dim": II("model.encoder_embed_dim"),
@@ -59,9 +49,46 @@ _FlatTransformerConfig = make_dataclass(
 )
 
 
+def kv_heads_field(where: str, default: str):
+    return field(
+        default=None,
+        metadata={
+            "help": f"key/value heads {where}: 1 is multi-query attention, fewer than heads grouped-query attention "
+            f"(default: {default})"
+        },
+    )
+
+
 @dataclass
-class ElseqTransformerConfig(_FlatTransformerConfig):
-    decode_attention: DECODE_ATTENTION_CHOICES = decode_attention_field()
+class AttentionConfig(FairseqDataclass):
+    """What all our models have beyond fairseq's."""
+
+    decode_attention: DECODE_ATTENTION_CHOICES = field(
+        default="auto",
+        metadata={
+            "help": "how attention is evaluated while decoding: keys and values are cached (kv), hidden states "
+            "are (el), or whichever suits the machine and the batch (auto)"
+        },
+    )
+    num_kv_heads: Optional[int] = kv_heads_field("of every attention layer", "as many as heads")  # noqa: UP045
+    head_dim: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "width of a head (default: width of the layer / heads)"}
+    )
+    local_attention_radius: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "a target position sees itself and those before it, so many in all (default: every one)"},
+    )
+
+
+@dataclass
+class ElseqTransformerConfig(_FlatTransformerConfig, AttentionConfig):
+    encoder_num_kv_heads: Optional[int] = kv_heads_field("in the encoder", "--num-kv-heads")  # noqa: UP045
+    decoder_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
+        "in the self-attention of the decoder", "--num-kv-heads"
+    )
+    cross_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
+        "in the attention of the decoder to the encoder", "--num-kv-heads"
+    )
 
 
 @dataclass
@@ -74,14 +101,13 @@ class ElseqBARTConfig(ElseqTransformerConfig):
 
 
 @dataclass
-class ElseqLanguageModelConfig(TransformerLanguageModelConfig):
+class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig):
     decoder_input_dim: int = field(
         default=II("model.decoder_embed_dim"), metadata={"help": "width of the token embeddings"}
     )
     decoder_output_dim: int = field(
         default=II("model.decoder_embed_dim"), metadata={"help": "width of the input of the output layer"}
     )
-    decode_attention: DECODE_ATTENTION_CHOICES = decode_attention_field()
 
 
 def to_namespace(cfg) -> Namespace:
@@ -119,3 +145,32 @@ def why_unsupported(cfg: Namespace) -> str | None:
         if value and value not in (0, "0", "{}"):
             return f"{meaning} (--{option.replace('_', '-')})"
     return None
+
+
+def num_kv_heads(cfg, where: str) -> int | None:
+    """Key/value heads of an attention layer in the encoder, the decoder, or across; None: as many as heads."""
+    own = getattr(cfg, f"{where}_num_kv_heads", None)
+    return getattr(cfg, "num_kv_heads", None) if own is None else own
+
+
+def check_heads(cfg: Namespace) -> None:
+    """
+    Raises:
+        UserError: a number of key/value heads that does not divide the heads, a width or a radius below 1.
+    """
+    for where in ("encoder", "decoder", "cross"):
+        side = "encoder" if where == "encoder" else "decoder"
+        heads, kv_heads = getattr(cfg, f"{side}_attention_heads", None), num_kv_heads(cfg, where)
+        if heads is not None and kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
+            own = getattr(cfg, f"{where}_num_kv_heads", None) is not None
+            option = f"--{where}-num-kv-heads" if own else "--num-kv-heads"
+            divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+            raise UserError(
+                f"{option} {kv_heads} does not divide --{side}-attention-heads {heads}: give one of {divisors}"
+            )
+    for name in ("head_dim", "local_attention_radius"):
+        value = getattr(cfg, name, None)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more")
+    if getattr(cfg, "scale_heads", False) and getattr(cfg, "head_dim", None) is not None:
+        raise UserError("--scale-heads needs heads that together are as wide as the layer: leave out --head-dim")

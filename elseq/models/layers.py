@@ -10,11 +10,20 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from elseq.attention import Attention, LayerState
+from elseq.models.config import num_kv_heads
 
 
-def build_attention(cfg, embed_dim: int, num_heads: int, **options) -> Attention:
-    """An `Attention` with what fairseq adds to any of its own: quantisation noise, and dropout kept at inference."""
-    attention = Attention(embed_dim, num_heads, **options)
+def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) -> Attention:
+    """An `Attention` of the encoder, the decoder, or across, with what fairseq adds to any of its own: quantisation
+    noise, and dropout kept at inference."""
+    attention = Attention(
+        embed_dim,
+        num_heads,
+        num_kv_heads(cfg, where),
+        head_dim=getattr(cfg, "head_dim", None),
+        window=getattr(cfg, "local_attention_radius", None) if where == "decoder" else None,
+        **options,
+    )
     # The name that --retain-dropout-modules knows.
     attention.dropout_module = FairseqDropout(cfg.attention_dropout, module_name="MultiheadAttention")
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -50,7 +59,7 @@ class EncoderLayer(transformer_layer.TransformerEncoderLayerBase):
         name_dropout(self, "TransformerEncoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg):
-        return build_attention(cfg, embed_dim, cfg.encoder.attention_heads, self_attention=True)
+        return build_attention(cfg, "encoder", embed_dim, cfg.encoder.attention_heads, self_attention=True)
 
 
 class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
@@ -62,11 +71,12 @@ class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
         name_dropout(self, "TransformerDecoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
-        return build_attention(cfg, embed_dim, cfg.decoder.attention_heads, self_attention=True)
+        return build_attention(cfg, "decoder", embed_dim, cfg.decoder.attention_heads, self_attention=True)
 
     def build_encoder_attention(self, embed_dim, cfg):
         return build_attention(
             cfg,
+            "cross",
             embed_dim,
             cfg.decoder.attention_heads,
             kdim=cfg.encoder.embed_dim,

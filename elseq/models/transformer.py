@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elseq.attention import DecodePolicy, DecodeState, LayerState, SelfAttentionState, SentenceState
 from elseq.errors import UserError
-from elseq.models.config import ElseqTransformerConfig, check_supported, to_namespace
+from elseq.models.config import ElseqTransformerConfig, check_heads, check_supported, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
 
 STATE = "elseq.decode_state"  # where fairseq's incremental_state holds ours
@@ -73,7 +73,10 @@ class Decoder(TransformerDecoderBase):
                 memories = SentenceState.of_layers(projected, len(attentions), mask)
             elif attentions:
                 memories = [SentenceState("el", [hidden.transpose(0, 1)], mask)] * len(attentions)
-        layers = [LayerState(SelfAttentionState(policy.self_attention), memory) for memory in memories]
+        layers = [
+            LayerState(SelfAttentionState(policy.self_attention, layer.self_attn.window), memory)
+            for layer, memory in zip(self.layers, memories, strict=True)
+        ]
         return DecodeState(layers)
 
     def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:
@@ -236,6 +239,7 @@ class EncoderDecoderModel:
     def build_model(cls, args, task):
         args = to_namespace(args)
         check_supported(args)
+        check_heads(args)
         args.task = getattr(args, "task", None)  # BART looks at it when it loads a checkpoint
         try:
             return super().build_model(args, task)

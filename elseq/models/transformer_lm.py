@@ -7,7 +7,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import AdaptiveInput
 
 from elseq.errors import UserError
-from elseq.models.config import ElseqLanguageModelConfig, check_supported, to_namespace
+from elseq.models.config import ElseqLanguageModelConfig, check_heads, check_supported, to_namespace
 from elseq.models.transformer import Decoder
 
 
@@ -19,6 +19,7 @@ class ElseqTransformerLanguageModel(TransformerLanguageModel):
     def build_model(cls, args, task):
         args = to_namespace(args)
         check_supported(args)
+        check_heads(args)
         if args.decoder_layers_to_keep:
             args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
         if getattr(args, "max_target_positions", None) is None:
