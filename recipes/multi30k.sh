@@ -7,22 +7,10 @@
 #              ELSEQ_WORK (default: multi30k_output in the checkout), EPOCHS (default: 10)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
 work=${ELSEQ_WORK:-$root/multi30k_output}
-[ -e "$text/train.de.gz" ] || { echo "elseq: error: $text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k" >&2; exit 1; }
-[ "${1:-}" = --fresh ] && rm -rf "$work"
-mkdir -p "$work"
+use_multi30k "$@"
 user_dir=$(elseq-user-dir)
 settings="${EPOCHS:-10} epochs"
-
-unpack() {
-  mkdir -p "$work/corpus"
-  local pair
-  for pair in train:train val:valid test_2016_flickr:test; do
-    gzip -dc "$text/${pair%:*}.de.gz" >"$work/corpus/${pair#*:}.source"
-    gzip -dc "$text/${pair%:*}.en.gz" >"$work/corpus/${pair#*:}.target"
-  done
-}
 
 train() {
   fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
@@ -41,7 +29,7 @@ generate() {
     --remove-bpe sentencepiece --no-progress-bar >"$work/$name-$mode.log" 2>&1
 }
 
-stage unpack "Multi30k" unpack
+stage unpack "Multi30k" unpack_multi30k
 stage pieces "Sentencepiece" pieces --vocabulary-size 8000
 stage binarize "fairseq-preprocess" binarize
 stage train "fairseq-train (stock)" train

@@ -29,3 +29,20 @@ binarize() {
     --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
     --destdir "$work/data" >"$work/binarize.log" 2>&1
 }
+
+# use_multi30k [--fresh]: the work folder, and `text`, the folder of Multi30k under ELSEQ_DATA.
+use_multi30k() {
+  text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
+  [ -e "$text/train.de.gz" ] || { echo "elseq: error: $text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k" >&2; exit 1; }
+  [ "${1:-}" = --fresh ] && rm -rf "$work"
+  mkdir -p "$work"
+}
+
+unpack_multi30k() {
+  mkdir -p "$work/corpus"
+  local pair
+  for pair in train:train val:valid test_2016_flickr:test; do
+    gzip -dc "$text/${pair%:*}.de.gz" >"$work/corpus/${pair#*:}.source"
+    gzip -dc "$text/${pair%:*}.en.gz" >"$work/corpus/${pair#*:}.target"
+  done
+}

@@ -11,7 +11,7 @@ quick = settings(max_examples=40, deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31 - 1)
 
 
-def naive_attention(query, segments, causal=False, factors=None):
+def naive_attention(query, segments, causal=False, window=None, factors=None):
     """The output [N, H, T, V] and the weights [N, H, T, S] of `multi_head_attention`.
 
     factors: [N, H, T, S], what dropout multiplies each weight with.
@@ -31,7 +31,10 @@ def naive_attention(query, segments, causal=False, factors=None):
                     hidden = hidden | mask[owner if mask.size(0) > 1 else 0]
                 if causal and number == len(segments) - 1:
                     for position in range(length):
-                        hidden[position, key.size(2) - length + position + 1 :] = True
+                        itself = key.size(2) - length + position
+                        hidden[position, itself + 1 :] = True
+                        if window is not None:
+                            hidden[position, : max(0, itself - window + 1)] = True
                 excluded.append(hidden)
             scores = query[sequence, head] @ torch.cat(keys).T
             probabilities = scores.masked_fill(torch.cat(excluded, dim=1), float("-inf")).softmax(dim=-1)
@@ -58,7 +61,7 @@ def naive_layer(layer, query, key, value, mask=None, causal=False, factors=None)
     keys = F.linear(key, layer.k_proj.weight, layer.k_proj.bias)
     values = F.linear(value, layer.v_proj.weight, layer.v_proj.bias)
     rows, keys, values = (split_heads(x.transpose(0, 1), layer.head_dim) for x in (rows, keys, values))
-    context, weights = naive_attention(rows, [(keys, values, mask)], causal, factors)
+    context, weights = naive_attention(rows, [(keys, values, mask)], causal, layer.window, factors)
     heads = torch.cat([context[:, head] for head in range(context.size(1))], dim=-1)
     return F.linear(heads, layer.out_proj.weight, layer.out_proj.bias).transpose(0, 1), weights
 

@@ -24,7 +24,14 @@ def layers(draw, **options):
     torch.manual_seed(draw(seeds))
     kv_heads, group, head_dim = draw(st.integers(1, 3)), draw(st.integers(1, 3)), draw(st.integers(1, 4))
     heads = kv_heads * group
-    return random_layer(heads * head_dim, heads, num_kv_heads=kv_heads, bias=draw(st.booleans()), **options)
+    if draw(st.booleans()):
+        options |= {"head_dim": head_dim}
+        embed_dim = draw(st.integers(1, 9))
+    else:
+        embed_dim = heads * head_dim
+    if options.get("self_attention"):
+        options |= {"window": draw(st.one_of(st.none(), st.integers(1, 12)))}
+    return random_layer(embed_dim, heads, num_kv_heads=kv_heads, bias=draw(st.booleans()), **options)
 
 
 def text(*shape):
@@ -162,18 +169,34 @@ def test_a_memory_without_a_single_key_that_counts_spoils_no_other(evaluation):
 
 @pytest.mark.parametrize("kv_heads", [1, 2, 4])
 @pytest.mark.parametrize("need_weights", [False, True])
-def test_gradients_in_training(kv_heads, need_weights):
+@pytest.mark.parametrize("options", [{}, {"head_dim": 3}, {"window": 2}])
+def test_gradients_in_training(kv_heads, need_weights, options):
     torch.manual_seed(8)
-    layer = random_layer(8, 4, num_kv_heads=kv_heads, self_attention=True).train()
+    layer = random_layer(8, 4, num_kv_heads=kv_heads, self_attention=True, **options).train()
     query = text(5, 3, 8).requires_grad_()
-    mask, direction = padding_mask([5, 2, 3], 5, "right"), text(5, 3, 8)
+    lengths = [5, 2, 3] if layer.window is None else [5, 4, 4]  # the reference has no value for a window of padding
+    mask, direction = padding_mask(lengths, 5, "right"), text(5, 3, 8)
     direction[mask.T] = 0
     inputs = [query, *layer.parameters()]
     output, _ = layer(query, key_padding_mask=mask, need_weights=need_weights, causal=True)
     expected, _ = naive_layer(layer, query, query, query, mask.unsqueeze(1), causal=True)
     gradients, wanted = (torch.autograd.grad((result * direction).sum(), inputs) for result in (output, expected))
     for gradient, want in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-11)
+        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("kv_heads", [1, 2, 4])
+def test_gradients_of_cross_attention_in_training(kv_heads):
+    torch.manual_seed(11)
+    layer = random_layer(8, 4, num_kv_heads=kv_heads, kdim=5, vdim=5, encoder_decoder_attention=True).train()
+    query, memory = text(3, 2, 8).requires_grad_(), text(4, 2, 5).requires_grad_()
+    mask, direction = padding_mask([4, 2], 4, "left"), text(3, 2, 8)
+    inputs = [query, memory, *layer.parameters()]
+    output, _ = layer(query, memory, key_padding_mask=mask, need_weights=False)
+    expected, _ = naive_layer(layer, query, memory, memory, mask.unsqueeze(1))
+    gradients, wanted = (torch.autograd.grad((result * direction).sum(), inputs) for result in (output, expected))
+    for gradient, want in zip(gradients, wanted, strict=True):
+        torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("evaluation", [None, *EVALUATIONS])
@@ -204,6 +227,9 @@ def test_dropout_is_of_training_unless_it_is_retained(evaluation):
         ((8, 4), {"num_kv_heads": 8}),
         ((8, 4), {"self_attention": True, "kdim": 4}),
         ((8, 4), {"self_attention": True, "vdim": 4}),
+        ((8, 4), {"head_dim": 0}),
+        ((8, 4), {"self_attention": True, "window": 0}),
+        ((8, 4), {"encoder_decoder_attention": True, "window": 4}),
     ],
 )
 def test_what_does_not_divide_or_fit_is_refused(arguments, options):
@@ -233,7 +259,7 @@ def test_any_way_of_reading_equals_the_whole_text_at_once(evaluation, decoding):
     """Each hypothesis, its prompt before it, as one text without padding."""
     layer, sentences, beam, prompts, pieces = decoding
     width = layer.embed_dim
-    state = SelfAttentionState(evaluation)
+    state = SelfAttentionState(evaluation, layer.window)
     prompt = None
     if prompts is not None:
         prompt = text(max(prompts), sentences, width)
@@ -252,10 +278,14 @@ def test_any_way_of_reading_equals_the_whole_text_at_once(evaluation, decoding):
         full = torch.cat((before, whole[:, row])).unsqueeze(1)
         expected, weights = naive_layer(layer, full, full, full, causal=True)
         torch.testing.assert_close(output[:, row], expected[len(before) :, 0], rtol=0, atol=1e-11)
-        # The last position sees everything: its prompt, no padding, and all of its own.
+        # The last position sees everything within its window: its prompt, no padding, and all of its own.
         last = results[-1][1][row, -1]
         seen = last if prompt is None else torch.cat((last[: len(before)], last[len(prompt) :]))
-        torch.testing.assert_close(seen, weights[0, :, -1].mean(dim=0), rtol=0, atol=1e-12)
+        expected = weights[0, :, -1].mean(dim=0)
+        if layer.window is not None:
+            assert not expected[: -layer.window].any()
+            seen, expected = seen[seen != 0], expected[expected != 0]
+        torch.testing.assert_close(seen, expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("evaluation", EVALUATIONS)

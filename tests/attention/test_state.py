@@ -46,6 +46,16 @@ def test_buffers_grow_only_when_they_are_full():
     assert sizes == [GROWTH] * GROWTH + [2 * GROWTH] * GROWTH + [3 * GROWTH]
 
 
+@pytest.mark.parametrize("window", [1, GROWTH - 1, GROWTH, 2 * GROWTH + 3])
+def test_a_window_bounds_what_is_remembered(window):
+    state = HypothesisState("el", window)
+    for position in range(5 * GROWTH):
+        state.append(torch.full((1, 1, 1), float(position)))
+        seen = positions(state)[0].flatten().tolist()
+        assert seen == list(range(max(0, position - window + 1), position + 1))
+    assert state.size_bytes() == -(-(window + 1) // GROWTH) * GROWTH * 4
+
+
 def test_reorder_changes_the_number_of_hypotheses():
     state = HypothesisState("el")
     state.append(torch.arange(3.0).view(3, 1, 1))

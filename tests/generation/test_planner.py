@@ -20,6 +20,9 @@ MODELS = {
     ),
     "no cross-attention": ("transformer", {"no_cross_attention": True}),
     "bart": ("bart", {}),
+    "grouped-query": ("transformer", {"decoder_num_kv_heads": 2, "cross_num_kv_heads": 1, "head_dim": 5}),
+    "local attention": ("transformer", {"local_attention_radius": GROWTH + 1}),
+    "language model, local attention": ("transformer_lm", {"local_attention_radius": 3, "num_kv_heads": 1}),
     "language model": ("transformer_lm", {}),
 }
 

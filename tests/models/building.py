@@ -21,6 +21,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from elseq.attention import DecodePolicy
 from elseq.interop.stock import EQUIVALENT, stock_configuration
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
+from elseq.models.architectures import ARCHITECTURES
 from tests.tiny_models import assert_same_hypotheses
 
 KINDS = {
@@ -65,7 +66,8 @@ def configuration(kind, **options):
 @lru_cache
 def parse(arch, *arguments):
     """The configuration that fairseq-train makes of a command line."""
-    task = ("elseq_" if arch.startswith("el") else "") + ("language_modeling" if "_lm" in arch else "translation")
+    ours = arch in ARCHITECTURES or arch.startswith("elseq")
+    task = ("elseq_" if ours else "") + ("language_modeling" if "_lm" in arch else "translation")
     parser = options.get_training_parser()
     args = options.parse_args_and_arch(parser, ["data", "--task", task, "--arch", arch, *arguments])
     return convert_namespace_to_omegaconf(args).model

@@ -5,6 +5,7 @@ import pytest
 import torch
 from fairseq.models import ARCH_MODEL_NAME_REGISTRY, MODEL_DATACLASS_REGISTRY, bart, build_model
 
+from elseq.attention import Attention
 from elseq.models.architectures import ARCHITECTURES
 from tests.models.building import make_task, parse
 
@@ -23,9 +24,12 @@ def parameters(model):
 
 
 @pytest.mark.parametrize("arch", ARCHITECTURES)
-def test_every_architecture_builds_and_decodes_under_el(arch, monkeypatch):
+def test_every_architecture_is_what_its_name_says(arch, monkeypatch):
     model = build(arch, VOCABULARY, monkeypatch)
-    assert model.decoder.decode_attention == "el"
+    assert model.decoder.decode_attention == ("el" if arch.startswith("el_") else "auto")
+    for module in model.modules():
+        if isinstance(module, Attention):
+            assert module.num_kv_heads == (1 if arch.startswith("mq_") else module.num_heads)
     assert ARCH_MODEL_NAME_REGISTRY[arch] == ARCHITECTURES[arch][0]
 
 
@@ -74,3 +78,31 @@ def test_gpt2_has_its_published_number_of_parameters(arch, width, published, mon
 def test_bart_large_has_its_published_number_of_parameters(monkeypatch):
     """facebook/bart-large: 406 million, with a vocabulary of 50264 words and <mask>."""
     assert parameters(build("el_bart_large", 50265, monkeypatch)) == 406_291_456
+
+
+SHAZEER_VOCABULARY = 33_708
+
+
+@pytest.mark.parametrize(
+    "arch, options",
+    [
+        ("transformer_shazeer", []),
+        ("mq_transformer_shazeer", []),
+        # 1911.02150, table 1: fewer heads or smaller keys, and wider feed-forward layers.
+        ("transformer_shazeer", [1, 128]),
+        ("transformer_shazeer", [2, 64]),
+        ("transformer_shazeer", [4, 32]),
+        ("transformer_shazeer", [8, 16]),
+    ],
+)
+def test_the_rows_of_the_multi_query_paper_have_equal_parameters(arch, options, monkeypatch):
+    if options:
+        heads, head_dim = options
+        options = [f"--encoder-attention-heads={heads}", f"--decoder-attention-heads={heads}", f"--head-dim={head_dim}"]
+        options += ["--encoder-ffn-embed-dim=6784"]
+    model = build(arch, SHAZEER_VOCABULARY, monkeypatch, *options, "--local-attention-radius=32")
+    embedding = SHAZEER_VOCABULARY * 1024
+    assert parameters(model) == pytest.approx(211e6, rel=0.001)
+    assert parameters(model) - embedding == pytest.approx(176.35e6, rel=0.001)
+    assert {layer.self_attn.window for layer in model.decoder.layers} == {32}
+    assert {layer.self_attn.window for layer in model.encoder.layers} == {None}

@@ -112,3 +112,21 @@ def test_an_option_that_is_off_is_not_refused(value):
     cfg = Namespace(base_layers=value, decoder_xformers_att_config=value, cross_self_attention=value)
     assert why_unsupported(cfg) is None
     check_supported(cfg)
+
+
+@pytest.mark.parametrize(
+    "kind, options, named",
+    [
+        ("transformer", {"num_kv_heads": 3}, "--num-kv-heads 3 does not divide --encoder-attention-heads 4"),
+        ("transformer", {"encoder_num_kv_heads": 8}, "--encoder-num-kv-heads 8"),
+        ("transformer", {"decoder_num_kv_heads": 0}, "--decoder-num-kv-heads 0"),
+        ("bart", {"cross_num_kv_heads": 3}, "--cross-num-kv-heads 3 does not divide --decoder-attention-heads 4"),
+        ("transformer_lm", {"num_kv_heads": 3}, "--num-kv-heads 3 does not divide"),
+        ("transformer", {"head_dim": 0}, "--head-dim 0"),
+        ("bart", {"local_attention_radius": 0}, "--local-attention-radius 0"),
+        ("transformer", {"head_dim": 3, "scale_heads": True}, "--scale-heads"),
+    ],
+)
+def test_heads_that_cannot_be_are_refused_by_name(kind, options, named):
+    with pytest.raises(UserError, match=named):
+        ours(kind, **options)

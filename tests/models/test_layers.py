@@ -71,7 +71,7 @@ def test_quantization_noise_changes_weights_in_training_only():
     cfg = TransformerConfig.from_namespace(
         configuration("transformer", quant_noise_pq=0.5, quant_noise_pq_block_size=4)
     )
-    attention = build_attention(cfg, 16, 4, self_attention=True)
+    attention = build_attention(cfg, "encoder", 16, 4, self_attention=True)
     assert isinstance(attention, Attention)
     before, x = attention.k_proj.weight.clone(), torch.randn(3, 1, 16)
     attention.eval()(x)

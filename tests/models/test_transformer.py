@@ -54,6 +54,18 @@ VARIANTS = {
     "output of another width": {"decoder_output_dim": 12},
 }
 variants = pytest.mark.parametrize("options", VARIANTS.values(), ids=VARIANTS)
+OWN = {
+    "multi-query": {"num_kv_heads": 1},
+    "grouped-query": {"num_kv_heads": 2},
+    "grouped-query, each attention its own": {
+        "encoder_num_kv_heads": 4,
+        "decoder_num_kv_heads": 2,
+        "cross_num_kv_heads": 1,
+    },
+    "wide heads": {"head_dim": 7},
+    "local attention": {"local_attention_radius": 3},
+    "multi-query, wide heads, local attention": {"num_kv_heads": 1, "head_dim": 7, "local_attention_radius": 4},
+}
 
 
 @variants
@@ -144,7 +156,7 @@ def test_no_attention_weights_unless_asked():
     assert forward(model, source(), target())[1]["attn"] == [None]
 
 
-@variants
+@pytest.mark.parametrize("options", (VARIANTS | OWN).values(), ids=VARIANTS | OWN)
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
 @torch.no_grad()
 def test_decoding_equals_the_whole_target_at_once(policy, options):
@@ -155,6 +167,35 @@ def test_decoding_equals_the_whole_target_at_once(policy, options):
     for pieces in ([1] * 9, [9], [3, 1, 5]):
         result = decode_in_pieces(model, batch, tokens, policy, pieces)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
+
+
+def test_as_many_key_value_heads_as_heads_are_multi_head_attention():
+    stock = pair("transformer")[0]
+    model = ours("transformer", num_kv_heads=4)
+    model.load_state_dict(stock.state_dict())
+    assert_same_weights_and_results(stock, model, source(), target())
+
+
+@torch.no_grad()
+def test_each_attention_has_its_own_number_of_key_value_heads():
+    model = ours("transformer", **OWN["grouped-query, each attention its own"])
+    [encoder, decoder] = model.encoder.layers[0], model.decoder.layers[0]
+    heads = [layer.num_kv_heads for layer in (encoder.self_attn, decoder.self_attn, decoder.encoder_attn)]
+    assert heads == [4, 2, 1]
+    model = ours("transformer", num_kv_heads=1, cross_num_kv_heads=2)
+    heads = [layer.num_kv_heads for layer in (model.encoder.layers[0].self_attn, model.decoder.layers[0].encoder_attn)]
+    assert heads == [1, 2]
+
+
+@torch.no_grad()
+def test_the_state_of_multi_query_attention_is_as_many_times_smaller_as_there_are_heads():
+    sizes = []
+    for options in ({}, {"num_kv_heads": 1}):
+        model, batch = ours("transformer", **options), source()
+        state = model.decoder.new_state(encode(model, batch), POLICIES[0])
+        model.decoder.decode(words(6, 1), state)
+        sizes.append(state.size_bytes())
+    assert sizes[0] == 4 * sizes[1]
 
 
 @variants
@@ -201,7 +242,7 @@ def test_attention_of_hypotheses(policy):
         torch.testing.assert_close(weights, expected[step], rtol=1e-5, atol=1e-6)
 
 
-@pytest.mark.parametrize("options", [{}, PRE_NORM, {"decoder_learned_pos": True}], ids=str)
+@pytest.mark.parametrize("options", [{}, PRE_NORM, {"decoder_learned_pos": True}, *OWN.values()], ids=str)
 @pytest.mark.parametrize("policy", POLICIES, ids="-".join)
 @torch.no_grad()
 def test_prompts_of_any_length_are_read_in_one_pass_and_shared(policy, options):

@@ -76,10 +76,11 @@ def test_decoding(policy, options):
         torch.testing.assert_close(result[row], exact, rtol=0, atol=1e-10)
 
 
+@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "head_dim": 3}, {"local_attention_radius": 3}], ids=str)
 @pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
 @torch.no_grad()
-def test_prompts_leave_with_their_sentences(policy):
-    model = ours("transformer_lm").double()
+def test_prompts_leave_with_their_sentences(policy, options):
+    model = ours("transformer_lm", **options).double()
     prompts, first, second = target((4, 1, 6)), words(6, 3), words(4, 2)
     state = model.decoder.new_state(None, policy)
     model.decoder.read_prompt(prompts, state)
