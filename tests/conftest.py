@@ -1,4 +1,4 @@
-"""Fixtures that several tests share: tiny models of stock fairseq, trained once per run."""
+"""Fixtures that several tests share: tiny models, trained once per run."""
 
 import os
 
@@ -36,6 +36,15 @@ def language_model_data(raw_text, tmp_path_factory):
 def tiny_translation(raw_text, translation_data, tmp_path_factory):
     """A stock transformer."""
     checkpoint = helpers.train("transformer", translation_data, tmp_path_factory.mktemp("transformer"))
+    return helpers.Trained(raw_text, translation_data, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def tiny_multi_query(raw_text, translation_data, tmp_path_factory):
+    """Our transformer with one key/value head; its target positions see the last four."""
+    options = ["--local-attention-radius=4", "--head-dim=10"]
+    save_dir = tmp_path_factory.mktemp("multi_query")
+    checkpoint = helpers.train("mq_transformer", translation_data, save_dir, *options)
     return helpers.Trained(raw_text, translation_data, checkpoint)
 
 

@@ -200,6 +200,13 @@ def test_ensemble(tiny_translation, tiny_bart):
         assert_same_output(generate(tiny_translation, *options, "--decode-attention", mode, path=path), expected)
 
 
+def test_ensemble_of_multi_query_and_multi_head_attention(tiny_translation, tiny_multi_query):
+    path = f"{tiny_translation.checkpoint}:{tiny_multi_query.checkpoint}"
+    expected = generate(tiny_translation, "--decode-attention=stock", path=path)  # fairseq's generator
+    for mode in EVALUATIONS:
+        assert_same_output(generate(tiny_translation, "--decode-attention", mode, path=path), expected)
+
+
 def test_constraints(tiny_translation):
     text = "w1 w2 w3\tw9 w8\nw4 w5\n\tw7\n"
     expected = interact(tiny_translation, text, "--constraints", task=["--task=translation"])
@@ -258,15 +265,23 @@ BLEU += ["--maximize-best-checkpoint-metric", "--eval-bleu-print-samples"]
 
 
 @pytest.mark.parametrize(
-    "arch", [pytest.param("elseq_transformer", marks=pytest.mark.slow), "el_transformer", "el_bart_base"]
+    "arch, model",
+    [
+        pytest.param("elseq_transformer", [], marks=pytest.mark.slow),
+        ("el_transformer", []),
+        ("el_bart_base", []),
+        ("mq_transformer", ["--local-attention-radius=3"]),
+        pytest.param("mq_bart_base", ["--cross-num-kv-heads=2", "--head-dim=5"], marks=pytest.mark.slow),
+    ],
 )
-def test_train_resume_validate_and_generate(raw_text, translation_data, tmp_path, arch):
-    options = [*TRANSLATION, *BLEU]
-    if arch == "el_bart_base":  # after so few updates it says nothing, and of that there is no BLEU
+def test_train_resume_validate_and_generate(raw_text, translation_data, tmp_path, arch, model):
+    options = [*TRANSLATION, *BLEU, *model]
+    is_bart = arch.endswith("bart_base")
+    if is_bart:  # after so few updates it says nothing, and of that there is no BLEU
         options.append("--best-checkpoint-metric=loss")
     log = train(arch, translation_data, tmp_path, *options, "--max-update=3").stdout
     assert re.search(r"example hypothesis: .*\n.*example reference: w\d+", log)
-    assert arch == "el_bart_base" or re.search(r"bleu [\d.]+ .*num_updates 3", log)
+    assert is_bart or re.search(r"bleu [\d.]+ .*num_updates 3", log)
     log = train(arch, translation_data, tmp_path, *options, "--max-update=6").stdout
     assert re.search(r"Loaded checkpoint .*checkpoint_last.pt \(epoch \d+ @ 3 updates\)", log)
     trained = helpers.Trained(raw_text, translation_data, tmp_path / "checkpoint_last.pt")
@@ -280,10 +295,13 @@ def test_train_resume_validate_and_generate(raw_text, translation_data, tmp_path
         assert_same_output(generate(trained, *options), expected)
 
 
-def test_train_and_use_a_language_model(raw_text, language_model_data, tmp_path):
-    task = ["--task=elseq_language_modeling"]
-    train("elseq_transformer_lm", language_model_data, tmp_path, *task, "--max-update=3")
-    log = train("elseq_transformer_lm", language_model_data, tmp_path, *task, "--max-update=6").stdout
+@pytest.mark.parametrize(
+    "arch, model", [("elseq_transformer_lm", []), ("mq_transformer_lm_gpt2_124m", ["--local-attention-radius=3"])]
+)
+def test_train_and_use_a_language_model(raw_text, language_model_data, tmp_path, arch, model):
+    task = ["--task=elseq_language_modeling", *model]
+    train(arch, language_model_data, tmp_path, *task, "--max-update=3")
+    log = train(arch, language_model_data, tmp_path, *task, "--max-update=6").stdout
     assert "@ 3 updates)" in log
     trained = helpers.Trained(raw_text, language_model_data, tmp_path / "checkpoint_last.pt")
     command = ["fairseq-eval-lm", language_model_data, "--path", trained.checkpoint, "--tokens-per-sample=64", *PROCESS]
@@ -291,6 +309,19 @@ def test_train_and_use_a_language_model(raw_text, language_model_data, tmp_path)
     assert f"Evaluated {tokens} tokens" in helpers.run_here(command).stdout
     expected = generate(trained, "--decode-attention=kv", task=LANGUAGE_MODEL)
     assert_same_output(generate(trained, "--decode-attention=el", task=LANGUAGE_MODEL), expected)
+
+
+def test_interactive_translation_by_multi_query_attention(tiny_multi_query):
+    text = "w1 w2 w3\n\nw4 w5 w6 w7 w8 w9 w10 w11\n"
+    expected = interact(tiny_multi_query, text, "--decode-attention=stock")
+    for mode in EVALUATIONS:
+        assert_same_output(interact(tiny_multi_query, text, "--decode-attention", mode), expected)
+
+
+def test_key_value_heads_that_do_not_divide(translation_data, tmp_path):
+    command = helpers.train_command("elseq_transformer", translation_data, tmp_path, *PLUGIN, "--cross-num-kv-heads=3")
+    sentence = error_of(helpers.run_here(command, check=False))
+    assert sentence == "--cross-num-kv-heads 3 does not divide --decoder-attention-heads 4: give one of 1, 2, 4"
 
 
 def test_training_equals_that_of_the_stock_model(translation_data, tmp_path):
