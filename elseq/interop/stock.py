@@ -1,7 +1,10 @@
 """Stock fairseq models as elseq models: the same parameters under the same names, other modules."""
 
 from argparse import Namespace
+from dataclasses import fields
+from typing import get_args
 
+from fairseq.dataclass.configs import CommonConfig
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models import (
     ARCH_CONFIG_REGISTRY,
@@ -12,8 +15,10 @@ from fairseq.models import (
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
-from omegaconf import DictConfig
+from fairseq.tasks.language_modeling import LanguageModelingConfig
+from omegaconf import DictConfig, OmegaConf
 
+from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import to_namespace, why_unsupported
 
@@ -50,3 +55,51 @@ def stock_configuration(cfg) -> Namespace:
     if name not in MODEL_DATACLASS_REGISTRY and name in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[name](args)
     return args
+
+
+def elseq_configuration(cfg) -> dict:
+    """The configuration of the elseq model with the same parameters: `_name` and every field of its dataclass.
+
+    Args:
+        cfg: a model's configuration, of fairseq's or of ours.
+
+    Raises:
+        UserError: a model that has no equivalent among ours.
+    """
+    kind, reason = model_class(cfg), why_unsupported(cfg)
+    if kind not in EQUIVALENT.values():
+        kind, reason = equivalent_model(cfg)
+    elif reason is not None:
+        reason = f"it uses {reason}"
+    if reason is not None:
+        raise UserError(
+            f"the model cannot become one of elseq's, because {reason}; give a Transformer, BART or language model"
+        )
+    name = next(name for name, registered in MODEL_REGISTRY.items() if registered is kind)
+    kinds = {field.name: field.type for field in fields(MODEL_DATACLASS_REGISTRY[name])}
+    values = {
+        option: value
+        for option, value in vars(stock_configuration(cfg)).items()
+        # Old checkpoints have None for "the default" where today's type has no None.
+        if option in kinds and (value is not None or type(None) in get_args(kinds[option]))
+    }
+    model = OmegaConf.merge(OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]), {**values, "_name": name})
+    whole = OmegaConf.create({"model": model})  # derived options refer to others as "model.NAME"
+    return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
+
+
+def training_options(configuration: dict) -> list[str]:
+    """What fairseq-train has to be told for this configuration of an elseq model: all that differs from its defaults."""
+    arguments = ["--arch", configuration["_name"]]
+    others = {"task": LanguageModelingConfig, "common": CommonConfig}  # to which a language model's options refer
+    for option in fields(MODEL_DATACLASS_REGISTRY[configuration["_name"]]):
+        default, value = option.default, configuration[option.name]
+        if isinstance(default, str) and default.startswith("${"):
+            part, _, name = default[2:-1].partition(".")
+            default = configuration[name] if part == "model" else vars(others[part]())[name]
+        if option.name == "_name" or value == default:
+            continue
+        arguments.append("--" + option.name.replace("_", "-"))
+        if not isinstance(value, bool):
+            arguments.append(str(value))
+    return arguments

@@ -39,11 +39,16 @@ def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
     assert choose_policy("auto", decoder, WORKLOAD) == EL
 
 
-def test_auto_takes_kv_where_el_needs_more(free):
-    """A wide encoder, a narrow decoder of one layer: the hidden states are larger than what they project to."""
-    decoder = ours(
-        "transformer", encoder_embed_dim=64, decoder_embed_dim=8, decoder_attention_heads=2, decoder_layers=1
-    ).decoder
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"encoder_embed_dim": 64, "decoder_embed_dim": 8, "decoder_attention_heads": 2, "decoder_layers": 1},
+        {"num_kv_heads": 1},
+    ],
+    ids=["wide encoder and narrow decoder", "multi-query"],
+)
+def test_auto_takes_kv_where_hidden_states_are_larger_than_what_they_project_to(free, options):
+    decoder = ours("transformer", **options).decoder
     free(0)
     assert choose_policy("auto", decoder, WORKLOAD) == KV
 
