@@ -8,8 +8,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 again=
 stage() {
   local name=$1 title=$2 start=$SECONDS; shift 2
-  local wanted="$* ${settings:-} $(declare -f "$1")"
-  if [ -z "$again" ] && [ "$wanted" = "$(cat "$work/$name.done" 2>/dev/null)" ]; then
+  if up_to_date "$name" "$@"; then
     echo "== $title: done before"
     return
   fi
@@ -17,14 +16,30 @@ stage() {
   rm -f "$work/$name.done"
   echo "== $title"
   "$@" || { echo "elseq: error: the stage '$name' failed; see the logs in $work and run the same command again" >&2; exit 1; }
-  echo "$wanted" >"$work/$name.done"
+  wanted "$@" >"$work/$name.done"
   echo "   $((SECONDS - start)) s"
+}
+
+wanted() { echo "$* ${settings:-} $(declare -f "$1")"; }
+
+up_to_date() {
+  local name=$1; shift
+  [ -z "$again" ] && [ "$(wanted "$@")" = "$(cat "$work/$name.done" 2>/dev/null)" ]
+}
+
+# anew FOLDER NAME TITLE COMMAND...: a stage that begins without the folder. A training would go on from the checkpoint of
+# an earlier run, with other settings perhaps, and its log would begin in the middle.
+anew() {
+  local folder=$1; shift
+  up_to_date "$1" "${@:3}" || rm -rf "$folder"
+  stage "$@"
 }
 
 # pieces [OPTION...]: sentencepiece vocabulary of $work/corpus, and the corpus in its pieces.
 pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" "$@" 2>"$work/pieces.log"; }
 
 binarize() {
+  rm -rf "$work/data" # what an earlier run with other settings made; fairseq-preprocess refuses to replace it
   fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
     --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
     --destdir "$work/data" >"$work/binarize.log" 2>&1

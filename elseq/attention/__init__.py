@@ -11,6 +11,7 @@ from elseq.attention.state import (
     SelfAttentionState,
     SentenceState,
 )
+from elseq.attention.top_k import keep_largest, top_k_attention, top_k_feed_forward
 
 __all__ = [
     "Attention",
@@ -22,5 +23,8 @@ __all__ = [
     "SelfAttentionState",
     "SentenceState",
     "el_attention",
+    "keep_largest",
     "multi_head_attention",
+    "top_k_attention",
+    "top_k_feed_forward",
 ]

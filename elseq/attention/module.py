@@ -90,6 +90,10 @@ class Attention(nn.Module):
         if self.out_proj.bias is not None:
             nn.init.zeros_(self.out_proj.bias)
 
+    def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
+        """Called by fairseq before it loads a checkpoint; `name` is this layer's."""
+        split_joint_projections(state_dict, name)
+
     def forward(
         self,
         query: Tensor,
@@ -176,6 +180,15 @@ class Attention(nn.Module):
         dropout = self.dropout_module
         active = self.training or getattr(dropout, "apply_during_inference", False)
         return dropout.p if active else 0.0
+
+
+def split_joint_projections(state_dict: dict[str, Tensor], name: str) -> None:
+    """fairseq before 0.9 kept query, key and value projections of a self-attention as one: [3 C, C], bias [3 C]."""
+    for part in ("weight", "bias"):
+        joint = state_dict.pop(f"{name}.in_proj_{part}", None)
+        if joint is not None:
+            for kind, projection in zip("qkv", joint.chunk(3), strict=True):
+                state_dict[f"{name}.{kind}_proj.{part}"] = projection
 
 
 def _join_masks(key_padding_mask: Tensor | None, attn_mask: Tensor | None) -> Tensor | None:

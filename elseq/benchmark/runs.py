@@ -94,19 +94,19 @@ def run_grid(grid: Grid, done: Callable[[dict], None]) -> None:
 def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> dict:
     engine = request["engine"]
     if engine == "fairseq":
-        return _in_process([measure.__file__], request, folder)
+        return in_process([measure.__file__], request, folder)
     if importlib.util.find_spec(engine) is None:
         return {"failure": f"{engine} is not installed"}
     request["exported"] = str(folder / engine)
     if engine not in exported:
         whole = {**request, "sources": grid.sources}
-        exported[engine] = _in_process(["-m", "elseq.benchmark.export"], whole, folder).get("failure")
+        exported[engine] = in_process(["-m", "elseq.benchmark.export"], whole, folder).get("failure")
     if exported[engine] is not None:
         return {"failure": f"{engine} does not take this model: {exported[engine]}"}
-    return _in_process([measure.__file__], request, folder)
+    return in_process([measure.__file__], request, folder)
 
 
-def _in_process(program: list[str], request: dict, folder: Path) -> dict:
+def in_process(program: list[str], request: dict, folder: Path) -> dict:
     """Run a Python program that reads the request and writes a result; the result."""
     request_path, result_path = folder / "request.json", folder / "result.json"
     request_path.write_text(json.dumps(request))

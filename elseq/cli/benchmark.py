@@ -123,14 +123,14 @@ def _title(args, grid: Grid) -> str:
         output = f"output {args.min_len} to {args.max_len_b}, length penalty {args.lenpen:g}"
     if args.no_repeat_ngram_size:
         output += f", no repeated {args.no_repeat_ngram_size}-grams"
-    versions = f"torch {torch.__version__}, fairseq {_fairseq_version()}, elseq {elseq.__version__}"
+    versions = f"torch {torch.__version__}, fairseq {fairseq_version()}, elseq {elseq.__version__}"
     weights = ", random weights" if args.random_weights else ""
     threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
     name = grid.model_file.name
     return f"{name}{weights}; {source}, {output}; {device}, {threads}, {args.dtype}; {versions}"
 
 
-def _fairseq_version() -> str:
+def fairseq_version() -> str:
     for name in ("fairseq-fixed", "fairseq"):
         try:
             return version(name)
@@ -157,19 +157,19 @@ def _parse(arguments: list[str]):
     model.add_argument(
         "--random-weights", action="store_true", help="with --arch: the same random weights in all modes"
     )
-    model.add_argument("--vocabulary-size", type=_count, default=50264, help="with --arch (default: %(default)s)")
+    model.add_argument("--vocabulary-size", type=count, default=50264, help="with --arch (default: %(default)s)")
     work = parser.add_argument_group("what is decoded")
     source = work.add_mutually_exclusive_group()
     source.add_argument("--source", help="text in pieces of the model's dictionary, one source a line; decoded whole")
     source.add_argument(
         "--source-length",
-        type=_count,
+        type=count,
         default=512,
         help="positions of random sources, one batch (default: %(default)s)",
     )
-    work.add_argument("--output-length", type=_count, help="tokens of every output, whatever the model would say")
-    work.add_argument("--min-len", type=_count, default=1, help="tokens at least (default: %(default)s)")
-    work.add_argument("--max-len-b", type=_count, default=200, help="tokens at most (default: %(default)s)")
+    work.add_argument("--output-length", type=count, help="tokens of every output, whatever the model would say")
+    work.add_argument("--min-len", type=count, default=1, help="tokens at least (default: %(default)s)")
+    work.add_argument("--max-len-b", type=count, default=200, help="tokens at most (default: %(default)s)")
     work.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: %(default)s)")
     work.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is none (default: %(default)s)")
     runs = parser.add_argument_group("runs")
@@ -183,8 +183,8 @@ def _parse(arguments: list[str]):
     runs.add_argument("--beams", type=_counts, default=[4], help="such as 1,4 (default: 4)")
     runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
     runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    runs.add_argument("--threads", type=_count, default=torch.get_num_threads(), help="(default: %(default)s)")
-    runs.add_argument("--repeats", type=_count, default=3, help="timed decodings of a run (default: %(default)s)")
+    runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
+    runs.add_argument("--repeats", type=count, default=3, help="timed decodings of a run (default: %(default)s)")
     runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     args = parser.parse_args(arguments)
     args.model_options = model_options
@@ -192,11 +192,11 @@ def _parse(arguments: list[str]):
         raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
     if args.output_length is None and args.min_len > args.max_len_b:
         raise UserError(f"--min-len {args.min_len} is more than --max-len-b {args.max_len_b}; lower it")
-    _check_device(args.device)
+    check_device(args.device)
     return args
 
 
-def _check_device(name: str) -> None:
+def check_device(name: str) -> None:
     try:
         device = torch.device(name)
     except RuntimeError as error:
@@ -217,10 +217,10 @@ def _modes(text: str) -> list[str]:
 
 
 def _counts(text: str) -> list[int]:
-    return [_count(part) for part in text.split(",")]
+    return [count(part) for part in text.split(",")]
 
 
-def _count(text: str) -> int:
+def count(text: str) -> int:
     if not text.strip().isdecimal() or int(text) < 1:
         raise UserError(f"{text!r} is not a whole number above 0")
     return int(text)

@@ -78,7 +78,8 @@ def elseq_configuration(cfg) -> dict:
     name = next(name for name, registered in MODEL_REGISTRY.items() if registered is kind)
     kinds = {field.name: field.type for field in fields(MODEL_DATACLASS_REGISTRY[name])}
     values = {
-        option: value
+        # --adaptive-softmax-cutoff, which is a list or text in fairseq and text in ours
+        option: ",".join(map(str, value)) if isinstance(value, list) else value
         for option, value in vars(stock_configuration(cfg)).items()
         # Old checkpoints have None for "the default" where today's type has no None.
         if option in kinds and (value is not None or type(None) in get_args(kinds[option]))
@@ -89,7 +90,7 @@ def elseq_configuration(cfg) -> dict:
 
 
 def training_options(configuration: dict) -> list[str]:
-    """What fairseq-train has to be told for this configuration of an elseq model: all that differs from its defaults."""
+    """What fairseq-train has to be told for an elseq model's configuration: all that differs from its defaults."""
     arguments = ["--arch", configuration["_name"]]
     others = {"task": LanguageModelingConfig, "common": CommonConfig}  # to which a language model's options refer
     for option in fields(MODEL_DATACLASS_REGISTRY[configuration["_name"]]):

@@ -3,6 +3,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import (
     ARCH_MODEL_REGISTRY,
     MODEL_REGISTRY,
@@ -13,7 +15,14 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import OmegaConf
 
-from elseq.interop.stock import equivalent_model, model_class, stock_configuration
+from elseq.errors import UserError
+from elseq.interop.stock import (
+    elseq_configuration,
+    equivalent_model,
+    model_class,
+    stock_configuration,
+    training_options,
+)
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from tests.tiny_models import make_dictionary
 
@@ -114,3 +123,70 @@ def test_same_parameters_and_results(arch):
     for ours, theirs in zip(model(source, lengths, previous)[0], stock(source, lengths, previous)[0], strict=True):
         kept = slice(0, 2)  # the third position of the second row is padding
         torch.testing.assert_close(ours[kept], theirs[kept], rtol=1e-4, atol=1e-5)
+
+
+# --- as configurations of our own models
+
+TINY = ["--encoder-layers=2", "--decoder-layers=3", "--encoder-embed-dim=16", "--decoder-attention-heads=2"]
+LANGUAGE_MODEL = ["--task=language_modeling", "--decoder-embed-dim=16", "--decoder-layers=2"]
+
+
+def configuration_of(*arguments):
+    """What fairseq-train makes of its command line."""
+    args = options.parse_args_and_arch(options.get_training_parser(), ["data", *arguments])
+    return convert_namespace_to_omegaconf(args).model
+
+
+@pytest.mark.parametrize(
+    "arguments, name",
+    [
+        (["--arch=transformer"], "elseq_transformer"),
+        (["--arch=transformer_iwslt_de_en", *TINY, "--decoder-embed-dim=8", "--dropout=0.2"], "elseq_transformer"),
+        (["--arch=transformer_wmt_en_de_big_t2t", "--max-source-positions=300"], "elseq_transformer"),
+        (["--arch=transformer", "--adaptive-softmax-cutoff=5,10", "--tie-adaptive-weights"], "elseq_transformer"),
+        (["--arch=bart_large"], "elseq_bart"),
+        (["--arch=bart_base", *TINY, "--pooler-dropout=0.5"], "elseq_bart"),
+        (["--arch=transformer_lm", *LANGUAGE_MODEL, "--tokens-per-sample=64"], "elseq_transformer_lm"),
+        (["--arch=transformer_lm_gpt2_small", *LANGUAGE_MODEL, "--scale-heads"], "elseq_transformer_lm"),
+        (["--arch=el_transformer", *TINY, "--cross-num-kv-heads=1"], "elseq_transformer"),
+        (["--arch=mq_bart_base", *TINY, "--head-dim=5"], "elseq_bart"),
+        (["--arch=mq_transformer_lm_gpt2_124m", *LANGUAGE_MODEL, "--add-bos-token"], "elseq_transformer_lm"),
+    ],
+)
+def test_options_make_the_configuration_again(arguments, name):
+    cfg = configuration_of(*arguments)
+    configuration = elseq_configuration(cfg)
+    assert configuration["_name"] == name
+    stock = vars(stock_configuration(cfg))
+    for option, value in configuration.items():
+        assert option in ("_name", "adaptive_softmax_cutoff") or option not in stock or stock[option] == value
+    task = ["--task=language_modeling"] if name == "elseq_transformer_lm" else []
+    assert elseq_configuration(configuration_of(*training_options(configuration), *task)) == configuration
+
+
+def test_lists_become_text():
+    cfg = configuration_of("--arch=transformer", "--adaptive-softmax-cutoff=5,10")
+    assert elseq_configuration(cfg)["adaptive_softmax_cutoff"] == "5,10"
+
+
+def test_options_are_those_that_differ():
+    configuration = elseq_configuration(configuration_of("--arch=transformer", "--encoder-embed-dim=256"))
+    assert training_options(configuration) == ["--arch", "elseq_transformer", "--encoder-embed-dim", "256"]
+
+
+def test_none_of_old_checkpoints_is_the_default():
+    configuration = elseq_configuration(Namespace(arch="transformer", max_source_positions=None))
+    assert configuration["max_source_positions"] == 1024
+
+
+@pytest.mark.parametrize(
+    "cfg, reason",
+    [
+        (Namespace(arch="lstm"), "it is a LSTMModel"),
+        (Namespace(arch="transformer", cross_self_attention=True), "it uses joint cross- and self-attention"),
+        (Namespace(arch="elseq_transformer", char_inputs=False, base_layers=2), "it uses BASE layers"),
+    ],
+)
+def test_models_without_an_equivalent(cfg, reason):
+    with pytest.raises(UserError, match=f"cannot become one of elseq's, because {reason}"):
+        elseq_configuration(cfg)

@@ -76,6 +76,23 @@ def test_transformer(tiny_translation, options):
         assert_same_output(generate(tiny_translation, "--decode-attention", mode, *options), expected)
 
 
+def test_joint_projections_of_old_checkpoints(tiny_translation, tmp_path):
+    """As fairseq before 0.9 wrote them."""
+    state = torch.load(tiny_translation.checkpoint)
+    model = state["model"]
+    for attention in [
+        name.removesuffix(".k_proj.weight") for name in model if name.endswith("self_attn.k_proj.weight")
+    ]:
+        for part in ("weight", "bias"):
+            projections = [model.pop(f"{attention}.{kind}_proj.{part}") for kind in "qkv"]
+            model[f"{attention}.in_proj_{part}"] = torch.cat(projections)
+    torch.save(state, tmp_path / "old.pt")
+    expected = generate(tiny_translation, task=["--task=translation"])
+    for mode in EVALUATIONS:
+        result = generate(tiny_translation, "--decode-attention", mode, path=tmp_path / "old.pt")
+        assert_same_output(result, expected)
+
+
 def test_the_log_tells_what_was_done(tiny_translation):
     log = generate(tiny_translation, "--decode-attention=auto").stdout
     assert "TransformerModel rebuilt as ElseqTransformerModel, weights untouched" in log

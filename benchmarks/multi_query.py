@@ -1,0 +1,157 @@
+"""Multi-head and multi-query attention: the speed table of 1911.02150 (table 3), measured here, beside its figures.
+
+The models are the paper's (transformer_shazeer and mq_transformer_shazeer, 211 million parameters) with random weights,
+with and without local attention in the decoder, and the first under stock fairseq as well.
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import elseq
+from elseq.benchmark import multi_query_report
+from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
+from elseq.benchmark.report import write_json
+from elseq.cli.benchmark import DTYPES, check_device, count, fairseq_version
+from elseq.errors import UserError
+
+# Sentences. On a GPU as in the paper (training: 32,768 target tokens), if they fit; on a CPU a run takes minutes.
+GPU_BATCHES = {"training": 256, "greedy": 1024, "beam": 1024}
+CPU_BATCHES = {"training": 4, "greedy": 16, "beam": 16}
+
+
+def main() -> None:
+    args = _parse()
+    plan = _plan(args)
+    output = Path(args.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+    settings = _settings(plan, args.tiny)
+    title = _title(settings)
+    rows: list[dict] = []
+    text = ""
+    bar = tqdm(total=len(plan.variants) * len(plan.columns), unit="run", file=sys.stderr)
+
+    def done(row: dict) -> None:
+        nonlocal text
+        rows.append(row)
+        write_json(output / "multi_query.json", settings | {"ratios": multi_query_report.compare(rows)}, rows)
+        text = f"{title}\n\n{multi_query_report.tables(rows)}\n\n{multi_query_report.notes(plan, rows)}\n"
+        (output / "multi_query.md").write_text(text)
+        bar.write(multi_query_report.progress(row), file=sys.stderr)
+        bar.update()
+
+    try:
+        run_plan(plan, done)
+    except KeyboardInterrupt:
+        bar.close()
+        print(f"interrupted; what was measured:\n\n{text}", file=sys.stderr)
+        sys.exit(130)
+    bar.close()
+    print(text)
+    print(f"written: {output / 'multi_query.json'}, {output / 'multi_query.md'}", file=sys.stderr)
+    if all("failure" in row for row in rows):
+        raise UserError(f"nothing could be measured; {multi_query_report.failure(rows[0]).removesuffix('.')}")
+
+
+def _plan(args) -> Plan:
+    on_cpu = args.device == "cpu"
+    given = {column: getattr(args, f"batch_{column}") or args.batch for column in BEAMS}
+    defaults = CPU_BATCHES if on_cpu else GPU_BATCHES
+    if args.tiny:
+        defaults = dict.fromkeys(BEAMS, 2)
+    return Plan(
+        variants=args.variants,
+        columns=args.columns,
+        batches={column: given[column] or defaults[column] for column in args.columns},
+        halving={column for column in args.columns if given[column] is None},
+        sizing=TINY if args.tiny else Sizing(),
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+        repeats=args.repeats,
+    )
+
+
+def _settings(plan: Plan, is_tiny: bool) -> dict:
+    """What the figures depend on, for the JSON."""
+    on_cpu = plan.device == "cpu"
+    return {
+        "benchmark": "multi-query attention, 1911.02150, table 3",
+        "sizes": "tiny, for a test" if is_tiny else "the paper's",
+        "device": "cpu" if on_cpu else torch.cuda.get_device_name(plan.device),
+        "threads": plan.threads,
+        "dtype": plan.dtype,
+        "repeats": plan.repeats,
+        "batches": plan.batches,
+        "vocabulary_size": plan.sizing.vocabulary_size,
+        "source_length": plan.sizing.length,
+        "target_length": plan.sizing.length,
+        "local_attention_radius": plan.sizing.radius,
+        "torch": torch.__version__,
+        "fairseq": fairseq_version(),
+        "elseq": elseq.__version__,
+    }
+
+
+def _title(settings: dict) -> str:
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    return (
+        f"{settings['benchmark']}; sizes: {settings['sizes']}, random weights; {settings['device']}, {threads}, "
+        f"{settings['dtype']}; torch {settings['torch']}, fairseq {settings['fairseq']}, elseq {settings['elseq']}"
+    )
+
+
+def _parse():
+    parser = argparse.ArgumentParser(
+        description=__doc__,
+        epilog="A batch that is not given is halved until it fits; ratios are of rows with the same batch.",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument(
+        "--variants", type=_choices(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)} (default: all)"
+    )
+    parser.add_argument(
+        "--columns", type=_choices(BEAMS), default=list(BEAMS), help=f"of {','.join(BEAMS)} (default: all)"
+    )
+    parser.add_argument("--batch", type=count, help="sentences in a batch, in every column")
+    for name, column in (("train", "training"), ("greedy", "greedy"), ("beam", "beam")):
+        parser.add_argument(
+            f"--batch-{name}",
+            dest=f"batch_{column}",
+            type=count,
+            help=f"the same in one column (default: {CPU_BATCHES[column]} on a CPU, {GPU_BATCHES[column]} on a GPU)",
+        )
+    parser.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
+    parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
+    parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
+    parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
+    args = parser.parse_args()
+    if args.dtype not in DTYPES:
+        raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
+    check_device(args.device)
+    return args
+
+
+def _choices(known):
+    """A parser of names with commas between them, each once."""
+
+    def parse(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+if __name__ == "__main__":
+    main()

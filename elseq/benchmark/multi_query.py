@@ -1,0 +1,148 @@
+"""The speed table of the multi-query attention paper (1911.02150, table 3): what is measured.
+
+A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
+Every variant and column is a process of its own, `elseq.benchmark.token_times`.
+"""
+
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read
+from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.runs import in_process
+from elseq.benchmark.sources import random_sources
+
+BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column
+PARTS = [
+    ("training", "step"),
+    ("greedy", "encoder"),
+    ("greedy", "decoder"),
+    ("beam", "encoder"),
+    ("beam", "decoder"),
+]
+
+
+@dataclass(frozen=True)
+class Variant:
+    label: str
+    arch: str
+    is_local: bool  # the decoder's self-attention
+    mode: str  # of `elseq.benchmark.models.load`
+    published: tuple[float, ...]  # microseconds per token, a figure for each of PARTS
+
+
+# They stand beside stock fairseq's as well: that is how such a model is decoded without elseq.
+_MULTI_HEAD = (13.2, 1.7, 46, 2.0, 203)
+VARIANTS = {
+    "multi-head": Variant("multi-head", "transformer_shazeer", False, "kv", _MULTI_HEAD),
+    "stock": Variant("multi-head, stock fairseq", "transformer_shazeer", False, "stock", _MULTI_HEAD),
+    "multi-query": Variant("multi-query", "mq_transformer_shazeer", False, "kv", (13.0, 1.5, 3.8, 1.6, 32)),
+    "multi-head-local": Variant("multi-head local", "transformer_shazeer", True, "kv", (13.2, 1.7, 23, 1.9, 47)),
+    "multi-query-local": Variant("multi-query local", "mq_transformer_shazeer", True, "kv", (13.0, 1.5, 3.3, 1.6, 16)),
+}
+
+
+@dataclass(frozen=True)
+class Sizing:
+    """What the paper fixes: sizes beyond those of the architectures."""
+
+    vocabulary_size: int = 33708  # special symbols included
+    length: int = 128  # tokens of source and of target, the end symbol included
+    radius: int = 32  # of local attention
+    model_options: tuple[str, ...] = ()  # as fairseq-train has them
+
+
+TINY = Sizing(
+    vocabulary_size=64,
+    length=16,
+    radius=4,
+    model_options=tuple(
+        f"--{side}-{name}"
+        for side in ("encoder", "decoder")
+        for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=8")
+    ),
+)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    variants: list[str]
+    columns: list[str]
+    batches: dict[str, int]  # sentences, by column
+    halving: set[str]  # columns in which half the batch is tried where one does not fit
+    sizing: Sizing
+    dtype: str
+    device: str
+    threads: int
+    repeats: int
+
+
+def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
+    """Measure every variant and column, one after the other.
+
+    Args:
+        plan: what is measured.
+        done: called with each row as soon as it is there. A run that fails is a row with "failure", a sentence.
+    """
+    for name in plan.variants:
+        variant = VARIANTS[name]
+        with tempfile.TemporaryDirectory(prefix="elseq-multi-query-") as folder:
+            options = list(plan.sizing.model_options)
+            if variant.is_local:
+                options.append(f"--local-attention-radius={plan.sizing.radius}")
+            model_file = random_model(variant.arch, plan.sizing.vocabulary_size, options, Path(folder))
+            for column in plan.columns:
+                batch_size = plan.batches[column]
+                row = _measure(plan, name, column, model_file, batch_size, Path(folder))
+                while column in plan.halving and batch_size > 1 and row.get("failure", "").startswith("out of memory"):
+                    batch_size //= 2
+                    row = _measure(plan, name, column, model_file, batch_size, Path(folder))
+                done(row)
+
+
+def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> dict:
+    sizing, variant = plan.sizing, VARIANTS[name]
+    limit = sizing.length - 1  # what a search calls the length is without the end symbol
+    request = {
+        "column": column,
+        "mode": variant.mode,
+        "model_file": model_file.to_dict(),
+        "sources": random_sources(model_file, sizing.length, batch_size),
+        "target_length": sizing.length,
+        "beam": BEAMS[column],
+        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
+        "dtype": plan.dtype,
+        "device": plan.device,
+        "threads": plan.threads,
+        "repeats": plan.repeats,
+    }
+    row = {"variant": name, "column": column, "batch_size": batch_size}
+    result = in_process(["-m", "elseq.benchmark.token_times"], request, folder)
+    if "failure" in result:
+        return row | {"failure": result["failure"]}
+    told = ("parameters", "output_lengths", "state_bytes", "copied")
+    memory = ("loaded_mebibytes", "peak_mebibytes", "peak_includes_loading")
+    row |= {key: result[key] for key in (*told, *memory) if key in result}
+    row["seconds"] = result["seconds"]
+    tokens = batch_size * sizing.length
+    row["microseconds_per_token"] = {
+        part: statistics.median(seconds) / tokens * 1e6 for part, seconds in result["seconds"].items()
+    }
+    row["published_microseconds_per_token"] = {
+        part: figure for (kind, part), figure in zip(PARTS, variant.published, strict=True) if kind == column
+    }
+    if column != "training" and not variant.is_local:  # the formulae know no local attention
+        whole = statistics.median(map(sum, zip(*result["seconds"].values(), strict=True)))
+        batch = Batch(BEAMS[column], (sizing.length,) * batch_size, sizing.length)
+        read = bytes_read(
+            Sizes(**result["sizes"]), batch, Method(copied=result["copied"]), getattr(torch, plan.dtype).itemsize
+        )
+        row["gigabytes_per_second"] = read / whole / 1e9
+    return row

@@ -1,0 +1,153 @@
+"""Fewer key/value heads: the weights of multi-head attention as those of grouped-query attention (2305.13245).
+
+Query head h of H reads key/value head h // (H / G): a group is H / G consecutive heads. Letters: H heads, G key/value
+heads, K width of a head, D width of what is projected.
+"""
+
+import re
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from elseq.attention import Attention
+from elseq.attention.module import split_joint_projections
+from elseq.errors import UserError
+
+METHODS = ("mean", "first", "random")
+PLACES = {"encoder": "encoder self-attention", "decoder": "decoder self-attention", "cross": "cross-attention"}
+_LAYERS = {
+    "encoder": r"(encoder\.layers\.\d+\.self_attn)\.k_proj\.weight",
+    "decoder": r"(decoder\.layers\.\d+\.self_attn)\.k_proj\.weight",
+    "cross": r"(decoder\.layers\.\d+\.encoder_attn)\.k_proj\.weight",
+}
+
+
+def upgrade_projections(model: dict[str, Tensor]) -> dict[str, Tensor]:
+    """A model's tensors with query, key and value projections of their own, as fairseq has them since 0.9."""
+    model = dict(model)
+    for name in [name for name in model if name.endswith(".in_proj_weight")]:
+        split_joint_projections(model, name.removesuffix(".in_proj_weight"))
+    return model
+
+
+def places_of(model: dict[str, Tensor]) -> list[str]:
+    """Which of `PLACES` a model has attention in."""
+    return [place for place in PLACES if _attentions(model, place)]
+
+
+def pool_heads(
+    model: dict[str, Tensor],
+    configuration: dict,
+    num_kv_heads: int,
+    places: Sequence[str],
+    method: str = "mean",
+    seed: int = 1,
+) -> tuple[dict[str, Tensor], dict]:
+    """Pool the key and value heads of each group into one.
+
+    Args:
+        model: tensors by their names; in `places`, `k_proj.weight` and `v_proj.weight` [H K, D] and, if the model has
+            them, their biases [H K].
+        configuration: of an elseq model, as `interop.stock.elseq_configuration` makes it.
+        num_kv_heads: G, divides H. Where it equals H nothing changes.
+        places: some of `PLACES`.
+        method: mean of a group's heads (2305.13245, section 2.1), its first head, or new random weights: the three that
+            figure 4 there compares, in the order of their quality.
+        seed: of the random weights.
+
+    Returns:
+        Tensors, those in `places` [G K, D] and [G K], the others the same objects; and the configuration with G in it.
+
+    Raises:
+        UserError: a place that the model does not have or whose keys and values are grouped already, or a G that does
+            not divide H.
+    """
+    pooled = dict(model)
+    configuration = dict(configuration)
+    is_language_model = "cross_num_kv_heads" not in configuration
+    for place in places:
+        configuration["num_kv_heads" if is_language_model else f"{place}_num_kv_heads"] = num_kv_heads
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        for place in places:
+            heads = configuration["encoder_attention_heads" if place == "encoder" else "decoder_attention_heads"]
+            _check(model, place, heads, num_kv_heads)
+            for attention in _attentions(model, place) if num_kv_heads < heads else []:
+                fresh = _fresh_projections(model, attention, heads, num_kv_heads) if method == "random" else {}
+                for name in _projections(model, attention):
+                    new = fresh[name] if fresh else _pool(model[name], heads, num_kv_heads, method)
+                    pooled[name] = new.to(model[name].dtype)
+    return pooled, configuration
+
+
+def count_parameters(model: dict[str, Tensor]) -> int:
+    """Numbers in the parameters; tied ones count once, though a checkpoint in half precision holds them apart."""
+    total, tied = 0, []
+    for name, tensor in model.items():
+        if name.endswith((".version", "._float_tensor")):  # buffers
+            continue
+        if ".layers." not in name and tensor.dim() > 1:
+            if any(tensor.shape == other.shape and torch.equal(tensor, other) for other in tied):
+                continue
+            tied.append(tensor)
+        total += tensor.numel()
+    return total
+
+
+def state_bytes(model: dict[str, Tensor], place: str) -> int:
+    """Bytes of the keys and values of one position in all layers, in the precision of the model."""
+    names = [f"{attention}.{kind}_proj.weight" for attention in _attentions(model, place) for kind in "kv"]
+    return sum(model[name].size(0) * model[name].element_size() for name in names)
+
+
+def _attentions(model: dict[str, Tensor], place: str) -> list[str]:
+    return [found[1] for found in (re.fullmatch(_LAYERS[place], name) for name in model) if found]
+
+
+def _projections(model: dict[str, Tensor], attention: str) -> list[str]:
+    names = [f"{attention}.{kind}_proj.{part}" for kind in "kv" for part in ("weight", "bias")]
+    return [name for name in names if name in model]
+
+
+def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) -> None:
+    attentions = _attentions(model, place)
+    if not attentions:
+        others = " and ".join(PLACES[other] for other in places_of(model)) or "none that elseq knows"
+        raise UserError(f"the model has no {PLACES[place]} to pool: of attention it has {others}")
+    for attention in attentions:
+        query, key = (model[f"{attention}.{kind}_proj.weight"].size(0) for kind in "qk")
+        if key != query:
+            raise UserError(
+                f"the {PLACES[place]} of the model is grouped already, {key * heads // query} key/value heads for "
+                f"{heads} heads: give the multi-head checkpoint that it was made of"
+            )
+    if num_kv_heads < 1 or heads % num_kv_heads:
+        divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+        raise UserError(
+            f"{num_kv_heads} key/value heads do not divide the {heads} heads of its {PLACES[place]}: "
+            f"give one of {divisors}"
+        )
+
+
+def _pool(projection: Tensor, heads: int, num_kv_heads: int, method: str) -> Tensor:
+    """[H K, D] to [G K, D], or [H K] to [G K]."""
+    groups = projection.unflatten(0, (num_kv_heads, heads // num_kv_heads, -1))  # [G, H / G, K, D]
+    if method == "first":
+        return groups[:, 0].flatten(0, 1).clone()
+    return groups.to(torch.promote_types(projection.dtype, torch.float32)).mean(dim=1).flatten(0, 1)
+
+
+def _fresh_projections(model: dict[str, Tensor], attention: str, heads: int, num_kv_heads: int) -> dict[str, Tensor]:
+    """Keys' and values' initial weights of a new layer of the same size."""
+    query, key, value = (model[f"{attention}.{kind}_proj.weight"] for kind in "qkv")
+    layer = Attention(
+        query.size(1),
+        heads,
+        num_kv_heads,
+        kdim=key.size(1),
+        vdim=value.size(1),
+        bias=f"{attention}.k_proj.bias" in model,
+        head_dim=query.size(0) // heads,
+    )
+    return {f"{attention}.{name}": parameter.detach() for name, parameter in layer.named_parameters()}

@@ -1,0 +1,75 @@
+#!/usr/bin/env bash
+# Uptraining (GQA, 2305.13245): a trained multi-head model gets fewer key/value heads in its decoder, and a tenth of its
+# updates more. Each head of the new model is the mean of those it replaces, or the first of them, or random; for
+# comparison the multi-head model is trained on just as long. Ends with a table (uptraining.md) of what the conversion
+# costs and how much of it comes back, and curves (uptraining.png). About 10 minutes on 2 cores.
+#
+# Usage: recipes/uptrain_heads.sh [--fresh]      after recipes/multi_query.sh, whose multi-head model this starts from
+# Environment: CHECKPOINT, DATA (default: the multi-head model and the binarized data in multi_query_output)
+#              MODEL_OPTIONS (default: the architecture of that model), UPDATES (that it was trained for; default: 800)
+#              ELSEQ_WORK (default: uptraining_output in the checkout), METHODS (default: mean first random)
+#              KV_HEADS (default: 1), UPTRAIN_UPDATES (default: a tenth of UPDATES), LR (default: where UPDATES ended)
+set -euo pipefail
+. "$(dirname "$0")/stages.sh"
+work=${ELSEQ_WORK:-$root/uptraining_output}
+checkpoint=${CHECKPOINT:-$root/multi_query_output/multi-head/checkpoint_best.pt}
+data=${DATA:-$root/multi_query_output/data}
+architecture=${MODEL_OPTIONS:---encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512
+  --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --encoder-normalize-before
+  --decoder-normalize-before --dropout 0.2}
+methods=${METHODS:-mean first random}
+kv_heads=${KV_HEADS:-1}
+total=${UPDATES:-800}
+updates=${UPTRAIN_UPDATES:-$((total / 10))}
+# The rate at which inverse_sqrt, from 3e-3 after 300 updates, had arrived: the model is trained on, not anew.
+rate=${LR:-$(python -c "print(f'{3e-3 * min($total / 300, (300 / $total) ** 0.5):.3g}')")}
+for file in "$checkpoint" "$data/dict.source.txt"; do
+  [ -e "$file" ] && continue
+  echo "elseq: error: $file is missing; run recipes/multi_query.sh, or set CHECKPOINT and DATA" >&2
+  exit 1
+done
+[ "$updates" -ge 2 ] || { echo "elseq: error: UPTRAIN_UPDATES is $updates; give 2 or more" >&2; exit 1; }
+[ "${1:-}" = --fresh ] && rm -rf "$work"
+mkdir -p "$work"
+settings="$checkpoint $(cksum <"$checkpoint") $data $architecture, $kv_heads key/value heads, $updates updates at $rate"
+
+# validate CHECKPOINT LOG
+validate() {
+  fairseq-validate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$1" --max-tokens 4096 \
+    --log-format simple >"$2" 2>&1
+}
+
+# convert METHOD: cross-attention and the decoder's self-attention. The encoder reads a sentence once, and keeps its heads.
+convert() {
+  mkdir -p "$work/$1"
+  elseq-convert heads "$checkpoint" --num-kv-heads "$kv_heads" --method "$1" --in decoder,cross --seed 1 \
+    --output "$work/$1/converted.pt" --overwrite >"$work/$1/convert.log" 2>&1
+}
+
+# uptrain NAME CHECKPOINT [OPTION...]: batches, regularization and loss are those of the training before; Adam's moments,
+# which have the shape of the old heads, begin anew, hence the short warm-up.
+uptrain() {
+  local name=$1 start=$2; shift 2
+  rm -rf "$work/$name/checkpoints" && mkdir -p "$work/$name"
+  fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --arch elseq_transformer $architecture "$@" \
+    --restore-file "$start" --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler fixed --warmup-updates $((updates / 10)) \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
+    --validate-interval-updates "$interval" --save-dir "$work/$name/checkpoints" --no-epoch-checkpoints --seed 1 \
+    --log-format simple --log-interval "$interval" 2>&1 |
+    tee "$work/$name/train.log" | grep --line-buffered 'num. shared model params\|valid on'
+}
+
+# Ten points to the curve; half of the updates is one of them.
+interval=$((updates < 20 ? 1 : updates / 10))
+half=$((updates / 2 / interval * interval))
+stage validate "Multi-head model: validation" validate "$checkpoint" "$work/multi-head.log"
+stage uptrain-multi-head "Multi-head model, trained on: $updates updates" uptrain multi-head "$checkpoint"
+for method in $methods; do
+  stage "convert-$method" "$method: to $kv_heads key/value heads" convert "$method"
+  stage "validate-$method" "$method: validation" validate "$work/$method/converted.pt" "$work/$method/converted.log"
+  stage "uptrain-$method" "$method: uptraining, $updates updates" uptrain "$method" "$work/$method/converted.pt" \
+    --decoder-num-kv-heads "$kv_heads" --cross-num-kv-heads "$kv_heads"
+done
+python "$root/scripts/training_report.py" uptraining "$work" multi-head $methods \
+  --at "$half" "$updates" --of "$total" --curves "$work/uptraining.png" | tee "$work/uptraining.md"

@@ -1,0 +1,385 @@
+#!/usr/bin/env python3
+"""Tables (Markdown) and curves (PNG) of trainings, from the logs of fairseq-train, -validate and -generate.
+
+attention:   models with different attention, side by side: loss, perplexity, sacreBLEU, decoding state, speed.
+uptraining:  what is lost when a model gets fewer key/value heads, and how much of it a short training brings back.
+"""
+
+import argparse
+import re
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+from typing import NamedTuple
+
+from generation_log import read_log
+from sacrebleu.metrics import BLEU
+from tabulate import tabulate
+
+SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
+TOLERANCE = 0.001  # by which models that are called equal in size may differ
+
+
+class Point(NamedTuple):
+    updates: int
+    loss: float  # what is minimized: label-smoothed cross-entropy, base 2
+    nll_loss: float  # cross-entropy, base 2
+
+    @property
+    def perplexity(self):
+        return 2**self.nll_loss
+
+
+class TrainingLog(NamedTuple):
+    """What fairseq-train says with --log-format simple."""
+
+    kv_heads: int
+    ffn_width: int
+    parameters: int
+    training: list[Point]
+    validation: list[Point]
+    best: Point  # the validation of checkpoint_best.pt
+    words_per_second: float  # median of the intervals that are logged
+
+
+class Run(NamedTuple):
+    """A training and the translation of the test set by its best checkpoint."""
+
+    log: TrainingLog
+    bleu: float
+    state_bytes: int
+
+
+def fail(message):
+    raise SystemExit(f"elseq: error: {message}")
+
+
+def _point(values, updates):
+    return Point(int(updates), float(values["loss"]), float(values["nll_loss"]))
+
+
+def training_intervals(text):
+    """The values of each train_inner line, by their names."""
+    for line in re.findall(r"\| train_inner \| (.*)$", text, flags=re.MULTILINE):
+        yield dict(re.findall(r"(\w+)=([^,\s]+)", line))
+
+
+def validations(text):
+    """One point for each number of updates; fairseq-validate names none, and that is 0 here."""
+    points = {}
+    for line in re.findall(r"valid on '\w+' subset( \| .*)$", text, flags=re.MULTILINE):
+        values = dict(re.findall(r"\| (\w+) (\S+)", line))
+        updates = int(values.get("num_updates", 0))
+        points[updates] = _point(values, updates)
+    return [points[updates] for updates in sorted(points)]
+
+
+def _option(text, name):
+    found = re.search(rf"'{name}': (\d+|None)", text)
+    return None if found is None or found[1] == "None" else int(found[1])
+
+
+def parse_training(text):
+    """
+    Raises:
+        ValueError: the log of a training that did not come to a validation and a checkpoint.
+    """
+    intervals, validation = list(training_intervals(text)), validations(text)
+    # Not every validation is followed by a checkpoint: the lowest loss need not be that of checkpoint_best.pt.
+    saved = {int(updates) for updates in re.findall(r"Saved checkpoint .* @ (\d+) updates", text)}
+    candidates = [point for point in validation if point.updates in saved]
+    size = re.search(r"num\. shared model params: ([\d,]+)", text)
+    if not (intervals and candidates and size):
+        raise ValueError("there is no complete training in it")
+    return TrainingLog(
+        kv_heads=_option(text, "num_kv_heads") or _option(text, "decoder_attention_heads"),
+        ffn_width=_option(text, "encoder_ffn_embed_dim"),
+        parameters=int(size[1].replace(",", "")),
+        training=[_point(values, values["num_updates"]) for values in intervals],
+        validation=validation,
+        best=min(candidates, key=lambda point: point.loss),
+        words_per_second=statistics.median(float(values["wps"]) for values in intervals),
+    )
+
+
+def _read(path, parse):
+    try:
+        return parse(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        fail(f"{path}: {error.strerror}")
+    except ValueError as error:
+        fail(f"{path}: {error}; run the recipe again with --fresh")
+
+
+def read_training(path):
+    return _read(path, parse_training)
+
+
+def read_validations(path):
+    return _read(path, validations) or fail(f"{path}: there is no validation in it")
+
+
+# The table of `attention`: a column for each model, a row for each figure.
+
+
+def _plain(value):
+    return f"{value:,.0f}"
+
+
+def _digits(count):
+    return lambda value: f"{value:.{count}f}"
+
+
+def _signed(count):
+    return lambda value: f"{value:+.{count}f}"
+
+
+def _factor(value):
+    return f"x {value:.2f}"
+
+
+def _minus(value, baseline):
+    return value - baseline
+
+
+def _over(value, baseline):
+    return value / baseline
+
+
+class Row(NamedTuple):
+    """A figure of a run, how it is compared with that of the baseline, and how both are written."""
+
+    heading: str
+    figure: Callable[[Run], float]
+    write: Callable[[float], str]
+    compare: Callable[[float, float], float] | None = None
+    write_comparison: Callable[[float], str] | None = None
+
+
+ROWS = [
+    Row("key/value heads", lambda run: run.log.kv_heads, _plain),
+    Row("feed-forward width", lambda run: run.log.ffn_width, _plain),
+    Row("parameters", lambda run: run.log.parameters, _plain),
+    Row("best validation loss", lambda run: run.log.best.loss, _digits(3), _minus, _signed(3)),
+    Row("its perplexity", lambda run: run.log.best.perplexity, _digits(2), _minus, _signed(2)),
+    Row("last validation loss", lambda run: run.log.validation[-1].loss, _digits(3), _minus, _signed(3)),
+    Row("its perplexity", lambda run: run.log.validation[-1].perplexity, _digits(2), _minus, _signed(2)),
+    Row("sacreBLEU", lambda run: run.bleu, _digits(2), _minus, _signed(2)),
+    Row("decoding state, bytes", lambda run: run.state_bytes, _plain, _over, _factor),
+    Row("training words/s", lambda run: run.log.words_per_second, _plain, _over, _factor),
+]
+
+
+def spread(values, write):
+    """The value, or mean and standard deviation of several that are not all equal."""
+    text = write(statistics.fmean(values))
+    if len(set(values)) == 1:
+        return text
+    return f"{text} ± {write(statistics.stdev(values)).removeprefix('+').removeprefix('x ')}"
+
+
+def attention_table(models):
+    """Markdown.
+
+    Args:
+        models: of each model, its run by seed. The first model is the baseline; comparisons are made seed by seed.
+    """
+    baseline, *others = models.values()
+    rows = []
+    for row in ROWS:
+        cells = [spread([row.figure(run) for run in baseline.values()], row.write)]
+        for runs in others:
+            text = spread([row.figure(run) for run in runs.values()], row.write)
+            if row.compare is not None:
+                compared = [row.compare(row.figure(run), row.figure(baseline[seed])) for seed, run in runs.items()]
+                text += f" ({spread(compared, row.write_comparison)})"
+            cells.append(text)
+        rows.append([row.heading, *cells])
+    alignment = ["left"] + ["right"] * len(models)
+    return tabulate(rows, ["", *models], tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+def check_equal_parameters(models):
+    sizes = {name: next(iter(runs.values())).log.parameters for name, runs in models.items()}
+    if max(sizes.values()) - min(sizes.values()) > TOLERANCE * min(sizes.values()):
+        listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
+        fail(f"the models differ in size by more than {TOLERANCE:.1%} and cannot be compared: {listed} parameters")
+
+
+def group_by_model(folders):
+    """{model: {seed: folder}}, in the order given; a folder is named MODEL or MODEL-seedN."""
+    models = {}
+    for folder in folders:
+        seed = SEED.search(folder.name)
+        models.setdefault(SEED.sub("", folder.name), {})[int(seed[1]) if seed else 1] = folder
+    if len({tuple(sorted(seeds)) for seeds in models.values()}) > 1:
+        fail("every model needs the same seeds: " + ", ".join(folder.name for folder in folders))
+    return models
+
+
+def score(hypotheses, references):
+    """sacreBLEU and its signature."""
+    if hypotheses.keys() != set(range(len(references))):
+        fail(f"the test set has {len(references)} sentences, of which {len(hypotheses)} were translated")
+    metric = BLEU(force=True)  # without its warning: the text that Multi30k comes as is tokenized
+    bleu = metric.corpus_score([hypotheses[number] for number in range(len(references))], [references])
+    return bleu.score, metric.get_signature().format()
+
+
+def report_attention(options):
+    references = options.references.read_text(encoding="utf-8").splitlines()
+    models, signatures = {}, set()
+    for name, folders in group_by_model(options.folders).items():
+        for seed, folder in folders.items():
+            test = read_log(folder / "test.log")
+            bleu, signature = score(test.hypotheses, references)
+            models.setdefault(name, {})[seed] = Run(read_training(folder / "train.log"), bleu, test.state_bytes)
+            signatures.add(signature)
+    check_equal_parameters(models)
+    baseline, *_ = models
+    seeds = models[baseline]
+    print(attention_table(models))
+    print(
+        f"\nIn brackets: against {baseline}. Losses are label-smoothed, base 2; perplexity is 2 to the unsmoothed one."
+    )
+    if len(seeds) > 1:
+        print(f"Mean and standard deviation of the seeds {', '.join(map(str, seeds))}; compared seed by seed.")
+    print("Decoding state: the peak over the batches of the test set; it grows with the longest hypothesis, too.")
+    print(f"sacreBLEU: {', '.join(sorted(signatures))}, on the lower-cased, tokenized text of the corpus.")
+    if options.curves:
+        plot_attention(options.curves, {name: [run.log for run in runs.values()] for name, runs in models.items()})
+
+
+# The table of `uptraining`: a row for each method of making heads fewer.
+
+
+class Uptraining(NamedTuple):
+    converted: Point | None  # None where nothing was converted
+    validation: list[Point]
+
+    def loss_at(self, updates):
+        losses = [point.loss for point in self.validation if point.updates == updates]
+        return losses[0] if losses else fail(f"there is no validation after {updates} updates")
+
+
+def recovered(original, converted, now):
+    """Share of the loss that a conversion cost and that is gone now; None where it cost nothing."""
+    return (converted - now) / (converted - original) if converted > original else None
+
+
+def uptraining_table(original, methods, at, total):
+    """Markdown.
+
+    Args:
+        original: loss of the model before it was converted.
+        methods: Uptraining of each.
+        at: the numbers of updates to show.
+        total: updates that the original had.
+    """
+    after = [f"after {updates} updates ({100 * updates / total:g}%)" for updates in at]
+    rows = []
+    for name, run in methods.items():
+        losses = [run.loss_at(updates) for updates in at]
+        shares = [recovered(original, run.converted.loss, loss) if run.converted else None for loss in losses]
+        converted = "-" if run.converted is None else f"{run.converted.loss:.3f}"
+        shown = ["-" if share is None else f"{share:.1%}" for share in shares]
+        rows.append([name, f"{original:.3f}", converted, *(f"{loss:.3f}" for loss in losses), *shown])
+    headers = ["", "multi-head", "after conversion", *after, *(f"recovered at {updates}" for updates in at)]
+    alignment = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+def report_uptraining(options):
+    (original,) = read_validations(options.folder / "multi-head.log")
+    methods = {}
+    for name in options.methods:
+        converted = options.folder / name / "converted.log"
+        validation = read_training(options.folder / name / "train.log").validation
+        methods[name] = Uptraining(read_validations(converted)[0] if converted.exists() else None, validation)
+    print(uptraining_table(original.loss, methods, options.at, options.of))
+    print("\nValidation loss, label-smoothed, base 2. Recovered: of the loss that the conversion added.")
+    if any(run.converted is None for run in methods.values()):
+        print("A row without conversion is the multi-head model itself, trained on in the same way.")
+    if options.curves:
+        plot_uptraining(options.curves, original.loss, methods)
+
+
+# Curves.
+
+
+def _pyplot():
+    import matplotlib
+
+    matplotlib.use("Agg")  # no display is needed
+    from matplotlib import pyplot
+
+    return pyplot
+
+
+def _draw(axis, points, **style):
+    axis.plot([point.updates for point in points], [point.loss for point in points], **style)
+
+
+def _save(pyplot, figure, path):
+    figure.savefig(path, dpi=150)
+    pyplot.close(figure)
+
+
+def plot_attention(path, logs):
+    """Training and validation loss against updates: a colour for each model, a line for each seed."""
+    pyplot = _pyplot()
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    for axis, curve in zip(axes, ("training", "validation"), strict=True):
+        for number, (name, seeds) in enumerate(logs.items()):
+            for index, log in enumerate(seeds):
+                marker = "." if curve == "validation" else None
+                label = name if index == 0 else None
+                _draw(axis, getattr(log, curve), color=f"C{number}", marker=marker, linewidth=1, label=label)
+        axis.set_xlabel("updates")
+        axis.set_title(f"{curve} loss")
+        axis.grid(alpha=0.3)
+    axes[0].set_ylabel("label-smoothed cross-entropy, base 2")
+    axes[1].legend()
+    _save(pyplot, figure, path)
+
+
+def plot_uptraining(path, original, methods):
+    """Validation loss against updates of uptraining, from the conversion on."""
+    pyplot = _pyplot()
+    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    for name, run in methods.items():
+        start = run.converted or Point(0, original, 0.0)
+        _draw(axis, [start, *run.validation], marker=".", linewidth=1, label=name)
+    axis.axhline(original, color="black", linestyle="--", linewidth=1, label="multi-head, as it was")
+    axis.set_xlabel("updates of uptraining")
+    axis.set_ylabel("validation loss")
+    axis.grid(alpha=0.3)
+    axis.legend()
+    _save(pyplot, figure, path)
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{attention,uptraining}")
+
+    attention = commands.add_parser("attention", help="compare models with different attention")
+    attention.add_argument("folders", type=Path, nargs="+", help="MODEL or MODEL-seedN, with train.log and test.log")
+    attention.add_argument("--references", type=Path, required=True, help="the test set's target side, as text")
+    attention.set_defaults(report=report_attention)
+
+    uptraining = commands.add_parser("uptraining", help="compare ways to make key/value heads fewer")
+    uptraining.add_argument("folder", type=Path, help="with multi-head.log and, of each method, its folder")
+    uptraining.add_argument("methods", nargs="+", help="folders with train.log and, if converted, converted.log")
+    updates = {"type": int, "required": True, "metavar": "UPDATES"}
+    uptraining.add_argument("--at", nargs="+", **updates, help="where losses are shown")
+    uptraining.add_argument("--of", **updates, help="how many the multi-head model had")
+    uptraining.set_defaults(report=report_uptraining)
+
+    for command in (attention, uptraining):
+        command.add_argument("--curves", type=Path, help="file for the curves (PNG)")
+    options = parser.parse_args(arguments)
+    options.report(options)
+
+
+if __name__ == "__main__":
+    main()

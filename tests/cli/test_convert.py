@@ -1,0 +1,300 @@
+"""elseq-convert on the tiny checkpoints: what it writes is loaded, decoded and trained by fairseq's own commands."""
+
+import re
+import shlex
+import subprocess
+import sys
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import elseq
+from elseq.cli import convert
+from elseq.errors import UserError
+from tests import helpers
+from tests.tiny_models import assert_same_hypotheses, make_sample, make_sources
+
+HEADS = 4  # of the tiny models
+PLUGIN = ["--user-dir", helpers.USER_DIR]
+
+
+@pytest.fixture(params=["translation", "bart", "language_model"])
+def trained(request):
+    return request.getfixturevalue(f"tiny_{request.param}")
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path, capsys):
+    """Run the command; returns what it printed. The output is tmp_path/out.pt unless named."""
+
+    def run(model, *options):
+        output = (
+            [] if any(str(option).startswith("--output") for option in options) else ["--output", tmp_path / "out.pt"]
+        )
+        monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", *map(str, [model, *output, *options])])
+        convert.main()
+        return capsys.readouterr().out
+
+    return run
+
+
+def save(tmp_path, trained, change):
+    """The checkpoint, changed."""
+    state = torch.load(trained.checkpoint)
+    path = tmp_path / "changed.pt"
+    torch.save(change(state) or state, path)
+    return path
+
+
+def generate(trained, path, task):
+    command = ["fairseq-generate", trained.data, "--path", path, "--task", task, "--cpu", "--num-workers=0", *PLUGIN]
+    options = ["--beam=3", "--max-len-b=15"]
+    if "modeling" in task:  # fairseq counts the prompt, and with a beam it may stumble over it
+        options = ["--beam=1", "--max-len-b=60", "--sample-break-mode=eos", "--tokens-per-sample=64"]
+    return re.findall(r"^H-\d+\t.*$", helpers.run_here([*command, *options]).stdout, re.MULTILINE)
+
+
+def decode(trained, path, attention="auto"):
+    """In double precision, in which the order of a sum makes no difference that one sees."""
+    loaded = elseq.load(path, data=trained.data, attention=attention, dtype=torch.float64)
+    dictionary = loaded.task.source_dictionary
+    sample = make_sample(dictionary, make_sources(dictionary, [5, 7, 2]), left=hasattr(loaded.model, "encoder"))
+    generator = loaded.task.build_generator([loaded.model], Namespace(beam=3, nbest=3, max_len_b=15))
+    return loaded.task.inference_step(generator, [loaded.model], sample)
+
+
+def repeat_heads(state):
+    """Make the key and value heads of each group of two equal."""
+    for name, tensor in state["model"].items():
+        if ".k_proj." in name or ".v_proj." in name:
+            heads = tensor.unflatten(0, (HEADS // 2, 2, -1))
+            heads[:, 1] = heads[:, 0]
+
+
+def as_old(state):
+    """As fairseq saved a checkpoint before it had configurations."""
+    args = state["cfg"]["model"]
+    state["args"] = (
+        args if isinstance(args, Namespace) else Namespace(**args, arch=args["_name"], task="language_modeling")
+    )
+    del state["cfg"]
+
+
+# --- what is written
+
+
+@pytest.mark.parametrize("old", [False, True])
+def test_it_is_loaded_and_decoded(run, tmp_path, trained, old):
+    model = save(tmp_path, trained, as_old) if old else trained.checkpoint
+    run(model, "--num-kv-heads=2")
+    path = tmp_path / "out.pt"
+    for task in ("language_modeling",) if "lm" in str(trained.checkpoint) else ("translation",):
+        assert len(generate(trained, path, task)) == 21
+        assert len(generate(trained, path, f"elseq_{task}")) == 21
+    loaded = elseq.load(path, data=trained.data).model
+    original = elseq.load(model, data=trained.data).model
+    assert type(loaded) is type(original)
+    for layer in loaded.decoder.layers:
+        assert layer.self_attn.num_kv_heads == 2
+        assert layer.encoder_attn is None or layer.encoder_attn.num_kv_heads == 2
+    if hasattr(loaded, "encoder"):
+        assert loaded.encoder.layers[0].self_attn.num_kv_heads == HEADS
+    state = torch.load(path)
+    assert "last_optimizer_state" not in state
+    assert state["cfg"]["model"]["_name"].startswith("elseq_")
+
+
+@pytest.mark.parametrize("method", ["mean", "first"])
+def test_equal_heads_decode_as_before(run, tmp_path, trained, method):
+    model = save(tmp_path, trained, repeat_heads)
+    run(model, "--num-kv-heads=2", "--method", method)
+    # fairseq's own search repeats a language model's prompt
+    expected = decode(trained, model, "kv" if "lm" in str(trained.checkpoint) else "stock")
+    for attention in ("kv", "el"):
+        assert_same_hypotheses(decode(trained, tmp_path / "out.pt", attention), expected, tolerance=1e-6)
+
+
+def test_as_many_as_heads_change_nothing(run, tmp_path, trained):
+    printed = run(trained.checkpoint, "--num-kv-heads", HEADS)
+    assert "decoder self-attention: it has 4 key/value heads, nothing was changed" in printed
+    before, after = torch.load(trained.checkpoint)["model"], torch.load(tmp_path / "out.pt")["model"]
+    assert list(before) == list(after)
+    assert all(torch.equal(before[name], after[name]) for name in before)
+    assert_same_hypotheses(decode(trained, tmp_path / "out.pt"), decode(trained, trained.checkpoint), tolerance=1e-6)
+
+
+def test_places_method_and_seed(run, tmp_path, tiny_translation):
+    printed = run(tiny_translation.checkpoint, "--num-kv-heads=1", "--in=encoder,cross", "--method=random", "--seed=7")
+    assert "encoder self-attention: 4 key/value heads -> 1 (random)\ncross-attention: 4 key/value heads" in printed
+    assert "decoder self-attention" not in printed
+    first = torch.load(tmp_path / "out.pt")["model"]
+    run(
+        tiny_translation.checkpoint,
+        "--num-kv-heads=1",
+        "--in=encoder,cross",
+        "--method=random",
+        "--seed=7",
+        "--overwrite",
+    )
+    second = torch.load(tmp_path / "out.pt")["model"]
+    assert all(torch.equal(first[name], second[name]) for name in first)
+    assert first["encoder.layers.0.self_attn.k_proj.weight"].shape == (8, 32)
+    assert first["decoder.layers.0.self_attn.k_proj.weight"].shape == (32, 32)
+
+
+def test_own_checkpoint_in_two_steps(run, tmp_path, tiny_translation):
+    run(tiny_translation.checkpoint, "--num-kv-heads=1", "--in=cross", f"--output={tmp_path / 'cross.pt'}")
+    run(tmp_path / "cross.pt", "--num-kv-heads=1", "--in=decoder", f"--output={tmp_path / 'both.pt'}")
+    run(tiny_translation.checkpoint, "--num-kv-heads=1")
+    steps, once = torch.load(tmp_path / "both.pt"), torch.load(tmp_path / "out.pt")
+    assert steps["cfg"]["model"] == once["cfg"]["model"]
+    assert all(torch.equal(steps["model"][name], once["model"][name]) for name in once["model"])
+
+
+def test_report(run, tmp_path, tiny_translation):
+    printed = run(tiny_translation.checkpoint, "--num-kv-heads=1")
+    assert "keys and values of a generated token: 512 -> 128 bytes" in printed  # 2 layers, 2 x 32 or 2 x 8, float32
+    assert "keys and values of a source token: 512 -> 128 bytes" in printed
+    parameters = [
+        sum(parameter.numel() for parameter in elseq.load(path, data=tiny_translation.data).model.parameters())
+        for path in (tiny_translation.checkpoint, tmp_path / "out.pt")
+    ]
+    assert parameters[0] - parameters[1] == 2 * 2 * 2 * 24 * (32 + 1)
+    assert f"parameters: {parameters[0]:,} -> {parameters[1]:,}" in printed
+    assert f"written: {tmp_path / 'out.pt'}" in printed
+
+
+def test_the_printed_command_trains(run, tmp_path, trained):
+    printed = run(trained.checkpoint, "--num-kv-heads=2").splitlines()[-1]
+    printed = printed.replace("DATA", str(trained.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
+    command += ["--max-update=2", "--max-tokens=800", "--cpu", "--num-workers=0", "--seed=1", "--sample-break-mode=eos"]
+    log = helpers.run_here(command if "lm" in str(trained.checkpoint) else command[:-1]).stdout
+    assert re.search(rf"Loaded checkpoint {tmp_path / 'out.pt'} \(epoch 1 @ 0 updates\)", log)
+    before = torch.load(tmp_path / "out.pt")
+    after = torch.load(tmp_path / "uptrained" / "checkpoint_last.pt")
+    assert after["optimizer_history"][-1]["num_updates"] == 2
+    assert after["cfg"]["model"] == before["cfg"]["model"]
+    name = "decoder.layers.0.self_attn.k_proj.weight"
+    assert after["model"][name].shape == before["model"][name].shape
+    assert 0 < (after["model"][name] - before["model"][name]).abs().max() < 0.01  # it went on from there
+
+
+# --- where it is written
+
+
+def test_output_beside_the_model(monkeypatch, tmp_path, tiny_translation, capsys):
+    path = tmp_path / "check.point.pt"
+    path.write_bytes(tiny_translation.checkpoint.read_bytes())
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), "--num-kv-heads=2"])
+    convert.main()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["check.point.2kv.pt", "check.point.pt"]
+
+
+def test_what_is_there_stays(run, monkeypatch, tmp_path, tiny_translation):
+    output = tmp_path / "out.pt"
+    output.write_text("precious")
+    with pytest.raises(UserError, match="out.pt exists already: give another --output, or --overwrite"):
+        run(tiny_translation.checkpoint, "--num-kv-heads=2")
+
+    def full_disk(checkpoint, file):
+        file.write(b"half of it")
+        raise OSError(28, "No space left on device")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(convert, "torch", SimpleNamespace(save=full_disk))
+        with pytest.raises(UserError, match=r"out.pt cannot be written \(No space left on device\)"):
+            run(tiny_translation.checkpoint, "--num-kv-heads=2", "--overwrite")
+    with pytest.raises(UserError, match="do not divide"):
+        run(tiny_translation.checkpoint, "--num-kv-heads=3", "--overwrite")
+    assert [file.name for file in tmp_path.iterdir()] == ["out.pt"]
+    assert output.read_text() == "precious"
+    run(tiny_translation.checkpoint, "--num-kv-heads=2", "--overwrite")
+    assert torch.load(output)["model"]
+
+
+# --- bad input
+
+
+def lose_model(state):
+    state["cfg"]["model"] = Namespace(arch="lstm")
+
+
+def share_attention(state):
+    state["cfg"]["model"].cross_self_attention = True
+
+
+def lose_attention(state):
+    state["model"] = {name: tensor for name, tensor in state["model"].items() if "attn" not in name}
+
+
+@pytest.mark.parametrize(
+    "change, options, sentence",
+    [
+        (None, ["--num-kv-heads=3"], "3 key/value heads do not divide the 4 heads of its decoder self-attention"),
+        (None, ["--num-kv-heads=8"], "8 key/value heads do not divide the 4 heads .*: give one of 1, 2, 4"),
+        (None, ["--num-kv-heads=0"], "0 key/value heads do not divide the 4 heads"),
+        (lose_model, ["--num-kv-heads=2"], "because it is a LSTMModel; give a Transformer, BART or language model"),
+        (share_attention, ["--num-kv-heads=2"], "because it uses joint cross- and self-attention"),
+        (lose_attention, ["--num-kv-heads=2"], "the model has no decoder self-attention to pool"),
+        (None, ["--num-kv-heads=2", "--output=no/such/folder/x.pt"], "x.pt cannot be written .No such file"),
+        (None, ["--num-kv-heads=2", "--output=."], "--output . is a folder"),
+    ],
+)
+def test_bad_input(run, tmp_path, tiny_translation, change, options, sentence):
+    model = save(tmp_path, tiny_translation, change) if change else tiny_translation.checkpoint
+    with pytest.raises(UserError, match=sentence) as error:
+        run(model, *options)
+    assert "\n" not in str(error.value)
+    assert not (tmp_path / "out.pt").exists()
+
+
+def test_grouped_already(run, tmp_path, trained):
+    run(trained.checkpoint, "--num-kv-heads=2", f"--output={tmp_path / 'grouped.pt'}")
+    with pytest.raises(
+        UserError, match="grouped.pt: the decoder self-attention of the model is grouped already, 2 key"
+    ):
+        run(tmp_path / "grouped.pt", "--num-kv-heads=1")
+
+
+def test_places_that_are_not_there(run, tiny_language_model):
+    with pytest.raises(UserError, match="the model has no cross-attention to pool"):
+        run(tiny_language_model.checkpoint, "--num-kv-heads=2", "--in=decoder,cross")
+
+
+@pytest.mark.parametrize(
+    "content, sentence", [(None, "cannot be read"), (b"", "is empty"), (b"no checkpoint", "is not a checkpoint")]
+)
+def test_files_that_are_no_checkpoint(run, tmp_path, content, sentence):
+    if content is not None:
+        (tmp_path / "model.pt").write_bytes(content)
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path / "model.pt", "--num-kv-heads=2")
+
+
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        ([], "arguments are required: COMMAND"),
+        (["heads", "model.pt"], "required: --num-kv-heads"),
+        (["heads", "model.pt", "--num-kv-heads=two"], "invalid int value: 'two'"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--method=median"], "argument --method: invalid choice: 'median'"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--in=decoder,middle"], "'middle' is unknown; choose of encoder"),
+    ],
+)
+def test_bad_arguments(monkeypatch, capsys, arguments, sentence):
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", *arguments])
+    with pytest.raises(SystemExit):
+        convert.main()
+    assert sentence in capsys.readouterr().err
+
+
+def test_exit_code(tmp_path):
+    command = [sys.executable, "-m", "elseq.cli.convert", "heads", tmp_path / "none.pt", "--num-kv-heads=2"]
+    ended = subprocess.run(command, capture_output=True, text=True)
+    assert ended.returncode == 1
+    assert ended.stderr == (
+        f"elseq: error: checkpoint {tmp_path / 'none.pt'} cannot be read (No such file or directory): check the path\n"
+    )

@@ -1,0 +1,225 @@
+"""Pooling of key and value heads, against a loop over heads."""
+
+from argparse import Namespace
+from types import SimpleNamespace
+
+import pytest
+import torch
+from fairseq import models
+from omegaconf import OmegaConf
+
+from elseq.attention import Attention
+from elseq.errors import UserError
+from elseq.interop.heads import count_parameters, places_of, pool_heads, state_bytes, upgrade_projections
+from elseq.interop.stock import elseq_configuration, model_class, stock_configuration
+from tests.tiny_models import make_dictionary
+
+HEADS, WIDTH = 4, 16
+SIZES = {"layers": 2, "embed_dim": WIDTH, "ffn_embed_dim": 24, "attention_heads": HEADS}
+ENCODER_DECODER = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SIZES.items()}
+LANGUAGE_MODEL = {f"decoder_{name}": size for name, size in SIZES.items()} | {
+    "decoder_input_dim": WIDTH,
+    "decoder_output_dim": WIDTH,
+    "tokens_per_sample": 32,
+    "max_target_positions": None,
+    "add_bos_token": False,
+    "tpu": False,
+}
+FAMILIES = ("transformer", "bart_base", "transformer_lm", "elseq_transformer")
+TASK = SimpleNamespace(source_dictionary=make_dictionary(20), target_dictionary=make_dictionary(20))
+
+
+def configuration_of(family, **options):
+    """As a checkpoint has it."""
+    if family == "transformer_lm":
+        return OmegaConf.create({"model": {"_name": family, **LANGUAGE_MODEL, **options}}).model
+    if family == "elseq_transformer":
+        return OmegaConf.create({"model": {"_name": family, **ENCODER_DECODER, **options}}).model
+    return Namespace(**{"arch": family, **ENCODER_DECODER, **options})
+
+
+def make(family, **options):
+    """A model's tensors, all of them random, and the configuration as ours."""
+    cfg = configuration_of(family, **options)
+    torch.manual_seed(1)
+    args = stock_configuration(cfg)
+    args.task = None
+    model = model_class(cfg).build_model(args, TASK).state_dict()
+    for name, tensor in model.items():
+        if name.endswith("bias"):
+            tensor.normal_()
+    return model, elseq_configuration(cfg)
+
+
+def build(configuration):
+    return models.build_model(OmegaConf.create({"model": configuration}).model, TASK)
+
+
+def naive(tensor, kv_heads, method):
+    """[H K, ...] to [G K, ...], a head at a time."""
+    width = len(tensor) // HEADS
+    rows = []
+    for kv_head in range(kv_heads):
+        group = [head for head in range(HEADS) if head // (HEADS // kv_heads) == kv_head]
+        for row in range(width):
+            members = [tensor[head * width + row] for head in group]
+            rows.append(members[0] if method == "first" else sum(members) / len(members))
+    return torch.stack(rows)
+
+
+def is_pooled(name, places):
+    place = "cross" if ".encoder_attn." in name else name.partition(".")[0]
+    return place in places and (".k_proj." in name or ".v_proj." in name)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("method", ["mean", "first"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("biases", [True, False])
+def test_against_a_loop_over_heads(family, method, kv_heads, biases):
+    model, configuration = make(family)
+    if not biases:
+        model = {name: tensor for name, tensor in model.items() if not name.endswith("_proj.bias")}
+    before = {name: tensor.clone() for name, tensor in model.items()}
+    places = [place for place in places_of(model) if place != "encoder"]
+    pooled, grouped = pool_heads(model, configuration, kv_heads, places, method)
+    assert pooled.keys() == model.keys()
+    changed = 0
+    for name, tensor in pooled.items():
+        if is_pooled(name, places):
+            torch.testing.assert_close(tensor, naive(model[name], kv_heads, method))
+            changed += 1
+        else:
+            assert tensor is model[name]
+        torch.testing.assert_close(model[name], before[name], rtol=0, atol=0)
+    assert changed == len(places) * 2 * 2 * (2 if biases else 1)  # layers, key and value, weight and bias
+    if biases:
+        build(grouped).load_state_dict(pooled, strict=True)
+
+
+def test_every_place():
+    model, configuration = make("bart_base")
+    pooled, grouped = pool_heads(model, configuration, 2, ["encoder"])
+    assert {name for name in model if pooled[name] is not model[name]} == {
+        name for name in model if is_pooled(name, ["encoder"])
+    }
+    pooled, grouped = pool_heads(pooled, grouped, 1, ["decoder", "cross"])
+    assert [grouped[f"{place}_num_kv_heads"] for place in ("encoder", "decoder", "cross")] == [2, 1, 1]
+    assert grouped["num_kv_heads"] is None
+    build(grouped).load_state_dict(pooled, strict=True)
+
+
+@pytest.mark.parametrize("method", ["mean", "first", "random"])
+@pytest.mark.parametrize("family", ["transformer", "bart_base", "transformer_lm"])
+def test_as_many_as_heads_change_nothing(family, method):
+    """And our model with so many has the parameters of the stock one, in the same order."""
+    model, configuration = make(family)
+    same, grouped = pool_heads(model, configuration, HEADS, places_of(model), method)
+    assert all(same[name] is model[name] for name in model)
+    ours = build(grouped).state_dict()
+    assert [(name, tensor.shape) for name, tensor in ours.items()] == [
+        (name, tensor.shape) for name, tensor in model.items()
+    ]
+
+
+def test_random_weights_are_those_of_a_new_layer():
+    model, configuration = make("transformer")
+    torch.manual_seed(5)
+    expected = Attention(WIDTH, HEADS, 2, self_attention=True)
+    state = torch.random.get_rng_state()
+    pooled, _ = pool_heads(model, configuration, 2, ["decoder"], "random", seed=5)
+    assert torch.equal(torch.random.get_rng_state(), state)
+    for name in ("k_proj.weight", "k_proj.bias", "v_proj.weight", "v_proj.bias"):
+        assert torch.equal(pooled[f"decoder.layers.0.self_attn.{name}"], expected.state_dict()[name])
+        assert not torch.equal(pooled[f"decoder.layers.1.self_attn.{name}"], expected.state_dict()[name])
+    other, _ = pool_heads(model, configuration, 2, ["decoder"], "random", seed=6)
+    name = "decoder.layers.0.self_attn.k_proj.weight"
+    assert not torch.equal(other[name], pooled[name])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("method", ["mean", "first", "random"])
+def test_precision_is_kept(dtype, method):
+    """And the mean is rounded once."""
+    model, configuration = make("transformer")
+    model = {name: tensor.to(dtype) for name, tensor in model.items()}
+    pooled, _ = pool_heads(model, configuration, 1, ["cross"], method)
+    assert {tensor.dtype for tensor in pooled.values()} == {dtype}
+    if method == "mean":
+        name = "decoder.layers.1.encoder_attn.v_proj.weight"
+        assert torch.equal(pooled[name], naive(model[name].double(), 1, "mean").float().to(dtype))
+
+
+def test_heads_of_any_width():
+    model, configuration = make("elseq_transformer", head_dim=6)
+    name = "decoder.layers.0.self_attn.k_proj.weight"
+    assert model[name].shape == (HEADS * 6, WIDTH)
+    for method in ("mean", "first", "random"):
+        pooled, grouped = pool_heads(model, configuration, 2, ["decoder"], method)
+        assert pooled[name].shape == (2 * 6, WIDTH)
+        build(grouped).load_state_dict(pooled, strict=True)
+
+
+def test_projections_of_old_checkpoints():
+    model, _ = make("transformer")
+    old = dict(model)
+    for attention in {name.rsplit(".", 2)[0] for name in model if name.endswith("k_proj.weight")}:
+        for part in ("weight", "bias"):
+            old[f"{attention}.in_proj_{part}"] = torch.cat(
+                [old.pop(f"{attention}.{kind}_proj.{part}") for kind in "qkv"]
+            )
+    names = set(old)
+    upgraded = upgrade_projections(old)
+    assert set(old) == names
+    assert upgraded.keys() == model.keys()
+    assert all(torch.equal(upgraded[name], model[name]) for name in model)
+
+
+@pytest.mark.parametrize(
+    "family, options",
+    [
+        ("transformer", {}),
+        ("transformer", {"share_all_embeddings": True}),
+        ("transformer", {"share_decoder_input_output_embed": True}),
+        ("bart_base", {"encoder_attention_heads": 2}),
+        ("transformer_lm", {}),
+    ],
+)
+@pytest.mark.parametrize("half", [False, True])
+def test_sizes(family, options, half):
+    options = {"share_all_embeddings": False, **options} if family != "transformer_lm" else options
+    model, configuration = make(family, **options)
+    if half:  # in which fairseq's checkpoints hold tied embeddings apart
+        model = {name: tensor.half() for name, tensor in model.items()}
+    pooled, grouped = pool_heads(model, configuration, 2, ["decoder"])
+    for tensors, cfg in ((model, configuration), (pooled, grouped)):
+        assert count_parameters(tensors) == sum(parameter.numel() for parameter in build(cfg).parameters())
+    number = 2 if half else 4
+    assert state_bytes(model, "decoder") == 2 * 2 * WIDTH * number  # layers, key and value
+    assert state_bytes(pooled, "decoder") == 2 * 2 * (WIDTH // 2) * number
+    assert state_bytes(pooled, "cross") == (0 if family == "transformer_lm" else 2 * 2 * WIDTH * number)
+
+
+@pytest.mark.parametrize("number", [3, 8, 0, -1])
+def test_numbers_that_do_not_divide(number):
+    model, configuration = make("transformer")
+    sentence = f"{number} key/value heads do not divide the 4 heads of its cross-attention: give one of 1, 2, 4"
+    with pytest.raises(UserError, match=sentence):
+        pool_heads(model, configuration, number, ["cross"])
+
+
+def test_grouped_already():
+    model, configuration = make("elseq_transformer", num_kv_heads=2, encoder_num_kv_heads=HEADS)
+    for number in (1, 2, 4):
+        with pytest.raises(UserError, match="cross-attention of the model is grouped already, 2 key/value heads for 4"):
+            pool_heads(model, configuration, number, ["cross"])
+    pooled, grouped = pool_heads(model, configuration, 1, ["encoder"])
+    build(grouped).load_state_dict(pooled, strict=True)
+
+
+def test_attention_that_is_not_there():
+    model, configuration = make("transformer_lm")
+    with pytest.raises(UserError, match="no cross-attention to pool: of attention it has decoder self-attention"):
+        pool_heads(model, configuration, 2, ["decoder", "cross"])
+    with pytest.raises(UserError, match="of attention it has none that elseq knows"):
+        pool_heads({}, configuration, 2, ["decoder"])

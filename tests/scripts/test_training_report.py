@@ -1,0 +1,205 @@
+"""What is read from fairseq's logs, and what is made of it."""
+
+import re
+import sys
+from pathlib import Path
+
+import pytest
+
+from tests import helpers
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
+
+import training_report  # noqa: E402
+from training_report import Point, Run, TrainingLog, Uptraining  # noqa: E402
+
+LOG = """\
+2026-01-01 00:00:00 | INFO | fairseq_cli.train | {'_name': None, 'common': {'seed': 1}, 'model': {'num_kv_heads': 2, \
+'encoder_num_kv_heads': None, 'encoder_ffn_embed_dim': 800, 'decoder_attention_heads': 8}}
+2026-01-01 00:00:01 | INFO | fairseq_cli.train | num. shared model params: 5,954,880 (num. trained: 5,954,880)
+2026-01-01 00:00:02 | INFO | train_inner | epoch 001:     20 / 249 loss=12.072, nll_loss=11.877, ppl=3761.54, \
+wps=1976.3, ups=1.06, wpb=1864.3, bsz=121.2, num_updates=20, lr=0.0002, gnorm=3.608, train_wall=20, wall=22
+2026-01-01 00:00:03 | INFO | train_inner | epoch 001:     40 / 249 loss=10.128, nll_loss=9.703, ppl=833.71, \
+wps=2080.9, ups=1.13, wpb=1846.3, bsz=115.6, num_updates=40, lr=0.0004, gnorm=1.451, train_wall=18, wall=39
+2026-01-01 00:00:04 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 7.9 | nll_loss 3 | ppl 8 | wps 5303.5 \
+| wpb 1193.5 | bsz 78 | num_updates 40
+2026-01-01 00:00:05 | INFO | train_inner | epoch 002:     11 / 249 loss=9e+00, nll_loss=8.1, ppl=274.4, wps=100, \
+ups=1.13, wpb=1846.3, bsz=115.6, num_updates=60, lr=0.0004, gnorm=1.451, train_wall=18, wall=39
+2026-01-01 00:00:06 | INFO | valid | epoch 002 | valid on 'valid' subset | loss 8.1 | nll_loss 4 | ppl 16 | wps 5303.5 \
+| wpb 1193.5 | bsz 78 | num_updates 50 | best_loss 7.9
+2026-01-01 00:00:07 | INFO | fairseq.checkpoint_utils | Saved checkpoint /a b/checkpoint_best.pt (epoch 2 @ 50 \
+updates, score 8.1) (writing took 0.1 seconds)
+2026-01-01 00:00:08 | INFO | valid | epoch 003 | valid on 'valid' subset | loss 8.3 | nll_loss 4.1 | ppl 17.15 | \
+wps 5303.5 | wpb 1193.5 | bsz 78 | num_updates 60 | best_loss 8.1
+2026-01-01 00:00:09 | INFO | fairseq.checkpoint_utils | Saved checkpoint /a b/checkpoint_last.pt (epoch 3 @ 60 \
+updates, score 8.3) (writing took 0.1 seconds)
+"""
+
+
+def test_log_of_a_training():
+    log = training_report.parse_training(LOG)
+    assert (log.kv_heads, log.ffn_width, log.parameters, log.words_per_second) == (2, 800, 5_954_880, 1976.3)
+    assert log.training == [Point(20, 12.072, 11.877), Point(40, 10.128, 9.703), Point(60, 9.0, 8.1)]
+    assert [point.updates for point in log.validation] == [40, 50, 60]
+    assert log.validation[0] == Point(40, 7.9, 3.0)
+    assert log.validation[0].perplexity == 8
+
+
+def test_best_validation_is_that_of_a_checkpoint():
+    """That of update 40 is lower, but no checkpoint was written then."""
+    assert training_report.parse_training(LOG).best == Point(50, 8.1, 4.0)
+
+
+def test_as_many_key_value_heads_as_heads():
+    assert training_report.parse_training(LOG.replace("'num_kv_heads': 2", "'num_kv_heads': None")).kv_heads == 8
+
+
+def test_validation_of_a_checkpoint():
+    text = "| INFO | valid | valid on 'valid' subset | loss 4.806 | nll_loss 3.41 | ppl 10.63 | wps 0 | bsz 1014\n"
+    assert training_report.validations(text) == [Point(0, 4.806, 3.41)]
+
+
+@pytest.mark.parametrize("text", ["", LOG.replace("Saved checkpoint", ""), LOG.replace("train_inner", "")])
+def test_log_of_an_interrupted_training_is_refused(tmp_path, text):
+    (tmp_path / "train.log").write_text(text)
+    with pytest.raises(SystemExit, match="train.log: there is no complete training in it"):
+        training_report.read_training(tmp_path / "train.log")
+
+
+def test_missing_log(tmp_path):
+    with pytest.raises(SystemExit, match="train.log: No such file or directory"):
+        training_report.read_training(tmp_path / "train.log")
+
+
+def test_log_that_fairseq_writes(translation_data, tmp_path):
+    options = ["--user-dir", helpers.USER_DIR, "--log-format=simple", "--log-interval=2", "--max-update=4"]
+    command = helpers.train_command("elseq_transformer", translation_data, tmp_path, *options, "--num-kv-heads=1")
+    result = helpers.run([*command, "--criterion=label_smoothed_cross_entropy"], check=True)
+    log = training_report.parse_training((result.stdout + result.stderr).decode())
+    assert [point.updates for point in log.training] == [2, 4]
+    assert log.best == log.validation[-1] and log.best.updates == 4
+    assert (log.kv_heads, log.ffn_width) == (1, 64)
+    assert log.parameters > 10_000 and log.words_per_second > 0
+
+
+def test_spread():
+    write = training_report._digits(2)
+    assert training_report.spread([1.0], write) == training_report.spread([1.0, 1.0], write) == "1.00"
+    assert training_report.spread([1.0, 3.0], write) == "2.00 ± 1.41"
+    assert training_report.spread([1.0, 3.0], training_report._signed(2)) == "+2.00 ± 1.41"
+    assert training_report.spread([0.25, 0.75], training_report._factor) == "x 0.50 ± 0.35"
+
+
+def make_run(loss, bleu, parameters=1000, state=800):
+    point = Point(60, loss, loss - 1)
+    return Run(TrainingLog(8, 512, parameters, [point], [point], point, 2000.0), bleu, state)
+
+
+def table_rows(table):
+    """Cells by the first of their row."""
+    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
+    return {first: cells for first, *cells in rows}
+
+
+def test_attention_table_compares_with_the_first_model():
+    models = {"multi-head": {1: make_run(4.0, 30.0)}, "multi-query": {1: make_run(4.5, 29.5, 1001, 100)}}
+    rows = table_rows(training_report.attention_table(models))
+    assert rows[""] == ["multi-head", "multi-query"]
+    assert rows["parameters"] == ["1,000", "1,001"]
+    assert rows["best validation loss"] == ["4.000", "4.500 (+0.500)"]
+    assert rows["its perplexity"] == ["8.00", "11.31 (+3.31)"]
+    assert rows["sacreBLEU"] == ["30.00", "29.50 (-0.50)"]
+    assert rows["decoding state, bytes"] == ["800", "100 (x 0.12)"]
+
+
+def test_seeds_are_compared_one_by_one():
+    models = {
+        "multi-head": {1: make_run(4.0, 30.0), 2: make_run(5.0, 31.0)},
+        "multi-query": {1: make_run(4.5, 30.0), 2: make_run(5.5, 31.5)},
+    }
+    rows = table_rows(training_report.attention_table(models))
+    assert rows["best validation loss"] == ["4.500 ± 0.707", "5.000 ± 0.707 (+0.500)"]
+    assert rows["sacreBLEU"] == ["30.50 ± 0.71", "30.75 ± 1.06 (+0.25 ± 0.35)"]
+
+
+def test_models_of_different_size_are_not_compared():
+    training_report.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_010)}})
+    with pytest.raises(SystemExit, match="by more than 0.1% and cannot be compared: a 10,000, b 10,011 parameters"):
+        training_report.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_011)}})
+
+
+def test_folders_by_model_and_seed():
+    names = ["w/multi-head", "w/multi-query", "w/multi-head-seed12", "w/multi-query-seed12"]
+    grouped = training_report.group_by_model([Path(name) for name in names])
+    assert list(grouped) == ["multi-head", "multi-query"]
+    assert grouped["multi-head"] == {1: Path("w/multi-head"), 12: Path("w/multi-head-seed12")}
+    with pytest.raises(SystemExit, match="every model needs the same seeds"):
+        training_report.group_by_model([Path(name) for name in names[:3]])
+
+
+def test_score():
+    references = ["a man in an orange hat .", "a dog runs ."]
+    bleu, signature = training_report.score(dict(enumerate(references)), references)
+    assert bleu == pytest.approx(100)
+    assert "tok:13a" in signature and "version:" in signature
+    with pytest.raises(SystemExit, match="has 2 sentences, of which 1 were translated"):
+        training_report.score({0: references[0]}, references)
+
+
+def write_run(folder, kv_heads, loss):
+    folder.mkdir()
+    log = LOG.replace("'num_kv_heads': 2", f"'num_kv_heads': {kv_heads}").replace("loss 8.1", f"loss {loss}")
+    (folder / "train.log").write_text(log)
+    (folder / "test.log").write_text(
+        "H-1\t-0.5\ta dog runs .\nD-1\t-0.5\ta dog runs .\nH-0\t-0.5\ta man .\nD-0\t-0.5\ta man .\n"
+        "INFO:fairseq_cli.generate:Translated 2 sentences (7 tokens) in 1.0s (2.00 sentences/s, 7.00 tokens/s)\n"
+        f"INFO:elseq.generation.search:decoding state: peak {kv_heads * 100} bytes\n"
+    )
+    return str(folder)
+
+
+def test_attention_report(tmp_path, capsys):
+    folders = [write_run(tmp_path / name, heads, 7 + heads / 10) for name, heads in (("multi-head", 8), ("mq", 1))]
+    (tmp_path / "test.target").write_text("a man .\na dog runs .\n")
+    references = ["--references", str(tmp_path / "test.target")]
+    training_report.main(["attention", *folders, *references, "--curves", str(tmp_path / "curves.png")])
+    rows = table_rows(capsys.readouterr().out)
+    assert rows["key/value heads"] == ["8", "1"]
+    assert rows["best validation loss"][1] == "7.100 (-0.700)"
+    assert rows["decoding state, bytes"][1] == "100 (x 0.12)"
+    assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_share_that_is_recovered():
+    assert training_report.recovered(4.0, 8.0, 5.0) == 0.75
+    assert training_report.recovered(4.0, 8.0, 3.0) == 1.25
+    assert training_report.recovered(4.0, 4.0, 4.0) is None
+
+
+def test_uptraining_table():
+    methods = {
+        "multi-head": Uptraining(None, [Point(5, 3.9, 2.9), Point(10, 3.8, 2.8)]),
+        "mean": Uptraining(Point(0, 8.0, 7.0), [Point(5, 5.0, 4.0), Point(10, 4.5, 3.5)]),
+    }
+    rows = table_rows(training_report.uptraining_table(4.0, methods, at=[5, 10], total=100))
+    assert rows[""][2:] == ["after 5 updates (5%)", "after 10 updates (10%)", "recovered at 5", "recovered at 10"]
+    assert rows["multi-head"] == ["4.000", "-", "3.900", "3.800", "-", "-"]
+    assert rows["mean"] == ["4.000", "8.000", "5.000", "4.500", "75.0%", "87.5%"]
+    with pytest.raises(SystemExit, match="no validation after 7 updates"):
+        training_report.uptraining_table(4.0, methods, at=[7], total=100)
+
+
+def test_uptraining_report(tmp_path, capsys):
+    validation = "| INFO | valid | valid on 'valid' subset | loss {} | nll_loss 3.41 | ppl 10.63\n"
+    (tmp_path / "multi-head.log").write_text(validation.format(7.1))
+    for name in ("multi-head", "mean"):
+        write_run(tmp_path / name, 1, 8.1)
+    (tmp_path / "mean" / "converted.log").write_text(validation.format(9.1))
+    curves = tmp_path / "curves.png"
+    updates = ["--at", "50", "60", "--of", "600"]
+    training_report.main(["uptraining", str(tmp_path), "multi-head", "mean", *updates, "--curves", str(curves)])
+    output = capsys.readouterr().out
+    rows = table_rows(output)
+    assert rows["mean"] == ["7.100", "9.100", "8.100", "8.300", "50.0%", "40.0%"]
+    assert re.search("A row without conversion is the multi-head model itself", output)
+    assert curves.read_bytes().startswith(b"\x89PNG")
