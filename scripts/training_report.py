@@ -328,7 +328,7 @@ def _save(pyplot, figure, path):
 def plot_attention(path, logs):
     """Training and validation loss against updates: a colour for each model, a line for each seed."""
     pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharey=True)
+    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharex=True, sharey=True)
     for axis, curve in zip(axes, ("training", "validation"), strict=True):
         for number, (name, seeds) in enumerate(logs.items()):
             for index, log in enumerate(seeds):

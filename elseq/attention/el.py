@@ -25,6 +25,8 @@ def el_attention(
     window: int | None = None,
     dropout: float = 0.0,
     need_weights: bool = False,
+    top_k: int | None = None,
+    query_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention, evaluated without keys and values.
 
@@ -37,7 +39,7 @@ def el_attention(
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
-        causal, window, dropout, need_weights: as for `multi_head_attention`.
+        causal, window, dropout, need_weights, top_k, query_chunk_size: as for `multi_head_attention`.
 
     Returns:
         [N, H, T, K], and the weights [N, H, T, S] or None.
@@ -54,6 +56,8 @@ def el_attention(
         window=window,
         dropout=dropout,
         need_weights=need_weights,
+        top_k=top_k,
+        query_chunk_size=query_chunk_size,
     )
     mass = None
     if dropout > 0:

@@ -31,6 +31,8 @@ class Attention(nn.Module):
         encoder_decoder_attention: bool = False,
         head_dim: int | None = None,
         window: int | None = None,
+        top_k: int | None = None,
+        query_chunk_size: int | None = None,
     ):
         """
         Args:
@@ -45,9 +47,11 @@ class Attention(nn.Module):
             head_dim: width of a head. Default: embed_dim / num_heads.
             window: in causal self-attention a position sees itself and the window - 1 before it (the local attention of
                 1911.02150, section 4.1). Default: all before it.
+            top_k: a query attends to its k largest scores only (2106.06899). Default: to all.
+            query_chunk_size: queries that top-k attention evaluates together. Default: see `top_k_attention`.
 
         Raises:
-            ValueError: a number of heads that does not divide, a width or a window below 1, a window without
+            ValueError: a number of heads that does not divide, another number below 1, a window without
                 self-attention, or a self-attention with kdim or vdim of its own.
         """
         super().__init__()
@@ -56,8 +60,9 @@ class Attention(nn.Module):
         vdim = embed_dim if vdim is None else vdim
         if num_heads < 1 or head_dim is None and embed_dim % num_heads:
             raise ValueError(f"embed_dim {embed_dim} is not a multiple of num_heads {num_heads}")
-        if head_dim is not None and head_dim < 1:
-            raise ValueError(f"head_dim {head_dim} is below 1")
+        for name, number in (("head_dim", head_dim), ("top_k", top_k), ("query_chunk_size", query_chunk_size)):
+            if number is not None and number < 1:
+                raise ValueError(f"{name} {number} is below 1")
         if num_kv_heads < 1 or num_heads % num_kv_heads:
             raise ValueError(f"num_heads {num_heads} is not a multiple of num_kv_heads {num_kv_heads}")
         if self_attention and (kdim, vdim) != (embed_dim, embed_dim):
@@ -69,6 +74,8 @@ class Attention(nn.Module):
         self.num_kv_heads = num_kv_heads
         self.head_dim = embed_dim // num_heads if head_dim is None else head_dim
         self.window = window
+        self.top_k = top_k
+        self.query_chunk_size = query_chunk_size
         self.scaling = self.head_dim**-0.5
         self.self_attention = self_attention
         self.encoder_decoder_attention = encoder_decoder_attention
@@ -132,6 +139,8 @@ class Attention(nn.Module):
         options = {
             "causal": causal or isinstance(state, SelfAttentionState),
             "window": self.window,
+            "top_k": self.top_k,
+            "query_chunk_size": self.query_chunk_size,
             "dropout": self._dropout(),
             "need_weights": need_weights or need_head_weights,
         }

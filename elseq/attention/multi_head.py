@@ -7,6 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.top_k import keep_largest, top_k_attention
+
 # The fused kernels of PyTorch are written for ordinary heads. Beyond this width (EL-attention has heads as wide as
 # the model) two matrix products are faster.
 WIDEST_FUSED_HEAD = 256
@@ -32,6 +34,8 @@ def multi_head_attention(
     window: int | None = None,
     dropout: float = 0.0,
     need_weights: bool = False,
+    top_k: int | None = None,
+    query_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Attend to all segments under one softmax.
 
@@ -45,13 +49,22 @@ def multi_head_attention(
         window: if causal, nor does it see that segment more than window - 1 positions before it.
         dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
         need_weights: also return the weights, as they are before dropout.
+        top_k: each query attends to its k largest scores only (2106.06899). Default: to all.
+        query_chunk_size: see `top_k_attention`, which evaluates several queries at once.
 
     Returns:
         [N, H, T, V], and the weights [N, H, T, S] or None.
     """
+    if top_k is not None and top_k >= sum(segment.key.size(2) for segment in segments):
+        top_k = None
+    if top_k is not None and len(segments) == 1 and not need_weights and query.size(2) > 1:
+        key, value, mask = segments[0]
+        options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
+        return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
     # Keys that are stored positions last, as a sentence's memory is, are laid out for matrix products.
     fused = (
         len(segments) == 1
+        and top_k is None
         and not need_weights
         and query.size(-1) <= WIDEST_FUSED_HEAD
         and segments[0].key.stride(-1) == 1
@@ -65,11 +78,10 @@ def multi_head_attention(
     if fused:
         return _fused(query, segments[0], dropout), None
     scores = [_scores(query, segment) for segment in segments]
-    weights = torch.softmax(
-        scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1),
-        dim=-1,
-        dtype=torch.promote_types(query.dtype, torch.float32),
-    )
+    scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
+    if top_k is not None:
+        scores = keep_largest(scores, top_k)
+    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32))
     probabilities = F.dropout(weights, dropout) if dropout > 0 else weights
     pieces = probabilities.to(query.dtype).split([segment.key.size(2) for segment in segments], dim=-1)
     context = [_mix(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]

@@ -58,6 +58,9 @@ _SIZES = {
 }
 _KINDS = {"el": {"decode_attention": "el"}, "mq": {"num_kv_heads": 1}}
 
+# What 2106.06899 keeps in its benchmark of attention, and in the feed-forward layers of its fine-tuned T5.
+_TOP_K = {"attention_top_k": 128, "ffn_top_k": 256}
+
 # The pair of 1911.02150, section 4.1: multi-query attention and wider feed-forward layers for the same parameters.
 _SHAZEER = {
     "encoder_normalize_before": True,
@@ -73,6 +76,8 @@ ARCHITECTURES = {
         for kind, values in _KINDS.items()
         for name, (model, sizes) in _SIZES.items()
     },
+    "topk_transformer": ("elseq_transformer", _TOP_K),
+    "topk_bart_large": ("elseq_bart", _SIZES["bart_large"][1] | _TOP_K),
     "transformer_shazeer": ("elseq_transformer", _encoder_decoder(1024, 4096, 6, 8) | _SHAZEER),
     "mq_transformer_shazeer": ("elseq_transformer", _encoder_decoder(1024, 5440, 6, 8) | _SHAZEER | _KINDS["mq"]),
 }

@@ -12,6 +12,7 @@ from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import II, DictConfig, OmegaConf
 
+from elseq.attention.top_k import ACTIVATIONS
 from elseq.errors import UserError
 
 DECODE_ATTENTION_CHOICES = ChoiceEnum(["auto", "kv", "el"])
@@ -81,7 +82,28 @@ class AttentionConfig(FairseqDataclass):
 
 
 @dataclass
-class ElseqTransformerConfig(_FlatTransformerConfig, AttentionConfig):
+class TopKConfig(FairseqDataclass):
+    """2106.06899: what a layer may leave out."""
+
+    attention_top_k: Optional[int] = field(  # noqa: UP045
+        default=None, metadata={"help": "each query attends to its k largest scores only (default or 0: to all)"}
+    )
+    ffn_top_k: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "each token uses the k most activated units of a feed-forward layer (default or 0: all)"},
+    )
+    query_chunk_size: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "queries that top-k attention evaluates together (default: 256 on a CPU, 2048 on a GPU)"},
+    )
+    ffn_chunk_size: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "tokens that a top-k feed-forward layer evaluates together (default: as for queries)"},
+    )
+
+
+@dataclass
+class ElseqTransformerConfig(_FlatTransformerConfig, AttentionConfig, TopKConfig):
     encoder_num_kv_heads: Optional[int] = kv_heads_field("in the encoder", "--num-kv-heads")  # noqa: UP045
     decoder_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
         "in the self-attention of the decoder", "--num-kv-heads"
@@ -101,7 +123,7 @@ class ElseqBARTConfig(ElseqTransformerConfig):
 
 
 @dataclass
-class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig):
+class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig, TopKConfig):
     decoder_input_dim: int = field(
         default=II("model.decoder_embed_dim"), metadata={"help": "width of the token embeddings"}
     )
@@ -174,3 +196,22 @@ def check_heads(cfg: Namespace) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more")
     if getattr(cfg, "scale_heads", False) and getattr(cfg, "head_dim", None) is not None:
         raise UserError("--scale-heads needs heads that together are as wide as the layer: leave out --head-dim")
+
+
+def check_top_k(cfg: Namespace) -> None:
+    """
+    Raises:
+        UserError: a number that is negative, a chunk of nothing, or a feed-forward layer that cannot take top-k.
+    """
+    for name, least in (("attention_top_k", 0), ("ffn_top_k", 0), ("query_chunk_size", 1), ("ffn_chunk_size", 1)):
+        value = getattr(cfg, name, None)
+        if value is not None and value < least:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give {least} or more")
+    if not getattr(cfg, "ffn_top_k", None):
+        return
+    activation = getattr(cfg, "activation_fn", "relu")
+    if activation not in ACTIVATIONS:
+        raise UserError(f"--ffn-top-k needs --activation-fn {' or '.join(ACTIVATIONS)}, and this is {activation}")
+    for name in ("activation_dropout", "relu_dropout", "quant_noise_pq", "scale_fc"):
+        if getattr(cfg, name, None):
+            raise UserError(f"--ffn-top-k does not go with --{name.replace('_', '-')}: leave out one of them")

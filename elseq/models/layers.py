@@ -10,6 +10,7 @@ from fairseq.modules.quant_noise import quant_noise
 from torch import Tensor, nn
 
 from elseq.attention import Attention, LayerState
+from elseq.attention.top_k import top_k_feed_forward
 from elseq.models.config import num_kv_heads
 
 
@@ -22,6 +23,8 @@ def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) 
         num_kv_heads(cfg, where),
         head_dim=getattr(cfg, "head_dim", None),
         window=getattr(cfg, "local_attention_radius", None) if where == "decoder" else None,
+        top_k=getattr(cfg, "attention_top_k", None) or None,
+        query_chunk_size=getattr(cfg, "query_chunk_size", None),
         **options,
     )
     # The name that --retain-dropout-modules knows.
@@ -50,24 +53,72 @@ def name_dropout(module: nn.Module, stock_class: str) -> None:
             child.module_name = stock_class
 
 
-class EncoderLayer(transformer_layer.TransformerEncoderLayerBase):
+class FeedForwardLayer:
+    """The feed-forward part of a layer; stands before fairseq's layer among the bases of a class."""
+
+    def configure_feed_forward(self, cfg) -> None:
+        self.activation = cfg.activation_fn
+        self.activation_fn = activation_function(cfg.activation_fn)
+        self.ffn_top_k = getattr(cfg, "ffn_top_k", None) or None
+        self.ffn_chunk_size = getattr(cfg, "ffn_chunk_size", None)
+
+    def feed_forward(self, x: Tensor) -> Tensor:
+        """[T, N, C] to [T, N, C]."""
+        if self.ffn_top_k is not None and self.ffn_top_k < self.fc1.out_features:
+            weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
+            return top_k_feed_forward(x, *weights, self.ffn_top_k, self.activation, chunk_size=self.ffn_chunk_size)
+        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
+        if getattr(self, "ffn_layernorm", None) is not None:  # only decoder layers have one
+            x = self.ffn_layernorm(x)
+        return self.fc2(x)
+
+
+class EncoderLayer(FeedForwardLayer, transformer_layer.TransformerEncoderLayerBase):
     """fairseq's encoder layer with our attention."""
 
     def __init__(self, cfg, return_fc=False):
         super().__init__(cfg, return_fc)
-        self.activation_fn = activation_function(cfg.activation_fn)
+        self.configure_feed_forward(cfg)
         name_dropout(self, "TransformerEncoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg):
         return build_attention(cfg, "encoder", embed_dim, cfg.encoder.attention_heads, self_attention=True)
 
+    def forward(self, x: Tensor, encoder_padding_mask: Tensor | None, attn_mask: Tensor | None = None):
+        """
+        Args:
+            x: [S, N, C]: S source positions, N sentences, C the encoder's width.
+            encoder_padding_mask: [N, S], true at padding, or None.
+            attn_mask: [S, S], true where a position does not see another, or None.
 
-class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
+        Returns:
+            [S, N, C]; with `return_fc` also the output of the feed-forward part.
+        """
+        residual = x
+        if self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+        attn_mask = None if attn_mask is None else attn_mask.bool()
+        x, _ = self.self_attn(x, key_padding_mask=encoder_padding_mask, need_weights=False, attn_mask=attn_mask)
+        x = self.residual_connection(self.dropout_module(x), residual)
+        if not self.normalize_before:
+            x = self.self_attn_layer_norm(x)
+
+        residual = x
+        if self.normalize_before:
+            x = self.final_layer_norm(x)
+        fed_forward = self.feed_forward(x)
+        x = self.residual_connection(self.dropout_module(fed_forward), residual)
+        if not self.normalize_before:
+            x = self.final_layer_norm(x)
+        return (x, fed_forward) if self.return_fc else x
+
+
+class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBase):
     """fairseq's decoder layer with our attention. Its memory is an object that it is handed, not a dictionary."""
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
-        self.activation_fn = activation_function(cfg.activation_fn)
+        self.configure_feed_forward(cfg)
         name_dropout(self, "TransformerDecoderLayerBase")
 
     def build_self_attention(self, embed_dim, cfg, add_bias_kv=False, add_zero_attn=False):
@@ -147,10 +198,7 @@ class DecoderLayer(transformer_layer.TransformerDecoderLayerBase):
         residual = x
         if self.normalize_before:
             x = self.final_layer_norm(x)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
-        if self.ffn_layernorm is not None:
-            x = self.ffn_layernorm(x)
-        x = self.dropout_module(self.fc2(x))
+        x = self.dropout_module(self.feed_forward(x))
         if self.w_resid is not None:
             residual = torch.mul(self.w_resid, residual)
         x = self.residual_connection(x, residual)

@@ -2,20 +2,45 @@
 
 import contextlib
 import logging
+from dataclasses import dataclass, field
+from typing import Optional
 
+from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.interop.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
+from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k
 
 logger = logging.getLogger(__name__)
 
+APPLIED = ("apply_top_k", "apply_ffn_top_k")
 DECODE_ATTENTION = ("auto", "kv", "el", "stock")
 DECODE_ATTENTION_HELP = (
     "how attention is evaluated while decoding: keys and values are cached (kv), hidden states are (el), whichever "
     "suits (auto), or everything is left to fairseq (stock); default: as the model was configured"
 )
+
+
+@dataclass
+class DecodingConfig(FairseqDataclass):
+    """Options of both tasks."""
+
+    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+    apply_top_k: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "each query attends to its k largest scores only; 0: to all (default: as trained)"},
+    )
+    apply_top_k_in: str = field(
+        default=",".join(PLACES), metadata={"help": "where --apply-top-k counts: of encoder, decoder, cross"}
+    )
+    apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "each token uses the k most activated units of a feed-forward layer; 0: all (default: as trained)"
+        },
+    )
 
 
 def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
@@ -25,6 +50,24 @@ def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> No
     """
     if value is not None and value not in choices:
         raise UserError(f"{option} {value} is unknown; choose one of {', '.join(choices)}")
+
+
+def check_decoding_options(options) -> None:
+    """
+    Raises:
+        UserError: an option of `DecodingConfig` that has none of its values.
+    """
+    check_choice("--decode-attention", options.decode_attention, DECODE_ATTENTION)
+    for name in APPLIED:
+        value = getattr(options, name)
+        if value is not None and value < 0:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more, or 0 for all")
+    for place in _places(options.apply_top_k_in):
+        check_choice("--apply-top-k-in", place, PLACES)
+
+
+def _places(text: str) -> tuple[str, ...]:
+    return tuple(text.split(","))
 
 
 @contextlib.contextmanager
@@ -44,24 +87,36 @@ class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 
     @property
+    def options(self):
+        return self.args if self.cfg is None else self.cfg
+
+    @property
     def decode_attention(self) -> str | None:
-        return (self.args if self.cfg is None else self.cfg).decode_attention
+        return self.options.decode_attention
 
     def build_model(self, cfg, from_checkpoint=False):
         """The model of a configuration: for a stock one, the elseq model with the same parameters if there is one.
 
         Raises:
-            UserError: decode_attention names an evaluation that the model does not have.
+            UserError: decode_attention names an evaluation that the model does not have, or top-k is to be applied to
+                a model that cannot take it.
         """
         wanted = self.decode_attention
+        applied = next((name for name in APPLIED if getattr(self.options, name) is not None), None)
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)
         elif wanted == "stock":
+            if applied is not None:
+                raise UserError(
+                    f"--{applied.replace('_', '-')} does not go with --decode-attention stock: leave out one"
+                )
             return super().build_model(cfg, from_checkpoint)
         else:
             kind, reason = equivalent_model(cfg)
             if kind is None:
+                if applied is not None:
+                    raise UserError(f"--{applied.replace('_', '-')} cannot be applied to this model, because {reason}")
                 if wanted in ("kv", "el"):
                     raise UserError(
                         f"--decode-attention {wanted} cannot decode this model, because {reason}; "
@@ -73,7 +128,15 @@ class DecodingTask(FairseqTask):
             logger.info("%s rebuilt as %s, weights untouched", stock.__name__, kind.__name__)
         if wanted not in (None, "stock"):
             model.decoder.decode_attention = wanted
+        self._apply_top_k(model)
         return model
+
+    def _apply_top_k(self, model) -> None:
+        options = self.options
+        if options.apply_top_k is not None:
+            apply_attention_top_k(model, options.apply_top_k or None, places=_places(options.apply_top_k_in))
+        if options.apply_ffn_top_k is not None:
+            apply_ffn_top_k(model, options.apply_ffn_top_k or None)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""

@@ -11,17 +11,15 @@ from torch import Tensor
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.tasks.decoding import (
-    DECODE_ATTENTION,
-    DECODE_ATTENTION_HELP,
+    DecodingConfig,
     DecodingTask,
-    check_choice,
+    check_decoding_options,
     missing_files_named,
 )
 
 
 @dataclass
-class ElseqLanguageModelingConfig(LanguageModelingConfig):
-    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+class ElseqLanguageModelingConfig(LanguageModelingConfig, DecodingConfig):
     prompt_separator: Optional[str] = field(  # noqa: UP045
         default=None,
         metadata={
@@ -41,7 +39,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
 
     @classmethod
     def setup_task(cls, args, **kwargs):
-        check_choice("--decode-attention", args.decode_attention, DECODE_ATTENTION)
+        check_decoding_options(args)
         with missing_files_named():
             return super().setup_task(args, **kwargs)
 

@@ -11,10 +11,10 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from torch import Tensor
 
 from elseq.tasks.decoding import (
-    DECODE_ATTENTION,
-    DECODE_ATTENTION_HELP,
+    DecodingConfig,
     DecodingTask,
     check_choice,
+    check_decoding_options,
     missing_files_named,
 )
 
@@ -26,8 +26,7 @@ def _yes_or_no(text: str):
 
 
 @dataclass
-class ElseqTranslationConfig(TranslationConfig):
-    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
     prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
     force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
 
@@ -40,7 +39,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        check_choice("--decode-attention", cfg.decode_attention, DECODE_ATTENTION)
+        check_decoding_options(cfg)
         check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
         check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
         with missing_files_named():

@@ -206,6 +206,21 @@ def test_keep_largest_before_softmax_is_top_k_attention():
     assert keep_largest(scores, 9) is scores
 
 
+@quick
+@given(seeds, st.integers(1, 6), st.integers(1, 150), st.booleans(), st.sampled_from([1, 2, 8]))
+def test_a_search_in_groups_finds_what_topk_finds(seed, top_k, length, ties, group):
+    torch.manual_seed(seed)
+    scores = torch.randint(9, (2, 3, length)).double() if ties else torch.randn(2, 3, length)
+    scores[0, :, length // 2 :] = float("-inf")
+    top_k = min(top_k, length)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(module, "GROUP", group)
+        largest, indices = module._largest(scores, top_k)
+    assert torch.equal(largest.sort(descending=True).values, scores.topk(top_k).values)
+    assert torch.equal(scores.gather(-1, indices), largest)
+    assert (indices.sort().values.diff() > 0).all()
+
+
 @pytest.mark.usefixtures("large_part")
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradcheck(dropout):

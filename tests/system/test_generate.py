@@ -224,6 +224,38 @@ def test_ensemble_of_multi_query_and_multi_head_attention(tiny_translation, tiny
         assert_same_output(generate(tiny_translation, "--decode-attention", mode, path=path), expected)
 
 
+@pytest.mark.parametrize("mode", EVALUATIONS)
+def test_top_k_on_a_model_trained_without(tiny_translation, mode):
+    options = ["--decode-attention", mode]
+    expected = generate(tiny_translation, *options)
+    assert_same_output(generate(tiny_translation, *options, "--apply-top-k=100", "--apply-ffn-top-k=64"), expected)
+    few = ["--apply-top-k=2", "--apply-top-k-in=encoder,cross", "--apply-ffn-top-k=20"]
+    assert numbers(generate(tiny_translation, *options, *few), "H").tolist() != numbers(expected, "H").tolist()
+    assert_same_output(generate(tiny_translation, *options, "--apply-top-k=0", "--apply-ffn-top-k=0"), expected)
+
+
+def test_top_k_means_the_same_under_every_evaluation(tiny_translation, tiny_bart):
+    few = ["--apply-top-k=3", "--apply-ffn-top-k=20"]
+    for trained in (tiny_translation, tiny_bart):
+        expected = generate(trained, "--decode-attention=kv", *few)
+        assert_same_output(generate(trained, "--decode-attention=el", *few), expected)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--apply-top-k=-1"], "--apply-top-k -1 is not possible: give 1 or more, or 0 for all"),
+        (["--apply-top-k=4", "--apply-top-k-in=middle"], "--apply-top-k-in middle is unknown"),
+        (
+            ["--apply-ffn-top-k=4", "--decode-attention=stock"],
+            "--apply-ffn-top-k does not go with --decode-attention stock",
+        ),
+    ],
+)
+def test_top_k_that_cannot_be(tiny_translation, options, sentence):
+    assert sentence in error_of(generate(tiny_translation, *options, check=False))
+
+
 def test_constraints(tiny_translation):
     text = "w1 w2 w3\tw9 w8\nw4 w5\n\tw7\n"
     expected = interact(tiny_translation, text, "--constraints", task=["--task=translation"])

@@ -1,0 +1,409 @@
+"""Top-k attention (2106.06899): each query attends to the keys of its k largest scores, in memory linear in length.
+
+Attention and the feed-forward layer are one operation here, as in section 3 of the paper: scores of all keys, the k
+largest, weights that are a function of these (softmax, or the activation), and the weighted sum of the values (a
+feed-forward layer's queries are its inputs, keys the rows of its first matrix, values the columns of its second).
+
+Queries are evaluated a chunk at a time. A chunk's scores are all that is ever alive of the product of queries and keys:
+for the backward pass the k scores of each query and their indices are kept, and everything else follows from these.
+
+No selected row is copied either. `embedding_bag` sums weighted rows of a table: the values, which is the output. Its
+gradient for the weights is one product each, and the gradients of keys and values are again weighted sums of rows, of
+the queries that chose a key. On a CPU, with 4096 keys, heads of width 64 and k = 128, this takes a fifteenth of the
+time of gathered copies and `index_add_`, and a quarter of that of matrix products with the weights written among zeros.
+Only where k is a large part of the keys do the latter cost less, and are used: see `LARGE_PART`.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+# Of the queries of one key/value head so many are evaluated together, on a CPU and elsewhere, and more heads as long as
+# there are no more scores than this. Short chunks of causal attention skip most of the keys that they do not see, but
+# each chunk adds to the gradients of all that it sees; a GPU wants more work at a time.
+MOST_QUERIES = {"cpu": 256, "other": 1024}
+MOST_SCORES = {"cpu": 2**20, "other": 2**26}
+
+# Weights are written among zeros, for matrix products, if k is at least this part of the keys.
+LARGE_PART = 1 / 8
+
+# `_largest` searches groups of so many scores.
+GROUP = 8
+
+ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_accurate": partial(F.gelu, approximate="tanh")}
+
+
+def top_k_attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    top_k: int,
+    *,
+    mask: Tensor | None = None,
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+    query_chunk_size: int | None = None,
+) -> Tensor:
+    """Attention to the keys of the k largest scores of each query; exact where a query sees no more than k keys.
+
+    Of the scores that a query sees, exactly k are kept, or all if they are fewer, and each of them is at least as large
+    as each that is dropped. Which of equal scores are kept is not specified (it is the choice of `torch.topk`).
+    A query that sees nothing gets zeros. There is no second derivative.
+
+    Args:
+        query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
+        key: [M, G, S, K]: M sequences, dividing N, as in a `Segment`; G key/value heads, dividing H; S positions.
+        value: [M, G, S, V]: V width of a value.
+        top_k: scores that are kept of each query.
+        mask: bool [M or 1, T or 1, S], True is not attended to (but under `causal` a position always sees itself).
+        causal: position t of the query does not see beyond position S - T + t of the keys.
+        window: if causal, nor does it see more than window - 1 positions before that.
+        dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
+        query_chunk_size: positions of the query that are evaluated together, at most. Default: such that a key/value
+            head has 256 queries on a CPU, 1024 elsewhere. Key/value heads are evaluated together as long as there are
+            no more than 2**20 scores on a CPU, 2**26 elsewhere.
+
+    Returns:
+        [N, H, T, V].
+
+    Raises:
+        ValueError: top_k or query_chunk_size is below 1.
+    """
+    sequences, heads, length, width = query.shape
+    owners, kv_heads, keys, _ = key.shape
+    query, key, value = _autocast(query, key, value)
+    # The rows of a position that meet the same keys stand together: [M G, (N/M)(H/G), T, K].
+    rows = query.reshape(owners, sequences // owners, kv_heads, heads // kv_heads, length, width)
+    rows = rows.transpose(1, 2).reshape(owners * kv_heads, -1, length, width)
+    context = _TopK.apply(
+        rows,
+        key.reshape(-1, keys, width),
+        value.reshape(owners * kv_heads, keys, -1),
+        None,
+        _Plan(top_k, _softmax, query_chunk_size, mask, kv_heads, causal, window, dropout),
+        torch.is_grad_enabled(),
+    )
+    context = context.view(owners, kv_heads, sequences // owners, heads // kv_heads, length, value.size(-1))
+    return context.transpose(1, 2).reshape(sequences, heads, length, value.size(-1))
+
+
+def keep_largest(scores: Tensor, top_k: int) -> Tensor:
+    """The k largest of the last dimension of scores [..., S], and -inf in place of the others. Ties: as above.
+
+    Raises:
+        ValueError: top_k is below 1.
+    """
+    _require_positive("top_k", top_k)
+    if top_k >= scores.size(-1):
+        return scores
+    largest, indices = _largest(scores, top_k)
+    return torch.full_like(scores, float("-inf")).scatter(-1, indices, largest)
+
+
+def top_k_feed_forward(
+    x: Tensor,
+    weight_in: Tensor,
+    bias_in: Tensor | None,
+    weight_out: Tensor,
+    bias_out: Tensor | None,
+    top_k: int,
+    activation: str,
+    *,
+    chunk_size: int | None = None,
+) -> Tensor:
+    """A feed-forward layer of which each token uses the k units with the largest pre-activations.
+
+    With ReLU it is exact for a token with at most k positive pre-activations. GELU also has a small negative part: of
+    each negative pre-activation that is dropped, an activation between -0.17 and 0 is lost. Ties: as in
+    `top_k_attention`. There is no second derivative.
+
+    Args:
+        x: [..., C]: C width of a token's state.
+        weight_in: [F, C], as `nn.Linear` stores it: F units.
+        bias_in: [F] or None.
+        weight_out: [D, F]: D width of the output.
+        bias_out: [D] or None.
+        top_k: units that are kept for each token.
+        activation: "relu", "gelu" or "gelu_accurate" (the GELU of GPT-2, by tanh).
+        chunk_size: tokens that are evaluated together, at most. Default: as the query_chunk_size of `top_k_attention`.
+
+    Returns:
+        [..., D].
+
+    Raises:
+        ValueError: top_k or chunk_size is below 1, or another activation.
+    """
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"activation {activation}: top-k feed-forward layers have one of {', '.join(ACTIVATIONS)}")
+    x, weight_in, bias_in, weight_out, bias_out = _autocast(x, weight_in, bias_in, weight_out, bias_out)
+    output = _TopK.apply(
+        x.reshape(1, 1, -1, x.size(-1)),
+        weight_in.unsqueeze(0),
+        weight_out.t().unsqueeze(0),
+        bias_in,
+        _Plan(top_k, ACTIVATIONS[activation], chunk_size),
+        torch.is_grad_enabled(),
+    )
+    output = output.view(*x.shape[:-1], -1)
+    return output if bias_out is None else output + bias_out
+
+
+class _Chunk(NamedTuple):
+    """What is evaluated together. Shapes from here on: B sets of keys, b of them in a chunk; R rows of queries for each
+    position and set; T positions, c of them in a chunk; S keys in a set, s of them seen from a chunk's positions; k
+    scores kept of each query.
+    """
+
+    sets: slice
+    positions: slice
+    seen: slice  # of the S keys
+
+    @property
+    def queries(self) -> tuple[slice, ...]:
+        """Where they are in [B, R, T, K]."""
+        return self.sets, slice(None), self.positions
+
+    @property
+    def keys(self) -> tuple[slice, ...]:
+        """Where those seen are in [B, S, K]."""
+        return self.sets, self.seen
+
+    def kept(self, top_k: int) -> tuple[slice, ...]:
+        """Where what is kept of them is in [B, R, T, k]."""
+        return *self.queries, slice(min(top_k, self.seen.stop - self.seen.start))
+
+
+@dataclass(frozen=True)
+class _Plan:
+    """What is computed, in which pieces. For the fields not described here see `top_k_attention`."""
+
+    top_k: int
+    weigh: Callable[[Tensor], Tensor]  # the weights of scores [..., k]
+    chunk_size: int | None = None
+    mask: Tensor | None = None
+    kv_heads: int = 1
+    causal: bool = False
+    window: int | None = None
+    dropout: float = 0.0
+
+    def __post_init__(self):
+        _require_positive("top_k", self.top_k)
+        if self.chunk_size is not None:
+            _require_positive("the chunk size", self.chunk_size)
+
+    def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
+        """All of query [B, R, T, K]; key: [B, S, K]."""
+        sets, rows, length, _ = query.shape
+        device = "cpu" if query.device.type == "cpu" else "other"
+        positions = self.chunk_size or max(1, MOST_QUERIES[device] // max(1, rows))
+        scores = rows * min(positions, length) * key.size(1)
+        sets_together = max(1, MOST_SCORES[device] // max(1, scores))
+        for some_sets in _even_slices(sets, sets_together):
+            for some_positions in _even_slices(length, positions):
+                yield _Chunk(some_sets, some_positions, self._seen(some_positions, key.size(1), length))
+
+    def _seen(self, positions: slice, keys: int, length: int) -> slice:
+        if not self.causal:
+            return slice(0, keys)
+        offset = keys - length
+        first = 0 if self.window is None else max(0, offset + positions.start - self.window + 1)
+        return slice(first, min(keys, max(1, offset + positions.stop)))  # if nothing is seen, one key, which is hidden
+
+    def select(self, query: Tensor, key: Tensor, bias: Tensor | None, chunk: _Chunk) -> tuple[Tensor, Tensor]:
+        """The largest scores of a chunk's queries and which of the s keys they are of, int32, both [b, R, c, k]."""
+        rows = query[chunk.queries]
+        scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].transpose(1, 2))
+        scores = scores.unflatten(1, rows.shape[1:3])
+        if bias is not None:
+            scores += bias
+        hidden = self._hidden(chunk, key.size(1) - query.size(2), key.device)
+        if hidden is not None:
+            scores.masked_fill_(hidden.unsqueeze(1), float("-inf"))
+        largest, indices = _largest(scores, min(self.top_k, scores.size(-1)))
+        return largest, indices.int()
+
+    def _hidden(self, chunk: _Chunk, offset: int, device: torch.device) -> Tensor | None:
+        """bool [b or 1, c or 1, s], True is not attended to, or None. Position t of the query is t + offset of keys."""
+        hidden = self.mask
+        if hidden is not None:
+            hidden = hidden[:, chunk.positions if hidden.size(1) > 1 else slice(None), chunk.seen]
+            if hidden.size(0) > 1:
+                hidden = hidden[torch.arange(chunk.sets.start, chunk.sets.stop, device=device) // self.kv_heads]
+        if self.causal:
+            itself = torch.arange(chunk.positions.start, chunk.positions.stop, device=device).view(1, -1, 1) + offset
+            keys = torch.arange(chunk.seen.start, chunk.seen.stop, device=device)
+            beyond = keys > itself
+            if self.window is not None:
+                beyond |= keys <= itself - self.window
+            # As in `multi_head_attention`: a padded position sees itself.
+            hidden = beyond if hidden is None else (hidden & (keys != itself)) | beyond
+        return hidden
+
+    def weights(self, scores: Tensor, survives: Tensor | None) -> Tensor:
+        """Of scores [..., k], in the wider of float32 and their type; survives: bool [..., k], False is dropped."""
+        weights = self.weigh(scores.to(_wide(scores)))
+        return weights if survives is None else weights * survives / ((1 - self.dropout) or 1.0)
+
+
+class _TopK(torch.autograd.Function):
+    """query [B, R, T, K], key [B, S, K], value [B, S, V] and, added to the scores, bias [S] or None: [B, R, T, V]."""
+
+    @staticmethod
+    def forward(ctx, query, key, value, bias, plan, for_backward):
+        output = value.new_empty(*query.shape[:-1], value.size(-1))
+        # One tensor of each, or what is kept would lie scattered between chunks that come and go.
+        kept_shape = (*query.shape[:-1], min(plan.top_k, key.size(1))) if for_backward else (0,)
+        kept_scores = query.new_empty(kept_shape)
+        kept_indices = query.new_empty(kept_shape, dtype=torch.int32)
+        kept_survives = query.new_empty(kept_shape, dtype=torch.bool) if plan.dropout > 0 else None
+        values = value.contiguous()
+        for chunk in plan.chunks(query, key):
+            scores, indices = plan.select(query, key, bias, chunk)
+            survives = None
+            if plan.dropout > 0:
+                survives = torch.empty_like(scores, dtype=torch.bool).bernoulli_(1 - plan.dropout)
+            weights = plan.weights(scores, survives).to(value.dtype)
+            output[chunk.queries] = _Selection(indices, chunk).mix(weights, values[chunk.keys])
+            if for_backward:
+                kept = chunk.kept(plan.top_k)
+                kept_scores[kept], kept_indices[kept] = scores, indices
+                if survives is not None:
+                    kept_survives[kept] = survives
+        ctx.plan = plan
+        ctx.save_for_backward(query, key, value, kept_scores, kept_indices, kept_survives)
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, gradient):
+        plan = ctx.plan
+        query, key, value, kept_scores, kept_indices, kept_survives = ctx.saved_tensors
+        keys, values = key.detach().contiguous(), value.detach().contiguous()
+        for_query = torch.empty_like(query)
+        # Sums over all queries.
+        for_key, for_value = (table.new_zeros(table.shape, dtype=_wide(table)) for table in (key, value))
+        for_bias = for_key.new_zeros(key.size(1)) if ctx.needs_input_grad[3] else None
+        for chunk in plan.chunks(query, key):
+            kept = chunk.kept(plan.top_k)
+            indices = kept_indices[kept].contiguous()
+            survives = None if kept_survives is None else kept_survives[kept]
+            selection = _Selection(indices, chunk)
+            queries, gradients = query[chunk.queries], gradient[chunk.queries]
+            with torch.enable_grad():
+                scores = kept_scores[kept].detach().requires_grad_()
+                weights = plan.weights(scores, survives).to(value.dtype)
+                output = selection.mix(weights, values[chunk.keys])
+            (for_scores,) = torch.autograd.grad(output, scores, gradients)
+            for_query[chunk.queries] = selection.mix(for_scores, keys[chunk.keys])
+            for_key[chunk.keys] += selection.spread(for_scores, queries)
+            for_value[chunk.keys] += selection.spread(weights.detach(), gradients)
+            if for_bias is not None:
+                for_bias.index_add_(0, indices.flatten(), for_scores.flatten().to(for_bias.dtype))
+        # The engine converts sums to the types of the inputs.
+        return for_query, for_key, for_value, for_bias, None, None
+
+
+def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
+    """The k largest of the last dimension, in no order, and their indices.
+
+    On a CPU the time of `topk` is in proportion to the scores. So, of many, the k groups with the largest maxima are
+    found first: no score of another group is larger than any of these k maxima.
+    """
+    groups = scores.size(-1) // GROUP
+    if scores.device.type != "cpu" or groups < 2 * top_k:
+        return scores.topk(top_k, dim=-1, sorted=False)
+    maxima = scores.detach()[..., : GROUP * groups].unflatten(-1, (GROUP, groups)).amax(dim=-2)
+    found = maxima.topk(top_k, dim=-1, sorted=False).indices.unsqueeze(-1)
+    members = (found + torch.arange(0, GROUP * groups, groups)).flatten(-2)
+    members = F.pad(members, (0, scores.size(-1) - GROUP * groups))
+    members[..., GROUP * top_k :] = torch.arange(GROUP * groups, scores.size(-1))  # in no group
+    largest, places = scores.gather(-1, members).topk(top_k, dim=-1, sorted=False)
+    return largest, members.gather(-1, places)
+
+
+class _Selection:
+    """Which of the s keys each query of a chunk has selected."""
+
+    def __init__(self, indices: Tensor, chunk: _Chunk):
+        """indices: int32 [b, R, c, k]."""
+        self.indices = indices
+        self.keys = chunk.seen.stop - chunk.seen.start
+        self.is_large_part = indices.size(-1) >= LARGE_PART * self.keys
+
+    def mix(self, weights: Tensor, table: Tensor) -> Tensor:
+        """[b, R, c, X]: for each query the sum of the rows it selects of table [b, s, X], by weights [b, R, c, k]."""
+        if self.is_large_part:
+            mixed = torch.bmm(self._among_zeros(weights), table)
+        else:
+            mixed = F.embedding_bag(
+                self._rows.flatten(0, 2), table.flatten(0, 1), per_sample_weights=weights.flatten(0, 2), mode="sum"
+            )
+        return mixed.view(*weights.shape[:-1], table.size(-1))
+
+    def spread(self, weights: Tensor, queries: Tensor) -> Tensor:
+        """[b, s, X]: for each key the sum of those of queries [b, R, c, X] that select it, by weights [b, R, c, k]."""
+        if self.is_large_part:
+            return torch.bmm(self._among_zeros(weights).transpose(1, 2), queries.flatten(1, 2))
+        order, selecting, starts = self._by_key
+        spread = F.embedding_bag(
+            selecting, queries.flatten(0, 2), starts, per_sample_weights=weights.flatten()[order], mode="sum"
+        )
+        return spread.view(len(queries), self.keys, -1)
+
+    def _among_zeros(self, weights: Tensor) -> Tensor:
+        """[b, R c, s]."""
+        zeros = weights.new_zeros(weights.size(0), weights.shape[1:3].numel(), self.keys)
+        return zeros.scatter(-1, self.indices.flatten(1, 2).long(), weights.flatten(1, 2))
+
+    @cached_property
+    def _rows(self) -> Tensor:
+        """The indices, in a table of all b s keys."""
+        sets = torch.arange(len(self.indices), dtype=torch.int32, device=self.indices.device)
+        return self.indices + self.keys * sets.view(-1, 1, 1, 1)
+
+    @cached_property
+    def _by_key(self) -> tuple[Tensor, Tensor, Tensor]:
+        """The order of the flat indices by key, the query of each, and where among them each of the b s keys begins."""
+        rows, order = self._rows.flatten().sort(stable=True)
+        selecting = (order // self.indices.size(-1)).to(torch.int32)
+        keys = torch.arange(len(self.indices) * self.keys, dtype=torch.int32, device=rows.device)
+        return order, selecting, torch.searchsorted(rows, keys, out_int32=True)
+
+
+def _softmax(scores: Tensor) -> Tensor:
+    """Along the last dimension; where all scores are -inf, zeros."""
+    nothing = scores.isneginf().all(dim=-1, keepdim=True)
+    return scores.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0)
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    """The wider of float32 and the tensor's type."""
+    return torch.promote_types(tensor.dtype, torch.float32)
+
+
+def _even_slices(total: int, most: int) -> Iterator[slice]:
+    """As few slices of no more than so many elements as there can be, their sizes differing by one at most."""
+    pieces = -(-total // most)
+    for piece in range(pieces):
+        yield slice(piece * total // pieces, (piece + 1) * total // pieces)
+
+
+def _require_positive(name: str, value: int) -> None:
+    if value < 1:
+        raise ValueError(f"{name} is {value}: it has to be 1 or more")
+
+
+def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
+    """Under autocast, in the type that matrix products have there."""
+    device = tensors[0].device.type
+    if not torch.is_autocast_enabled(device):
+        return list(tensors)
+    dtype = torch.get_autocast_dtype(device)
+    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]

@@ -1,0 +1,54 @@
+"""Top-k attention and feed-forward layers (2106.06899) in a model that was trained without them, or with others."""
+
+from torch import nn
+
+from elseq.attention import Attention
+from elseq.attention.top_k import ACTIVATIONS
+from elseq.errors import UserError
+from elseq.models.layers import FeedForwardLayer
+
+PLACES = ("encoder", "decoder", "cross")
+
+
+def apply_attention_top_k(
+    model: nn.Module, top_k: int | None, query_chunk_size: int | None = None, places: tuple[str, ...] = PLACES
+) -> None:
+    """
+    Args:
+        model: an elseq model.
+        top_k: scores kept of each query; None: all.
+        query_chunk_size: queries evaluated together; None: as it is.
+        places: the self-attention of encoder and decoder, and the attention of the decoder to the encoder (cross).
+    """
+    for name, module in model.named_modules():
+        if isinstance(module, Attention) and _place(name, module) in places:
+            module.top_k = top_k
+            module.query_chunk_size = query_chunk_size or module.query_chunk_size
+
+
+def apply_ffn_top_k(model: nn.Module, top_k: int | None, chunk_size: int | None = None) -> None:
+    """
+    Args:
+        model: an elseq model.
+        top_k: units used for each token; None: all.
+        chunk_size: tokens evaluated together; None: as it is.
+
+    Raises:
+        UserError: layers with another activation, or with a norm between their two matrices.
+    """
+    for module in model.modules():
+        if isinstance(module, FeedForwardLayer):
+            has_norm = getattr(module, "ffn_layernorm", None) is not None
+            if top_k is not None and (has_norm or module.activation not in ACTIVATIONS):
+                raise UserError(
+                    f"--apply-ffn-top-k needs the activation {' or '.join(ACTIVATIONS)} and no --scale-fc, and this "
+                    f"model has {'--scale-fc' if has_norm else module.activation}: leave it out"
+                )
+            module.ffn_top_k = top_k
+            module.ffn_chunk_size = chunk_size or module.ffn_chunk_size
+
+
+def _place(name: str, attention: Attention) -> str:
+    if attention.encoder_decoder_attention:
+        return "cross"
+    return "encoder" if name.startswith("encoder.") else "decoder"
