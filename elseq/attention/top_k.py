@@ -11,7 +11,7 @@ No selected row is copied either. `embedding_bag` sums weighted rows of a table:
 gradient for the weights is one product each, and the gradients of keys and values are again weighted sums of rows, of
 the queries that chose a key. On a CPU, with 4096 keys, heads of width 64 and k = 128, this takes a fifteenth of the
 time of gathered copies and `index_add_`, and a quarter of that of matrix products with the weights written among zeros.
-Only where k is a large part of the keys do the latter cost less, and are used: see `LARGE_PART`.
+Only where k is a large part of the keys (see `LARGE_PART`) the latter cost less, and are used.
 """
 
 from collections.abc import Callable, Iterator
@@ -33,8 +33,7 @@ MOST_SCORES = {"cpu": 2**20, "other": 2**26}
 # Weights are written among zeros, for matrix products, if k is at least this part of the keys.
 LARGE_PART = 1 / 8
 
-# `_largest` searches groups of so many scores.
-GROUP = 8
+GROUP = 8  # scores: see `_largest`
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_accurate": partial(F.gelu, approximate="tanh")}
 
@@ -100,7 +99,7 @@ def keep_largest(scores: Tensor, top_k: int) -> Tensor:
     Raises:
         ValueError: top_k is below 1.
     """
-    _require_positive("top_k", top_k)
+    _require_positive(top_k=top_k)
     if top_k >= scores.size(-1):
         return scores
     largest, indices = _largest(scores, top_k)
@@ -156,9 +155,10 @@ def top_k_feed_forward(
 
 
 class _Chunk(NamedTuple):
-    """What is evaluated together. Shapes from here on: B sets of keys, b of them in a chunk; R rows of queries for each
-    position and set; T positions, c of them in a chunk; S keys in a set, s of them seen from a chunk's positions; k
-    scores kept of each query.
+    """What is evaluated together.
+
+    Shapes from here on: B sets of keys, b of them in a chunk; R queries of each position and set; T positions, c of
+    them in a chunk; S keys in a set, s of them seen from a chunk's positions; k scores kept of each query.
     """
 
     sets: slice
@@ -176,7 +176,7 @@ class _Chunk(NamedTuple):
         return self.sets, self.seen
 
     def kept(self, top_k: int) -> tuple[slice, ...]:
-        """Where what is kept of them is in [B, R, T, k]."""
+        """Where what is kept of the queries is in [B, R, T, k]."""
         return *self.queries, slice(min(top_k, self.seen.stop - self.seen.start))
 
 
@@ -194,9 +194,7 @@ class _Plan:
     dropout: float = 0.0
 
     def __post_init__(self):
-        _require_positive("top_k", self.top_k)
-        if self.chunk_size is not None:
-            _require_positive("the chunk size", self.chunk_size)
+        _require_positive(top_k=self.top_k, chunk_size=self.chunk_size)
 
     def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
         """All of query [B, R, T, K]; key: [B, S, K]."""
@@ -207,12 +205,12 @@ class _Plan:
         sets_together = max(1, MOST_SCORES[device] // max(1, scores))
         for some_sets in _even_slices(sets, sets_together):
             for some_positions in _even_slices(length, positions):
-                yield _Chunk(some_sets, some_positions, self._seen(some_positions, key.size(1), length))
+                seen = self._seen(some_positions, key.size(1), key.size(1) - length)
+                yield _Chunk(some_sets, some_positions, seen)
 
-    def _seen(self, positions: slice, keys: int, length: int) -> slice:
+    def _seen(self, positions: slice, keys: int, offset: int) -> slice:
         if not self.causal:
             return slice(0, keys)
-        offset = keys - length
         first = 0 if self.window is None else max(0, offset + positions.start - self.window + 1)
         return slice(first, min(keys, max(1, offset + positions.stop)))  # if nothing is seen, one key, which is hidden
 
@@ -239,11 +237,11 @@ class _Plan:
         if self.causal:
             itself = torch.arange(chunk.positions.start, chunk.positions.stop, device=device).view(1, -1, 1) + offset
             keys = torch.arange(chunk.seen.start, chunk.seen.stop, device=device)
-            beyond = keys > itself
+            outside = keys > itself
             if self.window is not None:
-                beyond |= keys <= itself - self.window
-            # As in `multi_head_attention`: a padded position sees itself.
-            hidden = beyond if hidden is None else (hidden & (keys != itself)) | beyond
+                outside |= keys <= itself - self.window
+            # As in `multi_head_attention`, a padded position sees itself.
+            hidden = outside if hidden is None else (hidden & (keys != itself)) | outside
         return hidden
 
     def weights(self, scores: Tensor, survives: Tensor | None) -> Tensor:
@@ -329,10 +327,9 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
 
 
 class _Selection:
-    """Which of the s keys each query of a chunk has selected."""
+    """Which of the s keys each query of a chunk has selected: indices, int32 [b, R, c, k]."""
 
     def __init__(self, indices: Tensor, chunk: _Chunk):
-        """indices: int32 [b, R, c, k]."""
         self.indices = indices
         self.keys = chunk.seen.stop - chunk.seen.start
         self.is_large_part = indices.size(-1) >= LARGE_PART * self.keys
@@ -370,7 +367,7 @@ class _Selection:
 
     @cached_property
     def _by_key(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The order of the flat indices by key, the query of each, and where among them each of the b s keys begins."""
+        """The order of the flat indices by key, their queries, and where among them each of the b s keys begins."""
         rows, order = self._rows.flatten().sort(stable=True)
         selecting = (order // self.indices.size(-1)).to(torch.int32)
         keys = torch.arange(len(self.indices) * self.keys, dtype=torch.int32, device=rows.device)
@@ -395,9 +392,10 @@ def _even_slices(total: int, most: int) -> Iterator[slice]:
         yield slice(piece * total // pieces, (piece + 1) * total // pieces)
 
 
-def _require_positive(name: str, value: int) -> None:
-    if value < 1:
-        raise ValueError(f"{name} is {value}: it has to be 1 or more")
+def _require_positive(**options: int | None) -> None:
+    for name, value in options.items():
+        if value is not None and value < 1:
+            raise ValueError(f"{name} is {value}: it has to be 1 or more")
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:

@@ -52,11 +52,13 @@ def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> No
         raise UserError(f"{option} {value} is unknown; choose one of {', '.join(choices)}")
 
 
-def check_decoding_options(options) -> None:
+def check_options(options) -> None:
     """
     Raises:
-        UserError: an option of `DecodingConfig` that has none of its values.
+        UserError: no data, or an option of `DecodingConfig` that has none of its values.
     """
+    if not options.data:
+        raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
     check_choice("--decode-attention", options.decode_attention, DECODE_ATTENTION)
     for name in APPLIED:
         value = getattr(options, name)
@@ -74,13 +76,15 @@ def _places(text: str) -> tuple[str, ...]:
 def missing_files_named():
     """
     Raises:
-        UserError: instead of a FileNotFoundError.
+        UserError: instead of a FileNotFoundError or a NotADirectoryError.
     """
     try:
         yield
     except FileNotFoundError as error:
         what = f"{error.filename} does not exist" if error.filename else str(error)
         raise UserError(f"{what}; check the data folder, the languages and the subset") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{error.filename} is not a folder; give that of the data") from error
 
 
 class DecodingTask(FairseqTask):

@@ -13,7 +13,7 @@ from elseq.generation import SequenceGenerator
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
-    check_decoding_options,
+    check_options,
     missing_files_named,
 )
 
@@ -39,7 +39,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
 
     @classmethod
     def setup_task(cls, args, **kwargs):
-        check_decoding_options(args)
+        check_options(args)
         with missing_files_named():
             return super().setup_task(args, **kwargs)
 

@@ -10,11 +10,12 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
+from elseq.errors import UserError
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
     check_choice,
-    check_decoding_options,
+    check_options,
     missing_files_named,
 )
 
@@ -39,11 +40,20 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
-        check_decoding_options(cfg)
+        check_options(cfg)
         check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
         check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
-        with missing_files_named():
-            return super().setup_task(cfg, **kwargs)
+        check_data(cfg.data)
+        try:
+            with missing_files_named():
+                return super().setup_task(cfg, **kwargs)
+        except Exception as error:
+            if not str(error).startswith("Could not infer language pair"):
+                raise
+            raise UserError(
+                f"{cfg.data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, "
+                "or give --source-lang and --target-lang"
+            ) from error
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)

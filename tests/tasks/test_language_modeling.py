@@ -7,9 +7,10 @@ from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.models import ElseqTransformerLanguageModel
+from elseq.tasks.language_modeling import ElseqLanguageModelingConfig, ElseqLanguageModelingTask
 from tests.helpers import SEPARATOR
 from tests.tasks.loading import generate, interactive_batch, load_language_model, make_batch
-from tests.tiny_models import assert_same_hypotheses, pad_rows
+from tests.tiny_models import assert_same_hypotheses, pad_rows, task_configuration
 
 
 def words(task, tokens):
@@ -135,3 +136,8 @@ def test_the_target_of_a_line_without_the_separator_is_its_end(tiny_language_mod
     generate(task, model, batch)
     assert batch["target"][0].tolist()[:1] == [eos]
     assert words(task, batch["target"][1])[:1] == ["w5"]
+
+
+def test_no_data_folder():
+    with pytest.raises(UserError, match="^the data folder is missing"):
+        ElseqLanguageModelingTask.setup_task(task_configuration(ElseqLanguageModelingConfig()))

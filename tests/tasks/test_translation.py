@@ -238,3 +238,19 @@ def test_missing_files_are_named(tiny_bart, tmp_path):
     task, _ = load_translation(tiny_bart)
     with pytest.raises(UserError, match="Dataset not found: nowhere"):
         task.load_dataset("nowhere")
+
+
+@pytest.mark.parametrize(
+    "data, sentence",
+    [
+        (None, "the data folder is missing: give it (to Hydra, as task.data=FOLDER)"),
+        ("{}", "{} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, or"),
+        ("{}/file", "{}/file is not a folder; give that of the data"),
+    ],
+)
+def test_folder_that_holds_no_data(tmp_path, data, sentence):
+    (tmp_path / "file").write_text("")
+    cfg = task_configuration(ElseqTranslationConfig(data=data and data.format(tmp_path)))
+    with pytest.raises(UserError) as raised:
+        ElseqTranslationTask.setup_task(cfg)
+    assert str(raised.value).startswith(sentence.format(tmp_path))
