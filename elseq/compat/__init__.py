@@ -36,6 +36,8 @@ REPAIRS = (
     data.restore_numpy_names,
     data.keep_last_batch,
     data.explain_long_sentences,
+    data.explain_unusable_dictionaries,
+    data.explain_unusable_subwords,
     data.explain_wrong_encoding,
     generation.replace_unknown_words,
     generation.keep_diverse_groups_apart,

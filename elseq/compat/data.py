@@ -1,5 +1,6 @@
 """Data: numpy 2, batches that hold every sentence, and sentences about input that cannot be used."""
 
+import functools
 import logging
 import re
 import sys
@@ -7,7 +8,14 @@ import textwrap
 import types
 
 import numpy as np
-from fairseq.data import data_utils, indexed_dataset, language_pair_dataset, token_block_dataset
+from fairseq.data import (
+    Dictionary,
+    data_utils,
+    encoders,
+    indexed_dataset,
+    language_pair_dataset,
+    token_block_dataset,
+)
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 
@@ -91,6 +99,39 @@ def _batch_by_size(batch, *args, **kwargs):
         raise UserError(
             f"a sentence of the data is longer than --max-tokens {found[1]}: raise that, or shorten the sentence"
         ) from error
+
+
+def explain_unusable_dictionaries():
+    """A dictionary that is missing (--lm-path needs a dict.txt in the data folder) or is none ends in a traceback,
+    which seldom names the file."""
+    wrap(Dictionary, "add_from_file", _add_from_file)
+
+
+def _add_from_file(add, dictionary, file):
+    if not isinstance(file, str):  # the open file that fairseq calls itself with
+        return add(dictionary, file)
+    try:
+        return add(dictionary, file)
+    except FileNotFoundError as error:
+        raise UserError(f"{file} does not exist; check the data folder and the languages") from error
+    except Exception as error:  # fairseq has a kind of error for each of encoding, format and duplicates
+        reason = " ".join(str(error).split()).partition(". ")[0]
+        raise UserError(f"{file} cannot be used as a dictionary ({reason}): make it by fairseq-preprocess") from error
+
+
+def explain_unusable_subwords():
+    """--bpe and --tokenizer without the file or the package that they need end in a traceback."""
+    wrap(encoders, "build_bpe", functools.partial(_build_encoder, "bpe"))
+    wrap(encoders, "build_tokenizer", functools.partial(_build_encoder, "tokenizer"))
+
+
+def _build_encoder(kind, build, cfg, *args, **kwargs):
+    try:
+        return build(cfg, *args, **kwargs)
+    except Exception as error:  # every library has kinds of its own
+        name = getattr(cfg, "_name", None) or getattr(cfg, kind, cfg)
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise UserError(f"--{kind} {name} cannot be used ({reason}): check its files and what it needs") from error
 
 
 def explain_wrong_encoding():

@@ -4,9 +4,19 @@ import sys
 
 import numpy as np
 import pytest
-from fairseq.data import data_utils, indexed_dataset, language_pair_dataset, token_block_dataset
+from fairseq.data import (
+    Dictionary,
+    data_utils,
+    encoders,
+    indexed_dataset,
+    language_pair_dataset,
+    token_block_dataset,
+)
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceConfig
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
+from omegaconf import OmegaConf
+from omegaconf.errors import MissingMandatoryValue
 
 from elseq.compat.data import buffered_read
 from elseq.errors import UserError
@@ -111,6 +121,52 @@ def test_long_sentence_is_skipped_on_request(tiny_translation):
     assert 0 < result.stdout.count("\nH-") < 21
 
 
+# --- dictionaries and subwords
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "{} does not exist; check the data folder and the languages"),
+        (b"w1 1\nw2\n", "{} cannot be used as a dictionary (Incorrect dictionary format, expected '<token> <cnt> "),
+        (b"w1 1\nw1 2\n", "{} cannot be used as a dictionary (Duplicate word found when loading Dictionary: 'w1'): "),
+        (b"w\xf6 1\n", "{} cannot be used as a dictionary (Incorrect encoding detected in {}, please rebuild the "),
+    ],
+)
+def test_dictionary_that_cannot_be_used(tmp_path, content, sentence, without):
+    path = tmp_path / "dict.txt"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        Dictionary.load(str(path))
+    assert str(raised.value).startswith(sentence.format(path, path)) and "\n" not in str(raised.value)
+    without(Dictionary, "add_from_file")
+    with pytest.raises(Exception) as raised:
+        Dictionary.load(str(path))
+    assert not isinstance(raised.value, UserError)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({}, "--bpe sentencepiece cannot be used (Missing mandatory value: sentencepiece_model): check its files and"),
+        (
+            {"sentencepiece_model": "nothing.model"},
+            "--bpe sentencepiece cannot be used (file nothing.model not found): check",
+        ),
+    ],
+)
+def test_subwords_that_cannot_be_used(options, sentence, without):
+    cfg = OmegaConf.structured(SentencepieceConfig(_name="sentencepiece", **options))
+    with pytest.raises(UserError) as raised:
+        encoders.build_bpe(cfg)
+    assert str(raised.value).startswith(sentence)
+    assert encoders.build_bpe(None) is None
+    without(encoders, "build_bpe")
+    with pytest.raises((MissingMandatoryValue, OSError)):
+        encoders.build_bpe(cfg)
+
+
 # --- encoding
 
 
@@ -166,8 +222,6 @@ def test_missing_input_file(tmp_path):
 
 
 def test_raw_data_in_a_wrong_encoding(tmp_path, tiny_translation, without):
-    from fairseq.data import Dictionary
-
     dictionary = Dictionary.load(str(tiny_translation.data / "dict.src.txt"))
     path = str(tmp_path / "test.src-tgt.src")
     (tmp_path / "test.src-tgt.src").write_bytes(b"w1 w2\nsch\xf6n\nw3\n\xff\n")
