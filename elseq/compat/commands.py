@@ -59,6 +59,30 @@ def explain_missing_path():
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
+def explain_options_of_interactive():
+    """fairseq-interactive takes the options of fairseq-generate, but passes some over in silence, and others end in a
+    traceback once the first line is translated."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        if hasattr(parsed, "buffer_size"):  # an option of this command alone
+            _refuse_what_interactive_lacks(parsed)
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def _refuse_what_interactive_lacks(parsed):
+    for option, is_given in (
+        ("--score-reference", parsed.score_reference),
+        ("--print-alignment soft", parsed.print_alignment == "soft"),
+        ("--lm-path", parsed.lm_path is not None),
+        ("--prefix-size", parsed.prefix_size > 0),
+    ):
+        if is_given:
+            raise UserError(f"fairseq-interactive does not know {option}: use fairseq-generate, or leave it out")
+
+
 def let_user_errors_through_hydra():
     """fairseq-hydra-train prints a traceback of its own and exits. It asks `is_under_debugger` first: yes lets the
     user's error pass on to the hook of `elseq.errors`."""

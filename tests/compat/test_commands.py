@@ -90,6 +90,33 @@ def test_checkpoint_that_is_not_named(language_model_data, command, without):
             helpers.run_here(command, check=False)
 
 
+# --- fairseq-interactive
+
+
+@pytest.mark.parametrize(
+    "option", ["--score-reference", "--print-alignment soft", "--lm-path nothing.pt", "--prefix-size 1"]
+)
+def test_options_that_interactive_lacks(tiny_translation, option, without):
+    command = ["fairseq-interactive", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    command += ["--beam=1", *option.split()]
+    result = helpers.run_here(command, input=b"w1 w2 w3\n", check=False)
+    name = option.removesuffix(" nothing.pt").removesuffix(" 1")
+    sentence = f"fairseq-interactive does not know {name}: use fairseq-generate, or leave it out"
+    assert (result.returncode, result.stderr) == (1, f"elseq: error: {sentence}\n")
+    without(options, "parse_args_and_arch")
+    if name in ("--lm-path", "--prefix-size"):  # passed over in silence
+        assert "H-0" in helpers.run_here(command, input=b"w1 w2 w3\n").stdout
+    else:
+        with pytest.raises((KeyError, ValueError)):
+            helpers.run_here(command, input=b"w1 w2 w3\n")
+
+
+def test_generate_keeps_these_options(tiny_translation):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu", "--beam=1"]
+    for option in (["--score-reference"], ["--print-alignment", "soft"], ["--prefix-size=1"]):
+        assert "H-0" in helpers.run_here([*command, "--num-workers=0", *option]).stdout
+
+
 # --- Hydra
 
 
