@@ -13,7 +13,18 @@ def replace_unknown_words():
     """`utils.replace_unk` takes the alignment for a list of source positions, but it is one of (source, target) pairs,
     and --replace-unk without a dictionary tries to open a file."""
     utils.replace_unk = replace_unk
-    wrap(utils, "load_align_dict", lambda load, path: {} if path == _NO_DICTIONARY else load(path))
+    wrap(utils, "load_align_dict", _load_align_dict)
+
+
+def _load_align_dict(load, path):
+    if path == _NO_DICTIONARY:
+        return {}
+    try:
+        return load(path)
+    except OSError as error:
+        raise UserError(f"--replace-unk {path} cannot be read ({error.strerror}): check the path") from error
+    except (IndexError, UnicodeDecodeError) as error:
+        raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words a line, in UTF-8") from error
 
 
 def replace_unk(hypo_str, src_str, alignment, align_dict, unk):

@@ -41,6 +41,23 @@ def test_replace_unk_without_a_dictionary(without, tmp_path):
         utils.load_align_dict("@@ ")
 
 
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (None, "cannot be read (No such file or directory): check the path"),
+        (b"a A\nb\n", "is no alignment dictionary: give two words a line, in UTF-8"),
+        (b"a \xf6\n", "is no alignment dictionary: give two words a line, in UTF-8"),
+    ],
+)
+def test_dictionary_of_replace_unk_that_cannot_be_used(tmp_path, content, sentence):
+    path = tmp_path / "dictionary"
+    if content is not None:
+        path.write_bytes(content)
+    with pytest.raises(UserError) as raised:
+        utils.load_align_dict(str(path))
+    assert str(raised.value) == f"--replace-unk {path} {sentence}"
+
+
 def diverse_steps(numbers, steps=3):
     """What diverse beam search chooses for two sentences with these numbers; the second is finished after one step."""
     generator = torch.Generator().manual_seed(1)
