@@ -112,6 +112,7 @@ class SequenceGenerator:
         self.language_model = None if lm_model is None else make_stepper(lm_model)
         self.lm_weight = lm_weight
         self.warned = False
+        self.warned_of_nothing = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
 
@@ -292,6 +293,12 @@ class SequenceGenerator:
             if ends and not finished.count(sentences[index]):
                 row = slice(index * self.beam_size, index * self.beam_size + 1)
                 total = scores[row, step - 1] if step else scores.new_zeros(1)
+                if not self.warned_of_nothing and bool(total.isneginf()):
+                    logger.warning(
+                        "hypotheses with the score -inf mean nothing: the model's output is not a number (NaN), or the "
+                        "options leave no word"
+                    )
+                    self.warned_of_nothing = True
                 pieces = None if attention is None else attention[row, :, 1 : step + 2]
                 finished.add([sentences[index]], tokens[row, : step + 1], scores[row, :step], total, pieces)
 
