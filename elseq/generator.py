@@ -199,7 +199,9 @@ def _checkpoint_path(path: Path) -> Path:
 
 def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
     trained_on = utils.split_paths(str(getattr(cfg.task, "data", "") or ""))
-    folders = [Path(data)] if data is not None else [path.parent, *(Path(folder) for folder in trained_on[:1])]
+    folders = (
+        [Path(data).expanduser()] if data is not None else [path.parent, *(Path(folder) for folder in trained_on[:1])]
+    )
     for folder in folders:
         if any(folder.glob("dict*.txt")):
             return folder

@@ -89,6 +89,13 @@ def test_what_cannot_be_loaded(tiny_translation, options, sentence):
         elseq.load(tiny_translation.checkpoint, **{"data": tiny_translation.data, **options})
 
 
+def test_paths_may_begin_at_home(tiny_translation, translator, lines, tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "data").symlink_to(tiny_translation.data)
+    (tmp_path / "model.pt").symlink_to(tiny_translation.checkpoint)
+    assert elseq.load("~/model.pt", data="~/data").generate(lines) == translator.generate(lines)
+
+
 def test_a_checkpoint_that_is_missing_or_does_not_fit(tiny_translation, tmp_path):
     """In the words of fairseq-generate."""
     path, data = tmp_path / "model.pt", tiny_translation.data
