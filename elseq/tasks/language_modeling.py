@@ -66,9 +66,19 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             prompt = self._split(sample)
         else:
             prompt = source
+            self._check_lines(prompt)
         lengths = prompt.ne(self.dictionary.pad()).sum(dim=1)
         part = {**sample, "net_input": {"src_tokens": prompt, "src_lengths": lengths}}
         return generator.generate(models, part, prompt_tokens=prompt)
+
+    def _check_lines(self, prompt: Tensor) -> None:
+        # A prompt that somebody typed may have the symbol in it; one from a data set got it from the end of a line.
+        from_data = len(self.datasets) > 0 and self.args.sample_break_mode != "eos"
+        if from_data and bool(prompt[:, 1:].eq(self.dictionary.eos()).any()):
+            raise UserError(
+                "a prompt runs over the end of a line: give --sample-break-mode eos, which makes each line one, "
+                "or --prompt-separator"
+            )
 
     def _start(self) -> int:
         return self.dictionary.bos() if self.args.add_bos_token else self.dictionary.eos()

@@ -141,3 +141,11 @@ def test_the_target_of_a_line_without_the_separator_is_its_end(tiny_language_mod
 def test_no_data_folder():
     with pytest.raises(UserError, match="^the data folder is missing"):
         ElseqLanguageModelingTask.setup_task(task_configuration(ElseqLanguageModelingConfig()))
+
+
+def test_prompts_of_several_lines_are_refused(tiny_language_model):
+    """fairseq's default is to cut data into blocks that heed no line."""
+    task, model = load_language_model(tiny_language_model, sample_break_mode="none", tokens_per_sample=20)
+    generate(task, model, interactive_batch(task, ["w1 </s> w2"]))
+    with pytest.raises(UserError, match="^a prompt runs over the end of a line: give --sample-break-mode eos"):
+        generate(task, model, make_batch(task))
