@@ -35,6 +35,7 @@ REPAIRS = (
     checkpoints.share_between_processes,
     data.restore_numpy_names,
     data.keep_last_batch,
+    data.stop_reading_ahead,
     data.explain_long_sentences,
     data.explain_unusable_dictionaries,
     data.explain_unusable_subwords,

@@ -1,11 +1,14 @@
 """Data: numpy 2, batches that hold every sentence, and sentences about input that cannot be used."""
 
+import atexit
 import functools
 import logging
+import math
 import re
 import sys
 import textwrap
 import types
+import weakref
 
 import numpy as np
 from fairseq.data import (
@@ -13,6 +16,7 @@ from fairseq.data import (
     data_utils,
     encoders,
     indexed_dataset,
+    iterators,
     language_pair_dataset,
     token_block_dataset,
 )
@@ -52,6 +56,27 @@ def keep_last_batch():
         return batches if batched == len(indices) else [*batches, indices[batched:]]
 
     wrap(data_utils, "batch_by_size", batch_by_size)
+
+
+def stop_reading_ahead():
+    """Nobody stops the thread that reads batches ahead: a command that ends early, by an error or by Ctrl-C, ends with
+    it in the midst of a torch operation, and that aborts the process (exit code 134)."""
+    readers = weakref.WeakSet()
+
+    def run(run_reader, reader):
+        readers.add(reader)
+        run_reader(reader)
+
+    def stop():
+        for reader in list(readers):
+            reader._max_len = 0  # it ends after the batch that it is at
+            with reader._queue.mutex:
+                reader._queue.maxsize = math.inf  # and finds room for it
+                reader._queue.not_full.notify_all()
+            reader.join(timeout=60)
+
+    wrap(iterators.BackgroundConsumer, "run", run)
+    atexit.register(stop)
 
 
 def explain_long_sentences():

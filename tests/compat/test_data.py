@@ -93,6 +93,33 @@ def test_sentence_longer_than_a_batch(without):
         batch(np.arange(2), [3, 6], max_tokens=5)
 
 
+# --- batches that are read ahead
+
+
+@pytest.mark.parametrize("size", [1, 20])
+def test_command_that_ends_while_batches_are_read(size):
+    """With a small buffer the thread waits for room in it, with a large one it is busy."""
+    program = f"""
+import elseq, torch
+from fairseq.data.iterators import BufferedIterator
+
+class Batches:
+    def __len__(self):
+        return 100
+
+    def __iter__(self):
+        for number in range(100):
+            torch.ones(700, 700) @ torch.ones(700, 700)
+            yield number
+
+batches = BufferedIterator({size}, Batches())
+assert next(batches) == 0
+raise elseq.errors.UserError("bad input")
+"""
+    result = helpers.run(["python", "-c", program])
+    assert (result.returncode, result.stderr) == (1, b"elseq: error: bad input\n")
+
+
 # --- sentences that are too long
 
 
