@@ -6,12 +6,11 @@ feed-forward layer's queries are its inputs, keys the rows of its first matrix, 
 
 Queries are evaluated a chunk at a time. A chunk's scores are all that is ever alive of the product of queries and keys:
 for the backward pass the k scores of each query and their indices are kept, and everything else follows from these.
-
-No selected row is copied either. `embedding_bag` sums weighted rows of a table: the values, which is the output. Its
-gradient for the weights is one product each, and the gradients of keys and values are again weighted sums of rows, of
-the queries that chose a key. On a CPU, with 4096 keys, heads of width 64 and k = 128, this takes a fifteenth of the
-time of gathered copies and `index_add_`, and a quarter of that of matrix products with the weights written among zeros.
-Only where k is a large part of the keys (see `LARGE_PART`) the latter cost less, and are used.
+No selected row is copied either: `embedding_bag` sums weighted rows of a table, which gives the output from the values,
+and its gradient gives that of the weights; the gradients of keys and values are again weighted sums of rows, of the
+queries that chose a key. On a CPU, with 4096 keys, heads of width 64 and k = 128, this takes a fifteenth of the time of
+gathered copies and `index_add_`, and a quarter of that of matrix products with the weights written among zeros. Only
+where k is a large part of the keys (see `LARGE_PART`) these products cost less, and are used.
 """
 
 from collections.abc import Callable, Iterator
@@ -75,9 +74,9 @@ def top_k_attention(
     Raises:
         ValueError: top_k or query_chunk_size is below 1.
     """
+    query, key, value = _autocast(query, key, value)
     sequences, heads, length, width = query.shape
     owners, kv_heads, keys, _ = key.shape
-    query, key, value = _autocast(query, key, value)
     # The rows of a position that meet the same keys stand together: [M G, (N/M)(H/G), T, K].
     rows = query.reshape(owners, sequences // owners, kv_heads, heads // kv_heads, length, width)
     rows = rows.transpose(1, 2).reshape(owners * kv_heads, -1, length, width)
@@ -94,11 +93,7 @@ def top_k_attention(
 
 
 def keep_largest(scores: Tensor, top_k: int) -> Tensor:
-    """The k largest of the last dimension of scores [..., S], and -inf in place of the others. Ties: as above.
-
-    Raises:
-        ValueError: top_k is below 1.
-    """
+    """The k largest of the last dimension of scores [..., S], and -inf in place of the others. Ties: as above."""
     _require_positive(top_k=top_k)
     if top_k >= scores.size(-1):
         return scores
@@ -149,8 +144,7 @@ def top_k_feed_forward(
         bias_in,
         _Plan(top_k, ACTIVATIONS[activation], chunk_size),
         torch.is_grad_enabled(),
-    )
-    output = output.view(*x.shape[:-1], -1)
+    ).view(*x.shape[:-1], -1)
     return output if bias_out is None else output + bias_out
 
 
@@ -201,8 +195,7 @@ class _Plan:
         sets, rows, length, _ = query.shape
         device = "cpu" if query.device.type == "cpu" else "other"
         positions = self.chunk_size or max(1, MOST_QUERIES[device] // max(1, rows))
-        scores = rows * min(positions, length) * key.size(1)
-        sets_together = max(1, MOST_SCORES[device] // max(1, scores))
+        sets_together = max(1, MOST_SCORES[device] // max(1, rows * min(positions, length) * key.size(1)))
         for some_sets in _even_slices(sets, sets_together):
             for some_positions in _even_slices(length, positions):
                 seen = self._seen(some_positions, key.size(1), key.size(1) - length)
@@ -290,9 +283,8 @@ class _TopK(torch.autograd.Function):
         for_bias = for_key.new_zeros(key.size(1)) if ctx.needs_input_grad[3] else None
         for chunk in plan.chunks(query, key):
             kept = chunk.kept(plan.top_k)
-            indices = kept_indices[kept].contiguous()
             survives = None if kept_survives is None else kept_survives[kept]
-            selection = _Selection(indices, chunk)
+            selection = _Selection(kept_indices[kept], chunk)
             queries, gradients = query[chunk.queries], gradient[chunk.queries]
             with torch.enable_grad():
                 scores = kept_scores[kept].detach().requires_grad_()
@@ -303,7 +295,7 @@ class _TopK(torch.autograd.Function):
             for_key[chunk.keys] += selection.spread(for_scores, queries)
             for_value[chunk.keys] += selection.spread(weights.detach(), gradients)
             if for_bias is not None:
-                for_bias.index_add_(0, indices.flatten(), for_scores.flatten().to(for_bias.dtype))
+                for_bias.index_add_(0, kept_indices[kept].flatten(), for_scores.flatten().to(for_bias.dtype))
         # The engine converts sums to the types of the inputs.
         return for_query, for_key, for_value, for_bias, None, None
 
@@ -403,5 +395,4 @@ def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)
-    dtype = torch.get_autocast_dtype(device)
-    return [tensor if tensor is None or tensor.dtype == torch.float64 else tensor.to(dtype) for tensor in tensors]
+    return [None if tensor is None else tensor.to(torch.get_autocast_dtype(device)) for tensor in tensors]

@@ -43,7 +43,6 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         check_options(cfg)
         check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
         check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
-        check_data(cfg.data)
         try:
             with missing_files_named():
                 return super().setup_task(cfg, **kwargs)
