@@ -3,13 +3,14 @@ CONSTRAINTS ?= constraints.txt
 STAMP := .venv/elseq.stamp
 export PYTHON CONSTRAINTS
 
-.PHONY: help setup demo test test-slow lint clean
+.PHONY: help setup demo test test-slow test-gpu lint clean
 
 help:
 	@echo "make setup      set up .venv, or repair it (PYTHON=python3.12, CONSTRAINTS=my-versions.txt)"
 	@echo "make demo       train a small summarizer and decode with it under stock fairseq, kv and el"
 	@echo "make test       run the tests"
 	@echo "make test-slow  run the tests that take minutes"
+	@echo "make test-gpu   run the tests that need a CUDA device"
 	@echo "make lint       check the style"
 	@echo "make clean      remove .venv and everything made by the demo and the tests"
 
@@ -27,6 +28,9 @@ test: $(STAMP)
 
 test-slow: $(STAMP)
 	.venv/bin/python -m pytest -m "slow and not gpu"
+
+test-gpu: $(STAMP)
+	.venv/bin/python -m pytest -m gpu
 
 lint: $(STAMP)
 	.venv/bin/python -m ruff check .

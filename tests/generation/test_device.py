@@ -1,0 +1,82 @@
+"""The search on a GPU, against the search on the CPU."""
+
+import copy
+
+import pytest
+import torch
+from fairseq import utils
+
+from elseq.generation import SequenceGenerator
+from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.generation.policy import EL, KV, free_memory_bytes
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
+
+pytestmark = pytest.mark.gpu
+DICTIONARY = make_dictionary(20)
+DEVICE = "cuda"
+SEARCHES = {
+    "greedy": {"beam_size": 1},
+    "beam": {"beam_size": 4, "max_len_b": 12},
+    "n-gram blocking": {"beam_size": 4, "max_len_b": 12, "no_repeat_ngram_size": 2},
+    "lengths": {"beam_size": 3, "max_len_b": 9, "min_len": 5, "len_penalty": 2.0},
+    "limits of each sentence": {"beam_size": 3, "max_len_a": 0.8, "max_len_b": 1},
+}
+
+
+def generate(model, sample, device, **options):
+    model = copy.deepcopy(model).to(device)
+    sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
+    found = SequenceGenerator([model], DICTIONARY, **options).generate([model], sample)
+    return [
+        [{name: value.cpu() for name, value in hypothesis.items() if torch.is_tensor(value)} for hypothesis in sentence]
+        for sentence in found
+    ]
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
+@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
+def test_hypotheses_are_those_of_the_cpu(family, evaluation, search):
+    model = make_models(family, DICTIONARY)[evaluation]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)), left=family != "language_model")
+    assert_same_hypotheses(generate(model, sample, DEVICE, **search), generate(model, sample, "cpu", **search))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("evaluation", ["kv", "el"])
+def test_half_precision(evaluation, dtype):
+    model = make_models("bart", DICTIONARY)[evaluation]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
+    found = generate(model.to(dtype), sample, DEVICE, **SEARCHES["beam"])
+    assert all(torch.isfinite(sentence[0]["score"]) for sentence in found)
+
+
+@pytest.mark.parametrize("policy", [KV, EL], ids="-".join)
+@torch.no_grad()
+def test_the_planner_the_state_and_the_allocator_agree(policy):
+    """The allocator rounds each tensor up to 512 bytes, and the block of a state's keys and values is one tensor."""
+    model = make_models("bart", DICTIONARY)["kv"].to(DEVICE)
+    sentences, beam, steps = 64, 4, 16
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [30] * sentences))
+    net_input = {name: tensor.to(DEVICE) for name, tensor in sample["net_input"].items()}
+    encoder_out = model.encoder.forward_torchscript(net_input)
+    tokens = torch.full((sentences * beam, 1), DICTIONARY.eos(), device=DEVICE)
+    model.decoder.decode(tokens, model.decoder.new_state(encoder_out, policy))  # what is allocated once for all
+    before = torch.cuda.memory_allocated()
+    state = model.decoder.new_state(encoder_out, policy)
+    for _ in range(steps):
+        model.decoder.decode(tokens, state)
+    allocated = torch.cuda.memory_allocated() - before
+    workload = Workload(sentences, beam, net_input["src_tokens"].size(1), steps)
+    planned = decoding_state_bytes(model.decoder, workload, policy, torch.float32)
+    assert state.size_bytes() == planned
+    tensors = 2 * 2 * len(state.layers) + 1
+    assert planned <= allocated <= planned + 512 * tensors
+
+
+def test_free_memory_grows_by_what_the_allocator_holds_unused():
+    held = torch.empty(2**28, dtype=torch.uint8, device=DEVICE)
+    before = free_memory_bytes(held.device)
+    device = held.device
+    del held
+    assert free_memory_bytes(device) - before >= 2**28
