@@ -1,0 +1,190 @@
+"""Top-k attention and feed-forward layers: memory and time, forward and backward, as in the figures of 2106.06899.
+
+Attention is causal, with 12 heads of width 64 and batch 1; feed-forward layers have width 768. Each method at each size
+is a process of its own. What would not fit the memory or would take too long is skipped, and the results say so.
+"""
+
+import argparse
+import sys
+from dataclasses import asdict
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+import elseq
+from elseq.benchmark import top_k_report
+from elseq.benchmark.report import write_json
+from elseq.benchmark.top_k import METHODS, Plan, run_plan
+from elseq.cli.benchmark import DTYPES, check_device, count
+from elseq.errors import UserError
+
+LENGTHS = [1024, 2048, 4096, 8192, 10240, 16384, 32768, 65536]
+WIDTHS = [2048, 4096, 6144, 8192, 16384, 32768, 65536]
+CHUNK_SIZES = [128, 256, 512, 1024, 2048]
+TINY = {
+    "lengths": [32, 64],
+    "widths": [32, 64],
+    "chunk_sizes": [16, 32],
+    "chunks_length": 64,
+    "tokens": 64,
+    "attention_top_k": 8,
+    "ffn_top_k": 8,
+}
+
+
+def main() -> None:
+    args = _parse()
+    plan = _plan(args)
+    if not plan.cells():
+        raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
+    output = Path(args.output)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+    settings = _settings(plan)
+    rows: list[dict] = []
+    text = ""
+    bar = tqdm(total=len(plan.cells()), unit="run", file=sys.stderr)
+
+    def done(row: dict) -> None:
+        nonlocal text
+        rows.append(row)
+        write_json(output / "top_k.json", settings | {"ratios": top_k_report.compare(rows)}, rows)
+        text = f"{_title(settings)}\n\n{top_k_report.tables(plan, rows)}\n\n{top_k_report.notes(plan, rows)}\n"
+        (output / "top_k.md").write_text(text)
+        bar.write(top_k_report.progress(row), file=sys.stderr)
+        bar.update()
+
+    try:
+        run_plan(plan, done)
+    except KeyboardInterrupt:
+        bar.close()
+        print(f"interrupted; what was measured:\n\n{text}", file=sys.stderr)
+        top_k_report.plot(output, plan, rows)
+        sys.exit(130)
+    bar.close()
+    print(text)
+    written = [output / "top_k.json", output / "top_k.md", *top_k_report.plot(output, plan, rows)]
+    print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
+    if all("failure" in row for row in rows):
+        raise UserError(f"nothing could be measured; {top_k_report.failure(rows[0])}")
+
+
+def _plan(args) -> Plan:
+    sizes = {"attention": args.lengths, "feed-forward": args.widths, "chunks": args.chunk_sizes}
+    return Plan(
+        sizes={what: sorted(set(sizes[what])) for what in args.what},
+        methods=args.methods,
+        chunks_length=args.chunks_length,
+        tokens=args.tokens,
+        heads=2 if args.tiny else 12,
+        head_width=8 if args.tiny else 64,
+        layers=args.layers,
+        attention_top_k=args.attention_top_k or (128 if args.layers == 1 else 64),
+        ffn_top_k=args.ffn_top_k,
+        query_chunk_size=args.query_chunk_size,
+        seconds_limit=args.seconds_limit,
+        memory_limit=args.memory_limit,
+        dtype=args.dtype,
+        device=args.device,
+        threads=args.threads,
+        repeats=args.repeats,
+    )
+
+
+def _settings(plan: Plan) -> dict:
+    """What the figures depend on, for the JSON."""
+    return {
+        "benchmark": "top-k attention and feed-forward layers, 2106.06899",
+        **asdict(plan),
+        "device": "cpu" if plan.device == "cpu" else torch.cuda.get_device_name(plan.device),
+        "published": {what: top_k_report.published(plan, what) for what in plan.sizes},
+        "torch": torch.__version__,
+        "elseq": elseq.__version__,
+    }
+
+
+def _title(settings: dict) -> str:
+    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
+    machine = f"{settings['device']}, {threads}, {settings['dtype']}"
+    return f"{settings['benchmark']}; {machine}; torch {settings['torch']}, elseq {settings['elseq']}"
+
+
+def _parse():
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    methods = METHODS["attention"]
+    work = parser.add_argument_group("what is measured")
+    work.add_argument(
+        "--what", type=_choices(METHODS), default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)"
+    )
+    work.add_argument(
+        "--methods", type=_choices(methods), default=list(methods), help=f"of {','.join(methods)} (default: all)"
+    )
+    work.add_argument("--lengths", type=_counts, default=LENGTHS, help=f"of attention (default: {_listed(LENGTHS)})")
+    work.add_argument("--layers", type=count, default=1, help="of attention; 2 or more: with projections (default: 1)")
+    work.add_argument("--attention-top-k", type=count, help="(default: 128, or 64 with several layers)")
+    work.add_argument("--query-chunk-size", type=count, help="queries; the paper's is 1024 (default: elseq's rule)")
+    work.add_argument("--tokens", type=count, default=16384, help="of feed-forward layers (default: %(default)s)")
+    work.add_argument(
+        "--widths", type=_counts, default=WIDTHS, help=f"units of feed-forward layers (default: {_listed(WIDTHS)})"
+    )
+    work.add_argument("--ffn-top-k", type=count, default=512, help="(default: %(default)s)")
+    work.add_argument(
+        "--chunk-sizes", type=_counts, default=CHUNK_SIZES, help=f"queries (default: {_listed(CHUNK_SIZES)})"
+    )
+    work.add_argument("--chunks-length", type=count, default=8192, help="length for chunks (default: %(default)s)")
+    runs = parser.add_argument_group("runs")
+    runs.add_argument(
+        "--seconds-limit", type=_amount, default=120, help="for a pass, and for the repeats (default: %(default)s)"
+    )
+    runs.add_argument("--memory-limit", type=_amount, help="GiB for a run (default: what is available)")
+    runs.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
+    runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
+    runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
+    runs.add_argument("--tiny", action="store_true", help="tiny layers, to see in seconds whether it runs")
+    runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
+    if "--tiny" in sys.argv[1:]:
+        parser.set_defaults(**TINY)
+    args = parser.parse_args()
+    if args.dtype not in DTYPES:
+        raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
+    check_device(args.device)
+    return args
+
+
+def _listed(sizes: list[int]) -> str:
+    return ",".join(map(str, sizes))
+
+
+def _counts(text: str) -> list[int]:
+    return [count(part) for part in text.split(",")]
+
+
+def _amount(text: str) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = 0.0
+    if not value > 0:
+        raise UserError(f"{text!r} is not a number above 0")
+    return value
+
+
+def _choices(known):
+    """A parser of names with commas between them, each once."""
+
+    def parse(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
+        return names
+
+    return parse
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,174 @@
+"""Memory and time of top-k attention and feed-forward layers (2106.06899): what is measured, and what is skipped.
+
+Every method at every size is a process of its own, `elseq.benchmark.top_k_run`. A size is a length (attention), the
+units of a feed-forward layer, or the queries of a chunk (chunks: attention again, at one length).
+"""
+
+import math
+import statistics
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
+from elseq.benchmark.runs import in_process
+
+METHODS = {
+    "attention": ("vanilla", "chunked", "top-k", "sdpa"),
+    "feed-forward": ("vanilla", "top-k"),
+    "chunks": ("chunked", "top-k"),
+}
+# The power of the size with which time grows, at least and at most.
+GROWTH = {"attention": (1.0, 2.0), "feed-forward": (0.0, 1.0), "chunks": (0.0, 0.0)}
+INDEX_BYTES = 4
+GIBIBYTE = 2**30
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured: one causal layer of attention, or a stack of them, and one feed-forward layer."""
+
+    sizes: dict[str, list[int]]  # by what is measured, ascending
+    methods: list[str]
+    chunks_length: int  # length at which chunk sizes are compared
+    tokens: int  # of the feed-forward layer
+    heads: int
+    head_width: int
+    layers: int  # of attention; if several, with projections
+    attention_top_k: int
+    ffn_top_k: int
+    query_chunk_size: int | None  # None: the rule of `top_k_attention`
+    seconds_limit: float  # of one forward and backward pass
+    memory_limit: float | None  # GiB; None: what is available
+    dtype: str
+    device: str
+    threads: int
+    repeats: int
+
+    def cells(self) -> list[tuple[str, int, str]]:
+        """What, size and method of each run, in order."""
+        return [
+            (what, size, method)
+            for what, sizes in self.sizes.items()
+            for size in sizes
+            for method in METHODS[what]
+            if method in self.methods
+        ]
+
+    def request(self, what: str, size: int, method: str) -> dict:
+        """What `elseq.benchmark.top_k_run` reads."""
+        request = {
+            "method": method,
+            "dtype": self.dtype,
+            "device": self.device,
+            "threads": self.threads,
+            "repeats": self.repeats,
+            "seconds_limit": self.seconds_limit,
+        }
+        if what == "feed-forward":
+            width = self.heads * self.head_width
+            return request | {
+                "layer": what,
+                "length": self.tokens,
+                "width": width,
+                "units": size,
+                "top_k": self.ffn_top_k,
+            }
+        return request | {
+            "layer": "attention",
+            "length": size if what == "attention" else self.chunks_length,
+            "heads": self.heads,
+            "head_width": self.head_width,
+            "layers": self.layers,
+            "top_k": self.attention_top_k,
+            "query_chunk_size": self.query_chunk_size if what == "attention" else size,
+        }
+
+
+def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
+    """Measure every method at every size, one after the other.
+
+    Args:
+        plan: what is measured.
+        done: called with each row as soon as it is there. A run that fails or is skipped is a row with "failure", a
+            sentence. Otherwise it has the seconds of each repeat, and the peak of the memory above the inputs in MiB.
+    """
+    times: dict[tuple[str, str], list[tuple[int, float]]] = {}  # of each method, sizes and seconds so far
+    too_large: dict[tuple[str, str], int] = {}  # the size that did not fit the memory
+    with tempfile.TemporaryDirectory(prefix="elseq-top-k-") as folder:
+        for what, size, method in plan.cells():
+            request = plan.request(what, size, method)
+            limit = available_bytes(plan.device) if plan.memory_limit is None else plan.memory_limit * GIBIBYTE
+            request["memory_limit_bytes"] = None if limit is None else int(limit)
+            row = {"what": what, "size": size, "method": method}
+            needed, seconds = estimate_bytes(request), estimate_seconds(what, size, times.get((what, method), []))
+            if (what, method) in too_large:
+                row["failure"] = f"skipped, out of memory at {too_large[what, method]:,} already"
+            elif limit is not None and needed > limit:
+                row["failure"] = f"skipped, needs about {_gibibytes(needed)} of memory and has {_gibibytes(limit)}"
+            elif seconds > plan.seconds_limit:
+                row["failure"] = f"skipped, would take about {seconds:,.3g} s (the limit is {plan.seconds_limit:g} s)"
+            else:
+                row |= in_process(["-m", "elseq.benchmark.top_k_run"], request, Path(folder))
+            if "seconds" in row:
+                times.setdefault((what, method), []).append((size, statistics.median(row["seconds"])))
+            elif row["failure"].startswith("out of memory"):
+                too_large[what, method] = size
+            done(row)
+
+
+def estimate_seconds(what: str, size: int, times: list[tuple[int, float]]) -> float:
+    """Time of a pass, from the last two (size, seconds) as a power of the size; from one, as the highest; else 0."""
+    if not times:
+        return 0.0
+    lowest, power = GROWTH[what]
+    last_size, last_seconds = times[-1]
+    if len(times) > 1:
+        earlier_size, earlier_seconds = times[-2]
+        measured = math.log(last_seconds / earlier_seconds) / math.log(last_size / earlier_size)
+        power = min(max(measured, lowest), power)
+    return last_seconds * (size / last_size) ** power
+
+
+def estimate_bytes(request: dict) -> float:
+    """Roughly the memory of a pass beyond its inputs, gradients included."""
+    item = getattr(torch, request["dtype"]).itemsize
+    length, top_k, method = request["length"], request["top_k"], request["method"]
+    kept = length * top_k * (item + INDEX_BYTES)  # the k scores of each query of a head, and their indices
+    most = "cpu" if request["device"] == "cpu" else "other"
+    if request["layer"] == "feed-forward":
+        table, states = (item * request["width"] * count for count in (request["units"], length))
+        if method == "vanilla":  # activations, and gradients of them and of what was before them
+            return 3 * item * length * request["units"] + 2 * table + 2 * states
+        return kept + 7 * table + 3 * states + 3 * item * MOST_SCORES[most]
+    heads, layers = request["heads"], request["layers"]
+    states = item * heads * request["head_width"] * length  # queries, keys, values or outputs
+    projections = 4 * item * (heads * request["head_width"]) ** 2 if layers > 1 else 0
+    linear = (6 * layers + 6) * states + layers * projections
+    chunk = min(length, request["query_chunk_size"] or MOST_QUERIES[most])
+    if method == "vanilla":  # the weights of each layer, and two gradients
+        return (layers + 2) * item * heads * length**2 + length**2 + linear
+    if method == "chunked":
+        return 3 * item * heads * chunk * length + linear
+    if method == "top-k":
+        scores = min(heads * chunk * length, max(MOST_SCORES[most], chunk * length))
+        return layers * heads * kept + 3 * item * scores + linear
+    return linear
+
+
+def available_bytes(device: str) -> int | None:
+    """Of the machine's memory or the GPU's; None where it is not told."""
+    if device != "cpu":
+        return torch.cuda.mem_get_info(device)[0]
+    try:
+        lines = Path("/proc/meminfo").read_text().splitlines()
+        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
+    except (OSError, StopIteration):
+        return None
+
+
+def _gibibytes(count: float) -> str:
+    return f"{count / GIBIBYTE:,.1f} GiB"

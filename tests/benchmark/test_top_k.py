@@ -1,0 +1,166 @@
+"""benchmarks/top_k.py with tiny layers; no figure of time is asserted."""
+
+import json
+import math
+import sys
+
+import pytest
+import torch
+
+from benchmarks import top_k as script
+from elseq.attention.top_k import top_k_attention
+from elseq.benchmark import top_k, top_k_run
+from elseq.benchmark.measure import describe_failure
+from elseq.benchmark.top_k import METHODS, estimate_bytes, estimate_seconds
+from elseq.errors import UserError
+
+SIZES = {"attention": [32, 64], "feed-forward": [32, 64], "chunks": [16, 32]}  # of --tiny
+
+
+@pytest.fixture
+def run(monkeypatch, tmp_path):
+    """Run the script in this process; its runs are processes of their own unless `run_here` is asked for."""
+
+    def run_script(*arguments):
+        options = ["--tiny", "--threads=1", "--repeats=1", "--output", str(tmp_path)]
+        monkeypatch.setattr(sys, "argv", ["top_k.py", *options, *arguments])
+        script.main()
+        return json.loads((tmp_path / "top_k.json").read_text())
+
+    return run_script
+
+
+@pytest.fixture
+def run_here(monkeypatch, run):
+    """As `run`, without the seconds that a process takes to import torch and fairseq; gives the requests as well."""
+
+    def in_process(program, request, folder):
+        run.requests.append(request)
+        if (request["method"], request["length"]) in run.fails:
+            return describe_failure(MemoryError())
+        return top_k_run.measure(json.loads(json.dumps(request)))
+
+    run.requests, run.fails = [], []
+    monkeypatch.setattr(top_k, "in_process", in_process)
+    return run
+
+
+def test_everything(run_here, tmp_path, capsys):
+    results = run_here()
+    cells = [(row["what"], row["size"], row["method"]) for row in results["rows"]]
+    assert cells == [(what, size, method) for what in SIZES for size in SIZES[what] for method in METHODS[what]]
+    for row in results["rows"]:
+        assert "failure" not in row
+        assert len(row["seconds"]) == 1
+        assert row["peak_mebibytes"] >= 0
+    assert {(ratio["what"], ratio["method"]) for ratio in results["ratios"]} == {
+        ("attention", "chunked"),
+        ("attention", "top-k"),
+        ("attention", "sdpa"),
+        ("feed-forward", "top-k"),
+    }
+    chunks = [request["query_chunk_size"] for request in run_here.requests if request["layer"] == "attention"]
+    assert chunks == [None] * 8 + [16, 16, 32, 32]
+    text = capsys.readouterr().out
+    assert text.strip() == (tmp_path / "top_k.md").read_text().strip()
+    tables = [part.splitlines() for part in text.split("\n\n") if part.startswith("|")]
+    assert [len(table) - 2 for table in tables] == [4, 4, 7, 2, 2, 3, 2, 2]
+    assert all(len({line.count("|") for line in table}) == 1 for table in tables)
+    assert {path.name for path in tmp_path.glob("*.png")} == {f"top_k_{what}.png" for what in SIZES}
+    assert str(tmp_path) not in (tmp_path / "top_k.json").read_text()
+
+
+def test_layers_have_projections_and_another_k(run_here, capsys):
+    results = run_here("--what=attention", "--layers=12", "--lengths=16")
+    assert [row["method"] for row in results["rows"] if "seconds" in row] == list(METHODS["attention"])
+    assert "12 layers with projections" in capsys.readouterr().out
+    assert [point["size"] for point in results["published"]["attention"]] == [2048] * 4
+
+
+def test_runs_are_processes_of_their_own(run):
+    [row] = run("--what=attention", "--methods=top-k", "--lengths=256", "--repeats=2")["rows"]
+    assert len(row["seconds"]) == 2
+    assert row["loaded_mebibytes"] > 0 and row["peak_mebibytes"] >= 0
+
+
+def test_memory_limit_of_a_process_is_a_row(run, monkeypatch):
+    monkeypatch.setattr(top_k, "estimate_bytes", lambda request: 0)
+    with pytest.raises(UserError, match="attention, length 8,192, vanilla: out of memory$"):
+        run("--what=attention", "--methods=vanilla", "--lengths=8192", "--memory-limit=0.3")
+
+
+def test_out_of_memory_ends_a_method(run_here, capsys):
+    run_here.fails.append(("vanilla", 32))
+    rows = run_here("--what=attention", "--methods=vanilla,top-k")["rows"]
+    failures = {(row["size"], row["method"]): row.get("failure") for row in rows}
+    assert failures == {
+        (32, "vanilla"): "out of memory",
+        (32, "top-k"): None,
+        (64, "vanilla"): "skipped, out of memory at 32 already",
+        (64, "top-k"): None,
+    }
+    assert "- attention, length 64, vanilla: skipped, out of memory at 32 already." in capsys.readouterr().out
+
+
+def test_what_needs_too_much_memory_is_skipped(run_here):
+    rows = run_here("--what=attention", "--methods=vanilla,sdpa", "--lengths=32,131072", "--memory-limit=64")["rows"]
+    assert "skipped, needs about" in rows[2]["failure"] and "and has 64.0 GiB" in rows[2]["failure"]
+
+
+def test_what_takes_too_long_is_skipped(run_here):
+    rows = run_here("--what=attention", "--methods=sdpa", "--seconds-limit=1e-9")["rows"]
+    assert "seconds" in rows[0]
+    assert rows[1]["failure"].startswith("skipped, would take about ")
+    assert rows[1]["failure"].endswith(" s (the limit is 1e-09 s)")
+
+
+def test_estimate_of_time():
+    assert estimate_seconds("attention", 4, []) == 0
+    assert estimate_seconds("attention", 4, [(2, 1.0)]) == pytest.approx(4)
+    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 2.0)]) == pytest.approx(4)
+    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 2**1.5)]) == pytest.approx(8)
+    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 0.5)]) == pytest.approx(1)  # time does not shrink
+    assert estimate_seconds("chunks", 4, [(2, 3.0)]) == 3.0
+
+
+def test_estimate_of_memory_grows_as_the_method_does(run_here):
+    run_here("--what=attention,feed-forward")
+    requests = {(request["layer"], request["method"]): request for request in run_here.requests}
+    for (layer, method), request in requests.items():
+        sizes = [{**request, "length": length, "query_chunk_size": 16} for length in (2**20, 2**21)]
+        power = math.log2(estimate_bytes(sizes[1]) / estimate_bytes(sizes[0]))
+        assert power == pytest.approx(2 if (layer, method) == ("attention", "vanilla") else 1, abs=0.1)
+
+
+def test_methods_of_attention_agree():
+    torch.manual_seed(1)
+    states = [torch.randn(1, 2, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
+    contexts = [
+        top_k_run.vanilla_attention(*states),
+        top_k_run.chunked_attention(*states, 16),
+        top_k_attention(*states, 50, causal=True),
+        torch.nn.functional.scaled_dot_product_attention(*states, is_causal=True, scale=1.0),
+    ]
+    gradient = torch.randn_like(contexts[0])
+    expected = torch.autograd.grad(contexts[0], states, gradient)
+    for context in contexts[1:]:
+        torch.testing.assert_close(context, contexts[0])
+        torch.testing.assert_close(torch.autograd.grad(context, states, gradient), expected)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--what=attentions"], "'attentions' is unknown; choose of attention, feed-forward, chunks"),
+        (["--methods=performer"], "'performer' is unknown; choose of vanilla, chunked, top-k, sdpa"),
+        (["--what=chunks", "--methods=sdpa"], "--methods sdpa has none for --what chunks"),
+        (["--lengths=0"], "'0' is not a whole number above 0"),
+        (["--seconds-limit=-1"], "'-1' is not a number above 0"),
+        (["--memory-limit=much"], "'much' is not a number above 0"),
+        (["--dtype=float8"], "--dtype float8 is unknown"),
+        (["--device=tpu"], "--device tpu is unknown"),
+    ],
+)
+def test_bad_input_is_one_sentence(run, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(*options)
