@@ -13,9 +13,9 @@ from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import multi_query_report
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count
 from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
-from elseq.benchmark.report import write_json
-from elseq.cli.benchmark import DTYPES, check_device, count, fairseq_version
+from elseq.benchmark.report import fairseq_version, write_json
 from elseq.errors import UserError
 
 # Sentences. On a GPU as in the paper (training: 32,768 target tokens), if they fit; on a CPU a run takes minutes.
@@ -114,10 +114,10 @@ def _parse():
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     parser.add_argument(
-        "--variants", type=_choices(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)} (default: all)"
+        "--variants", type=choices(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)} (default: all)"
     )
     parser.add_argument(
-        "--columns", type=_choices(BEAMS), default=list(BEAMS), help=f"of {','.join(BEAMS)} (default: all)"
+        "--columns", type=choices(BEAMS), default=list(BEAMS), help=f"of {','.join(BEAMS)} (default: all)"
     )
     parser.add_argument("--batch", type=count, help="sentences in a batch, in every column")
     for name, column in (("train", "training"), ("greedy", "greedy"), ("beam", "beam")):
@@ -134,23 +134,8 @@ def _parse():
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
     parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     args = parser.parse_args()
-    if args.dtype not in DTYPES:
-        raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
-    check_device(args.device)
+    check_device_and_dtype(args.device, args.dtype)
     return args
-
-
-def _choices(known):
-    """A parser of names with commas between them, each once."""
-
-    def parse(text: str) -> list[str]:
-        names = list(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
-        return names
-
-    return parse
 
 
 if __name__ == "__main__":

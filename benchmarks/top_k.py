@@ -14,9 +14,9 @@ from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import top_k_report
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts
 from elseq.benchmark.report import write_json
 from elseq.benchmark.top_k import METHODS, Plan, run_plan
-from elseq.cli.benchmark import DTYPES, check_device, count
 from elseq.errors import UserError
 
 LENGTHS = [1024, 2048, 4096, 8192, 10240, 16384, 32768, 65536]
@@ -117,22 +117,22 @@ def _parse():
     methods = METHODS["attention"]
     work = parser.add_argument_group("what is measured")
     work.add_argument(
-        "--what", type=_choices(METHODS), default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)"
+        "--what", type=choices(METHODS), default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)"
     )
     work.add_argument(
-        "--methods", type=_choices(methods), default=list(methods), help=f"of {','.join(methods)} (default: all)"
+        "--methods", type=choices(methods), default=list(methods), help=f"of {','.join(methods)} (default: all)"
     )
-    work.add_argument("--lengths", type=_counts, default=LENGTHS, help=f"of attention (default: {_listed(LENGTHS)})")
+    work.add_argument("--lengths", type=counts, default=LENGTHS, help=f"of attention (default: {_listed(LENGTHS)})")
     work.add_argument("--layers", type=count, default=1, help="of attention; 2 or more: with projections (default: 1)")
     work.add_argument("--attention-top-k", type=count, help="(default: 128, or 64 with several layers)")
     work.add_argument("--query-chunk-size", type=count, help="queries; the paper's is 1024 (default: elseq's rule)")
     work.add_argument("--tokens", type=count, default=16384, help="of feed-forward layers (default: %(default)s)")
     work.add_argument(
-        "--widths", type=_counts, default=WIDTHS, help=f"units of feed-forward layers (default: {_listed(WIDTHS)})"
+        "--widths", type=counts, default=WIDTHS, help=f"units of feed-forward layers (default: {_listed(WIDTHS)})"
     )
     work.add_argument("--ffn-top-k", type=count, default=512, help="(default: %(default)s)")
     work.add_argument(
-        "--chunk-sizes", type=_counts, default=CHUNK_SIZES, help=f"queries (default: {_listed(CHUNK_SIZES)})"
+        "--chunk-sizes", type=counts, default=CHUNK_SIZES, help=f"queries (default: {_listed(CHUNK_SIZES)})"
     )
     work.add_argument("--chunks-length", type=count, default=8192, help="length for chunks (default: %(default)s)")
     runs = parser.add_argument_group("runs")
@@ -149,18 +149,12 @@ def _parse():
     if "--tiny" in sys.argv[1:]:
         parser.set_defaults(**TINY)
     args = parser.parse_args()
-    if args.dtype not in DTYPES:
-        raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
-    check_device(args.device)
+    check_device_and_dtype(args.device, args.dtype)
     return args
 
 
 def _listed(sizes: list[int]) -> str:
     return ",".join(map(str, sizes))
-
-
-def _counts(text: str) -> list[int]:
-    return [count(part) for part in text.split(",")]
 
 
 def _amount(text: str) -> float:
@@ -171,19 +165,6 @@ def _amount(text: str) -> float:
     if not value > 0:
         raise UserError(f"{text!r} is not a number above 0")
     return value
-
-
-def _choices(known):
-    """A parser of names with commas between them, each once."""
-
-    def parse(text: str) -> list[str]:
-        names = list(dict.fromkeys(text.split(",")))
-        for name in names:
-            if name not in known:
-                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
-        return names
-
-    return parse
 
 
 if __name__ == "__main__":

@@ -10,6 +10,7 @@ import os
 import resource
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
 
 MEBIBYTE = 2**20
@@ -199,7 +200,8 @@ def describe_failure(error: Exception) -> dict:
     return {"failure": f"{type(error).__name__}: {message}"}
 
 
-def main() -> None:
+def main(measure: Callable[[dict], dict] = measure) -> None:
+    """Measure what the file named first on the command line asks for, and write to the one named second."""
     request_path, result_path = map(Path, sys.argv[1:])
     try:
         result = measure(json.loads(request_path.read_text()))

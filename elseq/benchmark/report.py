@@ -1,6 +1,7 @@
 """The rows of a benchmark as a table, as JSON and as a picture."""
 
 import json
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 MEBIBYTE = 2**20
@@ -87,6 +88,15 @@ def notes(rows: list[dict]) -> str:
     if busy:
         sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {', '.join(busy)}.")
     return " ".join(sentences)
+
+
+def fairseq_version() -> str:
+    for name in ("fairseq-fixed", "fairseq"):
+        try:
+            return version(name)
+        except PackageNotFoundError:
+            continue
+    return "of unknown version"
 
 
 def write_json(path: Path, settings: dict, rows: list[dict]) -> None:

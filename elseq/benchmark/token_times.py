@@ -5,18 +5,15 @@ Run as a program, so that its memory is this run's alone. The request has what `
 """
 
 import gc
-import json
-import sys
 import time
 from argparse import Namespace
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
 from fairseq import utils
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import Engine, describe_failure
+from elseq.benchmark.measure import Engine, main
 from elseq.benchmark.models import ModelFile, load
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
@@ -135,14 +132,5 @@ def _now(device: str) -> float:
     return time.perf_counter()
 
 
-def main() -> None:
-    request_path, result_path = map(Path, sys.argv[1:])
-    try:
-        result = measure(json.loads(request_path.read_text()))
-    except Exception as error:
-        result = describe_failure(error)
-    result_path.write_text(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    main(measure)

@@ -9,12 +9,9 @@ sdpa: `torch.nn.functional.scaled_dot_product_attention`.
 """
 
 import gc
-import json
 import resource
-import sys
 import time
 from collections.abc import Callable
-from pathlib import Path
 
 import torch
 import torch.nn.functional as F
@@ -22,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
-from elseq.benchmark.measure import Engine, describe_failure
+from elseq.benchmark.measure import Engine, main
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
@@ -38,6 +35,8 @@ def measure(request: dict) -> dict:
         seconds of each repeat; memory in MiB with the inputs loaded, and the peak of the first pass above that:
         outputs, what is kept for the backward pass, what is alive for a moment, and gradients.
     """
+    torch.set_num_threads(request["threads"])
+    _limit_memory(request)
     torch.manual_seed(1)
     engine = Engine({**request, "beam": 0})  # for its memory
     small = {key: min(size, request[key]) for key, size in SMALL.items() if key in request}
@@ -167,17 +166,5 @@ def _limit_memory(request: dict) -> None:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
-def main() -> None:
-    request_path, result_path = map(Path, sys.argv[1:])
-    request = json.loads(request_path.read_text())
-    torch.set_num_threads(request["threads"])
-    try:
-        _limit_memory(request)
-        result = measure(request)
-    except Exception as error:
-        result = describe_failure(error)
-    result_path.write_text(json.dumps(result))
-
-
 if __name__ == "__main__":
-    main()
+    main(measure)

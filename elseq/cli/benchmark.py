@@ -4,19 +4,18 @@ import argparse
 import sys
 import tempfile
 from contextlib import ExitStack
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 import elseq
 from elseq.benchmark import report
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import FOREIGN_MODES, MODES, Grid, run_grid
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError
 
-DTYPES = ("float32", "bfloat16", "float16")
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
 Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
@@ -123,20 +122,11 @@ def _title(args, grid: Grid) -> str:
         output = f"output {args.min_len} to {args.max_len_b}, length penalty {args.lenpen:g}"
     if args.no_repeat_ngram_size:
         output += f", no repeated {args.no_repeat_ngram_size}-grams"
-    versions = f"torch {torch.__version__}, fairseq {fairseq_version()}, elseq {elseq.__version__}"
+    versions = f"torch {torch.__version__}, fairseq {report.fairseq_version()}, elseq {elseq.__version__}"
     weights = ", random weights" if args.random_weights else ""
     threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
     name = grid.model_file.name
     return f"{name}{weights}; {source}, {output}; {device}, {threads}, {args.dtype}; {versions}"
-
-
-def fairseq_version() -> str:
-    for name in ("fairseq-fixed", "fairseq"):
-        try:
-            return version(name)
-        except PackageNotFoundError:
-            continue
-    return "of unknown version"
 
 
 def _parse(arguments: list[str]):
@@ -175,12 +165,12 @@ def _parse(arguments: list[str]):
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--modes",
-        type=_modes,
+        type=choices(MODES),
         default=["stock", "kv", "el", "auto", *FOREIGN_MODES],
         help=f"of {', '.join(MODES)}; stock is always measured (default: all but stock-*)",
     )
-    runs.add_argument("--batch-sizes", type=_counts, default=[8], help="such as 8,32 (default: 8)")
-    runs.add_argument("--beams", type=_counts, default=[4], help="such as 1,4 (default: 4)")
+    runs.add_argument("--batch-sizes", type=counts, default=[8], help="such as 8,32 (default: 8)")
+    runs.add_argument("--beams", type=counts, default=[4], help="such as 1,4 (default: 4)")
     runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
     runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
     runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
@@ -188,42 +178,10 @@ def _parse(arguments: list[str]):
     runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     args = parser.parse_args(arguments)
     args.model_options = model_options
-    if args.dtype not in DTYPES:
-        raise UserError(f"--dtype {args.dtype} is unknown; choose one of {', '.join(DTYPES)}")
     if args.output_length is None and args.min_len > args.max_len_b:
         raise UserError(f"--min-len {args.min_len} is more than --max-len-b {args.max_len_b}; lower it")
-    check_device(args.device)
+    check_device_and_dtype(args.device, args.dtype)
     return args
-
-
-def check_device(name: str) -> None:
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise UserError(f"--device {name} is unknown; choose cpu or cuda") from error
-    if device.type == "cuda":
-        if (device.index or 0) >= torch.cuda.device_count():
-            raise UserError(f"--device {name} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
-    elif device.type != "cpu":
-        raise UserError(f"--device {name} is not supported; choose cpu or cuda")
-
-
-def _modes(text: str) -> list[str]:
-    modes = list(dict.fromkeys(text.split(",")))
-    for mode in modes:
-        if mode not in MODES:
-            raise UserError(f"mode {mode!r} is unknown; choose of {', '.join(MODES)}")
-    return modes
-
-
-def _counts(text: str) -> list[int]:
-    return [count(part) for part in text.split(",")]
-
-
-def count(text: str) -> int:
-    if not text.strip().isdecimal() or int(text) < 1:
-        raise UserError(f"{text!r} is not a whole number above 0")
-    return int(text)
 
 
 if __name__ == "__main__":

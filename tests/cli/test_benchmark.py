@@ -133,7 +133,7 @@ TINY = ["--arch=bart_base", *RANDOM]
         (["--arch=bart_base"], "--arch alone has no weights"),
         (["--arch=bart_bass", "--random-weights"], "--arch bart_bass is unknown"),
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
-        ([*TINY, "--modes=stock,fast"], "mode 'fast' is unknown; choose of stock, "),
+        ([*TINY, "--modes=stock,fast"], "'fast' is unknown; choose of stock, "),
         ([*TINY, "--beams=4,none"], "'none' is not a whole number above 0"),
         ([*TINY, "--dtype=int8"], "--dtype int8 is unknown"),
         ([*TINY, "--device=tpu7"], "--device tpu7 is unknown"),

@@ -1,0 +1,57 @@
+"""What the commands that measure read from the command line."""
+
+from collections.abc import Callable, Collection
+
+import torch
+
+from elseq.errors import UserError
+
+DTYPES = ("float32", "bfloat16", "float16")
+
+
+def count(text: str) -> int:
+    """
+    Raises:
+        UserError: no whole number above 0.
+    """
+    if not text.strip().isdecimal() or int(text) < 1:
+        raise UserError(f"{text!r} is not a whole number above 0")
+    return int(text)
+
+
+def counts(text: str) -> list[int]:
+    """Numbers with commas between them."""
+    return [count(part) for part in text.split(",")]
+
+
+def choices(known: Collection[str]) -> Callable[[str], list[str]]:
+    """A reader of names with commas between them, each once; it raises a `UserError` for others than those known."""
+
+    def read(text: str) -> list[str]:
+        names = list(dict.fromkeys(text.split(",")))
+        for name in names:
+            if name not in known:
+                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
+        return names
+
+    return read
+
+
+def check_device_and_dtype(device: str, dtype: str) -> None:
+    """
+    Raises:
+        UserError: a device that is not here, or a type that is none of `DTYPES`.
+    """
+    if dtype not in DTYPES:
+        raise UserError(f"--dtype {dtype} is unknown; choose one of {', '.join(DTYPES)}")
+    try:
+        kind = torch.device(device)
+    except RuntimeError as error:
+        raise UserError(f"--device {device} is unknown; choose cpu or cuda") from error
+    if kind.type == "cuda":
+        if (kind.index or 0) >= torch.cuda.device_count():
+            raise UserError(
+                f"--device {device} is not there; this machine has {torch.cuda.device_count()} CUDA devices"
+            )
+    elif kind.type != "cpu":
+        raise UserError(f"--device {device} is not supported; choose cpu or cuda")
