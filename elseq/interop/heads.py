@@ -71,7 +71,8 @@ def pool_heads(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for place in places:
-            heads = configuration["encoder_attention_heads" if place == "encoder" else "decoder_attention_heads"]
+            # A language model's configuration knows of no encoder; that there is none is said by the check.
+            heads = configuration.get("encoder_attention_heads" if place == "encoder" else "decoder_attention_heads")
             _check(model, place, heads, num_kv_heads)
             for attention in _attentions(model, place) if num_kv_heads < heads else []:
                 fresh = _fresh_projections(model, attention, heads, num_kv_heads) if method == "random" else {}

@@ -223,3 +223,10 @@ def test_attention_that_is_not_there():
         pool_heads(model, configuration, 2, ["decoder", "cross"])
     with pytest.raises(UserError, match="of attention it has none that elseq knows"):
         pool_heads({}, configuration, 2, ["decoder"])
+
+
+@pytest.mark.parametrize("places", [["encoder"], ["decoder", "encoder"], ["cross"]])
+def test_a_language_model_has_one_kind_of_attention(places):
+    model, configuration = make("transformer_lm")
+    with pytest.raises(UserError, match="the model has no (encoder self-attention|cross-attention) to pool"):
+        pool_heads(model, configuration, 2, places)
