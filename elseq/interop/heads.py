@@ -13,6 +13,7 @@ from torch import Tensor
 from elseq.attention import Attention
 from elseq.attention.module import split_joint_projections
 from elseq.errors import UserError
+from elseq.models.config import divisors
 
 METHODS = ("mean", "first", "random")
 PLACES = {"encoder": "encoder self-attention", "decoder": "decoder self-attention", "cross": "cross-attention"}
@@ -124,10 +125,9 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
                 f"{heads} heads: give the multi-head checkpoint that it was made of"
             )
     if num_kv_heads < 1 or heads % num_kv_heads:
-        divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
         raise UserError(
             f"{num_kv_heads} key/value heads do not divide the {heads} heads of its {PLACES[place]}: "
-            f"give one of {divisors}"
+            f"give one of {divisors(heads)}"
         )
 
 

@@ -175,6 +175,22 @@ def num_kv_heads(cfg, where: str) -> int | None:
     return getattr(cfg, "num_kv_heads", None) if own is None else own
 
 
+def divisors(heads: int) -> str:
+    """The numbers of key/value heads that there can be, for a sentence."""
+    return ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+
+
+def check_configuration(cfg: Namespace) -> None:
+    """All that is checked before a model is built.
+
+    Raises:
+        UserError: see `check_supported`, `check_heads` and `check_top_k`.
+    """
+    check_supported(cfg)
+    check_heads(cfg)
+    check_top_k(cfg)
+
+
 def check_heads(cfg: Namespace) -> None:
     """
     Raises:
@@ -186,14 +202,10 @@ def check_heads(cfg: Namespace) -> None:
         if heads is not None and kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
             own = getattr(cfg, f"{where}_num_kv_heads", None) is not None
             option = f"--{where}-num-kv-heads" if own else "--num-kv-heads"
-            divisors = ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
             raise UserError(
-                f"{option} {kv_heads} does not divide --{side}-attention-heads {heads}: give one of {divisors}"
+                f"{option} {kv_heads} does not divide --{side}-attention-heads {heads}: give one of {divisors(heads)}"
             )
-    for name in ("head_dim", "local_attention_radius"):
-        value = getattr(cfg, name, None)
-        if value is not None and value < 1:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more")
+    _check_least(cfg, head_dim=1, local_attention_radius=1)
     if getattr(cfg, "scale_heads", False) and getattr(cfg, "head_dim", None) is not None:
         raise UserError("--scale-heads needs heads that together are as wide as the layer: leave out --head-dim")
 
@@ -203,10 +215,7 @@ def check_top_k(cfg: Namespace) -> None:
     Raises:
         UserError: a number that is negative, a chunk of nothing, or a feed-forward layer that cannot take top-k.
     """
-    for name, least in (("attention_top_k", 0), ("ffn_top_k", 0), ("query_chunk_size", 1), ("ffn_chunk_size", 1)):
-        value = getattr(cfg, name, None)
-        if value is not None and value < least:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give {least} or more")
+    _check_least(cfg, attention_top_k=0, ffn_top_k=0, query_chunk_size=1, ffn_chunk_size=1)
     if not getattr(cfg, "ffn_top_k", None):
         return
     activation = getattr(cfg, "activation_fn", "relu")
@@ -215,3 +224,10 @@ def check_top_k(cfg: Namespace) -> None:
     for name in ("activation_dropout", "relu_dropout", "quant_noise_pq", "scale_fc"):
         if getattr(cfg, name, None):
             raise UserError(f"--ffn-top-k does not go with --{name.replace('_', '-')}: leave out one of them")
+
+
+def _check_least(cfg: Namespace, **least: int) -> None:
+    for name, bound in least.items():
+        value = getattr(cfg, name, None)
+        if value is not None and value < bound:
+            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give {bound} or more")

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from elseq.attention import DecodePolicy, DecodeState, LayerState, SelfAttentionState, SentenceState
 from elseq.errors import UserError
-from elseq.models.config import ElseqTransformerConfig, check_heads, check_supported, check_top_k, to_namespace
+from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
 
 STATE = "elseq.decode_state"  # where fairseq's incremental_state holds ours
@@ -238,9 +238,7 @@ class EncoderDecoderModel:
     @classmethod
     def build_model(cls, args, task):
         args = to_namespace(args)
-        check_supported(args)
-        check_heads(args)
-        check_top_k(args)
+        check_configuration(args)
         args.task = getattr(args, "task", None)  # BART looks at it when it loads a checkpoint
         try:
             return super().build_model(args, task)

@@ -7,7 +7,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.modules import AdaptiveInput
 
 from elseq.errors import UserError
-from elseq.models.config import ElseqLanguageModelConfig, check_heads, check_supported, check_top_k, to_namespace
+from elseq.models.config import ElseqLanguageModelConfig, check_configuration, to_namespace
 from elseq.models.transformer import Decoder
 
 
@@ -18,9 +18,7 @@ class ElseqTransformerLanguageModel(TransformerLanguageModel):
     @classmethod
     def build_model(cls, args, task):
         args = to_namespace(args)
-        check_supported(args)
-        check_heads(args)
-        check_top_k(args)
+        check_configuration(args)
         if args.decoder_layers_to_keep:
             args.decoder_layers = len(args.decoder_layers_to_keep.split(","))
         if getattr(args, "max_target_positions", None) is None:
