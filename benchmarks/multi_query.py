@@ -6,14 +6,13 @@ with and without local attention in the decoder, and the first under stock fairs
 
 import argparse
 import sys
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import multi_query_report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, make_output_folder
 from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
 from elseq.benchmark.report import fairseq_version, write_json
 from elseq.errors import UserError
@@ -26,11 +25,7 @@ CPU_BATCHES = {"training": 4, "greedy": 16, "beam": 16}
 def main() -> None:
     args = _parse()
     plan = _plan(args)
-    output = Path(args.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+    output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
     title = _title(settings)
     rows: list[dict] = []

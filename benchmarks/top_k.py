@@ -7,14 +7,13 @@ is a process of its own. What would not fit the memory or would take too long is
 import argparse
 import sys
 from dataclasses import asdict
-from pathlib import Path
 
 import torch
 from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import top_k_report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts, make_output_folder
 from elseq.benchmark.report import write_json
 from elseq.benchmark.top_k import METHODS, Plan, run_plan
 from elseq.errors import UserError
@@ -38,11 +37,7 @@ def main() -> None:
     plan = _plan(args)
     if not plan.cells():
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
-    output = Path(args.output)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+    output = make_output_folder(args.output)
     settings = _settings(plan)
     rows: list[dict] = []
     text = ""

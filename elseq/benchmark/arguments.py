@@ -1,6 +1,7 @@
 """What the commands that measure read from the command line."""
 
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 import torch
 
@@ -35,6 +36,19 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def make_output_folder(name: str) -> Path:
+    """
+    Raises:
+        UserError: a folder that cannot be made.
+    """
+    output = Path(name)
+    try:
+        output.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+    return output
 
 
 def check_device_and_dtype(device: str, dtype: str) -> None:

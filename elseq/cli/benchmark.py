@@ -10,7 +10,7 @@ import torch
 
 import elseq
 from elseq.benchmark import report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts
+from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts, make_output_folder
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import FOREIGN_MODES, MODES, Grid, run_grid
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
@@ -29,11 +29,7 @@ def main() -> None:
     with ExitStack() as stack:
         grid = _prepare(args, stack)
         title = _title(args, grid)
-        output = Path(args.output)
-        try:
-            output.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
+        output = make_output_folder(args.output)
         settings = {"title": title, "options": {key: value for key, value in vars(args).items() if key != "output"}}
         rows: list[dict] = []
         runs = len(grid.cells())
