@@ -5,17 +5,16 @@ with and without local attention in the decoder, and the first under stock fairs
 """
 
 import argparse
-import sys
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import multi_query_report
 from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, make_output_folder
 from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
-from elseq.benchmark.report import fairseq_version, write_json
-from elseq.errors import UserError
+from elseq.benchmark.publishing import run_and_publish
+from elseq.benchmark.report import fairseq_version
 
 # Sentences. On a GPU as in the paper (training: 32,768 target tokens), if they fit; on a CPU a run takes minutes.
 GPU_BATCHES = {"training": 256, "greedy": 1024, "beam": 1024}
@@ -28,30 +27,12 @@ def main() -> None:
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
     title = _title(settings)
-    rows: list[dict] = []
-    text = ""
-    bar = tqdm(total=len(plan.variants) * len(plan.columns), unit="run", file=sys.stderr)
 
-    def done(row: dict) -> None:
-        nonlocal text
-        rows.append(row)
-        write_json(output / "multi_query.json", settings | {"ratios": multi_query_report.compare(rows)}, rows)
-        text = f"{title}\n\n{multi_query_report.tables(rows)}\n\n{multi_query_report.notes(plan, rows)}\n"
-        (output / "multi_query.md").write_text(text)
-        bar.write(multi_query_report.progress(row), file=sys.stderr)
-        bar.update()
+    def text(rows: list[dict]) -> str:
+        return f"{title}\n\n{multi_query_report.tables(rows)}\n\n{multi_query_report.notes(plan, rows)}\n"
 
-    try:
-        run_plan(plan, done)
-    except KeyboardInterrupt:
-        bar.close()
-        print(f"interrupted; what was measured:\n\n{text}", file=sys.stderr)
-        sys.exit(130)
-    bar.close()
-    print(text)
-    print(f"written: {output / 'multi_query.json'}, {output / 'multi_query.md'}", file=sys.stderr)
-    if all("failure" in row for row in rows):
-        raise UserError(f"nothing could be measured; {multi_query_report.failure(rows[0]).removesuffix('.')}")
+    runs = len(plan.variants) * len(plan.columns)
+    run_and_publish(partial(run_plan, plan), runs, output / "multi_query", settings, multi_query_report, text)
 
 
 def _plan(args) -> Plan:

@@ -7,14 +7,14 @@ is a process of its own. What would not fit the memory or would take too long is
 import argparse
 import sys
 from dataclasses import asdict
+from functools import partial
 
 import torch
-from tqdm import tqdm
 
 import elseq
 from elseq.benchmark import top_k_report
 from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts, make_output_folder
-from elseq.benchmark.report import write_json
+from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.top_k import METHODS, Plan, run_plan
 from elseq.errors import UserError
 
@@ -39,32 +39,12 @@ def main() -> None:
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
     output = make_output_folder(args.output)
     settings = _settings(plan)
-    rows: list[dict] = []
-    text = ""
-    bar = tqdm(total=len(plan.cells()), unit="run", file=sys.stderr)
 
-    def done(row: dict) -> None:
-        nonlocal text
-        rows.append(row)
-        write_json(output / "top_k.json", settings | {"ratios": top_k_report.compare(rows)}, rows)
-        text = f"{_title(settings)}\n\n{top_k_report.tables(plan, rows)}\n\n{top_k_report.notes(plan, rows)}\n"
-        (output / "top_k.md").write_text(text)
-        bar.write(top_k_report.progress(row), file=sys.stderr)
-        bar.update()
+    def text(rows: list[dict]) -> str:
+        return f"{_title(settings)}\n\n{top_k_report.tables(plan, rows)}\n\n{top_k_report.notes(plan, rows)}\n"
 
-    try:
-        run_plan(plan, done)
-    except KeyboardInterrupt:
-        bar.close()
-        print(f"interrupted; what was measured:\n\n{text}", file=sys.stderr)
-        top_k_report.plot(output, plan, rows)
-        sys.exit(130)
-    bar.close()
-    print(text)
-    written = [output / "top_k.json", output / "top_k.md", *top_k_report.plot(output, plan, rows)]
-    print(f"written: {', '.join(map(str, written))}", file=sys.stderr)
-    if all("failure" in row for row in rows):
-        raise UserError(f"nothing could be measured; {top_k_report.failure(rows[0])}")
+    plot = partial(top_k_report.plot, output, plan)
+    run_and_publish(partial(run_plan, plan), len(plan.cells()), output / "top_k", settings, top_k_report, text, plot)
 
 
 def _plan(args) -> Plan:

@@ -46,8 +46,7 @@ class FairseqEngine(Engine):
             self._watch_policy()
 
     def decode(self, batch):
-        sample = self.dataset.collater([self.dataset[index] for index in batch])
-        sample = utils.move_to_cuda(sample) if self.request["device"] != "cpu" else sample
+        sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
         prompt_length = 0
         if self.model_file.is_language_model and self.is_stock:
             prompt_length = sample["net_input"]["src_tokens"].size(1) - 1  # to fairseq it is a part of the output
@@ -60,6 +59,9 @@ class FairseqEngine(Engine):
         return [
             [hypothesis["tokens"][prompt_length:-1].tolist() for hypothesis in found[order[index]]] for index in batch
         ]
+
+    def to_device(self, sample):
+        return utils.apply_to_sample(lambda tensor: tensor.to(self.request["device"]), sample)
 
     def _build_generator(self):
         if self.mode == "stock-copied" and hasattr(self.model, "set_beam_size"):

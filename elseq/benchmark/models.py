@@ -97,13 +97,14 @@ def checkpoint_model(path: Path, data: Path | None) -> ModelFile:
     return _describe(path.name, path, cfg, data or path.parent)
 
 
-def load(model_file: ModelFile, mode: str):
-    """The model as a mode decodes it, in eval mode, and its task.
+def load(model_file: ModelFile, mode: str, for_training: bool = False):
+    """The model as a mode decodes it, and its task.
 
     Args:
         model_file: which model.
         mode: auto, kv or el; or one that begins with stock, which gives fairseq's own modules even to a checkpoint
             that an elseq architecture has trained.
+        for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
     """
     is_stock = mode.startswith("stock")
     task = make_task(model_file, "stock" if is_stock else mode)
@@ -111,6 +112,8 @@ def load(model_file: ModelFile, mode: str):
         build = task.build_model
         task.build_model = lambda cfg, from_checkpoint=False: _build_stock(cfg, task, build, from_checkpoint)
     [model], _, _ = checkpoint_utils.load_model_ensemble_and_task([model_file.path], task=task)
+    if for_training:
+        return model.train(), task
     model.eval()
     model.prepare_for_inference_(Namespace(generation=GenerationConfig()))
     return model, task

@@ -10,7 +10,6 @@ from argparse import Namespace
 
 import torch
 import torch.nn.functional as F
-from fairseq import utils
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
 from elseq.benchmark.measure import Engine, main
@@ -47,7 +46,7 @@ class Decoding(FairseqEngine):
         super().__init__(request)
         self.look_closely = True
         sample = self.dataset.collater([self.dataset[index] for index in range(len(request["sources"]))])
-        self.sample = utils.move_to_cuda(sample, request["device"]) if request["device"] != "cpu" else sample
+        self.sample = self.to_device(sample)
         self.encoder_seconds = 0.0
         self._watch_encoder()
 
@@ -93,10 +92,8 @@ class Training(Engine):
         super().__init__(request)
         torch.set_num_threads(request["threads"])
         device = request["device"]
-        model, task = load(ModelFile(**request["model_file"]), request["mode"])
-        # `load` has it decode only; all that fairseq has changed in a Transformer is whether it tells its attention.
-        vars(model).pop("train", None)
-        self.model = model.to(device=device, dtype=getattr(torch, request["dtype"])).train()
+        model, task = load(ModelFile(**request["model_file"]), request["mode"], for_training=True)
+        self.model = model.to(device=device, dtype=getattr(torch, request["dtype"]))
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
         source = torch.tensor(request["sources"], device=device)
         # Any words will do as a target; each is predicted from those before it, and the first from the end symbol.

@@ -45,6 +45,7 @@ REPAIRS = (
     generation.explain_search_options,
     commands.accept_elseq_as_user_dir,
     commands.validate_without_task,
+    commands.keep_stock_from_the_model,
     commands.explain_missing_path,
     commands.explain_options_of_interactive,
     commands.let_user_errors_through_hydra,

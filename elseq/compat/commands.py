@@ -6,7 +6,7 @@ import os
 import sys
 import warnings
 
-from fairseq import options, utils
+from fairseq import checkpoint_utils, options, utils
 from hydra._internal import utils as hydra_utils
 
 from elseq.compat.patching import wrap
@@ -45,6 +45,19 @@ def validate_without_task():
         return parse(parser, *args, **kwargs)
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def keep_stock_from_the_model():
+    """fairseq-validate writes an option of its command line into the checkpoint's configuration wherever it has one of
+    that name. The task's --decode-attention can be stock, the model's cannot."""
+
+    def overwrite_args_by_name(overwrite, cfg, overrides):
+        before = getattr(cfg.get("model"), "decode_attention", None)
+        overwrite(cfg, overrides)
+        if before is not None and overrides.get("decode_attention") == "stock":
+            cfg.model.decode_attention = before
+
+    wrap(checkpoint_utils, "overwrite_args_by_name", overwrite_args_by_name)
 
 
 def explain_missing_path():

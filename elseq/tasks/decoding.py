@@ -66,6 +66,10 @@ def check_options(options) -> None:
             raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more, or 0 for all")
     for place in _places(options.apply_top_k_in):
         check_choice("--apply-top-k-in", place, PLACES)
+    if options.apply_top_k is None and set(_places(options.apply_top_k_in)) != set(PLACES):
+        raise UserError(
+            f"--apply-top-k-in {options.apply_top_k_in} says where --apply-top-k counts, which is missing: give both"
+        )
 
 
 def _places(text: str) -> tuple[str, ...]:

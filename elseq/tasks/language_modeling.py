@@ -59,6 +59,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             raise UserError("lexical constraints are not supported for language models; remove --constraints")
         source = sample["net_input"]["src_tokens"]
         if prefix_tokens is not None:
+            self._check_lines(prefix_tokens[:, :-1], prefix_tokens[:, 1:])
             # A line shorter than the prefix is all prompt, without its end.
             prefix_tokens = prefix_tokens.masked_fill(prefix_tokens.eq(self.dictionary.eos()), self.dictionary.pad())
             prompt = torch.cat((source.new_full((source.size(0), 1), self._start()), prefix_tokens), dim=1)
@@ -66,15 +67,16 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             prompt = self._split(sample)
         else:
             prompt = source
-            self._check_lines(prompt)
+            self._check_lines(prompt[:, 1:], prompt[:, 1:])
         lengths = prompt.ne(self.dictionary.pad()).sum(dim=1)
         part = {**sample, "net_input": {"src_tokens": prompt, "src_lengths": lengths}}
         return generator.generate(models, part, prompt_tokens=prompt)
 
-    def _check_lines(self, prompt: Tensor) -> None:
+    def _check_lines(self, tokens: Tensor, following: Tensor) -> None:
         # A prompt that somebody typed may have the symbol in it; one from a data set got it from the end of a line.
         from_data = len(self.datasets) > 0 and self.args.sample_break_mode != "eos"
-        if from_data and bool(prompt[:, 1:].eq(self.dictionary.eos()).any()):
+        ends = tokens.eq(self.dictionary.eos()) & following.ne(self.dictionary.pad())
+        if from_data and bool(ends.any()):
             raise UserError(
                 "a prompt runs over the end of a line: give --sample-break-mode eos, which makes each line one, "
                 "or --prompt-separator"

@@ -1,12 +1,16 @@
 import logging
+import re
 import sys
 import warnings
 from argparse import Namespace
 from pathlib import Path
 
 import pytest
-from fairseq import options, utils
+import torch
+from fairseq import checkpoint_utils, options, utils
 from hydra._internal import utils as hydra_utils
+from omegaconf import OmegaConf
+from omegaconf.errors import ValidationError
 
 import elseq
 from elseq import compat
@@ -77,6 +81,27 @@ def test_validation_needs_no_task(tiny_translation, without):
     without(options, "parse_args_and_arch")
     with pytest.raises(KeyError):
         helpers.run_here(command)
+
+
+def test_validation_of_our_models_under_stock(tiny_multi_query, without, tmp_path):
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(tiny_multi_query.checkpoint))
+    state[
+        "cfg"
+    ].model._name = "elseq_transformer"  # as --arch elseq_transformer: its options are checked when it is built
+    torch.save({**state, "cfg": OmegaConf.to_container(state["cfg"])}, tmp_path / "model.pt")
+    command = ["fairseq-validate", tiny_multi_query.data, "--path", tmp_path / "model.pt", "--cpu"]
+    command += ["--max-tokens=500", "--num-workers=0", "--task=elseq_translation"]
+    losses = {
+        loss
+        for mode in ("stock", "el")
+        for loss in re.findall(
+            r"valid on 'valid' subset \| loss ([\d.]+)", helpers.run_here([*command, "--decode-attention", mode]).stdout
+        )
+    }
+    assert len(losses) == 1
+    without(checkpoint_utils, "overwrite_args_by_name")
+    with pytest.raises(ValidationError):
+        helpers.run_here([*command, "--decode-attention", "stock"])
 
 
 @pytest.mark.parametrize("command", ["generate", "interactive", "eval-lm", "validate"])

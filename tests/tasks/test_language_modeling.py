@@ -149,3 +149,8 @@ def test_prompts_of_several_lines_are_refused(tiny_language_model):
     generate(task, model, interactive_batch(task, ["w1 </s> w2"]))
     with pytest.raises(UserError, match="^a prompt runs over the end of a line: give --sample-break-mode eos"):
         generate(task, model, make_batch(task))
+    blocks = make_batch(task)["target"]
+    with pytest.raises(UserError, match="^a prompt runs over the end of a line: give --sample-break-mode eos"):
+        generate(task, model, make_batch(task), prefix_tokens=blocks)
+    first_line = 1 + int(blocks.eq(task.dictionary.eos()).int().argmax(dim=1).min())
+    generate(task, model, make_batch(task), prefix_tokens=blocks[:, :first_line])

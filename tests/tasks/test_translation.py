@@ -99,6 +99,11 @@ def test_unknown_evaluation(tiny_bart):
         load_translation(tiny_bart, decode_attention="fast")
 
 
+def test_places_without_a_top_k(tiny_bart):
+    with pytest.raises(UserError, match="^--apply-top-k-in encoder says where --apply-top-k counts, which is missing"):
+        load_translation(tiny_bart, apply_top_k_in="encoder")
+
+
 # --- which generator
 
 
