@@ -15,7 +15,7 @@ class UserError(Exception):
 def install_excepthook():
     """Let an uncaught error of the user's end the program as one line on stderr and exit code 1, without a traceback.
 
-    Everything else goes to the hook that was there before. Installing twice changes nothing.
+    Ctrl-C likewise (Python then ends by the signal: 130 to a shell). Everything else goes to the hook that was there before. Installing twice changes nothing.
     """
     previous = sys.excepthook
     if getattr(previous, "is_elseq_hook", False):
@@ -23,7 +23,9 @@ def install_excepthook():
 
     def excepthook(kind, error, traceback):
         sentence = user_sentence(error)
-        if sentence is None:
+        if kind is KeyboardInterrupt:
+            print("elseq: interrupted", file=sys.stderr)
+        elif sentence is None:
             previous(kind, error, traceback)
         else:
             print(f"elseq: error: {sentence}", file=sys.stderr)

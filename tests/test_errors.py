@@ -33,6 +33,12 @@ def test_other_errors_go_to_the_previous_hook(hooked, capsys):
     assert hooked == [(ValueError, error, None)]
 
 
+def test_interruption_is_one_line(hooked, capsys):
+    raise_to_hook(KeyboardInterrupt())
+    assert capsys.readouterr().err == "elseq: interrupted\n"
+    assert hooked == []
+
+
 def test_installed_twice_is_installed_once(hooked):
     hook = sys.excepthook
     errors.install_excepthook()
