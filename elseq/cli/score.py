@@ -1,0 +1,156 @@
+"""elseq-score: ROUGE of summaries; BLEU, METEOR and ROUGE-L of generated questions."""
+
+import argparse
+import sys
+from pathlib import Path
+
+import elseq  # noqa: F401  # lets the user's errors end in one sentence
+from elseq.benchmark.arguments import count
+from elseq.files import read_lines, written_whole
+from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
+from elseq.scoring.published import settings as published_settings
+from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
+from elseq.scoring.report import System, report, table, to_json
+from elseq.scoring.statistics import SEED, resample
+from elseq.scoring.summaries import score_summaries
+
+EPILOG = "docs/scores.md says what each score is exactly, and where the published ones stand."
+
+
+def main() -> None:
+    args = _parse(sys.argv[1:])
+    hypotheses = {path: read_hypotheses(path, args.log) for path in args.hypotheses}
+    references = list(read_lines(args.references))
+    check_equal_lengths({args.references: references, **hypotheses})
+    systems, settings, notes = args.score(args, hypotheses, references)
+    settings = {
+        "command": args.command,
+        "references": str(args.references),
+        "lines": len(references),
+        "empty_references": _count_blank(references),
+        "bootstrap": args.bootstrap,
+        "seed": args.seed,
+        **settings,
+    }
+    resampled = resample([system.scores for system in systems], args.bootstrap, args.seed) if args.bootstrap else None
+    content = report(systems, resampled, settings, notes, args.setting)
+    print(table(content), "", *content["notes"], sep="\n")
+    if args.output:
+        with written_whole(args.output) as file:
+            file.write(to_json(content))
+        print(f"written: {args.output}", file=sys.stderr)
+
+
+def score_rouge(args, hypotheses: dict[Path, list[str]], references: list[str]):
+    mark = args.sentence_separator
+    # references without it are single sentences, hypotheses may be of a model that does not write it
+    marks = {path: mark if mark and any(mark in line for line in lines) else None for path, lines in hypotheses.items()}
+    reference_sentences = into_sentences(references, mark)
+    systems = [
+        System(
+            str(path),
+            _count_blank(lines),
+            score_summaries(into_sentences(lines, marks[path]), reference_sentences, args.stem),
+        )
+        for path, lines in hypotheses.items()
+    ]
+    marks = {str(path): found for path, found in {**marks, args.references: mark}.items()}
+    settings = {"examples": len(references), "stemming": args.stem, "sentence_separators": marks}
+    notes = [f"rouge-score, {'with' if args.stem else 'without'} stemming; ROUGE-Lsum is what papers call ROUGE-L."]
+    for path, found in marks.items():
+        notes.append(f"Sentences of {path}: {'found by punctuation' if found is None else f'divided at {found}'}.")
+    if mark and not any(mark in line for line in references):
+        notes.append(f"There is no {mark} in {args.references}: each reference is one sentence.")
+    return systems, settings, notes
+
+
+def score_qg(args, hypotheses: dict[Path, list[str]], references: list[str]):
+    sources = None
+    if args.sources:
+        sources = list(read_lines(args.sources))
+        check_equal_lengths({args.references: references, args.sources: sources})
+    systems = []
+    for path, lines in hypotheses.items():
+        lines, groups = group_by_source(lines, references, sources) if sources else (lines, [[r] for r in references])
+        scores, signature = score_questions(lines, groups, args.tokenized)
+        systems.append(System(str(path), _count_blank(lines), scores))
+    tokens = "words are what spaces separate" if args.tokenized else "words of nltk's Treebank tokenizer"
+    notes = [f"BLEU-4 (of the corpus, without smoothing), ROUGE-L (COCO) and METEOR: lower case, {tokens}."]
+    notes.append(f"sacreBLEU: {signature}.")
+    if "meteor" not in scores:
+        notes.append(f"{NO_METEOR}.")
+    if sources:
+        notes.append(f"An example is a source of {args.sources} with its references and the last of its hypotheses.")
+    settings = {
+        "examples": len(lines),
+        "sources": str(args.sources) if args.sources else None,
+        "tokenized": args.tokenized,
+        "sacrebleu": signature,
+    }
+    return systems, settings, notes
+
+
+def _count_blank(lines: list[str]) -> int:
+    return sum(not line.strip() for line in lines)
+
+
+def _parse(arguments: list[str]):
+    parser = argparse.ArgumentParser(prog="elseq-score", description=__doc__.partition(": ")[2], epilog=EPILOG)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
+    rouge = commands.add_parser(
+        "rouge",
+        help="summaries",
+        description="ROUGE-1, -2, -L and -Lsum of summaries, by rouge-score: F1, precision, recall.",
+        epilog=EPILOG,
+    )
+    rouge.add_argument(
+        "--sentence-separator",
+        metavar="MARK",
+        help="what stands between the sentences of references, and of hypotheses if it is in their file (default: "
+        "sentences are found by punctuation)",
+    )
+    rouge.add_argument("--no-stem", dest="stem", action="store_false", help="compare words, not their stems")
+    rouge.set_defaults(score=score_rouge)
+    questions = commands.add_parser(
+        "qg",
+        help="generated questions",
+        description="BLEU-4, sacreBLEU, METEOR and ROUGE-L of generated questions.",
+        epilog=EPILOG,
+    )
+    questions.add_argument(
+        "--sources",
+        type=Path,
+        help="their sources, a line each: the references of equal lines are put together, as Du et al. (2017) do",
+    )
+    questions.add_argument("--tokenized", action="store_true", help="the text is tokenized: divide it at spaces")
+    questions.set_defaults(score=score_qg)
+    for command in (rouge, questions):
+        command.add_argument(
+            "hypotheses", type=Path, nargs="+", metavar="HYPOTHESES", help="a file of a system, an example a line"
+        )
+        command.add_argument("references", type=Path, metavar="REFERENCES", help="the references, in the same order")
+        command.add_argument("--log", action="store_true", help="HYPOTHESES are logs of fairseq-generate")
+        command.add_argument(
+            "--bootstrap",
+            type=_whole_number,
+            default=1000,
+            metavar="N",
+            help="resamples; 0: no intervals (default: 1000)",
+        )
+        command.add_argument("--seed", type=_whole_number, default=SEED, help="of the resamples (default: %(default)s)")
+        command.add_argument(
+            "--setting",
+            choices=published_settings(command.prog.split()[-1]),
+            help="published scores to show beside: %(choices)s",
+            metavar="NAME",
+        )
+        command.add_argument("--output", type=Path, metavar="FILE", help="write all of it as JSON, too")
+    return parser.parse_args(arguments)
+
+
+def _whole_number(text: str) -> int:
+    return 0 if text == "0" else count(text)
+
+
+if __name__ == "__main__":
+    main()

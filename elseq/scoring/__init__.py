@@ -1,0 +1,1 @@
+"""How good hypotheses are: ROUGE of summaries, BLEU, METEOR and ROUGE-L of questions, and how sure that is."""
