@@ -35,14 +35,40 @@ anew() {
   stage "$@"
 }
 
-# pieces [OPTION...]: sentencepiece vocabulary of $work/corpus, and the corpus in its pieces.
-pieces() { python "$root/scripts/encode_pieces.py" "$work/corpus" "$work/pieces" "$@" 2>"$work/pieces.log"; }
+# The commands of a stage that go through these three are printed, not run, where `dry_run` is set.
+dry_run=
 
+run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }
+
+# noted FILE COMMAND...: its standard output goes to the screen and to $work/FILE.
+noted() {
+  local file=$work/$1; shift
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" | tee "$file"; fi
+}
+
+# logged NAME COMMAND...: all it says goes to $work/NAME.log; of that, to the screen what fairseq says of a validation.
+logged() {
+  local log=$work/$1.log; shift
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | sed -un '/num. shared model params\|valid on/p'; fi
+}
+
+quoted() {
+  local word line=()
+  for word; do [[ $word =~ ^[A-Za-z0-9_./:=,+%@-]+$ ]] && line+=("$word") || line+=("${word@Q}"); done
+  echo "${line[*]}"
+}
+
+# pieces [OPTION...]: the subwords of $work/corpus, by a sentencepiece vocabulary of its own unless the options say otherwise.
+pieces() { noted pieces.log python "$root/scripts/encode_text.py" "$work/corpus" "$work/pieces" "$@"; }
+
+# binarize [OPTION...]: fairseq-preprocess; one dictionary for both sides, unless the options name dictionaries.
 binarize() {
-  rm -rf "$work/data" # what an earlier run with other settings made; fairseq-preprocess refuses to replace it
-  fairseq-preprocess --source-lang source --target-lang target --joined-dictionary --workers 2 \
-    --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
-    --destdir "$work/data" >"$work/binarize.log" 2>&1
+  [ $# -gt 0 ] || set -- --joined-dictionary
+  # What an earlier run with other settings made goes: fairseq-preprocess refuses to replace it.
+  run rm -rf "$work/data" &&
+    logged binarize fairseq-preprocess --source-lang source --target-lang target "$@" --workers 2 \
+      --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \
+      --destdir "$work/data"
 }
 
 # use_multi30k [--fresh]: the work folder, and `text`, the folder of Multi30k under ELSEQ_DATA.

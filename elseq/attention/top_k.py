@@ -74,6 +74,7 @@ def top_k_attention(
     Raises:
         ValueError: top_k or query_chunk_size is below 1.
     """
+    _require_positive(top_k=top_k, query_chunk_size=query_chunk_size)
     query, key, value = _autocast(query, key, value)
     sequences, heads, length, width = query.shape
     owners, kv_heads, keys, _ = key.shape
@@ -134,6 +135,7 @@ def top_k_feed_forward(
     Raises:
         ValueError: top_k or chunk_size is below 1, or another activation.
     """
+    _require_positive(top_k=top_k, chunk_size=chunk_size)
     if activation not in ACTIVATIONS:
         raise ValueError(f"activation {activation}: top-k feed-forward layers have one of {', '.join(ACTIVATIONS)}")
     x, weight_in, bias_in, weight_out, bias_out = _autocast(x, weight_in, bias_in, weight_out, bias_out)
@@ -186,9 +188,6 @@ class _Plan:
     causal: bool = False
     window: int | None = None
     dropout: float = 0.0
-
-    def __post_init__(self):
-        _require_positive(top_k=self.top_k, chunk_size=self.chunk_size)
 
     def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
         """All of query [B, R, T, K]; key: [B, S, K]."""

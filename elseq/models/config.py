@@ -94,7 +94,7 @@ class TopKConfig(FairseqDataclass):
     )
     query_chunk_size: Optional[int] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "queries that top-k attention evaluates together (default: 256 on a CPU, 2048 on a GPU)"},
+        metadata={"help": "queries that top-k attention evaluates together (default: 256 on a CPU, 1024 on a GPU)"},
     )
     ffn_chunk_size: Optional[int] = field(  # noqa: UP045
         default=None,

@@ -340,10 +340,10 @@ def test_no_second_derivative():
         gradient.sum().backward()
 
 
-@pytest.mark.parametrize("options", [{"top_k": 0}, {"top_k": 2, "query_chunk_size": 0}])
-def test_mistakes(options):
-    with pytest.raises(ValueError, match="0: it has to be 1 or more"):
-        top_k_attention(*torch.randn(3, 1, 1, 4, 2), **options)
+@pytest.mark.parametrize("mistake", ["top_k", "query_chunk_size"])
+def test_mistakes(mistake):
+    with pytest.raises(ValueError, match=f"^{mistake} is 0: it has to be 1 or more"):
+        top_k_attention(*torch.randn(3, 1, 1, 4, 2), **{"top_k": 2, mistake: 0})
 
 
 class LargestTensor(TorchDispatchMode):
@@ -456,10 +456,17 @@ def test_feed_forward_memory():
     assert largest <= 32 * units
 
 
-@pytest.mark.parametrize("mistake", [{"top_k": 0}, {"chunk_size": 0}, {"activation": "swish"}])
-def test_feed_forward_mistakes(mistake):
+@pytest.mark.parametrize(
+    ("mistake", "sentence"),
+    [
+        ({"top_k": 0}, "^top_k is 0: it has to be 1 or more"),
+        ({"chunk_size": 0}, "^chunk_size is 0: it has to be 1 or more"),
+        ({"activation": "swish"}, "swish: top-k feed-forward layers have one of relu"),
+    ],
+)
+def test_feed_forward_mistakes(mistake, sentence):
     tensors = torch.randn(2, 3), torch.randn(4, 3), None, torch.randn(3, 4), None
-    with pytest.raises(ValueError, match="0: it has to be 1 or more|swish: top-k feed-forward layers have one of relu"):
+    with pytest.raises(ValueError, match=sentence):
         top_k_feed_forward(*tensors, **{"top_k": 2, "activation": "relu", **mistake})
 
 

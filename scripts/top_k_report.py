@@ -1,0 +1,221 @@
+#!/usr/bin/env python3
+"""Tables (Markdown) and plots (PNG) of what top-k costs a model, from the logs of fairseq-generate.
+
+quality:     a model trained without top-k, decoded with it: loss and sacreBLEU against k.
+finetuning:  the same model after a short training with top-k, beside one without.
+
+NAME.log is a translation of the test set, NAME-score.log has the scores of its references (--score-reference). For
+`quality` NAME is full or PLACE-K: everywhere-8 for attention in all places, encoder-8, decoder-8 or cross-8 for one of
+them, ffn-8 for the feed-forward layers. Where there is no translation, there is no sacreBLEU.
+"""
+
+import argparse
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from generation_log import read_log
+from tabulate import tabulate
+from training_report import fail, score
+
+PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
+TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse
+
+
+class Quality(NamedTuple):
+    loss: float  # cross-entropy of the references, base 2, of a token
+    bleu: float | None
+
+
+class Figure(NamedTuple):
+    """One of the two of a Quality."""
+
+    heading: str
+    of: str
+    digits: int
+    sign: int  # 1 where less is better
+
+    def write(self, quality, whole=None):
+        """With the difference from the whole model."""
+        value = getattr(quality, self.of)
+        if value is None:
+            return "-"
+        text = f"{value:.{self.digits}f}"
+        return text if whole is None else f"{text} ({value - getattr(whole, self.of):+.{self.digits}f})"
+
+    def is_kept(self, quality, whole):
+        value, reference = getattr(quality, self.of), getattr(whole, self.of)
+        return self.sign * (value - reference) <= TOLERANCE * reference
+
+
+LOSS, BLEU = Figure("loss", "loss", 3, 1), Figure("sacreBLEU", "bleu", 2, -1)
+
+
+class Reader:
+    """Of the logs in a folder."""
+
+    def __init__(self, folder, references):
+        self.folder = folder
+        self.references = references.read_text(encoding="utf-8").splitlines()
+        self.signatures = set()  # of the scores read so far
+
+    def quality(self, name):
+        return Quality(read_loss(self.folder / f"{name}-score.log"), self._bleu(self.folder / f"{name}.log"))
+
+    def _bleu(self, path):
+        if not path.exists():
+            return None
+        hypotheses = read_log(path).hypotheses
+        if not hypotheses or max(hypotheses) >= len(self.references):
+            fail(f"{path}: its sentences are not those of the references, which are {len(self.references):,}")
+        numbers = sorted(hypotheses)  # all, or those of a shard
+        bleu, signature = score(
+            {place: hypotheses[number] for place, number in enumerate(numbers)},
+            [self.references[number] for number in numbers],
+        )
+        self.signatures.add(f"{signature}, of {len(numbers):,} sentences")
+        return bleu
+
+    def footnote(self):
+        print("\nLoss: cross-entropy of the references, base 2, of a token; in brackets: against the whole model.")
+        print(f"sacreBLEU: {'; '.join(sorted(self.signatures))}, on the text of the corpus.")
+
+
+def read_loss(path):
+    if not path.exists():
+        fail(f"{path} is missing; run the recipe again")
+    lines = re.findall(r"^P-\d+\t(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
+    scores = [float(value) for line in lines for value in line.split()]
+    return -sum(scores) / len(scores) if scores else fail(f"{path}: there are no scores in it")
+
+
+def markdown(rows, headers):
+    alignment = ["left"] + ["right"] * (len(headers) - 1)
+    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+# The tables of `quality`.
+
+
+def columns(places):
+    """Pairs of a figure and a place, losses first; only figures that there are."""
+    for figure in (LOSS, BLEU):
+        for place, by_k in places.items():
+            if all(getattr(quality, figure.of) is not None for quality in by_k.values()):
+                yield figure, place
+
+
+def quality_table(whole, places):
+    """A row for each k; places: of each of them, Quality by k."""
+    shown = list(columns(places))
+    rows = [["all", *(figure.write(whole) for figure, _ in shown)]]
+    for k in sorted({k for by_k in places.values() for k in by_k}, reverse=True):
+        rows.append([str(k), *(figure.write(places[p][k], whole) if k in places[p] else "" for figure, p in shown)])
+    return markdown(rows, ["k", *(f"{figure.heading}, {place}" for figure, place in shown)])
+
+
+def smallest_sufficient(whole, by_k, figure):
+    """The smallest k with which, and with all greater ones, the figure is kept; None if not even the greatest does."""
+    smallest = None
+    for k in sorted(by_k, reverse=True):
+        if not figure.is_kept(by_k[k], whole):
+            break
+        smallest = k
+    return smallest
+
+
+def sufficient_table(whole, places):
+    rows = []
+    for figure, place in columns(places):
+        smallest = smallest_sufficient(whole, places[place], figure)
+        rows.append(
+            [f"{figure.heading}, {place}", f"above {max(places[place])}" if smallest is None else str(smallest)]
+        )
+    return markdown(rows, ["within 1% of the whole model", "smallest k"])
+
+
+def report_quality(options):
+    reader = Reader(options.folder, options.references)
+    whole = reader.quality("full")
+    attention = {
+        place: {k: reader.quality(f"{place}-{k}") for k in options.top_k} for place in PLACES if place != "ffn"
+    }
+    ffn = {"ffn": {k: reader.quality(f"ffn-{k}") for k in options.ffn_top_k}}
+    for title, places in (
+        ("Attention: scores kept of each query", attention),
+        ("Feed-forward layers: units used", ffn),
+    ):
+        print(f"{title}\n\n{quality_table(whole, places)}\n")
+    print(sufficient_table(whole, attention | ffn))
+    print("\nThe smallest k: with it and every greater one that was tried.")
+    reader.footnote()
+    if options.plot:
+        plot(options.plot, whole, attention | ffn)
+
+
+def plot(path, whole, places):
+    """Loss and sacreBLEU against k."""
+    from matplotlib.figure import Figure as Drawing
+
+    drawing = Drawing(figsize=(11, 4), layout="constrained")
+    for axis, figure in zip(drawing.subplots(1, 2), (LOSS, BLEU), strict=True):
+        for number, place in enumerate(PLACES):
+            if (figure, place) in columns(places):
+                values = [(k, getattr(quality, figure.of)) for k, quality in sorted(places[place].items())]
+                axis.plot(*zip(*values, strict=True), color=f"C{number}", marker=".", linewidth=1, label=place)
+        axis.axhline(getattr(whole, figure.of), color="black", linestyle="--", linewidth=1, label="whole model")
+        axis.set_xscale("log", base=2)
+        axis.set_xlabel("k")
+        axis.set_ylabel(figure.heading)
+        axis.grid(alpha=0.3)
+        axis.legend()
+    drawing.savefig(path, dpi=150)
+
+
+# The table of `finetuning`.
+
+
+def report_finetuning(options):
+    reader = Reader(options.folder, options.references)
+    names = {
+        "as it was": "full",
+        f"top-{options.top_k} applied": f"everywhere-{options.top_k}",
+        "trained on with full attention": "full-tuned",
+        f"the same, top-{options.top_k} applied": f"full-tuned-top-{options.top_k}",
+        f"trained on with top-{options.top_k}": f"top-{options.top_k}-tuned",
+    }
+    qualities = {title: reader.quality(name) for title, name in names.items()}
+    whole = qualities["as it was"]
+    rows = [
+        [title, *(figure.write(quality, None if quality is whole else whole) for figure in (LOSS, BLEU))]
+        for title, quality in qualities.items()
+    ]
+    print(markdown(rows, ["", LOSS.heading, BLEU.heading]))
+    print(f"\nTrained on: {options.updates} updates more.")
+    reader.footnote()
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{quality,finetuning}")
+
+    quality = commands.add_parser("quality", help="loss and sacreBLEU against k")
+    quality.add_argument("--top-k", type=int, nargs="+", required=True, metavar="K", help="scores kept in attention")
+    quality.add_argument("--ffn-top-k", type=int, nargs="+", required=True, metavar="K", help="units used")
+    quality.add_argument("--plot", type=Path, help="file for the plot (PNG)")
+    quality.set_defaults(report=report_quality)
+
+    finetuning = commands.add_parser("finetuning", help="what a short training with top-k brings")
+    finetuning.add_argument("--top-k", type=int, required=True, metavar="K", help="scores kept in attention")
+    finetuning.add_argument("--updates", type=int, required=True, help="of that training")
+    finetuning.set_defaults(report=report_finetuning)
+
+    for command in (quality, finetuning):
+        command.add_argument("folder", type=Path, help="with the logs")
+        command.add_argument("--references", type=Path, required=True, help="the test set's target side, as text")
+    options = parser.parse_args(arguments)
+    options.report(options)
+
+
+if __name__ == "__main__":
+    main()
