@@ -15,7 +15,8 @@ class UserError(Exception):
 def install_excepthook():
     """Let an uncaught error of the user's end the program as one line on stderr and exit code 1, without a traceback.
 
-    Ctrl-C likewise (Python then ends by the signal: 130 to a shell). Everything else goes to the hook that was there before. Installing twice changes nothing.
+    Ctrl-C likewise; Python then ends by the signal, which is 130 to a shell. Everything else goes to the hook that was
+    there before. Installing twice changes nothing.
     """
     previous = sys.excepthook
     if getattr(previous, "is_elseq_hook", False):
