@@ -1,23 +1,35 @@
-"""elseq-convert: checkpoints of other models out of checkpoints that are there."""
+"""elseq-convert: checkpoints of other models or for other programs out of checkpoints that are there."""
 
 import argparse
-import contextlib
-import os
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
-from omegaconf import OmegaConf
 
-import elseq  # noqa: F401  # repairs fairseq
+import elseq
+from elseq.benchmark.arguments import choices, count
 from elseq.errors import UserError
-from elseq.interop import heads
-from elseq.interop.stock import elseq_configuration, training_options
+from elseq.generator import TextGenerator, checkpoint_path
+from elseq.interop import ctranslate, heads
+from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
+from elseq.interop.hugging_face import conversion, folders
+from elseq.interop.output import check_output_file, check_output_folder, new_folder, save
+from elseq.interop.stock import as_stock, elseq_configuration, training_options
+from elseq.tasks.decoding import check_choice
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str):
+        """
+        Raises:
+            UserError: always; argparse would print its usage first.
+        """
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main() -> None:
@@ -25,10 +37,13 @@ def main() -> None:
     args.convert(args)
 
 
+# --- fewer heads
+
+
 def convert_heads(args) -> None:
     path = Path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    _check_output(output, args.overwrite)
+    check_output_file(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
@@ -39,47 +54,13 @@ def convert_heads(args) -> None:
             before, configuration, args.num_kv_heads, places, args.method, args.seed
         )
     except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from error
-    _save(_checkpoint(state, after, configuration), output)
+        raise _about(path, error) from error
+    cfg = plain_configuration(state["cfg"]) | {"model": configuration}
+    save(make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state")), output)
     print(_report(args, places, before, after, configuration))
     task = getattr(state["cfg"].task, "_name", None) or "translation"
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
     print(_training_command(task, configuration, output))
-
-
-def _checkpoint(state: dict, model: dict, configuration: dict) -> dict:
-    """As fairseq saves it, before the first update."""
-    cfg = OmegaConf.to_container(state["cfg"], resolve=True, enum_to_str=True)
-    return {
-        "args": None,
-        "cfg": {**cfg, "model": configuration},
-        "model": model,
-        "optimizer_history": [{**state["optimizer_history"][-1], "lr_scheduler_state": {}, "num_updates": 0}],
-        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
-        "task_state": state.get("task_state") or {},
-    }
-
-
-def _check_output(output: Path, overwrite: bool) -> None:
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder: give the name of a file")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists already: give another --output, or --overwrite")
-
-
-def _save(checkpoint: dict, output: Path) -> None:
-    """All of it or nothing: an interrupted run leaves what was there."""
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    try:
-        with temporary.open("wb") as file:
-            torch.save(checkpoint, file)
-        temporary.replace(output)
-    except (OSError, RuntimeError) as error:  # torch has RuntimeErrors for a full disk
-        reason = getattr(error, "strerror", None) or error
-        raise UserError(f"{output} cannot be written ({reason}): give another --output") from error
-    finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
 
 
 def _report(args, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
@@ -105,46 +86,223 @@ def _training_command(task: str, configuration: dict, output: Path) -> str:
     return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {options}'
 
 
+# --- other programs
+
+
+def convert_from_hugging_face(args) -> None:
+    folder, output = Path(args.folder), Path(args.output)
+    check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder)
+    converted = conversion.from_hugging_face(folder, Path(args.data) if args.data else None)
+    with new_folder(output) as new:
+        for name, text in converted.files.items():
+            (new / name).write_text(text, encoding="utf-8")
+        save(converted.checkpoint, new / "model.pt")
+    for note in converted.notes:
+        print(f"note: {note}")
+    print(f"written: {output} ({', '.join(['model.pt', *converted.files])})")
+    print(f"to generate as its own settings have it:\n\n{_generation_command(converted, output)}")
+
+
+def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
+    task = converted.checkpoint["cfg"]["task"]
+    arguments = ["--path", str(output / "model.pt"), "--task", f"elseq_{task['_name']}"]
+    if task["_name"] == "translation":
+        arguments += ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
+    arguments += ["--bpe", "gpt2", "--gpt2-encoder-json", str(output / "encoder.json")]
+    arguments += ["--gpt2-vocab-bpe", str(output / "vocab.bpe")]
+    for name, value in converted.generation.items():
+        arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+    return f'fairseq-generate DATA --user-dir "$(elseq-user-dir)" {shlex.join(arguments)}'
+
+
+def convert_to_hugging_face(args) -> None:
+    path, output, state = _prepare(args, conversion.WRITTEN)
+    dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
+    loaded = _load(path, args.data, dtype)
+    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
+    tensors = loaded.model.state_dict()
+    # An embedding that is shorter in the loaded model has lost its <mask>, which the task has no word for.
+    tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
+    encoder, merges, bpe = None, None, getattr(loaded.bpe, "bpe", None)
+    if hasattr(bpe, "bpe_ranks"):
+        encoder, merges = bpe.encoder, [" ".join(pair) for pair in bpe.bpe_ranks]
+    try:
+        forced_start = getattr(loaded.task, "force_bos", False)
+        converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, encoder, merges)
+    except UserError as error:
+        raise _about(path, error) from error
+    with new_folder(output) as new:
+        folders.write(new, converted.config, converted.settings, converted.tensors)
+        for name, text in converted.files.items():
+            (new / name).write_text(text, encoding="utf-8")
+    if not converted.files:
+        print("note: no tokenizer was written: the model's folder has no encoder.json with vocab.bpe")
+    print(f"written: {output}")
+
+
+def convert_to_ctranslate2(args) -> None:
+    path, output, state = _prepare(args, ctranslate.WRITTEN)
+    loaded = _load(path, args.data)
+    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
+    with new_folder(output) as new:
+        try:
+            ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
+        except UserError as error:
+            raise _about(path, error) from error
+    print(f"written: {output}")
+
+
+def convert_to_fairseq(args) -> None:
+    path, output = checkpoint_path(args.model), Path(args.output)
+    check_output_file(output, args.overwrite)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    try:
+        check_task(state["cfg"])
+        converted = to_stock(state)
+    except UserError as error:
+        raise _about(path, error) from error
+    save(converted, output)
+    print(f"written: {output}")
+
+
+def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
+    """The checkpoint's path, the folder to write, and the checkpoint; all of it checked before anything is built."""
+    path, output = checkpoint_path(args.model), Path(args.output)
+    check_output_folder(output, args.overwrite, names, path)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    try:
+        check_task(state["cfg"])
+        as_stock(elseq_configuration(state["cfg"].model))
+    except UserError as error:
+        raise _about(path, error) from error
+    return path, output, state
+
+
+def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
+    try:
+        return elseq.load(path, device="cpu", dtype=dtype, data=data)
+    except UserError as error:
+        raise UserError(str(error).replace("data=", "--data")) from error
+
+
+def _about(path: Path, error: UserError) -> UserError:
+    return UserError(f"checkpoint {path}: {error}")
+
+
+# --- the command line
+
+
 def _parse(arguments: list[str]):
-    parser = argparse.ArgumentParser(prog="elseq-convert", description=__doc__.partition(": ")[2])
+    parser = Parser(prog="elseq-convert", description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
-    command = commands.add_parser(
+    _add_heads(commands)
+    command = _add(
+        commands,
+        "from-hf",
+        convert_from_hugging_face,
+        "a BART or GPT-2 of Hugging Face's transformers, for fairseq",
+        "Write a folder that elseq.load and fairseq take as it is (model.pt, dict.txt, encoder.json, vocab.bpe) and "
+        "print the options with which fairseq-generate does what Hugging Face's generate does by the model's settings.",
+    )
+    command.add_argument("folder", metavar="FOLDER", help="with config.json, the weights and the tokenizer")
+    command.add_argument("--data", metavar="FOLDER", help="of the tokenizer (default: the model's)")
+    _add_output(command, "DIR", "folder to write")
+    command = _add(
+        commands,
+        "to-hf",
+        convert_to_hugging_face,
+        "a BART, or a language model of GPT-2's kind, for Hugging Face's transformers",
+        "Write a folder that transformers loads as a BartForConditionalGeneration or a GPT2LMHeadModel.",
+    )
+    _add_model(command)
+    _add_output(command, "DIR", "folder to write")
+    command = _add(
+        commands,
+        "to-ctranslate2",
+        convert_to_ctranslate2,
+        "a Transformer, BART or language model for CTranslate2",
+        "Write a folder that CTranslate2 loads. Its package must be installed.",
+    )
+    _add_model(command)
+    command.add_argument(
+        "--quantization",
+        type=_one_of("--quantization", ctranslate.QUANTIZATIONS),
+        metavar="TYPE",
+        help=f"of the weights: {', '.join(ctranslate.QUANTIZATIONS)} (default: float32)",
+    )
+    _add_output(command, "DIR", "folder to write")
+    command = _add(
+        commands,
+        "to-fairseq",
+        convert_to_fairseq,
+        "a checkpoint of elseq's that fairseq loads without elseq",
+        "Write the same parameters under an architecture of fairseq's own. The file holds tensors and plain containers "
+        "alone, so that fairseq loads it on any torch.",
+    )
+    command.add_argument("model", metavar="MODEL", help="a checkpoint, or the folder of one")
+    _add_output(command, "FILE", "file to write")
+    return parser.parse_args(arguments)
+
+
+def _add(commands, name: str, convert, summary: str, description: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=summary, description=description)
+    command.set_defaults(convert=convert)
+    return command
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or the folder of one")
+    command.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="of dict.txt and the subword vocabulary (default: the checkpoint's, else that of its training)",
+    )
+
+
+def _add_output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
+    command.add_argument("--output", metavar=metavar, required=True, help=text)
+    command.add_argument("--overwrite", action="store_true", help="replace one that is there")
+
+
+def _add_heads(commands) -> None:
+    command = _add(
+        commands,
         "heads",
-        help="a multi-head checkpoint with fewer key/value heads",
-        description="Pool the key and value heads of a multi-head checkpoint, of fairseq's Transformer, BART or "
+        convert_heads,
+        "a multi-head checkpoint with fewer key/value heads",
+        "Pool the key and value heads of a multi-head checkpoint, of fairseq's Transformer, BART or "
         "language model or of elseq's, into fewer: grouped-query attention, or with one head multi-query attention. "
         "What is written needs some more training (2305.13245 takes a twentieth of the original); how is printed.",
     )
-    command.set_defaults(convert=convert_heads)
     command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq")
     command.add_argument(
-        "--num-kv-heads", type=int, required=True, metavar="N", help="key/value heads of a layer; divides its heads"
+        "--num-kv-heads", type=count, required=True, metavar="N", help="key/value heads of a layer; divides its heads"
     )
     command.add_argument(
         "--method",
-        choices=heads.METHODS,
+        type=_one_of("--method", heads.METHODS),
         default="mean",
-        help="what becomes of a group of heads: their mean, the first of them, or new random weights (default: mean)",
+        help="what becomes of a group of heads: their mean, the first of them, or new random weights: mean, first or "
+        "random (default: mean)",
     )
     command.add_argument(
         "--in",
         dest="places",
-        type=_places,
+        type=choices(heads.PLACES),
         metavar="PLACES",
         help=f"of {', '.join(heads.PLACES)} (default: {','.join(DEFAULT_PLACES)}, those that the model has)",
     )
     command.add_argument("--output", help="default: next to the model, NAME.Nkv.pt")
     command.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     command.add_argument("--seed", type=int, default=1, help="of random weights (default: %(default)s)")
-    return parser.parse_args(arguments)
 
 
-def _places(text: str) -> list[str]:
-    places = list(dict.fromkeys(text.split(",")))
-    for place in places:
-        if place not in heads.PLACES:
-            raise argparse.ArgumentTypeError(f"{place!r} is unknown; choose of {', '.join(heads.PLACES)}")
-    return places
+def _one_of(option: str, known: Sequence[str]) -> Callable[[str], str]:
+    def read(text: str) -> str:
+        check_choice(option, text, known)
+        return text
+
+    return read
 
 
 if __name__ == "__main__":

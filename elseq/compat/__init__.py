@@ -30,6 +30,7 @@ REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
     checkpoints.explain_unreadable_files,
     checkpoints.explain_misfits,
+    checkpoints.accept_missing_history,
     checkpoints.forget_best_score,
     checkpoints.explain_missing_start,
     checkpoints.share_between_processes,

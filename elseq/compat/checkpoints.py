@@ -116,6 +116,18 @@ def _setup_task(setup, cfg, *args, **kwargs):
     return setup(cfg, *args, **kwargs)
 
 
+def accept_missing_history():
+    """A checkpoint that was stripped of the history of its optimizer ends in an IndexError: fairseq looks at the last
+    entry, whether there is any or not."""
+
+    def upgrade_state_dict(upgrade, state):
+        if state.get("optimizer_history") == []:
+            state["optimizer_history"] = [{"lr_scheduler_state": {}, "num_updates": 0}]
+        return upgrade(state)
+
+    wrap(checkpoint_utils, "_upgrade_state_dict", upgrade_state_dict)
+
+
 def _upgrade_state_dict(upgrade, state):
     # old checkpoints: fairseq looks these two up while it turns the namespace into a configuration
     args = state.get("args")

@@ -20,7 +20,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
-from elseq.models.config import to_namespace, why_unsupported
+from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
 
 # By class, and only these: a subclass may do anything in its forward pass.
 EQUIVALENT = {
@@ -28,6 +28,14 @@ EQUIVALENT = {
     BARTModel: ElseqBARTModel,
     TransformerLanguageModel: ElseqTransformerLanguageModel,
 }
+# fairseq's name for the model of each of our classes, and of that only: every option is given besides.
+_STOCK_NAMES = {
+    "elseq_transformer": "transformer",
+    "elseq_bart": "bart_large",
+    "elseq_transformer_lm": "transformer_lm",
+}
+_OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
+_OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
 
 
 def model_class(cfg) -> type | None:
@@ -87,6 +95,40 @@ def elseq_configuration(cfg) -> dict:
     model = OmegaConf.merge(OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]), {**values, "_name": name})
     whole = OmegaConf.create({"model": model})  # derived options refer to others as "model.NAME"
     return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
+
+
+def as_stock(configuration: dict) -> dict:
+    """The configuration of the stock model with the same parameters: `_name` and every option.
+
+    Args:
+        configuration: of an elseq model, as `elseq_configuration` makes it.
+
+    Raises:
+        UserError: a model that fairseq does not have.
+    """
+    reason = _why_not_stock(Namespace(**configuration))
+    if reason is not None:
+        raise UserError(f"the model has {reason}, which stock fairseq does not have")
+    name = _STOCK_NAMES[configuration["_name"]]
+    options = {option: value for option, value in configuration.items() if option not in _OWN_OPTIONS}
+    return {**options, "_name": name}
+
+
+def _why_not_stock(cfg: Namespace) -> str | None:
+    for where in ("encoder", "decoder", "cross"):
+        side = "encoder" if where == "encoder" else "decoder"
+        heads, kv_heads = getattr(cfg, f"{side}_attention_heads", None), num_kv_heads(cfg, where)
+        if heads is not None and kv_heads not in (None, heads):
+            return f"{kv_heads} key/value heads for {heads} heads"
+        width = getattr(cfg, f"{side}_embed_dim", None)
+        if heads is not None and cfg.head_dim not in (None, width // heads):
+            return f"heads of a width of their own (--head-dim {cfg.head_dim})"
+    if cfg.local_attention_radius is not None:
+        return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
+    for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
+        if getattr(cfg, option):
+            return f"top-k {kind} (--{option.replace('_', '-')} {getattr(cfg, option)})"
+    return None
 
 
 def training_options(configuration: dict) -> list[str]:

@@ -13,6 +13,7 @@ import torch
 import elseq
 from elseq.cli import convert
 from elseq.errors import UserError
+from elseq.interop import output as output_module
 from tests import helpers
 from tests.tiny_models import assert_same_hypotheses, make_sample, make_sources
 
@@ -104,6 +105,17 @@ def test_it_is_loaded_and_decoded(run, tmp_path, trained, old):
     state = torch.load(path)
     assert "last_optimizer_state" not in state
     assert state["cfg"]["model"]["_name"].startswith("elseq_")
+
+
+def test_checkpoint_without_a_history(run, tmp_path, tiny_translation):
+    """It was stripped of what only training needs."""
+
+    def strip(state):
+        state["optimizer_history"] = []
+        del state["last_optimizer_state"]
+
+    run(save(tmp_path, tiny_translation, strip), "--num-kv-heads=2")
+    assert torch.load(tmp_path / "out.pt")["optimizer_history"][-1]["num_updates"] == 0
 
 
 @pytest.mark.parametrize("method", ["mean", "first"])
@@ -204,7 +216,7 @@ def test_what_is_there_stays(run, monkeypatch, tmp_path, tiny_translation):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(convert, "torch", SimpleNamespace(save=full_disk))
+        patch.setattr(output_module, "torch", SimpleNamespace(save=full_disk))
         with pytest.raises(UserError, match=r"out.pt cannot be written \(No space left on device\)"):
             run(tiny_translation.checkpoint, "--num-kv-heads=2", "--overwrite")
     with pytest.raises(UserError, match="do not divide"):
@@ -235,7 +247,6 @@ def lose_attention(state):
     [
         (None, ["--num-kv-heads=3"], "3 key/value heads do not divide the 4 heads of its decoder self-attention"),
         (None, ["--num-kv-heads=8"], "8 key/value heads do not divide the 4 heads .*: give one of 1, 2, 4"),
-        (None, ["--num-kv-heads=0"], "0 key/value heads do not divide the 4 heads"),
         (lose_model, ["--num-kv-heads=2"], "because it is a LSTMModel; give a Transformer, BART or language model"),
         (share_attention, ["--num-kv-heads=2"], "because it uses joint cross- and self-attention"),
         (lose_attention, ["--num-kv-heads=2"], "the model has no decoder self-attention to pool"),
@@ -279,16 +290,21 @@ def test_files_that_are_no_checkpoint(run, tmp_path, content, sentence):
     [
         ([], "arguments are required: COMMAND"),
         (["heads", "model.pt"], "required: --num-kv-heads"),
-        (["heads", "model.pt", "--num-kv-heads=two"], "invalid int value: 'two'"),
-        (["heads", "model.pt", "--num-kv-heads=2", "--method=median"], "argument --method: invalid choice: 'median'"),
+        (["heads", "model.pt", "--num-kv-heads=two"], "'two' is not a whole number above 0"),
+        (["heads", "model.pt", "--num-kv-heads=0"], "'0' is not a whole number above 0"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--seed=x"], "argument --seed: invalid int value: 'x'"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--method=median"], "--method median is unknown; choose one of "),
         (["heads", "model.pt", "--num-kv-heads=2", "--in=decoder,middle"], "'middle' is unknown; choose of encoder"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--no-such"], "unrecognized arguments: --no-such; see elseq-"),
+        (["tails", "model.pt"], "argument COMMAND: invalid choice: 'tails' .*; see elseq-convert --help"),
     ],
 )
 def test_bad_arguments(monkeypatch, capsys, arguments, sentence):
     monkeypatch.setattr(sys, "argv", ["elseq-convert", *arguments])
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=sentence) as error:
         convert.main()
-    assert sentence in capsys.readouterr().err
+    assert "\n" not in str(error.value)
+    assert not capsys.readouterr().err  # argparse's usage is not printed
 
 
 def test_exit_code(tmp_path):

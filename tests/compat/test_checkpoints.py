@@ -205,6 +205,16 @@ def test_unreadable_files_without_the_repair(state, save, monkeypatch, without):
 # --- checkpoints that do not fit
 
 
+def test_history_of_the_optimizer_may_be_empty(state, save, without):
+    del state["last_optimizer_state"]
+    state["optimizer_history"] = []
+    path = save(state)
+    assert load(path)["optimizer_history"][-1]["num_updates"] == 0
+    without(checkpoint_utils, "_upgrade_state_dict")
+    with pytest.raises(IndexError):
+        load(path)
+
+
 def edit(state, section, **changes):
     """The checkpoint with other settings."""
     part = state["cfg"][section]

@@ -1,0 +1,94 @@
+"""Checkpoints as fairseq-train writes them, made without training."""
+
+from argparse import Namespace
+
+from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.models import MODEL_DATACLASS_REGISTRY
+from omegaconf import OmegaConf
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.heads import upgrade_projections
+from elseq.interop.stock import as_stock, elseq_configuration
+
+
+def make_checkpoint(
+    cfg: dict, model: dict[str, Tensor], optimizer: dict | None = None, task_state: dict | None = None
+) -> dict:
+    """A checkpoint before the first update.
+
+    Args:
+        cfg: the whole configuration.
+        model: tensors by their names.
+        optimizer: the names of criterion and optimizer, as another checkpoint has them.
+        task_state: what the task remembers.
+    """
+    return {
+        "args": None,
+        "cfg": cfg,
+        "model": model,
+        "optimizer_history": [{**(optimizer or {}), "lr_scheduler_state": {}, "num_updates": 0}],
+        "extra_state": {"train_iterator": {"epoch": 1, "iterations_in_epoch": 0}},
+        "task_state": task_state or {},
+    }
+
+
+def plain_configuration(cfg) -> dict:
+    """A checkpoint's configuration without classes."""
+    return OmegaConf.to_container(cfg, resolve=True, enum_to_str=True)
+
+
+def training_configuration(model: dict, task: str, *arguments: str) -> dict:
+    """The whole configuration that fairseq-train makes for a stock model and task.
+
+    Args:
+        model: the model's part, with `_name`.
+        task: its name.
+        arguments: options of the task.
+    """
+    parser = options.get_training_parser()
+    args = options.parse_args_and_arch(parser, [".", "--task", task, "--arch", model["_name"], *arguments])
+    cfg = plain_configuration(convert_namespace_to_omegaconf(args))
+    return {**cfg, "model": _as_saved(model, cfg["task"])}
+
+
+def _as_saved(model: dict, task: dict) -> dict | Namespace:
+    """The part of a stock model in a configuration: of one without a dataclass fairseq keeps all options in a
+    namespace, those of the task with them, and BART cannot be loaded without."""
+    if model["_name"] in MODEL_DATACLASS_REGISTRY:
+        return model
+    return Namespace(**{**task, **model, "arch": model["_name"], "task": task["_name"]})
+
+
+# Their dictionaries have languages that the task adds, and their generation begins with them.
+_MULTILINGUAL = ("translation_multi", "multilingual", "translation_from_pretrained", "online_backtranslation")
+
+
+def check_task(cfg) -> None:
+    """
+    Raises:
+        UserError: a checkpoint of a multilingual task.
+    """
+    name = getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None) or ""
+    if name.startswith(_MULTILINGUAL):
+        raise UserError(f"a checkpoint of the task {name} cannot be converted: only fairseq knows its languages")
+
+
+def to_stock(state: dict) -> dict:
+    """A checkpoint of elseq's or fairseq's as one that fairseq loads by itself.
+
+    Raises:
+        UserError: a model that fairseq does not have.
+    """
+    model = as_stock(elseq_configuration(state["cfg"].model))
+    cfg = plain_configuration(state["cfg"])
+    task = cfg["task"]
+    if isinstance(task, dict):  # old tasks keep a namespace
+        task["_name"] = task["_name"].removeprefix("elseq_")
+        cfg["model"] = _as_saved(model, task)
+    else:
+        cfg["model"] = _as_saved(model, vars(task) | {"_name": task.task})
+    cfg["common"]["user_dir"] = None
+    tensors = upgrade_projections(state["model"])
+    return make_checkpoint(cfg, tensors, state["optimizer_history"][-1], state.get("task_state"))

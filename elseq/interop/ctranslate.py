@@ -1,0 +1,78 @@
+"""fairseq's and elseq's models as CTranslate2 reads them. That package is needed to write them."""
+
+from argparse import Namespace
+from pathlib import Path
+
+import torch
+from fairseq.data import Dictionary
+
+from elseq.errors import UserError
+from elseq.interop.stock import as_stock, elseq_configuration
+
+QUANTIZATIONS = (
+    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
+)  # fmt: skip
+WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
+# Its converter for fairseq passes these over.
+_PASSED_OVER = (
+    "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention",
+    "scale_fc", "scale_attn", "scale_heads", "scale_resids",
+)  # fmt: skip
+
+
+def to_ctranslate2(
+    model, cfg, source: Dictionary, target: Dictionary, folder: Path, quantization: str | None = None
+) -> None:
+    """Write the model.
+
+    Args:
+        model: of fairseq or elseq: a Transformer, BART or language model.
+        cfg: the whole configuration of its checkpoint.
+        source, target: its dictionaries; for a language model the same.
+        folder: where to write.
+        quantization: one of `QUANTIZATIONS`. Default: as the parameters are.
+
+    Raises:
+        UserError: a model that CTranslate2 does not have, or the package is not installed.
+    """
+    try:
+        from ctranslate2.converters import Converter, fairseq
+    except ImportError as error:
+        raise UserError("to write for CTranslate2 its package is needed: pip install ctranslate2") from error
+    configuration = elseq_configuration(cfg.model)
+    options = as_stock(configuration)
+    args = Namespace(**options, arch=options["_name"])
+    passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
+    if passed_over is not None:
+        raise UserError(
+            f"CTranslate2 does not have --{passed_over.replace('_', '-')}, with which the model was trained"
+        )
+
+    class ModelConverter(Converter):
+        def _load(self):
+            spec = fairseq._get_model_spec(args)
+            if configuration["_name"] == "elseq_transformer_lm":
+                fairseq.set_transformer_decoder(spec.decoder, model.decoder, with_encoder_attention=False)
+                spec.register_vocabulary(symbols(target))
+                if not configuration["add_bos_token"]:
+                    spec.config.bos_token = spec.config.eos_token
+            else:
+                fairseq.set_transformer_encoder(spec.encoder, model.encoder)
+                fairseq.set_transformer_decoder(spec.decoder, model.decoder)
+                spec.register_source_vocabulary(symbols(source))
+                spec.register_target_vocabulary(symbols(target))
+                spec.config.decoder_start_token = spec.config.eos_token
+                spec.config.add_source_eos = True
+            return spec
+
+    model.requires_grad_(False)
+    with torch.no_grad():
+        try:
+            ModelConverter().convert(str(folder), quantization=quantization, force=True)
+        except (ValueError, NotImplementedError) as error:
+            raise UserError(f"CTranslate2 does not have this model: {' '.join(str(error).split())}") from error
+
+
+def symbols(dictionary: Dictionary) -> list[str]:
+    """The words of a dictionary as CTranslate2 has them."""
+    return ["<blank>" if symbol == dictionary.pad_word else symbol for symbol in dictionary.symbols]

@@ -1,0 +1,207 @@
+"""BART: the same tensors under the same names, but for the embeddings. Positions begin at row 2 on both sides."""
+
+import torch
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face import options
+
+ARCHITECTURE = "bart_large"  # of its class; every number is given besides
+TASK = "translation"
+CLASS = "BartForConditionalGeneration"
+TOKENIZER = "BartTokenizer"
+DEFAULTS = {
+    "vocab_size": 50265,
+    "max_position_embeddings": 1024,
+    "d_model": 1024,
+    "encoder_layers": 12,
+    "encoder_ffn_dim": 4096,
+    "encoder_attention_heads": 16,
+    "encoder_layerdrop": 0.0,
+    "decoder_layers": 12,
+    "decoder_ffn_dim": 4096,
+    "decoder_attention_heads": 16,
+    "decoder_layerdrop": 0.0,
+    "activation_function": "gelu",
+    "dropout": 0.1,
+    "attention_dropout": 0.0,
+    "activation_dropout": 0.0,
+    "scale_embedding": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 0,
+    "pad_token_id": 1,
+    "eos_token_id": 2,
+    "decoder_start_token_id": 2,
+    "forced_eos_token_id": 2,
+}
+# Of older versions of transformers, and of relatives that call themselves BART.
+_FEATURES = {
+    "normalize_before": False,
+    "normalize_embedding": True,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+    "static_position_embeddings": False,
+}
+_SAME_NAMES = ("dropout", "attention_dropout", "activation_dropout")
+_PER_SIDE = {
+    "layers": "layers",
+    "ffn_dim": "ffn_embed_dim",
+    "attention_heads": "attention_heads",
+    "layerdrop": "layerdrop",
+}
+_SIDES = ("encoder", "decoder")
+_OF_OTHER_TASKS = ("classification_head.", "qa_outputs.")
+_IS_BART = {
+    "encoder_normalize_before": False,
+    "decoder_normalize_before": False,
+    "encoder_learned_pos": True,
+    "decoder_learned_pos": True,
+    "layernorm_embedding": True,
+    "share_all_embeddings": True,
+    "no_token_positional_embeddings": False,
+    "no_cross_attention": False,
+    "adaptive_input": False,
+    "adaptive_softmax_cutoff": None,
+    "encoder_layers_to_keep": None,
+    "decoder_layers_to_keep": None,
+    "scale_fc": False,
+    "scale_attn": False,
+    "scale_heads": False,
+    "scale_resids": False,
+}
+
+
+def fairseq_options(config: dict) -> dict:
+    """fairseq's model options for a complete config.json.
+
+    Raises:
+        UserError: a feature that fairseq's BART does not have.
+    """
+    options.check_features(config, _FEATURES)
+    if config["decoder_start_token_id"] != config["eos_token_id"]:
+        raise UserError(
+            f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to decode "
+            f"with the end symbol, which is {config['eos_token_id']}"
+        )
+    sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()}
+    widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
+    positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
+    return {
+        **sides,
+        **widths,
+        **positions,
+        **{name: config[name] for name in _SAME_NAMES},
+        "activation_fn": options.activation(config["activation_function"]),
+        "no_scale_embedding": not config["scale_embedding"],
+        "share_all_embeddings": config["tie_word_embeddings"],
+        "share_decoder_input_output_embed": config["tie_word_embeddings"],
+    }
+
+
+def hugging_face_options(configuration: dict) -> dict:
+    """config.json for fairseq's options, without what depends on the vocabulary.
+
+    Raises:
+        UserError: a model that Hugging Face's BART cannot be.
+    """
+    required = _IS_BART | {
+        "decoder_embed_dim": configuration["encoder_embed_dim"],
+        "decoder_output_dim": configuration["encoder_embed_dim"],
+        "max_source_positions": configuration["max_target_positions"],
+    }
+    options.check_expressible(configuration, required, "BART")
+    sides = {
+        f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()
+    }
+    return {
+        "architectures": [CLASS],
+        "model_type": "bart",
+        "is_encoder_decoder": True,
+        "d_model": configuration["encoder_embed_dim"],
+        "max_position_embeddings": configuration["max_target_positions"],
+        **sides,
+        **{name: configuration[name] for name in _SAME_NAMES},
+        "num_hidden_layers": configuration["encoder_layers"],
+        "activation_function": options.HUGGING_FACE_ACTIVATIONS[configuration["activation_fn"]],
+        "scale_embedding": not configuration["no_scale_embedding"],
+        "tie_word_embeddings": True,
+    }
+
+
+def shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Of every tensor, by its name in a BartModel."""
+    width = config["d_model"]
+    found = {"shared.weight": (config["vocab_size"], width)}
+    for side in _SIDES:
+        found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
+        layer = {}
+        for attention in ("self_attn", "encoder_attn")[: 1 if side == "encoder" else 2]:
+            for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                layer[f"{attention}.{projection}.weight"] = (width, width)
+                layer[f"{attention}.{projection}.bias"] = (width,)
+            layer |= _norm(f"{attention}_layer_norm", width)
+        inner = config[f"{side}_ffn_dim"]
+        layer |= {
+            "fc1.weight": (inner, width),
+            "fc1.bias": (inner,),
+            "fc2.weight": (width, inner),
+            "fc2.bias": (width,),
+        }
+        layer |= _norm("final_layer_norm", width)
+        for number in range(config[f"{side}_layers"]):
+            found |= {f"{side}.layers.{number}.{name}": shape for name, shape in layer.items()}
+        found |= _norm(f"{side}.layernorm_embedding", width)
+    return found if config["tie_word_embeddings"] else {**found, "lm_head.weight": found["shared.weight"]}
+
+
+def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
+
+
+def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under the names of `shapes`, and names of those left out.
+
+    Raises:
+        UserError: an output bias, or embeddings that are equal by config.json and differ.
+    """
+    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
+    left_out = [name for name in tensors if name.startswith(_OF_OTHER_TASKS)]
+    bias = tensors.pop("final_logits_bias", None)
+    if bias is not None and bool(bias.any()):
+        raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
+    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
+    copies += ["lm_head.weight"] if config["tie_word_embeddings"] else []
+    for name in copies:
+        copy = tensors.pop(name, None)
+        if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
+            raise UserError(f"{name} differs from the embedding with which config.json has it shared")
+    return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
+
+
+def to_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Under fairseq's names; the embeddings are still in Hugging Face's order."""
+    version = torch.tensor([3.0])  # of fairseq's layers: they have their norms
+    renamed = {"encoder.version": version, "decoder.version": version}
+    for side in _SIDES:
+        renamed[f"{side}.embed_tokens.weight"] = tensors["shared.weight"]
+    renamed["decoder.output_projection.weight"] = tensors.get("lm_head.weight", tensors["shared.weight"])
+    return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
+
+
+def last_norm(configuration: dict) -> str:
+    """The name of the layer norm before the output layer, in fairseq."""
+    return f"decoder.layers.{configuration['decoder_layers'] - 1}.final_layer_norm"
+
+
+def from_fairseq(tensors: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
+    """Under Hugging Face's names, with the embedding in its order."""
+    own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
+    return {
+        "final_logits_bias": embedding.new_zeros(1, len(embedding)),
+        "model.shared.weight": embedding,
+        **{
+            f"model.{name}": tensor
+            for name, tensor in tensors.items()
+            if name.startswith(_SIDES) and not name.endswith(own)
+        },
+    }

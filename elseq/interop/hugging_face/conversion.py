@@ -1,0 +1,247 @@
+"""From a folder of Hugging Face's to one of fairseq's, and from a fairseq model to a folder of Hugging Face's."""
+
+from argparse import Namespace
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.checkpoints import make_checkpoint, training_configuration
+from elseq.interop.hugging_face import bart, folders, generation, gpt2, options, vocabulary
+from elseq.interop.hugging_face.rows import ADDED, fairseq_order, has_added_rows, is_steady, take_rows, unused_row
+from elseq.interop.stock import as_stock, elseq_configuration
+
+FAMILIES = {"bart": bart, "gpt2": gpt2}
+LANGUAGES = ("source", "target")
+NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
+WRITTEN = (
+    "config.json",
+    "generation_config.json",
+    "model.safetensors",
+    "vocab.json",
+    "merges.txt",
+    "tokenizer_config.json",
+)
+WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe")
+
+
+@dataclass
+class ForFairseq:
+    """A converted model: the checkpoint, the text of the files beside it, and what its user is told."""
+
+    checkpoint: dict
+    files: dict[str, str]
+    generation: dict
+    notes: list[str] = field(default_factory=list)
+
+
+@dataclass
+class ForHuggingFace:
+    """A converted model: config.json, generation_config.json, the tensors, and the text of the tokenizer's files."""
+
+    config: dict
+    settings: dict
+    tensors: dict[str, Tensor]
+    files: dict[str, str]
+
+
+def from_hugging_face(folder: Path, data: Path | None = None) -> ForFairseq:
+    """
+    Args:
+        folder: of a BART or a GPT-2, as transformers saves it.
+        data: folder of the tokenizer, of Hugging Face or of fairseq. Default: the model's own.
+
+    Raises:
+        UserError: a model of another family, or one with a feature that fairseq's does not have, or a file that is
+            missing or cannot be used.
+    """
+    if not folder.is_dir():
+        raise UserError(f"{folder} is not a folder: give that of a model, with its config.json")
+    try:
+        return _from_hugging_face(folder, data or folder)
+    except UserError as error:
+        if str(folder) in str(error):
+            raise
+        raise UserError(f"{folder} cannot be converted: {error}") from error
+
+
+def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
+    config = folders.read_json(folder / "config.json")
+    family = FAMILIES.get(config.get("model_type"))
+    if family is None:
+        kinds = " or ".join(FAMILIES)
+        raise UserError(f"{folder} is of the model_type {config.get('model_type')!r}: only {kinds} can be converted")
+    config = options.complete(config, family.DEFAULTS)
+    model_options = family.fairseq_options(config)
+    tensors, left_out = family.normalize(folders.read_tensors(folder), config)
+    folders.check_tensors(folder, tensors, family.shapes(config))
+    notes = [f"left out, since they are of another task: {', '.join(left_out)}"] if left_out else []
+    words = vocabulary.read_vocabulary(data, by_dictionary=family is bart)
+    if words is None:
+        raise UserError(
+            f"{data} has no tokenizer (vocab.json with merges.txt, or tokenizer.json): name its folder, or one with "
+            "fairseq's dict.txt, encoder.json and vocab.bpe, by --data"
+        )
+
+    configuration = as_stock(elseq_configuration(Namespace(arch=family.ARCHITECTURE, **model_options)))
+    order = fairseq_order(words, config, config["vocab_size"])
+    model = _in_fairseq_order(family, family.to_fairseq(tensors, config), order, configuration, notes)
+    files = _fairseq_files(family, words, order, notes)
+    settings = folders.read_settings(folder, config)
+    search, what_it_lacks = generation.fairseq_options(settings, family is gpt2)
+    cfg = _whole_configuration(family, configuration, settings, search)
+    return ForFairseq(make_checkpoint(cfg, model), files, search, notes + what_it_lacks)
+
+
+def _in_fairseq_order(family, model: dict[str, Tensor], order: list, configuration: dict, notes: list[str]) -> dict:
+    unused = None
+    if None in order:
+        norm = [model[f"{family.last_norm(configuration)}.{part}"] for part in ("weight", "bias")]
+        unused = unused_row(*norm)
+        if unused is None:
+            notes.append(f"{NEW_SYMBOLS} take part in its probabilities: its last layer norm is as before training")
+            unused = torch.zeros_like(norm[0])
+        elif not is_steady(unused, *norm, torch.bfloat16):
+            notes.append(f"{NEW_SYMBOLS} may take part in its probabilities in half precision: decode in float32")
+    done: dict[int, Tensor] = {}  # the same tensor under several names stays one
+    for name, tensor in model.items():
+        if name.endswith(("embed_tokens.weight", "output_projection.weight")):
+            if id(tensor) not in done:
+                done[id(tensor)] = take_rows(tensor, order, unused)
+            model[name] = done[id(tensor)]
+    return model
+
+
+def _fairseq_files(family, words: vocabulary.Vocabulary, order: list, notes: list[str]) -> dict[str, str]:
+    rows = sum(row is not None for row in order)
+    names = words.names(rows)
+    known = sum(row < rows for row in words.rows.values())
+    if known < rows:
+        notes.append(f"{rows - known} rows of the embedding are of no word in the vocabulary")
+    if known < len(words.rows):
+        notes.append(f"{len(words.rows) - known} words of the vocabulary have no row in the embedding")
+    of_rows = words.rows | {name: row for row, name in enumerate(names)}
+    numbers = of_rows if family is gpt2 else vocabulary.gpt2_numbers(words)
+    dictionary = vocabulary.dictionary_words([names[row] for row in order[len(vocabulary.SPECIAL) :]], numbers)
+    bad = next((word for word in dictionary if word.split() != [word] or word in vocabulary.SPECIAL), None)
+    if bad is not None:
+        raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
+    languages = LANGUAGES if family is bart else ()
+    places = ["dict.txt", *(f"dict.{language}.txt" for language in languages)]
+    return vocabulary.fairseq_files(dictionary, numbers, words.merges, *places)
+
+
+def _whole_configuration(family, configuration: dict, settings: dict, search: dict) -> dict:
+    if family is gpt2:
+        positions = configuration["max_target_positions"]
+        arguments = [f"--tokens-per-sample={positions}", f"--max-target-positions={positions}"]
+        arguments += ["--sample-break-mode=eos"]  # a line is a text
+    else:
+        arguments = [f"--source-lang={LANGUAGES[0]}", f"--target-lang={LANGUAGES[1]}"]
+    cfg = training_configuration(configuration, family.TASK, *arguments)
+    if family is bart:  # elseq's task does it by default
+        cfg["task"]["force_bos"] = "yes" if settings.get("forced_bos_token_id") is not None else "no"
+    cfg["generation"] |= search
+    return cfg
+
+
+def to_hugging_face(
+    tensors: dict[str, Tensor],
+    cfg,
+    source: Dictionary,
+    target: Dictionary,
+    forced_start: bool = False,
+    encoder: dict[str, int] | None = None,
+    merges: list[str] | None = None,
+) -> ForHuggingFace:
+    """
+    Args:
+        tensors: of a fairseq or elseq model by their names, as its state_dict has them.
+        cfg: the whole configuration of its checkpoint.
+        source, target: its dictionaries; for a language model the same.
+        forced_start: whether generation begins with <s>.
+        encoder, merges: of GPT-2's byte-level BPE, if that is the model's.
+
+    Raises:
+        UserError: a model that Hugging Face's library does not have.
+    """
+    configuration = elseq_configuration(cfg.model)
+    as_stock(configuration)
+    if source != target:
+        raise UserError("source and target have dictionaries of their own, and in Hugging Face's BART they share one")
+    is_language_model = configuration["_name"] == "elseq_transformer_lm"
+    family = gpt2 if is_language_model else bart
+    config = family.hugging_face_options(configuration)
+    embedding = tensors["decoder.embed_tokens.weight"]
+    names = _words(target, len(embedding))
+    order = list(range(len(embedding)))
+    if is_language_model and has_added_rows(embedding):
+        order = _order_of_gpt2(names, encoder)
+    end = order.index(target.eos())
+    words = [names[row] for row in order]
+    if len(order) < len(names):
+        words[end] = str(end)
+    pieces = vocabulary.piece_names(words, encoder or {})
+    special = {name: pieces.index(name) if name in pieces else None for name in vocabulary.SPECIAL}
+    start = special["<s>"] if not is_language_model or configuration["add_bos_token"] else end
+    symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
+    config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
+    rows = embedding if order == list(range(len(embedding))) else embedding[order]
+    if is_language_model:
+        is_tied = configuration["share_decoder_input_output_embed"]
+        output = None if is_tied else tensors["decoder.output_projection.weight"][order]
+        renamed = gpt2.from_fairseq(tensors, rows, output)
+    else:
+        symbols |= {"decoder_start_token_id": end, "forced_eos_token_id": end}
+        symbols |= {"forced_bos_token_id": start} if forced_start else {}
+        config |= symbols
+        renamed = bart.from_fairseq(tensors, rows)
+    positions = config["n_positions" if is_language_model else "max_position_embeddings"]
+    settings = generation.hugging_face_settings(cfg.generation, is_language_model, positions)
+    files = {}
+    if encoder is not None and merges is not None:
+        files = vocabulary.hugging_face_files(pieces, merges, _tokenizer(family, pieces, special, end, positions))
+    symbols = {name: row for name, row in symbols.items() if row is not None}
+    return ForHuggingFace(config, {**symbols, **settings}, renamed, files)
+
+
+def _words(dictionary: Dictionary, rows: int) -> list[str]:
+    words = list(dictionary.symbols)
+    if len(words) == rows - 1 and "<mask>" not in words:  # fairseq adds it for pretraining alone
+        words.append("<mask>")
+    if len(words) != rows:
+        raise UserError(
+            f"the dictionary has {len(words)} words, and the model {rows}: name the model's folder by --data"
+        )
+    return words
+
+
+def _order_of_gpt2(words: list[str], encoder: dict[str, int] | None) -> list[int]:
+    """The rows of a GPT-2 that came from Hugging Face in their order there; see `rows.fairseq_order`."""
+    order = [row for row in range(len(words)) if row not in ADDED]
+    end, *others = order
+    numbers = {words[row] for row in others}
+    missing = [number for number in range(len(order)) if str(number) not in numbers]
+    place = missing[0] if encoder and len(missing) == 1 else len(others)
+    return [*others[:place], end, *others[place:]]
+
+
+def _tokenizer(family, pieces: list[str], special: dict, end: int, positions: int) -> dict:
+    tokens = {
+        "bos_token": special["<s>"],
+        "pad_token": special["<pad>"],
+        "unk_token": special["<unk>"],
+        "eos_token": end,
+    }
+    named = {
+        name: pieces[end if row is None else row]
+        for name, row in tokens.items()
+        if row is not None or name != "pad_token"
+    }
+    if family is bart:
+        named |= {"sep_token": pieces[end], "cls_token": named["bos_token"]}
+        named |= {"mask_token": "<mask>"} if "<mask>" in pieces else {}
+    return {"tokenizer_class": family.TOKENIZER, "model_max_length": positions, **named}

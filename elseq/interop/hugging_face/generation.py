@@ -1,0 +1,113 @@
+"""Settings of generation: those of Hugging Face's generate as options of fairseq-generate, and back.
+
+The two count alike but for lengths. Hugging Face's max_length and min_length count the symbol that decoding starts from
+and the end symbol; fairseq's count neither. With forced_eos_token_id the last token of max_length is the end symbol;
+without, it is a word, and the text has no end.
+
+The search is the same with early_stopping: true, as long as no hypothesis reaches the maximum length: there fairseq
+adds the log-probability of the end symbol, and Hugging Face nothing. So it is with a forced <s>: fairseq counts its
+log-probability, which is about 0 in a trained BART. A language model's prompt begins with the end symbol in fairseq, so
+that the same prompt for Hugging Face is "<|endoftext|>" and the text.
+"""
+
+DEFAULTS = {
+    "num_beams": 1,
+    "length_penalty": 1.0,
+    "max_length": 20,
+    "min_length": 0,
+    "no_repeat_ngram_size": 0,
+    "early_stopping": False,
+    "do_sample": False,
+    "top_k": 50,
+    "top_p": 1.0,
+    "temperature": 1.0,
+}
+# Not in fairseq, or otherwise there; and what it is when it does nothing.
+_ELSEWHERE = {
+    "repetition_penalty": 1.0,
+    "encoder_no_repeat_ngram_size": 0,
+    "encoder_repetition_penalty": 1.0,
+    "exponential_decay_length_penalty": None,
+    "bad_words_ids": None,
+    "suppress_tokens": None,
+    "begin_suppress_tokens": None,
+    "num_beam_groups": 1,
+    "diversity_penalty": 0.0,
+    "typical_p": 1.0,
+    "min_p": None,
+}
+
+
+def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list[str]]:
+    """
+    Args:
+        settings: of generation_config.json, or of config.json in a folder without one.
+        is_language_model: a model without an encoder, whose lengths count the prompt.
+
+    Returns:
+        Options of fairseq-generate by their names in its configuration, and what they do not say.
+    """
+    given = {name: value for name, value in settings.items() if value is not None}
+    full = DEFAULTS | given
+    options = {"beam": full["num_beams"], "lenpen": float(full["length_penalty"])}
+    notes = []
+    forced_end = int(given.get("forced_eos_token_id") is not None)
+    start = 1  # the symbol that decoding starts from
+    if "max_new_tokens" in given:
+        options["max_len_b"] = given["max_new_tokens"] - forced_end
+    elif not is_language_model:
+        options["max_len_b"] = full["max_length"] - start - forced_end
+    elif "max_length" in given:
+        notes.append(_with_prompt("max_length", given["max_length"], "--max-len-b"))
+    if "min_new_tokens" in given:
+        options["min_len"] = given["min_new_tokens"]
+    elif not is_language_model or not full["min_length"]:
+        options["min_len"] = max(0, full["min_length"] - start)
+    else:
+        notes.append(_with_prompt("min_length", full["min_length"], "--min-len"))
+    if full["no_repeat_ngram_size"]:
+        options["no_repeat_ngram_size"] = full["no_repeat_ngram_size"]
+    if full["do_sample"]:
+        options["sampling"] = True
+        if full["top_p"] < 1:
+            options["sampling_topp"] = full["top_p"]
+        elif full["top_k"]:
+            options["sampling_topk"] = full["top_k"]
+        if full["temperature"] != 1:
+            options["temperature"] = full["temperature"]
+    elif full["num_beams"] > 1 and full["early_stopping"] is not True:
+        notes.append(
+            f"early_stopping {full['early_stopping']}: Hugging Face searches on when as many hypotheses as beams have "
+            "ended, fairseq stops there"
+        )
+    if full["do_sample"] and full["top_p"] < 1 and given.get("top_k"):
+        notes.append(f"top_k {given['top_k']} is left out: fairseq samples by top_p or by top_k")
+    for name, nothing in _ELSEWHERE.items():
+        if given.get(name, nothing) != nothing:
+            notes.append(f"{name} {given[name]} is left out: fairseq has no such option")
+    return options, notes
+
+
+def _with_prompt(name: str, value: int, option: str) -> str:
+    return f"{name} {value} counts the tokens of the prompt, {option} does not: give it {value} less that many"
+
+
+def hugging_face_settings(options: dict, is_language_model: bool, positions: int) -> dict:
+    """generation_config.json for fairseq's options, without the special symbols.
+
+    Args:
+        options: of fairseq-generate, by their names in its configuration.
+        is_language_model: a model without an encoder; then the lengths are those of what is generated.
+        positions: the most tokens that the model reads.
+    """
+    settings = {
+        "num_beams": options["beam"],
+        "early_stopping": options["beam"] > 1,
+        "length_penalty": float(options["lenpen"]) if options["beam"] > 1 else 1.0,
+    }
+    if options["no_repeat_ngram_size"]:
+        settings["no_repeat_ngram_size"] = options["no_repeat_ngram_size"]
+    if is_language_model:
+        return settings | {"max_new_tokens": options["max_len_b"], "min_new_tokens": options["min_len"]}
+    longest = min(options["max_len_b"], positions - 1)
+    return settings | {"max_length": longest + 2, "min_length": min(options["min_len"], longest) + 1}

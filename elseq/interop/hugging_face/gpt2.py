@@ -1,0 +1,214 @@
+"""GPT-2: linear layers are transposed there, query, key and value one matrix, and positions begin at row 0, not 2."""
+
+import torch
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face import options
+
+ARCHITECTURE = "transformer_lm"
+TASK = "language_modeling"
+CLASS = "GPT2LMHeadModel"
+TOKENIZER = "GPT2Tokenizer"
+DEFAULTS = {
+    "vocab_size": 50257,
+    "n_positions": 1024,
+    "n_embd": 768,
+    "n_layer": 12,
+    "n_head": 12,
+    "n_inner": None,
+    "activation_function": "gelu_new",
+    "resid_pdrop": 0.1,
+    "embd_pdrop": 0.1,
+    "attn_pdrop": 0.1,
+    "layer_norm_epsilon": 1e-5,
+    "scale_attn_weights": True,
+    "scale_attn_by_inverse_layer_idx": False,
+    "tie_word_embeddings": True,
+    "bos_token_id": 50256,
+    "pad_token_id": None,
+    "eos_token_id": 50256,
+}
+_FEATURES = {"layer_norm_epsilon": 1e-5, "add_cross_attention": False}
+_IGNORED = (".attn.bias", ".attn.masked_bias")  # masks, which older versions of transformers saved
+_OF_OTHER_TASKS = ("score.", "classifier.", "multiple_choice_head.")
+_LAYERS = {
+    "ln_1": "self_attn_layer_norm",
+    "attn.c_proj": "self_attn.out_proj",
+    "ln_2": "final_layer_norm",
+    "mlp.c_fc": "fc1",
+    "mlp.c_proj": "fc2",
+}
+_PROJECTIONS = ("q_proj", "k_proj", "v_proj")
+_FIRST_POSITION = 2  # fairseq's: the row after that of <pad>
+_IS_GPT2 = {
+    "decoder_normalize_before": True,
+    "no_decoder_final_norm": False,
+    "decoder_learned_pos": True,
+    "no_token_positional_embeddings": False,
+    "no_scale_embedding": True,
+    "layernorm_embedding": False,
+    "adaptive_input": False,
+    "adaptive_softmax_cutoff": None,
+    "character_embeddings": False,
+    "decoder_layers_to_keep": None,
+    "scale_fc": False,
+    "scale_attn": False,
+    "scale_heads": False,
+    "scale_resids": False,
+}
+
+
+def fairseq_options(config: dict) -> dict:
+    """fairseq's model options for a complete config.json.
+
+    Raises:
+        UserError: a feature that fairseq's language model does not have.
+    """
+    options.check_features(config, _FEATURES)
+    if config["n_embd"] % config["n_head"]:
+        raise UserError(f"config.json has n_embd: {config['n_embd']}, which n_head: {config['n_head']} does not divide")
+    return {
+        "decoder_embed_dim": config["n_embd"],
+        "decoder_input_dim": config["n_embd"],
+        "decoder_output_dim": config["n_embd"],
+        "decoder_ffn_embed_dim": _inner(config),
+        "decoder_layers": config["n_layer"],
+        "decoder_attention_heads": config["n_head"],
+        "max_target_positions": config["n_positions"],
+        "tokens_per_sample": config["n_positions"],
+        "activation_fn": options.activation(config["activation_function"]),
+        "dropout": config["resid_pdrop"],
+        "attention_dropout": config["attn_pdrop"],
+        "decoder_normalize_before": True,
+        "decoder_learned_pos": True,
+        "no_scale_embedding": True,
+        "share_decoder_input_output_embed": config["tie_word_embeddings"],
+        "add_bos_token": False,  # a text begins with the end symbol, as in GPT-2
+        "tpu": False,
+    }
+
+
+def _inner(config: dict) -> int:
+    return config["n_inner"] or 4 * config["n_embd"]
+
+
+def hugging_face_options(configuration: dict) -> dict:
+    """config.json for fairseq's options, without what depends on the vocabulary.
+
+    Raises:
+        UserError: a model that Hugging Face's GPT-2 cannot be.
+    """
+    width = configuration["decoder_embed_dim"]
+    required = _IS_GPT2 | {"decoder_input_dim": width, "decoder_output_dim": width}
+    options.check_expressible(configuration, required, "GPT-2")
+    return {
+        "architectures": [CLASS],
+        "model_type": "gpt2",
+        "n_embd": width,
+        "n_inner": configuration["decoder_ffn_embed_dim"],
+        "n_layer": configuration["decoder_layers"],
+        "n_head": configuration["decoder_attention_heads"],
+        "n_positions": configuration["max_target_positions"] or configuration["tokens_per_sample"],
+        "activation_function": options.HUGGING_FACE_ACTIVATIONS[configuration["activation_fn"]],
+        "resid_pdrop": configuration["dropout"],
+        "embd_pdrop": configuration["dropout"],
+        "attn_pdrop": configuration["attention_dropout"],
+        "layer_norm_epsilon": 1e-5,
+        "tie_word_embeddings": configuration["share_decoder_input_output_embed"],
+    }
+
+
+def shapes(config: dict) -> dict[str, tuple[int, ...]]:
+    """Of every tensor, by its name in a GPT2Model."""
+    width, inner = config["n_embd"], _inner(config)
+    linear = {"attn.c_attn": (width, 3 * width), "attn.c_proj": (width, width)}
+    linear |= {"mlp.c_fc": (width, inner), "mlp.c_proj": (inner, width)}
+    found = {"wte.weight": (config["vocab_size"], width), "wpe.weight": (config["n_positions"], width)}
+    for number in range(config["n_layer"]):
+        for name, (rows, columns) in linear.items():
+            found[f"h.{number}.{name}.weight"] = (rows, columns)
+            found[f"h.{number}.{name}.bias"] = (columns,)
+        for name in ("ln_1", "ln_2"):
+            found |= {f"h.{number}.{name}.{part}": (width,) for part in ("weight", "bias")}
+    found |= {f"ln_f.{part}": (width,) for part in ("weight", "bias")}
+    return found if config["tie_word_embeddings"] else {**found, "lm_head.weight": found["wte.weight"]}
+
+
+def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], list[str]]:
+    """Tensors under the names of `shapes`, and names of those left out.
+
+    Raises:
+        UserError: embeddings that are equal by config.json and differ.
+    """
+    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
+    left_out = [name for name in tensors if name.startswith(_OF_OTHER_TASKS)]
+    kept = {name: it for name, it in tensors.items() if name not in left_out and not name.endswith(_IGNORED)}
+    if config["tie_word_embeddings"]:
+        copy = kept.pop("lm_head.weight", None)
+        if copy is not None and not torch.equal(kept.setdefault("wte.weight", copy), copy):
+            raise UserError("lm_head.weight differs from wte.weight, and config.json does not have them apart")
+    return kept, left_out
+
+
+def to_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Under fairseq's names; the embeddings are still in Hugging Face's order."""
+    positions = tensors["wpe.weight"]
+    renamed = {
+        "decoder.version": torch.tensor([3.0]),
+        "decoder.embed_tokens.weight": tensors["wte.weight"],
+        "decoder.output_projection.weight": tensors.get("lm_head.weight", tensors["wte.weight"]),
+        "decoder.embed_positions.weight": torch.cat(
+            (positions.new_zeros(_FIRST_POSITION, positions.size(1)), positions)
+        ),
+        "decoder.layer_norm.weight": tensors["ln_f.weight"],
+        "decoder.layer_norm.bias": tensors["ln_f.bias"],
+    }
+    for number in range(config["n_layer"]):
+        ours, theirs = f"decoder.layers.{number}", f"h.{number}"
+        factor = _query_factor(config, number)
+        for part in ("weight", "bias"):
+            query, key, value = _turn(tensors[f"{theirs}.attn.c_attn.{part}"]).chunk(3)
+            if factor != 1:
+                query = query * factor
+            for name, projection in zip(_PROJECTIONS, (query, key, value), strict=True):
+                renamed[f"{ours}.self_attn.{name}.{part}"] = projection.contiguous()
+            for name, own in _LAYERS.items():
+                tensor = tensors[f"{theirs}.{name}.{part}"]
+                renamed[f"{ours}.{own}.{part}"] = _turn(tensor).contiguous()
+    return renamed
+
+
+def _turn(tensor: Tensor) -> Tensor:
+    return tensor.t() if tensor.dim() == 2 else tensor
+
+
+def _query_factor(config: dict, layer: int) -> float:
+    """fairseq divides by the root of a head's width, always and by that alone; what differs goes into the query."""
+    factor = 1.0 if config["scale_attn_weights"] else (config["n_embd"] // config["n_head"]) ** 0.5
+    return factor / (layer + 1) if config["scale_attn_by_inverse_layer_idx"] else factor
+
+
+def last_norm(configuration: dict) -> str:
+    """The name of the layer norm before the output layer, in fairseq."""
+    return "decoder.layer_norm"
+
+
+def from_fairseq(tensors: dict[str, Tensor], embedding: Tensor, output: Tensor | None) -> dict[str, Tensor]:
+    """Under Hugging Face's names, with the embeddings in its order; no output: it is the same."""
+    renamed = {
+        "transformer.wte.weight": embedding,
+        "transformer.wpe.weight": tensors["decoder.embed_positions.weight"][_FIRST_POSITION:],
+        "transformer.ln_f.weight": tensors["decoder.layer_norm.weight"],
+        "transformer.ln_f.bias": tensors["decoder.layer_norm.bias"],
+        **({} if output is None else {"lm_head.weight": output}),
+    }
+    layers = sum(name.endswith(".fc1.bias") for name in tensors)
+    for number in range(layers):
+        ours, theirs = f"decoder.layers.{number}", f"transformer.h.{number}"
+        for part in ("weight", "bias"):
+            joint = torch.cat([tensors[f"{ours}.self_attn.{name}.{part}"] for name in _PROJECTIONS])
+            renamed[f"{theirs}.attn.c_attn.{part}"] = _turn(joint)
+            for name, own in _LAYERS.items():
+                renamed[f"{theirs}.{name}.{part}"] = _turn(tensors[f"{ours}.{own}.{part}"])
+    return renamed

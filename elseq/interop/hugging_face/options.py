@@ -1,0 +1,71 @@
+"""What both models' configurations are read and checked by."""
+
+from elseq.errors import UserError
+
+# Hugging Face's names of the activation functions that fairseq has, and fairseq's names.
+ACTIVATIONS = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_accurate",
+    "gelu_fast": "gelu_accurate",
+    "gelu_pytorch_tanh": "gelu_accurate",
+    "relu": "relu",
+    "tanh": "tanh",
+    "linear": "linear",
+}
+# Back: the first name of each, and fairseq's old name for the second.
+HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
+
+
+def complete(config: dict, defaults: dict) -> dict:
+    """config.json, with what transformers takes where one of the options that matter is missing.
+
+    Raises:
+        UserError: an option of a wrong type.
+    """
+    complete = defaults | config
+    for name, default in defaults.items():
+        value = complete[name]
+        is_size = type(default) is int and not name.endswith("_token_id")
+        if (is_size and (type(value) is not int or value < 1)) or (name == "eos_token_id" and type(value) is not int):
+            raise UserError(f"config.json has {name}: {value!r}, where a whole number is needed")
+    return complete
+
+
+def check_features(config: dict, required: dict) -> None:
+    """
+    Raises:
+        UserError: a feature that fairseq's model does not have. One that is missing is not used.
+    """
+    for name, value in required.items():
+        if config.get(name, value) != value:
+            raise UserError(f"config.json has {name}: {config[name]!r}, which fairseq's model does not have")
+
+
+def activation(name: str) -> str:
+    """fairseq's name.
+
+    Raises:
+        UserError: one that fairseq does not have.
+    """
+    if name not in ACTIVATIONS:
+        raise UserError(f"config.json has activation_function: {name!r}; fairseq has {', '.join(ACTIVATIONS)}")
+    return ACTIVATIONS[name]
+
+
+def check_expressible(configuration: dict, required: dict, model: str) -> None:
+    """
+    Args:
+        configuration: of a fairseq model.
+        required: what Hugging Face's model is, in the options of fairseq.
+        model: its name.
+
+    Raises:
+        UserError: the model is another.
+    """
+    for name, value in required.items():
+        # None, 0, "" and False all stand for an option that was not given
+        if (configuration.get(name) or None) != (value or None):
+            option = f"--{name.replace('_', '-')} {configuration.get(name)}"
+            raise UserError(f"Hugging Face's {model} cannot be this model, which has {option}, where it has {value}")
+    if configuration["activation_fn"] not in HUGGING_FACE_ACTIVATIONS:
+        raise UserError(f"Hugging Face's {model} does not have the activation {configuration['activation_fn']}")

@@ -1,0 +1,146 @@
+"""Byte-level BPE in the files of both sides.
+
+Hugging Face: vocab.json (piece: number, which is the row of the embedding) and merges.txt, or both in tokenizer.json.
+fairseq: encoder.json (piece: number of GPT-2's) and vocab.bpe, whose numbers are the words of a dictionary, dict.txt;
+the place of a word in the dictionary is the row, after the four special symbols.
+"""
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq.data import Dictionary
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face.folders import read_json
+
+SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
+END_OF_TEXT = "<|endoftext|>"
+_OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
+_HEADER = "#version: 0.2"  # without it fairseq loses the first merge
+
+
+@dataclass(frozen=True)
+class Vocabulary:
+    """Of Hugging Face: the row of each piece, and the merges, best first, each "left right"."""
+
+    rows: dict[str, int]
+    merges: list[str]
+
+    def names(self, rows: int) -> list[str]:
+        """What each row of an embedding stands for; fairseq's word for nothing where that is not known."""
+        found = {row: name for name, row in self.rows.items()}
+        fillers = (name for name in map("madeupword{:04d}".format, range(2 * rows)) if name not in self.rows)
+        return [found[row] if row in found else next(fillers) for row in range(rows)]
+
+
+def read_vocabulary(folder: Path, by_dictionary: bool) -> Vocabulary | None:
+    """A folder's, in any of its forms; None if there is none.
+
+    Args:
+        folder: of a model, or of fairseq's files.
+        by_dictionary: the rows of a model are, in fairseq's files, the places in dict.txt (BART); otherwise they are
+            the numbers in encoder.json (GPT-2).
+
+    Raises:
+        UserError: a file that cannot be used.
+    """
+    if _all_there(folder, "vocab.json", "merges.txt"):
+        rows, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
+        if (folder / "added_tokens.json").exists():
+            rows = rows | _as_bytes(read_json(folder / "added_tokens.json"))
+        return _checked(folder / "vocab.json", rows, merges)
+    if (folder / "tokenizer.json").exists():
+        return _read_tokenizer(folder / "tokenizer.json")
+    if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
+        rows, merges = read_json(folder / "encoder.json"), _read_merges(folder / "vocab.bpe")
+        if by_dictionary:
+            words = Dictionary.load(str(folder / "dict.txt")).symbols
+            rows = {name: row for row, name in enumerate(piece_names(words, rows))}
+        return _checked(folder / "encoder.json", rows, merges)
+    return None
+
+
+def _all_there(folder: Path, *names: str) -> bool:
+    return all((folder / name).exists() for name in names)
+
+
+def _read_merges(path: Path) -> list[str]:
+    try:
+        lines = path.read_text(encoding="utf-8").split("\n")
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} cannot be read ({error}): copy it again") from error
+    return [line for number, line in enumerate(lines) if line and (number or not line.startswith("#version"))]
+
+
+def _as_bytes(added: dict[str, int]) -> dict[str, int]:
+    """Tokens that were added as text, spelt in the letters of the bytes, as BPE's own pieces are."""
+    letters = bytes_to_unicode()
+    return {"".join(letters[byte] for byte in text.encode()): row for text, row in added.items()}
+
+
+def _read_tokenizer(path: Path) -> Vocabulary:
+    content = read_json(path)
+    model = content.get("model") or {}
+    if model.get("type", "BPE") != "BPE" or "ByteLevel" not in json.dumps(content.get("pre_tokenizer")):
+        raise UserError(f"{path} is no byte-level BPE, the only tokenizer of BART and GPT-2 that fairseq has")
+    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
+    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+    rows = model.get("vocab") or {}
+    new = {text: row for text, row in added.items() if text not in rows}
+    return _checked(path, {**rows, **_as_bytes(new)}, merges)
+
+
+def _checked(path: Path, rows: dict, merges: list[str]) -> Vocabulary:
+    numbers = list(rows.values())
+    if not rows or not all(isinstance(number, int) and number >= 0 for number in numbers):
+        raise UserError(f"{path} does not give each piece a number: copy it again")
+    if len(set(numbers)) < len(numbers):
+        raise UserError(f"{path} gives two pieces the same number: copy it again")
+    if any(len(merge.split(" ")) != 2 for merge in merges):
+        raise UserError(f"a merge beside {path} is no pair of pieces: copy the tokenizer again")
+    return Vocabulary(rows, merges)
+
+
+def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
+    """encoder.json as GPT-2 counts: the bytes, what each merge makes, the end of text; then whatever else there is.
+
+    So the words of a dictionary are those that fairseq's own models have for the same pieces.
+    """
+    merged = ["".join(merge.split(" ")) for merge in vocabulary.merges]
+    others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
+    pieces = [*bytes_to_unicode().values(), *merged, END_OF_TEXT]
+    pieces += [name for name in others if name not in SPECIAL and not _OWN_WORDS.fullmatch(name)]
+    return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
+
+
+def dictionary_words(names: list[str], numbers: dict[str, int]) -> list[str]:
+    """The words of a dictionary for the pieces, which are in the order of its rows."""
+    return [str(numbers[name]) if name in numbers else name for name in names]
+
+
+def fairseq_files(words: list[str], numbers: dict[str, int], merges: list[str], *dictionaries: str) -> dict[str, str]:
+    """The text of each file: the dictionary under the names given, encoder.json and vocab.bpe."""
+    dictionary = "".join(f"{word} 0\n" for word in words)
+    return {
+        **dict.fromkeys(dictionaries, dictionary),
+        "encoder.json": json.dumps(numbers),
+        "vocab.bpe": "\n".join([_HEADER, *merges, ""]),
+    }
+
+
+def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
+    """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
+    return {
+        "vocab.json": json.dumps({name: row for row, name in enumerate(names)}, ensure_ascii=False),
+        "merges.txt": "\n".join([_HEADER, *merges, ""]),
+        "tokenizer_config.json": json.dumps(tokenizer, indent=2) + "\n",
+    }
+
+
+def piece_names(words: list[str], numbers: dict[str, int]) -> list[str]:
+    """The pieces that the words of a dictionary stand for."""
+    pieces = {str(number): piece for piece, number in numbers.items()}
+    return [pieces.get(word, word) for word in words]

@@ -1,0 +1,89 @@
+"""What conversions write is there as a whole, or not at all."""
+
+import contextlib
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import torch
+
+from elseq.errors import UserError
+from elseq.files import written_whole
+
+
+def check_output_file(output: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: a folder, or a file that is not to be replaced.
+    """
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give the name of a file")
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists already: give another --output, or --overwrite")
+
+
+def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], source: Path) -> None:
+    """
+    Args:
+        output: the folder that is to be written.
+        overwrite: whether one that is there may be replaced.
+        names: patterns of the files that a conversion writes; a folder with others is never replaced.
+        source: what is converted.
+
+    Raises:
+        UserError: a folder that is not to be replaced, or something else of that name.
+    """
+    if output.exists() and not output.is_dir():
+        raise UserError(f"--output {output} is a file: give the name of a folder")
+    if not output.exists() or not any(output.iterdir()):
+        return
+    if not overwrite:
+        raise UserError(f"{output} exists already: give another --output, or --overwrite")
+    if source.resolve().is_relative_to(output.resolve()):
+        raise UserError(f"--output {output} holds what is to be converted: give another folder")
+    others = sorted(path.name for path in output.iterdir() if not any(path.match(name) for name in names))
+    if others:
+        raise UserError(f"--output {output} holds other files too, such as {others[0]}: give another folder")
+
+
+def save(checkpoint: dict, output: Path) -> None:
+    """Write a checkpoint.
+
+    Raises:
+        UserError: a file that cannot be written.
+    """
+    with _errors_of_writing(output), written_whole(output, "wb") as file:
+        torch.save(checkpoint, file)
+
+
+@contextlib.contextmanager
+def new_folder(output: Path) -> Iterator[Path]:
+    """A folder to write to, which takes the place of `output` when all is done; an error leaves what was there.
+
+    Raises:
+        UserError: a folder that cannot be written.
+    """
+    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
+    old = output.with_name(f"{output.name}.{os.getpid()}.old")
+    try:
+        with _errors_of_writing(output):
+            temporary.mkdir(parents=True)
+            yield temporary
+            if output.exists():
+                output.rename(old)
+            temporary.rename(output)
+    finally:
+        if old.exists() and not output.exists():
+            old.rename(output)
+        for leftover in (temporary, old):
+            shutil.rmtree(leftover, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _errors_of_writing(output: Path) -> Iterator[None]:
+    try:
+        yield
+    except (OSError, RuntimeError) as error:  # torch has RuntimeErrors for a full disk
+        reason = getattr(error, "strerror", None) or error
+        raise UserError(f"{output} cannot be written ({reason}): give another --output") from error

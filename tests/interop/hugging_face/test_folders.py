@@ -1,0 +1,107 @@
+"""Folders that cannot be read end in one sentence that names the file."""
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face import bart
+from elseq.interop.hugging_face.conversion import from_hugging_face
+from elseq.interop.hugging_face.folders import read_tensors
+from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, change, save_tokenizer
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A BART without transformers."""
+    config = {"model_type": "bart", "vocab_size": len(BART_NAMES), **BART_SIZES}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    shapes = bart.shapes(bart.DEFAULTS | config)
+    save_file({name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
+    save_tokenizer(tmp_path, BART_NAMES)
+    return tmp_path
+
+
+def test_it_is_read(folder):
+    assert set(from_hugging_face(folder).files) >= {"dict.txt", "dict.source.txt", "encoder.json", "vocab.bpe"}
+
+
+@pytest.mark.parametrize("kind", ["mbart", "t5", "llama", None])
+def test_other_families(folder, kind):
+    change(folder / "config.json", model_type=kind)
+    with pytest.raises(UserError, match=f"is of the model_type {kind!r}: only bart or gpt2 can be converted"):
+        from_hugging_face(folder)
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("config.json", None, "config.json cannot be read .No such file or directory.: check the folder"),
+        ("config.json", b"{'model_type'", "config.json is not JSON"),
+        ("config.json", b"\xff\xfe", "config.json is not JSON"),
+        ("config.json", b"3", "config.json holds no JSON object"),
+        ("generation_config.json", b"nothing", "generation_config.json is not JSON"),
+        ("model.safetensors", None, "has no weights: give a folder with model.safetensors or pytorch_model.bin"),
+        ("model.safetensors", b"", "model.safetensors is damaged or was cut off: copy it again"),
+        ("model.safetensors", 1000, "model.safetensors is damaged or was cut off: copy it again"),
+        ("vocab.json", None, "has no tokenizer"),
+    ],
+)
+def test_damaged_files(folder, name, content, sentence):
+    path = folder / name
+    if content is None:
+        path.unlink()
+    else:
+        path.write_bytes(path.read_bytes()[:-content] if isinstance(content, int) else content)
+    with pytest.raises(UserError, match=sentence) as error:
+        from_hugging_face(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_not_a_folder(tmp_path):
+    with pytest.raises(UserError, match="model.safetensors is not a folder: give that of a model"):
+        from_hugging_face(tmp_path / "model.safetensors")
+
+
+class Malicious:
+    def __reduce__(self):
+        return print, ("executed",)
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        ({"a": Malicious()}, "holds more than tensors, or is damaged: give the model as model.safetensors"),
+        ({"a": 1}, "does not hold named tensors"),
+        ([torch.ones(1)], "does not hold named tensors"),
+    ],
+)
+def test_pickles(tmp_path, capsys, content, sentence):
+    torch.save(content, tmp_path / "pytorch_model.bin")
+    with pytest.raises(UserError, match=sentence):
+        read_tensors(tmp_path)
+    assert not capsys.readouterr().out
+
+
+def test_pickle_that_was_cut_off(tmp_path):
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.ones(1000)}, path)
+    path.write_bytes(path.read_bytes()[:2000])
+    with pytest.raises(UserError, match="pytorch_model.bin is damaged or was cut off"):
+        read_tensors(tmp_path)
+
+
+def test_parts(tmp_path):
+    save_file({"a": torch.ones(1)}, tmp_path / "model-00001-of-00002.safetensors")
+    index = tmp_path / "model.safetensors.index.json"
+    weight_map = {"a": "model-00001-of-00002.safetensors", "b": "model-00002-of-00002.safetensors"}
+    index.write_text(json.dumps({"weight_map": weight_map}))
+    with pytest.raises(UserError, match="00002-of-00002.safetensors, a part of the model, is missing"):
+        read_tensors(tmp_path)
+    save_file({"b": torch.ones(2)}, tmp_path / "model-00002-of-00002.safetensors")
+    assert {name: len(tensor) for name, tensor in read_tensors(tmp_path).items()} == {"a": 1, "b": 2}
+    index.write_text("{}")
+    with pytest.raises(UserError, match="index.json has no weight_map"):
+        read_tensors(tmp_path)

@@ -1,0 +1,94 @@
+"""Settings of generation, on both sides: in numbers, and by what they generate."""
+
+import pytest
+
+from elseq.interop.hugging_face.generation import fairseq_options, hugging_face_settings
+from tests.interop.hugging_face import test_bart
+from tests.interop.hugging_face.making import change, convert, make_bart
+
+# of facebook/bart-large-cnn; fairseq's options for the same model are beam 4, lenpen 2, min 55, max 140
+CNN = {
+    "num_beams": 4,
+    "length_penalty": 2.0,
+    "min_length": 56,
+    "max_length": 142,
+    "no_repeat_ngram_size": 3,
+    "early_stopping": True,
+    "forced_bos_token_id": 0,
+    "forced_eos_token_id": 2,
+}
+
+
+def test_summarization():
+    options, notes = fairseq_options(CNN, is_language_model=False)
+    assert options == {"beam": 4, "lenpen": 2.0, "max_len_b": 140, "min_len": 55, "no_repeat_ngram_size": 3}
+    assert not notes
+    back = hugging_face_settings(options, is_language_model=False, positions=1024)
+    assert back.items() <= CNN.items()
+
+
+@pytest.mark.parametrize(
+    "settings, is_language_model, expected",
+    [
+        ({}, False, {"max_len_b": 19, "min_len": 0, "beam": 1}),
+        ({"max_new_tokens": 30, "forced_eos_token_id": 2}, False, {"max_len_b": 29, "min_len": 0}),
+        ({"max_new_tokens": 30, "min_new_tokens": 5, "max_length": 99}, True, {"max_len_b": 30, "min_len": 5}),
+        ({"do_sample": True}, True, {"sampling": True, "sampling_topk": 50}),
+        ({"do_sample": True, "top_p": 0.9, "temperature": 0.7}, True, {"sampling_topp": 0.9, "temperature": 0.7}),
+        ({"do_sample": True, "top_k": 0, "length_penalty": None}, True, {"sampling": True, "lenpen": 1.0}),
+    ],
+)
+def test_options(settings, is_language_model, expected):
+    options, notes = fairseq_options(settings, is_language_model)
+    assert expected.items() <= options.items()
+    assert not notes
+
+
+@pytest.mark.parametrize(
+    "settings, is_language_model, sentence",
+    [
+        ({"num_beams": 4}, False, "early_stopping False: Hugging Face searches on"),
+        ({"num_beams": 4, "early_stopping": "never"}, False, "early_stopping never"),
+        ({"max_length": 50}, True, "max_length 50 counts the tokens of the prompt, --max-len-b does not"),
+        ({"min_length": 5}, True, "min_length 5 counts the tokens of the prompt, --min-len does not"),
+        ({"repetition_penalty": 1.2}, False, "repetition_penalty 1.2 is left out"),
+        ({"do_sample": True, "top_p": 0.9, "top_k": 10}, False, "top_k 10 is left out"),
+    ],
+)
+def test_what_they_do_not_say(settings, is_language_model, sentence):
+    options, notes = fairseq_options(settings, is_language_model)
+    assert len(notes) == 1 and notes[0].startswith(sentence)
+    assert is_language_model <= ("max_len_b" not in options)
+
+
+def test_positions_limit_the_length():
+    options = {"beam": 1, "lenpen": 3.0, "max_len_b": 200, "min_len": 1, "no_repeat_ngram_size": 0}
+    settings = hugging_face_settings(options, is_language_model=False, positions=64)
+    assert settings == {
+        "num_beams": 1,
+        "early_stopping": False,
+        "length_penalty": 1.0,
+        "max_length": 65,
+        "min_length": 2,
+    }
+
+
+@pytest.mark.parametrize(
+    "settings",
+    [
+        {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "max_length": 30, "min_length": 4},
+        {"num_beams": 3, "early_stopping": True, "max_new_tokens": 25, "min_new_tokens": 7, "no_repeat_ngram_size": 2},
+        {"max_length": 5, "forced_eos_token_id": None},
+        {"max_length": 6},
+    ],
+)
+def test_the_same_is_generated(tmp_path, settings):
+    """transformers by generation_config.json, and elseq by the options that the conversion gives."""
+    model = make_bart(tmp_path / "theirs")
+    change(tmp_path / "theirs" / "generation_config.json", **settings)
+    model.generation_config = type(model.generation_config).from_pretrained(tmp_path / "theirs")
+    options = convert(tmp_path / "theirs", tmp_path / "ours").generation
+    sources = test_bart.padded(test_bart.SOURCES)
+    found = model.generate(sources, attention_mask=sources.ne(1).long(), suppress_tokens=[1])
+    expected = [test_bart.until_end(row[1:]) for row in found.tolist()]
+    assert test_bart.hypotheses(tmp_path / "ours", **options) == expected

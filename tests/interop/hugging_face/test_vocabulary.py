@@ -1,0 +1,144 @@
+"""The same text has the same rows on both sides, whatever form the tokenizer has."""
+
+import json
+import os
+from pathlib import Path
+
+import pytest
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face import vocabulary
+from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
+from tests.interop.hugging_face.making import (
+    BART_NAMES,
+    GPT2_NAMES,
+    MERGES,
+    TEXTS,
+    convert,
+    gpt2_rows,
+    load,
+    make_bart,
+    make_gpt2,
+    save_tokenizer,
+)
+
+SHARED = Path(os.environ.get("ELSEQ_DATA", Path(__file__).parents[4] / "shared" / "data")) / "gpt2_bpe"
+
+
+def as_tokenizer_json(folder, transformers, kind):
+    """As transformers 5 saves a tokenizer: everything in one file."""
+    tokenizer = getattr(transformers, kind).from_pretrained(folder)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    tokenizer.save_pretrained(folder)
+    assert (folder / "tokenizer.json").exists() and not (folder / "vocab.json").exists()
+
+
+def rows_of(loaded, text):
+    words = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(text), add_if_not_exist=False)
+    return words.tolist()[:-1]
+
+
+@pytest.mark.parametrize("form", ["two files", "one file"])
+def test_bart(tmp_path, form):
+    transformers = pytest.importorskip("transformers")
+    make_bart(tmp_path / "theirs")
+    tokenizer = transformers.BartTokenizer.from_pretrained(tmp_path / "theirs")
+    if form == "one file":
+        as_tokenizer_json(tmp_path / "theirs", transformers, "BartTokenizer")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    for text in TEXTS:
+        expected = tokenizer(text)["input_ids"]
+        assert [0, *rows_of(loaded, text), 2] == expected
+        assert loaded.bpe.decode(loaded.task.target_dictionary.string(expected[1:])) == text
+    assert loaded.task.source_dictionary.index("<mask>") == BART_NAMES.index("<mask>")
+
+
+@pytest.mark.parametrize("form", ["two files", "one file"])
+def test_gpt2_with_an_added_token(tmp_path, form):
+    transformers = pytest.importorskip("transformers")
+    added = "<|long pause|>"
+    theirs = make_gpt2(tmp_path / "theirs", [*GPT2_NAMES, added])
+    save_tokenizer(tmp_path / "theirs", GPT2_NAMES)
+    (tmp_path / "theirs" / "added_tokens.json").write_text(json.dumps({added: len(GPT2_NAMES)}))
+    tokenizer = transformers.GPT2Tokenizer.from_pretrained(tmp_path / "theirs")
+    if form == "one file":
+        tokenizer.add_tokens([added])
+        tokenizer.save_pretrained(tmp_path / "theirs")
+        for name in ("vocab.json", "merges.txt", "added_tokens.json"):
+            (tmp_path / "theirs" / name).unlink(missing_ok=True)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded, rows = load(tmp_path / "ours"), gpt2_rows(theirs)
+    for text in TEXTS:
+        assert rows_of(loaded, text) == rows[tokenizer(text)["input_ids"]].tolist()
+    said = loaded.task.target_dictionary.string(rows[[len(GPT2_NAMES)]])
+    assert loaded.bpe.decode(said) == added
+
+
+def test_more_or_fewer_rows_than_words(tmp_path):
+    make_bart(tmp_path / "more", vocab_size=len(BART_NAMES) + 3)
+    converted = convert(tmp_path / "more", tmp_path / "more_ours")
+    assert "3 rows of the embedding are of no word in the vocabulary" in converted.notes
+    assert converted.files["dict.txt"].endswith("<mask> 0\nmadeupword0001 0\nmadeupword0002 0\nmadeupword0003 0\n")
+    make_bart(tmp_path / "fewer", vocab_size=len(BART_NAMES) - 1)  # bart-large-cnn is without <mask>
+    converted = convert(tmp_path / "fewer", tmp_path / "fewer_ours")
+    assert "1 words of the vocabulary have no row in the embedding" in converted.notes
+    assert converted.files["dict.txt"].endswith("madeupword0000 0\n")
+    for folder in ("more_ours", "fewer_ours"):
+        assert load(tmp_path / folder).generate(TEXTS, max_len_b=3)
+
+
+def test_fairseqs_own_files(tmp_path):
+    make_bart(tmp_path / "theirs")
+    first = convert(tmp_path / "theirs", tmp_path / "ours")
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "theirs" / name).unlink()
+    with pytest.raises(UserError, match="has no tokenizer .*: name its folder, or one with fairseq's dict.txt"):
+        convert(tmp_path / "theirs", tmp_path / "again")
+    assert convert(tmp_path / "theirs", tmp_path / "again", data=tmp_path / "ours").files == first.files
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason="ELSEQ_DATA has no gpt2_bpe")
+def test_fairseqs_numbers():
+    """BART's vocab.json, put together from fairseq's files, gives these files again."""
+    numbers = json.loads((SHARED / "encoder.json").read_text())
+    words = [line.split(" ")[0] for line in (SHARED / "dict.txt").read_text(encoding="utf-8").splitlines()]
+    found = vocabulary.read_vocabulary(SHARED, by_dictionary=True)
+    assert len(found.rows) == 50264
+    assert vocabulary.gpt2_numbers(found) == numbers
+    names = found.names(50264)
+    assert names[:6] == [*SPECIAL, ".", "Ġthe"]
+    assert vocabulary.dictionary_words(names, numbers)[4:] == words
+    of_gpt2 = vocabulary.read_vocabulary(SHARED, by_dictionary=False)
+    assert of_gpt2.rows == numbers and of_gpt2.rows[END_OF_TEXT] == 50256 and len(of_gpt2.merges) == 50000
+
+
+@pytest.mark.parametrize(
+    "name, content, sentence",
+    [
+        ("vocab.json", "{", "vocab.json is not JSON"),
+        ("vocab.json", "[]", "vocab.json holds no JSON object"),
+        ("vocab.json", '{"a": "b"}', "vocab.json does not give each piece a number"),
+        ("vocab.json", '{"a": 1, "b": 1}', "vocab.json gives two pieces the same number"),
+        ("merges.txt", "#version: 0.2\na b c\n", "a merge beside .* is no pair of pieces"),
+    ],
+)
+def test_damaged_files(tmp_path, name, content, sentence):
+    save_tokenizer(tmp_path, BART_NAMES)
+    (tmp_path / name).write_text(content)
+    with pytest.raises(UserError, match=sentence):
+        vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
+
+
+def test_other_tokenizers(tmp_path):
+    content = {"model": {"type": "Unigram"}, "pre_tokenizer": {"type": "Metaspace"}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(content))
+    with pytest.raises(UserError, match="tokenizer.json is no byte-level BPE"):
+        vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
+
+
+def test_merges_need_no_header(tmp_path):
+    save_tokenizer(tmp_path, BART_NAMES)
+    (tmp_path / "merges.txt").write_text("\n".join(MERGES))
+    assert vocabulary.read_vocabulary(tmp_path, by_dictionary=True).merges == MERGES

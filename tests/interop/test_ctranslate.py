@@ -1,0 +1,114 @@
+"""CTranslate2 searches the same weights and finds the same words."""
+
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+import elseq
+from elseq.errors import UserError
+from elseq.interop import ctranslate
+from tests.tiny_models import make_sources
+
+LENGTHS = [5, 9, 2, 7, 1, 6]
+LONGEST = 20
+
+
+def converted(trained, folder, **options):
+    """The loaded model, and its folder for CTranslate2."""
+    loaded = elseq.load(trained.checkpoint, data=trained.data, device="cpu")
+    cfg = checkpoint_utils.load_checkpoint_to_cpu(str(trained.checkpoint))["cfg"]
+    ctranslate.to_ctranslate2(
+        loaded.model, cfg, loaded.task.source_dictionary, loaded.task.target_dictionary, folder / "model", **options
+    )
+    return loaded, str(folder / "model")
+
+
+def search(loaded, sources, **options):
+    """The words of the best hypothesis of each source, without the end."""
+    generator = loaded.task.build_generator([loaded.model], Namespace(nbest=1, max_len_b=LONGEST, **options))
+    sources = [torch.tensor(row) for row in sources]
+    dataset = loaded.task.build_dataset_for_inference(sources, [len(row) for row in sources])
+    sample = dataset.collater([dataset[number] for number in range(len(dataset))])
+    found = loaded.task.inference_step(generator, [loaded.model], sample)
+    ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
+    return [symbols_of(loaded, best["tokens"].tolist()[:-1]) for _, (best, *_) in ordered]
+
+
+def assert_same_words(found, expected):
+    """But for hypotheses of the maximum length: at it CTranslate2 does not count the end symbol."""
+    whole = [number for number, words in enumerate(expected) if len(words) < LONGEST]
+    assert [found[number] for number in whole] == [expected[number] for number in whole]
+    assert len({len(expected[number]) for number in whole}) > 2
+
+
+def symbols_of(loaded, row):
+    return [loaded.task.target_dictionary[number] for number in row]
+
+
+@pytest.mark.parametrize("kind", ["translation", "bart"])
+@pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (4, 1.0), (4, 0.0), (3, 2.0)])
+def test_encoder_decoder(request, tmp_path, kind, beam, lenpen):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    loaded, folder = converted(request.getfixturevalue(f"tiny_{kind}"), tmp_path)
+    sources = make_sources(loaded.task.source_dictionary, LENGTHS)
+    loaded.task.cfg.force_bos = "no"  # its training data had no <s>
+    expected = search(loaded, sources, beam=beam, lenpen=lenpen)
+    words = [symbols_of(loaded, row[:-1]) for row in sources]
+    if loaded.task.prepend_source_bos:
+        words = [["<s>", *row] for row in words]
+    translator = ctranslate2.Translator(folder, intra_threads=1)
+    found = translator.translate_batch(words, beam_size=beam, length_penalty=lenpen, max_decoding_length=LONGEST)
+    assert_same_words([result.hypotheses[0] for result in found], expected)
+
+
+@pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (4, 1.0), (4, 0.0)])
+def test_language_model(tiny_language_model, tmp_path, beam, lenpen):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    loaded, folder = converted(tiny_language_model, tmp_path)
+    prompts = make_sources(loaded.task.source_dictionary, LENGTHS)
+    expected = search(loaded, prompts, beam=beam, lenpen=lenpen)
+    generator = ctranslate2.Generator(folder, intra_threads=1)
+    found = generator.generate_batch(
+        [["</s>", *symbols_of(loaded, row[:-1])] for row in prompts],
+        beam_size=beam,
+        length_penalty=lenpen,
+        max_length=LONGEST,
+        include_prompt_in_result=False,
+        sampling_topk=1,
+    )
+    assert_same_words([result.sequences[0] for result in found], expected)
+
+
+def test_quantization(tiny_translation, tmp_path):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    _, folder = converted(tiny_translation, tmp_path, quantization="int8")
+    assert ctranslate2.contains_model(folder)
+    assert "int8" in ctranslate2.Translator(folder).compute_type
+
+
+def test_what_it_does_not_have(tiny_translation, tiny_multi_query, tmp_path):
+    pytest.importorskip("ctranslate2")
+    with pytest.raises(UserError, match="the model has 1 key/value heads for 4 heads"):
+        converted(tiny_multi_query, tmp_path)
+    state = checkpoint_utils.load_checkpoint_to_cpu(str(tiny_translation.checkpoint))
+    loaded = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    words = loaded.task.source_dictionary
+    for option, value, sentence in (
+        ("activation_fn", "tanh", "CTranslate2 does not have this model: .*--activation-fn tanh is not supported"),
+        ("encoder_attention_heads", 2, "--encoder-attention-heads and --decoder-attention-heads must have the same"),
+        ("no_cross_attention", True, "CTranslate2 does not have --no-cross-attention"),
+    ):
+        cfg = state["cfg"].copy()
+        cfg.model = Namespace(**{**vars(cfg.model), option: value})
+        with pytest.raises(UserError, match=sentence) as error:
+            ctranslate.to_ctranslate2(loaded.model, cfg, words, words, tmp_path / "model")
+        assert "\n" not in str(error.value)
+
+
+def test_without_the_package(tiny_translation, tmp_path, monkeypatch):
+    monkeypatch.setitem(sys.modules, "ctranslate2.converters", None)
+    with pytest.raises(UserError, match="its package is needed: pip install ctranslate2"):
+        converted(tiny_translation, tmp_path)
