@@ -1,11 +1,13 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
 import logging
+import random
 from argparse import Namespace
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils, encoders
@@ -15,6 +17,8 @@ from omegaconf.errors import ValidationError
 from tqdm import tqdm
 
 from elseq.errors import UserError
+from elseq.generation.batches import SplittingDecoder, cut_batches
+from elseq.generation.budget import capacity, read_bytes
 from elseq.interop.stock import model_class
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DECODE_ATTENTION, check_choice
@@ -54,6 +58,7 @@ class TextGenerator:
         texts: Iterable[str],
         *,
         max_tokens: int = 4096,
+        memory_budget: int | str | None = None,
         truncate: bool = False,
         progress: bool | None = None,
         seed: int | None = None,
@@ -64,6 +69,8 @@ class TextGenerator:
         Args:
             texts: the sources, or the prompts. A blank one gives a blank result.
             max_tokens: size of a batch: sentences times the longest source, in tokens.
+            memory_budget: bytes that a batch may take beside the model, such as "16G", instead of max_tokens; what
+                counts is in `elseq.generation.budget.batch_bytes`.
             truncate: shorten a source that the model's positions cannot hold, rather than refuse it.
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: of the random numbers, for sampling.
@@ -83,47 +90,129 @@ class TextGenerator:
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {index} is of type {type(text).__name__}; give strings")
-        cfg = _search_configuration(options)
+        cfg = search_configuration(options)
         nbest = cfg.nbest
-        if seed is not None:
-            utils.set_torch_seed(seed)
-        generator = self.task.build_generator([self.model], cfg)
+        search = self.make_search(cfg)
         results: list = ["" if nbest == 1 else [""] for _ in texts]
-        encoded = {index: self._encode(text, index, truncate) for index, text in enumerate(texts) if text.strip()}
+        encoded = {}
+        for index, text in enumerate(texts):
+            if text.strip():
+                encoded[index], _ = self.encode(text, search, f"text {index}", truncate, "set truncate=True")
+        lengths = [encoded[index].numel() if index in encoded else 0 for index in range(len(texts))]
+        decode = self.batch_decoder(search, encoded, lengths, lambda index: f"text {index}", seed)
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
             bar.update(len(texts) - len(encoded))
-            for batch in _batches(encoded, max_tokens):
-                for index, hypotheses in zip(batch, self._decode(generator, batch, encoded), strict=True):
-                    found = [self._text(hypothesis["tokens"]) for hypothesis in hypotheses[:nbest]]
-                    results[index] = found[0] if nbest == 1 else found
-                bar.update(len(batch))
+            for batch in self.cut_batches(search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"):
+                for part, hypotheses in decode(batch):
+                    for index, found in zip(part, hypotheses, strict=True):
+                        strings = [self.text(hypothesis["tokens"]) for hypothesis in found[:nbest]]
+                        results[index] = strings[0] if nbest == 1 else strings
+                    bar.update(len(part))
         return results
 
-    def _encode(self, text: str, index: int, truncate: bool) -> torch.Tensor:
+    # What `generate` is made of; the command elseq-generate is made of the same.
+
+    def make_search(self, cfg: GenerationConfig):
+        """The generator, fairseq's or ours, that searches as `search_configuration` has it."""
+        return self.task.build_generator([self.model], cfg)
+
+    def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
+        """The tokens of a text, the end symbol included, and whether they were cut.
+
+        Args:
+            text: not blank.
+            search: see `make_search`.
+            name: what to call the text in an error.
+            truncate: cut it where the model's positions end.
+            remedy: what to do else.
+
+        Raises:
+            UserError: a text that is too long and not to be cut.
+        """
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
         positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
-        limit = (positions[0] if isinstance(positions, tuple) else positions) - 1  # a <s> may come before the source
+        # A <s> may come before a source; a prompt shares the positions with its continuation.
+        room = 1 if hasattr(self.model, "encoder") else max(1, search.min_len)
+        limit = (positions[0] if isinstance(positions, tuple) else positions) - room
         if tokens.numel() <= limit:
-            return tokens
-        if not truncate:
+            return tokens, False
+        if limit < 1 or not truncate:
             raise UserError(
-                f"text {index} has {tokens.numel()} tokens and the model takes {limit}; shorten it or set truncate=True"
+                f"{name} has {tokens.numel()} tokens and the model takes {max(limit, 0)}; shorten it or {remedy}"
             )
-        return torch.cat((tokens[: limit - 1], tokens[-1:]))
+        return torch.cat((tokens[: limit - 1], tokens[-1:])), True
 
-    def _decode(self, generator, batch: list[int], encoded: dict[int, torch.Tensor]) -> list[list[dict]]:
-        """The hypotheses of each text of a batch, in its order."""
-        sources = [encoded[index] for index in batch]
+    def cut_batches(
+        self,
+        search,
+        lengths: Sequence[int],
+        max_tokens: int,
+        memory_budget: int | str | None,
+        name: Callable[[int], str],
+    ) -> list[np.ndarray]:
+        """The batches in which encoded texts are decoded: arrays of their numbers.
+
+        Args:
+            search: see `make_search`.
+            lengths: tokens of each text; 0: a blank one, which is in no batch.
+            max_tokens, memory_budget: as for `generate`.
+            name: what to call a text in an error, given its number.
+
+        Raises:
+            UserError: a budget that is none, or is too small for a text, or that this model cannot be held to.
+        """
+        if memory_budget is None:
+            return cut_batches(lengths, lambda length: max(1, max_tokens // length))
+        lengths = np.asarray(lengths)
+        added = int(getattr(self.task, "prepend_source_bos", False))
+        sentences = capacity(
+            self.model,
+            search,
+            read_bytes(str(memory_budget)),
+            lambda length: name(int(np.argmax(lengths == length))),
+            added,
+        )
+        return cut_batches(lengths, sentences)
+
+    def batch_decoder(
+        self,
+        search,
+        sources: Mapping[int, torch.Tensor],
+        lengths: Sequence[int],
+        name: Callable[[int], str],
+        seed: int | None,
+    ) -> SplittingDecoder:
+        """What decodes a batch, given the numbers of its texts, and in parts where memory does not suffice.
+
+        Args:
+            search: see `make_search`.
+            sources: the tokens of each text.
+            lengths: how many they are.
+            name: what to call a text in an error, given its number.
+            seed: of the random numbers. Those of a batch depend on it and on the batch alone, not on what was decoded
+                before.
+        """
+
+        def decode(numbers: list[int]) -> list[list[dict]]:
+            if seed is not None:
+                utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
+            return self._decode(search, [sources[number] for number in numbers])
+
+        return SplittingDecoder(decode, lengths, name)
+
+    def _decode(self, search, sources: list[torch.Tensor]) -> list[list[dict]]:
+        """The hypotheses of each source of a batch, in their order."""
         dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
         sample = dataset.collater([dataset[index] for index in range(len(dataset))])
         place = {number: row for row, number in enumerate(sample["id"].tolist())}
         device = next(self.model.parameters()).device
         sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-        hypotheses = self.task.inference_step(generator, [self.model], sample)
-        return [hypotheses[place[number]] for number in range(len(batch))]
+        hypotheses = self.task.inference_step(search, [self.model], sample)
+        return [hypotheses[place[number]] for number in range(len(sources))]
 
-    def _text(self, tokens: torch.Tensor) -> str:
+    def text(self, tokens: torch.Tensor) -> str:
+        """What the tokens of a hypothesis say."""
         pieces = self.task.target_dictionary.string(tokens.cpu())
         return self.bpe.decode(pieces).strip() if self.bpe else pieces
 
@@ -154,7 +243,7 @@ def load(
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES:
         raise UserError(f"dtype={dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES))}")
-    path = _checkpoint_path(Path(path).expanduser())
+    path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
     folder = _data_folder(path, cfg, data)
@@ -163,7 +252,12 @@ def load(
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
 
 
-def _search_configuration(options: dict) -> GenerationConfig:
+def search_configuration(options: dict) -> GenerationConfig:
+    """fairseq's options of generation, those given and the defaults of the others.
+
+    Raises:
+        UserError: an option that is not among `SEARCH_OPTIONS`, or a value that it does not take.
+    """
     for name in options:
         if name not in SEARCH_OPTIONS:
             raise UserError(f"generate has no option {name!r}; it takes {', '.join(SEARCH_OPTIONS)}")
@@ -188,7 +282,13 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         raise UserError(f"device={device!r} cannot be used; there is {', '.join(found)}") from error
 
 
-def _checkpoint_path(path: Path) -> Path:
+def checkpoint_path(path: str | Path) -> Path:
+    """The file that `load` takes: the one named, or that in the folder named.
+
+    Raises:
+        UserError: a folder without any.
+    """
+    path = Path(path).expanduser()
     if not path.is_dir():
         return path
     for name in CHECKPOINT_NAMES:
@@ -251,7 +351,10 @@ def _find_bpe(folders: set[Path]):
     """The subword vocabulary in one of these folders, or None."""
     for folder in sorted(folders):
         encoder, merges = folder / "encoder.json", folder / "vocab.bpe"
-        if encoder.exists() and merges.exists():
+        if encoder.exists() != merges.exists():
+            there, missing = sorted((encoder, merges), key=Path.exists, reverse=True)
+            raise UserError(f"{folder} has {there.name} but no {missing.name}; the subwords need both: copy it there")
+        if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return encoders.build_bpe(Namespace(bpe="gpt2", gpt2_encoder_json=str(encoder), gpt2_vocab_bpe=str(merges)))
         models = sorted(folder.glob("*.model"))
@@ -263,15 +366,3 @@ def _find_bpe(folders: set[Path]):
             logger.info("subwords: sentencepiece %s", models[0])
             return encoders.build_bpe(Namespace(bpe="sentencepiece", sentencepiece_model=str(models[0])))
     return None
-
-
-def _batches(encoded: dict[int, torch.Tensor], max_tokens: int):
-    """Lists of keys, those with short values together and the longest first, each within max_tokens padded tokens."""
-    batch: list[int] = []
-    for index in sorted(encoded, key=lambda key: -encoded[key].numel()):
-        if batch and (len(batch) + 1) * encoded[batch[0]].numel() > max_tokens:
-            yield batch
-            batch = []
-        batch.append(index)
-    if batch:
-        yield batch

@@ -1,5 +1,7 @@
 """elseq.load: text in, text out."""
 
+import shutil
+
 import pytest
 import torch
 
@@ -118,3 +120,40 @@ def test_options_that_change_the_search(translator, lines):
     assert diverse != translator.generate(lines, beam=4, nbest=4)
     sampled = [translator.generate(lines, sampling=True, temperature=3, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+def test_what_one_batch_draws_depends_on_no_other(translator, lines):
+    """So that a run which goes on later draws the same."""
+    options = {"sampling": True, "temperature": 3, "seed": 1, "beam": 2}
+    alone = [translator.generate([*[""] * number, line], **options)[-1] for number, line in enumerate(lines)]
+    assert translator.generate(lines, max_tokens=1, **options) == alone
+
+
+def test_a_memory_budget(translator, lines):
+    assert translator.generate(lines, memory_budget="500K") == translator.generate(lines)
+    with pytest.raises(UserError, match="^text 2 alone needs about .* and the budget is 2.0 KiB: raise it$"):
+        longest = max(lines, key=len)
+        translator.generate(["w1", "", longest], memory_budget=2048)
+
+
+def test_a_batch_that_runs_out_of_memory_is_split(translator, lines, monkeypatch):
+    expected = translator.generate(lines, beam=2, nbest=2)
+    decode = type(translator)._decode
+    sizes = []
+
+    def short(self, search, sources):
+        sizes.append(len(sources))
+        if len(sources) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return decode(self, search, sources)
+
+    monkeypatch.setattr(type(translator), "_decode", short)
+    assert translator.generate(lines, beam=2, nbest=2) == expected
+    assert sizes == [6, 3, 2, 1, 2, 1]
+
+
+def test_half_a_subword_vocabulary(tiny_translation, tmp_path):
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    (data / "vocab.bpe").write_text("")
+    with pytest.raises(UserError, match="has vocab.bpe but no encoder.json; the subwords need both: copy it there$"):
+        elseq.load(tiny_translation.checkpoint, data=data)

@@ -1,8 +1,14 @@
 """The rows of a benchmark as a table, as JSON and as a picture."""
 
 import json
+from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
+
+import torch
+
+import elseq
+from elseq.files import written_whole
 
 MEBIBYTE = 2**20
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
@@ -28,10 +34,9 @@ def _digits(count: int):
 
 
 # Heading, key of the row or function of it, and how its value is written.
-_COLUMNS = [
-    ("mode", _label, str),
-    ("batch", "batch_size", str),
-    ("beam", "beam", str),
+Column = tuple[str, str | Callable, Callable]
+_KEYS: list[Column] = [("batch", "batch_size", str), ("beam", "beam", str)]
+_FIGURES: list[Column] = [
     ("samples/s", "samples_per_second", _number),
     ("tokens/s", "tokens_per_second", _number),
     ("x stock", "ratio_to_stock", _digits(2)),
@@ -45,24 +50,41 @@ _COLUMNS = [
 ]
 
 
+def _inner(part: str, rows: list[dict], write: Callable) -> list[Column]:
+    """A column for each key of a dictionary that is in the rows."""
+    names = dict.fromkeys(name for row in rows for name in row.get(part, {}))
+    return [(name, lambda row, name=name: row.get(part, {}).get(name), write) for name in names]
+
+
+def _value(row: dict, column: Column):
+    source = column[1]
+    return source(row) if callable(source) else row.get(source)
+
+
 def table(rows: list[dict]) -> str:
-    """A Markdown table that is aligned as text too, and a line for each row that failed."""
+    """A Markdown table that is aligned as text too, and a line for each row that failed.
+
+    Args:
+        rows: their "settings" (name to value) are columns beside mode, batch and beam, their "scores" the last ones.
+            Columns that are empty in all rows are left out.
+    """
     measured = [row for row in rows if "failure" not in row]
-    cells = [[heading for heading, _, _ in _COLUMNS]]
+    failed = [failure(row) for row in rows if "failure" in row]
+    if not measured:
+        return "\n".join(failed)
+    settings, scores = _inner("settings", measured, str), _inner("scores", measured, _digits(2))
+    columns = [("mode", _label, str), *_KEYS, *settings, *_FIGURES, *scores]
+    columns = [column for column in columns if any(_value(row, column) is not None for row in measured)]
+    cells = [[heading for heading, _, _ in columns]]
     for row in measured:
-        values = [source(row) if callable(source) else row.get(source) for _, source, _ in _COLUMNS]
+        values = [_value(row, column) for column in columns]
         cells.append(
-            ["-" if value is None else write(value) for value, (*_, write) in zip(values, _COLUMNS, strict=True)]
+            ["-" if value is None else write(value) for value, (*_, write) in zip(values, columns, strict=True)]
         )
     widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
     lines = [_line(row, widths) for row in cells]
     lines.insert(1, "|".join(["", f":{'-' * widths[0]}-", *(f"{'-' * width}-:" for width in widths[1:]), ""]))
-    lines += [""] * any("failure" in row for row in rows)
-    return "\n".join(lines + [failure(row) for row in rows if "failure" in row])
-
-
-def failure(row: dict) -> str:
-    return f"{row['mode']}, batch {row['batch_size']}, beam {row['beam']}: {row['failure']}."
+    return "\n".join(lines + [""] * bool(failed) + failed)
 
 
 def _line(cells: list[str], widths: list[int]) -> str:
@@ -71,23 +93,64 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return f"| {' | '.join(aligned)} |"
 
 
+def _place(row: dict) -> list[str]:
+    """What stands beside the mode."""
+    keys = [f"{heading} {row[key]}" for heading, key, _ in _KEYS if row.get(key) is not None]
+    return keys + [f"{name}={value}" for name, value in row.get("settings", {}).items()]
+
+
+def _name(row: dict) -> str:
+    return ", ".join([row["mode"], *_place(row)])
+
+
+def failure(row: dict) -> str:
+    return f"{_name(row)}: {row['failure'].removesuffix('.')}."
+
+
+def progress(row: dict) -> str:
+    """A line about a row that is there."""
+    return failure(row) if "failure" in row else f"{_name(row)}: {row['samples_per_second']:.3g} samples/s"
+
+
 def notes(rows: list[dict]) -> str:
     """What the columns mean, as far as these rows need it."""
-    sentences = [
-        "x stock: samples/s relative to stock fairseq's at the same batch and beam.",
-        "identical: best hypotheses that are stock fairseq's, token by token.",
-        "peak, loaded: memory of the whole process while decoding and before (on a GPU: of its allocator).",
-        "state: what is kept from step to step.",
-    ]
-    if any(row["beam"] > 1 for row in rows):
+    rows = [row for row in rows if "failure" not in row]
+    told = {key for row in rows for key in row}
+    sentences = []
+    if "ratio_to_stock" in told:
+        sentences += [
+            "x stock: samples/s relative to stock fairseq's at the same settings.",
+            "identical: best hypotheses that are exactly stock fairseq's.",
+        ]
+    if "peak_mebibytes" in told:
+        sentences += [
+            "peak, loaded: memory of the whole process while decoding and before (on a GPU: of its allocator).",
+            "state: what is kept from step to step.",
+        ]
+    if "copied" in told and any(row["beam"] > 1 for row in rows):
         sentences.append(
             "copied or shared: whether in stock fairseq each hypothesis has keys and values of the source of its own."
         )
-    sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
+    if "gigaflops_per_second" in told:
+        sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
     busy = [_label(row) for row in rows if row.get("seconds") and max(row["seconds"]) > NOISE * min(row["seconds"])]
     if busy:
         sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {', '.join(busy)}.")
     return " ".join(sentences)
+
+
+def heading(groups: list[list[str]]) -> str:
+    """A line: with commas in a group, semicolons between groups."""
+    return "; ".join(", ".join(group) for group in groups if group)
+
+
+def text(title: str, rows: list[dict]) -> str:
+    """The whole report in Markdown."""
+    return "\n\n".join(filter(None, (title, table(rows), notes(rows)))) + "\n"
+
+
+def versions() -> list[str]:
+    return [f"torch {torch.__version__}", f"fairseq {fairseq_version()}", f"elseq {elseq.__version__}"]
 
 
 def fairseq_version() -> str:
@@ -100,34 +163,45 @@ def fairseq_version() -> str:
 
 
 def write_json(path: Path, settings: dict, rows: list[dict]) -> None:
-    """Written aside and moved into place, so that an interruption leaves the rows there were."""
-    aside = path.with_suffix(".tmp")
-    aside.write_text(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
-    aside.replace(path)
+    """
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with written_whole(path) as file:
+        file.write(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
 
 
 def plot(path: Path, title: str, rows: list[dict]) -> None:
-    """Bars of samples/s and of peak memory: a group for each batch size and beam, a colour for each mode."""
+    """Bars of samples/s, peak memory and scores, as far as they are there.
+
+    There is a group for each batch size, beam and further settings, and a colour for each mode.
+    """
     import matplotlib
 
     matplotlib.use("Agg")
     from matplotlib import pyplot
 
     measured = [row for row in rows if "failure" not in row]
-    groups = list(dict.fromkeys((row["batch_size"], row["beam"]) for row in measured))
+    figures = [("samples/s", "samples_per_second", None), ("peak memory, MiB", "peak_mebibytes", None)]
+    panels = [
+        column
+        for column in figures + _inner("scores", measured, str)
+        if any(_value(row, column) is not None for row in measured)
+    ]
+    groups = list(dict.fromkeys("\n".join(_place(row)) for row in measured))
     modes = list(dict.fromkeys(row["mode"] for row in measured))
     width = 0.8 / len(modes)
-    figure, axes = pyplot.subplots(1, 2, figsize=(5 + 1.2 * len(groups), 4), layout="constrained")
-    for axis, key, heading in zip(
-        axes, ("samples_per_second", "peak_mebibytes"), ("samples/s", "peak memory, MiB"), strict=True
-    ):
+    longest = max(len(line) for group in groups for line in group.splitlines())
+    size = (max(6, 2 + (0.4 + 0.07 * longest) * len(groups)), 1.5 + 2.5 * len(panels))
+    figure, axes = pyplot.subplots(len(panels), figsize=size, sharex=True, layout="constrained", squeeze=False)
+    for axis, panel in zip(axes[:, 0], panels, strict=True):
         for number, mode in enumerate(modes):
-            found = {(row["batch_size"], row["beam"]): row.get(key) or 0 for row in measured if row["mode"] == mode}
+            found = {"\n".join(_place(row)): _value(row, panel) or 0 for row in measured if row["mode"] == mode}
             places = [place + (number - (len(modes) - 1) / 2) * width for place in range(len(groups))]
             axis.bar(places, [found.get(group, 0) for group in groups], width, label=mode)
-        axis.set_xticks(range(len(groups)), [f"batch {size}\nbeam {beam}" for size, beam in groups])
-        axis.set_ylabel(heading)
-    axes[1].legend(loc="upper left", bbox_to_anchor=(1, 1))
+        axis.set_xticks(range(len(groups)), groups, fontsize="small")
+        axis.set_ylabel(panel[0])
+    axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize="small", wrap=True)
     figure.savefig(path, dpi=150)
     pyplot.close(figure)

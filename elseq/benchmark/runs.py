@@ -41,19 +41,19 @@ class Grid:
     repeats: int
 
     def cells(self) -> list[tuple[str, int, int]]:
-        """Mode, batch size and beam of each run, in order; stock stands before what is compared with it."""
-        modes = ["stock", *(mode for mode in self.modes if mode != "stock")]
-        return [(mode, size, beam) for size in self.batch_sizes for beam in self.beams for mode in modes]
+        """Mode, batch size and beam of each run, in order."""
+        return [(mode, size, beam) for size in self.batch_sizes for beam in self.beams for mode in self.modes]
 
 
-def run_grid(grid: Grid, done: Callable[[dict], None]) -> None:
+def run_grid(grid: Grid, done: Callable[[dict, list | None], None]) -> None:
     """Run every cell of the grid, one after the other.
 
     Args:
-        grid: what is measured.
-        done: called with each row as soon as it is there. A run that fails is a row with "failure", a sentence.
+        grid: what is measured. What comes after stock, at the same batch size and beam, is compared with it.
+        done: called with each row as soon as it is there, and with the best hypothesis of each source. A run that fails
+            is a row with "failure", a sentence, and has no hypotheses.
     """
-    stock: dict[tuple[int, int], tuple[dict, dict]] = {}  # row and result of the baseline
+    stock: dict[tuple[int, int], tuple[dict, list]] = {}  # row and best hypotheses of the baseline
     exported: dict[str, str | None] = {}  # engine: why it cannot take the model, or None
     sizes = None
     with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
@@ -75,20 +75,22 @@ def run_grid(grid: Grid, done: Callable[[dict], None]) -> None:
             }
             result = _run(request, grid, folder, exported)
             row = {"mode": mode, "batch_size": batch_size, "beam": beam}
+            best = None
             if "failure" in result:
                 row |= {"failure": result["failure"]}
             else:
-                row |= _summarize(result)
+                best = [found[0] for found in result["hypotheses"]]
+                row |= _summarize(result, best)
                 if result.get("sizes"):
                     sizes = Sizes(**result["sizes"])
                 if sizes is not None:
                     row |= _work(sizes, request, result, grid.positions)
                 baseline = stock.get((batch_size, beam))
                 if mode == "stock":
-                    stock[batch_size, beam] = baseline = (row, result)
+                    stock[batch_size, beam] = baseline = (row, best)
                 if baseline is not None:
-                    _compare(row, result, *baseline)
-            done(row)
+                    compare(row, best, *baseline)
+            done(row, best)
 
 
 def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> dict:
@@ -128,9 +130,8 @@ def in_process(program: list[str], request: dict, folder: Path) -> dict:
     return {"failure": f"the process ended with {ended.returncode}: {lines[-1]}"}
 
 
-def _summarize(result: dict) -> dict:
+def _summarize(result: dict, best: list[list[int]]) -> dict:
     seconds = statistics.median(result["seconds"])
-    best = [found[0] for found in result["hypotheses"]]
     told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "evaluation")
     return {
         "samples_per_second": len(best) / seconds,
@@ -160,8 +161,8 @@ def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> di
     return {"gigaflops_per_second": flops / seconds / 1e9, "gigabytes_per_second": read / seconds / 1e9}
 
 
-def _compare(row: dict, result: dict, stock_row: dict, stock: dict) -> None:
+def compare(row: dict, best: list, stock_row: dict, stock_best: list) -> None:
+    """Add to a row how fast it is relative to stock, and how many of its best hypotheses are stock's."""
     row["ratio_to_stock"] = row["samples_per_second"] / stock_row["samples_per_second"]
-    pairs = zip(result["hypotheses"], stock["hypotheses"], strict=True)
-    row["identical"] = sum(found[0] == expected[0] for found, expected in pairs)
+    row["identical"] = sum(found == expected for found, expected in zip(best, stock_best, strict=True))
     row["identical_share"] = row["identical"] / row["sentences"]

@@ -1,183 +1,55 @@
 """elseq-benchmark: stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources."""
 
-import argparse
 import sys
-import tempfile
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
-import elseq
 from elseq.benchmark import report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts, make_output_folder
-from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
-from elseq.benchmark.runs import FOREIGN_MODES, MODES, Grid, run_grid
-from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
+from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.command import make_grid, parse, title
+from elseq.benchmark.runs import run_grid
 from elseq.errors import UserError
-
-EPILOG = """\
-Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
-Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
-sentence share the keys and values of the source; kv, el and auto are elseq's; ctranslate2 and huggingface need those
-packages. What stands after -- are model options of fairseq-train for --arch, such as -- --encoder-layers 2.
-"""
+from elseq.sweeps.benchmark import job
+from elseq.sweeps.launch import is_sweep, sweep
 
 
 def main() -> None:
-    args = _parse(sys.argv[1:])
+    if is_sweep(sys.argv[1:]):
+        return sweep("benchmark", job)
+    args = parse(sys.argv[1:])
     with ExitStack() as stack:
-        grid = _prepare(args, stack)
-        title = _title(args, grid)
+        grid = make_grid(args, stack)
+        heading = report.heading(title(args, grid))
         output = make_output_folder(args.output)
-        settings = {"title": title, "options": {key: value for key, value in vars(args).items() if key != "output"}}
+        settings = {"title": heading, "options": {key: value for key, value in vars(args).items() if key != "output"}}
         rows: list[dict] = []
         runs = len(grid.cells())
 
-        def done(row: dict) -> None:
+        def done(row: dict, _) -> None:
             rows.append(row)
             report.write_json(output / "results.json", settings, rows)
-            told = report.failure(row) if "failure" in row else _progress(row)
-            print(f"[{len(rows)}/{runs}] {told}", file=sys.stderr, flush=True)
+            print(f"[{len(rows)}/{runs}] {report.progress(row)}", file=sys.stderr, flush=True)
 
-        print(title, file=sys.stderr, flush=True)
+        print(heading, file=sys.stderr, flush=True)
         try:
             run_grid(grid, done)
         except KeyboardInterrupt:
             print("interrupted; these rows are there:", file=sys.stderr)
-            _publish(title, rows, output)
+            _publish(heading, rows, output)
             sys.exit(130)
-        _publish(title, rows, output)
+        _publish(heading, rows, output)
     if all("failure" in row for row in rows):
         raise UserError(f"no mode could be measured; {report.failure(rows[0]).removesuffix('.')}")
 
 
-def _publish(title: str, rows: list[dict], output: Path) -> None:
-    if not any("failure" not in row for row in rows):
+def _publish(heading: str, rows: list[dict], output: Path) -> None:
+    if all("failure" in row for row in rows):
         return
-    text = f"{title}\n\n{report.table(rows)}\n\n{report.notes(rows)}\n"
+    text = report.text(heading, rows)
     print(text)
     (output / "table.md").write_text(text)
-    report.plot(output / "plot.png", title, rows)
+    report.plot(output / "plot.png", heading, rows)
     print(f"written: {output / 'results.json'}, {output / 'table.md'}, {output / 'plot.png'}", file=sys.stderr)
-
-
-def _progress(row: dict) -> str:
-    return f"{row['mode']}, batch {row['batch_size']}, beam {row['beam']}: {row['samples_per_second']:.3g} samples/s"
-
-
-def _prepare(args, stack: ExitStack) -> Grid:
-    """The grid that the arguments ask for; what it needs on disk is there until the stack closes."""
-    model_file = _model_file(args, stack)
-    if args.source is not None:
-        sources = read_sources(model_file, Path(args.source))
-    else:
-        sources = random_sources(model_file, args.source_length, max(args.batch_sizes))
-    positions = count_positions(model_file, sources)
-    fixed = args.output_length
-    check_positions(model_file, positions, args.min_len if fixed is None else fixed)
-    return Grid(
-        model_file=model_file,
-        sources=sources,
-        positions=positions,
-        one_batch=args.source is None,
-        modes=args.modes,
-        batch_sizes=args.batch_sizes,
-        beams=args.beams,
-        search={
-            "min_len": args.min_len if fixed is None else fixed,
-            "max_len_b": args.max_len_b if fixed is None else fixed,
-            "lenpen": args.lenpen,
-            "no_repeat_ngram_size": args.no_repeat_ngram_size,
-        },
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads,
-        repeats=args.repeats,
-    )
-
-
-def _model_file(args, stack: ExitStack) -> ModelFile:
-    if (args.checkpoint is None) == (args.arch is None):
-        raise UserError("give either a checkpoint or --arch with --random-weights")
-    if args.checkpoint is not None:
-        if args.random_weights or args.model_options:
-            raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
-        return checkpoint_model(Path(args.checkpoint), None if args.data is None else Path(args.data))
-    if not args.random_weights:
-        raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
-    folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))
-    return random_model(args.arch, args.vocabulary_size, args.model_options, Path(folder))
-
-
-def _title(args, grid: Grid) -> str:
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu"
-    source = f"source {args.source_length}" if args.source is None else f"{len(grid.sources)} lines of {args.source}"
-    output = f"output {args.output_length}"
-    if args.output_length is None:
-        output = f"output {args.min_len} to {args.max_len_b}, length penalty {args.lenpen:g}"
-    if args.no_repeat_ngram_size:
-        output += f", no repeated {args.no_repeat_ngram_size}-grams"
-    versions = f"torch {torch.__version__}, fairseq {report.fairseq_version()}, elseq {elseq.__version__}"
-    weights = ", random weights" if args.random_weights else ""
-    threads = f"{args.threads} thread{'s' if args.threads > 1 else ''}"
-    name = grid.model_file.name
-    return f"{name}{weights}; {source}, {output}; {device}, {threads}, {args.dtype}; {versions}"
-
-
-def _parse(arguments: list[str]):
-    model_options: list[str] = []
-    if "--" in arguments:
-        place = arguments.index("--")
-        arguments, model_options = arguments[:place], arguments[place + 1 :]
-    parser = argparse.ArgumentParser(
-        prog="elseq-benchmark",
-        description=__doc__.partition(": ")[2],
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
-    model.add_argument("--data", help="folder of its dictionaries (default: the checkpoint's)")
-    model.add_argument("--arch", help="an architecture of fairseq or elseq, instead of a checkpoint")
-    model.add_argument(
-        "--random-weights", action="store_true", help="with --arch: the same random weights in all modes"
-    )
-    model.add_argument("--vocabulary-size", type=count, default=50264, help="with --arch (default: %(default)s)")
-    work = parser.add_argument_group("what is decoded")
-    source = work.add_mutually_exclusive_group()
-    source.add_argument("--source", help="text in pieces of the model's dictionary, one source a line; decoded whole")
-    source.add_argument(
-        "--source-length",
-        type=count,
-        default=512,
-        help="positions of random sources, one batch (default: %(default)s)",
-    )
-    work.add_argument("--output-length", type=count, help="tokens of every output, whatever the model would say")
-    work.add_argument("--min-len", type=count, default=1, help="tokens at least (default: %(default)s)")
-    work.add_argument("--max-len-b", type=count, default=200, help="tokens at most (default: %(default)s)")
-    work.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: %(default)s)")
-    work.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is none (default: %(default)s)")
-    runs = parser.add_argument_group("runs")
-    runs.add_argument(
-        "--modes",
-        type=choices(MODES),
-        default=["stock", "kv", "el", "auto", *FOREIGN_MODES],
-        help=f"of {', '.join(MODES)}; stock is always measured (default: all but stock-*)",
-    )
-    runs.add_argument("--batch-sizes", type=counts, default=[8], help="such as 8,32 (default: 8)")
-    runs.add_argument("--beams", type=counts, default=[4], help="such as 1,4 (default: 4)")
-    runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
-    runs.add_argument("--repeats", type=count, default=3, help="timed decodings of a run (default: %(default)s)")
-    runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
-    args = parser.parse_args(arguments)
-    args.model_options = model_options
-    if args.output_length is None and args.min_len > args.max_len_b:
-        raise UserError(f"--min-len {args.min_len} is more than --max-len-b {args.max_len_b}; lower it")
-    check_device_and_dtype(args.device, args.dtype)
-    return args
 
 
 if __name__ == "__main__":

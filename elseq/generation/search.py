@@ -158,7 +158,7 @@ class SequenceGenerator:
         source_lengths = _source_lengths(net_input, self.eos, self.pad)
         batch, beam = source_lengths.numel(), self.beam_size
         device = source_lengths.device
-        limits = self._length_limits(source_lengths, prompt_tokens)
+        limits = self.length_limits(source_lengths, prompt_tokens)
         longest, shortest = max(limits), min(limits)
         limits = torch.tensor(limits, device=device)
 
@@ -310,7 +310,7 @@ class SequenceGenerator:
         position, active = torch.topk(position + ending * 2 * self.beam_size, self.beam_size, dim=1, largest=False)
         return active, position >= 2 * self.beam_size
 
-    def _length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
+    def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
         lengths = source_lengths.tolist()
         prompts = [1] * len(lengths) if prompt_tokens is None else prompt_tokens.ne(self.pad).sum(dim=1).tolist()

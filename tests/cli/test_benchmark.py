@@ -104,7 +104,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(
         benchmark,
         "run_grid",
-        lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}),
+        lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}, None),
     )
     with pytest.raises(UserError, match="no mode could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
@@ -112,7 +112,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
 
 def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
     def interrupted(grid, done):
-        done({"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 2.0})
+        done({"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 2.0}, [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(benchmark, "run_grid", interrupted)

@@ -1,0 +1,190 @@
+"""elseq-generate: a text file in, a text file out, one line for one line."""
+
+import argparse
+import contextlib
+import logging
+import os
+import shutil
+import signal
+import sys
+import tempfile
+from dataclasses import fields
+from pathlib import Path
+
+from fairseq.dataclass.configs import GenerationConfig
+from tqdm.contrib.logging import logging_redirect_tqdm
+
+import elseq  # noqa: F401  # repairs fairseq
+from elseq.benchmark.arguments import count
+from elseq.errors import UserError
+from elseq.generation.budget import read_bytes
+from elseq.generator import DTYPES, SEARCH_OPTIONS
+from elseq.lines.processes import Processes
+from elseq.lines.reading import STANDARD_INPUT
+from elseq.lines.run import Job, Run
+from elseq.sweeps.generation import job
+from elseq.sweeps.launch import is_sweep, sweep
+from elseq.tasks.decoding import DECODE_ATTENTION
+
+DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+_OFFERED = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
+EPILOG = """\
+Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
+appears when all of it is there. In float32 it is the same however the lines are batched and however often the run was
+interrupted. In float16 and bfloat16 the other lines of a batch change a line's numbers in their last digits, and now
+and then its words; under --attention stock the longest line of a batch limits the length of all, as in fairseq; with
+--sampling a batch has random numbers of its own. The same command cuts the same batches and so says the same even then,
+unless one runs out of memory and is split.
+
+Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model ...
+"""
+
+
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which torchrun and Slurm send: ends the run as Ctrl-C does."""
+
+
+def main() -> None:
+    if is_sweep(sys.argv[1:]):
+        return sweep("generate", job)
+    args = _parse(sys.argv[1:])
+    with contextlib.ExitStack() as stack:
+        _end_like_an_interrupt(stack)
+        run = None
+        try:
+            processes = Processes.of_environment()
+            _log_to_console(stack, processes)
+            if args.output is None and processes.count > 1:
+                raise UserError("several processes cannot share the standard output: give --output FILE")
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-generate-"))
+            output = Path(folder) / "output" if args.output is None else Path(os.path.realpath(args.output))
+            run = Run(_job(args, output), processes)
+            with processes.alive():
+                run()
+            if args.output is None:
+                _copy_to_stdout(output)
+        except KeyboardInterrupt as stop:
+            if run is None or run.processes.is_first:
+                print(f"elseq: interrupted: {_how_far(run, args)}", file=sys.stderr)
+            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+
+
+def _how_far(run: Run | None, args) -> str:
+    if run is None or run.progress is None:
+        return "no line was done yet; what was done before is kept, give the same command again"
+    done = f"{run.progress.finished} of {run.progress.total} lines are done"
+    if args.output is None:
+        return f"{done} and lost, since there is no --output to keep them by"
+    return f"{done}; the same command goes on from there"
+
+
+def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
+    def terminate(*_):
+        raise _Terminated
+
+    stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
+
+
+def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
+    """The first process tells what elseq decides; all of them, what goes wrong."""
+    handler = logging.StreamHandler(sys.stderr)
+    handler.setFormatter(logging.Formatter("elseq: %(message)s"))
+    logger = logging.getLogger("elseq")
+    stack.callback(logger.setLevel, logger.level)
+    logger.setLevel(logging.INFO if processes.is_first else logging.WARNING)
+    stack.callback(logger.removeHandler, handler)
+    logger.addHandler(handler)
+    stack.enter_context(logging_redirect_tqdm([logger]))
+
+
+def _copy_to_stdout(output: Path) -> None:
+    try:
+        with output.open("rb") as file, open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
+            shutil.copyfileobj(file, stdout)
+    except OSError as error:
+        raise UserError(f"the standard output cannot be written ({error.strerror}): give --output FILE") from error
+
+
+def _job(args, output: Path) -> Job:
+    options = {**vars(args), "output": output, "dtype": DTYPE_NAMES.get(args.dtype)}
+    search = {name: options.pop(name) for name in _OFFERED}
+    return Job(**options, search={name: value for name, value in search.items() if value is not None})
+
+
+def _parse(arguments: list[str]):
+    parser = argparse.ArgumentParser(
+        prog="elseq-generate",
+        description="For each line of a text file what a model makes of it: its translation or summary, or for a "
+        "language model what follows it. Blank lines stay blank.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    files = parser.add_argument_group("files")
+    files.add_argument(
+        "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text (default: -, the standard input)"
+    )
+    files.add_argument(
+        "--output", metavar="FILE", help="default: the standard output, at the end; nothing is kept if interrupted"
+    )
+    files.add_argument(
+        "--overwrite", action="store_true", help="replace an output that is there, and what was begun by other options"
+    )
+    files.add_argument("--truncate", action="store_true", help="cut lines that are too long, rather than refuse them")
+    model = parser.add_argument_group("model")
+    model.add_argument(
+        "--model", required=True, metavar="FILE", help="a checkpoint of fairseq, or the folder that it is in"
+    )
+    model.add_argument(
+        "--data",
+        metavar="FOLDER",
+        help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
+    )
+    model.add_argument(
+        "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
+    )
+    model.add_argument(
+        "--attention", choices=DECODE_ATTENTION, default="auto", help="how it is evaluated (default: %(default)s)"
+    )
+    model.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)")
+    model.add_argument("--dtype", choices=DTYPE_NAMES, help="of the parameters (default: as in the checkpoint)")
+    batches = parser.add_argument_group("batches, of lines of similar length").add_mutually_exclusive_group()
+    batches.add_argument(
+        "--max-tokens", type=count, default=4096, metavar="N", help="lines times the longest (default: %(default)s)"
+    )
+    batches.add_argument(
+        "--memory-budget",
+        type=read_bytes,
+        metavar="BYTES",
+        help="such as 16G: as many lines as fit it. It counts the decoding state, exactly, and beside it, estimated "
+        "from above, the activations of a layer, the logits and the words so far; it counts neither the model's "
+        "parameters nor what the allocator loses (leave it a tenth of the memory). --attention auto is the larger "
+        "of kv and el. Either way a batch that runs out of memory is split",
+    )
+    search = parser.add_argument_group("search", "as in fairseq-generate; one hypothesis for each line")
+    _add_search_options(search)
+    search.add_argument("--seed", type=int, default=1, metavar="N", help="of --sampling (default: %(default)s)")
+    return parser.parse_args(arguments)
+
+
+def _add_search_options(group) -> None:
+    known = {each.name: each for each in fields(GenerationConfig)}
+    for name in _OFFERED:
+        option, default = known[name], known[name].default
+        text = option.metadata.get("help", "").replace("%", "%%")
+        flag = f"--{name.replace('_', '-')}"
+        if isinstance(default, bool):
+            group.add_argument(flag, action="store_const", const=True, help=text)
+        else:
+            kind = int if option.type is int else float
+            group.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default})")
+
+
+def _languages(text: str) -> tuple[str, str]:
+    source, comma, target = text.partition(",")
+    if not (source and target) or "," in target:
+        raise argparse.ArgumentTypeError(f"{text!r} is not two languages with a comma between them")
+    return source, target
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,37 @@
+"""All that decides the output of a run, so that what was finished under other options is never mixed in."""
+
+import hashlib
+from collections.abc import Iterable
+from pathlib import Path
+
+from fairseq.data import Dictionary
+
+Fingerprint = dict[str, str | int | float | bool | None]
+
+# What is no option of the command line.
+_WORDS = {"input": "the input was another", "model": "the model was another"}
+_WORDS["dictionaries"] = "the dictionaries were others"
+_TOKENS = "the subword vocabulary was another"
+
+
+def digest_file(path: Path) -> str:
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_symbols(dictionaries: Iterable[Dictionary]) -> str:
+    return hashlib.sha256(repr([dictionary.symbols for dictionary in dictionaries]).encode()).hexdigest()
+
+
+def differences(former: Fingerprint, present: Fingerprint) -> str:
+    """What was otherwise in the former run, in words."""
+    told = []
+    for name in {**former, **present}:
+        before, now = former.get(name), present.get(name)
+        if before != now and name != "tokens":
+            told.append(_WORDS.get(name) or f"{name} was {_value(before)} and not {_value(now)}")
+    return ", ".join(told) or _TOKENS  # the same text in the same words, and yet other tokens
+
+
+def _value(value) -> str:
+    return "left out" if value in (None, False) else "given" if value is True else str(value)

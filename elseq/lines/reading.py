@@ -1,0 +1,113 @@
+"""The input: its lines, and their tokens."""
+
+import hashlib
+import io
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import torch
+
+from elseq.errors import UserError
+
+STANDARD_INPUT = "-"
+BYTE_ORDER_MARK = b"\xef\xbb\xbf"
+
+
+class InputLines:
+    """The lines of a file or of the standard input.
+
+    A line ends with a line feed, or with a carriage return and one. Nothing else ends a line: form feeds, U+2028 and
+    their like are part of the text.
+    """
+
+    def __init__(self, path: str):
+        """Read all of them.
+
+        Args:
+            path: of the file; "-" is the standard input.
+
+        Raises:
+            UserError: input that cannot be read, that is empty, or that is not UTF-8.
+        """
+        self.path = "the standard input" if path == STANDARD_INPUT else path
+        self._content = self._read(path)
+        if not self._content:
+            raise UserError(f"{self.path} is empty: give a file with one text a line")
+        self.digest = hashlib.sha256(self._content).hexdigest()
+        self._number = 0
+        for line in io.BytesIO(self._content):
+            try:
+                line.decode("utf-8")
+            except UnicodeDecodeError as error:
+                raise UserError(f"{self.name(self._number)} is not valid UTF-8: convert it with iconv") from error
+            self._number += 1
+
+    def _read(self, path: str) -> bytes:
+        try:
+            return sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+        except OSError as error:
+            raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
+
+    def __len__(self) -> int:
+        return self._number
+
+    def __iter__(self) -> Iterator[str]:
+        """Their text, without what ends them."""
+        for index, line in enumerate(io.BytesIO(self._content)):
+            if index == 0:
+                line = line.removeprefix(BYTE_ORDER_MARK)
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+
+    def name(self, index: int) -> str:
+        """What to call a line in an error; the first has the index 0."""
+        return f"line {index + 1} of {self.path}"
+
+
+class Sources:
+    """The tokens of many texts, four bytes each."""
+
+    def __init__(self):
+        self._tokens = array("i")
+        self._starts = array("q", [0])
+        self.lengths = array("i")  # of each text; 0: a blank one
+        self.truncated = 0
+
+    def append(self, tokens: torch.Tensor | None) -> None:
+        """The next text; None: a blank one."""
+        if tokens is not None:
+            self._tokens.extend(tokens.tolist())
+        self.lengths.append(len(self._tokens) - self._starts[-1])
+        self._starts.append(len(self._tokens))
+
+    def __getitem__(self, index: int) -> torch.Tensor:
+        return torch.tensor(self._tokens[self._starts[index] : self._starts[index + 1]], dtype=torch.long)
+
+    def count(self, token: int) -> int:
+        """How often a token occurs."""
+        return self._tokens.count(token)
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def digest(self) -> str:
+        """The same for the same tokens."""
+        return hashlib.sha256(self._tokens.tobytes() + self.lengths.tobytes()).hexdigest()
+
+
+def encode_lines(lines: InputLines, encode: Callable[[str, str], tuple[torch.Tensor, bool]]) -> Sources:
+    """The tokens of all lines.
+
+    Args:
+        lines: the input.
+        encode: the tokens of a text, given the text and its name, and whether they were cut.
+    """
+    sources = Sources()
+    for index, text in enumerate(lines):
+        tokens = None
+        if text.strip():
+            tokens, was_cut = encode(text, lines.name(index))
+            sources.truncated += was_cut
+        sources.append(tokens)
+    return sources

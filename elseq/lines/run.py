@@ -1,0 +1,231 @@
+"""A run of elseq-generate: a text file in, a text file out, one line for one line."""
+
+import logging
+import os
+import sys
+from collections.abc import Callable
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from tqdm import tqdm
+
+import elseq
+from elseq.errors import UserError
+from elseq.generation.batches import SplittingDecoder
+from elseq.generator import SEARCH_OPTIONS, TextGenerator, checkpoint_path, load, search_configuration
+from elseq.lines.background import Background
+from elseq.lines.fingerprint import Fingerprint, digest_file, digest_symbols
+from elseq.lines.journal import Journal
+from elseq.lines.processes import Processes
+from elseq.lines.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
+
+logger = logging.getLogger(__name__)
+
+# Shares of words that the dictionary does not know.
+NOTABLE, UNUSABLE = 0.1, 0.9
+LOG_INTERVAL = 60  # seconds between two lines about the progress, where there is no terminal
+
+
+@dataclass(frozen=True)
+class Job:
+    """What is to be done, in the words of the command line."""
+
+    model: str
+    output: Path
+    input: str = STANDARD_INPUT
+    data: str | None = None
+    languages: tuple[str, str] | None = None
+    attention: str = "auto"
+    device: str | None = None
+    dtype: torch.dtype | None = None
+    max_tokens: int = 4096
+    memory_budget: int | None = None  # bytes, instead of max_tokens
+    truncate: bool = False
+    seed: int = 1
+    overwrite: bool = False
+    search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
+
+
+class Progress:
+    """How many lines are finished, by all processes, on a bar or in a log."""
+
+    def __init__(self, total: int, finished: int, processes: Processes):
+        self.total = total
+        self.before = finished
+        self.finished = finished
+        self._processes = processes
+        self._bar = None
+        if processes.is_first:
+            terminal = sys.stderr.isatty()
+            self._bar = tqdm(
+                total=total,
+                initial=finished,
+                unit=" samples",
+                file=sys.stderr if terminal else _LogLines(sys.stderr),
+                mininterval=0.1 if terminal else LOG_INTERVAL,
+            )
+
+    def add(self, lines: int) -> None:
+        """This process has finished so many more."""
+        self.finished = self.before + self._processes.report(lines)
+        if self._bar is not None:
+            self._bar.update(self.finished - self._bar.n)
+
+    def refresh(self) -> None:
+        """Show what the others have finished."""
+        self.add(0)
+
+    def close(self) -> None:
+        if self._bar is not None:
+            self._bar.close()
+
+
+class _LogLines:
+    """A stream on which each state of a bar is a line of its own."""
+
+    def __init__(self, stream):
+        self._stream = stream
+
+    def write(self, text: str) -> None:
+        if text.strip():
+            self._stream.write(text.strip() + "\n")
+
+    def flush(self) -> None:
+        self._stream.flush()
+
+
+class Run:
+    """One run, in this process."""
+
+    def __init__(self, job: Job, processes: Processes):
+        self.job = job
+        self.processes = processes
+        self.progress: Progress | None = None
+
+    def __call__(self) -> None:
+        """
+        Raises:
+            UserError: it cannot be done, or no further; what was finished is kept.
+        """
+        job, processes = self.job, self.processes
+        cfg = search_configuration(job.search)
+        _check_paths(job, processes)
+        lines = InputLines(job.input)
+        with closing(Journal(job.output, processes.rank)) as journal:
+            if processes.is_first:
+                journal.lock()
+                if journal.is_new():
+                    _check_overwrite(job)
+            generator = load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages)
+            search = generator.make_search(cfg)
+            sources = encode_lines(
+                lines, lambda text, name: generator.encode(text, search, name, job.truncate, "give --truncate")
+            )
+            _check_words(lines, sources, generator)
+            batches = generator.cut_batches(search, sources.lengths, job.max_tokens, job.memory_budget, lines.name)
+            if not processes.is_first:
+                processes.wait_for("begun", [0])
+                if journal.is_new():
+                    raise UserError(
+                        f"process {processes.rank} does not see the first one's {journal.folder}: give an --output "
+                        "in a folder that all machines share"
+                    )
+                journal.lock()
+            fingerprint = _fingerprint(job, generator, cfg, lines, sources)
+            finished = journal.begin(fingerprint, len(lines), job.overwrite and processes.is_first)
+            blank = np.asarray(sources.lengths) == 0
+            finished |= blank
+            if processes.is_first:
+                if not finished.all():
+                    _check_overwrite(job)
+                processes.announce("begun")
+            self.progress = Progress(len(lines), int(finished.sum()), processes)
+            with closing(self.progress):
+                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, job.seed)
+                self._decode(batches, finished, decode, generator.text, journal)
+                if processes.is_first:
+                    others = range(1, processes.count)
+                    processes.wait_for("finished", others, meanwhile=self.progress.refresh)
+            if processes.is_first:
+                journal.publish(blank)
+        if not processes.is_first:
+            processes.announce("finished")  # once the journal is closed, for the first one removes it
+        elif sources.truncated:
+            logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
+
+    def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, text: Callable, journal: Journal):
+        def finish(part: list[int], tokens: list[torch.Tensor]) -> None:
+            journal.append(part, [in_one_line(text(each)) for each in tokens])
+            self.progress.add(len(part))
+
+        with Background() as background:
+            while (number := self.processes.take_number()) < len(batches):
+                rest = [index for index in batches[number].tolist() if not finished[index]]
+                for part, hypotheses in decode(rest) if rest else ():
+                    background.give(finish, part, [found[0]["tokens"].cpu() for found in hypotheses])
+
+
+def in_one_line(text: str) -> str:
+    """A model may say line ends; the output has one line for one line."""
+    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
+
+
+def _check_paths(job: Job, processes: Processes) -> None:
+    if job.input == STANDARD_INPUT:
+        if processes.count > 1:
+            raise UserError("several processes cannot share the standard input: give --input FILE")
+    elif job.output.exists() and Path(job.input).exists() and job.output.samefile(job.input):
+        raise UserError(f"--output {job.output} is the input: give another file")
+    if job.output.is_dir():
+        raise UserError(f"--output {job.output} is a folder: give the name of a file")
+    if job.output.exists() and not job.output.is_file():
+        raise UserError(f"--output {job.output} is no ordinary file: leave the option out to write to a pipe")
+
+
+def _check_overwrite(job: Job) -> None:
+    if job.output.exists() and not job.overwrite:
+        raise UserError(f"{job.output} exists already: give another --output, or --overwrite")
+
+
+def _device(job: Job) -> str | None:
+    """Where there are several processes on a machine and nothing else is said, each has a GPU of its own."""
+    if job.device is None and torch.cuda.is_available():
+        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
+    return job.device
+
+
+def _check_words(lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
+    words = sum(sources.lengths) - np.count_nonzero(sources.lengths)  # without the end of each
+    unknown = sources.count(generator.task.source_dictionary.unk()) / max(1, words)
+    if unknown > UNUSABLE and generator.bpe is None:
+        raise UserError(
+            f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, and no subword vocabulary "
+            "(encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or give its folder "
+            "as --data"
+        )
+    if unknown > NOTABLE:
+        logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
+
+
+def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
+    parameter = next(generator.model.parameters())
+    dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
+    return {
+        "input": lines.digest,
+        "model": digest_file(checkpoint_path(job.model)),
+        "dictionaries": digest_symbols(dictionaries),
+        "tokens": sources.digest(),
+        "--attention": job.attention,
+        "--device": parameter.device.type,
+        "--dtype": str(parameter.dtype).removeprefix("torch."),
+        "--max-tokens": job.max_tokens if job.memory_budget is None else None,
+        "--memory-budget": job.memory_budget,
+        "--truncate": job.truncate,
+        "--seed": job.seed,
+        **{f"--{name.replace('_', '-')}": cfg[name] for name in SEARCH_OPTIONS},
+        "elseq": elseq.__version__,
+        "torch": torch.__version__,
+    }

@@ -1,0 +1,127 @@
+"""A job of elseq-generate with Hydra: a text file into the job's folder, timed and scored."""
+
+import time
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import torch
+from omegaconf import DictConfig
+from sacrebleu.metrics import BLEU
+
+from elseq.benchmark import report
+from elseq.benchmark.arguments import count
+from elseq.errors import UserError
+from elseq.files import read_lines
+from elseq.generator import DTYPES, SEARCH_OPTIONS, search_configuration
+from elseq.lines.processes import Processes
+from elseq.lines.run import Job, Run
+from elseq.scoring.inputs import check_equal_lengths, into_sentences
+from elseq.scoring.questions import score_questions
+from elseq.scoring.report import HEADINGS
+from elseq.scoring.summaries import score_summaries
+from elseq.sweeps.jobs import Result, recorded
+from elseq.sweeps.settings import search_options
+
+OUTPUT = "output.txt"
+_SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]
+_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
+
+
+class _Timed(Processes):
+    """Knows when decoding began, in seconds of `time.perf_counter`."""
+
+    begun: float
+
+    def announce(self, event: str) -> None:
+        if event == "begun":
+            self.begun = time.perf_counter()
+        super().announce(event)
+
+
+def _known(cfg: dict) -> dict:
+    return {"mode": cfg["decode"]["mode"], "beam": cfg["beam"]}
+
+
+@recorded(known=_known)
+def job(cfg: DictConfig, folder: Path) -> Result:
+    """Generate what the configuration says."""
+    if cfg.checkpoint is None or cfg.input is None:
+        raise UserError("give checkpoint=FILE and input=FILE")
+    score = _scorer(cfg)
+    search = search_options(cfg, _SEARCH)
+    what = Job(
+        model=str(cfg.checkpoint),
+        output=folder / OUTPUT,
+        input=str(cfg.input),
+        data=cfg.task.data,
+        attention=cfg.decode.mode,
+        device=cfg.device,
+        dtype=_choice("dtype", cfg.dtype, _DTYPES),
+        max_tokens=count(str(cfg.max_tokens)),
+        memory_budget=cfg.memory_budget,
+        truncate=cfg.truncate,
+        seed=cfg.seed,
+        overwrite=True,  # the folder is this job's: what is there is its own, finished under other settings
+        search=search,
+    )
+    processes = _Timed.of_environment()
+    run = Run(what, processes)
+    run()
+    seconds = time.perf_counter() - processes.begun  # without loading
+    outputs = list(read_lines(what.output))
+    scores, how = score(outputs)
+    row = {
+        "mode": cfg.decode.mode,
+        "beam": search_configuration(search).beam,
+        "samples_per_second": (len(outputs) - run.progress.before) / seconds,
+        "sentences": len(outputs),
+        "seconds": [seconds],
+        "scores": scores,
+    }
+    device = what.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
+    return Result(row, title, outputs)
+
+
+def _choice(name: str, value: str | None, choices: dict):
+    if value is not None and value not in choices:
+        raise UserError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
+    return choices.get(value)
+
+
+def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], list[str]]]:
+    """What scores outputs, by the headings of a table, and says how; nothing without references.
+
+    Raises:
+        UserError: references that cannot be read, or are not as many as the input's lines.
+    """
+    score = _choice("score", cfg.score, _SCORES)
+    if cfg.references is None:
+        return lambda outputs: ({}, [])
+    path = Path(cfg.references)
+    references = list(read_lines(path))
+    check_equal_lengths({Path(cfg.input): list(read_lines(Path(cfg.input))), path: references})
+    return lambda outputs: score(outputs, references)
+
+
+def _bleu(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    metric = BLEU()
+    value = metric.corpus_score(outputs, [references]).score
+    return {HEADINGS["sacrebleu"]: value}, [f"sacreBLEU {metric.get_signature()}"]
+
+
+def _rouge(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    scores = score_summaries(into_sentences(outputs, None), into_sentences(references, None))
+    return _told(scores), ["rouge-score with stemming"]
+
+
+def _questions(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
+    scores, signature = score_questions(outputs, [[reference] for reference in references])
+    return _told(scores), [f"sacreBLEU {signature}"]
+
+
+def _told(scores: dict) -> dict[str, float]:
+    return {HEADINGS[name]: scores[name].total for name in HEADINGS if name in scores}
+
+
+_SCORES = {"bleu": _bleu, "rouge": _rouge, "qg": _questions}

@@ -1,0 +1,114 @@
+"""What a job of a sweep leaves in its folder, for whoever gathers it."""
+
+import functools
+import json
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from hydra.core.hydra_config import HydraConfig
+from hydra.types import TaskFunction
+from omegaconf import DictConfig, OmegaConf
+
+from elseq.benchmark.measure import describe_failure
+from elseq.errors import UserError
+from elseq.files import written_whole
+
+logger = logging.getLogger(__name__)
+
+RESULTS = "results.json"
+
+
+@dataclass
+class Result:
+    """
+    Attributes:
+        row: of the table. Of a job that failed: what is known of it, and "failure", a sentence.
+        title: groups of what the job may have in common with others, as `elseq.benchmark.report.heading` takes them.
+        outputs: of each source, to be compared with another job's.
+        number: of the job in its sweep.
+        overrides: what was asked for beyond the configuration file, name to value.
+        configuration: all that the job was told.
+        folder: where it was read.
+    """
+
+    row: dict
+    title: list[list[str]] = field(default_factory=list)
+    outputs: list[str] | None = None
+    number: int = 0
+    overrides: dict[str, str] = field(default_factory=dict)
+    configuration: dict = field(default_factory=dict)
+    folder: Path | None = None
+
+    def write(self, config: DictConfig) -> None:
+        """
+        Args:
+            config: the job's, with Hydra's own part.
+
+        Raises:
+            UserError: the file cannot be written.
+        """
+        number = OmegaConf.select(config, "hydra.job.num", throw_on_missing=False) or 0
+        overrides = [text.lstrip("+").partition("=") for text in OmegaConf.to_container(config.hydra.overrides.task)]
+        content = {
+            "number": number,
+            "overrides": {name: value for name, _, value in overrides},
+            "configuration": self.configuration,
+            "title": self.title,
+            "rows": [self.row],
+            "outputs": self.outputs,
+        }
+        with written_whole(Path(config.hydra.runtime.output_dir) / RESULTS) as file:
+            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+
+
+def read_results(folder: Path) -> list[Result]:
+    """Those of the jobs of the sweep that has this folder, in the order in which they were asked for; or of one job."""
+    paths = [path for path in folder.rglob(RESULTS) if path.parent != folder] or [folder / RESULTS]
+    found = map(_read, paths)
+    return sorted(filter(None, found), key=lambda result: (result.number, str(result.folder)))
+
+
+def _read(path: Path) -> Result | None:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        [row] = content["rows"]
+        known = {name: content[name] for name in ("title", "outputs", "number", "overrides", "configuration")}
+        return Result(row=row, folder=path.parent, **known)
+    except (OSError, ValueError, TypeError, KeyError):  # of another program, or just being written elsewhere
+        return None
+
+
+def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, Path], Result]], TaskFunction]:
+    """A decorator: a task function of Hydra that leaves its result in the job's folder, and fails without an error.
+
+    A job whose result is there already is not run again.
+
+    Args:
+        known: gives what is known of the row before the work is done, of the configuration as it stands.
+    """
+
+    def decorate(work: Callable[[DictConfig, Path], Result]) -> TaskFunction:
+        @functools.wraps(work)
+        def job(cfg: DictConfig) -> None:
+            config = HydraConfig.instance().cfg
+            assert config is not None
+            folder = Path(config.hydra.runtime.output_dir)
+            configuration = OmegaConf.to_container(cfg)
+            there = _read(folder / RESULTS)
+            if there is not None and there.configuration == configuration and "failure" not in there.row:
+                logger.info("%s is there already", folder / RESULTS)
+                return
+            try:
+                result = work(cfg, folder)
+            except Exception as error:
+                result = Result(known(configuration) | describe_failure(error))
+                if not isinstance(error, UserError):
+                    logger.exception("the job failed")
+            result.configuration = configuration
+            result.write(config)
+
+        return job
+
+    return decorate

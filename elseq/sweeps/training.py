@@ -1,0 +1,74 @@
+"""The jobs of a sweep of fairseq-hydra-train in one table: what each was told, and its best validation score."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from hydra.core.utils import JobReturn, JobStatus
+from hydra.types import RunMode
+from omegaconf import DictConfig
+from tabulate import tabulate
+
+from elseq.benchmark.measure import describe_failure
+from elseq.sweeps import gather
+from elseq.sweeps.jobs import Result
+
+
+class Gather(gather.Gather):
+    """A callback of Hydra (hydra.callbacks) for the configurations of fairseq-hydra-train."""
+
+    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
+        if config.hydra.mode != RunMode.MULTIRUN:
+            return
+        row = {"job": Path(config.hydra.runtime.output_dir).name, "scores": read_scores(config)}
+        if job_return.status == JobStatus.FAILED:
+            row |= describe_failure(job_return._return_value)  # its property would raise it
+        Result(row).write(config)
+        super().on_job_end(config, job_return)
+
+    def on_run_end(self, config: DictConfig, **kwargs) -> None:
+        """A training alone has nothing to be gathered."""
+
+    def report(self, results: Sequence[Result]) -> tuple[list[dict], str]:
+        rows = gather.with_settings(results)
+        cells = [{"job": row["job"], **row["settings"], **row["scores"]} for row in rows]
+        columns = list(dict.fromkeys(name for row in cells for name in row))
+        lines = [[row.get(name, "-") for name in columns] for row in cells]
+        numbers = {name for row in rows for name in row["scores"]}
+        alignment = ["right" if name in numbers else "left" for name in columns]
+        table = tabulate(lines, columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+        failures = "\n".join(self.progress(row) for row in rows if "failure" in row)
+        return rows, "\n\n".join(filter(None, (f"{len(rows)} trainings", table, failures))) + "\n"
+
+    def progress(self, row: dict) -> str:
+        found = row.get("failure") or ", ".join(f"{name} {value}" for name, value in row["scores"].items())
+        return f"{row['job']}: {found.removesuffix('.')}."
+
+    def draw(self, folder: Path, rows: list[dict], title: str) -> list[Path]:
+        return []
+
+
+def read_scores(config: DictConfig) -> dict:
+    """What the checkpoints of a training tell: its best validation score, when that was, and all updates.
+
+    Args:
+        config: of the job whose directory is the current one.
+    """
+    folder = Path(config.checkpoint.save_dir)
+    scores = {}
+    best, last = _read(folder / "checkpoint_best.pt"), _read(folder / "checkpoint_last.pt")
+    if best is not None and best["extra_state"].get("best") is not None:
+        scores[f"best {config.checkpoint.best_checkpoint_metric}"] = float(best["extra_state"]["best"])
+        scores["at update"] = _updates(best)
+    if last is not None:
+        scores["updates"] = _updates(last)
+    return scores
+
+
+def _read(path: Path) -> dict | None:
+    # Mapped: of the gigabytes of parameters nothing is read.
+    return torch.load(path, map_location="cpu", mmap=True, weights_only=True) if path.exists() else None
+
+
+def _updates(checkpoint: dict) -> int:
+    return checkpoint["optimizer_history"][-1]["num_updates"]

@@ -1,0 +1,207 @@
+"""Sweeps of elseq-benchmark. What the jobs measure is made up, but for one real sweep."""
+
+import json
+
+import pytest
+from fairseq.models import ARCH_CONFIG_REGISTRY
+from hydra import compose, initialize_config_dir
+from hydra.core.global_hydra import GlobalHydra
+
+from elseq.benchmark import command, runs
+from elseq.benchmark.models import _configuration
+from elseq.sweeps.benchmark import arguments
+from tests import helpers
+from tests.sweeps.conftest import ROOT
+
+SMALL = "model=small threads=1"
+TINY = "model.encoder_embed_dim=32 vocabulary_size=50 source_length=9 output_length=6 repeats=1"
+SECONDS = {"stock": 2.0, "kv": 1.0, "el": 4.0}
+
+
+@pytest.fixture(scope="module")
+def random_model(tmp_path_factory):
+    """A model for all jobs of these tests: what makes one takes longer than all else."""
+    return command.random_model("transformer", 50, [], tmp_path_factory.mktemp("random"))
+
+
+@pytest.fixture
+def requests(monkeypatch, random_model):
+    """What the jobs ask to be measured; el finds other words for the last source, and auto has no memory for it."""
+    asked = []
+    monkeypatch.setattr(command, "random_model", lambda *_: random_model)
+
+    def measured(request, grid, folder, exported):
+        asked.append(request)
+        if request["mode"] == "auto":
+            return {"failure": "out of memory"}
+        hypotheses = [[[7, 8, 9]] for _ in request["sources"]]
+        if request["mode"] == "el":
+            hypotheses[-1] = [[7, 8]]
+        return {"seconds": [SECONDS[request["mode"]]], "hypotheses": hypotheses, "peak_mebibytes": 100.0}
+
+    monkeypatch.setattr(runs, "_run", measured)
+    return asked
+
+
+def benchmark(line, check=True):
+    return helpers.run_here(["elseq-benchmark", *SMALL.split(), *line.split()], check=check)
+
+
+def read_rows(folder):
+    return json.loads((folder / "results.json").read_text())["rows"]
+
+
+def test_sweep(requests, tmp_path):
+    ended = benchmark(f"-m decode=stock,el batch=2,4 beam=3 hydra.sweep.dir={tmp_path}")
+    assert [(request["mode"], len(request["sources"])) for request in requests] == [
+        (mode, batch) for mode in ("stock", "el") for batch in (2, 4)
+    ]
+    rows = {(row["mode"], row["batch_size"]): row for row in read_rows(tmp_path)}
+    assert len(rows) == 4
+    for (mode, batch), row in rows.items():
+        assert row["samples_per_second"] == batch / SECONDS[mode]
+        assert row["ratio_to_stock"] == SECONDS["stock"] / SECONDS[mode]
+        assert (row["beam"], row["identical"]) == (3, batch - 1 if mode == "el" else batch)
+        assert row["settings"] == {}
+    table = (tmp_path / "table.md").read_text()
+    assert table in ended.stdout
+    assert table.startswith(
+        "small, random weights; source 512, output 1 to 200, length penalty 1; cpu, 1 thread, float32; torch "
+    )
+    assert "| el    |     4 |    3 |      1.00 |     2.75 |    0.50 |         3 |  4 |      100 |" in table
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+    assert "stock, batch 2, beam 3: 1 samples/s" in ended.stderr
+    # each job is whole without the others
+    (row,) = read_rows(tmp_path / "2-el")
+    assert "ratio_to_stock" not in row
+
+
+def test_a_job_that_fails_is_a_row(requests, tmp_path):
+    ended = benchmark(f"-m decode=kv,auto batch=2,many hydra.sweep.dir={tmp_path}")
+    measured, wrong, *others = read_rows(tmp_path)
+    assert measured["samples_per_second"] == 2
+    assert "ratio_to_stock" not in measured
+    assert wrong["failure"] == "'many' is not a whole number above 0"
+    assert [row["failure"] for row in others] == ["out of memory", wrong["failure"]]
+    assert "\nkv, batch many: 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n" in (
+        ended.stdout
+    )
+    assert "x stock" not in ended.stdout
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("decode=auto batch=2", "auto, batch 2, beam 4: out of memory."),
+        ("batch=8.5", "auto, batch 8.5: '8.5' is not a whole number above 0."),
+        ("batch=[2,4]", "auto, batch [2, 4]: '[2' is not a whole number above 0."),
+        ("batch='2,4' decode=kv", "kv, batch 2,4: batch and beam are one number each; several with commas between"),
+        ("lenpen=much", "auto, batch 8: argument --lenpen: invalid float value: 'much'."),
+        ("dtype=int8", "auto, batch 8: --dtype int8 is unknown; choose one of float32, "),
+        ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),
+        ("model=null", "Config group override must be a string or a list."),
+        ("batch=${none}", "auto, batch ${none}: InterpolationKeyError: Interpolation key 'none' not found."),
+    ],
+)
+def test_nothing_is_measured(requests, tmp_path, line, sentence):
+    ended = benchmark(f"{line} hydra.run.dir={tmp_path}", check=False)
+    assert ended.returncode == 1
+    (line,) = [line for line in ended.stderr.splitlines() if line.startswith("elseq: error")]
+    assert line.startswith(f"elseq: error: {sentence}")
+
+
+def test_other_settings_are_columns(requests, tmp_path):
+    line = f"-m decode=stock,kv batch=2 dtype=float32,bfloat16 hydra.sweep.dir={tmp_path}"
+    ended = benchmark(line)
+    assert "| mode  | batch | beam |    dtype | samples/s |" in ended.stdout
+    assert {row["ratio_to_stock"] for row in read_rows(tmp_path) if row["mode"] == "kv"} == {2.0}
+    assert (
+        "\nsmall, random weights; source 512, output 1 to 200, length penalty 1; cpu, 1 thread; torch "
+        in f"\n{ended.stdout}"
+    )
+
+
+def test_one_run(requests, tmp_path):
+    ended = benchmark(f"decode=kv batch=4 hydra.run.dir={tmp_path}")
+    (row,) = read_rows(tmp_path)
+    assert row["samples_per_second"] == 4
+    assert (tmp_path / "table.md").read_text() in ended.stdout
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_before):
+    measure = runs._run
+
+    def interrupted(request, *others):
+        if request["mode"] == "el":
+            raise KeyboardInterrupt
+        return measure(request, *others)
+
+    monkeypatch.setattr(runs, "_run", interrupted)
+    line = f"-m decode=stock,el,kv batch=2 hydra.sweep.dir={tmp_path}"
+    ended = benchmark(line, check=False)
+    assert ended.returncode == 130
+    assert "elseq: interrupted" in ended.stderr
+    assert [row["mode"] for row in read_rows(tmp_path)] == ["stock"]
+    ((publish, *where),) = as_before  # what is done when the process ends
+    assert [row["mode"] for row in publish(*where)] == ["stock"]
+
+    monkeypatch.setattr(runs, "_run", measure)
+    requests.clear()
+    benchmark(line)
+    assert [request["mode"] for request in requests] == ["el", "kv"]
+    assert [row["mode"] for row in read_rows(tmp_path)] == ["stock", "el", "kv"]
+
+
+def test_another_configuration_is_measured_again(requests, tmp_path):
+    benchmark(f"-m decode=kv batch=2 hydra.sweep.dir={tmp_path}")
+    benchmark(f"-m decode=kv batch=4 hydra.sweep.dir={tmp_path}")
+    assert [len(request["sources"]) for request in requests] == [2, 4]
+
+
+def test_search_of_the_group_decoding(requests, tmp_path):
+    benchmark(f"decode=kv decoding=beam hydra.run.dir={tmp_path}")
+    benchmark(f"decode=kv decoding=beam lenpen=0.5 beam=2 hydra.run.dir={tmp_path}")
+    first, second = requests
+    with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
+        published = json.loads(compose("benchmark", ["decoding=beam"]).task.eval_bleu_args)
+    assert published["no_repeat_ngram_size"] == 3
+    assert {"beam": first["beam"], **first["search"]} == {"min_len": 1, **published}
+    assert {"beam": second["beam"], **second["search"]} == {"min_len": 1, **published, "beam": 2, "lenpen": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("model", "stock", "task"),
+    [("el_bart_base", "bart_base", "translation"), ("el_transformer", "transformer", "translation")],
+)
+def test_models_have_the_sizes_of_stock(model, stock, task):
+    GlobalHydra.instance().clear()
+    with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
+        args = command.parse(arguments(compose("benchmark", [f"model={model}"])))
+    cfg = _configuration(["--arch", args.arch, "--task", task, "nowhere", *args.model_options]).model
+    expected = _configuration(["--arch", stock, "--task", task, "nowhere"]).model
+    ARCH_CONFIG_REGISTRY[stock](expected)
+    for side in ("encoder", "decoder"):
+        for name in ("embed_dim", "ffn_embed_dim", "layers", "attention_heads", "learned_pos", "normalize_before"):
+            assert cfg[f"{side}_{name}"] == getattr(expected, f"{side}_{name}"), name
+
+
+def test_language_model():
+    with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
+        cfg = compose("benchmark", ["model=mq_transformer_lm_gpt2_124m", "task.tokens_per_sample=2048"])
+    args = command.parse(arguments(cfg))
+    made = _configuration(["--arch", args.arch, "--task=language_modeling", "nowhere", *args.model_options])
+    assert (made.model.num_kv_heads, made.model.decoder_layers, made.model.decoder_embed_dim) == (1, 12, 768)
+    assert made.task.tokens_per_sample == 2048
+
+
+@pytest.mark.slow
+def test_real_sweep(tmp_path):
+    line = f"elseq-benchmark -m decode=stock,el batch=2,3 beam=2 hydra.sweep.dir={tmp_path} {SMALL} {TINY}"
+    ended = helpers.run(line.split(), check=True)
+    rows = read_rows(tmp_path)
+    assert len(rows) == 4
+    for row in rows:
+        assert row["identical"] == row["batch_size"] == row["sentences"]
+        assert row["output_length"] == 6
+    assert (tmp_path / "table.md").read_text() in ended.stdout.decode()

@@ -1,0 +1,97 @@
+"""Sweeps of elseq-generate."""
+
+import contextlib
+import io
+import json
+import sys
+
+import pytest
+import sacrebleu
+
+import elseq
+from elseq.sweeps.generation import job
+from elseq.sweeps.launch import sweep
+
+
+@pytest.fixture
+def generate(tiny_translation, monkeypatch, tmp_path):
+    """Run a sweep on the test set; the exit code, stdout and stderr."""
+
+    def run(line):
+        what = f"checkpoint={tiny_translation.checkpoint} task.data={tiny_translation.data}"
+        where = f"input={tiny_translation.raw / 'test.src'} hydra.sweep.dir={tmp_path} hydra.run.dir={tmp_path}"
+        monkeypatch.setattr(sys, "argv", ["elseq-generate", *what.split(), *where.split(), *line.split()])
+        stdout, stderr, code = io.StringIO(), io.StringIO(), 0
+        with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
+            try:
+                sweep("generate", job)
+            except SystemExit as exit:
+                code = exit.code
+        return code, stdout.getvalue(), stderr.getvalue()
+
+    return run
+
+
+def read_rows(folder):
+    return json.loads((folder / "results.json").read_text())["rows"]
+
+
+def test_sweep(generate, tiny_translation, tmp_path):
+    references = tiny_translation.raw / "test.tgt"
+    _, out, _ = generate(f"-m decode=stock,el beam=1,4 references={references}")
+    rows = read_rows(tmp_path)
+    assert [(row["mode"], row["beam"]) for row in rows] == [("stock", 1), ("stock", 4), ("el", 1), ("el", 4)]
+    model = elseq.load(tiny_translation.checkpoint, attention="kv", data=str(tiny_translation.data))
+    texts = (tiny_translation.raw / "test.src").read_text().splitlines()
+    expected = {beam: model.generate(texts, beam=beam) for beam in (1, 4)}
+    for number, row in enumerate(rows):
+        output = (tmp_path / f"{number}-{row['mode']}" / "output.txt").read_text().splitlines()
+        assert output == expected[row["beam"]]
+        bleu = sacrebleu.corpus_bleu(output, [references.read_text().splitlines()]).score
+        assert row["scores"] == {"sacreBLEU": bleu}
+        assert row["identical"] == row["sentences"] == 21
+        assert row["samples_per_second"] > 0
+    assert (tmp_path / "table.md").read_text() in out
+    assert "| mode  | beam | samples/s | x stock | identical | of | sacreBLEU |" in out
+    assert f"checkpoint_last.pt; 21 lines of {tiny_translation.raw / 'test.src'}; " in out
+    assert (tmp_path / "plot.png").exists()
+
+
+def test_search_of_the_group_decoding(generate, tiny_translation, tmp_path):
+    generate("decode=kv decoding=beam lenpen=0.5 max_len_b=12")
+    model = elseq.load(tiny_translation.checkpoint, attention="kv", data=str(tiny_translation.data))
+    texts = (tiny_translation.raw / "test.src").read_text().splitlines()
+    expected = model.generate(texts, beam=5, lenpen=0.5, max_len_b=12, no_repeat_ngram_size=3)
+    assert (tmp_path / "output.txt").read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize("score", ["rouge", "qg"])
+def test_scores(generate, tiny_translation, tmp_path, score):
+    generate(f"decode=kv score={score} references={tiny_translation.raw / 'test.tgt'}")
+    (row,) = read_rows(tmp_path)
+    assert {"rouge": "ROUGE-Lsum", "qg": "BLEU-4"}[score] in row["scores"]
+    assert all(0 < value <= 100 for value in row["scores"].values())
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("input=null", "give checkpoint=FILE and input=FILE"),
+        ("checkpoint=no.pt", "checkpoint no.pt"),
+        ("input=no.txt", "--input no.txt cannot be read"),
+        ("references=no.txt", "no.txt cannot be read"),
+        ("references=pyproject.toml", "each line of one belongs to a line of the other"),
+        ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
+        ("dtype=int8", "dtype=int8 is unknown: choose one of "),
+        ("beam=many", "beam='many' cannot be used"),
+        ("max_tokens=many", "'many' is not a whole number above 0"),
+        ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
+    ],
+)
+def test_nothing_is_generated(generate, tmp_path, line, sentence):
+    code, _, err = generate(f"decode=kv {line}")
+    assert code == 1
+    found = err.splitlines()[-1]
+    assert found.startswith("elseq: error: ")
+    assert sentence in found
+    assert not (tmp_path / "output.txt").exists()
