@@ -1,0 +1,22 @@
+# For cnn_dm.sh and xsum.sh to source: an article in, its summary out.
+. "$(dirname "${BASH_SOURCE[0]}")/pipeline.sh"
+
+run_fetch() {
+  local have=()
+  [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
+  run python "$root/scripts/summarization_corpus.py" fetch "$corpus" "$work/raw" "${have[@]}"
+}
+
+run_prepare() {
+  local part=()
+  ! small || part=(--share --article-words 200 --size "valid=$small_examples,test=$small_examples")
+  noted prepare.log python "$root/scripts/summarization_corpus.py" prepare "$corpus" "$work/raw" "$work/corpus" "${part[@]}"
+}
+
+# The references have <q> between their sentences; those of the hypotheses are found.
+run_score() {
+  local published=()
+  small || published=(--setting "$corpus-bart_large")
+  noted scores.md elseq-score rouge "$work/test.hypothesis" "$work/corpus/test.reference" --sentence-separator '<q>' \
+    "${published[@]}" --output "$work/scores.json"
+}

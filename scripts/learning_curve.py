@@ -1,0 +1,95 @@
+#!/usr/bin/env python3
+"""The learning curve of a training with --eval-bleu, from the log of fairseq-train: a table (Markdown) and a PNG."""
+
+import argparse
+import json
+import re
+from pathlib import Path
+from typing import NamedTuple
+
+from matplotlib.figure import Figure
+from tabulate import tabulate
+from training_report import read_training
+
+from elseq.scoring.report import HEADINGS
+
+
+class Validation(NamedTuple):
+    updates: int
+    loss: float  # label-smoothed cross-entropy, base 2
+    perplexity: float
+    bleu: float | None  # None without --eval-bleu
+
+
+def read_validations(text):
+    """One for each number of updates, the last where there are several: of a training that went on."""
+    points = {}
+    for line in re.findall(r"valid on '\w+' subset( \| .*)$", text, flags=re.MULTILINE):
+        values = {name: float(value) for name, value in re.findall(r"\| (\w+) ([\d.e+-]+)", line)}
+        updates = int(values["num_updates"])
+        points[updates] = Validation(updates, values["loss"], values["ppl"], values.get("bleu"))
+    return [points[updates] for updates in sorted(points)]
+
+
+def table(points, rows):
+    """Markdown: about so many of them, at equal distances, with the one of the lowest loss and the last."""
+    best = min(points, key=lambda point: point.loss)
+    step = max(1, round(len(points) / rows))
+    lines = []
+    for index, point in enumerate(points, start=1):
+        if index % step == 0 or point in (best, points[-1]):
+            bleu = "-" if point.bleu is None else f"{point.bleu:.2f}"
+            mark = "lowest loss" if point == best else ""
+            lines.append([f"{point.updates:,}", f"{point.loss:.3f}", f"{point.perplexity:.2f}", bleu, mark])
+    headers = ["updates", "validation loss", "perplexity", "BLEU-4", ""]
+    alignment = ["right"] * 4 + ["left"]
+    return tabulate(lines, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+
+
+def plot(path, points, training):
+    """Losses, and BLEU-4 where there is any, against updates."""
+    with_bleu = [point for point in points if point.bleu is not None]
+    figure = Figure(figsize=(11 if with_bleu else 6, 4), layout="constrained")
+    axes = figure.subplots(1, 2 if with_bleu else 1, squeeze=False)[0]
+    axes[0].plot([p.updates for p in training], [p.loss for p in training], linewidth=1, label="training")
+    axes[0].plot([p.updates for p in points], [p.loss for p in points], marker=".", linewidth=1, label="validation")
+    axes[0].set_ylabel("label-smoothed cross-entropy, base 2")
+    axes[0].legend()
+    if with_bleu:
+        axes[1].plot([p.updates for p in with_bleu], [p.bleu for p in with_bleu], marker=".", linewidth=1, color="C1")
+        axes[1].set_ylabel("BLEU-4 of the validation set")
+    for axis in axes:
+        axis.set_xlabel("updates")
+        axis.grid(alpha=0.3)
+    figure.savefig(path, dpi=150)
+
+
+def describe_test(path):
+    """What elseq-score has written, as a sentence."""
+    report = json.loads(path.read_text(encoding="utf-8"))
+    (system,) = report["systems"]
+    scores = ", ".join(f"{HEADINGS[name]} {score['value']:.2f}" for name, score in system["scores"].items())
+    return f"Test set ({report['settings']['examples']:,} examples), best checkpoint: {scores}."
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("log", type=Path, help="of fairseq-train with --log-format simple")
+    parser.add_argument("--rows", type=int, default=12, help="of the table, about (default: %(default)s)")
+    parser.add_argument("--scores", type=Path, help="of the test set, as elseq-score --output writes them")
+    parser.add_argument("--curves", type=Path, required=True, help="the PNG to write")
+    options = parser.parse_args(arguments)
+    log = read_training(options.log)
+    points = read_validations(options.log.read_text(encoding="utf-8"))
+    print(table(points, options.rows))
+    print(
+        f"\n{log.parameters:,} parameters, {log.words_per_second:,.0f} target words/s in training (median). Losses are "
+        "label-smoothed, base 2; BLEU-4 is sacreBLEU's, case-sensitive, of the validation set decoded greedily."
+    )
+    if options.scores:
+        print(f"\n{describe_test(options.scores)}")
+    plot(options.curves, points, log.training)
+
+
+if __name__ == "__main__":
+    main()

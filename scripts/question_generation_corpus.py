@@ -1,0 +1,187 @@
+#!/usr/bin/env python3
+"""SQuAD as a corpus for question generation: a paragraph and an answer in, the question out.
+
+The split is that of Du et al. 2017 (1705.00106), by articles: their training and test articles are out of SQuAD's
+training set, their validation articles are its development set. The source is "answer [SEP] paragraph", as in
+ProphetNet (2001.04063), so that a source that is cut at its end keeps the answer.
+"""
+
+import argparse
+import http.client
+import json
+import re
+import shutil
+import urllib.request
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from corpus_files import SPLITS, counted, find, one_line, open_text, sample_evenly, sizes, write_lines
+
+from elseq.errors import UserError
+from elseq.files import read_lines, written_whole
+
+SEPARATOR = "[SEP]"  # a single entry of the sentencepiece vocabulary; plain text for the GPT-2 BPE
+ORIGIN = {"train": "train", "valid": "dev", "test": "train"}  # the SQuAD file that holds a split
+DOCLISTS = {"train": "doclist-train.txt", "valid": "doclist-dev.txt", "test": "doclist-test.txt"}
+QUESTIONS = {"train": 75_722, "valid": 10_570, "test": 11_877}  # Du et al., table 1
+SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
+DOCLIST_URL = "https://raw.githubusercontent.com/xinyadu/nqg/master/data/"
+
+
+class Sample(NamedTuple):
+    source: str
+    question: str
+
+
+# fetch
+
+
+def squad_files():
+    """{name: URL} of what is needed."""
+    files = {f"{name}-v1.1.json": SQUAD_URL for name in ("train", "dev")} | dict.fromkeys(
+        DOCLISTS.values(), DOCLIST_URL
+    )
+    return {name: url + name for name, url in files.items()}
+
+
+def fetch(options):
+    options.output.mkdir(parents=True, exist_ok=True)
+    for name, url in squad_files().items():
+        if options.source is None:
+            _download(url, options.output / name)
+            continue
+        path = find(options.source, name)
+        if path is None:
+            raise UserError(f"{options.source / name} is missing; put it there, or fetch SQuAD without --from")
+        shutil.copyfile(path, options.output / path.name)
+    print(f"fetched: {', '.join(squad_files())}")
+
+
+def _download(url, path):
+    try:
+        with urllib.request.urlopen(url) as response, written_whole(path, "wb") as file:
+            shutil.copyfileobj(response, file)
+    except (OSError, http.client.HTTPException) as error:
+        raise UserError(
+            f"{url} cannot be read ({getattr(error, 'reason', error)}); give a folder that has the file (--from)"
+        ) from error
+
+
+# prepare
+
+
+def read_articles(folder, name):
+    """{title: its questions} of train-v1.1.json or dev-v1.1.json: for each, its paragraph and its entry in the JSON."""
+    path = find(folder, f"{name}-v1.1.json")
+    if path is None:
+        raise UserError(f"{folder / name}-v1.1.json is missing; run the stage fetch again")
+    articles = {}
+    try:
+        with open_text(path) as file:
+            for article in json.load(file)["data"]:
+                articles[article["title"]] = [
+                    (paragraph["context"], {key: entry[key] for key in ("id", "question", "answers")})
+                    for paragraph in article["paragraphs"]
+                    for entry in paragraph["qas"]
+                ]
+    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
+        raise UserError(f"{path} is not SQuAD's JSON ({error}); fetch it again") from error
+    return articles
+
+
+def locate(paragraph, answer):
+    """Where the answer begins: where the corpus says, else its first occurrence, else None."""
+    start = answer["answer_start"]
+    if paragraph[start : start + len(answer["text"])] == answer["text"]:
+        return start
+    start = paragraph.find(answer["text"])
+    return None if start < 0 else start
+
+
+def cut_around(paragraph, start, length, number):
+    """So many words of the paragraph at most, the answer in their middle as far as there are words on both sides.
+
+    The answer, `length` characters from `start` on, stays whole, and so do the words that it begins and ends in.
+    """
+    words = list(re.finditer(r"\S+", paragraph))
+    first = next(index for index, word in enumerate(words) if word.end() > start)
+    last = next(index for index, word in enumerate(words) if word.end() >= start + length)
+    room = max(number - (last + 1 - first), 0)
+    before, after = first, len(words) - 1 - last
+    left = min(before, max(room // 2, room - after))
+    return paragraph[words[first - left].start() : words[min(last + room - left, len(words) - 1)].end()]
+
+
+def make_samples(entries, paragraph_words, faults):
+    """Samples, in order. What is wrong with an entry is counted in `faults`."""
+    identifiers = set()
+    for paragraph, entry in entries:
+        if entry["id"] in identifiers:
+            faults["question ids seen before"] += 1
+            continue
+        identifiers.add(entry["id"])
+        answer = entry["answers"][0] if entry["answers"] else {"text": "", "answer_start": 0}
+        if not (paragraph.strip() and entry["question"].strip() and answer["text"].strip()):
+            faults["without a paragraph, question or answer"] += 1
+            continue
+        start = locate(paragraph, answer)
+        if start is None:
+            faults["answers that their paragraph does not have"] += 1
+            continue
+        faults["with a line break inside"] += any("\n" in text for text in (paragraph, entry["question"]))
+        if paragraph_words:
+            paragraph = cut_around(paragraph, start, len(answer["text"]), paragraph_words)
+        yield Sample(one_line(f"{answer['text']} {SEPARATOR} {paragraph}"), one_line(entry["question"]))
+
+
+def prepare(options):
+    articles = {name: read_articles(options.folder, name) for name in set(ORIGIN.values())}
+    for split in SPLITS:
+        titles = [title for line in read_lines(options.folder / DOCLISTS[split]) for title in line.split()]
+        known = articles[ORIGIN[split]]
+        if missing := [title for title in titles if title not in known]:
+            raise UserError(
+                f"{ORIGIN[split]}-v1.1.json lacks {missing[0]} of {DOCLISTS[split]}; fetch SQuAD v1.1 again"
+            )
+        entries = [entry for title in titles for entry in known[title]]
+        if len(entries) != QUESTIONS[split] and not options.partial:
+            raise UserError(
+                f"{split} has {len(entries)} questions, where the published split has {QUESTIONS[split]}; fetch SQuAD "
+                "v1.1 again, or give --partial for a part of it"
+            )
+        faults = Counter()
+        samples = list(make_samples(entries, options.paragraph_words, faults))
+        chosen = sample_evenly(samples, options.size.get(split))
+        write_lines(options.output / f"{split}.source", [sample.source for sample in chosen])
+        write_lines(options.output / f"{split}.target", [sample.question for sample in chosen])
+        print(f"{split}: {len(entries)} questions in {len(titles)} articles, {len(chosen)} written{counted(faults)}")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{fetch,prepare}")
+
+    command = commands.add_parser("fetch", help="copy or download SQuAD v1.1 and the lists of articles")
+    command.add_argument("output", type=Path)
+    command.add_argument(
+        "--from", dest="source", type=Path, help="folder that has the files, *.gz or not (default: they are downloaded)"
+    )
+    command.set_defaults(run=fetch)
+
+    command = commands.add_parser("prepare", help="write {train,valid,test}.{source,target}")
+    command.add_argument("folder", type=Path, help="what fetch made")
+    command.add_argument("output", type=Path)
+    command.add_argument(
+        "--paragraph-words", type=int, help="of each paragraph, so many words around the answer (default: all)"
+    )
+    command.add_argument("--size", type=sizes, default={}, metavar="SPLIT=N,...", help="samples, evenly out of a split")
+    command.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
+    command.set_defaults(run=prepare)
+
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

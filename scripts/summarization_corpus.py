@@ -1,0 +1,219 @@
+#!/usr/bin/env python3
+"""CNN/DailyMail and XSum as a corpus for summarization: an article in, its summary out, each on a line.
+
+prepare writes {train,valid,test}.source, .target and .reference: the article, its summary, and the summary with <q>
+between its sentences, for the ROUGE-Lsum of CNN/DailyMail, whose summaries are a few sentences.
+"""
+
+import argparse
+import gzip
+import json
+from collections import Counter
+from pathlib import Path
+from typing import NamedTuple
+
+from corpus_files import SPLITS, counted, find, one_line, open_text, sample_evenly, sizes, write_lines
+
+from elseq.errors import UserError
+from elseq.files import written_whole
+
+SENTENCE_SEPARATOR = "<q>"
+FILES = {"train": "train", "valid": "validation", "test": "test"}
+
+
+class Corpus(NamedTuple):
+    """Where a corpus is published, what its fields are called, and how many samples its splits have there."""
+
+    hub: dict  # arguments of datasets.load_dataset
+    article: str
+    summary: str
+    samples: dict[str, int]
+
+
+CORPORA = {
+    "cnn_dm": Corpus(
+        hub={"path": "abisee/cnn_dailymail", "name": "3.0.0"},
+        article="article",
+        summary="highlights",
+        samples={"train": 287_113, "valid": 13_368, "test": 11_490},
+    ),
+    "xsum": Corpus(
+        # The corpus itself is a program there, which `datasets` no longer runs; these are the files it made.
+        hub={"path": "EdinburghNLP/xsum", "revision": "refs/convert/parquet"},
+        article="document",
+        summary="summary",
+        samples={"train": 204_045, "valid": 11_332, "test": 11_334},
+    ),
+}
+
+
+class Sample(NamedTuple):
+    source: str
+    target: str
+    reference: str
+
+
+# fetch
+
+
+def fetch(options):
+    options.output.mkdir(parents=True, exist_ok=True)
+    found = _from_folder(options.source) if options.source else _from_hub(CORPORA[options.corpus])
+    for split in SPLITS:
+        path = options.output / f"{FILES[split]}.jsonl.gz"
+        path.unlink(missing_ok=True)
+        if split in found:
+            number = _write_json_lines(path, found[split])
+            print(f"{split}: {number} samples, of {CORPORA[options.corpus].samples[split]} that are published")
+        else:
+            print(f"{split}: none")
+
+
+def _from_folder(folder):
+    """{split: its rows} of the splits that are there."""
+    paths = {split: path for split in SPLITS if (path := find(folder, f"{FILES[split]}.jsonl"))}
+    if not paths:
+        raise UserError(
+            f"{folder} has none of train.jsonl, validation.jsonl and test.jsonl (or *.jsonl.gz); name another folder"
+        )
+    return {split: read_json_lines(path) for split, path in paths.items()}
+
+
+def read_json_lines(path):
+    number = 0
+    try:
+        with open_text(path) as file:
+            for number, line in enumerate(file, start=1):  # noqa: B007
+                yield json.loads(line)
+    except (ValueError, EOFError, OSError) as error:
+        raise UserError(f"{path}, line {number}: {error}; mend it, or fetch the corpus again") from error
+
+
+def _from_hub(corpus):
+    try:
+        import datasets
+    except ImportError as error:
+        raise UserError(
+            "the corpus is downloaded by the package datasets: pip install 'elseq[data]', or give a folder (--from)"
+        ) from error
+    try:
+        loaded = datasets.load_dataset(**corpus.hub)
+    except Exception as error:  # of the network, of the hub, of its file formats
+        raise UserError(
+            f"{corpus.hub['path']} cannot be loaded ({one_line(str(error))}); give a folder that has it (--from)"
+        ) from error
+    return {split: loaded[name] for split, name in FILES.items() if name in loaded}
+
+
+def _write_json_lines(path, rows):
+    number = 0
+    with written_whole(path, "wb") as file, gzip.open(file, "wt", encoding="utf-8") as text:
+        for number, row in enumerate(rows, start=1):  # noqa: B007
+            text.write(json.dumps(row, ensure_ascii=False) + "\n")
+    return number
+
+
+# prepare
+
+
+def make_samples(rows, corpus, article_words, faults):
+    """Samples, in order; of an article, its first words. What is wrong with a row is counted in `faults`.
+
+    Raises:
+        UserError: a row without the fields of the corpus.
+    """
+    seen = set()
+    for row in rows:
+        article, summary = _texts(row, corpus)
+        sentences = [line for line in map(one_line, summary.splitlines()) if line]
+        if not article.strip() or not sentences:
+            faults["with an empty article or summary left out"] += 1
+            continue
+        if row.get("id") is not None and row["id"] in seen:
+            faults["whose id was seen before left out"] += 1
+            continue
+        seen.add(row.get("id"))
+        faults["articles with a line break inside joined"] += len(article.strip().splitlines()) > 1
+        words = article.split()[:article_words]
+        yield Sample(" ".join(words), " ".join(sentences), SENTENCE_SEPARATOR.join(sentences))
+
+
+def _texts(row, corpus):
+    """The article and the summary; JSON's null is an empty text."""
+    names = (corpus.article, corpus.summary)
+    if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), str | None) for name in names):
+        raise UserError(
+            f"a row without the texts {names[0]!r} and {names[1]!r}: {str(row)[:80]}; give JSON lines with both"
+        )
+    return [row[name] or "" for name in names]
+
+
+def share(samples, wanted):
+    """Splits that are missing, cut from the end of the largest that is there, for trials on a part of a corpus."""
+    samples = dict(samples)
+    for split in SPLITS:
+        if split not in samples:
+            largest = max(samples, key=lambda name: len(samples[name]))
+            half = len(samples[largest]) // 2
+            number = min(wanted.get(split, half), half)
+            samples[split] = samples[largest][-number:]
+            samples[largest] = samples[largest][:-number]
+            print(f"{split}: is missing; {number} samples of {largest} take its place, and leave {largest}")
+    return samples
+
+
+def prepare(options):
+    corpus = CORPORA[options.corpus]
+    samples = {}
+    for split in SPLITS:
+        path = find(options.folder, f"{FILES[split]}.jsonl")
+        if path is None:
+            continue
+        faults = Counter()
+        samples[split] = list(make_samples(read_json_lines(path), corpus, options.article_words, faults))
+        published = corpus.samples[split]
+        print(f"{split}: {len(samples[split])} samples of {published} that are published{counted(faults)}")
+    if not samples.keys() >= set(SPLITS) and not (options.share and any(map(len, samples.values()))):
+        missing = ", ".join(split for split in SPLITS if split not in samples)
+        raise UserError(
+            f"{options.folder} lacks {missing}; give the whole corpus, or SMALL=1 for a trial with what is there"
+        )
+    for split, found in share(samples, options.size).items():
+        chosen = sample_evenly(found, options.size.get(split))
+        if not chosen:
+            raise UserError(f"{split} has no sample with an article and a summary; give another file")
+        for field in Sample._fields:
+            write_lines(options.output / f"{split}.{field}", [getattr(sample, field) for sample in chosen])
+        print(f"{split}: {len(chosen)} written")
+
+
+def main(arguments=None):
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="{fetch,prepare}")
+
+    command = commands.add_parser("fetch", help="copy or download {train,validation,test}.jsonl.gz")
+    command.add_argument("corpus", choices=CORPORA)
+    command.add_argument("output", type=Path)
+    command.add_argument(
+        "--from",
+        dest="source",
+        type=Path,
+        help="folder that has the files, *.jsonl or *.jsonl.gz (default: they are downloaded, by the package datasets)",
+    )
+    command.set_defaults(run=fetch)
+
+    command = commands.add_parser("prepare", help="write {train,valid,test}.{source,target,reference}")
+    command.add_argument("corpus", choices=CORPORA)
+    command.add_argument("folder", type=Path, help="what fetch made")
+    command.add_argument("output", type=Path)
+    command.add_argument("--article-words", type=int, help="of each article, so many words (default: all)")
+    command.add_argument("--size", type=sizes, default={}, metavar="SPLIT=N,...", help="samples, evenly out of a split")
+    command.add_argument("--share", action="store_true", help="make up for a missing split out of the largest one")
+    command.set_defaults(run=prepare)
+
+    options = parser.parse_args(arguments)
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main()

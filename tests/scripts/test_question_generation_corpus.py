@@ -1,0 +1,167 @@
+"""SQuAD as a corpus for question generation: the split, the sources, and what is left out."""
+
+import gzip
+import json
+import os
+import sys
+from collections import Counter
+from pathlib import Path
+
+import pytest
+
+from elseq.errors import UserError
+
+ROOT = Path(__file__).resolve().parents[2]
+SQUAD = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data")) / "squad"
+sys.path.append(str(ROOT / "scripts"))  # scripts import their neighbours
+
+import question_generation_corpus  # noqa: E402
+from question_generation_corpus import cut_around, locate, main, make_samples  # noqa: E402
+
+PARAGRAPH = "The school has  a Catholic character. Atop its (gold) dome is a statue\nof the Virgin Mary."
+
+
+def entry(answer="gold", question="What is the dome made of?", identifier="1", start=None):
+    start = PARAGRAPH.find(answer) if start is None else start
+    return {"id": identifier, "question": question, "answers": [{"text": answer, "answer_start": start}]}
+
+
+def samples_of(*entries, words=None):
+    faults = Counter()
+    return [tuple(sample) for sample in make_samples([(PARAGRAPH, each) for each in entries], words, faults)], faults
+
+
+def test_source_is_answer_separator_paragraph_in_one_line():
+    samples, faults = samples_of(entry())
+    one_line = "The school has a Catholic character. Atop its (gold) dome is a statue of the Virgin Mary."
+    assert samples == [(f"gold [SEP] {one_line}", "What is the dome made of?")]
+    assert faults["with a line break inside"] == 1
+
+
+def test_paragraph_is_cut_around_the_answer():
+    samples, _ = samples_of(entry(), words=5)
+    assert samples[0][0] == "gold [SEP] Atop its (gold) dome is"
+
+
+@pytest.mark.parametrize("number", range(1, 30))
+@pytest.mark.parametrize("answer", ["The", "school has", "gold", "Catholic character", "Virgin Mary", "Mary.", "l"])
+def test_cut_keeps_the_answer_and_as_many_words_as_it_may(answer, number):
+    start = PARAGRAPH.find(answer)
+    text = cut_around(PARAGRAPH, start, len(answer), number)
+    words = PARAGRAPH.split()
+    assert answer in text and text in PARAGRAPH
+    assert len(text.split()) == min(max(number, len(answer.split())), len(words))
+
+
+def test_faulty_entries_are_left_out_and_counted():
+    samples, faults = samples_of(
+        entry(),
+        entry(question="The same id?"),
+        entry(question=" \n", identifier="2"),
+        entry(answer="", identifier="3"),
+        {"id": "4", "question": "None?", "answers": []},
+        entry(answer="silver", identifier="5", start=0),
+        entry(answer="statue", identifier="6", start=3),
+    )
+    assert [source.partition(" ")[0] for source, _ in samples] == ["gold", "statue"]
+    del faults["with a line break inside"]
+    assert faults == {
+        "question ids seen before": 1,
+        "without a paragraph, question or answer": 3,
+        "answers that their paragraph does not have": 1,
+    }
+
+
+def test_answer_where_the_corpus_says_else_its_first_occurrence():
+    assert locate("a b a", {"text": "a", "answer_start": 4}) == 4
+    assert locate("a b a", {"text": "a", "answer_start": 2}) == 0
+    assert locate("a b a", {"text": "c", "answer_start": 2}) is None
+
+
+def article(title, count):
+    questions = [
+        entry(question=f"Question {number} of {title}?", identifier=f"{title}-{number}") for number in range(count)
+    ]
+    return {"title": title, "paragraphs": [{"context": PARAGRAPH, "qas": questions}]}
+
+
+@pytest.fixture
+def squad(tmp_path):
+    """Three articles for training, two for validation, one for the test, 10 questions each."""
+    folder = tmp_path / "squad"
+    folder.mkdir()
+    for name, titles in {"train": "abcx", "dev": "de"}.items():
+        with gzip.open(folder / f"{name}-v1.1.json.gz", "wt") as file:
+            json.dump({"data": [article(title, 10) for title in titles]}, file)
+    for name, titles in {"train": "abc", "dev": "de", "test": "x"}.items():
+        (folder / f"doclist-{name}.txt").write_text("\n".join(titles))
+    return folder
+
+
+def test_commands(squad, tmp_path, capsys):
+    main(["fetch", str(tmp_path / "raw"), "--from", str(squad)])
+    main(["prepare", str(tmp_path / "raw"), str(tmp_path / "corpus"), "--partial", "--size", "valid=4"])
+    printed = capsys.readouterr().out
+    assert "train: 30 questions in 3 articles, 30 written" in printed
+    assert "valid: 20 questions in 2 articles, 4 written" in printed
+    questions = {
+        split: (tmp_path / "corpus" / f"{split}.target").read_text().splitlines() for split in ("train", "test")
+    }
+    assert {question[-2] for question in questions["train"]} == set("abc")
+    assert {question[-2] for question in questions["test"]} == {"x"}
+    sources = (tmp_path / "corpus" / "train.source").read_text().splitlines()
+    assert len(sources) == 30 and set(sources) == {samples_of(entry())[0][0][0]}
+
+
+def test_parts_are_refused_unless_they_are_wanted(squad, tmp_path):
+    with pytest.raises(UserError, match="train has 30 questions, where the published split has 75722"):
+        main(["prepare", str(squad), str(tmp_path / "corpus")])
+
+
+NO_ID = {"data": [{"title": "d", "paragraphs": [{"context": "c", "qas": [{"question": "?", "answers": []}]}]}]}
+
+
+@pytest.mark.parametrize("content", ["not JSON", "[]", '{"data": [{}]}', json.dumps(NO_ID)])
+def test_other_files_are_refused(squad, tmp_path, content):
+    (squad / "dev-v1.1.json.gz").unlink()
+    (squad / "dev-v1.1.json").write_text(content)
+    with pytest.raises(UserError, match="dev-v1.1.json is not SQuAD's JSON"):
+        main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+
+
+def test_missing_files_and_articles_are_named(squad, tmp_path):
+    (squad / "doclist-test.txt").write_text("x\ny\n")
+    with pytest.raises(UserError, match="train-v1.1.json lacks y of doclist-test.txt"):
+        main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+    (squad / "doclist-test.txt").unlink()
+    with pytest.raises(UserError, match="doclist-test.txt is missing"):
+        main(["fetch", str(tmp_path / "raw"), "--from", str(squad)])
+    with pytest.raises(UserError, match="doclist-test.txt cannot be read"):
+        main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+
+
+def test_download(squad, tmp_path, monkeypatch):
+    """From file:// here; nothing half-written is left where a file cannot be had."""
+    for split in ("train", "dev"):
+        content = gzip.decompress((squad / f"{split}-v1.1.json.gz").read_bytes())
+        (squad / f"{split}-v1.1.json").write_bytes(content)
+    for name in ("SQUAD_URL", "DOCLIST_URL"):
+        monkeypatch.setattr(question_generation_corpus, name, f"{squad.as_uri()}/")
+    main(["fetch", str(tmp_path / "raw")])
+    main(["prepare", str(tmp_path / "raw"), str(tmp_path / "corpus"), "--partial"])
+    (squad / "dev-v1.1.json").unlink()
+    with pytest.raises(UserError, match="dev-v1.1.json cannot be read"):
+        main(["fetch", str(tmp_path / "again")])
+    assert [path.name for path in (tmp_path / "again").iterdir()] == ["train-v1.1.json"]
+
+
+@pytest.mark.skipif(not SQUAD.exists(), reason="SQuAD is not there (ELSEQ_DATA)")
+def test_published_split(tmp_path, capsys):
+    main(["prepare", str(SQUAD), str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    expected = {"train": (75722, 398), "valid": (10570, 48), "test": (11877, 44)}
+    for line, (split, (questions, articles)) in zip(lines, expected.items(), strict=True):
+        assert line.startswith(f"{split}: {questions} questions in {articles} articles, {questions} written")
+    sources = (tmp_path / "test.source").read_text().splitlines()
+    assert all(source.count(" [SEP] ") == 1 for source in sources)
+    assert len(set(sources)) == 10515

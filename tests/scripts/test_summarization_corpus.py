@@ -1,0 +1,152 @@
+"""CNN/DailyMail and XSum as corpora: what becomes a sample, what is left out, how a part of a corpus is shared out."""
+
+import gzip
+import json
+import sys
+from collections import Counter
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from elseq.errors import UserError
+
+sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
+
+from summarization_corpus import CORPORA, main, make_samples  # noqa: E402
+
+
+def row(article="One  two.\n\nThree.", highlights="A b .\nC d .", **others):
+    return {"article": article, "highlights": highlights, **others}
+
+
+def samples_of(*rows, words=None):
+    faults = Counter()
+    return list(make_samples(rows, CORPORA["cnn_dm"], words, faults)), faults
+
+
+def test_article_summary_and_reference_are_lines():
+    (sample,), faults = samples_of(row(id="1"))
+    assert sample == ("One two. Three.", "A b . C d .", "A b .<q>C d .")
+    assert faults["articles with a line break inside joined"] == 1
+
+
+def test_articles_are_cut():
+    assert samples_of(row(), words=2)[0][0].source == "One two."
+
+
+def test_faulty_rows_are_left_out_and_counted():
+    rows = [
+        row(id="1"),
+        row(id="1"),
+        row(" \n", id="2"),
+        row(highlights="\n \n", id="3"),
+        row(None, id="4"),
+        row(id="5"),
+    ]
+    samples, faults = samples_of(*rows)
+    assert len(samples) == 2
+    assert faults["with an empty article or summary left out"] == 3
+    assert faults["whose id was seen before left out"] == 1
+
+
+def test_rows_without_ids_are_not_taken_for_duplicates():
+    assert len(samples_of(row(), row())[0]) == 2
+
+
+@pytest.mark.parametrize("wrong", [{"text": "x"}, ["x"], {"document": "x", "summary": "y"}, row(article=5)])
+def test_other_rows_are_refused(wrong):
+    with pytest.raises(UserError, match="a row without the texts 'article' and 'highlights'"):
+        samples_of(wrong)
+
+
+def write_rows(path, numbers, **fields):
+    path.parent.mkdir(exist_ok=True)
+    with gzip.open(path, "wt") as file:
+        for number in numbers:
+            file.write(json.dumps({"document": f"document {number}", "summary": f"summary {number}"} | fields) + "\n")
+
+
+def read(folder, name):
+    return (folder / name).read_text().splitlines()
+
+
+@pytest.fixture
+def whole(tmp_path):
+    for name, numbers in {"train": range(40), "validation": range(40, 50), "test": range(50, 60)}.items():
+        write_rows(tmp_path / "xsum" / f"{name}.jsonl.gz", numbers)
+    return tmp_path / "xsum"
+
+
+def test_commands(whole, tmp_path, capsys):
+    main(["fetch", "xsum", str(tmp_path / "raw"), "--from", str(whole)])
+    main(["prepare", "xsum", str(tmp_path / "raw"), str(tmp_path / "corpus"), "--size", "test=5"])
+    printed = capsys.readouterr().out
+    assert "train: 40 samples, of 204045 that are published" in printed
+    assert "test: 5 written" in printed
+    assert read(tmp_path / "corpus", "train.source") == [f"document {number}" for number in range(40)]
+    assert read(tmp_path / "corpus", "test.target") == [f"summary {number}" for number in range(50, 60, 2)]
+
+
+def test_missing_splits_are_refused_or_cut_from_another(whole, tmp_path):
+    for name in ("train", "validation"):
+        (whole / f"{name}.jsonl.gz").unlink()
+    command = ["prepare", "xsum", str(whole), str(tmp_path / "corpus")]
+    with pytest.raises(UserError, match="lacks train, valid; give the whole corpus, or SMALL=1"):
+        main(command)
+    main([*command, "--share", "--size", "valid=2,test=2"])
+    splits = [read(tmp_path / "corpus", f"{split}.source") for split in ("train", "valid", "test")]
+    assert [len(split) for split in splits] == [5, 2, 2]
+    assert len(set().union(*splits)) == 9  # nothing is in two of them
+
+
+def test_folder_without_the_corpus(tmp_path):
+    with pytest.raises(UserError, match="has none of train.jsonl, validation.jsonl and test.jsonl"):
+        main(["fetch", "xsum", str(tmp_path / "raw"), "--from", str(tmp_path)])
+
+
+def test_lines_that_are_no_json(whole, tmp_path):
+    with gzip.open(whole / "test.jsonl.gz", "at") as file:
+        file.write("{\n")
+    command = ["fetch", "xsum", str(tmp_path / "raw"), "--from", str(whole)]
+    with pytest.raises(UserError, match="test.jsonl.gz, line 11: Expecting property name"):
+        main(command)
+    assert not (tmp_path / "raw" / "test.jsonl.gz").exists()
+    (whole / "test.jsonl.gz").write_bytes((whole / "train.jsonl.gz").read_bytes()[:-20])
+    with pytest.raises(UserError, match="test.jsonl.gz, line .* ended before"):
+        main(command)
+
+
+def test_download(tmp_path, monkeypatch):
+    """By the package `datasets`; here, by what stands for it."""
+    asked = []
+
+    def load_dataset(**arguments):
+        asked.append(arguments)
+        return {name: [{"id": name, "article": f"Of {name}.", "highlights": "A .\nB ."}] for name in ("train", "test")}
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    main(["fetch", "cnn_dm", str(tmp_path / "raw")])
+    assert asked == [{"path": "abisee/cnn_dailymail", "name": "3.0.0"}]
+    with gzip.open(tmp_path / "raw" / "test.jsonl.gz", "rt") as file:
+        assert json.loads(file.read()) == {"id": "test", "article": "Of test.", "highlights": "A .\nB ."}
+    assert not (tmp_path / "raw" / "validation.jsonl.gz").exists()
+
+
+def test_download_that_fails(tmp_path, monkeypatch):
+    def load_dataset(**arguments):
+        raise ConnectionError("no\nroute")
+
+    monkeypatch.setitem(sys.modules, "datasets", SimpleNamespace(load_dataset=load_dataset))
+    with pytest.raises(UserError, match=r"EdinburghNLP/xsum cannot be loaded \(no route\); give a folder"):
+        main(["fetch", "xsum", str(tmp_path / "raw")])
+    monkeypatch.setitem(sys.modules, "datasets", None)
+    with pytest.raises(UserError, match=r"pip install 'elseq\[data\]'"):
+        main(["fetch", "xsum", str(tmp_path / "raw")])
+
+
+@pytest.mark.parametrize("size", ["test", "test=0", "tests=3", "test=x"])
+def test_sizes(whole, tmp_path, capsys, size):
+    with pytest.raises(SystemExit):
+        main(["prepare", "xsum", str(whole), str(tmp_path / "corpus"), "--size", size])
+    assert "is not SPLIT=N" in capsys.readouterr().err
