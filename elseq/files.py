@@ -3,7 +3,7 @@
 import codecs
 import contextlib
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
@@ -19,24 +19,35 @@ def read_lines(path: Path) -> Iterator[str]:
     Raises:
         UserError: a file that cannot be read or is empty, or a line that is not UTF-8.
     """
+    lines = 0
     try:
         with path.open("rb") as file:
-            number = 0
-            for number, line in enumerate(file, start=1):  # noqa: B007
-                if number == 1:
-                    line = line.removeprefix(codecs.BOM_UTF8)
-                yield _decode(line.removesuffix(b"\n").removesuffix(b"\r"), f"line {number} of {path}")
+            for line in decode_lines(file, path):
+                lines += 1
+                yield line
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
-    if not number:
+    if not lines:
         raise UserError(f"{path} is empty: give a file with one example a line")
 
 
-def _decode(line: bytes, place: str) -> str:
-    try:
-        return line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not valid UTF-8: convert the file with iconv") from error
+def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
+    """As `read_lines`, of lines as a binary file has them.
+
+    Args:
+        lines: with their ends.
+        name: what to call the file in an error.
+
+    Raises:
+        UserError: a line that is not UTF-8.
+    """
+    for number, line in enumerate(lines, start=1):
+        if number == 1:
+            line = line.removeprefix(codecs.BOM_UTF8)
+        try:
+            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        except UnicodeDecodeError as error:
+            raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ from fairseq.data import Dictionary
 
 from elseq.benchmark.models import SEED, SPECIAL_SYMBOLS, ModelFile, make_task
 from elseq.errors import UserError
+from elseq.files import read_lines
 
 
 def random_sources(model_file: ModelFile, length: int, count: int) -> list[list[int]]:
@@ -33,12 +34,7 @@ def read_sources(model_file: ModelFile, path: Path) -> list[list[int]]:
     Raises:
         UserError: a file that is missing or empty, or a line that is not UTF-8, is empty, or is too long for the model.
     """
-    try:
-        lines = path.read_bytes().splitlines()
-    except OSError as error:
-        raise UserError(f"--source {path} cannot be read ({error.strerror}): check the path") from error
-    if not lines:
-        raise UserError(f"--source {path} is empty: give a file with one source a line")
+    lines = list(read_lines(path))
     task = make_task(model_file, "stock")
     special = _special_positions(model_file, task)
     return [
@@ -96,12 +92,8 @@ def _special_positions(model_file: ModelFile, task) -> int:
     return 1 if model_file.is_language_model or not task.prepend_source_bos else 2
 
 
-def _encode(line: bytes, place: str, dictionary: Dictionary, model_file: ModelFile, special: int) -> list[int]:
-    try:
-        text = line.decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise UserError(f"{place} is not valid UTF-8: convert it with iconv") from error
-    words = text.split()
+def _encode(line: str, place: str, dictionary: Dictionary, model_file: ModelFile, special: int) -> list[int]:
+    words = line.split()
     if not words:
         raise UserError(f"{place} is empty: remove it")
     limit = (model_file.source_positions or model_file.target_positions) - special

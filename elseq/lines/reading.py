@@ -10,16 +10,15 @@ from pathlib import Path
 import torch
 
 from elseq.errors import UserError
+from elseq.files import decode_lines
 
 STANDARD_INPUT = "-"
-BYTE_ORDER_MARK = b"\xef\xbb\xbf"
 
 
 class InputLines:
     """The lines of a file or of the standard input.
 
-    A line ends with a line feed, or with a carriage return and one. Nothing else ends a line: form feeds, U+2028 and
-    their like are part of the text.
+    What ends a line is said at `elseq.files.read_lines`.
     """
 
     def __init__(self, path: str):
@@ -36,13 +35,7 @@ class InputLines:
         if not self._content:
             raise UserError(f"{self.path} is empty: give a file with one text a line")
         self.digest = hashlib.sha256(self._content).hexdigest()
-        self._number = 0
-        for line in io.BytesIO(self._content):
-            try:
-                line.decode("utf-8")
-            except UnicodeDecodeError as error:
-                raise UserError(f"{self.name(self._number)} is not valid UTF-8: convert it with iconv") from error
-            self._number += 1
+        self._number = sum(1 for _ in self)
 
     def _read(self, path: str) -> bytes:
         try:
@@ -55,10 +48,7 @@ class InputLines:
 
     def __iter__(self) -> Iterator[str]:
         """Their text, without what ends them."""
-        for index, line in enumerate(io.BytesIO(self._content)):
-            if index == 0:
-                line = line.removeprefix(BYTE_ORDER_MARK)
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+        return decode_lines(io.BytesIO(self._content), self.path)
 
     def name(self, index: int) -> str:
         """What to call a line in an error; the first has the index 0."""

@@ -365,7 +365,7 @@ def test_memory_budgets_that_cannot_be(run, source):
     "content, sentence",
     [
         (b"", "input.txt is empty: give a file with one text a line"),
-        (b"w1\nw2\n\xff\n", "line 3 of .*input.txt is not valid UTF-8: convert it with iconv"),
+        (b"w1\nw2\n\xff\n", "line 3 of .*input.txt is not valid UTF-8: convert the file with iconv"),
         (
             b"w1\n" + b"w2 " * 100_000,
             "line 2 of .*input.txt has 100001 tokens and the model takes 63; shorten it or give",

@@ -44,7 +44,7 @@ def test_standard_input(monkeypatch):
     "content, sentence",
     [
         (b"", "input is empty: give a file with one text a line$"),
-        (b"a\nb\n\xff\n", "^line 3 of .*input is not valid UTF-8: convert it with iconv$"),
+        (b"a\nb\n\xff\n", "^line 3 of .*input is not valid UTF-8: convert the file with iconv$"),
         ("ü\nö\n".encode("latin-1"), "^line 1 of "),
     ],
     ids=repr,
