@@ -6,11 +6,13 @@ models, architectures and tasks.
 
 __version__ = "0.1.0"
 
+from elseq.errors import install_excepthook
+
+install_excepthook()  # before the seconds that the imports below take: somebody may press Ctrl-C
+
 from elseq import compat  # noqa: E402
-from elseq.errors import install_excepthook  # noqa: E402
 
 compat.apply()
-install_excepthook()
 
 from elseq import models, tasks  # noqa: E402, F401
 from elseq.generator import load  # noqa: E402

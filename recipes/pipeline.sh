@@ -197,6 +197,15 @@ run_stage() {
   stage "$name" "$2" "$command"
 }
 
+# The work folder, for this run alone.
+claim() {
+  [ -z "${claimed:-}" ] || return 0
+  mkdir -p "$work" 2>/dev/null || refuse "$work cannot be made; set ELSEQ_WORK to another folder"
+  claimed=yes
+  command -v flock >/dev/null || return 0
+  exec {lock}>"$work/lock" && flock --nonblock "$lock" || refuse "another run works in $work; wait for it, or set ELSEQ_WORK"
+}
+
 run_stages() {
   local from=fetch to=benchmark fresh= printing= name title index
   while [ $# -gt 0 ]; do
@@ -226,9 +235,10 @@ run_stages() {
   for ((index = $(place "$from"); index <= $(place "$to"); index++)); do
     name=${STAGES[index]} title="$((index + 1))/${#STAGES[@]} ${STAGES[index]}: ${TITLES[${STAGES[index]}]}"
     if [ -n "$printing" ]; then
-      echo "== $title" && wanted "run_$name"
+      if [ -z "$fresh" ] && up_to_date "$name" "run_$name"; then echo "== $title: done before"; else again=yes; echo "== $title"; fi
+      wanted "run_$name"
     else
-      mkdir -p "$work" 2>/dev/null || refuse "$work cannot be made; set ELSEQ_WORK to another folder"
+      claim
       [ -z "$fresh" ] || rm -f "$work/$name".{done,begun}
       run_stage "$name" "$title"
     fi

@@ -6,11 +6,17 @@ import fairseq
 import torch
 from fairseq import utils
 from fairseq.models.bart import BARTModel
+from fairseq.ngram_repeat_block import EXTENSION_BUILT
 
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Engine
 from elseq.benchmark.models import ModelFile, load
 from elseq.models import Decoder
+
+
+def _stock_blocks_ngrams() -> bool:
+    """fairseq's blocking in Python compares with the end of its padded buffer, that is with nothing."""
+    return EXTENSION_BUILT and torch.cuda.is_available()
 
 
 class FairseqEngine(Engine):
@@ -40,6 +46,8 @@ class FairseqEngine(Engine):
             "copied": self._is_copied(),
             "evaluation": ["kv", "kv"],  # of self-attention and cross-attention
         }
+        if self.is_stock and request["search"]["no_repeat_ngram_size"] and not _stock_blocks_ngrams():
+            self.facts["ngrams_repeat"] = True
         if self.is_stock:
             self._watch_stock_state()
         elif isinstance(self.model.decoder, Decoder):

@@ -122,6 +122,11 @@ def notes(rows: list[dict]) -> str:
             "x stock: samples/s relative to stock fairseq's at the same settings.",
             "identical: best hypotheses that are exactly stock fairseq's.",
         ]
+    if "ngrams_repeat" in told:
+        sentences.append(
+            "Stock fairseq blocks n-grams by its CUDA extension only, which is not there: its hypotheses repeat them, "
+            "and so are others (docs/differences.md)."
+        )
     if "peak_mebibytes" in told:
         sentences += [
             "peak, loaded: memory of the whole process while decoding and before (on a GPU: of its allocator).",

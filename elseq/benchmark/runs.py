@@ -133,13 +133,14 @@ def in_process(program: list[str], request: dict, folder: Path) -> dict:
 def _summarize(result: dict, best: list[list[int]]) -> dict:
     seconds = statistics.median(result["seconds"])
     told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "evaluation")
+    told += ("ngrams_repeat", "parameters", "version")
     return {
         "samples_per_second": len(best) / seconds,
         "tokens_per_second": sum(map(len, best)) / seconds,
         "output_length": statistics.mean(map(len, best)),
         "sentences": len(best),
         "seconds": result["seconds"],
-        **{key: result[key] for key in (*told, "parameters", "version") if key in result},
+        **{key: result[key] for key in told if key in result},
     }
 
 
@@ -163,6 +164,7 @@ def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> di
 
 def compare(row: dict, best: list, stock_row: dict, stock_best: list) -> None:
     """Add to a row how fast it is relative to stock, and how many of its best hypotheses are stock's."""
-    row["ratio_to_stock"] = row["samples_per_second"] / stock_row["samples_per_second"]
+    if stock_row["samples_per_second"]:  # of a job that went on after its last sample it is 0
+        row["ratio_to_stock"] = row["samples_per_second"] / stock_row["samples_per_second"]
     row["identical"] = sum(found == expected for found, expected in zip(best, stock_best, strict=True))
     row["identical_share"] = row["identical"] / row["sentences"]

@@ -21,6 +21,12 @@ from elseq.interop.stock import as_stock, elseq_configuration, training_options
 from elseq.tasks.decoding import check_choice
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
+# Which of our tasks trains what a task of fairseq has trained. A pretrained BART is finetuned, with its <s>.
+TASKS = {
+    "translation": "elseq_translation",
+    "denoising": "elseq_translation",
+    "language_modeling": "elseq_language_modeling",
+}
 
 
 class Parser(argparse.ArgumentParser):
@@ -41,9 +47,11 @@ def main() -> None:
 
 
 def convert_heads(args) -> None:
-    path = Path(args.model)
+    path = checkpoint_path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
     check_output_file(output, args.overwrite)
+    if output.exists() and output.samefile(path):
+        raise UserError(f"--output {output} is what is to be converted: give another file")
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
@@ -60,7 +68,7 @@ def convert_heads(args) -> None:
     print(_report(args, places, before, after, configuration))
     task = getattr(state["cfg"].task, "_name", None) or "translation"
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
-    print(_training_command(task, configuration, output))
+    print(_training_command(TASKS.get(task, task), configuration, output))
 
 
 def _report(args, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
@@ -105,8 +113,10 @@ def convert_from_hugging_face(args) -> None:
 
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
     task = converted.checkpoint["cfg"]["task"]
-    arguments = ["--path", str(output / "model.pt"), "--task", f"elseq_{task['_name']}"]
-    if task["_name"] == "translation":
+    arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]]]
+    if task["_name"] == "language_modeling":
+        arguments += ["--sample-break-mode", "eos"]
+    else:
         arguments += ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
     arguments += ["--bpe", "gpt2", "--gpt2-encoder-json", str(output / "encoder.json")]
     arguments += ["--gpt2-vocab-bpe", str(output / "vocab.bpe")]
@@ -236,8 +246,8 @@ def _parse(arguments: list[str]):
         "to-fairseq",
         convert_to_fairseq,
         "a checkpoint of elseq's that fairseq loads without elseq",
-        "Write the same parameters under an architecture of fairseq's own. The file holds tensors and plain containers "
-        "alone, so that fairseq loads it on any torch.",
+        "Write the same parameters under an architecture of fairseq's own. (To load it on torch 2.6 and later fairseq "
+        "without elseq needs TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, as for each of its own Transformers and BARTs.)",
     )
     command.add_argument("model", metavar="MODEL", help="a checkpoint, or the folder of one")
     _add_output(command, "FILE", "file to write")
@@ -274,7 +284,7 @@ def _add_heads(commands) -> None:
         "language model or of elseq's, into fewer: grouped-query attention, or with one head multi-query attention. "
         "What is written needs some more training (2305.13245 takes a twentieth of the original); how is printed.",
     )
-    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq")
+    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or the folder of one")
     command.add_argument(
         "--num-kv-heads", type=count, required=True, metavar="N", help="key/value heads of a layer; divides its heads"
     )

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import elseq  # noqa: F401  # lets the user's errors end in one sentence
 from elseq.benchmark.arguments import count
+from elseq.errors import UserError
 from elseq.files import read_lines, written_whole
 from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
 from elseq.scoring.published import settings as published_settings
@@ -19,6 +20,10 @@ EPILOG = "docs/scores.md says what each score is exactly, and where the publishe
 
 def main() -> None:
     args = _parse(sys.argv[1:])
+    if args.output and not args.output.resolve().parent.is_dir():
+        raise UserError(f"--output {args.output} is in a folder that does not exist: make the folder")
+    if len(set(args.hypotheses)) < len(args.hypotheses):
+        raise UserError("a file of hypotheses is given twice: leave one out")
     hypotheses = {path: read_hypotheses(path, args.log) for path in args.hypotheses}
     references = list(read_lines(args.references))
     check_equal_lengths({args.references: references, **hypotheses})
@@ -105,6 +110,7 @@ def _parse(arguments: list[str]):
     )
     rouge.add_argument(
         "--sentence-separator",
+        type=_mark,
         metavar="MARK",
         help="what stands between the sentences of references, and of hypotheses if it is in their file (default: "
         "sentences are found by punctuation)",
@@ -146,6 +152,12 @@ def _parse(arguments: list[str]):
         )
         command.add_argument("--output", type=Path, metavar="FILE", help="write all of it as JSON, too")
     return parser.parse_args(arguments)
+
+
+def _mark(text: str) -> str:
+    if not text.strip():
+        raise UserError("--sentence-separator is blank: give the mark, or leave the option out")
+    return text
 
 
 def _whole_number(text: str) -> int:

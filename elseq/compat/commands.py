@@ -72,6 +72,20 @@ def explain_missing_path():
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
+def explain_missing_architecture():
+    """Training without --arch ends in an error without a word."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        try:
+            return parse(*args, **kwargs)
+        except RuntimeError as error:
+            if error.args:
+                raise
+            raise UserError("--arch is missing: give the architecture") from error
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
 def explain_options_of_interactive():
     """fairseq-interactive takes the options of fairseq-generate, but passes some over in silence, and others end in a
     traceback once the first line is translated."""

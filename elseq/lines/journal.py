@@ -15,7 +15,6 @@ import logging
 import mmap
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -207,7 +206,10 @@ class Journal:
             except OSError as error:
                 temporary.unlink(missing_ok=True)
                 raise self._cannot_be_written(error) from error
-        shutil.rmtree(self.folder, ignore_errors=True)
+        with contextlib.suppress(OSError):
+            for path in self._paths():
+                path.unlink()
+            self.folder.rmdir()  # unless somebody has put something there
 
     def _paths(self) -> list[Path]:
         return sorted(self.folder.glob("*.journal"))

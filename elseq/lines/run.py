@@ -149,6 +149,7 @@ class Run:
                 if processes.is_first:
                     others = range(1, processes.count)
                     processes.wait_for("finished", others, meanwhile=self.progress.refresh)
+                self.progress.refresh()
             if processes.is_first:
                 journal.publish(blank)
         if not processes.is_first:

@@ -19,9 +19,18 @@ def apply_attention_top_k(
         top_k: scores kept of each query; None: all.
         query_chunk_size: queries evaluated together; None: as it is.
         places: the self-attention of encoder and decoder, and the attention of the decoder to the encoder (cross).
+
+    Raises:
+        UserError: the model has attention in none of the places.
     """
-    for name, module in model.named_modules():
-        if isinstance(module, Attention) and _place(name, module) in places:
+    attentions = [
+        (_place(name, module), module) for name, module in model.named_modules() if isinstance(module, Attention)
+    ]
+    present = {place for place, _ in attentions}
+    if not present.intersection(places):
+        raise UserError(f"--apply-top-k-in {','.join(places)}: the model has attention in {', '.join(present)} only")
+    for place, module in attentions:
+        if place in places:
             module.top_k = top_k
             module.query_chunk_size = query_chunk_size or module.query_chunk_size
 

@@ -1,5 +1,6 @@
 """A job of elseq-generate with Hydra: a text file into the job's folder, timed and scored."""
 
+import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -12,7 +13,7 @@ from elseq.benchmark import report
 from elseq.benchmark.arguments import count
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generator import DTYPES, SEARCH_OPTIONS, search_configuration
+from elseq.generator import DTYPES, SEARCH_OPTIONS, load, search_configuration
 from elseq.lines.processes import Processes
 from elseq.lines.run import Job, Run
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
@@ -64,6 +65,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         overwrite=True,  # the folder is this job's: what is there is its own, finished under other settings
         search=search,
     )
+    _warm_up(what.model, what.attention, what.device, what.dtype, what.data)
     processes = _Timed.of_environment()
     run = Run(what, processes)
     run()
@@ -81,6 +83,13 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     device = what.device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
     return Result(row, title, outputs)
+
+
+@functools.cache
+def _warm_up(model: str, attention: str, device: str | None, dtype: torch.dtype | None, data: str | None) -> None:
+    """Once in a process: the first batch of all takes longer than it should."""
+    generator = load(model, attention, device, dtype, data)
+    generator.generate([generator.task.source_dictionary[-1]], max_len_a=0, max_len_b=2)
 
 
 def _choice(name: str, value: str | None, choices: dict):

@@ -15,7 +15,8 @@ from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k
 
 logger = logging.getLogger(__name__)
 
-APPLIED = ("apply_top_k", "apply_ffn_top_k")
+# And how one trains with them.
+APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
 DECODE_ATTENTION = ("auto", "kv", "el", "stock")
 DECODE_ATTENTION_HELP = (
     "how attention is evaluated while decoding: keys and values are cached (kv), hidden states are (el), whichever "
@@ -30,7 +31,10 @@ class DecodingConfig(FairseqDataclass):
     decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
     apply_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
-        metadata={"help": "each query attends to its k largest scores only; 0: to all (default: as trained)"},
+        metadata={
+            "help": "decode a trained model with the k largest scores of each query only; 0: with all (default: as "
+            "--attention-top-k was in its training)"
+        },
     )
     apply_top_k_in: str = field(
         default=",".join(PLACES), metadata={"help": "where --apply-top-k counts: of encoder, decoder, cross"}
@@ -38,7 +42,8 @@ class DecodingConfig(FairseqDataclass):
     apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={
-            "help": "each token uses the k most activated units of a feed-forward layer; 0: all (default: as trained)"
+            "help": "decode a trained model with the k most activated units of a feed-forward layer only, for each "
+            "token; 0: with all (default: as --ffn-top-k was in its training)"
         },
     )
 
@@ -73,7 +78,7 @@ def check_options(options) -> None:
 
 
 def _places(text: str) -> tuple[str, ...]:
-    return tuple(text.split(","))
+    return tuple(place.strip() for place in text.split(","))
 
 
 @contextlib.contextmanager
@@ -107,10 +112,15 @@ class DecodingTask(FairseqTask):
 
         Raises:
             UserError: decode_attention names an evaluation that the model does not have, or top-k is to be applied to
-                a model that cannot take it.
+                a model that cannot take it, or that is to be trained: its checkpoint would not say so.
         """
         wanted = self.decode_attention
         applied = next((name for name in APPLIED if getattr(self.options, name) is not None), None)
+        if applied is not None and not from_checkpoint:
+            raise UserError(
+                f"--{applied.replace('_', '-')} is for a model that is trained: to train with top-k give an "
+                f"architecture of elseq's, such as elseq_transformer, and {APPLIED[applied]}"
+            )
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)

@@ -5,6 +5,7 @@ import subprocess
 import sys
 
 import pytest
+import torch
 
 from elseq.benchmark import report, runs
 from elseq.benchmark.models import checkpoint_model
@@ -98,6 +99,13 @@ def test_unsteady_rows_are_named():
     unsteady = {"mode": "el", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.3, 1.1]}
     assert report.notes([steady, unsteady]).endswith("Repeats differed by more than 20% (was the machine busy?): el.")
     assert "Repeats" not in report.notes([steady])
+
+
+def test_blocking_that_stock_does_not_do_is_told(monkeypatch, tmp_path, capsys):
+    arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--output-length=4", "--batch-sizes=1", "--beams=1"]
+    arguments += ["--modes=stock", "--repeats=1", "--threads=1", "--no-repeat-ngram-size=3", "--output", tmp_path]
+    run(monkeypatch, *arguments, "--", *ENCODER_DECODER)
+    assert ("Stock fairseq blocks n-grams by" in capsys.readouterr().out) != torch.cuda.is_available()
 
 
 def test_no_row_at_all(monkeypatch, tmp_path):

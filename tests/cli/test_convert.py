@@ -180,6 +180,7 @@ def test_report(run, tmp_path, tiny_translation):
 
 def test_the_printed_command_trains(run, tmp_path, trained):
     printed = run(trained.checkpoint, "--num-kv-heads=2").splitlines()[-1]
+    assert "--task elseq_" in printed  # which gives a BART its <s>
     printed = printed.replace("DATA", str(trained.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
     command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
     command += ["--max-update=2", "--max-tokens=800", "--cpu", "--num-workers=0", "--seed=1", "--sample-break-mode=eos"]
@@ -203,6 +204,23 @@ def test_output_beside_the_model(monkeypatch, tmp_path, tiny_translation, capsys
     monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), "--num-kv-heads=2"])
     convert.main()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["check.point.2kv.pt", "check.point.pt"]
+
+
+def test_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation):
+    path = tmp_path / "model.pt"
+    path.write_bytes(tiny_translation.checkpoint.read_bytes())
+    arguments = ["heads", str(path), "--num-kv-heads=2", "--output", str(path), "--overwrite"]
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", *arguments])
+    with pytest.raises(UserError, match="model.pt is what is to be converted: give another file$"):
+        convert.main()
+    assert path.read_bytes() == tiny_translation.checkpoint.read_bytes()
+
+
+def test_a_folder_is_its_checkpoint(monkeypatch, tmp_path, tiny_translation):
+    (tmp_path / "model.pt").write_bytes(tiny_translation.checkpoint.read_bytes())
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(tmp_path), "--num-kv-heads=2"])
+    convert.main()
+    assert sorted(file.name for file in tmp_path.iterdir()) == ["model.2kv.pt", "model.pt"]
 
 
 def test_what_is_there_stays(run, monkeypatch, tmp_path, tiny_translation):

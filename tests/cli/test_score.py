@@ -214,9 +214,17 @@ def test_unequal_sources(write):
     assert "short has 2 examples and" in refused("qg", good, good, "--sources", write("short", REFERENCES[:2]))
 
 
-@pytest.mark.parametrize("output", ["", "no/such/folder/scores.json"])
-def test_output_that_cannot_be_written_does_not_lose_the_scores(tmp_path, files, output):
-    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", tmp_path / output], check=False)
+def test_what_is_refused_at_once(write):
+    good = write("good", REFERENCES)
+    assert "is in a folder that does not exist" in refused(
+        "rouge", good, good, "--output", "no/such/folder/scores.json"
+    )
+    assert "a file of hypotheses is given twice" in refused("rouge", good, good, good)
+    assert "--sentence-separator is blank" in refused("rouge", good, good, "--sentence-separator", "")
+
+
+def test_output_that_cannot_be_written_does_not_lose_the_scores(tmp_path, files):
+    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", tmp_path], check=False)
     assert ended.returncode == 1
     assert "cannot be written" in ended.stderr
     assert "ROUGE-Lsum" in ended.stdout

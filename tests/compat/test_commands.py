@@ -115,6 +115,15 @@ def test_checkpoint_that_is_not_named(language_model_data, command, without):
             helpers.run_here(command, check=False)
 
 
+def test_training_without_an_architecture(translation_data, without):
+    command = ["fairseq-train", translation_data, "--cpu", "--max-tokens=500"]
+    result = helpers.run_here(command, check=False)
+    assert (result.returncode, result.stderr) == (1, "elseq: error: --arch is missing: give the architecture\n")
+    without(options, "parse_args_and_arch")
+    with pytest.raises(RuntimeError):
+        helpers.run_here(command)
+
+
 # --- fairseq-interactive
 
 

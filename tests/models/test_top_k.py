@@ -32,6 +32,11 @@ def test_top_k_is_applied_where_it_is_asked_for(asked, parts):
     assert places(model) == []
 
 
+def test_places_that_a_model_does_not_have():
+    with pytest.raises(UserError, match="^--apply-top-k-in encoder,cross: the model has attention in decoder only$"):
+        apply_attention_top_k(ours("transformer_lm"), 3, places=("encoder", "cross"))
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 @torch.no_grad()
 def test_as_many_as_there_are_change_nothing(family):

@@ -177,6 +177,19 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
     (bpe_folder.parent / "broken" / "encoder.json").write_text("{")
     (bpe_folder.parent / "broken" / "vocab.bpe").write_text("")
     assert "broken does not hold the BPE of GPT-2" in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
+    (bpe_folder.parent / "broken" / "vocab.bpe").write_text((bpe_folder / "vocab.bpe").read_text())
+    whole = json.loads((bpe_folder / "encoder.json").read_text())
+    for content, sentence in (
+        ([], "encoder.json does not give each piece a number: copy it again"),
+        ({}, "encoder.json has no number for '!', a piece of vocab.bpe: copy both again"),
+        (whole | {"Ġthe": "many"}, "encoder.json has no number for 'Ġthe', a piece of vocab.bpe"),
+    ):
+        (bpe_folder.parent / "broken" / "encoder.json").write_text(json.dumps(content))
+        assert sentence in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
+    both = ("--sentencepiece", tmp_path / "model", "--gpt2-bpe", bpe_folder)
+    assert refused(corpus, out, *both) == "--sentencepiece and --gpt2-bpe are two vocabularies: give one of them"
+    for option in ("--truncate-source", "--workers", "--vocabulary-size"):
+        assert refused(corpus, out, option, "0") == f"{option} '0' is not a whole number above 0"
     assert not list(out.glob("*"))
 
 
@@ -188,7 +201,7 @@ def test_interrupted(tmp_path, bpe_folder):
     command = [sys.executable, ROOT / "scripts" / "encode_text.py", tmp_path / "corpus", tmp_path / "out"]
     command += ["--gpt2-bpe", bpe_folder, "--workers=2"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    while not list((tmp_path / "out").glob("b.source.*.tmp")):
+    while not any(path.stat().st_size for path in (tmp_path / "out").glob("b.source.*.tmp")):  # the workers are there
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)
     os.killpg(process.pid, signal.SIGINT)

@@ -1,9 +1,11 @@
 """The recipes from a corpus to scores: their commands, which of their stages run, and small ones from end to end."""
 
+import fcntl
 import json
 import os
 import re
 import shlex
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -245,6 +247,23 @@ def test_changed_setting_runs_its_stage_and_those_after_it(fake):
     fake()
     assert fake(UPDATES=7) == ["train 7", *ALL[4:]]
     assert fake(UPDATES=7, EXAMPLES=2) == ["prepare 2", "binarize", "train 7", *ALL[4:]]
+
+
+def test_dry_run_tells_what_is_done(fake):
+    fake()
+    for change, done in (({}, 7), ({"UPDATES": 7}, 3)):
+        printed = run(fake.recipe, "--dry-run", ELSEQ_WORK=fake.work, **change).stdout
+        assert printed.count(": done before") == done
+
+
+@pytest.mark.skipif(shutil.which("flock") is None, reason="flock is not installed")
+def test_two_runs_in_one_folder_are_refused(fake):
+    fake()
+    with (fake.work / "lock").open() as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        result = run(fake.recipe, "--fresh", ELSEQ_WORK=fake.work)
+    assert (result.returncode, fake()) == (1, [])
+    assert f"elseq: error: another run works in {fake.work}; wait for it" in result.stderr
 
 
 def test_stages_after_one_that_ran_again_are_forgotten(fake):

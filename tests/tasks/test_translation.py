@@ -104,6 +104,13 @@ def test_places_without_a_top_k(tiny_bart):
         load_translation(tiny_bart, apply_top_k_in="encoder")
 
 
+@pytest.mark.parametrize("applied, instead", [("apply_top_k", "--attention-top-k"), ("apply_ffn_top_k", "--ffn-top-k")])
+def test_top_k_is_not_applied_in_training(applied, instead):
+    for arch in ("transformer", "el_transformer"):
+        with pytest.raises(UserError, match=f"is for a model that is trained: .* {instead}$"):
+            make_task(**{applied: 4}).build_model(model_arguments(arch))
+
+
 # --- which generator
 
 
