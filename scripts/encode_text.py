@@ -114,6 +114,12 @@ class Gpt2:
             self._bpe = get_encoder(*paths)
         except ValueError as error:
             raise UserError(f"{folder} does not hold the BPE of GPT-2: {_one_line(error)}") from error
+        except (AttributeError, TypeError) as error:
+            raise UserError(f"{paths[0]} does not give each piece a number: copy it again") from error
+        pieces = [*self._bpe.byte_encoder.values(), *map("".join, self._bpe.bpe_ranks)]
+        lacking = [piece for piece in pieces if type(self._bpe.encoder.get(piece)) is not int]
+        if lacking:
+            raise UserError(f"{paths[0]} has no number for {lacking[0]!r}, a piece of {paths[1].name}: copy both again")
         self.vocabulary_size = len(self._bpe.encoder)
         self._subwords = functools.lru_cache(REMEMBERED)(self._encode_word)
 
@@ -184,26 +190,48 @@ def encode_corpus(sizes, output, make_encoder, limit, workers):
                 tqdm.write(f"{path.name}: {cut}")
 
 
+def count_of(option):
+    """A reader of whole numbers above 0 whose error names the option."""
+
+    def read(text):
+        try:
+            return count(text)
+        except UserError as error:
+            raise UserError(f"{option} {error}") from error
+
+    return read
+
+
 def parse(arguments):
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="folder of {train,valid,test}.{source,target}")
     parser.add_argument("output", type=Path, help="folder for the encoded files, and for a model trained here")
-    given = parser.add_mutually_exclusive_group()
-    given.add_argument("--sentencepiece", type=Path, metavar="MODEL", help="use this model instead of training one")
-    given.add_argument("--gpt2-bpe", type=Path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
-    parser.add_argument("--vocabulary-size", type=count, default=4000, metavar="N", help="of a model trained here")
+    parser.add_argument("--sentencepiece", type=Path, metavar="MODEL", help="use this model instead of training one")
+    parser.add_argument("--gpt2-bpe", type=Path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
+    parser.add_argument(
+        "--vocabulary-size",
+        type=count_of("--vocabulary-size"),
+        default=4000,
+        metavar="N",
+        help="of a model trained here",
+    )
     parser.add_argument(
         "--symbol", action="append", default=[], help="a word that a model trained here never divides (repeatable)"
     )
     parser.add_argument(
         "--truncate-source",
-        type=count,
+        type=count_of("--truncate-source"),
         metavar="N",
         help="keep so many subwords of a source; <s> and </s> do not count: 1022 fill the 1,024 positions of BART",
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument("--workers", type=count, default=cores, metavar="N", help="processes (default: %(default)s)")
-    return parser.parse_args(arguments)
+    parser.add_argument(
+        "--workers", type=count_of("--workers"), default=cores, metavar="N", help="processes (default: %(default)s)"
+    )
+    options = parser.parse_args(arguments)
+    if options.sentencepiece and options.gpt2_bpe:
+        raise UserError("--sentencepiece and --gpt2-bpe are two vocabularies: give one of them")
+    return options
 
 
 def main(arguments=None):

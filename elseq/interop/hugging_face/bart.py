@@ -50,6 +50,7 @@ _PER_SIDE = {
     "layerdrop": "layerdrop",
 }
 _SIDES = ("encoder", "decoder")
+_UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _OF_OTHER_TASKS = ("classification_head.", "qa_outputs.")
 _IS_BART = {
     "encoder_normalize_before": False,
@@ -57,7 +58,6 @@ _IS_BART = {
     "encoder_learned_pos": True,
     "decoder_learned_pos": True,
     "layernorm_embedding": True,
-    "share_all_embeddings": True,
     "no_token_positional_embeddings": False,
     "no_cross_attention": False,
     "adaptive_input": False,
@@ -83,6 +83,8 @@ def fairseq_options(config: dict) -> dict:
             f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to decode "
             f"with the end symbol, which is {config['eos_token_id']}"
         )
+    for side in _SIDES:
+        options.check_heads(config, "d_model", f"{side}_attention_heads")
     sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()}
     widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
     positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
@@ -124,14 +126,15 @@ def hugging_face_options(configuration: dict) -> dict:
         "num_hidden_layers": configuration["encoder_layers"],
         "activation_function": options.HUGGING_FACE_ACTIVATIONS[configuration["activation_fn"]],
         "scale_embedding": not configuration["no_scale_embedding"],
-        "tie_word_embeddings": True,
+        "tie_word_embeddings": bool(configuration["share_all_embeddings"]),
     }
 
 
 def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     """Of every tensor, by its name in a BartModel."""
     width = config["d_model"]
-    found = {"shared.weight": (config["vocab_size"], width)}
+    embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
+    found = dict.fromkeys(embeddings, (config["vocab_size"], width))
     for side in _SIDES:
         found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
         layer = {}
@@ -151,7 +154,7 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
         for number in range(config[f"{side}_layers"]):
             found |= {f"{side}.layers.{number}.{name}": shape for name, shape in layer.items()}
         found |= _norm(f"{side}.layernorm_embedding", width)
-    return found if config["tie_word_embeddings"] else {**found, "lm_head.weight": found["shared.weight"]}
+    return found
 
 
 def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
@@ -169,12 +172,13 @@ def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tenso
     bias = tensors.pop("final_logits_bias", None)
     if bias is not None and bool(bias.any()):
         raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
-    copies = ["encoder.embed_tokens.weight", "decoder.embed_tokens.weight"]
-    copies += ["lm_head.weight"] if config["tie_word_embeddings"] else []
-    for name in copies:
-        copy = tensors.pop(name, None)
-        if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
-            raise UserError(f"{name} differs from the embedding with which config.json has it shared")
+    if config["tie_word_embeddings"]:
+        for name in _UNTIED:
+            copy = tensors.pop(name, None)
+            if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
+                raise UserError(f"{name} differs from the embedding with which config.json has it shared")
+    elif (shared := tensors.pop("shared.weight", None)) is not None:  # for what has no embedding of its own
+        tensors = dict.fromkeys(_UNTIED[:2], shared) | tensors
     return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
 
 
@@ -182,9 +186,9 @@ def to_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
     """Under fairseq's names; the embeddings are still in Hugging Face's order."""
     version = torch.tensor([3.0])  # of fairseq's layers: they have their norms
     renamed = {"encoder.version": version, "decoder.version": version}
-    for side in _SIDES:
-        renamed[f"{side}.embed_tokens.weight"] = tensors["shared.weight"]
-    renamed["decoder.output_projection.weight"] = tensors.get("lm_head.weight", tensors["shared.weight"])
+    for name in _UNTIED:
+        ours = name.replace("lm_head", "decoder.output_projection")
+        renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
     return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
 
 
@@ -193,12 +197,20 @@ def last_norm(configuration: dict) -> str:
     return f"decoder.layers.{configuration['decoder_layers'] - 1}.final_layer_norm"
 
 
-def from_fairseq(tensors: dict[str, Tensor], embedding: Tensor) -> dict[str, Tensor]:
-    """Under Hugging Face's names, with the embedding in its order."""
+def from_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Under Hugging Face's names, for the configuration there."""
     own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
+    encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in _SIDES)
+    embeddings = {"model.shared.weight": encoder}
+    if not config["tie_word_embeddings"]:  # the shared one is read by nothing
+        embeddings |= {
+            "model.encoder.embed_tokens.weight": encoder.clone(),
+            "model.decoder.embed_tokens.weight": decoder,
+            "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
+        }
     return {
-        "final_logits_bias": embedding.new_zeros(1, len(embedding)),
-        "model.shared.weight": embedding,
+        "final_logits_bias": encoder.new_zeros(1, len(encoder)),
+        **embeddings,
         **{
             f"model.{name}": tensor
             for name, tensor in tensors.items()

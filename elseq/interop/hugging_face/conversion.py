@@ -79,21 +79,25 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     tensors, left_out = family.normalize(folders.read_tensors(folder), config)
     folders.check_tensors(folder, tensors, family.shapes(config))
     notes = [f"left out, since they are of another task: {', '.join(left_out)}"] if left_out else []
-    words = vocabulary.read_vocabulary(data, by_dictionary=family is bart)
+    words = vocabulary.read_vocabulary(data, family is bart, config["vocab_size"])
     if words is None:
         raise UserError(
             f"{data} has no tokenizer (vocab.json with merges.txt, or tokenizer.json): name its folder, or one with "
             "fairseq's dict.txt, encoder.json and vocab.bpe, by --data"
         )
+    if family is bart:
+        vocabulary.check_symbols(words, config, data)
 
     configuration = as_stock(elseq_configuration(Namespace(arch=family.ARCHITECTURE, **model_options)))
     order = fairseq_order(words, config, config["vocab_size"])
     model = _in_fairseq_order(family, family.to_fairseq(tensors, config), order, configuration, notes)
     files = _fairseq_files(family, words, order, notes)
-    settings = folders.read_settings(folder, config)
+    file, settings = folders.read_settings(folder, config)
+    generation.check_settings(settings, file)
+    settings, not_forced = generation.special_symbols(settings, file, config, family is gpt2)
     search, what_it_lacks = generation.fairseq_options(settings, family is gpt2)
     cfg = _whole_configuration(family, configuration, settings, search)
-    return ForFairseq(make_checkpoint(cfg, model), files, search, notes + what_it_lacks)
+    return ForFairseq(make_checkpoint(cfg, model), files, search, notes + not_forced + what_it_lacks)
 
 
 def _in_fairseq_order(family, model: dict[str, Tensor], order: list, configuration: dict, notes: list[str]) -> dict:
@@ -198,7 +202,7 @@ def to_hugging_face(
         symbols |= {"decoder_start_token_id": end, "forced_eos_token_id": end}
         symbols |= {"forced_bos_token_id": start} if forced_start else {}
         config |= symbols
-        renamed = bart.from_fairseq(tensors, rows)
+        renamed = bart.from_fairseq(tensors, config)
     positions = config["n_positions" if is_language_model else "max_position_embeddings"]
     settings = generation.hugging_face_settings(cfg.generation, is_language_model, positions)
     files = {}
@@ -209,9 +213,7 @@ def to_hugging_face(
 
 
 def _words(dictionary: Dictionary, rows: int) -> list[str]:
-    words = list(dictionary.symbols)
-    if len(words) == rows - 1 and "<mask>" not in words:  # fairseq adds it for pretraining alone
-        words.append("<mask>")
+    words = vocabulary.with_mask(dictionary.symbols, rows)
     if len(words) != rows:
         raise UserError(
             f"the dictionary has {len(words)} words, and the model {rows}: name the model's folder by --data"

@@ -1,5 +1,6 @@
 """A model's folder as transformers writes it: configuration and weights."""
 
+import errno
 import json
 import pickle
 import struct
@@ -32,10 +33,10 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def read_settings(folder: Path, config: dict) -> dict:
-    """How the model is to generate: of generation_config.json, or in older folders of the configuration itself."""
+def read_settings(folder: Path, config: dict) -> tuple[str, dict]:
+    """How the model is to generate, and the name of the file that tells: in older folders it is config.json."""
     path = folder / "generation_config.json"
-    return read_json(path) if path.exists() else config
+    return (path.name, read_json(path)) if path.exists() else ("config.json", config)
 
 
 def read_tensors(folder: Path) -> dict[str, Tensor]:
@@ -67,6 +68,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
             return load_file(path)
         tensors = torch.load(path, map_location="cpu", weights_only=True)
     except OSError as error:
+        if error.errno == errno.EINVAL:  # torch looks for the end of an archive before the start of a short file
+            raise UserError(f"{path} is damaged or was cut off: copy it again") from error
         raise UserError(f"{path} cannot be read ({error.strerror or error}): check the file") from error
     except (SafetensorError, RuntimeError, EOFError, KeyError, ValueError, struct.error) as error:
         raise UserError(f"{path} is damaged or was cut off: copy it again") from error
@@ -82,7 +85,8 @@ def _read_file(path: Path) -> dict[str, Tensor]:
 def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, tuple[int, ...]]) -> None:
     """
     Raises:
-        UserError: tensors that are missing, or more than expected, or of other shapes; the first of them is named.
+        UserError: tensors that are missing, or more than expected, or of other shapes, or of other types than those
+            of 16 bits and more that models compute in; the first of them is named.
     """
     _name_first(folder, "lacks", [name for name in expected if name not in tensors])
     _name_first(folder, "has the unknown", [name for name in tensors if name not in expected])
@@ -91,6 +95,11 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
         name = differing[0]
         found, wanted = (" x ".join(map(str, shape)) for shape in (tensors[name].shape, expected[name]))
         raise UserError(f"{name} in {folder} is {found} and not {wanted}: its config.json is of another model")
+    for name in expected:
+        kind = tensors[name].dtype
+        if not kind.is_floating_point or kind.itemsize < 2:
+            kind = str(kind).removeprefix("torch.")
+            raise UserError(f"{name} in {folder} is of {kind}: give the model in float32, float16 or bfloat16")
 
 
 def _name_first(folder: Path, what: str, names: list[str]) -> None:

@@ -10,6 +10,8 @@ log-probability, which is about 0 in a trained BART. A language model's prompt b
 that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 """
 
+from elseq.errors import UserError
+
 DEFAULTS = {
     "num_beams": 1,
     "length_penalty": 1.0,
@@ -22,6 +24,20 @@ DEFAULTS = {
     "top_p": 1.0,
     "temperature": 1.0,
 }
+# What each setting may be, and the least of the whole numbers.
+_WHOLE = {
+    "num_beams": 1,
+    "num_beam_groups": 1,
+    "num_return_sequences": 1,
+    "max_length": 0,
+    "max_new_tokens": 0,
+    "min_length": 0,
+    "min_new_tokens": 0,
+    "no_repeat_ngram_size": 0,
+    "top_k": 0,
+}
+_NUMBERS = ("length_penalty", "diversity_penalty", "top_p", "temperature")
+_LONGEST = 200  # fairseq's, where no --max-len-b is given
 # Not in fairseq, or otherwise there; and what it is when it does nothing.
 _ELSEWHERE = {
     "repetition_penalty": 1.0,
@@ -31,17 +47,76 @@ _ELSEWHERE = {
     "bad_words_ids": None,
     "suppress_tokens": None,
     "begin_suppress_tokens": None,
-    "num_beam_groups": 1,
-    "diversity_penalty": 0.0,
+    "sequence_bias": None,
+    "penalty_alpha": None,
+    "guidance_scale": None,
     "typical_p": 1.0,
     "min_p": None,
 }
 
 
+def check_settings(settings: dict, file: str) -> None:
+    """
+    Args:
+        settings: of the file.
+        file: its name.
+
+    Raises:
+        UserError: a setting of a wrong type.
+    """
+    for name, value in settings.items():
+        if value is None:
+            continue
+        wanted = None
+        if name in _WHOLE and (type(value) is not int or value < _WHOLE[name]):
+            wanted = f"a whole number of at least {_WHOLE[name]}"
+        elif name in _NUMBERS and type(value) not in (int, float):
+            wanted = "a number"
+        elif name == "do_sample" and type(value) is not bool:
+            wanted = "true or false"
+        if wanted is not None:
+            raise UserError(f"{file} has {name}: {value!r}, where {wanted} is needed")
+
+
+def special_symbols(settings: dict, file: str, config: dict, is_language_model: bool) -> tuple[dict, list[str]]:
+    """
+    Args:
+        settings: of the file.
+        file: its name.
+        config: the model's config.json, with the symbols that fairseq decodes by.
+        is_language_model: a model without an encoder.
+
+    Returns:
+        The settings without the forced symbols that fairseq cannot force, and what was left out.
+
+    Raises:
+        UserError: decoding begins or ends with another symbol than in fairseq.
+    """
+    end, notes = config["eos_token_id"], []
+    for name in ("eos_token_id", *(() if is_language_model else ("decoder_start_token_id",))):
+        given = settings.get(name)
+        symbols = given if isinstance(given, list) else [given]
+        if given is not None and end not in symbols:
+            raise UserError(f"{file} has {name}: {given}, where fairseq has the end symbol, {end} in config.json")
+        if given is not None and symbols != [end]:
+            notes.append(f"{name} {given}: fairseq has {end} alone")
+    forcible = {
+        "forced_bos_token_id": None if is_language_model else config["bos_token_id"],
+        "forced_eos_token_id": end,
+    }
+    for name, symbol in forcible.items():
+        given = settings.get(name)
+        if given is not None and given not in (symbol, [symbol]):
+            can = "no symbol at the start of a text" if symbol is None else f"{symbol} alone"
+            notes.append(f"{name} {given} is left out: fairseq forces {can}")
+            settings = settings | {name: None}
+    return settings, notes
+
+
 def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list[str]]:
     """
     Args:
-        settings: of generation_config.json, or of config.json in a folder without one.
+        settings: of generation_config.json, or of config.json in a folder without one, which have been checked.
         is_language_model: a model without an encoder, whose lengths count the prompt.
 
     Returns:
@@ -50,10 +125,13 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
     given = {name: value for name, value in settings.items() if value is not None}
     full = DEFAULTS | given
     options = {"beam": full["num_beams"], "lenpen": float(full["length_penalty"])}
-    notes = []
+    notes = _add_hypotheses(options, full)
     forced_end = int(given.get("forced_eos_token_id") is not None)
     start = 1  # the symbol that decoding starts from
-    if "max_new_tokens" in given:
+    longest, least = ("max_new_tokens", 1) if "max_new_tokens" in given else ("max_length", 2)
+    if full[longest] < least:
+        notes.append(f"{longest} {full[longest]} is left out: it has no place for a word")
+    elif "max_new_tokens" in given:
         options["max_len_b"] = given["max_new_tokens"] - forced_end
     elif not is_language_model:
         options["max_len_b"] = full["max_length"] - start - forced_end
@@ -65,6 +143,9 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
         options["min_len"] = max(0, full["min_length"] - start)
     else:
         notes.append(_with_prompt("min_length", full["min_length"], "--min-len"))
+    most = options.get("max_len_b", _LONGEST)
+    if options.get("min_len", 0) > most:
+        notes.append(f"the minimum length {options.pop('min_len')} is left out: it is above the maximum, {most}")
     if full["no_repeat_ngram_size"]:
         options["no_repeat_ngram_size"] = full["no_repeat_ngram_size"]
     if full["do_sample"]:
@@ -88,6 +169,27 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
     return options, notes
 
 
+def _add_hypotheses(options: dict, settings: dict) -> list[str]:
+    """How many hypotheses are wanted, and how they are kept different; returns what fairseq has not."""
+    beams, wanted = settings["num_beams"], settings.get("num_return_sequences", 1)
+    groups, notes = settings.get("num_beam_groups", 1), []
+    if settings["do_sample"]:
+        options["beam"] = wanted  # fairseq's samples are the hypotheses
+        if beams > 1:
+            notes.append(f"num_beams {beams} is left out: fairseq's samples are drawn without a beam search")
+    elif wanted > beams:
+        notes.append(f"num_return_sequences {wanted} is left out: it is above num_beams {beams}")
+        wanted = 1
+    if wanted > 1:
+        options["nbest"] = wanted
+    if groups > 1 and (settings["do_sample"] or beams % groups):
+        notes.append(f"num_beam_groups {groups} is left out: it does not divide a beam search with num_beams {beams}")
+    elif groups > 1:
+        strength = float(settings.get("diversity_penalty", 0.0))
+        options |= {"diverse_beam_groups": groups, "diverse_beam_strength": strength}
+    return notes
+
+
 def _with_prompt(name: str, value: int, option: str) -> str:
     return f"{name} {value} counts the tokens of the prompt, {option} does not: give it {value} less that many"
 
@@ -105,6 +207,11 @@ def hugging_face_settings(options: dict, is_language_model: bool, positions: int
         "early_stopping": options["beam"] > 1,
         "length_penalty": float(options["lenpen"]) if options["beam"] > 1 else 1.0,
     }
+    if options.get("nbest", 1) > 1:
+        settings["num_return_sequences"] = options["nbest"]
+    if options.get("diverse_beam_groups", -1) > 1:
+        settings["num_beam_groups"] = options["diverse_beam_groups"]
+        settings["diversity_penalty"] = float(options["diverse_beam_strength"])
     if options["no_repeat_ngram_size"]:
         settings["no_repeat_ngram_size"] = options["no_repeat_ngram_size"]
     if is_language_model:

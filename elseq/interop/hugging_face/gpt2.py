@@ -66,8 +66,7 @@ def fairseq_options(config: dict) -> dict:
         UserError: a feature that fairseq's language model does not have.
     """
     options.check_features(config, _FEATURES)
-    if config["n_embd"] % config["n_head"]:
-        raise UserError(f"config.json has n_embd: {config['n_embd']}, which n_head: {config['n_head']} does not divide")
+    options.check_heads(config, "n_embd", "n_head")
     return {
         "decoder_embed_dim": config["n_embd"],
         "decoder_input_dim": config["n_embd"],

@@ -20,14 +20,19 @@ def complete(config: dict, defaults: dict) -> dict:
     """config.json, with what transformers takes where one of the options that matter is missing.
 
     Raises:
-        UserError: an option of a wrong type.
+        UserError: an option of a wrong type, or quantized weights.
     """
+    if config.get("quantization_config"):
+        raise UserError("config.json has a quantization_config: give the model that was quantized, not its small copy")
     complete = defaults | config
     for name, default in defaults.items():
         value = complete[name]
         is_size = type(default) is int and not name.endswith("_token_id")
-        if (is_size and (type(value) is not int or value < 1)) or (name == "eos_token_id" and type(value) is not int):
+        is_symbol = name == "eos_token_id" or (name in ("bos_token_id", "pad_token_id") and value is not None)
+        if (is_size and (type(value) is not int or value < 1)) or (is_symbol and type(value) is not int):
             raise UserError(f"config.json has {name}: {value!r}, where a whole number is needed")
+        if type(default) is float and type(value) not in (int, float):
+            raise UserError(f"config.json has {name}: {value!r}, where a number is needed")
     return complete
 
 
@@ -41,13 +46,22 @@ def check_features(config: dict, required: dict) -> None:
             raise UserError(f"config.json has {name}: {config[name]!r}, which fairseq's model does not have")
 
 
+def check_heads(config: dict, width: str, heads: str) -> None:
+    """
+    Raises:
+        UserError: a width, named as in config.json, that is not a multiple of the number of heads.
+    """
+    if config[width] % config[heads]:
+        raise UserError(f"config.json has {width}: {config[width]}, which {heads}: {config[heads]} does not divide")
+
+
 def activation(name: str) -> str:
     """fairseq's name.
 
     Raises:
         UserError: one that fairseq does not have.
     """
-    if name not in ACTIVATIONS:
+    if not isinstance(name, str) or name not in ACTIVATIONS:
         raise UserError(f"config.json has activation_function: {name!r}; fairseq has {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 

@@ -19,6 +19,7 @@ from elseq.interop.hugging_face.folders import read_json
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
 END_OF_TEXT = "<|endoftext|>"
 _OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
+_NOT_MERGED = re.compile(r"<.*>|madeupword\d+")
 _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
 
 
@@ -36,31 +37,37 @@ class Vocabulary:
         return [found[row] if row in found else next(fillers) for row in range(rows)]
 
 
-def read_vocabulary(folder: Path, by_dictionary: bool) -> Vocabulary | None:
+def read_vocabulary(folder: Path, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
     """A folder's, in any of its forms; None if there is none.
 
     Args:
         folder: of a model, or of fairseq's files.
         by_dictionary: the rows of a model are, in fairseq's files, the places in dict.txt (BART); otherwise they are
             the numbers in encoder.json (GPT-2).
+        rows: of the model's embedding, if they are known; see `with_mask`.
 
     Raises:
         UserError: a file that cannot be used.
     """
     if _all_there(folder, "vocab.json", "merges.txt"):
-        rows, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
+        pieces, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
         if (folder / "added_tokens.json").exists():
-            rows = rows | _as_bytes(read_json(folder / "added_tokens.json"))
-        return _checked(folder / "vocab.json", rows, merges)
+            pieces = pieces | _as_bytes(read_json(folder / "added_tokens.json"))
+        return _checked(folder / "vocab.json", pieces, merges)
     if (folder / "tokenizer.json").exists():
         return _read_tokenizer(folder / "tokenizer.json")
     if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
-        rows, merges = read_json(folder / "encoder.json"), _read_merges(folder / "vocab.bpe")
+        pieces, merges = read_json(folder / "encoder.json"), _read_merges(folder / "vocab.bpe")
         if by_dictionary:
-            words = Dictionary.load(str(folder / "dict.txt")).symbols
-            rows = {name: row for row, name in enumerate(piece_names(words, rows))}
-        return _checked(folder / "encoder.json", rows, merges)
+            words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
+            pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
+        return _checked(folder / "encoder.json", pieces, merges)
     return None
+
+
+def with_mask(words: list[str], rows: int) -> list[str]:
+    """The words of a dictionary, with <mask> where a model has just this row more: fairseq adds it for pretraining."""
+    return [*words, "<mask>"] if len(words) == rows - 1 and "<mask>" not in words else list(words)
 
 
 def _all_there(folder: Path, *names: str) -> bool:
@@ -101,7 +108,31 @@ def _checked(path: Path, rows: dict, merges: list[str]) -> Vocabulary:
         raise UserError(f"{path} gives two pieces the same number: copy it again")
     if any(len(merge.split(" ")) != 2 for merge in merges):
         raise UserError(f"a merge beside {path} is no pair of pieces: copy the tokenizer again")
+    made = {merge.replace(" ", "") for merge in merges}
+    long = [name for name in rows if len(name) > 1 and not _NOT_MERGED.fullmatch(name)]
+    if 2 * len(made.intersection(long)) < len(long):
+        raise UserError(
+            f"most pieces of {path} are made by no merge beside it: the merges were cut off, copy them again"
+        )
     return Vocabulary(rows, merges)
+
+
+def check_symbols(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
+    """
+    Args:
+        vocabulary: of the folder.
+        config: a BART's config.json.
+
+    Raises:
+        UserError: the special symbols are not where the configuration has them: it is of another model.
+    """
+    for name, option in zip(SPECIAL, ("bos_token_id", "pad_token_id", "eos_token_id"), strict=False):
+        if vocabulary.rows.get(name) != config[option]:
+            place = f"number {vocabulary.rows[name]}" if name in vocabulary.rows else "missing"
+            raise UserError(
+                f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
+                f"{option}: {config[option]}: name the folder of the model's own by --data"
+            )
 
 
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:

@@ -68,6 +68,19 @@ def test_options(tmp_path, options):
     assert_same_logits(theirs, tmp_path / "ours")
 
 
+def test_embeddings_of_their_own(tmp_path):
+    """As transformers 5 makes them without tie_word_embeddings: three, and a fourth that nothing reads."""
+    theirs = make_bart(tmp_path / "theirs", tie_word_embeddings=False)
+    embeddings = (
+        theirs.model.encoder.embed_tokens.weight,
+        theirs.model.decoder.embed_tokens.weight,
+        theirs.lm_head.weight,
+    )
+    assert not torch.equal(*embeddings[:2]) and not torch.equal(*embeddings[1:])
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    assert_same_logits(theirs, tmp_path / "ours")
+
+
 def rewritten_as_base(folder, tensors):
     """As BartModel saves it."""
     renamed = {name.removeprefix("model."): it for name, it in tensors.items() if name != "final_logits_bias"}
@@ -180,6 +193,12 @@ def test_forced_start_is_kept(tmp_path, forced):
         ({"decoder_start_token_id": 0}, "decoder_start_token_id: 0, and fairseq begins to decode with the end symbol"),
         ({"d_model": "wide"}, "config.json has d_model: 'wide', where a whole number is needed"),
         ({"eos_token_id": [2, 3]}, r"config.json has eos_token_id: \[2, 3\], where a whole number"),
+        ({"encoder_attention_heads": 5}, "has d_model: 32, which encoder_attention_heads: 5 does not divide"),
+        ({"decoder_attention_heads": 3}, "has d_model: 32, which decoder_attention_heads: 3 does not divide"),
+        ({"activation_function": ["a"]}, r"activation_function: \['a'\]; fairseq has gelu, "),
+        ({"dropout": "0.1"}, "config.json has dropout: '0.1', where a number is needed"),
+        ({"pad_token_id": "one"}, "config.json has pad_token_id: 'one', where a whole number is needed"),
+        ({"quantization_config": {"load_in_8bit": True}}, "config.json has a quantization_config: give the model that"),
         ({"d_model": 64}, "shared.weight in .* is 270 x 32 and not 270 x 64"),
         ({"decoder_layers": 4}, "lacks tensor decoder.layers.3.self_attn.q_proj.weight and 25 more"),
         ({"decoder_layers": 2}, "has the unknown tensor decoder.layers.2.* and 25 more"),

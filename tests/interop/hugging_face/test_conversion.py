@@ -69,6 +69,15 @@ def test_there_and_back(tmp_path, kind, dtype):
     assert (tmp_path / "twice" / "dict.txt").read_text() == (tmp_path / "ours" / "dict.txt").read_text()
 
 
+def test_embeddings_of_their_own(tmp_path):
+    transformers = pytest.importorskip("transformers")
+    theirs = make_bart(tmp_path / "theirs", tie_word_embeddings=False)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    again = transformers.BartForConditionalGeneration.from_pretrained(back(tmp_path / "ours", tmp_path / "again"))
+    words = torch.tensor([[0, 9, 30, 17, 2]])
+    assert torch.equal(again(words, decoder_input_ids=words).logits, theirs(words, decoder_input_ids=words).logits)
+
+
 def test_other_place_of_the_end(tmp_path):
     names = [*GPT2_NAMES[:7], GPT2_NAMES[-1], *GPT2_NAMES[7:-1]]
     make_gpt2(tmp_path / "theirs", names)
@@ -140,7 +149,16 @@ GPT2_SHAPE = {
 }
 
 
-@pytest.mark.parametrize("kind, options", [("bart", {}), ("transformer", BART_SHAPE), ("transformer_lm", GPT2_SHAPE)])
+@pytest.mark.parametrize(
+    "kind, options",
+    [
+        ("bart", {}),
+        ("transformer", BART_SHAPE),
+        ("transformer", BART_SHAPE | {"share_all_embeddings": False, "share_decoder_input_output_embed": False}),
+        ("transformer", BART_SHAPE | {"share_all_embeddings": False, "share_decoder_input_output_embed": True}),
+        ("transformer_lm", GPT2_SHAPE),
+    ],
+)
 @torch.no_grad()
 def test_models_of_fairseq(tmp_path, kind, options, capsys):
     transformers = pytest.importorskip("transformers")

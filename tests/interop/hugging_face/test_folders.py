@@ -4,7 +4,7 @@ import json
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import bart
@@ -60,6 +60,55 @@ def test_damaged_files(folder, name, content, sentence):
     assert "\n" not in str(error.value)
 
 
+@pytest.mark.parametrize(
+    "name, settings, sentence",
+    [
+        ("generation_config.json", {"num_beams": "four"}, "num_beams: 'four', where a whole number of at least 1"),
+        ("generation_config.json", {"length_penalty": "2.0x"}, "length_penalty: '2.0x', where a number is needed"),
+        ("generation_config.json", {"max_length": [20]}, r"max_length: \[20\], where a whole number of at least 0"),
+        ("generation_config.json", {"do_sample": "no"}, "do_sample: 'no', where true or false is needed"),
+        ("config.json", {"num_beams": 0}, "num_beams: 0, where a whole number of at least 1 is needed"),
+        ("generation_config.json", {"eos_token_id": 5}, "eos_token_id: 5, where fairseq has the end symbol, 2 in conf"),
+        (
+            "generation_config.json",
+            {"decoder_start_token_id": 0},
+            "decoder_start_token_id: 0, where fairseq has the end",
+        ),
+    ],
+)
+def test_settings_that_cannot_be_used(folder, name, settings, sentence):
+    path = folder / name
+    if not path.exists():
+        path.write_text("{}")
+    change(path, **settings)
+    with pytest.raises(UserError, match=f"cannot be converted: {name} has {sentence}") as error:
+        from_hugging_face(folder)
+    assert "\n" not in str(error.value)
+
+
+def test_forced_symbols_that_fairseq_has_not(folder):
+    settings = {"forced_bos_token_id": 9, "forced_eos_token_id": 8, "max_length": 20, "eos_token_id": [2, 7]}
+    (folder / "generation_config.json").write_text(json.dumps(settings))
+    converted = from_hugging_face(folder)
+    assert converted.notes == [
+        "eos_token_id [2, 7]: fairseq has 2 alone",
+        "forced_bos_token_id 9 is left out: fairseq forces 0 alone",
+        "forced_eos_token_id 8 is left out: fairseq forces 2 alone",
+    ]
+    assert converted.checkpoint["cfg"]["task"]["force_bos"] == "no"
+    assert converted.generation["max_len_b"] == 19
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float8_e4m3fn])
+def test_quantized_weights(folder, kind):
+    tensors = load_file(folder / "model.safetensors")
+    name = "decoder.layers.0.fc1.weight"
+    save_file(tensors | {name: tensors[name].to(kind)}, folder / "model.safetensors")
+    kind = str(kind).removeprefix("torch.")
+    with pytest.raises(UserError, match=f"{name} in .* is of {kind}: give the model in float32, float16 or bfloat16"):
+        from_hugging_face(folder)
+
+
 def test_not_a_folder(tmp_path):
     with pytest.raises(UserError, match="model.safetensors is not a folder: give that of a model"):
         from_hugging_face(tmp_path / "model.safetensors")
@@ -85,10 +134,11 @@ def test_pickles(tmp_path, capsys, content, sentence):
     assert not capsys.readouterr().out
 
 
-def test_pickle_that_was_cut_off(tmp_path):
+@pytest.mark.parametrize("size", [10, 2000, 5000, 100_000])
+def test_pickle_that_was_cut_off(tmp_path, size):
     path = tmp_path / "pytorch_model.bin"
-    torch.save({"a": torch.ones(1000)}, path)
-    path.write_bytes(path.read_bytes()[:2000])
+    torch.save({"a": torch.ones(100_000)}, path)
+    path.write_bytes(path.read_bytes()[:size])
     with pytest.raises(UserError, match="pytorch_model.bin is damaged or was cut off"):
         read_tensors(tmp_path)
 

@@ -33,6 +33,14 @@ def test_summarization():
         ({}, False, {"max_len_b": 19, "min_len": 0, "beam": 1}),
         ({"max_new_tokens": 30, "forced_eos_token_id": 2}, False, {"max_len_b": 29, "min_len": 0}),
         ({"max_new_tokens": 30, "min_new_tokens": 5, "max_length": 99}, True, {"max_len_b": 30, "min_len": 5}),
+        ({"max_length": 2, "forced_eos_token_id": 2}, False, {"max_len_b": 0}),
+        ({"num_beams": 4, "early_stopping": True, "num_return_sequences": 3}, False, {"beam": 4, "nbest": 3}),
+        ({"do_sample": True, "num_return_sequences": 3}, True, {"sampling": True, "beam": 3, "nbest": 3}),
+        (
+            {"num_beams": 4, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 0.7},
+            False,
+            {"beam": 4, "diverse_beam_groups": 2, "diverse_beam_strength": 0.7},
+        ),
         ({"do_sample": True}, True, {"sampling": True, "sampling_topk": 50}),
         ({"do_sample": True, "top_p": 0.9, "temperature": 0.7}, True, {"sampling_topp": 0.9, "temperature": 0.7}),
         ({"do_sample": True, "top_k": 0, "length_penalty": None}, True, {"sampling": True, "lenpen": 1.0}),
@@ -59,6 +67,35 @@ def test_what_they_do_not_say(settings, is_language_model, sentence):
     options, notes = fairseq_options(settings, is_language_model)
     assert len(notes) == 1 and notes[0].startswith(sentence)
     assert is_language_model <= ("max_len_b" not in options)
+
+
+@pytest.mark.parametrize(
+    "settings, missing, sentence",
+    [
+        ({"max_length": 0}, "max_len_b", "max_length 0 is left out: it has no place for a word"),
+        ({"max_length": 1, "forced_eos_token_id": 2}, "max_len_b", "max_length 1 is left out"),
+        ({"max_new_tokens": 0}, "max_len_b", "max_new_tokens 0 is left out"),
+        (
+            {"max_length": 10, "min_length": 100},
+            "min_len",
+            "the minimum length 99 is left out: it is above the maximum, 9",
+        ),
+        ({"num_return_sequences": 2}, "nbest", "num_return_sequences 2 is left out: it is above num_beams 1"),
+        ({"num_beams": 3, "early_stopping": True, "num_beam_groups": 2}, "diverse_beam_groups", "num_beam_groups 2 is"),
+        ({"do_sample": True, "num_beams": 4}, "nbest", "num_beams 4 is left out: fairseq's samples are drawn without"),
+    ],
+)
+def test_impossible_settings_are_left_out(settings, missing, sentence):
+    options, notes = fairseq_options(settings, is_language_model=False)
+    assert missing not in options
+    assert len(notes) == 1 and notes[0].startswith(sentence)
+
+
+def test_several_hypotheses_come_back():
+    settings = {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3, "num_beam_groups": 2}
+    settings |= {"diversity_penalty": 0.7, "no_repeat_ngram_size": 2}
+    options, _ = fairseq_options(settings, is_language_model=False)
+    assert settings.items() <= hugging_face_settings(options, is_language_model=False, positions=64).items()
 
 
 def test_positions_limit_the_length():

@@ -99,6 +99,38 @@ def test_fairseqs_own_files(tmp_path):
     assert convert(tmp_path / "theirs", tmp_path / "again", data=tmp_path / "ours").files == first.files
 
 
+@pytest.mark.parametrize("rows", [1, 4])
+def test_fairseqs_dictionary_lacks_the_mask(tmp_path, rows):
+    """It is the row after those of the dictionary, if there is just one more."""
+    make_bart(tmp_path / "theirs", vocab_size=len(BART_NAMES) - 1 + rows)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    dictionary = tmp_path / "ours" / "dict.txt"
+    words = dictionary.read_text().split(" 0\n")[: len(BART_NAMES) - len(SPECIAL) - 1]
+    dictionary.write_text("".join(f"{word} 0\n" for word in words))
+    for name in ("vocab.json", "merges.txt"):
+        (tmp_path / "theirs" / name).unlink()
+    converted = convert(tmp_path / "theirs", tmp_path / "again", data=tmp_path / "ours")
+    names = ["<mask>"] if rows == 1 else [f"madeupword{number:04d}" for number in range(1, 1 + rows)]
+    assert converted.files["dict.txt"] == "".join(f"{word} 0\n" for word in [*words, *names])
+    assert any("of no word in the vocabulary" in note for note in converted.notes) == (rows > 1)
+
+
+@pytest.mark.parametrize(
+    "names, sentence",
+    [
+        (GPT2_NAMES, "its <s> is missing, and config.json has bos_token_id: 0: name the folder of the model's own"),
+        ([*SPECIAL[::-1], *BART_NAMES[4:]], "its <s> is number 3, and config.json has bos_token_id: 0"),
+        (["<s>", "</s>", "<pad>", *BART_NAMES[3:]], "its <pad> is number 2, and config.json has pad_token_id: 1"),
+    ],
+)
+def test_tokenizer_of_another_model(tmp_path, names, sentence):
+    make_bart(tmp_path / "theirs")
+    (tmp_path / "other").mkdir()
+    save_tokenizer(tmp_path / "other", names)
+    with pytest.raises(UserError, match=f"tokenizer in {tmp_path / 'other'} is of another model, since {sentence}"):
+        convert(tmp_path / "theirs", tmp_path / "ours", data=tmp_path / "other")
+
+
 @pytest.mark.skipif(not SHARED.exists(), reason="ELSEQ_DATA has no gpt2_bpe")
 def test_fairseqs_numbers():
     """BART's vocab.json, put together from fairseq's files, gives these files again."""
@@ -121,6 +153,8 @@ def test_fairseqs_numbers():
         ("vocab.json", "[]", "vocab.json holds no JSON object"),
         ("vocab.json", '{"a": "b"}', "vocab.json does not give each piece a number"),
         ("vocab.json", '{"a": 1, "b": 1}', "vocab.json gives two pieces the same number"),
+        ("merges.txt", "", "most pieces of .*vocab.json are made by no merge beside it: the merges were cut off"),
+        ("merges.txt", "#version: 0.2\nt h\nĠ th\n", "most pieces of .* are made by no merge"),
         ("merges.txt", "#version: 0.2\na b c\n", "a merge beside .* is no pair of pieces"),
     ],
 )
