@@ -206,6 +206,9 @@ class Journal:
             except OSError as error:
                 temporary.unlink(missing_ok=True)
                 raise self._cannot_be_written(error) from error
+        self._tidy()
+
+    def _tidy(self) -> None:
         with contextlib.suppress(OSError):
             for path in self._paths():
                 path.unlink()

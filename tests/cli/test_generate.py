@@ -195,12 +195,20 @@ def test_killed(tiny_translation, source, run, expected):
 
 def test_killed_between_output_and_tidying(run, expected, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("elseq.lines.journal.shutil.rmtree", lambda *_, **__: None)
+        patch.setattr("elseq.lines.journal.Journal._tidy", lambda journal: None)
         run()
     assert run.output.exists() and run.journals.exists()
     run()
     assert read(run.output) == expected
     assert not run.journals.exists()
+
+
+def test_what_somebody_put_beside_the_journals_stays(run, expected):
+    run.journals.mkdir()
+    (run.journals / "README").write_text("mine")
+    run()
+    assert read(run.output) == expected
+    assert [path.name for path in run.journals.iterdir()] == ["README"]
 
 
 def test_sampling_is_reproducible(tiny_translation, run, source):
