@@ -11,7 +11,7 @@ import torch
 
 import elseq
 from elseq.benchmark import multi_query_report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, make_output_folder
+from elseq.benchmark.arguments import add_run_options, check_device_and_dtype, choices, count, make_output_folder
 from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.report import fairseq_version
@@ -103,10 +103,7 @@ def _parse():
             type=count,
             help=f"the same in one column (default: {CPU_BATCHES[column]} on a CPU, {GPU_BATCHES[column]} on a GPU)",
         )
-    parser.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
-    parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
+    add_run_options(parser)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
     parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     args = parser.parse_args()

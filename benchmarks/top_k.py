@@ -13,7 +13,14 @@ import torch
 
 import elseq
 from elseq.benchmark import top_k_report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts, make_output_folder
+from elseq.benchmark.arguments import (
+    add_run_options,
+    check_device_and_dtype,
+    choices,
+    count,
+    counts,
+    make_output_folder,
+)
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.top_k import METHODS, Plan, run_plan
 from elseq.errors import UserError
@@ -115,10 +122,7 @@ def _parse():
         "--seconds-limit", type=_amount, default=120, help="for a pass, and for the repeats (default: %(default)s)"
     )
     runs.add_argument("--memory-limit", type=_amount, help="GiB for a run (default: what is available)")
-    runs.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
-    runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
+    add_run_options(runs)
     runs.add_argument("--tiny", action="store_true", help="tiny layers, to see in seconds whether it runs")
     runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     if "--tiny" in sys.argv[1:]:

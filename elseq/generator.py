@@ -28,7 +28,7 @@ from elseq.tasks.translation import ElseqTranslationConfig
 logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
-DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 # the options of fairseq-generate that decide which hypotheses are found; the others are about its files and its output
 SEARCH_OPTIONS = (
     "beam", "nbest", "lenpen", "unnormalized", "unkpen", "temperature", "no_repeat_ngram_size",
@@ -241,8 +241,8 @@ def load(
     """
     check_choice("attention", attention, DECODE_ATTENTION)
     device = _usable_device(device)
-    if dtype is not None and dtype not in DTYPES:
-        raise UserError(f"dtype={dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES))}")
+    if dtype is not None and dtype not in DTYPES.values():
+        raise UserError(f"dtype={dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}")
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]

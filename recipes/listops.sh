@@ -24,12 +24,9 @@ case ${LENGTHS:-short} in
     model="--encoder-layers 6 --encoder-embed-dim 512 --encoder-ffn-embed-dim 2048 --encoder-attention-heads 8"
     batches="--max-tokens 32000 --lr 5e-4" interval=500
     ;;
-  *)
-    echo "elseq: error: LENGTHS is $LENGTHS; choose short or published" >&2
-    exit 1
-    ;;
+  *) refuse "LENGTHS is $LENGTHS; choose short or published" ;;
 esac
-[ "$updates" -ge 20 ] || { echo "elseq: error: UPDATES is $updates; give 20 or more" >&2; exit 1; }
+[ "$updates" -ge 20 ] || refuse "UPDATES is $updates; give 20 or more"
 [ "${1:-}" = --fresh ] && rm -rf "$work"
 mkdir -p "$work"
 settings="$expressions, $model, $batches, $updates updates, seed ${SEED:-1}"

@@ -10,8 +10,6 @@ declare -A TITLES=(
 # What an interrupted stage goes on with; it must go before the stage begins anew.
 declare -A UNFINISHED=([train]=checkpoints)
 
-refuse() { echo "elseq: error: $*" >&2; exit 1; }
-
 # one_of SETTING VALUE CHOICE...
 one_of() {
   local setting=$1 value=$2 choice choices; shift 2

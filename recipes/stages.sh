@@ -3,6 +3,8 @@
 root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 [ -d "$root/.venv/bin" ] && export PATH="$root/.venv/bin:$PATH"
 
+refuse() { echo "elseq: error: $*" >&2; exit 1; }
+
 # stage NAME TITLE COMMAND...: run the command, unless this stage and all before it finished already, saying the same as
 # now. `settings` holds what a command reads besides its arguments.
 again=
@@ -15,7 +17,7 @@ stage() {
   again=yes
   rm -f "$work/$name.done"
   echo "== $title"
-  "$@" || { echo "elseq: error: the stage '$name' failed; see the logs in $work and run the same command again" >&2; exit 1; }
+  "$@" || refuse "the stage '$name' failed; see the logs in $work and run the same command again"
   wanted "$@" >"$work/$name.done"
   echo "   $((SECONDS - start)) s"
 }
@@ -74,7 +76,7 @@ binarize() {
 # use_multi30k [--fresh]: the work folder, and `text`, the folder of Multi30k under ELSEQ_DATA.
 use_multi30k() {
   text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
-  [ -e "$text/train.de.gz" ] || { echo "elseq: error: $text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k" >&2; exit 1; }
+  [ -e "$text/train.de.gz" ] || refuse "$text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k"
   [ "${1:-}" = --fresh ] && rm -rf "$work"
   mkdir -p "$work"
 }

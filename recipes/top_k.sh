@@ -29,13 +29,10 @@ updates=${FINETUNE_UPDATES:-200}
 architecture=${MODEL_OPTIONS:---encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512
   --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2}
 for file in "$checkpoint" "$data" "$references"; do
-  [ -e "$file" ] && continue
-  echo "elseq: error: $file is missing; run recipes/multi30k.sh, or set CHECKPOINT, DATA and REFERENCES" >&2
-  exit 1
+  [ -e "$file" ] || refuse "$file is missing; run recipes/multi30k.sh, or set CHECKPOINT, DATA and REFERENCES"
 done
 if [ "$updates" -gt 0 ] && [[ " $top_ks " != *" $tuned_k "* ]]; then
-  echo "elseq: error: FINETUNE_TOP_K is $tuned_k; give one of TOP_K, which is $top_ks, or FINETUNE_UPDATES=0" >&2
-  exit 1
+  refuse "FINETUNE_TOP_K is $tuned_k; give one of TOP_K, which is $top_ks, or FINETUNE_UPDATES=0"
 fi
 [ "${1:-}" = --fresh ] && rm -rf "$work"
 mkdir -p "$work"

@@ -24,11 +24,9 @@ updates=${UPTRAIN_UPDATES:-$((total / 10))}
 # The rate at which inverse_sqrt, from 3e-3 after 300 updates, had arrived: the model is trained on, not anew.
 rate=${LR:-$(python -c "print(f'{3e-3 * min($total / 300, (300 / $total) ** 0.5):.3g}')")}
 for file in "$checkpoint" "$data/dict.source.txt"; do
-  [ -e "$file" ] && continue
-  echo "elseq: error: $file is missing; run recipes/multi_query.sh, or set CHECKPOINT and DATA" >&2
-  exit 1
+  [ -e "$file" ] || refuse "$file is missing; run recipes/multi_query.sh, or set CHECKPOINT and DATA"
 done
-[ "$updates" -ge 2 ] || { echo "elseq: error: UPTRAIN_UPDATES is $updates; give 2 or more" >&2; exit 1; }
+[ "$updates" -ge 2 ] || refuse "UPTRAIN_UPDATES is $updates; give 2 or more"
 [ "${1:-}" = --fresh ] && rm -rf "$work"
 mkdir -p "$work"
 settings="$checkpoint $(cksum <"$checkpoint") $data $architecture, $kv_heads key/value heads, $updates updates at $rate"

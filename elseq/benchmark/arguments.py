@@ -1,5 +1,6 @@
 """What the commands that measure read from the command line."""
 
+import argparse
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -36,6 +37,14 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    """Of the benchmarks that stand beside a paper's figures; `check_device_and_dtype` is for what they read."""
+    parser.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
+    parser.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
+    parser.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
+    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
 
 
 def make_output_folder(name: str) -> Path:

@@ -1,9 +1,10 @@
 """elseq-convert: checkpoints of other models or for other programs out of checkpoints that are there."""
 
 import argparse
+import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import torch
@@ -49,20 +50,16 @@ def main() -> None:
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    check_output_file(output, args.overwrite)
-    if output.exists() and output.samefile(path):
-        raise UserError(f"--output {output} is what is to be converted: give another file")
+    check_output_file(output, args.overwrite, path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
-    try:
+    with _about(path):
         configuration = elseq_configuration(state["cfg"].model)
         after, configuration = heads.pool_heads(
             before, configuration, args.num_kv_heads, places, args.method, args.seed
         )
-    except UserError as error:
-        raise _about(path, error) from error
     cfg = plain_configuration(state["cfg"]) | {"model": configuration}
     save(make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state")), output)
     print(_report(args, places, before, after, configuration))
@@ -136,11 +133,9 @@ def convert_to_hugging_face(args) -> None:
     encoder, merges, bpe = None, None, getattr(loaded.bpe, "bpe", None)
     if hasattr(bpe, "bpe_ranks"):
         encoder, merges = bpe.encoder, [" ".join(pair) for pair in bpe.bpe_ranks]
-    try:
-        forced_start = getattr(loaded.task, "force_bos", False)
+    forced_start = getattr(loaded.task, "force_bos", False)
+    with _about(path):
         converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, encoder, merges)
-    except UserError as error:
-        raise _about(path, error) from error
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         for name, text in converted.files.items():
@@ -154,23 +149,18 @@ def convert_to_ctranslate2(args) -> None:
     path, output, state = _prepare(args, ctranslate.WRITTEN)
     loaded = _load(path, args.data)
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
-    with new_folder(output) as new:
-        try:
-            ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
-        except UserError as error:
-            raise _about(path, error) from error
+    with new_folder(output) as new, _about(path):
+        ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
     print(f"written: {output}")
 
 
 def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
-    check_output_file(output, args.overwrite)
+    check_output_file(output, args.overwrite, path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    try:
+    with _about(path):
         check_task(state["cfg"])
         converted = to_stock(state)
-    except UserError as error:
-        raise _about(path, error) from error
     save(converted, output)
     print(f"written: {output}")
 
@@ -180,11 +170,9 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     path, output = checkpoint_path(args.model), Path(args.output)
     check_output_folder(output, args.overwrite, names, path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    try:
+    with _about(path):
         check_task(state["cfg"])
         as_stock(elseq_configuration(state["cfg"].model))
-    except UserError as error:
-        raise _about(path, error) from error
     return path, output, state
 
 
@@ -195,8 +183,13 @@ def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> Tex
         raise UserError(str(error).replace("data=", "--data")) from error
 
 
-def _about(path: Path, error: UserError) -> UserError:
-    return UserError(f"checkpoint {path}: {error}")
+@contextlib.contextmanager
+def _about(path: Path) -> Iterator[None]:
+    """Name the checkpoint in the user's errors."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"checkpoint {path}: {error}") from error
 
 
 # --- the command line

@@ -18,16 +18,14 @@ import elseq  # noqa: F401  # repairs fairseq
 from elseq.benchmark.arguments import count
 from elseq.errors import UserError
 from elseq.generation.budget import read_bytes
-from elseq.generator import DTYPES, SEARCH_OPTIONS
+from elseq.generator import DTYPES
 from elseq.lines.processes import Processes
 from elseq.lines.reading import STANDARD_INPUT
-from elseq.lines.run import Job, Run
+from elseq.lines.run import SEARCH, Job, Run
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.tasks.decoding import DECODE_ATTENTION
 
-DTYPE_NAMES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
-_OFFERED = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
 appears when all of it is there. In float32 it is the same however the lines are batched and however often the run was
@@ -106,8 +104,8 @@ def _copy_to_stdout(output: Path) -> None:
 
 
 def _job(args, output: Path) -> Job:
-    options = {**vars(args), "output": output, "dtype": DTYPE_NAMES.get(args.dtype)}
-    search = {name: options.pop(name) for name in _OFFERED}
+    options = {**vars(args), "output": output, "dtype": DTYPES.get(args.dtype)}
+    search = {name: options.pop(name) for name in SEARCH}
     return Job(**options, search={name: value for name, value in search.items() if value is not None})
 
 
@@ -146,7 +144,7 @@ def _parse(arguments: list[str]):
         "--attention", choices=DECODE_ATTENTION, default="auto", help="how it is evaluated (default: %(default)s)"
     )
     model.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)")
-    model.add_argument("--dtype", choices=DTYPE_NAMES, help="of the parameters (default: as in the checkpoint)")
+    model.add_argument("--dtype", choices=DTYPES, help="of the parameters (default: as in the checkpoint)")
     batches = parser.add_argument_group("batches, of lines of similar length").add_mutually_exclusive_group()
     batches.add_argument(
         "--max-tokens", type=count, default=4096, metavar="N", help="lines times the longest (default: %(default)s)"
@@ -168,7 +166,7 @@ def _parse(arguments: list[str]):
 
 def _add_search_options(group) -> None:
     known = {each.name: each for each in fields(GenerationConfig)}
-    for name in _OFFERED:
+    for name in SEARCH:
         option, default = known[name], known[name].default
         text = option.metadata.get("help", "").replace("%", "%%")
         flag = f"--{name.replace('_', '-')}"

@@ -12,8 +12,13 @@ from elseq.errors import UserError
 from elseq.files import written_whole
 
 
-def check_output_file(output: Path, overwrite: bool) -> None:
+def check_output_file(output: Path, overwrite: bool, source: Path) -> None:
     """
+    Args:
+        output: the file that is to be written.
+        overwrite: whether one that is there may be replaced.
+        source: what is converted.
+
     Raises:
         UserError: a folder, or a file that is not to be replaced.
     """
@@ -21,6 +26,8 @@ def check_output_file(output: Path, overwrite: bool) -> None:
         raise UserError(f"--output {output} is a folder: give the name of a file")
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already: give another --output, or --overwrite")
+    if output.exists() and source.exists() and output.samefile(source):
+        raise UserError(f"--output {output} is what is to be converted: give another file")
 
 
 def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], source: Path) -> None:

@@ -24,6 +24,7 @@ from elseq.lines.reading import STANDARD_INPUT, InputLines, Sources, encode_line
 
 logger = logging.getLogger(__name__)
 
+SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
 # Shares of words that the dictionary does not know.
 NOTABLE, UNUSABLE = 0.1, 0.9
 LOG_INTERVAL = 60  # seconds between two lines about the progress, where there is no terminal
@@ -46,7 +47,7 @@ class Job:
     truncate: bool = False
     seed: int = 1
     overwrite: bool = False
-    search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
+    search: dict = field(default_factory=dict)  # of `SEARCH`
 
 
 class Progress:

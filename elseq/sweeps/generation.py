@@ -13,9 +13,9 @@ from elseq.benchmark import report
 from elseq.benchmark.arguments import count
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generator import DTYPES, SEARCH_OPTIONS, load, search_configuration
+from elseq.generator import DTYPES, load, search_configuration
 from elseq.lines.processes import Processes
-from elseq.lines.run import Job, Run
+from elseq.lines.run import SEARCH, Job, Run
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
@@ -24,8 +24,6 @@ from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
 OUTPUT = "output.txt"
-_SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]
-_DTYPES = {str(dtype).removeprefix("torch."): dtype for dtype in DTYPES}
 
 
 class _Timed(Processes):
@@ -49,7 +47,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     if cfg.checkpoint is None or cfg.input is None:
         raise UserError("give checkpoint=FILE and input=FILE")
     score = _scorer(cfg)
-    search = search_options(cfg, _SEARCH)
+    search = search_options(cfg, SEARCH)
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
@@ -57,7 +55,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         data=cfg.task.data,
         attention=cfg.decode.mode,
         device=cfg.device,
-        dtype=_choice("dtype", cfg.dtype, _DTYPES),
+        dtype=_choice("dtype", cfg.dtype, DTYPES),
         max_tokens=count(str(cfg.max_tokens)),
         memory_budget=cfg.memory_budget,
         truncate=cfg.truncate,
