@@ -70,6 +70,6 @@ def test_what_is_converted_is_not_replaced(tmp_path):
     path.write_text("")
     check_output_file(tmp_path / "other.pt", True, path)
     (tmp_path / "link.pt").symlink_to(path)
-    for output in (path, tmp_path / "link.pt"):
+    for same in (path, tmp_path / "link.pt"):
         with pytest.raises(UserError, match="is what is to be converted: give another file$"):
-            check_output_file(output, True, path)
+            check_output_file(same, True, path)
