@@ -2,15 +2,16 @@
 # Train a small summarizer with stock fairseq on the docstrings of the installed packages, then decode its test set three
 # ways: by fairseq itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
 #
-# Usage: recipes/demo.sh [--fresh]      finished stages are not run again unless --fresh is given
+# Usage: recipes/demo.sh [--fresh | --help]      finished stages are not run again unless --fresh is given
 # Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 600)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
+fresh_or_help "$@"
 work=${ELSEQ_DEMO_DIR:-$root/demo_output}
 updates=${DEMO_UPDATES:-600}
 beam=4
-[ "${1:-}" = --fresh ] && rm -rf "$work"
-mkdir -p "$work"
+whole_numbers DEMO_UPDATES 1 "$updates"
+begin
 user_dir=$(elseq-user-dir)
 settings="$updates updates, beam $beam"
 

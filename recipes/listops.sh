@@ -4,13 +4,14 @@
 # their accuracy, of what can be had without following the structure of an expression, and of the difference with its
 # confidence interval; and curves (listops.png). About 20 minutes on 2 cores.
 #
-# Usage: recipes/listops.sh [--fresh]
+# Usage: recipes/listops.sh [--fresh | --help]
 # Environment: LENGTHS: short (default): 20 to 100 tokens, which two cores learn from
 #                       published: 500 to 2,000 tokens, the Arena's, for a GPU
 #              TOP_K (default: 8; published: 128), UPDATES (default: 2000; published: 5000), SEED (default: 1)
 #              ELSEQ_WORK (default: listops_output in the checkout, listops_published_output for the published lengths)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
+fresh_or_help "$@"
 case ${LENGTHS:-short} in
   short)
     work=${ELSEQ_WORK:-$root/listops_output} top_k=${TOP_K:-8} updates=${UPDATES:-2000}
@@ -26,10 +27,12 @@ case ${LENGTHS:-short} in
     ;;
   *) refuse "LENGTHS is $LENGTHS; choose short or published" ;;
 esac
-[ "$updates" -ge 20 ] || refuse "UPDATES is $updates; give 20 or more"
-[ "${1:-}" = --fresh ] && rm -rf "$work"
-mkdir -p "$work"
-settings="$expressions, $model, $batches, $updates updates, seed ${SEED:-1}"
+seed=${SEED:-1}
+whole_numbers TOP_K 1 "$top_k"
+whole_numbers UPDATES 20 "$updates" # fewer leave nothing in the log for the curves
+whole_numbers SEED 0 "$seed"
+begin
+settings="$expressions, $model, $batches, $updates updates, seed $seed"
 
 # The tokens of an expression are the pieces that the model reads.
 generate() { python "$root/scripts/listops.py" "$work/pieces" $expressions; }
@@ -43,7 +46,7 @@ train() {
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr-scheduler polynomial_decay \
     --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" $batches \
     --criterion label_smoothed_cross_entropy --label-smoothing 0 --validate-interval-updates "$interval" \
-    --save-dir "$work/$1" --no-epoch-checkpoints --seed "${SEED:-1}" --log-format simple --log-interval 20
+    --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" --log-format simple --log-interval 20
 }
 
 evaluate() {

@@ -2,22 +2,26 @@
 # Train a German-English Transformer with stock fairseq on Multi30k until it translates, then show that kv and el give
 # stock fairseq's hypotheses: beam 1, 4 and 5, with and without length penalty. About 30 minutes on 2 cores.
 #
-# Usage: recipes/multi30k.sh [--fresh]
+# Usage: recipes/multi30k.sh [--fresh | --help]
 # Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz (default: ../shared/data)
 #              ELSEQ_WORK (default: multi30k_output in the checkout), EPOCHS (default: 10)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
+fresh_or_help "$@"
 work=${ELSEQ_WORK:-$root/multi30k_output}
-use_multi30k "$@"
+epochs=${EPOCHS:-10}
+whole_numbers EPOCHS 1 "$epochs"
+use_multi30k
+begin
 user_dir=$(elseq-user-dir)
-settings="${EPOCHS:-10} epochs"
+settings="$epochs epochs"
 
 train() {
   fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 500 \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-epoch "${EPOCHS:-10}" \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-epoch "$epochs" \
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 100 2>&1 |
     tee "$work/train.log" | grep --line-buffered 'train_inner\|valid on'
 }

@@ -10,18 +10,8 @@ declare -A TITLES=(
 # What an interrupted stage goes on with; it must go before the stage begins anew.
 declare -A UNFINISHED=([train]=checkpoints)
 
-# one_of SETTING VALUE CHOICE...
-one_of() {
-  local setting=$1 value=$2 choice choices; shift 2
-  for choice; do [ "$choice" = "$value" ] && return; done
-  choices=$(printf ', %s' "$@")
-  refuse "$setting $value is unknown; choose one of ${choices:2}"
-}
-
-for name in UPDATES UPDATE_FREQ; do
-  [[ ${!name-1} =~ ^[1-9][0-9]*$ ]] || refuse "$name ${!name} is not a whole number above 0"
-done
-[[ ${HOURS-1} =~ ^[0-9]*[.]?[0-9]*$ && ${HOURS-1} =~ [1-9] ]] || refuse "HOURS $HOURS is not a number above 0"
+for name in UPDATES UPDATE_FREQ; do whole_numbers "$name" 1 "${!name:-1}"; done
+positive HOURS "${HOURS:-1}"
 
 # The settings.
 MODEL=${MODEL:-transformer} ATTENTION=${ATTENTION:-mha} DECODE=${DECODE:-auto} SMALL=${SMALL:-0} BART=${BART:-}
@@ -126,7 +116,7 @@ run_train() {
     --source-lang source --target-lang target --truncate-source --skip-invalid-size-inputs-valid-test \
     "${architecture[@]}" "${training[@]}" "${training_more[@]}" "${start[@]}" \
     --validate-interval-updates "$interval" --save-interval-updates "$interval" --keep-interval-updates 1 \
-    --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 20
+    --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval $((updates < 20 ? updates : 20))
 }
 
 run_generate() {
@@ -145,9 +135,9 @@ run_benchmark() {
       --output "$work/benchmark"
 }
 
-# What the recipe says of itself at its beginning, and what holds for all.
+# What the recipe says of itself, and what holds for all.
 usage() {
-  sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"
+  about
   cat <<TEXT
 
 Stages: ${STAGES[*]}. A finished one is not run
@@ -198,7 +188,7 @@ run_stage() {
 # The work folder, for this run alone.
 claim() {
   [ -z "${claimed:-}" ] || return 0
-  mkdir -p "$work" 2>/dev/null || refuse "$work cannot be made; set ELSEQ_WORK to another folder"
+  make_work
   claimed=yes
   command -v flock >/dev/null || return 0
   exec {lock}>"$work/lock" && flock --nonblock "$lock" || refuse "another run works in $work; wait for it, or set ELSEQ_WORK"

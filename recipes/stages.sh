@@ -5,6 +5,54 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 refuse() { echo "elseq: error: $*" >&2; exit 1; }
 
+# one_of SETTING VALUE CHOICE...
+one_of() {
+  local setting=$1 value=$2 choice choices; shift 2
+  for choice; do [ "$choice" = "$value" ] && return; done
+  choices=$(printf ', %s' "$@")
+  refuse "$setting $value is unknown; choose one of ${choices:2}"
+}
+
+# whole_numbers SETTING LEAST VALUE...: of one setting, each value a number that programs in every language read alike.
+whole_numbers() {
+  local setting=$1 least=$2 value; shift 2
+  [ $# -gt 0 ] || refuse "$setting is empty; give a whole number, $least or more, or leave it out"
+  for value; do
+    [[ $value =~ ^(0|[1-9][0-9]{0,8})$ && $value -ge $least ]] ||
+      refuse "$setting is $value; give a whole number, $least or more"
+  done
+}
+
+# positive SETTING VALUE: 2, 0.5 or 1e-3.
+positive() {
+  [[ $2 =~ ^([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,2})?$ && ${2%%[eE]*} =~ [1-9] ]] ||
+    refuse "$1 is $2; give a number above 0"
+}
+
+# What the recipe says of itself at its beginning.
+about() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
+
+# fresh_or_help OPTION...: the options of recipes that have no others.
+fresh=
+fresh_or_help() {
+  local option
+  for option; do
+    case $option in
+      --fresh) fresh=yes ;;
+      -h | --help) about; exit ;;
+      *) refuse "$option is unknown; the options are --fresh and --help" ;;
+    esac
+  done
+}
+
+make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"; }
+
+# The work folder, empty after --fresh. A recipe has looked at its settings by then.
+begin() {
+  [ -z "$fresh" ] || rm -rf "$work"
+  make_work
+}
+
 # stage NAME TITLE COMMAND...: run the command, unless this stage and all before it finished already, saying the same as
 # now. `settings` holds what a command reads besides its arguments.
 again=
@@ -73,12 +121,10 @@ binarize() {
       --destdir "$work/data"
 }
 
-# use_multi30k [--fresh]: the work folder, and `text`, the folder of Multi30k under ELSEQ_DATA.
+# `text`: the folder of Multi30k under ELSEQ_DATA.
 use_multi30k() {
   text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
   [ -e "$text/train.de.gz" ] || refuse "$text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k"
-  [ "${1:-}" = --fresh ] && rm -rf "$work"
-  mkdir -p "$work"
 }
 
 unpack_multi30k() {

@@ -5,7 +5,7 @@
 # and sacreBLEU against k, the smallest k within 1% of the model as it was, and a plot (top_k.png). About 20 minutes on 2
 # cores.
 #
-# Usage: recipes/top_k.sh [--fresh]      after recipes/multi30k.sh, whose model this takes
+# Usage: recipes/top_k.sh [--fresh | --help]      after recipes/multi30k.sh, whose model this takes
 # Environment: CHECKPOINT, DATA, REFERENCES (default: the model, the binarized data and test.target of multi30k_output)
 #              TOP_K (default: 1 2 4 ... 256), FFN_TOP_K (default: 8 16 ... 256)
 #              GENERATE_OPTIONS (default: --beam 4 --max-len-a 1.2 --max-len-b 10 --max-tokens 4000
@@ -16,6 +16,7 @@
 #              ELSEQ_WORK (default: top_k_output in the checkout)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
+fresh_or_help "$@"
 work=${ELSEQ_WORK:-$root/top_k_output}
 checkpoint=${CHECKPOINT:-$root/multi30k_output/checkpoints/checkpoint_best.pt}
 data=${DATA:-$root/multi30k_output/data}
@@ -23,19 +24,24 @@ references=${REFERENCES:-$root/multi30k_output/corpus/test.target}
 top_ks=${TOP_K:-1 2 4 8 16 32 64 128 256}
 ffn_top_ks=${FFN_TOP_K:-8 16 32 64 128 256}
 options=${GENERATE_OPTIONS:---beam 4 --max-len-a 1.2 --max-len-b 10 --max-tokens 4000 --remove-bpe sentencepiece}
-options+=" --distributed-world-size ${SHARDS:-1}"
 tuned_k=${FINETUNE_TOP_K:-2}
 updates=${FINETUNE_UPDATES:-200}
+rate=${LR:-1e-3}
 architecture=${MODEL_OPTIONS:---encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512
   --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2}
+whole_numbers TOP_K 1 $top_ks
+whole_numbers FFN_TOP_K 1 $ffn_top_ks
+whole_numbers SHARDS 1 "${SHARDS:-1}"
+whole_numbers FINETUNE_UPDATES 0 "$updates"
+positive LR "$rate"
+options+=" --distributed-world-size ${SHARDS:-1}"
 for file in "$checkpoint" "$data" "$references"; do
   [ -e "$file" ] || refuse "$file is missing; run recipes/multi30k.sh, or set CHECKPOINT, DATA and REFERENCES"
 done
 if [ "$updates" -gt 0 ] && [[ " $top_ks " != *" $tuned_k "* ]]; then
   refuse "FINETUNE_TOP_K is $tuned_k; give one of TOP_K, which is $top_ks, or FINETUNE_UPDATES=0"
 fi
-[ "${1:-}" = --fresh ] && rm -rf "$work"
-mkdir -p "$work"
+begin
 settings="$checkpoint $(cksum <"$checkpoint") $data $options"
 
 # translate NAME CHECKPOINT [OPTION...]
@@ -61,7 +67,7 @@ finetune() {
   logged "$1/train" fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
     --arch elseq_transformer $architecture --attention-top-k "$2" --restore-file "$checkpoint" \
     --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "${LR:-1e-3}" --lr-scheduler polynomial_decay \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler polynomial_decay \
     --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --seed 1 \
     --save-dir "$work/$1" --no-epoch-checkpoints --log-format simple --log-interval 20
@@ -82,7 +88,7 @@ report() { python "$root/scripts/top_k_report.py" "$@" "$work" --references "$re
 report quality --top-k $top_ks --ffn-top-k $ffn_top_ks --plot "$work/top_k.png" | tee "$work/top_k.md"
 
 [ "$updates" -gt 0 ] || exit 0
-settings="$settings, $architecture, $updates updates at ${LR:-1e-3}"
+settings="$settings, $architecture, $updates updates at $rate"
 stage finetune-full "Full attention, trained on: $updates updates" finetune full-tuned 0
 stage "finetune-$tuned_k" "k = $tuned_k, trained on: $updates updates" finetune "top-$tuned_k-tuned" "$tuned_k"
 full="$work/full-tuned/checkpoint_last.pt"

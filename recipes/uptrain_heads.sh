@@ -4,13 +4,14 @@
 # comparison the multi-head model is trained on just as long. Ends with a table (uptraining.md) of what the conversion
 # costs and how much of it comes back, and curves (uptraining.png). About 10 minutes on 2 cores.
 #
-# Usage: recipes/uptrain_heads.sh [--fresh]      after recipes/multi_query.sh, whose multi-head model this starts from
+# Usage: recipes/uptrain_heads.sh [--fresh | --help]    after recipes/multi_query.sh, whose multi-head model this takes
 # Environment: CHECKPOINT, DATA (default: the multi-head model and the binarized data in multi_query_output)
 #              MODEL_OPTIONS (default: the architecture of that model), UPDATES (that it was trained for; default: 800)
 #              ELSEQ_WORK (default: uptraining_output in the checkout), METHODS (default: mean first random)
 #              KV_HEADS (default: 1), UPTRAIN_UPDATES (default: a tenth of UPDATES), LR (default: where UPDATES ended)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
+fresh_or_help "$@"
 work=${ELSEQ_WORK:-$root/uptraining_output}
 checkpoint=${CHECKPOINT:-$root/multi_query_output/multi-head/checkpoint_best.pt}
 data=${DATA:-$root/multi_query_output/data}
@@ -20,15 +21,18 @@ architecture=${MODEL_OPTIONS:---encoder-layers 3 --decoder-layers 3 --encoder-em
 methods=${METHODS:-mean first random}
 kv_heads=${KV_HEADS:-1}
 total=${UPDATES:-800}
+whole_numbers UPDATES 1 "$total"
 updates=${UPTRAIN_UPDATES:-$((total / 10))}
 # The rate at which inverse_sqrt, from 3e-3 after 300 updates, had arrived: the model is trained on, not anew.
 rate=${LR:-$(python -c "print(f'{3e-3 * min($total / 300, (300 / $total) ** 0.5):.3g}')")}
 for file in "$checkpoint" "$data/dict.source.txt"; do
   [ -e "$file" ] || refuse "$file is missing; run recipes/multi_query.sh, or set CHECKPOINT and DATA"
 done
-[ "$updates" -ge 2 ] || refuse "UPTRAIN_UPDATES is $updates; give 2 or more"
-[ "${1:-}" = --fresh ] && rm -rf "$work"
-mkdir -p "$work"
+for method in $methods; do one_of METHODS "$method" mean first random; done
+whole_numbers KV_HEADS 1 "$kv_heads"
+whole_numbers UPTRAIN_UPDATES 2 "$updates"
+positive LR "$rate"
+begin
 settings="$checkpoint $(cksum <"$checkpoint") $data $architecture, $kv_heads key/value heads, $updates updates at $rate"
 
 # validate CHECKPOINT LOG
@@ -61,10 +65,13 @@ uptrain() {
 # Ten points to the curve; half of the updates is one of them.
 interval=$((updates < 20 ? 1 : updates / 10))
 half=$((updates / 2 / interval * interval))
+heads() { stage "convert-$1" "$1: to $kv_heads key/value heads" convert "$1"; }
+first=${methods%% *}
+heads "$first" # before all that takes longer: here it shows whether the model can have so many
 stage validate "Multi-head model: validation" validate "$checkpoint" "$work/multi-head.log"
 stage uptrain-multi-head "Multi-head model, trained on: $updates updates" uptrain multi-head "$checkpoint"
 for method in $methods; do
-  stage "convert-$method" "$method: to $kv_heads key/value heads" convert "$method"
+  [ "$method" = "$first" ] || heads "$method"
   stage "validate-$method" "$method: validation" validate "$work/$method/converted.pt" "$work/$method/converted.log"
   stage "uptrain-$method" "$method: uptraining, $updates updates" uptrain "$method" "$work/$method/converted.pt" \
     --decoder-num-kv-heads "$kv_heads" --cross-num-kv-heads "$kv_heads"

@@ -1,26 +1,44 @@
-"""What the scripts that prepare corpora share: cleaning, choosing and writing examples."""
+"""What the scripts that prepare corpora share: their commands, and reading, choosing and writing examples."""
 
 import argparse
 import gzip
+import json
+import zlib
+from pathlib import Path
 
-from elseq.files import written_whole
+from elseq.arguments import Parser
+from elseq.errors import UserError
+from elseq.files import decode_lines, written_whole
 
 SPLITS = ("train", "valid", "test")
+KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
 
 
-def find(folder, name):
-    """The file of this name, or its compressed form; None if there is neither."""
-    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+def commands(description, fetch, prepare, corpora=()):
+    """The parser of a script, and that of its command `prepare`, which has options of its own.
 
-
-def open_text(path):
-    """A text file, compressed if its name ends in .gz."""
-    return gzip.open(path, "rt", encoding="utf-8") if path.suffix == ".gz" else path.open(encoding="utf-8")
-
-
-def one_line(text):
-    """With single spaces and no line break, whatever Unicode calls one."""
-    return " ".join(text.split())
+    Args:
+        fetch, prepare: what the commands call with their options.
+        corpora: names, if the script knows several corpora.
+    """
+    parser = Parser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
+    subparsers = parser.add_subparsers(required=True, metavar="{fetch,prepare}")
+    fetching = subparsers.add_parser("fetch", help="copy or download the files of the corpus")
+    preparing = subparsers.add_parser("prepare", help="write an example a line")
+    for command, run in ((fetching, fetch), (preparing, prepare)):
+        if corpora:
+            command.add_argument("corpus", choices=corpora)
+        command.set_defaults(run=run)
+    fetching.add_argument("output", type=Path)
+    fetching.add_argument(
+        "--from", dest="source", type=Path, help="folder that has the files, *.gz or not (default: they are downloaded)"
+    )
+    preparing.add_argument("folder", type=Path, help="what fetch made")
+    preparing.add_argument("output", type=Path)
+    preparing.add_argument(
+        "--size", type=sizes, default={}, metavar="SPLIT=N,...", help="examples, evenly out of a split"
+    )
+    return parser, preparing
 
 
 def sizes(text):
@@ -29,11 +47,86 @@ def sizes(text):
     for part in text.split(","):
         split, _, number = part.partition("=")
         if split not in SPLITS or not number.isdecimal() or int(number) < 1:
-            raise argparse.ArgumentTypeError(
-                f"{part!r} is not SPLIT=N with a split of {', '.join(SPLITS)} and N above 0"
-            )
+            raise UserError(f"{part!r} is not SPLIT=N with a split of {', '.join(SPLITS)} and N above 0")
         numbers[split] = int(number)
     return numbers
+
+
+def make_folder(folder, source=None):
+    """
+    Raises:
+        UserError: it cannot be made, or is that of the source.
+    """
+    if source and folder.exists() and source.exists() and folder.samefile(source):
+        raise UserError(f"{folder} is the folder that is read from; name another one to write to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
+
+
+def find(folder, name):
+    """The file of this name, or its compressed form; None if there is neither."""
+    return next((path for path in (folder / name, folder / f"{name}.gz") if path.exists()), None)
+
+
+def _open(path):
+    """Its bytes, decompressed if its name ends in .gz."""
+    return gzip.open(path) if path.suffix == ".gz" else path.open("rb")
+
+
+def read_json(path):
+    """
+    Raises:
+        UserError: a file that cannot be read, or is no JSON.
+    """
+    try:
+        with _open(path) as file:
+            return json.load(file)
+    except (ValueError, EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read as JSON ({error}); fetch it again") from error
+
+
+def read_json_lines(path):
+    """The value on each line.
+
+    Raises:
+        UserError: a file that cannot be read, or a line that is no JSON.
+    """
+    number = 0
+    try:
+        with _open(path) as file:
+            for number, line in enumerate(decode_lines(file, path), start=1):  # noqa: B007
+                yield json.loads(line)
+    except ValueError as error:
+        raise UserError(f"line {number} of {path} is no JSON ({_reason(error)}); mend it, or fetch it again") from error
+    except (EOFError, OSError, zlib.error) as error:
+        raise UserError(f"{path} cannot be read after line {number} ({_reason(error)}); fetch it again") from error
+
+
+def _reason(error):
+    return getattr(error, "strerror", None) or getattr(error, "msg", None) or error
+
+
+def require(place, row, **fields):
+    """
+    Args:
+        place: where the row is, for the error.
+        fields: of the row, and what each has to be: one of KINDS.
+
+    Raises:
+        UserError: the row is not an object with these fields.
+    """
+    for name, kind in fields.items():
+        if not isinstance(row, dict) or not isinstance(row.get(name, ...), kind):
+            raise UserError(
+                f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; mend it, or fetch the corpus again"
+            )
+
+
+def one_line(text):
+    """With single spaces and no line break, whatever Unicode calls one."""
+    return " ".join(text.split())
 
 
 def sample_evenly(samples, size):
@@ -43,8 +136,22 @@ def sample_evenly(samples, size):
     return [samples[number * len(samples) // size] for number in range(size)]
 
 
+def write_split(folder, split, samples, size):
+    """Of so many samples (None: all) each field, as the lines of a file SPLIT.FIELD; returns how many they are.
+
+    Raises:
+        UserError: there is no sample.
+    """
+    chosen = sample_evenly(samples, size)
+    if not chosen:
+        raise UserError(f"{split} has no example in which nothing is missing; give a corpus that has some")
+    make_folder(folder)
+    for field in chosen[0]._fields:
+        write_lines(folder / f"{split}.{field}", [getattr(sample, field) for sample in chosen])
+    return len(chosen)
+
+
 def write_lines(path, lines):
-    path.parent.mkdir(parents=True, exist_ok=True)
     with written_whole(path) as file:
         file.writelines(f"{line}\n" for line in lines)
 

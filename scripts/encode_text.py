@@ -15,9 +15,10 @@ import sys
 from pathlib import Path
 
 import sentencepiece
+from corpus_files import make_folder
 from tqdm import tqdm
 
-from elseq.benchmark.arguments import count
+from elseq.arguments import Parser, count
 from elseq.errors import UserError
 from elseq.files import read_lines, written_whole
 
@@ -26,13 +27,11 @@ BATCH_SIZE = 250  # lines that a process takes at a time
 REMEMBERED = 2**18  # words whose subwords a process remembers
 
 
-def corpus_files(corpus, output):
+def corpus_files(corpus):
     """{path: number of lines} of the files to encode, the sources first."""
     paths = [path for side in SIDES for path in sorted(corpus.glob(f"*.{side}"))]
     if not paths:
         raise UserError(f"there is no file *.source or *.target in {corpus}; name the folder of a corpus")
-    if output.exists() and output.samefile(corpus):
-        raise UserError(f"{output} is the folder of the text itself; name another one for its subwords")
     sizes = {path: sum(1 for _ in read_lines(path)) for path in paths}
     for path, size in sizes.items():
         target = path.with_suffix(".target")
@@ -41,13 +40,6 @@ def corpus_files(corpus, output):
                 f"{path} has {size:,} lines and {target} has {sizes[target]:,}; each source needs its target"
             )
     return sizes
-
-
-def make_folder(output):
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {output} cannot be made ({error.strerror}); name another one") from error
 
 
 def train_sentencepiece(corpus, model_path, vocabulary_size, symbols):
@@ -116,6 +108,8 @@ class Gpt2:
             raise UserError(f"{folder} does not hold the BPE of GPT-2: {_one_line(error)}") from error
         except (AttributeError, TypeError) as error:
             raise UserError(f"{paths[0]} does not give each piece a number: copy it again") from error
+        if not self._bpe.bpe_ranks:
+            raise UserError(f"{paths[1]} has no pair of pieces to join: copy it again")
         pieces = [*self._bpe.byte_encoder.values(), *map("".join, self._bpe.bpe_ranks)]
         lacking = [piece for piece in pieces if type(self._bpe.encoder.get(piece)) is not int]
         if lacking:
@@ -190,44 +184,30 @@ def encode_corpus(sizes, output, make_encoder, limit, workers):
                 tqdm.write(f"{path.name}: {cut}")
 
 
-def count_of(option):
-    """A reader of whole numbers above 0 whose error names the option."""
-
-    def read(text):
-        try:
-            return count(text)
-        except UserError as error:
-            raise UserError(f"{option} {error}") from error
-
-    return read
-
-
 def parse(arguments):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("corpus", type=Path, help="folder of {train,valid,test}.{source,target}")
     parser.add_argument("output", type=Path, help="folder for the encoded files, and for a model trained here")
     parser.add_argument("--sentencepiece", type=Path, metavar="MODEL", help="use this model instead of training one")
     parser.add_argument("--gpt2-bpe", type=Path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
     parser.add_argument(
         "--vocabulary-size",
-        type=count_of("--vocabulary-size"),
+        type=count,
         default=4000,
         metavar="N",
-        help="of a model trained here",
+        help="of a model trained here (default: %(default)s)",
     )
     parser.add_argument(
         "--symbol", action="append", default=[], help="a word that a model trained here never divides (repeatable)"
     )
     parser.add_argument(
         "--truncate-source",
-        type=count_of("--truncate-source"),
+        type=count,
         metavar="N",
         help="keep so many subwords of a source; <s> and </s> do not count: 1022 fill the 1,024 positions of BART",
     )
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    parser.add_argument(
-        "--workers", type=count_of("--workers"), default=cores, metavar="N", help="processes (default: %(default)s)"
-    )
+    parser.add_argument("--workers", type=count, default=cores, metavar="N", help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
     if options.sentencepiece and options.gpt2_bpe:
         raise UserError("--sentencepiece and --gpt2-bpe are two vocabularies: give one of them")
@@ -236,8 +216,8 @@ def parse(arguments):
 
 def main(arguments=None):
     options = parse(arguments)
-    sizes = corpus_files(options.corpus, options.output)
-    make_folder(options.output)
+    sizes = corpus_files(options.corpus)
+    make_folder(options.output, options.corpus)
     if options.gpt2_bpe:
         make_encoder = functools.partial(Gpt2, options.gpt2_bpe)
     else:

@@ -6,18 +6,16 @@ training set, their validation articles are its development set. The source is "
 ProphetNet (2001.04063), so that a source that is cut at its end keeps the answer.
 """
 
-import argparse
 import http.client
-import json
 import re
 import shutil
 import urllib.request
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
-from corpus_files import SPLITS, counted, find, one_line, open_text, sample_evenly, sizes, write_lines
+from corpus_files import SPLITS, commands, counted, find, make_folder, one_line, read_json, require, write_split
 
+from elseq.arguments import count
 from elseq.errors import UserError
 from elseq.files import read_lines, written_whole
 
@@ -31,7 +29,7 @@ DOCLIST_URL = "https://raw.githubusercontent.com/xinyadu/nqg/master/data/"
 
 class Sample(NamedTuple):
     source: str
-    question: str
+    target: str
 
 
 # fetch
@@ -46,7 +44,7 @@ def squad_files():
 
 
 def fetch(options):
-    options.output.mkdir(parents=True, exist_ok=True)
+    make_folder(options.output, options.source)
     for name, url in squad_files().items():
         if options.source is None:
             _download(url, options.output / name)
@@ -54,7 +52,12 @@ def fetch(options):
         path = find(options.source, name)
         if path is None:
             raise UserError(f"{options.source / name} is missing; put it there, or fetch SQuAD without --from")
-        shutil.copyfile(path, options.output / path.name)
+        try:
+            content = path.read_bytes()
+        except OSError as error:
+            raise UserError(f"{path} cannot be read ({error.strerror}); check it") from error
+        with written_whole(options.output / path.name, "wb") as file:
+            file.write(content)
     print(f"fetched: {', '.join(squad_files())}")
 
 
@@ -71,23 +74,32 @@ def _download(url, path):
 # prepare
 
 
-def read_articles(folder, name):
-    """{title: its questions} of train-v1.1.json or dev-v1.1.json: for each, its paragraph and its entry in the JSON."""
-    path = find(folder, f"{name}-v1.1.json")
-    if path is None:
-        raise UserError(f"{folder / name}-v1.1.json is missing; run the stage fetch again")
+def read_articles(path):
+    """{title: its questions} of train-v1.1.json or dev-v1.1.json: for each, its paragraph and its entry in the JSON.
+
+    Raises:
+        UserError: the file is not as SQuAD's are.
+    """
+    content = read_json(path)
+    require(path, content, data=list)
     articles = {}
-    try:
-        with open_text(path) as file:
-            for article in json.load(file)["data"]:
-                articles[article["title"]] = [
-                    (paragraph["context"], {key: entry[key] for key in ("id", "question", "answers")})
-                    for paragraph in article["paragraphs"]
-                    for entry in paragraph["qas"]
-                ]
-    except (ValueError, KeyError, TypeError, EOFError, OSError) as error:
-        raise UserError(f"{path} is not SQuAD's JSON ({error}); fetch it again") from error
+    for article_place, article in _each(content["data"], "article", path, title=str, paragraphs=list):
+        entries = articles[article["title"]] = []
+        for place, paragraph in _each(article["paragraphs"], "paragraph", article_place, context=str, qas=list):
+            for entry_place, entry in _each(paragraph["qas"], "question", place, id=str, question=str, answers=list):
+                next(
+                    _each(entry["answers"], "answer", entry_place, text=str, answer_start=int), None
+                )  # the one we read
+                entries.append((paragraph["context"], entry))
     return articles
+
+
+def _each(values, name, outer, **fields):
+    """The values, which have these fields, with what each is called in an error."""
+    for number, value in enumerate(values, start=1):
+        place = f"{name} {number}, {outer}"
+        require(place, value, **fields)
+        yield place, value
 
 
 def locate(paragraph, answer):
@@ -136,15 +148,22 @@ def make_samples(entries, paragraph_words, faults):
 
 
 def prepare(options):
-    articles = {name: read_articles(options.folder, name) for name in set(ORIGIN.values())}
+    paths = {name: find(options.folder, f"{name}-v1.1.json") for name in dict.fromkeys(ORIGIN.values())}
+    for name, path in paths.items():
+        if path is None:
+            raise UserError(f"{options.folder / name}-v1.1.json is missing; run the stage fetch again")
+    articles = {name: read_articles(path) for name, path in paths.items()}
     for split in SPLITS:
-        titles = [title for line in read_lines(options.folder / DOCLISTS[split]) for title in line.split()]
-        known = articles[ORIGIN[split]]
-        if missing := [title for title in titles if title not in known]:
-            raise UserError(
-                f"{ORIGIN[split]}-v1.1.json lacks {missing[0]} of {DOCLISTS[split]}; fetch SQuAD v1.1 again"
-            )
-        entries = [entry for title in titles for entry in known[title]]
+        known, doclist = articles[ORIGIN[split]], options.folder / DOCLISTS[split]
+        entries, titles = [], 0
+        for number, line in enumerate(read_lines(doclist), start=1):
+            for title in line.split():
+                if title not in known:
+                    raise UserError(
+                        f"{paths[ORIGIN[split]]} lacks {title} of line {number} of {doclist}; fetch SQuAD v1.1 again"
+                    )
+                entries += known[title]
+                titles += 1
         if len(entries) != QUESTIONS[split] and not options.partial:
             raise UserError(
                 f"{split} has {len(entries)} questions, where the published split has {QUESTIONS[split]}; fetch SQuAD "
@@ -152,33 +171,16 @@ def prepare(options):
             )
         faults = Counter()
         samples = list(make_samples(entries, options.paragraph_words, faults))
-        chosen = sample_evenly(samples, options.size.get(split))
-        write_lines(options.output / f"{split}.source", [sample.source for sample in chosen])
-        write_lines(options.output / f"{split}.target", [sample.question for sample in chosen])
-        print(f"{split}: {len(entries)} questions in {len(titles)} articles, {len(chosen)} written{counted(faults)}")
+        written = write_split(options.output, split, samples, options.size.get(split))
+        print(f"{split}: {len(entries)} questions in {titles} articles, {written} written{counted(faults)}")
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{fetch,prepare}")
-
-    command = commands.add_parser("fetch", help="copy or download SQuAD v1.1 and the lists of articles")
-    command.add_argument("output", type=Path)
-    command.add_argument(
-        "--from", dest="source", type=Path, help="folder that has the files, *.gz or not (default: they are downloaded)"
+    parser, preparing = commands(__doc__, fetch, prepare)
+    preparing.add_argument(
+        "--paragraph-words", type=count, help="of each paragraph, so many words around the answer (default: all)"
     )
-    command.set_defaults(run=fetch)
-
-    command = commands.add_parser("prepare", help="write {train,valid,test}.{source,target}")
-    command.add_argument("folder", type=Path, help="what fetch made")
-    command.add_argument("output", type=Path)
-    command.add_argument(
-        "--paragraph-words", type=int, help="of each paragraph, so many words around the answer (default: all)"
-    )
-    command.add_argument("--size", type=sizes, default={}, metavar="SPLIT=N,...", help="samples, evenly out of a split")
-    command.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
-    command.set_defaults(run=prepare)
-
+    preparing.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -5,15 +5,14 @@ prepare writes {train,valid,test}.source, .target and .reference: the article, i
 between its sentences, for the ROUGE-Lsum of CNN/DailyMail, whose summaries are a few sentences.
 """
 
-import argparse
 import gzip
 import json
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
-from corpus_files import SPLITS, counted, find, one_line, open_text, sample_evenly, sizes, write_lines
+from corpus_files import SPLITS, commands, counted, find, make_folder, one_line, read_json_lines, require, write_split
 
+from elseq.arguments import count
 from elseq.errors import UserError
 from elseq.files import written_whole
 
@@ -57,8 +56,8 @@ class Sample(NamedTuple):
 
 
 def fetch(options):
-    options.output.mkdir(parents=True, exist_ok=True)
     found = _from_folder(options.source) if options.source else _from_hub(CORPORA[options.corpus])
+    make_folder(options.output, options.source)
     for split in SPLITS:
         path = options.output / f"{FILES[split]}.jsonl.gz"
         path.unlink(missing_ok=True)
@@ -77,16 +76,6 @@ def _from_folder(folder):
             f"{folder} has none of train.jsonl, validation.jsonl and test.jsonl (or *.jsonl.gz); name another folder"
         )
     return {split: read_json_lines(path) for split, path in paths.items()}
-
-
-def read_json_lines(path):
-    number = 0
-    try:
-        with open_text(path) as file:
-            for number, line in enumerate(file, start=1):  # noqa: B007
-                yield json.loads(line)
-    except (ValueError, EOFError, OSError) as error:
-        raise UserError(f"{path}, line {number}: {error}; mend it, or fetch the corpus again") from error
 
 
 def _from_hub(corpus):
@@ -116,36 +105,30 @@ def _write_json_lines(path, rows):
 # prepare
 
 
-def make_samples(rows, corpus, article_words, faults):
+def make_samples(path, corpus, article_words, faults):
     """Samples, in order; of an article, its first words. What is wrong with a row is counted in `faults`.
 
     Raises:
         UserError: a row without the fields of the corpus.
     """
     seen = set()
-    for row in rows:
-        article, summary = _texts(row, corpus)
+    for number, row in enumerate(read_json_lines(path), start=1):
+        names = (corpus.article, corpus.summary)
+        require(f"line {number} of {path}", row, **dict.fromkeys(names, str | None))
+        article, summary = (row[name] or "" for name in names)  # JSON's null is an empty text
         sentences = [line for line in map(one_line, summary.splitlines()) if line]
         if not article.strip() or not sentences:
             faults["with an empty article or summary left out"] += 1
             continue
-        if row.get("id") is not None and row["id"] in seen:
-            faults["whose id was seen before left out"] += 1
-            continue
-        seen.add(row.get("id"))
+        if row.get("id") is not None:
+            identifier = str(row["id"])
+            if identifier in seen:
+                faults["whose id was seen before left out"] += 1
+                continue
+            seen.add(identifier)
         faults["articles with a line break inside joined"] += len(article.strip().splitlines()) > 1
         words = article.split()[:article_words]
         yield Sample(" ".join(words), " ".join(sentences), SENTENCE_SEPARATOR.join(sentences))
-
-
-def _texts(row, corpus):
-    """The article and the summary; JSON's null is an empty text."""
-    names = (corpus.article, corpus.summary)
-    if not isinstance(row, dict) or not all(isinstance(row.get(name, 0), str | None) for name in names):
-        raise UserError(
-            f"a row without the texts {names[0]!r} and {names[1]!r}: {str(row)[:80]}; give JSON lines with both"
-        )
-    return [row[name] or "" for name in names]
 
 
 def share(samples, wanted):
@@ -170,7 +153,7 @@ def prepare(options):
         if path is None:
             continue
         faults = Counter()
-        samples[split] = list(make_samples(read_json_lines(path), corpus, options.article_words, faults))
+        samples[split] = list(make_samples(path, corpus, options.article_words, faults))
         published = corpus.samples[split]
         print(f"{split}: {len(samples[split])} samples of {published} that are published{counted(faults)}")
     if not samples.keys() >= set(SPLITS) and not (options.share and any(map(len, samples.values()))):
@@ -179,38 +162,13 @@ def prepare(options):
             f"{options.folder} lacks {missing}; give the whole corpus, or SMALL=1 for a trial with what is there"
         )
     for split, found in share(samples, options.size).items():
-        chosen = sample_evenly(found, options.size.get(split))
-        if not chosen:
-            raise UserError(f"{split} has no sample with an article and a summary; give another file")
-        for field in Sample._fields:
-            write_lines(options.output / f"{split}.{field}", [getattr(sample, field) for sample in chosen])
-        print(f"{split}: {len(chosen)} written")
+        print(f"{split}: {write_split(options.output, split, found, options.size.get(split))} written")
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    commands = parser.add_subparsers(required=True, metavar="{fetch,prepare}")
-
-    command = commands.add_parser("fetch", help="copy or download {train,validation,test}.jsonl.gz")
-    command.add_argument("corpus", choices=CORPORA)
-    command.add_argument("output", type=Path)
-    command.add_argument(
-        "--from",
-        dest="source",
-        type=Path,
-        help="folder that has the files, *.jsonl or *.jsonl.gz (default: they are downloaded, by the package datasets)",
-    )
-    command.set_defaults(run=fetch)
-
-    command = commands.add_parser("prepare", help="write {train,valid,test}.{source,target,reference}")
-    command.add_argument("corpus", choices=CORPORA)
-    command.add_argument("folder", type=Path, help="what fetch made")
-    command.add_argument("output", type=Path)
-    command.add_argument("--article-words", type=int, help="of each article, so many words (default: all)")
-    command.add_argument("--size", type=sizes, default={}, metavar="SPLIT=N,...", help="samples, evenly out of a split")
-    command.add_argument("--share", action="store_true", help="make up for a missing split out of the largest one")
-    command.set_defaults(run=prepare)
-
+    parser, preparing = commands(__doc__, fetch, prepare, corpora=CORPORA)
+    preparing.add_argument("--article-words", type=count, help="of each article, so many words (default: all)")
+    preparing.add_argument("--share", action="store_true", help="make up for a missing split out of the largest one")
     options = parser.parse_args(arguments)
     options.run(options)
 

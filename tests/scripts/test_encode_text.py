@@ -17,9 +17,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from scripts import encode_text
 
 ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "scripts"))  # scripts import their neighbours
+
+import encode_text  # noqa: E402
+
 DATA = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data"))
 ODD_LINES = [
     "",
@@ -157,7 +160,7 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
 
     out = tmp_path / "out"
     assert "there is no file *.source or *.target in" in refused(tmp_path / "none", out)
-    assert "is the folder of the text itself" in refused(corpus, corpus)
+    assert "is the folder that is read from" in refused(corpus, corpus)
     assert "train.source cannot be made (File exists)" in refused(corpus, corpus / "train.source")
     assert "encoder.json is missing; --gpt2-bpe takes a folder" in refused(corpus, out, "--gpt2-bpe", tmp_path)
     assert "model is missing; give a sentencepiece model" in refused(corpus, out, "--sentencepiece", tmp_path / "model")
@@ -177,6 +180,11 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
     (bpe_folder.parent / "broken" / "encoder.json").write_text("{")
     (bpe_folder.parent / "broken" / "vocab.bpe").write_text("")
     assert "broken does not hold the BPE of GPT-2" in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
+    (bpe_folder.parent / "broken" / "encoder.json").write_text((bpe_folder / "encoder.json").read_text())
+    for nothing in ("", "#version: 0.2\n"):
+        (bpe_folder.parent / "broken" / "vocab.bpe").write_text(nothing)
+        sentence = refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
+        assert sentence.endswith("vocab.bpe has no pair of pieces to join: copy it again")
     (bpe_folder.parent / "broken" / "vocab.bpe").write_text((bpe_folder / "vocab.bpe").read_text())
     whole = json.loads((bpe_folder / "encoder.json").read_text())
     for content, sentence in (
@@ -200,7 +208,8 @@ def test_interrupted(tmp_path, bpe_folder):
     (tmp_path / "corpus" / "b.source").write_text("".join(f"{i} the king of {i}\n" for i in range(400_000)))
     command = [sys.executable, ROOT / "scripts" / "encode_text.py", tmp_path / "corpus", tmp_path / "out"]
     command += ["--gpt2-bpe", bpe_folder, "--workers=2"]
-    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True)
+    heard = {"preexec_fn": lambda: signal.signal(signal.SIGINT, signal.default_int_handler)}  # some shells ignore it
+    process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, start_new_session=True, **heard)
     while not any(path.stat().st_size for path in (tmp_path / "out").glob("b.source.*.tmp")):  # the workers are there
         assert process.poll() is None, process.stderr.read()
         time.sleep(0.01)

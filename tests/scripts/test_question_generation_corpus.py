@@ -118,20 +118,60 @@ def test_parts_are_refused_unless_they_are_wanted(squad, tmp_path):
         main(["prepare", str(squad), str(tmp_path / "corpus")])
 
 
-NO_ID = {"data": [{"title": "d", "paragraphs": [{"context": "c", "qas": [{"question": "?", "answers": []}]}]}]}
+def with_question(**fields):
+    """Two articles, of which the second's first paragraph has a second question with these fields."""
+    wrong = article("d", 2)
+    wrong["paragraphs"][0]["qas"][1] |= fields
+    return {"data": [article("c", 1), wrong]}
 
 
-@pytest.mark.parametrize("content", ["not JSON", "[]", '{"data": [{}]}', json.dumps(NO_ID)])
-def test_other_files_are_refused(squad, tmp_path, content):
+QUESTION = "question 2, paragraph 1, article 2, .*dev-v1.1.json has no"
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        ("not JSON", "dev-v1.1.json cannot be read as JSON .Expecting value: line 1 column 1"),
+        (b"\xff\xfe", "dev-v1.1.json cannot be read as JSON"),
+        ([], "dev-v1.1.json has no list 'data': "),
+        ({"data": [{}]}, "^article 1, .*dev-v1.1.json has no text 'title': {}; mend it, or fetch the corpus again"),
+        ({"data": [{"title": "d", "paragraphs": [5]}]}, "^paragraph 1, article 1, .* has no text 'context': 5"),
+        (with_question(id=None), f"^{QUESTION} text 'id'"),
+        (with_question(question=7), f"^{QUESTION} text 'question'"),
+        (with_question(answers="gold"), f"^{QUESTION} list 'answers'"),
+        (with_question(answers=[{"text": "gold"}]), f"^answer 1, {QUESTION} whole number 'answer_start'"),
+    ],
+)
+def test_other_files_are_refused(squad, tmp_path, content, sentence):
     (squad / "dev-v1.1.json.gz").unlink()
-    (squad / "dev-v1.1.json").write_text(content)
-    with pytest.raises(UserError, match="dev-v1.1.json is not SQuAD's JSON"):
+    content = content if isinstance(content, str | bytes) else json.dumps(content)
+    (squad / "dev-v1.1.json").write_bytes(content.encode() if isinstance(content, str) else content)
+    with pytest.raises(UserError, match=sentence):
         main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+
+
+def test_split_without_an_example(squad, tmp_path):
+    empty = article("x", 1) | {"paragraphs": [{"context": " ", "qas": [entry()]}]}
+    with gzip.open(squad / "train-v1.1.json.gz", "wt") as file:
+        json.dump({"data": [article(title, 10) for title in "abc"] + [empty]}, file)
+    with pytest.raises(UserError, match="^test has no example in which nothing is missing"):
+        main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+
+
+def test_folder_that_is_read_is_not_written(squad):
+    with pytest.raises(UserError, match=f"^{squad} is the folder that is read from"):
+        main(["fetch", str(squad), "--from", str(squad)])
+
+
+@pytest.mark.parametrize("option", ["--paragraph-words=0", "--size=test=0"])
+def test_numbers(squad, tmp_path, option):
+    with pytest.raises(UserError, match=f"^{option.partition('=')[0]} '.*0' is not"):
+        main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial", option])
 
 
 def test_missing_files_and_articles_are_named(squad, tmp_path):
     (squad / "doclist-test.txt").write_text("x\ny\n")
-    with pytest.raises(UserError, match="train-v1.1.json lacks y of doclist-test.txt"):
+    with pytest.raises(UserError, match=f"^{squad}/train-v1.1.json.gz lacks y of line 2 of {squad}/doclist-test.txt"):
         main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
     (squad / "doclist-test.txt").unlink()
     with pytest.raises(UserError, match="doclist-test.txt is missing"):

@@ -20,22 +20,27 @@ def row(article="One  two.\n\nThree.", highlights="A b .\nC d .", **others):
     return {"article": article, "highlights": highlights, **others}
 
 
-def samples_of(*rows, words=None):
-    faults = Counter()
-    return list(make_samples(rows, CORPORA["cnn_dm"], words, faults)), faults
+@pytest.fixture
+def samples_of(tmp_path):
+    def samples_of(*rows, words=None):
+        path, faults = tmp_path / "rows.jsonl", Counter()
+        path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+        return list(make_samples(path, CORPORA["cnn_dm"], words, faults)), faults
+
+    return samples_of
 
 
-def test_article_summary_and_reference_are_lines():
+def test_article_summary_and_reference_are_lines(samples_of):
     (sample,), faults = samples_of(row(id="1"))
     assert sample == ("One two. Three.", "A b . C d .", "A b .<q>C d .")
     assert faults["articles with a line break inside joined"] == 1
 
 
-def test_articles_are_cut():
+def test_articles_are_cut(samples_of):
     assert samples_of(row(), words=2)[0][0].source == "One two."
 
 
-def test_faulty_rows_are_left_out_and_counted():
+def test_faulty_rows_are_left_out_and_counted(samples_of):
     rows = [
         row(id="1"),
         row(id="1"),
@@ -50,14 +55,28 @@ def test_faulty_rows_are_left_out_and_counted():
     assert faults["whose id was seen before left out"] == 1
 
 
-def test_rows_without_ids_are_not_taken_for_duplicates():
+def test_rows_without_ids_are_not_taken_for_duplicates(samples_of):
     assert len(samples_of(row(), row())[0]) == 2
 
 
-@pytest.mark.parametrize("wrong", [{"text": "x"}, ["x"], {"document": "x", "summary": "y"}, row(article=5)])
-def test_other_rows_are_refused(wrong):
-    with pytest.raises(UserError, match="a row without the texts 'article' and 'highlights'"):
-        samples_of(wrong)
+@pytest.mark.parametrize(
+    ("wrong", "lacking"),
+    [
+        ({"text": "x"}, "article"),
+        (["x"], "article"),
+        ({"document": "x", "summary": "y"}, "article"),
+        (row(article=5), "article"),
+        ({"article": "x", "summary": "y"}, "highlights"),
+    ],
+)
+def test_other_rows_are_refused_by_their_place(samples_of, wrong, lacking):
+    with pytest.raises(UserError, match=rf"^line 3 of .*/rows\.jsonl has no text '{lacking}': .*; mend it, or fetch"):
+        samples_of(row(), row(), wrong)
+
+
+def test_ids_of_any_kind(samples_of):
+    samples, faults = samples_of(row(id=["a", 1]), row(id=["a", 1]), row(id=["a", 2]))
+    assert len(samples) == 2 and faults["whose id was seen before left out"] == 1
 
 
 def write_rows(path, numbers, **fields):
@@ -109,12 +128,38 @@ def test_lines_that_are_no_json(whole, tmp_path):
     with gzip.open(whole / "test.jsonl.gz", "at") as file:
         file.write("{\n")
     command = ["fetch", "xsum", str(tmp_path / "raw"), "--from", str(whole)]
-    with pytest.raises(UserError, match="test.jsonl.gz, line 11: Expecting property name"):
+    with pytest.raises(UserError, match=f"^line 11 of {whole}/test.jsonl.gz is no JSON .Expecting property name"):
         main(command)
     assert not (tmp_path / "raw" / "test.jsonl.gz").exists()
     (whole / "test.jsonl.gz").write_bytes((whole / "train.jsonl.gz").read_bytes()[:-20])
-    with pytest.raises(UserError, match="test.jsonl.gz, line .* ended before"):
+    with pytest.raises(UserError, match="test.jsonl.gz cannot be read after line .* ended before"):
         main(command)
+    content = bytearray((whole / "train.jsonl.gz").read_bytes())
+    content[60:70] = bytes(10)
+    (whole / "test.jsonl.gz").write_bytes(content)
+    with pytest.raises(UserError, match="test.jsonl.gz cannot be read after line .*; fetch it again"):
+        main(command)
+    (whole / "test.jsonl.gz").write_bytes(gzip.compress(b'{"a": 1}\n"\xff"\n'))
+    with pytest.raises(UserError, match="^line 2 of .*test.jsonl.gz is not valid UTF-8"):
+        main(command)
+
+
+def test_folder_that_is_read_is_not_written(whole):
+    before = {path.name: path.read_bytes() for path in whole.iterdir()}
+    with pytest.raises(UserError, match=f"^{whole} is the folder that is read from; name another one to write to"):
+        main(["fetch", "xsum", str(whole), "--from", str(whole)])
+    assert {path.name: path.read_bytes() for path in whole.iterdir()} == before
+
+
+def test_folder_that_cannot_be_made(whole):
+    with pytest.raises(UserError, match="test.jsonl.gz cannot be made"):
+        main(["prepare", "xsum", str(whole), str(whole / "test.jsonl.gz")])
+
+
+def test_split_without_an_example(whole, tmp_path):
+    write_rows(whole / "test.jsonl.gz", range(3), summary="")
+    with pytest.raises(UserError, match="^test has no example in which nothing is missing"):
+        main(["prepare", "xsum", str(whole), str(tmp_path / "corpus")])
 
 
 def test_download(tmp_path, monkeypatch):
@@ -146,7 +191,11 @@ def test_download_that_fails(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("size", ["test", "test=0", "tests=3", "test=x"])
-def test_sizes(whole, tmp_path, capsys, size):
-    with pytest.raises(SystemExit):
+def test_sizes(whole, tmp_path, size):
+    with pytest.raises(UserError, match=f"^--size '{size}' is not SPLIT=N with a split of train, valid, test"):
         main(["prepare", "xsum", str(whole), str(tmp_path / "corpus"), "--size", size])
-    assert "is not SPLIT=N" in capsys.readouterr().err
+
+
+def test_words(whole, tmp_path):
+    with pytest.raises(UserError, match="^--article-words '-5' is not a whole number above 0"):
+        main(["prepare", "xsum", str(whole), str(tmp_path / "corpus"), "--article-words=-5"])
