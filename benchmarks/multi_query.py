@@ -10,8 +10,9 @@ from functools import partial
 import torch
 
 import elseq
+from elseq.arguments import Parser, choices, count
 from elseq.benchmark import multi_query_report
-from elseq.benchmark.arguments import add_run_options, check_device_and_dtype, choices, count, make_output_folder
+from elseq.benchmark.arguments import add_run_options, make_output_folder
 from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.report import fairseq_version
@@ -31,8 +32,12 @@ def main() -> None:
     def text(rows: list[dict]) -> str:
         return f"{title}\n\n{multi_query_report.tables(rows)}\n\n{multi_query_report.notes(plan, rows)}\n"
 
+    def with_ratios(rows: list[dict]) -> dict:
+        return settings | {"ratios": multi_query_report.compare(rows)}
+
     runs = len(plan.variants) * len(plan.columns)
-    run_and_publish(partial(run_plan, plan), runs, output / "multi_query", settings, multi_query_report, text)
+    paths = output / "multi_query.json", output / "multi_query.md"
+    run_and_publish(partial(run_plan, plan), runs, *paths, multi_query_report, with_ratios, text)
 
 
 def _plan(args) -> Plan:
@@ -84,7 +89,7 @@ def _title(settings: dict) -> str:
 
 
 def _parse():
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         description=__doc__,
         epilog="A batch that is not given is halved until it fits; ratios are of rows with the same batch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -105,10 +110,7 @@ def _parse():
         )
     add_run_options(parser)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
-    parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
-    args = parser.parse_args()
-    check_device_and_dtype(args.device, args.dtype)
-    return args
+    return parser.parse_args()
 
 
 if __name__ == "__main__":

@@ -12,15 +12,9 @@ from functools import partial
 import torch
 
 import elseq
+from elseq.arguments import Parser, choices, count, counts
 from elseq.benchmark import top_k_report
-from elseq.benchmark.arguments import (
-    add_run_options,
-    check_device_and_dtype,
-    choices,
-    count,
-    counts,
-    make_output_folder,
-)
+from elseq.benchmark.arguments import add_run_options, make_output_folder
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.top_k import METHODS, Plan, run_plan
 from elseq.errors import UserError
@@ -50,8 +44,12 @@ def main() -> None:
     def text(rows: list[dict]) -> str:
         return f"{_title(settings)}\n\n{top_k_report.tables(plan, rows)}\n\n{top_k_report.notes(plan, rows)}\n"
 
+    def with_ratios(rows: list[dict]) -> dict:
+        return settings | {"ratios": top_k_report.compare(rows)}
+
     plot = partial(top_k_report.plot, output, plan)
-    run_and_publish(partial(run_plan, plan), len(plan.cells()), output / "top_k", settings, top_k_report, text, plot)
+    paths = output / "top_k.json", output / "top_k.md"
+    run_and_publish(partial(run_plan, plan), len(plan.cells()), *paths, top_k_report, with_ratios, text, plot)
 
 
 def _plan(args) -> Plan:
@@ -95,7 +93,7 @@ def _title(settings: dict) -> str:
 
 
 def _parse():
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     methods = METHODS["attention"]
     work = parser.add_argument_group("what is measured")
     work.add_argument(
@@ -124,12 +122,9 @@ def _parse():
     runs.add_argument("--memory-limit", type=_amount, help="GiB for a run (default: what is available)")
     add_run_options(runs)
     runs.add_argument("--tiny", action="store_true", help="tiny layers, to see in seconds whether it runs")
-    runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
     if "--tiny" in sys.argv[1:]:
         parser.set_defaults(**TINY)
-    args = parser.parse_args()
-    check_device_and_dtype(args.device, args.dtype)
-    return args
+    return parser.parse_args()
 
 
 def _listed(sizes: list[int]) -> str:

@@ -3,6 +3,7 @@
 import contextlib
 import re
 import sys
+from collections.abc import Callable
 
 _SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?(UserError|AssertionError|ValueError): (.*)", re.MULTILINE)
 _OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
@@ -10,6 +11,31 @@ _OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
 
 class UserError(Exception):
     """Bad input: one sentence that names the input, what is wrong with it and what to do."""
+
+    def __init__(self, sentence: str, argument: str | None = None):
+        """
+        Args:
+            sentence: the whole of it; or what follows the argument, if one is given.
+            argument: of a function, or option of a command; see `renamed`.
+        """
+        super().__init__(sentence if argument is None else f"{argument} {sentence}")
+        self.sentence = sentence
+        self.argument = argument
+
+
+@contextlib.contextmanager
+def renamed(name: Callable[[str], str]):
+    """Let errors call an argument as it is called here: a command's user gave an option where Python has a keyword.
+
+    Args:
+        name: its name here, for the name that it has where the error comes from.
+    """
+    try:
+        yield
+    except UserError as error:
+        if error.argument is None:
+            raise
+        raise UserError(error.sentence, name(error.argument)) from error
 
 
 def install_excepthook():
@@ -24,7 +50,7 @@ def install_excepthook():
 
     def excepthook(kind, error, traceback):
         sentence = user_sentence(error)
-        if kind is KeyboardInterrupt:
+        if issubclass(kind, KeyboardInterrupt):
             print("elseq: interrupted", file=sys.stderr)
         elif sentence is None:
             previous(kind, error, traceback)

@@ -1,10 +1,12 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
 import logging
+import os
 import random
 from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import fields
+from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -13,15 +15,15 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils, encoders
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
-from omegaconf.errors import ValidationError
 from tqdm import tqdm
 
-from elseq.errors import UserError
+from elseq.errors import UserError, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
+from elseq.generation.options import search_configuration
 from elseq.interop.stock import model_class
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import DECODE_ATTENTION, check_choice
+from elseq.tasks.decoding import DECODE_ATTENTION, check_choice, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.translation import ElseqTranslationConfig
 
@@ -29,13 +31,6 @@ logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
-# the options of fairseq-generate that decide which hypotheses are found; the others are about its files and its output
-SEARCH_OPTIONS = (
-    "beam", "nbest", "lenpen", "unnormalized", "unkpen", "temperature", "no_repeat_ngram_size",
-    "min_len", "max_len_a", "max_len_b", "match_source_len",
-    "sampling", "sampling_topk", "sampling_topp",
-    "diverse_beam_groups", "diverse_beam_strength", "diversity_rate",
-)  # fmt: skip
 
 
 class TextGenerator:
@@ -75,7 +70,7 @@ class TextGenerator:
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: of the random numbers, for sampling.
             options: those of fairseq-generate that decide which hypotheses are found, by their names there:
-                `SEARCH_OPTIONS`.
+                `elseq.generation.options.SEARCH_OPTIONS`.
 
         Returns:
             One string for each text, in their order; with nbest above 1, lists of strings, best first.
@@ -86,11 +81,14 @@ class TextGenerator:
         """
         if isinstance(texts, str):
             raise UserError("generate takes a list of texts and was given one string; put it into a list")
+        if not isinstance(texts, Iterable):
+            raise UserError(f"generate takes a list of texts and was given {texts!r}")
         texts = list(texts)
         for index, text in enumerate(texts):
             if not isinstance(text, str):
                 raise UserError(f"text {index} is of type {type(text).__name__}; give strings")
         cfg = search_configuration(options)
+        check_max_tokens(max_tokens)
         nbest = cfg.nbest
         search = self.make_search(cfg)
         results: list = ["" if nbest == 1 else [""] for _ in texts]
@@ -114,7 +112,8 @@ class TextGenerator:
 
     def make_search(self, cfg: GenerationConfig):
         """The generator, fairseq's or ours, that searches as `search_configuration` has it."""
-        return self.task.build_generator([self.model], cfg)
+        with renamed(_as_keyword):
+            return self.task.build_generator([self.model], cfg)
 
     def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
         """The tokens of a text, the end symbol included, and whether they were cut.
@@ -224,6 +223,10 @@ def load(
     dtype: torch.dtype | None = None,
     data: str | Path | None = None,
     languages: tuple[str, str] | None = None,
+    *,
+    apply_top_k: int | None = None,
+    apply_top_k_in: str | None = None,
+    apply_ffn_top_k: int | None = None,
 ) -> TextGenerator:
     """Load a checkpoint of a Transformer, BART or language model, trained by fairseq or by elseq.
 
@@ -235,6 +238,10 @@ def load(
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
             vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
+        apply_top_k: decode with the k largest scores of each query only; 0: with all. Default: as it was trained.
+        apply_top_k_in: where apply_top_k counts: of encoder, decoder and cross, with commas. Default: everywhere.
+        apply_ffn_top_k: decode with the k most activated units of a feed-forward layer only, for each token; 0: with
+            all. Default: as it was trained.
 
     Raises:
         UserError: a file that is missing or cannot be used, or an argument that is none of these.
@@ -242,34 +249,30 @@ def load(
     check_choice("attention", attention, DECODE_ATTENTION)
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES.values():
-        raise UserError(f"dtype={dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}")
+        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
     folder = _data_folder(path, cfg, data)
-    task = _build_task(cfg, folder, attention, languages)
-    (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
+    with renamed(_as_keyword):
+        top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
+        task = _build_task(cfg, folder, attention, languages, top_k)
+        (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
 
 
-def search_configuration(options: dict) -> GenerationConfig:
-    """fairseq's options of generation, those given and the defaults of the others.
+def _as_keyword(option: str) -> str:
+    """What an option of our tasks is called here."""
+    return "attention" if option == "--decode-attention" else option.removeprefix("--").replace("-", "_")
 
-    Raises:
-        UserError: an option that is not among `SEARCH_OPTIONS`, or a value that it does not take.
+
+def check_max_tokens(max_tokens: int) -> None:
     """
-    for name in options:
-        if name not in SEARCH_OPTIONS:
-            raise UserError(f"generate has no option {name!r}; it takes {', '.join(SEARCH_OPTIONS)}")
-    cfg = OmegaConf.structured(GenerationConfig)
-    for name, value in options.items():
-        try:
-            cfg[name] = value
-        except ValidationError as error:
-            raise UserError(f"{name}={value!r} cannot be used: {str(error).splitlines()[0]}") from error
-    if not 1 <= cfg.nbest <= max(cfg.beam, 1):
-        raise UserError(f"nbest={cfg.nbest} is not between 1 and the beam, {cfg.beam}; change either")
-    return cfg
+    Raises:
+        UserError: it is no whole number above 0.
+    """
+    if not isinstance(max_tokens, Integral) or max_tokens < 1:
+        raise UserError(f"{max_tokens!r} is not a whole number above 0", "max_tokens")
 
 
 def _usable_device(device: str | torch.device | None) -> torch.device:
@@ -279,16 +282,16 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
         return torch.zeros(1, device=device).device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
         found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise UserError(f"device={device!r} cannot be used; there is {', '.join(found)}") from error
+        raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
 
 
 def checkpoint_path(path: str | Path) -> Path:
     """The file that `load` takes: the one named, or that in the folder named.
 
     Raises:
-        UserError: a folder without any.
+        UserError: a folder without any, or what is no path.
     """
-    path = Path(path).expanduser()
+    path = _as_path(path, "path")
     if not path.is_dir():
         return path
     for name in CHECKPOINT_NAMES:
@@ -297,33 +300,47 @@ def checkpoint_path(path: str | Path) -> Path:
     raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
 
 
+def _as_path(value, argument: str) -> Path:
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{value!r} is no path; give one", argument)
+    return Path(value).expanduser()
+
+
 def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
+    if data is not None:
+        folder = _as_path(data, "data")
+        if not any(folder.glob("dict*.txt")):
+            raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
+        return folder
     trained_on = utils.split_paths(str(getattr(cfg.task, "data", "") or ""))
-    folders = (
-        [Path(data).expanduser()] if data is not None else [path.parent, *(Path(folder) for folder in trained_on[:1])]
-    )
+    folders = [path.parent, *(Path(folder) for folder in trained_on[:1])]
     for folder in folders:
         if any(folder.glob("dict*.txt")):
             return folder
     looked = " and ".join(str(folder) for folder in folders)
-    raise UserError(f"no dictionary (dict*.txt) was found in {looked}; name its folder with data=")
+    raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 
 
-def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | None):
+def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict):
     language_model = not hasattr(model_class(cfg.model), "build_encoder")
     config = ElseqLanguageModelingConfig if language_model else ElseqTranslationConfig
     names = {field.name for field in fields(config)}
     trained = vars(cfg.task) if isinstance(cfg.task, Namespace) else OmegaConf.to_container(cfg.task)
     options = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
     options.update(data=str(folder), decode_attention=attention)
+    options.update({name: value for name, value in top_k.items() if value is not None})
     task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    check_options(task_cfg)
     if language_model:
         dictionary = Dictionary.load(str(folder / "dict.txt"))
         return ElseqLanguageModelingTask(task_cfg, dictionary)
     if languages is not None:
-        missing = [name for name in languages if not (folder / f"dict.{name}.txt").exists()]
-        if isinstance(languages, str) or len(languages) != 2 or missing:
-            raise UserError(f"languages={languages!r} does not name two dictionaries dict.LANGUAGE.txt in {folder}")
+        names = [languages] if isinstance(languages, str) else list(languages)
+        if len(names) != 2 or not all((folder / f"dict.{name}.txt").exists() for name in names):
+            raise UserError(
+                f"{','.join(map(str, names))} does not name two dictionaries, dict.LANGUAGE.txt, in {folder}",
+                "languages",
+            )
     languages = languages or (options.get("source_lang"), options.get("target_lang"))
     return ElseqTranslationTask(task_cfg, *_load_dictionaries(folder, languages, str(trained.get("data", ""))))
 
@@ -342,8 +359,8 @@ def _load_dictionaries(folder: Path, languages, trained_on: str) -> list[Diction
         return [Dictionary.load(str(present[0]))] * 2
     names = ", ".join(path.name for path in present)
     raise UserError(
-        f"which of {names} in {folder} is the source's and which the target's is not known; say it with "
-        "languages=(source, target)"
+        f"is missing, and which of {names} in {folder} is the source's and which the target's is not known; name both",
+        "languages",
     )
 
 
@@ -359,9 +376,7 @@ def _find_bpe(folders: set[Path]):
             return encoders.build_bpe(Namespace(bpe="gpt2", gpt2_encoder_json=str(encoder), gpt2_vocab_bpe=str(merges)))
         models = sorted(folder.glob("*.model"))
         if len(models) > 1:
-            raise UserError(
-                f"{folder} holds several sentencepiece models; leave one there, or name a folder with data="
-            )
+            raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
         if models:
             logger.info("subwords: sentencepiece %s", models[0])
             return encoders.build_bpe(Namespace(bpe="sentencepiece", sentencepiece_model=str(models[0])))

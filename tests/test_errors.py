@@ -34,6 +34,11 @@ def test_other_errors_go_to_the_previous_hook(hooked, capsys):
 
 
 def test_interruption_is_one_line(hooked, capsys):
+    class Terminated(KeyboardInterrupt):
+        """As a command makes of SIGTERM."""
+
+    raise_to_hook(Terminated())
+    assert capsys.readouterr().err == "elseq: interrupted\n"
     raise_to_hook(KeyboardInterrupt())
     assert capsys.readouterr().err == "elseq: interrupted\n"
     assert hooked == []
@@ -73,6 +78,22 @@ def test_fairseq_s_checks_of_its_options_are_the_user_s(error, is_the_user_s):
     assert errors.user_sentence(error) == (str(error) if is_the_user_s else None)
     with pytest.raises(UserError if is_the_user_s else type(error)), errors.options_checked():
         raise error
+
+
+def test_an_argument_has_another_name_elsewhere():
+    error = UserError("'gpu' cannot be used; there is cpu", "device")
+    assert str(error) == "device 'gpu' cannot be used; there is cpu"
+    with pytest.raises(UserError) as raised, errors.renamed(lambda name: f"--{name}"):
+        raise error
+    assert str(raised.value) == "--device 'gpu' cannot be used; there is cpu"
+    assert raised.value.argument == "--device"
+
+
+def test_what_is_of_no_argument_stays():
+    error = UserError("device is written here too")
+    with pytest.raises(UserError) as raised, errors.renamed(lambda name: f"--{name}"):
+        raise error
+    assert raised.value is error
 
 
 def test_importing_elseq_is_enough():

@@ -1,5 +1,7 @@
 """elseq.load: text in, text out."""
 
+import math
+import re
 import shutil
 
 import pytest
@@ -53,10 +55,29 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
         ("one text", {}, "was given one string"),
         ([3], {}, "text 0 is of type int"),
         (["a"], {"beams": 3}, "no option 'beams'"),
-        (["a"], {"beam": 0}, "--beam 0 is no number"),
-        (["a"], {"beam": "five"}, "^beam='five' cannot be used: .* could not be converted to Integer$"),
-        (["a"], {"beam": 2, "nbest": 3}, "^nbest=3 is not between 1 and the beam, 2; change either$"),
+        (None, {}, "^generate takes a list of texts and was given None$"),
+        (["a"], {"beam": 0}, "^beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["a"], {"beam": "five"}, "^beam 'five' cannot be used: .* could not be converted to Integer$"),
+        (["a"], {"beam": 2, "nbest": 3}, "^nbest 3 is not between 1 and the beam, 2; change either$"),
         (["a"], {"sampling_topk": 3}, "--sampling-topk requires --sampling"),
+        (["a"], {"sampling": True, "sampling_topk": 9999}, "^sampling_topk 9999 is more than the dictionary's"),
+        (["a"], {"lenpen": math.nan}, "^lenpen nan is not a finite number$"),
+        (["a"], {"lenpen": math.inf}, "^lenpen inf is not a finite number$"),
+        (["a"], {"unkpen": -math.inf}, "^unkpen -inf is not a finite number$"),
+        (["a"], {"temperature": math.nan}, "^temperature nan is not a finite number$"),
+        (["a"], {"temperature": 0}, "^temperature 0.0 is not a number above 0; leave it out for the default, 1.0$"),
+        (["a"], {"no_repeat_ngram_size": -3}, "^no_repeat_ngram_size -3 is not 0 or a number above it; leave it out"),
+        (["a"], {"min_len": -1}, "^min_len -1 is not 0 or a number above it"),
+        (["a"], {"max_len_a": -1}, "^max_len_a -1.0 is not 0 or a number above it"),
+        (["a"], {"sampling": True, "sampling_topk": 0}, "^sampling_topk 0 is not a number above 0"),
+        (["a"], {"sampling": True, "sampling_topp": 1.5}, "^sampling_topp 1.5 is not a share above 0 and of at most 1"),
+        (["a"], {"sampling": True, "sampling_topp": 0}, "^sampling_topp 0.0 is not a share"),
+        (["a"], {"diverse_beam_groups": 0}, "^diverse_beam_groups 0 is not a number above 0"),
+        (["a"], {"diverse_beam_strength": -1}, "^diverse_beam_strength -1.0 is not 0 or a number above it"),
+        (["a"], {"diversity_rate": -2}, "^diversity_rate -2.0 is not 0 or a number above it"),
+        (["a"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
+        (["a"], {"max_tokens": "4096"}, "^max_tokens '4096' is not a whole number above 0$"),
+        (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),
         (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
         (["a"], {"constraints": "ordered"}, "no option 'constraints'; it takes beam, "),
         (["a"], {"prefix_size": 1}, "no option 'prefix_size'"),
@@ -70,6 +91,12 @@ def test_bad_input(translator, texts, options, sentence):
         translator.generate(texts, **options)
 
 
+def test_numbers_that_mean_no(translator, lines):
+    """fairseq's own defaults may be given."""
+    none = {"sampling_topk": -1, "sampling_topp": -1.0, "diverse_beam_groups": -1, "diversity_rate": -1}
+    assert translator.generate(lines, no_repeat_ngram_size=0, **none) == translator.generate(lines)
+
+
 def test_a_long_text_can_be_cut(translator):
     assert len(translator.generate(["a " * 2000], truncate=True, max_len_b=5)) == 1
 
@@ -77,18 +104,54 @@ def test_a_long_text_can_be_cut(translator):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"attention": "fast"}, "attention fast is unknown"),
-        ({"languages": ("xx", "yy")}, "does not name two dictionaries"),
-        ({"data": "/"}, "no dictionary"),
-        ({"device": "gpu"}, "^device='gpu' cannot be used; there is cpu"),
-        ({"device": "cuda:99"}, "^device='cuda:99' cannot be used; there is cpu"),
-        ({"dtype": "float31"}, "^dtype='float31' cannot be used; give one of torch.float16, "),
-        ({"dtype": torch.int8}, "^dtype=torch.int8 cannot be used"),
+        ({"path": None}, "^path None is no path; give one$"),
+        ({"data": 3}, "^data 3 is no path; give one$"),
+        ({"attention": "fast"}, "^attention fast is unknown"),
+        ({"languages": ("xx", "yy")}, "^languages xx,yy does not name two dictionaries"),
+        ({"languages": "src"}, "^languages src does not name two dictionaries"),
+        ({"data": "/"}, "^data / holds no dictionary .dict.*.txt.; name another folder$"),
+        ({"device": "gpu"}, "^device 'gpu' cannot be used; there is cpu"),
+        ({"device": "cuda:99"}, "^device 'cuda:99' cannot be used; there is cpu"),
+        ({"dtype": "float31"}, "^dtype 'float31' cannot be used; give one of torch.float16, "),
+        ({"dtype": torch.int8}, "^dtype torch.int8 cannot be used"),
+        ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
+        ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),
+        ({"apply_top_k": 4, "apply_top_k_in": "middle"}, "^apply_top_k_in middle is unknown; choose one of encoder, "),
+        ({"apply_top_k": 4, "apply_top_k_in": ["cross"]}, "^apply_top_k_in .'cross'. is not possible: give names with"),
+        ({"apply_top_k_in": "cross"}, "^apply_top_k_in cross says where the k largest scores count, and there is no k"),
+        ({"apply_ffn_top_k": 4, "attention": "stock"}, "^apply_ffn_top_k does not go with stock"),
     ],
 )
 def test_what_cannot_be_loaded(tiny_translation, options, sentence):
     with pytest.raises(UserError, match=sentence):
-        elseq.load(tiny_translation.checkpoint, **{"data": tiny_translation.data, **options})
+        elseq.load(**{"path": tiny_translation.checkpoint, "data": tiny_translation.data, **options})
+
+
+def test_an_evaluation_that_the_model_does_not_have(tiny_translation, tmp_path):
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="^attention el cannot decode this model, because it uses joint .*; use stock$"):
+        elseq.load(tmp_path / "model.pt", attention="el", data=tiny_translation.data)
+
+
+@pytest.mark.parametrize("attention", ["kv", "el"])
+def test_top_k(tiny_translation, translator, lines, attention):
+    """As fairseq-generate applies it."""
+    many = elseq.load(
+        tiny_translation.checkpoint, attention, data=tiny_translation.data, apply_top_k=100, apply_ffn_top_k=64
+    )
+    assert many.generate(lines, beam=4) == translator.generate(lines, beam=4)
+    few = {"apply_top_k": 2, "apply_top_k_in": "encoder,cross", "apply_ffn_top_k": 10}
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data, **few)
+    found = model.generate(lines, beam=4)
+    options = [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--beam=4", *options]
+    task = ["--task=elseq_translation", "--decode-attention", attention, "--user-dir", helpers.USER_DIR]
+    log = helpers.run_here([*command, *task, "--cpu", "--num-workers=0"]).stdout
+    expected = dict(re.findall(r"^H-(\d+)\t.*?\t(.*)$", log, re.MULTILINE))
+    assert found == [expected[str(number)] for number in range(len(lines))]
+    assert found != translator.generate(lines, beam=4)
 
 
 def test_paths_may_begin_at_home(tiny_translation, translator, lines, tmp_path, monkeypatch):

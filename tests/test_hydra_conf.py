@@ -1,11 +1,13 @@
 """The configurations in hydra_conf: that they are put together as they say, and train."""
 
 import copy
+import glob
 import json
 import os
 import re
 import shlex
 import subprocess
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -81,6 +83,16 @@ def test_recipe_and_configuration_train_the_same_models():
     recipe = (ROOT / "recipes" / "multi_query.sh").read_text()
     trained = re.findall(r'train "([\w-]+)\$suffix" (\d+) (\d+)', recipe)
     assert [(name.replace("-", "_"), int(heads), int(width)) for name, heads, width in trained] == MULTI30K
+
+
+def test_an_installed_elseq_has_them_too():
+    """In its package, which is what elseq-user-dir names; in the checkout that is a link."""
+    settings = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    patterns = settings["tool"]["setuptools"]["package-data"]["elseq"]
+    package = Path(helpers.USER_DIR)
+    packaged = {file for pattern in patterns for file in glob.glob(pattern, root_dir=package, recursive=True)}
+    assert packaged == {str(path.relative_to(ROOT)) for path in (ROOT / "hydra_conf").rglob("*") if path.is_file()}
+    assert package.joinpath("hydra_conf").samefile(ROOT / "hydra_conf")
 
 
 def test_train_translation():

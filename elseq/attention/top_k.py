@@ -78,18 +78,19 @@ def top_k_attention(
     query, key, value = _autocast(query, key, value)
     sequences, heads, length, width = query.shape
     owners, kv_heads, keys, _ = key.shape
+    shared, group = sequences // max(1, owners), heads // max(1, kv_heads)  # no sequences, no heads: nothing to share
     # The rows of a position that meet the same keys stand together: [M G, (N/M)(H/G), T, K].
-    rows = query.reshape(owners, sequences // owners, kv_heads, heads // kv_heads, length, width)
-    rows = rows.transpose(1, 2).reshape(owners * kv_heads, -1, length, width)
+    rows = query.reshape(owners, shared, kv_heads, group, length, width)
+    rows = rows.transpose(1, 2).reshape(owners * kv_heads, shared * group, length, width)
     context = _TopK.apply(
         rows,
-        key.reshape(-1, keys, width),
-        value.reshape(owners * kv_heads, keys, -1),
+        key.reshape(owners * kv_heads, keys, width),
+        value.reshape(owners * kv_heads, keys, value.size(-1)),
         None,
         _Plan(top_k, _softmax, query_chunk_size, mask, kv_heads, causal, window, dropout),
         torch.is_grad_enabled(),
     )
-    context = context.view(owners, kv_heads, sequences // owners, heads // kv_heads, length, value.size(-1))
+    context = context.view(owners, kv_heads, shared, group, length, value.size(-1))
     return context.transpose(1, 2).reshape(sequences, heads, length, value.size(-1))
 
 
@@ -140,13 +141,13 @@ def top_k_feed_forward(
         raise ValueError(f"activation {activation}: top-k feed-forward layers have one of {', '.join(ACTIVATIONS)}")
     x, weight_in, bias_in, weight_out, bias_out = _autocast(x, weight_in, bias_in, weight_out, bias_out)
     output = _TopK.apply(
-        x.reshape(1, 1, -1, x.size(-1)),
+        x.reshape(1, 1, x.shape[:-1].numel(), x.size(-1)),
         weight_in.unsqueeze(0),
         weight_out.t().unsqueeze(0),
         bias_in,
         _Plan(top_k, ACTIVATIONS[activation], chunk_size),
         torch.is_grad_enabled(),
-    ).view(*x.shape[:-1], -1)
+    ).view(*x.shape[:-1], weight_out.size(0))
     return output if bias_out is None else output + bias_out
 
 
@@ -306,7 +307,7 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     found first: no score of another group is larger than any of these k maxima.
     """
     groups = scores.size(-1) // GROUP
-    if scores.device.type != "cpu" or groups < 2 * top_k:
+    if scores.device.type != "cpu" or groups < max(1, 2 * top_k):
         return scores.topk(top_k, dim=-1, sorted=False)
     maxima = scores.detach()[..., : GROUP * groups].unflatten(-1, (GROUP, groups)).amax(dim=-2)
     found = maxima.topk(top_k, dim=-1, sorted=False).indices.unsqueeze(-1)

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import torch
 
+from elseq.arguments import Parser, choices, count, count_or_zero, counts
 from elseq.benchmark import report
-from elseq.benchmark.arguments import DTYPES, check_device_and_dtype, choices, count, counts
+from elseq.benchmark.arguments import add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import FOREIGN_MODES, MODES, Grid
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
@@ -34,7 +35,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if "--" in arguments:
         place = arguments.index("--")
         arguments, model_options = arguments[:place], arguments[place + 1 :]
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="elseq-benchmark",
         description="Stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources.",
         epilog=EPILOG,
@@ -61,7 +62,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     work.add_argument("--min-len", type=count, default=1, help="tokens at least (default: %(default)s)")
     work.add_argument("--max-len-b", type=count, default=200, help="tokens at most (default: %(default)s)")
     work.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: %(default)s)")
-    work.add_argument("--no-repeat-ngram-size", type=int, default=0, help="0 is none (default: %(default)s)")
+    work.add_argument("--no-repeat-ngram-size", type=count_or_zero, default=0, help="0 is none (default: %(default)s)")
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--modes",
@@ -71,16 +72,11 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     runs.add_argument("--batch-sizes", type=counts, default=[8], help="such as 8,32 (default: 8)")
     runs.add_argument("--beams", type=counts, default=[4], help="such as 1,4 (default: 4)")
-    runs.add_argument("--dtype", default="float32", help=f"{', '.join(DTYPES)} (default: %(default)s)")
-    runs.add_argument("--device", default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    runs.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
-    runs.add_argument("--repeats", type=count, default=3, help="timed decodings of a run (default: %(default)s)")
-    runs.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
+    add_run_options(runs)
     args = parser.parse_args(arguments)
     args.model_options = model_options
     if args.output_length is None and args.min_len > args.max_len_b:
         raise UserError(f"--min-len {args.min_len} is more than --max-len-b {args.max_len_b}; lower it")
-    check_device_and_dtype(args.device, args.dtype)
     return args
 
 

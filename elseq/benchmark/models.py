@@ -1,7 +1,5 @@
 """The model that is measured: a checkpoint given or made up, loaded as every mode wants it."""
 
-import contextlib
-import io
 from argparse import Namespace
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -133,14 +131,13 @@ def make_task(model_file: ModelFile, decode_attention: str):
 
 def _configuration(arguments: list[str]):
     """The configuration that fairseq-train makes of its command line."""
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            args = options.parse_args_and_arch(options.get_training_parser(), arguments)
-    except SystemExit as error:
-        sentence = complaint.getvalue().strip().rpartition("error: ")[2]
-        raise UserError(f"the model options are not fairseq-train's ({sentence}); see fairseq-train --help") from error
-    return convert_namespace_to_omegaconf(args)
+
+    def refuse(message: str):
+        raise UserError(f"the model options are not fairseq-train's ({message}); see fairseq-train --help")
+
+    parser = options.get_training_parser()
+    parser.error = refuse  # in place of argparse's, which prints all options and exits
+    return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
 
 
 def _describe(name: str, path: Path, cfg, data: Path) -> ModelFile:

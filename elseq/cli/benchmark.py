@@ -7,8 +7,8 @@ from pathlib import Path
 from elseq.benchmark import report
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.command import make_grid, parse, title
+from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.runs import run_grid
-from elseq.errors import UserError
 from elseq.sweeps.benchmark import job
 from elseq.sweeps.launch import is_sweep, sweep
 
@@ -22,34 +22,22 @@ def main() -> None:
         heading = report.heading(title(args, grid))
         output = make_output_folder(args.output)
         settings = {"title": heading, "options": {key: value for key, value in vars(args).items() if key != "output"}}
-        rows: list[dict] = []
-        runs = len(grid.cells())
 
-        def done(row: dict, _) -> None:
-            rows.append(row)
-            report.write_json(output / "results.json", settings, rows)
-            print(f"[{len(rows)}/{runs}] {report.progress(row)}", file=sys.stderr, flush=True)
+        def plot(rows: list[dict]) -> list[Path]:
+            report.plot(output / "plot.png", heading, rows)
+            return [output / "plot.png"]
 
         print(heading, file=sys.stderr, flush=True)
-        try:
-            run_grid(grid, done)
-        except KeyboardInterrupt:
-            print("interrupted; these rows are there:", file=sys.stderr)
-            _publish(heading, rows, output)
-            sys.exit(130)
-        _publish(heading, rows, output)
-    if all("failure" in row for row in rows):
-        raise UserError(f"no mode could be measured; {report.failure(rows[0]).removesuffix('.')}")
-
-
-def _publish(heading: str, rows: list[dict], output: Path) -> None:
-    if all("failure" in row for row in rows):
-        return
-    text = report.text(heading, rows)
-    print(text)
-    (output / "table.md").write_text(text)
-    report.plot(output / "plot.png", heading, rows)
-    print(f"written: {output / 'results.json'}, {output / 'table.md'}, {output / 'plot.png'}", file=sys.stderr)
+        run_and_publish(
+            lambda done: run_grid(grid, lambda row, _: done(row)),
+            len(grid.cells()),
+            output / "results.json",
+            output / "table.md",
+            report,
+            lambda rows: settings,
+            lambda rows: report.text(heading, rows),
+            plot,
+        )
 
 
 if __name__ == "__main__":

@@ -4,22 +4,21 @@ import argparse
 import contextlib
 import shlex
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
 
 import elseq
-from elseq.benchmark.arguments import choices, count
-from elseq.errors import UserError
+from elseq.arguments import Parser, as_option, choices, count
+from elseq.errors import UserError, renamed
 from elseq.generator import TextGenerator, checkpoint_path
 from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_file, check_output_folder, new_folder, save
 from elseq.interop.stock import as_stock, elseq_configuration, training_options
-from elseq.tasks.decoding import check_choice
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
 # Which of our tasks trains what a task of fairseq has trained. A pretrained BART is finetuned, with its <s>.
@@ -28,15 +27,6 @@ TASKS = {
     "denoising": "elseq_translation",
     "language_modeling": "elseq_language_modeling",
 }
-
-
-class Parser(argparse.ArgumentParser):
-    def error(self, message: str):
-        """
-        Raises:
-            UserError: always; argparse would print its usage first.
-        """
-        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def main() -> None:
@@ -177,10 +167,8 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
 
 
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
-    try:
+    with renamed(as_option):
         return elseq.load(path, device="cpu", dtype=dtype, data=data)
-    except UserError as error:
-        raise UserError(str(error).replace("data=", "--data")) from error
 
 
 @contextlib.contextmanager
@@ -229,7 +217,7 @@ def _parse(arguments: list[str]):
     _add_model(command)
     command.add_argument(
         "--quantization",
-        type=_one_of("--quantization", ctranslate.QUANTIZATIONS),
+        choices=ctranslate.QUANTIZATIONS,
         metavar="TYPE",
         help=f"of the weights: {', '.join(ctranslate.QUANTIZATIONS)} (default: float32)",
     )
@@ -283,10 +271,9 @@ def _add_heads(commands) -> None:
     )
     command.add_argument(
         "--method",
-        type=_one_of("--method", heads.METHODS),
+        choices=heads.METHODS,
         default="mean",
-        help="what becomes of a group of heads: their mean, the first of them, or new random weights: mean, first or "
-        "random (default: mean)",
+        help="what becomes of a group of heads: their mean, the first of them, or new random weights (default: mean)",
     )
     command.add_argument(
         "--in",
@@ -298,14 +285,6 @@ def _add_heads(commands) -> None:
     command.add_argument("--output", help="default: next to the model, NAME.Nkv.pt")
     command.add_argument("--overwrite", action="store_true", help="replace a file that is there")
     command.add_argument("--seed", type=int, default=1, help="of random weights (default: %(default)s)")
-
-
-def _one_of(option: str, known: Sequence[str]) -> Callable[[str], str]:
-    def read(text: str) -> str:
-        check_choice(option, text, known)
-        return text
-
-    return read
 
 
 if __name__ == "__main__":

@@ -3,7 +3,6 @@
 import argparse
 import contextlib
 import logging
-import os
 import shutil
 import signal
 import sys
@@ -15,16 +14,16 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
-from elseq.benchmark.arguments import count
-from elseq.errors import UserError
+from elseq.arguments import Parser, as_option, count
+from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
 from elseq.lines.processes import Processes
 from elseq.lines.reading import STANDARD_INPUT
-from elseq.lines.run import SEARCH, Job, Run
+from elseq.lines.run import SEARCH, TOP_K, Job, Run
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
-from elseq.tasks.decoding import DECODE_ATTENTION
+from elseq.tasks.decoding import DECODE_ATTENTION, DecodingConfig
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
@@ -55,9 +54,9 @@ def main() -> None:
             if args.output is None and processes.count > 1:
                 raise UserError("several processes cannot share the standard output: give --output FILE")
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-generate-"))
-            output = Path(folder) / "output" if args.output is None else Path(os.path.realpath(args.output))
+            output = Path(folder) / "output" if args.output is None else Path(args.output)
             run = Run(_job(args, output), processes)
-            with processes.alive():
+            with processes.alive(), renamed(as_option):
                 run()
             if args.output is None:
                 _copy_to_stdout(output)
@@ -70,6 +69,8 @@ def main() -> None:
 def _how_far(run: Run | None, args) -> str:
     if run is None or run.progress is None:
         return "no line was done yet; what was done before is kept, give the same command again"
+    if args.output is not None and run.journal.is_published():
+        return f"all {run.progress.total} lines are done and in {args.output}"
     done = f"{run.progress.finished} of {run.progress.total} lines are done"
     if args.output is None:
         return f"{done} and lost, since there is no --output to keep them by"
@@ -110,7 +111,7 @@ def _job(args, output: Path) -> Job:
 
 
 def _parse(arguments: list[str]):
-    parser = argparse.ArgumentParser(
+    parser = Parser(
         prog="elseq-generate",
         description="For each line of a text file what a model makes of it: its translation or summary, or for a "
         "language model what follows it. Blank lines stay blank.",
@@ -143,6 +144,10 @@ def _parse(arguments: list[str]):
     model.add_argument(
         "--attention", choices=DECODE_ATTENTION, default="auto", help="how it is evaluated (default: %(default)s)"
     )
+    for option in fields(DecodingConfig):
+        if option.name in TOP_K:
+            kind, metavar = (str, "PLACES") if option.name == "apply_top_k_in" else (int, "K")
+            model.add_argument(as_option(option.name), type=kind, metavar=metavar, help=option.metadata["help"])
     model.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)")
     model.add_argument("--dtype", choices=DTYPES, help="of the parameters (default: as in the checkpoint)")
     batches = parser.add_argument_group("batches, of lines of similar length").add_mutually_exclusive_group()
@@ -169,18 +174,17 @@ def _add_search_options(group) -> None:
     for name in SEARCH:
         option, default = known[name], known[name].default
         text = option.metadata.get("help", "").replace("%", "%%")
-        flag = f"--{name.replace('_', '-')}"
         if isinstance(default, bool):
-            group.add_argument(flag, action="store_const", const=True, help=text)
+            group.add_argument(as_option(name), action="store_const", const=True, help=text)
         else:
             kind = int if option.type is int else float
-            group.add_argument(flag, type=kind, metavar="N", help=f"{text} (default: {default})")
+            group.add_argument(as_option(name), type=kind, metavar="N", help=f"{text} (default: {default})")
 
 
 def _languages(text: str) -> tuple[str, str]:
     source, comma, target = text.partition(",")
     if not (source and target) or "," in target:
-        raise argparse.ArgumentTypeError(f"{text!r} is not two languages with a comma between them")
+        raise UserError(f"{text!r} is not two languages with a comma between them")
     return source, target
 
 

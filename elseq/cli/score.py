@@ -1,11 +1,10 @@
 """elseq-score: ROUGE of summaries; BLEU, METEOR and ROUGE-L of generated questions."""
 
-import argparse
 import sys
 from pathlib import Path
 
 import elseq  # noqa: F401  # lets the user's errors end in one sentence
-from elseq.benchmark.arguments import count
+from elseq.arguments import Parser, count_or_zero
 from elseq.errors import UserError
 from elseq.files import read_lines, written_whole
 from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
@@ -100,7 +99,7 @@ def _count_blank(lines: list[str]) -> int:
 
 
 def _parse(arguments: list[str]):
-    parser = argparse.ArgumentParser(prog="elseq-score", description=__doc__.partition(": ")[2], epilog=EPILOG)
+    parser = Parser(prog="elseq-score", description=__doc__.partition(": ")[2], epilog=EPILOG)
     commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     rouge = commands.add_parser(
         "rouge",
@@ -138,12 +137,12 @@ def _parse(arguments: list[str]):
         command.add_argument("--log", action="store_true", help="HYPOTHESES are logs of fairseq-generate")
         command.add_argument(
             "--bootstrap",
-            type=_whole_number,
+            type=count_or_zero,
             default=1000,
             metavar="N",
             help="resamples; 0: no intervals (default: 1000)",
         )
-        command.add_argument("--seed", type=_whole_number, default=SEED, help="of the resamples (default: %(default)s)")
+        command.add_argument("--seed", type=count_or_zero, default=SEED, help="of the resamples (default: %(default)s)")
         command.add_argument(
             "--setting",
             choices=published_settings(command.prog.split()[-1]),
@@ -156,12 +155,8 @@ def _parse(arguments: list[str]):
 
 def _mark(text: str) -> str:
     if not text.strip():
-        raise UserError("--sentence-separator is blank: give the mark, or leave the option out")
+        raise UserError("is blank: give the mark, or leave the option out")
     return text
-
-
-def _whole_number(text: str) -> int:
-    return 0 if text == "0" else count(text)
 
 
 if __name__ == "__main__":

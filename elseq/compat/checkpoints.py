@@ -164,7 +164,7 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         message = str(error)
         sentence = user_sentence(error)
         if sentence is not None:
-            if isinstance(error, UserError) and str(filename) in sentence:
+            if isinstance(error, UserError) and (error.argument or str(filename) in sentence):
                 raise
             raise UserError(f"checkpoint {filename}: {sentence}") from error
         if message.startswith("Model file not found"):

@@ -89,14 +89,14 @@ def _check_search_options(args, vocabulary_size):
         "--constraints": value("constraints", None),
     }
     if beam < 1:
-        raise UserError(f"--beam {beam} is no number of hypotheses; give 1 or more")
+        raise UserError(f"{beam} is no number of hypotheses; give 1 or more", "--beam")
     chosen = [name for name, is_chosen in strategies.items() if is_chosen]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them")
     if groups > 0 and beam % groups:
         raise UserError(f"--beam {beam} cannot be divided into --diverse-beam-groups {groups}: give a multiple of it")
     if top_k > vocabulary_size:
-        raise UserError(f"--sampling-topk {top_k} is more than the dictionary's {vocabulary_size} words: lower it")
+        raise UserError(f"{top_k} is more than the dictionary's {vocabulary_size} words: lower it", "--sampling-topk")
 
 
 def _init_constraints(init, self, batch_constraints, beam_size):

@@ -34,4 +34,4 @@ def differences(former: Fingerprint, present: Fingerprint) -> str:
 
 
 def _value(value) -> str:
-    return "left out" if value in (None, False) else "given" if value is True else str(value)
+    return "left out" if value is None or value is False else "given" if value is True else str(value)

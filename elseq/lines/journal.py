@@ -62,6 +62,7 @@ class Journal:
         self.path = self.folder / f"{rank}.journal"
         self._file: int | None = None
         self._size = 0
+        self._whole: os.stat_result | None = None
 
     def lock(self) -> None:
         """Make the journal this process's own until `close`. If the process is killed, the kernel unlocks it.
@@ -201,12 +202,17 @@ class Journal:
                         file.write(b"\n" if number < 0 else content[start : content.find(b"\n", start) + 1])
                     file.flush()
                     os.fsync(file.fileno())
+                    self._whole = os.fstat(file.fileno())
                 temporary.replace(self.output)
                 _force_folder(self.output.parent)
             except OSError as error:
                 temporary.unlink(missing_ok=True)
                 raise self._cannot_be_written(error) from error
         self._tidy()
+
+    def is_published(self) -> bool:
+        """Whether the output is the one that this process has made; however suddenly it was interrupted meanwhile."""
+        return self._whole is not None and self.output.exists() and os.path.samestat(self._whole, self.output.stat())
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):

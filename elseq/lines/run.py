@@ -13,9 +13,11 @@ import torch
 from tqdm import tqdm
 
 import elseq
+from elseq.arguments import as_option
 from elseq.errors import UserError
 from elseq.generation.batches import SplittingDecoder
-from elseq.generator import SEARCH_OPTIONS, TextGenerator, checkpoint_path, load, search_configuration
+from elseq.generation.options import SEARCH_OPTIONS, search_configuration
+from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
 from elseq.lines.background import Background
 from elseq.lines.fingerprint import Fingerprint, digest_file, digest_symbols
 from elseq.lines.journal import Journal
@@ -25,6 +27,7 @@ from elseq.lines.reading import STANDARD_INPUT, InputLines, Sources, encode_line
 logger = logging.getLogger(__name__)
 
 SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
+TOP_K = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
 # Shares of words that the dictionary does not know.
 NOTABLE, UNUSABLE = 0.1, 0.9
 LOG_INTERVAL = 60  # seconds between two lines about the progress, where there is no terminal
@@ -40,6 +43,9 @@ class Job:
     data: str | None = None
     languages: tuple[str, str] | None = None
     attention: str = "auto"
+    apply_top_k: int | None = None
+    apply_top_k_in: str | None = None
+    apply_ffn_top_k: int | None = None
     device: str | None = None
     dtype: torch.dtype | None = None
     max_tokens: int = 4096
@@ -104,23 +110,29 @@ class Run:
     def __init__(self, job: Job, processes: Processes):
         self.job = job
         self.processes = processes
+        # Where a link leads: a file takes the output's place, and would take the link's.
+        self.journal = Journal(Path(os.path.realpath(job.output)), processes.rank)
         self.progress: Progress | None = None
 
-    def __call__(self) -> None:
+    def __call__(self, ready: Callable[[TextGenerator], None] = lambda generator: None) -> None:
         """
+        Args:
+            ready: called with the model before the first line is decoded.
+
         Raises:
             UserError: it cannot be done, or no further; what was finished is kept.
         """
         job, processes = self.job, self.processes
         cfg = search_configuration(job.search)
+        check_max_tokens(job.max_tokens)
         _check_paths(job, processes)
         lines = InputLines(job.input)
-        with closing(Journal(job.output, processes.rank)) as journal:
+        with closing(self.journal) as journal:
             if processes.is_first:
                 journal.lock()
                 if journal.is_new():
                     _check_overwrite(job)
-            generator = load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages)
+            generator = _load(job)
             search = generator.make_search(cfg)
             sources = encode_lines(
                 lines, lambda text, name: generator.encode(text, search, name, job.truncate, "give --truncate")
@@ -145,6 +157,7 @@ class Run:
                 processes.announce("begun")
             self.progress = Progress(len(lines), int(finished.sum()), processes)
             with closing(self.progress):
+                ready(generator)
                 decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, job.seed)
                 self._decode(batches, finished, decode, generator.text, journal)
                 if processes.is_first:
@@ -192,6 +205,11 @@ def _check_overwrite(job: Job) -> None:
         raise UserError(f"{job.output} exists already: give another --output, or --overwrite")
 
 
+def _load(job: Job) -> TextGenerator:
+    top_k = {name: getattr(job, name) for name in TOP_K}
+    return load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages, **top_k)
+
+
 def _device(job: Job) -> str | None:
     """Where there are several processes on a machine and nothing else is said, each has a GPU of its own."""
     if job.device is None and torch.cuda.is_available():
@@ -221,13 +239,14 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         "--attention": job.attention,
+        **{as_option(name): getattr(job, name) for name in TOP_K},
         "--device": parameter.device.type,
         "--dtype": str(parameter.dtype).removeprefix("torch."),
         "--max-tokens": job.max_tokens if job.memory_budget is None else None,
         "--memory-budget": job.memory_budget,
         "--truncate": job.truncate,
         "--seed": job.seed,
-        **{f"--{name.replace('_', '-')}": cfg[name] for name in SEARCH_OPTIONS},
+        **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,
         "torch": torch.__version__,
     }

@@ -10,14 +10,11 @@ from elseq.models.layers import FeedForwardLayer
 PLACES = ("encoder", "decoder", "cross")
 
 
-def apply_attention_top_k(
-    model: nn.Module, top_k: int | None, query_chunk_size: int | None = None, places: tuple[str, ...] = PLACES
-) -> None:
+def apply_attention_top_k(model: nn.Module, top_k: int | None, places: tuple[str, ...] = PLACES) -> None:
     """
     Args:
         model: an elseq model.
         top_k: scores kept of each query; None: all.
-        query_chunk_size: queries evaluated together; None: as it is.
         places: the self-attention of encoder and decoder, and the attention of the decoder to the encoder (cross).
 
     Raises:
@@ -32,15 +29,13 @@ def apply_attention_top_k(
     for place, module in attentions:
         if place in places:
             module.top_k = top_k
-            module.query_chunk_size = query_chunk_size or module.query_chunk_size
 
 
-def apply_ffn_top_k(model: nn.Module, top_k: int | None, chunk_size: int | None = None) -> None:
+def apply_ffn_top_k(model: nn.Module, top_k: int | None) -> None:
     """
     Args:
         model: an elseq model.
         top_k: units used for each token; None: all.
-        chunk_size: tokens evaluated together; None: as it is.
 
     Raises:
         UserError: layers with another activation, or with a norm between their two matrices.
@@ -54,7 +49,15 @@ def apply_ffn_top_k(model: nn.Module, top_k: int | None, chunk_size: int | None 
                     f"model has {'--scale-fc' if has_norm else module.activation}: leave it out"
                 )
             module.ffn_top_k = top_k
-            module.ffn_chunk_size = chunk_size or module.ffn_chunk_size
+
+
+def set_chunk_sizes(model: nn.Module, queries: int | None, tokens: int | None) -> None:
+    """How much of top-k attention, and of a top-k feed-forward layer, is evaluated together; None: as it is."""
+    for module in model.modules():
+        if isinstance(module, Attention):
+            module.query_chunk_size = queries or module.query_chunk_size
+        elif isinstance(module, FeedForwardLayer):
+            module.ffn_chunk_size = tokens or module.ffn_chunk_size
 
 
 def _place(name: str, attention: Attention) -> str:

@@ -1,7 +1,6 @@
 """A job of elseq-benchmark with Hydra: one mode at one batch size and beam."""
 
 import contextlib
-import io
 from dataclasses import replace
 from pathlib import Path
 
@@ -26,7 +25,7 @@ def _known(cfg: dict) -> dict:
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
     """Measure what the configuration says: what the command line of `arguments` would measure beside stock."""
-    args = _parse(arguments(cfg))
+    args = parse(arguments(cfg))
     with contextlib.ExitStack() as stack:
         grid = replace(make_grid(args, stack), modes=args.modes)
         if cfg.checkpoint is None:
@@ -66,12 +65,3 @@ def arguments(cfg: DictConfig) -> list[str]:
     configuration = elseq_configuration(OmegaConf.create(OmegaConf.to_container(model, resolve=True)))
     _, arch, *model_options = training_options(configuration)
     return [f"--arch={arch}", "--random-weights", *given, "--", *model_options]
-
-
-def _parse(command_line: list[str]):
-    complaint = io.StringIO()
-    try:
-        with contextlib.redirect_stderr(complaint):
-            return parse(command_line)
-    except SystemExit as error:
-        raise UserError(complaint.getvalue().strip().rpartition("error: ")[2]) from error

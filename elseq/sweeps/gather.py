@@ -1,6 +1,7 @@
 """What all jobs of a sweep have found, in the sweep's folder: after each job, and in the end on the screen too."""
 
 import atexit
+import contextlib
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,29 +27,60 @@ class Gather(Callback):
     writes the table anew: whatever becomes of the sweep, the table of the jobs that are done is there.
     """
 
+    _has_failed = False  # itself, not a job
+
+    # Hydra tells of no end where a sweep is interrupted or a training has failed.
+
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        # Hydra tells of no end where the sweep is interrupted or a job has failed.
-        atexit.register(self.publish, sweep_folder(config))
+        atexit.register(self._end_early, sweep_folder(config), "hydra.sweep.dir")
+
+    def on_run_start(self, config: DictConfig, **kwargs) -> None:
+        atexit.register(self._end_early, Path(config.hydra.runtime.cwd, config.hydra.run.dir), "hydra.run.dir")
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
-            self.gather(sweep_folder(config))
-            for result in read_results(Path(config.hydra.runtime.output_dir)):
-                print(self.progress(result.row), file=sys.stderr, flush=True)
+            with self._told():
+                self.record(config, job_return)
+                self.gather(sweep_folder(config))
+                for result in read_results(Path(config.hydra.runtime.output_dir)):
+                    print(self.progress(result.row), file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
-        atexit.unregister(self.publish)
+        atexit.unregister(self._end_early)
         self._end(sweep_folder(config))
 
     def on_run_end(self, config: DictConfig, **kwargs) -> None:
+        atexit.unregister(self._end_early)
         self._end(Path(config.hydra.runtime.output_dir))
 
+    @contextlib.contextmanager
+    def _told(self):
+        """Tell of an error and go on; Hydra would make a warning of it, and the command would exit with 0."""
+        try:
+            yield
+        except Exception as error:
+            sys.excepthook(type(error), error, error.__traceback__)
+            self._has_failed = True
+
+    def _end_early(self, folder: Path, setting: str) -> None:
+        if folder.exists():
+            with self._told():
+                self.publish(folder)
+            told = f"what is done is in {folder}: the same command with {setting}={folder} goes on"
+            print(f"elseq: {told}", file=sys.stderr)
+
     def _end(self, folder: Path) -> None:
-        rows = self.publish(folder)
+        with self._told():
+            rows = self.publish(folder)
+        if self._has_failed:
+            sys.exit(1)
         failed = [self.progress(row) for row in rows if "failure" in row]
         if len(failed) == len(rows):
             print(f"elseq: error: {failed[0] if len(failed) == 1 else 'no job gave a result'}", file=sys.stderr)
             sys.exit(1)
+
+    def record(self, config: DictConfig, job_return: JobReturn) -> None:
+        """Write the result of a job that does not do so itself."""
 
     def publish(self, folder: Path) -> list[dict]:
         """Print what there is, and say where it is; the rows."""

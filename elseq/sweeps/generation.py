@@ -1,6 +1,5 @@
 """A job of elseq-generate with Hydra: a text file into the job's folder, timed and scored."""
 
-import functools
 import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -10,12 +9,12 @@ from omegaconf import DictConfig
 from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
-from elseq.benchmark.arguments import count
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generator import DTYPES, load, search_configuration
+from elseq.generation.options import search_configuration
+from elseq.generator import DTYPES, TextGenerator
 from elseq.lines.processes import Processes
-from elseq.lines.run import SEARCH, Job, Run
+from elseq.lines.run import SEARCH, TOP_K, Job, Run
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
@@ -24,17 +23,6 @@ from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
 OUTPUT = "output.txt"
-
-
-class _Timed(Processes):
-    """Knows when decoding began, in seconds of `time.perf_counter`."""
-
-    begun: float
-
-    def announce(self, event: str) -> None:
-        if event == "begun":
-            self.begun = time.perf_counter()
-        super().announce(event)
 
 
 def _known(cfg: dict) -> dict:
@@ -56,23 +44,31 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         attention=cfg.decode.mode,
         device=cfg.device,
         dtype=_choice("dtype", cfg.dtype, DTYPES),
-        max_tokens=count(str(cfg.max_tokens)),
+        max_tokens=cfg.max_tokens,
         memory_budget=cfg.memory_budget,
         truncate=cfg.truncate,
         seed=cfg.seed,
         overwrite=True,  # the folder is this job's: what is there is its own, finished under other settings
         search=search,
+        **{name: cfg.get(name) for name in TOP_K},
     )
-    _warm_up(what.model, what.attention, what.device, what.dtype, what.data)
-    processes = _Timed.of_environment()
-    run = Run(what, processes)
-    run()
-    seconds = time.perf_counter() - processes.begun  # without loading
+    beam = search_configuration(search).beam
+    begun = []
+
+    def warm_up(generator: TextGenerator) -> None:
+        """The first batch of all takes longer than it should. (fairseq's own BART is set to one beam.)"""
+        word = generator.task.source_dictionary[-1]
+        generator.generate([word], beam=beam, max_len_a=0, max_len_b=2, progress=False)
+        begun.append(time.perf_counter())
+
+    run = Run(what, Processes.of_environment())
+    run(warm_up)
+    seconds = time.perf_counter() - begun[0]  # without loading
     outputs = list(read_lines(what.output))
     scores, how = score(outputs)
     row = {
         "mode": cfg.decode.mode,
-        "beam": search_configuration(search).beam,
+        "beam": beam,
         "samples_per_second": (len(outputs) - run.progress.before) / seconds,
         "sentences": len(outputs),
         "seconds": [seconds],
@@ -81,13 +77,6 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     device = what.device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
     return Result(row, title, outputs)
-
-
-@functools.cache
-def _warm_up(model: str, attention: str, device: str | None, dtype: torch.dtype | None, data: str | None) -> None:
-    """Once in a process: the first batch of all takes longer than it should."""
-    generator = load(model, attention, device, dtype, data)
-    generator.generate([generator.task.source_dictionary[-1]], max_len_a=0, max_len_b=2)
 
 
 def _choice(name: str, value: str | None, choices: dict):

@@ -51,7 +51,7 @@ def sweep(name: str, job: TaskFunction) -> None:
     args, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     for argument in unknown + [text for text in args.overrides if "=" not in text and not text.startswith("~")]:
         raise UserError(f"{argument} does not go with NAME=VALUE and -m: give it as one of the settings in {name}.yaml")
-    path = Path(args.config_dir or CONFIG_DIR).resolve() / f"{args.config_name or name}.yaml"
+    path = _folder(args.config_dir) / f"{args.config_name or name}.yaml"
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the folder of the configurations, hydra_conf, by --config-dir")
     folder = None if args.config_dir else str(path.parent)
@@ -63,8 +63,14 @@ def sweep(name: str, job: TaskFunction) -> None:
     except (HydraException, OmegaConfBaseException, RuntimeError, ValueError) as error:  # a job that fails has none
         raise UserError(_sentence(error, path.parent)) from error
     except KeyboardInterrupt:
-        print("elseq: interrupted; the same command with hydra.sweep.dir=FOLDER of this sweep goes on", file=sys.stderr)
+        print("elseq: interrupted", file=sys.stderr)  # what is done is told by `elseq.sweeps.gather`
         sys.exit(130)
+
+
+def _folder(given: str | None) -> Path:
+    """Of the configurations: the one given, else the user's own, else the one installed with elseq."""
+    own = Path(given or CONFIG_DIR)
+    return own.resolve() if given or own.is_dir() else Path(__file__).resolve().parents[1] / CONFIG_DIR
 
 
 def _sentence(error: Exception, folder: Path) -> str:

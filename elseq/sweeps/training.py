@@ -5,7 +5,6 @@ from pathlib import Path
 
 import torch
 from hydra.core.utils import JobReturn, JobStatus
-from hydra.types import RunMode
 from omegaconf import DictConfig
 from tabulate import tabulate
 
@@ -17,14 +16,14 @@ from elseq.sweeps.jobs import Result
 class Gather(gather.Gather):
     """A callback of Hydra (hydra.callbacks) for the configurations of fairseq-hydra-train."""
 
-    def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
-        if config.hydra.mode != RunMode.MULTIRUN:
-            return
+    def record(self, config: DictConfig, job_return: JobReturn) -> None:
         row = {"job": Path(config.hydra.runtime.output_dir).name, "scores": read_scores(config)}
         if job_return.status == JobStatus.FAILED:
             row |= describe_failure(job_return._return_value)  # its property would raise it
         Result(row).write(config)
-        super().on_job_end(config, job_return)
+
+    def on_run_start(self, config: DictConfig, **kwargs) -> None:
+        """As below."""
 
     def on_run_end(self, config: DictConfig, **kwargs) -> None:
         """A training alone has nothing to be gathered."""

@@ -8,10 +8,11 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
+from elseq.arguments import as_option
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.interop.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
-from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k
+from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 
 logger = logging.getLogger(__name__)
 
@@ -46,6 +47,16 @@ class DecodingConfig(FairseqDataclass):
             "token; 0: with all (default: as --ffn-top-k was in its training)"
         },
     )
+    query_chunk_size: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "queries that top-k attention evaluates together (default: as the model was configured)"},
+    )
+    ffn_chunk_size: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
+        },
+    )
 
 
 def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
@@ -54,7 +65,7 @@ def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> No
         UserError: the option is set, to none of the choices. (argparse would print all of fairseq's options first.)
     """
     if value is not None and value not in choices:
-        raise UserError(f"{option} {value} is unknown; choose one of {', '.join(choices)}")
+        raise UserError(f"{value} is unknown; choose one of {', '.join(choices)}", option)
 
 
 def check_options(options) -> None:
@@ -67,13 +78,20 @@ def check_options(options) -> None:
     check_choice("--decode-attention", options.decode_attention, DECODE_ATTENTION)
     for name in APPLIED:
         value = getattr(options, name)
-        if value is not None and value < 0:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give 1 or more, or 0 for all")
+        if value is not None and not (isinstance(value, int) and value >= 0):
+            raise UserError(f"{value} is not possible: give 1 or more, or 0 for all", as_option(name))
+    for name in ("query_chunk_size", "ffn_chunk_size"):
+        value = getattr(options, name)
+        if value is not None and value < 1:
+            raise UserError(f"{value} is not possible: give 1 or more", as_option(name))
+    if not isinstance(options.apply_top_k_in, str):
+        raise UserError(f"{options.apply_top_k_in} is not possible: give names with commas", "--apply-top-k-in")
     for place in _places(options.apply_top_k_in):
         check_choice("--apply-top-k-in", place, PLACES)
     if options.apply_top_k is None and set(_places(options.apply_top_k_in)) != set(PLACES):
         raise UserError(
-            f"--apply-top-k-in {options.apply_top_k_in} says where --apply-top-k counts, which is missing: give both"
+            f"{options.apply_top_k_in} says where the k largest scores count, and there is no k: give both",
+            "--apply-top-k-in",
         )
 
 
@@ -118,27 +136,25 @@ class DecodingTask(FairseqTask):
         applied = next((name for name in APPLIED if getattr(self.options, name) is not None), None)
         if applied is not None and not from_checkpoint:
             raise UserError(
-                f"--{applied.replace('_', '-')} is for a model that is trained: to train with top-k give an "
-                f"architecture of elseq's, such as elseq_transformer, and {APPLIED[applied]}"
+                "is for a model that is trained: to train with top-k give an architecture of elseq's, such as "
+                f"elseq_transformer, and {APPLIED[applied]}",
+                as_option(applied),
             )
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)
         elif wanted == "stock":
             if applied is not None:
-                raise UserError(
-                    f"--{applied.replace('_', '-')} does not go with --decode-attention stock: leave out one"
-                )
+                raise UserError("does not go with stock, fairseq's own decoding: leave out one", as_option(applied))
             return super().build_model(cfg, from_checkpoint)
         else:
             kind, reason = equivalent_model(cfg)
             if kind is None:
                 if applied is not None:
-                    raise UserError(f"--{applied.replace('_', '-')} cannot be applied to this model, because {reason}")
+                    raise UserError(f"cannot be applied to this model, because {reason}", as_option(applied))
                 if wanted in ("kv", "el"):
                     raise UserError(
-                        f"--decode-attention {wanted} cannot decode this model, because {reason}; "
-                        "use --decode-attention stock"
+                        f"{wanted} cannot decode this model, because {reason}; use stock", "--decode-attention"
                     )
                 logger.info("the model keeps fairseq's own modules, because %s", reason)
                 return super().build_model(cfg, from_checkpoint)
@@ -155,6 +171,7 @@ class DecodingTask(FairseqTask):
             apply_attention_top_k(model, options.apply_top_k or None, places=_places(options.apply_top_k_in))
         if options.apply_ffn_top_k is not None:
             apply_ffn_top_k(model, options.apply_ffn_top_k or None)
+        set_chunk_sizes(model, options.query_chunk_size, options.ffn_chunk_size)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""

@@ -168,6 +168,39 @@ def test_a_query_that_sees_nothing_gives_zeros_and_changes_no_gradient():
         torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
 
 
+# sequences, positions of the query and of the keys, width of a key and of a value
+EMPTY = [(0, 3, 50, 4, 6), (2, 0, 50, 4, 6), (2, 3, 0, 4, 6), (2, 0, 0, 4, 6), (2, 3, 50, 0, 6), (2, 3, 50, 4, 0)]
+
+
+@pytest.mark.usefixtures("large_part")
+@pytest.mark.parametrize("causal", [False, True])
+@pytest.mark.parametrize(("sequences", "length", "keys", "width", "value_width"), EMPTY)
+def test_nothing_to_attend_with_or_to(sequences, length, keys, width, value_width, causal):
+    """Where nothing is dropped, what torch's attention gives; where something might be, as much."""
+    torch.manual_seed(19)
+    inputs = (
+        random(sequences, 4, length, width),
+        random(sequences, 2, keys, width),
+        random(sequences, 2, keys, value_width),
+    )
+    hidden = torch.ones(length, keys, dtype=torch.bool).triu(keys - length + 1) if causal else None
+    visible = None if hidden is None else ~hidden
+    expected = F.scaled_dot_product_attention(*inputs, attn_mask=visible, scale=1.0, enable_gqa=True)
+    mask = torch.zeros(sequences, 1, keys, dtype=torch.bool)
+    assert_equal_with_gradients(top_k_attention(*inputs, 99, causal=causal, mask=mask), expected, inputs)
+    some = top_k_attention(*inputs, 2, causal=causal, dropout=0.5)
+    assert some.shape == expected.shape
+    assert [tensor.shape for tensor in torch.autograd.grad(some.sum(), inputs)] == [tensor.shape for tensor in inputs]
+
+
+@pytest.mark.parametrize("shape", [(0, 5), (0, 500), (3, 0), (2, 0, 4)])
+def test_of_no_scores_none_are_kept(shape):
+    scores = random(*shape)
+    kept = keep_largest(scores, 2)
+    assert kept.shape == shape
+    assert torch.autograd.grad(kept.sum(), scores)[0].shape == shape
+
+
 @pytest.mark.usefixtures("large_part")
 @quick
 @given(seeds, st.integers(1, 11))
@@ -419,6 +452,22 @@ def test_feed_forward_equals_the_dense_layer(layer):
     output = top_k_feed_forward(*tensors, top_k, activation, chunk_size=chunk)
     expected = naive_feed_forward(*tensors, top_k, activation)
     assert_equal_with_gradients(output, expected, [tensor for tensor in tensors if tensor is not None])
+
+
+@pytest.mark.usefixtures("large_part")
+@pytest.mark.parametrize("biases", [False, True])
+@pytest.mark.parametrize(
+    ("tokens", "width", "units", "out_width"), [((0,), 4, 50, 6), ((2, 0), 4, 50, 6), ((3,), 0, 50, 6), ((3,), 4, 0, 6)]
+)
+def test_feed_forward_of_nothing(tokens, width, units, out_width, biases):
+    torch.manual_seed(20)
+    tensors = [random(*tokens, width), random(units, width), random(units), random(out_width, units), random(out_width)]
+    if not biases:
+        tensors[2] = tensors[4] = None
+    expected = F.linear(F.linear(*tensors[:3]).relu(), *tensors[3:])
+    inputs = [tensor for tensor in tensors if tensor is not None]
+    assert_equal_with_gradients(top_k_feed_forward(*tensors, 99, "relu"), expected, inputs)
+    assert top_k_feed_forward(*tensors, 2, "relu").shape == expected.shape
 
 
 @pytest.mark.usefixtures("large_part")

@@ -124,10 +124,10 @@ def test_nothing_measured_is_an_error(run_here):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--variants=multi-tail", "'multi-tail' is unknown; choose of multi-head, stock, multi-query"),
-        ("--columns=beams", "'beams' is unknown; choose of training, greedy, beam"),
-        ("--batch=0", "'0' is not a whole number above 0"),
-        ("--dtype=float8", "--dtype float8 is unknown"),
+        ("--variants=multi-tail", "^--variants 'multi-tail' is unknown; choose of multi-head, stock, multi-query"),
+        ("--columns=beams", "^--columns 'beams' is unknown; choose of training, greedy, beam"),
+        ("--batch=0", "^--batch '0' is not a whole number above 0"),
+        ("--dtype=float8", "argument --dtype: invalid choice: 'float8'"),
         ("--device=tpu", "--device tpu is unknown"),
     ],
 )

@@ -151,13 +151,13 @@ def test_methods_of_attention_agree():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--what=attentions"], "'attentions' is unknown; choose of attention, feed-forward, chunks"),
-        (["--methods=performer"], "'performer' is unknown; choose of vanilla, chunked, top-k, sdpa"),
+        (["--what=attentions"], "^--what 'attentions' is unknown; choose of attention, feed-forward, chunks"),
+        (["--methods=performer"], "^--methods 'performer' is unknown; choose of vanilla, chunked, top-k, sdpa"),
         (["--what=chunks", "--methods=sdpa"], "--methods sdpa has none for --what chunks"),
-        (["--lengths=0"], "'0' is not a whole number above 0"),
-        (["--seconds-limit=-1"], "'-1' is not a number above 0"),
-        (["--memory-limit=much"], "'much' is not a number above 0"),
-        (["--dtype=float8"], "--dtype float8 is unknown"),
+        (["--lengths=0"], "^--lengths '0' is not a whole number above 0"),
+        (["--seconds-limit=-1"], "^--seconds-limit '-1' is not a number above 0"),
+        (["--memory-limit=much"], "^--memory-limit 'much' is not a number above 0"),
+        (["--dtype=float8"], "argument --dtype: invalid choice: 'float8'"),
         (["--device=tpu"], "--device tpu is unknown"),
     ],
 )

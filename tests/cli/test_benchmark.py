@@ -114,7 +114,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
         "run_grid",
         lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}, None),
     )
-    with pytest.raises(UserError, match="no mode could be measured; stock, batch 8, beam 4: out of memory$"):
+    with pytest.raises(UserError, match="nothing could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
 
 
@@ -128,7 +128,8 @@ def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
     assert ended.value.code == 130
     assert len(json.loads((tmp_path / "results.json").read_text())["rows"]) == 1
-    assert "| stock" in capsys.readouterr().out
+    assert "interrupted; what was measured:\n\nbart_base" in (err := capsys.readouterr().err)
+    assert "| stock" in err
 
 
 TINY = ["--arch=bart_base", *RANDOM]
@@ -141,11 +142,20 @@ TINY = ["--arch=bart_base", *RANDOM]
         (["--arch=bart_base"], "--arch alone has no weights"),
         (["--arch=bart_bass", "--random-weights"], "--arch bart_bass is unknown"),
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
-        ([*TINY, "--modes=stock,fast"], "'fast' is unknown; choose of stock, "),
-        ([*TINY, "--beams=4,none"], "'none' is not a whole number above 0"),
-        ([*TINY, "--dtype=int8"], "--dtype int8 is unknown"),
-        ([*TINY, "--device=tpu7"], "--device tpu7 is unknown"),
-        ([*TINY, "--", "--no-such-option"], "--no-such-option"),
+        ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose of stock, "),
+        ([*TINY, "--beams=4,none"], "^--beams 'none' is not a whole number above 0"),
+        ([*TINY, "--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
+        ([*TINY, "--device=tpu7"], "^--device tpu7 is unknown; choose cpu or cuda$"),
+        (
+            [*TINY, "--no-repeat-ngram-size=-3"],
+            "^--no-repeat-ngram-size '-3' is neither 0 nor a whole number",
+        ),
+        ([*TINY, "--threads=many"], "^--threads 'many' is not a whole number above 0$"),
+        ([*TINY, "--no-such-option"], "^unrecognized arguments: --no-such-option; see elseq-benchmark --help$"),
+        (
+            [*TINY, "--", "--no-such-option"],
+            "not fairseq-train's .unrecognized arguments: --no-such-option.",
+        ),
         ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
         ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
         (
@@ -156,8 +166,9 @@ TINY = ["--arch=bart_base", *RANDOM]
     ],
 )
 def test_bad_arguments(monkeypatch, arguments, sentence):
-    with pytest.raises(UserError, match=sentence):
+    with pytest.raises(UserError, match=sentence) as error:
         run(monkeypatch, *arguments)
+    assert "\n" not in str(error.value)
 
 
 @pytest.mark.parametrize(

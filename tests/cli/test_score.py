@@ -236,12 +236,13 @@ def test_output_that_cannot_be_written_does_not_lose_the_scores(tmp_path, files)
         ([], "arguments are required: COMMAND"),
         (["rouge", "a"], "arguments are required: REFERENCES"),
         (["rouge", "a", "b", "--setting=squad_qg-unilm_large"], "invalid choice: 'squad_qg-unilm_large'"),
-        (["rouge", "a", "b", "--bootstrap=-1"], "'-1' is not a whole number above 0"),
-        (["rouge", "a", "b", "--seed=-1"], "'-1' is not a whole number above 0"),
-        (["rouge", "a", "b", "--bootstrap=x"], "'x' is not a whole number above 0"),
+        (["rouge", "a", "b", "--bootstrap", "-1"], "--bootstrap '-1' is neither 0 nor a whole number above it"),
+        (["rouge", "a", "b", "--seed=-1"], "--seed '-1' is neither 0 nor a whole number above it"),
+        (["rouge", "a", "b", "--bootstrap=x"], "--bootstrap 'x' is neither 0 nor a whole number above it"),
     ],
 )
 def test_bad_arguments(arguments, sentence):
     ended = helpers.run_here(["elseq-score", *arguments], check=False)
-    assert ended.returncode
+    assert ended.returncode == 1
+    assert ended.stderr.startswith("elseq: error: ") and ended.stderr.count("\n") == 1
     assert sentence in ended.stderr

@@ -116,7 +116,8 @@ def test_what_changes_nothing(own, options):
     state = checkpoint_utils.load_checkpoint_to_cpu(str(own["el_transformer"][0]))
     for name, value in options.items():
         state["cfg"].model[name] = value
-    assert not set(vars(to_stock(state)["cfg"]["model"])) & set(options)
+    written = to_stock(state)["cfg"]["model"]
+    assert all(getattr(written, name, None) is None for name in options)  # the task has some of the same name
 
 
 @pytest.mark.parametrize("task", ["translation_multi_simple_epoch", "multilingual_translation"])

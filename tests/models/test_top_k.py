@@ -4,7 +4,7 @@ import torch
 from elseq.attention import Attention
 from elseq.errors import UserError
 from elseq.models.layers import FeedForwardLayer
-from elseq.models.top_k import apply_attention_top_k, apply_ffn_top_k
+from elseq.models.top_k import apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 from tests.models.building import EOS, POLICIES, decode_in_pieces, forward, ours, pair, repeat, source, target, words
 
 FAMILIES = ["transformer", "bart", "transformer_lm"]
@@ -48,6 +48,25 @@ def test_as_many_as_there_are_change_nothing(family):
     assert torch.equal(forward(model, batch, tokens)[0], expected)
     apply_attention_top_k(model, 2)
     assert not torch.allclose(forward(model, batch, tokens)[0], expected)
+
+
+def chunk_sizes(model):
+    queries = {module.query_chunk_size for module in model.modules() if isinstance(module, Attention)}
+    tokens = {module.ffn_chunk_size for module in model.modules() if isinstance(module, FeedForwardLayer)}
+    return queries, tokens
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@torch.no_grad()
+def test_chunk_sizes_change_nothing_but_the_chunks(family):
+    model = ours(family, attention_top_k=3, ffn_top_k=10).double()
+    batch, tokens = source(), target()
+    expected = forward(model, batch, tokens)[0]
+    set_chunk_sizes(model, 2, None)
+    assert chunk_sizes(model) == ({2}, {None})
+    set_chunk_sizes(model, None, 3)
+    assert chunk_sizes(model) == ({2}, {3})
+    torch.testing.assert_close(forward(model, batch, tokens)[0], expected, rtol=0, atol=1e-12)
 
 
 @pytest.mark.parametrize("family", FAMILIES)

@@ -81,10 +81,11 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     measured, wrong, *others = read_rows(tmp_path)
     assert measured["samples_per_second"] == 2
     assert "ratio_to_stock" not in measured
-    assert wrong["failure"] == "'many' is not a whole number above 0"
+    assert wrong["failure"] == "--batch-sizes 'many' is not a whole number above 0"
     assert [row["failure"] for row in others] == ["out of memory", wrong["failure"]]
-    assert "\nkv, batch many: 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n" in (
-        ended.stdout
+    assert (
+        "\nkv, batch many: --batch-sizes 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n"
+        in (ended.stdout)
     )
     assert "x stock" not in ended.stdout
 
@@ -93,11 +94,11 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     ("line", "sentence"),
     [
         ("decode=auto batch=2", "auto, batch 2, beam 4: out of memory."),
-        ("batch=8.5", "auto, batch 8.5: '8.5' is not a whole number above 0."),
-        ("batch=[2,4]", "auto, batch [2, 4]: '[2' is not a whole number above 0."),
+        ("batch=8.5", "auto, batch 8.5: --batch-sizes '8.5' is not a whole number above 0."),
+        ("batch=[2,4]", "auto, batch [2, 4]: --batch-sizes '[2' is not a whole number above 0."),
         ("batch='2,4' decode=kv", "kv, batch 2,4: batch and beam are one number each; several with commas between"),
-        ("lenpen=much", "auto, batch 8: argument --lenpen: invalid float value: 'much'."),
-        ("dtype=int8", "auto, batch 8: --dtype int8 is unknown; choose one of float32, "),
+        ("lenpen=much", "auto, batch 8: argument --lenpen: invalid float value: 'much'; see elseq-benchmark --help."),
+        ("dtype=int8", "auto, batch 8: argument --dtype: invalid choice: 'int8' "),
         ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),
         ("model=null", "Config group override must be a string or a list."),
         ("batch=${none}", "auto, batch ${none}: InterpolationKeyError: Interpolation key 'none' not found."),
@@ -129,7 +130,7 @@ def test_one_run(requests, tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
-def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_before):
+def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_before, capsys):
     measure = runs._run
 
     def interrupted(request, *others):
@@ -143,14 +144,43 @@ def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_bef
     assert ended.returncode == 130
     assert "elseq: interrupted" in ended.stderr
     assert [row["mode"] for row in read_rows(tmp_path)] == ["stock"]
-    ((publish, *where),) = as_before  # what is done when the process ends
-    assert [row["mode"] for row in publish(*where)] == ["stock"]
+    ((tell, *what),) = as_before  # what is done when the process ends
+    tell(*what)
+    told = capsys.readouterr()
+    assert (tmp_path / "table.md").read_text() in told.out
+    assert told.err.endswith(
+        f"what is done is in {tmp_path}: the same command with hydra.sweep.dir={tmp_path} goes on\n"
+    )
 
     monkeypatch.setattr(runs, "_run", measure)
     requests.clear()
     benchmark(line)
     assert [request["mode"] for request in requests] == ["el", "kv"]
     assert [row["mode"] for row in read_rows(tmp_path)] == ["stock", "el", "kv"]
+
+
+def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, as_before, capsys):
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runs, "_run", interrupted)
+    ended = benchmark(f"decode=el hydra.run.dir={tmp_path}", check=False)
+    assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "elseq: interrupted")
+    ((tell, *what),) = as_before
+    tell(*what)
+    sentence = f"elseq: what is done is in {tmp_path}: the same command with hydra.run.dir={tmp_path} goes on\n"
+    assert capsys.readouterr() == ("", sentence)
+
+
+@pytest.mark.parametrize("line", ["-m decode=kv,el hydra.sweep.dir={}", "decode=kv hydra.run.dir={}"])
+def test_a_table_that_cannot_be_written_is_an_error(requests, tmp_path, line):
+    """The jobs are all done nevertheless."""
+    (tmp_path / "table.md").mkdir()
+    ended = benchmark(line.format(tmp_path), check=False)
+    assert ended.returncode == 1
+    assert ended.stderr.splitlines()[-1].startswith(f"elseq: error: {tmp_path / 'table.md'} cannot be written ")
+    assert "Traceback" not in ended.stderr
+    assert len(requests) == len(list(tmp_path.rglob(".hydra")))
 
 
 def test_another_configuration_is_measured_again(requests, tmp_path):

@@ -17,9 +17,9 @@ from elseq.sweeps.launch import sweep
 def generate(tiny_translation, monkeypatch, tmp_path):
     """Run a sweep on the test set; the exit code, stdout and stderr."""
 
-    def run(line):
-        what = f"checkpoint={tiny_translation.checkpoint} task.data={tiny_translation.data}"
-        where = f"input={tiny_translation.raw / 'test.src'} hydra.sweep.dir={tmp_path} hydra.run.dir={tmp_path}"
+    def run(line, trained=tiny_translation):
+        what = f"checkpoint={trained.checkpoint} task.data={trained.data}"
+        where = f"input={trained.raw / 'test.src'} hydra.sweep.dir={tmp_path} hydra.run.dir={tmp_path}"
         monkeypatch.setattr(sys, "argv", ["elseq-generate", *what.split(), *where.split(), *line.split()])
         stdout, stderr, code = io.StringIO(), io.StringIO(), 0
         with contextlib.redirect_stdout(stdout), contextlib.redirect_stderr(stderr):
@@ -57,6 +57,37 @@ def test_sweep(generate, tiny_translation, tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
+def test_the_model_is_loaded_once(generate, monkeypatch, tmp_path):
+    """What warms it up is the job's own model."""
+    loaded = []
+    load = elseq.lines.run.load
+    monkeypatch.setattr(
+        "elseq.lines.run.load", lambda *args, **options: loaded.append(args[1]) or load(*args, **options)
+    )
+    monkeypatch.setattr("elseq.generator.load", lambda *_: pytest.fail("it was loaded once more"))
+    assert generate("-m decode=kv,el")[0] == 0
+    assert loaded == ["kv", "el"]
+    assert all(0 < row["seconds"][0] < 60 for row in read_rows(tmp_path))
+
+
+def test_warming_up_leaves_the_beam_alone(generate, tiny_bart, tmp_path):
+    """A stock BART has one for all its attention."""
+    assert generate("-m decode=stock,kv beam=2", tiny_bart)[0] == 0
+    stock, kv = read_rows(tmp_path)
+    assert kv["identical"] == kv["sentences"] == stock["sentences"]
+
+
+def test_top_k(generate, tiny_translation, tmp_path):
+    assert generate("-m decode=kv apply_top_k=2,null apply_top_k_in=encoder,null")[0] == 0
+    both, _, _, none = read_rows(tmp_path)
+    assert "failure" not in both and "failure" not in none
+    texts = (tiny_translation.raw / "test.src").read_text().splitlines()
+    model = elseq.load(
+        tiny_translation.checkpoint, "kv", data=tiny_translation.data, apply_top_k=2, apply_top_k_in="encoder"
+    )
+    assert (tmp_path / "0-kv" / "output.txt").read_text().splitlines() == model.generate(texts)
+
+
 def test_search_of_the_group_decoding(generate, tiny_translation, tmp_path):
     generate("decode=kv decoding=beam lenpen=0.5 max_len_b=12")
     model = elseq.load(tiny_translation.checkpoint, attention="kv", data=str(tiny_translation.data))
@@ -83,8 +114,8 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=pyproject.toml", "each line of one belongs to a line of the other"),
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
         ("dtype=int8", "dtype=int8 is unknown: choose one of "),
-        ("beam=many", "beam='many' cannot be used"),
-        ("max_tokens=many", "'many' is not a whole number above 0"),
+        ("beam=many", "beam 'many' cannot be used"),
+        ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
     ],
 )

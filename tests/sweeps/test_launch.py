@@ -94,6 +94,12 @@ def test_slurm_can_be_composed():
     assert "SlurmLauncher" in ended.stdout
 
 
+def test_in_another_folder(tmp_path, monkeypatch):
+    """The configurations that are installed with elseq."""
+    monkeypatch.chdir(tmp_path)
+    assert "source_length: 512" in helpers.run_here(["elseq-benchmark", "--cfg", "job"]).stdout
+
+
 def test_fairseq_configurations_are_as_before():
     helpers.run_here(["elseq-benchmark", "--cfg", "job"])
     assert not {"decode", "benchmark.yaml", "generate.yaml"} & set(ConfigStore.instance().repo)

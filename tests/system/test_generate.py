@@ -239,6 +239,8 @@ def test_top_k_means_the_same_under_every_evaluation(tiny_translation, tiny_bart
     for trained in (tiny_translation, tiny_bart):
         expected = generate(trained, "--decode-attention=kv", *few)
         assert_same_output(generate(trained, "--decode-attention=el", *few), expected)
+        chunks = ["--query-chunk-size=2", "--ffn-chunk-size=3"]
+        assert_same_output(generate(trained, "--decode-attention=kv", *few, *chunks), expected)
 
 
 @pytest.mark.parametrize(
@@ -248,7 +250,7 @@ def test_top_k_means_the_same_under_every_evaluation(tiny_translation, tiny_bart
         (["--apply-top-k=4", "--apply-top-k-in=middle"], "--apply-top-k-in middle is unknown"),
         (
             ["--apply-ffn-top-k=4", "--decode-attention=stock"],
-            "--apply-ffn-top-k does not go with --decode-attention stock",
+            "--apply-ffn-top-k does not go with stock, fairseq's own decoding: leave out one",
         ),
     ],
 )
@@ -496,9 +498,7 @@ def test_architecture_that_has_no_el(translation_data, raw_text, tmp_path):
     helpers.run_here(["fairseq-train", translation_data, "--arch=lstm", *sizes, *process, "--save-dir", tmp_path])
     trained = helpers.Trained(raw_text, translation_data, tmp_path / "checkpoint_last.pt")
     sentence = error_of(generate(trained, "--decode-attention=el", check=False))
-    assert sentence.endswith(
-        "--decode-attention el cannot decode this model, because it is a LSTMModel; use --decode-attention stock"
-    )
+    assert sentence.endswith("--decode-attention el cannot decode this model, because it is a LSTMModel; use stock")
     expected = generate(trained, task=["--task=translation"])
     found = generate(trained)
     assert "the model keeps fairseq's own modules, because it is a LSTMModel" in found.stdout

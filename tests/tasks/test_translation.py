@@ -78,7 +78,7 @@ def test_others_keep_their_class_and_the_log_says_so(cfg, kind, reason, caplog):
 def test_others_cannot_be_decoded_by_a_named_evaluation(cfg, kind, reason, mode):
     with pytest.raises(UserError) as error:
         make_task(decode_attention=mode).build_model(cfg)
-    expected = f"--decode-attention {mode} cannot decode this model, because {reason}; use --decode-attention stock"
+    expected = f"--decode-attention {mode} cannot decode this model, because {reason}; use stock"
     assert str(error.value) == expected
 
 
@@ -100,7 +100,7 @@ def test_unknown_evaluation(tiny_bart):
 
 
 def test_places_without_a_top_k(tiny_bart):
-    with pytest.raises(UserError, match="^--apply-top-k-in encoder says where --apply-top-k counts, which is missing"):
+    with pytest.raises(UserError, match="^--apply-top-k-in encoder says where .*, and there is no k: give both$"):
         load_translation(tiny_bart, apply_top_k_in="encoder")
 
 
@@ -109,6 +109,25 @@ def test_top_k_is_not_applied_in_training(applied, instead):
     for arch in ("transformer", "el_transformer"):
         with pytest.raises(UserError, match=f"is for a model that is trained: .* {instead}$"):
             make_task(**{applied: 4}).build_model(model_arguments(arch))
+
+
+@pytest.mark.parametrize(
+    ("arch", "trained"), [("transformer", None), ("elseq_transformer", None), ("elseq_transformer", 5)]
+)
+def test_chunk_sizes(arch, trained):
+    """Beside a top-k that is applied, or to that of the training; unset: as the model was configured."""
+    for asked, expected in ((None, trained), (2, 2)):
+        task = make_task(query_chunk_size=asked, ffn_chunk_size=asked)
+        options = {} if trained is None else {"query_chunk_size": trained, "ffn_chunk_size": trained}
+        model = task.build_model(model_arguments(arch, **options))
+        layer = model.encoder.layers[0]
+        assert (layer.self_attn.query_chunk_size, layer.ffn_chunk_size) == (expected, expected)
+
+
+@pytest.mark.parametrize("option", ["query_chunk_size", "ffn_chunk_size"])
+def test_chunks_of_nothing(tiny_bart, option):
+    with pytest.raises(UserError, match=f"^--{option.replace('_', '-')} 0 is not possible: give 1 or more$"):
+        load_translation(tiny_bart, **{option: 0})
 
 
 # --- which generator

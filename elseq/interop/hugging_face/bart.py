@@ -58,16 +58,8 @@ _IS_BART = {
     "encoder_learned_pos": True,
     "decoder_learned_pos": True,
     "layernorm_embedding": True,
-    "no_token_positional_embeddings": False,
     "no_cross_attention": False,
-    "adaptive_input": False,
-    "adaptive_softmax_cutoff": None,
     "encoder_layers_to_keep": None,
-    "decoder_layers_to_keep": None,
-    "scale_fc": False,
-    "scale_attn": False,
-    "scale_heads": False,
-    "scale_resids": False,
 }
 
 

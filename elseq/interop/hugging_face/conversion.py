@@ -85,8 +85,10 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
             f"{data} has no tokenizer (vocab.json with merges.txt, or tokenizer.json): name its folder, or one with "
             "fairseq's dict.txt, encoder.json and vocab.bpe, by --data"
         )
-    if family is bart:
-        vocabulary.check_symbols(words, config, data)
+    check = vocabulary.check_symbols if family is bart else vocabulary.check_end
+    check(words, config, data)
+    if words.unmade:
+        notes.append(f"no merge makes {', '.join(map(repr, words.unmade))}, so that no text has it in its tokens")
 
     configuration = as_stock(elseq_configuration(Namespace(arch=family.ARCHITECTURE, **model_options)))
     order = fairseq_order(words, config, config["vocab_size"])

@@ -45,17 +45,9 @@ _IS_GPT2 = {
     "decoder_normalize_before": True,
     "no_decoder_final_norm": False,
     "decoder_learned_pos": True,
-    "no_token_positional_embeddings": False,
     "no_scale_embedding": True,
     "layernorm_embedding": False,
-    "adaptive_input": False,
-    "adaptive_softmax_cutoff": None,
     "character_embeddings": False,
-    "decoder_layers_to_keep": None,
-    "scale_fc": False,
-    "scale_attn": False,
-    "scale_heads": False,
-    "scale_resids": False,
 }
 
 

@@ -14,6 +14,17 @@ ACTIVATIONS = {
 }
 # Back: the first name of each, and fairseq's old name for the second.
 HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
+# Options of fairseq's Transformers that neither of Hugging Face's models has.
+_NEITHER_HAS = {
+    "no_token_positional_embeddings": False,
+    "adaptive_input": False,
+    "adaptive_softmax_cutoff": None,
+    "decoder_layers_to_keep": None,
+    "scale_fc": False,
+    "scale_attn": False,
+    "scale_heads": False,
+    "scale_resids": False,
+}
 
 
 def complete(config: dict, defaults: dict) -> dict:
@@ -70,13 +81,13 @@ def check_expressible(configuration: dict, required: dict, model: str) -> None:
     """
     Args:
         configuration: of a fairseq model.
-        required: what Hugging Face's model is, in the options of fairseq.
+        required: what Hugging Face's model is, in the options of fairseq, beside what neither model has.
         model: its name.
 
     Raises:
         UserError: the model is another.
     """
-    for name, value in required.items():
+    for name, value in (required | _NEITHER_HAS).items():
         # None, 0, "" and False all stand for an option that was not given
         if (configuration.get(name) or None) != (value or None):
             option = f"--{name.replace('_', '-')} {configuration.get(name)}"

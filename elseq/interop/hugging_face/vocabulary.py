@@ -7,7 +7,7 @@ the place of a word in the dictionary is the row, after the four special symbols
 
 import json
 import re
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq.data import Dictionary
@@ -19,16 +19,21 @@ from elseq.interop.hugging_face.folders import read_json
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
 END_OF_TEXT = "<|endoftext|>"
 _OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
-_NOT_MERGED = re.compile(r"<.*>|madeupword\d+")
+_NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
+_STRAY = 0.01  # share of the pieces that somebody may have written into a vocabulary by hand
 _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
 
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Of Hugging Face: the row of each piece, and the merges, best first, each "left right"."""
+    """Of Hugging Face: the row of each piece, and the merges, best first, each "left right".
+
+    `unmade` are the few pieces that no merge makes, so that they are found in no text.
+    """
 
     rows: dict[str, int]
     merges: list[str]
+    unmade: list[str] = field(default_factory=list)
 
     def names(self, rows: int) -> list[str]:
         """What each row of an embedding stands for; fairseq's word for nothing where that is not known."""
@@ -51,17 +56,21 @@ def read_vocabulary(folder: Path, by_dictionary: bool, rows: int = 0) -> Vocabul
     """
     if _all_there(folder, "vocab.json", "merges.txt"):
         pieces, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
+        if (folder / "tokenizer.json").exists():
+            _check_same(folder, pieces, read_json(folder / "tokenizer.json"))
+        added = {}
         if (folder / "added_tokens.json").exists():
-            pieces = pieces | _as_bytes(read_json(folder / "added_tokens.json"))
-        return _checked(folder / "vocab.json", pieces, merges)
+            added = _as_bytes(read_json(folder / "added_tokens.json"))
+        return _checked(folder / "vocab.json", pieces, merges, added)
     if (folder / "tokenizer.json").exists():
         return _read_tokenizer(folder / "tokenizer.json")
     if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
         pieces, merges = read_json(folder / "encoder.json"), _read_merges(folder / "vocab.bpe")
+        numbers = pieces
         if by_dictionary:
             words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
             pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
-        return _checked(folder / "encoder.json", pieces, merges)
+        return _checked(folder / "encoder.json", pieces, merges, numbers=numbers)
     return None
 
 
@@ -97,24 +106,59 @@ def _read_tokenizer(path: Path) -> Vocabulary:
     merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
     rows = model.get("vocab") or {}
     new = {text: row for text, row in added.items() if text not in rows}
-    return _checked(path, {**rows, **_as_bytes(new)}, merges)
+    return _checked(path, rows, merges, _as_bytes(new))
 
 
-def _checked(path: Path, rows: dict, merges: list[str]) -> Vocabulary:
-    numbers = list(rows.values())
-    if not rows or not all(isinstance(number, int) and number >= 0 for number in numbers):
+def _check_same(folder: Path, pieces: dict, tokenizer: dict) -> None:
+    others = (tokenizer.get("model") or {}).get("vocab")
+    if isinstance(others, dict):
+        for piece in pieces.keys() & others.keys():
+            if pieces[piece] != others[piece]:
+                raise UserError(
+                    f"{folder} has two tokenizers: {piece!r} has the number {pieces[piece]} in vocab.json and "
+                    f"{others[piece]} in tokenizer.json; remove the one that is another model's"
+                )
+
+
+def _checked(
+    path: Path, pieces: dict, merges: list[str], added: dict[str, int] | None = None, numbers: dict | None = None
+) -> Vocabulary:
+    """
+    Args:
+        path: of the pieces.
+        pieces: the row of each.
+        merges: of BPE.
+        added: the rows of what is found in a text before BPE sees it.
+        numbers: the pieces that BPE itself knows, if those that have rows are others.
+    """
+    rows = pieces | (added or {})
+    if not rows or not all(isinstance(number, int) and number >= 0 for number in rows.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")
-    if len(set(numbers)) < len(numbers):
+    if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
-    if any(len(merge.split(" ")) != 2 for merge in merges):
-        raise UserError(f"a merge beside {path} is no pair of pieces: copy the tokenizer again")
     made = {merge.replace(" ", "") for merge in merges}
-    long = [name for name in rows if len(name) > 1 and not _NOT_MERGED.fullmatch(name)]
-    if 2 * len(made.intersection(long)) < len(long):
+    long = [name for name in pieces if len(name) > 1 and not _NOT_MERGED.fullmatch(name)]
+    unmade = [name for name in long if name not in made]
+    if len(unmade) > _STRAY * len(long):
         raise UserError(
-            f"most pieces of {path} are made by no merge beside it: the merges were cut off, copy them again"
+            f"{len(unmade)} of {len(long)} pieces of {path}, such as {unmade[-1]!r}, are made by no merge beside it: "
+            "the merges were cut off, or are another model's; copy both again"
         )
-    return Vocabulary(rows, merges)
+    _check_merges(path, pieces if numbers is None else numbers, merges)
+    return Vocabulary(rows, merges, unmade)
+
+
+def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
+    for merge in merges:
+        parts = merge.split(" ")
+        if len(parts) != 2:
+            raise UserError(f"a merge beside {path} is no pair of pieces: copy the tokenizer again")
+        lacking = next((piece for piece in (*parts, "".join(parts)) if piece not in pieces), None)
+        if lacking is not None:
+            raise UserError(
+                f"{path} lacks {lacking!r}, a piece of the merge {merge!r} beside it: they are of two models, or were "
+                "cut off; copy both again"
+            )
 
 
 def check_symbols(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
@@ -133,6 +177,25 @@ def check_symbols(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
                 f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
                 f"{option}: {config[option]}: name the folder of the model's own by --data"
             )
+
+
+def check_end(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
+    """
+    Args:
+        vocabulary: of the folder.
+        config: a GPT-2's config.json.
+
+    Raises:
+        UserError: what ends a text is a word of the vocabulary: it is of another model.
+    """
+    end = config["eos_token_id"]
+    [name, *_] = [name for name, row in vocabulary.rows.items() if row == end] or [""]
+    is_word = any(letter.isalpha() for letter in name.removeprefix("Ġ"))  # "\n", "###" may end a text on purpose
+    if is_word and name in {merge.replace(" ", "") for merge in vocabulary.merges}:
+        raise UserError(
+            f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text ends "
+            f"(eos_token_id), is {name!r}: name the folder of the model's own by --data"
+        )
 
 
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
@@ -164,9 +227,12 @@ def fairseq_files(words: list[str], numbers: dict[str, int], merges: list[str], 
 
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
+    known = set(names)
+    # A dictionary may lack pieces that its data did not have; transformers does not load merges of others.
+    usable = [merge for merge in merges if known.issuperset([*merge.split(" "), merge.replace(" ", "")])]
     return {
         "vocab.json": json.dumps({name: row for row, name in enumerate(names)}, ensure_ascii=False),
-        "merges.txt": "\n".join([_HEADER, *merges, ""]),
+        "merges.txt": "\n".join([_HEADER, *usable, ""]),
         "tokenizer_config.json": json.dumps(tokenizer, indent=2) + "\n",
     }
 

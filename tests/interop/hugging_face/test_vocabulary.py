@@ -12,7 +12,9 @@ from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
 from tests.interop.hugging_face.making import (
     BART_NAMES,
     GPT2_NAMES,
+    LETTERS,
     MERGES,
+    PIECES,
     TEXTS,
     convert,
     gpt2_rows,
@@ -153,9 +155,20 @@ def test_fairseqs_numbers():
         ("vocab.json", "[]", "vocab.json holds no JSON object"),
         ("vocab.json", '{"a": "b"}', "vocab.json does not give each piece a number"),
         ("vocab.json", '{"a": 1, "b": 1}', "vocab.json gives two pieces the same number"),
-        ("merges.txt", "", "most pieces of .*vocab.json are made by no merge beside it: the merges were cut off"),
-        ("merges.txt", "#version: 0.2\nt h\nĠ th\n", "most pieces of .* are made by no merge"),
-        ("merges.txt", "#version: 0.2\na b c\n", "a merge beside .* is no pair of pieces"),
+        (
+            "merges.txt",
+            "",
+            "7 of 7 pieces of .*vocab.json, such as 'th', are made by no merge beside it: the merges were",
+        ),
+        ("merges.txt", "#version: 0.2\nt h\nĠ th\n", "5 of 7 pieces of .* are made by no merge"),
+        ("merges.txt", "\n".join(MERGES[:-1]), "1 of 7 pieces of .*, such as 'Ġin', are made by no merge"),
+        ("merges.txt", "\n".join([*MERGES, "a b c"]), "a merge beside .* is no pair of pieces"),
+        (
+            "merges.txt",
+            "\n".join([*MERGES, "e n"]),
+            "vocab.json lacks 'en', a piece of the merge 'e n' beside it: they",
+        ),
+        ("merges.txt", "\n".join([*MERGES, "Ġa nd"]), "vocab.json lacks 'nd', a piece of the merge 'Ġa nd' beside it"),
     ],
 )
 def test_damaged_files(tmp_path, name, content, sentence):
@@ -163,6 +176,64 @@ def test_damaged_files(tmp_path, name, content, sentence):
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
         vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
+
+
+def test_two_tokenizers_in_a_folder(tmp_path):
+    save_tokenizer(tmp_path, GPT2_NAMES)
+    tokenizer = {"model": {"type": "BPE", "vocab": {name: row for row, name in enumerate(GPT2_NAMES)}}}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    assert vocabulary.read_vocabulary(tmp_path, by_dictionary=False).rows == tokenizer["model"]["vocab"]
+    tokenizer["model"]["vocab"] |= {"Ġin": 0, GPT2_NAMES[0]: GPT2_NAMES.index("Ġin")}
+    (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
+    with pytest.raises(UserError, match="has two tokenizers: .* has the number .* remove the one that is another mod"):
+        vocabulary.read_vocabulary(tmp_path, by_dictionary=False)
+
+
+def test_gpt2_with_the_tokenizer_of_another_of_its_size(tmp_path):
+    """Known by what ends a text, if nothing else."""
+    make_gpt2(tmp_path / "theirs")
+    (tmp_path / "other").mkdir()
+    save_tokenizer(tmp_path / "other", [END_OF_TEXT, *PIECES])
+    end = len(PIECES)
+    sentence = f"is of another model, since number {end}, with which by config.json a text ends .*, is 'Ġin': name the"
+    with pytest.raises(UserError, match=sentence):
+        convert(tmp_path / "theirs", tmp_path / "ours", data=tmp_path / "other")
+
+
+@pytest.mark.parametrize("name", ["Ċ", "Ġ#"])
+def test_a_text_may_end_with_a_piece(tmp_path, name):
+    """As people finetune a GPT-2 to stop at a line end, or at ###."""
+    merges = [*MERGES, "Ġ #"]
+    names = [*PIECES, "Ġ#", END_OF_TEXT]
+    make_gpt2(tmp_path / "theirs", names, eos_token_id=names.index(name))
+    save_tokenizer(tmp_path / "theirs", names, merges)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_a_few_pieces_without_a_merge(tmp_path):
+    """Written into a vocabulary by hand, in a way that nobody else knows of."""
+    pairs = [f"{first} {second}" for first in LETTERS[:20] for second in LETTERS[:20]]
+    names = [*LETTERS, *(pair.replace(" ", "") for pair in pairs), "covid", "[PAD]", END_OF_TEXT]
+    make_gpt2(tmp_path / "theirs", names)
+    save_tokenizer(tmp_path / "theirs", names, pairs)
+    converted = convert(tmp_path / "theirs", tmp_path / "ours")
+    assert "no merge makes 'covid', so that no text has it in its tokens" in converted.notes
+    save_tokenizer(tmp_path / "theirs", names, pairs[:-4])
+    with pytest.raises(
+        UserError, match="5 of 401 pieces of .*vocab.json, such as 'covid', are made by no merge beside"
+    ):
+        convert(tmp_path / "theirs", tmp_path / "again")
+
+
+def test_a_dictionary_that_lacks_pieces(tmp_path):
+    """What transformers is given can be loaded, and reads the same text."""
+    transformers = pytest.importorskip("transformers")
+    names = [name for name in BART_NAMES if name not in ("Ġthe", "er")]
+    for name, text in vocabulary.hugging_face_files(names, MERGES, {}).items():
+        (tmp_path / name).write_text(text)
+    tokenizer = transformers.BartTokenizer.from_pretrained(tmp_path)
+    for text in TEXTS:
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
 def test_other_tokenizers(tmp_path):

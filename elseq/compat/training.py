@@ -1,0 +1,74 @@
+"""Training: what goes wrong when its trainer is made, or an epoch later."""
+
+import os
+import sys
+from argparse import Namespace
+
+import torch
+from fairseq import options, trainer, utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+from elseq.compat.patching import wrap
+from elseq.errors import UserError
+
+
+def train_bfloat16_without_a_tpu():
+    """--bf16 also means --tpu on the command line, and ends in an error about None where torch_xla is not installed.
+    The trainer itself does it on GPUs and CPUs as well, as the commands with Hydra show."""
+
+    def parse_args_and_arch(parse, parser, input_args=None, *args, **kwargs):
+        parsed = parse(parser, input_args, *args, **kwargs)
+        if getattr(parsed, "bf16", False) and utils.xm is None and "--tpu" not in (input_args or sys.argv):
+            parsed.tpu = False
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def explain_missing_hardware():
+    """--fp16 without a GPU ends in an error of torch's, --tpu without torch_xla in one about None."""
+    _check_before_training(_check_hardware)
+
+
+def _check_hardware(cfg, task):
+    common = cfg.common
+    has_gpu = torch.cuda.is_available() and not common.cpu
+    if common.fp16 and not (has_gpu or common.memory_efficient_fp16):
+        raise UserError("--fp16 trains on a GPU, and there is none, or --cpu is given: leave it out, or give --bf16")
+    if common.tpu and utils.xm is None:
+        raise UserError("--tpu needs torch_xla, which is not installed: leave it out")
+
+
+def explain_missing_bleu():
+    """--best-checkpoint-metric bleu without --eval-bleu is a KeyError, once the first epoch has been trained."""
+    _check_before_training(_check_metric)
+
+
+def _check_metric(cfg, task):
+    of_task = getattr(task, "cfg", None) or getattr(task, "args", None)
+    is_needed = cfg.checkpoint.best_checkpoint_metric == "bleu" and not cfg.dataset.disable_validation
+    if is_needed and getattr(of_task, "eval_bleu", None) is False:
+        raise UserError("--best-checkpoint-metric bleu needs --eval-bleu: give both, or neither")
+
+
+def refuse_processes_that_are_strangers():
+    """torchrun starts several processes, and with neither --distributed-world-size nor several GPUs on its machine
+    each of them trains a model of its own, without a word."""
+    _check_before_training(_check_processes)
+
+
+def _check_processes(cfg, task):
+    count = os.environ.get("WORLD_SIZE", "1")
+    if count != "1" and cfg.distributed_training.distributed_world_size == 1:
+        raise UserError(
+            f"this is one of {count} processes (WORLD_SIZE), and each would train a model of its own: give "
+            f"--distributed-world-size {count}, and on CPUs what docs/several-machines.md has besides"
+        )
+
+
+def _check_before_training(check):
+    def init(original, self, cfg, task, *args, **kwargs):
+        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task)
+        original(self, cfg, task, *args, **kwargs)
+
+    wrap(trainer.Trainer, "__init__", init)

@@ -1,0 +1,195 @@
+"""What elseq-generate refuses, in one sentence, with nothing left behind."""
+
+import os
+import re
+import shutil
+
+import pytest
+import torch
+
+from tests import helpers
+from tests.generating import read
+
+
+def test_memory_budgets_that_cannot_be(run, source):
+    for budget, sentence in (
+        ("much", "'much' is not a size in bytes; give one such as 16G or 800M"),
+        ("0", "'0' is not a size"),
+        ("1K", f"of {source} alone needs about [0-9.]+ KiB of memory and the budget is 1.0 KiB: raise it"),
+    ):
+        assert re.search(sentence, run("--memory-budget", budget, check=False).stderr)
+    result = run("--memory-budget=1G", "--attention=stock", check=False)
+    assert (
+        "a memory budget needs a model that elseq decodes by kv or el: give a number of tokens instead" in result.stderr
+    )
+
+
+@pytest.mark.parametrize(
+    "content, sentence",
+    [
+        (b"", "input.txt is empty: give a file with one text a line"),
+        (b"w1\nw2\n\xff\n", "line 3 of .*input.txt is not valid UTF-8: convert the file with iconv"),
+        (
+            b"w1\n" + b"w2 " * 100_000,
+            "line 2 of .*input.txt has 100001 tokens and the model takes 63; shorten it or give",
+        ),
+        (
+            b"nothing of this is known\n",
+            "100% of the words of .*input.txt are not in the model's dictionary, and no sub",
+        ),
+    ],
+)
+def test_bad_lines(run, source, content, sentence):
+    source.write_bytes(content)
+    result = run(check=False)
+    assert result.returncode == 1
+    assert re.search(f"elseq: error: .*{sentence}", result.stderr.splitlines()[-1])
+    assert not run.output.exists() and not run.journals.exists()
+
+
+def test_long_lines_can_be_cut(run, source):
+    source.write_bytes(b"w1\n" + b"w2 " * 100_000 + b"\n\n" + b"w3 " * 200)
+    result = run("--truncate")
+    assert "2 of 4 lines were too long and were truncated" in result.stdout
+    assert [bool(line) for line in read(run.output)] == [True, True, False, True]
+
+
+def test_a_prompt_leaves_room(tiny_language_model, run, source):
+    source.write_text("w1 " * 60)
+    result = run("--min-len=10", check=False, model=tiny_language_model)
+    assert f"line 1 of {source} has 61 tokens and the model takes 54; shorten it or give --truncate" in result.stderr
+    run("--min-len=10", "--truncate", model=tiny_language_model)
+    assert len(read(run.output)[0].split()) == 10
+
+
+def never(*_, **__):
+    pytest.fail("the model was loaded first")
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--input={tmp}/none"], "--input .*none cannot be read .No such file or directory.: check the path"),
+        (["--input={tmp}"], "--input .* cannot be read .Is a directory.: check the path"),
+        (["--output={tmp}"], "--output .* is a folder: give the name of a file"),
+        (["--output={tmp}/none/output"], "--output .*none/output is in a folder that does not exist: make the folder"),
+        (["--output={tmp}/input.txt", "--overwrite"], "--output .*input.txt is the input: give another file"),
+        (["--output={tmp}/link", "--overwrite"], "--output .*link is the input: give another file"),
+        (["--output=/dev/null", "--overwrite"], "--output /dev/null is no ordinary file: leave the option out"),
+        (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is no ordinary file: leave the option out to write"),
+        (["--output=/proc/output"], "--output /proc/output cannot be written .*: give another"),
+        (["--beam=3", "--sampling-topk=3", "--seed=x"], "argument --seed: invalid int value: 'x'; see elseq-generate"),
+        (["--max-tokens=0"], "--max-tokens '0' is not a whole number above 0$"),
+        (["--nbest=2"], "unrecognized arguments: --nbest=2; see elseq-generate --help$"),
+        (["--max-tokens=3", "--memory-budget=1G"], "--memory-budget: not allowed with argument --max-tokens; see"),
+        (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),
+        (["--languages=de"], "--languages 'de' is not two languages with a comma between them$"),
+        (["--attention=fast"], "argument --attention: invalid choice: 'fast'"),
+        (["--beam=0"], "--beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["--lenpen=nan"], "--lenpen nan is not a finite number$"),
+        (["--lenpen=-inf"], "--lenpen -inf is not a finite number$"),
+        (["--temperature=nan"], "--temperature nan is not a finite number$"),
+        (["--temperature=-1"], "--temperature -1.0 is not a number above 0; leave it out for the default, 1.0$"),
+        (["--sampling", "--sampling-topp=1.5"], "--sampling-topp 1.5 is not a share above 0 and of at most 1; leave"),
+        (["--no-repeat-ngram-size", "-3"], "--no-repeat-ngram-size -3 is not 0 or a number above it; leave it out"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_before_the_model_is_loaded(run, tmp_path, monkeypatch, options, sentence):
+    monkeypatch.setattr("elseq.lines.run.load", never)
+    (tmp_path / "link").symlink_to(tmp_path / "input.txt")
+    os.mkfifo(tmp_path / "pipe")
+    before = sorted(os.listdir(tmp_path))
+    result = run(*[option.format(tmp=tmp_path) for option in options], check=False)
+    assert result.returncode == 1
+    assert re.match(f"elseq: error: .*{sentence}", result.stderr.splitlines()[-1])
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--model=none.pt"], "checkpoint none.pt cannot be read .No such file or directory.: check the path"),
+        (["--data=/"], "--data / holds no dictionary .dict.*.txt.; name another folder$"),
+        (["--device=gpu"], "--device 'gpu' cannot be used; there is cpu"),
+        (["--apply-top-k=-1"], "--apply-top-k -1 is not possible: give 1 or more, or 0 for all$"),
+        (["--apply-top-k-in=cross"], "--apply-top-k-in cross says where the k largest scores count, and there is no k"),
+        (["--apply-top-k=3", "--apply-top-k-in=middle"], "--apply-top-k-in middle is unknown; choose one of encoder"),
+        (["--apply-ffn-top-k=3", "--attention=stock"], "--apply-ffn-top-k does not go with stock, fairseq's own"),
+        (["--sampling", "--sampling-topk=9999"], "--sampling-topk 9999 is more than the dictionary's"),
+        (["--beam=5", "--diverse-beam-groups=2"], "--beam 5 cannot be divided into --diverse-beam-groups 2"),
+        (["--languages=xx,yy"], "--languages xx,yy does not name two dictionaries"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_what_load_refuses(run, options, sentence):
+    result = run(*options, check=False)
+    assert result.returncode == 1
+    assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
+    assert not run.journals.exists()
+
+
+def test_a_model_that_does_not_have_the_evaluation(tiny_translation, run, tmp_path):
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
+    torch.save(state, tmp_path / "other.pt")
+    other = helpers.Trained(tiny_translation.raw, tiny_translation.data, tmp_path / "other.pt")
+    sentence = run("--attention=el", check=False, model=other).stderr.splitlines()[-1]
+    assert re.fullmatch(
+        "elseq: error: --attention el cannot decode this model, because it uses .*; use stock", sentence
+    )
+
+
+def test_what_load_finds_missing(tiny_translation, run, tmp_path):
+    """It is asked for by the names of options."""
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["task"]["data"] = str(tmp_path / "gone")
+    torch.save(state, tmp_path / "model.pt")
+    without = ["elseq-generate", "--model", tmp_path / "model.pt", "--input", tmp_path / "input.txt"]
+    sentence = helpers.run_here(without, check=False).stderr.splitlines()[-1]
+    assert re.fullmatch(
+        r"elseq: error: --data is missing, and no dictionary \(dict\*.txt\) was found in .*; name its folder", sentence
+    )
+    state["cfg"]["task"] |= {"source_lang": None, "target_lang": None}
+    torch.save(state, tmp_path / "model.pt")
+    for name in ("dict.de.txt", "dict.en.txt"):
+        (tmp_path / name).write_text(f"{name} 1\n")
+    sentence = helpers.run_here(without, check=False).stderr.splitlines()[-1]
+    assert re.fullmatch("elseq: error: --languages is missing, and which of dict.de.txt, .*; name both", sentence)
+    for name in ("dict.de.txt", "dict.en.txt"):
+        shutil.copy(tiny_translation.data / "dict.src.txt", tmp_path / name)
+    for name in ("one.model", "two.model"):
+        (tmp_path / name).write_text("")
+    sentence = helpers.run_here(without, check=False).stderr.splitlines()[-1]
+    assert re.fullmatch("elseq: error: --data .* holds several sentencepiece models; leave one .*", sentence)
+
+
+@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+def test_the_standard_output_by_its_name(tiny_translation, source, options):
+    """A pipe, of whose name the system knows another."""
+    command = ["elseq-generate", "--model", tiny_translation.checkpoint, "--input", source, "--output", "/dev/stdout"]
+    sentence = helpers.run([*command, *options]).stderr.decode().splitlines()[-1]
+    assert sentence == (
+        "elseq: error: --output /dev/stdout is no ordinary file: leave the option out to write to a pipe"
+    )
+
+
+def test_a_dictionary_of_another_model(tiny_translation, run, tmp_path):
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    for path in data.glob("dict.*.txt"):
+        path.write_text(path.read_text() + "more 1\n")
+    other = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    sentence = run(check=False, model=other).stderr.splitlines()[-1]
+    assert re.search(
+        r"was trained with a dictionary of \d+ entries, the data has one of \d+: use the checkpoint's", sentence
+    )
+
+
+def test_half_a_subword_vocabulary(tiny_translation, run, tmp_path):
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    (data / "encoder.json").write_text("{}")
+    other = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    sentence = run(check=False, model=other).stderr.splitlines()[-1]
+    assert sentence == (
+        f"elseq: error: {data} has encoder.json but no vocab.bpe; the subwords need both: copy it there"
+    )

@@ -1,0 +1,91 @@
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from fairseq import options, utils
+from fairseq.trainer import Trainer
+
+from tests import helpers
+
+
+@pytest.fixture
+def train(translation_data, tmp_path):
+    def train(*options, check=False):
+        command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3", *options)
+        return helpers.run_here(command, check=check)
+
+    return train
+
+
+def error_of(result):
+    assert result.returncode == 1
+    return result.stderr.splitlines()[-1]
+
+
+NO_GPU = "elseq: error: --fp16 trains on a GPU, and there is none, or --cpu is given: leave it out, or give --bf16"
+NO_TPU = "elseq: error: --tpu needs torch_xla, which is not installed: leave it out"
+
+
+@pytest.mark.skipif(utils.xm is not None, reason="torch_xla is installed")
+@pytest.mark.parametrize("option", ["--bf16", "--memory-efficient-bf16"])
+def test_bfloat16(train, without, tmp_path, option):
+    train(option, check=True)
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    assert state["cfg"]["common"]["bf16"] and not state["cfg"]["common"]["tpu"]
+    weight = state["model"]["decoder.layers.0.fc1.weight"]
+    assert torch.equal(weight, weight.bfloat16().float())
+    assert error_of(train(option, "--tpu")) == NO_TPU
+    without(Trainer, "__init__")
+    without(options, "parse_args_and_arch")
+    with pytest.raises(AttributeError, match="'NoneType' object has no attribute 'xla_device'"):
+        train(option)
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="what fairseq does with --cpu beside a GPU is another error")
+def test_half_precision_without_its_hardware(train, without, tmp_path):
+    assert error_of(train("--fp16")) == NO_GPU
+    assert not list(tmp_path.glob("*.pt"))
+    train("--memory-efficient-fp16", check=True)
+    without(Trainer, "__init__")
+    with pytest.raises(AssertionError, match="CUDA"):
+        train("--fp16")
+
+
+def test_bleu_that_nothing_computes(train, without):
+    bleu = ["--user-dir", helpers.USER_DIR, "--best-checkpoint-metric=bleu", "--validate-interval=1"]
+    for task in ("translation", "elseq_translation"):
+        sentence = error_of(train("--task", task, *bleu))
+        assert sentence == "elseq: error: --best-checkpoint-metric bleu needs --eval-bleu: give both, or neither"
+    train(*bleu, "--disable-validation", check=True)
+    train(*bleu, "--eval-bleu", "--eval-bleu-args={}", "--maximize-best-checkpoint-metric", check=True)
+    without(Trainer, "__init__")
+    with pytest.raises(KeyError, match="bleu"):
+        train(*bleu, "--restore-file=checkpoint_last.pt", "--max-update=6")
+
+
+def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
+    monkeypatch.setenv("WORLD_SIZE", "2")  # and the other variables of torchrun
+    sentence = error_of(train())
+    assert sentence == (
+        "elseq: error: this is one of 2 processes (WORLD_SIZE), and each would train a model of its own: give "
+        "--distributed-world-size 2, and on CPUs what docs/several-machines.md has besides"
+    )
+    assert not list(tmp_path.glob("*.pt"))
+    monkeypatch.setenv("WORLD_SIZE", "1")
+    train(check=True)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    without(Trainer, "__init__")
+    train("--reset-optimizer", check=True)
+
+
+@pytest.mark.slow
+def test_torchrun_as_documented(translation_data, tmp_path):
+    """docs/several-machines.md, on CPUs."""
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3")
+    command += ["--user-dir", helpers.USER_DIR, "--distributed-world-size=2", "--distributed-init-method=env://"]
+    command += ["--distributed-backend=gloo", "--distributed-no-spawn", "--device-id=0", "--ddp-backend=legacy_ddp"]
+    shell = f"exec {Path(sys.executable).parent}/{' '.join(map(str, command))} --distributed-rank $RANK"
+    result = helpers.run(["torchrun", "--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", shell])
+    assert result.returncode == 0, result.stderr.decode()
+    assert b"training on 2 devices" in result.stderr + result.stdout

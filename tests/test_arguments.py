@@ -1,0 +1,51 @@
+"""What the commands have in common on the command line."""
+
+import pytest
+
+from elseq.arguments import Parser, as_option, choices, count, count_or_zero, counts
+from elseq.errors import UserError
+
+
+@pytest.fixture
+def parser():
+    parser = Parser(prog="elseq-something")
+    commands = parser.add_subparsers(metavar="COMMAND")
+    command = commands.add_parser("measure")
+    command.add_argument("--number", type=count, default="3")
+    command.add_argument("--from", dest="start", type=count_or_zero)
+    command.add_argument("--sizes", type=counts)
+    command.add_argument("--names", type=choices({"kv": 1, "el": 2}))
+    command.add_argument("--seed", type=int)
+    command.add_argument("repeats", nargs="?", type=count)
+    return parser
+
+
+def test_values(parser):
+    args = parser.parse_args(["measure", "7", "--from=0", "--sizes=4,2", "--names=el,kv,el", "--seed=-1"])
+    assert vars(args) == {"number": 3, "start": 0, "sizes": [4, 2], "names": ["el", "kv"], "seed": -1, "repeats": 7}
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("measure --number=0", "--number '0' is not a whole number above 0"),
+        ("measure --number -3", "--number '-3' is not a whole number above 0"),
+        ("measure --number=1.5", "--number '1.5' is not a whole number above 0"),
+        ("measure --from -1", "--from '-1' is neither 0 nor a whole number above it"),
+        ("measure --sizes=4,,2", "--sizes '' is not a whole number above 0"),
+        ("measure --names=el,stock", "--names 'stock' is unknown; choose of kv, el"),
+        ("measure none", "repeats 'none' is not a whole number above 0"),
+        ("measure --seed=x", "argument --seed: invalid int value: 'x'; see elseq-something measure --help"),
+        ("measure --number", "argument --number: expected one argument; see elseq-something measure --help"),
+        ("--such", "unrecognized arguments: --such; see elseq-something --help"),
+    ],
+)
+def test_complaints_are_errors_of_the_user(parser, capsys, line, sentence):
+    with pytest.raises(UserError) as error:
+        parser.parse_args(line.split())
+    assert str(error.value) == sentence
+    assert capsys.readouterr().err == ""
+
+
+def test_keywords_as_options():
+    assert as_option("max_len_b") == "--max-len-b"
