@@ -135,9 +135,11 @@ class Attention(nn.Module):
             ValueError: an additive attn_mask with other values than 0 and -inf.
         """
         length, sequences, _ = query.shape
+        if isinstance(state, SelfAttentionState):
+            causal = not state.is_fixed  # whose masks say already what a position does not see
         rows = self._split(self.q_proj(query) * self.scaling, self.num_heads)
         options = {
-            "causal": causal or isinstance(state, SelfAttentionState),
+            "causal": causal,
             "window": self.window,
             "top_k": self.top_k,
             "query_chunk_size": self.query_chunk_size,
@@ -147,7 +149,7 @@ class Attention(nn.Module):
         reads_itself = state is None
         if isinstance(state, SelfAttentionState):
             # Tokens that follow nothing see only one another, and many queries are better projected once than expanded.
-            reads_itself = state.evaluation == "el" and state.is_empty() and length > 1
+            reads_itself = state.evaluation == "el" and length > 1 and state.is_empty()
             state.append(*self.memorize(query, state.evaluation))
         if reads_itself:
             key = query if self.self_attention else key

@@ -81,7 +81,9 @@ def multi_head_attention(
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if top_k is not None:
         scores = keep_largest(scores, top_k)
-    weights = torch.softmax(scores, dim=-1, dtype=torch.promote_types(query.dtype, torch.float32))
+    # Whatever the type, softmax itself computes in float32 at least; the weights are wanted in that, too, if they are.
+    wide = torch.promote_types(query.dtype, torch.float32) if need_weights or dropout > 0 else query.dtype
+    weights = torch.softmax(scores, dim=-1, dtype=wide)
     probabilities = F.dropout(weights, dropout) if dropout > 0 else weights
     pieces = probabilities.to(query.dtype).split([segment.key.size(2) for segment in segments], dim=-1)
     context = [_mix(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]

@@ -15,6 +15,8 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
+from elseq.attention.fixed_state import Cursor, FixedHypothesisState
+
 Evaluation = Literal["kv", "el"]
 
 
@@ -175,7 +177,7 @@ class SelfAttentionState:
         self.evaluation = evaluation
         self.window = window
         self.prompt: SentenceState | None = None
-        self.generated = HypothesisState(evaluation, window)
+        self.generated: HypothesisState | FixedHypothesisState = HypothesisState(evaluation, window)
 
     def append(self, *new: Tensor) -> None:
         self.generated.append(*new)
@@ -186,13 +188,25 @@ class SelfAttentionState:
         self.prompt = SentenceState(self.evaluation, tensors, mask)
         self.generated = HypothesisState(self.evaluation, self.window)
 
+    def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:
+        """See `DecodeState.fix`; `length` positions were generated."""
+        [(tensors, _)] = self.generated.read()
+        if hypotheses is not None:
+            tensors = tuple(tensor.index_select(0, hypotheses) for tensor in tensors)
+        self.generated = FixedHypothesisState(tensors, length, capacity, cursor, beam)
+
+    @property
+    def is_fixed(self) -> bool:
+        return isinstance(self.generated, FixedHypothesisState)
+
     def is_empty(self) -> bool:
         return self.prompt is None and self.generated.total == 0
 
     def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
         """The stretches of memory, in the order of the text: see `SentenceState.read` and `HypothesisState.read`.
 
-        A mask is bool [B, T or 1, S]: T positions were appended last.
+        A mask is bool [B or 1, T or 1, S]: T positions were appended last. Where the state is fixed, the masks say all
+        that the newest position does not see; otherwise it is for the caller to see to the order in time.
         """
         if self.prompt is None:
             return self.generated.read()
@@ -227,6 +241,26 @@ class DecodeState:
     length: int = 0  # tokens read so far, the prompt apart
     prompt_lengths: Tensor | None = None  # int64 [B]
     longest_prompt: int = 0
+    cursor: Cursor | None = None  # once it is fixed
+
+    def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
+        """Move what the hypotheses remember into buffers that will stay where they are; no layer may have a window.
+
+        From then on it takes one token at a time, between `cursor.begin()` and `cursor.end()`. May be called again, for
+        more room or fewer hypotheses.
+
+        Args:
+            capacity: positions that there is to be room for.
+            beam: hypotheses of each sentence; from now on they change places only among themselves.
+            hypotheses: int64 [N'], those to keep, in this order. Default: all.
+        """
+        self.cursor = Cursor(self.length, capacity, self._device())
+        for layer in self.layers:
+            layer.self_attention.fix(self.length, capacity, self.cursor, beam, hypotheses)
+
+    def _device(self) -> torch.device:
+        [(tensors, _)] = self.layers[0].self_attention.generated.read()
+        return tensors[0].device
 
     def end_prompt(self, mask: Tensor) -> None:
         """Declare all tokens read so far, one row a sentence, the prompt. mask: bool [B, P], True at padding."""
@@ -238,12 +272,18 @@ class DecodeState:
             layer.self_attention.end_prompt(padding)
 
     def positions(self, hypotheses: int, tokens: int) -> Tensor | range:
-        """Index in the text, counted from 0, of each of the next tokens: a range, or int64 [N, T] after prompts."""
+        """Index in the text, counted from 0, of each of the next tokens: a range, or int64 [N or 1, T]."""
+        if self.cursor is not None:
+            starts = 0 if self.prompt_lengths is None else self._starts(hypotheses)
+            return starts + self.cursor.position.unsqueeze(0)
         following = range(self.length, self.length + tokens)
         if self.prompt_lengths is None:
             return following
-        starts = self.prompt_lengths.repeat_interleave(hypotheses // self.prompt_lengths.numel())
-        return starts.unsqueeze(1) + torch.tensor(following, device=starts.device)
+        return self._starts(hypotheses) + torch.tensor(following, device=self.prompt_lengths.device)
+
+    def _starts(self, hypotheses: int) -> Tensor:
+        """Length of the prompt of each hypothesis, [N, 1]."""
+        return self.prompt_lengths.repeat_interleave(hypotheses // self.prompt_lengths.numel()).unsqueeze(1)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']. Sentences that lose all theirs: see `keep`."""

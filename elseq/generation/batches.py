@@ -8,6 +8,7 @@ import numpy as np
 import torch
 
 from elseq.errors import UserError
+from elseq.generation.replay import release_memory
 
 logger = logging.getLogger(__name__)
 
@@ -98,6 +99,7 @@ class SplittingDecoder:
         # Here the error is gone, and with it the tensors that its traceback held.
         gc.collect()
         if torch.cuda.is_available():
+            release_memory()
             torch.cuda.empty_cache()
         return None
 

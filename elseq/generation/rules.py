@@ -67,10 +67,11 @@ class Rules:
             self._only(log_probs, forced, prefix.repeat_interleave(self.beam))
             tokens, scores = self._end_together(log_probs, tokens, scores, has_word & prefix.eq(self.eos))
             free = forced if free is None else free | forced
-        excluded = [*self.suppressed, *([self.eos] if step < self.min_len else [])]
-        if excluded:
-            allowed = log_probs[:, excluded]
-            log_probs[:, excluded] = -math.inf if free is None else allowed.masked_fill(~free.unsqueeze(1), -math.inf)
+        for word in [*self.suppressed, *([self.eos] if step < self.min_len else [])]:
+            if free is None:
+                log_probs[:, word] = -math.inf
+            else:
+                log_probs[:, word].masked_fill_(~free, -math.inf)
         if self.no_repeat_ngram_size > 0:
             words = tokens[:, 1 : step + 1]
             block_repeated_ngrams(log_probs, words, self.no_repeat_ngram_size, self.pad, free)

@@ -13,8 +13,10 @@ import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
 
+from elseq.attention import DecodeState
 from elseq.generation.planner import Workload
 from elseq.generation.policy import choose_policy
+from elseq.generation.replay import ReplayedSteps, can_replay
 from elseq.models import Decoder
 
 
@@ -28,6 +30,7 @@ class ElseqStepper:
         self.temperature = temperature
         self.need_weights = need_weights
         self.state = None
+        self.replayed: ReplayedSteps | None = None
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """Encode the source or read the prompts.
@@ -51,24 +54,32 @@ class ElseqStepper:
         self.state = decoder.new_state(encoder_out, policy)
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
+        if not self.need_weights and can_replay(decoder, max_length):
+            decoder.reach(prompt_length + max_length)
+            self.replayed = ReplayedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V] and attention [N, S] or None."""
-        output, weights = self.model.decoder.decode(tokens[:, -1:], self.state, self.need_weights)
+        if self.replayed is not None:
+            return self.replayed.step(tokens), None
+        return self._decode(tokens[:, -1:], self.state)
+
+    def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[Tensor, Tensor | None]:
+        output, weights = self.model.decoder.decode(tokens, state, self.need_weights)
         log_probs = _log_probs(self.model, output, self.temperature)
         return log_probs, None if weights is None else weights[:, -1]
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']."""
-        self.state.reorder(order)
+        (self.replayed or self.state).reorder(order)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop the sentences that are not among these, int64 [B']; called before `reorder`."""
-        self.state.keep(sentences)
+        (self.replayed or self.state).keep(sentences)
 
     def finish(self) -> None:
         """Let go of what the batch needed."""
-        self.state = None
+        self.state = self.replayed = None
 
     def state_bytes(self) -> int:
         """Bytes of the decoding state."""

@@ -89,6 +89,11 @@ class Decoder(TransformerDecoderBase):
         self._decode_features(tokens, state)
         state.end_prompt(tokens.eq(self.padding_idx))
 
+    def reach(self, length: int) -> None:
+        """Have embeddings for so many positions, where they are computed: a fixed state cannot ask for more."""
+        if self.embed_positions is not None and not isinstance(self.embed_positions, LearnedPositionalEmbedding):
+            self._position_table(length)
+
     def decode(self, tokens: Tensor, state: DecodeState, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """Read the tokens that follow those the state remembers.
 
@@ -105,17 +110,24 @@ class Decoder(TransformerDecoderBase):
         return self.output_layer(features), None if weights is None else weights.mean(dim=0)
 
     def _decode_features(self, tokens: Tensor, state: DecodeState, need_weights: bool = False):
-        positions = None
-        if self.embed_positions is not None:
-            table = self._position_table(state.longest_prompt + state.length + tokens.size(1))
-            index = state.positions(*tokens.shape)
-            positions = table[index.start : index.stop] if isinstance(index, range) else F.embedding(index, table)
-        x = self._embed(tokens, positions)
+        x = self._embed(tokens, self._next_positions(state, *tokens.shape))
         weights = None
         for number, (layer, memory) in enumerate(zip(self.layers, state.layers, strict=True), start=1):
             x, weights = layer(x, need_weights=need_weights and number == self.num_layers, state=memory)
         state.length += tokens.size(1)
         return self._finish(x), weights
+
+    def _next_positions(self, state: DecodeState, hypotheses: int, tokens: int) -> Tensor | None:
+        """Embeddings of the positions of the next tokens, [N, T, C] or what broadcasts to it."""
+        if self.embed_positions is None:
+            return None
+        index = state.positions(hypotheses, tokens)
+        if state.cursor is not None:
+            # A sentence that is finished but still in a recorded step may be beyond the last position.
+            table = self._position_table(0)
+            return F.embedding(index.clamp(max=len(table) - 1), table)
+        table = self._position_table(state.longest_prompt + state.length + tokens)
+        return table[index.start : index.stop] if isinstance(index, range) else F.embedding(index, table)
 
     def extract_features(
         self,

@@ -1,0 +1,51 @@
+"""Reordering in place, against indexing; the kernel runs on CPU tensors, interpreted, where there is no GPU."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elseq.attention.kernels.reorder import has_triton, reorder_in_place
+from tests.attention.reference import quick, seeds
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+
+
+def check(reorder, seed, shape, sentences, beam, taken):
+    torch.manual_seed(seed)
+    hypotheses = sentences * beam
+    buffer = torch.randn(hypotheses, *shape, device=DEVICE)
+    before = buffer.clone()
+    order = torch.arange(0, hypotheses, beam).unsqueeze(1) + torch.randint(beam, (sentences, beam))
+    reorder(buffer, order.flatten().to(DEVICE), beam, torch.tensor([taken], device=DEVICE))
+    assert torch.equal(buffer[..., :taken, :], before[order.flatten()][..., :taken, :])
+
+
+shapes = st.one_of(st.tuples(st.integers(1, 3), st.integers(1, 9), st.integers(1, 40)), st.just((40, 64)))
+
+
+@quick
+@given(seeds, shapes, st.integers(1, 3), st.integers(1, 5), st.integers(0, 40))
+def test_every_hypothesis_continues_another(seed, shape, sentences, beam, taken):
+    check(reorder_in_place, seed, shape, sentences, beam, min(taken, shape[-2]))
+
+
+@needs_triton
+@quick
+@given(seeds, shapes, st.integers(1, 3), st.integers(1, 5), st.integers(0, 40))
+def test_kernel(seed, shape, sentences, beam, taken):
+    from elseq.attention.kernels.reorder_triton import launch
+
+    check(launch, seed, shape, sentences, beam, min(taken, shape[-2]))
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_types(dtype):
+    from elseq.attention.kernels.reorder_triton import launch
+
+    buffer = torch.arange(24, device=DEVICE).view(4, 2, 3).to(dtype)
+    expected = buffer[[1, 0, 3, 3]]
+    launch(buffer, torch.tensor([1, 0, 3, 3], device=DEVICE), 2, torch.tensor([2], device=DEVICE))
+    assert torch.equal(buffer, expected)

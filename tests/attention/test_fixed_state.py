@@ -1,0 +1,71 @@
+"""A fixed state against one that grows."""
+
+import pytest
+import torch
+
+from elseq.attention import Attention, DecodeState, LayerState, SelfAttentionState
+
+
+@pytest.mark.parametrize("kv_heads", [4, 2, 1])
+@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("prompt", [0, 3])
+@torch.no_grad()
+def test_attention_reads_both_alike(evaluation, kv_heads, prompt):
+    torch.manual_seed(1)
+    sentences, beam, width = 2, 3, 16
+    attention = Attention(width, 4, kv_heads, self_attention=True).eval()
+    states = [DecodeState([LayerState(SelfAttentionState(evaluation))]) for _ in range(2)]
+
+    def read(state, hidden):
+        memory = state.layers[0].self_attention
+        if state.cursor is not None:
+            state.cursor.begin()
+        output, _ = attention(hidden, need_weights=False, state=memory)
+        if state.cursor is not None:
+            state.cursor.end()
+        state.length += len(hidden)
+        return output
+
+    if prompt:
+        hidden = torch.randn(prompt, sentences, width)
+        for state in states:
+            read(state, hidden)
+            state.end_prompt(torch.zeros(sentences, prompt, dtype=torch.bool))
+    plain, fixed = states
+    for step in range(8):
+        hidden = torch.randn(1, sentences * beam, width)
+        torch.testing.assert_close(read(fixed, hidden), read(plain, hidden), rtol=1e-5, atol=1e-6)
+        if step in (0, 3):
+            fixed.fix(step + 5, beam)
+        places = torch.randint(beam, (sentences, beam)) + torch.arange(0, sentences * beam, beam).unsqueeze(1)
+        for state in states:
+            state.reorder(places.flatten())
+    # Keys and values, or hidden states, of 8 positions for each hypothesis, and of the prompt for each sentence.
+    numbers = (2 * 4 * kv_heads if evaluation == "kv" else width) * (8 * sentences * beam + prompt * sentences)
+    assert fixed.size_bytes() == 4 * numbers
+
+
+@torch.no_grad()
+def test_what_memory_held_before_does_not_matter(monkeypatch):
+    """Weights of zero times no number are no number."""
+    attention = Attention(8, 2, self_attention=True).eval()
+    state = DecodeState([LayerState(SelfAttentionState("kv"))])
+    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **more: self.new_full(shape, float("nan")))
+    attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
+    state.length = 1
+    state.fix(5, 1)
+    state.cursor.begin()
+    output, _ = attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
+    assert torch.isfinite(output).all()
+
+
+@torch.no_grad()
+def test_fewer_hypotheses():
+    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    memory = state.layers[0].self_attention
+    memory.append(torch.arange(4.0).view(4, 1, 1))
+    state.length = 1
+    state.fix(3, 2, torch.tensor([3, 0]))
+    [((hidden,), _)] = memory.read()
+    assert hidden[:, 0, 0].tolist() == [3, 0]
+    assert state.size_bytes() == 2 * 3 * 4
