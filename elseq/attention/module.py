@@ -149,7 +149,7 @@ class Attention(nn.Module):
         reads_itself = state is None
         if isinstance(state, SelfAttentionState):
             # Tokens that follow nothing see only one another, and many queries are better projected once than expanded.
-            reads_itself = state.evaluation == "el" and length > 1 and state.is_empty()
+            reads_itself = state.evaluation == "el" and state.is_empty() and length > 1
             state.append(*self.memorize(query, state.evaluation))
         if reads_itself:
             key = query if self.self_attention else key

@@ -200,7 +200,7 @@ class SelfAttentionState:
         return isinstance(self.generated, FixedHypothesisState)
 
     def is_empty(self) -> bool:
-        return self.prompt is None and self.generated.total == 0
+        return not self.is_fixed and self.prompt is None and self.generated.total == 0
 
     def read(self) -> list[tuple[tuple[Tensor, ...], Tensor | None]]:
         """The stretches of memory, in the order of the text: see `SentenceState.read` and `HypothesisState.read`.

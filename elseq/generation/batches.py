@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from elseq.errors import UserError
-from elseq.generation.replay import release_memory
+from elseq.generation.recording import release_memory
 
 logger = logging.getLogger(__name__)
 

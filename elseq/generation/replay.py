@@ -4,16 +4,14 @@ A step of a decoder is some hundred small kernels. Up to some hundred hypotheses
 Python can launch them; a recorded step is launched as one.
 """
 
-import logging
 from collections.abc import Callable
-from functools import lru_cache
 
 import torch
+from fairseq.modules import AdaptiveInput
 from torch import Tensor
 
 from elseq.attention import DecodeState
-
-logger = logging.getLogger(__name__)
+from elseq.generation.recording import Recorder
 
 # Positions by which the room of a recorded step grows: recording costs as much time as a few steps do unrecorded, and
 # every step computes with all the room that there is.
@@ -22,13 +20,20 @@ ROOM = 32
 SHORTEST = 8
 
 
-def can_replay(decoder, max_length: int) -> bool:
-    """Whether the steps of an elseq decoder, `max_length` at most, are to be recorded."""
-    attentions = [layer.self_attn for layer in decoder.layers]
+def can_replay(decoder, max_length: int, positions: int) -> bool:
+    """Whether the steps of a search are to be recorded.
+
+    Args:
+        decoder: an elseq decoder.
+        max_length: steps at most.
+        positions: of the decoder that the search may come to: a recorded step cannot say that there are no more.
+    """
     return (
         next(decoder.parameters()).is_cuda
         and max_length >= SHORTEST
-        and all(attention.window is None for attention in attentions)
+        and decoder.reach(positions)
+        and not isinstance(decoder.embed_tokens, AdaptiveInput)  # looks at the tokens
+        and all(layer.self_attn.window is None for layer in decoder.layers)
         and not any(getattr(module, "apply_during_inference", False) for module in decoder.modules())
     )
 
@@ -109,107 +114,17 @@ class ReplayedSteps:
         self._tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
         self._order = torch.arange(hypotheses, device=device)
         self._sentences = self._rows = None
-        self._log_probs = None
+        self._log_probs: Tensor | None = None
         self._recorder = Recorder(device)
 
     def _advance(self) -> None:
         if self._beam > 1:
             self._state.reorder(self._order)
         self._state.cursor.begin()
-        self._log_probs = self._decode(self._tokens, self._state)
+        log_probs = self._decode(self._tokens, self._state)
         self._state.cursor.end()
-
-
-class Recorder:
-    """Runs the same work again and again: at first as it is, from the second time on as a CUDA graph if that can be.
-
-    The first run lets libraries set themselves up, which cannot be recorded, and tells how much memory a run takes. A
-    recording has memory of its own, and running out of it would end the process.
-    """
-
-    def __init__(self, device: torch.device):
-        self._device = device
-        self._bytes = 0  # that a run allocates, one after the other; 0: not known yet
-        self._graph: torch.cuda.CUDAGraph | None = None
-        self._is_recordable = device.type == "cuda"
-
-    def __call__(self, work: Callable[[], None]) -> None:
-        """
-        Args:
-            work: always the same. (It is not kept: it may hold on to what has this recorder.)
-        """
-        if self._is_recordable and self._graph is None and self._bytes and has_memory(self._device, self._bytes):
-            try:
-                self._graph = record(work, self._device)
-            except RuntimeError as error:
-                self._is_recordable = False
-                _warn(str(error).splitlines()[0])
-        if self._graph is not None:
-            self._graph.replay()
-        elif self._is_recordable:
-            before = self._allocated()
-            work()
-            self._bytes = self._allocated() - before
+        if self._log_probs is None:
+            self._log_probs = log_probs
         else:
-            work()
-
-    def _allocated(self) -> int:
-        return torch.cuda.memory_stats(self._device)["allocated_bytes.all.allocated"]
-
-
-def record(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph:
-    """
-    Raises:
-        RuntimeError: the work has something in it that cannot be recorded.
-    """
-    with torch.cuda.device(device):
-        graph = torch.cuda.CUDAGraph()
-        stream = torch.cuda.Stream()
-        stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(stream):
-            graph.capture_begin(pool=_memory(device), capture_error_mode="thread_local")
-            try:
-                work()
-            finally:
-                graph.capture_end()
-        torch.cuda.current_stream().wait_stream(stream)
-    return graph
-
-
-@lru_cache
-def _anchor(device: torch.device) -> tuple:
-    """Memory that recordings share, one after the other, and a recording that keeps it theirs: it lasts as long as one
-    of them does."""
-    pool = torch.cuda.graph_pool_handle()
-    nothing = torch.zeros(1, device=device)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph, pool=pool):
-        nothing.zero_()
-    return pool, graph, nothing
-
-
-def _memory(device: torch.device):
-    return _anchor(device)[0]
-
-
-def has_memory(device: torch.device, size: int) -> bool:
-    """Whether so many bytes can be had from the device, be it that the allocator gives back what it holds unused."""
-    if _free(device) < size:
-        torch.cuda.empty_cache()
-    return _free(device) >= size
-
-
-def _free(device: torch.device) -> int:
-    free, total = torch.cuda.mem_get_info(device)
-    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free, int(limit * total) - torch.cuda.memory_reserved(device))
-
-
-def release_memory() -> None:
-    """Give back the memory that recordings share, once there are none."""
-    _anchor.cache_clear()
-
-
-@lru_cache
-def _warn(reason: str) -> None:
-    logger.warning("decoding steps are slower, because they cannot be recorded as CUDA graphs: %s", reason)
+            # What is made in a recording may be overwritten by another, of another model in an ensemble.
+            self._log_probs.copy_(log_probs)

@@ -54,8 +54,7 @@ class ElseqStepper:
         self.state = decoder.new_state(encoder_out, policy)
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
-        if not self.need_weights and can_replay(decoder, max_length):
-            decoder.reach(prompt_length + max_length)
+        if not self.need_weights and can_replay(decoder, max_length, prompt_length + max_length):
             self.replayed = ReplayedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:

@@ -89,10 +89,14 @@ class Decoder(TransformerDecoderBase):
         self._decode_features(tokens, state)
         state.end_prompt(tokens.eq(self.padding_idx))
 
-    def reach(self, length: int) -> None:
-        """Have embeddings for so many positions, where they are computed: a fixed state cannot ask for more."""
-        if self.embed_positions is not None and not isinstance(self.embed_positions, LearnedPositionalEmbedding):
-            self._position_table(length)
+    def reach(self, length: int) -> bool:
+        """Whether there are so many positions; where their embeddings are computed, have them at hand."""
+        if self.embed_positions is None:
+            return True
+        if isinstance(self.embed_positions, LearnedPositionalEmbedding):
+            return length <= self.embed_positions.max_positions
+        self._position_table(length)
+        return True
 
     def decode(self, tokens: Tensor, state: DecodeState, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
         """Read the tokens that follow those the state remembers.
@@ -122,10 +126,6 @@ class Decoder(TransformerDecoderBase):
         if self.embed_positions is None:
             return None
         index = state.positions(hypotheses, tokens)
-        if state.cursor is not None:
-            # A sentence that is finished but still in a recorded step may be beyond the last position.
-            table = self._position_table(0)
-            return F.embedding(index.clamp(max=len(table) - 1), table)
         table = self._position_table(state.longest_prompt + state.length + tokens)
         return table[index.start : index.stop] if isinstance(index, range) else F.embedding(index, table)
 

@@ -11,6 +11,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from torch import Tensor
 
 from elseq.errors import UserError
+from elseq.generation.recording import release_memory
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
@@ -53,6 +54,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
                 f"{cfg.data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, "
                 "or give --source-lang and --target-lang"
             ) from error
+
+    def valid_step(self, sample, model, criterion):
+        try:
+            return super().valid_step(sample, model, criterion)
+        finally:
+            release_memory()  # of --eval-bleu: training needs it
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)

@@ -6,7 +6,7 @@ import pytest
 import torch
 from fairseq import utils
 
-from elseq.generation import SequenceGenerator
+from elseq.generation import SequenceGenerator, recording, replay
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.policy import EL, KV, free_memory_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
@@ -40,6 +40,26 @@ def test_hypotheses_are_those_of_the_cpu(family, evaluation, search):
     model = make_models(family, DICTIONARY)[evaluation]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)), left=family != "language_model")
     assert_same_hypotheses(generate(model, sample, DEVICE, **search), generate(model, sample, "cpu", **search))
+
+
+def test_recordings_share_their_memory(monkeypatch, caplog):
+    """However many there are: of several rooms in a batch, of batches, of the members of an ensemble."""
+    recorded = []
+    record = recording.record
+    monkeypatch.setattr(recording, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
+    monkeypatch.setattr(replay, "ROOM", 4)
+    models = [make_models("bart", DICTIONARY, seed)["el"].to(DEVICE) for seed in (1, 2)]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
+    sample = utils.apply_to_sample(lambda tensor: tensor.to(DEVICE), sample)
+    generator = SequenceGenerator(models, DICTIONARY, beam_size=4, max_len_b=30, min_len=20)
+    reserved = []
+    for _ in range(40):
+        generator.generate(models, sample)
+        reserved.append(torch.cuda.memory_reserved())
+        recorded[:] = map(type, recorded)  # the graphs themselves would keep their memory
+    assert recorded.count(torch.cuda.CUDAGraph) == len(recorded) > 40 * 2 * 3
+    assert reserved[-1] == reserved[4]
+    assert "recorded" not in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

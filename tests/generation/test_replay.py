@@ -1,9 +1,15 @@
-"""Steps in buffers that stay where they are, as they are recorded on a GPU; here they run unrecorded."""
+"""Steps recorded and replayed, on the CPU: by a tape of operations, which stands for a CUDA graph."""
+
+import gc
+from types import SimpleNamespace
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
+from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, replay, steppers
 from elseq.generation.policy import EL, KV
 from elseq.generation.replay import ReplayedSteps, can_replay
@@ -18,23 +24,57 @@ SEARCHES = {
 }
 
 
+class Tape(TorchDispatchMode):
+    """Operations on tensors, and what they were called with: numbers as they were, tensors where they are."""
+
+    def __init__(self):
+        super().__init__()
+        self.operations = []
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        result = function(*args, **(kwargs or {}))
+        self.operations.append((function, args, kwargs or {}, result))
+        return result
+
+    def replay(self):
+        for function, args, kwargs, result in self.operations:
+            for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
+                if torch.is_tensor(old) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
+                    old.copy_(new)
+
+
+class TapeRecorder:
+    """A `Recorder` for the CPU: like a CUDA graph it repeats operations, and runs no Python again."""
+
+    replays = 0
+
+    def __init__(self, device):
+        self.runs = 0
+        self.tape = Tape()
+
+    def __call__(self, work):
+        self.runs += 1
+        if self.runs == 1:
+            work()
+        elif self.runs == 2:
+            with self.tape:
+                work()
+        else:
+            self.tape.replay()
+            TapeRecorder.replays += 1
+
+
 @pytest.fixture
-def replayed(monkeypatch):
-    """Begin to replay, with little room, so that it has to grow; returns what was replayed."""
-    begun = []
+def begin_to_replay(monkeypatch):
+    """From when this is called on steps are recorded, with little room, so that it has to grow."""
 
-    class Watched(ReplayedSteps):
-        def __init__(self, *args):
-            begun.append(self)
-            super().__init__(*args)
+    def begin():
+        monkeypatch.setattr(replay, "ROOM", 5)
+        monkeypatch.setattr(replay, "Recorder", TapeRecorder)
+        monkeypatch.setattr(TapeRecorder, "replays", 0)
+        monkeypatch.setattr(steppers, "can_replay", lambda decoder, max_length, positions: decoder.reach(positions))
 
-    def start():
-        monkeypatch.setattr(replay, "ROOM", 3)
-        monkeypatch.setattr(steppers, "ReplayedSteps", Watched)
-        monkeypatch.setattr(steppers, "can_replay", lambda decoder, max_length: True)
-        return begun
-
-    return start
+    return begin
 
 
 def search(model, sample, extra=None, **options):
@@ -44,38 +84,79 @@ def search(model, sample, extra=None, **options):
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
 @pytest.mark.parametrize("evaluation", ["kv", "el"])
 @pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
-def test_the_same_hypotheses(replayed, family, evaluation, options):
+def test_the_same_hypotheses(begin_to_replay, family, evaluation, options):
     model = make_models(family, DICTIONARY)[evaluation]
     rows = make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 4))
     if family == "language_model":
         options = {**options, "max_len_a": 0, "max_len_b": 12}
     sample = make_sample(DICTIONARY, rows, left=family != "language_model")
     expected = search(model, sample, **options)
-    begun = replayed()
+    begin_to_replay()
     assert_same_hypotheses(search(model, sample, **options), expected)
-    assert len(begun) == 1
+    assert TapeRecorder.replays > 3
 
 
+@pytest.mark.parametrize("learned_pos", [True, False])
 @pytest.mark.parametrize("evaluation", ["kv", "el"])
-def test_prompts(replayed, evaluation):
-    """Of different lengths; the last positions of the model are reached by some sentences and not by others."""
-    model = make_models("language_model", DICTIONARY, positions=14)[evaluation]
-    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, (2, 9, 5, 1))]
+def test_prompts(begin_to_replay, evaluation, learned_pos):
+    """Of different lengths; positions that are computed are so for all steps, beyond those of the model."""
+    positions = 40 if learned_pos else 12
+    model = make_models("language_model", DICTIONARY, positions=positions, decoder_learned_pos=learned_pos)[evaluation]
+    sample, prompts = make_prompts((2, 9, 5, 1))
+    options = {"beam_size": 3, "max_len_b": 25, "max_len": 40, "min_len": 15}
+    expected = search(model, sample, prompts, **options)
+    begin_to_replay()
+    assert_same_hypotheses(search(model, sample, prompts, **options), expected)
+    assert TapeRecorder.replays > 3
+
+
+def make_prompts(lengths):
+    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, lengths)]
     prompts = torch.tensor(pad_rows(rows, DICTIONARY.pad()))
-    sample = {"id": torch.arange(4), "net_input": {"src_tokens": prompts, "src_lengths": prompts.ne(1).sum(dim=1)}}
-    options = {"beam_size": 3, "max_len_b": 50}
-    expected = search(model, sample, {"prompt_tokens": prompts}, **options)
-    assert replayed() == []
-    assert_same_hypotheses(search(model, sample, {"prompt_tokens": prompts}, **options), expected)
+    net_input = {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}
+    return {"id": torch.arange(len(rows)), "net_input": net_input}, {"prompt_tokens": prompts}
+
+
+def test_not_beyond_learned_positions(begin_to_replay):
+    """A recorded step could not say that there are no more."""
+    model = make_models("language_model", DICTIONARY, positions=14)["kv"]
+    sample, prompts = make_prompts((2, 9))
+    begin_to_replay()
+    search(model, sample, prompts, beam_size=3, max_len_b=50)
+    assert TapeRecorder.replays == 0
+    with pytest.raises(UserError, match="the model has 14 positions and was given token number 15"):
+        search(model, sample, prompts, beam_size=3, min_len=20, max_len_b=50, max_len=99)
+
+
+def test_alignments_are_not_replayed(begin_to_replay):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    begin_to_replay()
+    found = search(model, make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7))), print_alignment="hard")
+    assert len(found[0][0]["alignment"])
+    assert TapeRecorder.replays == 0
+
+
+def test_nothing_is_held_between_batches(begin_to_replay):
+    model = make_models("bart", DICTIONARY)["el"]
+    generator = SequenceGenerator([model], DICTIONARY, beam_size=2, max_len_b=12)
+    begin_to_replay()
+    gc.disable()
+    try:
+        before = sum(isinstance(each, DecodeState | ReplayedSteps) for each in gc.get_objects())
+        generator.generate([model], make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7))))
+        assert TapeRecorder.replays > 3
+        assert sum(isinstance(each, DecodeState | ReplayedSteps) for each in gc.get_objects()) == before
+    finally:
+        gc.enable()
 
 
 @pytest.mark.parametrize("policy", [KV, EL], ids="-".join)
 @torch.no_grad()
 def test_room_and_idle_sentences(monkeypatch, policy):
     """What a step reads grows by `ROOM`; finished sentences are dropped then, or when they are half of all."""
-    monkeypatch.setattr(replay, "ROOM", 3)
+    monkeypatch.setattr(replay, "ROOM", 4)
     model = make_models("transformer", DICTIONARY)["kv"]
-    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2)))
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
     decoder, encoder_out = model.decoder, model.encoder.forward_torchscript(sample["net_input"])
     plain, fixed = decoder.new_state(encoder_out, policy), decoder.new_state(encoder_out, policy)
     beam, longest = 2, 11
@@ -84,16 +165,16 @@ def test_room_and_idle_sentences(monkeypatch, policy):
         return decoder.decode(tokens, state)[0][:, -1]
 
     steps = ReplayedSteps(decode, fixed, beam, longest)
-    tokens = torch.randint(4, len(DICTIONARY), (5 * beam, longest))
+    tokens = torch.randint(4, len(DICTIONARY), (6 * beam, longest))
     rooms, sentences = [], []
     for step in range(longest):
         expected = decode(tokens[:, step : step + 1], plain)
         torch.testing.assert_close(steps.step(tokens[:, : step + 1]), expected)
+        assert fixed.length == step + 1
         rooms.append(0 if fixed.cursor is None else fixed.cursor.ahead.size(-1))
-        memory = fixed.layers[0].cross_attention.tensors[0]
-        sentences.append(len(memory))
+        sentences.append(len(fixed.layers[0].cross_attention.tensors[0]))
         rows = torch.arange(len(tokens)).view(-1, beam)
-        if step in (3, 4, 7):
+        if step in (2, 4, 5, 6):
             kept = torch.arange(len(rows))[1:]
             rows = rows[kept]
             plain.keep(kept)
@@ -102,9 +183,36 @@ def test_room_and_idle_sentences(monkeypatch, policy):
         plain.reorder(order)
         steps.reorder(order)
         tokens = tokens.index_select(0, order)
-    assert rooms == [0, 3, 3, 6, 6, 6, 9, 9, 9, 11, 11]
-    assert sentences == [5, 5, 5, 5, 5, 5, 3, 3, 3, 2, 2]
+    assert rooms == [0, 4, 4, 4, 8, 8, 8, 8, 11, 11, 11]
+    # One leaves after the third step and is gone when room has to grow, at the fifth; after the eighth half are idle.
+    assert sentences == [6, 6, 6, 6, 5, 5, 5, 2, 2, 2, 2]
 
 
-def test_only_on_a_gpu():
-    assert not can_replay(make_models("transformer", DICTIONARY)["kv"].decoder, 100)
+class OnGpu:
+    """A decoder, but for where its parameters are."""
+
+    def __init__(self, decoder):
+        self.decoder = decoder
+
+    def parameters(self):
+        return iter([SimpleNamespace(is_cuda=True)])
+
+    def __getattr__(self, name):
+        return getattr(self.decoder, name)
+
+
+def test_what_is_recorded():
+    def decoder(family="transformer", **options):
+        return OnGpu(make_models(family, DICTIONARY, **options)["kv"].decoder)
+
+    assert can_replay(decoder(), 30, 30)
+    assert can_replay(decoder("language_model"), 30, 40)
+    assert not can_replay(decoder().decoder, 30, 30)  # on a CPU
+    assert not can_replay(decoder(), replay.SHORTEST - 1, 30)
+    assert not can_replay(decoder(), 30, 41)
+    assert can_replay(decoder(decoder_learned_pos=False), 30, 4000)
+    local, noisy = decoder(), decoder()
+    local.layers[1].self_attn.window = 3
+    assert not can_replay(local, 30, 30)
+    noisy.layers[0].dropout_module.apply_during_inference = True
+    assert not can_replay(noisy, 30, 30)

@@ -4,17 +4,17 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 1024  # numbers of a run that a program moves, of all hypotheses of a sentence
+TILE = 8192  # numbers that a program moves, of all hypotheses of a sentence: as many as registers hold
 
 
 def launch(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
     """See `reorder_in_place`."""
     hypotheses, room, width = buffer.size(0), buffer.size(-2), buffer.size(-1)
     runs = buffer.numel() // (hypotheses * room * width)  # stretches of positions that a hypothesis has
-    grid = (hypotheses // beam, runs, triton.cdiv(room * width, BLOCK))
-    reorder[grid](
-        buffer, order, taken, runs * room * width, room * width, width, beam, triton.next_power_of_2(beam), BLOCK
-    )
+    rows = triton.next_power_of_2(beam)
+    block = max(16, min(1024, TILE // rows))
+    grid = (hypotheses // beam, runs, triton.cdiv(room * width, block))
+    reorder[grid](buffer, order, taken, runs * room * width, room * width, width, beam, rows, block)
 
 
 @triton.jit

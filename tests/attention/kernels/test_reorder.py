@@ -1,15 +1,17 @@
 """Reordering in place, against indexing; the kernel runs on CPU tensors, interpreted, where there is no GPU."""
 
+from importlib.util import find_spec
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention.kernels.reorder import has_triton, reorder_in_place
+from elseq.attention.kernels.reorder import _kernel, reorder_in_place
 from tests.attention.reference import quick, seeds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
-needs_triton = pytest.mark.skipif(not has_triton(), reason="Triton is not installed")
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
 
 
 def check(reorder, seed, shape, sentences, beam, taken):
@@ -38,6 +40,22 @@ def test_kernel(seed, shape, sentences, beam, taken):
     from elseq.attention.kernels.reorder_triton import launch
 
     check(launch, seed, shape, sentences, beam, min(taken, shape[-2]))
+
+
+@needs_triton
+@pytest.mark.parametrize("beam", [16, 100])
+def test_a_large_beam(beam):
+    from elseq.attention.kernels.reorder_triton import launch
+
+    check(launch, 1, (2, 7, 150), 2, beam, 5)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("beam", [1, 3, 4, 16])
+@pytest.mark.parametrize("shape", [(16, 64, 64), (64, 1024)])
+def test_on_a_gpu(beam, shape):
+    assert _kernel(torch.device("cuda:0")) is not None
+    check(reorder_in_place, 1, shape, 5, beam, 40)
 
 
 @needs_triton

@@ -1,0 +1,110 @@
+"""Work that is done again and again, recorded as a CUDA graph."""
+
+import logging
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+
+logger = logging.getLogger(__name__)
+
+
+class Recorder:
+    """Runs the same work again and again: at first as it is, from the second time on as a CUDA graph if that can be.
+
+    The first run lets libraries set themselves up, which cannot be recorded, and tells how much memory a run takes: a
+    recording has memory of its own, and PyTorch does not always survive that it runs out meanwhile.
+    """
+
+    is_possible = True  # in this process, on a GPU: PyTorch before 2.12 does not recover from a recording that failed
+
+    def __init__(self, device: torch.device):
+        self._device = device
+        self._bytes = 0  # that a run allocates in all: more than it needs at any time; 0: not known yet
+        self._graph: torch.cuda.CUDAGraph | None = None
+        self._is_tried = device.type != "cuda"
+
+    def __call__(self, work: Callable[[], None]) -> None:
+        """
+        Args:
+            work: always the same. It reads and writes tensors that stay where they are. (It is not kept: it may hold on
+                to what has this recorder.)
+        """
+        if self._graph is not None:
+            self._graph.replay()
+        elif self._is_tried or not Recorder.is_possible:
+            work()
+        elif not self._bytes:
+            before = self._allocated()
+            work()
+            self._bytes = self._allocated() - before
+        else:
+            self._is_tried = True
+            if has_memory(self._device, self._bytes):
+                self._graph = record(work, self._device)
+            self(work)
+
+    def _allocated(self) -> int:
+        return torch.cuda.memory_stats(self._device)["allocated_bytes.all.allocated"]
+
+
+def record(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
+    """The work as a graph, which has not run yet; None, and a warning, where it cannot be recorded."""
+    try:
+        with torch.cuda.device(device):
+            shared = _shared_by(device)
+            return _capture(work, shared.pool, shared.stream)
+    except RuntimeError as error:
+        reason = str(error.__context__ or error).splitlines()[0]
+        logger.warning("decoding steps are slower, because they cannot be recorded as CUDA graphs: %s", reason)
+        Recorder.is_possible = False
+        return None
+
+
+def _capture(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:
+    graph = torch.cuda.CUDAGraph()
+    stream.wait_stream(torch.cuda.current_stream())
+    with torch.cuda.stream(stream):
+        graph.capture_begin(pool=pool, capture_error_mode="thread_local")
+        try:
+            work()
+        finally:
+            graph.capture_end()
+    torch.cuda.current_stream().wait_stream(stream)
+    return graph
+
+
+class _Shared(NamedTuple):
+    """What the recordings on a device have in common, so that each takes the memory of those before."""
+
+    pool: tuple
+    stream: torch.cuda.Stream  # the allocator gives memory again only to the stream that had it
+    anchor: torch.cuda.CUDAGraph  # a graph that does nothing: the pool lasts as long as one that uses it
+
+
+_shared: dict[torch.device, _Shared] = {}
+
+
+def _shared_by(device: torch.device) -> _Shared:
+    if device not in _shared:
+        pool, stream, number = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.zeros(1, device=device)
+        _shared[device] = _Shared(pool, stream, _capture(lambda: number.zero_(), pool, stream))
+    return _shared[device]
+
+
+def release_memory() -> None:
+    """Give back the memory that recordings share, once there are none."""
+    _shared.clear()
+
+
+def has_memory(device: torch.device, size: int) -> bool:
+    """Whether so many bytes can be had from the device, be it that the allocator gives back what it holds unused."""
+    if _free(device) < size:
+        torch.cuda.empty_cache()
+    return _free(device) >= size
+
+
+def _free(device: torch.device) -> int:
+    free, total = torch.cuda.mem_get_info(device)
+    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
+    return min(free, int(limit * total) - torch.cuda.memory_reserved(device))
