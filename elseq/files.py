@@ -50,21 +50,58 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
 
 
+def check_output_file(output: Path, *inputs: Path) -> None:
+    """
+    Args:
+        output: the file that is to be written.
+        inputs: what it is made of.
+
+    Raises:
+        UserError: it cannot be, or it is one of the inputs.
+    """
+    try:
+        exists = output.exists()
+    except OSError as error:  # a name that is too long
+        raise UserError(f"--output {output} cannot be written ({error.strerror}): give another") from error
+    if output.is_dir():
+        raise UserError(f"--output {output} is a folder: give the name of a file")
+    if not output.resolve().parent.is_dir():
+        raise UserError(f"--output {output} is in a folder that does not exist: make the folder")
+    if not exists:
+        return
+    if not output.is_file():
+        raise UserError(f"--output {output} is no ordinary file: give the name of one, or leave the option out")
+    if any(path.exists() and output.samefile(path) for path in inputs):
+        raise UserError(f"--output {output} is an input: give another file")
+
+
+def check_overwrite(output: Path, overwrite: bool) -> None:
+    """
+    Raises:
+        UserError: there is something that is not to be replaced.
+    """
+    if output.exists() and not overwrite:
+        raise UserError(f"{output} exists already: give another --output, or --overwrite")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
     """A file to write ("w": UTF-8 text, "wb": bytes) that takes the place of `path` when all of it is there.
 
-    An interruption or an error leaves what was at `path` before.
+    An interruption or an error leaves what was at `path` before. A link goes on to name its file.
 
     Raises:
-        UserError: the file cannot be written.
+        UserError: the file cannot be written, or is none (a folder, a pipe, a device).
     """
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.tmp")
+    target = path.resolve()
+    if target.exists() and not target.is_file():
+        raise UserError(f"{path} cannot be written (it is no ordinary file): choose another place")
+    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     try:
         with temporary.open(mode, **text) as file:
             yield file
-        temporary.replace(path)
+        temporary.replace(target)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another place") from error
     finally:

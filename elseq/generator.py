@@ -131,8 +131,8 @@ class TextGenerator:
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
         positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
-        # A <s> may come before a source; a prompt shares the positions with its continuation.
-        room = 1 if hasattr(self.model, "encoder") else max(1, search.min_len)
+        # A prompt shares the positions with its continuation.
+        room = self._symbols_before() if hasattr(self.model, "encoder") else max(1, search.min_len)
         limit = (positions[0] if isinstance(positions, tuple) else positions) - room
         if tokens.numel() <= limit:
             return tokens, False
@@ -164,15 +164,18 @@ class TextGenerator:
         if memory_budget is None:
             return cut_batches(lengths, lambda length: max(1, max_tokens // length))
         lengths = np.asarray(lengths)
-        added = int(getattr(self.task, "prepend_source_bos", False))
         sentences = capacity(
             self.model,
             search,
             read_bytes(str(memory_budget)),
             lambda length: name(int(np.argmax(lengths == length))),
-            added,
+            self._symbols_before(),
         )
         return cut_batches(lengths, sentences)
+
+    def _symbols_before(self) -> int:
+        """How many symbols the task puts before a source: the <s> of a BART."""
+        return int(getattr(self.task, "prepend_source_bos", False))
 
     def batch_decoder(
         self,

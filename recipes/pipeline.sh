@@ -191,7 +191,8 @@ claim() {
   make_work
   claimed=yes
   command -v flock >/dev/null || return 0
-  exec {lock}>"$work/lock" && flock --nonblock "$lock" || refuse "another run works in $work; wait for it, or set ELSEQ_WORK"
+  { exec {lock}>"$work/lock"; } 2>/dev/null || refuse "$work cannot be written; set ELSEQ_WORK to another folder"
+  flock --nonblock "$lock" || refuse "another run works in $work; wait for it, or set ELSEQ_WORK"
 }
 
 run_stages() {

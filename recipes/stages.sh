@@ -99,7 +99,7 @@ noted() {
 # logged NAME COMMAND...: all it says goes to $work/NAME.log; of that, to the screen what fairseq says of a validation.
 logged() {
   local log=$work/$1.log; shift
-  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | sed -un '/num. shared model params\|valid on/p'; fi
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | sed -un '/num. shared model params\|valid on\|^elseq: error:/p'; fi
 }
 
 quoted() {

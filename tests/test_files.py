@@ -1,9 +1,11 @@
 """Reading lines and writing whole files."""
 
+import os
+
 import pytest
 
 from elseq.errors import UserError
-from elseq.files import read_lines, written_whole
+from elseq.files import check_output_file, check_overwrite, read_lines, written_whole
 
 
 @pytest.mark.parametrize(
@@ -66,3 +68,48 @@ def test_places_that_cannot_be_written(tmp_path, place):
     with pytest.raises(UserError, match="cannot be written .*: choose another place"), written_whole(tmp_path / place):
         pass
     assert not list(tmp_path.iterdir())
+
+
+def test_a_link_goes_on_to_name_its_file(tmp_path):
+    (tmp_path / "link").symlink_to(tmp_path / "file")
+    for text in ("first", "second"):
+        with written_whole(tmp_path / "link") as file:
+            file.write(text)
+        assert (tmp_path / "file").read_text() == text
+    assert (tmp_path / "link").is_symlink()
+
+
+def test_what_is_no_file_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    (tmp_path / "folder").mkdir()
+    for path in (tmp_path / "pipe", tmp_path / "folder"):
+        with pytest.raises(UserError, match="cannot be written .it is no ordinary file.: choose"), written_whole(path):
+            pass
+    assert (tmp_path / "pipe").is_fifo()
+
+
+def test_an_output_is_checked_before_there_is_one(tmp_path):
+    path = tmp_path / "model.pt"
+    path.write_text("")
+    check_output_file(tmp_path / "other.pt", path, tmp_path / "missing")
+    (tmp_path / "link.pt").symlink_to(path)
+    for same in (path, tmp_path / "link.pt"):
+        with pytest.raises(UserError, match="is an input: give another file$"):
+            check_output_file(same, tmp_path / "other", path)
+    os.mkfifo(tmp_path / "pipe")
+    for name, sentence in (
+        (".", "is a folder: give the name of a file$"),
+        ("none/out", "is in a folder that does not exist: make the folder$"),
+        ("x" * 300, r"cannot be written \(File name too long\): give another$"),
+        ("pipe", "is no ordinary file: give the name of one, or leave the option out$"),
+    ):
+        with pytest.raises(UserError, match=sentence):
+            check_output_file(tmp_path / name)
+
+
+def test_what_is_there_is_replaced_if_asked(tmp_path):
+    (tmp_path / "out").touch()
+    check_overwrite(tmp_path / "out", True)
+    check_overwrite(tmp_path / "new", False)
+    with pytest.raises(UserError, match="out exists already: give another --output, or --overwrite"):
+        check_overwrite(tmp_path / "out", False)

@@ -194,7 +194,8 @@ def describe_failure(error: Exception) -> dict:
     message = (str(error).strip().splitlines() or [""])[0]
     if type(error).__name__ == "UserError":
         return {"failure": message}
-    is_memory = isinstance(error, MemoryError) or "OutOfMemory" in type(error).__name__
+    # Python has a SystemError where memory does not even suffice for an exception.
+    is_memory = isinstance(error, (MemoryError, SystemError)) or "OutOfMemory" in type(error).__name__
     if is_memory or "out of memory" in message or "can't allocate memory" in message:
         return {"failure": "out of memory"}
     return {"failure": f"{type(error).__name__}: {message}"}

@@ -13,11 +13,12 @@ from fairseq import checkpoint_utils
 import elseq
 from elseq.arguments import Parser, as_option, choices, count
 from elseq.errors import UserError, renamed
+from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, checkpoint_path
 from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
-from elseq.interop.output import check_output_file, check_output_folder, new_folder, save
+from elseq.interop.output import check_output_folder, new_folder, save
 from elseq.interop.stock import as_stock, elseq_configuration, training_options
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
@@ -40,7 +41,8 @@ def main() -> None:
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    check_output_file(output, args.overwrite, path)
+    check_output_file(output, path)
+    check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
@@ -146,7 +148,8 @@ def convert_to_ctranslate2(args) -> None:
 
 def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
-    check_output_file(output, args.overwrite, path)
+    check_output_file(output, path)
+    check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     with _about(path):
         check_task(state["cfg"])

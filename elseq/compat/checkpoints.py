@@ -147,7 +147,9 @@ def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None
 
 
 def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
-    remedy = "give the options it was trained with, or another --save-dir to start afresh"
+    remedy = "give the options it was trained with"
+    if not trainer.cfg.checkpoint.finetune_from_model:
+        remedy += ", or another --save-dir to start afresh"
     with _sentences_about(filename, remedy):
         return load(trainer, filename, *args, **kwargs)
 

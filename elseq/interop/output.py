@@ -9,25 +9,7 @@ from pathlib import Path
 import torch
 
 from elseq.errors import UserError
-from elseq.files import written_whole
-
-
-def check_output_file(output: Path, overwrite: bool, source: Path) -> None:
-    """
-    Args:
-        output: the file that is to be written.
-        overwrite: whether one that is there may be replaced.
-        source: what is converted.
-
-    Raises:
-        UserError: a folder, or a file that is not to be replaced.
-    """
-    if output.is_dir():
-        raise UserError(f"--output {output} is a folder: give the name of a file")
-    if output.exists() and not overwrite:
-        raise UserError(f"{output} exists already: give another --output, or --overwrite")
-    if output.exists() and source.exists() and output.samefile(source):
-        raise UserError(f"--output {output} is what is to be converted: give another file")
+from elseq.files import check_overwrite, written_whole
 
 
 def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], source: Path) -> None:
@@ -45,8 +27,7 @@ def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], s
         raise UserError(f"--output {output} is a file: give the name of a folder")
     if not output.exists() or not any(output.iterdir()):
         return
-    if not overwrite:
-        raise UserError(f"{output} exists already: give another --output, or --overwrite")
+    check_overwrite(output, overwrite)
     if source.resolve().is_relative_to(output.resolve()):
         raise UserError(f"--output {output} holds what is to be converted: give another folder")
     others = sorted(path.name for path in output.iterdir() if not any(path.match(name) for name in names))

@@ -15,6 +15,7 @@ from tqdm import tqdm
 import elseq
 from elseq.arguments import as_option
 from elseq.errors import UserError
+from elseq.files import check_output_file, check_overwrite
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
@@ -131,7 +132,7 @@ class Run:
             if processes.is_first:
                 journal.lock()
                 if journal.is_new():
-                    _check_overwrite(job)
+                    check_overwrite(job.output, job.overwrite)
             generator = _load(job)
             search = generator.make_search(cfg)
             sources = encode_lines(
@@ -153,7 +154,7 @@ class Run:
             finished |= blank
             if processes.is_first:
                 if not finished.all():
-                    _check_overwrite(job)
+                    check_overwrite(job.output, job.overwrite)
                 processes.announce("begun")
             self.progress = Progress(len(lines), int(finished.sum()), processes)
             with closing(self.progress):
@@ -189,20 +190,9 @@ def in_one_line(text: str) -> str:
 
 
 def _check_paths(job: Job, processes: Processes) -> None:
-    if job.input == STANDARD_INPUT:
-        if processes.count > 1:
-            raise UserError("several processes cannot share the standard input: give --input FILE")
-    elif job.output.exists() and Path(job.input).exists() and job.output.samefile(job.input):
-        raise UserError(f"--output {job.output} is the input: give another file")
-    if job.output.is_dir():
-        raise UserError(f"--output {job.output} is a folder: give the name of a file")
-    if job.output.exists() and not job.output.is_file():
-        raise UserError(f"--output {job.output} is no ordinary file: leave the option out to write to a pipe")
-
-
-def _check_overwrite(job: Job) -> None:
-    if job.output.exists() and not job.overwrite:
-        raise UserError(f"{job.output} exists already: give another --output, or --overwrite")
+    if job.input == STANDARD_INPUT and processes.count > 1:
+        raise UserError("several processes cannot share the standard input: give --input FILE")
+    check_output_file(job.output, *([] if job.input == STANDARD_INPUT else [Path(job.input)]))
 
 
 def _load(job: Job) -> TextGenerator:
@@ -220,7 +210,9 @@ def _device(job: Job) -> str | None:
 def _check_words(lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
     words = sum(sources.lengths) - np.count_nonzero(sources.lengths)  # without the end of each
     unknown = sources.count(generator.task.source_dictionary.unk()) / max(1, words)
-    if unknown > UNUSABLE and generator.bpe is None:
+    # Words that stand alone are pieces of a sentencepiece vocabulary, too; the others tell that the text is none.
+    pieces = any(symbol.startswith("▁") for symbol in generator.task.source_dictionary.symbols)
+    if generator.bpe is None and unknown > (NOTABLE if pieces else UNUSABLE):
         raise UserError(
             f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, and no subword vocabulary "
             "(encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or give its folder "

@@ -211,7 +211,7 @@ def test_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation):
     path.write_bytes(tiny_translation.checkpoint.read_bytes())
     arguments = ["heads", str(path), "--num-kv-heads=2", "--output", str(path), "--overwrite"]
     monkeypatch.setattr(sys, "argv", ["elseq-convert", *arguments])
-    with pytest.raises(UserError, match="model.pt is what is to be converted: give another file$"):
+    with pytest.raises(UserError, match="model.pt is an input: give another file$"):
         convert.main()
     assert path.read_bytes() == tiny_translation.checkpoint.read_bytes()
 
@@ -268,7 +268,11 @@ def lose_attention(state):
         (lose_model, ["--num-kv-heads=2"], "because it is a LSTMModel; give a Transformer, BART or language model"),
         (share_attention, ["--num-kv-heads=2"], "because it uses joint cross- and self-attention"),
         (lose_attention, ["--num-kv-heads=2"], "the model has no decoder self-attention to pool"),
-        (None, ["--num-kv-heads=2", "--output=no/such/folder/x.pt"], "x.pt cannot be written .No such file"),
+        (
+            None,
+            ["--num-kv-heads=2", "--output=no/such/folder/x.pt"],
+            "x.pt is in a folder that does not exist: make the",
+        ),
         (None, ["--num-kv-heads=2", "--output=."], "--output . is a folder"),
     ],
 )

@@ -31,7 +31,7 @@ def test_memory_budgets_that_cannot_be(run, source):
         (b"w1\nw2\n\xff\n", "line 3 of .*input.txt is not valid UTF-8: convert the file with iconv"),
         (
             b"w1\n" + b"w2 " * 100_000,
-            "line 2 of .*input.txt has 100001 tokens and the model takes 63; shorten it or give",
+            "line 2 of .*input.txt has 100001 tokens and the model takes 64; shorten it or give",
         ),
         (
             b"nothing of this is known\n",
@@ -73,10 +73,13 @@ def never(*_, **__):
         (["--input={tmp}"], "--input .* cannot be read .Is a directory.: check the path"),
         (["--output={tmp}"], "--output .* is a folder: give the name of a file"),
         (["--output={tmp}/none/output"], "--output .*none/output is in a folder that does not exist: make the folder"),
-        (["--output={tmp}/input.txt", "--overwrite"], "--output .*input.txt is the input: give another file"),
-        (["--output={tmp}/link", "--overwrite"], "--output .*link is the input: give another file"),
-        (["--output=/dev/null", "--overwrite"], "--output /dev/null is no ordinary file: leave the option out"),
-        (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is no ordinary file: leave the option out to write"),
+        (["--output={tmp}/input.txt", "--overwrite"], "--output .*input.txt is an input: give another file"),
+        (["--output={tmp}/link", "--overwrite"], "--output .*link is an input: give another file"),
+        (
+            ["--output=/dev/null", "--overwrite"],
+            "--output /dev/null is no ordinary file: give the name of one, or leave the option out",
+        ),
+        (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is no ordinary file: give the name of one"),
         (["--output=/proc/output"], "--output /proc/output cannot be written .*: give another"),
         (["--beam=3", "--sampling-topk=3", "--seed=x"], "argument --seed: invalid int value: 'x'; see elseq-generate"),
         (["--max-tokens=0"], "--max-tokens '0' is not a whole number above 0$"),
@@ -170,7 +173,7 @@ def test_the_standard_output_by_its_name(tiny_translation, source, options):
     command = ["elseq-generate", "--model", tiny_translation.checkpoint, "--input", source, "--output", "/dev/stdout"]
     sentence = helpers.run([*command, *options]).stderr.decode().splitlines()[-1]
     assert sentence == (
-        "elseq: error: --output /dev/stdout is no ordinary file: leave the option out to write to a pipe"
+        "elseq: error: --output /dev/stdout is no ordinary file: give the name of one, or leave the option out"
     )
 
 

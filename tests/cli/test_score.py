@@ -224,10 +224,20 @@ def test_what_is_refused_at_once(write):
 
 
 def test_output_that_cannot_be_written_does_not_lose_the_scores(tmp_path, files):
-    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", tmp_path], check=False)
+    output = tmp_path / ("x" * 250)  # a name so long that none can be made of it for the time of writing
+    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", output], check=False)
     assert ended.returncode == 1
     assert "cannot be written" in ended.stderr
     assert "ROUGE-Lsum" in ended.stdout
+
+
+@pytest.mark.parametrize("number", [0, 1])
+def test_an_input_is_not_replaced(files, number):
+    content = files[number].read_text()
+    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", files[number]], check=False)
+    assert (ended.returncode, ended.stdout) == (1, "")
+    assert ended.stderr == f"elseq: error: --output {files[number]} is an input: give another file\n"
+    assert files[number].read_text() == content
 
 
 @pytest.mark.parametrize(

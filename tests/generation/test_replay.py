@@ -112,7 +112,7 @@ def test_prompts(begin_to_replay, evaluation, learned_pos):
 
 def make_prompts(lengths):
     rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, lengths)]
-    prompts = torch.tensor(pad_rows(rows, DICTIONARY.pad()))
+    prompts = pad_rows(rows, DICTIONARY.pad())
     net_input = {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}
     return {"id": torch.arange(len(rows)), "net_input": net_input}, {"prompt_tokens": prompts}
 
@@ -136,16 +136,20 @@ def test_alignments_are_not_replayed(begin_to_replay):
     assert TapeRecorder.replays == 0
 
 
+def count_states():
+    return sum(type(each) in (DecodeState, ReplayedSteps) for each in gc.get_objects())
+
+
 def test_nothing_is_held_between_batches(begin_to_replay):
     model = make_models("bart", DICTIONARY)["el"]
     generator = SequenceGenerator([model], DICTIONARY, beam_size=2, max_len_b=12)
     begin_to_replay()
     gc.disable()
     try:
-        before = sum(isinstance(each, DecodeState | ReplayedSteps) for each in gc.get_objects())
+        before = count_states()
         generator.generate([model], make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7))))
         assert TapeRecorder.replays > 3
-        assert sum(isinstance(each, DecodeState | ReplayedSteps) for each in gc.get_objects()) == before
+        assert count_states() == before
     finally:
         gc.enable()
 

@@ -4,7 +4,7 @@ import pytest
 
 from elseq.errors import UserError
 from elseq.interop import output
-from elseq.interop.output import check_output_file, new_folder, save
+from elseq.interop.output import new_folder, save
 
 
 def contents(folder):
@@ -63,13 +63,3 @@ def test_a_full_disk(tmp_path, monkeypatch):
         save({}, tmp_path / "out.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
     assert (tmp_path / "out.pt").read_text() == "precious"
-
-
-def test_what_is_converted_is_not_replaced(tmp_path):
-    path = tmp_path / "model.pt"
-    path.write_text("")
-    check_output_file(tmp_path / "other.pt", True, path)
-    (tmp_path / "link.pt").symlink_to(path)
-    for same in (path, tmp_path / "link.pt"):
-        with pytest.raises(UserError, match="is what is to be converted: give another file$"):
-            check_output_file(same, True, path)
