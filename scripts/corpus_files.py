@@ -83,7 +83,7 @@ def read_json(path):
     try:
         with _open(path) as file:
             return json.load(file)
-    except (ValueError, EOFError, OSError, zlib.error) as error:
+    except (ValueError, RecursionError, EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} cannot be read as JSON ({error}); fetch it again") from error
 
 
@@ -91,14 +91,17 @@ def read_json_lines(path):
     """The value on each line.
 
     Raises:
-        UserError: a file that cannot be read, or a line that is no JSON.
+        UserError: a file that cannot be read, or a line that is no JSON or has half of a character.
     """
     number = 0
     try:
         with _open(path) as file:
             for number, line in enumerate(decode_lines(file, path), start=1):  # noqa: B007
-                yield json.loads(line)
-    except ValueError as error:
+                value = json.loads(line)
+                if "\\u" in line:
+                    check_characters(f"line {number} of {path}", json.dumps(value, ensure_ascii=False))
+                yield value
+    except (ValueError, RecursionError) as error:
         raise UserError(f"line {number} of {path} is no JSON ({_reason(error)}); mend it, or fetch it again") from error
     except (EOFError, OSError, zlib.error) as error:
         raise UserError(f"{path} cannot be read after line {number} ({_reason(error)}); fetch it again") from error
@@ -108,6 +111,18 @@ def _reason(error):
     return getattr(error, "strerror", None) or getattr(error, "msg", None) or error
 
 
+def check_characters(place, text):
+    """
+    Raises:
+        UserError: the text at this place has half of a surrogate pair, which JSON can write and UTF-8 cannot.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UserError(f"{place} has {half}, half of a character; mend it, or fetch the corpus again") from error
+
+
 def require(place, row, **fields):
     """
     Args:
@@ -115,13 +130,15 @@ def require(place, row, **fields):
         fields: of the row, and what each has to be: one of KINDS.
 
     Raises:
-        UserError: the row is not an object with these fields.
+        UserError: the row is not an object with these fields, or a text of them has half of a character.
     """
     for name, kind in fields.items():
         if not isinstance(row, dict) or not isinstance(row.get(name, ...), kind):
             raise UserError(
                 f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; mend it, or fetch the corpus again"
             )
+        if isinstance(row[name], str):
+            check_characters(place, row[name])
 
 
 def one_line(text):

@@ -325,7 +325,10 @@ class SequenceGenerator:
         else:
             wanted = [int(self.max_len_a * length + self.max_len_b) for length in lengths]
         if min(wanted) < self.min_len and not self.warned:
-            logger.warning("--min-len %d is more than the maximum length; hypotheses have that length", self.min_len)
+            logger.warning(
+                "--min-len %d is more than the maximum length, %d; such hypotheses have %d tokens",
+                *(self.min_len, min(wanted), self.min_len),
+            )
             self.warned = True
         return [max(self.min_len, min(limit, bound)) for limit, bound in zip(wanted, bounds, strict=True)]
 

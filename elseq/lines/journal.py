@@ -76,6 +76,10 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
             self._flock()
+        except FileExistsError as error:
+            raise UserError(
+                f"{self.folder}, where finished lines are kept, is a file: move it, or give another --output"
+            ) from error
         except BlockingIOError as error:
             self._unlock()
             raise self._is_locked() from error

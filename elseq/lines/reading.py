@@ -38,6 +38,8 @@ class InputLines:
         self._number = sum(1 for _ in self)
 
     def _read(self, path: str) -> bytes:
+        if path == STANDARD_INPUT and sys.stdin is None:
+            raise UserError(f"{self.path} is closed: give it a text, or --input FILE")
         try:
             return sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
         except OSError as error:

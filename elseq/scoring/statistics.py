@@ -5,7 +5,10 @@ from typing import NamedTuple
 
 import numpy as np
 
+from elseq.errors import UserError
+
 INTERVAL = 0.95
+MOST_RESAMPLES = 1_000_000
 SEED = 1
 ROUNDING = 1e-9  # of sums, in percent
 
@@ -50,7 +53,12 @@ def resample(systems: Sequence[dict[str, Score]], resamples: int, seed: int = SE
 
     Returns:
         For each system, of each score its values, [resamples].
+
+    Raises:
+        UserError: more resamples than anybody can wait for.
     """
+    if resamples > MOST_RESAMPLES:
+        raise UserError(f"--bootstrap {resamples} is too many: give at most {MOST_RESAMPLES:,} resamples")
     scores = [score for system in systems for score in system.values()]
     statistics = np.concatenate([score.statistics for score in scores], axis=1)
     sums = np.stack([counts @ statistics for counts in draws(len(statistics), resamples, seed)])

@@ -1,6 +1,7 @@
 """A job of elseq-benchmark with Hydra: one mode at one batch size and beam."""
 
 import contextlib
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -16,6 +17,10 @@ from elseq.sweeps.settings import search_options
 
 _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
 _SAME = ("checkpoint", "vocabulary_size", "source", "output_length", "dtype", "device", "threads", "repeats")
+# Settings by the options of the command line.
+_SETTINGS = {name.replace("_", "-"): name for name in (*_SEARCH, *_SAME, "source_length")}
+_SETTINGS |= {"modes": "decode", "batch-sizes": "batch", "beams": "beam", "data": "task.data"}
+_OPTION = re.compile(r"(?:argument )?--([a-z][a-z-]*)")
 
 
 def _known(cfg: dict) -> dict:
@@ -25,8 +30,8 @@ def _known(cfg: dict) -> dict:
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
     """Measure what the configuration says: what the command line of `arguments` would measure beside stock."""
-    args = parse(arguments(cfg))
-    with contextlib.ExitStack() as stack:
+    with _settings_named(), contextlib.ExitStack() as stack:
+        args = parse(arguments(cfg))
         grid = replace(make_grid(args, stack), modes=args.modes)
         if cfg.checkpoint is None:
             grid = replace(grid, model_file=replace(grid.model_file, name=HydraConfig.get().runtime.choices.model))
@@ -37,6 +42,15 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         row, best = found[0]
         outputs = None if best is None else [" ".join(map(str, tokens)) for tokens in best]
         return Result(row, title(args, grid), outputs)
+
+
+@contextlib.contextmanager
+def _settings_named():
+    """Let errors speak of settings, where those of the command line speak of options, wherever in a sentence."""
+    try:
+        yield
+    except UserError as error:
+        raise UserError(_OPTION.sub(lambda option: _SETTINGS.get(option[1], option[0]), str(error))) from error
 
 
 def arguments(cfg: DictConfig) -> list[str]:

@@ -44,7 +44,7 @@ def sweep(name: str, job: TaskFunction) -> None:
         job: what is run. It is in the module from whose name the log files have theirs.
 
     Raises:
-        UserError: no configuration, or one that cannot be composed.
+        UserError: no configuration, or one that cannot be composed, or a folder that cannot be written.
     """
     # Hydra wants its options to stand before the overrides.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: bool(_OVERRIDE.match(argument)))
@@ -60,7 +60,12 @@ def sweep(name: str, job: TaskFunction) -> None:
     try:
         with env_override({"HYDRA_FULL_ERROR": os.environ.get("HYDRA_FULL_ERROR", "1")}):  # errors come to us
             main()
-    except (HydraException, OmegaConfBaseException, RuntimeError, ValueError) as error:  # a job that fails has none
+    except (HydraException, OmegaConfBaseException, OSError, RuntimeError, ValueError) as error:  # of no job's work
+        failed = _of_the_system(error)
+        if failed is not None:
+            setting = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
+            what = f"{failed.filename or f'the folder {setting}'} cannot be written ({failed.strerror})"
+            raise UserError(f"{what}: give another by {setting}") from error
         raise UserError(_sentence(error, path.parent)) from error
     except KeyboardInterrupt:
         print("elseq: interrupted", file=sys.stderr)  # what is done is told by `elseq.sweeps.gather`
@@ -71,6 +76,13 @@ def _folder(given: str | None) -> Path:
     """Of the configurations: the one given, else the user's own, else the one installed with elseq."""
     own = Path(given or CONFIG_DIR)
     return own.resolve() if given or own.is_dir() else Path(__file__).resolve().parents[1] / CONFIG_DIR
+
+
+def _of_the_system(error: BaseException | None) -> OSError | None:
+    """The error of the system among the error and its causes."""
+    while error is not None and getattr(error, "errno", None) is None:  # Hydra has an OSError of its own
+        error = error.__cause__
+    return error
 
 
 def _sentence(error: Exception, folder: Path) -> str:

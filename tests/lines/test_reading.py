@@ -40,6 +40,12 @@ def test_standard_input(monkeypatch):
     assert lines.name(1) == "line 2 of the standard input"
 
 
+def test_closed_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="^the standard input is closed: give it a text, or --input FILE$"):
+        InputLines("-")
+
+
 @pytest.mark.parametrize(
     "content, sentence",
     [

@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 from nltk.translate.bleu_score import corpus_bleu
 
+from elseq.errors import UserError
 from elseq.scoring.questions import score_questions
 from elseq.scoring.statistics import Score, draws, interval, mean_score, resample, share_above
 
@@ -85,3 +86,8 @@ def test_interval_of_a_mean():
 def test_value_may_be_of_several_statistics():
     score = Score(np.array([[1, 2], [3, 4]]), lambda sums: sums[..., 0] * sums[..., 1])
     assert score.total == 24
+
+
+def test_more_resamples_than_anybody_can_wait_for():
+    with pytest.raises(UserError, match="^--bootstrap 1000001 is too many: give at most 1,000,000 resamples$"):
+        resample([{"mean": mean_score([0.5])}], 1_000_001)

@@ -138,6 +138,15 @@ QUESTION = "question 2, paragraph 1, article 2, .*dev-v1.1.json has no"
         ({"data": [{"title": "d", "paragraphs": [5]}]}, "^paragraph 1, article 1, .* has no text 'context': 5"),
         (with_question(id=None), f"^{QUESTION} text 'id'"),
         (with_question(question=7), f"^{QUESTION} text 'question'"),
+        (
+            with_question(question="Half \ud83d?"),
+            f"^{QUESTION.replace('has no', 'has')} .ud83d, half of a character; mend",
+        ),
+        (
+            with_question(answers=[{"text": "\ude00", "answer_start": 0}]),
+            f"^answer 1, {QUESTION.replace('has no', 'has')} .ude00, half of a character; mend",
+        ),
+        ("[" * 100_000, "dev-v1.1.json cannot be read as JSON .maximum recursion depth exceeded"),
         (with_question(answers="gold"), f"^{QUESTION} list 'answers'"),
         (with_question(answers=[{"text": "gold"}]), f"^answer 1, {QUESTION} whole number 'answer_start'"),
     ],
@@ -148,6 +157,7 @@ def test_other_files_are_refused(squad, tmp_path, content, sentence):
     (squad / "dev-v1.1.json").write_bytes(content.encode() if isinstance(content, str) else content)
     with pytest.raises(UserError, match=sentence):
         main(["prepare", str(squad), str(tmp_path / "corpus"), "--partial"])
+    assert not (tmp_path / "corpus").exists()
 
 
 def test_split_without_an_example(squad, tmp_path):

@@ -144,6 +144,27 @@ def test_lines_that_are_no_json(whole, tmp_path):
         main(command)
 
 
+@pytest.mark.parametrize("command", ["fetch", "prepare"])
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        (
+            '{"document": "a \\ud83d b", "summary": "c"}',
+            r"^line 3 of {} has \\ud83d, half of a character; mend it, or fetch",
+        ),
+        ('{"document": "a", "summary": "c", "id": "\\uDE00"}', r"^line 3 of {} has \\ude00, half of a character"),
+        ("[" * 100_000, "^line 3 of {} is no JSON .maximum recursion depth exceeded"),
+    ],
+)
+def test_lines_that_cannot_be_written(whole, tmp_path, command, line, sentence):
+    good = '{"document": "a \\ud83d\\ude00 b", "summary": "\\u00e9"}\n'
+    (whole / "train.jsonl.gz").write_bytes(gzip.compress(f"{good}{good}{line}\n".encode()))
+    folders = [whole, tmp_path / "new"] if command == "prepare" else [tmp_path / "new", "--from", whole]
+    with pytest.raises(UserError, match=sentence.format(whole / "train.jsonl.gz")):
+        main([command, "xsum", *map(str, folders)])
+    assert not list(tmp_path.glob("new/*"))
+
+
 def test_folder_that_is_read_is_not_written(whole):
     before = {path.name: path.read_bytes() for path in whole.iterdir()}
     with pytest.raises(UserError, match=f"^{whole} is the folder that is read from; name another one to write to"):

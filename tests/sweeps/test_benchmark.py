@@ -81,11 +81,10 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     measured, wrong, *others = read_rows(tmp_path)
     assert measured["samples_per_second"] == 2
     assert "ratio_to_stock" not in measured
-    assert wrong["failure"] == "--batch-sizes 'many' is not a whole number above 0"
+    assert wrong["failure"] == "batch 'many' is not a whole number above 0"
     assert [row["failure"] for row in others] == ["out of memory", wrong["failure"]]
-    assert (
-        "\nkv, batch many: --batch-sizes 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n"
-        in (ended.stdout)
+    assert "\nkv, batch many: batch 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n" in (
+        ended.stdout
     )
     assert "x stock" not in ended.stdout
 
@@ -94,11 +93,14 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     ("line", "sentence"),
     [
         ("decode=auto batch=2", "auto, batch 2, beam 4: out of memory."),
-        ("batch=8.5", "auto, batch 8.5: --batch-sizes '8.5' is not a whole number above 0."),
-        ("batch=[2,4]", "auto, batch [2, 4]: --batch-sizes '[2' is not a whole number above 0."),
+        ("batch=8.5", "auto, batch 8.5: batch '8.5' is not a whole number above 0."),
+        ("batch=[2,4]", "auto, batch [2, 4]: batch '[2' is not a whole number above 0."),
         ("batch='2,4' decode=kv", "kv, batch 2,4: batch and beam are one number each; several with commas between"),
-        ("lenpen=much", "auto, batch 8: argument --lenpen: invalid float value: 'much'; see elseq-benchmark --help."),
-        ("dtype=int8", "auto, batch 8: argument --dtype: invalid choice: 'int8' "),
+        ("lenpen=much", "auto, batch 8: lenpen: invalid float value: 'much'; see elseq-benchmark --help."),
+        ("dtype=int8", "auto, batch 8: dtype: invalid choice: 'int8' "),
+        ("batch=0", "auto, batch 0: batch '0' is not a whole number above 0."),
+        ("beam=0", "auto, batch 8, beam 0: beam '0' is not a whole number above 0."),
+        ("min_len=9 max_len_b=3", "auto, batch 8: min_len 9 is more than max_len_b 3; lower it."),
         ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),
         ("model=null", "Config group override must be a string or a list."),
         ("batch=${none}", "auto, batch ${none}: InterpolationKeyError: Interpolation key 'none' not found."),
@@ -109,6 +111,13 @@ def test_nothing_is_measured(requests, tmp_path, line, sentence):
     assert ended.returncode == 1
     (line,) = [line for line in ended.stderr.splitlines() if line.startswith("elseq: error")]
     assert line.startswith(f"elseq: error: {sentence}")
+
+
+def test_the_folder_of_dictionaries_is_called_as_the_setting(tiny_translation, tmp_path):
+    line = f"model=null checkpoint={tiny_translation.checkpoint} task.data={tmp_path} hydra.run.dir={tmp_path / 'run'}"
+    ended = helpers.run_here(["elseq-benchmark", *line.replace("model=null", "~model").split()], check=False)
+    assert ended.returncode == 1
+    assert "; name the folder of the model's dictionary by task.data" in ended.stderr.splitlines()[-1]
 
 
 def test_other_settings_are_columns(requests, tmp_path):

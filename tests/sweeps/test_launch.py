@@ -81,6 +81,23 @@ def test_a_launcher_that_is_not_installed(tmp_path):
     check_one_sentence(line, "hydra/launcher is of a plugin that is not installed: for Slurm pip install")
 
 
+@pytest.mark.parametrize("line", ["-m batch=1,2 hydra.sweep.dir={}", "batch=1 hydra.run.dir={}"])
+def test_a_folder_that_cannot_be_made(line, tmp_path):
+    (tmp_path / "file").touch()
+    folder = tmp_path / "file" / "jobs"
+    ended = helpers.run_here(["elseq-benchmark", *line.format(folder).split()], check=False)
+    setting = line.split()[-1].partition("=")[0]
+    assert ended.returncode == 1
+    assert ended.stderr == (f"elseq: error: {folder} cannot be written (Not a directory): give another by {setting}\n")
+
+
+def test_a_log_that_cannot_be_written(tmp_path):
+    (tmp_path / "benchmark.log").mkdir()
+    check_one_sentence(
+        ["batch=1", f"hydra.run.dir={tmp_path}"], f"{tmp_path}/benchmark.log cannot be written (Is a dir"
+    )
+
+
 def check_one_sentence(line, sentence):
     ended = helpers.run_here(["elseq-benchmark", *line], check=False)
     assert ended.returncode == 1

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import os
 import pickle
+import re
 import struct
 from pathlib import Path
 
@@ -109,8 +111,16 @@ def _name_first(folder: Path, what: str, names: list[str]) -> None:
 
 
 def write(folder: Path, config: dict, settings: dict, tensors: dict[str, Tensor]) -> None:
-    """The files from which transformers loads a model."""
+    """The files from which transformers loads a model.
+
+    Raises:
+        OSError: they cannot be written.
+    """
     for name, content in (("config.json", config), ("generation_config.json", settings)):
         (folder / name).write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
     contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
-    save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    try:
+        save_file(contiguous, folder / "model.safetensors", metadata={"format": "pt"})
+    except SafetensorError as error:  # the library has the error of the system in words only
+        number = re.search(r"(?:os error|code:) (\d+)", str(error))
+        raise (OSError(int(number[1]), os.strerror(int(number[1]))) if number else OSError(str(error))) from error

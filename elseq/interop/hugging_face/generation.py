@@ -10,12 +10,13 @@ log-probability, which is about 0 in a trained BART. A language model's prompt b
 that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 """
 
+import sys
+
 from elseq.errors import UserError
 
 DEFAULTS = {
     "num_beams": 1,
     "length_penalty": 1.0,
-    "max_length": 20,
     "min_length": 0,
     "no_repeat_ngram_size": 0,
     "early_stopping": False,
@@ -37,7 +38,9 @@ _WHOLE = {
     "top_k": 0,
 }
 _NUMBERS = ("length_penalty", "diversity_penalty", "top_p", "temperature")
+_SAMPLING = ("top_p", "temperature")
 _LONGEST = 200  # fairseq's, where no --max-len-b is given
+_NEW_TOKENS = 20  # transformers', where no length is given
 # Not in fairseq, or otherwise there; and what it is when it does nothing.
 _ELSEWHERE = {
     "repetition_penalty": 1.0,
@@ -123,20 +126,24 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
         Options of fairseq-generate by their names in its configuration, and what they do not say.
     """
     given = {name: value for name, value in settings.items() if value is not None}
+    notes = _drop_impossible_numbers(given)
+    if "max_new_tokens" not in given and "max_length" not in given:
+        given["max_new_tokens"] = _NEW_TOKENS
+        if is_language_model:
+            how = f"transformers generates {_NEW_TOKENS} tokens, and in older versions counts the prompt's among them"
+            notes.append(f"no length is given: {how}")
     full = DEFAULTS | given
     options = {"beam": full["num_beams"], "lenpen": float(full["length_penalty"])}
-    notes = _add_hypotheses(options, full)
+    notes += _add_hypotheses(options, full)
     forced_end = int(given.get("forced_eos_token_id") is not None)
     start = 1  # the symbol that decoding starts from
-    longest, least = ("max_new_tokens", 1) if "max_new_tokens" in given else ("max_length", 2)
-    if full[longest] < least:
-        notes.append(f"{longest} {full[longest]} is left out: it has no place for a word")
-    elif "max_new_tokens" in given:
-        options["max_len_b"] = given["max_new_tokens"] - forced_end
-    elif not is_language_model:
-        options["max_len_b"] = full["max_length"] - start - forced_end
-    elif "max_length" in given:
-        notes.append(_with_prompt("max_length", given["max_length"], "--max-len-b"))
+    longest, uncounted = ("max_new_tokens", 0) if "max_new_tokens" in given else ("max_length", start)
+    if given[longest] <= uncounted:
+        notes.append(f"{longest} {given[longest]} is left out: it has no place for a word")
+    else:
+        options["max_len_b"] = given[longest] - uncounted - forced_end
+        if is_language_model and longest == "max_length":
+            notes.append(_with_prompt(longest, given[longest], "--max-len-b"))
     if "min_new_tokens" in given:
         options["min_len"] = given["min_new_tokens"]
     elif not is_language_model or not full["min_length"]:
@@ -169,6 +176,25 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
     return options, notes
 
 
+def _drop_impossible_numbers(settings: dict) -> list[str]:
+    """Drop the numbers that no search can have, but for those of sampling where nothing is sampled; returns why."""
+    notes = []
+    for name in _NUMBERS:
+        value = settings.get(name, 1.0)
+        if name in _SAMPLING and not settings.get("do_sample"):
+            continue
+        reason = None
+        if not abs(value) <= sys.float_info.max:
+            reason = "it is not a finite number"
+        elif name in _SAMPLING and value <= 0:
+            reason = "it is not above 0"
+        elif name == "diversity_penalty" and value < 0:
+            reason = "it is below 0"
+        if reason is not None:
+            notes.append(f"{name} {settings.pop(name)} is left out: {reason}")
+    return notes
+
+
 def _add_hypotheses(options: dict, settings: dict) -> list[str]:
     """How many hypotheses are wanted, and how they are kept different; returns what fairseq has not."""
     beams, wanted = settings["num_beams"], settings.get("num_return_sequences", 1)
@@ -182,7 +208,9 @@ def _add_hypotheses(options: dict, settings: dict) -> list[str]:
         wanted = 1
     if wanted > 1:
         options["nbest"] = wanted
-    if groups > 1 and (settings["do_sample"] or beams % groups):
+    if groups > 1 and settings["do_sample"]:
+        notes.append(f"num_beam_groups {groups} is left out: fairseq's samples are drawn without a beam search")
+    elif groups > 1 and beams % groups:
         notes.append(f"num_beam_groups {groups} is left out: it does not divide a beam search with num_beams {beams}")
     elif groups > 1:
         strength = float(settings.get("diversity_penalty", 0.0))

@@ -1,5 +1,7 @@
 """What both models' configurations are read and checked by."""
 
+import sys
+
 from elseq.errors import UserError
 
 # Hugging Face's names of the activation functions that fairseq has, and fairseq's names.
@@ -40,10 +42,15 @@ def complete(config: dict, defaults: dict) -> dict:
         value = complete[name]
         is_size = type(default) is int and not name.endswith("_token_id")
         is_symbol = name == "eos_token_id" or (name in ("bos_token_id", "pad_token_id") and value is not None)
-        if (is_size and (type(value) is not int or value < 1)) or (is_symbol and type(value) is not int):
-            raise UserError(f"config.json has {name}: {value!r}, where a whole number is needed")
-        if type(default) is float and type(value) not in (int, float):
-            raise UserError(f"config.json has {name}: {value!r}, where a number is needed")
+        wanted = None
+        if is_size and (type(value) is not int or value < 1):
+            wanted = "a whole number above 0"
+        elif is_symbol and type(value) is not int:
+            wanted = "a whole number"
+        elif type(default) is float and (type(value) not in (int, float) or not abs(value) <= sys.float_info.max):
+            wanted = "a finite number"
+        if wanted is not None:
+            raise UserError(f"config.json has {name}: {value!r}, where {wanted} is needed")
     return complete
 
 

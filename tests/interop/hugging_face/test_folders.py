@@ -1,6 +1,8 @@
 """Folders that cannot be read end in one sentence that names the file."""
 
+import errno
 import json
+import resource
 
 import pytest
 import torch
@@ -9,7 +11,7 @@ from safetensors.torch import load_file, save_file
 from elseq.errors import UserError
 from elseq.interop.hugging_face import bart
 from elseq.interop.hugging_face.conversion import from_hugging_face
-from elseq.interop.hugging_face.folders import read_tensors
+from elseq.interop.hugging_face.folders import read_tensors, write
 from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, change, save_tokenizer
 
 
@@ -155,3 +157,15 @@ def test_parts(tmp_path):
     index.write_text("{}")
     with pytest.raises(UserError, match="index.json has no weight_map"):
         read_tensors(tmp_path)
+
+
+def test_a_full_disk_is_an_error_of_the_system(tmp_path):
+    """A limit of files' sizes stands for it: the library itself has other errors."""
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (50_000, before[1]))
+    try:
+        with pytest.raises(OSError) as error:
+            write(tmp_path, {}, {}, {"weight": torch.zeros(20_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert (error.value.errno, error.value.strerror) == (errno.EFBIG, "File too large")

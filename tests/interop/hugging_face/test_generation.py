@@ -30,20 +30,25 @@ def test_summarization():
 @pytest.mark.parametrize(
     "settings, is_language_model, expected",
     [
-        ({}, False, {"max_len_b": 19, "min_len": 0, "beam": 1}),
+        ({}, False, {"max_len_b": 20, "min_len": 0, "beam": 1}),
+        ({"max_length": 20}, False, {"max_len_b": 19, "min_len": 0, "beam": 1}),
         ({"max_new_tokens": 30, "forced_eos_token_id": 2}, False, {"max_len_b": 29, "min_len": 0}),
         ({"max_new_tokens": 30, "min_new_tokens": 5, "max_length": 99}, True, {"max_len_b": 30, "min_len": 5}),
         ({"max_length": 2, "forced_eos_token_id": 2}, False, {"max_len_b": 0}),
         ({"num_beams": 4, "early_stopping": True, "num_return_sequences": 3}, False, {"beam": 4, "nbest": 3}),
-        ({"do_sample": True, "num_return_sequences": 3}, True, {"sampling": True, "beam": 3, "nbest": 3}),
+        (
+            {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 9},
+            True,
+            {"sampling": True, "beam": 3, "nbest": 3},
+        ),
         (
             {"num_beams": 4, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 0.7},
             False,
             {"beam": 4, "diverse_beam_groups": 2, "diverse_beam_strength": 0.7},
         ),
-        ({"do_sample": True}, True, {"sampling": True, "sampling_topk": 50}),
-        ({"do_sample": True, "top_p": 0.9, "temperature": 0.7}, True, {"sampling_topp": 0.9, "temperature": 0.7}),
-        ({"do_sample": True, "top_k": 0, "length_penalty": None}, True, {"sampling": True, "lenpen": 1.0}),
+        ({"do_sample": True}, False, {"sampling": True, "sampling_topk": 50}),
+        ({"do_sample": True, "top_p": 0.9, "temperature": 0.7}, False, {"sampling_topp": 0.9, "temperature": 0.7}),
+        ({"do_sample": True, "top_k": 0, "length_penalty": None}, False, {"sampling": True, "lenpen": 1.0}),
     ],
 )
 def test_options(settings, is_language_model, expected):
@@ -58,7 +63,11 @@ def test_options(settings, is_language_model, expected):
         ({"num_beams": 4}, False, "early_stopping False: Hugging Face searches on"),
         ({"num_beams": 4, "early_stopping": "never"}, False, "early_stopping never"),
         ({"max_length": 50}, True, "max_length 50 counts the tokens of the prompt, --max-len-b does not"),
-        ({"min_length": 5}, True, "min_length 5 counts the tokens of the prompt, --min-len does not"),
+        (
+            {"min_length": 5, "max_new_tokens": 9},
+            True,
+            "min_length 5 counts the tokens of the prompt, --min-len does not",
+        ),
         ({"repetition_penalty": 1.2}, False, "repetition_penalty 1.2 is left out"),
         ({"do_sample": True, "top_p": 0.9, "top_k": 10}, False, "top_k 10 is left out"),
     ],
@@ -66,7 +75,14 @@ def test_options(settings, is_language_model, expected):
 def test_what_they_do_not_say(settings, is_language_model, sentence):
     options, notes = fairseq_options(settings, is_language_model)
     assert len(notes) == 1 and notes[0].startswith(sentence)
-    assert is_language_model <= ("max_len_b" not in options)
+
+
+def test_lengths_that_count_the_prompt():
+    """What is nearest: the length after the start of the text alone."""
+    assert fairseq_options({"max_length": 50}, is_language_model=True)[0]["max_len_b"] == 49
+    options, notes = fairseq_options({}, is_language_model=True)
+    assert options["max_len_b"] == 20
+    assert len(notes) == 1 and notes[0].startswith("no length is given: transformers generates 20 tokens")
 
 
 @pytest.mark.parametrize(
@@ -82,6 +98,17 @@ def test_what_they_do_not_say(settings, is_language_model, sentence):
         ),
         ({"num_return_sequences": 2}, "nbest", "num_return_sequences 2 is left out: it is above num_beams 1"),
         ({"num_beams": 3, "early_stopping": True, "num_beam_groups": 2}, "diverse_beam_groups", "num_beam_groups 2 is"),
+        (
+            {"do_sample": True, "num_beam_groups": 3},
+            "diverse_beam_groups",
+            "num_beam_groups 3 is left out: fairseq's samp",
+        ),
+        ({"length_penalty": float("nan")}, "none", "length_penalty nan is left out: it is not a finite number"),
+        ({"diversity_penalty": -(10**400)}, "diverse_beam_strength", "diversity_penalty -1000"),
+        ({"diversity_penalty": -0.5}, "diverse_beam_strength", "diversity_penalty -0.5 is left out: it is below 0"),
+        ({"do_sample": True, "temperature": float("inf")}, "temperature", "temperature inf is left out: it is not a"),
+        ({"do_sample": True, "temperature": 0}, "temperature", "temperature 0 is left out: it is not above 0"),
+        ({"do_sample": True, "top_p": 0.0}, "sampling_topp", "top_p 0.0 is left out: it is not above 0"),
         ({"do_sample": True, "num_beams": 4}, "nbest", "num_beams 4 is left out: fairseq's samples are drawn without"),
     ],
 )
@@ -89,6 +116,10 @@ def test_impossible_settings_are_left_out(settings, missing, sentence):
     options, notes = fairseq_options(settings, is_language_model=False)
     assert missing not in options
     assert len(notes) == 1 and notes[0].startswith(sentence)
+
+
+def test_what_is_left_out_is_as_if_not_given():
+    assert fairseq_options({"length_penalty": float("inf")}, is_language_model=False)[0]["lenpen"] == 1.0
 
 
 def test_several_hypotheses_come_back():
@@ -117,6 +148,7 @@ def test_positions_limit_the_length():
         {"num_beams": 3, "early_stopping": True, "max_new_tokens": 25, "min_new_tokens": 7, "no_repeat_ngram_size": 2},
         {"max_length": 5, "forced_eos_token_id": None},
         {"max_length": 6},
+        {"min_new_tokens": 19},  # and no maximum
     ],
 )
 def test_the_same_is_generated(tmp_path, settings):

@@ -8,6 +8,7 @@ from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import gpt2
+from elseq.interop.hugging_face.generation import fairseq_options
 from tests.interop.hugging_face.making import (
     BART_NAMES,
     GPT2_NAMES,
@@ -31,7 +32,7 @@ def pair(tmp_path_factory):
     folder = tmp_path_factory.mktemp("gpt2")
     model = make_gpt2(folder / "theirs")
     converted = convert(folder / "theirs", folder / "ours")
-    assert not converted.notes
+    assert [note.partition(":")[0] for note in converted.notes] == ["no length is given"]
     return model, folder / "ours"
 
 
@@ -169,6 +170,14 @@ def test_same_hypotheses(pair, beam, options):
 def test_length_limit_without_beam(pair):
     """Hugging Face's max_new_tokens are words when no end is forced."""
     assert hypotheses(*pair, 1, max_len_b=2) == their_hypotheses(pair[0], 1, max_new_tokens=2)
+
+
+def test_length_where_none_is_given(pair):
+    options, _ = fairseq_options({"min_new_tokens": 20}, is_language_model=True)
+    lengths = {name: options[name] for name in ("min_len", "max_len_b")}
+    expected = their_hypotheses(pair[0], 1, max_new_tokens=None, min_new_tokens=20)
+    assert hypotheses(*pair, 1, **lengths) == expected
+    assert {len(words) for words in expected} == {20}
 
 
 # --- what cannot be
