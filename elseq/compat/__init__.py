@@ -24,7 +24,7 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, gradients, training
+    from elseq.compat import checkpoints, commands, data, generation, training
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
@@ -41,10 +41,10 @@ REPAIRS = (
     data.explain_unusable_dictionaries,
     data.explain_unusable_subwords,
     data.explain_wrong_encoding,
-    gradients.clip_gradients_where_they_are,
     generation.replace_unknown_words,
     generation.keep_diverse_groups_apart,
     generation.explain_search_options,
+    training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
     training.explain_missing_bleu,

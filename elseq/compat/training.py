@@ -1,4 +1,4 @@
-"""Training: what goes wrong when its trainer is made, or an epoch later."""
+"""Training: what goes wrong when its trainer is made, at an update, or an epoch later."""
 
 import os
 import sys
@@ -8,8 +8,25 @@ import torch
 from fairseq import options, trainer, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
-from elseq.compat.patching import wrap
+from elseq.compat.patching import Overlay, wrap
 from elseq.errors import UserError
+
+
+def clip_gradients_where_they_are():
+    """Clipping gathers the norms of all gradients on the GPU if the machine has one, even those of a training with
+    --cpu, which then ends in "scalar tensor is expected to be on cpu"."""
+    wrap(utils, "clip_grad_norm_", _clip_grad_norm)
+
+
+def _clip_grad_norm(clip, params, *args, **kwargs):
+    params = [params] if isinstance(params, torch.Tensor) else list(params)
+    if any(parameter.grad is not None and parameter.grad.device.type != "cpu" for parameter in params):
+        return clip(params, *args, **kwargs)
+    utils.torch = Overlay(torch, cuda=Overlay(torch.cuda, is_available=lambda: False))
+    try:
+        return clip(params, *args, **kwargs)
+    finally:
+        utils.torch = torch
 
 
 def train_bfloat16_without_a_tpu():

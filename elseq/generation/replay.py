@@ -105,8 +105,9 @@ class ReplayedSteps:
         """More room, and only the hypotheses still searched for."""
         order = None
         if self._room:
-            order = self._order if self._rows is None else self._order.index_select(0, self._rows)
-            if self._sentences is not None:
+            order = self._order
+            if self._rows is not None:
+                order = order.index_select(0, self._rows)
                 self._state.keep(self._sentences)
         self._room = min(-(-(self._state.length + 1) // ROOM) * ROOM, self._max_length)
         self._state.fix(self._room, self._beam, order)

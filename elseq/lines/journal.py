@@ -22,6 +22,7 @@ from pathlib import Path
 import numpy as np
 
 from elseq.errors import UserError
+from elseq.files import check_output_file
 from elseq.lines.fingerprint import Fingerprint, differences
 
 logger = logging.getLogger(__name__)
@@ -70,8 +71,7 @@ class Journal:
         Raises:
             UserError: another process has it, or it cannot be written.
         """
-        if not self.output.parent.is_dir():
-            raise UserError(f"--output {self.output} is in a folder that does not exist: make the folder")
+        check_output_file(self.output)
         try:
             self.folder.mkdir(exist_ok=True)
             self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)

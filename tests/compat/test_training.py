@@ -90,3 +90,15 @@ def test_torchrun_as_documented(translation_data, tmp_path):
     result = helpers.run(["torchrun", "--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", shell])
     assert result.returncode == 0, result.stderr.decode()
     assert b"training on 2 devices" in result.stderr + result.stdout
+
+
+def test_norms_are_gathered_where_the_gradients_are(monkeypatch):
+    """On a machine with a GPU, without one."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "current_device", lambda: torch.device("meta"))
+    parameters = [torch.nn.Parameter(torch.zeros(2)) for _ in range(2)]
+    for parameter in parameters:
+        parameter.grad = torch.tensor([3.0, 4.0])
+    assert utils.clip_grad_norm_(iter(parameters), 1.0).item() == torch.tensor(50.0).sqrt().item()
+    torch.testing.assert_close(parameters[0].grad.norm(), torch.tensor(0.5**0.5))
+    assert utils.torch is torch
