@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 
 _SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?(UserError|AssertionError|ValueError): (.*)", re.MULTILINE)
 _OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
@@ -36,6 +36,15 @@ def renamed(name: Callable[[str], str]):
         if error.argument is None:
             raise
         raise UserError(error.sentence, name(error.argument)) from error
+
+
+def check_choice(option: str, value: str | None, choices: Collection[str]) -> None:
+    """
+    Raises:
+        UserError: the option is set, to none of the choices. (argparse would print all of fairseq's options first.)
+    """
+    if value is not None and value not in choices:
+        raise UserError(f"{value} is unknown; choose one of {', '.join(choices)}", option)
 
 
 def install_excepthook():

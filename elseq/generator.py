@@ -17,13 +17,13 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from elseq.errors import UserError, renamed
+from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
 from elseq.interop.stock import model_class
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import DECODE_ATTENTION, check_choice, check_options
+from elseq.tasks.decoding import check_options, decode_attention_names
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.translation import ElseqTranslationConfig
 
@@ -249,7 +249,7 @@ def load(
     Raises:
         UserError: a file that is missing or cannot be used, or an argument that is none of these.
     """
-    check_choice("attention", attention, DECODE_ATTENTION)
+    check_choice("attention", attention, decode_attention_names())
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES.values():
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")

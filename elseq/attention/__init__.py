@@ -1,30 +1,28 @@
-"""The mathematics: attention, its evaluations, and what it remembers while decoding. Nothing here knows of fairseq."""
+"""The mathematics: attention, its decoding methods, and what it remembers. Nothing here knows of fairseq."""
 
-from elseq.attention.el import el_attention
+from elseq.attention.memory import FixedMemory, GrowingMemory, SelfAttentionMemory, SentenceMemory
+from elseq.attention.methods import METHODS, DecodingMethod, register
+from elseq.attention.methods.el import el_attention
 from elseq.attention.module import Attention
 from elseq.attention.multi_head import Segment, multi_head_attention
-from elseq.attention.state import (
-    DecodePolicy,
-    DecodeState,
-    HypothesisState,
-    LayerState,
-    SelfAttentionState,
-    SentenceState,
-)
+from elseq.attention.state import DecodeState, LayerState
 from elseq.attention.top_k import keep_largest, top_k_attention, top_k_feed_forward
 
 __all__ = [
+    "METHODS",
     "Attention",
-    "DecodePolicy",
     "DecodeState",
-    "HypothesisState",
+    "DecodingMethod",
+    "FixedMemory",
+    "GrowingMemory",
     "LayerState",
     "Segment",
-    "SelfAttentionState",
-    "SentenceState",
+    "SelfAttentionMemory",
+    "SentenceMemory",
     "el_attention",
     "keep_largest",
     "multi_head_attention",
+    "register",
     "top_k_attention",
     "top_k_feed_forward",
 ]

@@ -1,21 +1,22 @@
 """The attention layer: its parameters, and the forward pass in training, scoring and decoding."""
 
 import math
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
 
-from elseq.attention.el import el_attention
+from elseq.attention.memory import SelfAttentionMemory, SentenceMemory
+from elseq.attention.methods import AttentionSizes
 from elseq.attention.multi_head import Segment, multi_head_attention
-from elseq.attention.state import Evaluation, SelfAttentionState, SentenceState
 
 
 class Attention(nn.Module):
-    """Multi-head attention with fairseq's parameters (names, shapes, initial values) and elseq's evaluations.
+    """Multi-head attention with fairseq's parameters (names, shapes, initial values) and elseq's decoding methods.
 
-    Training, teacher forcing and the encoder use it as an ordinary layer. While decoding, the state it is given decides
-    in what order the products are evaluated: `kv` projects the memory once and keeps keys and values, `el` keeps the
-    hidden states and expands the query (2105.04779). The parameters and the result are the same.
+    Training, teacher forcing and the encoder use it as an ordinary layer. While decoding, the method of the memory it
+    is given decides in what order the products are evaluated: `kv` projects once and keeps keys and values, `el` keeps
+    the hidden states and expands the query (2105.04779). The parameters and the result are the same.
     """
 
     def __init__(
@@ -112,7 +113,7 @@ class Attention(nn.Module):
         need_head_weights: bool = False,
         *,
         causal: bool = False,
-        state: SelfAttentionState | SentenceState | None = None,
+        state: SelfAttentionMemory | SentenceMemory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
         """Attend to key and value or, while decoding, to the state.
 
@@ -126,7 +127,7 @@ class Attention(nn.Module):
                 values but 0 are refused); unused with a state.
             need_head_weights: return the attention weights of each head.
             causal: position t does not see beyond position t of the key.
-            state: self-attention: the T positions are appended to it; encoder-decoder attention: the sentence's memory.
+            state: what was kept of former positions, to which self-attention appends the T new ones, or of the source.
 
         Returns:
             [T, N, C], and the weights: None, [N, T, S] or, of each head, [H, N, T, S].
@@ -134,53 +135,39 @@ class Attention(nn.Module):
         Raises:
             ValueError: an additive attn_mask with other values than 0 and -inf.
         """
-        length, sequences, _ = query.shape
-        if isinstance(state, SelfAttentionState):
-            causal = not state.is_fixed  # whose masks say already what a position does not see
         rows = self._split(self.q_proj(query) * self.scaling, self.num_heads)
         options = {
-            "causal": causal,
-            "window": self.window,
             "top_k": self.top_k,
             "query_chunk_size": self.query_chunk_size,
             "dropout": self._dropout(),
             "need_weights": need_weights or need_head_weights,
         }
-        reads_itself = state is None
-        if isinstance(state, SelfAttentionState):
-            # Tokens that follow nothing see only one another, and many queries are better projected once than expanded.
-            reads_itself = state.evaluation == "el" and state.is_empty() and length > 1
-            state.append(*self.memorize(query, state.evaluation))
-        if reads_itself:
+        if state is not None:
+            context, weights = state.attend(self, query, rows, **options)
+        else:
             key = query if self.self_attention else key
             value = query if self.self_attention else key if self.encoder_decoder_attention else value
             mask = _join_masks(key_padding_mask, attn_mask)
-            segments = [Segment(self._split_key(key), self._split_value(value), mask)]
-            context, weights = multi_head_attention(rows, segments, **options)
-        elif state.evaluation == "kv":
-            segments = [Segment(*tensors, mask) for tensors, mask in state.read()]
-            context, weights = multi_head_attention(rows, segments, **options)
-        else:
-            hidden = [(states, mask) for (states,), mask in state.read()]
-            context, weights = el_attention(
-                rows, hidden, self.k_proj.weight, self.v_proj.weight, self.v_proj.bias, **options
-            )
+            segment = Segment(*self.keys_and_values(key, value), mask)
+            context, weights = multi_head_attention(rows, [segment], causal=causal, window=self.window, **options)
         output = self.out_proj(context.permute(2, 0, 1, 3).flatten(start_dim=2))
         if weights is None:
             return output, None
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
-    def memorize(self, hidden: Tensor, evaluation: Evaluation) -> tuple[Tensor, ...]:
-        """What a state keeps of hidden states [S, N, D]: keys and values, each [N, G, S, K], or those [N, S, D]."""
-        if evaluation == "el":
-            return (hidden.transpose(0, 1),)
-        return self._split_key(hidden), self._split_value(hidden)
+    def keys_and_values(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """Of key and value [S, N, D], by default the same: [N, G, S, K] each."""
+        value = key if value is None else value
+        return tuple(self._split(projected, self.num_kv_heads) for projected in (self.k_proj(key), self.v_proj(value)))
 
-    def _split_key(self, key: Tensor) -> Tensor:
-        return self._split(self.k_proj(key), self.num_kv_heads)
+    def projection(self, of: Literal["key", "value"]) -> tuple[Tensor, Tensor | None]:
+        """Weight [G K, D] and bias [G K] or None, for methods that multiply by them in another order."""
+        linear = self.k_proj if of == "key" else self.v_proj
+        return linear.weight, linear.bias
 
-    def _split_value(self, value: Tensor) -> Tensor:
-        return self._split(self.v_proj(value), self.num_kv_heads)
+    @property
+    def sizes(self) -> AttentionSizes:
+        return AttentionSizes(self.num_heads, self.head_dim, self.num_kv_heads, self.k_proj.in_features)
 
     def _split(self, projected: Tensor, heads: int) -> Tensor:
         """[T, N, heads K] to [N, heads, T, K]."""

@@ -24,6 +24,7 @@ class Segment(NamedTuple):
     key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
     value: Tensor  # [M, G, S, V]: V width of a value
     mask: Tensor | None = None  # bool, [M or 1, T or 1, S], T queries in a sequence: True is not attended to
+    bias: Tensor | None = None  # added to the scores: [N or 1, H or 1, T or 1, S]
 
 
 def multi_head_attention(
@@ -57,8 +58,9 @@ def multi_head_attention(
     """
     if top_k is not None and top_k >= sum(segment.key.size(2) for segment in segments):
         top_k = None
-    if top_k is not None and len(segments) == 1 and not need_weights and query.size(2) > 1:
-        key, value, mask = segments[0]
+    has_bias = any(segment.bias is not None for segment in segments)
+    if top_k is not None and len(segments) == 1 and not need_weights and query.size(2) > 1 and not has_bias:
+        key, value, mask, _ = segments[0]
         options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
         return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
     # Keys that are stored positions last, as a sentence's memory is, are laid out for matrix products.
@@ -66,6 +68,7 @@ def multi_head_attention(
         len(segments) == 1
         and top_k is None
         and not need_weights
+        and not has_bias
         and query.size(-1) <= WIDEST_FUSED_HEAD
         and segments[0].key.stride(-1) == 1
     )
@@ -91,7 +94,7 @@ def multi_head_attention(
 
 
 def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:
-    key, value, mask = segment
+    key, value, mask, _ = segment
     if key.size(0) == query.size(0) and query.size(2) > 1:
         # Whole texts: the kernel itself knows which heads share a key.
         mask = None if mask is None else ~mask.unsqueeze(1)
@@ -111,7 +114,8 @@ def _scores(query: Tensor, segment: Segment) -> Tensor:
     scores = torch.matmul(rows, segment.key.transpose(-1, -2))
     if segment.mask is not None:
         scores.masked_fill_(_spread_mask(segment.mask, rows.size(2) // query.size(2)), float("-inf"))
-    return _ungroup(scores, query)
+    scores = _ungroup(scores, query)
+    return scores if segment.bias is None else scores + segment.bias
 
 
 def _mix(probabilities: Tensor, segment: Segment) -> Tensor:
@@ -151,16 +155,27 @@ def _spread_mask(mask: Tensor, repeats: int) -> Tensor:
     return mask.unsqueeze(1)
 
 
+def causal_mask(length: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
+    """What the last `length` of so many positions do not see of them all: bool [1, length, keys]; None: nothing.
+
+    Args:
+        window: a position sees itself and the window - 1 before it. Default: all before it.
+    """
+    within = window is None or window >= keys
+    if length == 1 and within:
+        return None
+    unseen = torch.ones(length, keys, dtype=torch.bool, device=device).triu(keys - length + 1)
+    if not within:
+        unseen |= torch.ones_like(unseen).tril(keys - length - window)
+    return unseen.unsqueeze(0)
+
+
 def _with_causal_mask(segment: Segment, length: int, window: int | None) -> Segment:
     keys = segment.key.size(2)
-    within = window is None or window >= keys
-    if length == 1 and within and segment.mask is None:
-        return segment
-    hidden = torch.ones(length, keys, dtype=torch.bool, device=segment.key.device).triu(keys - length + 1)
-    if not within:
-        hidden |= torch.ones_like(hidden).tril(keys - length - window)
+    unseen = causal_mask(length, keys, window, segment.key.device)
     if segment.mask is None:
-        return segment._replace(mask=hidden.unsqueeze(0))
+        return segment._replace(mask=unseen)
     # A padded position may see itself, so that no softmax is empty: nothing reads its output, but NaN would spread.
-    itself = torch.eye(length, keys, dtype=torch.bool, device=hidden.device).roll(keys - length, dims=1)
-    return segment._replace(mask=(segment.mask & ~itself) | hidden)
+    itself = torch.eye(length, keys, dtype=torch.bool, device=segment.key.device).roll(keys - length, dims=1)
+    mask = segment.mask & ~itself
+    return segment._replace(mask=mask if unseen is None else mask | unseen)

@@ -11,7 +11,7 @@ from elseq.arguments import Parser, choices, count, count_or_zero, counts
 from elseq.benchmark import report
 from elseq.benchmark.arguments import add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
-from elseq.benchmark.runs import FOREIGN_MODES, MODES, Grid
+from elseq.benchmark.runs import STOCK_MODES, Grid, modes
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError
 
@@ -66,9 +66,9 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--modes",
-        type=choices(MODES),
-        default=["stock", "kv", "el", "auto", *FOREIGN_MODES],
-        help=f"of {', '.join(MODES)}; stock is always measured (default: all but stock-*)",
+        type=choices(modes()),
+        default=[mode for mode in modes() if mode not in STOCK_MODES[1:]],
+        help=f"of {', '.join(modes())}; stock is always measured (default: all but stock-*)",
     )
     runs.add_argument("--batch-sizes", type=counts, default=[8], help="such as 8,32 (default: 8)")
     runs.add_argument("--beams", type=counts, default=[4], help="such as 1,4 (default: 4)")

@@ -15,6 +15,9 @@ from dataclasses import asdict, dataclass
 
 from torch import nn
 
+from elseq.attention import DecodingMethod
+from elseq.attention.methods import KV, AttentionSizes
+
 
 @dataclass(frozen=True)
 class Sizes:
@@ -31,6 +34,7 @@ class Sizes:
     memory_width: int  # D, 0 for a language model
     key_width: int  # K: of the keys of all key/value heads
     heads: int
+    head_dim: int
 
     @classmethod
     def of(cls, model) -> "Sizes | None":
@@ -55,7 +59,12 @@ class Sizes:
             memory_width=cross[0].k_proj.in_features if cross else 0,
             key_width=attention.k_proj.out_features,
             heads=attention.num_heads,
+            head_dim=attention.head_dim,
         )
+
+    def of_attention(self, memory_width: int) -> AttentionSizes:
+        """Of a decoder layer's attention to hidden states of this width."""
+        return AttentionSizes(self.heads, self.head_dim, self.key_width // self.head_dim, memory_width)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -72,52 +81,52 @@ class Batch:
 
 
 @dataclass(frozen=True)
-class Method:
+class Decoding:
     """How it was decoded."""
 
-    self_attention: str = "kv"  # kv or el
-    cross_attention: str = "kv"
+    self_attention: DecodingMethod = KV
+    cross_attention: DecodingMethod = KV
     copied: bool = False  # what belongs to a sentence is computed and kept for each hypothesis
 
 
-def operations(sizes: Sizes, batch: Batch, method: Method) -> int:
+def operations(sizes: Sizes, batch: Batch, decoding: Decoding) -> int:
     """Floating-point operations of a batch."""
     sentences = len(batch.steps)
-    copies = batch.beam if method.copied else 1
+    copies = batch.beam if decoding.copied else 1
     source, prompt = batch.source_length, batch.prompt_length
     total = sentences * source * 2 * sizes.encoder
     total += sentences * sizes.encoder_layers * 4 * sizes.encoder_width * source**2
-    if method.cross_attention == "kv":
+    if decoding.cross_attention.projects_memory:
         total += sentences * copies * source * 2 * sizes.cross_key_value
     # A copied prompt is read word by word, as if it were generated.
-    prompt_weights = sizes.decoder + (sizes.output if method.copied else 0)
+    prompt_weights = sizes.decoder + (sizes.output if decoding.copied else 0)
     total += sentences * copies * prompt * 2 * prompt_weights
     total += sentences * copies * sizes.decoder_layers * 4 * sizes.decoder_width * _sum_to(prompt)
-    self_pair = _operations_per_pair(sizes, method.self_attention, sizes.decoder_width)
-    cross_pair = _operations_per_pair(sizes, method.cross_attention, sizes.memory_width)
+    self_pair = decoding.self_attention.operations(sizes.of_attention(sizes.decoder_width))
+    cross_pair = decoding.cross_attention.operations(sizes.of_attention(sizes.memory_width))
     for steps in batch.steps:
-        total += batch.beam * steps * 2 * _step_weights(sizes, method)
+        total += batch.beam * steps * 2 * _step_weights(sizes, decoding)
         pairs = steps * prompt + _sum_to(steps)
         total += batch.beam * sizes.decoder_layers * pairs * self_pair
         total += batch.beam * sizes.decoder_layers * steps * source * cross_pair
     return total
 
 
-def bytes_read(sizes: Sizes, batch: Batch, method: Method, number_bytes: int) -> int:
+def bytes_read(sizes: Sizes, batch: Batch, decoding: Decoding, number_bytes: int) -> int:
     """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes."""
-    copies = batch.beam if method.copied else 1
-    own = _read_per_position(sizes, method.self_attention, sizes.decoder_width)
-    memory = _read_per_position(sizes, method.cross_attention, sizes.memory_width)
+    copies = batch.beam if decoding.copied else 1
+    own = decoding.self_attention.numbers_read(sizes.of_attention(sizes.decoder_width))
+    memory = decoding.cross_attention.numbers_read(sizes.of_attention(sizes.memory_width))
     passes = max(batch.steps)
     if batch.prompt_length:
-        passes += batch.prompt_length if method.copied else 1
-    numbers = sizes.encoder + passes * _step_weights(sizes, method)
-    if method.cross_attention == "kv":
+        passes += batch.prompt_length if decoding.copied else 1
+    numbers = sizes.encoder + passes * _step_weights(sizes, decoding)
+    if decoding.cross_attention.projects_memory:
         numbers += sizes.cross_key_value
     for steps in batch.steps:
         numbers += sizes.decoder_layers * batch.beam * _sum_to(steps) * own
         numbers += sizes.decoder_layers * copies * steps * batch.prompt_length * own
-        if method.copied and batch.prompt_length:
+        if decoding.copied and batch.prompt_length:
             numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
         numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
     return numbers * number_bytes
@@ -132,16 +141,7 @@ def _sum_to(count: int) -> int:
     return count * (count + 1) // 2
 
 
-def _operations_per_pair(sizes: Sizes, evaluation: str, hidden_width: int) -> int:
-    """Of one hypothesis and one position in one layer: score and weighted sum."""
-    return 4 * (sizes.heads * hidden_width if evaluation == "el" else sizes.decoder_width)
-
-
-def _read_per_position(sizes: Sizes, evaluation: str, hidden_width: int) -> int:
-    return 2 * (hidden_width if evaluation == "el" else sizes.key_width)
-
-
-def _step_weights(sizes: Sizes, method: Method) -> int:
-    """Under el the key and value weights expand the query and shrink the result: as much work as projecting."""
-    projected_before = sizes.cross_key_value if method.cross_attention == "kv" else 0
+def _step_weights(sizes: Sizes, decoding: Decoding) -> int:
+    """A method that projects no memory multiplies query and result by the same weights: as much work."""
+    projected_before = sizes.cross_key_value if decoding.cross_attention.projects_memory else 0
     return sizes.decoder - projected_before + sizes.output

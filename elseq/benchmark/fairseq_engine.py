@@ -20,7 +20,7 @@ def _stock_blocks_ngrams() -> bool:
 
 
 class FairseqEngine(Engine):
-    """Modes: kv, el and auto are elseq's; stock is fairseq as it installs, with its own modules and generator.
+    """Modes: the decoding methods and auto are elseq's; stock is fairseq as it installs, its modules and its generator.
 
     stock-copied and stock-shared are the same, told whether the hypotheses of a sentence have keys and values of the
     source of their own (as in fairseq's Transformer) or share them (as in its BART).
@@ -44,14 +44,13 @@ class FairseqEngine(Engine):
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "state_bytes": 0,
             "copied": self._is_copied(),
-            "evaluation": ["kv", "kv"],  # of self-attention and cross-attention
         }
         if self.is_stock and request["search"]["no_repeat_ngram_size"] and not _stock_blocks_ngrams():
             self.facts["ngrams_repeat"] = True
         if self.is_stock:
             self._watch_stock_state()
         elif isinstance(self.model.decoder, Decoder):
-            self._watch_policy()
+            self._watch_method()
 
     def decode(self, batch):
         sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
@@ -102,12 +101,12 @@ class FairseqEngine(Engine):
 
         ensemble.forward_decoder = forward_decoder
 
-    def _watch_policy(self) -> None:
+    def _watch_method(self) -> None:
         decoder = self.model.decoder
         new_state = decoder.new_state
 
-        def watched_new_state(encoder_out, policy):
-            self.facts["evaluation"] = list(policy)
-            return new_state(encoder_out, policy)
+        def watched_new_state(encoder_out, method):
+            self.facts["method"] = method.name
+            return new_state(encoder_out, method)
 
         decoder.new_state = watched_new_state

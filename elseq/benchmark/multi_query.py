@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.runs import in_process
 from elseq.benchmark.sources import random_sources
@@ -142,7 +142,7 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         whole = statistics.median(map(sum, zip(*result["seconds"].values(), strict=True)))
         batch = Batch(BEAMS[column], (sizing.length,) * batch_size, sizing.length)
         read = bytes_read(
-            Sizes(**result["sizes"]), batch, Method(copied=result["copied"]), getattr(torch, plan.dtype).itemsize
+            Sizes(**result["sizes"]), batch, Decoding(copied=result["copied"]), getattr(torch, plan.dtype).itemsize
         )
         row["gigabytes_per_second"] = read / whole / 1e9
     return row

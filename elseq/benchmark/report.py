@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 
 import elseq
+from elseq.attention.methods import AUTO
 from elseq.files import written_whole
 
 MEBIBYTE = 2**20
@@ -15,10 +16,10 @@ NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is 
 
 
 def _label(row: dict) -> str:
-    """The mode, and what a reader must know to read the row: the evaluation chosen, and whose the caches are."""
+    """The mode, and what a reader must know to read the row: the method chosen, and whose the caches are."""
     notes = []
-    if row["mode"] == "auto" and row.get("evaluation"):
-        notes.append("/".join(dict.fromkeys(row["evaluation"])))
+    if row["mode"] == AUTO and "method" in row:
+        notes.append(row["method"])
     if row["mode"] == "stock" and row["beam"] > 1 and "copied" in row:
         notes.append("copied" if row["copied"] else "shared")
     return f"{row['mode']} ({', '.join(notes)})" if notes else row["mode"]

@@ -13,14 +13,19 @@ from pathlib import Path
 
 import torch
 
+from elseq.attention.methods import AUTO, KV, METHODS
 from elseq.benchmark import measure
-from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read, operations
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
 from elseq.benchmark.models import ModelFile
 from elseq.benchmark.sources import make_batches
 
-FAIRSEQ_MODES = ("stock", "stock-copied", "stock-shared", "kv", "el", "auto")
+STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
-MODES = (*FAIRSEQ_MODES, *FOREIGN_MODES)
+
+
+def modes() -> tuple[str, ...]:
+    """All that can be measured."""
+    return (*STOCK_MODES, *METHODS, AUTO, *FOREIGN_MODES)
 
 
 @dataclass(frozen=True)
@@ -132,7 +137,7 @@ def in_process(program: list[str], request: dict, folder: Path) -> dict:
 
 def _summarize(result: dict, best: list[list[int]]) -> dict:
     seconds = statistics.median(result["seconds"])
-    told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "evaluation")
+    told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "method")
     told += ("ngrams_repeat", "parameters", "version")
     return {
         "samples_per_second": len(best) / seconds,
@@ -147,8 +152,8 @@ def _summarize(result: dict, best: list[list[int]]) -> dict:
 def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> dict:
     """GFLOP/s and GB/s, by the formulae of `elseq.benchmark.cost`."""
     seconds = statistics.median(result["seconds"])
-    self_attention, cross_attention = result.get("evaluation", ("kv", "kv"))
-    method = Method(self_attention, cross_attention, result["copied"])
+    method = METHODS[result["method"]] if "method" in result else KV
+    decoding = Decoding(method, method, result["copied"])
     number_bytes = getattr(torch, request["dtype"]).itemsize
     flops = read = 0
     for indices in request["batches"]:
@@ -157,8 +162,8 @@ def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> di
         length = max(positions[index] for index in indices)
         lengths = {"prompt_length": length - 1} if sizes.memory_width == 0 else {"source_length": length}
         batch = Batch(request["beam"], steps, **lengths)
-        flops += operations(sizes, batch, method)
-        read += bytes_read(sizes, batch, method, number_bytes)
+        flops += operations(sizes, batch, decoding)
+        read += bytes_read(sizes, batch, decoding, number_bytes)
     return {"gigaflops_per_second": flops / seconds / 1e9, "gigabytes_per_second": read / seconds / 1e9}
 
 

@@ -15,6 +15,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
 from elseq.arguments import Parser, as_option, count
+from elseq.attention.methods import AUTO
 from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
@@ -23,7 +24,7 @@ from elseq.lines.reading import STANDARD_INPUT
 from elseq.lines.run import SEARCH, TOP_K, Job, Run
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
-from elseq.tasks.decoding import DECODE_ATTENTION, DecodingConfig
+from elseq.tasks.decoding import DecodingConfig, decode_attention_names
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
@@ -142,7 +143,10 @@ def _parse(arguments: list[str]):
         "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
     )
     model.add_argument(
-        "--attention", choices=DECODE_ATTENTION, default="auto", help="how it is evaluated (default: %(default)s)"
+        "--attention",
+        choices=decode_attention_names(),
+        default=AUTO,
+        help="how it is evaluated (default: %(default)s)",
     )
     for option in fields(DecodingConfig):
         if option.name in TOP_K:

@@ -4,11 +4,12 @@ from collections.abc import Callable
 
 import torch
 
-from elseq.attention.state import GROWTH
+from elseq.attention import METHODS
+from elseq.attention.memory import GROWTH
+from elseq.attention.methods import AUTO, EL, KV
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.generation.policy import EL, KV
 from elseq.generation.search import SequenceGenerator
 from elseq.models import Decoder
 
@@ -90,8 +91,9 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
     [limit] = search.length_limits(torch.tensor([length]), prompt)
     source_length, prompt_length = (length, 0) if encoder is not None else (0, length - 1)
     workload = Workload(sentences, search.beam_size, source_length, limit + 1, prompt_length)
-    policies = {"kv": [KV], "el": [EL]}.get(decoder.decode_attention, [KV, EL])  # auto may choose either
-    state = max(decoding_state_bytes(decoder, workload, policy, dtype) for policy in policies)
+    name = decoder.decode_attention
+    methods = [KV, EL] if name == AUTO else [METHODS[name]]
+    state = max(decoding_state_bytes(decoder, workload, method, dtype) for method in methods)
 
     positions, hypotheses = sentences * length, sentences * search.beam_size
     reading = positions * _layer_width((decoder if encoder is None else encoder).layers) * dtype.itemsize
@@ -116,11 +118,13 @@ def _layer_width(layers) -> int:
 
 
 def _step_width(layers, generated: int) -> int:
-    """Numbers that a decoder layer holds at once for a hypothesis: as above, EL's expanded queries and what they find,
-    and a second copy of what the layer remembers of the hypothesis, made when it is reordered or grows."""
+    """Numbers that a decoder layer holds at once for a hypothesis: as above, the queries as a method expands them and
+    what they find, and a second copy of what the layer remembers of the hypothesis, made when it is reordered or grows.
+    Of all methods the most."""
     widths = []
     for layer in layers:
-        attention = layer.self_attn
-        memory = max(attention.embed_dim, attention.k_proj.out_features + attention.v_proj.out_features)
-        widths.append(2 * attention.num_heads * attention.embed_dim + memory * (generated + GROWTH))
+        sizes = layer.self_attn.sizes
+        memory = max(method.numbers_kept(sizes) for method in METHODS.values())
+        query = max(method.numbers_of_step(sizes) for method in METHODS.values())
+        widths.append(query + memory * (generated + GROWTH))
     return _layer_width(layers) + max(widths)

@@ -4,8 +4,8 @@ from dataclasses import dataclass
 
 import torch
 
-from elseq.attention import DecodePolicy
-from elseq.attention.state import GROWTH
+from elseq.attention import DecodingMethod
+from elseq.attention.memory import GROWTH
 
 
 @dataclass(frozen=True)
@@ -19,15 +19,23 @@ class Workload:
     prompt_length: int = 0
 
 
-def decoding_state_bytes(decoder, workload: Workload, policy: DecodePolicy, dtype: torch.dtype) -> int:
+def decoding_state_bytes(
+    decoder,
+    workload: Workload,
+    method: DecodingMethod,
+    dtype: torch.dtype,
+    cross_method: DecodingMethod | None = None,
+) -> int:
     """What `DecodeState.size_bytes()` will be at the end of the search, if no sentence leaves the batch early.
 
     Args:
         decoder: an elseq decoder.
         workload: sizes of the batch.
-        policy: evaluation of each kind of attention.
+        method: how attention is evaluated.
         dtype: of the decoder's activations.
+        cross_method: that of the attention to the encoder. Default: the same.
     """
+    cross_method = cross_method or method
     per_sentence = workload.sentences * workload.prompt_length
     memory = workload.sentences * workload.source_length
     numbers = 0
@@ -37,19 +45,12 @@ def decoding_state_bytes(decoder, workload: Workload, policy: DecodePolicy, dtyp
         if layer.self_attn.window is not None:
             longest = min(longest, layer.self_attn.window + 1)
         per_hypothesis = workload.sentences * workload.beam * (-(-longest // GROWTH) * GROWTH)
-        numbers += (per_sentence + per_hypothesis) * _width(layer.self_attn, policy.self_attention)
-        if layer.encoder_attn is None or not memory:
+        numbers += (per_sentence + per_hypothesis) * method.numbers_kept(layer.self_attn.sizes)
+        if layer.encoder_attn is None:
             continue
-        width = memory * _width(layer.encoder_attn, policy.cross_attention)
-        if policy.cross_attention == "el":
-            shared = width  # one tensor serves all layers
+        width = memory * cross_method.numbers_kept(layer.encoder_attn.sizes)
+        if cross_method.shares_memory:
+            shared = width
         else:
             numbers += width
     return (numbers + shared) * dtype.itemsize
-
-
-def _width(attention, evaluation: str) -> int:
-    """Numbers kept per position."""
-    if evaluation == "el":
-        return attention.k_proj.in_features
-    return attention.k_proj.out_features + attention.v_proj.out_features

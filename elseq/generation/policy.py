@@ -1,4 +1,4 @@
-"""Which evaluation of attention a batch is decoded with."""
+"""Which method a batch is decoded with."""
 
 import logging
 import os
@@ -6,29 +6,27 @@ from functools import lru_cache
 
 import torch
 
-from elseq.attention import DecodePolicy
+from elseq.attention import METHODS, DecodingMethod
+from elseq.attention.methods import AUTO, EL, KV
 from elseq.generation.planner import Workload, decoding_state_bytes
 
 logger = logging.getLogger(__name__)
-
-KV = DecodePolicy("kv", "kv")
-EL = DecodePolicy("el", "el")
 
 # Share of the free memory that a decoding state may take: layers, logits and reordering need the rest.
 USABLE = 0.6
 
 
-def choose_policy(decode_attention: str, decoder, workload: Workload) -> DecodePolicy:
+def choose_method(decode_attention: str, decoder, workload: Workload) -> DecodingMethod:
     """
     Args:
-        decode_attention: kv, el, or auto: kv where its state fits the free memory, else el.
+        decode_attention: the name of a method, or auto: kv where its state fits the free memory, else el.
         decoder: an elseq decoder.
         workload: sizes of the batch.
     """
-    if decode_attention != "auto":
-        return EL if decode_attention == "el" else KV
+    if decode_attention != AUTO:
+        return METHODS[decode_attention]
     weight = next(decoder.parameters())
-    needed = {policy: decoding_state_bytes(decoder, workload, policy, weight.dtype) for policy in (KV, EL)}
+    needed = {method: decoding_state_bytes(decoder, workload, method, weight.dtype) for method in (KV, EL)}
     free = free_memory_bytes(weight.device)
     if needed[KV] <= USABLE * free:
         choice, reason = KV, "its decoding state fits the free memory, and it computes less"
@@ -36,7 +34,7 @@ def choose_policy(decode_attention: str, decoder, workload: Workload) -> DecodeP
         choice, reason = EL, "the decoding state of kv does not fit the free memory"
     else:
         choice, reason = KV, "el would need more memory"
-    _explain(choice.cross_attention, reason, weight.device.type)
+    _explain(choice.name, reason, weight.device.type)
     logger.debug("decoding state: kv %d bytes, el %d bytes, free %d bytes", needed[KV], needed[EL], free)
     return choice
 

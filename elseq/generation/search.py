@@ -8,7 +8,7 @@ import torch
 from fairseq import search
 from torch import Tensor
 
-from elseq.attention.state import GROWTH
+from elseq.attention.memory import GROWTH
 from elseq.errors import UserError
 from elseq.generation.alignment import align
 from elseq.generation.beam import BeamSearch

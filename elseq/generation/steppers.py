@@ -15,7 +15,7 @@ from torch import Tensor
 
 from elseq.attention import DecodeState
 from elseq.generation.planner import Workload
-from elseq.generation.policy import choose_policy
+from elseq.generation.policy import choose_method
 from elseq.generation.replay import ReplayedSteps, can_replay
 from elseq.models import Decoder
 
@@ -50,8 +50,8 @@ class ElseqStepper:
             source_length, sentences = 0, net_input["src_tokens"].size(0)
         prompt_length = 0 if prompt is None else prompt.size(1)
         workload = Workload(sentences, beam, source_length, max_length, prompt_length)
-        policy = choose_policy(decoder.decode_attention, decoder, workload)
-        self.state = decoder.new_state(encoder_out, policy)
+        method = choose_method(decoder.decode_attention, decoder, workload)
+        self.state = decoder.new_state(encoder_out, method)
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
         if not self.need_weights and can_replay(decoder, max_length, prompt_length + max_length):

@@ -7,16 +7,15 @@ from argparse import Namespace
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Optional
 
-from fairseq.dataclass import ChoiceEnum, FairseqDataclass
+from fairseq.dataclass import FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import II, DictConfig, OmegaConf
 
+from elseq.attention import methods
+from elseq.attention.methods import AUTO
 from elseq.attention.top_k import ACTIVATIONS
-from elseq.errors import UserError
-
-DECODE_ATTENTION_CHOICES = ChoiceEnum(["auto", "kv", "el"])
-
+from elseq.errors import UserError, check_choice
 
 # What fairseq's base architecture derives from other options, and options whose type fairseq declares wrongly.
 _DERIVED = {
@@ -64,13 +63,7 @@ def kv_heads_field(where: str, default: str):
 class AttentionConfig(FairseqDataclass):
     """What all our models have beyond fairseq's."""
 
-    decode_attention: DECODE_ATTENTION_CHOICES = field(
-        default="auto",
-        metadata={
-            "help": "how attention is evaluated while decoding: keys and values are cached (kv), hidden states "
-            "are (el), or whichever suits the machine and the batch (auto)"
-        },
-    )
+    decode_attention: str = field(default=AUTO, metadata={"help": methods.describe()})
     num_kv_heads: Optional[int] = kv_heads_field("of every attention layer", "as many as heads")  # noqa: UP045
     head_dim: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "width of a head (default: width of the layer / heads)"}
@@ -184,9 +177,10 @@ def check_configuration(cfg: Namespace) -> None:
     """All that is checked before a model is built.
 
     Raises:
-        UserError: see `check_supported`, `check_heads` and `check_top_k`.
+        UserError: an unknown decoding method; and see `check_supported`, `check_heads` and `check_top_k`.
     """
     check_supported(cfg)
+    check_choice("--decode-attention", getattr(cfg, "decode_attention", AUTO), methods.names())
     check_heads(cfg)
     check_top_k(cfg)
 

@@ -9,7 +9,8 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from elseq.attention import DecodePolicy, DecodeState, LayerState, SelfAttentionState, SentenceState
+from elseq.attention import METHODS, DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention.methods import AUTO, KV
 from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
@@ -45,7 +46,7 @@ class Decoder(TransformerDecoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         name_dropout(self, "TransformerDecoder")
-        self.decode_attention = getattr(cfg, "decode_attention", "auto")
+        self.decode_attention = getattr(cfg, "decode_attention", AUTO)
         self.need_attn = False
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
@@ -54,27 +55,25 @@ class Decoder(TransformerDecoderBase):
     def make_generation_fast_(self, need_attn=False, **kwargs):
         self.need_attn = bool(need_attn)
 
-    def new_state(self, encoder_out: dict | None, policy: DecodePolicy) -> DecodeState:
+    def new_state(
+        self, encoder_out: dict | None, method: DecodingMethod, cross_method: DecodingMethod | None = None
+    ) -> DecodeState:
         """Begin to decode.
 
         Args:
             encoder_out: what the encoder returned for B sentences, or None for a language model.
-            policy: how each kind of attention is evaluated.
+            method: how attention is evaluated.
+            cross_method: that of the attention to the encoder. Default: the same.
         """
-        memories: list[SentenceState | None] = [None] * len(self.layers)
-        if encoder_out is not None and encoder_out["encoder_out"]:
-            hidden = encoder_out["encoder_out"][0]
+        memories: list[SentenceMemory | None] = [None] * len(self.layers)
+        attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
+        if attentions and encoder_out is not None and encoder_out["encoder_out"]:
             mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
             if mask is not None and not bool(mask.any()):
                 mask = None
-            attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
-            if attentions and policy.cross_attention == "kv":
-                projected = (attention.memorize(hidden, "kv") for attention in attentions)
-                memories = SentenceState.of_layers(projected, len(attentions), mask)
-            elif attentions:
-                memories = [SentenceState("el", [hidden.transpose(0, 1)], mask)] * len(attentions)
+            memories = (cross_method or method).memories(attentions, encoder_out["encoder_out"][0], mask)
         layers = [
-            LayerState(SelfAttentionState(policy.self_attention, layer.self_attn.window), memory)
+            LayerState(SelfAttentionMemory(method, layer.self_attn.window), memory)
             for layer, memory in zip(self.layers, memories, strict=True)
         ]
         return DecodeState(layers)
@@ -224,8 +223,8 @@ class Decoder(TransformerDecoderBase):
     def _unread(self, tokens: Tensor, encoder_out: dict | None, incremental_state: dict) -> tuple[Tensor, DecodeState]:
         state = incremental_state.get(STATE)
         if state is None:
-            evaluation = "el" if self.decode_attention == "el" else "kv"
-            state = incremental_state[STATE] = self.new_state(encoder_out, DecodePolicy(evaluation, evaluation))
+            method = METHODS.get(self.decode_attention, KV)  # auto knows neither the beam nor the lengths here
+            state = incremental_state[STATE] = self.new_state(encoder_out, method)
         return tokens[:, state.length :], state
 
     def reorder_incremental_state(self, incremental_state, new_order):

@@ -9,7 +9,9 @@ from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
 from elseq.arguments import as_option
-from elseq.errors import UserError
+from elseq.attention import methods
+from elseq.attention.methods import AUTO
+from elseq.errors import UserError, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.interop.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
@@ -18,18 +20,19 @@ logger = logging.getLogger(__name__)
 
 # And how one trains with them.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
-DECODE_ATTENTION = ("auto", "kv", "el", "stock")
-DECODE_ATTENTION_HELP = (
-    "how attention is evaluated while decoding: keys and values are cached (kv), hidden states are (el), whichever "
-    "suits (auto), or everything is left to fairseq (stock); default: as the model was configured"
-)
+STOCK = "stock"  # everything is left to fairseq: its modules and its generator
 
 
 @dataclass
 class DecodingConfig(FairseqDataclass):
     """Options of both tasks."""
 
-    decode_attention: Optional[str] = field(default=None, metadata={"help": DECODE_ATTENTION_HELP})  # noqa: UP045
+    decode_attention: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
+        },
+    )
     apply_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={
@@ -59,13 +62,9 @@ class DecodingConfig(FairseqDataclass):
     )
 
 
-def check_choice(option: str, value: str | None, choices: tuple[str, ...]) -> None:
-    """
-    Raises:
-        UserError: the option is set, to none of the choices. (argparse would print all of fairseq's options first.)
-    """
-    if value is not None and value not in choices:
-        raise UserError(f"{value} is unknown; choose one of {', '.join(choices)}", option)
+def decode_attention_names() -> tuple[str, ...]:
+    """The values of --decode-attention."""
+    return (*methods.names(), STOCK)
 
 
 def check_options(options) -> None:
@@ -75,7 +74,7 @@ def check_options(options) -> None:
     """
     if not options.data:
         raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
-    check_choice("--decode-attention", options.decode_attention, DECODE_ATTENTION)
+    check_choice("--decode-attention", options.decode_attention, decode_attention_names())
     for name in APPLIED:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int) and value >= 0):
@@ -129,7 +128,7 @@ class DecodingTask(FairseqTask):
         """The model of a configuration: for a stock one, the elseq model with the same parameters if there is one.
 
         Raises:
-            UserError: decode_attention names an evaluation that the model does not have, or top-k is to be applied to
+            UserError: decode_attention names a method that the model does not have, or top-k is to be applied to
                 a model that cannot take it, or that is to be trained: its checkpoint would not say so.
         """
         wanted = self.decode_attention
@@ -143,7 +142,7 @@ class DecodingTask(FairseqTask):
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)
-        elif wanted == "stock":
+        elif wanted == STOCK:
             if applied is not None:
                 raise UserError("does not go with stock, fairseq's own decoding: leave out one", as_option(applied))
             return super().build_model(cfg, from_checkpoint)
@@ -152,7 +151,7 @@ class DecodingTask(FairseqTask):
             if kind is None:
                 if applied is not None:
                     raise UserError(f"cannot be applied to this model, because {reason}", as_option(applied))
-                if wanted in ("kv", "el"):
+                if wanted not in (None, AUTO):
                     raise UserError(
                         f"{wanted} cannot decode this model, because {reason}; use stock", "--decode-attention"
                     )
@@ -160,7 +159,7 @@ class DecodingTask(FairseqTask):
                 return super().build_model(cfg, from_checkpoint)
             model = kind.build_model(stock_configuration(cfg), self)
             logger.info("%s rebuilt as %s, weights untouched", stock.__name__, kind.__name__)
-        if wanted not in (None, "stock"):
+        if wanted not in (None, STOCK):
             model.decoder.decode_attention = wanted
         self._apply_top_k(model)
         return model
@@ -176,7 +175,7 @@ class DecodingTask(FairseqTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
-        if seq_gen_cls is None and self.decode_attention != "stock":
+        if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra["print_alignment"] = getattr(args, "print_alignment", None)
             if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:

@@ -10,12 +10,11 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
-from elseq.errors import UserError
+from elseq.errors import UserError, check_choice
 from elseq.generation.recording import release_memory
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
-    check_choice,
     check_options,
     missing_files_named,
 )

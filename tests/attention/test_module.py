@@ -4,10 +4,8 @@ from fairseq.modules import MultiheadAttention
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention import Attention, SelfAttentionState, SentenceState
+from elseq.attention import METHODS, Attention, SelfAttentionMemory, SentenceMemory
 from tests.attention.reference import double, naive_layer, padding_mask, quick, seeds
-
-EVALUATIONS = ["kv", "el"]
 
 
 def random_layer(*args, **options):
@@ -63,8 +61,8 @@ def test_cross_attention_of_hypotheses_that_share_their_sentence(seed, beam, len
     memory, mask = text(6, 3, 7), padding_mask([6, 1, 4], 6, side)
     query = text(length, 3 * beam, 12)
     expected, expected_weights = naive_layer(layer, query, memory, memory, mask.unsqueeze(1))
-    for evaluation in EVALUATIONS:
-        state = SentenceState(evaluation, layer.memorize(memory, evaluation), mask)
+    for method in METHODS.values():
+        state = SentenceMemory(method, method.keep(layer, memory), mask)
         output, weights = layer(query, need_weights=False, state=state)
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
         assert weights is None
@@ -156,13 +154,13 @@ def test_a_padding_mask_may_hold_bytes():
     torch.testing.assert_close(layer(query, key_padding_mask=mask.to(torch.uint8))[0], expected)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_a_memory_without_a_single_key_that_counts_spoils_no_other(evaluation):
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_a_memory_without_a_single_key_that_counts_spoils_no_other(method):
     torch.manual_seed(7)
     layer = random_layer(8, 2, encoder_decoder_attention=True)
     memory, query = text(3, 2, 8), text(1, 4, 8)
     mask = torch.tensor([[True, True, True], [False, False, True]])
-    output, _ = layer(query, state=SentenceState(evaluation, layer.memorize(memory, evaluation), mask))
+    output, _ = layer(query, state=SentenceMemory(method, method.keep(layer, memory), mask))
     expected, _ = naive_layer(layer, query, memory, memory, mask.unsqueeze(1))
     torch.testing.assert_close(output[:, 2:], expected[:, 2:], rtol=0, atol=1e-12)
 
@@ -199,12 +197,12 @@ def test_gradients_of_cross_attention_in_training(kv_heads):
         torch.testing.assert_close(gradient, want, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("evaluation", [None, *EVALUATIONS])
-def test_dropout_is_of_training_unless_it_is_retained(evaluation):
+@pytest.mark.parametrize("method", [None, *METHODS.values()], ids=[None, *METHODS])
+def test_dropout_is_of_training_unless_it_is_retained(method):
     torch.manual_seed(9)
     layer = Attention(8, 2, dropout=0.5, encoder_decoder_attention=True)
     memory, query = torch.randn(6, 2, 8), torch.randn(3, 2, 8)
-    state = None if evaluation is None else SentenceState(evaluation, layer.memorize(memory, evaluation))
+    state = None if method is None else SentenceMemory(method, method.keep(layer, memory))
 
     def is_random():
         first, second = (layer(query, memory, need_weights=False, state=state)[0] for _ in range(2))
@@ -252,14 +250,14 @@ def decodings(draw):
     return layer, sentences, beam, prompts, pieces
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
 @quick
 @given(decodings())
-def test_any_way_of_reading_equals_the_whole_text_at_once(evaluation, decoding):
+def test_any_way_of_reading_equals_the_whole_text_at_once(method, decoding):
     """Each hypothesis, its prompt before it, as one text without padding."""
     layer, sentences, beam, prompts, pieces = decoding
     width = layer.embed_dim
-    state = SelfAttentionState(evaluation, layer.window)
+    state = SelfAttentionMemory(method, layer.window)
     prompt = None
     if prompts is not None:
         prompt = text(max(prompts), sentences, width)
@@ -288,11 +286,11 @@ def test_any_way_of_reading_equals_the_whole_text_at_once(evaluation, decoding):
         torch.testing.assert_close(seen, expected, rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_reordered_hypotheses_go_on_from_what_they_continue(evaluation):
+@pytest.mark.parametrize("method", METHODS.values(), ids=METHODS)
+def test_reordered_hypotheses_go_on_from_what_they_continue(method):
     torch.manual_seed(10)
     layer = random_layer(8, 4, num_kv_heads=2, self_attention=True)
-    state = SelfAttentionState(evaluation)
+    state = SelfAttentionMemory(method)
     prompt = text(3, 2, 8)
     layer(prompt, state=state)
     state.end_prompt(None)

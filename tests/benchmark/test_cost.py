@@ -2,7 +2,8 @@
 
 import pytest
 
-from elseq.benchmark.cost import Batch, Method, Sizes, bytes_read, operations
+from elseq.attention import methods
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
 from elseq.benchmark.models import load, random_model
 
 ENCODER_DECODER = Sizes(
@@ -17,6 +18,7 @@ ENCODER_DECODER = Sizes(
     memory_width=4,
     key_width=4,
     heads=2,
+    head_dim=2,
 )
 LANGUAGE_MODEL = Sizes(
     encoder=0,
@@ -30,8 +32,9 @@ LANGUAGE_MODEL = Sizes(
     memory_width=0,
     key_width=4,
     heads=2,
+    head_dim=2,
 )
-KV, COPIED, EL = Method(), Method(copied=True), Method("el", "el")
+KV, COPIED, EL = Decoding(), Decoding(copied=True), Decoding(methods.EL, methods.EL)
 
 
 # Of one sentence, beam 2, 3 steps, 5 source positions: encoder, its attention, keys and values of the source, weights
@@ -93,6 +96,7 @@ def test_sizes_of_a_model(tmp_path):
         memory_width=32,
         key_width=32,
         heads=4,
+        head_dim=8,
     )
     for mode in ("stock", "kv"):
         model, _ = load(model_file, mode)

@@ -45,7 +45,7 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
         assert 0 < row["loaded_mebibytes"] <= row["peak_mebibytes"]
     stock, el, kv = measured
     assert stock["ratio_to_stock"] == 1.0
-    assert el["evaluation"] == ["el", "el"]
+    assert el["method"] == "el"
     # 4 bytes a number: 9 positions of 3 sources; 8 of 3 x 2 hypotheses, which is the first size of the buffers
     assert el["state_bytes"] == 4 * 32 * (9 * 3 + 8 * 6)
     assert kv["state_bytes"] == 2 * el["state_bytes"]
@@ -84,7 +84,7 @@ def test_batches_are_of_the_longest_first():
 
 def test_table_is_aligned():
     row = {"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 0.5, "copied": True}
-    other = {"mode": "auto", "batch_size": 8, "beam": 4, "samples_per_second": 1234.5, "evaluation": ["kv", "kv"]}
+    other = {"mode": "auto", "batch_size": 8, "beam": 4, "samples_per_second": 1234.5, "method": "kv"}
     failed = {"mode": "el", "batch_size": 8, "beam": 4, "failure": "out of memory"}
     text = report.table([row, other, failed])
     lines = text.splitlines()

@@ -6,9 +6,10 @@ import pytest
 import torch
 from fairseq import utils
 
+from elseq.attention.methods import EL, KV
 from elseq.generation import SequenceGenerator, recording, replay
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.generation.policy import EL, KV, free_memory_bytes
+from elseq.generation.policy import free_memory_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 pytestmark = pytest.mark.gpu
@@ -71,9 +72,9 @@ def test_half_precision(evaluation, dtype):
     assert all(torch.isfinite(sentence[0]["score"]) for sentence in found)
 
 
-@pytest.mark.parametrize("policy", [KV, EL], ids="-".join)
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
-def test_the_planner_the_state_and_the_allocator_agree(policy):
+def test_the_planner_the_state_and_the_allocator_agree(method):
     """The allocator rounds each tensor up to 512 bytes, and the block of a state's keys and values is one tensor."""
     model = make_models("bart", DICTIONARY)["kv"].to(DEVICE)
     sentences, beam, steps = 64, 4, 16
@@ -81,14 +82,14 @@ def test_the_planner_the_state_and_the_allocator_agree(policy):
     net_input = {name: tensor.to(DEVICE) for name, tensor in sample["net_input"].items()}
     encoder_out = model.encoder.forward_torchscript(net_input)
     tokens = torch.full((sentences * beam, 1), DICTIONARY.eos(), device=DEVICE)
-    model.decoder.decode(tokens, model.decoder.new_state(encoder_out, policy))  # what is allocated once for all
+    model.decoder.decode(tokens, model.decoder.new_state(encoder_out, method))  # what is allocated once for all
     before = torch.cuda.memory_allocated()
-    state = model.decoder.new_state(encoder_out, policy)
+    state = model.decoder.new_state(encoder_out, method)
     for _ in range(steps):
         model.decoder.decode(tokens, state)
     allocated = torch.cuda.memory_allocated() - before
     workload = Workload(sentences, beam, net_input["src_tokens"].size(1), steps)
-    planned = decoding_state_bytes(model.decoder, workload, policy, torch.float32)
+    planned = decoding_state_bytes(model.decoder, workload, method, torch.float32)
     assert state.size_bytes() == planned
     tensors = 2 * 2 * len(state.layers) + 1
     assert planned <= allocated <= planned + 512 * tensors

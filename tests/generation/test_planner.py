@@ -6,11 +6,11 @@ from fairseq.models import bart
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elseq.attention import DecodePolicy
-from elseq.attention.state import GROWTH
+from elseq.attention.memory import GROWTH
+from elseq.attention.methods import EL, KV
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.models import ElseqBARTModel
-from tests.models.building import PAD, POLICIES, configuration, encode, make_task, ours, source, words
+from tests.models.building import METHOD_PAIRS, PAD, configuration, encode, make_task, ours, source, words
 
 MODELS = {
     "transformer": ("transformer", {}),
@@ -41,19 +41,19 @@ def model_named(name):
     source_length=st.integers(1, 20),
     target_length=st.integers(1, 2 * GROWTH + 1),
     prompt_length=st.integers(0, 2 * GROWTH + 1),
-    policy=st.sampled_from(POLICIES),
+    methods=st.sampled_from(METHOD_PAIRS),
     dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
     data=st.data(),
 )
 @torch.no_grad()
 def test_what_is_planned_is_what_a_state_comes_to(
-    name, sentences, beam, source_length, target_length, prompt_length, policy, dtype, data
+    name, sentences, beam, source_length, target_length, prompt_length, methods, dtype, data
 ):
     model = model_named(name).to(dtype)
     encoder_out = None
     if hasattr(model, "encoder"):
         encoder_out = encode(model, source([source_length] * sentences))
-    state = model.decoder.new_state(encoder_out, policy)
+    state = model.decoder.new_state(encoder_out, *methods)
     if prompt_length:
         prompts = words(sentences, prompt_length)
         prompts[0, data.draw(st.integers(1, prompt_length)) :] = PAD
@@ -63,7 +63,7 @@ def test_what_is_planned_is_what_a_state_comes_to(
         state.reorder(torch.randint(sentences * beam, (sentences * beam,)))
     length = source_length if encoder_out is not None else 0
     workload = Workload(sentences, beam, length, target_length, prompt_length)
-    assert decoding_state_bytes(model.decoder, workload, policy, dtype) == state.size_bytes()
+    assert decoding_state_bytes(model.decoder, workload, methods[0], dtype, methods[1]) == state.size_bytes()
 
 
 SENTENCES, BEAM, SOURCE = 8, 4, 512
@@ -79,13 +79,10 @@ def bart_large(monkeypatch):
         return ElseqBARTModel.build_model(configuration("bart", **options), make_task()).half().eval()
 
 
-def state_of(model, policy, rows):
+def state_of(model, method, rows):
     """Of sources that were encoded already: `rows` of them."""
     encoded = torch.empty(SOURCE, rows, 1024, dtype=torch.float16, device="meta")
-    return model.decoder.new_state({"encoder_out": [encoded], "encoder_padding_mask": []}, policy)
-
-
-KV, EL = POLICIES[:2]
+    return model.decoder.new_state({"encoder_out": [encoded], "encoder_padding_mask": []}, method)
 
 
 def test_cross_attention_of_bart_large(bart_large):
@@ -94,28 +91,27 @@ def test_cross_attention_of_bart_large(bart_large):
     assert state_of(bart_large, KV, SENTENCES).size_bytes() == 24 * el
     # One row for each hypothesis is what the papers compare with, and what fairseq's protocol leads to.
     assert state_of(bart_large, KV, SENTENCES * BEAM).size_bytes() == 96 * el
-    for policy, factor in ((EL, 1), (KV, 24)):
+    for method, factor in ((EL, 1), (KV, 24)):
         workload = Workload(SENTENCES, BEAM, SOURCE, target_length=0)
-        assert decoding_state_bytes(bart_large.decoder, workload, policy, torch.float16) == factor * el
+        assert decoding_state_bytes(bart_large.decoder, workload, method, torch.float16) == factor * el
 
 
 def test_self_attention_of_bart_large(bart_large):
     sizes = []
-    for policy in (KV, EL):
-        state = state_of(bart_large, policy, SENTENCES)
+    for method in (KV, EL):
+        state = state_of(bart_large, method, SENTENCES)
         before = state.size_bytes()
         for layer, memory in zip(bart_large.decoder.layers, state.layers, strict=True):
             hidden = torch.empty(60, SENTENCES * BEAM, 1024, dtype=torch.float16, device="meta")
-            memory.self_attention.append(*layer.self_attn.memorize(hidden, policy.self_attention))
+            memory.self_attention.append(*method.keep(layer.self_attn, hidden))
         sizes.append(state.size_bytes() - before)
     assert sizes == [2 * 12 * 32 * 64 * 1024 * 2, 12 * 32 * 64 * 1024 * 2]
 
 
-@pytest.mark.parametrize("self_attention", ["kv", "el"])
-def test_each_kind_of_attention_is_planned_by_its_own_evaluation(self_attention):
+@pytest.mark.parametrize("method", [KV, EL])
+def test_each_kind_of_attention_is_planned_by_its_own_method(method):
     decoder = ours("transformer").decoder  # 3 layers of width 16
     workload = Workload(sentences=2, beam=3, source_length=5, target_length=1, prompt_length=4)
-    policy = DecodePolicy(self_attention, "el")
     positions = 2 * 4 + 2 * 3 * GROWTH
-    own = 3 * positions * 16 * (2 if self_attention == "kv" else 1)
-    assert decoding_state_bytes(decoder, workload, policy, torch.float32) == 4 * (own + 2 * 5 * 16)
+    own = 3 * positions * 16 * (2 if method is KV else 1)
+    assert decoding_state_bytes(decoder, workload, method, torch.float32, EL) == 4 * (own + 2 * 5 * 16)

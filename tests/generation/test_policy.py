@@ -4,9 +4,10 @@ import logging
 import pytest
 import torch
 
+from elseq.attention.methods import EL, KV
 from elseq.generation import policy
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.generation.policy import EL, KV, USABLE, choose_policy, free_memory_bytes
+from elseq.generation.policy import USABLE, choose_method, free_memory_bytes
 from tests.models.building import ours
 
 WORKLOAD = Workload(sentences=4, beam=4, source_length=50, target_length=20)
@@ -25,18 +26,18 @@ def free(monkeypatch):
 
 
 @pytest.mark.parametrize("size", [0, 10**15])
-def test_an_evaluation_that_was_asked_for_is_taken_whatever_the_memory(decoder, free, size):
+def test_a_method_that_was_asked_for_is_taken_whatever_the_memory(decoder, free, size):
     free(size)
-    assert choose_policy("kv", decoder, WORKLOAD) == KV
-    assert choose_policy("el", decoder, WORKLOAD) == EL
+    assert choose_method("kv", decoder, WORKLOAD) == KV
+    assert choose_method("el", decoder, WORKLOAD) == EL
 
 
 def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
     needed = decoding_state_bytes(decoder, WORKLOAD, KV, torch.float32)
     free(int(needed / USABLE) + 1)
-    assert choose_policy("auto", decoder, WORKLOAD) == KV
+    assert choose_method("auto", decoder, WORKLOAD) == KV
     free(int(needed / USABLE) - 1)
-    assert choose_policy("auto", decoder, WORKLOAD) == EL
+    assert choose_method("auto", decoder, WORKLOAD) == EL
 
 
 @pytest.mark.parametrize(
@@ -50,17 +51,17 @@ def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
 def test_auto_takes_kv_where_hidden_states_are_larger_than_what_they_project_to(free, options):
     decoder = ours("transformer", **options).decoder
     free(0)
-    assert choose_policy("auto", decoder, WORKLOAD) == KV
+    assert choose_method("auto", decoder, WORKLOAD) == KV
 
 
 def test_auto_explains_its_choice_once(decoder, free, caplog):
     caplog.set_level(logging.INFO)
     free(10**15)
     for _ in range(3):
-        choose_policy("auto", decoder, WORKLOAD)
+        choose_method("auto", decoder, WORKLOAD)
     free(3 << 20)
     large = Workload(sentences=400, beam=4, source_length=500, target_length=20)
-    choose_policy("auto", decoder, large)
+    choose_method("auto", decoder, large)
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("--decode-attention auto chooses kv on this CPU")
     assert second.startswith("--decode-attention auto chooses el on this CPU")
@@ -69,7 +70,7 @@ def test_auto_explains_its_choice_once(decoder, free, caplog):
 
 def test_a_choice_that_was_the_user_s_is_not_explained(decoder, caplog):
     caplog.set_level(logging.INFO)
-    choose_policy("el", decoder, WORKLOAD)
+    choose_method("el", decoder, WORKLOAD)
     assert not caplog.records
 
 

@@ -9,9 +9,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
+from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, replay, steppers
-from elseq.generation.policy import EL, KV
 from elseq.generation.replay import ReplayedSteps, can_replay
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
 
@@ -154,15 +154,15 @@ def test_nothing_is_held_between_batches(begin_to_replay):
         gc.enable()
 
 
-@pytest.mark.parametrize("policy", [KV, EL], ids="-".join)
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
-def test_room_and_idle_sentences(monkeypatch, policy):
+def test_room_and_idle_sentences(monkeypatch, method):
     """What a step reads grows by `ROOM`; finished sentences are dropped then, or when they are half of all."""
     monkeypatch.setattr(replay, "ROOM", 4)
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
     decoder, encoder_out = model.decoder, model.encoder.forward_torchscript(sample["net_input"])
-    plain, fixed = decoder.new_state(encoder_out, policy), decoder.new_state(encoder_out, policy)
+    plain, fixed = decoder.new_state(encoder_out, method), decoder.new_state(encoder_out, method)
     beam, longest = 2, 11
 
     def decode(tokens: torch.Tensor, state: DecodeState) -> torch.Tensor:

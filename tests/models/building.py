@@ -18,7 +18,7 @@ from fairseq.models.transformer import base_architecture as transformer_architec
 from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_architecture
 from fairseq.sequence_generator import SequenceGenerator
 
-from elseq.attention import DecodePolicy
+from elseq.attention.methods import EL, KV
 from elseq.interop.stock import EQUIVALENT, stock_configuration
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.architectures import ARCHITECTURES
@@ -42,8 +42,12 @@ SIZES = {
     "max_target_positions": 64,
     "dropout": 0.0,
 }
-POLICIES = [DecodePolicy(*pair) for pair in (("kv", "kv"), ("el", "el"), ("kv", "el"), ("el", "kv"))]
+METHOD_PAIRS = [(KV, KV), (EL, EL), (KV, EL), (EL, KV)]  # of self-attention and cross-attention
 PAD, EOS = 1, 2
+
+
+def pair_name(pair):
+    return "-".join(method.name for method in pair)
 
 
 def make_task(words=40):
@@ -163,10 +167,10 @@ def repeat(net_input, beam):
     return {name: tensor.repeat_interleave(beam, dim=0) for name, tensor in net_input.items()}
 
 
-def decode_in_pieces(model, net_input, tokens, policy, pieces):
+def decode_in_pieces(model, net_input, tokens, methods, pieces):
     """The decoder's output for hypotheses [N, T] of the sentences, read in pieces that sum up to T."""
     encoder_out = encode(model, net_input) if hasattr(model, "encoder") else None
-    state = model.decoder.new_state(encoder_out, policy)
+    state = model.decoder.new_state(encoder_out, *methods)
     return torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split(pieces, dim=1)], dim=1)
 
 
@@ -220,11 +224,11 @@ def assert_same_loss_and_gradients(stock, model, net_input, tokens):
         torch.testing.assert_close(parameter.grad, expected[name], rtol=1e-4, atol=2e-5 * scale, msg=name)
 
 
-def assert_same_steps(stock, model, net_input, tokens, policy):
+def assert_same_steps(stock, model, net_input, tokens, methods):
     """For hypotheses [N, T] of the sentences, a step for each word."""
     repeated = net_input and repeat(net_input, len(tokens) // len(net_input["src_tokens"]))
     expected, _ = stock_steps(stock, repeated, tokens)
-    result = log_probs(model, decode_in_pieces(model, net_input, tokens, policy, [1] * tokens.size(1)))
+    result = log_probs(model, decode_in_pieces(model, net_input, tokens, methods, [1] * tokens.size(1)))
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
 
 

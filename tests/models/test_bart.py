@@ -3,7 +3,7 @@ import torch
 
 from tests.models.building import (
     KINDS,
-    POLICIES,
+    METHOD_PAIRS,
     TASK,
     assert_same_generation,
     assert_same_loss_and_gradients,
@@ -15,6 +15,7 @@ from tests.models.building import (
     lines_of,
     ours,
     pair,
+    pair_name,
     repeat,
     source,
     target,
@@ -40,14 +41,14 @@ def test_initial_values_are_spread_as_those_of_the_stock_model():
         torch.testing.assert_close(parameter.mean(), other.mean(), rtol=0, atol=2e-3)
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)
 @torch.no_grad()
-def test_decoding(policy):
+def test_decoding(methods):
     stock, model = pair("bart")
     batch, tokens = source(), words(3 * 4, 6)
-    assert_same_steps(stock, model, batch, tokens, policy)
+    assert_same_steps(stock, model, batch, tokens, methods)
     exact = forward(model.double(), repeat(batch, 4), tokens)[0]
-    result = decode_in_pieces(model, batch, tokens, policy, [2, 1, 3])
+    result = decode_in_pieces(model, batch, tokens, methods, [2, 1, 3])
     torch.testing.assert_close(result, exact, rtol=0, atol=1e-10)
 
 

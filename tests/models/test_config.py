@@ -5,7 +5,7 @@ import pytest
 from omegaconf import DictConfig
 
 from elseq.errors import UserError
-from elseq.models.config import check_supported, to_namespace, why_unsupported
+from elseq.models.config import check_configuration, check_supported, to_namespace, why_unsupported
 from tests.models.building import ours, parse
 
 
@@ -71,10 +71,9 @@ def test_lists_of_layers_and_of_cutoffs_reach_the_model_as_text():
     assert cfg.adaptive_softmax_cutoff == "10,20"
 
 
-def test_an_unknown_evaluation_is_refused(capsys):
-    with pytest.raises(SystemExit):
-        parsed("elseq_transformer", "--decode-attention=fast")
-    assert "--decode-attention" in capsys.readouterr().err
+def test_an_unknown_method_is_refused():
+    with pytest.raises(UserError, match="--decode-attention fast is unknown; choose one of auto, kv, el"):
+        check_configuration(parsed("elseq_transformer", "--decode-attention=fast"))
 
 
 def test_a_namespace_without_interpolations_and_enumerations():

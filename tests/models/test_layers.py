@@ -3,7 +3,8 @@ import torch
 from fairseq.models.transformer import TransformerConfig
 from fairseq.modules import transformer_layer
 
-from elseq.attention import Attention, LayerState, SelfAttentionState, SentenceState
+from elseq.attention import Attention, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention.methods import EL, KV
 from elseq.models.layers import DecoderLayer, EncoderLayer, build_attention
 from tests.models.building import configuration
 
@@ -39,9 +40,9 @@ def test_encoder_layer_returns_the_feed_forward_result_if_asked():
 
 
 @pytest.mark.parametrize("before", [True, False])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
-def test_decoder_layer(before, evaluation):
+def test_decoder_layer(before, method):
     stock, ours = layers(transformer_layer.TransformerDecoderLayerBase, DecoderLayer, decoder_normalize_before=before)
     x, memory = torch.randn(4, 2, 16), torch.randn(6, 2, 16)
     padding = torch.tensor([[False] * 6, [False] * 5 + [True]])
@@ -51,8 +52,8 @@ def test_decoder_layer(before, evaluation):
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(weights, expected_weights, rtol=1e-5, atol=1e-6)
 
-    cross_attention = SentenceState(evaluation, ours.encoder_attn.memorize(memory, evaluation), padding)
-    state = LayerState(SelfAttentionState(evaluation), cross_attention)
+    cross_attention = SentenceMemory(method, method.keep(ours.encoder_attn, memory), padding)
+    state = LayerState(SelfAttentionMemory(method), cross_attention)
     steps = [ours(step, need_weights=True, state=state) for step in x.split(1)]
     torch.testing.assert_close(torch.cat([step for step, _ in steps]), expected, rtol=1e-5, atol=1e-5)
     torch.testing.assert_close(torch.cat([step for _, step in steps], dim=2), expected_weights, rtol=1e-5, atol=1e-6)
@@ -61,9 +62,9 @@ def test_decoder_layer(before, evaluation):
 @torch.no_grad()
 def test_what_a_pre_norm_layer_remembers_under_el_is_normalized():
     _, ours = layers(transformer_layer.TransformerDecoderLayerBase, DecoderLayer, decoder_normalize_before=True)
-    x, state = torch.randn(3, 2, 16), LayerState(SelfAttentionState("el"))
+    x, state = torch.randn(3, 2, 16), LayerState(SelfAttentionMemory(EL))
     ours(x, state=state)
-    [((remembered,), _)] = state.self_attention.read()
+    [((remembered,), _, _)] = state.self_attention.read()
     torch.testing.assert_close(remembered, ours.self_attn_layer_norm(x).transpose(0, 1))
 
 

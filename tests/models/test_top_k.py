@@ -5,7 +5,19 @@ from elseq.attention import Attention
 from elseq.errors import UserError
 from elseq.models.layers import FeedForwardLayer
 from elseq.models.top_k import apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
-from tests.models.building import EOS, POLICIES, decode_in_pieces, forward, ours, pair, repeat, source, target, words
+from tests.models.building import (
+    EOS,
+    METHOD_PAIRS,
+    decode_in_pieces,
+    forward,
+    ours,
+    pair,
+    pair_name,
+    repeat,
+    source,
+    target,
+    words,
+)
 
 FAMILIES = ["transformer", "bart", "transformer_lm"]
 
@@ -70,17 +82,17 @@ def test_chunk_sizes_change_nothing_but_the_chunks(family):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 1}, {"local_attention_radius": 4}], ids=str)
 @torch.no_grad()
-def test_decoding_equals_the_whole_target_at_once(family, policy, options):
+def test_decoding_equals_the_whole_target_at_once(family, methods, options):
     """Under every evaluation each query keeps the same scores."""
     model = ours(family, attention_top_k=3, ffn_top_k=10, query_chunk_size=2, ffn_chunk_size=3, **options).double()
     batch, tokens = source(), words(3 * 2, 9)
     tokens[:, 0] = EOS
     expected = forward(model, repeat(batch, 2), tokens)[0]
     for pieces in ([1] * 9, [3, 1, 5]):
-        result = decode_in_pieces(model, batch, tokens, policy, pieces)
+        result = decode_in_pieces(model, batch, tokens, methods, pieces)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
 
 

@@ -5,8 +5,8 @@ from elseq.models.transformer import STATE
 from tests.models.building import (
     EOS,
     KINDS,
+    METHOD_PAIRS,
     PAD,
-    POLICIES,
     TASK,
     after_prompt,
     assert_same_generation,
@@ -22,6 +22,7 @@ from tests.models.building import (
     loss,
     ours,
     pair,
+    pair_name,
     repeat,
     source,
     stock_steps,
@@ -157,15 +158,15 @@ def test_no_attention_weights_unless_asked():
 
 
 @pytest.mark.parametrize("options", (VARIANTS | OWN).values(), ids=VARIANTS | OWN)
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)
 @torch.no_grad()
-def test_decoding_equals_the_whole_target_at_once(policy, options):
+def test_decoding_equals_the_whole_target_at_once(methods, options):
     model = ours("transformer", **options).double()
     batch, tokens = source(), words(3 * 4, 9)
     tokens[:, 0] = EOS
     expected = forward(model, repeat(batch, 4), tokens)[0]
     for pieces in ([1] * 9, [9], [3, 1, 5]):
-        result = decode_in_pieces(model, batch, tokens, policy, pieces)
+        result = decode_in_pieces(model, batch, tokens, methods, pieces)
         torch.testing.assert_close(result, expected, rtol=0, atol=1e-10)
 
 
@@ -192,7 +193,7 @@ def test_the_state_of_multi_query_attention_is_as_many_times_smaller_as_there_ar
     sizes = []
     for options in ({}, {"num_kv_heads": 1}):
         model, batch = ours("transformer", **options), source()
-        state = model.decoder.new_state(encode(model, batch), POLICIES[0])
+        state = model.decoder.new_state(encode(model, batch), *METHOD_PAIRS[0])
         model.decoder.decode(words(6, 1), state)
         sizes.append(state.size_bytes())
     assert sizes[0] == 4 * sizes[1]
@@ -203,8 +204,8 @@ def test_the_state_of_multi_query_attention_is_as_many_times_smaller_as_there_ar
 def test_steps_are_those_of_the_stock_model(options):
     stock, model = pair("transformer", **options)
     batch, tokens = source(), words(3 * 2, 6)
-    for policy in POLICIES[:2]:
-        assert_same_steps(stock, model, batch, tokens, policy)
+    for methods in METHOD_PAIRS[:2]:
+        assert_same_steps(stock, model, batch, tokens, methods)
 
 
 @pytest.mark.parametrize("evaluation", ["auto", "kv", "el"])
@@ -226,30 +227,30 @@ def test_fairseq_s_protocol(evaluation):
         results.append((first[0], first[1]["attn"][0], last[0], last[1]["attn"][0]))
     for result, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-    assert state[STATE].layers[0].self_attention.evaluation == ("el" if evaluation == "el" else "kv")
+    assert state[STATE].layers[0].self_attention.method.name == ("el" if evaluation == "el" else "kv")
 
 
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)
 @torch.no_grad()
-def test_attention_of_hypotheses(policy):
+def test_attention_of_hypotheses(methods):
     """For every hypothesis of a beam the weights of the last layer, mean over the heads."""
     stock, model = pair("transformer")
     batch, tokens = source(), words(3 * 5, 3)
     _, expected = stock_steps(stock, repeat(batch, 5), tokens)
-    state = model.decoder.new_state(encode(model, batch), policy)
+    state = model.decoder.new_state(encode(model, batch), *methods)
     for step in range(3):
         _, weights = model.decoder.decode(tokens[:, step : step + 1], state, need_weights=True)
         torch.testing.assert_close(weights, expected[step], rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("options", [{}, PRE_NORM, {"decoder_learned_pos": True}, *OWN.values()], ids=str)
-@pytest.mark.parametrize("policy", POLICIES, ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)
 @torch.no_grad()
-def test_prompts_of_any_length_are_read_in_one_pass_and_shared(policy, options):
+def test_prompts_of_any_length_are_read_in_one_pass_and_shared(methods, options):
     """With an encoder too; fairseq's tasks use prompts only without one."""
     model = ours("transformer", **options).double()
     batch, prompts, tokens = source(), target((4, 1, 6)), words(3 * 2, 5)
-    state = model.decoder.new_state(encode(model, batch), policy)
+    state = model.decoder.new_state(encode(model, batch), *methods)
     model.decoder.read_prompt(prompts, state)
     result = torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split([1, 1, 3], dim=1)], dim=1)
     for row in range(6):
@@ -258,12 +259,12 @@ def test_prompts_of_any_length_are_read_in_one_pass_and_shared(policy, options):
         torch.testing.assert_close(result[row], expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @torch.no_grad()
-def test_sentences_and_hypotheses_leave(policy):
+def test_sentences_and_hypotheses_leave(methods):
     model = ours("transformer").double()
     batch, first, second = source(), words(6, 3), words(4, 2)
-    state = model.decoder.new_state(encode(model, batch), policy)
+    state = model.decoder.new_state(encode(model, batch), *methods)
     model.decoder.decode(first, state)
     before = state.size_bytes()
     state.keep(torch.tensor([0, 2]))
@@ -276,14 +277,14 @@ def test_sentences_and_hypotheses_leave(policy):
     torch.testing.assert_close(result, expected[:, 3:], rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @pytest.mark.parametrize("pieces", [[1] * 150, [100, 50]], ids=["steps", "pieces"])
 @torch.no_grad()
-def test_texts_beyond_the_table_of_sinusoidal_positions(policy, pieces):
+def test_texts_beyond_the_table_of_sinusoidal_positions(methods, pieces):
     options = {"max_target_positions": 8}
     tokens, batch = words(2, 150), source((3, 4))
     stock, model = pair("transformer", **options)
-    result = decode_in_pieces(model, batch, tokens, policy, pieces)
+    result = decode_in_pieces(model, batch, tokens, methods, pieces)
     expected = forward(stock, batch, tokens)[0]
     torch.testing.assert_close(result, expected, rtol=1e-5, atol=2e-5)
 
@@ -298,8 +299,8 @@ def test_half_precision(dtype, options):
     batch, tokens = source((7, 3, 5) * 6), words(18 * 2, 4)
     exact = forward(exact_model, repeat(batch, 2), tokens)[0]
     errors = []
-    for policy in POLICIES[:2]:
-        output = decode_in_pieces(model, batch, tokens, policy, [1] * 4)
+    for methods in METHOD_PAIRS[:2]:
+        output = decode_in_pieces(model, batch, tokens, methods, [1] * 4)
         assert output.dtype == dtype
         errors.append((output.double() - exact).abs().median().item())
     assert errors[1] <= 2 * errors[0] < 0.5
@@ -338,12 +339,12 @@ def test_dropout_is_retained_where_stock_retains_it(kind, modules, retained):
     assert bool(dropouts(model)) == retained
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @pytest.mark.parametrize("retained", [True, False])
 @torch.no_grad()
-def test_retained_dropout_is_at_work_while_decoding(policy, retained):
+def test_retained_dropout_is_at_work_while_decoding(methods, retained):
     model = ours("transformer", attention_dropout=0.5)
     model.make_generation_fast_(retain_dropout=retained, retain_dropout_modules=["MultiheadAttention"])
     batch, tokens = source(), words(3, 4)
-    first, second = (decode_in_pieces(model, batch, tokens, policy, [1] * 4) for _ in range(2))
+    first, second = (decode_in_pieces(model, batch, tokens, methods, [1] * 4) for _ in range(2))
     assert torch.equal(first, second) != retained

@@ -4,7 +4,7 @@ import torch
 from elseq.errors import UserError
 from tests.models.building import (
     EOS,
-    POLICIES,
+    METHOD_PAIRS,
     after_prompt,
     assert_same_generation,
     assert_same_loss_and_gradients,
@@ -16,6 +16,7 @@ from tests.models.building import (
     ours,
     padded,
     pair,
+    pair_name,
     target,
     trained,
     words,
@@ -57,17 +58,17 @@ def test_weights_results_and_gradients_are_those_of_the_stock_model(options):
 
 
 @variants
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @torch.no_grad()
-def test_decoding(policy, options):
+def test_decoding(methods, options):
     """Steps, with the stock model in float32; prompts of any length and what follows, with whole texts in float64."""
     stock, model = pair("transformer_lm", **options)
     tokens = words(6, 5)
-    assert_same_steps(stock, model, None, tokens, policy)
+    assert_same_steps(stock, model, None, tokens, methods)
 
     model.double()
     prompts = target((4, 1, 6))
-    state = model.decoder.new_state(None, policy)
+    state = model.decoder.new_state(None, *methods)
     model.decoder.read_prompt(prompts, state)
     assert state.prompt_lengths.tolist() == [4, 1, 6]
     result = torch.cat([model.decoder.decode(piece, state)[0] for piece in tokens.split([1, 3, 1], dim=1)], dim=1)
@@ -77,12 +78,12 @@ def test_decoding(policy, options):
 
 
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "head_dim": 3}, {"local_attention_radius": 3}], ids=str)
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @torch.no_grad()
-def test_prompts_leave_with_their_sentences(policy, options):
+def test_prompts_leave_with_their_sentences(methods, options):
     model = ours("transformer_lm", **options).double()
     prompts, first, second = target((4, 1, 6)), words(6, 3), words(4, 2)
-    state = model.decoder.new_state(None, policy)
+    state = model.decoder.new_state(None, *methods)
     model.decoder.read_prompt(prompts, state)
     model.decoder.decode(first, state)
     state.keep(torch.tensor([0, 2]))
@@ -94,12 +95,12 @@ def test_prompts_leave_with_their_sentences(policy, options):
         torch.testing.assert_close(result[row], exact, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("policy", POLICIES[:2], ids="-".join)
+@pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @torch.no_grad()
-def test_long_prompts_and_texts_beyond_the_table_of_sinusoidal_positions(policy):
+def test_long_prompts_and_texts_beyond_the_table_of_sinusoidal_positions(methods):
     stock, model = pair("transformer_lm", max_target_positions=8)
     prompts, tokens = padded([words(30), words(70)]), words(2, 60)
-    state = model.decoder.new_state(None, policy)
+    state = model.decoder.new_state(None, *methods)
     model.decoder.read_prompt(prompts, state)
     result = torch.cat([model.decoder.decode(token, state)[0] for token in tokens.split(1, dim=1)], dim=1)
     for row in range(2):

@@ -1,24 +1,28 @@
+from unittest.mock import Mock
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention import DecodeState, HypothesisState, LayerState, SelfAttentionState, SentenceState
-from elseq.attention.state import GROWTH
+from elseq.attention import DecodeState, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention.memory import GROWTH
+from elseq.attention.methods import EL, KV
 from tests.attention.reference import padding_mask, quick, seeds
 
 
 def positions(state):
-    [(tensors, mask)] = state.read()
-    assert mask is None
-    return tensors
+    [stretch] = state.read()
+    if state.newest == 1:  # which sees all there is
+        assert stretch.mask is None
+    return stretch.tensors
 
 
 @quick
 @given(seeds, st.lists(st.integers(1, 2 * GROWTH + 1), min_size=1, max_size=5), st.booleans())
-def test_hypothesis_state_remembers_what_was_appended(seed, pieces, reordered):
+def test_growing_memory_remembers_what_was_appended(seed, pieces, reordered):
     torch.manual_seed(seed)
-    kv, el = HypothesisState("kv"), HypothesisState("el")
+    kv, el = GrowingMemory(), GrowingMemory()
     keys, values, hidden = torch.empty(4, 2, 0, 3), torch.empty(4, 2, 0, 3), torch.empty(4, 0, 5)
     for piece in pieces:
         new = torch.randn(4, 2, piece, 3), torch.randn(4, 2, piece, 3), torch.randn(4, piece, 5)
@@ -38,7 +42,7 @@ def test_hypothesis_state_remembers_what_was_appended(seed, pieces, reordered):
 
 
 def test_buffers_grow_only_when_they_are_full():
-    state = HypothesisState("el")
+    state = GrowingMemory()
     sizes = []
     for _ in range(2 * GROWTH + 1):
         state.append(torch.zeros(1, 1, 1))
@@ -48,7 +52,7 @@ def test_buffers_grow_only_when_they_are_full():
 
 @pytest.mark.parametrize("window", [1, GROWTH - 1, GROWTH, 2 * GROWTH + 3])
 def test_a_window_bounds_what_is_remembered(window):
-    state = HypothesisState("el", window)
+    state = GrowingMemory(window)
     for position in range(5 * GROWTH):
         state.append(torch.full((1, 1, 1), float(position)))
         seen = positions(state)[0].flatten().tolist()
@@ -57,7 +61,7 @@ def test_a_window_bounds_what_is_remembered(window):
 
 
 def test_reorder_changes_the_number_of_hypotheses():
-    state = HypothesisState("el")
+    state = GrowingMemory()
     state.append(torch.arange(3.0).view(3, 1, 1))
     state.reorder(torch.tensor([2, 0]))
     assert positions(state)[0].flatten().tolist() == [2, 0]
@@ -66,13 +70,13 @@ def test_reorder_changes_the_number_of_hypotheses():
     assert positions(state)[0].squeeze(-1).tolist() == [[2, 7], [0, 8]]
 
 
-def test_sentence_state_keeps_some_sentences_in_the_order_given():
+def test_sentence_memory_keeps_some_sentences_in_the_order_given():
     keys, values, mask = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4), padding_mask([5, 1, 3], 5, "left")
-    state = SentenceState("kv", (keys.clone(), values.clone()), mask)
+    state = SentenceMemory(KV, (keys.clone(), values.clone()), mask)
     assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
     kept = torch.tensor([2, 0])
     state.keep(kept)
-    [((found_keys, found_values), found_mask)] = state.read()
+    [((found_keys, found_values), found_mask, _)] = state.read()
     assert torch.equal(found_keys, keys[kept])
     assert torch.equal(found_values, values[kept])
     assert torch.equal(found_mask.squeeze(1), mask[kept])
@@ -80,7 +84,7 @@ def test_sentence_state_keeps_some_sentences_in_the_order_given():
 
 
 def test_the_prompt_is_kept_without_room_to_grow():
-    state = SelfAttentionState("el")
+    state = SelfAttentionMemory(EL)
     assert state.is_empty()
     prompt = torch.randn(2, GROWTH + 1, 3)
     state.append(prompt)
@@ -92,7 +96,7 @@ def test_the_prompt_is_kept_without_room_to_grow():
     assert state.generated.size_bytes() == 0
     new = torch.randn(4, 1, 3)
     state.append(new)
-    [((found_prompt,), found_mask), ((found_new,), no_mask)] = state.read()
+    [((found_prompt,), found_mask, _), ((found_new,), no_mask, _)] = state.read()
     assert torch.equal(found_prompt, prompt)
     assert torch.equal(found_mask.squeeze(1), mask)
     assert torch.equal(found_new, new)
@@ -102,8 +106,8 @@ def test_the_prompt_is_kept_without_room_to_grow():
 def decode_state(layers=3, hypotheses=4):
     """Layers that share one H [2, 5, 3]; each hypothesis has read a token."""
     hidden = torch.arange(2.0).view(2, 1, 1).repeat(1, 5, 3)
-    shared = SentenceState("el", (hidden,))
-    state = DecodeState([LayerState(SelfAttentionState("el"), shared) for _ in range(layers)])
+    shared = SentenceMemory(EL, (hidden,))
+    state = DecodeState([LayerState(SelfAttentionMemory(EL), shared) for _ in range(layers)])
     for layer in state.layers:
         layer.self_attention.append(torch.arange(float(hypotheses)).view(-1, 1, 1).repeat(1, 1, 2))
     state.length = 1
@@ -123,15 +127,15 @@ def test_what_layers_share_is_counted_and_reduced_once():
 
 
 def test_what_layers_do_not_share_is_counted_for_each():
-    memories = [SentenceState("kv", (torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 5, 3))) for _ in range(3)]
-    state = DecodeState([LayerState(SelfAttentionState("kv"), memory) for memory in memories])
+    memories = [SentenceMemory(KV, (torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 5, 3))) for _ in range(3)]
+    state = DecodeState([LayerState(SelfAttentionMemory(KV), memory) for memory in memories])
     assert state.size_bytes() == 3 * 2 * 2 * 5 * 3 * 4
     state.keep(torch.tensor([0]))
     assert state.size_bytes() == 3 * 2 * 1 * 5 * 3 * 4
 
 
 def test_positions_go_on_after_each_sentence_s_own_prompt():
-    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
     assert state.positions(2, 3) == range(0, 3)
     state.layers[0].self_attention.append(torch.zeros(2, 4, 1))
     state.length = 4
@@ -147,7 +151,7 @@ def test_positions_go_on_after_each_sentence_s_own_prompt():
 
 @pytest.mark.parametrize("lengths, kept", [([3, 3], False), ([3, 1], True)])
 def test_prompts_of_one_length_need_no_mask(lengths, kept):
-    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
     state.layers[0].self_attention.append(torch.zeros(2, 3, 1))
     state.length = 3
     state.end_prompt(padding_mask(lengths, 3, "right"))
@@ -157,7 +161,8 @@ def test_prompts_of_one_length_need_no_mask(lengths, kept):
 def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
     pairs = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(3)]
     mask = padding_mask([5, 1, 3], 5, "left")
-    states = SentenceState.of_layers(iter(pairs), 3, mask)
+    attentions = [Mock(keys_and_values=Mock(return_value=pair)) for pair in pairs]
+    states = KV.memories(attentions, torch.empty(0), mask)
     assert len({tensor.untyped_storage().data_ptr() for state in states for tensor in state.tensors}) == 1
     kept = torch.tensor([0, 2])
     for state, pair in zip(states, pairs, strict=True):

@@ -1,20 +1,21 @@
-"""A fixed state against one that grows."""
+"""A fixed memory against one that grows."""
 
 import pytest
 import torch
 
-from elseq.attention import Attention, DecodeState, LayerState, SelfAttentionState
+from elseq.attention import Attention, DecodeState, LayerState, SelfAttentionMemory
+from elseq.attention.methods import EL, KV
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @pytest.mark.parametrize("prompt", [0, 3])
 @torch.no_grad()
-def test_attention_reads_both_alike(evaluation, kv_heads, prompt):
+def test_attention_reads_both_alike(method, kv_heads, prompt):
     torch.manual_seed(1)
     sentences, beam, width = 2, 3, 16
     attention = Attention(width, 4, kv_heads, self_attention=True).eval()
-    states = [DecodeState([LayerState(SelfAttentionState(evaluation))]) for _ in range(2)]
+    states = [DecodeState([LayerState(SelfAttentionMemory(method))]) for _ in range(2)]
 
     def read(state, hidden):
         memory = state.layers[0].self_attention
@@ -41,7 +42,7 @@ def test_attention_reads_both_alike(evaluation, kv_heads, prompt):
         for state in states:
             state.reorder(places.flatten())
     # Keys and values, or hidden states, of 8 positions for each hypothesis, and of the prompt for each sentence.
-    numbers = (2 * 4 * kv_heads if evaluation == "kv" else width) * (8 * sentences * beam + prompt * sentences)
+    numbers = (2 * 4 * kv_heads if method is KV else width) * (8 * sentences * beam + prompt * sentences)
     assert fixed.size_bytes() == 4 * numbers
 
 
@@ -49,7 +50,7 @@ def test_attention_reads_both_alike(evaluation, kv_heads, prompt):
 def test_what_memory_held_before_does_not_matter(monkeypatch):
     """Weights of zero times no number are no number."""
     attention = Attention(8, 2, self_attention=True).eval()
-    state = DecodeState([LayerState(SelfAttentionState("kv"))])
+    state = DecodeState([LayerState(SelfAttentionMemory(KV))])
     monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **more: self.new_full(shape, float("nan")))
     attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
     state.length = 1
@@ -61,11 +62,11 @@ def test_what_memory_held_before_does_not_matter(monkeypatch):
 
 @torch.no_grad()
 def test_fewer_hypotheses():
-    state = DecodeState([LayerState(SelfAttentionState("el"))])
+    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
     memory = state.layers[0].self_attention
     memory.append(torch.arange(4.0).view(4, 1, 1))
     state.length = 1
     state.fix(3, 2, torch.tensor([3, 0]))
-    [((hidden,), _)] = memory.read()
+    [((hidden,), _, _)] = memory.read()
     assert hidden[:, 0, 0].tolist() == [3, 0]
     assert state.size_bytes() == 2 * 3 * 4

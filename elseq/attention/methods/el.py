@@ -11,12 +11,46 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.memory import Stretch
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import Segment, multi_head_attention
+
+
+class HiddenStates(DecodingMethod):
+    """Hidden states [N, S, D] are kept, those of the source once for all layers, and the query is expanded."""
+
+    name = "el"
+    help = "hidden states are cached"
+    shares_memory = True
+    projects_memory = False
+
+    def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
+        return (hidden.transpose(0, 1),)
+
+    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
+        hidden = [(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
+        key_weight, _ = attention.projection("key")
+        return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
+
+    def numbers_kept(self, sizes: AttentionSizes) -> int:
+        return sizes.memory_width
+
+    def numbers_read(self, sizes: AttentionSizes) -> int:
+        return 2 * sizes.memory_width  # once as keys, once as values
+
+    def operations(self, sizes: AttentionSizes) -> int:
+        return 4 * sizes.num_heads * sizes.memory_width
+
+    def numbers_of_step(self, sizes: AttentionSizes) -> int:
+        return 2 * sizes.num_heads * sizes.memory_width
+
+
+EL = HiddenStates()
 
 
 def el_attention(
     query: Tensor,
-    hidden: Sequence[tuple[Tensor, Tensor | None]],
+    hidden: Sequence[tuple[Tensor | None, ...]],
     key_weight: Tensor,
     value_weight: Tensor,
     value_bias: Tensor | None = None,
@@ -34,8 +68,8 @@ def el_attention(
 
     Args:
         query: [N, H, T, K], projected and scaled: N sequences, H heads, T positions, K width of a head.
-        hidden: pairs of hidden states [M, S, D] (M dividing N, S positions, D their width) and a mask, bool
-            [M or 1, T or 1, S], True where not attended to, or None.
+        hidden: of each segment the hidden states [M, S, D] (M dividing N, S positions, D their width), a mask and, if
+            there is one, a bias; see `Segment`.
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
@@ -45,7 +79,7 @@ def el_attention(
         [N, H, T, K], and the weights [N, H, T, S] or None.
     """
     heads, head_dim = query.size(1), query.size(3)
-    segments = [Segment(states.unsqueeze(1), states.unsqueeze(1), mask) for states, mask in hidden]
+    segments = [Segment(states.unsqueeze(1), states.unsqueeze(1), *more) for states, *more in hidden]
     if dropout > 0:
         # Dropped weights do not sum to one. A column of ones beside the values sums them for the bias below.
         segments = [segment._replace(value=F.pad(segment.value, (0, 1), value=1.0)) for segment in segments]

@@ -4,7 +4,8 @@ import torch.nn.functional as F
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention import Attention, HypothesisState, Segment, SentenceState, el_attention, multi_head_attention
+from elseq.attention import Attention, Segment, SelfAttentionMemory, SentenceMemory, el_attention, multi_head_attention
+from elseq.attention.methods import EL, KV
 from tests.attention.reference import double, naive_attention, naive_layer, padding_mask, quick, seeds, split_heads
 
 
@@ -93,12 +94,12 @@ def test_gradients():
     )
 
 
-def error(layer, query, memory, evaluation, exact):
+def error(layer, query, memory, method, exact):
     """Median of the absolute errors of a decoding step.
 
     Not their mean: where activations are large, softmax is a choice, and one choice between equals would be all of it.
     """
-    states = SentenceState(evaluation, layer.memorize(memory, evaluation))
+    states = SentenceMemory(method, method.keep(layer, memory))
     output = layer(query, need_weights=False, state=states)[0].double()
     assert output.isfinite().all()
     return (output - exact).abs().median().item()
@@ -113,7 +114,7 @@ def test_half_precision_is_within_twice_the_error_of_kv(dtype, scale, heads, kv_
     layer = Attention(128, heads, num_kv_heads=kv_heads, encoder_decoder_attention=True).to(dtype)
     query, memory = (scale * torch.randn(positions, 30, 128).to(dtype) for positions in (4, 60))
     exact, _ = naive_layer(double(layer), query.double(), memory.double(), memory.double())
-    kv, el = (error(layer, query, memory, evaluation, exact) for evaluation in ("kv", "el"))
+    kv, el = (error(layer, query, memory, method, exact) for method in (KV, EL))
     assert el <= 2 * kv
 
 
@@ -126,9 +127,9 @@ def test_no_overflow_in_half_precision_where_kv_has_none(scale):
     text = torch.randn(5, 3, 256)
     text[:, :, :4] *= scale
     outputs = {}
-    for evaluation in ("kv", "el"):
-        states = HypothesisState(evaluation)
-        states.append(*layer.memorize(text.half(), evaluation))
-        outputs[evaluation] = layer(text[-1:].half(), need_weights=False, state=states)[0]
-    assert outputs["kv"].isfinite().all()
-    assert outputs["el"].isfinite().all()
+    for method in (KV, EL):
+        memory = SelfAttentionMemory(method)
+        memory.append(*method.keep(layer, text.half()))
+        outputs[method] = layer(text[-1:].half(), need_weights=False, state=memory)[0]
+    assert outputs[KV].isfinite().all()
+    assert outputs[EL].isfinite().all()

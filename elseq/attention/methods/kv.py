@@ -1,0 +1,62 @@
+"""Keys and values: the cache of Transformers as they are."""
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from elseq.attention.memory import SentenceMemory, Stretch
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod
+from elseq.attention.multi_head import Segment, multi_head_attention
+
+
+class KeysAndValues(DecodingMethod):
+    """Keys and values [N, G, S, K] are projected once and kept, for every layer and key/value head."""
+
+    name = "kv"
+    help = "keys and values are cached"
+
+    def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
+        return attention.keys_and_values(hidden)
+
+    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
+        segments = [Segment(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
+        return multi_head_attention(query, segments, **options)
+
+    def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
+        return multi_head_attention(query, [Segment(*kept)], causal=True, window=attention.window, **options)
+
+    def lay_out(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        keys, values = tensors
+        # The product of a few queries with all keys reads them in this order.
+        return keys.transpose(-1, -2).contiguous().transpose(-1, -2), values.contiguous()
+
+    @torch.no_grad()
+    def memories(self, attentions, hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
+        """In one block of memory. In many pieces they would not fit the holes that the encoder leaves in the heap, and
+        the process would grow by what it has free."""
+        found = []
+        block = None
+        for layer, attention in enumerate(attentions):
+            keys, values = self.keep(attention, hidden)
+            if block is None:
+                block = keys.new_empty(len(attentions), 2, keys.numel())
+            stored_keys = block[layer, 0].view(keys.transpose(-1, -2).shape).transpose(-1, -2)
+            stored_values = block[layer, 1].view(values.shape)
+            found.append(SentenceMemory(self, (stored_keys.copy_(keys), stored_values.copy_(values)), mask))
+        return found
+
+    def numbers_kept(self, sizes: AttentionSizes) -> int:
+        return 2 * sizes.num_kv_heads * sizes.head_dim
+
+    def numbers_read(self, sizes: AttentionSizes) -> int:
+        return self.numbers_kept(sizes)
+
+    def operations(self, sizes: AttentionSizes) -> int:
+        return 4 * sizes.num_heads * sizes.head_dim
+
+    def numbers_of_step(self, sizes: AttentionSizes) -> int:
+        return 2 * sizes.num_heads * sizes.head_dim
+
+
+KV = KeysAndValues()

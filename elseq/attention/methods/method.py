@@ -1,0 +1,106 @@
+"""The interface of a decoding method."""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from elseq.attention.memory import SentenceMemory, Stretch
+from elseq.attention.multi_head import Segment, multi_head_attention
+
+if TYPE_CHECKING:
+    from elseq.attention.module import Attention
+
+
+@dataclass(frozen=True)
+class AttentionSizes:
+    """The sizes of an attention layer that decide what a method costs."""
+
+    num_heads: int
+    head_dim: int
+    num_kv_heads: int
+    memory_width: int  # of the hidden states that keys and values are projected from
+
+
+class DecodingMethod(ABC):
+    """What is kept of each position, how attention reads it, and what that costs.
+
+    Shapes: N sequences, H heads, G key/value heads, T positions of the query, S of the memory, K width of a head, D
+    width of the hidden states.
+    """
+
+    name: str
+    help: str  # completes "how attention is evaluated while decoding: "
+    shares_memory = False  # one memory of the source serves the cross-attention of all layers
+    projects_memory = True  # keys and values of a source are projected once, and not again at every step
+
+    @abstractmethod
+    def keep(self, attention: Attention, hidden: Tensor) -> tuple[Tensor, ...]:
+        """What a layer keeps of hidden states [S, N, D]: tensors [N, ..., S, width]."""
+
+    @abstractmethod
+    def attend(
+        self, attention: Attention, query: Tensor, memory: Sequence[Stretch], **options
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attend to what was kept.
+
+        Args:
+            attention: whose query it is.
+            query: [N, H, T, K], projected and scaled.
+            memory: stretches of what `keep` returned. Their masks say all that a position does not see.
+            options: top_k, query_chunk_size, dropout, need_weights; see `multi_head_attention`.
+
+        Returns:
+            [N, H, T, K], and the weights [N, H, T, S] or None.
+        """
+
+    def attend_first(
+        self, attention: Attention, query: Tensor, hidden: Tensor, kept: tuple[Tensor, ...], **options
+    ) -> tuple[Tensor, Tensor | None]:
+        """Causal self-attention of positions that nothing precedes, such as a prompt.
+
+        Many queries are better projected once than by this method, unless it says otherwise.
+
+        Args:
+            hidden: the positions, [T, N, D].
+            kept: what `keep` returned for them.
+            attention, query, options: as for `attend`.
+        """
+        segment = Segment(*attention.keys_and_values(hidden))
+        return multi_head_attention(query, [segment], causal=True, window=attention.window, **options)
+
+    def lay_out(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
+        """The tensors that `keep` returned, stored as they are best read at every step."""
+        return tuple(tensor.contiguous() for tensor in tensors)
+
+    def memories(self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
+        """The memory of a source for the cross-attention of each layer.
+
+        Args:
+            attentions: of the layers.
+            hidden: the encoder's output, [S, B, D]: B sentences.
+            mask: bool [B, S], True at padding, or None.
+        """
+        if self.shares_memory:
+            return [SentenceMemory(self, self.keep(attentions[0], hidden), mask)] * len(attentions)
+        return [SentenceMemory(self, self.keep(attention, hidden), mask) for attention in attentions]
+
+    @abstractmethod
+    def numbers_kept(self, sizes: AttentionSizes) -> int:
+        """Numbers that `keep` returns of a position."""
+
+    @abstractmethod
+    def numbers_read(self, sizes: AttentionSizes) -> int:
+        """Numbers that a step reads of a position: twice where they are both key and value and are read for each."""
+
+    @abstractmethod
+    def operations(self, sizes: AttentionSizes) -> int:
+        """Floating-point operations of a step for a position: score and weighted sum of all heads."""
+
+    @abstractmethod
+    def numbers_of_step(self, sizes: AttentionSizes) -> int:
+        """Numbers that a step holds beside the memory: the query as `attend` expands it, and what it finds."""
