@@ -47,6 +47,14 @@ def check_choice(option: str, value: str | None, choices: Collection[str]) -> No
         raise UserError(f"{value} is unknown; choose one of {', '.join(choices)}", option)
 
 
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether a device's or the CPU's allocator had no more to give."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
+        return True
+    told = ("out of memory", "can't allocate memory", "not enough memory")
+    return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
+
+
 def install_excepthook():
     """Let an uncaught error of the user's end the program as one line on stderr and exit code 1, without a traceback.
 

@@ -1,1 +1,8 @@
-"""What elseq-benchmark does: the same decoding by several programs, each measured in a process of its own."""
+"""What elseq-benchmark does: the same decoding by several programs, each measured in a process of its own.
+
+A folder here measures what a paper has measured. `elseq-benchmark NAME` runs `main` in its command.py.
+"""
+
+from pkgutil import iter_modules
+
+PAPERS = {name.replace("_", "-"): f"{__name__}.{name}" for _, name, is_folder in iter_modules(__path__) if is_folder}

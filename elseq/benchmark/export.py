@@ -7,7 +7,7 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils
 
-from elseq.benchmark.measure import describe_failure
+from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.models import ModelFile, load
 from elseq.errors import UserError
 from elseq.interop import ctranslate

@@ -9,7 +9,6 @@ from fairseq.models.bart import BARTModel
 from fairseq.ngram_repeat_block import EXTENSION_BUILT
 
 from elseq.benchmark.cost import Sizes
-from elseq.benchmark.measure import Engine
 from elseq.benchmark.models import ModelFile, load
 from elseq.models import Decoder
 
@@ -19,7 +18,7 @@ def _stock_blocks_ngrams() -> bool:
     return EXTENSION_BUILT and torch.cuda.is_available()
 
 
-class FairseqEngine(Engine):
+class FairseqEngine:
     """Modes: the decoding methods and auto are elseq's; stock is fairseq as it installs, its modules and its generator.
 
     stock-copied and stock-shared are the same, told whether the hypotheses of a sentence have keys and values of the
@@ -27,7 +26,9 @@ class FairseqEngine(Engine):
     """
 
     def __init__(self, request: dict):
-        super().__init__(request)
+        self.request = request
+        self.beam = request["beam"]
+        self.look_closely = False
         torch.set_num_threads(request["threads"])
         self.mode = request["mode"]
         self.model_file = ModelFile(**request["model_file"])

@@ -28,8 +28,9 @@ def measure(request: dict) -> dict:
     """
     engine = _start(request)
     gc.collect()
-    loaded = engine.memory()[0]
-    engine.reset_peak()
+    device = request["device"]
+    loaded, _ = memory_mebibytes(device)
+    engine.facts |= reset_peak(device)
     hypotheses: list = [None] * len(request["sources"])
     engine.look_closely = True
     for batch in request["batches"]:
@@ -47,7 +48,7 @@ def measure(request: dict) -> dict:
         "seconds": seconds,
         "hypotheses": hypotheses,
         "loaded_mebibytes": loaded,
-        "peak_mebibytes": engine.memory()[1],
+        "peak_mebibytes": memory_mebibytes(device)[1],
     }
 
 
@@ -61,51 +62,48 @@ def _start(request: dict):
     return engine(request)
 
 
-class Engine:
-    """A program with a model in it. `decode` gives the n-best lists of a batch without end symbols and prompts."""
-
-    def __init__(self, request: dict):
-        self.request = request
-        self.beam = request["beam"]
-        self.facts: dict = {}
-        self.look_closely = False  # the warm-up: it may take time to find facts
-
-    def decode(self, batch: list[int]) -> list[list[list[int]]]:
-        raise NotImplementedError
-
-    def memory(self) -> tuple[float | None, float | None]:
-        """MiB now, and at the highest point since `reset_peak`: of the process, or of the GPU's allocator."""
-        torch = sys.modules.get("torch")
-        if self.request["device"] != "cpu":
-            if torch is None:
-                return None, None
-            return torch.cuda.memory_allocated() / MEBIBYTE, torch.cuda.max_memory_allocated() / MEBIBYTE
-        try:
-            status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
-            return tuple(int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
-        except (OSError, KeyError):
-            unit = 1 if sys.platform == "darwin" else 1024
-            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBIBYTE
-            return None, peak
-
-    def reset_peak(self) -> None:
-        """Forget the peak of loading: for a moment it needs the weights twice. Where that fails, it stays included."""
-        if self.request["device"] != "cpu":
-            if "torch" in sys.modules:
-                sys.modules["torch"].cuda.reset_peak_memory_stats()
-            return
-        try:
-            Path("/proc/self/clear_refs").write_text("5")
-        except OSError:
-            self.facts["peak_includes_loading"] = True
+def memory_mebibytes(device: str) -> tuple[float | None, float | None]:
+    """Now, and at the highest point since `reset_peak`: of the process, or of the GPU's allocator."""
+    torch = sys.modules.get("torch")
+    if device != "cpu":
+        if torch is None:
+            return None, None
+        return torch.cuda.memory_allocated() / MEBIBYTE, torch.cuda.max_memory_allocated() / MEBIBYTE
+    try:
+        status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+        return tuple(int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
+    except (OSError, KeyError):
+        unit = 1 if sys.platform == "darwin" else 1024
+        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit / MEBIBYTE
+        return None, peak
 
 
-class CTranslate2Engine(Engine):
+def reset_peak(device: str) -> dict:
+    """Forget the peak of loading, which for a moment needs the weights twice; where that fails, the result says so."""
+    if device != "cpu":
+        if "torch" in sys.modules:
+            sys.modules["torch"].cuda.reset_peak_memory_stats()
+        return {}
+    try:
+        Path("/proc/self/clear_refs").write_text("5")
+    except OSError:
+        return {"peak_includes_loading": True}
+    return {}
+
+
+# An engine is a program with a model in it. It has `decode`, which gives the n-best lists of a batch without end
+# symbols and prompts; `facts` about itself; and `look_closely`, set for the warm-up: it may take time to find facts.
+
+
+class CTranslate2Engine:
     """Reads what `elseq.benchmark.export` wrote."""
 
     def __init__(self, request: dict):
-        super().__init__(request)
         import ctranslate2
+
+        self.request = request
+        self.beam = request["beam"]
+        self.look_closely = False
 
         exported = json.loads((Path(request["exported"]) / "sources.json").read_text())
         symbols, targets = exported["source_symbols"], exported["target_symbols"]
@@ -139,11 +137,13 @@ class CTranslate2Engine(Engine):
         return [[[self.number[word] for word in words] for words in result.hypotheses] for result in results]
 
 
-class TransformersEngine(Engine):
+class TransformersEngine:
     """Reads what `elseq.benchmark.export` wrote."""
 
     def __init__(self, request: dict):
-        super().__init__(request)
+        self.request = request
+        self.beam = request["beam"]
+        self.look_closely = False
         os.environ["HF_HUB_OFFLINE"] = "1"
         import torch
         import transformers
@@ -189,25 +189,16 @@ class TransformersEngine(Engine):
         return row[: row.index(end)] if end in row else row
 
 
-def describe_failure(error: Exception) -> dict:
-    """The "failure" of a result, in one sentence."""
-    message = (str(error).strip().splitlines() or [""])[0]
-    if type(error).__name__ == "UserError":
-        return {"failure": message}
-    # Python has a SystemError where memory does not even suffice for an exception.
-    is_memory = isinstance(error, (MemoryError, SystemError)) or "OutOfMemory" in type(error).__name__
-    if is_memory or "out of memory" in message or "can't allocate memory" in message:
-        return {"failure": "out of memory"}
-    return {"failure": f"{type(error).__name__}: {message}"}
-
-
 def main(measure: Callable[[dict], dict] = measure) -> None:
     """Measure what the file named first on the command line asks for, and write to the one named second."""
     request_path, result_path = map(Path, sys.argv[1:])
     try:
         result = measure(json.loads(request_path.read_text()))
     except Exception as error:
-        result = describe_failure(error)
+        failure = error.with_traceback(None)  # whose frames hold the model
+        from elseq.benchmark.failures import describe_failure
+
+        result = describe_failure(failure)
     result_path.write_text(json.dumps(result))
 
 

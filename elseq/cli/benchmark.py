@@ -1,10 +1,14 @@
-"""elseq-benchmark: stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources."""
+"""elseq-benchmark: stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources.
+
+elseq-benchmark PAPER, such as multi-query, measures what a paper has measured: see `elseq.benchmark.PAPERS`.
+"""
 
 import sys
 from contextlib import ExitStack
+from importlib import import_module
 from pathlib import Path
 
-from elseq.benchmark import report
+from elseq.benchmark import PAPERS, report
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.command import make_grid, parse, title
 from elseq.benchmark.publishing import run_and_publish
@@ -16,6 +20,8 @@ from elseq.sweeps.launch import is_sweep, sweep
 def main() -> None:
     if is_sweep(sys.argv[1:]):
         return sweep("benchmark", job)
+    if sys.argv[1:2] and sys.argv[1] in PAPERS:
+        return import_module(f"{PAPERS[sys.argv[1]]}.command").main(sys.argv[2:])
     args = parse(sys.argv[1:])
     with ExitStack() as stack:
         grid = make_grid(args, stack)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 import numpy as np
 import torch
 
-from elseq.errors import UserError
+from elseq.errors import UserError, is_out_of_memory
 from elseq.generation.recording import release_memory
 
 logger = logging.getLogger(__name__)
@@ -111,11 +111,3 @@ def _halves(part: list[int]) -> list[list[int]]:
     """The second half and the first, which is not smaller."""
     middle = (len(part) + 1) // 2
     return [part[middle:], part[:middle]]
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's or the CPU's allocator had no more to give."""
-    if isinstance(error, (MemoryError, torch.cuda.OutOfMemoryError)):
-        return True
-    text = str(error)
-    return isinstance(error, RuntimeError) and ("can't allocate memory" in text or "not enough memory" in text)

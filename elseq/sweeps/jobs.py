@@ -11,7 +11,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
-from elseq.benchmark.measure import describe_failure
+from elseq.benchmark.failures import describe_failure
 from elseq.errors import UserError
 from elseq.files import written_whole
 

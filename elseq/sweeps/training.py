@@ -8,7 +8,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 from tabulate import tabulate
 
-from elseq.benchmark.measure import describe_failure
+from elseq.benchmark.failures import describe_failure
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
 

@@ -7,8 +7,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elseq.errors import UserError
-from elseq.generation.batches import SplittingDecoder, cut_batches, is_out_of_memory, largest
+from elseq.errors import UserError, is_out_of_memory
+from elseq.generation.batches import SplittingDecoder, cut_batches, largest
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ...")

@@ -1,15 +1,15 @@
-"""benchmarks/multi_query.py with tiny models; no figure of time is asserted."""
+"""elseq-benchmark multi-query with tiny models; no figure of time is asserted."""
 
 import json
 import sys
 
 import pytest
 
-from benchmarks import multi_query as script
-from elseq.benchmark import multi_query, multi_query_report
-from elseq.benchmark.measure import describe_failure
-from elseq.benchmark.multi_query import PARTS, VARIANTS
-from elseq.benchmark.token_times import measure
+from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.multi_query import plan, report
+from elseq.benchmark.multi_query.measure import measure
+from elseq.benchmark.multi_query.plan import PARTS, VARIANTS
+from elseq.cli.benchmark import main
 from elseq.errors import UserError
 
 LENGTH, WIDTH, LAYERS, BATCH, HEADS = 16, 32, 2, 2, 8  # of --tiny
@@ -18,14 +18,15 @@ NUMBER_BYTES = 4
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run the script in this process; its runs are processes of their own unless `run_here` is asked for."""
+    """Run the command in this process; its runs are processes of their own unless `run_here` is asked for."""
 
-    def run_script(*arguments):
-        monkeypatch.setattr(sys, "argv", ["multi_query.py", "--threads=1", "--output", str(tmp_path), *arguments])
-        script.main()
+    def run_command(*arguments):
+        command = ["elseq-benchmark", "multi-query", "--threads=1", "--output", str(tmp_path), *arguments]
+        monkeypatch.setattr(sys, "argv", command)
+        main()
         return json.loads((tmp_path / "multi_query.json").read_text())
 
-    return run_script
+    return run_command
 
 
 @pytest.fixture
@@ -38,13 +39,13 @@ def run_here(monkeypatch, run):
             return describe_failure(MemoryError())
         return measure(json.loads(json.dumps(request)))
 
-    def run_script(*arguments):
+    def run_command(*arguments):
         return run("--tiny", "--repeats=1", *arguments)
 
     requests, fails = [], {}
-    monkeypatch.setattr(multi_query, "in_process", in_process)
-    run_script.requests, run_script.fails = requests, fails
-    return run_script
+    monkeypatch.setattr(plan, "in_process", in_process)
+    run_command.requests, run_command.fails = requests, fails
+    return run_command
 
 
 def test_whole_table(run_here, tmp_path, capsys):
@@ -137,7 +138,7 @@ def test_bad_input_is_one_sentence(run, option, sentence):
 
 
 def test_numbers_have_three_digits():
-    assert [multi_query_report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
+    assert [report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
         "0.123",
         "8",
         "12.1",

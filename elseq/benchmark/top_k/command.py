@@ -5,7 +5,6 @@ is a process of its own. What would not fit the memory or would take too long is
 """
 
 import argparse
-import sys
 from dataclasses import asdict
 from functools import partial
 
@@ -13,10 +12,10 @@ import torch
 
 import elseq
 from elseq.arguments import Parser, choices, count, counts
-from elseq.benchmark import top_k_report
 from elseq.benchmark.arguments import add_run_options, make_output_folder
 from elseq.benchmark.publishing import run_and_publish
-from elseq.benchmark.top_k import METHODS, Plan, run_plan
+from elseq.benchmark.top_k import report
+from elseq.benchmark.top_k.plan import METHODS, Plan, run_plan
 from elseq.errors import UserError
 
 LENGTHS = [1024, 2048, 4096, 8192, 10240, 16384, 32768, 65536]
@@ -33,8 +32,8 @@ TINY = {
 }
 
 
-def main() -> None:
-    args = _parse()
+def main(arguments: list[str]) -> None:
+    args = _parse(arguments)
     plan = _plan(args)
     if not plan.cells():
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
@@ -42,14 +41,14 @@ def main() -> None:
     settings = _settings(plan)
 
     def text(rows: list[dict]) -> str:
-        return f"{_title(settings)}\n\n{top_k_report.tables(plan, rows)}\n\n{top_k_report.notes(plan, rows)}\n"
+        return f"{_title(settings)}\n\n{report.tables(plan, rows)}\n\n{report.notes(plan, rows)}\n"
 
     def with_ratios(rows: list[dict]) -> dict:
-        return settings | {"ratios": top_k_report.compare(rows)}
+        return settings | {"ratios": report.compare(rows)}
 
-    plot = partial(top_k_report.plot, output, plan)
+    plot = partial(report.plot, output, plan)
     paths = output / "top_k.json", output / "top_k.md"
-    run_and_publish(partial(run_plan, plan), len(plan.cells()), *paths, top_k_report, with_ratios, text, plot)
+    run_and_publish(partial(run_plan, plan), len(plan.cells()), *paths, report, with_ratios, text, plot)
 
 
 def _plan(args) -> Plan:
@@ -80,7 +79,7 @@ def _settings(plan: Plan) -> dict:
         "benchmark": "top-k attention and feed-forward layers, 2106.06899",
         **asdict(plan),
         "device": "cpu" if plan.device == "cpu" else torch.cuda.get_device_name(plan.device),
-        "published": {what: top_k_report.published(plan, what) for what in plan.sizes},
+        "published": {what: report.published(plan, what) for what in plan.sizes},
         "torch": torch.__version__,
         "elseq": elseq.__version__,
     }
@@ -92,8 +91,10 @@ def _title(settings: dict) -> str:
     return f"{settings['benchmark']}; {machine}; torch {settings['torch']}, elseq {settings['elseq']}"
 
 
-def _parse():
-    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+def _parse(arguments: list[str]):
+    parser = Parser(
+        prog="elseq-benchmark top-k", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     methods = METHODS["attention"]
     work = parser.add_argument_group("what is measured")
     work.add_argument(
@@ -122,9 +123,9 @@ def _parse():
     runs.add_argument("--memory-limit", type=_amount, help="GiB for a run (default: what is available)")
     add_run_options(runs)
     runs.add_argument("--tiny", action="store_true", help="tiny layers, to see in seconds whether it runs")
-    if "--tiny" in sys.argv[1:]:
+    if "--tiny" in arguments:
         parser.set_defaults(**TINY)
-    return parser.parse_args()
+    return parser.parse_args(arguments)
 
 
 def _listed(sizes: list[int]) -> str:
@@ -139,7 +140,3 @@ def _amount(text: str) -> float:
     if not value > 0:
         raise UserError(f"{text!r} is not a number above 0")
     return value
-
-
-if __name__ == "__main__":
-    main()

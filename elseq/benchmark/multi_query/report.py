@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from tabulate import tabulate
 
-from elseq.benchmark.multi_query import BEAMS, PARTS, VARIANTS, Plan
+from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan
 from elseq.benchmark.report import MEBIBYTE, NOISE
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import Engine, main
+from elseq.benchmark.measure import main, memory_mebibytes, reset_peak
 from elseq.benchmark.models import ModelFile, load
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
@@ -27,15 +27,15 @@ def measure(request: dict) -> dict:
     """
     engine = (Training if request["column"] == "training" else Decoding)(request)
     gc.collect()
-    loaded = engine.memory()[0]
-    engine.reset_peak()
+    loaded, _ = memory_mebibytes(request["device"])
+    engine.facts |= reset_peak(request["device"])
     engine.warm_up()
     repeats = [engine.time() for _ in range(request["repeats"])]
     return {
         **engine.facts,
         "seconds": {part: [seconds[part] for seconds in repeats] for part in repeats[0]},
         "loaded_mebibytes": loaded,
-        "peak_mebibytes": engine.memory()[1],
+        "peak_mebibytes": memory_mebibytes(request["device"])[1],
     }
 
 
@@ -85,11 +85,11 @@ class Decoding(FairseqEngine):
         self.model.encoder.forward_torchscript = timed_encode
 
 
-class Training(Engine):
+class Training:
     """One step: forward pass, cross-entropy, backward pass, Adam. All of it is in the request's number format."""
 
     def __init__(self, request: dict):
-        super().__init__(request)
+        self.request = request
         torch.set_num_threads(request["threads"])
         device = request["device"]
         model, task = load(ModelFile(**request["model_file"]), request["mode"], for_training=True)

@@ -1,4 +1,4 @@
-"""benchmarks/top_k.py with tiny layers; no figure of time is asserted."""
+"""elseq-benchmark top-k with tiny layers; no figure of time is asserted."""
 
 import json
 import math
@@ -7,11 +7,11 @@ import sys
 import pytest
 import torch
 
-from benchmarks import top_k as script
 from elseq.attention.top_k import top_k_attention
-from elseq.benchmark import top_k, top_k_run
-from elseq.benchmark.measure import describe_failure
-from elseq.benchmark.top_k import METHODS, estimate_bytes, estimate_seconds
+from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.top_k import measure, plan
+from elseq.benchmark.top_k.plan import METHODS, estimate_bytes, estimate_seconds
+from elseq.cli.benchmark import main
 from elseq.errors import UserError
 
 SIZES = {"attention": [32, 64], "feed-forward": [32, 64], "chunks": [16, 32]}  # of --tiny
@@ -19,15 +19,15 @@ SIZES = {"attention": [32, 64], "feed-forward": [32, 64], "chunks": [16, 32]}  #
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
-    """Run the script in this process; its runs are processes of their own unless `run_here` is asked for."""
+    """Run the command in this process; its runs are processes of their own unless `run_here` is asked for."""
 
-    def run_script(*arguments):
+    def run_command(*arguments):
         options = ["--tiny", "--threads=1", "--repeats=1", "--output", str(tmp_path)]
-        monkeypatch.setattr(sys, "argv", ["top_k.py", *options, *arguments])
-        script.main()
+        monkeypatch.setattr(sys, "argv", ["elseq-benchmark", "top-k", *options, *arguments])
+        main()
         return json.loads((tmp_path / "top_k.json").read_text())
 
-    return run_script
+    return run_command
 
 
 @pytest.fixture
@@ -38,10 +38,10 @@ def run_here(monkeypatch, run):
         run.requests.append(request)
         if (request["method"], request["length"]) in run.fails:
             return describe_failure(MemoryError())
-        return top_k_run.measure(json.loads(json.dumps(request)))
+        return measure.measure(json.loads(json.dumps(request)))
 
     run.requests, run.fails = [], []
-    monkeypatch.setattr(top_k, "in_process", in_process)
+    monkeypatch.setattr(plan, "in_process", in_process)
     return run
 
 
@@ -84,7 +84,7 @@ def test_runs_are_processes_of_their_own(run):
 
 
 def test_memory_limit_of_a_process_is_a_row(run, monkeypatch):
-    monkeypatch.setattr(top_k, "estimate_bytes", lambda request: 0)
+    monkeypatch.setattr(plan, "estimate_bytes", lambda request: 0)
     with pytest.raises(UserError, match="attention, length 8,192, vanilla: out of memory$"):
         run("--what=attention", "--methods=vanilla", "--lengths=8192", "--memory-limit=0.3")
 
@@ -136,8 +136,8 @@ def test_methods_of_attention_agree():
     torch.manual_seed(1)
     states = [torch.randn(1, 2, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
     contexts = [
-        top_k_run.vanilla_attention(*states),
-        top_k_run.chunked_attention(*states, 16),
+        measure.vanilla_attention(*states),
+        measure.chunked_attention(*states, 16),
         top_k_attention(*states, 50, causal=True),
         torch.nn.functional.scaled_dot_product_attention(*states, is_causal=True, scale=1.0),
     ]

@@ -11,9 +11,9 @@ import torch
 
 import elseq
 from elseq.arguments import Parser, choices, count
-from elseq.benchmark import multi_query_report
 from elseq.benchmark.arguments import add_run_options, make_output_folder
-from elseq.benchmark.multi_query import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
+from elseq.benchmark.multi_query import report
+from elseq.benchmark.multi_query.plan import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.report import fairseq_version
 
@@ -22,22 +22,22 @@ GPU_BATCHES = {"training": 256, "greedy": 1024, "beam": 1024}
 CPU_BATCHES = {"training": 4, "greedy": 16, "beam": 16}
 
 
-def main() -> None:
-    args = _parse()
+def main(arguments: list[str]) -> None:
+    args = _parse(arguments)
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
     title = _title(settings)
 
     def text(rows: list[dict]) -> str:
-        return f"{title}\n\n{multi_query_report.tables(rows)}\n\n{multi_query_report.notes(plan, rows)}\n"
+        return f"{title}\n\n{report.tables(rows)}\n\n{report.notes(plan, rows)}\n"
 
     def with_ratios(rows: list[dict]) -> dict:
-        return settings | {"ratios": multi_query_report.compare(rows)}
+        return settings | {"ratios": report.compare(rows)}
 
     runs = len(plan.variants) * len(plan.columns)
     paths = output / "multi_query.json", output / "multi_query.md"
-    run_and_publish(partial(run_plan, plan), runs, *paths, multi_query_report, with_ratios, text)
+    run_and_publish(partial(run_plan, plan), runs, *paths, report, with_ratios, text)
 
 
 def _plan(args) -> Plan:
@@ -88,8 +88,9 @@ def _title(settings: dict) -> str:
     )
 
 
-def _parse():
+def _parse(arguments: list[str]):
     parser = Parser(
+        prog="elseq-benchmark multi-query",
         description=__doc__,
         epilog="A batch that is not given is halved until it fits; ratios are of rows with the same batch.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
@@ -110,8 +111,4 @@ def _parse():
         )
     add_run_options(parser)
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
-    return parser.parse_args()
-
-
-if __name__ == "__main__":
-    main()
+    return parser.parse_args(arguments)

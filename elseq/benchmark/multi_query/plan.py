@@ -1,7 +1,7 @@
 """The speed table of the multi-query attention paper (1911.02150, table 3): what is measured.
 
 A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
-Every variant and column is a process of its own, `elseq.benchmark.token_times`.
+Every variant and column is a process of its own, `elseq.benchmark.multi_query.measure`.
 """
 
 import statistics
@@ -124,7 +124,7 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "repeats": plan.repeats,
     }
     row = {"variant": name, "column": column, "batch_size": batch_size}
-    result = in_process(["-m", "elseq.benchmark.token_times"], request, folder)
+    result = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
     if "failure" in result:
         return row | {"failure": result["failure"]}
     told = ("parameters", "output_lengths", "state_bytes", "copied")

@@ -5,9 +5,9 @@ from pathlib import Path
 
 from tabulate import tabulate
 
-from elseq.benchmark.multi_query_report import number
+from elseq.benchmark.multi_query.report import number
 from elseq.benchmark.report import NOISE
-from elseq.benchmark.top_k import METHODS, Plan
+from elseq.benchmark.top_k.plan import METHODS, Plan
 
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
 MEASURES = {"seconds": "seconds", "peak_mebibytes": "peak MiB above the inputs"}

@@ -1,6 +1,6 @@
 """Memory and time of top-k attention and feed-forward layers (2106.06899): what is measured, and what is skipped.
 
-Every method at every size is a process of its own, `elseq.benchmark.top_k_run`. A size is a length (attention), the
+Every method at every size is a process of its own, `elseq.benchmark.top_k.measure`. A size is a length (attention), the
 units of a feed-forward layer, or the queries of a chunk (chunks: attention again, at one length).
 """
 
@@ -15,6 +15,7 @@ import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.runs import in_process
+from elseq.generation.policy import free_memory_bytes
 
 METHODS = {
     "attention": ("vanilla", "chunked", "top-k", "sdpa"),
@@ -59,7 +60,7 @@ class Plan:
         ]
 
     def request(self, what: str, size: int, method: str) -> dict:
-        """What `elseq.benchmark.top_k_run` reads."""
+        """What `elseq.benchmark.top_k.measure` reads."""
         request = {
             "method": method,
             "dtype": self.dtype,
@@ -101,18 +102,19 @@ def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
     with tempfile.TemporaryDirectory(prefix="elseq-top-k-") as folder:
         for what, size, method in plan.cells():
             request = plan.request(what, size, method)
-            limit = available_bytes(plan.device) if plan.memory_limit is None else plan.memory_limit * GIBIBYTE
-            request["memory_limit_bytes"] = None if limit is None else int(limit)
+            free = free_memory_bytes(torch.device(plan.device))
+            limit = free if plan.memory_limit is None else int(plan.memory_limit * GIBIBYTE)
+            request["memory_limit_bytes"] = limit
             row = {"what": what, "size": size, "method": method}
             needed, seconds = estimate_bytes(request), estimate_seconds(what, size, times.get((what, method), []))
             if (what, method) in too_large:
                 row["failure"] = f"skipped, out of memory at {too_large[what, method]:,} already"
-            elif limit is not None and needed > limit:
+            elif needed > limit:
                 row["failure"] = f"skipped, needs about {_gibibytes(needed)} of memory and has {_gibibytes(limit)}"
             elif seconds > plan.seconds_limit:
                 row["failure"] = f"skipped, would take about {seconds:,.3g} s (the limit is {plan.seconds_limit:g} s)"
             else:
-                row |= in_process(["-m", "elseq.benchmark.top_k_run"], request, Path(folder))
+                row |= in_process(["-m", "elseq.benchmark.top_k.measure"], request, Path(folder))
             if "seconds" in row:
                 times.setdefault((what, method), []).append((size, statistics.median(row["seconds"])))
             elif row["failure"].startswith("out of memory"):
@@ -157,17 +159,6 @@ def estimate_bytes(request: dict) -> float:
         scores = min(heads * chunk * length, max(MOST_SCORES[most], chunk * length))
         return layers * heads * kept + 3 * item * scores + linear
     return linear
-
-
-def available_bytes(device: str) -> int | None:
-    """Of the machine's memory or the GPU's; None where it is not told."""
-    if device != "cpu":
-        return torch.cuda.mem_get_info(device)[0]
-    try:
-        lines = Path("/proc/meminfo").read_text().splitlines()
-        return next(int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable"))
-    except (OSError, StopIteration):
-        return None
 
 
 def _gibibytes(count: float) -> str:

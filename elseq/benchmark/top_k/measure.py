@@ -19,7 +19,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
-from elseq.benchmark.measure import Engine, main
+from elseq.benchmark.measure import main, memory_mebibytes, reset_peak
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
@@ -38,20 +38,19 @@ def measure(request: dict) -> dict:
     torch.set_num_threads(request["threads"])
     _limit_memory(request)
     torch.manual_seed(1)
-    engine = Engine({**request, "beam": 0})  # for its memory
     small = {key: min(size, request[key]) for key, size in SMALL.items() if key in request}
     Layer({**request, **small}).time()
     layer = Layer(request)
     gc.collect()
-    loaded = engine.memory()[0] or 0.0
-    engine.reset_peak()
+    loaded = memory_mebibytes(request["device"])[0] or 0.0
+    facts = reset_peak(request["device"])
     seconds = [layer.time()]
-    peak = engine.memory()[1]
+    peak = memory_mebibytes(request["device"])[1]
     warm_up = 1 if seconds[0] < WARM_UP_SECONDS else 0
     while len(seconds) < request["repeats"] + warm_up and sum(seconds) < request["seconds_limit"]:
         seconds.append(layer.time())
     return {
-        **engine.facts,
+        **facts,
         "seconds": seconds[warm_up:] or seconds,
         "loaded_mebibytes": loaded,
         "peak_mebibytes": max(0.0, peak - loaded),
@@ -159,10 +158,9 @@ def _limit_memory(request: dict) -> None:
     limit = request["memory_limit_bytes"]
     if request["device"] != "cpu":
         torch.cuda.set_device(torch.device(request["device"]).index or 0)
-        if limit is not None:
-            total = torch.cuda.mem_get_info()[1]
-            torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-    elif limit is not None:
+        total = torch.cuda.mem_get_info()[1]
+        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
+    else:
         resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
