@@ -50,6 +50,23 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
 
 
+def make_folder(folder: Path, source: Path | None = None) -> None:
+    """
+    Args:
+        folder: to write to; it may be there already.
+        source: a folder that is read from.
+
+    Raises:
+        UserError: it cannot be made, or is that of the source.
+    """
+    if source and folder.exists() and source.exists() and folder.samefile(source):
+        raise UserError(f"{folder} is the folder that is read from; name another one to write to")
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
+
+
 def check_output_file(output: Path, *inputs: Path) -> None:
     """
     Args:

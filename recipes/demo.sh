@@ -26,7 +26,7 @@ train() {
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 4096 --max-update "$updates" \
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --no-last-checkpoints --seed 1 \
     --log-format json --log-interval 10 2>&1 | tee "$work/train.log" |
-    python "$root/scripts/train_progress.py" "$updates"
+    python -P "$root/elseq/reports/train_progress.py" "$updates"
 }
 
 generate() {

@@ -35,7 +35,7 @@ begin
 settings="$expressions, $model, $batches, $updates updates, seed $seed"
 
 # The tokens of an expression are the pieces that the model reads.
-generate() { python "$root/scripts/listops.py" "$work/pieces" $expressions; }
+generate() { python "$root/recipes/corpora/listops.py" "$work/pieces" $expressions; }
 
 # train NAME TOP_K: 0 keeps all scores.
 train() {
@@ -62,5 +62,5 @@ anew "$work/top-$top_k" "train-top-$top_k" "Top-k attention: $top_k scores of ea
 for name in full "top-$top_k"; do
   stage "evaluate-$name" "fairseq-generate: $name" evaluate "$name"
 done
-python "$root/scripts/listops_report.py" "$work/pieces" "$work/full" "$work/top-$top_k" --curves "$work/listops.png" |
+python -m elseq.reports.listops "$work/pieces" "$work/full" "$work/top-$top_k" --curves "$work/listops.png" |
   tee "$work/listops.md"

@@ -48,4 +48,4 @@ for beam in 1 4 5; do
     done
   done
 done
-python "$root/scripts/compare_hypotheses.py" "$work" "${names[@]}" | tee "$work/equality.md"
+python -m elseq.reports.equality "$work" "${names[@]}" | tee "$work/equality.md"

@@ -58,5 +58,5 @@ for seed in $seeds; do
     folders+=("$work/$name$suffix")
   done
 done
-python "$root/scripts/training_report.py" attention "${folders[@]}" --references "$work/corpus/test.target" \
+python -m elseq.reports.training attention "${folders[@]}" --references "$work/corpus/test.target" \
   --curves "$work/multi_query.png" | tee "$work/multi_query.md"

@@ -20,13 +20,13 @@ is_bart || training_more=(--eval-bleu --eval-bleu-args '{"beam": 1, "max_len_b":
 run_fetch() {
   local have=()
   [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
-  run python "$root/scripts/question_generation_corpus.py" fetch "$work/raw" "${have[@]}"
+  run python "$root/recipes/corpora/squad_questions.py" fetch "$work/raw" "${have[@]}"
 }
 
 run_prepare() {
   local part=()
   ! small || part=(--paragraph-words 40 --size "valid=$((small_examples / 2)),test=$small_examples")
-  noted prepare.log python "$root/scripts/question_generation_corpus.py" prepare "$work/raw" "$work/corpus" "${part[@]}"
+  noted prepare.log python "$root/recipes/corpora/squad_questions.py" prepare "$work/raw" "$work/corpus" "${part[@]}"
 }
 
 # Questions about the same answer in the same paragraph are references of one example, as Du et al. put them together.
@@ -35,7 +35,7 @@ run_score() {
   small || published=(--setting squad_qg-prophetnet_large)
   noted scores.md elseq-score qg "$work/test.hypothesis" "$work/corpus/test.target" --sources "$work/corpus/test.source" \
     "${published[@]}" --output "$work/scores.json" &&
-    noted squad_qg.md python "$root/scripts/learning_curve.py" "$work/train.log" --scores "$work/scores.json" \
+    noted squad_qg.md python -m elseq.reports.learning_curve "$work/train.log" --scores "$work/scores.json" \
       --curves "$work/squad_qg.png"
 }
 

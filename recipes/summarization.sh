@@ -4,13 +4,13 @@
 run_fetch() {
   local have=()
   [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
-  run python "$root/scripts/summarization_corpus.py" fetch "$corpus" "$work/raw" "${have[@]}"
+  run python "$root/recipes/corpora/summaries.py" fetch "$corpus" "$work/raw" "${have[@]}"
 }
 
 run_prepare() {
   local part=()
   ! small || part=(--share --article-words 200 --size "valid=$small_examples,test=$small_examples")
-  noted prepare.log python "$root/scripts/summarization_corpus.py" prepare "$corpus" "$work/raw" "$work/corpus" "${part[@]}"
+  noted prepare.log python "$root/recipes/corpora/summaries.py" prepare "$corpus" "$work/raw" "$work/corpus" "${part[@]}"
 }
 
 # The references have <q> between their sentences; those of the hypotheses are found.

@@ -84,7 +84,7 @@ done
 for k in $ffn_top_ks; do
   both "ffn-$k" "Feed-forward layers, k = $k" "$checkpoint" --apply-ffn-top-k "$k"
 done
-report() { python "$root/scripts/top_k_report.py" "$@" "$work" --references "$references"; }
+report() { python -m elseq.reports.top_k "$@" "$work" --references "$references"; }
 report quality --top-k $top_ks --ffn-top-k $ffn_top_ks --plot "$work/top_k.png" | tee "$work/top_k.md"
 
 [ "$updates" -gt 0 ] || exit 0

@@ -76,5 +76,5 @@ for method in $methods; do
   stage "uptrain-$method" "$method: uptraining, $updates updates" uptrain "$method" "$work/$method/converted.pt" \
     --decoder-num-kv-heads "$kv_heads" --cross-num-kv-heads "$kv_heads"
 done
-python "$root/scripts/training_report.py" uptraining "$work" multi-head $methods \
+python -m elseq.reports.training uptraining "$work" multi-head $methods \
   --at "$half" "$updates" --of "$total" --curves "$work/uptraining.png" | tee "$work/uptraining.md"

@@ -15,12 +15,11 @@ import sys
 from pathlib import Path
 
 import sentencepiece
-from corpus_files import make_folder
 from tqdm import tqdm
 
 from elseq.arguments import Parser, count
 from elseq.errors import UserError
-from elseq.files import read_lines, written_whole
+from elseq.files import make_folder, read_lines, written_whole
 
 SIDES = ("source", "target")
 BATCH_SIZE = 250  # lines that a process takes at a time

@@ -6,9 +6,9 @@ from importlib.metadata import version
 from typing import NamedTuple
 
 import numpy as np
-from tabulate import tabulate
 
 import elseq
+from elseq.reports.tables import markdown
 from elseq.scoring.published import PUBLISHED
 from elseq.scoring.statistics import INTERVAL, Score, interval, share_above
 
@@ -128,11 +128,4 @@ def table(content: dict) -> str:
     columns = [name for name in rows[0] if any(row[name] for row in rows)]
     if len(content["systems"]) == 1:
         columns.remove("hypotheses")
-    text = {"hypotheses", "score"}
-    return tabulate(
-        [[row[name] for name in columns] for row in rows],
-        columns,
-        tablefmt="github",
-        disable_numparse=True,
-        colalign=["left" if name in text else "right" for name in columns],
-    )
+    return markdown(columns, [[row[name] for name in columns] for row in rows], left=["hypotheses", "score"])

@@ -6,9 +6,9 @@ from pathlib import Path
 import torch
 from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
-from tabulate import tabulate
 
 from elseq.benchmark.failures import describe_failure
+from elseq.reports.tables import markdown
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
 
@@ -34,8 +34,7 @@ class Gather(gather.Gather):
         columns = list(dict.fromkeys(name for row in cells for name in row))
         lines = [[row.get(name, "-") for name in columns] for row in cells]
         numbers = {name for row in rows for name in row["scores"]}
-        alignment = ["right" if name in numbers else "left" for name in columns]
-        table = tabulate(lines, columns, tablefmt="pipe", colalign=alignment, disable_numparse=True)
+        table = markdown(columns, lines, left=[name for name in columns if name not in numbers])
         failures = "\n".join(self.progress(row) for row in rows if "failure" in row)
         return rows, "\n\n".join(filter(None, (f"{len(rows)} trainings", table, failures))) + "\n"
 

@@ -2,10 +2,9 @@
 
 from collections.abc import Iterator
 
-from tabulate import tabulate
-
 from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan
 from elseq.benchmark.report import MEBIBYTE, NOISE
+from elseq.reports.tables import markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 # Rows whose ratio is shown.
@@ -62,7 +61,7 @@ def tables(rows: list[dict]) -> str:
         *(f"GB/s, {name}" for name in decoded),
     ]
     failures = [failure(row) for row in rows if "failure" in row]
-    return "\n\n".join([_markdown(heading, times), _markdown(memory_heading, memory), *failures])
+    return "\n\n".join([markdown(heading, times), markdown(memory_heading, memory), *failures])
 
 
 def _part_headings(columns: list[str]) -> Iterator[str]:
@@ -91,16 +90,6 @@ def _memory(found: dict, name: str, columns: list[str]) -> list[str]:
         *(row.get("gigabytes_per_second") for row in decoded),
     ]
     return [VARIANTS[name].label, *("-" if value is None else number(value) for value in values)]
-
-
-def _markdown(heading: list[str], rows: list[list[str]]) -> str:
-    alignment = ["left", *["right"] * (len(heading) - 1)]
-    return tabulate(rows, heading, tablefmt="pipe", colalign=alignment, disable_numparse=True)
-
-
-def number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
 
 
 def failure(row: dict) -> str:

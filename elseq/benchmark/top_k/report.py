@@ -3,11 +3,9 @@
 import statistics
 from pathlib import Path
 
-from tabulate import tabulate
-
-from elseq.benchmark.multi_query.report import number
 from elseq.benchmark.report import NOISE
 from elseq.benchmark.top_k.plan import METHODS, Plan
+from elseq.reports.tables import markdown, number
 
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
 MEASURES = {"seconds": "seconds", "peak_mebibytes": "peak MiB above the inputs"}
@@ -66,7 +64,7 @@ def tables(plan: Plan, rows: list[dict]) -> str:
         if points:
             tokens = f", {FFN_TOKENS:,} tokens" if what == "feed-forward" else ""
             heading = [f"published (2106.06899{tokens})", "peak GiB", "seconds", SIZES[what]]
-            parts.append(_markdown(heading, [[*cells[:-1], f"{cells[-1]:,}"] for cells in points]))
+            parts.append(markdown(heading, [[*cells[:-1], f"{cells[-1]:,}"] for cells in points]))
     failures = [f"{failure(row)}." for row in rows if "failure" in row]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in failures)]).strip()
 
@@ -96,7 +94,7 @@ def _table(rows: list[dict], what: str, measure: str) -> str:
             cells = [_cell(value, ratios.get((size, method))) for size, value in zip(sizes, values, strict=True)]
             lines.append([method, *cells])
     note = " (of vanilla)" if ratios else ""
-    return _markdown([f"{MEASURES[measure]}{note}, {SIZES[what]}", *(f"{size:,}" for size in sizes)], lines)
+    return markdown([f"{MEASURES[measure]}{note}, {SIZES[what]}", *(f"{size:,}" for size in sizes)], lines)
 
 
 def _cell(value: float | None, ratio: float | None = None) -> str:
@@ -108,11 +106,6 @@ def _cell(value: float | None, ratio: float | None = None) -> str:
 def _value(row: dict, measure: str) -> float | None:
     value = row.get(measure)
     return statistics.median(value) if isinstance(value, list) else value
-
-
-def _markdown(heading: list[str], rows: list[list[str]]) -> str:
-    alignment = ["left", *["right"] * (len(heading) - 1)]
-    return tabulate(rows, heading, tablefmt="pipe", colalign=alignment, disable_numparse=True)
 
 
 def name(row: dict) -> str:

@@ -10,11 +10,11 @@ import json
 from collections import Counter
 from typing import NamedTuple
 
-from corpus_files import SPLITS, commands, counted, find, make_folder, one_line, read_json_lines, require, write_split
+from corpus_files import SPLITS, commands, counted, find, one_line, read_json_lines, require, write_split
 
 from elseq.arguments import count
 from elseq.errors import UserError
-from elseq.files import written_whole
+from elseq.files import make_folder, written_whole
 
 SENTENCE_SEPARATOR = "<q>"
 FILES = {"train": "train", "valid": "validation", "test": "test"}

@@ -1,16 +1,11 @@
 """What is read from the logs of fairseq-generate, and the k that suffices."""
 
-import sys
-from pathlib import Path
-
 import pytest
 
+from elseq.errors import UserError
+from elseq.reports import top_k
+from elseq.reports.top_k import BLEU, LOSS, Quality, smallest_sufficient
 from tests import helpers
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
-
-import top_k_report  # noqa: E402
-from top_k_report import BLEU, LOSS, Quality, smallest_sufficient  # noqa: E402
 
 REFERENCES = ["a man in an orange hat .", "a dog runs over the grass ."]
 WHOLE = Quality(2.0, 30.0)
@@ -38,7 +33,7 @@ def references(tmp_path):
 def test_loss_is_the_mean_of_all_tokens(tmp_path):
     path = tmp_path / "full-score.log"
     path.write_text("T-0\tone two\nP-0\t-1.0000 -2.0000 -3.0000\nH-0\t-9\tone\nP-1\t-6.0000\n")
-    assert top_k_report.read_loss(path) == 3.0
+    assert top_k.read_loss(path) == 3.0
 
 
 @pytest.mark.parametrize("text", [None, "", "Traceback"])
@@ -46,8 +41,8 @@ def test_logs_without_scores_are_refused(tmp_path, text):
     path = tmp_path / "full-score.log"
     if text is not None:
         path.write_text(text)
-    with pytest.raises(SystemExit, match="full-score.log is missing|full-score.log: there are no scores in it"):
-        top_k_report.read_loss(path)
+    with pytest.raises(UserError, match="full-score.log is missing|full-score.log: there are no scores in it"):
+        top_k.read_loss(path)
 
 
 def test_loss_is_that_of_fairseq_validate(tiny_translation, tmp_path):
@@ -62,7 +57,7 @@ def test_loss_is_that_of_fairseq_validate(tiny_translation, tmp_path):
         command = ["fairseq-generate", *where, "--task=elseq_translation", "--score-reference", "--max-tokens=2000"]
         result = helpers.run_here([*command, *options, "--gen-subset=valid"])
         (tmp_path / f"{name}-score.log").write_text(result.stdout)
-        scored[name] = top_k_report.read_loss(tmp_path / f"{name}-score.log")
+        scored[name] = top_k.read_loss(tmp_path / f"{name}-score.log")
     validation = helpers.run_here(["fairseq-validate", *where, "--max-tokens=2000", "--log-format=simple"])
     loss = float(validation.stdout.rpartition("subset | loss ")[2].split()[0])
     assert scored["full"] == pytest.approx(loss, abs=2e-3)
@@ -82,11 +77,11 @@ def test_smallest_k_with_which_the_figure_is_kept():
 def test_sacrebleu_of_a_shard(tmp_path, references):
     write_score(tmp_path, "full", 2.0)
     write_translation(tmp_path, "full", {1: REFERENCES[1]})
-    reader = top_k_report.Reader(tmp_path, references)
+    reader = top_k.Reader(tmp_path, references)
     assert reader.quality("full").bleu == pytest.approx(100)
     assert "1 sentences" in next(iter(reader.signatures))
     write_translation(tmp_path, "full", {2: REFERENCES[1]})
-    with pytest.raises(SystemExit, match="its sentences are not those of the references, which are 2"):
+    with pytest.raises(UserError, match="its sentences are not those of the references, which are 2"):
         reader.quality("full")
 
 
@@ -110,7 +105,7 @@ def test_quality(tmp_path, references, capsys):
             write_score(tmp_path, f"{place}-{k}", 2.1)
     plot = tmp_path / "plot.png"
     options = ["--references", str(references), "--top-k", "2", "8", "--ffn-top-k", "4", "--plot", str(plot)]
-    top_k_report.main(["quality", str(tmp_path), *options])
+    top_k.main(["quality", str(tmp_path), *options])
     output = capsys.readouterr().out
     rows = table_rows(output)
     assert rows[0] == [
@@ -133,9 +128,7 @@ def test_finetuning(tmp_path, references, capsys):
     for name, loss in names.items():
         write_score(tmp_path, name, loss)
         write_translation(tmp_path, name, dict(enumerate(REFERENCES)))
-    top_k_report.main(
-        ["finetuning", str(tmp_path), "--references", str(references), "--top-k", "2", "--updates", "200"]
-    )
+    top_k.main(["finetuning", str(tmp_path), "--references", str(references), "--top-k", "2", "--updates", "200"])
     output = capsys.readouterr().out
     rows = {first: cells for first, *cells in table_rows(output)}
     assert rows["as it was"] == ["2.000", "100.00"]

@@ -13,11 +13,11 @@ import urllib.request
 from collections import Counter
 from typing import NamedTuple
 
-from corpus_files import SPLITS, commands, counted, find, make_folder, one_line, read_json, require, write_split
+from corpus_files import SPLITS, commands, counted, find, one_line, read_json, require, write_split
 
 from elseq.arguments import count
 from elseq.errors import UserError
-from elseq.files import read_lines, written_whole
+from elseq.files import make_folder, read_lines, written_whole
 
 SEPARATOR = "[SEP]"  # a single entry of the sentencepiece vocabulary; plain text for the GPT-2 BPE
 ORIGIN = {"train": "train", "valid": "dev", "test": "train"}  # the SQuAD file that holds a split

@@ -1,16 +1,13 @@
 """Accuracy on ListOps, how two models differ, and what is guessed without following an expression's structure."""
 
 import math
-import sys
-from pathlib import Path
 
 import numpy
 import pytest
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
-
-import listops_report  # noqa: E402
-from listops_report import Split, paired_difference  # noqa: E402
+from elseq.errors import UserError
+from elseq.reports import listops
+from elseq.reports.listops import Split, paired_difference
 
 TRAIN_LOG = """\
 INFO | fairseq_cli.train | num. shared model params: {parameters} (num. trained: {parameters})
@@ -45,28 +42,28 @@ def test_margin_counts_the_whole_interval(only_baseline, only_other, shown):
 
 
 def test_accuracy():
-    assert listops_report.accuracy([True] * 50 + [False] * 50) == "50.0% ± 9.8"
+    assert listops.accuracy([True] * 50 + [False] * 50) == "50.0% ± 9.8"
 
 
 def test_guesses():
     train = Split(["[MAX 1 9 ]", "[MAX 9 2 ]", "[MAX 8 1 ]", "[MIN 0 4 ]", "[MIN 0 0 ]"], ["9", "9", "8", "0", "0"])
     test = Split(["[MAX 3 9 ]", "[MAX 2 8 ]", "[MIN 0 1 ]", "[MIN 0 2 ]"], ["9", "8", "0", "0"])
-    assert listops_report.commonest_value(train, test) == 25
-    assert listops_report.commonest_of_operator(train, test) == 75
+    assert listops.commonest_value(train, test) == 25
+    assert listops.commonest_of_operator(train, test) == 75
 
 
 def test_regression_sees_what_counts_tell():
     """The value of these is the digit that occurs; its place says nothing."""
     sources = [f"[MAX {digit} {digit} ]" for digit in range(10)] * 3
     split = Split(sources, [source.split()[1] for source in sources])
-    assert listops_report.bag_of_words(split, split) == 100
+    assert listops.bag_of_words(split, split) == 100
     # Maxima of one operator and minima of the other have the same counts.
     pairs = [(a, b) for a in range(4) for b in range(a)] * 3
     both = Split(
         [f"[MAX {a} {b} ]" for a, b in pairs] + [f"[MIN {a} {b} ]" for a, b in pairs],
         [str(a) for a, b in pairs] + [str(b) for a, b in pairs],
     )
-    assert listops_report.bag_of_words_of_operator(both, both) == 100
+    assert listops.bag_of_words_of_operator(both, both) == 100
 
 
 def write_model(folder, values):
@@ -90,7 +87,7 @@ def corpus(tmp_path):
 def test_report(corpus, capsys):
     folders = [write_model(corpus / "full", "9803"), write_model(corpus / "top-16", "9907")]
     curves = corpus / "curves.png"
-    listops_report.main([str(corpus), *folders, "--curves", str(curves)])
+    listops.main([str(corpus), *folders, "--curves", str(curves)])
     output = capsys.readouterr().out
     lines = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("|")]
     assert [cell.strip() for cell in lines[0]] == ["", "full", "top-16"]
@@ -108,5 +105,5 @@ def test_report(corpus, capsys):
 
 def test_unfinished_evaluation_is_refused(corpus):
     folder = write_model(corpus / "full", "980")
-    with pytest.raises(SystemExit, match="full/test.log: of 4 expressions 3 were evaluated"):
-        listops_report.main([str(corpus), folder])
+    with pytest.raises(UserError, match="full/test.log: of 4 expressions 3 were evaluated"):
+        listops.main([str(corpus), folder])

@@ -1,5 +1,4 @@
-#!/usr/bin/env python3
-"""Show fairseq's JSON training log, read from standard input, as a progress bar. Usage: train_progress.py UPDATES"""
+"""Show fairseq's JSON training log, read from standard input, as a progress bar. Usage: train_progress UPDATES"""
 
 import json
 import sys

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Accuracy on ListOps (Markdown) and validation curves (PNG) of models with different attention, side by side.
 
 The first model is the baseline. Each folder holds train.log and test.log, those of fairseq-train and fairseq-generate.
@@ -11,13 +10,15 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
-from tabulate import tabulate
-from training_report import TrainingLog, fail, read_training
+
+from elseq.errors import UserError
+from elseq.reports.generation_log import read_log
+from elseq.reports.tables import markdown
+from elseq.reports.training_log import TrainingLog, read_training
 
 TWO_SIDED_95 = statistics.NormalDist().inv_cdf(0.975)
 MARGIN = 2.0  # points of accuracy by which a model may differ and is still called as good
@@ -46,7 +47,7 @@ def read_split(corpus, name):
 def read_model(folder, test):
     hypotheses = read_log(folder / "test.log").hypotheses
     if hypotheses.keys() != set(range(len(test.targets))):
-        fail(f"{folder}/test.log: of {len(test.targets)} expressions {len(hypotheses)} were evaluated")
+        raise UserError(f"{folder}/test.log: of {len(test.targets)} expressions {len(hypotheses)} were evaluated")
     right = [hypotheses[number] == target for number, target in enumerate(test.targets)]
     return Model(folder.name, read_training(folder / "train.log"), right)
 
@@ -132,9 +133,7 @@ def table(models, test):
         chosen = [number for number, outermost in enumerate(test.operators) if outermost == operator]
         cells = [accuracy([model.right[number] for number in chosen]) for model in models]
         rows.append([f"... on the {len(chosen):,} that are a {operator.removeprefix('[')}", *cells])
-    alignment = ["left"] + ["right"] * len(models)
-    headers = ["", *(model.name for model in models)]
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return markdown(["", *(model.name for model in models)], rows)
 
 
 def conclusion(baseline, other):
@@ -178,15 +177,7 @@ def main(arguments=None):
     baseline, *others = models
     print("\n" + "\n".join(conclusion(baseline, other) for other in others))
     print("\nOf the test set, without following the structure of an expression:\n")
-    print(
-        tabulate(
-            [[name, f"{guess(train, test):.1f}%"] for name, guess in BASELINES.items()],
-            ["", "accuracy"],
-            tablefmt="github",
-            disable_numparse=True,
-            colalign=("left", "right"),
-        )
-    )
+    print(markdown(["", "accuracy"], [[name, f"{guess(train, test):.1f}%"] for name, guess in BASELINES.items()]))
     print("\nOperators: MAX and MIN, MED (the median), SM (the sum modulo 10). ± and intervals: 95%.")
     if options.curves:
         plot(options.curves, models)

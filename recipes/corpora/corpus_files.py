@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elseq.arguments import Parser
 from elseq.errors import UserError
-from elseq.files import decode_lines, written_whole
+from elseq.files import decode_lines, make_folder, written_whole
 
 SPLITS = ("train", "valid", "test")
 KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
@@ -50,19 +50,6 @@ def sizes(text):
             raise UserError(f"{part!r} is not SPLIT=N with a split of {', '.join(SPLITS)} and N above 0")
         numbers[split] = int(number)
     return numbers
-
-
-def make_folder(folder, source=None):
-    """
-    Raises:
-        UserError: it cannot be made, or is that of the source.
-    """
-    if source and folder.exists() and source.exists() and folder.samefile(source):
-        raise UserError(f"{folder} is the folder that is read from; name another one to write to")
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
 
 
 def find(folder, name):

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Tables (Markdown) and curves (PNG) of trainings, from the logs of fairseq-train, -validate and -generate.
 
 attention:   models with different attention, side by side: loss, perplexity, sacreBLEU, decoding state, speed.
@@ -12,34 +11,15 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
 from sacrebleu.metrics import BLEU
-from tabulate import tabulate
+
+from elseq.errors import UserError
+from elseq.reports.generation_log import read_log
+from elseq.reports.tables import markdown
+from elseq.reports.training_log import Point, TrainingLog, read_training, read_validations
 
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
 TOLERANCE = 0.001  # by which models that are called equal in size may differ
-
-
-class Point(NamedTuple):
-    updates: int
-    loss: float  # what is minimized: label-smoothed cross-entropy, base 2
-    nll_loss: float  # cross-entropy, base 2
-
-    @property
-    def perplexity(self):
-        return 2**self.nll_loss
-
-
-class TrainingLog(NamedTuple):
-    """What fairseq-train says with --log-format simple."""
-
-    kv_heads: int
-    ffn_width: int
-    parameters: int
-    training: list[Point]
-    validation: list[Point]
-    best: Point  # the validation of checkpoint_best.pt
-    words_per_second: float  # median of the intervals that are logged
 
 
 class Run(NamedTuple):
@@ -48,75 +28,6 @@ class Run(NamedTuple):
     log: TrainingLog
     bleu: float
     state_bytes: int
-
-
-def fail(message):
-    raise SystemExit(f"elseq: error: {message}")
-
-
-def _point(values, updates):
-    return Point(int(updates), float(values["loss"]), float(values["nll_loss"]))
-
-
-def training_intervals(text):
-    """The values of each train_inner line, by their names."""
-    for line in re.findall(r"\| train_inner \| (.*)$", text, flags=re.MULTILINE):
-        yield dict(re.findall(r"(\w+)=([^,\s]+)", line))
-
-
-def validations(text):
-    """One point for each number of updates; fairseq-validate names none, and that is 0 here."""
-    points = {}
-    for line in re.findall(r"valid on '\w+' subset( \| .*)$", text, flags=re.MULTILINE):
-        values = dict(re.findall(r"\| (\w+) (\S+)", line))
-        updates = int(values.get("num_updates", 0))
-        points[updates] = _point(values, updates)
-    return [points[updates] for updates in sorted(points)]
-
-
-def _option(text, name):
-    found = re.search(rf"'{name}': (\d+|None)", text)
-    return None if found is None or found[1] == "None" else int(found[1])
-
-
-def parse_training(text):
-    """
-    Raises:
-        ValueError: the log of a training that did not come to a validation and a checkpoint.
-    """
-    intervals, validation = list(training_intervals(text)), validations(text)
-    # Not every validation is followed by a checkpoint: the lowest loss need not be that of checkpoint_best.pt.
-    saved = {int(updates) for updates in re.findall(r"Saved checkpoint .* @ (\d+) updates", text)}
-    candidates = [point for point in validation if point.updates in saved]
-    size = re.search(r"num\. shared model params: ([\d,]+)", text)
-    if not (intervals and candidates and size):
-        raise ValueError("there is no complete training in it")
-    return TrainingLog(
-        kv_heads=_option(text, "num_kv_heads") or _option(text, "decoder_attention_heads"),
-        ffn_width=_option(text, "encoder_ffn_embed_dim"),
-        parameters=int(size[1].replace(",", "")),
-        training=[_point(values, values["num_updates"]) for values in intervals],
-        validation=validation,
-        best=min(candidates, key=lambda point: point.loss),
-        words_per_second=statistics.median(float(values["wps"]) for values in intervals),
-    )
-
-
-def _read(path, parse):
-    try:
-        return parse(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        fail(f"{path}: {error.strerror}")
-    except ValueError as error:
-        fail(f"{path}: {error}; run the recipe again with --fresh")
-
-
-def read_training(path):
-    return _read(path, parse_training)
-
-
-def read_validations(path):
-    return _read(path, validations) or fail(f"{path}: there is no validation in it")
 
 
 # The table of `attention`: a column for each model, a row for each figure.
@@ -195,15 +106,16 @@ def attention_table(models):
                 text += f" ({spread(compared, row.write_comparison)})"
             cells.append(text)
         rows.append([row.heading, *cells])
-    alignment = ["left"] + ["right"] * len(models)
-    return tabulate(rows, ["", *models], tablefmt="github", disable_numparse=True, colalign=alignment)
+    return markdown(["", *models], rows)
 
 
 def check_equal_parameters(models):
     sizes = {name: next(iter(runs.values())).log.parameters for name, runs in models.items()}
     if max(sizes.values()) - min(sizes.values()) > TOLERANCE * min(sizes.values()):
         listed = ", ".join(f"{name} {size:,}" for name, size in sizes.items())
-        fail(f"the models differ in size by more than {TOLERANCE:.1%} and cannot be compared: {listed} parameters")
+        raise UserError(
+            f"the models differ in size by more than {TOLERANCE:.1%} and cannot be compared: {listed} parameters"
+        )
 
 
 def group_by_model(folders):
@@ -213,14 +125,14 @@ def group_by_model(folders):
         seed = SEED.search(folder.name)
         models.setdefault(SEED.sub("", folder.name), {})[int(seed[1]) if seed else 1] = folder
     if len({tuple(sorted(seeds)) for seeds in models.values()}) > 1:
-        fail("every model needs the same seeds: " + ", ".join(folder.name for folder in folders))
+        raise UserError("every model needs the same seeds: " + ", ".join(folder.name for folder in folders))
     return models
 
 
 def score(hypotheses, references):
     """sacreBLEU and its signature."""
     if hypotheses.keys() != set(range(len(references))):
-        fail(f"the test set has {len(references)} sentences, of which {len(hypotheses)} were translated")
+        raise UserError(f"the test set has {len(references)} sentences, of which {len(hypotheses)} were translated")
     metric = BLEU(force=True)  # without its warning: the text that Multi30k comes as is tokenized
     bleu = metric.corpus_score([hypotheses[number] for number in range(len(references))], [references])
     return bleu.score, metric.get_signature().format()
@@ -259,7 +171,9 @@ class Uptraining(NamedTuple):
 
     def loss_at(self, updates):
         losses = [point.loss for point in self.validation if point.updates == updates]
-        return losses[0] if losses else fail(f"there is no validation after {updates} updates")
+        if not losses:
+            raise UserError(f"there is no validation after {updates} updates")
+        return losses[0]
 
 
 def recovered(original, converted, now):
@@ -285,8 +199,7 @@ def uptraining_table(original, methods, at, total):
         shown = ["-" if share is None else f"{share:.1%}" for share in shares]
         rows.append([name, f"{original:.3f}", converted, *(f"{loss:.3f}" for loss in losses), *shown])
     headers = ["", "multi-head", "after conversion", *after, *(f"recovered at {updates}" for updates in at)]
-    alignment = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return markdown(headers, rows)
 
 
 def report_uptraining(options):

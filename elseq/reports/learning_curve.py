@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """The learning curve of a training with --eval-bleu, from the log of fairseq-train: a table (Markdown) and a PNG."""
 
 import argparse
@@ -8,9 +7,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
-from tabulate import tabulate
-from training_report import read_training
 
+from elseq.reports.tables import markdown
+from elseq.reports.training_log import read_training
 from elseq.scoring.report import HEADINGS
 
 
@@ -42,8 +41,7 @@ def table(points, rows):
             mark = "lowest loss" if point == best else ""
             lines.append([f"{point.updates:,}", f"{point.loss:.3f}", f"{point.perplexity:.2f}", bleu, mark])
     headers = ["updates", "validation loss", "perplexity", "BLEU-4", ""]
-    alignment = ["right"] * 4 + ["left"]
-    return tabulate(lines, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    return markdown(headers, lines, left=headers[-1:])
 
 
 def plot(path, points, training):

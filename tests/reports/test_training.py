@@ -1,17 +1,15 @@
 """What is read from fairseq's logs, and what is made of it."""
 
 import re
-import sys
 from pathlib import Path
 
 import pytest
 
+from elseq.errors import UserError
+from elseq.reports import training, training_log
+from elseq.reports.training import Run, Uptraining
+from elseq.reports.training_log import Point, TrainingLog
 from tests import helpers
-
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
-
-import training_report  # noqa: E402
-from training_report import Point, Run, TrainingLog, Uptraining  # noqa: E402
 
 LOG = """\
 2026-01-01 00:00:00 | INFO | fairseq_cli.train | {'_name': None, 'common': {'seed': 1}, 'model': {'num_kv_heads': 2, \
@@ -37,7 +35,7 @@ updates, score 8.3) (writing took 0.1 seconds)
 
 
 def test_log_of_a_training():
-    log = training_report.parse_training(LOG)
+    log = training_log.parse_training(LOG)
     assert (log.kv_heads, log.ffn_width, log.parameters, log.words_per_second) == (2, 800, 5_954_880, 1976.3)
     assert log.training == [Point(20, 12.072, 11.877), Point(40, 10.128, 9.703), Point(60, 9.0, 8.1)]
     assert [point.updates for point in log.validation] == [40, 50, 60]
@@ -47,35 +45,35 @@ def test_log_of_a_training():
 
 def test_best_validation_is_that_of_a_checkpoint():
     """That of update 40 is lower, but no checkpoint was written then."""
-    assert training_report.parse_training(LOG).best == Point(50, 8.1, 4.0)
+    assert training_log.parse_training(LOG).best == Point(50, 8.1, 4.0)
 
 
 def test_as_many_key_value_heads_as_heads():
-    assert training_report.parse_training(LOG.replace("'num_kv_heads': 2", "'num_kv_heads': None")).kv_heads == 8
+    assert training_log.parse_training(LOG.replace("'num_kv_heads': 2", "'num_kv_heads': None")).kv_heads == 8
 
 
 def test_validation_of_a_checkpoint():
     text = "| INFO | valid | valid on 'valid' subset | loss 4.806 | nll_loss 3.41 | ppl 10.63 | wps 0 | bsz 1014\n"
-    assert training_report.validations(text) == [Point(0, 4.806, 3.41)]
+    assert training_log.validations(text) == [Point(0, 4.806, 3.41)]
 
 
 @pytest.mark.parametrize("text", ["", LOG.replace("Saved checkpoint", ""), LOG.replace("train_inner", "")])
 def test_log_of_an_interrupted_training_is_refused(tmp_path, text):
     (tmp_path / "train.log").write_text(text)
-    with pytest.raises(SystemExit, match="train.log: there is no complete training in it"):
-        training_report.read_training(tmp_path / "train.log")
+    with pytest.raises(UserError, match="train.log: there is no complete training in it"):
+        training_log.read_training(tmp_path / "train.log")
 
 
 def test_missing_log(tmp_path):
-    with pytest.raises(SystemExit, match="train.log: No such file or directory"):
-        training_report.read_training(tmp_path / "train.log")
+    with pytest.raises(UserError, match="train.log: No such file or directory"):
+        training_log.read_training(tmp_path / "train.log")
 
 
 def test_log_that_fairseq_writes(translation_data, tmp_path):
     options = ["--user-dir", helpers.USER_DIR, "--log-format=simple", "--log-interval=2", "--max-update=4"]
     command = helpers.train_command("elseq_transformer", translation_data, tmp_path, *options, "--num-kv-heads=1")
     result = helpers.run([*command, "--criterion=label_smoothed_cross_entropy"], check=True)
-    log = training_report.parse_training((result.stdout + result.stderr).decode())
+    log = training_log.parse_training((result.stdout + result.stderr).decode())
     assert [point.updates for point in log.training] == [2, 4]
     assert log.best == log.validation[-1] and log.best.updates == 4
     assert (log.kv_heads, log.ffn_width) == (1, 64)
@@ -83,11 +81,11 @@ def test_log_that_fairseq_writes(translation_data, tmp_path):
 
 
 def test_spread():
-    write = training_report._digits(2)
-    assert training_report.spread([1.0], write) == training_report.spread([1.0, 1.0], write) == "1.00"
-    assert training_report.spread([1.0, 3.0], write) == "2.00 ± 1.41"
-    assert training_report.spread([1.0, 3.0], training_report._signed(2)) == "+2.00 ± 1.41"
-    assert training_report.spread([0.25, 0.75], training_report._factor) == "x 0.50 ± 0.35"
+    write = training._digits(2)
+    assert training.spread([1.0], write) == training.spread([1.0, 1.0], write) == "1.00"
+    assert training.spread([1.0, 3.0], write) == "2.00 ± 1.41"
+    assert training.spread([1.0, 3.0], training._signed(2)) == "+2.00 ± 1.41"
+    assert training.spread([0.25, 0.75], training._factor) == "x 0.50 ± 0.35"
 
 
 def make_run(loss, bleu, parameters=1000, state=800):
@@ -103,7 +101,7 @@ def table_rows(table):
 
 def test_attention_table_compares_with_the_first_model():
     models = {"multi-head": {1: make_run(4.0, 30.0)}, "multi-query": {1: make_run(4.5, 29.5, 1001, 100)}}
-    rows = table_rows(training_report.attention_table(models))
+    rows = table_rows(training.attention_table(models))
     assert rows[""] == ["multi-head", "multi-query"]
     assert rows["parameters"] == ["1,000", "1,001"]
     assert rows["best validation loss"] == ["4.000", "4.500 (+0.500)"]
@@ -117,33 +115,33 @@ def test_seeds_are_compared_one_by_one():
         "multi-head": {1: make_run(4.0, 30.0), 2: make_run(5.0, 31.0)},
         "multi-query": {1: make_run(4.5, 30.0), 2: make_run(5.5, 31.5)},
     }
-    rows = table_rows(training_report.attention_table(models))
+    rows = table_rows(training.attention_table(models))
     assert rows["best validation loss"] == ["4.500 ± 0.707", "5.000 ± 0.707 (+0.500)"]
     assert rows["sacreBLEU"] == ["30.50 ± 0.71", "30.75 ± 1.06 (+0.25 ± 0.35)"]
 
 
 def test_models_of_different_size_are_not_compared():
-    training_report.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_010)}})
-    with pytest.raises(SystemExit, match="by more than 0.1% and cannot be compared: a 10,000, b 10,011 parameters"):
-        training_report.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_011)}})
+    training.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_010)}})
+    with pytest.raises(UserError, match="by more than 0.1% and cannot be compared: a 10,000, b 10,011 parameters"):
+        training.check_equal_parameters({"a": {1: make_run(4, 30, 10_000)}, "b": {1: make_run(4, 30, 10_011)}})
 
 
 def test_folders_by_model_and_seed():
     names = ["w/multi-head", "w/multi-query", "w/multi-head-seed12", "w/multi-query-seed12"]
-    grouped = training_report.group_by_model([Path(name) for name in names])
+    grouped = training.group_by_model([Path(name) for name in names])
     assert list(grouped) == ["multi-head", "multi-query"]
     assert grouped["multi-head"] == {1: Path("w/multi-head"), 12: Path("w/multi-head-seed12")}
-    with pytest.raises(SystemExit, match="every model needs the same seeds"):
-        training_report.group_by_model([Path(name) for name in names[:3]])
+    with pytest.raises(UserError, match="every model needs the same seeds"):
+        training.group_by_model([Path(name) for name in names[:3]])
 
 
 def test_score():
     references = ["a man in an orange hat .", "a dog runs ."]
-    bleu, signature = training_report.score(dict(enumerate(references)), references)
+    bleu, signature = training.score(dict(enumerate(references)), references)
     assert bleu == pytest.approx(100)
     assert "tok:13a" in signature and "version:" in signature
-    with pytest.raises(SystemExit, match="has 2 sentences, of which 1 were translated"):
-        training_report.score({0: references[0]}, references)
+    with pytest.raises(UserError, match="has 2 sentences, of which 1 were translated"):
+        training.score({0: references[0]}, references)
 
 
 def write_run(folder, kv_heads, loss):
@@ -162,7 +160,7 @@ def test_attention_report(tmp_path, capsys):
     folders = [write_run(tmp_path / name, heads, 7 + heads / 10) for name, heads in (("multi-head", 8), ("mq", 1))]
     (tmp_path / "test.target").write_text("a man .\na dog runs .\n")
     references = ["--references", str(tmp_path / "test.target")]
-    training_report.main(["attention", *folders, *references, "--curves", str(tmp_path / "curves.png")])
+    training.main(["attention", *folders, *references, "--curves", str(tmp_path / "curves.png")])
     rows = table_rows(capsys.readouterr().out)
     assert rows["key/value heads"] == ["8", "1"]
     assert rows["best validation loss"][1] == "7.100 (-0.700)"
@@ -171,9 +169,9 @@ def test_attention_report(tmp_path, capsys):
 
 
 def test_share_that_is_recovered():
-    assert training_report.recovered(4.0, 8.0, 5.0) == 0.75
-    assert training_report.recovered(4.0, 8.0, 3.0) == 1.25
-    assert training_report.recovered(4.0, 4.0, 4.0) is None
+    assert training.recovered(4.0, 8.0, 5.0) == 0.75
+    assert training.recovered(4.0, 8.0, 3.0) == 1.25
+    assert training.recovered(4.0, 4.0, 4.0) is None
 
 
 def test_uptraining_table():
@@ -181,12 +179,12 @@ def test_uptraining_table():
         "multi-head": Uptraining(None, [Point(5, 3.9, 2.9), Point(10, 3.8, 2.8)]),
         "mean": Uptraining(Point(0, 8.0, 7.0), [Point(5, 5.0, 4.0), Point(10, 4.5, 3.5)]),
     }
-    rows = table_rows(training_report.uptraining_table(4.0, methods, at=[5, 10], total=100))
+    rows = table_rows(training.uptraining_table(4.0, methods, at=[5, 10], total=100))
     assert rows[""][2:] == ["after 5 updates (5%)", "after 10 updates (10%)", "recovered at 5", "recovered at 10"]
     assert rows["multi-head"] == ["4.000", "-", "3.900", "3.800", "-", "-"]
     assert rows["mean"] == ["4.000", "8.000", "5.000", "4.500", "75.0%", "87.5%"]
-    with pytest.raises(SystemExit, match="no validation after 7 updates"):
-        training_report.uptraining_table(4.0, methods, at=[7], total=100)
+    with pytest.raises(UserError, match="no validation after 7 updates"):
+        training.uptraining_table(4.0, methods, at=[7], total=100)
 
 
 def test_uptraining_report(tmp_path, capsys):
@@ -197,7 +195,7 @@ def test_uptraining_report(tmp_path, capsys):
     (tmp_path / "mean" / "converted.log").write_text(validation.format(9.1))
     curves = tmp_path / "curves.png"
     updates = ["--at", "50", "60", "--of", "600"]
-    training_report.main(["uptraining", str(tmp_path), "multi-head", "mean", *updates, "--curves", str(curves)])
+    training.main(["uptraining", str(tmp_path), "multi-head", "mean", *updates, "--curves", str(curves)])
     output = capsys.readouterr().out
     rows = table_rows(output)
     assert rows["mean"] == ["7.100", "9.100", "8.100", "8.300", "50.0%", "40.0%"]

@@ -1,14 +1,13 @@
-#!/usr/bin/env python3
 """Compare the hypotheses of elseq with those of stock fairseq, from logs of fairseq-generate.
 
-Usage: compare_hypotheses.py FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,kv,el}.log
+Usage: equality FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,kv,el}.log
 """
 
 import argparse
 from pathlib import Path
 
-from generation_log import read_log
-from tabulate import tabulate
+from elseq.reports.generation_log import read_log
+from elseq.reports.tables import markdown
 
 
 def main(arguments=None):
@@ -32,7 +31,7 @@ def main(arguments=None):
                 different += [f"  - stock: {stock.pieces[number]}", f"  - {mode}: {other.pieces[number]}"]
         rows.append(row)
     headers = ["setting", "stock", "kv identical", "largest difference in score", "el identical", "largest difference"]
-    print(tabulate(rows, headers, tablefmt="github", disable_numparse=True))
+    print(markdown(headers, rows))
     print("\n" + ("\n".join(["Different hypotheses:", *different]) if different else "No hypothesis differs."))
 
 

@@ -1,4 +1,3 @@
-#!/usr/bin/env python3
 """Tables (Markdown) and plots (PNG) of what top-k costs a model, from the logs of fairseq-generate.
 
 quality:     a model trained without top-k, decoded with it: loss and sacreBLEU against k.
@@ -14,9 +13,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
-from tabulate import tabulate
-from training_report import fail, score
+from elseq.errors import UserError
+from elseq.reports.generation_log import read_log
+from elseq.reports.tables import markdown
+from elseq.reports.training import score
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
 TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse
@@ -67,7 +67,9 @@ class Reader:
             return None
         hypotheses = read_log(path).hypotheses
         if not hypotheses or max(hypotheses) >= len(self.references):
-            fail(f"{path}: its sentences are not those of the references, which are {len(self.references):,}")
+            raise UserError(
+                f"{path}: its sentences are not those of the references, which are {len(self.references):,}"
+            )
         numbers = sorted(hypotheses)  # all, or those of a shard
         bleu, signature = score(
             {place: hypotheses[number] for place, number in enumerate(numbers)},
@@ -83,15 +85,12 @@ class Reader:
 
 def read_loss(path):
     if not path.exists():
-        fail(f"{path} is missing; run the recipe again")
+        raise UserError(f"{path} is missing; run the recipe again")
     lines = re.findall(r"^P-\d+\t(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
     scores = [float(value) for line in lines for value in line.split()]
-    return -sum(scores) / len(scores) if scores else fail(f"{path}: there are no scores in it")
-
-
-def markdown(rows, headers):
-    alignment = ["left"] + ["right"] * (len(headers) - 1)
-    return tabulate(rows, headers, tablefmt="github", disable_numparse=True, colalign=alignment)
+    if not scores:
+        raise UserError(f"{path}: there are no scores in it")
+    return -sum(scores) / len(scores)
 
 
 # The tables of `quality`.
@@ -111,7 +110,7 @@ def quality_table(whole, places):
     rows = [["all", *(figure.write(whole) for figure, _ in shown)]]
     for k in sorted({k for by_k in places.values() for k in by_k}, reverse=True):
         rows.append([str(k), *(figure.write(places[p][k], whole) if k in places[p] else "" for figure, p in shown)])
-    return markdown(rows, ["k", *(f"{figure.heading}, {place}" for figure, place in shown)])
+    return markdown(["k", *(f"{figure.heading}, {place}" for figure, place in shown)], rows)
 
 
 def smallest_sufficient(whole, by_k, figure):
@@ -131,7 +130,7 @@ def sufficient_table(whole, places):
         rows.append(
             [f"{figure.heading}, {place}", f"above {max(places[place])}" if smallest is None else str(smallest)]
         )
-    return markdown(rows, ["within 1% of the whole model", "smallest k"])
+    return markdown(["within 1% of the whole model", "smallest k"], rows)
 
 
 def report_quality(options):
@@ -190,7 +189,7 @@ def report_finetuning(options):
         [title, *(figure.write(quality, None if quality is whole else whole) for figure in (LOSS, BLEU))]
         for title, quality in qualities.items()
     ]
-    print(markdown(rows, ["", LOSS.heading, BLEU.heading]))
+    print(markdown(["", LOSS.heading, BLEU.heading], rows))
     print(f"\nTrained on: {options.updates} updates more.")
     reader.footnote()
 

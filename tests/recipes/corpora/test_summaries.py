@@ -11,9 +11,9 @@ import pytest
 
 from elseq.errors import UserError
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
+sys.path.append(str(Path(__file__).resolve().parents[3] / "recipes" / "corpora"))  # scripts import their neighbours
 
-from summarization_corpus import CORPORA, main, make_samples  # noqa: E402
+from summaries import CORPORA, main, make_samples  # noqa: E402
 
 
 def row(article="One  two.\n\nThree.", highlights="A b .\nC d .", **others):

@@ -11,12 +11,12 @@ import pytest
 
 from elseq.errors import UserError
 
-ROOT = Path(__file__).resolve().parents[2]
+ROOT = Path(__file__).resolve().parents[3]
 SQUAD = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data")) / "squad"
-sys.path.append(str(ROOT / "scripts"))  # scripts import their neighbours
+sys.path.append(str(ROOT / "recipes" / "corpora"))  # scripts import their neighbours
 
-import question_generation_corpus  # noqa: E402
-from question_generation_corpus import cut_around, locate, main, make_samples  # noqa: E402
+import squad_questions  # noqa: E402
+from squad_questions import cut_around, locate, main, make_samples  # noqa: E402
 
 PARAGRAPH = "The school has  a Catholic character. Atop its (gold) dome is a statue\nof the Virgin Mary."
 
@@ -196,7 +196,7 @@ def test_download(squad, tmp_path, monkeypatch):
         content = gzip.decompress((squad / f"{split}-v1.1.json.gz").read_bytes())
         (squad / f"{split}-v1.1.json").write_bytes(content)
     for name in ("SQUAD_URL", "DOCLIST_URL"):
-        monkeypatch.setattr(question_generation_corpus, name, f"{squad.as_uri()}/")
+        monkeypatch.setattr(squad_questions, name, f"{squad.as_uri()}/")
     main(["fetch", str(tmp_path / "raw")])
     main(["prepare", str(tmp_path / "raw"), str(tmp_path / "corpus"), "--partial"])
     (squad / "dev-v1.1.json").unlink()

@@ -11,8 +11,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scripts import listops
-from scripts.listops import Rules, expressions, grow, main
+from recipes.corpora import listops
+from recipes.corpora.listops import Rules, expressions, grow, main
 
 INNERMOST = re.compile(r"\[(MAX|MIN|MED|SM)((?: \d)+) \]")
 REDUCE = {"MAX": numpy.max, "MIN": numpy.min, "MED": numpy.median, "SM": lambda values: numpy.sum(values) % 10}

@@ -1,13 +1,9 @@
 """The learning curve: what is read from the log, and the table of it."""
 
 import json
-import sys
-from pathlib import Path
 
-sys.path.append(str(Path(__file__).resolve().parents[2] / "scripts"))  # scripts import their neighbours
-
-import learning_curve  # noqa: E402
-from learning_curve import Validation  # noqa: E402
+from elseq.reports import learning_curve
+from elseq.reports.learning_curve import Validation
 
 HEAD = """\
 2026-01-01 00:00:01 | INFO | fairseq_cli.train | num. shared model params: 5,954,880 (num. trained: 5,954,880)

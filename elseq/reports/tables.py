@@ -1,0 +1,23 @@
+"""Tables in Markdown, and how their figures are written."""
+
+from collections.abc import Sequence
+
+from tabulate import tabulate
+
+
+def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] | None = None) -> str:
+    """A table that is aligned as text, too.
+
+    Args:
+        headers: of the columns.
+        rows: their cells, in words.
+        left: headers of the columns that are aligned to the left. Default: the first.
+    """
+    left = headers[:1] if left is None else left
+    alignment = ["left" if header in left else "right" for header in headers]
+    return tabulate(rows, headers, tablefmt="pipe", disable_numparse=True, colalign=alignment)
+
+
+def number(value: float) -> str:
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
