@@ -3,7 +3,7 @@
 # stock fairseq's hypotheses: beam 1, 4 and 5, with and without length penalty. About 30 minutes on 2 cores.
 #
 # Usage: recipes/multi30k.sh [--fresh | --help]
-# Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz (default: ../shared/data)
+# Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz
 #              ELSEQ_WORK (default: multi30k_output in the checkout), EPOCHS (default: 10)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"

@@ -5,7 +5,7 @@
 # a seed on 2 cores.
 #
 # Usage: recipes/multi_query.sh [--fresh | --help]
-# Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz (default: ../shared/data)
+# Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz
 #              ELSEQ_WORK (default: multi_query_output in the checkout), UPDATES (default: 800)
 #              SEEDS (default: 1; with several, as in SEEDS="1 2 3", the table has means and standard deviations)
 set -euo pipefail

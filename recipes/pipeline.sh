@@ -22,12 +22,14 @@ one_of SMALL "$SMALL" 0 1
 small() { [ "$SMALL" = 1 ]; }
 is_bart() { [[ $MODEL = bart_* ]]; }
 multi_query() { [ "$ATTENTION" = mq ]; }
-text=${ELSEQ_DATA:-$root/../shared/data}
+text=${ELSEQ_DATA:-}
 [ -z "${ELSEQ_DATA:-}" ] || [ -d "$ELSEQ_DATA" ] || refuse "ELSEQ_DATA $ELSEQ_DATA is no folder; name one, or leave it out"
 work=${ELSEQ_WORK:-$root/${corpus}_output/$MODEL-$ATTENTION$(small && echo -small || true)}
 [ -z "$BART" ] || is_bart || refuse "BART is for MODEL=bart_base and MODEL=bart_large; MODEL is $MODEL"
 bpe=${BART:-$text/gpt2_bpe}
 if is_bart; then
+  [ -n "$BART$text" ] || refuse "MODEL is $MODEL, which needs the GPT-2 BPE; set BART to a folder with a BART of fairseq and" \
+    "encoder.json and vocab.bpe, or ELSEQ_DATA to a folder with gpt2_bpe/"
   for file in ${BART:+model.pt} dict.txt encoder.json vocab.bpe; do
     [ -e "$bpe/$file" ] || refuse "$bpe/$file is missing; set BART to a folder with a BART of fairseq and the GPT-2 BPE"
   done
@@ -154,7 +156,7 @@ Settings, in the environment:
   DECODE      auto, kv, el (default: auto)
   SMALL=1     a small model, part of the data: minutes on 2 cores
   BART        folder with a pretrained BART of fairseq: model.pt, dict.txt, encoder.json, vocab.bpe
-  ELSEQ_DATA  folder with $folder/ and, for BART models, gpt2_bpe/ (default: ../shared/data); without $folder/ it is downloaded
+  ELSEQ_DATA  folder with $folder/ and, for BART models, gpt2_bpe/ ; without $folder/ the corpus is downloaded
   ELSEQ_WORK  folder of what is made (default: ${corpus}_output/MODEL-ATTENTION)
   UPDATES, UPDATE_FREQ, HOURS  of training, instead of the defaults; it stops after HOURS at the latest
 TEXT

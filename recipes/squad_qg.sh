@@ -19,7 +19,7 @@ is_bart || training_more=(--eval-bleu --eval-bleu-args '{"beam": 1, "max_len_b":
 
 run_fetch() {
   local have=()
-  [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
+  [ -z "$text" ] || [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
   run python "$root/recipes/corpora/squad_questions.py" fetch "$work/raw" "${have[@]}"
 }
 

@@ -123,7 +123,9 @@ binarize() {
 
 # `text`: the folder of Multi30k under ELSEQ_DATA.
 use_multi30k() {
-  text=${ELSEQ_DATA:-$root/../shared/data}/multi30k
+  [ -n "${ELSEQ_DATA:-}" ] || refuse "Multi30k is not downloaded; set ELSEQ_DATA to the folder that holds multi30k/train.de.gz," \
+    "val.de.gz, test_2016_flickr.de.gz and the same with .en.gz"
+  text=$ELSEQ_DATA/multi30k
   [ -e "$text/train.de.gz" ] || refuse "$text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k"
 }
 

@@ -3,7 +3,7 @@
 
 run_fetch() {
   local have=()
-  [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
+  [ -z "$text" ] || [ ! -d "$text/$folder" ] || have=(--from "$text/$folder")
   run python "$root/recipes/corpora/summaries.py" fetch "$corpus" "$work/raw" "${have[@]}"
 }
 

@@ -18,6 +18,7 @@ from elseq.compat.commands import silence_old_code
 from elseq.errors import user_sentence
 
 USER_DIR = Path(__file__).resolve().parents[1] / "elseq"
+DATA = Path(os.environ.get("ELSEQ_DATA") or "no ELSEQ_DATA")  # real text; tests that need it skip where it is not
 SEPARATOR = "=>"  # between prompt and target in a line of language-model data
 
 

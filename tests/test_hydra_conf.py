@@ -19,6 +19,7 @@ from fairseq.models import build_model
 from hydra import compose, initialize_config_dir
 
 from elseq.attention import Attention
+from elseq.benchmark.runs import modes
 from tests import helpers
 from tests.models.building import make_task
 
@@ -192,3 +193,7 @@ def test_sweep_over_models_of_squad_qg(translation_data, tmp_path):
         saved = torch.load(job / "checkpoints" / "checkpoint_best.pt", weights_only=False)
         assert saved["extra_state"]["best"] == min(map(float, losses))
         assert {key: saved["cfg"]["model"][key] for key in special} == special
+
+
+def test_every_mode_of_the_benchmark_has_a_file():
+    assert {path.stem for path in (ROOT / "hydra_conf" / "decode").glob("*.yaml")} == set(modes())

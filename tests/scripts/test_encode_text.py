@@ -17,13 +17,13 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
+from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # scripts import their neighbours
 
 import encode_text  # noqa: E402
 
-DATA = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data"))
 ODD_LINES = [
     "",
     " ",
@@ -119,12 +119,12 @@ def test_gpt2_bpe_as_fairseq_has_it(tmp_path, bpe_folder, workers):
     assert [bpe.decode(line) for line in encoded] == lines
 
 
-@pytest.mark.skipif(not (DATA / "gpt2_bpe").exists(), reason="the GPT-2 BPE is not there (ELSEQ_DATA)")
+@pytest.mark.skipif(not (helpers.DATA / "gpt2_bpe").exists(), reason="the GPT-2 BPE is not there (ELSEQ_DATA)")
 def test_real_gpt2_bpe(tmp_path, capsys):
     (tmp_path / "corpus").mkdir()
     (tmp_path / "corpus" / "test.source").write_text("".join(f"{line}\n" for line in ODD_LINES), newline="")
-    encode_text.main([str(tmp_path / "corpus"), str(tmp_path / "out"), "--gpt2-bpe", str(DATA / "gpt2_bpe")])
-    bpe = fairseq_bpe(DATA / "gpt2_bpe")
+    encode_text.main([str(tmp_path / "corpus"), str(tmp_path / "out"), "--gpt2-bpe", str(helpers.DATA / "gpt2_bpe")])
+    bpe = fairseq_bpe(helpers.DATA / "gpt2_bpe")
     assert lines_of(tmp_path / "out" / "test.source") == [bpe.encode(line) for line in ODD_LINES]
     assert bpe.encode("Hello world!") == "15496 995 0"
     assert capsys.readouterr().out == "pieces: a vocabulary of 50257\n"

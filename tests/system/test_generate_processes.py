@@ -21,8 +21,6 @@ from elseq.lines.journal import read_records
 from tests import helpers
 from tests.generating import arguments, finished_lines, interrupt_after, read
 
-DATA = Path(os.environ.get("ELSEQ_DATA", Path(__file__).parents[3] / "shared" / "data"))
-
 
 @pytest.mark.skipif(not hasattr(os, "fork"), reason="needs fork")
 def test_killed(tiny_translation, source, run, expected):
@@ -147,7 +145,7 @@ def test_one_of_two_processes_fails(tiny_translation, source, run, expected, tmp
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not DATA.exists(), reason="no ELSEQ_DATA with cnndm and gpt2_bpe")
+@pytest.mark.skipif(not helpers.DATA.exists(), reason="no ELSEQ_DATA with cnndm and gpt2_bpe")
 def test_killed_twenty_times_over_news(tmp_path):
     """A small model with random weights, articles in GPT-2's subwords; one process and two, in turn."""
     sizes = {"layers": 1, "embed-dim": 32, "ffn-embed-dim": 32, "attention-heads": 2}
@@ -155,8 +153,8 @@ def test_killed_twenty_times_over_news(tmp_path):
     options += ["--share-all-embeddings", "--max-source-positions=600"]
     random_model("transformer", 50264, options, tmp_path)
     for name in ("dict.txt", "encoder.json", "vocab.bpe"):
-        shutil.copy(DATA / "gpt2_bpe" / name, tmp_path / name)
-    with gzip.open(DATA / "cnndm" / "train.jsonl.gz", "rt") as articles:
+        shutil.copy(helpers.DATA / "gpt2_bpe" / name, tmp_path / name)
+    with gzip.open(helpers.DATA / "cnndm" / "train.jsonl.gz", "rt") as articles:
         lines = [" ".join(json.loads(line)["article"].split()) for line in articles]
     (tmp_path / "articles").write_text("".join(f"{line}\n" for line in [*lines[:150], "", *lines[150:]]))
 

@@ -15,6 +15,8 @@ MISTAKES = [
     ("listops", {"TOP_K": "08"}, "TOP_K is 08; give a whole number, 1 or more"),
     ("listops", {"SEED": -1}, "SEED is -1; give a whole number, 0 or more"),
     ("listops", {"SEED": 10**12}, f"SEED is {10**12}; give a whole number, 0 or more"),
+    ("multi30k", {}, "Multi30k is not downloaded; set ELSEQ_DATA to the folder that holds multi30k/train.de.gz"),
+    ("multi_query", {"ELSEQ_DATA": "/nowhere"}, "/nowhere/multi30k/train.de.gz is missing; set ELSEQ_DATA"),
     ("multi30k", {"EPOCHS": 0.5}, "EPOCHS is 0.5; give a whole number, 1 or more"),
     ("multi_query", {"UPDATES": "many"}, "UPDATES is many; give a whole number, 20 or more"),
     ("multi_query", {"SEEDS": "1 two"}, "SEEDS is two; give a whole number, 0 or more"),

@@ -2,7 +2,6 @@
 
 import fcntl
 import json
-import os
 import re
 import shlex
 import shutil
@@ -13,13 +12,14 @@ import torch
 from fairseq import options
 from fairseq.models import build_model
 
+from elseq.attention import methods
 from elseq.benchmark import command as benchmark
 from elseq.cli import generate
+from tests import helpers
 from tests.models.building import make_task
 from tests.system.recipes import run, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
-DATA = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data"))
 STAGES = ["fetch", "prepare", "binarize", "train", "generate", "score", "benchmark"]
 MODELS = {
     "cnn_dm": ["transformer", "bart_base", "bart_large"],
@@ -89,6 +89,18 @@ def test_published_search(name, bart):
     assert value(words["elseq-benchmark"], "--modes") == "stock,kv,el"
 
 
+@pytest.mark.parametrize("name", ["cnn_dm", "xsum", "squad_qg"])
+def test_a_corpus_that_is_nowhere_is_downloaded(name, tmp_path):
+    corpus = "squad_questions.py" if name == "squad_qg" else "summaries.py"
+    lines = run_recipe(name, "--dry-run").stdout.splitlines()
+    [fetch] = [line for line in lines if corpus in line and " fetch " in line]
+    assert "--from" not in fetch
+    (tmp_path / {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}[name]).mkdir()
+    lines = run_recipe(name, "--dry-run", ELSEQ_DATA=tmp_path).stdout.splitlines()
+    [fetch] = [line for line in lines if corpus in line and " fetch " in line]
+    assert str(tmp_path) in fetch
+
+
 def test_subwords(bart):
     encode = commands("cnn_dm", MODEL="bart_base", BART=bart)["encode_text.py"]
     assert value(encode, "--gpt2-bpe") == str(bart)
@@ -146,12 +158,13 @@ def test_recipe_runs_nothing_when_dry(name, tmp_path):
         (["--from", "score"], {}, "the stage fetch has not finished"),
         ([], {"MODEL": "gpt2"}, "MODEL gpt2 is unknown; choose one of transformer, bart_base, bart_large"),
         ([], {"ATTENTION": "topk"}, "ATTENTION topk is unknown; choose one of mha, mq"),
-        ([], {"DECODE": "stock"}, "DECODE stock is unknown; choose one of auto, kv, el"),
+        ([], {"DECODE": "stock"}, f"DECODE stock is unknown; choose one of {', '.join(methods.names())}"),
         ([], {"SMALL": "yes"}, "SMALL yes is unknown; choose one of 0, 1"),
         ([], {"ELSEQ_DATA": "nowhere"}, "ELSEQ_DATA nowhere is no folder"),
         ([], {"ELSEQ_WORK": "/dev/null/work"}, "the folder /dev/null/work cannot be made; name another one"),
         ([], {"BART": "here"}, "BART is for MODEL=bart_base and MODEL=bart_large; MODEL is transformer"),
         ([], {"MODEL": "bart_base", "BART": "nowhere"}, "nowhere/model.pt is missing; set BART"),
+        ([], {"MODEL": "bart_base"}, "needs the GPT-2 BPE; set BART to a folder with a BART of fairseq"),
     ],
 )
 def test_refused_in_one_sentence(arguments, environment, message, tmp_path):
@@ -267,7 +280,7 @@ def test_failing_stage_is_named(fake):
 
 
 def needs(*names):
-    missing = [name for name in names if not (DATA / name).exists()]
+    missing = [name for name in names if not (helpers.DATA / name).exists()]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not there (ELSEQ_DATA)")
 
 
@@ -285,7 +298,7 @@ SMALLEST = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}
 )
 def test_from_the_corpus_to_scores(name, settings, tmp_path):
     work = tmp_path / "work"
-    environment = {"SMALL": 1, "UPDATES": 2, "ELSEQ_WORK": work, "ELSEQ_DATA": DATA, **settings}
+    environment = {"SMALL": 1, "UPDATES": 2, "ELSEQ_WORK": work, "ELSEQ_DATA": helpers.DATA, **settings}
     result = run_recipe(name, **environment)
     assert result.returncode == 0, result.stdout + result.stderr
     references = (work / "corpus" / "test.target").read_text().splitlines()

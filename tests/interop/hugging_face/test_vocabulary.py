@@ -1,14 +1,13 @@
 """The same text has the same rows on both sides, whatever form the tokenizer has."""
 
 import json
-import os
-from pathlib import Path
 
 import pytest
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
+from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,
     GPT2_NAMES,
@@ -24,7 +23,7 @@ from tests.interop.hugging_face.making import (
     save_tokenizer,
 )
 
-SHARED = Path(os.environ.get("ELSEQ_DATA", Path(__file__).parents[4] / "shared" / "data")) / "gpt2_bpe"
+GPT2_BPE = helpers.DATA / "gpt2_bpe"
 
 
 def as_tokenizer_json(folder, transformers, kind):
@@ -133,18 +132,18 @@ def test_tokenizer_of_another_model(tmp_path, names, sentence):
         convert(tmp_path / "theirs", tmp_path / "ours", data=tmp_path / "other")
 
 
-@pytest.mark.skipif(not SHARED.exists(), reason="ELSEQ_DATA has no gpt2_bpe")
+@pytest.mark.skipif(not GPT2_BPE.exists(), reason="ELSEQ_DATA has no gpt2_bpe")
 def test_fairseqs_numbers():
     """BART's vocab.json, put together from fairseq's files, gives these files again."""
-    numbers = json.loads((SHARED / "encoder.json").read_text())
-    words = [line.split(" ")[0] for line in (SHARED / "dict.txt").read_text(encoding="utf-8").splitlines()]
-    found = vocabulary.read_vocabulary(SHARED, by_dictionary=True)
+    numbers = json.loads((GPT2_BPE / "encoder.json").read_text())
+    words = [line.split(" ")[0] for line in (GPT2_BPE / "dict.txt").read_text(encoding="utf-8").splitlines()]
+    found = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=True)
     assert len(found.rows) == 50264
     assert vocabulary.gpt2_numbers(found) == numbers
     names = found.names(50264)
     assert names[:6] == [*SPECIAL, ".", "Ġthe"]
     assert vocabulary.dictionary_words(names, numbers)[4:] == words
-    of_gpt2 = vocabulary.read_vocabulary(SHARED, by_dictionary=False)
+    of_gpt2 = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=False)
     assert of_gpt2.rows == numbers and of_gpt2.rows[END_OF_TEXT] == 50256 and len(of_gpt2.merges) == 50000
 
 

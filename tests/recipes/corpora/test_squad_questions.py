@@ -2,7 +2,6 @@
 
 import gzip
 import json
-import os
 import sys
 from collections import Counter
 from pathlib import Path
@@ -10,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from elseq.errors import UserError
+from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[3]
-SQUAD = Path(os.environ.get("ELSEQ_DATA", ROOT.parent / "shared" / "data")) / "squad"
+SQUAD = helpers.DATA / "squad"
 sys.path.append(str(ROOT / "recipes" / "corpora"))  # scripts import their neighbours
 
 import squad_questions  # noqa: E402
