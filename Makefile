@@ -3,12 +3,13 @@ CONSTRAINTS ?= constraints.txt
 STAMP := .venv/elseq.stamp
 export PYTHON CONSTRAINTS
 
-.PHONY: help setup demo test test-slow test-gpu lint clean
+.PHONY: help setup demo test test-quick test-slow test-gpu lint clean
 
 help:
 	@echo "make setup      set up .venv, or repair it (PYTHON=python3.12, CONSTRAINTS=my-versions.txt)"
 	@echo "make demo       train a small summarizer and decode with it under stock fairseq, kv and el"
 	@echo "make test       run the tests"
+	@echo "make test-quick run those that start no process, within a minute"
 	@echo "make test-slow  run the tests that take minutes"
 	@echo "make test-gpu   run the tests that need a CUDA device"
 	@echo "make lint       check the style"
@@ -24,7 +25,10 @@ demo: $(STAMP)
 	@bash recipes/demo.sh
 
 test: $(STAMP)
-	.venv/bin/python -m pytest
+	.venv/bin/python -m pytest --numprocesses auto --dist worksteal --durations 25
+
+test-quick: $(STAMP)
+	.venv/bin/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu and not process and not long"
 
 test-slow: $(STAMP)
 	.venv/bin/python -m pytest -m "slow and not gpu"
