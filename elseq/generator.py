@@ -21,7 +21,7 @@ from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
-from elseq.interop.stock import model_class
+from elseq.models.stock import model_class
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import check_options, decode_attention_names
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig

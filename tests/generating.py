@@ -4,7 +4,7 @@ import pytest
 
 import elseq
 from elseq.generator import TextGenerator
-from elseq.lines.journal import read_records
+from elseq.text_files.journal import read_records
 from tests import helpers
 
 SEARCH = {"beam": 3, "max_len_b": 20, "lenpen": 1.5}

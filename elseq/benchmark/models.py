@@ -14,7 +14,7 @@ from fairseq.models.bart import BARTModel
 from omegaconf import OmegaConf
 
 from elseq.errors import UserError
-from elseq.interop.stock import EQUIVALENT, model_class, stock_configuration
+from elseq.models.stock import EQUIVALENT, model_class, stock_configuration
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig, ElseqLanguageModelingTask
 from elseq.tasks.translation import ElseqTranslationConfig, ElseqTranslationTask
 

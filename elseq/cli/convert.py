@@ -19,7 +19,7 @@ from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save
-from elseq.interop.stock import as_stock, elseq_configuration, training_options
+from elseq.models.stock import as_stock, elseq_configuration, training_options
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
 # Which of our tasks trains what a task of fairseq has trained. A pretrained BART is finetuned, with its <s>.

@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from elseq.errors import UserError, is_out_of_memory
-from elseq.generation.recording import release_memory
+from elseq.generation.cuda_graphs import release_memory
 
 logger = logging.getLogger(__name__)
 

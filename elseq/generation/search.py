@@ -13,7 +13,7 @@ from elseq.errors import UserError
 from elseq.generation.alignment import align
 from elseq.generation.beam import BeamSearch
 from elseq.generation.hypotheses import FinishedHypotheses
-from elseq.generation.rules import Rules
+from elseq.generation.logits_processors import Rules
 from elseq.generation.steppers import Ensemble, make_stepper
 
 logger = logging.getLogger(__name__)

@@ -16,7 +16,7 @@ from torch import Tensor
 from elseq.attention import DecodeState
 from elseq.generation.planner import Workload
 from elseq.generation.policy import choose_method
-from elseq.generation.replay import ReplayedSteps, can_replay
+from elseq.generation.recorded_steps import ReplayedSteps, can_replay
 from elseq.models import Decoder
 
 

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.heads import upgrade_projections
-from elseq.interop.stock import as_stock, elseq_configuration
+from elseq.models.stock import as_stock, elseq_configuration
 
 
 def make_checkpoint(

@@ -7,7 +7,7 @@ import torch
 from fairseq.data import Dictionary
 
 from elseq.errors import UserError
-from elseq.interop.stock import as_stock, elseq_configuration
+from elseq.models.stock import as_stock, elseq_configuration
 
 QUANTIZATIONS = (
     "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",

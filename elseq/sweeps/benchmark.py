@@ -11,7 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from elseq.benchmark.command import make_grid, parse, title
 from elseq.benchmark.runs import run_grid
 from elseq.errors import UserError
-from elseq.interop.stock import elseq_configuration, training_options
+from elseq.models.stock import elseq_configuration, training_options
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 

@@ -13,8 +13,8 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import DTYPES, TextGenerator
-from elseq.lines.processes import Processes
-from elseq.lines.run import SEARCH, TOP_K, Job, Run
+from elseq.text_files.processes import Processes
+from elseq.text_files.run import SEARCH, TOP_K, Job, Run
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS

@@ -13,7 +13,7 @@ from elseq.attention import methods
 from elseq.attention.methods import AUTO
 from elseq.errors import UserError, check_choice
 from elseq.generation import SequenceGenerator
-from elseq.interop.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
+from elseq.models.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 
 logger = logging.getLogger(__name__)

@@ -11,7 +11,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from torch import Tensor
 
 from elseq.errors import UserError, check_choice
-from elseq.generation.recording import release_memory
+from elseq.generation.cuda_graphs import release_memory
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,

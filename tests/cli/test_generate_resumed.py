@@ -12,7 +12,7 @@ import torch
 
 import elseq
 from elseq.generator import TextGenerator
-from elseq.lines.journal import Journal, read_records
+from elseq.text_files.journal import Journal, read_records
 from tests import helpers
 from tests.generating import SEARCH, interrupt_after, read
 
@@ -89,7 +89,7 @@ def test_interrupted_before_an_output_that_was_there_is_replaced(run, expected):
 
 def test_killed_between_output_and_tidying(run, expected, monkeypatch):
     with monkeypatch.context() as patch:
-        patch.setattr("elseq.lines.journal.Journal._tidy", lambda journal: None)
+        patch.setattr("elseq.text_files.journal.Journal._tidy", lambda journal: None)
         run()
     assert run.output.exists() and run.journals.exists()
     run()

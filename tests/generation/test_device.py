@@ -7,7 +7,7 @@ import torch
 from fairseq import utils
 
 from elseq.attention.methods import EL, KV
-from elseq.generation import SequenceGenerator, recording, replay
+from elseq.generation import SequenceGenerator, cuda_graphs, recorded_steps
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.policy import free_memory_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
@@ -46,9 +46,9 @@ def test_hypotheses_are_those_of_the_cpu(family, evaluation, search):
 def test_recordings_share_their_memory(monkeypatch, caplog):
     """However many there are: of several rooms in a batch, of batches, of the members of an ensemble."""
     recorded = []
-    record = recording.record
-    monkeypatch.setattr(recording, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
-    monkeypatch.setattr(replay, "ROOM", 4)
+    record = cuda_graphs.record
+    monkeypatch.setattr(cuda_graphs, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
+    monkeypatch.setattr(recorded_steps, "ROOM", 4)
     models = [make_models("bart", DICTIONARY, seed)["el"].to(DEVICE) for seed in (1, 2)]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
     sample = utils.apply_to_sample(lambda tensor: tensor.to(DEVICE), sample)

@@ -11,7 +11,7 @@ from omegaconf import OmegaConf
 from elseq.attention import Attention
 from elseq.errors import UserError
 from elseq.interop.heads import count_parameters, places_of, pool_heads, state_bytes, upgrade_projections
-from elseq.interop.stock import elseq_configuration, model_class, stock_configuration
+from elseq.models.stock import elseq_configuration, model_class, stock_configuration
 from tests.tiny_models import make_dictionary
 
 HEADS, WIDTH = 4, 16

@@ -60,9 +60,9 @@ def test_sweep(generate, tiny_translation, tmp_path):
 def test_the_model_is_loaded_once(generate, monkeypatch, tmp_path):
     """What warms it up is the job's own model."""
     loaded = []
-    load = elseq.lines.run.load
+    load = elseq.text_files.run.load
     monkeypatch.setattr(
-        "elseq.lines.run.load", lambda *args, **options: loaded.append(args[1]) or load(*args, **options)
+        "elseq.text_files.run.load", lambda *args, **options: loaded.append(args[1]) or load(*args, **options)
     )
     monkeypatch.setattr("elseq.generator.load", lambda *_: pytest.fail("it was loaded once more"))
     assert generate("-m decode=kv,el")[0] == 0

@@ -17,7 +17,7 @@ import pytest
 import torch
 
 from elseq.benchmark.models import random_model
-from elseq.lines.journal import read_records
+from elseq.text_files.journal import read_records
 from tests import helpers
 from tests.generating import arguments, finished_lines, interrupt_after, read
 

@@ -12,7 +12,7 @@ from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
 from elseq.interop.hugging_face import bart, folders, generation, gpt2, options, vocabulary
 from elseq.interop.hugging_face.rows import ADDED, fairseq_order, has_added_rows, is_steady, take_rows, unused_row
-from elseq.interop.stock import as_stock, elseq_configuration
+from elseq.models.stock import as_stock, elseq_configuration
 
 FAMILIES = {"bart": bart, "gpt2": gpt2}
 LANGUAGES = ("source", "target")

@@ -16,7 +16,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import OmegaConf
 
 from elseq.errors import UserError
-from elseq.interop.stock import (
+from elseq.models.stock import (
     elseq_configuration,
     equivalent_model,
     model_class,

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from elseq.lines.reading import InputLines, Sources, encode_lines
+from elseq.text_files.reading import InputLines, Sources, encode_lines
 
 
 def read(tmp_path, content):

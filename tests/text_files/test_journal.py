@@ -16,8 +16,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from elseq.lines import journal as journal_module
-from elseq.lines.journal import Journal, make_record, read_records
+from elseq.text_files import journal as journal_module
+from elseq.text_files.journal import Journal, make_record, read_records
 
 FINGERPRINT = {"input": "abc", "--beam": 4, "--lenpen": 1.5}
 LINES = 12

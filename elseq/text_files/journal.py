@@ -23,7 +23,7 @@ import numpy as np
 
 from elseq.errors import UserError
 from elseq.files import check_output_file
-from elseq.lines.fingerprint import Fingerprint, differences
+from elseq.text_files.fingerprint import Fingerprint, differences
 
 logger = logging.getLogger(__name__)
 

@@ -5,8 +5,8 @@ import pytest
 import torch.distributed
 
 from elseq.errors import UserError
-from elseq.lines import processes as processes_module
-from elseq.lines.processes import Processes
+from elseq.text_files import processes as processes_module
+from elseq.text_files.processes import Processes
 
 
 @pytest.fixture(autouse=True)

@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from elseq.attention import DecodeState
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
-from elseq.generation import SequenceGenerator, replay, steppers
-from elseq.generation.replay import ReplayedSteps, can_replay
+from elseq.generation import SequenceGenerator, recorded_steps, steppers
+from elseq.generation.recorded_steps import ReplayedSteps, can_replay
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
 
 DICTIONARY = make_dictionary(20)
@@ -69,8 +69,8 @@ def begin_to_replay(monkeypatch):
     """From when this is called on steps are recorded, with little room, so that it has to grow."""
 
     def begin():
-        monkeypatch.setattr(replay, "ROOM", 5)
-        monkeypatch.setattr(replay, "Recorder", TapeRecorder)
+        monkeypatch.setattr(recorded_steps, "ROOM", 5)
+        monkeypatch.setattr(recorded_steps, "Recorder", TapeRecorder)
         monkeypatch.setattr(TapeRecorder, "replays", 0)
         monkeypatch.setattr(steppers, "can_replay", lambda decoder, max_length, positions: decoder.reach(positions))
 
@@ -158,7 +158,7 @@ def test_nothing_is_held_between_batches(begin_to_replay):
 @torch.no_grad()
 def test_room_and_idle_sentences(monkeypatch, method):
     """What a step reads grows by `ROOM`; finished sentences are dropped then, or when they are half of all."""
-    monkeypatch.setattr(replay, "ROOM", 4)
+    monkeypatch.setattr(recorded_steps, "ROOM", 4)
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
     decoder, encoder_out = model.decoder, model.encoder.forward_torchscript(sample["net_input"])
@@ -212,7 +212,7 @@ def test_what_is_recorded():
     assert can_replay(decoder(), 30, 30)
     assert can_replay(decoder("language_model"), 30, 40)
     assert not can_replay(decoder().decoder, 30, 30)  # on a CPU
-    assert not can_replay(decoder(), replay.SHORTEST - 1, 30)
+    assert not can_replay(decoder(), recorded_steps.SHORTEST - 1, 30)
     assert not can_replay(decoder(), 30, 41)
     assert can_replay(decoder(decoder_learned_pos=False), 30, 4000)
     local, noisy = decoder(), decoder()

@@ -19,11 +19,11 @@ from elseq.files import check_output_file, check_overwrite
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
-from elseq.lines.background import Background
-from elseq.lines.fingerprint import Fingerprint, digest_file, digest_symbols
-from elseq.lines.journal import Journal
-from elseq.lines.processes import Processes
-from elseq.lines.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
+from elseq.text_files.background import Background
+from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
+from elseq.text_files.journal import Journal
+from elseq.text_files.processes import Processes
+from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
 
 logger = logging.getLogger(__name__)
 

@@ -11,7 +11,7 @@ from fairseq.modules import AdaptiveInput
 from torch import Tensor
 
 from elseq.attention import DecodeState
-from elseq.generation.recording import Recorder
+from elseq.generation.cuda_graphs import Recorder
 
 # Positions by which the room of a recorded step grows: recording costs as much time as a few steps do unrecorded, and
 # every step computes with all the room that there is.

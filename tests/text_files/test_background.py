@@ -3,7 +3,7 @@ import time
 
 import pytest
 
-from elseq.lines.background import WAITING, Background
+from elseq.text_files.background import WAITING, Background
 
 
 def test_in_order():
