@@ -19,12 +19,12 @@ from elseq.attention.methods import AUTO
 from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
-from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT
-from elseq.text_files.run import SEARCH, TOP_K, Job, Run
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.tasks.decoding import DecodingConfig, decode_attention_names
+from elseq.text_files.processes import Processes
+from elseq.text_files.reading import STANDARD_INPUT
+from elseq.text_files.run import SEARCH, TOP_K, Job, Run
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output

@@ -13,14 +13,14 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import DTYPES, TextGenerator
-from elseq.text_files.processes import Processes
-from elseq.text_files.run import SEARCH, TOP_K, Job, Run
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
 from elseq.scoring.summaries import score_summaries
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
+from elseq.text_files.processes import Processes
+from elseq.text_files.run import SEARCH, TOP_K, Job, Run
 
 OUTPUT = "output.txt"
 

@@ -19,9 +19,9 @@ from fairseq.models.transformer_lm import TransformerLanguageModel, base_lm_arch
 from fairseq.sequence_generator import SequenceGenerator
 
 from elseq.attention.methods import EL, KV
-from elseq.models.stock import EQUIVALENT, stock_configuration
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.architectures import ARCHITECTURES
+from elseq.models.stock import EQUIVALENT, stock_configuration
 from tests.tiny_models import assert_same_hypotheses
 
 KINDS = {

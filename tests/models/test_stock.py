@@ -16,6 +16,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import OmegaConf
 
 from elseq.errors import UserError
+from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.stock import (
     elseq_configuration,
     equivalent_model,
@@ -23,7 +24,6 @@ from elseq.models.stock import (
     stock_configuration,
     training_options,
 )
-from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from tests.tiny_models import make_dictionary
 
 
