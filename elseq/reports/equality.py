@@ -7,7 +7,7 @@ import argparse
 from pathlib import Path
 
 from elseq.reports.generation_log import read_log
-from elseq.reports.tables import markdown
+from elseq.tables import markdown
 
 
 def main(arguments=None):

@@ -8,9 +8,9 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
-from elseq.reports.tables import markdown
 from elseq.reports.training_log import read_training
 from elseq.scoring.report import HEADINGS
+from elseq.tables import markdown
 
 
 class Validation(NamedTuple):

@@ -17,8 +17,8 @@ from sklearn.preprocessing import StandardScaler
 
 from elseq.errors import UserError
 from elseq.reports.generation_log import read_log
-from elseq.reports.tables import markdown
 from elseq.reports.training_log import TrainingLog, read_training
+from elseq.tables import markdown
 
 TWO_SIDED_95 = statistics.NormalDist().inv_cdf(0.975)
 MARGIN = 2.0  # points of accuracy by which a model may differ and is still called as good

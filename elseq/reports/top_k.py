@@ -15,8 +15,8 @@ from typing import NamedTuple
 
 from elseq.errors import UserError
 from elseq.reports.generation_log import read_log
-from elseq.reports.tables import markdown
 from elseq.reports.training import score
+from elseq.tables import markdown
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
 TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse

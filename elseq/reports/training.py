@@ -15,8 +15,8 @@ from sacrebleu.metrics import BLEU
 
 from elseq.errors import UserError
 from elseq.reports.generation_log import read_log
-from elseq.reports.tables import markdown
 from elseq.reports.training_log import Point, TrainingLog, read_training, read_validations
+from elseq.tables import markdown
 
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
 TOLERANCE = 0.001  # by which models that are called equal in size may differ

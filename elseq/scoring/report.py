@@ -8,9 +8,9 @@ from typing import NamedTuple
 import numpy as np
 
 import elseq
-from elseq.reports.tables import markdown
 from elseq.scoring.published import PUBLISHED
 from elseq.scoring.statistics import INTERVAL, Score, interval, share_above
+from elseq.tables import markdown
 
 HEADINGS = {
     "bleu4": "BLEU-4",

@@ -8,9 +8,9 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from elseq.benchmark.failures import describe_failure
-from elseq.reports.tables import markdown
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
+from elseq.tables import markdown
 
 
 class Gather(gather.Gather):

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan
 from elseq.benchmark.report import MEBIBYTE, NOISE
-from elseq.reports.tables import markdown, number
+from elseq.tables import markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 # Rows whose ratio is shown.

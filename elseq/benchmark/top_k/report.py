@@ -5,7 +5,7 @@ from pathlib import Path
 
 from elseq.benchmark.report import NOISE
 from elseq.benchmark.top_k.plan import METHODS, Plan
-from elseq.reports.tables import markdown, number
+from elseq.tables import markdown, number
 
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
 MEASURES = {"seconds": "seconds", "peak_mebibytes": "peak MiB above the inputs"}

@@ -1,0 +1,88 @@
+"""The order of the rooms: imports run downwards only, as docs/architecture.md says."""
+
+import ast
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+# From the bottom up; those on one line know nothing of each other, but for what is written here.
+ORDER = """
+errors
+files arguments tables
+compat attention
+models
+generation
+tasks
+generator
+interop text_files scoring
+reports benchmark
+sweeps
+cli
+""".strip().splitlines()
+LEVELS = {room: level for level, line in enumerate(ORDER) for room in line.split()}
+FILES = sorted((ROOT / "elseq").rglob("*.py"))
+
+
+def module(path):
+    parts = path.relative_to(ROOT).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def room(name):
+    return name.split(".")[1] if "." in name else None  # None: the package itself, whose version all may read
+
+
+def imported(path):
+    """Names of modules, and of what is imported from them, wherever in the file."""
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            yield node.module
+            yield from (f"{node.module}.{alias.name}" for alias in node.names)
+
+
+@pytest.mark.parametrize("path", FILES, ids=module)
+def test_imports_run_downwards(path):
+    own = room(module(path))
+    if own is None:
+        return
+    for name in imported(path):
+        if name.startswith("elseq.") and name not in ("elseq.__version__", "elseq.load"):
+            other = room(name)
+            assert other == own or LEVELS[other] < LEVELS[own], f"{own} imports {name}"
+
+
+def test_every_room_has_a_place():
+    found = {
+        path.stem for path in (ROOT / "elseq").iterdir() if path.suffix == ".py" or (path / "__init__.py").exists()
+    }
+    assert found - {"__init__"} == set(LEVELS)
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) == "attention"], ids=module)
+def test_the_mathematics_knows_nothing_of_fairseq(path):
+    known = {"torch", "triton", *sys.stdlib_module_names}
+    for name in imported(path):
+        assert name.split(".")[0] in known or name.startswith("elseq.attention"), name
+
+
+def test_no_module_imports_itself_by_way_of_others():
+    known = {module(path): path for path in FILES}
+    arrows = {}
+    for name, path in known.items():
+        targets = set()
+        for node in ast.parse(path.read_text(encoding="utf-8")).body:  # what runs when it is imported
+            if isinstance(node, ast.ImportFrom):
+                for alias in node.names:
+                    whole = f"{node.module}.{alias.name}"
+                    targets.add(whole if whole in known else node.module)
+        arrows[name] = {target for target in targets if target in known and target != "elseq"}
+    waiting, done = dict(arrows), set()
+    while free := [name for name, targets in waiting.items() if targets <= done]:
+        done |= set(free)
+        for name in free:
+            del waiting[name]
+    assert not waiting, f"a circle among {', '.join(waiting)}"
