@@ -227,10 +227,11 @@ class SequenceGenerator(nn.Module):
 
             # 3. Those among the first `beam` that end are finished hypotheses.
             is_none = candidate_scores.isneginf()
+            is_stuck = is_none.all(dim=1, keepdim=True)
             ending = candidate_words.eq(self.eos) & ~is_none
             remaining = None
             if forced or prefix is not None or step >= self.min_len or self.may_end_early:
-                ended, stuck = self._look(ending, is_none, is_nan, tokens[:, : step + 1], sentences, prompt_tokens)
+                ended, stuck = self._look(ending, is_stuck, is_nan, tokens[:, : step + 1], sentences, prompt_tokens)
                 if ended:
                     self._finish(
                         finished,
@@ -261,7 +262,7 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
                 sentences = [sentences[index] for index in remaining]
-                rows, ending = rows[kept], ending[kept]
+                rows, ending, is_stuck = rows[kept], ending[kept], is_stuck[kept]
                 candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
                 source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
                 prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
@@ -269,17 +270,15 @@ class SequenceGenerator(nn.Module):
                 for stepper in self._steppers():
                     stepper.keep(kept)
 
-            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf, and
-            # what it had stays as it was, for `_finish_best`.
+            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf. Where
+            # nothing may follow, all of them are, and what they had stays as it was, for `_finish_best`.
             active = self._active(ending)
-            totals = candidate_scores.gather(1, active).masked_fill(ending.gather(1, active), -math.inf)
-            empty = totals.isneginf()
             own = (first_rows[: len(rows)] if remaining is None else first_rows[kept]) + places
-            order = torch.where(empty, own, rows.gather(1, active)).view(-1)
+            order = torch.where(is_stuck, own, rows.gather(1, active)).view(-1)
             tokens = tokens.index_select(0, order)
-            tokens[:, step + 1] = candidate_words.gather(1, active).masked_fill(empty, self.eos).view(-1)
+            tokens[:, step + 1] = candidate_words.gather(1, active).view(-1)
             scores = scores.index_select(0, order)
-            scores[:, step] = totals.view(-1)
+            scores[:, step] = candidate_scores.masked_fill(ending, -math.inf).gather(1, active).view(-1)
             if attention is not None:
                 attention = attention.index_select(0, order)
             self.search.update_constraints(active)
@@ -303,13 +302,13 @@ class SequenceGenerator(nn.Module):
             log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
         return log_probs, weights
 
-    def _look(self, ending, is_none, is_nan, tokens, sentences, prompt_tokens) -> tuple[list[list[int]], set[int]]:
+    def _look(self, ending, is_stuck, is_nan, tokens, sentences, prompt_tokens) -> tuple[list[list[int]], set[int]]:
         """The sentence and the candidate of each hypothesis that ends, and the sentences that nothing can go on with.
 
         All that the host has to know of a step, in one transfer.
         """
         ending = ending[:, : self.beam_size]
-        marks = torch.cat((ending, is_none.all(dim=1, keepdim=True), is_nan.expand(len(ending), 1)), dim=1).nonzero()
+        marks = torch.cat((ending, is_stuck, is_nan.expand(len(ending), 1)), dim=1).nonzero()
         ended, stuck = [], set()
         for sentence, column in marks.tolist():
             if column < ending.size(1):
