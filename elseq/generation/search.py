@@ -188,6 +188,7 @@ class SequenceGenerator(nn.Module):
         sentences = list(range(batch))
         first_rows = torch.arange(batch, device=device).unsqueeze(1) * beam
         places = torch.arange(beam, device=device)
+        left_over = torch.zeros(batch, beam, dtype=torch.bool, device=device)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
         sample_ids = self._sample_ids(sample, batch, device)
         finished = FinishedHypotheses(batch, beam, self.eos, self.length_penalty)
@@ -262,7 +263,7 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
                 sentences = [sentences[index] for index in remaining]
-                rows, ending, is_stuck = rows[kept], ending[kept], is_stuck[kept]
+                rows, ending, is_stuck, left_over = rows[kept], ending[kept], is_stuck[kept], left_over[kept]
                 candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
                 source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
                 prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
@@ -270,9 +271,9 @@ class SequenceGenerator(nn.Module):
                 for stepper in self._steppers():
                     stepper.keep(kept)
 
-            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf. Where
-            # nothing may follow, all of them are, and what they had stays as it was, for `_finish_best`.
-            active = self._active(ending)
+            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf.
+            # Where nothing may follow, all are left over, and what they had stays as it was, for `_finish_best`.
+            active, left_over = self._active(ending, left_over)
             own = (first_rows[: len(rows)] if remaining is None else first_rows[kept]) + places
             order = torch.where(is_stuck, own, rows.gather(1, active)).view(-1)
             tokens = tokens.index_select(0, order)
@@ -361,10 +362,16 @@ class SequenceGenerator(nn.Module):
                 None if attention is None else attention[row : row + 1, :, 1 : length + 2],
             )
 
-    def _active(self, ending: Tensor) -> Tensor:
-        """The first `beam` candidates that go on, int64 [B, beam]; if there are fewer, then some that end."""
+    def _active(self, ending: Tensor, left_over: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `beam` candidates that go on, int64 [B, beam], and if there are fewer, then some that end.
+
+        Places that are left over, bool [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
+        """
+        last = ending.clone()
+        last[:, : self.beam_size] |= left_over
         position = torch.arange(ending.size(1), device=ending.device)
-        return torch.topk(position + ending * ending.size(1), self.beam_size, dim=1, largest=False)[1]
+        active = torch.topk(position + last * ending.size(1), self.beam_size, dim=1, largest=False)[1]
+        return active, last.gather(1, active)
 
     def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
