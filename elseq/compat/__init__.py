@@ -46,6 +46,7 @@ REPAIRS = (
     generation.ask_for_enough_candidates,
     generation.draw_the_end_where_nothing_is_left,
     generation.explain_search_options,
+    generation.search_soundly,
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,

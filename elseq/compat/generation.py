@@ -1,14 +1,16 @@
 """Generation: what fairseq's own search and output get wrong on any version."""
 
 import math
+import traceback
 
 import torch
-from fairseq import search, utils
+from fairseq import search, sequence_generator, utils
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
 from elseq.compat.patching import wrap
 from elseq.errors import UserError, options_checked
+from elseq.numerics import explain_nan
 
 _NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value
 
@@ -220,3 +222,59 @@ def _init_constraints(init, self, batch_constraints, beam_size):
     if batch_constraints is None:
         raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
     return init(self, batch_constraints, beam_size)
+
+
+def search_soundly():
+    """A search that finds nothing ends in a bare assertion such as "200 < 200", whatever the reason; numbers that are
+    none (NaN) are taken for words that cannot follow; and a BART keeps the beam of the last generator that was made."""
+    for generator in (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment):
+        wrap(generator, "generate", _generate)
+
+
+def _generate(generate, self, models, sample, **kwargs):
+    ensemble, largest = self.model, []
+    forward_decoder = ensemble.forward_decoder
+
+    def forward(*args):
+        log_probs, attention = forward_decoder(*args)
+        largest.append(log_probs.amax())
+        return log_probs, attention
+
+    found = failure = None
+    ensemble.forward_decoder = forward
+    _set_beam_size(ensemble.models, self.beam_size)
+    try:
+        found = generate(self, models, sample, **kwargs)
+    except AssertionError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename != sequence_generator.__file__:
+            raise
+        failure = error
+    finally:
+        del ensemble.forward_decoder
+        _set_beam_size(ensemble.models, 1)
+    if largest and bool(torch.stack(largest).isnan().any()):
+        models = [*ensemble.models, *([] if self.lm_model is None else [self.lm_model])]
+        raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
+    if "min_len" in str(failure):
+        raise UserError(
+            f"--min-len {self.min_len} is more than the maximum length that --max-len-a, --max-len-b and the model's "
+            "positions leave: lower it"
+        ) from failure
+    if failure is not None:
+        raise UserError(
+            "the search options or constraints leave a sentence no hypothesis that ends in time: relax them, or raise "
+            "--max-len-b"
+        ) from failure
+    return found
+
+
+def _set_beam_size(models, beam):
+    for model in models:
+        if hasattr(model, "set_beam_size"):
+            model.set_beam_size(beam)
+
+
+def _starts(net_input, eos):
+    """Of each sentence the first thing that a decoder reads."""
+    source = next(iter(net_input.values()))
+    return [(sentence, torch.tensor([eos], device=source.device)) for sentence in range(len(source))]

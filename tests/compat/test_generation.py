@@ -1,3 +1,4 @@
+import copy
 import math
 from argparse import Namespace
 
@@ -5,12 +6,14 @@ import pytest
 import torch
 from fairseq import search, utils
 from fairseq.data import Dictionary
+from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
+from fairseq.token_generation_constraints import pack_constraints
 
 from elseq.compat.generation import replace_unk
 from elseq.errors import UserError
-from tests.tiny_models import make_dictionary, make_models
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 
 @pytest.mark.parametrize(
@@ -243,3 +246,94 @@ def test_as_many_candidates_among_allowed_words_as_in_beam_search():
     for tensor, other in zip(candidates(search.PrefixConstrainedBeamSearch), expected, strict=True):
         assert torch.equal(tensor, other)
     assert candidates(STOCK_ALLOWED)[0].shape == (2, 4)
+
+
+@pytest.fixture(scope="module")
+def models():
+    return {family: make_models(family, make_dictionary(20))["stock"] for family in ("transformer", "bart")}
+
+
+def generate(model, beam_size=4, **options):
+    dictionary = make_dictionary(20)
+    sample = make_sample(dictionary, make_sources(dictionary, (3, 7, 1, 5)))
+    kind = SequenceGenerator
+    if options.pop("align", False):
+        kind = SequenceGeneratorWithAlignment
+    constraints = options.pop("constraints", None)
+    generator = kind([model], dictionary, beam_size=beam_size, **{"max_len_b": 12, **options})
+    return generator.generate([model], sample, constraints=constraints)
+
+
+@pytest.mark.parametrize("align", [False, True])
+@pytest.mark.parametrize("family", ["transformer", "bart"])
+def test_output_that_is_not_a_number(models, family, align, without):
+    damaged = copy.deepcopy(models[family])
+    damaged.decoder.layers[0].fc1.weight.data[2, 3] = math.nan
+    with pytest.raises(UserError, match=r"decoder\.layers\.0\.fc1\.weight of the model is not a number \(NaN\)"):
+        generate(damaged, align=align)
+    large = copy.deepcopy(models[family])
+    large.decoder.layers[0].fc1.bias.data.fill_(100.0)
+    large.decoder.layers[0].fc2.weight.data.fill_(1e38)
+    with pytest.raises(UserError, match=r"from the layer decoder\.layers\.0\.fc2 on"):
+        generate(large, align=align)
+    without(SequenceGeneratorWithAlignment if align else SequenceGenerator, "generate")
+    with pytest.raises(AssertionError, match=r"12 < 12"):
+        generate(damaged, align=align)
+
+
+def test_output_that_is_not_a_number_is_never_drawn(models):
+    damaged = copy.deepcopy(models["transformer"])
+    damaged.decoder.layers[0].fc1.weight.data[2, 3] = math.nan
+    with pytest.raises(UserError, match="not a number"):
+        generate(damaged, search_strategy=search.Sampling(make_dictionary(20)))
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (
+            {"min_len": 9, "max_len_b": 5},
+            "--min-len 9 is more than the maximum length that --max-len-a, --max-len-b and the model's positions "
+            "leave: lower it",
+        ),
+        (
+            {
+                "search_strategy": search.LexicallyConstrainedBeamSearch(make_dictionary(20), "ordered"),
+                "constraints": pack_constraints([[torch.arange(5, 12)]] * 4),
+                "max_len_b": 5,
+            },
+            "the search options or constraints leave a sentence no hypothesis that ends in time: relax them, or raise "
+            "--max-len-b",
+        ),
+    ],
+)
+def test_assertions_of_the_search(models, options, sentence, without):
+    with pytest.raises(UserError) as raised:
+        generate(models["transformer"], **options)
+    assert str(raised.value) == sentence
+    without(SequenceGenerator, "generate")
+    with pytest.raises(AssertionError):
+        generate(models["transformer"], **options)
+
+
+def test_assertions_of_a_model_stay(models, monkeypatch):
+    def broken(*args, **kwargs):
+        raise AssertionError("not fairseq's search")
+
+    monkeypatch.setattr(models["transformer"].encoder, "forward", broken)
+    with pytest.raises(AssertionError, match="not fairseq's search"):
+        generate(models["transformer"])
+
+
+def test_a_generator_with_a_smaller_beam_after_a_larger_one(models, without):
+    expected = generate(copy.deepcopy(models["bart"]), beam_size=1)
+    generate(models["bart"], beam_size=4)
+    assert_same_hypotheses(generate(models["bart"], beam_size=1), expected)
+    without(SequenceGenerator, "generate")
+    generate(models["bart"], beam_size=4)
+    with pytest.raises((AssertionError, RuntimeError)):  # other words, or a shape that does not fit
+        assert_same_hypotheses(generate(models["bart"], beam_size=1), expected)
+
+
+def test_the_generator_can_be_scripted(models):
+    torch.jit.script(SequenceGenerator([models["transformer"]], make_dictionary(20), beam_size=2))
