@@ -218,7 +218,11 @@ def buffered_read(input, buffer_size):
 
 def _input_lines(input):
     if input == "-":
-        yield from sys.stdin.buffer
+        if sys.stdin is None:
+            raise UserError("the standard input is closed: give it lines, or --input FILE")
+        # What a program puts in the place of the standard input may be text alone.
+        lines = getattr(sys.stdin, "buffer", None) or (line.encode("utf-8", "surrogatepass") for line in sys.stdin)
+        yield from lines
         return
     try:
         lines = open(input, "rb")  # noqa: SIM115

@@ -1,10 +1,16 @@
 """Generation: what fairseq's own search and output get wrong on any version."""
 
-from fairseq import search, utils
+import math
+import traceback
+
+import torch
+from fairseq import search, sequence_generator, utils
 from fairseq.tasks import FairseqTask
+from torch import Tensor
 
 from elseq.compat.patching import wrap
 from elseq.errors import UserError, options_checked
+from elseq.numerics import explain_nan
 
 _NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value
 
@@ -43,18 +49,131 @@ def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
     return " ".join(words)
 
 
-def keep_diverse_groups_apart():
-    """Diverse beam search keeps the overlap of its groups by the sentence's place in the batch, but is asked for it by
-    the sentence's number in the data: an IndexError, or another sentence's overlap."""
+def search_diverse_groups_apart():
+    """Diverse beam search asks for no more candidates than there are hypotheses, and what ends is marked by its place:
+    hypotheses change groups, and those that have ended go on, with the end symbol inside. It also keeps the overlap of
+    its groups by the sentence's place in the batch, but looks for it by the sentence's number in the data: an
+    IndexError, or another sentence's overlap."""
+    search.DiverseBeamSearch = DiverseBeamSearch
 
-    def step(search_step, self, step, lprobs, scores, prev_output_tokens=None, original_batch_idxs=None):
-        if original_batch_idxs is not None:
-            if step == 0:
-                self.sentence_numbers = original_batch_idxs
-            original_batch_idxs = original_batch_idxs[:, None].eq(self.sentence_numbers).nonzero()[:, 1]
-        return search_step(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
-    wrap(search.DiverseBeamSearch, "step", step)
+class DiverseBeamSearch(search.DiverseBeamSearch):
+    """Each group is a beam search of its own, which ends when it has its share of the hypotheses. Its scores are
+    lowered, as in fairseq, for words that the groups before it choose in the same step, to go on with or to end.
+
+    A generator takes those of the first `beam` candidates that end for finished hypotheses, and goes on with the first
+    `beam` that do not. So the former come first here, and the latter are in the places of their groups.
+
+    Shapes: B sentences, G groups of K hypotheses, of which number n is of group n % G; C candidates of a group.
+    """
+
+    def __init__(self, tgt_dict, num_groups, diversity_strength, diversity_discount=1.0, candidate_multiple=1):
+        """As fairseq's. `candidate_multiple` changes nothing: there are always twice as many as hypotheses."""
+        super().__init__(tgt_dict, num_groups, diversity_strength, diversity_discount, candidate_multiple)
+        self.ended = torch.empty(0)  # [B, G]: finished hypotheses of each group
+
+    @torch.jit.export
+    def prune_sentences(self, batch_idxs: Tensor):
+        self.group_overlap = self.group_overlap[batch_idxs]
+        self.ended = self.ended[batch_idxs]
+
+    @torch.jit.export
+    def step(
+        self,
+        step: int,
+        lprobs,
+        scores,
+        prev_output_tokens: Tensor | None = None,
+        original_batch_idxs: Tensor | None = None,
+    ):
+        sentences, beam, _ = lprobs.size()
+        groups = self.num_groups
+        if beam % groups != 0:
+            raise ValueError("DiverseBeamSearch requires --beam to be divisible by the number of groups")
+        share = beam // groups
+        if step == 0:
+            self.group_overlap = torch.zeros(sentences, groups, groups).to(lprobs)
+            self.ended = torch.zeros(sentences, groups).to(lprobs)
+        overlap = torch.zeros_like(self.group_overlap)
+        all_scores, all_words, all_beams, all_chosen, all_keys = [], [], [], [], []  # each [B, C]
+        for group in range(groups):
+            log_probs = lprobs[:, group::groups]
+            penalty = torch.zeros_like(lprobs[:, 0])
+            for other in range(group):
+                weights = all_chosen[other] * (1 + self.group_overlap[:, group, other].unsqueeze(1))
+                penalty.scatter_add_(1, all_words[other], weights)
+            log_probs = log_probs + self.diversity_strength * penalty.unsqueeze(1)
+            log_probs = log_probs.masked_fill(self.ended[:, group].ge(share).view(-1, 1, 1), -math.inf)
+            before = scores[:, group::groups] if step > 0 else None
+            best, words, beams = self.beam.step(step, log_probs, before, candidate_multiple=2)
+
+            rank = torch.arange(best.size(1), device=best.device)
+            is_end = words.eq(self.eos) & best.gt(-math.inf)
+            is_last = is_end & rank.lt(share)
+            is_last = is_last & (self.ended[:, group].unsqueeze(1) + is_last.cumsum(1)).le(share)
+            place = (~is_end).cumsum(1) - 1
+            is_next = ~is_end & place.lt(share)
+            keys = torch.where(is_last, rank, torch.where(is_next, share + place, 3 * share + rank))
+            best = best.masked_fill(~(is_last | is_next), -math.inf)
+            chosen = best.gt(-math.inf).to(lprobs)
+            for other in range(group):
+                same = words.eq(all_words[other]) * chosen * all_chosen[other]
+                overlap[:, group, other] = same.sum(1)
+            self.ended[:, group] += is_last.sum(1)
+            all_scores.append(best)
+            all_words.append(words)
+            all_beams.append(beams * groups + group)
+            all_chosen.append(chosen)
+            all_keys.append(keys * groups + group)
+        self.group_overlap = self.diversity_discount * (self.group_overlap + overlap)
+        order = torch.cat(all_keys, dim=1).argsort(dim=1)[:, : 2 * beam]
+        return (
+            torch.cat(all_scores, dim=1).gather(1, order),
+            torch.cat(all_words, dim=1).gather(1, order),
+            torch.cat(all_beams, dim=1).gather(1, order),
+        )
+
+
+def ask_for_enough_candidates():
+    """Search among allowed words (`prefix_allowed_tokens_fn`) asks for no more candidates than there are hypotheses: a
+    hypothesis that ends is not replaced, and goes on itself, with the end symbol inside."""
+    search.PrefixConstrainedBeamSearch = PrefixConstrainedBeamSearch
+
+
+class PrefixConstrainedBeamSearch(search.PrefixConstrainedBeamSearch):
+    """Beam search among the words that a function allows."""
+
+    def __init__(self, tgt_dict, prefix_allowed_tokens_fn):
+        super().__init__(tgt_dict, prefix_allowed_tokens_fn)
+        self.beam = search.BeamSearch(tgt_dict)
+
+    def step(self, step, lprobs, scores, prev_output_tokens, original_batch_idxs):
+        mask = self.apply_mask(lprobs.flatten(0, 1).unsqueeze(1), prev_output_tokens, original_batch_idxs)
+        return self.beam.step(step, lprobs + mask.view_as(lprobs), scores)
+
+
+def draw_the_end_where_nothing_is_left():
+    """Sampling fails where no word may follow a hypothesis, on a GPU for the whole process."""
+    search.Sampling = Sampling
+
+
+class Sampling(search.Sampling):
+    """A hypothesis that no word may follow ends, and its score stays as it is."""
+
+    draw = search.Sampling.step
+
+    @torch.jit.export
+    def step(
+        self,
+        step: int,
+        lprobs,
+        scores,
+        prev_output_tokens: Tensor | None = None,
+        original_batch_idxs: Tensor | None = None,
+    ):
+        nothing = lprobs.eq(-math.inf).all(dim=2)
+        lprobs[:, :, self.eos] = lprobs[:, :, self.eos].masked_fill(nothing, 0.0)
+        return self.draw(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
 
 def explain_search_options():
@@ -103,3 +222,59 @@ def _init_constraints(init, self, batch_constraints, beam_size):
     if batch_constraints is None:
         raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
     return init(self, batch_constraints, beam_size)
+
+
+def search_soundly():
+    """A search that finds nothing ends in a bare assertion such as "200 < 200", whatever the reason; numbers that are
+    none (NaN) are taken for words that cannot follow; and a BART keeps the beam of the last generator that was made."""
+    for generator in (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment):
+        wrap(generator, "generate", _generate)
+
+
+def _generate(generate, self, models, sample, **kwargs):
+    ensemble, largest = self.model, []
+    forward_decoder = ensemble.forward_decoder
+
+    def forward(*args):
+        log_probs, attention = forward_decoder(*args)
+        largest.append(log_probs.amax())
+        return log_probs, attention
+
+    found = failure = None
+    ensemble.forward_decoder = forward
+    _set_beam_size(ensemble.models, self.beam_size)
+    try:
+        found = generate(self, models, sample, **kwargs)
+    except AssertionError as error:
+        if traceback.extract_tb(error.__traceback__)[-1].filename != sequence_generator.__file__:
+            raise
+        failure = error
+    finally:
+        del ensemble.forward_decoder
+        _set_beam_size(ensemble.models, 1)
+    if largest and bool(torch.stack(largest).isnan().any()):
+        models = [*ensemble.models, *([] if self.lm_model is None else [self.lm_model])]
+        raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
+    if "min_len" in str(failure):
+        raise UserError(
+            f"--min-len {self.min_len} is more than the maximum length that --max-len-a, --max-len-b and the model's "
+            "positions leave: lower it"
+        ) from failure
+    if failure is not None:
+        raise UserError(
+            "the search options or constraints leave a sentence no hypothesis that ends in time: relax them, or raise "
+            "--max-len-b"
+        ) from failure
+    return found
+
+
+def _set_beam_size(models, beam):
+    for model in models:
+        if hasattr(model, "set_beam_size"):
+            model.set_beam_size(beam)
+
+
+def _starts(net_input, eos):
+    """Of each sentence the first thing that a decoder reads."""
+    source = next(iter(net_input.values()))
+    return [(sentence, torch.tensor([eos], device=source.device)) for sentence in range(len(source))]

@@ -1,19 +1,15 @@
 """Beam search: which continuations of a sentence's hypotheses are the best."""
 
 import torch
-from fairseq.search import Search
+from fairseq import search
 from torch import Tensor
 
 
-class BeamSearch(Search):
+class BeamSearch(search.BeamSearch):
     """fairseq's beam search. It selects within each hypothesis before it compares hypotheses.
 
     The best continuations of a sentence are among the best of each of its hypotheses; only those few need scores.
     """
-
-    def __init__(self, tgt_dict):
-        super().__init__(tgt_dict)
-        self.constraint_states = None
 
     def step(
         self,
@@ -32,14 +28,17 @@ class BeamSearch(Search):
             prev_output_tokens, original_batch_idxs: unused.
 
         Returns:
-            For each sentence, best first, the candidates' scores, words and hypotheses, each [B, C], C <= 2 beam.
+            For each sentence, best first, the candidates' scores, words and hypotheses, each [B, C], C <= 2 beam. On a
+            CPU, where asking costs nothing, fairseq chooses among equal scores.
         """
         sentences, beam, vocabulary = lprobs.shape
-        if step == 0:
-            lprobs = lprobs[:, :1]  # all hypotheses of a sentence are still the same
-        candidates = min(2 * beam, lprobs.size(1) * vocabulary - 1)
-        best, words = torch.topk(lprobs, min(candidates, vocabulary), dim=2)
+        rows = lprobs[:, :1] if step == 0 else lprobs  # at first all hypotheses of a sentence are still the same
+        candidates = min(2 * beam, rows.size(1) * vocabulary - 1)
+        best, words = torch.topk(rows, min(candidates + 1, vocabulary), dim=2)
         if step > 0:
             best = best + scores[:, :, step - 1 :]
-        best, index = torch.topk(best.view(sentences, -1), candidates, dim=1)
+        best, index = torch.topk(best.view(sentences, -1), candidates + 1, dim=1)
+        if not best.is_cuda and bool((best[:, 1:] == best[:, :-1]).any()):
+            return super().step(step, lprobs, scores)
+        best, index = best[:, :-1], index[:, :-1]
         return best, words.view(sentences, -1).gather(1, index), index // words.size(2)

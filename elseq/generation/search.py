@@ -1,12 +1,14 @@
 """The search loop: fairseq's `SequenceGenerator` for any fairseq model, with sentences that share what they can."""
 
 import logging
+import math
 import sys
 import weakref
 
 import torch
 from fairseq import search
-from torch import Tensor
+from fairseq.sequence_generator import EnsembleModel
+from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
 from elseq.errors import UserError
@@ -15,12 +17,13 @@ from elseq.generation.beam import BeamSearch
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import Rules
 from elseq.generation.steppers import Ensemble, make_stepper
+from elseq.numerics import explain_nan
 
 logger = logging.getLogger(__name__)
 
 
-class SequenceGenerator:
-    """Beam search and its relatives; the constructor and `generate` are fairseq's, and so are the results.
+class SequenceGenerator(nn.Module):
+    """Beam search and its relatives; the constructor and the methods are fairseq's, and so are the results.
 
     They differ from fairseq's on purpose in what docs/differences.md lists. TorchScript is not supported.
     """
@@ -51,7 +54,7 @@ class SequenceGenerator:
     ):
         """
         Args:
-            models: fairseq models, an ensemble if several. They are put into eval mode.
+            models: fairseq models, an ensemble if several, or fairseq's EnsembleModel. They are put into eval mode.
             tgt_dict: dictionary of the output.
             beam_size: hypotheses searched for and returned, at most the size of the dictionary less one.
             max_len_a, max_len_b: a hypothesis has at most max_len_a * (length of its own source) + max_len_b tokens.
@@ -75,13 +78,14 @@ class SequenceGenerator:
             UserError: a beam or a temperature that is not positive, a language model that is none, a word to suppress
                 that is not in the dictionary, or an alignment with a source that there is not.
         """
+        super().__init__()
         if not isinstance(beam_size, int) or beam_size < 1:
             raise UserError(f"--beam {beam_size} is no number of hypotheses; give 1 or more")
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:
             raise UserError(f"--temperature {temperature} is not positive; give a number above 0")
-        self.models = list(models)
+        self.models = models.models if isinstance(models, EnsembleModel) else nn.ModuleList(models)
         self.tgt_dict = tgt_dict
         self.pad = tgt_dict.pad()
         self.unk = tgt_dict.unk()
@@ -102,19 +106,25 @@ class SequenceGenerator:
         if search_strategy is None or type(search_strategy) is search.BeamSearch:
             search_strategy = BeamSearch(tgt_dict)
         self.search = search_strategy
+        self.search.eos = self.eos
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
         if print_alignment and not all(hasattr(model, "encoder") for model in self.models):
             raise UserError("a language model has no source to align with; remove --print-alignment and --replace-unk")
-        for model in [*self.models, *([] if lm_model is None else [lm_model])]:
-            model.eval()
+        # Plain beam search ends no hypothesis before the minimum length: until then nobody waits for its results.
+        self.may_end_early = not isinstance(self.search, BeamSearch)
+        self.lm_model = lm_model
+        self.eval()
         self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
         self.language_model = None if lm_model is None else make_stepper(lm_model)
         self.lm_weight = lm_weight
         self.warned = False
-        self.warned_of_nothing = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
+
+    def forward(self, sample, prefix_tokens=None, bos_token=None) -> list[list[dict[str, Tensor]]]:
+        """As `generate`, by the name that it has in a module."""
+        return self.generate(None, sample, prefix_tokens=prefix_tokens, bos_token=bos_token)
 
     @torch.no_grad()
     def generate(
@@ -138,7 +148,8 @@ class SequenceGenerator:
 
         Raises:
             NotImplementedError: constraints, and a search strategy without them.
-            UserError: a minimum length that no hypothesis can have, or a search by constraints without any.
+            UserError: a minimum length that no hypothesis can have, a search by constraints without any, or a model
+                whose output is not a number.
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
@@ -146,9 +157,12 @@ class SequenceGenerator:
             return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints)
         try:
             finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
+        except _NotANumber as error:
+            self._let_go()
+            models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
+            raise explain_nan(models, sample["net_input"], error.read) from None
         finally:
-            for stepper in self._steppers():
-                stepper.finish()
+            self._let_go()
         if self.print_alignment:
             align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
@@ -171,9 +185,11 @@ class SequenceGenerator:
             tokens[:, 0] = last.repeat_interleave(beam)
         scores = torch.zeros(batch * beam, longest + 1, device=device)  # cumulative
         attention = None
-        # Candidates of a sentence that has fewer than `beam` hypotheses left to search are ignored.
-        ignored = torch.zeros(batch, beam, dtype=torch.bool, device=device)
         sentences = list(range(batch))
+        first_rows = torch.arange(batch, device=device).unsqueeze(1) * beam
+        places = torch.arange(beam, device=device)
+        left_over = torch.zeros(batch, beam, dtype=torch.bool, device=device)
+        is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
         sample_ids = self._sample_ids(sample, batch, device)
         finished = FinishedHypotheses(batch, beam, self.eos, self.length_penalty)
 
@@ -183,6 +199,7 @@ class SequenceGenerator:
 
         for step in range(longest + 1):
             log_probs, weights = self._log_probs(tokens[:, : step + 1])
+            is_nan = is_nan | log_probs.amax().isnan()
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             if weights is not None:
@@ -207,25 +224,35 @@ class SequenceGenerator:
                 tokens[:, : step + 1],
                 sample_ids,
             )
-            rows = candidate_beams + torch.arange(len(sentences), device=device).unsqueeze(1) * beam
+            rows = candidate_beams + first_rows[: len(sentences)]
 
             # 3. Those among the first `beam` that end are finished hypotheses.
-            ending = candidate_words.eq(self.eos) & candidate_scores.isneginf().logical_not()
-            ending[:, :beam] &= ~ignored
+            is_none = candidate_scores.isneginf()
+            is_stuck = is_none.all(dim=1, keepdim=True)
+            ending = candidate_words.eq(self.eos) & ~is_none
             remaining = None
-            if forced or prefix is not None or step >= self.min_len:
-                ended = ending[:, :beam].nonzero()
-                touched = self._finish(
-                    finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
-                )
-                must_end = at_limit.tolist() if forced else [False] * len(sentences)
-                if forced:
-                    self._finish_at_limit(finished, step, must_end, tokens, scores, attention, sentences)
-                if forced or touched:
+            if forced or prefix is not None or step >= self.min_len or self.may_end_early:
+                ended, stuck = self._look(ending, is_stuck, is_nan, tokens[:, : step + 1], sentences, prompt_tokens)
+                if ended:
+                    self._finish(
+                        finished,
+                        step,
+                        torch.tensor(ended, device=device),
+                        rows,
+                        candidate_scores,
+                        tokens,
+                        scores,
+                        attention,
+                        sentences,
+                        source_lengths,
+                    )
+                must_end = set(at_limit.nonzero().flatten().tolist() if forced else ()) | stuck
+                self._finish_best(finished, step, must_end, tokens, scores, attention, sentences)
+                if ended or must_end:
                     remaining = [
                         index
                         for index, sentence in enumerate(sentences)
-                        if not must_end[index] and finished.count(sentence) < beam
+                        if index not in must_end and finished.count(sentence) < beam
                     ]
                     if not remaining:
                         break
@@ -236,7 +263,7 @@ class SequenceGenerator:
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
                 sentences = [sentences[index] for index in remaining]
-                rows, ending, ignored = rows[kept], ending[kept], ignored[kept]
+                rows, ending, is_stuck, left_over = rows[kept], ending[kept], is_stuck[kept], left_over[kept]
                 candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
                 source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
                 prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
@@ -244,13 +271,15 @@ class SequenceGenerator:
                 for stepper in self._steppers():
                     stepper.keep(kept)
 
-            # 5. The best `beam` that do not end go on.
-            active, ignored = self._active(ending, ignored)
-            order = rows.gather(1, active).view(-1)
+            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf.
+            # Where nothing may follow, all are left over, and what they had stays as it was, for `_finish_best`.
+            active, left_over = self._active(ending, left_over)
+            own = (first_rows[: len(rows)] if remaining is None else first_rows[kept]) + places
+            order = torch.where(is_stuck, own, rows.gather(1, active)).view(-1)
             tokens = tokens.index_select(0, order)
             tokens[:, step + 1] = candidate_words.gather(1, active).view(-1)
             scores = scores.index_select(0, order)
-            scores[:, step] = candidate_scores.gather(1, active).view(-1)
+            scores[:, step] = candidate_scores.masked_fill(ending, -math.inf).gather(1, active).view(-1)
             if attention is not None:
                 attention = attention.index_select(0, order)
             self.search.update_constraints(active)
@@ -258,6 +287,11 @@ class SequenceGenerator:
                 for stepper in self._steppers():
                     stepper.reorder(order)
         return finished.ranked()
+
+    def _let_go(self) -> None:
+        """Of what the steppers hold of a batch."""
+        for stepper in self._steppers():
+            stepper.finish()
 
     def _steppers(self):
         return [self.model] if self.language_model is None else [self.model, self.language_model]
@@ -269,12 +303,36 @@ class SequenceGenerator:
             log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
         return log_probs, weights
 
+    def _look(self, ending, is_stuck, is_nan, tokens, sentences, prompt_tokens) -> tuple[list[list[int]], set[int]]:
+        """The sentence and the candidate of each hypothesis that ends, and the sentences that nothing can go on with.
+
+        All that the host has to know of a step, in one transfer.
+        """
+        ending = ending[:, : self.beam_size]
+        marks = torch.cat((ending, is_stuck, is_nan.expand(len(ending), 1)), dim=1).nonzero()
+        ended, stuck = [], set()
+        for sentence, column in marks.tolist():
+            if column < ending.size(1):
+                ended.append([sentence, column])
+            elif column == ending.size(1):
+                stuck.add(sentence)
+            else:
+                raise _NotANumber(self._read_so_far(tokens, sentences, prompt_tokens))
+        return ended, stuck
+
+    def _read_so_far(self, tokens, sentences, prompt_tokens):
+        """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
+        for row, words in enumerate(tokens):
+            sentence = sentences[row // self.beam_size]
+            if prompt_tokens is not None:
+                prompt = prompt_tokens[sentence]
+                words = torch.cat((prompt[prompt.ne(self.pad)], words))
+            yield sentence, words
+
     def _finish(
         self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths
-    ) -> bool:
-        """Add the candidates at `ended`, int64 [F, 2] of sentence and candidate; return whether there were any."""
-        if not len(ended):
-            return False
+    ) -> None:
+        """Add the candidates at `ended`, int64 [F, 2] of sentence and candidate."""
         sentence, candidate = ended.unbind(1)
         row = rows[sentence, candidate]
         finished.add(
@@ -285,30 +343,35 @@ class SequenceGenerator:
             None if attention is None else attention[row, :, 1 : step + 2],
             rejected=step > source_lengths[sentence] if self.match_source_len else None,
         )
-        return True
 
-    def _finish_at_limit(self, finished, step, must_end, tokens, scores, attention, sentences) -> None:
-        """A sentence at its limit whose hypotheses could none of them end gets its best one, ended all the same."""
-        for index, ends in enumerate(must_end):
-            if ends and not finished.count(sentences[index]):
-                row = slice(index * self.beam_size, index * self.beam_size + 1)
-                total = scores[row, step - 1] if step else scores.new_zeros(1)
-                if not self.warned_of_nothing and bool(total.isneginf()):
-                    logger.warning(
-                        "hypotheses with the score -inf mean nothing: the model's output is not a number (NaN), or the "
-                        "options leave no word"
-                    )
-                    self.warned_of_nothing = True
-                pieces = None if attention is None else attention[row, :, 1 : step + 2]
-                finished.add([sentences[index]], tokens[row, : step + 1], scores[row, :step], total, pieces)
+    def _finish_best(self, finished, step, must_end, tokens, scores, attention, sentences) -> None:
+        """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
+        for index in sorted(must_end):
+            if finished.count(sentences[index]):
+                continue
+            row = index * self.beam_size
+            lengths = scores[row : row + self.beam_size, :step].isneginf().logical_not().sum(dim=1).tolist()
+            length = max(lengths)
+            row += lengths.index(length)
+            total = scores[row, length - 1] if length else scores.new_zeros(())
+            finished.add(
+                [sentences[index]],
+                tokens[row : row + 1, : length + 1],
+                scores[row : row + 1, :length],
+                total.view(1),
+                None if attention is None else attention[row : row + 1, :, 1 : length + 2],
+            )
 
-    def _active(self, ending: Tensor, ignored: Tensor) -> tuple[Tensor, Tensor]:
-        """The first `beam` candidates that go on, int64 [B, beam]; and which of them do not really, for lack of any."""
-        candidates = ending.size(1)
-        ending[:, : self.beam_size] |= ignored
-        position = torch.arange(candidates, device=ending.device)
-        position, active = torch.topk(position + ending * 2 * self.beam_size, self.beam_size, dim=1, largest=False)
-        return active, position >= 2 * self.beam_size
+    def _active(self, ending: Tensor, left_over: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `beam` candidates that go on, int64 [B, beam], and if there are fewer, then some that end.
+
+        Places that are left over, bool [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
+        """
+        last = ending.clone()
+        last[:, : self.beam_size] |= left_over
+        position = torch.arange(ending.size(1), device=ending.device)
+        active = torch.topk(position + last * ending.size(1), self.beam_size, dim=1, largest=False)[1]
+        return active, last.gather(1, active)
 
     def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
@@ -323,7 +386,7 @@ class SequenceGenerator:
         if self.match_source_len:
             wanted = lengths
         else:
-            wanted = [int(self.max_len_a * length + self.max_len_b) for length in lengths]
+            wanted = [int(min(self.max_len_a * length + self.max_len_b, sys.maxsize)) for length in lengths]
         if min(wanted) < self.min_len and not self.warned:
             logger.warning(
                 "--min-len %d is more than the maximum length, %d; such hypotheses have %d tokens",
@@ -332,12 +395,11 @@ class SequenceGenerator:
             self.warned = True
         return [max(self.min_len, min(limit, bound)) for limit, bound in zip(wanted, bounds, strict=True)]
 
-    def _sample_ids(self, sample: dict, batch: int, device: torch.device) -> Tensor:
-        """What a search strategy calls each sentence: the caller's ids, or for diverse beams places in the batch."""
+    @staticmethod
+    def _sample_ids(sample: dict, batch: int, device: torch.device) -> Tensor:
+        """What a search strategy calls each sentence: the caller's ids, or else places in the batch."""
         ids = sample.get("id")
-        if isinstance(ids, Tensor) and not isinstance(self.search, search.DiverseBeamSearch):
-            return ids.to(device)
-        return torch.arange(batch, device=device)
+        return ids.to(device) if isinstance(ids, Tensor) else torch.arange(batch, device=device)
 
     def _index(self, word: str) -> int:
         index = self.tgt_dict.index(word)
@@ -369,6 +431,14 @@ class SequenceGenerator:
         return results
 
 
+class _NotANumber(Exception):
+    """A model's output is not a number. `read`: what the models have read, as `explain_nan` takes it."""
+
+    def __init__(self, read):
+        super().__init__()
+        self.read = read
+
+
 class Usage:
     """The largest decoding state that a generator had, logged when the generator goes."""
 
@@ -384,9 +454,12 @@ class Usage:
 
 
 def _max_positions(models) -> int:
-    return min(
-        [int(model.max_decoder_positions()) for model in models if hasattr(model, "max_decoder_positions")]
-        or [sys.maxsize]
+    """That all the models have; a convolutional one without learned positions says that it has infinitely many."""
+    return int(
+        min(
+            [model.max_decoder_positions() for model in models if hasattr(model, "max_decoder_positions")]
+            + [sys.maxsize]
+        )
     )
 
 

@@ -12,6 +12,7 @@ import math
 import torch
 from fairseq.models import FairseqIncrementalDecoder
 from torch import Tensor
+from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
 from elseq.generation.planner import Workload
@@ -148,13 +149,8 @@ class FairseqStepper:
             self.model.set_beam_size(beam)
 
     def state_bytes(self) -> int:
-        """Bytes of the tensors in the incremental state."""
-        return sum(
-            tensor.nbytes
-            for entry in self.incremental_state.values()
-            for tensor in entry.values()
-            if tensor is not None
-        )
+        """Bytes of the tensors in the incremental state, which a model fills as it likes."""
+        return sum(tensor.nbytes for tensor in tree_leaves(self.incremental_state) if torch.is_tensor(tensor))
 
 
 class Ensemble:

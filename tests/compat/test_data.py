@@ -257,3 +257,15 @@ def test_raw_data_in_a_wrong_encoding(tmp_path, tiny_translation, without):
     without(indexed_dataset.IndexedRawTextDataset, "read_data")
     with pytest.raises(UnicodeDecodeError):
         indexed_dataset.IndexedRawTextDataset(path, dictionary)
+
+
+def test_a_standard_input_of_text_alone(monkeypatch):
+    """As a program has it that calls `interactive.main`."""
+    monkeypatch.setattr(sys, "stdin", io.StringIO("a\n b\u00e9 \n\nlast"))
+    assert list(buffered_read("-", 3)) == [["a", "b\u00e9", ""], ["last"]]
+
+
+def test_a_closed_standard_input(monkeypatch):
+    monkeypatch.setattr(sys, "stdin", None)
+    with pytest.raises(UserError, match="the standard input is closed: give it lines, or --input FILE"):
+        list(buffered_read("-", 1))

@@ -1,0 +1,260 @@
+"""fairseq's search strategies as elseq repairs them, under its generator and ours: what ends, ends."""
+
+import itertools
+import math
+
+import pytest
+import torch
+from fairseq import search
+from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel
+from fairseq.sequence_generator import SequenceGenerator as StockGenerator
+from fairseq.token_generation_constraints import pack_constraints
+
+from elseq.generation import SequenceGenerator
+from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
+
+DICTIONARY = make_dictionary(20)
+EOS, PAD = DICTIONARY.eos(), DICTIONARY.pad()
+LENGTHS = (3, 7, 1, 5)
+GENERATORS = {"fairseq's": (StockGenerator, "stock"), "kv": (SequenceGenerator, "kv"), "el": (SequenceGenerator, "el")}
+
+
+@pytest.fixture(scope="module")
+def models():
+    return make_models("transformer", DICTIONARY, seed=3)
+
+
+def found_by(name, models, strategy, **options):
+    generator_class, kind = GENERATORS[name]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, LENGTHS))
+    constraints = options.pop("constraints", None)
+    generator = generator_class([models[kind]], DICTIONARY, search_strategy=strategy, **options)
+    torch.manual_seed(1)
+    return generator.generate([models[kind]], sample, constraints=constraints)
+
+
+# --- diverse beam search
+
+
+class Groups:
+    """Diverse beam search as its paper has it, with fairseq's cumulative penalty: one sentence, word by word."""
+
+    def __init__(self, model, source, groups, share, strength, discount, min_len, max_len):
+        self.model, self.source = model, torch.tensor([source])
+        self.done = [[] for _ in range(groups)]
+        alive = [[([], 0.0)] for _ in range(groups)]
+        overlap = [[0.0] * groups for _ in range(groups)]
+        for step in range(max_len + 1):
+            chosen = []  # of each group the words that it chose, by their ranks
+            for group in range(groups):
+                chosen.append({})
+                if len(self.done[group]) == share:
+                    continue
+                candidates = []
+                for words, total in alive[group]:
+                    for word, log_prob in enumerate(self.log_probs(words)):
+                        if word == PAD or (word == EOS and step < min_len) or (word != EOS and step == max_len):
+                            continue
+                        taken = sum(
+                            1 + overlap[group][other]
+                            for other in range(group)
+                            for previous in chosen[other].values()
+                            if previous == word
+                        )
+                        candidates.append((total + log_prob - strength * taken, [*words, word]))
+                candidates.sort(key=lambda candidate: -candidate[0])
+                alive[group] = []
+                for rank, (total, words) in enumerate(candidates[: 2 * share]):
+                    if words[-1] == EOS:
+                        if rank < share and len(self.done[group]) < share:
+                            self.done[group].append((total / len(words), words))
+                            chosen[group][rank] = EOS
+                    elif len(alive[group]) < share:
+                        alive[group].append((words, total))
+                        chosen[group][rank] = words[-1]
+            for group, other in itertools.combinations(range(groups), 2):
+                same = sum(chosen[group].get(rank) == word for rank, word in chosen[other].items())
+                overlap[other][group] = discount * (overlap[other][group] + same)
+
+    def log_probs(self, words):
+        output = self.model(self.source, torch.tensor([self.source.size(1)]), torch.tensor([[EOS, *words]]))
+        return self.model.get_normalized_probs(output, log_probs=True)[0, -1].tolist()
+
+    def ranked(self):
+        return sorted((hypothesis for group in self.done for hypothesis in group), key=lambda pair: -pair[0])
+
+
+@pytest.mark.parametrize("groups, share", [(1, 3), (2, 1), (2, 3), (3, 2), (4, 1)])
+@pytest.mark.parametrize("strength, discount, min_len", [(0.7, 1.0, 1), (2.0, 0.5, 1), (0.5, 0.0, 4)])
+@pytest.mark.parametrize("name", GENERATORS)
+def test_each_group_is_a_beam_search(models, name, groups, share, strength, discount, min_len):
+    strategy = search.DiverseBeamSearch(DICTIONARY, groups, strength, discount)
+    found = found_by(name, models, strategy, beam_size=groups * share, max_len_b=9, min_len=min_len)
+    with torch.no_grad():
+        for source, hypotheses in zip(make_sources(DICTIONARY, LENGTHS), found, strict=True):
+            expected = Groups(models["stock"], source, groups, share, strength, discount, min_len, 9).ranked()
+            assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [words for _, words in expected]
+            scores = torch.stack([hypothesis["score"] for hypothesis in hypotheses])
+            torch.testing.assert_close(scores, torch.tensor([score for score, _ in expected]), rtol=1e-4, atol=1e-4)
+
+
+def test_the_reference_itself_is_a_beam_search(models):
+    """One group, which nothing penalizes."""
+    found = found_by("fairseq's", models, None, beam_size=3, max_len_b=9)
+    with torch.no_grad():
+        for source, hypotheses in zip(make_sources(DICTIONARY, LENGTHS), found, strict=True):
+            expected = Groups(models["stock"], source, 1, 3, 0.0, 1.0, 1, 9).ranked()
+            assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [words for _, words in expected]
+
+
+# --- no end symbol inside
+
+
+def allowed(sentence, words):
+    return [EOS, *range(DICTIONARY.nspecial + (sentence + len(words)) % 2, len(DICTIONARY), 2)]
+
+
+STRATEGIES = {
+    "beam": lambda: search.BeamSearch(DICTIONARY),
+    "groups": lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.7),
+    "groups of one": lambda: search.DiverseBeamSearch(DICTIONARY, 6, 0.7),
+    "groups, of old": lambda: search.DiverseBeamSearch(DICTIONARY, 3, 0.7, 0.0, candidate_multiple=2),
+    "siblings": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.8),
+    "allowed words": lambda: search.PrefixConstrainedBeamSearch(DICTIONARY, allowed),
+    "sampling": lambda: search.Sampling(DICTIONARY),
+    "sampling, top-k": lambda: search.Sampling(DICTIONARY, sampling_topk=3),
+    "sampling, top-p": lambda: search.Sampling(DICTIONARY, sampling_topp=0.6),
+    "words that must occur": lambda: search.LexicallyConstrainedBeamSearch(DICTIONARY, "unordered"),
+}
+CONSTRAINTS = pack_constraints(
+    [[torch.tensor([5])], [], [torch.tensor([8, 9])], [torch.tensor([7]), torch.tensor([6])]]
+)
+
+
+@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("strategy", STRATEGIES)
+def test_no_end_symbol_inside(models, name, strategy):
+    extra = {"constraints": CONSTRAINTS} if strategy == "words that must occur" else {}
+    for min_len in (0, 1, 5):
+        options = {"beam_size": 6, "max_len_b": 15, "min_len": min_len, **extra}
+        for hypotheses in found_by(name, models, STRATEGIES[strategy](), **options):
+            assert len(hypotheses) == 6 or (hypotheses and extra)
+            for hypothesis in hypotheses:
+                assert hypothesis["tokens"].tolist().index(EOS) == len(hypothesis["tokens"]) - 1
+                assert hypothesis["score"].isfinite()
+
+
+@pytest.mark.parametrize("beam", [12, 20, 23, 100])
+def test_no_end_symbol_inside_a_beam_as_wide_as_the_dictionary(models, beam):
+    for kind in ("kv", "el"):
+        for hypotheses in found_by(kind, models, None, beam_size=beam, max_len_b=4):
+            words = [tuple(hypothesis["tokens"].tolist()) for hypothesis in hypotheses]
+            assert len(set(words)) == len(words) == min(beam, len(DICTIONARY) - 1)
+            assert all(row.index(EOS) == len(row) - 1 for row in words)
+
+
+def test_a_strategy_looks_out_for_the_same_end(models):
+    """Another than the dictionary's."""
+    end = DICTIONARY.index("w9")
+    strategy = search.DiverseBeamSearch(DICTIONARY, 2, 0.7)
+    for hypotheses in found_by("kv", models, strategy, beam_size=6, max_len_b=15, eos=end):
+        for hypothesis in hypotheses:
+            assert hypothesis["tokens"].tolist().index(end) == len(hypothesis["tokens"]) - 1
+
+
+# --- nothing left
+
+
+class Successors(FairseqLanguageModel):
+    """A language model that knows which words may follow a word, all as likely as the weights say."""
+
+    class Table(FairseqIncrementalDecoder):
+        def __init__(self, weights):
+            super().__init__(DICTIONARY)
+            self.weights = torch.nn.Parameter(weights)
+
+        def forward(self, prev_output_tokens, encoder_out=None, incremental_state=None):
+            if incremental_state is not None:
+                prev_output_tokens = prev_output_tokens[:, -1:]
+            return self.weights[prev_output_tokens], None
+
+        def max_positions(self):
+            return 50
+
+        def get_normalized_probs(self, net_output, log_probs, sample=None):
+            probs = net_output[0] / net_output[0].sum(dim=-1, keepdim=True).clamp_min(1e-9)
+            return probs.log() if log_probs else probs
+
+    def __init__(self, **successors):
+        weights = torch.zeros(len(DICTIONARY), len(DICTIONARY))
+        for word, following in successors.items():
+            row = EOS if word == "start" else DICTIONARY.index(word)
+            for other, weight in following.items():
+                weights[row, EOS if other == "end" else DICTIONARY.index(other)] = weight
+        super().__init__(self.Table(weights))
+
+
+def continued(model, strategy=None, generator_class=SequenceGenerator, **options):
+    sample = {"net_input": {"src_tokens": torch.full((2, 1), EOS), "src_lengths": torch.ones(2, dtype=torch.long)}}
+    generator = generator_class([model], DICTIONARY, search_strategy=strategy, max_len_b=8, **options)
+    torch.manual_seed(1)
+    return [
+        [(DICTIONARY.string(found["tokens"]), len(found["tokens"]), found["score"].item()) for found in hypotheses]
+        for hypotheses in generator.generate([model], sample)
+    ]
+
+
+DEAD_END = Successors(start={"w1": 3, "w2": 1}, w1={"w3": 1}, w2={"w4": 1}, w4={"w5": 1}, w5={"end": 1})
+
+
+@pytest.mark.parametrize("beam", [1, 2])
+@pytest.mark.parametrize("min_len", [1, 6])
+def test_a_search_with_nothing_left_ends_with_the_best_so_far(beam, min_len):
+    """The first of the longest hypotheses there have been."""
+    found = continued(DEAD_END, beam_size=beam, min_len=min_len, normalize_scores=False)
+    expected = ("w1 w3", 3, math.log(0.75)) if beam == 1 else ("w2 w4 w5", 4, math.log(0.25))
+    for hypotheses in found:
+        [(words, length, score)] = hypotheses
+        assert (words, length) == expected[:2]
+        assert score == pytest.approx(expected[2])
+
+
+@pytest.mark.parametrize("generator_class", [SequenceGenerator, StockGenerator])
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 2}, {"sampling_topp": 0.9}], ids=str)
+@pytest.mark.parametrize("min_len", [1, 6])
+def test_a_drawn_hypothesis_with_nothing_left_ends(options, generator_class, min_len):
+    if generator_class is StockGenerator and min_len == 6:
+        pytest.skip("it takes the minimum length as it is")
+    strategy = search.Sampling(DICTIONARY, **options)
+    found = continued(DEAD_END, strategy, generator_class, beam_size=20, min_len=min_len, normalize_scores=False)
+    assert all(len(hypotheses) == 20 for hypotheses in found)
+    several = {hypothesis[:2] for hypotheses in found for hypothesis in hypotheses}
+    assert several == {("w1 w3", 3), ("w2 w4 w5", 4)}
+
+
+def test_suppressed_and_blocked_words_leave_nothing(models):
+    """Of 24 entries one word is left, and it must not occur twice."""
+    suppressed = [word for word in DICTIONARY.symbols[DICTIONARY.nspecial :] if word != "w7"] + ["<s>"]
+    for strategy in (None, search.Sampling(DICTIONARY), search.DiverseBeamSearch(DICTIONARY, 2, 0.5)):
+        for kind in ("kv", "el"):
+            found = found_by(
+                kind,
+                models,
+                strategy,
+                beam_size=2,
+                max_len_b=9,
+                min_len=5,
+                no_repeat_ngram_size=1,
+                tokens_to_suppress=suppressed,
+                unk_penalty=math.inf,
+            )
+            for hypotheses in found:
+                assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses][0] == [DICTIONARY.index("w7"), EOS]
+                assert hypotheses[0]["score"].isfinite()
+
+
+def test_no_word_is_allowed(models):
+    strategy = search.PrefixConstrainedBeamSearch(DICTIONARY, lambda sentence, words: [7] if len(words) < 3 else [])
+    for hypotheses in found_by("kv", models, strategy, beam_size=3, max_len_b=9):
+        assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [[7, 7, EOS]]
+        assert hypotheses[0]["score"].isfinite()
