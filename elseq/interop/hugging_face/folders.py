@@ -5,6 +5,8 @@ import json
 import os
 import pickle
 import re
+import zipfile
+from collections import Counter
 from pathlib import Path
 
 import torch
@@ -16,6 +18,7 @@ from elseq.errors import UserError
 
 # Each with its index, where the weights are in several files; the first that is there is read, as transformers does.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_SHARED = 3  # names of one tensor: the embedding of a BART, of its encoder, its decoder and its output
 
 
 def check_file(path: Path) -> None:
@@ -101,10 +104,15 @@ def _read_file(path: Path) -> dict[str, Tensor]:
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        with path.open("rb") as file:
-            is_archive = file.read(4) == b"PK\3\4"  # older files cannot be mapped
+        is_archive = zipfile.is_zipfile(path)  # older files are none, and cannot be mapped
+        if is_archive:
+            with zipfile.ZipFile(path) as archive:
+                if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
+                    raise UserError(f"{path} is compressed, as torch never is: give the model as model.safetensors")
         # Mapped, a file needs no memory, and what it says of sizes is held against what is there.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
+    except UserError:
+        raise
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch looks for the end of an archive before the start of a short file
             raise UserError(f"{path} is damaged or was cut off: copy it again") from error
@@ -186,24 +194,32 @@ def check_tensors(folder: Path, tensors: dict[str, Tensor], expected: dict[str, 
     differing = [name for name, shape in expected.items() if tuple(tensors[name].shape) != shape]
     if differing:
         name = differing[0]
-        found, wanted = (" x ".join(map(str, shape)) for shape in (tensors[name].shape, expected[name]))
+        found, wanted = (" x ".join(map(str, shape)) or "one number" for shape in (tensors[name].shape, expected[name]))
         raise UserError(f"{name} in {folder} is {found} and not {wanted}: its config.json is of another model")
     for name in expected:
         kind = tensors[name].dtype
         if not kind.is_floating_point or kind.itemsize < 2:
             kind = str(kind).removeprefix("torch.")
             raise UserError(f"{name} in {folder} is of {kind}: give the model in float32, float16 or bfloat16")
-        if not _is_whole(tensors[name]):
-            raise UserError(f"{name} in {folder} is no plain tensor: save the model again")
+    _check_storage(folder, {name: tensors[name] for name in expected})
     check_finite({name: tensors[name] for name in expected}, str(folder))
     return [name for name in tensors if name not in expected]
 
 
-def _is_whole(tensor: Tensor) -> bool:
-    """Whether a tensor has all its numbers, so that what it says of its size is true."""
-    if tensor.layout is not torch.strided or tensor.device.type != "cpu":
-        return False
-    return tensor.untyped_storage().nbytes() >= tensor.numel() * tensor.element_size()
+def _check_storage(folder: Path, tensors: dict[str, Tensor]) -> None:
+    """
+    Raises:
+        UserError: a tensor that does not have all its numbers, so that little bytes would become many.
+    """
+    claimed: Counter[int] = Counter()
+    for name, tensor in tensors.items():
+        is_plain = tensor.layout is torch.strided and tensor.device.type == "cpu"
+        if is_plain:
+            storage = tensor.untyped_storage()
+            claimed[storage.data_ptr()] += tensor.nbytes
+            is_plain = claimed[storage.data_ptr()] <= _SHARED * storage.nbytes()
+        if not is_plain:
+            raise UserError(f"{name} in {folder} is no plain tensor: save the model again")
 
 
 def check_finite(tensors: dict[str, Tensor], where: str) -> None:

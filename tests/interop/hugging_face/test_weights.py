@@ -3,6 +3,7 @@
 import json
 import os
 import shutil
+import zipfile
 
 import pytest
 import torch
@@ -223,3 +224,31 @@ def test_parameters_are_tensors(originals, tmp_path):
     change(folder / "config.json", transformers_version="2.0.0")
     model = from_hugging_face(folder).checkpoint["model"]
     assert not any(tensor.requires_grad or isinstance(tensor, torch.nn.Parameter) for tensor in model.values())
+
+
+def test_archives_that_are_compressed(tmp_path):
+    """What is mapped would be other numbers, and little bytes may unpack to many."""
+    path = tmp_path / "pytorch_model.bin"
+    torch.save({"a": torch.zeros(10**6)}, path)
+    with zipfile.ZipFile(path) as old:
+        contents = {name: old.read(name) for name in old.namelist()}
+    with zipfile.ZipFile(path, "w", compression=zipfile.ZIP_DEFLATED) as new:
+        for name, data in contents.items():
+            new.writestr(name, data)
+    assert path.stat().st_size < 10_000
+    with pytest.raises(UserError, match="pytorch_model.bin is compressed, as torch never is"):
+        read_tensors(tmp_path)
+
+
+def test_one_tensor_under_all_names(originals, tmp_path):
+    folder = tmp_path / "theirs"
+    shutil.copytree(originals / "gpt2", folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    numbers = torch.ones(max(tensor.numel() for tensor in tensors.values()))
+    torch.save(
+        {name: numbers[: tensor.numel()].view(tensor.shape) for name, tensor in tensors.items()},
+        folder / "pytorch_model.bin",
+    )
+    with pytest.raises(UserError, match="is no plain tensor: save the model again"):
+        convert(folder, tmp_path / "ours")
