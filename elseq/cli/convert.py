@@ -132,6 +132,8 @@ def convert_to_hugging_face(args) -> None:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         for name, text in converted.files.items():
             (new / name).write_text(text, encoding="utf-8")
+    for note in converted.notes:
+        print(f"note: {note}")
     if not converted.files:
         print("note: no tokenizer was written: the model's folder has no encoder.json with vocab.bpe")
     print(f"written: {output}")

@@ -1,10 +1,12 @@
 """BART: the same tensors under the same names, but for the embeddings. Positions begin at row 2 on both sides."""
 
+import re
+
 import torch
 from torch import Tensor
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face import options
+from elseq.interop.hugging_face import folders, options
 
 ARCHITECTURE = "bart_large"  # of its class; every number is given besides
 TASK = "translation"
@@ -32,8 +34,10 @@ DEFAULTS = {
     "pad_token_id": 1,
     "eos_token_id": 2,
     "decoder_start_token_id": 2,
-    "forced_eos_token_id": 2,
 }
+ALIASES = {"hidden_size": "d_model", "num_hidden_layers": "encoder_layers"}
+ALIASES |= {"num_attention_heads": "encoder_attention_heads"}
+LAYERS = {"encoder_layers": "encoder.layers", "decoder_layers": "decoder.layers"}  # and what their tensors begin with
 # Of older versions of transformers, and of relatives that call themselves BART.
 _FEATURES = {
     "normalize_before": False,
@@ -41,7 +45,10 @@ _FEATURES = {
     "add_final_layer_norm": False,
     "add_bias_logits": False,
     "static_position_embeddings": False,
+    "is_encoder_decoder": True,
 }
+# What older versions of either library saved, and none reads.
+_IGNORED = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor)")
 _SAME_NAMES = ("dropout", "attention_dropout", "activation_dropout")
 _PER_SIDE = {
     "layers": "layers",
@@ -51,7 +58,6 @@ _PER_SIDE = {
 }
 _SIDES = ("encoder", "decoder")
 _UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-_OF_OTHER_TASKS = ("classification_head.", "qa_outputs.")
 _IS_BART = {
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
@@ -70,7 +76,7 @@ def fairseq_options(config: dict) -> dict:
         UserError: a feature that fairseq's BART does not have.
     """
     options.check_features(config, _FEATURES)
-    if config["decoder_start_token_id"] != config["eos_token_id"]:
+    if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
         raise UserError(
             f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to decode "
             f"with the end symbol, which is {config['eos_token_id']}"
@@ -153,14 +159,13 @@ def _norm(name: str, width: int) -> dict[str, tuple[int, ...]]:
     return {f"{name}.weight": (width,), f"{name}.bias": (width,)}
 
 
-def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the names of `shapes`, and names of those left out.
+def normalize(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Tensors under the names of `shapes`.
 
     Raises:
         UserError: an output bias, or embeddings that are equal by config.json and differ.
     """
-    tensors = {name.removeprefix("model."): tensor for name, tensor in tensors.items()}
-    left_out = [name for name in tensors if name.startswith(_OF_OTHER_TASKS)]
+    tensors = folders.without_prefix(tensors, "model.", _IGNORED)
     bias = tensors.pop("final_logits_bias", None)
     if bias is not None and bool(bias.any()):
         raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
@@ -171,7 +176,7 @@ def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tenso
                 raise UserError(f"{name} differs from the embedding with which config.json has it shared")
     elif (shared := tensors.pop("shared.weight", None)) is not None:  # for what has no embedding of its own
         tensors = dict.fromkeys(_UNTIED[:2], shared) | tensors
-    return {name: tensor for name, tensor in tensors.items() if name not in left_out}, left_out
+    return tensors
 
 
 def to_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:

@@ -40,12 +40,14 @@ class ForFairseq:
 
 @dataclass
 class ForHuggingFace:
-    """A converted model: config.json, generation_config.json, the tensors, and the text of the tokenizer's files."""
+    """A converted model: config.json, generation_config.json, the tensors, the text of the tokenizer's files, and what
+    its user is told."""
 
     config: dict
     settings: dict
     tensors: dict[str, Tensor]
     files: dict[str, str]
+    notes: list[str] = field(default_factory=list)
 
 
 def from_hugging_face(folder: Path, data: Path | None = None) -> ForFairseq:
@@ -69,16 +71,20 @@ def from_hugging_face(folder: Path, data: Path | None = None) -> ForFairseq:
 
 
 def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
-    config = folders.read_json(folder / "config.json")
-    family = FAMILIES.get(config.get("model_type"))
+    given = folders.read_json(folder / "config.json")
+    kind = given.get("model_type")
+    family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:
         kinds = " or ".join(FAMILIES)
-        raise UserError(f"{folder} is of the model_type {config.get('model_type')!r}: only {kinds} can be converted")
-    config = options.complete(config, family.DEFAULTS)
+        raise UserError(f"{folder} is of the model_type {options.shown(kind)}: only {kinds} can be converted")
+    config = options.complete(given, family.DEFAULTS, family.ALIASES)
     model_options = family.fairseq_options(config)
-    tensors, left_out = family.normalize(folders.read_tensors(folder), config)
-    folders.check_tensors(folder, tensors, family.shapes(config))
-    notes = [f"left out, since they are of another task: {', '.join(left_out)}"] if left_out else []
+    tensors = family.normalize(folders.read_tensors(folder), config)
+    layers = {prefix: config[name] for name, prefix in family.LAYERS.items()}
+    said = {prefix: options.said(given, config, name, family.ALIASES) for name, prefix in family.LAYERS.items()}
+    folders.check_layers(folder, tensors, layers, said)
+    left_out = folders.check_tensors(folder, tensors, family.shapes(config))
+    notes = options.what_is_left_out(config, tensors, left_out)
     words = vocabulary.read_vocabulary(data, family is bart, config["vocab_size"])
     if words is None:
         raise UserError(
@@ -94,8 +100,9 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     order = fairseq_order(words, config, config["vocab_size"])
     model = _in_fairseq_order(family, family.to_fairseq(tensors, config), order, configuration, notes)
     files = _fairseq_files(family, words, order, notes)
-    file, settings = folders.read_settings(folder, config)
+    file, settings = folders.read_settings(folder, given)
     generation.check_settings(settings, file)
+    notes += generation.of_tasks(given, settings)
     settings, not_forced = generation.special_symbols(settings, file, config, family is gpt2)
     search, what_it_lacks = generation.fairseq_options(settings, family is gpt2)
     cfg = _whole_configuration(family, configuration, settings, search)
@@ -172,8 +179,9 @@ def to_hugging_face(
         encoder, merges: of GPT-2's byte-level BPE, if that is the model's.
 
     Raises:
-        UserError: a model that Hugging Face's library does not have.
+        UserError: a model that Hugging Face's library does not have, or one with a number that is none.
     """
+    folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
     as_stock(configuration)
     if source != target:
@@ -206,12 +214,12 @@ def to_hugging_face(
         config |= symbols
         renamed = bart.from_fairseq(tensors, config)
     positions = config["n_positions" if is_language_model else "max_position_embeddings"]
-    settings = generation.hugging_face_settings(cfg.generation, is_language_model, positions)
+    settings, notes = generation.hugging_face_settings(cfg.generation, is_language_model, positions)
     files = {}
     if encoder is not None and merges is not None:
         files = vocabulary.hugging_face_files(pieces, merges, _tokenizer(family, pieces, special, end, positions))
     symbols = {name: row for name, row in symbols.items() if row is not None}
-    return ForHuggingFace(config, {**symbols, **settings}, renamed, files)
+    return ForHuggingFace(config, {**symbols, **settings}, renamed, files, notes)
 
 
 def _words(dictionary: Dictionary, rows: int) -> list[str]:

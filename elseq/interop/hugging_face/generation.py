@@ -13,6 +13,7 @@ that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 import sys
 
 from elseq.errors import UserError
+from elseq.interop.hugging_face.options import shown
 
 DEFAULTS = {
     "num_beams": 1,
@@ -37,7 +38,8 @@ _WHOLE = {
     "no_repeat_ngram_size": 0,
     "top_k": 0,
 }
-_NUMBERS = ("length_penalty", "diversity_penalty", "top_p", "temperature")
+_MOST = 2**31 - 1
+_NUMBERS = ("length_penalty", "top_p", "temperature")
 _SAMPLING = ("top_p", "temperature")
 _LONGEST = 200  # fairseq's, where no --max-len-b is given
 _NEW_TOKENS = 20  # transformers', where no length is given
@@ -53,8 +55,29 @@ _ELSEWHERE = {
     "sequence_bias": None,
     "penalty_alpha": None,
     "guidance_scale": None,
-    "typical_p": 1.0,
-    "min_p": None,
+    "renormalize_logits": False,
+    "force_words_ids": None,
+    "constraints": None,
+    "stop_strings": None,
+    "max_time": None,
+    "token_healing": False,
+    "watermarking_config": None,
+    "dola_layers": None,
+}
+_ELSEWHERE_IN_SAMPLING = {"typical_p": 1.0, "min_p": None, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+# fairseq's options of generation that transformers has not; and what each is when it does nothing.
+_OURS_ALONE = {
+    "sampling": False,
+    "temperature": 1.0,
+    "unnormalized": False,
+    "no_early_stop": False,
+    "match_source_len": False,
+    "max_len_a": 0,
+    "unkpen": 0,
+    "prefix_size": 0,
+    "constraints": None,
+    "diversity_rate": -1.0,
+    "lm_path": None,
 }
 
 
@@ -73,12 +96,39 @@ def check_settings(settings: dict, file: str) -> None:
         wanted = None
         if name in _WHOLE and (type(value) is not int or value < _WHOLE[name]):
             wanted = f"a whole number of at least {_WHOLE[name]}"
+        elif name in _WHOLE and value > _MOST:
+            wanted = f"a whole number of at most {_MOST}"
         elif name in _NUMBERS and type(value) not in (int, float):
             wanted = "a number"
         elif name == "do_sample" and type(value) is not bool:
             wanted = "true or false"
+        elif name == "early_stopping" and type(value) is not bool and value != "never":
+            wanted = 'true, false or "never"'
         if wanted is not None:
-            raise UserError(f"{file} has {name}: {value!r}, where {wanted} is needed")
+            raise UserError(f"{file} has {name}: {shown(value)}, where {wanted} is needed")
+
+
+def of_tasks(config: dict, settings: dict) -> list[str]:
+    """What pipelines of older versions of transformers took for a task, and `generate` does not.
+
+    Args:
+        config: config.json.
+        settings: of generation.
+    """
+    notes = []
+    tasks = config.get("task_specific_params")
+    for task, of_task in tasks.items() if isinstance(tasks, dict) else ():
+        differing = {
+            name: value
+            for name, value in (of_task.items() if isinstance(of_task, dict) else ())
+            if value != settings.get(name, DEFAULTS.get(name))
+        }
+        if differing:
+            values = ", ".join(f"{name} {shown(value)}" for name, value in differing.items())
+            notes.append(f"what config.json has for {shown(task)} alone is left out, as transformers does: {values}")
+    if config.get("prefix"):
+        notes.append(f"prefix {shown(config['prefix'])} is left out: transformers does not put it before a text either")
+    return notes
 
 
 def special_symbols(settings: dict, file: str, config: dict, is_language_model: bool) -> tuple[dict, list[str]]:
@@ -99,10 +149,14 @@ def special_symbols(settings: dict, file: str, config: dict, is_language_model: 
     for name in ("eos_token_id", *(() if is_language_model else ("decoder_start_token_id",))):
         given = settings.get(name)
         symbols = given if isinstance(given, list) else [given]
-        if given is not None and end not in symbols:
-            raise UserError(f"{file} has {name}: {given}, where fairseq has the end symbol, {end} in config.json")
-        if given is not None and symbols != [end]:
-            notes.append(f"{name} {given}: fairseq has {end} alone")
+        if given is None:
+            does = "ends no text before the maximum length" if name == "eos_token_id" else "begins with bos_token_id"
+            notes.append(f"{file} has no {name}: transformers 5 {does} then, fairseq has {end}")
+        elif end not in symbols:
+            where = f"where fairseq has the end symbol, {end} in config.json"
+            raise UserError(f"{file} has {name}: {shown(given)}, {where}")
+        elif symbols != [end]:
+            notes.append(f"{name} {shown(given)}: fairseq has {end} alone")
     forcible = {
         "forced_bos_token_id": None if is_language_model else config["bos_token_id"],
         "forced_eos_token_id": end,
@@ -111,7 +165,7 @@ def special_symbols(settings: dict, file: str, config: dict, is_language_model: 
         given = settings.get(name)
         if given is not None and given not in (symbol, [symbol]):
             can = "no symbol at the start of a text" if symbol is None else f"{symbol} alone"
-            notes.append(f"{name} {given} is left out: fairseq forces {can}")
+            notes.append(f"{name} {shown(given)} is left out: fairseq forces {can}")
             settings = settings | {name: None}
     return settings, notes
 
@@ -168,11 +222,12 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
             f"early_stopping {full['early_stopping']}: Hugging Face searches on when as many hypotheses as beams have "
             "ended, fairseq stops there"
         )
-    if full["do_sample"] and full["top_p"] < 1 and given.get("top_k"):
-        notes.append(f"top_k {given['top_k']} is left out: fairseq samples by top_p or by top_k")
-    for name, nothing in _ELSEWHERE.items():
+    if full["do_sample"] and full["top_p"] < 1 and full["top_k"]:
+        by_default = "" if "top_k" in given else ", transformers' default,"
+        notes.append(f"top_k {full['top_k']}{by_default} is left out: fairseq samples by top_p or by top_k")
+    for name, nothing in (_ELSEWHERE | (_ELSEWHERE_IN_SAMPLING if full["do_sample"] else {})).items():
         if given.get(name, nothing) != nothing:
-            notes.append(f"{name} {given[name]} is left out: fairseq has no such option")
+            notes.append(f"{name} {shown(given[name])} is left out: fairseq has no such option")
     return options, notes
 
 
@@ -188,15 +243,13 @@ def _drop_impossible_numbers(settings: dict) -> list[str]:
             reason = "it is not a finite number"
         elif name in _SAMPLING and value <= 0:
             reason = "it is not above 0"
-        elif name == "diversity_penalty" and value < 0:
-            reason = "it is below 0"
         if reason is not None:
             notes.append(f"{name} {settings.pop(name)} is left out: {reason}")
     return notes
 
 
 def _add_hypotheses(options: dict, settings: dict) -> list[str]:
-    """How many hypotheses are wanted, and how they are kept different; returns what fairseq has not."""
+    """How many hypotheses are wanted; returns what fairseq has not."""
     beams, wanted = settings["num_beams"], settings.get("num_return_sequences", 1)
     groups, notes = settings.get("num_beam_groups", 1), []
     if settings["do_sample"]:
@@ -208,13 +261,12 @@ def _add_hypotheses(options: dict, settings: dict) -> list[str]:
         wanted = 1
     if wanted > 1:
         options["nbest"] = wanted
-    if groups > 1 and settings["do_sample"]:
-        notes.append(f"num_beam_groups {groups} is left out: fairseq's samples are drawn without a beam search")
-    elif groups > 1 and beams % groups:
-        notes.append(f"num_beam_groups {groups} is left out: it does not divide a beam search with num_beams {beams}")
-    elif groups > 1:
-        strength = float(settings.get("diversity_penalty", 0.0))
-        options |= {"diverse_beam_groups": groups, "diverse_beam_strength": strength}
+    if groups > 1:
+        notes.append(
+            f"num_beam_groups {groups} with diversity_penalty {shown(settings.get('diversity_penalty', 0.0))} "
+            "is left out: transformers lowers a word by the groups that have chosen it at the same step, fairseq also "
+            "by what two groups have had in common before"
+        )
     return notes
 
 
@@ -222,8 +274,8 @@ def _with_prompt(name: str, value: int, option: str) -> str:
     return f"{name} {value} counts the tokens of the prompt, {option} does not: give it {value} less that many"
 
 
-def hugging_face_settings(options: dict, is_language_model: bool, positions: int) -> dict:
-    """generation_config.json for fairseq's options, without the special symbols.
+def hugging_face_settings(options: dict, is_language_model: bool, positions: int) -> tuple[dict, list[str]]:
+    """generation_config.json for fairseq's options, without the special symbols, and what it does not say.
 
     Args:
         options: of fairseq-generate, by their names in its configuration.
@@ -237,12 +289,22 @@ def hugging_face_settings(options: dict, is_language_model: bool, positions: int
     }
     if options.get("nbest", 1) > 1:
         settings["num_return_sequences"] = options["nbest"]
-    if options.get("diverse_beam_groups", -1) > 1:
-        settings["num_beam_groups"] = options["diverse_beam_groups"]
-        settings["diversity_penalty"] = float(options["diverse_beam_strength"])
     if options["no_repeat_ngram_size"]:
         settings["no_repeat_ngram_size"] = options["no_repeat_ngram_size"]
     if is_language_model:
-        return settings | {"max_new_tokens": options["max_len_b"], "min_new_tokens": options["min_len"]}
-    longest = min(options["max_len_b"], positions - 1)
-    return settings | {"max_length": longest + 2, "min_length": min(options["min_len"], longest) + 1}
+        settings |= {"max_new_tokens": options["max_len_b"], "min_new_tokens": options["min_len"]}
+    else:
+        longest = min(options["max_len_b"], positions - 1)
+        settings |= {"max_length": longest + 2, "min_length": min(options["min_len"], longest) + 1}
+    notes = [
+        f"--{name.replace('_', '-')} {options[name]} is left out: transformers has no such option"
+        for name, nothing in _OURS_ALONE.items()
+        if (options.get(name, nothing) or nothing) != nothing
+    ]
+    if options.get("diverse_beam_groups", -1) > 1:
+        groups, strength = options["diverse_beam_groups"], options["diverse_beam_strength"]
+        notes.append(
+            f"--diverse-beam-groups {groups} with --diverse-beam-strength {strength} is left out: fairseq lowers a "
+            "word also by what two groups have had in common before, transformers by the same step alone"
+        )
+    return settings, notes

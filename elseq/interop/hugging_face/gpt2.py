@@ -1,10 +1,12 @@
 """GPT-2: linear layers are transposed there, query, key and value one matrix, and positions begin at row 0, not 2."""
 
+import re
+
 import torch
 from torch import Tensor
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face import options
+from elseq.interop.hugging_face import folders, options
 
 ARCHITECTURE = "transformer_lm"
 TASK = "language_modeling"
@@ -29,9 +31,11 @@ DEFAULTS = {
     "pad_token_id": None,
     "eos_token_id": 50256,
 }
-_FEATURES = {"layer_norm_epsilon": 1e-5, "add_cross_attention": False}
-_IGNORED = (".attn.bias", ".attn.masked_bias")  # masks, which older versions of transformers saved
-_OF_OTHER_TASKS = ("score.", "classifier.", "multiple_choice_head.")
+ALIASES = {"hidden_size": "n_embd", "max_position_embeddings": "n_positions"}
+ALIASES |= {"num_attention_heads": "n_head", "num_hidden_layers": "n_layer"}
+LAYERS = {"n_layer": "h"}  # and what their tensors begin with
+_FEATURES = {"layer_norm_epsilon": 1e-5, "add_cross_attention": False, "is_encoder_decoder": False}
+_IGNORED = re.compile(r".*\.(attn|crossattention)\.(masked_)?bias")  # masks, which older versions of transformers saved
 _LAYERS = {
     "ln_1": "self_attn_layer_norm",
     "attn.c_proj": "self_attn.out_proj",
@@ -126,20 +130,18 @@ def shapes(config: dict) -> dict[str, tuple[int, ...]]:
     return found if config["tie_word_embeddings"] else {**found, "lm_head.weight": found["wte.weight"]}
 
 
-def normalize(tensors: dict[str, Tensor], config: dict) -> tuple[dict[str, Tensor], list[str]]:
-    """Tensors under the names of `shapes`, and names of those left out.
+def normalize(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+    """Tensors under the names of `shapes`.
 
     Raises:
         UserError: embeddings that are equal by config.json and differ.
     """
-    tensors = {name.removeprefix("transformer."): tensor for name, tensor in tensors.items()}
-    left_out = [name for name in tensors if name.startswith(_OF_OTHER_TASKS)]
-    kept = {name: it for name, it in tensors.items() if name not in left_out and not name.endswith(_IGNORED)}
+    tensors = folders.without_prefix(tensors, "transformer.", _IGNORED)
     if config["tie_word_embeddings"]:
-        copy = kept.pop("lm_head.weight", None)
-        if copy is not None and not torch.equal(kept.setdefault("wte.weight", copy), copy):
+        copy = tensors.pop("lm_head.weight", None)
+        if copy is not None and not torch.equal(tensors.setdefault("wte.weight", copy), copy):
             raise UserError("lm_head.weight differs from wte.weight, and config.json does not have them apart")
-    return kept, left_out
+    return tensors
 
 
 def to_fairseq(tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:

@@ -1,6 +1,9 @@
 """What both models' configurations are read and checked by."""
 
+import reprlib
 import sys
+
+from torch import Tensor
 
 from elseq.errors import UserError
 
@@ -10,12 +13,18 @@ ACTIVATIONS = {
     "gelu_new": "gelu_accurate",
     "gelu_fast": "gelu_accurate",
     "gelu_pytorch_tanh": "gelu_accurate",
+    "gelu_python_tanh": "gelu_accurate",
+    "gelu_accurate": "gelu_accurate",
+    "gelu_python": "gelu",
     "relu": "relu",
     "tanh": "tanh",
     "linear": "linear",
 }
 # Back: the first name of each, and fairseq's old name for the second.
 HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
+_LISTED = 4  # names in a note
+# What changes a model of either family, and fairseq's has not: other layers apart, another file in this one's place.
+_FEATURES = {"per_layer_config": None, "configuration_files": None}
 # Options of fairseq's Transformers that neither of Hugging Face's models has.
 _NEITHER_HAS = {
     "no_token_positional_embeddings": False,
@@ -29,29 +38,88 @@ _NEITHER_HAS = {
 }
 
 
-def complete(config: dict, defaults: dict) -> dict:
-    """config.json, with what transformers takes where one of the options that matter is missing.
+def complete(config: dict, defaults: dict, aliases: dict[str, str]) -> dict:
+    """config.json as transformers reads it: with its defaults for what is missing, and by the names of the class.
+
+    Args:
+        config: of the file.
+        defaults: of the options that matter.
+        aliases: the other name of an option, and its name; as in transformers, the other name stands over it.
 
     Raises:
         UserError: an option of a wrong type, or quantized weights.
     """
     if config.get("quantization_config"):
         raise UserError("config.json has a quantization_config: give the model that was quantized, not its small copy")
-    complete = defaults | config
+    spelt = {name: alias for alias, name in aliases.items() if alias in config}
+    complete = defaults | config | {name: config[alias] for name, alias in spelt.items()}
     for name, default in defaults.items():
-        value = complete[name]
-        is_size = type(default) is int and not name.endswith("_token_id")
-        is_symbol = name == "eos_token_id" or (name in ("bos_token_id", "pad_token_id") and value is not None)
-        wanted = None
-        if is_size and (type(value) is not int or value < 1):
-            wanted = "a whole number above 0"
-        elif is_symbol and type(value) is not int:
-            wanted = "a whole number"
-        elif type(default) is float and (type(value) not in (int, float) or not abs(value) <= sys.float_info.max):
-            wanted = "a finite number"
+        wanted = _wanted(name, complete[name], default)
         if wanted is not None:
-            raise UserError(f"config.json has {name}: {value!r}, where {wanted} is needed")
+            value = shown(complete[name])
+            raise UserError(f"config.json has {spelt.get(name, name)}: {value}, where {wanted} is needed")
     return complete
+
+
+def _wanted(name: str, value, default) -> str | None:
+    """What an option must be, where its value is something else."""
+    if name.endswith("_token_id"):
+        is_right = type(value) is int or (value is None and name != "eos_token_id")
+        return None if is_right else "a whole number"
+    if type(default) is bool:
+        return None if type(value) is bool else "true or false"
+    if type(default) is int or (default is None and value is not None):
+        return None if type(value) is int and value >= 1 else "a whole number above 0"
+    if type(default) is float:
+        if type(value) not in (int, float) or not abs(value) <= sys.float_info.max:
+            return "a finite number"
+        return None if 0 <= value <= 1 else "a number from 0 to 1"
+    return None
+
+
+def said(given: dict, config: dict, name: str, aliases: dict[str, str]) -> str:
+    """An option as config.json has it.
+
+    Args:
+        given, config: config.json as it is, and complete.
+        name: the option's.
+        aliases: as of `complete`.
+    """
+    names = (alias for alias, its_name in aliases.items() if its_name == name and alias in given)
+    return f"{next(names, name)}: {config[name]}"
+
+
+def what_is_left_out(config: dict, tensors: dict[str, Tensor], unknown: list[str]) -> list[str]:
+    """
+    Args:
+        config: complete.
+        tensors: the weights.
+        unknown: the names of those that the model has no place for.
+
+    Returns:
+        What of these the converted model does not have.
+    """
+    notes = []
+    if unknown:
+        more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
+        names = ", ".join(unknown[:_LISTED])
+        notes.append(f"tensors that the model has no place for are left out, as in transformers: {names}{more}")
+    kinds = {str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items() if name not in unknown}
+    kind = config.get("dtype") or config.get("torch_dtype")  # the name since transformers 5, and that of before
+    if isinstance(kind, str) and kinds != {kind}:
+        notes.append(f"the weights stay in {' and '.join(sorted(kinds))}, where config.json has {shown(kind)}")
+    if config.get("embd_pdrop", config.get("resid_pdrop")) != config.get("resid_pdrop"):
+        notes.append(f"embd_pdrop {config['embd_pdrop']} is left out: fairseq has {config['resid_pdrop']} there too")
+    return notes
+
+
+def shown(value) -> str:
+    """A value of a file, as a sentence can have it."""
+    return _SHORT.repr(value)
+
+
+_SHORT = reprlib.Repr()
+_SHORT.maxstring = _SHORT.maxother = _SHORT.maxlong = 60
 
 
 def check_features(config: dict, required: dict) -> None:
@@ -59,9 +127,9 @@ def check_features(config: dict, required: dict) -> None:
     Raises:
         UserError: a feature that fairseq's model does not have. One that is missing is not used.
     """
-    for name, value in required.items():
-        if config.get(name, value) != value:
-            raise UserError(f"config.json has {name}: {config[name]!r}, which fairseq's model does not have")
+    for name, value in (required | _FEATURES).items():
+        if config.get(name, value) != value and (value is not None or config[name]):
+            raise UserError(f"config.json has {name}: {shown(config[name])}, which fairseq's model does not have")
 
 
 def check_heads(config: dict, width: str, heads: str) -> None:
@@ -80,7 +148,7 @@ def activation(name: str) -> str:
         UserError: one that fairseq does not have.
     """
     if not isinstance(name, str) or name not in ACTIVATIONS:
-        raise UserError(f"config.json has activation_function: {name!r}; fairseq has {', '.join(ACTIVATIONS)}")
+        raise UserError(f"config.json has activation_function: {shown(name)}; fairseq has {', '.join(ACTIVATIONS)}")
     return ACTIVATIONS[name]
 
 

@@ -14,7 +14,7 @@ from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.folders import read_json
+from elseq.interop.hugging_face.folders import check_file, read_json
 
 SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
 END_OF_TEXT = "<|endoftext|>"
@@ -84,6 +84,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 
 
 def _read_merges(path: Path) -> list[str]:
+    check_file(path)
     try:
         lines = path.read_text(encoding="utf-8").split("\n")
     except (OSError, UnicodeDecodeError) as error:

@@ -209,6 +209,28 @@ def test_dictionaries_that_do_not_fit(tmp_path):
         to_hugging_face(model.state_dict(), cfg, dictionary, building.TASK.source_dictionary)
 
 
+def test_numbers_that_are_none(tmp_path):
+    fairseq_checkpoint(tmp_path / "ours", "bart")
+    path = tmp_path / "ours" / "model.pt"
+    state = torch.load(path)
+    state["model"]["decoder.layers.0.fc1.weight"][0, 0] = float("nan")
+    torch.save(state, path)
+    with pytest.raises(UserError, match="^checkpoint .*decoder.layers.0.fc1.weight in the model has NaN"):
+        back(tmp_path / "ours", tmp_path / "theirs")
+    assert not (tmp_path / "theirs").exists()
+
+
+def test_settings_without_an_equal_are_noted(tmp_path, capsys):
+    fairseq_checkpoint(tmp_path / "ours", "bart")
+    path = tmp_path / "ours" / "model.pt"
+    state = torch.load(path)
+    state["cfg"]["generation"] |= {"beam": 4, "diverse_beam_groups": 2}
+    torch.save(state, path)
+    settings = json.loads((back(tmp_path / "ours", tmp_path / "theirs") / "generation_config.json").read_text())
+    assert not {"num_beam_groups", "diversity_penalty"} & settings.keys()
+    assert "note: --diverse-beam-groups 2 with --diverse-beam-strength 0.5 is left out" in capsys.readouterr().out
+
+
 def test_post_norm_language_models(tmp_path):
     fairseq_checkpoint(tmp_path / "ours", "transformer_lm", **GPT2_SHAPE)
     path = tmp_path / "ours" / "model.pt"

@@ -90,6 +90,7 @@ def test_settings_that_cannot_be_used(folder, name, settings, sentence):
 
 def test_forced_symbols_that_fairseq_has_not(folder):
     settings = {"forced_bos_token_id": 9, "forced_eos_token_id": 8, "max_length": 20, "eos_token_id": [2, 7]}
+    settings |= {"decoder_start_token_id": 2}
     (folder / "generation_config.json").write_text(json.dumps(settings))
     converted = from_hugging_face(folder)
     assert converted.notes == [

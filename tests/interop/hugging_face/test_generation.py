@@ -23,8 +23,9 @@ def test_summarization():
     options, notes = fairseq_options(CNN, is_language_model=False)
     assert options == {"beam": 4, "lenpen": 2.0, "max_len_b": 140, "min_len": 55, "no_repeat_ngram_size": 3}
     assert not notes
-    back = hugging_face_settings(options, is_language_model=False, positions=1024)
+    back, notes = hugging_face_settings(options, is_language_model=False, positions=1024)
     assert back.items() <= CNN.items()
+    assert not notes
 
 
 @pytest.mark.parametrize(
@@ -41,13 +42,12 @@ def test_summarization():
             True,
             {"sampling": True, "beam": 3, "nbest": 3},
         ),
-        (
-            {"num_beams": 4, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 0.7},
-            False,
-            {"beam": 4, "diverse_beam_groups": 2, "diverse_beam_strength": 0.7},
-        ),
         ({"do_sample": True}, False, {"sampling": True, "sampling_topk": 50}),
-        ({"do_sample": True, "top_p": 0.9, "temperature": 0.7}, False, {"sampling_topp": 0.9, "temperature": 0.7}),
+        (
+            {"do_sample": True, "top_p": 0.9, "temperature": 0.7, "top_k": 0},
+            False,
+            {"sampling_topp": 0.9, "temperature": 0.7},
+        ),
         ({"do_sample": True, "top_k": 0, "length_penalty": None}, False, {"sampling": True, "lenpen": 1.0}),
     ],
 )
@@ -70,6 +70,14 @@ def test_options(settings, is_language_model, expected):
         ),
         ({"repetition_penalty": 1.2}, False, "repetition_penalty 1.2 is left out"),
         ({"do_sample": True, "top_p": 0.9, "top_k": 10}, False, "top_k 10 is left out"),
+        ({"do_sample": True, "top_p": 0.9}, False, "top_k 50, transformers' default, is left out"),
+        ({"do_sample": True, "typical_p": 0.9}, False, "typical_p 0.9 is left out"),
+        ({"stop_strings": ["\n"]}, False, "stop_strings ['\\n'] is left out"),
+        (
+            {"num_beams": 4, "early_stopping": True, "num_beam_groups": 2, "diversity_penalty": 0.7},
+            False,
+            "num_beam_groups 2 with diversity_penalty 0.7 is left out: transformers lowers a word by the groups",
+        ),
     ],
 )
 def test_what_they_do_not_say(settings, is_language_model, sentence):
@@ -97,15 +105,10 @@ def test_lengths_that_count_the_prompt():
             "the minimum length 99 is left out: it is above the maximum, 9",
         ),
         ({"num_return_sequences": 2}, "nbest", "num_return_sequences 2 is left out: it is above num_beams 1"),
-        ({"num_beams": 3, "early_stopping": True, "num_beam_groups": 2}, "diverse_beam_groups", "num_beam_groups 2 is"),
-        (
-            {"do_sample": True, "num_beam_groups": 3},
-            "diverse_beam_groups",
-            "num_beam_groups 3 is left out: fairseq's samp",
-        ),
+        ({"num_beams": 3, "early_stopping": True, "num_beam_groups": 2}, "diverse_beam_groups", "num_beam_groups 2 wi"),
+        ({"do_sample": True, "num_beam_groups": 3}, "diverse_beam_groups", "num_beam_groups 3 with diversity_penalty"),
         ({"length_penalty": float("nan")}, "none", "length_penalty nan is left out: it is not a finite number"),
-        ({"diversity_penalty": -(10**400)}, "diverse_beam_strength", "diversity_penalty -1000"),
-        ({"diversity_penalty": -0.5}, "diverse_beam_strength", "diversity_penalty -0.5 is left out: it is below 0"),
+        ({"num_beam_groups": 2, "diversity_penalty": -(10**400)}, "diverse_beam_strength", "num_beam_groups 2 with"),
         ({"do_sample": True, "temperature": float("inf")}, "temperature", "temperature inf is left out: it is not a"),
         ({"do_sample": True, "temperature": 0}, "temperature", "temperature 0 is left out: it is not above 0"),
         ({"do_sample": True, "top_p": 0.0}, "sampling_topp", "top_p 0.0 is left out: it is not above 0"),
@@ -123,15 +126,31 @@ def test_what_is_left_out_is_as_if_not_given():
 
 
 def test_several_hypotheses_come_back():
-    settings = {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3, "num_beam_groups": 2}
-    settings |= {"diversity_penalty": 0.7, "no_repeat_ngram_size": 2}
+    settings = {"num_beams": 4, "early_stopping": True, "num_return_sequences": 3, "no_repeat_ngram_size": 2}
     options, _ = fairseq_options(settings, is_language_model=False)
-    assert settings.items() <= hugging_face_settings(options, is_language_model=False, positions=64).items()
+    assert settings.items() <= hugging_face_settings(options, is_language_model=False, positions=64)[0].items()
+
+
+@pytest.mark.parametrize(
+    "option, sentence",
+    [
+        ({"diverse_beam_groups": 2, "diverse_beam_strength": 0.5}, "--diverse-beam-groups 2 with --diverse-beam-stren"),
+        ({"sampling": True}, "--sampling True is left out: transformers has no such option"),
+        ({"max_len_a": 1.5}, "--max-len-a 1.5 is left out"),
+        ({"unkpen": -2.0}, "--unkpen -2.0 is left out"),
+    ],
+)
+def test_options_that_transformers_has_not(option, sentence):
+    options = {"beam": 4, "lenpen": 1.0, "max_len_b": 20, "min_len": 1, "no_repeat_ngram_size": 0}
+    expected, _ = hugging_face_settings(options, is_language_model=False, positions=64)
+    settings, notes = hugging_face_settings(options | option, is_language_model=False, positions=64)
+    assert settings == expected
+    assert len(notes) == 1 and notes[0].startswith(sentence)
 
 
 def test_positions_limit_the_length():
     options = {"beam": 1, "lenpen": 3.0, "max_len_b": 200, "min_len": 1, "no_repeat_ngram_size": 0}
-    settings = hugging_face_settings(options, is_language_model=False, positions=64)
+    settings, _ = hugging_face_settings(options, is_language_model=False, positions=64)
     assert settings == {
         "num_beams": 1,
         "early_stopping": False,
