@@ -16,7 +16,7 @@ from elseq.errors import UserError
 LONGEST_LINE = 2**26  # bytes; what has no end (/dev/zero) is refused there, not when the memory is full
 # What is read of a folder that is named: of a checkpoint, of its dictionaries and subwords, of a Hugging Face model.
 READ_OF_FOLDERS = (
-    "*.pt", "dict*.txt", "*.bpe", "*codes*", "*.model", "*.bin", "*.idx", "*.safetensors", "*.index.json",
+    "dict*.txt", "*.bpe", "*codes*", "*.model", "*.bin", "*.idx", "*.safetensors", "*.index.json",
     "encoder.json", "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
@@ -76,11 +76,12 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
 
 
-def check_output_file(output: Path, *inputs: Path) -> None:
+def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> None:
     """
     Args:
         output: the file that is to be written.
         inputs: what it is made of; a folder stands for what is read of it.
+        option: that names the output.
 
     Raises:
         UserError: it cannot be, or it is one of the inputs.
@@ -88,16 +89,16 @@ def check_output_file(output: Path, *inputs: Path) -> None:
     try:
         exists = output.exists()
     except OSError as error:  # a name that is too long
-        raise UserError(f"--output {output} cannot be written ({error.strerror}): give another") from error
+        raise UserError(f"{option} {output} cannot be written ({error.strerror}): give another") from error
     if output.is_dir():
-        raise UserError(f"--output {output} is a folder: give the name of a file")
+        raise UserError(f"{option} {output} is a folder: give the name of a file")
     if not real_path(output).parent.is_dir():
-        raise UserError(f"--output {output} is in a folder that does not exist: make the folder")
+        raise UserError(f"{option} {output} is in a folder that does not exist: make the folder")
     if not exists:
         return
     if not output.is_file():
-        raise UserError(f"--output {output} is no ordinary file: give the name of one, or leave the option out")
-    check_no_input(output.stat(), f"--output {output}", *inputs)
+        raise UserError(f"{option} {output} is no ordinary file: give the name of one, or leave the option out")
+    check_no_input(output.stat(), f"{option} {output}", *inputs)
 
 
 def check_no_input(written: os.stat_result, name: str, *inputs: Path) -> None:
@@ -199,6 +200,16 @@ def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
         if made:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure of matplotlib's, in the format that the name of the file ends in.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
 
 
 class PlainFolder:

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from elseq.arguments import Parser
 from elseq.errors import UserError
-from elseq.files import decode_lines, written_whole
+from elseq.files import check_no_input, decode_lines, written_whole
 
 SPLITS = ("train", "valid", "test")
 KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
@@ -52,15 +52,24 @@ def sizes(text):
     return numbers
 
 
-def make_folder(folder, source=None):
+def make_folder(folder, *sources):
     """
+    Args:
+        folder: to write to.
+        sources: files and folders that are read; None: none.
+
     Raises:
-        UserError: it cannot be made, or is that of the source.
+        UserError: it cannot be made, is one of the sources, or has a file that is also in one of them.
     """
-    if source and folder.exists() and source.exists() and folder.samefile(source):
+    sources = [source for source in sources if source is not None]
+    if any(folder.exists() and source.exists() and folder.samefile(source) for source in sources):
         raise UserError(f"{folder} is the folder that is read from; name another one to write to")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        read = [path for source in sources for path in (source.iterdir() if source.is_dir() else (source,))]
+        for path in folder.iterdir():
+            if path.is_file():
+                check_no_input(path.stat(), path, *read)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
 

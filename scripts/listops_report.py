@@ -19,6 +19,8 @@ from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 from training_report import TrainingLog, fail, read_training
 
+from elseq.files import check_output_file, save_figure
+
 TWO_SIDED_95 = statistics.NormalDist().inv_cdf(0.975)
 MARGIN = 2.0  # points of accuracy by which a model may differ and is still called as good
 
@@ -163,7 +165,7 @@ def plot(path, models):
     axis.set_ylabel("validation loss, bits a token")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main(arguments=None):
@@ -172,6 +174,9 @@ def main(arguments=None):
     parser.add_argument("folders", type=Path, nargs="+", metavar="MODEL", help="folder of a model, named like it")
     parser.add_argument("--curves", type=Path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
+    if options.curves:
+        read = [path for folder in (options.corpus, *options.folders) for path in folder.glob("*")]
+        check_output_file(options.curves, *read, option="--curves")
     train, test = (read_split(options.corpus, name) for name in ("train", "test"))
     models = [read_model(folder, test) for folder in options.folders]
     print(table(models, test))

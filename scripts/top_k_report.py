@@ -18,6 +18,8 @@ from generation_log import read_log
 from tabulate import tabulate
 from training_report import fail, score
 
+from elseq.files import check_output_file, save_figure
+
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
 TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse
 
@@ -150,6 +152,7 @@ def report_quality(options):
     print("\nThe smallest k: with it and every greater one that was tried.")
     reader.footnote()
     if options.plot:
+        check_output_file(options.plot, options.references, *options.folder.iterdir(), option="--plot")
         plot(options.plot, whole, attention | ffn)
 
 
@@ -169,7 +172,7 @@ def plot(path, whole, places):
         axis.set_ylabel(figure.heading)
         axis.grid(alpha=0.3)
         axis.legend()
-    drawing.savefig(path, dpi=150)
+    save_figure(drawing, path)
 
 
 # The table of `finetuning`.

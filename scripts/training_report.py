@@ -16,6 +16,8 @@ from generation_log import read_log
 from sacrebleu.metrics import BLEU
 from tabulate import tabulate
 
+from elseq.files import check_output_file, save_figure
+
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
 TOLERANCE = 0.001  # by which models that are called equal in size may differ
 
@@ -321,7 +323,7 @@ def _draw(axis, points, **style):
 
 
 def _save(pyplot, figure, path):
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 
@@ -378,6 +380,12 @@ def main(arguments=None):
     for command in (attention, uptraining):
         command.add_argument("--curves", type=Path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
+    if options.curves:
+        folders = getattr(options, "folders", None) or [options.folder, *map(options.folder.joinpath, options.methods)]
+        logs = [path for folder in folders for path in folder.glob("*.log")]
+        check_output_file(
+            options.curves, *filter(None, [getattr(options, "references", None)]), *logs, option="--curves"
+        )
     options.report(options)
 
 

@@ -8,6 +8,7 @@ from tabulate import tabulate
 from elseq.benchmark.multi_query_report import number
 from elseq.benchmark.report import NOISE
 from elseq.benchmark.top_k import METHODS, Plan
+from elseq.files import save_figure
 
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
 MEASURES = {"seconds": "seconds", "peak_mebibytes": "peak MiB above the inputs"}
@@ -181,6 +182,6 @@ def plot(folder: Path, plan: Plan, rows: list[dict]) -> list[Path]:
         remark = f" (published: {FFN_TOKENS:,} tokens)" if what == "feed-forward" else ""
         figure.suptitle(_title(plan, what) + remark, fontsize="medium")
         paths.append(folder / f"top_k_{what}.png")
-        figure.savefig(paths[-1], dpi=150)
+        save_figure(figure, paths[-1])
         pyplot.close(figure)
     return paths
