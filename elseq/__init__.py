@@ -6,8 +6,10 @@ models, architectures and tasks.
 
 __version__ = "0.1.0"
 
+from elseq import streams
 from elseq.errors import install_excepthook
 
+streams.install()
 install_excepthook()  # before the seconds that the imports below take: somebody may press Ctrl-C
 
 from elseq import compat  # noqa: E402

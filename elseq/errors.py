@@ -5,6 +5,8 @@ import re
 import sys
 from collections.abc import Callable, Collection
 
+from elseq.streams import output_failure
+
 _SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?(UserError|AssertionError|ValueError): (.*)", re.MULTILINE)
 _OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
 
@@ -67,6 +69,8 @@ def install_excepthook():
 
     def excepthook(kind, error, traceback):
         sentence = user_sentence(error)
+        if sentence is None and isinstance(error, OSError):
+            sentence = output_failure()  # print has failed, and so what it had to write is still there
         if issubclass(kind, KeyboardInterrupt):
             print("elseq: interrupted", file=sys.stderr)
         elif sentence is None:
@@ -84,7 +88,7 @@ def user_sentence(error: BaseException | None) -> str | None:
     # torch.multiprocessing.spawn, fairseq's way to several devices, hands on the text of a child's traceback
     if kind == "ProcessRaisedException":
         kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
-    if kind == "UserError":
+    if isinstance(error, UserError) or kind == "UserError":
         return message
     # fairseq checks its options by assertions and ValueErrors that name them, in one line
     if kind in ("AssertionError", "ValueError") and _OPTION.search(message) and "\n" not in message:

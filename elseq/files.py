@@ -2,12 +2,24 @@
 
 import codecs
 import contextlib
+import errno
 import os
+import secrets
+import stat
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from elseq.errors import UserError
+
+LONGEST_LINE = 2**26  # bytes; what has no end (/dev/zero) is refused there, not when the memory is full
+# What is read of a folder that is named: of a checkpoint, of its dictionaries and subwords, of a Hugging Face model.
+READ_OF_FOLDERS = (
+    "dict*.txt", "*.bpe", "*codes*", "*.model", "*.bin", "*.idx", "*.safetensors", "*.index.json",
+    "encoder.json", "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
+    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+)  # fmt: skip
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -17,18 +29,32 @@ def read_lines(path: Path) -> Iterator[str]:
     they are to fairseq. A byte order mark is none.
 
     Raises:
-        UserError: a file that cannot be read or is empty, or a line that is not UTF-8.
+        UserError: a file that cannot be read or is empty, or a line that is not UTF-8 or is longer than `LONGEST_LINE`.
     """
     lines = 0
     try:
         with path.open("rb") as file:
-            for line in decode_lines(file, path):
+            for line in decode_lines(bounded_lines(file, path), path):
                 lines += 1
                 yield line
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not lines:
         raise UserError(f"{path} is empty: give a file with one example a line")
+
+
+def bounded_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
+    """The lines of a binary file, with their ends.
+
+    Raises:
+        UserError: a line of more than `LONGEST_LINE` bytes.
+    """
+    number = 0
+    while line := file.readline(LONGEST_LINE + 1):
+        number += 1
+        if len(line) > LONGEST_LINE:
+            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE >> 20} MiB: give one text a line")
+        yield line
 
 
 def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
@@ -50,28 +76,34 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
 
 
-def make_folder(folder: Path, source: Path | None = None) -> None:
+def make_folder(folder: Path, *sources: Path | None) -> None:
     """
     Args:
-        folder: to write to; it may be there already.
-        source: a folder that is read from.
+        folder: to write to.
+        sources: files and folders that are read; None: none.
 
     Raises:
-        UserError: it cannot be made, or is that of the source.
+        UserError: it cannot be made, is one of the sources, or has a file that is also in one of them.
     """
-    if source and folder.exists() and source.exists() and folder.samefile(source):
+    read_from = [source for source in sources if source is not None]
+    if any(folder.exists() and source.exists() and folder.samefile(source) for source in read_from):
         raise UserError(f"{folder} is the folder that is read from; name another one to write to")
     try:
         folder.mkdir(parents=True, exist_ok=True)
+        read = [path for source in read_from for path in (source.iterdir() if source.is_dir() else (source,))]
+        for path in folder.iterdir():
+            if path.is_file():
+                check_no_input(path.stat(), path, *read)
     except OSError as error:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
 
 
-def check_output_file(output: Path, *inputs: Path) -> None:
+def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> None:
     """
     Args:
         output: the file that is to be written.
-        inputs: what it is made of.
+        inputs: what it is made of; a folder stands for what is read of it.
+        option: that names the output.
 
     Raises:
         UserError: it cannot be, or it is one of the inputs.
@@ -79,17 +111,74 @@ def check_output_file(output: Path, *inputs: Path) -> None:
     try:
         exists = output.exists()
     except OSError as error:  # a name that is too long
-        raise UserError(f"--output {output} cannot be written ({error.strerror}): give another") from error
+        raise UserError(f"{option} {output} cannot be written ({error.strerror}): give another") from error
     if output.is_dir():
-        raise UserError(f"--output {output} is a folder: give the name of a file")
-    if not output.resolve().parent.is_dir():
-        raise UserError(f"--output {output} is in a folder that does not exist: make the folder")
+        raise UserError(f"{option} {output} is a folder: give the name of a file")
+    if not real_path(output).parent.is_dir():
+        raise UserError(f"{option} {output} is in a folder that does not exist: make the folder")
     if not exists:
         return
     if not output.is_file():
-        raise UserError(f"--output {output} is no ordinary file: give the name of one, or leave the option out")
-    if any(path.exists() and output.samefile(path) for path in inputs):
-        raise UserError(f"--output {output} is an input: give another file")
+        raise UserError(f"{option} {output} is no ordinary file: give the name of one, or leave the option out")
+    check_no_input(output.stat(), f"{option} {output}", *inputs)
+
+
+def check_no_input(written: os.stat_result, name: str, *inputs: Path) -> None:
+    """
+    Args:
+        written: what is to be written. Files are the same whatever path, link or descriptor names them.
+        name: what to call it in an error.
+        inputs: as for `check_output_file`.
+
+    Raises:
+        UserError: it is one of the inputs.
+    """
+    for path in _files_of(inputs):
+        with contextlib.suppress(OSError, ValueError):  # what is not there is told by who reads it
+            if os.path.samestat(path.stat(), written):
+                raise UserError(f"{name} is an input: give another file")
+
+
+def check_standard_output(*inputs: Path) -> None:
+    """
+    Raises:
+        UserError: it is closed, or a file that is one of the inputs (`command FILE >> FILE` has no end).
+    """
+    if sys.stdout is None:
+        raise UserError("the standard output is closed: give --output FILE")
+    try:
+        written = os.fstat(sys.stdout.fileno())
+    except (OSError, ValueError):  # a stream of Python's
+        return
+    if stat.S_ISREG(written.st_mode):
+        check_no_input(written, "the standard output", *inputs)
+
+
+def _files_of(inputs: Iterable[Path]) -> Iterator[Path]:
+    for path in inputs:
+        yield path
+        with contextlib.suppress(OSError, ValueError):
+            if path.is_dir():
+                yield from (found for found in path.iterdir() if any(map(found.match, READ_OF_FOLDERS)))
+
+
+def is_within(path: Path, folder: Path) -> bool:
+    """Whether a path, or where it leads, is a folder or in it, by whatever name."""
+    named = real_path(path.parent) / path.name
+    for place in {*_and_parents(named), *_and_parents(real_path(path))}:
+        with contextlib.suppress(OSError, ValueError):
+            if place.samefile(folder):
+                return True
+    return False
+
+
+def _and_parents(path: Path) -> tuple[Path, ...]:
+    return path, *path.parents
+
+
+def real_path(path: Path) -> Path:
+    """Where a path leads. (`Path.resolve` raises a RuntimeError for links that lead in a circle.)"""
+    return Path(os.path.realpath(path))
 
 
 def check_overwrite(output: Path, overwrite: bool) -> None:
@@ -101,6 +190,12 @@ def check_overwrite(output: Path, overwrite: bool) -> None:
         raise UserError(f"{output} exists already: give another --output, or --overwrite")
 
 
+def fresh_path(path: Path, ending: str) -> Path:
+    """A name beside a path that nobody has foreseen; whoever makes it must not take what is there."""
+    name = os.fsdecode(os.fsencode(path.name)[:200])  # a name has at most 255 bytes
+    return path.with_name(f"{name}.{secrets.token_hex(8)}{ending}")
+
+
 @contextlib.contextmanager
 def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
     """A file to write ("w": UTF-8 text, "wb": bytes) that takes the place of `path` when all of it is there.
@@ -110,17 +205,113 @@ def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
     Raises:
         UserError: the file cannot be written, or is none (a folder, a pipe, a device).
     """
-    target = path.resolve()
+    target = real_path(path)
     if target.exists() and not target.is_file():
         raise UserError(f"{path} cannot be written (it is no ordinary file): choose another place")
-    temporary = target.with_name(f"{target.name}.{os.getpid()}.tmp")
+    temporary = fresh_path(target, ".tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
+    made = False
     try:
-        with temporary.open(mode, **text) as file:
+        with temporary.open(mode.replace("w", "x"), **text) as file:
+            made = True
             yield file
         temporary.replace(target)
     except OSError as error:
         raise UserError(f"{path} cannot be written ({error.strerror}): choose another place") from error
     finally:
-        with contextlib.suppress(OSError):
-            temporary.unlink()
+        if made:
+            with contextlib.suppress(OSError):
+                temporary.unlink()
+
+
+def save_figure(figure, path: Path) -> None:
+    """Write a figure of matplotlib's, in the format that the name of the file ends in.
+
+    Raises:
+        UserError: the file cannot be written.
+    """
+    with written_whole(path, "wb") as file:
+        figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
+
+
+class PlainFolder:
+    """A folder whose entries are ordinary files with one name each, and are opened through it alone.
+
+    What leads elsewhere (a link, or a second name of a file that somebody else has) or does not behave as a file (a
+    pipe, a device) is never opened, also if it is put there later.
+    """
+
+    def __init__(self, path: Path, remedy: str):
+        """
+        Args:
+            path: of the folder, which exists; no link.
+            remedy: what to do in case of an error.
+
+        Raises:
+            UserError: an entry of another kind, or a link in place of the folder.
+            OSError: it cannot be opened.
+        """
+        self.path = path
+        self._remedy = remedy
+        try:
+            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
+                raise UserError(f"{path} is a link: {remedy}") from error
+            raise
+        try:
+            for name in os.listdir(self._directory):
+                with contextlib.suppress(FileNotFoundError):  # another process has removed it
+                    self._check(name, self.stat(name))
+        except BaseException:
+            self.close()
+            raise
+
+    def _check(self, name: str, status: os.stat_result) -> None:
+        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
+            raise UserError(
+                f"{self.path / name} is a link, a folder or a pipe, and not a file with one name: {self._remedy}"
+            )
+
+    def names(self) -> list[str]:
+        return sorted(os.listdir(self._directory))
+
+    def stat(self, name: str) -> os.stat_result:
+        return os.stat(name, dir_fd=self._directory, follow_symlinks=False)
+
+    def open(self, name: str, flags: int) -> int:
+        """
+        Raises:
+            UserError: it is no ordinary file.
+            OSError: it cannot be opened.
+        """
+        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+        try:
+            file = os.open(name, flags, 0o666, dir_fd=self._directory)
+        except OSError as error:
+            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
+                self._check(name, self.stat(name))
+            raise
+        try:
+            self._check(name, os.fstat(file))
+        except BaseException:
+            os.close(file)
+            raise
+        return file
+
+    def unlink(self, name: str) -> None:
+        os.unlink(name, dir_fd=self._directory)
+
+    def move(self, name: str, path: Path) -> None:
+        """Let a file take the place of another."""
+        os.replace(name, path, src_dir_fd=self._directory)
+
+    def is_there(self) -> bool:
+        """Whether the path still leads to it."""
+        try:
+            return os.path.samestat(os.fstat(self._directory), os.stat(self.path, follow_symlinks=False))
+        except FileNotFoundError:
+            return False
+
+    def close(self) -> None:
+        os.close(self._directory)

@@ -136,6 +136,11 @@ class TextGenerator:
         limit = (positions[0] if isinstance(positions, tuple) else positions) - room
         if tokens.numel() <= limit:
             return tokens, False
+        if limit < 1 and search.min_len > 1:
+            raise UserError(
+                f"{search.min_len} leaves no room for {name}: the model has {limit + room} positions; lower it",
+                "min_len",
+            )
         if limit < 1 or not truncate:
             raise UserError(
                 f"{name} has {tokens.numel()} tokens and the model takes {max(limit, 0)}; shorten it or {remedy}"
@@ -237,7 +242,7 @@ def load(
         path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
         attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
-        dtype: of the parameters. Default: as in the checkpoint.
+        dtype: of the parameters. Default: as in the checkpoint, if all are of one type there; else float32.
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
             vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
@@ -261,7 +266,14 @@ def load(
         top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
         task = _build_task(cfg, folder, attention, languages, top_k)
         (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
+    dtype = dtype or _common_dtype(state["model"])
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
+
+
+def _common_dtype(parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
+    """The type that all parameters have which are no whole numbers, or float32."""
+    found = {tensor.dtype for tensor in parameters.values() if tensor.is_floating_point()}
+    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
 
 
 def _as_keyword(option: str) -> str:
@@ -282,7 +294,9 @@ def _usable_device(device: str | torch.device | None) -> torch.device:
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
-        return torch.zeros(1, device=device).device
+        probe = torch.zeros(1, device=device)
+        probe.cpu()  # meta has no numbers
+        return probe.device
     except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
         found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
@@ -295,6 +309,9 @@ def checkpoint_path(path: str | Path) -> Path:
         UserError: a folder without any, or what is no path.
     """
     path = _as_path(path, "path")
+    parts = utils.split_paths(str(path))
+    if len(parts) > 1 and not path.exists():
+        raise UserError(f"{path} names {len(parts)} checkpoints; give one, or decode the ensemble by fairseq-generate")
     if not path.is_dir():
         return path
     for name in CHECKPOINT_NAMES:

@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from elseq.arguments import Parser, count
 from elseq.errors import UserError
-from elseq.files import make_folder, read_lines, written_whole
+from elseq.files import check_output_file, make_folder, read_lines, written_whole
 
 SIDES = ("source", "target")
 BATCH_SIZE = 250  # lines that a process takes at a time
@@ -217,11 +217,14 @@ def main(arguments=None):
     options = parse(arguments)
     sizes = corpus_files(options.corpus)
     make_folder(options.output, options.corpus)
+    for path in sizes:
+        check_output_file(options.output / path.name, *sizes, *filter(None, (options.sentencepiece, options.gpt2_bpe)))
     if options.gpt2_bpe:
         make_encoder = functools.partial(Gpt2, options.gpt2_bpe)
     else:
         model = options.sentencepiece or options.output / "sentencepiece.model"
         if not options.sentencepiece:
+            check_output_file(model, *sizes)
             train_sentencepiece(options.corpus, model, options.vocabulary_size, options.symbol)
         make_encoder = functools.partial(Sentencepiece, model)
     vocabulary_size = make_encoder().vocabulary_size

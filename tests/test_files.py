@@ -1,11 +1,12 @@
 """Reading lines and writing whole files."""
 
 import os
+from pathlib import Path
 
 import pytest
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, check_overwrite, read_lines, written_whole
+from elseq.files import check_output_file, check_overwrite, is_within, read_lines, written_whole
 
 
 @pytest.mark.parametrize(
@@ -113,3 +114,81 @@ def test_what_is_there_is_replaced_if_asked(tmp_path):
     check_overwrite(tmp_path / "new", False)
     with pytest.raises(UserError, match="out exists already: give another --output, or --overwrite"):
         check_overwrite(tmp_path / "out", False)
+
+
+@pytest.mark.parametrize("kind", ["file", "link"])
+def test_a_temporary_name_that_is_there_already_is_not_taken(tmp_path, monkeypatch, kind):
+    monkeypatch.setattr("elseq.files.secrets.token_hex", lambda bytes: "0")
+    victim = tmp_path / ("out.0.tmp" if kind == "file" else "victim")
+    victim.write_text("precious")
+    if kind == "link":
+        (tmp_path / "out.0.tmp").symlink_to(victim)
+    with pytest.raises(UserError, match="out cannot be written .File exists.: choose"), written_whole(tmp_path / "out"):
+        pass
+    assert victim.read_text() == "precious"
+    assert (tmp_path / "out.0.tmp").exists() and not (tmp_path / "out").exists()
+
+
+def test_a_name_as_long_as_names_can_be(tmp_path):
+    path = tmp_path / ("\u00fc" * 127)
+    with written_whole(path) as file:
+        file.write("text")
+    assert path.read_text() == "text"
+
+
+def test_an_input_by_any_name(tmp_path, monkeypatch):
+    folder = tmp_path / "model"
+    folder.mkdir()
+    for name in ("dict.de.txt", "vocab.bpe", "notes.txt", "model.pt"):
+        (folder / name).write_text(name)
+    (tmp_path / "link").symlink_to(folder / "model.pt")
+    (tmp_path / "second").hardlink_to(folder / "model.pt")
+    (tmp_path / "elsewhere").symlink_to(folder)
+    monkeypatch.chdir(folder)
+    with (folder / "model.pt").open() as file:
+        for name in (
+            tmp_path / "link",
+            tmp_path / "second",
+            tmp_path / "elsewhere" / "model.pt",
+            folder / ".." / "model" / "model.pt",
+            "model.pt",
+            f"/dev/fd/{file.fileno()}",
+        ):
+            with pytest.raises(UserError, match="^--output .* is an input: give another file$"):
+                check_output_file(Path(name), tmp_path / "missing", folder / "model.pt")
+    for name in ("dict.de.txt", "vocab.bpe"):
+        with pytest.raises(UserError, match="^--plot .* is an input: give another file$"):
+            check_output_file(folder / name, folder, option="--plot")
+    check_output_file(folder / "notes.txt", folder, folder / "model.pt")
+
+
+def test_links_that_lead_in_a_circle(tmp_path):
+    (tmp_path / "a").symlink_to("b")
+    (tmp_path / "b").symlink_to("a")
+    check_output_file(tmp_path / "a", tmp_path / "b")
+    with written_whole(tmp_path / "a") as file:
+        file.write("text")
+    assert (tmp_path / "a").read_text() == "text"
+
+
+def test_what_is_within_a_folder(tmp_path):
+    (tmp_path / "folder").mkdir()
+    (tmp_path / "folder" / "file").write_text("")
+    (tmp_path / "link").symlink_to(tmp_path / "folder")
+    (tmp_path / "folder" / "out").symlink_to(tmp_path)
+    folder = tmp_path / "folder"
+    for path in (folder, folder / "file", tmp_path / "link" / "file", folder / "none", folder / "out"):
+        assert is_within(path, folder) and is_within(path, tmp_path / "link")
+    assert not is_within(tmp_path, folder)
+    assert not is_within(tmp_path / "other", folder)
+
+
+def test_a_line_without_an_end(tmp_path, monkeypatch):
+    monkeypatch.setattr("elseq.files.LONGEST_LINE", 2**20)
+    with pytest.raises(UserError, match="^line 1 of /dev/zero has more than 1 MiB: give one text a line$"):
+        list(read_lines(Path("/dev/zero")))
+    (tmp_path / "file").write_text("a\n" + "b" * 2**20 + "\nc")  # the end counts
+    with pytest.raises(UserError, match="line 2 of .*file has more than 1 MiB"):
+        list(read_lines(tmp_path / "file"))
+    (tmp_path / "file").write_text("a\n" + "b" * (2**20 - 1) + "\nc")
+    assert list(map(len, read_lines(tmp_path / "file"))) == [1, 2**20 - 1, 1]

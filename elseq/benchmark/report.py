@@ -9,7 +9,7 @@ import torch
 
 import elseq
 from elseq.attention.methods import AUTO
-from elseq.files import written_whole
+from elseq.files import save_figure, written_whole
 
 MEBIBYTE = 2**20
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
@@ -209,5 +209,5 @@ def plot(path: Path, title: str, rows: list[dict]) -> None:
         axis.set_ylabel(panel[0])
     axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize="small", wrap=True)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)

@@ -13,6 +13,7 @@ from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.command import make_grid, parse, title
 from elseq.benchmark.publishing import run_and_publish
 from elseq.benchmark.runs import run_grid
+from elseq.files import check_output_file
 from elseq.sweeps.benchmark import job
 from elseq.sweeps.launch import is_sweep, sweep
 
@@ -27,18 +28,20 @@ def main() -> None:
         grid = make_grid(args, stack)
         heading = report.heading(title(args, grid))
         output = make_output_folder(args.output)
+        files = [output / name for name in ("results.json", "table.md", "plot.png")]
+        for file in files:
+            check_output_file(file, *(Path(name) for name in (args.checkpoint, args.data, args.source) if name))
         settings = {"title": heading, "options": {key: value for key, value in vars(args).items() if key != "output"}}
 
         def plot(rows: list[dict]) -> list[Path]:
-            report.plot(output / "plot.png", heading, rows)
-            return [output / "plot.png"]
+            report.plot(files[2], heading, rows)
+            return [files[2]]
 
         print(heading, file=sys.stderr, flush=True)
         run_and_publish(
             lambda done: run_grid(grid, lambda row, _: done(row)),
             len(grid.cells()),
-            output / "results.json",
-            output / "table.md",
+            *files[:2],
             report,
             lambda rows: settings,
             lambda rows: report.text(heading, rows),

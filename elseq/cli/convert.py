@@ -41,7 +41,7 @@ def main() -> None:
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    check_output_file(output, path)
+    check_output_file(output, path, path.parent)
     check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
@@ -88,7 +88,8 @@ def _training_command(task: str, configuration: dict, output: Path) -> str:
 
 def convert_from_hugging_face(args) -> None:
     folder, output = Path(args.folder), Path(args.output)
-    check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder)
+    data = [Path(args.data)] if args.data else []
+    check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder, *data)
     converted = conversion.from_hugging_face(folder, Path(args.data) if args.data else None)
     with new_folder(output) as new:
         for name, text in converted.files.items():
@@ -118,6 +119,7 @@ def convert_to_hugging_face(args) -> None:
     path, output, state = _prepare(args, conversion.WRITTEN)
     dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
     loaded = _load(path, args.data, dtype)
+    check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     tensors = loaded.model.state_dict()
     # An embedding that is shorter in the loaded model has lost its <mask>, which the task has no word for.
@@ -142,6 +144,7 @@ def convert_to_hugging_face(args) -> None:
 def convert_to_ctranslate2(args) -> None:
     path, output, state = _prepare(args, ctranslate.WRITTEN)
     loaded = _load(path, args.data)
+    check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     with new_folder(output) as new, _about(path):
         ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
@@ -150,7 +153,7 @@ def convert_to_ctranslate2(args) -> None:
 
 def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
-    check_output_file(output, path)
+    check_output_file(output, path, path.parent)
     check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     with _about(path):
@@ -163,7 +166,8 @@ def convert_to_fairseq(args) -> None:
 def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     """The checkpoint's path, the folder to write, and the checkpoint; all of it checked before anything is built."""
     path, output = checkpoint_path(args.model), Path(args.output)
-    check_output_folder(output, args.overwrite, names, path)
+    data = [Path(args.data).expanduser()] if args.data else []
+    check_output_folder(output, args.overwrite, names, path, *data)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     with _about(path):
         check_task(state["cfg"])

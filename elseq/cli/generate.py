@@ -3,10 +3,8 @@
 import argparse
 import contextlib
 import logging
-import shutil
 import signal
 import sys
-import tempfile
 from dataclasses import fields
 from pathlib import Path
 
@@ -38,8 +36,13 @@ Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model .
 """
 
 
+# They end the run as Ctrl-C does: torchrun and Slurm send SIGTERM, a terminal that is closed SIGHUP, a limit of
+# processor time SIGXCPU. Any other ends it at once, and leaves no more behind.
+SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
+
+
 class _Terminated(KeyboardInterrupt):
-    """SIGTERM, which torchrun and Slurm send: ends the run as Ctrl-C does."""
+    """One of `SIGNALS`, whose number it has."""
 
 
 def main() -> None:
@@ -54,17 +57,15 @@ def main() -> None:
             _log_to_console(stack, processes)
             if args.output is None and processes.count > 1:
                 raise UserError("several processes cannot share the standard output: give --output FILE")
-            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-generate-"))
-            output = Path(folder) / "output" if args.output is None else Path(args.output)
-            run = Run(_job(args, output), processes)
+            run = Run(_job(args), processes)
             with processes.alive(), renamed(as_option):
                 run()
-            if args.output is None:
-                _copy_to_stdout(output)
         except KeyboardInterrupt as stop:
+            for number in (signal.SIGINT, *SIGNALS):
+                stack.callback(signal.signal, number, signal.signal(number, signal.SIG_IGN))  # it is ending
             if run is None or run.processes.is_first:
                 print(f"elseq: interrupted: {_how_far(run, args)}", file=sys.stderr)
-            sys.exit(128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT))
+            sys.exit(128 + (stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT))
 
 
 def _how_far(run: Run | None, args) -> str:
@@ -79,10 +80,12 @@ def _how_far(run: Run | None, args) -> str:
 
 
 def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
-    def terminate(*_):
-        raise _Terminated
+    def terminate(number, _):
+        raise _Terminated(number)
 
-    stack.callback(signal.signal, signal.SIGTERM, signal.signal(signal.SIGTERM, terminate))
+    for number in SIGNALS:
+        if signal.getsignal(number) == signal.SIG_DFL:  # nohup has SIGHUP ignored
+            stack.callback(signal.signal, number, signal.signal(number, terminate))
 
 
 def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
@@ -97,15 +100,8 @@ def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
     stack.enter_context(logging_redirect_tqdm([logger]))
 
 
-def _copy_to_stdout(output: Path) -> None:
-    try:
-        with output.open("rb") as file, open(sys.stdout.fileno(), "wb", closefd=False) as stdout:
-            shutil.copyfileobj(file, stdout)
-    except OSError as error:
-        raise UserError(f"the standard output cannot be written ({error.strerror}): give --output FILE") from error
-
-
-def _job(args, output: Path) -> Job:
+def _job(args) -> Job:
+    output = None if args.output is None else Path(args.output)
     options = {**vars(args), "output": output, "dtype": DTYPES.get(args.dtype)}
     search = {name: options.pop(name) for name in SEARCH}
     return Job(**options, search={name: value for name, value in search.items() if value is not None})

@@ -6,7 +6,7 @@ from pathlib import Path
 import elseq  # noqa: F401  # lets the user's errors end in one sentence
 from elseq.arguments import Parser, count_or_zero
 from elseq.errors import UserError
-from elseq.files import check_output_file, read_lines, written_whole
+from elseq.files import check_output_file, check_standard_output, read_lines, written_whole
 from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
 from elseq.scoring.published import settings as published_settings
 from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
@@ -19,9 +19,12 @@ EPILOG = "docs/scores.md says what each score is exactly, and where the publishe
 
 def main() -> None:
     args = _parse(sys.argv[1:])
+    sources = [args.sources] if getattr(args, "sources", None) else []
+    inputs = (*args.hypotheses, args.references, *sources)
     if args.output:
-        sources = [args.sources] if getattr(args, "sources", None) else []
-        check_output_file(args.output, *args.hypotheses, args.references, *sources)
+        check_output_file(args.output, *inputs)
+    else:
+        check_standard_output(*inputs)
     if len(set(args.hypotheses)) < len(args.hypotheses):
         raise UserError("a file of hypotheses is given twice: leave one out")
     hypotheses = {path: read_hypotheses(path, args.log) for path in args.hypotheses}

@@ -20,6 +20,7 @@ from fairseq.data import (
     language_pair_dataset,
     token_block_dataset,
 )
+from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 
@@ -146,9 +147,21 @@ def _add_from_file(add, dictionary, file):
 
 
 def explain_unusable_subwords():
-    """--bpe and --tokenizer without the file or the package that they need end in a traceback."""
+    """--bpe and --tokenizer without the file or the package that they need end in a traceback, and so does a text with
+    a letter that an encoder.json lacks."""
+    wrap(gpt2_bpe_utils.Encoder, "encode", _encode)
     wrap(encoders, "build_bpe", functools.partial(_build_encoder, "bpe"))
     wrap(encoders, "build_tokenizer", functools.partial(_build_encoder, "tokenizer"))
+
+
+def _encode(encode, encoder, text):
+    try:
+        return encode(encoder, text)
+    except KeyError as error:
+        raise UserError(
+            f"encoder.json has no {error.args[0]!r}, a piece that vocab.bpe makes of {textwrap.shorten(text, 40)!r}: "
+            "take both files of the same model"
+        ) from error
 
 
 def _build_encoder(kind, build, cfg, *args, **kwargs):

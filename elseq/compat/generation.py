@@ -1,15 +1,19 @@
 """Generation: what fairseq's own search and output get wrong on any version."""
 
+import dataclasses
 import math
 import traceback
 
 import torch
 from fairseq import search, sequence_generator, utils
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
+from elseq.arguments import as_option
+from elseq.bounds import check_bounds
 from elseq.compat.patching import wrap
-from elseq.errors import UserError, options_checked
+from elseq.errors import UserError, options_checked, renamed
 from elseq.numerics import explain_nan
 
 _NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value
@@ -177,7 +181,8 @@ class Sampling(search.Sampling):
 
 
 def explain_search_options():
-    """Options that do not go together end in a traceback: some when the search is chosen, others in its first step, and
+    """Numbers that are none (--lenpen nan) or that float32 has no room for give words at random and scores of nan.
+    Options that do not go together end in a traceback: some when the search is chosen, others in its first step, and
     those that print what beam search does not record only after the first batch."""
     wrap(FairseqTask, "build_generator", _build_generator)
     wrap(search.LexicallyConstrainedBeamSearch, "init_constraints", _init_constraints)
@@ -209,6 +214,9 @@ def _check_search_options(args, vocabulary_size):
     }
     if beam < 1:
         raise UserError(f"{beam} is no number of hypotheses; give 1 or more", "--beam")
+    with renamed(as_option):
+        for field in dataclasses.fields(GenerationConfig):
+            check_bounds(field.name, value(field.name, field.default), field.default)
     chosen = [name for name, is_chosen in strategies.items() if is_chosen]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them")

@@ -1,7 +1,6 @@
 """What conversions write is there as a whole, or not at all."""
 
 import contextlib
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,16 +8,16 @@ from pathlib import Path
 import torch
 
 from elseq.errors import UserError
-from elseq.files import check_overwrite, written_whole
+from elseq.files import check_overwrite, fresh_path, is_within, real_path, written_whole
 
 
-def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], source: Path) -> None:
+def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], *sources: Path) -> None:
     """
     Args:
         output: the folder that is to be written.
         overwrite: whether one that is there may be replaced.
         names: patterns of the files that a conversion writes; a folder with others is never replaced.
-        source: what is converted.
+        sources: what is read: files, and folders.
 
     Raises:
         UserError: a folder that is not to be replaced, or something else of that name.
@@ -28,11 +27,15 @@ def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], s
     if not output.exists() or not any(output.iterdir()):
         return
     check_overwrite(output, overwrite)
-    if source.resolve().is_relative_to(output.resolve()):
+    if any(is_within(source, output) for source in sources):
         raise UserError(f"--output {output} holds what is to be converted: give another folder")
-    others = sorted(path.name for path in output.iterdir() if not any(path.match(name) for name in names))
+    others = sorted(path.name for path in output.iterdir() if not _is_written(path, names))
     if others:
         raise UserError(f"--output {output} holds other files too, such as {others[0]}: give another folder")
+
+
+def _is_written(path: Path, names: tuple[str, ...]) -> bool:
+    return path.is_file() and not path.is_symlink() and any(path.match(name) for name in names)
 
 
 def save(checkpoint: dict, output: Path) -> None:
@@ -52,20 +55,23 @@ def new_folder(output: Path) -> Iterator[Path]:
     Raises:
         UserError: a folder that cannot be written.
     """
-    temporary = output.with_name(f"{output.name}.{os.getpid()}.tmp")
-    old = output.with_name(f"{output.name}.{os.getpid()}.old")
+    target = real_path(output)  # a link goes on to name its folder
+    temporary, old = fresh_path(target, ".tmp"), fresh_path(target, ".old")
+    made = False
     try:
         with _errors_of_writing(output):
             temporary.mkdir(parents=True)
+            made = True
             yield temporary
-            if output.exists():
-                output.rename(old)
-            temporary.rename(output)
+            if target.exists():
+                target.rename(old)
+            temporary.rename(target)
     finally:
-        if old.exists() and not output.exists():
-            old.rename(output)
-        for leftover in (temporary, old):
-            shutil.rmtree(leftover, ignore_errors=True)
+        if made:
+            if old.exists() and not target.exists():
+                old.rename(target)
+            for leftover in (temporary, old):
+                shutil.rmtree(leftover, ignore_errors=True)
 
 
 @contextlib.contextmanager

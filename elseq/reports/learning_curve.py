@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from elseq.files import check_output_file, save_figure
 from elseq.reports.training_log import read_training
 from elseq.scoring.report import HEADINGS
 from elseq.tables import markdown
@@ -59,7 +60,7 @@ def plot(path, points, training):
     for axis in axes:
         axis.set_xlabel("updates")
         axis.grid(alpha=0.3)
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def describe_test(path):
@@ -77,6 +78,7 @@ def main(arguments=None):
     parser.add_argument("--scores", type=Path, help="of the test set, as elseq-score --output writes them")
     parser.add_argument("--curves", type=Path, required=True, help="the PNG to write")
     options = parser.parse_args(arguments)
+    check_output_file(options.curves, *filter(None, (options.log, options.scores)), option="--curves")
     log = read_training(options.log)
     points = read_validations(options.log.read_text(encoding="utf-8"))
     print(table(points, options.rows))

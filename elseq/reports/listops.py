@@ -16,6 +16,7 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from elseq.errors import UserError
+from elseq.files import check_output_file, save_figure
 from elseq.reports.generation_log import read_log
 from elseq.reports.training_log import TrainingLog, read_training
 from elseq.tables import markdown
@@ -162,7 +163,7 @@ def plot(path, models):
     axis.set_ylabel("validation loss, bits a token")
     axis.grid(alpha=0.3)
     axis.legend()
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
 
 
 def main(arguments=None):
@@ -171,6 +172,9 @@ def main(arguments=None):
     parser.add_argument("folders", type=Path, nargs="+", metavar="MODEL", help="folder of a model, named like it")
     parser.add_argument("--curves", type=Path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
+    if options.curves:
+        read = [path for folder in (options.corpus, *options.folders) for path in folder.glob("*")]
+        check_output_file(options.curves, *read, option="--curves")
     train, test = (read_split(options.corpus, name) for name in ("train", "test"))
     models = [read_model(folder, test) for folder in options.folders]
     print(table(models, test))

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elseq.errors import UserError
+from elseq.files import check_output_file, save_figure
 from elseq.reports.generation_log import read_log
 from elseq.reports.training import score
 from elseq.tables import markdown
@@ -149,6 +150,7 @@ def report_quality(options):
     print("\nThe smallest k: with it and every greater one that was tried.")
     reader.footnote()
     if options.plot:
+        check_output_file(options.plot, options.references, *options.folder.iterdir(), option="--plot")
         plot(options.plot, whole, attention | ffn)
 
 
@@ -168,7 +170,7 @@ def plot(path, whole, places):
         axis.set_ylabel(figure.heading)
         axis.grid(alpha=0.3)
         axis.legend()
-    drawing.savefig(path, dpi=150)
+    save_figure(drawing, path)
 
 
 # The table of `finetuning`.

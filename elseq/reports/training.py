@@ -14,6 +14,7 @@ from typing import NamedTuple
 from sacrebleu.metrics import BLEU
 
 from elseq.errors import UserError
+from elseq.files import check_output_file, save_figure
 from elseq.reports.generation_log import read_log
 from elseq.reports.training_log import Point, TrainingLog, read_training, read_validations
 from elseq.tables import markdown
@@ -234,7 +235,7 @@ def _draw(axis, points, **style):
 
 
 def _save(pyplot, figure, path):
-    figure.savefig(path, dpi=150)
+    save_figure(figure, path)
     pyplot.close(figure)
 
 
@@ -291,6 +292,12 @@ def main(arguments=None):
     for command in (attention, uptraining):
         command.add_argument("--curves", type=Path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
+    if options.curves:
+        folders = getattr(options, "folders", None) or [options.folder, *map(options.folder.joinpath, options.methods)]
+        logs = [path for folder in folders for path in folder.glob("*.log")]
+        check_output_file(
+            options.curves, *filter(None, [getattr(options, "references", None)]), *logs, option="--curves"
+        )
     options.report(options)
 
 

@@ -14,9 +14,8 @@ from omegaconf import DictConfig
 from elseq.benchmark import report
 from elseq.benchmark.runs import compare
 from elseq.files import written_whole
-from elseq.sweeps.jobs import RESULTS, Result, read_results
+from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
-TABLE, PLOT = "table.md", "plot.png"
 _COLUMNS = ("decode", "batch", "beam")  # overrides that have a column anyway
 
 

@@ -3,7 +3,7 @@
 import functools
 import json
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -13,11 +13,12 @@ from omegaconf import DictConfig, OmegaConf
 
 from elseq.benchmark.failures import describe_failure
 from elseq.errors import UserError
-from elseq.files import written_whole
+from elseq.files import check_output_file, written_whole
 
 logger = logging.getLogger(__name__)
 
-RESULTS = "results.json"
+# Of each job, and of the sweep.
+RESULTS, TABLE, PLOT = "results.json", "table.md", "plot.png"
 
 
 @dataclass
@@ -80,6 +81,15 @@ def _read(path: Path) -> Result | None:
         return None
 
 
+def _paths(configuration) -> Iterator[Path]:
+    """What may be an input: every text of a configuration that is the path of something."""
+    if isinstance(configuration, dict):
+        for value in configuration.values():
+            yield from _paths(value)
+    elif isinstance(configuration, str):
+        yield Path(configuration)
+
+
 def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, Path], Result]], TaskFunction]:
     """A decorator: a task function of Hydra that leaves its result in the job's folder, and fails without an error.
 
@@ -100,6 +110,10 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             if there is not None and there.configuration == configuration and "failure" not in there.row:
                 logger.info("%s is there already", folder / RESULTS)
                 return
+            for place in (folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)):
+                for name in (RESULTS, TABLE, PLOT):
+                    if (place / name).exists():
+                        check_output_file(place / name, *_paths(configuration), option="what is written,")
             try:
                 result = work(cfg, folder)
             except Exception as error:

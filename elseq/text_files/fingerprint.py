@@ -1,6 +1,7 @@
 """All that decides the output of a run, so that what was finished under other options is never mixed in."""
 
 import hashlib
+import json
 from collections.abc import Iterable
 from pathlib import Path
 
@@ -35,3 +36,18 @@ def differences(former: Fingerprint, present: Fingerprint) -> str:
 
 def _value(value) -> str:
     return "left out" if value is None or value is False else "given" if value is True else str(value)
+
+
+def read_fingerprint(content: bytes) -> Fingerprint | None:
+    """The fingerprint that was written as JSON; None: it is none."""
+    try:
+        found = json.loads(content)
+    except (ValueError, RecursionError):
+        return None
+    if not isinstance(found, dict) or not all(map(_is_value, found.values())):
+        return None
+    return found if all(map(str.isprintable, found)) else None
+
+
+def _is_value(value) -> bool:
+    return value.isprintable() if isinstance(value, str) else value is None or isinstance(value, int | float)

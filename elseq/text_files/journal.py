@@ -4,7 +4,10 @@ The folder OUTPUT.partial holds one journal for each process that ever had a par
 records, each `@ BYTES CRC32` on a line and then so many bytes. The first record is the run's fingerprint, every other
 one has finished lines, as `INDEX<tab>TEXT`. A record is written at once and forced to the disk. A process that is
 killed in the midst of it leaves a record that is too short or has another checksum: whoever reads the journal stops
-there, and whoever continues it cuts it off there.
+there, and whoever continues it cuts it off there. A record that is whole and cannot be one of this run was not written
+by it: it is refused, and never published. No link, pipe or second name of a file is ever followed in that folder.
+
+Where the output is a stream and not a file, the journal is a file without a name: whatever ends the process ends it.
 """
 
 import contextlib
@@ -15,20 +18,28 @@ import logging
 import mmap
 import os
 import re
+import sys
+import tempfile
 import zlib
 from collections.abc import Iterator, Sequence
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 
 from elseq.errors import UserError
-from elseq.files import check_output_file
-from elseq.text_files.fingerprint import Fingerprint, differences
+from elseq.files import PlainFolder, check_output_file
+from elseq.text_files.fingerprint import Fingerprint, differences, read_fingerprint
 
 logger = logging.getLogger(__name__)
 
 Content = bytes | mmap.mmap
+# Of each line: the number of the journal that has it (-1: none), and where its text begins there.
+Places = tuple[np.ndarray, np.ndarray]
 _HEAD = re.compile(rb"@ (\d{1,18}) ([0-9a-f]{8})\n")
+_LINE = re.compile(rb"(\d{1,18})\t([^\r\n]*)\n")
+_JOURNAL = re.compile(r"\d+\.journal")
+_WHOLE = "output"  # what becomes the output, while it is written
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -49,6 +60,10 @@ def read_records(content: Content) -> tuple[list[slice], int]:
     return payloads, end
 
 
+class _Unusable(UserError):
+    """What is in a journal; `--overwrite` drops it."""
+
+
 class Journal:
     """The journal of this process, and what those of the others hold."""
 
@@ -60,7 +75,9 @@ class Journal:
         """
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
-        self.path = self.folder / f"{rank}.journal"
+        self._name = f"{rank}.journal"
+        self.path = self.folder / self._name
+        self._directory: PlainFolder | None = None
         self._file: int | None = None
         self._size = 0
         self._whole: os.stat_result | None = None
@@ -74,7 +91,8 @@ class Journal:
         check_output_file(self.output)
         try:
             self.folder.mkdir(exist_ok=True)
-            self._file = os.open(self.path, os.O_RDWR | os.O_CREAT, 0o666)
+            self._open_folder()
+            self._file = self._directory.open(self._name, os.O_RDWR | os.O_CREAT)
             self._flock()
         except FileExistsError as error:
             raise UserError(
@@ -87,9 +105,21 @@ class Journal:
             self._unlock()
             raise self._cannot_be_written(error) from error
         # A run that ends removes its journals, and this one may have been opened just before.
-        if not self.path.exists() or not os.path.samestat(os.fstat(self._file), os.stat(self.path)):
+        if not self._is_there():
             self._unlock()
             raise self._is_locked()
+
+    def _open_folder(self) -> None:
+        if self._directory is None:
+            self._directory = PlainFolder(self.folder, "remove it, or give another --output")
+
+    def _is_there(self) -> bool:
+        try:
+            return self._directory.is_there() and os.path.samestat(
+                os.fstat(self._file), self._directory.stat(self._name)
+            )
+        except FileNotFoundError:
+            return False
 
     def _is_locked(self) -> UserError:
         return UserError(
@@ -111,17 +141,25 @@ class Journal:
 
     def close(self) -> None:
         """Unlock the journal; if it is empty, leave no trace of it."""
-        if self._file is None:
-            return
-        with contextlib.suppress(OSError):
-            if os.fstat(self._file).st_size == 0:
-                self.path.unlink()
-                self.folder.rmdir()
-        self._unlock()
+        if self._file is not None:
+            with contextlib.suppress(OSError):
+                if os.fstat(self._file).st_size == 0:
+                    self._directory.unlink(self._name)
+                    self.folder.rmdir()
+            self._unlock()
+        if self._directory is not None:
+            self._directory.close()
+            self._directory = None
 
     def is_new(self) -> bool:
         """Whether no process has begun the output, or its last journal is gone."""
-        return not any(path.stat().st_size for path in self._paths())
+        try:
+            self._open_folder()
+            return not any(self._directory.stat(name).st_size for name in self._names())
+        except FileNotFoundError:
+            return True
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
 
     def begin(self, fingerprint: Fingerprint, lines: int, overwrite: bool = False) -> np.ndarray:
         """Take up what was finished before.
@@ -129,26 +167,28 @@ class Journal:
         Args:
             fingerprint: of this run.
             lines: how many the input has.
-            overwrite: drop what was finished under another fingerprint.
+            overwrite: drop what was finished under another fingerprint, or is damaged.
 
         Returns:
             bool [lines]: which are finished.
 
         Raises:
-            UserError: what is there has another fingerprint, or cannot be read or written.
+            UserError: what is there has another fingerprint or is damaged, or cannot be read or written.
         """
         self._lines = lines
-        foreign = next((former for former in self._fingerprints() if former != fingerprint), None)
-        if foreign is not None and not overwrite:
-            raise UserError(
-                f"{self.folder} holds finished lines of another run, in which {differences(foreign, fingerprint)}: "
-                "give the options of that run to go on, or --overwrite to begin anew"
-            )
+        blank = np.zeros(lines, dtype=bool)
         try:
-            if foreign is not None:
-                for path in self._paths():
-                    os.truncate(path, 0)
-            with _mapped(self.path) as content:
+            try:
+                self._check_fingerprints(fingerprint)
+                with self._contents() as contents:
+                    self._places(contents, blank)
+            except _Unusable:
+                if not overwrite:
+                    raise
+                for name in self._names():
+                    with self._opened(name, os.O_WRONLY) as file:
+                        os.ftruncate(file, 0)
+            with _mapped(self._file) as content:
                 _, self._size = read_records(content)
             os.ftruncate(self._file, self._size)
             os.lseek(self._file, self._size, os.SEEK_SET)
@@ -156,12 +196,8 @@ class Journal:
             raise self._cannot_be_written(error) from error
         if not self._size:
             self._write(json.dumps(fingerprint).encode())
-        finished = np.zeros(lines, dtype=bool)
-        for path in self._paths():
-            with _mapped(path) as content:
-                for index, _ in _finished_lines(content):
-                    finished[index] = True
-        return finished
+        with self._contents() as contents:
+            return self._places(contents, blank)[0] >= 0
 
     def append(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Finish lines.
@@ -185,34 +221,34 @@ class Journal:
         Raises:
             UserError: a line is not finished, or the output cannot be written.
         """
-        with contextlib.ExitStack() as stack:
-            contents = [stack.enter_context(_mapped(path)) for path in self._paths()]
-            # Where the text of each line is.
-            journals, starts = np.full(self._lines, -1, dtype=np.int16), np.zeros(self._lines, dtype=np.int64)
-            for number, content in enumerate(contents):
-                for index, start in _finished_lines(content):
-                    journals[index], starts[index] = number, start
-            missing = np.flatnonzero((journals < 0) & ~blank)
+        with self._contents() as contents:
+            places = self._places(contents, blank)
+            missing = np.flatnonzero((places[0] < 0) & ~blank)
             if len(missing):
                 raise UserError(
                     f"line {missing[0] + 1} and {len(missing) - 1} more are in no journal of {self.folder}: give the "
                     "same command again, and see that all processes write into the same folder"
                 )
-            temporary = self.folder / "output"
-            try:
-                with temporary.open("wb") as file:
-                    for number, start in zip(journals.tolist(), starts.tolist(), strict=True):
-                        content = contents[number]
-                        file.write(b"\n" if number < 0 else content[start : content.find(b"\n", start) + 1])
-                    file.flush()
-                    os.fsync(file.fileno())
-                    self._whole = os.fstat(file.fileno())
-                temporary.replace(self.output)
-                _force_folder(self.output.parent)
-            except OSError as error:
-                temporary.unlink(missing_ok=True)
-                raise self._cannot_be_written(error) from error
+            self._write_output(contents, places)
         self._tidy()
+
+    def _write_output(self, contents: dict[str, Content], places: Places) -> None:
+        try:
+            self._drop_half_output()
+            with os.fdopen(self._directory.open(_WHOLE, os.O_WRONLY | os.O_CREAT | os.O_EXCL), "wb") as file:
+                _write_lines(file, contents, places)
+                file.flush()
+                os.fsync(file.fileno())
+                self._whole = os.fstat(file.fileno())
+            self._directory.move(_WHOLE, self.output)
+            _force_folder(self.output.parent)
+        except OSError as error:
+            self._drop_half_output()
+            raise self._cannot_be_written(error) from error
+
+    def _drop_half_output(self) -> None:
+        with contextlib.suppress(OSError):
+            self._directory.unlink(_WHOLE)
 
     def is_published(self) -> bool:
         """Whether the output is the one that this process has made; however suddenly it was interrupted meanwhile."""
@@ -220,19 +256,74 @@ class Journal:
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):
-            for path in self._paths():
-                path.unlink()
+            for name in self._names():
+                self._directory.unlink(name)
             self.folder.rmdir()  # unless somebody has put something there
 
-    def _paths(self) -> list[Path]:
-        return sorted(self.folder.glob("*.journal"))
+    def _names(self) -> list[str]:
+        return list(filter(_JOURNAL.fullmatch, self._directory.names()))
 
-    def _fingerprints(self) -> Iterator[Fingerprint]:
-        for path in self._paths():
-            with _mapped(path) as content:
+    @contextlib.contextmanager
+    def _opened(self, name: str, flags: int) -> Iterator[int]:
+        file = self._directory.open(name, flags)
+        try:
+            yield file
+        finally:
+            os.close(file)
+
+    @contextlib.contextmanager
+    def _contents(self) -> Iterator[dict[str, Content]]:
+        """Of all journals, by their names."""
+        with contextlib.ExitStack() as stack:
+            files = {name: stack.enter_context(self._opened(name, os.O_RDONLY)) for name in self._names()}
+            yield {name: stack.enter_context(_mapped(file)) for name, file in files.items()}
+
+    def _check_fingerprints(self, fingerprint: Fingerprint) -> None:
+        """
+        Raises:
+            _Unusable: a journal of another run, or one that does not begin with what a run begins with.
+        """
+        with self._contents() as contents:
+            for name, content in contents.items():
                 payloads, _ = read_records(content)
-                if payloads:
-                    yield json.loads(content[payloads[0]])
+                if not payloads and content[:1] in (b"", b"@", b"\0"):  # killed before the first record was there
+                    continue
+                former = read_fingerprint(content[payloads[0]]) if payloads else None
+                if former is None:
+                    raise self._damaged(name, "it does not say of which run it is")
+                if former != fingerprint:
+                    raise _Unusable(
+                        f"{self.folder} holds finished lines of another run, in which "
+                        f"{differences(former, fingerprint)}: "
+                        "give the options of that run to go on, or --overwrite to begin anew"
+                    )
+
+    def _places(self, contents: dict[str, Content], blank: np.ndarray) -> Places:
+        """
+        Raises:
+            _Unusable: a record that no run with these lines has written.
+        """
+        journals, starts = np.full(self._lines, -1, dtype=np.int16), np.zeros(self._lines, dtype=np.int64)
+        names = list(contents)
+        for number, content in enumerate(contents.values()):
+            for index, start, stop in _finished_lines(content):
+                fault = None
+                if index is None:
+                    fault = "a record is not made of numbered lines of text"
+                elif index >= self._lines or blank[index]:
+                    fault = f"it has a text for line {index + 1}, which the input does not ask for"
+                elif journals[index] >= 0:
+                    before = _line_at(contents[names[journals[index]]], int(starts[index]))
+                    fault = f"line {index + 1} has two different texts" if content[start:stop] != before else None
+                if fault:
+                    raise self._damaged(names[number], fault)
+                journals[index], starts[index] = number, start
+        return journals, starts
+
+    def _damaged(self, name: str, fault: str) -> _Unusable:
+        return _Unusable(
+            f"{self.folder / name} is damaged ({fault}): give --overwrite to begin anew, or another --output"
+        )
 
     def _write(self, payload: bytes) -> None:
         record = make_record(payload)
@@ -255,24 +346,96 @@ class Journal:
         return UserError(f"--output {self.output} cannot be written ({error.strerror}): {remedy}")
 
 
-def _finished_lines(content: Content) -> Iterator[tuple[int, int]]:
-    """The index of each finished line, and where its text begins."""
+class NamelessJournal(Journal):
+    """The journal of a run whose output is the standard output: no other process sees it, and nothing is left of it."""
+
+    def __init__(self):
+        super().__init__(Path("the standard output"))
+
+    def lock(self) -> None:
+        """
+        Raises:
+            UserError: there is no place for a temporary file.
+        """
+        try:
+            self._temporary = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
+        except OSError as error:
+            raise self._cannot_be_written(error) from error
+        self._file = self._temporary.fileno()
+
+    def close(self) -> None:
+        if self._file is not None:
+            self._file = None
+            self._temporary.close()
+
+    def is_new(self) -> bool:
+        return True
+
+    def is_published(self) -> bool:
+        return False
+
+    def _names(self) -> list[str]:
+        return ["the temporary file"]
+
+    @contextlib.contextmanager
+    def _opened(self, name: str, flags: int) -> Iterator[int]:
+        yield self._file
+
+    def _write_output(self, contents: dict[str, Content], places: Places) -> None:
+        try:
+            with open(sys.stdout.fileno(), "wb", closefd=False) as file:
+                _write_lines(file, contents, places)
+        except OSError as error:
+            raise UserError(f"the standard output cannot be written ({error.strerror}): give --output FILE") from error
+
+    def _tidy(self) -> None:
+        pass
+
+    def _cannot_be_written(self, error: OSError) -> UserError:
+        return UserError(
+            f"the temporary folder cannot be written ({error.strerror}): give --output FILE, or name a folder with "
+            "room in TMPDIR"
+        )
+
+
+def _finished_lines(content: Content) -> Iterator[tuple[int | None, int, int]]:
+    """The index of each finished line, where its text begins, and where it ends; None: there is no such line."""
     for payload in read_records(content)[0][1:]:
         start = payload.start
         while start < payload.stop:
-            tab = content.find(b"\t", start, payload.stop)
-            yield int(content[start:tab]), tab + 1
-            start = content.find(b"\n", tab, payload.stop) + 1
+            line = _LINE.match(content, start, payload.stop)
+            if line is None or not _is_text(line[2]):
+                yield None, start, payload.stop
+                return
+            yield int(line[1]), *line.span(2)
+            start = line.end()
+
+
+def _is_text(content: bytes) -> bool:
+    try:
+        content.decode("utf-8")
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _line_at(content: Content, start: int) -> bytes:
+    return content[start : content.find(b"\n", start)]
+
+
+def _write_lines(file: IO[bytes], contents: dict[str, Content], places: Places) -> None:
+    journals = list(contents.values())
+    for number, start in zip(*(place.tolist() for place in places), strict=True):
+        file.write(b"\n" if number < 0 else _line_at(journals[number], start) + b"\n")
 
 
 @contextlib.contextmanager
-def _mapped(path: Path) -> Iterator[Content]:
-    with path.open("rb") as file:
-        if not os.fstat(file.fileno()).st_size:  # there is no map of nothing
-            yield b""
-            return
-        with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
-            yield content
+def _mapped(file: int) -> Iterator[Content]:
+    if not os.fstat(file).st_size:  # there is no map of nothing
+        yield b""
+        return
+    with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as content:
+        yield content
 
 
 def _force_folder(folder: Path) -> None:

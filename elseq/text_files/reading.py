@@ -1,16 +1,18 @@
 """The input: its lines, and their tokens."""
 
+import contextlib
 import hashlib
 import io
 import sys
 from array import array
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 
 from elseq.errors import UserError
-from elseq.files import decode_lines
+from elseq.files import bounded_lines, decode_lines
 
 STANDARD_INPUT = "-"
 
@@ -28,22 +30,37 @@ class InputLines:
             path: of the file; "-" is the standard input.
 
         Raises:
-            UserError: input that cannot be read, that is empty, or that is not UTF-8.
+            UserError: input that cannot be read, that is empty, that is not UTF-8, or with a line of more than
+                `elseq.files.LONGEST_LINE` bytes.
         """
         self.path = "the standard input" if path == STANDARD_INPUT else path
-        self._content = self._read(path)
-        if not self._content:
-            raise UserError(f"{self.path} is empty: give a file with one text a line")
-        self.digest = hashlib.sha256(self._content).hexdigest()
-        self._number = sum(1 for _ in self)
-
-    def _read(self, path: str) -> bytes:
-        if path == STANDARD_INPUT and sys.stdin is None:
-            raise UserError(f"{self.path} is closed: give it a text, or --input FILE")
         try:
-            return sys.stdin.buffer.read() if path == STANDARD_INPUT else Path(path).read_bytes()
+            with self._open(path) as file:
+                self._content, self._number = self._read(file)
         except OSError as error:
             raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
+        if not self._number:
+            raise UserError(f"{self.path} is empty: give a file with one text a line")
+        self.digest = hashlib.sha256(self._content).hexdigest()
+
+    def _open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
+        if path != STANDARD_INPUT:
+            return Path(path).open("rb")
+        if sys.stdin is None:
+            raise UserError(f"{self.path} is closed: give it a text, or --input FILE")
+        return contextlib.nullcontext(sys.stdin.buffer)
+
+    def _read(self, file: IO[bytes]) -> tuple[bytes, int]:
+        """All of it, and its number of lines; what is no text is refused where it begins, however long the rest is."""
+        content = io.BytesIO()
+
+        def kept():
+            for line in bounded_lines(file, self.path):
+                content.write(line)
+                yield line
+
+        number = sum(1 for _ in decode_lines(kept(), self.path))
+        return content.getvalue(), number
 
     def __len__(self) -> int:
         return self._number

@@ -15,13 +15,13 @@ from tqdm import tqdm
 import elseq
 from elseq.arguments import as_option
 from elseq.errors import UserError
-from elseq.files import check_output_file, check_overwrite
+from elseq.files import check_output_file, check_overwrite, check_standard_output, is_within, real_path
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
-from elseq.text_files.journal import Journal
+from elseq.text_files.journal import Journal, NamelessJournal
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
 
@@ -39,7 +39,7 @@ class Job:
     """What is to be done, in the words of the command line."""
 
     model: str
-    output: Path
+    output: Path | None  # None: the standard output
     input: str = STANDARD_INPUT
     data: str | None = None
     languages: tuple[str, str] | None = None
@@ -112,7 +112,7 @@ class Run:
         self.job = job
         self.processes = processes
         # Where a link leads: a file takes the output's place, and would take the link's.
-        self.journal = Journal(Path(os.path.realpath(job.output)), processes.rank)
+        self.journal = NamelessJournal() if job.output is None else Journal(real_path(job.output), processes.rank)
         self.progress: Progress | None = None
 
     def __call__(self, ready: Callable[[TextGenerator], None] = lambda generator: None) -> None:
@@ -126,14 +126,17 @@ class Run:
         job, processes = self.job, self.processes
         cfg = search_configuration(job.search)
         check_max_tokens(job.max_tokens)
-        _check_paths(job, processes)
+        self._check_input()
+        self._check_inputs()
         lines = InputLines(job.input)
         with closing(self.journal) as journal:
             if processes.is_first:
                 journal.lock()
                 if journal.is_new():
-                    check_overwrite(job.output, job.overwrite)
+                    self._check_overwrite()
             generator = _load(job)
+            data = Path(generator.task.options.data)
+            self._check_inputs(data)
             search = generator.make_search(cfg)
             sources = encode_lines(
                 lines, lambda text, name: generator.encode(text, search, name, job.truncate, "give --truncate")
@@ -154,7 +157,7 @@ class Run:
             finished |= blank
             if processes.is_first:
                 if not finished.all():
-                    check_overwrite(job.output, job.overwrite)
+                    self._check_overwrite()
                 processes.announce("begun")
             self.progress = Progress(len(lines), int(finished.sum()), processes)
             with closing(self.progress):
@@ -166,11 +169,44 @@ class Run:
                     processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
             if processes.is_first:
+                self._check_inputs(data)  # once more: the run may have taken days
+                if not finished.all():
+                    self._check_overwrite()
                 journal.publish(blank)
         if not processes.is_first:
             processes.announce("finished")  # once the journal is closed, for the first one removes it
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
+
+    def _check_input(self) -> None:
+        if self.processes.count == 1:
+            return
+        if self.job.input == STANDARD_INPUT:
+            raise UserError("several processes cannot share the standard input: give --input FILE")
+        path = Path(self.job.input)
+        if path.exists() and not path.is_file() and not path.is_dir():
+            raise UserError(f"--input {path} is no ordinary file, which several processes cannot share: give one")
+
+    def _check_inputs(self, *more: Path) -> None:
+        """
+        Raises:
+            UserError: what is read would be written.
+        """
+        job, checkpoint = self.job, checkpoint_path(self.job.model)
+        inputs = [checkpoint, checkpoint.parent, *more]
+        inputs += [Path(path).expanduser() for path in (job.data,) if path is not None]
+        inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
+        if job.output is None:
+            check_standard_output(*inputs)
+            return
+        check_output_file(job.output, *inputs)
+        for path in inputs:
+            if is_within(path, self.journal.folder):
+                raise UserError(f"{path} is in {self.journal.folder}, where finished lines are kept: move it")
+
+    def _check_overwrite(self) -> None:
+        if self.job.output is not None:
+            check_overwrite(self.job.output, self.job.overwrite)
 
     def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, text: Callable, journal: Journal):
         def finish(part: list[int], tokens: list[torch.Tensor]) -> None:
@@ -187,12 +223,6 @@ class Run:
 def in_one_line(text: str) -> str:
     """A model may say line ends; the output has one line for one line."""
     return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
-
-
-def _check_paths(job: Job, processes: Processes) -> None:
-    if job.input == STANDARD_INPUT and processes.count > 1:
-        raise UserError("several processes cannot share the standard input: give --input FILE")
-    check_output_file(job.output, *([] if job.input == STANDARD_INPUT else [Path(job.input)]))
 
 
 def _load(job: Job) -> TextGenerator:

@@ -62,6 +62,15 @@ def test_a_prompt_leaves_room(tiny_language_model, run, source):
     assert len(read(run.output)[0].split()) == 10
 
 
+def test_a_minimum_length_that_leaves_no_room(tiny_language_model, run):
+    for options in ([], ["--truncate"]):
+        result = run("--min-len=64", *options, check=False, model=tiny_language_model)
+        assert result.stderr.endswith(
+            "elseq: error: --min-len 64 leaves no room for line 1 of "
+            f"{run.output.with_name('input.txt')}: the model has 64 positions; lower it\n"
+        )
+
+
 def never(*_, **__):
     pytest.fail("the model was loaded first")
 
@@ -92,7 +101,22 @@ def never(*_, **__):
         (["--lenpen=nan"], "--lenpen nan is not a finite number$"),
         (["--lenpen=-inf"], "--lenpen -inf is not a finite number$"),
         (["--temperature=nan"], "--temperature nan is not a finite number$"),
-        (["--temperature=-1"], "--temperature -1.0 is not a number above 0; leave it out for the default, 1.0$"),
+        (["--temperature=-1"], "--temperature -1.0 is not a number from 1e-06 to 1e.06; leave it out for"),
+        (["--temperature=1e-320"], "--temperature 1e-320 is not a number from 1e-06 to 1e.06; leave it out for the"),
+        (["--lenpen=400"], "--lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1.0$"),
+        (
+            ["--max-len-a=1e308"],
+            "--max-len-a 1e.308 is not a number from 0 to 1e.06; leave it out for the default, 0.0$",
+        ),
+        (["--unkpen=-1e308"], "--unkpen -1e.308 is not a number from -1e.10 to 1e.10; leave"),
+        (
+            ["--diverse-beam-groups=5", "--diverse-beam-strength=1e308"],
+            "--diverse-beam-strength 1e.308 is not a number",
+        ),
+        (["--diversity-rate=1e38"], "--diversity-rate 1e.38 is not a number from 0 to 1e.06; leave it out"),
+        (["--max-len-b", "9" * 400], "--max-len-b a whole number of 400 digits is too large; lower it$"),
+        (["--input=/dev/zero"], "line 1 of /dev/zero has more than 64 MiB: give one text a line$"),
+        (["--input=/dev/urandom"], r"line \d+ of /dev/urandom is not valid UTF-8: convert the file with iconv$"),
         (["--sampling", "--sampling-topp=1.5"], "--sampling-topp 1.5 is not a share above 0 and of at most 1; leave"),
         (["--no-repeat-ngram-size", "-3"], "--no-repeat-ngram-size -3 is not 0 or a number above it; leave it out"),
     ],
@@ -112,6 +136,8 @@ def test_before_the_model_is_loaded(run, tmp_path, monkeypatch, options, sentenc
 @pytest.mark.parametrize(
     "options, sentence",
     [
+        (["--model=a.pt:b.pt"], "a.pt:b.pt names 2 checkpoints; give one, or decode the ensemble by fairseq-generate$"),
+        (["--device=meta"], "--device 'meta' cannot be used; there is cpu"),
         (["--model=none.pt"], "checkpoint none.pt cannot be read .No such file or directory.: check the path"),
         (["--data=/"], "--data / holds no dictionary .dict.*.txt.; name another folder$"),
         (["--device=gpu"], "--device 'gpu' cannot be used; there is cpu"),

@@ -5,7 +5,6 @@ import random
 import re
 import shutil
 import sys
-from pathlib import Path
 
 import pytest
 import torch
@@ -56,13 +55,13 @@ def test_cut_off_anywhere(run, expected, monkeypatch, seed):
     assert read(run.output) == expected
 
 
-@pytest.mark.parametrize("owner, name", [(Path, "replace"), (Journal, "_tidy")], ids=["published", "tidied"])
+@pytest.mark.parametrize("owner, name", [(os, "replace"), (Journal, "_tidy")], ids=["published", "tidied"])
 def test_interrupted_when_all_is_done(run, expected, owner, name):
     """Just after the output came to be there, or when the journals were removed."""
     original = getattr(owner, name)
 
-    def interrupted(*arguments):
-        original(*arguments)
+    def interrupted(*arguments, **options):
+        original(*arguments, **options)
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
@@ -76,11 +75,11 @@ def test_interrupted_when_all_is_done(run, expected, owner, name):
 def test_interrupted_before_an_output_that_was_there_is_replaced(run, expected):
     run.output.write_text("precious\n")
 
-    def interrupted(*_):
+    def interrupted(*_, **__):
         raise KeyboardInterrupt
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(Path, "replace", interrupted)
+        patch.setattr(os, "replace", interrupted)
         result = run("--overwrite", check=False)
     done = f"{len(expected)} of {len(expected)} lines are done; the same command goes on from there"
     assert result.stderr.endswith(f"elseq: interrupted: {done}\n")

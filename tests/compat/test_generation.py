@@ -139,7 +139,7 @@ def build_generator():
             "--beam 5 cannot be divided into --diverse-beam-groups 2: give a multiple of it",
         ),
         ({"beam": 0}, "--beam 0 is no number of hypotheses; give 1 or more"),
-        ({"temperature": 0}, "--temperature must be greater than 0"),
+        ({"temperature": 0}, "--temperature 0 is not a number from 1e-06 to 1e+06; leave it out for the default, 1.0"),
         ({"print_step": True}, "--print-step is for models that refine their output iteratively: leave it out"),
         (
             {"retain_iter_history": True, "score_reference": True},

@@ -4,7 +4,7 @@ import pytest
 
 from elseq.errors import UserError
 from elseq.interop import output
-from elseq.interop.output import new_folder, save
+from elseq.interop.output import check_output_folder, new_folder, save
 
 
 def contents(folder):
@@ -63,3 +63,50 @@ def test_a_full_disk(tmp_path, monkeypatch):
         save({}, tmp_path / "out.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
     assert (tmp_path / "out.pt").read_text() == "precious"
+
+
+def test_names_that_are_there_already_are_not_taken(tmp_path, monkeypatch):
+    """What somebody foresaw, or left: a folder of that name, or a link."""
+    (tmp_path / "precious").mkdir()
+    (tmp_path / "precious" / "file").write_text("mine")
+    monkeypatch.setattr("elseq.files.secrets.token_hex", lambda bytes: "0")
+    (tmp_path / "out.0.tmp").symlink_to(tmp_path / "precious")
+    with pytest.raises(UserError, match="out cannot be written .File exists."), new_folder(tmp_path / "out"):
+        pass
+    assert contents(tmp_path / "precious") == {"file": "mine"}
+    assert (tmp_path / "out.0.tmp").is_symlink()
+
+
+def test_a_link_goes_on_to_name_its_folder(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "out").symlink_to("there")
+    with new_folder(tmp_path / "out") as new:
+        (new / "file").write_text("new")
+    assert (tmp_path / "out").is_symlink()
+    assert contents(tmp_path / "there") == {"file": "new"}
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["out", "there"]
+
+
+def test_a_folder_with_an_input_is_not_replaced(tmp_path):
+    out, model = tmp_path / "out", tmp_path / "model.pt"
+    out.mkdir()
+    model.write_text("")
+    (out / "model.pt").symlink_to(model)
+    (tmp_path / "other").symlink_to(out)
+    names = ("model.pt", "dict.txt")
+    with pytest.raises(UserError, match="holds other files too, such as model.pt"):  # a link is none of ours
+        check_output_folder(out, True, names, model)
+    (out / "model.pt").unlink()
+    (out / "model.pt").write_text("")
+    check_output_folder(out, True, names, model)
+    for source in (
+        out / "model.pt",
+        tmp_path / "other" / "model.pt",
+        out,
+        tmp_path / "out" / ".." / "out" / "dict.txt",
+    ):
+        with pytest.raises(UserError, match="out holds what is to be converted: give another folder"):
+            check_output_folder(out, True, names, model, source)
+    (out / "dict.txt").mkdir()
+    with pytest.raises(UserError, match="holds other files too, such as dict.txt"):
+        check_output_folder(out, True, names, model)

@@ -1,6 +1,7 @@
 """The journal: nothing lost and nothing twice, wherever a process was killed."""
 
 import errno
+import json
 import os
 import shutil
 import subprocess
@@ -274,3 +275,184 @@ def test_a_disk_that_is_full_in_the_end(tmp_path, monkeypatch):
         assert sorted(os.listdir(journal.folder)) == ["0.journal"]
         journal.publish(NOTHING)
     assert (tmp_path / "output").exists()
+
+
+# --- what somebody else has put there
+
+
+def whole(*records, fingerprint=FINGERPRINT):
+    payloads = [fingerprint if isinstance(fingerprint, bytes) else json.dumps(fingerprint).encode(), *records]
+    return b"".join(map(make_record, payloads))
+
+
+@pytest.fixture
+def victim(tmp_path):
+    path = tmp_path / "victim"
+    path.write_bytes(b"precious\n")
+    yield path
+    assert path.read_bytes() == b"precious\n"
+
+
+def plant(path, kind, victim):
+    if kind == "link":
+        path.symlink_to(victim)
+    elif kind == "dangling link":
+        path.symlink_to(victim.with_name("created"))
+    elif kind == "second name":
+        path.hardlink_to(victim)
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+
+
+@pytest.mark.parametrize("kind", ["link", "dangling link", "second name", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["0.journal", "7.journal", "output", "anything"])
+def test_what_leads_out_of_the_folder_is_refused(tmp_path, victim, kind, name):
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    plant(folder / name, kind, victim)
+    with pytest.raises(UserError) as raised:
+        begin(tmp_path / "output", overwrite=True)
+    assert str(raised.value) == (
+        f"{folder / name} is a link, a folder or a pipe, and not a file with one name: remove it, or give another "
+        "--output"
+    )
+    assert os.listdir(folder) == [name]
+    assert not (tmp_path / "created").exists()
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "pipe", "folder"])
+@pytest.mark.parametrize("name", ["3.journal", "output"])
+def test_what_is_put_there_later_is_not_followed(tmp_path, victim, kind, name):
+    journal, _ = begin(tmp_path / "output")
+    with closing(journal):
+        write(journal, range(LINES))
+        plant(journal.folder / name, kind, victim)
+        try:
+            journal.publish(NOTHING)
+        except UserError:
+            assert not (tmp_path / "output").exists()
+            assert (kind, name) != ("link", "output")  # a link is removed, and not what it names
+        else:
+            assert name == "output" and kind != "folder"
+            assert (tmp_path / "output").is_file() and not (tmp_path / "output").is_symlink()
+
+
+def test_a_folder_that_is_a_link(tmp_path, victim):
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "output.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(UserError, match="output.partial is a link: remove it, or give another --output$"):
+        begin(tmp_path / "output")
+    assert os.listdir(tmp_path / "elsewhere") == []
+
+
+def test_other_files_are_left_alone(tmp_path):
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    for name in ("notes.journal", "README"):
+        (folder / name).write_text("mine")
+    journal, finished = begin(tmp_path / "output")
+    with closing(journal):
+        assert not finished.any()
+        write(journal, range(LINES))
+        journal.publish(NOTHING)
+    assert {path.name: path.read_text() for path in folder.iterdir()} == {"notes.journal": "mine", "README": "mine"}
+
+
+@pytest.mark.parametrize(
+    "records, fault",
+    [
+        ([b"12\tx\n"], "it has a text for line 13, which the input does not ask for"),
+        ([b"999999999999999999\tx\n"], "it has a text for line 1000000000000000000, which"),
+        ([b"-1\tx\n"], "a record is not made of numbered lines of text"),
+        ([b"1_0\tx\n"], "a record is not made of"),
+        ([b" 1\tx\n"], "a record is not made of"),
+        (["\u0661\tx\n".encode()], "a record is not made of"),
+        ([b"\tx\n"], "a record is not made of"),
+        ([b"1 x\n"], "a record is not made of"),
+        ([b"1\tx"], "a record is not made of"),
+        ([b"1\tx\ny\n"], "a record is not made of"),
+        ([b"1\tx\ry\n"], "a record is not made of"),
+        ([b"1\t\xff\n"], "a record is not made of"),
+        ([b"1\tx\n", b"\n"], "a record is not made of"),
+        ([b"1\tx\n1\ty\n"], "line 2 has two different texts"),
+        ([b"1\tx\n", b"2\tx\n1\txy\n"], "line 2 has two different texts"),
+    ],
+)
+@pytest.mark.parametrize("rank", [0, 3])
+def test_a_record_that_no_run_has_written(tmp_path, records, fault, rank):
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    path = folder / f"{rank}.journal"
+    path.write_bytes(whole(*records))
+    with pytest.raises(UserError) as raised:
+        begin(tmp_path / "output")
+    assert str(raised.value).startswith(f"{path} is damaged ({fault}")
+    assert str(raised.value).endswith("): give --overwrite to begin anew, or another --output")
+    assert path.read_bytes() == whole(*records)
+    journal, finished = begin(tmp_path / "output", overwrite=True)
+    with closing(journal):
+        assert not finished.any()
+        path.write_bytes(whole(*records))  # by another process, in the midst of the run
+        with pytest.raises(UserError, match="is damaged"):
+            journal.publish(NOTHING)
+    assert not (tmp_path / "output").exists()
+
+
+def test_a_text_for_a_line_that_is_blank(tmp_path):
+    blank = NOTHING.copy()
+    blank[3] = True
+    journal, _ = begin(tmp_path / "output")
+    with closing(journal):
+        write(journal, range(LINES))
+        with pytest.raises(UserError, match="it has a text for line 4, which the input does not ask for"):
+            journal.publish(blank)
+    assert not (tmp_path / "output").exists()
+
+
+@pytest.mark.parametrize(
+    "fingerprint",
+    [
+        b"",
+        b"{",
+        b"1\tx\n",
+        b"[]",
+        b"5",
+        b'{"input": []}',
+        b'{"input": {"a": 1}}',
+        b"[" * 100_000,
+        b'{"a": ' + b"9" * 5000,
+    ]
+    + [b'{"--beam": "a\\nb"}', b'{"\\u001b[2J": 1}', b"\xff"],
+    ids=lambda value: repr(value[:20]),
+)
+def test_a_fingerprint_that_is_none(tmp_path, fingerprint):
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    (folder / "0.journal").write_bytes(whole(b"1\tx\n", fingerprint=fingerprint))
+    with pytest.raises(UserError, match="0.journal is damaged .it does not say of which run it is.: give --overwrite"):
+        begin(tmp_path / "output")
+    journal, finished = begin(tmp_path / "output", overwrite=True)
+    journal.close()
+    assert not finished.any()
+
+
+@pytest.mark.parametrize("content", [b"@ 99999999999999999999 00000000\n", b"\0" * 100, b"@ 5 zz\n", b"@"])
+def test_what_is_no_record_at_all(tmp_path, content):
+    """As a disk leaves it: the run begins there."""
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    (folder / "0.journal").write_bytes(content)
+    journal, finished = begin(tmp_path / "output")
+    journal.close()
+    assert not finished.any()
+
+
+def test_what_is_no_journal(tmp_path):
+    folder = tmp_path / "output.partial"
+    folder.mkdir()
+    (folder / "0.journal").write_text("a diary\n")
+    with pytest.raises(UserError, match="0.journal is damaged .it does not say of which run it is.: give --overwrite"):
+        begin(tmp_path / "output")
+    assert (folder / "0.journal").read_text() == "a diary\n"

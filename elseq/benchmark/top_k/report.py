@@ -5,6 +5,7 @@ from pathlib import Path
 
 from elseq.benchmark.report import NOISE
 from elseq.benchmark.top_k.plan import METHODS, Plan
+from elseq.files import save_figure
 from elseq.tables import markdown, number
 
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
@@ -174,6 +175,6 @@ def plot(folder: Path, plan: Plan, rows: list[dict]) -> list[Path]:
         remark = f" (published: {FFN_TOKENS:,} tokens)" if what == "feed-forward" else ""
         figure.suptitle(_title(plan, what) + remark, fontsize="medium")
         paths.append(folder / f"top_k_{what}.png")
-        figure.savefig(paths[-1], dpi=150)
+        save_figure(figure, paths[-1])
         pyplot.close(figure)
     return paths

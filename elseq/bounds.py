@@ -1,0 +1,57 @@
+"""What values the numbers of a search take, in every command and from Python.
+
+Beyond them the arithmetic of float32 ends, and with it what the options mean: a length to the power of 400 is infinite,
+and so is a logit divided by 1e-320.
+"""
+
+import math
+from collections.abc import Callable
+
+from elseq.errors import UserError
+
+_LARGEST = 2**31 - 1  # of whole numbers
+_Bounds = tuple[Callable[[float], bool], str]
+
+
+def _between(low: float, high: float) -> _Bounds:
+    return lambda value: low <= value <= high, f"a number from {low:g} to {high:g}"
+
+
+_ABOVE_0: _Bounds = (lambda value: value > 0, "a number above 0")
+_FROM_0: _Bounds = (lambda value: value >= 0, "0 or a number above it")
+# Beside fairseq's default, which often is a number that means "no".
+_BOUNDS: dict[str, _Bounds] = {
+    "beam": _ABOVE_0,
+    "lenpen": _between(-10, 10),
+    "unkpen": _between(-1e10, 1e10),
+    "temperature": _between(1e-6, 1e6),
+    "no_repeat_ngram_size": _FROM_0,
+    "min_len": _FROM_0,
+    "max_len_a": _between(0, 1e6),
+    "sampling_topk": _ABOVE_0,
+    "sampling_topp": (lambda value: 0 < value <= 1, "a share above 0 and of at most 1"),
+    "diverse_beam_groups": _ABOVE_0,
+    "diverse_beam_strength": _between(0, 1e6),
+    "diversity_rate": _between(0, 1e6),
+}
+
+
+def check_bounds(name: str, value, default) -> None:
+    """
+    Args:
+        name: of an option of fairseq's generation, as it is in Python.
+        value: given.
+        default: of fairseq.
+
+    Raises:
+        UserError: a number that the option does not take.
+    """
+    if value == default or isinstance(value, bool) or not isinstance(value, int | float):
+        return
+    if isinstance(value, float) and not math.isfinite(value):
+        raise UserError(f"{value} is not a finite number", name)
+    is_possible, words = _BOUNDS.get(name, (lambda value: True, ""))
+    if not is_possible(value):
+        raise UserError(f"{value} is not {words}; leave it out for the default, {default}", name)
+    if isinstance(value, int) and abs(value) > _LARGEST:
+        raise UserError(f"a whole number of {len(str(abs(value)))} digits is too large; lower it", name)
