@@ -17,11 +17,11 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from elseq.errors import UserError, renamed
+from elseq.errors import UserError, about, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
-from elseq.interop.stock import model_class
+from elseq.interop.families import check_task, is_language_model
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DECODE_ATTENTION, check_choice, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
@@ -256,10 +256,13 @@ def load(
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
+    with about(path):
+        check_task(cfg)
+        language_model = is_language_model(cfg.model)
     folder = _data_folder(path, cfg, data)
     with renamed(_as_keyword):
         top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-        task = _build_task(cfg, folder, attention, languages, top_k)
+        task = _build_task(cfg, language_model, folder, attention, languages, top_k)
         (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
 
@@ -324,8 +327,9 @@ def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
     raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 
 
-def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict):
-    language_model = not hasattr(model_class(cfg.model), "build_encoder")
+def _build_task(
+    cfg, language_model: bool, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict
+):
     config = ElseqLanguageModelingConfig if language_model else ElseqTranslationConfig
     names = {field.name for field in fields(config)}
     trained = vars(cfg.task) if isinstance(cfg.task, Namespace) else OmegaConf.to_container(cfg.task)

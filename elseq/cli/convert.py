@@ -1,10 +1,9 @@
 """elseq-convert: checkpoints of other models or for other programs out of checkpoints that are there."""
 
 import argparse
-import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,11 +11,12 @@ from fairseq import checkpoint_utils
 
 import elseq
 from elseq.arguments import Parser, as_option, choices, count
-from elseq.errors import UserError, renamed
+from elseq.errors import about, renamed
 from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, checkpoint_path
 from elseq.interop import ctranslate, heads
-from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
+from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
+from elseq.interop.families import check_task
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save
 from elseq.interop.stock import as_stock, elseq_configuration, training_options
@@ -47,7 +47,7 @@ def convert_heads(args) -> None:
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
-    with _about(path):
+    with about(path):
         configuration = elseq_configuration(state["cfg"].model)
         after, configuration = heads.pool_heads(
             before, configuration, args.num_kv_heads, places, args.method, args.seed
@@ -126,7 +126,7 @@ def convert_to_hugging_face(args) -> None:
     if hasattr(bpe, "bpe_ranks"):
         encoder, merges = bpe.encoder, [" ".join(pair) for pair in bpe.bpe_ranks]
     forced_start = getattr(loaded.task, "force_bos", False)
-    with _about(path):
+    with about(path):
         converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, encoder, merges)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
@@ -141,7 +141,7 @@ def convert_to_ctranslate2(args) -> None:
     path, output, state = _prepare(args, ctranslate.WRITTEN)
     loaded = _load(path, args.data)
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
-    with new_folder(output) as new, _about(path):
+    with new_folder(output) as new, about(path):
         ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
     print(f"written: {output}")
 
@@ -151,7 +151,7 @@ def convert_to_fairseq(args) -> None:
     check_output_file(output, path)
     check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    with _about(path):
+    with about(path):
         check_task(state["cfg"])
         converted = to_stock(state)
     save(converted, output)
@@ -163,7 +163,7 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     path, output = checkpoint_path(args.model), Path(args.output)
     check_output_folder(output, args.overwrite, names, path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    with _about(path):
+    with about(path):
         check_task(state["cfg"])
         as_stock(elseq_configuration(state["cfg"].model))
     return path, output, state
@@ -172,15 +172,6 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
     with renamed(as_option):
         return elseq.load(path, device="cpu", dtype=dtype, data=data)
-
-
-@contextlib.contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Name the checkpoint in the user's errors."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from error
 
 
 # --- the command line

@@ -48,6 +48,7 @@ REPAIRS = (
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
     training.explain_missing_bleu,
+    training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
     commands.accept_elseq_as_user_dir,
     commands.validate_without_task,

@@ -101,7 +101,15 @@ def explain_misfits():
 
 def _require_known(kind, name, *registries):
     if isinstance(name, str) and not any(name in registry for registry in registries):
-        raise UserError(f"the {kind} {name!r} is unknown: install the plugin that has it and name it by --user-dir")
+        raise UserError(unknown(kind, name))
+
+
+def unknown(kind: str, name: str) -> str:
+    """What to say about an architecture or a task that nobody has registered."""
+    return (
+        f"the {kind} {name!r} is unknown: name the folder of the plugin that has it as well, to fairseq's commands by "
+        '--user-dir "$(elseq-user-dir FOLDER)", to those of elseq by --user-dir FOLDER, in Python by user_dir'
+    )
 
 
 def _build_model(build, cfg, *args, **kwargs):

@@ -385,7 +385,11 @@ class Usage:
 
 def _max_positions(models) -> int:
     return min(
-        [int(model.max_decoder_positions()) for model in models if hasattr(model, "max_decoder_positions")]
+        [
+            int(min(model.max_decoder_positions(), sys.maxsize))
+            for model in models
+            if hasattr(model, "max_decoder_positions")
+        ]
         or [sys.maxsize]
     )
 

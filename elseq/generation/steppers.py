@@ -8,6 +8,7 @@ positions.
 """
 
 import math
+from collections.abc import Iterable
 
 import torch
 from fairseq.models import FairseqIncrementalDecoder
@@ -149,12 +150,7 @@ class FairseqStepper:
 
     def state_bytes(self) -> int:
         """Bytes of the tensors in the incremental state."""
-        return sum(
-            tensor.nbytes
-            for entry in self.incremental_state.values()
-            for tensor in entry.values()
-            if tensor is not None
-        )
+        return _bytes(self.incremental_state)
 
 
 class Ensemble:
@@ -213,6 +209,15 @@ def _last_attention(extra) -> Tensor | None:
     if isinstance(attention, list):
         attention = attention[0]
     return None if attention is None else attention[:, -1]
+
+
+def _bytes(state) -> int:
+    """Of the tensors in what a model remembers: dictionaries, mostly, but also lists, tuples and tensors."""
+    if isinstance(state, Tensor):
+        return state.nbytes
+    if isinstance(state, dict):
+        state = state.values()
+    return sum(map(_bytes, state)) if isinstance(state, Iterable) and not isinstance(state, str) else 0
 
 
 def _sentences(net_input: dict) -> int:
