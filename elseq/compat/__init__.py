@@ -24,7 +24,7 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, training
+    from elseq.compat import checkpoints, commands, data, generation, parameters, training
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
@@ -34,6 +34,10 @@ REPAIRS = (
     checkpoints.forget_best_score,
     checkpoints.explain_missing_start,
     checkpoints.share_between_processes,
+    parameters.read_layers_to_keep,
+    parameters.prune_one_side,
+    parameters.save_as_many_layers_as_there_are,
+    parameters.ignore_leftovers,
     data.restore_numpy_names,
     data.keep_last_batch,
     data.stop_reading_ahead,

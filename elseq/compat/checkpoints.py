@@ -188,6 +188,14 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
 
 
 def _misfit(filename, message, remedy):
+    surplus = re.search(r'^[^\n]*:\s+Unexpected key\(s\) in state_dict: ("[^"]+"(?:, "[^"]+")*)\. *$', message)
+    if surplus:
+        first, *others = surplus[1].split(", ")
+        names = f"{first} and {len(others)} more" if others else first
+        return (
+            f"checkpoint {filename} has parameters that its architecture does not have ({names}), and without them the "
+            "model may say something else: give the architecture or the plugin that has them, or take them out of it"
+        )
     mismatch = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", message)
     if mismatch:
         name, saved, built = mismatch.groups()

@@ -34,6 +34,8 @@ _STOCK_NAMES = {
     "elseq_bart": "bart_large",
     "elseq_transformer_lm": "transformer_lm",
 }
+# Options of fairseq's language model that it leaves out when it builds one: its checkpoints have no such parameters.
+_DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
 _OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
 
@@ -62,6 +64,8 @@ def stock_configuration(cfg) -> Namespace:
     args = Namespace(**vars(to_namespace(cfg)))
     if name not in MODEL_DATACLASS_REGISTRY and name in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[name](args)
+    if model_class(cfg) is TransformerLanguageModel:
+        vars(args).update(dict.fromkeys(_DROPPED, False))
     return args
 
 
