@@ -47,6 +47,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         model.make_generation_fast_()
+        model.train = self._refuse_training
 
     def generate(
         self,
@@ -107,6 +108,14 @@ class TextGenerator:
                         results[index] = strings[0] if nbest == 1 else strings
                     bar.update(len(part))
         return results
+
+    def _refuse_training(self, mode: bool = True):
+        if mode:
+            raise UserError(
+                "a model of elseq.load generates and cannot be trained: go on with its checkpoint by fairseq-train "
+                "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
+            )
+        return self.model
 
     # What `generate` is made of; the command elseq-generate is made of the same.
 

@@ -48,6 +48,7 @@ REPAIRS = (
     generation.replace_unknown_words,
     generation.keep_diverse_groups_apart,
     generation.explain_search_options,
+    generation.forget_former_beams,
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,

@@ -1,6 +1,6 @@
 """Generation: what fairseq's own search and output get wrong on any version."""
 
-from fairseq import search, utils
+from fairseq import search, sequence_generator, utils
 from fairseq.tasks import FairseqTask
 
 from elseq.compat.patching import wrap
@@ -103,3 +103,16 @@ def _init_constraints(init, self, batch_constraints, beam_size):
     if batch_constraints is None:
         raise UserError("--constraints needs lines with constraints; give them to fairseq-interactive, after a tab")
     return init(self, batch_constraints, beam_size)
+
+
+def forget_former_beams():
+    """A BART keeps one copy of the source for as many hypotheses as the generator made last for it searches, and a beam
+    of 1 does not say so: it ends in an error about shapes, as does every other generator made before."""
+
+    def generate(original, generator, *args, **kwargs):
+        for model in generator.model.models:
+            if hasattr(model, "set_beam_size"):
+                model.set_beam_size(generator.beam_size)
+        return original(generator, *args, **kwargs)
+
+    wrap(sequence_generator.SequenceGenerator, "generate", generate)
