@@ -17,6 +17,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
+from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError, about, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
@@ -236,6 +237,7 @@ def load(
     data: str | Path | None = None,
     languages: tuple[str, str] | None = None,
     *,
+    user_dir: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -250,6 +252,7 @@ def load(
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
             vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
+        user_dir: folder of a plugin that has the architecture; several with colons between them.
         apply_top_k: decode with the k largest scores of each query only; 0: with all. Default: as it was trained.
         apply_top_k_in: where apply_top_k counts: of encoder, decoder and cross, with commas. Default: everywhere.
         apply_ffn_top_k: decode with the k most activated units of a feed-forward layer only, for each token; 0: with
@@ -262,6 +265,9 @@ def load(
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES.values():
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
+    if user_dir is not None:
+        with renamed(_as_keyword):
+            import_user_dirs(str(_as_path(user_dir, "user_dir")))
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]

@@ -1,7 +1,7 @@
 """The model that is measured: a checkpoint given or made up, loaded as every mode wants it."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,6 +13,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 from fairseq.models.bart import BARTModel
 from omegaconf import OmegaConf
 
+from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError, about
 from elseq.interop.families import check_task, is_language_model
 from elseq.interop.stock import EQUIVALENT, model_class, stock_configuration
@@ -36,6 +37,7 @@ class ModelFile:
     is_bart: bool
     source_positions: int  # the longest source, special symbols included; 0 for a language model
     target_positions: int
+    user_dir: str | None = None  # of the plugin that has its architecture
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -80,19 +82,20 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     return model_file
 
 
-def checkpoint_model(path: Path, data: Path | None) -> ModelFile:
+def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None) -> ModelFile:
     """Look into a checkpoint.
 
     Args:
         path: of the checkpoint.
         data: folder of its dictionaries. Default: the checkpoint's own folder.
+        user_dir: of a plugin, imported already; other processes will have to.
 
     Raises:
         UserError: a file that is missing or is no checkpoint, or one without its dictionaries.
     """
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"] if state.get("cfg") is not None else convert_namespace_to_omegaconf(state["args"])
-    return _describe(path.name, path, cfg, data or path.parent)
+    return replace(_describe(path.name, path, cfg, data or path.parent), user_dir=user_dir)
 
 
 def load(model_file: ModelFile, mode: str, for_training: bool = False):
@@ -104,6 +107,8 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
             that an elseq architecture has trained.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
     """
+    if model_file.user_dir is not None:
+        import_user_dirs(model_file.user_dir)
     is_stock = mode.startswith("stock")
     task = make_task(model_file, "stock" if is_stock else mode)
     if is_stock:

@@ -10,7 +10,7 @@ import torch
 from fairseq import checkpoint_utils
 
 import elseq
-from elseq.arguments import Parser, as_option, choices, count
+from elseq.arguments import Parser, add_user_dir, as_option, choices, count
 from elseq.errors import about, renamed
 from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, checkpoint_path
@@ -232,6 +232,7 @@ def _parse(arguments: list[str]):
 def _add(commands, name: str, convert, summary: str, description: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=description)
     command.set_defaults(convert=convert)
+    add_user_dir(command)
     return command
 
 

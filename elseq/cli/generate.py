@@ -14,7 +14,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
-from elseq.arguments import Parser, as_option, count
+from elseq.arguments import Parser, add_user_dir, as_option, count
 from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
@@ -106,6 +106,7 @@ def _copy_to_stdout(output: Path) -> None:
 
 def _job(args, output: Path) -> Job:
     options = {**vars(args), "output": output, "dtype": DTYPES.get(args.dtype)}
+    del options["user_dir"]  # it has been imported
     search = {name: options.pop(name) for name in SEARCH}
     return Job(**options, search={name: value for name, value in search.items() if value is not None})
 
@@ -138,6 +139,7 @@ def _parse(arguments: list[str]):
         metavar="FOLDER",
         help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
     )
+    add_user_dir(model)
     model.add_argument(
         "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
     )

@@ -56,6 +56,7 @@ REPAIRS = (
     training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
     commands.accept_elseq_as_user_dir,
+    commands.take_several_user_dirs,
     commands.validate_without_task,
     commands.keep_stock_from_the_model,
     commands.explain_missing_path,

@@ -18,6 +18,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.tasks.language_modeling import LanguageModelingConfig
 from omegaconf import DictConfig, OmegaConf
 
+from elseq.compat.checkpoints import unknown
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
@@ -76,9 +77,11 @@ def elseq_configuration(cfg) -> dict:
         cfg: a model's configuration, of fairseq's or of ours.
 
     Raises:
-        UserError: a model that has no equivalent among ours.
+        UserError: a model that has no equivalent among ours, or that nobody has registered.
     """
     kind, reason = model_class(cfg), why_unsupported(cfg)
+    if kind is None:
+        raise UserError(unknown("architecture", getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
     if kind not in EQUIVALENT.values():
         kind, reason = equivalent_model(cfg)
     elif reason is not None:
