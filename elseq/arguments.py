@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Callable, Collection
 
+from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError
 
 
@@ -27,6 +28,24 @@ class Parser(argparse.ArgumentParser):
             return super()._get_value(action, text)
         except UserError as error:
             raise UserError(f"{(action.option_strings or [action.dest])[0]} {error}") from error
+
+
+def add_user_dir(parser: argparse._ActionsContainer) -> None:
+    """The option --user-dir, which imports what it names as soon as it is read."""
+    parser.add_argument(
+        "--user-dir",
+        type=_user_dirs,
+        metavar="FOLDER",
+        help="of a plugin that has the model's architecture; several with colons between them",
+    )
+
+
+def _user_dirs(text: str) -> str:
+    try:
+        import_user_dirs(text)
+    except UserError as error:
+        raise UserError(error.sentence) from error
+    return text
 
 
 def count(text: str) -> int:

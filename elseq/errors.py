@@ -4,6 +4,7 @@ import contextlib
 import re
 import sys
 from collections.abc import Callable, Collection
+from pathlib import Path
 
 from elseq.streams import output_failure
 
@@ -23,6 +24,19 @@ class UserError(Exception):
         super().__init__(sentence if argument is None else f"{argument} {sentence}")
         self.sentence = sentence
         self.argument = argument
+
+
+@contextlib.contextmanager
+def about(checkpoint: Path):
+    """Let errors name the checkpoint that they are about.
+
+    Raises:
+        UserError: one that does.
+    """
+    try:
+        yield
+    except UserError as error:
+        raise UserError(f"checkpoint {checkpoint}: {error}") from error
 
 
 @contextlib.contextmanager

@@ -17,11 +17,12 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from tqdm import tqdm
 
-from elseq.errors import UserError, check_choice, renamed
+from elseq.compat.commands import import_user_dirs
+from elseq.errors import UserError, about, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
-from elseq.models.stock import model_class
+from elseq.models.families import check_task, is_language_model
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import check_options, decode_attention_names
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
@@ -47,6 +48,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         model.make_generation_fast_()
+        model.train = self._refuse_training
 
     def generate(
         self,
@@ -107,6 +109,14 @@ class TextGenerator:
                         results[index] = strings[0] if nbest == 1 else strings
                     bar.update(len(part))
         return results
+
+    def _refuse_training(self, mode: bool = True):
+        if mode:
+            raise UserError(
+                "a model of elseq.load generates and cannot be trained: go on with its checkpoint by fairseq-train "
+                "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
+            )
+        return self.model
 
     # What `generate` is made of; the command elseq-generate is made of the same.
 
@@ -232,6 +242,7 @@ def load(
     data: str | Path | None = None,
     languages: tuple[str, str] | None = None,
     *,
+    user_dir: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -246,6 +257,7 @@ def load(
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
             vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
+        user_dir: folder of a plugin that has the architecture; several with colons between them.
         apply_top_k: decode with the k largest scores of each query only; 0: with all. Default: as it was trained.
         apply_top_k_in: where apply_top_k counts: of encoder, decoder and cross, with commas. Default: everywhere.
         apply_ffn_top_k: decode with the k most activated units of a feed-forward layer only, for each token; 0: with
@@ -258,13 +270,19 @@ def load(
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES.values():
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
+    if user_dir is not None:
+        with renamed(_as_keyword):
+            import_user_dirs(str(_as_path(user_dir, "user_dir")))
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
+    with about(path):
+        check_task(cfg)
+        language_model = is_language_model(cfg.model)
     folder = _data_folder(path, cfg, data)
     with renamed(_as_keyword):
         top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-        task = _build_task(cfg, folder, attention, languages, top_k)
+        task = _build_task(cfg, language_model, folder, attention, languages, top_k)
         (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
     dtype = dtype or _common_dtype(state["model"])
     return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
@@ -341,8 +359,9 @@ def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
     raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 
 
-def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict):
-    language_model = not hasattr(model_class(cfg.model), "build_encoder")
+def _build_task(
+    cfg, language_model: bool, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict
+):
     config = ElseqLanguageModelingConfig if language_model else ElseqTranslationConfig
     names = {field.name for field in fields(config)}
     trained = vars(cfg.task) if isinstance(cfg.task, Namespace) else OmegaConf.to_container(cfg.task)

@@ -9,8 +9,9 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up; those on one line know nothing of each other, but for what is written here.
 ORDER = """
+streams
 errors
-files arguments tables
+files arguments tables bounds numerics
 compat attention
 models
 generation

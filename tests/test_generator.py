@@ -6,6 +6,7 @@ import shutil
 
 import pytest
 import torch
+from fairseq.sequence_generator import SequenceGenerator
 
 import elseq
 from elseq.errors import UserError
@@ -220,3 +221,26 @@ def test_half_a_subword_vocabulary(tiny_translation, tmp_path):
     (data / "vocab.bpe").write_text("")
     with pytest.raises(UserError, match="has vocab.bpe but no encoder.json; the subwords need both: copy it there$"):
         elseq.load(tiny_translation.checkpoint, data=data)
+
+
+@pytest.mark.parametrize("attention", ["stock", "auto"])
+def test_beams_of_several_sizes(tiny_bart, lines, attention, monkeypatch):
+    expected = {}
+    for beam in (1, 4, 2):
+        expected[beam] = elseq.load(tiny_bart.checkpoint, attention=attention).generate(lines, beam=beam)
+    model = elseq.load(tiny_bart.checkpoint, attention=attention)
+    for beam in (4, 1, 2, 1):
+        assert model.generate(lines, beam=beam) == expected[beam]
+    if attention == "stock":
+        monkeypatch.setattr(SequenceGenerator, "generate", SequenceGenerator.generate.__wrapped__)
+        model.generate(lines, beam=4)
+        with pytest.raises(RuntimeError):
+            model.generate(lines, beam=1)
+
+
+@pytest.mark.parametrize("attention", ["stock", "auto"])
+def test_training_is_refused(tiny_translation, attention):
+    model = elseq.load(tiny_translation.checkpoint, attention=attention).model
+    assert model.eval() is model and model.train(False) is model
+    with pytest.raises(UserError, match="^a model of elseq.load generates and cannot be trained: go on with its check"):
+        model.train()

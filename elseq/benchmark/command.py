@@ -7,7 +7,7 @@ from pathlib import Path
 
 import torch
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts
+from elseq.arguments import Parser, add_user_dir, choices, count, count_or_zero, counts
 from elseq.benchmark import report
 from elseq.benchmark.arguments import add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
@@ -46,6 +46,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
     model.add_argument("--data", help="folder of its dictionaries (default: the checkpoint's)")
+    add_user_dir(model)
     model.add_argument("--arch", help="an architecture of fairseq or elseq, instead of a checkpoint")
     model.add_argument(
         "--random-weights", action="store_true", help="with --arch: the same random weights in all modes"
@@ -123,7 +124,7 @@ def _model_file(args, stack: ExitStack) -> ModelFile:
     if args.checkpoint is not None:
         if args.random_weights or args.model_options:
             raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
-        return checkpoint_model(Path(args.checkpoint), None if args.data is None else Path(args.data))
+        return checkpoint_model(Path(args.checkpoint), None if args.data is None else Path(args.data), args.user_dir)
     if not args.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))

@@ -1,7 +1,7 @@
 """The model that is measured: a checkpoint given or made up, loaded as every mode wants it."""
 
 from argparse import Namespace
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
 import torch
@@ -13,7 +13,9 @@ from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 from fairseq.models.bart import BARTModel
 from omegaconf import OmegaConf
 
-from elseq.errors import UserError
+from elseq.compat.commands import import_user_dirs
+from elseq.errors import UserError, about
+from elseq.models.families import check_task, is_language_model
 from elseq.models.stock import EQUIVALENT, model_class, stock_configuration
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig, ElseqLanguageModelingTask
 from elseq.tasks.translation import ElseqTranslationConfig, ElseqTranslationTask
@@ -35,6 +37,7 @@ class ModelFile:
     is_bart: bool
     source_positions: int  # the longest source, special symbols included; 0 for a language model
     target_positions: int
+    user_dir: str | None = None  # of the plugin that has its architecture
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -60,8 +63,7 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     for number in range(vocabulary_size - len(dictionary)):
         dictionary.add_symbol(f"piece{number}")
     dictionary.save(str(folder / "dict.txt"))
-    is_language_model = issubclass(ARCH_MODEL_REGISTRY[arch], FairseqLanguageModel)
-    task_name = "language_modeling" if is_language_model else "translation"
+    task_name = "language_modeling" if issubclass(ARCH_MODEL_REGISTRY[arch], FairseqLanguageModel) else "translation"
     cfg = _configuration(["--arch", arch, "--task", task_name, str(folder), *model_options])
     path = folder / "random.pt"
     model_file = _describe(arch, path, cfg, folder)
@@ -80,19 +82,20 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     return model_file
 
 
-def checkpoint_model(path: Path, data: Path | None) -> ModelFile:
+def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None) -> ModelFile:
     """Look into a checkpoint.
 
     Args:
         path: of the checkpoint.
         data: folder of its dictionaries. Default: the checkpoint's own folder.
+        user_dir: of a plugin, imported already; other processes will have to.
 
     Raises:
         UserError: a file that is missing or is no checkpoint, or one without its dictionaries.
     """
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"] if state.get("cfg") is not None else convert_namespace_to_omegaconf(state["args"])
-    return _describe(path.name, path, cfg, data or path.parent)
+    return replace(_describe(path.name, path, cfg, data or path.parent), user_dir=user_dir)
 
 
 def load(model_file: ModelFile, mode: str, for_training: bool = False):
@@ -104,6 +107,8 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
             that an elseq architecture has trained.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
     """
+    if model_file.user_dir is not None:
+        import_user_dirs(model_file.user_dir)
     is_stock = mode.startswith("stock")
     task = make_task(model_file, "stock" if is_stock else mode)
     if is_stock:
@@ -141,14 +146,13 @@ def _configuration(arguments: list[str]):
 
 
 def _describe(name: str, path: Path, cfg, data: Path) -> ModelFile:
-    kind = model_class(cfg.model)
-    if kind is None:
-        raise UserError(f"{path} is of an architecture that is not installed; name its plugin's models to fairseq")
-    is_language_model = issubclass(kind, FairseqLanguageModel)
-    kept = ("add_bos_token", "output_dictionary_size") if is_language_model else _TRANSLATION_OPTIONS
+    with about(path):
+        check_task(cfg)
+        language_model = is_language_model(cfg.model)
+    kept = ("add_bos_token", "output_dictionary_size") if language_model else _TRANSLATION_OPTIONS
     task_options = {key: cfg.task[key] for key in kept if cfg.task.get(key) is not None}
     languages = [None, None]
-    if not is_language_model:
+    if not language_model:
         # The languages are in the checkpoint if its user named them, and always in what fairseq-preprocess wrote.
         named = [cfg.task.get("source_lang"), cfg.task.get("target_lang")]
         languages = named if all(named) or not data.is_dir() else data_utils.infer_language_pair(str(data))
@@ -159,9 +163,9 @@ def _describe(name: str, path: Path, cfg, data: Path) -> ModelFile:
         path=str(path),
         dictionaries=tuple(str(_find_dictionary(data, language)) for language in languages),
         task_options={**task_options, "data": str(data)},
-        is_language_model=is_language_model,
-        is_bart=issubclass(kind, BARTModel),
-        source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,
+        is_language_model=language_model,
+        is_bart=issubclass(model_class(cfg.model), BARTModel),
+        source_positions=0 if language_model else getattr(full, "max_source_positions", None) or 1024,
         target_positions=target_positions,
     )
 

@@ -1,24 +1,24 @@
 """elseq-convert: checkpoints of other models or for other programs out of checkpoints that are there."""
 
 import argparse
-import contextlib
 import shlex
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
 
 import elseq
-from elseq.arguments import Parser, as_option, choices, count
-from elseq.errors import UserError, renamed
+from elseq.arguments import Parser, add_user_dir, as_option, choices, count
+from elseq.errors import about, renamed
 from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, checkpoint_path
 from elseq.interop import ctranslate, heads
-from elseq.interop.checkpoints import check_task, make_checkpoint, plain_configuration, to_stock
+from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save
+from elseq.models.families import check_task
 from elseq.models.stock import as_stock, elseq_configuration, training_options
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
@@ -47,7 +47,7 @@ def convert_heads(args) -> None:
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
-    with _about(path):
+    with about(path):
         configuration = elseq_configuration(state["cfg"].model)
         after, configuration = heads.pool_heads(
             before, configuration, args.num_kv_heads, places, args.method, args.seed
@@ -128,7 +128,7 @@ def convert_to_hugging_face(args) -> None:
     if hasattr(bpe, "bpe_ranks"):
         encoder, merges = bpe.encoder, [" ".join(pair) for pair in bpe.bpe_ranks]
     forced_start = getattr(loaded.task, "force_bos", False)
-    with _about(path):
+    with about(path):
         converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, encoder, merges)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
@@ -146,7 +146,7 @@ def convert_to_ctranslate2(args) -> None:
     loaded = _load(path, args.data)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
-    with new_folder(output) as new, _about(path):
+    with new_folder(output) as new, about(path):
         ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
     print(f"written: {output}")
 
@@ -156,7 +156,7 @@ def convert_to_fairseq(args) -> None:
     check_output_file(output, path, path.parent)
     check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    with _about(path):
+    with about(path):
         check_task(state["cfg"])
         converted = to_stock(state)
     save(converted, output)
@@ -169,7 +169,7 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    with _about(path):
+    with about(path):
         check_task(state["cfg"])
         as_stock(elseq_configuration(state["cfg"].model))
     return path, output, state
@@ -178,15 +178,6 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
     with renamed(as_option):
         return elseq.load(path, device="cpu", dtype=dtype, data=data)
-
-
-@contextlib.contextmanager
-def _about(path: Path) -> Iterator[None]:
-    """Name the checkpoint in the user's errors."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(f"checkpoint {path}: {error}") from error
 
 
 # --- the command line
@@ -247,6 +238,7 @@ def _parse(arguments: list[str]):
 def _add(commands, name: str, convert, summary: str, description: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=description)
     command.set_defaults(convert=convert)
+    add_user_dir(command)
     return command
 
 

@@ -12,7 +12,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
-from elseq.arguments import Parser, as_option, count
+from elseq.arguments import Parser, add_user_dir, as_option, count
 from elseq.attention.methods import AUTO
 from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
@@ -103,6 +103,7 @@ def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
 def _job(args) -> Job:
     output = None if args.output is None else Path(args.output)
     options = {**vars(args), "output": output, "dtype": DTYPES.get(args.dtype)}
+    del options["user_dir"]  # it has been imported
     search = {name: options.pop(name) for name in SEARCH}
     return Job(**options, search={name: value for name, value in search.items() if value is not None})
 
@@ -135,6 +136,7 @@ def _parse(arguments: list[str]):
         metavar="FOLDER",
         help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
     )
+    add_user_dir(model)
     model.add_argument(
         "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
     )

@@ -24,7 +24,7 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, training
+    from elseq.compat import checkpoints, commands, data, generation, parameters, training
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
@@ -34,6 +34,10 @@ REPAIRS = (
     checkpoints.forget_best_score,
     checkpoints.explain_missing_start,
     checkpoints.share_between_processes,
+    parameters.read_layers_to_keep,
+    parameters.prune_one_side,
+    parameters.save_as_many_layers_as_there_are,
+    parameters.ignore_leftovers,
     data.restore_numpy_names,
     data.keep_last_batch,
     data.stop_reading_ahead,
@@ -51,8 +55,10 @@ REPAIRS = (
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
     training.explain_missing_bleu,
+    training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
     commands.accept_elseq_as_user_dir,
+    commands.take_several_user_dirs,
     commands.validate_without_task,
     commands.keep_stock_from_the_model,
     commands.explain_missing_path,

@@ -101,7 +101,15 @@ def explain_misfits():
 
 def _require_known(kind, name, *registries):
     if isinstance(name, str) and not any(name in registry for registry in registries):
-        raise UserError(f"the {kind} {name!r} is unknown: install the plugin that has it and name it by --user-dir")
+        raise UserError(unknown(kind, name))
+
+
+def unknown(kind: str, name: str) -> str:
+    """What to say about an architecture or a task that nobody has registered."""
+    return (
+        f"the {kind} {name!r} is unknown: name the folder of the plugin that has it as well, to fairseq's commands by "
+        '--user-dir "$(elseq-user-dir FOLDER)", to those of elseq by --user-dir FOLDER, in Python by user_dir'
+    )
 
 
 def _build_model(build, cfg, *args, **kwargs):
@@ -180,6 +188,14 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
 
 
 def _misfit(filename, message, remedy):
+    surplus = re.search(r'^[^\n]*:\s+Unexpected key\(s\) in state_dict: ("[^"]+"(?:, "[^"]+")*)\. *$', message)
+    if surplus:
+        first, *others = surplus[1].split(", ")
+        names = f"{first} and {len(others)} more" if others else first
+        return (
+            f"checkpoint {filename} has parameters that its architecture does not have ({names}), and without them the "
+            "model may say something else: give the architecture or the plugin that has them, or take them out of it"
+        )
     mismatch = re.search(r"size mismatch for (\S+): .*?\[([\d, ]*)\].*?\[([\d, ]*)\]", message)
     if mismatch:
         name, saved, built = mismatch.groups()

@@ -5,6 +5,7 @@ import logging
 import os
 import sys
 import warnings
+from argparse import Namespace
 
 from fairseq import checkpoint_utils, options, utils
 from hydra._internal import utils as hydra_utils
@@ -21,9 +22,44 @@ def accept_elseq_as_user_dir():
     wrap(utils, "import_user_module", _import_user_module)
 
 
-def _import_user_module(load, args):
+def take_several_user_dirs():
+    """There can be one --user-dir only, and where a plugin has the architecture and elseq is to decode it there are
+    two. (The first --user-dir of a process is read before elseq is there: elseq-user-dir makes one folder of several.)
+    One that cannot be imported is a traceback."""
+    wrap(utils, "import_user_module", _import_user_modules)
+
+
+def import_user_dirs(text: str) -> None:
+    """
+    Args:
+        text: a folder that registers models or tasks, or several with colons between them.
+
+    Raises:
+        UserError: one that is not there, or that cannot be told from another module.
+    """
+    utils.import_user_module(Namespace(user_dir=text))
+
+
+def _import_user_modules(load, args):
     user_dir = getattr(args, "user_dir", None)
-    if user_dir is None or os.path.basename(os.path.abspath(user_dir)) != "elseq":
+    if user_dir is None:
+        return
+    for folder in [user_dir] if os.path.exists(user_dir) else user_dir.split(os.pathsep):
+        try:
+            load(Namespace(user_dir=folder))
+        except FileNotFoundError as error:
+            raise UserError(f"{folder} does not exist: give the folder of a plugin", "--user-dir") from error
+        except ImportError as error:
+            if "not globally unique" not in str(error):
+                raise
+            name = os.path.basename(os.path.abspath(folder))
+            reason = f"{folder}: there is another module {name!r}; give the folder another name"
+            raise UserError(reason, "--user-dir") from error
+
+
+def _import_user_module(load, args):
+    user_dir = args.user_dir
+    if os.path.basename(os.path.abspath(user_dir)) != "elseq":
         return load(args)
     imported = os.path.dirname(os.path.abspath(sys.modules["elseq"].__file__))
     if os.path.isdir(user_dir) and not os.path.samefile(user_dir, imported):

@@ -7,6 +7,7 @@ from argparse import Namespace
 import torch
 from fairseq import options, trainer, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.errors import UserError
@@ -66,6 +67,17 @@ def _check_metric(cfg, task):
     is_needed = cfg.checkpoint.best_checkpoint_metric == "bleu" and not cfg.dataset.disable_validation
     if is_needed and getattr(of_task, "eval_bleu", None) is False:
         raise UserError("--best-checkpoint-metric bleu needs --eval-bleu: give both, or neither")
+
+
+def train_from_pretrained_bart():
+    """The task translation_from_pretrained_bart reads the options that it was made with from where it does not put
+    them, and ends in an AttributeError before its first update, or its first translation."""
+
+    def init(original, self, args, *rest, **kwargs):
+        self.args = args
+        original(self, args, *rest, **kwargs)
+
+    wrap(TranslationFromPretrainedBARTTask, "__init__", init)
 
 
 def refuse_processes_that_are_strangers():

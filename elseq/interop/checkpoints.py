@@ -8,7 +8,6 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor
 
-from elseq.errors import UserError
 from elseq.interop.heads import upgrade_projections
 from elseq.models.stock import as_stock, elseq_configuration
 
@@ -59,20 +58,6 @@ def _as_saved(model: dict, task: dict) -> dict | Namespace:
     if model["_name"] in MODEL_DATACLASS_REGISTRY:
         return model
     return Namespace(**{**task, **model, "arch": model["_name"], "task": task["_name"]})
-
-
-# Their dictionaries have languages that the task adds, and their generation begins with them.
-_MULTILINGUAL = ("translation_multi", "multilingual", "translation_from_pretrained", "online_backtranslation")
-
-
-def check_task(cfg) -> None:
-    """
-    Raises:
-        UserError: a checkpoint of a multilingual task.
-    """
-    name = getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None) or ""
-    if name.startswith(_MULTILINGUAL):
-        raise UserError(f"a checkpoint of the task {name} cannot be converted: only fairseq knows its languages")
 
 
 def to_stock(state: dict) -> dict:

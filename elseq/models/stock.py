@@ -18,6 +18,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.tasks.language_modeling import LanguageModelingConfig
 from omegaconf import DictConfig, OmegaConf
 
+from elseq.compat.checkpoints import unknown
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
@@ -34,6 +35,8 @@ _STOCK_NAMES = {
     "elseq_bart": "bart_large",
     "elseq_transformer_lm": "transformer_lm",
 }
+# Options of fairseq's language model that it leaves out when it builds one: its checkpoints have no such parameters.
+_DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
 _OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
 
@@ -62,6 +65,8 @@ def stock_configuration(cfg) -> Namespace:
     args = Namespace(**vars(to_namespace(cfg)))
     if name not in MODEL_DATACLASS_REGISTRY and name in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[name](args)
+    if model_class(cfg) is TransformerLanguageModel:
+        vars(args).update(dict.fromkeys(_DROPPED, False))
     return args
 
 
@@ -72,9 +77,11 @@ def elseq_configuration(cfg) -> dict:
         cfg: a model's configuration, of fairseq's or of ours.
 
     Raises:
-        UserError: a model that has no equivalent among ours.
+        UserError: a model that has no equivalent among ours, or that nobody has registered.
     """
     kind, reason = model_class(cfg), why_unsupported(cfg)
+    if kind is None:
+        raise UserError(unknown("architecture", getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
     if kind not in EQUIVALENT.values():
         kind, reason = equivalent_model(cfg)
     elif reason is not None:

@@ -16,7 +16,17 @@ from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
 _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
-_SAME = ("checkpoint", "vocabulary_size", "source", "output_length", "dtype", "device", "threads", "repeats")
+_SAME = (
+    "checkpoint",
+    "user_dir",
+    "vocabulary_size",
+    "source",
+    "output_length",
+    "dtype",
+    "device",
+    "threads",
+    "repeats",
+)
 # Settings by the options of the command line.
 _SETTINGS = {name.replace("_", "-"): name for name in (*_SEARCH, *_SAME, "source_length")}
 _SETTINGS |= {"modes": "decode", "batch-sizes": "batch", "beams": "beam", "data": "task.data"}

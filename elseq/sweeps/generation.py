@@ -9,7 +9,8 @@ from omegaconf import DictConfig
 from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
-from elseq.errors import UserError
+from elseq.compat.commands import import_user_dirs
+from elseq.errors import UserError, renamed
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import DTYPES, TextGenerator
@@ -34,6 +35,9 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     """Generate what the configuration says."""
     if cfg.checkpoint is None or cfg.input is None:
         raise UserError("give checkpoint=FILE and input=FILE")
+    if cfg.user_dir is not None:
+        with renamed(lambda option: "user_dir"):
+            import_user_dirs(str(cfg.user_dir))
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
     what = Job(

@@ -13,6 +13,7 @@ from elseq.attention import methods
 from elseq.attention.methods import AUTO
 from elseq.errors import UserError, check_choice
 from elseq.generation import SequenceGenerator
+from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 
@@ -116,6 +117,8 @@ def missing_files_named():
 class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 
+    decodes_language_models = False
+
     @property
     def options(self):
         return self.args if self.cfg is None else self.cfg
@@ -129,8 +132,17 @@ class DecodingTask(FairseqTask):
 
         Raises:
             UserError: decode_attention names a method that the model does not have, or top-k is to be applied to
-                a model that cannot take it, or that is to be trained: its checkpoint would not say so.
+                a model that cannot take it, or that is to be trained: its checkpoint would not say so; or a checkpoint
+                that this task cannot decode (see `elseq.models.families`).
         """
+        if not from_checkpoint:
+            return self._build(cfg, from_checkpoint)
+        check_task_of_model(cfg)
+        model = self._build(cfg, from_checkpoint)
+        check_model(model, self.decodes_language_models)
+        return model
+
+    def _build(self, cfg, from_checkpoint: bool):
         wanted = self.decode_attention
         applied = next((name for name in APPLIED if getattr(self.options, name) is not None), None)
         if applied is not None and not from_checkpoint:

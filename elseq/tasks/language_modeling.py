@@ -37,6 +37,8 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     the hypotheses do not repeat it. (Under --decode-attention stock all of this is as in fairseq.)
     """
 
+    decodes_language_models = True
+
     @classmethod
     def setup_task(cls, args, **kwargs):
         check_options(args)

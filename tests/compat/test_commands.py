@@ -67,8 +67,28 @@ def test_other_plugins_are_imported(tmp_path, monkeypatch):
     monkeypatch.setattr(sys, "path", sys.path[:])
     utils.import_user_module(Namespace(user_dir=str(tmp_path / "plugin_of_a_test")))
     assert sys.modules.pop("plugin_of_a_test")
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(UserError, match="^--user-dir .*/no_plugin does not exist: give the folder of a plugin$"):
         utils.import_user_module(Namespace(user_dir=str(tmp_path / "no_plugin")))
+    (tmp_path / "json").mkdir()
+    with pytest.raises(UserError, match="^--user-dir .*/json: there is another module 'json'; give the folder another"):
+        utils.import_user_module(Namespace(user_dir=str(tmp_path / "json")))
+
+
+def test_several_plugins(tmp_path, monkeypatch, other_copy, without):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    names = ["first_plugin_of_a_test", "second_plugin_of_a_test", "third:of_a_test"]
+    for name in names:
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "__init__.py").write_text("")
+    several = ":".join([*(str(tmp_path / name) for name in names[:2]), str(helpers.USER_DIR)])
+    utils.import_user_module(Namespace(user_dir=several))
+    utils.import_user_module(Namespace(user_dir=several))
+    assert all(sys.modules.pop(name) for name in names[:2])
+    utils.import_user_module(Namespace(user_dir=str(tmp_path / names[2])))  # a colon of its own
+    assert sys.modules.pop(names[2])
+    without(utils, "import_user_module")
+    with pytest.raises(FileNotFoundError):
+        utils.import_user_module(Namespace(user_dir=several))
 
 
 # --- fairseq-validate

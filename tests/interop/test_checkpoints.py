@@ -3,7 +3,6 @@
 import subprocess
 import sys
 from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -11,7 +10,7 @@ from fairseq import checkpoint_utils
 
 import elseq
 from elseq.errors import UserError
-from elseq.interop.checkpoints import check_task, to_stock
+from elseq.interop.checkpoints import to_stock
 from tests import helpers
 from tests.tiny_models import make_sample, make_sources
 
@@ -118,9 +117,3 @@ def test_what_changes_nothing(own, options):
         state["cfg"].model[name] = value
     written = to_stock(state)["cfg"]["model"]
     assert all(getattr(written, name, None) is None for name in options)  # the task has some of the same name
-
-
-@pytest.mark.parametrize("task", ["translation_multi_simple_epoch", "multilingual_translation"])
-def test_multilingual_tasks(task):
-    with pytest.raises(UserError, match=f"a checkpoint of the task {task} cannot be converted"):
-        check_task(SimpleNamespace(task=Namespace(_name=task)))

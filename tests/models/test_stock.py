@@ -3,7 +3,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
-from fairseq import options
+from fairseq import checkpoint_utils, options
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import (
     ARCH_MODEL_REGISTRY,
@@ -15,6 +15,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import OmegaConf
 
+import elseq
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.stock import (
@@ -24,6 +25,7 @@ from elseq.models.stock import (
     stock_configuration,
     training_options,
 )
+from tests import helpers
 from tests.tiny_models import make_dictionary
 
 
@@ -190,3 +192,19 @@ def test_none_of_old_checkpoints_is_the_default():
 def test_models_without_an_equivalent(cfg, reason):
     with pytest.raises(UserError, match=f"cannot become one of elseq's, because {reason}"):
         elseq_configuration(cfg)
+
+
+def test_what_stock_leaves_out_of_language_models(language_model_data, tmp_path):
+    """fairseq's language model has options that it loses when it builds one, and no such parameters."""
+    options = [f"--scale-{name}" for name in ("heads", "fc", "attn", "resids")]
+    checkpoint = helpers.train("transformer_lm", language_model_data, tmp_path, "--max-update=5", *options)
+    model = checkpoint_utils.load_checkpoint_to_cpu(str(checkpoint))["cfg"].model
+    assert model.scale_heads and model.scale_fc and model.scale_attn and model.scale_resids
+    assert not any(elseq_configuration(model)[f"scale_{name}"] for name in ("heads", "fc", "attn", "resids"))
+    found = {
+        attention: elseq.load(checkpoint, attention=attention).generate(["w1 w2 w3"], beam=1, min_len=7, max_len_b=7)
+        for attention in ("kv", "el", "stock")
+    }
+    # fairseq counts the prompt, and repeats it
+    assert found["kv"] == found["el"]
+    assert f"w1 w2 w3 {found['kv'][0]}".startswith(found["stock"][0])

@@ -1,0 +1,156 @@
+"""Parameters of checkpoints: layers that were left out in training, and what other code has left behind."""
+
+import contextlib
+import re
+from argparse import Namespace
+
+from fairseq import checkpoint_utils, options
+from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel
+from fairseq.models.transformer import TransformerModelBase
+from fairseq.models.transformer_lm import TransformerLanguageModel
+from fairseq.trainer import Trainer
+from omegaconf import OmegaConf, open_dict
+
+from elseq.compat.patching import wrap
+from elseq.errors import UserError
+
+SIDES = ("encoder", "decoder")
+# Of modules around the model, which torch puts before the names of all its parameters.
+_WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
+# How the names end of what is no parameter: marks of the format, and what a model computes anew.
+_NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "embed_positions.weights", "inv_freq")
+# Beside encoder and decoder, read by none of them.
+_LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)(\d+)(?=\.)")
+_HEADS = ("classification_heads.", "v_head.", "value_head.")
+
+
+def prune_one_side():
+    """--encoder-layers-to-keep alone takes all layers of the decoder out of a checkpoint as well, and a training with
+    it cannot be resumed: the layers that it has saved are thinned out once more."""
+    checkpoint_utils.prune_state_dict = prune_state_dict
+
+
+def read_layers_to_keep():
+    """A Transformer or BART with --encoder-layers-to-keep or --decoder-layers-to-keep ends in an AttributeError: the
+    command line makes a list of the numbers, and the model wants the text."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        for side in SIDES:
+            layers = getattr(parsed, f"{side}_layers_to_keep", None)
+            if isinstance(layers, list):
+                setattr(parsed, f"{side}_layers_to_keep", ",".join(map(str, layers)))
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def prune_state_dict(state_dict, model_cfg):
+    """`state_dict` with the layers that encoder_layers_to_keep and decoder_layers_to_keep name, numbered from 0.
+
+    Raises:
+        UserError: layers that are not there.
+    """
+    for side in SIDES:
+        kept = _layers_to_keep(model_cfg, side)
+        there = _layers(state_dict, side)
+        if len(there) <= len(kept) or not kept:  # fewer are there once they have been left out
+            continue
+        if not set(kept) <= there:
+            wanted = ",".join(map(str, kept))
+            raise UserError(f"{wanted} names layers that are not among the {len(there)}", f"--{side}-layers-to-keep")
+        places = {layer: place for place, layer in enumerate(kept)}
+        renamed = ((_renumbered(name, side, places), tensor) for name, tensor in state_dict.items())
+        state_dict = {name: tensor for name, tensor in renamed if name is not None}
+    return state_dict
+
+
+def _renumbered(name, side, places) -> str | None:
+    """The name of a parameter once its layer has another place; None if it has none."""
+    found = _LAYER.match(name)
+    if found is None or found[2] != side:
+        return name
+    place = places.get(int(found[3]))
+    return None if place is None else f"{found[1]}{place}{name[found.end() :]}"
+
+
+def _layers(state_dict, side) -> set[int]:
+    found = map(_LAYER.match, state_dict)
+    return {int(each[3]) for each in found if each is not None and each[2] == side}
+
+
+def _layers_to_keep(cfg, side) -> list[int]:
+    text = getattr(cfg, f"{side}_layers_to_keep", None)
+    try:
+        return sorted(map(int, text.split(","))) if text else []
+    except ValueError as error:
+        raise UserError(f"{text} is no list of layers: give numbers with commas", f"--{side}-layers-to-keep") from error
+
+
+def save_as_many_layers_as_there_are():
+    """A training with --encoder-layers-to-keep or --decoder-layers-to-keep saves the number of layers from before,
+    with which its checkpoint cannot be loaded. Those that were saved so are loaded with the layers that they have."""
+    wrap(Trainer, "state_dict", _trainer_state_dict)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_with_layers_that_are_there)
+
+
+def _trainer_state_dict(state_dict, trainer):
+    state = state_dict(trainer)
+    model = state["cfg"]["model"]
+    values = vars(model) if isinstance(model, Namespace) else model
+    for side in SIDES:
+        kept = _layers_to_keep(Namespace(**values), side)
+        if kept:
+            values.update({f"{side}_layers": len(kept), f"{side}_layers_to_keep": None})
+    return state
+
+
+def _load_with_layers_that_are_there(load, *args, **kwargs):
+    state = load(*args, **kwargs)
+    cfg = state["cfg"].model if state.get("cfg") is not None else state["args"]
+    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    kind = ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
+    if kind is None or not issubclass(kind, TransformerModelBase | TransformerLanguageModel):
+        return state
+    for side in SIDES:
+        there, said = _layers(state["model"], side), getattr(cfg, f"{side}_layers", None)
+        if isinstance(said, int) and there == set(range(len(there))) and 0 < len(there) < said:
+            with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
+                setattr(cfg, f"{side}_layers", len(there))
+    return state
+
+
+def ignore_leftovers():
+    """A checkpoint saved from within DistributedDataParallel or torch.compile has a prefix before all names, others
+    have marks of old formats or heads of other tasks besides: they are refused as if their configuration were wrong."""
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_without_wrappers)
+    wrap(BaseFairseqModel, "load_state_dict", _load_state_dict)
+
+
+def _load_without_wrappers(load, *args, **kwargs):
+    state = load(*args, **kwargs)
+    while found := _prefix_of_all(state["model"]):
+        state["model"] = {name.removeprefix(found): tensor for name, tensor in state["model"].items()}
+    return state
+
+
+def _prefix_of_all(names) -> str | None:
+    wrappers = (each for each in _WRAPPERS if all(name.startswith(each) for name in names))
+    return next(wrappers, None) if names else None
+
+
+def _load_state_dict(load, model, state_dict, *args, **kwargs):
+    known = model.state_dict().keys()
+    surplus = [
+        name
+        for name in state_dict
+        if name not in known and (name.endswith(_NO_PARAMETERS) or (name.startswith(_HEADS) and not _has(model, name)))
+    ]
+    for name in surplus:
+        del state_dict[name]
+    return load(model, state_dict, *args, **kwargs)
+
+
+def _has(model, name) -> bool:
+    """Whether the model has the module of a parameter: it then decides itself."""
+    return hasattr(model, name.partition(".")[0])

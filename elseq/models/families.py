@@ -1,0 +1,126 @@
+"""What a checkpoint is, by its configuration and its model: whether elseq decodes it, and as what."""
+
+from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel
+from fairseq.models.nat import FairseqNATModel
+from fairseq.tasks import TASK_REGISTRY
+
+from elseq.compat.checkpoints import unknown
+from elseq.errors import UserError
+from elseq.interop.stock import model_class
+
+# How the names of tasks begin whose checkpoints only they can decode, and why.
+_ONLY_THEIR_TASK = {
+    (
+        "translation_multi",
+        "multilingual",
+        "translation_from_pretrained",
+        "online_backtranslation",
+        "semisupervised_translation",
+        "cross_lingual_lm",
+        "laser",
+    ): "only it knows the symbols of its languages",
+    ("translation_moe",): "only it knows the symbols of its experts",
+    (
+        "speech",
+        "audio",
+        "hubert",
+        "simul_speech",
+        "text_to_speech",
+        "frm_text_to_speech",
+        "unpaired_audio",
+        "image",
+        "mae_image",
+        "multimodal",
+    ): "it is not from text to text",
+}
+
+
+def check_task(cfg) -> None:
+    """
+    Args:
+        cfg: the whole configuration of a checkpoint.
+
+    Raises:
+        UserError: it was trained by a task, or one derived from it, without which it does not say what it was trained
+            to: multilingual ones, mixtures of experts, speech.
+    """
+    _check_task_name(_name(cfg.task, "task"))
+
+
+def check_task_of_model(cfg) -> None:
+    """
+    Args:
+        cfg: the part of a checkpoint's configuration that fairseq shows to a task, which is that of the model.
+
+    Raises:
+        UserError: as `check_task`.
+    """
+    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
+    if parent is not None and "task" in parent:
+        check_task(parent)
+    else:  # a namespace of all options
+        _check_task_name(getattr(cfg, "task", None))
+
+
+def _name(cfg, attribute: str) -> str | None:
+    return getattr(cfg, "_name", None) or getattr(cfg, attribute, None)
+
+
+def _check_task_name(name) -> None:
+    if not isinstance(name, str):
+        return
+    # Those that it is derived from, too: a plugin's task.
+    lineage = getattr(TASK_REGISTRY.get(name), "__mro__", ())
+    names = [name, *(known for known, kind in TASK_REGISTRY.items() if kind in lineage)]
+    for beginnings, reason in _ONLY_THEIR_TASK.items():
+        if any(each.startswith(beginnings) for each in names):
+            raise UserError(
+                f"a checkpoint of the task {name} cannot be converted or decoded by elseq: {reason}; decode it by "
+                f"fairseq's commands with --task {name}"
+            )
+
+
+def is_language_model(cfg) -> bool:
+    """Whether the model of a configuration continues a text, rather than translates one.
+
+    Args:
+        cfg: the model's part of a configuration.
+
+    Raises:
+        UserError: a model that does neither, or that nobody has registered.
+    """
+    kind = model_class(cfg)
+    if kind is None:
+        raise UserError(unknown("architecture", _name(cfg, "arch")))
+    _check_kind(kind)
+    return issubclass(kind, FairseqLanguageModel)
+
+
+def check_model(model, language_model: bool) -> None:
+    """
+    Args:
+        model: what fairseq has built.
+        language_model: whether the task is for language models.
+
+    Raises:
+        UserError: a model that elseq's tasks cannot decode, or that belongs to the other of them.
+    """
+    _check_kind(type(model))
+    if isinstance(model, FairseqLanguageModel) != language_model:
+        what, task = (
+            ("an encoder-decoder", "translation") if language_model else ("a language model", "language_modeling")
+        )
+        raise UserError(f"the model is {what} ({type(model).__name__}): give --task elseq_{task}")
+
+
+def _check_kind(kind: type) -> None:
+    if issubclass(kind, FairseqNATModel):
+        raise UserError(
+            f"the model is a {kind.__name__}, which refines its output iteratively: only fairseq decodes it, by "
+            "--task translation_lev"
+        )
+    if not issubclass(kind, FairseqEncoderDecoderModel | FairseqLanguageModel):
+        raise UserError(
+            f"the model is a {kind.__name__}, which neither translates nor continues a text: give an encoder-decoder "
+            "or a language model"
+        )
