@@ -21,6 +21,7 @@ from elseq.generator import DTYPES
 from elseq.lines.processes import Processes
 from elseq.lines.reading import STANDARD_INPUT
 from elseq.lines.run import SEARCH, TOP_K, Job, Run
+from elseq.subwords.codes import KINDS
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.tasks.decoding import DECODE_ATTENTION, DecodingConfig
@@ -141,6 +142,10 @@ def _parse(arguments: list[str]):
     model.add_argument(
         "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
     )
+    model.add_argument(
+        "--bpe", choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
+    )
+    model.add_argument("--bpe-codes", metavar="FILE", help="the codes of --bpe, such as bpecodes")
     model.add_argument(
         "--attention", choices=DECODE_ATTENTION, default="auto", help="how it is evaluated (default: %(default)s)"
     )
