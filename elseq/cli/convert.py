@@ -131,9 +131,8 @@ def convert_to_hugging_face(args) -> None:
         for name, text in converted.files.items():
             (new / name).write_text(text, encoding="utf-8")
     if not converted.files:
-        print(
-            "note: no tokenizer was written: the model's folder has neither tokenizer.json nor encoder.json with vocab.bpe"
-        )
+        files = "tokenizer.json, nor encoder.json with vocab.bpe"
+        print(f"note: no tokenizer was written: the model's folder has no {files}")
     print(f"written: {output}")
 
 

@@ -24,7 +24,7 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, training
+    from elseq.compat import checkpoints, commands, data, generation, subwords, training
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
@@ -44,6 +44,8 @@ REPAIRS = (
     generation.replace_unknown_words,
     generation.keep_diverse_groups_apart,
     generation.explain_search_options,
+    subwords.say_nothing_for_words_that_are_no_piece,
+    subwords.decode_by_sentencepiece,
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,

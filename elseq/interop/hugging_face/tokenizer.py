@@ -40,10 +40,10 @@ def read_config(folder: Path) -> dict:
         UserError: a file that cannot be used.
     """
     config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
+        config["extra_special_tokens"] = config["additional_special_tokens"]
     if "added_tokens_decoder" not in config and (folder / SPECIAL_MAP).exists():
         config |= read_json(folder / SPECIAL_MAP)
-    if "extra_special_tokens" not in config and "additional_special_tokens" in config:
-        config["extra_special_tokens"] = config["additional_special_tokens"]
     if config.get("split_special_tokens"):
         raise UserError(
             f"{folder / CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
@@ -137,7 +137,8 @@ def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
         return {int(number): _token(token) for number, token in config["added_tokens_decoder"].items()}
     if not (folder / ADDED).exists():
         return {}
-    special = {_text(config[name]) for name in _NAMED if config.get(name)} | set(map(_text, _extra(config)))
+    special = {_text(config[name]) for name in _NAMED if config.get(name)}
+    special |= set(map(_text, _listed(config.get("extra_special_tokens"))))
     return {
         number: AddedToken(token, normalized=token not in special, special=token in special)
         for token, number in read_json(folder / ADDED).items()
@@ -145,8 +146,11 @@ def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
 
 
 def _extra(config: dict) -> list:
-    extra = config.get("extra_special_tokens") or []
-    return list(extra.values() if isinstance(extra, dict) else extra)
+    return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
+
+
+def _listed(tokens: list | dict | None) -> list:
+    return list(tokens.values() if isinstance(tokens, dict) else tokens or [])
 
 
 def _text(token) -> str | None:
