@@ -263,9 +263,10 @@ def load(
     device = _usable_device(device)
     if dtype is not None and dtype not in DTYPES.values():
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
-    if (bpe is None) != (bpe_codes is None):
-        given, other = ("bpe", "bpe_codes") if bpe_codes is None else ("bpe_codes", "bpe")
-        raise UserError(f"goes with {other}: give both, or neither", given)
+    if bpe is not None and bpe_codes is None:
+        raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
+    if bpe is None and bpe_codes is not None:
+        raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
     codes = None if bpe is None else Codes(bpe, _as_path(bpe_codes, "bpe_codes"))
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
