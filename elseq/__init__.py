@@ -1,7 +1,7 @@
 """elseq: fairseq generation with less memory and less time, saying the same.
 
 Importing this package (fairseq's --user-dir does) repairs fairseq on today's Python, torch and numpy, and registers the
-models, architectures and tasks.
+models, architectures, tasks and subwords.
 """
 
 __version__ = "0.1.0"
@@ -18,5 +18,6 @@ compat.apply()
 
 from elseq import models, tasks  # noqa: E402, F401
 from elseq.generator import load  # noqa: E402
+from elseq.subwords import fairseq_bpe  # noqa: E402, F401
 
 __all__ = ["load"]

@@ -1,6 +1,5 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
-import logging
 import os
 import random
 from argparse import Namespace
@@ -12,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import checkpoint_utils, utils
-from fairseq.data import Dictionary, data_utils, encoders
+from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from tqdm import tqdm
@@ -23,12 +22,12 @@ from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
 from elseq.models.families import check_task, is_language_model
+from elseq.subwords.codes import Codes
+from elseq.subwords.finding import find_subwords
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import check_options, decode_attention_names
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.translation import ElseqTranslationConfig
-
-logger = logging.getLogger(__name__)
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
 DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
@@ -42,7 +41,7 @@ class TextGenerator:
         Args:
             model: a fairseq model.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
-            bpe: something with `encode` and `decode`, as fairseq.data.encoders makes it; None: text is pieces already.
+            bpe: something with `encode` and `decode`, as `elseq.subwords` has it; None: text is pieces already.
         """
         self.model = model.eval()
         self.task = task
@@ -229,9 +228,15 @@ class TextGenerator:
         return [hypotheses[place[number]] for number in range(len(sources))]
 
     def text(self, tokens: torch.Tensor) -> str:
-        """What the tokens of a hypothesis say."""
-        pieces = self.task.target_dictionary.string(tokens.cpu())
-        return self.bpe.decode(pieces).strip() if self.bpe else pieces
+        """What the tokens of a hypothesis say; of a language model, with the white space between it and the prompt."""
+        words = self.task.target_dictionary.string(tokens.cpu())
+        if self.bpe is None:
+            return words
+        if hasattr(self.model, "encoder"):
+            return self.bpe.decode(words)
+        # Some vocabularies take white space away from the start of a text: this is none.
+        before = self.bpe.encode("a")
+        return self.bpe.decode(f"{before} {words}").removeprefix(self.bpe.decode(before))
 
 
 def load(
@@ -243,6 +248,8 @@ def load(
     languages: tuple[str, str] | None = None,
     *,
     user_dir: str | Path | None = None,
+    bpe: str | None = None,
+    bpe_codes: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -254,10 +261,13 @@ def load(
         attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
         dtype: of the parameters. Default: as in the checkpoint, if all are of one type there; else float32.
-        data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (encoder.json with
-            vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it was trained on.
+        data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (tokenizer.json,
+            encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it
+            was trained on.
         languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
         user_dir: folder of a plugin that has the architecture; several with colons between them.
+        bpe: which program's codes cut the words, subword_nmt or fastbpe, instead of a subword vocabulary.
+        bpe_codes: their file.
         apply_top_k: decode with the k largest scores of each query only; 0: with all. Default: as it was trained.
         apply_top_k_in: where apply_top_k counts: of encoder, decoder and cross, with commas. Default: everywhere.
         apply_ffn_top_k: decode with the k most activated units of a feed-forward layer only, for each token; 0: with
@@ -273,6 +283,11 @@ def load(
     if user_dir is not None:
         with renamed(_as_keyword):
             import_user_dirs(str(_as_path(user_dir, "user_dir")))
+    if bpe is not None and bpe_codes is None:
+        raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
+    if bpe is None and bpe_codes is not None:
+        raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
+    codes = None if bpe is None else Codes(bpe, _as_path(bpe_codes, "bpe_codes"))
     path = checkpoint_path(path)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
@@ -284,8 +299,9 @@ def load(
         top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
         task = _build_task(cfg, language_model, folder, attention, languages, top_k)
         (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
+    subwords = codes or find_subwords({folder, path.parent}, task.source_dictionary.symbols, language_model)
     dtype = dtype or _common_dtype(state["model"])
-    return TextGenerator(model.to(device=device, dtype=dtype), task, _find_bpe({folder, path.parent}))
+    return TextGenerator(model.to(device=device, dtype=dtype), task, subwords)
 
 
 def _common_dtype(parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
@@ -401,22 +417,3 @@ def _load_dictionaries(folder: Path, languages, trained_on: str) -> list[Diction
         f"is missing, and which of {names} in {folder} is the source's and which the target's is not known; name both",
         "languages",
     )
-
-
-def _find_bpe(folders: set[Path]):
-    """The subword vocabulary in one of these folders, or None."""
-    for folder in sorted(folders):
-        encoder, merges = folder / "encoder.json", folder / "vocab.bpe"
-        if encoder.exists() != merges.exists():
-            there, missing = sorted((encoder, merges), key=Path.exists, reverse=True)
-            raise UserError(f"{folder} has {there.name} but no {missing.name}; the subwords need both: copy it there")
-        if encoder.exists():
-            logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
-            return encoders.build_bpe(Namespace(bpe="gpt2", gpt2_encoder_json=str(encoder), gpt2_vocab_bpe=str(merges)))
-        models = sorted(folder.glob("*.model"))
-        if len(models) > 1:
-            raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
-        if models:
-            logger.info("subwords: sentencepiece %s", models[0])
-            return encoders.build_bpe(Namespace(bpe="sentencepiece", sentencepiece_model=str(models[0])))
-    return None

@@ -1,5 +1,6 @@
 #!/usr/bin/env python3
-"""Encode the text of a corpus into subwords: by a sentencepiece model, trained here or given, or by the BPE of GPT-2.
+"""Encode the text of a corpus into subwords: by a sentencepiece model, trained here or given, by the BPE of GPT-2,
+or by the tokenizer of a model that came from Hugging Face.
 
 Nothing is downloaded. Several processes encode the lines, which keep their order, for fairseq-preprocess.
 """
@@ -23,7 +24,6 @@ from elseq.files import check_output_file, make_folder, read_lines, written_whol
 
 SIDES = ("source", "target")
 BATCH_SIZE = 250  # lines that a process takes at a time
-REMEMBERED = 2**18  # words whose subwords a process remembers
 
 
 def corpus_files(corpus):
@@ -42,7 +42,7 @@ def corpus_files(corpus):
 
 
 def train_sentencepiece(corpus, model_path, vocabulary_size, symbols):
-    """Train a joint model on the training texts of both sides."""
+    """Train a joint model on all lines of the training texts of both sides."""
     texts = [corpus / f"train.{side}" for side in SIDES]
     for text in texts:
         if not text.exists():
@@ -57,6 +57,7 @@ def train_sentencepiece(corpus, model_path, vocabulary_size, symbols):
             user_defined_symbols=symbols,
             hard_vocab_limit=False,
             num_threads=2,
+            max_sentence_length=max(len(line.encode()) for text in texts for line in read_lines(text)) + 1,
             minloglevel=1,
         )
     except RuntimeError as error:
@@ -69,59 +70,36 @@ def _one_line(error):
     return " ".join(str(error).split())
 
 
-class Sentencepiece:
-    def __init__(self, path):
-        """
-        Raises:
-            UserError: there is no model at this path.
-        """
-        if not path.is_file():
-            raise UserError(f"{path} is missing; give a sentencepiece model")
-        try:
-            self._processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
-        except (OSError, RuntimeError) as error:
-            raise UserError(f"{path} is no sentencepiece model: {_one_line(error)}") from error
-        self.vocabulary_size = self._processor.get_piece_size()
+class Subwords:
+    """A vocabulary that is there."""
 
-    def encode(self, line):
-        return self._processor.encode(line, out_type=str)
-
-
-class Gpt2:
-    """fairseq's GPT-2 BPE, which remembers what it made of a word."""
-
-    def __init__(self, folder):
+    def __init__(self, kind, path):
         """
         Raises:
             UserError: a file that is missing or is not what its name says.
         """
-        from fairseq.data.encoders.gpt2_bpe_utils import get_encoder  # here, when elseq has repaired fairseq
+        # here, when elseq has repaired fairseq
+        from elseq.subwords import gpt2, pieces, tokens
 
-        paths = [folder / name for name in ("encoder.json", "vocab.bpe")]
-        for path in paths:
-            if not path.is_file():
-                raise UserError(f"{path} is missing; --gpt2-bpe takes a folder with encoder.json and vocab.bpe")
-        try:
-            self._bpe = get_encoder(*paths)
-        except ValueError as error:
-            raise UserError(f"{folder} does not hold the BPE of GPT-2: {_one_line(error)}") from error
-        except (AttributeError, TypeError) as error:
-            raise UserError(f"{paths[0]} does not give each piece a number: copy it again") from error
-        if not self._bpe.bpe_ranks:
-            raise UserError(f"{paths[1]} has no pair of pieces to join: copy it again")
-        pieces = [*self._bpe.byte_encoder.values(), *map("".join, self._bpe.bpe_ranks)]
-        lacking = [piece for piece in pieces if type(self._bpe.encoder.get(piece)) is not int]
-        if lacking:
-            raise UserError(f"{paths[0]} has no number for {lacking[0]!r}, a piece of {paths[1].name}: copy both again")
-        self.vocabulary_size = len(self._bpe.encoder)
-        self._subwords = functools.lru_cache(REMEMBERED)(self._encode_word)
+        if kind == "gpt2_bpe":
+            for name in gpt2.FILES:
+                if not (path / name).is_file():
+                    files = " and ".join(gpt2.FILES)
+                    raise UserError(f"{path / name} is missing; --gpt2-bpe takes a folder with {files}")
+            dictionary = path / "dict.txt"
+            symbols = {line.split(" ")[0] for line in read_lines(dictionary)} if dictionary.exists() else ()
+            found = gpt2.read_gpt2(path, symbols)
+            self.vocabulary_size = found.tokenizer.get_vocab_size(with_added_tokens=False)
+        elif kind == "tokenizer_json":
+            found = tokens.read_tokens(path)
+            self.vocabulary_size = found.tokenizer.get_vocab_size()
+        else:
+            found = pieces.Sentencepiece(path)
+            self.vocabulary_size = found.processor.get_piece_size()
+        self._subwords = found
 
     def encode(self, line):
-        return [subword for word in self._bpe.pat.findall(line) for subword in self._subwords(word)]
-
-    def _encode_word(self, word):
-        self._bpe.cache.clear()  # it would grow without end
-        return tuple(map(str, self._bpe.encode(word)))
+        return self._subwords.encode(line).split()
 
 
 # In the processes that encode.
@@ -189,6 +167,7 @@ def parse(arguments):
     parser.add_argument("output", type=Path, help="folder for the encoded files, and for a model trained here")
     parser.add_argument("--sentencepiece", type=Path, metavar="MODEL", help="use this model instead of training one")
     parser.add_argument("--gpt2-bpe", type=Path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
+    parser.add_argument("--tokenizer-json", type=Path, metavar="FILE", help="use the one that from-hf has written")
     parser.add_argument(
         "--vocabulary-size",
         type=count,
@@ -208,8 +187,11 @@ def parse(arguments):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--workers", type=count, default=cores, metavar="N", help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    if options.sentencepiece and options.gpt2_bpe:
-        raise UserError("--sentencepiece and --gpt2-bpe are two vocabularies: give one of them")
+    given = [name for name in ("sentencepiece", "gpt2_bpe", "tokenizer_json") if getattr(options, name)]
+    if len(given) > 1:
+        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        raise UserError(f"{first} and {second} are two vocabularies: give one of them")
+    options.kind = given[0] if given else None
     return options
 
 
@@ -217,16 +199,13 @@ def main(arguments=None):
     options = parse(arguments)
     sizes = corpus_files(options.corpus)
     make_folder(options.output, options.corpus)
-    for path in sizes:
-        check_output_file(options.output / path.name, *sizes, *filter(None, (options.sentencepiece, options.gpt2_bpe)))
-    if options.gpt2_bpe:
-        make_encoder = functools.partial(Gpt2, options.gpt2_bpe)
-    else:
-        model = options.sentencepiece or options.output / "sentencepiece.model"
-        if not options.sentencepiece:
-            check_output_file(model, *sizes)
-            train_sentencepiece(options.corpus, model, options.vocabulary_size, options.symbol)
-        make_encoder = functools.partial(Sentencepiece, model)
+    path = getattr(options, options.kind) if options.kind else options.output / "sentencepiece.model"
+    for text in sizes:
+        check_output_file(options.output / text.name, *sizes, *([path] if options.kind else ()))
+    if options.kind is None:
+        check_output_file(path, *sizes)
+        train_sentencepiece(options.corpus, path, options.vocabulary_size, options.symbol)
+    make_encoder = functools.partial(Subwords, options.kind, path)
     vocabulary_size = make_encoder().vocabulary_size
     encode_corpus(sizes, options.output, make_encoder, options.truncate_source, options.workers)
     print(f"pieces: a vocabulary of {vocabulary_size}")

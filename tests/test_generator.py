@@ -1,5 +1,6 @@
 """elseq.load: text in, text out."""
 
+import functools
 import math
 import re
 import shutil
@@ -10,7 +11,10 @@ from fairseq.sequence_generator import SequenceGenerator
 
 import elseq
 from elseq.errors import UserError
+from elseq.generation.options import search_configuration
+from elseq.subwords.pieces import Sentencepiece
 from tests import helpers
+from tests.subwords.test_pieces import train
 
 
 @pytest.fixture(scope="module")
@@ -244,3 +248,40 @@ def test_training_is_refused(tiny_translation, attention):
     assert model.eval() is model and model.train(False) is model
     with pytest.raises(UserError, match="^a model of elseq.load generates and cannot be trained: go on with its check"):
         model.train()
+
+
+@pytest.mark.parametrize("kind, count", [("subword_nmt", ""), ("fastbpe", " 1")])
+def test_codes(tiny_translation, tmp_path, kind, count):
+    pytest.importorskip("subword_nmt")
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    for path in data.glob("dict.*.txt"):
+        path.write_text(re.sub(r"^w1 ", "w1@@ ", path.read_text(), flags=re.MULTILINE))
+    codes = tmp_path / "codes"
+    codes.write_text("".join(f"{pair}{count}\n" for pair in ("w 1", "w 2</w>")))
+    if kind == "subword_nmt":
+        codes.write_text(f"#version: 0.2\n{codes.read_text()}")
+    model = elseq.load(tiny_translation.checkpoint, data=data, bpe=kind, bpe_codes=codes)
+    search = model.make_search(search_configuration({}))
+    tokens, _ = model.encode("w1w2 w2", search, "text 0", False, "")
+    dictionary = model.task.source_dictionary
+    assert tokens.tolist() == [*map(dictionary.index, ("w1@@", "w2", "w2")), dictionary.eos()]
+    assert model.text(tokens) == "w1w2 w2"
+
+
+def test_codes_that_are_half_given(tiny_translation):
+    load = functools.partial(elseq.load, tiny_translation.checkpoint, data=tiny_translation.data)
+    with pytest.raises(UserError, match="^bpe_codes is missing: name the file of the codes of fastbpe$"):
+        load(bpe="fastbpe")
+    with pytest.raises(UserError, match="^bpe is missing: say whose codes they are, subword_nmt or fastbpe$"):
+        load(bpe_codes="codes")
+    with pytest.raises(UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe$"):
+        load(bpe="nmt", bpe_codes="codes")
+
+
+@pytest.mark.parametrize("word, expected", [("▁in", " in"), ("in", "in")])
+def test_white_space_before_a_continuation(tiny_language_model, word, expected, tmp_path):
+    """sentencepiece takes it from the start of a text, and a continuation is none."""
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    model.bpe = Sentencepiece(train(tmp_path / "a.model"))
+    model.task.dictionary.symbols[5] = word
+    assert model.text(torch.tensor([5, 2])) == expected

@@ -20,6 +20,7 @@ from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save
 from elseq.models.families import check_task
 from elseq.models.stock import as_stock, elseq_configuration, training_options
+from elseq.subwords.tokens import Tokens
 
 DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
 # Which of our tasks trains what a task of fairseq has trained. A pretrained BART is finetuned, with its <s>.
@@ -108,8 +109,7 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
         arguments += ["--sample-break-mode", "eos"]
     else:
         arguments += ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
-    arguments += ["--bpe", "gpt2", "--gpt2-encoder-json", str(output / "encoder.json")]
-    arguments += ["--gpt2-vocab-bpe", str(output / "vocab.bpe")]
+    arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / "tokenizer.json")]
     for name, value in converted.generation.items():
         arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
     return f'fairseq-generate DATA --user-dir "$(elseq-user-dir)" {shlex.join(arguments)}'
@@ -124,12 +124,10 @@ def convert_to_hugging_face(args) -> None:
     tensors = loaded.model.state_dict()
     # An embedding that is shorter in the loaded model has lost its <mask>, which the task has no word for.
     tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
-    encoder, merges, bpe = None, None, getattr(loaded.bpe, "bpe", None)
-    if hasattr(bpe, "bpe_ranks"):
-        encoder, merges = bpe.encoder, [" ".join(pair) for pair in bpe.bpe_ranks]
+    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens) else None
     forced_start = getattr(loaded.task, "force_bos", False)
     with about(path):
-        converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, encoder, merges)
+        converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, tokens)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         for name, text in converted.files.items():
@@ -137,7 +135,8 @@ def convert_to_hugging_face(args) -> None:
     for note in converted.notes:
         print(f"note: {note}")
     if not converted.files:
-        print("note: no tokenizer was written: the model's folder has no encoder.json with vocab.bpe")
+        files = "tokenizer.json, nor encoder.json with vocab.bpe"
+        print(f"note: no tokenizer was written: the model's folder has no {files}")
     print(f"written: {output}")
 
 
@@ -192,7 +191,7 @@ def _parse(arguments: list[str]):
         "from-hf",
         convert_from_hugging_face,
         "a BART or GPT-2 of Hugging Face's transformers, for fairseq",
-        "Write a folder that elseq.load and fairseq take as it is (model.pt, dict.txt, encoder.json, vocab.bpe) and "
+        "Write a folder that elseq.load and fairseq take as it is (model.pt, dict.txt, tokenizer.json) and "
         "print the options with which fairseq-generate does what Hugging Face's generate does by the model's settings.",
     )
     command.add_argument("folder", metavar="FOLDER", help="with config.json, the weights and the tokenizer")

@@ -17,6 +17,7 @@ from elseq.attention.methods import AUTO
 from elseq.errors import UserError, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
+from elseq.subwords.codes import KINDS
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.tasks.decoding import DecodingConfig, decode_attention_names
@@ -140,6 +141,10 @@ def _parse(arguments: list[str]):
     model.add_argument(
         "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
     )
+    model.add_argument(
+        "--bpe", choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
+    )
+    model.add_argument("--bpe-codes", metavar="FILE", help="the codes of --bpe, such as bpecodes")
     model.add_argument(
         "--attention",
         choices=decode_attention_names(),

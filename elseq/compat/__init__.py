@@ -24,7 +24,7 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, parameters, training
+from elseq.compat import checkpoints, commands, data, generation, parameters, subwords, training
 
 REPAIRS = (
     checkpoints.allow_what_checkpoints_hold,
@@ -51,6 +51,8 @@ REPAIRS = (
     generation.draw_the_end_where_nothing_is_left,
     generation.explain_search_options,
     generation.search_soundly,
+    subwords.say_nothing_for_words_that_are_no_piece,
+    subwords.decode_by_sentencepiece,
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,

@@ -54,6 +54,18 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             self.args.sample_break_mode = "eos"  # a line is an example
         return super().load_dataset(split, epoch, combine, **kwargs)
 
+    def build_dataset_for_inference(self, src_tokens, src_lengths, **kwargs):
+        """As fairseq's, but for end symbols of the prompt's own, at its start or its end: fairseq takes them away."""
+        dataset = super().build_dataset_for_inference(src_tokens, src_lengths, **kwargs)
+        if self.args.decode_attention != "stock":
+            end = self.dictionary.eos()
+            # Only the end that each encoded line has goes.
+            prompts = [tokens[:-1] if tokens[-1:].eq(end).all() else tokens for tokens in src_tokens]
+            prompts = [torch.cat((tokens.new_tensor([self._start()]), tokens)) for tokens in prompts]
+            for name in ("src_tokens", "src_lengths"):
+                dataset.defn[f"net_input.{name}"].dataset = prompts
+        return dataset
+
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         if not isinstance(generator, SequenceGenerator):
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)

@@ -12,7 +12,7 @@ Fingerprint = dict[str, str | int | float | bool | None]
 # What is no option of the command line.
 _WORDS = {"input": "the input was another", "model": "the model was another"}
 _WORDS["dictionaries"] = "the dictionaries were others"
-_TOKENS = "the subword vocabulary was another"
+_TOKENS = _WORDS["subwords"] = "the subword vocabulary was another"
 
 
 def digest_file(path: Path) -> str:

@@ -19,6 +19,7 @@ from elseq.files import check_output_file, check_overwrite, check_standard_outpu
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
+from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
 from elseq.text_files.journal import Journal, NamelessJournal
@@ -43,6 +44,8 @@ class Job:
     input: str = STANDARD_INPUT
     data: str | None = None
     languages: tuple[str, str] | None = None
+    bpe: str | None = None
+    bpe_codes: str | None = None
     attention: str = "auto"
     apply_top_k: int | None = None
     apply_top_k_in: str | None = None
@@ -141,7 +144,7 @@ class Run:
             sources = encode_lines(
                 lines, lambda text, name: generator.encode(text, search, name, job.truncate, "give --truncate")
             )
-            _check_words(lines, sources, generator)
+            _check_words(job, lines, sources, generator)
             batches = generator.cut_batches(search, sources.lengths, job.max_tokens, job.memory_budget, lines.name)
             if not processes.is_first:
                 processes.wait_for("begun", [0])
@@ -227,7 +230,8 @@ def in_one_line(text: str) -> str:
 
 def _load(job: Job) -> TextGenerator:
     top_k = {name: getattr(job, name) for name in TOP_K}
-    return load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages, **top_k)
+    codes = {"bpe": job.bpe, "bpe_codes": job.bpe_codes}
+    return load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages, **codes, **top_k)
 
 
 def _device(job: Job) -> str | None:
@@ -237,19 +241,30 @@ def _device(job: Job) -> str | None:
     return job.device
 
 
-def _check_words(lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
+def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
     words = sum(sources.lengths) - np.count_nonzero(sources.lengths)  # without the end of each
     unknown = sources.count(generator.task.source_dictionary.unk()) / max(1, words)
     # Words that stand alone are pieces of a sentencepiece vocabulary, too; the others tell that the text is none.
     pieces = any(symbol.startswith("▁") for symbol in generator.task.source_dictionary.symbols)
+    codes = None if generator.bpe is not None else find_codes(_folders(job))
+    if codes is not None and unknown > NOTABLE:
+        kind, path = codes
+        raise UserError(
+            f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, which has the pieces that "
+            f"the codes in {path} make: give --bpe {kind} --bpe-codes {path}"
+        )
     if generator.bpe is None and unknown > (NOTABLE if pieces else UNUSABLE):
         raise UserError(
             f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, and no subword vocabulary "
-            "(encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or give its folder "
-            "as --data"
+            "(tokenizer.json, encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or "
+            "give its folder as --data, or codes by --bpe and --bpe-codes"
         )
     if unknown > NOTABLE:
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
+
+
+def _folders(job: Job) -> set[Path]:
+    return {checkpoint_path(job.model).parent, *([Path(job.data)] if job.data else [])}
 
 
 def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
@@ -260,6 +275,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "model": digest_file(checkpoint_path(job.model)),
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
+        "subwords": None if generator.bpe is None else generator.bpe.digest(),
         "--attention": job.attention,
         **{as_option(name): getattr(job, name) for name in TOP_K},
         "--device": parameter.device.type,

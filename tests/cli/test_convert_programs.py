@@ -59,7 +59,8 @@ def files(folder):
 @pytest.mark.parametrize("kind", ["bart", "gpt2"])
 def test_from_hugging_face(run, theirs, tmp_path, kind):
     printed = run("from-hf", theirs(kind), "--output", tmp_path / "ours")
-    expected = ["dict.txt", "encoder.json", "model.pt", "vocab.bpe"]
+    expected = ["dict.txt", "encoder.json", "fairseq_symbols.json", "model.pt", "tokenizer.json"]
+    expected += ["tokenizer_config.json", "vocab.bpe"]
     assert files(tmp_path / "ours") == sorted(expected + ["dict.source.txt", "dict.target.txt"] * (kind == "bart"))
     generated = elseq.load(tmp_path / "ours", device="cpu").generate(["the inner the"], max_len_b=5)
     assert isinstance(generated[0], str)
@@ -89,7 +90,7 @@ def test_there_and_back(run, theirs, tmp_path):
     run("from-hf", folder, "--output", tmp_path / "ours")
     assert run("to-hf", tmp_path / "ours", "--output", tmp_path / "again") == f"written: {tmp_path / 'again'}\n"
     expected = ["config.json", "generation_config.json", "merges.txt", "model.safetensors"]
-    assert files(tmp_path / "again") == [*expected, "tokenizer_config.json", "vocab.json"]
+    assert files(tmp_path / "again") == [*expected, "tokenizer.json", "tokenizer_config.json", "vocab.json"]
     run("from-hf", tmp_path / "again", "--output", tmp_path / "twice")
     first, second = (torch.load(tmp_path / name / "model.pt")["model"] for name in ("ours", "twice"))
     assert all(torch.equal(first[name], second[name]) for name in first)

@@ -222,3 +222,23 @@ def test_half_a_subword_vocabulary(tiny_translation, run, tmp_path):
     assert sentence == (
         f"elseq: error: {data} has encoder.json but no vocab.bpe; the subwords need both: copy it there"
     )
+
+
+@pytest.mark.parametrize("kind", ["subword_nmt", "fastbpe"])
+def test_codes_beside_the_model(tiny_translation, run, source, tmp_path, kind):
+    """The sentence says which option applies them, and that option does."""
+    pytest.importorskip("subword_nmt")
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    for path in data.glob("dict.*.txt"):  # the words w0 to w19 become pieces: "w" and what follows
+        path.write_text(re.sub(r"^w(?=\d)", "w@@", path.read_text(), flags=re.MULTILINE))
+    count = " 1" if kind == "fastbpe" else ""
+    (data / "bpecodes").write_text("".join(f"{pair}{count}\n" for pair in ("w@@ 1", "1 0</w>", "1 1</w>")))
+    other = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    sentence = run("--data", data, check=False, model=other).stderr.splitlines()[-1]
+    codes = data / "bpecodes"
+    assert sentence.endswith(
+        f"are not in the model's dictionary, which has the pieces that the codes in {codes} make: give --bpe {kind} "
+        f"--bpe-codes {codes}"
+    )
+    sentence = run(f"--bpe={kind}", check=False).stderr.splitlines()[-1]
+    assert sentence == f"elseq: error: --bpe-codes is missing: name the file of the codes of {kind}"

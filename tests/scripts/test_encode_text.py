@@ -18,6 +18,7 @@ from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from tests import helpers
+from tests.interop.hugging_face.making import GPT2_NAMES, convert, make_gpt2
 
 ROOT = Path(__file__).resolve().parents[2]
 sys.path.append(str(ROOT / "scripts"))  # scripts import their neighbours
@@ -34,8 +35,8 @@ ODD_LINES = [
     "no-break\u00a0space, ideographic\u3000space, line\u2028separator, next\x85line, form\x0cfeed, nul\x00, cr\rcr",
     "zero\u200bwidth \ufeff bom \ud7ff \U0010ffff",
     "a" * 300,
-    "<s> </s> <unk> <pad>",
 ]
+SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")
 WORDS = ["the", "river", "a", "city", "king", "of", "in", "was", "what", "year", "who", "and", "France", "war", "did"]
 
 
@@ -179,7 +180,7 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
     (bpe_folder.parent / "broken").mkdir()
     (bpe_folder.parent / "broken" / "encoder.json").write_text("{")
     (bpe_folder.parent / "broken" / "vocab.bpe").write_text("")
-    assert "broken does not hold the BPE of GPT-2" in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
+    assert "encoder.json is not JSON (Expecting" in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
     (bpe_folder.parent / "broken" / "encoder.json").write_text((bpe_folder / "encoder.json").read_text())
     for nothing in ("", "#version: 0.2\n"):
         (bpe_folder.parent / "broken" / "vocab.bpe").write_text(nothing)
@@ -188,9 +189,9 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
     (bpe_folder.parent / "broken" / "vocab.bpe").write_text((bpe_folder / "vocab.bpe").read_text())
     whole = json.loads((bpe_folder / "encoder.json").read_text())
     for content, sentence in (
-        ([], "encoder.json does not give each piece a number: copy it again"),
+        ([], "encoder.json holds no JSON object: copy it again"),
         ({}, "encoder.json has no number for '!', a piece of vocab.bpe: copy both again"),
-        (whole | {"Ġthe": "many"}, "encoder.json has no number for 'Ġthe', a piece of vocab.bpe"),
+        (whole | {"Ġthe": "many"}, "encoder.json does not give each piece a number: copy it again"),
     ):
         (bpe_folder.parent / "broken" / "encoder.json").write_text(json.dumps(content))
         assert sentence in refused(corpus, out, "--gpt2-bpe", bpe_folder.parent / "broken")
@@ -220,8 +221,43 @@ def test_interrupted(tmp_path, bpe_folder):
     assert [path.name for path in (tmp_path / "out").iterdir()] == ["a.source"]
 
 
+@pytest.fixture(scope="module")
+def of_transformers(bpe_folder):
+    """A tokenizer of transformers with the same pieces and fairseq's symbols."""
+    transformers = pytest.importorskip("transformers")
+    merges = (bpe_folder / "vocab.bpe").read_text(encoding="utf-8").splitlines()[1:]
+    names = dict(zip(("bos_token", "pad_token", "eos_token", "unk_token"), SYMBOLS, strict=True))
+    vocabulary = json.loads((bpe_folder / "encoder.json").read_text())
+    return transformers.GPT2Tokenizer(vocab=vocabulary, merges=[tuple(merge.split()) for merge in merges], **names)
+
+
 @settings(deadline=None, max_examples=60)
-@given(st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n")))
-def test_any_text_by_words(bpe_folder, line):
-    """Words are remembered; their context changes nothing."""
-    assert " ".join(encode_text.Gpt2(bpe_folder).encode(line)) == fairseq_bpe(bpe_folder).encode(line)
+@given(st.lists(st.sampled_from(SYMBOLS) | st.text(st.characters(exclude_categories=["Cs"], exclude_characters="\n"))))
+def test_any_text_with_symbols_in_it(bpe_folder, of_transformers, parts):
+    line = "".join(parts)
+    expected = [
+        token if token in SYMBOLS else str(number)
+        for token, number in zip(of_transformers.tokenize(line), of_transformers(line)["input_ids"], strict=True)
+    ]
+    assert encode_text.Subwords("gpt2_bpe", bpe_folder).encode(line) == expected
+
+
+def test_long_lines_count(tmp_path, corpus):
+    """sentencepiece leaves out lines of more than 4,192 bytes if it is not told otherwise."""
+    with (corpus / "train.source").open("a") as file:
+        file.write("zebras " * 1000 + "\n")
+    with (corpus / "train.target").open("a") as file:
+        file.write("zebras\n")
+    encode_text.main([str(corpus), str(tmp_path / "out"), "--vocabulary-size=100"])
+    assert lines_of(tmp_path / "out" / "train.target")[-1] == "▁zebras"
+
+
+def test_a_tokenizer_of_hugging_face(tmp_path, corpus):
+    pytest.importorskip("transformers")
+    make_gpt2(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    (corpus / "test.source").write_text("the<|endoftext|> in\n" * 30)
+    options = ["--tokenizer-json", str(tmp_path / "ours" / "tokenizer.json")]
+    encode_text.main([str(corpus), str(tmp_path / "out"), *options])
+    th, e, of = (str(GPT2_NAMES.index(name)) for name in ("th", "e", "Ġin"))
+    assert lines_of(tmp_path / "out" / "test.source")[0].split() == [th, e, "</s>", of]

@@ -11,8 +11,16 @@ from torch import Tensor
 from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
 from elseq.interop.hugging_face import bart, folders, generation, gpt2, options, vocabulary
-from elseq.interop.hugging_face.rows import ADDED, fairseq_order, has_added_rows, is_steady, take_rows, unused_row
+from elseq.interop.hugging_face.rows import (
+    ADDED,
+    are_added_rows,
+    fairseq_order,
+    is_steady,
+    take_rows,
+    unused_row,
+)
 from elseq.models.stock import as_stock, elseq_configuration
+from elseq.subwords.tokens import Tokens
 
 FAMILIES = {"bart": bart, "gpt2": gpt2}
 LANGUAGES = ("source", "target")
@@ -23,9 +31,18 @@ WRITTEN = (
     "model.safetensors",
     "vocab.json",
     "merges.txt",
+    "tokenizer.json",
     "tokenizer_config.json",
 )
-WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe")
+WRITTEN_FOR_FAIRSEQ = (
+    "model.pt",
+    "dict*.txt",
+    "encoder.json",
+    "vocab.bpe",
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "fairseq_symbols.json",
+)
 
 
 @dataclass
@@ -89,10 +106,13 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     if words is None:
         raise UserError(
             f"{data} has no tokenizer (vocab.json with merges.txt, or tokenizer.json): name its folder, or one with "
-            "fairseq's dict.txt, encoder.json and vocab.bpe, by --data"
+            "fairseq's dict.txt, encoder.json and vocab.bpe, by --data; of another kind of files (vocab.txt, "
+            "spiece.model) the save_pretrained of transformers makes a tokenizer.json"
         )
-    check = vocabulary.check_symbols if family is bart else vocabulary.check_end
-    check(words, config, data)
+    if words.is_byte_level:
+        check = vocabulary.check_symbols if family is bart else vocabulary.check_end
+        check(words, config, data)
+    add_bos_token = vocabulary.check_surroundings(words, config, data, family is gpt2)
     if words.unmade:
         notes.append(f"no merge makes {', '.join(map(repr, words.unmade))}, so that no text has it in its tokens")
 
@@ -105,7 +125,7 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     notes += generation.of_tasks(given, settings)
     settings, not_forced = generation.special_symbols(settings, file, config, family is gpt2)
     search, what_it_lacks = generation.fairseq_options(settings, family is gpt2)
-    cfg = _whole_configuration(family, configuration, settings, search)
+    cfg = _whole_configuration(family, configuration, settings, search, add_bos_token)
     return ForFairseq(make_checkpoint(cfg, model), files, search, notes + not_forced + what_it_lacks)
 
 
@@ -130,28 +150,22 @@ def _in_fairseq_order(family, model: dict[str, Tensor], order: list, configurati
 
 def _fairseq_files(family, words: vocabulary.Vocabulary, order: list, notes: list[str]) -> dict[str, str]:
     rows = sum(row is not None for row in order)
-    names = words.names(rows)
     known = sum(row < rows for row in words.rows.values())
     if known < rows:
         notes.append(f"{rows - known} rows of the embedding are of no word in the vocabulary")
     if known < len(words.rows):
         notes.append(f"{len(words.rows) - known} words of the vocabulary have no row in the embedding")
-    of_rows = words.rows | {name: row for row, name in enumerate(names)}
-    numbers = of_rows if family is gpt2 else vocabulary.gpt2_numbers(words)
-    dictionary = vocabulary.dictionary_words([names[row] for row in order[len(vocabulary.SPECIAL) :]], numbers)
-    bad = next((word for word in dictionary if word.split() != [word] or word in vocabulary.SPECIAL), None)
-    if bad is not None:
-        raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
     languages = LANGUAGES if family is bart else ()
     places = ["dict.txt", *(f"dict.{language}.txt" for language in languages)]
-    return vocabulary.fairseq_files(dictionary, numbers, words.merges, *places)
+    return vocabulary.fairseq_files(words, order, family is gpt2, *places)
 
 
-def _whole_configuration(family, configuration: dict, settings: dict, search: dict) -> dict:
+def _whole_configuration(family, configuration: dict, settings: dict, search: dict, add_bos_token: bool) -> dict:
     if family is gpt2:
         positions = configuration["max_target_positions"]
         arguments = [f"--tokens-per-sample={positions}", f"--max-target-positions={positions}"]
         arguments += ["--sample-break-mode=eos"]  # a line is a text
+        arguments += ["--add-bos-token"] if add_bos_token else []
     else:
         arguments = [f"--source-lang={LANGUAGES[0]}", f"--target-lang={LANGUAGES[1]}"]
     cfg = training_configuration(configuration, family.TASK, *arguments)
@@ -167,8 +181,7 @@ def to_hugging_face(
     source: Dictionary,
     target: Dictionary,
     forced_start: bool = False,
-    encoder: dict[str, int] | None = None,
-    merges: list[str] | None = None,
+    tokens: Tokens | None = None,
 ) -> ForHuggingFace:
     """
     Args:
@@ -176,7 +189,7 @@ def to_hugging_face(
         cfg: the whole configuration of its checkpoint.
         source, target: its dictionaries; for a language model the same.
         forced_start: whether generation begins with <s>.
-        encoder, merges: of GPT-2's byte-level BPE, if that is the model's.
+        tokens: its tokenizer, if it has one.
 
     Raises:
         UserError: a model that Hugging Face's library does not have, or one with a number that is none.
@@ -191,16 +204,16 @@ def to_hugging_face(
     config = family.hugging_face_options(configuration)
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
+    theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
     order = list(range(len(embedding)))
-    if is_language_model and has_added_rows(embedding):
-        order = _order_of_gpt2(names, encoder)
+    if theirs is not None:
+        order = _order_of_tokenizer(names, theirs, embedding)
+    elif is_language_model and are_added_rows(embedding, ADDED):
+        order = _order_of_gpt2(names, tokens)
     end = order.index(target.eos())
-    words = [names[row] for row in order]
-    if len(order) < len(names):
-        words[end] = str(end)
-    pieces = vocabulary.piece_names(words, encoder or {})
-    special = {name: pieces.index(name) if name in pieces else None for name in vocabulary.SPECIAL}
-    start = special["<s>"] if not is_language_model or configuration["add_bos_token"] else end
+    special = {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+    has_start = not is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
+    start = special["<s>"] if has_start else end
     symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
     config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
     rows = embedding if order == list(range(len(embedding))) else embedding[order]
@@ -216,8 +229,16 @@ def to_hugging_face(
     positions = config["n_positions" if is_language_model else "max_position_embeddings"]
     settings, notes = generation.hugging_face_settings(cfg.generation, is_language_model, positions)
     files = {}
-    if encoder is not None and merges is not None:
-        files = vocabulary.hugging_face_files(pieces, merges, _tokenizer(family, pieces, special, end, positions))
+    if theirs is not None:
+        files = vocabulary.tokenizer_files(theirs)
+    elif tokens is not None:
+        words = [names[row] for row in order]
+        if len(order) < len(names):
+            words[end] = str(end)
+        pieces = vocabulary.piece_names(words, tokens)
+        files = vocabulary.hugging_face_files(
+            pieces, vocabulary.merges_of(tokens), _tokenizer(family, pieces, special, end, positions)
+        )
     symbols = {name: row for name, row in symbols.items() if row is not None}
     return ForHuggingFace(config, {**symbols, **settings}, renamed, files, notes)
 
@@ -231,14 +252,38 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
     return words
 
 
-def _order_of_gpt2(words: list[str], encoder: dict[str, int] | None) -> list[int]:
-    """The rows of a GPT-2 that came from Hugging Face in their order there; see `rows.fairseq_order`."""
+def _order_of_gpt2(words: list[str], tokens: Tokens | None) -> list[int]:
+    """The rows of a GPT-2 that came from Hugging Face in their order there, in a folder without its tokenizer."""
     order = [row for row in range(len(words)) if row not in ADDED]
     end, *others = order
     numbers = {words[row] for row in others}
     missing = [number for number in range(len(order)) if str(number) not in numbers]
-    place = missing[0] if encoder and len(missing) == 1 else len(others)
+    place = missing[0] if tokens is not None and len(missing) == 1 else len(others)
     return [*others[:place], end, *others[place:]]
+
+
+def _order_of_tokenizer(words: list[str], tokens: Tokens, embedding: Tensor) -> list[int]:
+    """The rows in the order of the tokenizer's numbers; rows without a token in between; see `rows.fairseq_order`.
+
+    Raises:
+        UserError: the dictionary lacks tokens, so that the numbers of others cannot be kept.
+    """
+    rows = {word: row for row, word in enumerate(words)}
+    order = {number: rows[word] for number, word in tokens.words.items() if word in rows}
+    known = set(order.values())
+    others = [row for row in range(len(words)) if row not in known]
+    added = [row for row in ADDED if row in others]
+    if are_added_rows(embedding, added):
+        others = [row for row in others if row not in added]
+    count = len(order) + len(others)
+    if max(order, default=0) >= count:
+        lacking = next(number for number in range(count) if number not in order)
+        raise UserError(
+            f"the dictionary lacks tokens of {tokens.path}, such as {tokens.tokenizer.id_to_token(lacking)!r}, and "
+            "without them the others' numbers cannot be kept: give the folder of the model's own dictionary by --data"
+        )
+    rest = iter(others)
+    return [order[number] if number in order else next(rest) for number in range(count)]
 
 
 def _tokenizer(family, pieces: list[str], special: dict, end: int, positions: int) -> dict:
@@ -255,5 +300,6 @@ def _tokenizer(family, pieces: list[str], special: dict, end: int, positions: in
     }
     if family is bart:
         named |= {"sep_token": pieces[end], "cls_token": named["bos_token"]}
-        named |= {"mask_token": "<mask>"} if "<mask>" in pieces else {}
+        mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
+        named |= {"mask_token": mask} if "<mask>" in pieces else {}
     return {"tokenizer_class": family.TOKENIZER, "model_max_length": positions, **named}

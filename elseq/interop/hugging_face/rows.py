@@ -1,5 +1,7 @@
 """The rows of an embedding: Hugging Face's in the order of the vocabulary, fairseq's after its four special symbols."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import Tensor
 
@@ -78,7 +80,7 @@ def _rounding(dtype: torch.dtype) -> float:
     return torch.finfo(dtype).eps / 2
 
 
-def has_added_rows(embedding: Tensor) -> bool:
-    """Whether the rows of <s>, <pad> and <unk> are those that `take_rows` adds: one and the same."""
-    first, *others = (embedding[row] for row in ADDED)
+def are_added_rows(embedding: Tensor, rows: Sequence[int]) -> bool:
+    """Whether the rows, of <s>, <pad> and <unk> or some of them, are those that `take_rows` adds: one and the same."""
+    first, *others = (embedding[row] for row in rows) if rows else (None,)
     return all(torch.equal(first, other) for other in others)

@@ -1,24 +1,46 @@
-"""Byte-level BPE in the files of both sides.
+"""Vocabularies in the files of both sides.
 
-Hugging Face: vocab.json (piece: number, which is the row of the embedding) and merges.txt, or both in tokenizer.json.
+Hugging Face: tokenizer.json, or for byte-level BPE vocab.json (piece: number, which is the row of the embedding) and
+merges.txt.
 fairseq: encoder.json (piece: number of GPT-2's) and vocab.bpe, whose numbers are the words of a dictionary, dict.txt;
 the place of a word in the dictionary is the row, after the four special symbols.
+A converted folder has both: tokenizer.json, and the words of its tokens by the rule of `elseq.subwords.tokens`.
 """
 
 import json
 import re
+from collections.abc import Container
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.folders import check_file, read_json
+from elseq.interop.hugging_face.folders import read_json
+from elseq.interop.hugging_face.tokenizer import (
+    ADDED,
+    CONFIG,
+    is_byte_level,
+    is_plain,
+    read_config,
+    read_tokenizer,
+    surroundings,
+)
+from elseq.subwords.files import read_merges, read_text
+from elseq.subwords.tokens import (
+    END_OF_TEXT,
+    OWN_WORDS,
+    SYMBOLS,
+    SYMBOLS_FILE,
+    TOKENIZER,
+    Tokens,
+    dictionary_word,
+    spelt,
+)
 
-SPECIAL = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
-END_OF_TEXT = "<|endoftext|>"
-_OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
+SPECIAL = SYMBOLS
 _NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
 _STRAY = 0.01  # share of the pieces that somebody may have written into a vocabulary by hand
 _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
@@ -26,14 +48,21 @@ _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Of Hugging Face: the row of each piece, and the merges, best first, each "left right".
+    """Of Hugging Face: the row of each token, and the merges, best first, each "left right".
 
-    `unmade` are the few pieces that no merge makes, so that they are found in no text.
+    `unmade` are the few pieces that no merge makes, so that they are found in no text. `config` is
+    tokenizer_config.json. A tokenizer that is no byte-level BPE has no merges here.
     """
 
     rows: dict[str, int]
     merges: list[str]
     unmade: list[str] = field(default_factory=list)
+    tokenizer: Tokenizer | None = None
+    config: dict = field(default_factory=dict)
+
+    @property
+    def is_byte_level(self) -> bool:
+        return bool(self.merges)
 
     def names(self, rows: int) -> list[str]:
         """What each row of an embedding stands for; fairseq's word for nothing where that is not known."""
@@ -54,24 +83,32 @@ def read_vocabulary(folder: Path, by_dictionary: bool, rows: int = 0) -> Vocabul
     Raises:
         UserError: a file that cannot be used.
     """
+    kind = "BartTokenizer" if by_dictionary else "GPT2Tokenizer"
     if _all_there(folder, "vocab.json", "merges.txt"):
-        pieces, merges = read_json(folder / "vocab.json"), _read_merges(folder / "merges.txt")
-        if (folder / "tokenizer.json").exists():
-            _check_same(folder, pieces, read_json(folder / "tokenizer.json"))
-        added = {}
-        if (folder / "added_tokens.json").exists():
-            added = _as_bytes(read_json(folder / "added_tokens.json"))
-        return _checked(folder / "vocab.json", pieces, merges, added)
-    if (folder / "tokenizer.json").exists():
-        return _read_tokenizer(folder / "tokenizer.json")
+        pieces, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
+        if (folder / TOKENIZER).exists():
+            _check_same(folder, pieces, read_json(folder / TOKENIZER))
+        added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
+        checked = _checked(folder / "vocab.json", pieces, merges, {text: added[text] for text in added.keys() - pieces})
+        return _with_tokenizer(folder, checked, kind, pieces)
+    if (folder / TOKENIZER).exists():
+        return _read_tokenizer(folder, kind)
     if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
-        pieces, merges = read_json(folder / "encoder.json"), _read_merges(folder / "vocab.bpe")
+        pieces, merges = read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe")
         numbers = pieces
         if by_dictionary:
             words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
             pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
-        return _checked(folder / "encoder.json", pieces, merges, numbers=numbers)
+        return _with_tokenizer(folder, _checked(folder / "encoder.json", pieces, merges, numbers=numbers), kind, pieces)
     return None
+
+
+def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dict) -> Vocabulary:
+    tokenizer, by_default = read_tokenizer(folder, kind, pieces, _usable(vocabulary.merges, pieces))
+    rows = {name: row for name, row in tokenizer.get_vocab().items() if name not in by_default}
+    if len(set(rows.values())) < len(rows):
+        raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
+    return Vocabulary(rows, vocabulary.merges, vocabulary.unmade, tokenizer, read_config(folder))
 
 
 def with_mask(words: list[str], rows: int) -> list[str]:
@@ -83,31 +120,16 @@ def _all_there(folder: Path, *names: str) -> bool:
     return all((folder / name).exists() for name in names)
 
 
-def _read_merges(path: Path) -> list[str]:
-    check_file(path)
-    try:
-        lines = path.read_text(encoding="utf-8").split("\n")
-    except (OSError, UnicodeDecodeError) as error:
-        raise UserError(f"{path} cannot be read ({error}): copy it again") from error
-    return [line for number, line in enumerate(lines) if line and (number or not line.startswith("#version"))]
-
-
-def _as_bytes(added: dict[str, int]) -> dict[str, int]:
-    """Tokens that were added as text, spelt in the letters of the bytes, as BPE's own pieces are."""
-    letters = bytes_to_unicode()
-    return {"".join(letters[byte] for byte in text.encode()): row for text, row in added.items()}
-
-
-def _read_tokenizer(path: Path) -> Vocabulary:
+def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
+    path = folder / TOKENIZER
     content = read_json(path)
     model = content.get("model") or {}
-    if model.get("type", "BPE") != "BPE" or "ByteLevel" not in json.dumps(content.get("pre_tokenizer")):
-        raise UserError(f"{path} is no byte-level BPE, the only tokenizer of BART and GPT-2 that fairseq has")
-    added = {entry["content"]: entry["id"] for entry in content.get("added_tokens") or []}
-    merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
-    rows = model.get("vocab") or {}
-    new = {text: row for text, row in added.items() if text not in rows}
-    return _checked(path, rows, merges, _as_bytes(new))
+    pieces = model.get("vocab") or {}
+    checked = Vocabulary({}, [])
+    if is_byte_level(content) and isinstance(pieces, dict):
+        merges = [merge if isinstance(merge, str) else " ".join(merge) for merge in model.get("merges") or []]
+        checked = _checked(path, pieces, merges)
+    return _with_tokenizer(folder, checked, kind, pieces)
 
 
 def _check_same(folder: Path, pieces: dict, tokenizer: dict) -> None:
@@ -199,6 +221,29 @@ def check_end(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
         )
 
 
+def check_surroundings(vocabulary: Vocabulary, config: dict, folder: Path, is_language_model: bool) -> bool:
+    """Whether a text begins with <s>, of a language model; a BART's always does.
+
+    Args:
+        vocabulary: of the folder.
+        config: the model's config.json.
+
+    Raises:
+        UserError: the tokenizer puts other symbols around a text than fairseq does.
+    """
+    before, after = surroundings(vocabulary.tokenizer)
+    start, end = config.get("bos_token_id"), config["eos_token_id"]
+    if is_language_model and not after and before in ([], [end], [start]):
+        return before == [start] != [end]
+    if not is_language_model and (before, after) == ([start], [end]):
+        return False
+    wanted = "nothing" if is_language_model else f"{start} before and {end} after it (bos_token_id and eos_token_id)"
+    raise UserError(
+        f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
+        f"and fairseq {wanted}"
+    )
+
+
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     """encoder.json as GPT-2 counts: the bytes, what each merge makes, the end of text; then whatever else there is.
 
@@ -207,38 +252,97 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     merged = ["".join(merge.split(" ")) for merge in vocabulary.merges]
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
     pieces = [*bytes_to_unicode().values(), *merged, END_OF_TEXT]
-    pieces += [name for name in others if name not in SPECIAL and not _OWN_WORDS.fullmatch(name)]
+    pieces += [_name(vocabulary, name) for name in others if name not in SPECIAL and not OWN_WORDS.fullmatch(name)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 
-def dictionary_words(names: list[str], numbers: dict[str, int]) -> list[str]:
-    """The words of a dictionary for the pieces, which are in the order of its rows."""
-    return [str(numbers[name]) if name in numbers else name for name in names]
+def _name(vocabulary: Vocabulary, token: str) -> str:
+    return spelt(token, vocabulary.tokenizer.get_vocab(with_added_tokens=False))
 
 
-def fairseq_files(words: list[str], numbers: dict[str, int], merges: list[str], *dictionaries: str) -> dict[str, str]:
-    """The text of each file: the dictionary under the names given, encoder.json and vocab.bpe."""
+def fairseq_files(
+    vocabulary: Vocabulary, order: list[int | None], is_language_model: bool, *dictionaries: str
+) -> dict[str, str]:
+    """The text of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
+
+    Args:
+        order: the row of Hugging Face at each row of fairseq; see `rows.fairseq_order`.
+
+    Raises:
+        UserError: a token that cannot stand in a dictionary.
+    """
+    rows = sum(row is not None for row in order)
+    names = {row: name for name, row in vocabulary.rows.items()}
+    numbers = None
+    if vocabulary.is_byte_level:
+        numbers = gpt2_numbers(vocabulary)
+        if is_language_model:
+            numbers = {_name(vocabulary, name): row for name, row in vocabulary.rows.items()}
+    pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    words = [
+        dictionary_word(names[row], row, numbers, pieces) if row in names else name
+        for row, name in enumerate(vocabulary.names(rows))
+    ]
+    words = [words[row] for row in order[len(SPECIAL) :]]
+    bad = next((word for word in words if word.split() != [word] or word in SPECIAL), None)
+    if bad is not None:
+        raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
+    symbols = {symbol: names[row] for symbol, row in zip(SPECIAL, order, strict=False) if row in names}
     dictionary = "".join(f"{word} 0\n" for word in words)
-    return {
+    files = {
         **dict.fromkeys(dictionaries, dictionary),
-        "encoder.json": json.dumps(numbers),
-        "vocab.bpe": "\n".join([_HEADER, *merges, ""]),
+        TOKENIZER: vocabulary.tokenizer.to_str(),
+        CONFIG: _as_json(vocabulary.config),
+        SYMBOLS_FILE: _as_json(symbols),
     }
+    if numbers is not None:
+        files["encoder.json"] = json.dumps(numbers)
+        if is_plain(vocabulary.tokenizer):
+            files["vocab.bpe"] = "\n".join([_HEADER, *vocabulary.merges, ""])
+    return files
+
+
+def _as_json(content: dict) -> str:
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
-    known = set(names)
-    # A dictionary may lack pieces that its data did not have; transformers does not load merges of others.
-    usable = [merge for merge in merges if known.issuperset([*merge.split(" "), merge.replace(" ", "")])]
     return {
         "vocab.json": json.dumps({name: row for row, name in enumerate(names)}, ensure_ascii=False),
-        "merges.txt": "\n".join([_HEADER, *usable, ""]),
-        "tokenizer_config.json": json.dumps(tokenizer, indent=2) + "\n",
+        "merges.txt": "\n".join([_HEADER, *_usable(merges, set(names)), ""]),
+        CONFIG: _as_json(tokenizer),
     }
 
 
-def piece_names(words: list[str], numbers: dict[str, int]) -> list[str]:
-    """The pieces that the words of a dictionary stand for."""
+def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
+    """A dictionary may lack pieces that its data did not have; no tokenizer is made of merges of others."""
+    return [merge for merge in merges if all(piece in pieces for piece in (*merge.split(" "), merge.replace(" ", "")))]
+
+
+def piece_names(words: list[str], tokens: Tokens | dict[str, int]) -> list[str]:
+    """The pieces that the words of a dictionary stand for.
+
+    Args:
+        tokens: GPT-2's byte-level BPE in fairseq's files, or its encoder.json.
+    """
+    numbers = tokens if isinstance(tokens, dict) else tokens.tokenizer.get_vocab(with_added_tokens=False)
     pieces = {str(number): piece for piece, number in numbers.items()}
     return [pieces.get(word, word) for word in words]
+
+
+def merges_of(tokens: Tokens) -> list[str]:
+    """Best first, each "left right"; none of a tokenizer that is no BPE."""
+    merges = json.loads(tokens.tokenizer.to_str())["model"].get("merges") or []
+    return [" ".join(merge) for merge in merges]
+
+
+def tokenizer_files(tokens: Tokens) -> dict[str, str]:
+    """The text of each file of a tokenizer that came from Hugging Face, as it came."""
+    content = tokens.tokenizer.to_str()
+    config = tokens.path.with_name(CONFIG)
+    files = {TOKENIZER: content}
+    if is_byte_level(json.loads(content)):
+        pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
+        files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
+    return files | {CONFIG: read_text(config) if config.exists() else "{}\n"}

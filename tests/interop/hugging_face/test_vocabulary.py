@@ -26,6 +26,9 @@ from tests.interop.hugging_face.making import (
 GPT2_BPE = helpers.DATA / "gpt2_bpe"
 
 
+OF_HUGGING_FACE = ("tokenizer.json", "tokenizer_config.json", "fairseq_symbols.json")
+
+
 def as_tokenizer_json(folder, transformers, kind):
     """As transformers 5 saves a tokenizer: everything in one file."""
     tokenizer = getattr(transformers, kind).from_pretrained(folder)
@@ -95,6 +98,8 @@ def test_fairseqs_own_files(tmp_path):
     first = convert(tmp_path / "theirs", tmp_path / "ours")
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "theirs" / name).unlink()
+    for name in OF_HUGGING_FACE:
+        (tmp_path / "ours" / name).unlink()
     with pytest.raises(UserError, match="has no tokenizer .*: name its folder, or one with fairseq's dict.txt"):
         convert(tmp_path / "theirs", tmp_path / "again")
     assert convert(tmp_path / "theirs", tmp_path / "again", data=tmp_path / "ours").files == first.files
@@ -110,6 +115,8 @@ def test_fairseqs_dictionary_lacks_the_mask(tmp_path, rows):
     dictionary.write_text("".join(f"{word} 0\n" for word in words))
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "theirs" / name).unlink()
+    for name in OF_HUGGING_FACE:
+        (tmp_path / "ours" / name).unlink()
     converted = convert(tmp_path / "theirs", tmp_path / "again", data=tmp_path / "ours")
     names = ["<mask>"] if rows == 1 else [f"madeupword{number:04d}" for number in range(1, 1 + rows)]
     assert converted.files["dict.txt"] == "".join(f"{word} 0\n" for word in [*words, *names])
@@ -179,7 +186,11 @@ def test_damaged_files(tmp_path, name, content, sentence):
 
 def test_two_tokenizers_in_a_folder(tmp_path):
     save_tokenizer(tmp_path, GPT2_NAMES)
-    tokenizer = {"model": {"type": "BPE", "vocab": {name: row for row, name in enumerate(GPT2_NAMES)}}}
+    model = {"type": "BPE", "vocab": {name: row for row, name in enumerate(GPT2_NAMES)}, "merges": MERGES}
+    tokenizer = {
+        "model": model,
+        "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
+    }
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     assert vocabulary.read_vocabulary(tmp_path, by_dictionary=False).rows == tokenizer["model"]["vocab"]
     tokenizer["model"]["vocab"] |= {"Ġin": 0, GPT2_NAMES[0]: GPT2_NAMES.index("Ġin")}
@@ -235,10 +246,10 @@ def test_a_dictionary_that_lacks_pieces(tmp_path):
         assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text
 
 
-def test_other_tokenizers(tmp_path):
+def test_a_tokenizer_that_is_none(tmp_path):
     content = {"model": {"type": "Unigram"}, "pre_tokenizer": {"type": "Metaspace"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
-    with pytest.raises(UserError, match="tokenizer.json is no byte-level BPE"):
+    with pytest.raises(UserError, match="tokenizer.json is no tokenizer of Hugging Face's library .Missing vocab"):
         vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
 
 

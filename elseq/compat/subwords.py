@@ -1,0 +1,52 @@
+"""Subwords: words that are no piece, and sentencepiece's own way from pieces to text."""
+
+from fairseq.data.encoders.gpt2_bpe import GPT2BPE
+from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
+
+from elseq.compat.patching import wrap
+
+_FILLER = "madeupword"  # how fairseq fills a dictionary up
+
+
+def say_nothing_for_words_that_are_no_piece():
+    """Under --bpe gpt2 a word that is no number of encoder.json's (madeupword0000, which fairseq itself puts into
+    dictionaries), or one of a piece that is not spelt in bytes, ends the whole run in a ValueError or KeyError, once a
+    model says it."""
+
+    def decode(decode, bpe, words):
+        return decode(bpe, " ".join(word for word in words.split() if _is_piece(bpe.bpe, word)))
+
+    wrap(GPT2BPE, "decode", decode)
+
+
+def _is_piece(bpe, word):
+    if word in ("<unk>", "<mask>"):
+        return True
+    piece = bpe.decoder.get(int(word)) if word.isdecimal() else None
+    return piece is not None and all(letter in bpe.byte_decoder for letter in piece)
+
+
+def decode_by_sentencepiece():
+    """Under --bpe sentencepiece text is made by deleting the spaces between pieces: a character that the model spells
+    in bytes comes out as "<0xF0><0x9F>..."."""
+
+    def decode(decode, bpe, words):
+        text, run = [], []
+        for word in [*words.split(), None]:
+            number = None if word is None else bpe.sp.piece_to_id(word)
+            if number is not None and not bpe.sp.is_unknown(number):
+                run.append(word)
+                continue
+            text.append(_decode_run(bpe.sp, run, bool(text)))
+            run = []
+            if word is not None and not word.startswith(_FILLER):
+                text.append(word.replace("\u2581", " "))  # <unk>, and words of a dictionary that are no piece
+        return "".join(text).strip()
+
+    wrap(SentencepieceBPE, "decode", decode)
+
+
+def _decode_run(processor, pieces, has_text_before):
+    text = processor.decode_pieces(pieces) if pieces else ""
+    # The model takes the space from the first word of a text, and this is none.
+    return f" {text}" if has_text_before and pieces and pieces[0].startswith("\u2581") else text

@@ -1,0 +1,77 @@
+"""The codes of subword-nmt and of fastBPE, which cut words that spaces separate.
+
+fastBPE's file is subword-nmt's of version 0.2 with the number of times each pair was seen behind it, and both programs
+cut a word alike: of its pairs of pieces the one that is first in the file is joined, everywhere in the word, until none
+is left.
+"""
+
+import hashlib
+import io
+from pathlib import Path
+
+from elseq.errors import UserError
+from elseq.subwords.files import read_text
+
+KINDS = ("subword_nmt", "fastbpe")  # by fairseq's names
+SEPARATOR = "@@"
+_VERSION = "#version:"
+
+
+class Codes:
+    """Words cut by codes; every piece of a word but the last ends with "@@"."""
+
+    def __init__(self, kind: str, path: Path):
+        """
+        Raises:
+            UserError: an unknown kind, or a file that is missing or holds no codes of this kind.
+        """
+        if kind not in KINDS:
+            raise UserError(f"{kind!r} is unknown; choose one of {', '.join(KINDS)}", "bpe")
+        try:
+            from subword_nmt.apply_bpe import BPE
+        except ImportError as error:
+            raise UserError("the codes need a package that is missing: pip install subword-nmt") from error
+        pairs, version = _read_codes(kind, path)
+        text = "\n".join([f"{_VERSION} {version}", *pairs, ""])
+        self._bpe = BPE(io.StringIO(text), separator=SEPARATOR)
+        self._digest = hashlib.sha256(text.encode()).hexdigest()
+
+    def encode(self, text: str) -> str:
+        return " ".join(self._bpe.segment_tokens(text.split()))
+
+    def decode(self, words: str) -> str:
+        return f"{words} ".replace(f"{SEPARATOR} ", "").rstrip()
+
+    def digest(self) -> str:
+        return self._digest
+
+
+def kind_of_codes(path: Path) -> str | None:
+    """Which program made a file; None: none of them did."""
+    for kind in KINDS:
+        try:
+            _read_codes(kind, path)
+        except UserError:
+            continue
+        return kind
+    return None
+
+
+def _read_codes(kind: str, path: Path) -> tuple[list[str], str]:
+    """The pairs, and the version of their format."""
+    lines = read_text(path).replace("\r\n", "\n").rstrip("\n").split("\n")
+    version = "0.2" if kind == "fastbpe" else "0.1"
+    if kind == "subword_nmt" and lines[0].startswith(_VERSION):
+        version = lines.pop(0).removeprefix(_VERSION).strip()
+        if version not in ("0.1", "0.2"):
+            raise UserError(f"{path} has the unknown version {version!r}: give codes of subword-nmt")
+    pairs = []
+    for number, line in enumerate(lines, start=1):
+        parts = line.strip(" ").split(" ")
+        if kind == "fastbpe" and len(parts) == 3 and parts[2].isdecimal():
+            del parts[2]
+        elif kind == "fastbpe" or len(parts) != 2:
+            wanted = "two pieces" + (" and a number" if kind == "fastbpe" else "")
+            raise UserError(f"{path} holds no codes of {kind}: line {number} is {line[:60]!r} and not {wanted}")
+        pairs.append(" ".join(parts))
+    return pairs, version

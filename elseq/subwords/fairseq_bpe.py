@@ -1,0 +1,22 @@
+"""`--bpe hugging_face`: the tokenizer of a converted model for fairseq's commands."""
+
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from fairseq.data.encoders import register_bpe
+from fairseq.dataclass import FairseqDataclass
+
+from elseq.subwords.tokens import read_tokens
+
+
+@dataclass
+class HuggingFaceTokenizerConfig(FairseqDataclass):
+    tokenizer_json: str = field(
+        default="???",
+        metadata={"help": "tokenizer.json of a converted model, with the files that elseq-convert from-hf put beside"},
+    )
+
+
+@register_bpe("hugging_face", dataclass=HuggingFaceTokenizerConfig)
+def _build(cfg):
+    return read_tokens(Path(cfg.tokenizer_json))

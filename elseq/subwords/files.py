@@ -1,0 +1,55 @@
+"""How the files of subword vocabularies are read."""
+
+import json
+from pathlib import Path
+
+from elseq.errors import UserError
+
+
+def read_text(path: Path) -> str:
+    """
+    Raises:
+        UserError: a file that cannot be read, or is not UTF-8.
+    """
+    try:
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is not valid UTF-8: copy it again") from error
+
+
+def read_json(path: Path) -> dict:
+    """
+    Raises:
+        UserError: a file that cannot be read, or does not hold an object in JSON.
+    """
+    try:
+        content = json.loads(read_text(path))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: copy it again")
+    return content
+
+
+def read_numbers(path: Path) -> dict[str, int]:
+    """A file that gives each piece a number: encoder.json, vocab.json.
+
+    Raises:
+        UserError: another file.
+    """
+    pieces = read_json(path)
+    if not all(type(number) is int and number >= 0 for number in pieces.values()):
+        raise UserError(f"{path} does not give each piece a number: copy it again")
+    return pieces
+
+
+def read_merges(path: Path) -> list[str]:
+    """vocab.bpe or merges.txt: each line a pair, without the line of the version.
+
+    Raises:
+        UserError: a file that cannot be read.
+    """
+    lines = read_text(path).split("\n")
+    return [line for number, line in enumerate(lines) if line and (number or not line.startswith("#version"))]

@@ -1,0 +1,68 @@
+"""Which subword vocabulary lies beside a model."""
+
+import logging
+from collections.abc import Collection, Iterable
+from pathlib import Path
+
+from elseq.errors import UserError
+from elseq.subwords import gpt2, tokens
+from elseq.subwords.codes import kind_of_codes
+from elseq.subwords.pieces import Sentencepiece
+from elseq.subwords.tokens import Tokens
+
+logger = logging.getLogger(__name__)
+
+CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
+
+
+def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool):
+    """What turns texts into words and back, by the files in one of these folders; None if there are none.
+
+    Args:
+        folders: where to look.
+        words: of the dictionary.
+        is_language_model: a model without an encoder.
+
+    Raises:
+        UserError: files that cannot be used, or are of another model, or leave a choice.
+    """
+    for folder in sorted(folders):
+        path = folder / tokens.TOKENIZER
+        if path.exists():
+            found = tokens.read_tokens(path)
+            _check_words(path, found, words)
+            logger.info("subwords: the tokenizer %s", path)
+            return found
+        encoder, merges = (folder / name for name in gpt2.FILES)
+        if encoder.exists() != merges.exists():
+            there, missing = sorted((encoder, merges), key=Path.exists, reverse=True)
+            raise UserError(f"{folder} has {there.name} but no {missing.name}; the subwords need both: copy it there")
+        if encoder.exists():
+            logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
+            return gpt2.read_gpt2(folder, words, is_language_model)
+        models = sorted(folder.glob("*.model"))
+        if len(models) > 1:
+            raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
+        if models:
+            logger.info("subwords: sentencepiece %s", models[0])
+            return Sentencepiece(models[0])
+    return None
+
+
+def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
+    """A dictionary may lack tokens, and have words of its own; but a number in it is that of a token."""
+    for word in words:
+        if word.isdecimal() and word not in found.numbers:
+            raise UserError(
+                f"{path} is not the model's tokenizer, or {tokens.ENCODER} is missing beside it: none of its tokens is "
+                f"the word {word} of the dictionary; remove it, or copy the files of the model's own there"
+            )
+
+
+def find_codes(folders: Iterable[Path]) -> tuple[str, Path] | None:
+    """Codes in one of these folders that an option would apply: its value, and the file."""
+    for folder in sorted(folders):
+        for path in (folder / name for name in CODES):
+            if path.is_file() and (kind := kind_of_codes(path)) is not None:
+                return kind, path
+    return None

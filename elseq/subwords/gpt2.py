@@ -1,0 +1,74 @@
+"""GPT-2's byte-level BPE in fairseq's files, encoder.json and vocab.bpe.
+
+Special symbols that stand in a text are found before BPE sees it, as transformers finds them for the same model. (Under
+`--bpe gpt2` fairseq divides them into bytes.)
+"""
+
+from collections.abc import Container, Mapping, Sequence
+from pathlib import Path
+
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
+from tokenizers.models import BPE
+
+from elseq.errors import UserError
+from elseq.subwords.files import read_merges, read_numbers
+from elseq.subwords.tokens import END_OF_TEXT, SYMBOLS, Tokens, built
+
+MASK = "<mask>"
+FILES = ("encoder.json", "vocab.bpe")
+
+
+def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
+    """
+    Args:
+        folder: of encoder.json and vocab.bpe.
+        symbols: of the dictionary: whether it has <mask>.
+        is_language_model: then GPT-2's end of text is the end symbol.
+
+    Raises:
+        UserError: a file that is missing or cannot be used, or files of two vocabularies.
+    """
+    encoder, merges = (folder / name for name in FILES)
+    numbers, pairs = read_numbers(encoder), read_merges(merges)
+    check_pieces(encoder, numbers, merges, pairs)
+    tokenizer = byte_level(numbers, pairs, encoder)
+    words = {number: str(number) for number in numbers.values()}
+    special = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS]
+    if MASK in symbols:
+        special.append(AddedToken(MASK, normalized=False, lstrip=True))  # as BART's own tokenizer and fairseq's hub
+    if is_language_model and END_OF_TEXT in numbers:
+        special.append(AddedToken(END_OF_TEXT, normalized=False))
+    tokenizer.add_special_tokens(special)
+    for token in special:
+        words[tokenizer.token_to_id(token.content)] = "</s>" if token.content == END_OF_TEXT else token.content
+    return Tokens(tokenizer, words)
+
+
+def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add_prefix_space: bool = False):
+    """The tokenizer of GPT-2's kind with these pieces, without special symbols.
+
+    Raises:
+        UserError: a piece that a merge makes has no number.
+    """
+    pairs = [tuple(merge.split(" ")) for merge in merges]
+    tokenizer = built(lambda: Tokenizer(BPE(vocab=dict(pieces), merges=pairs)), path)
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
+    tokenizer.decoder = decoders.ByteLevel()
+    return tokenizer
+
+
+def check_pieces(encoder: Path, numbers: Mapping[str, int], merges: Path, pairs: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: something has no number, so that there are texts that cannot be encoded.
+    """
+    if not pairs:
+        raise UserError(f"{merges} has no pair of pieces to join: copy it again")
+    for pair in pairs:
+        if len(pair.split(" ")) != 2:
+            raise UserError(f"{merges} has the line {pair!r}, which is no pair of pieces: copy it again")
+    pieces = [*bytes_to_unicode().values(), *(pair.replace(" ", "") for pair in pairs)]
+    lacking = next((piece for piece in pieces if piece not in numbers), None)
+    if lacking is not None:
+        raise UserError(f"{encoder} has no number for {lacking!r}, a piece of {merges.name}: copy both again")

@@ -1,0 +1,44 @@
+"""sentencepiece models."""
+
+import functools
+import hashlib
+from pathlib import Path
+
+import sentencepiece
+
+from elseq.errors import UserError
+
+
+class Sentencepiece:
+    """A sentencepiece model; its pieces are the words of the dictionary."""
+
+    def __init__(self, path: Path):
+        """
+        Raises:
+            UserError: there is no model at this path.
+        """
+        if not path.is_file():
+            raise UserError(f"{path} is missing; give a sentencepiece model")
+        try:
+            self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+        except (OSError, RuntimeError) as error:
+            reason = " ".join(str(error).split())
+            raise UserError(f"{path} is no sentencepiece model: {reason}") from error
+
+    def pieces(self, text: str) -> list[str]:
+        return self.processor.encode(text, out_type=str)
+
+    def encode(self, text: str) -> str:
+        return " ".join(self.pieces(text))
+
+    def decode(self, words: str) -> str:
+        """As sentencepiece has it: the bytes of a character become the character. What is no piece says nothing."""
+        return self.processor.decode_pieces([word for word in words.split() if self._is_said(word)])
+
+    @functools.lru_cache(2**18)  # noqa: B019  # as long as its model
+    def _is_said(self, word: str) -> bool:
+        number = self.processor.piece_to_id(word)
+        return not self.processor.is_unknown(number)
+
+    def digest(self) -> str:
+        return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()

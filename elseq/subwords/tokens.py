@@ -1,0 +1,144 @@
+"""Tokenizers of Hugging Face's library `tokenizers`, whose numbers are words of a dictionary of fairseq.
+
+The word of a token is
+1. the symbol <s>, <pad>, </s> or <unk> for which fairseq_symbols.json beside tokenizer.json names it;
+2. else its number in encoder.json, where that file is there (it counts the pieces as GPT-2 does, and spells what is
+   found in a text before BPE in BPE's own letters); a token that is not in there is itself;
+3. else, without encoder.json, its number in tokenizer.json; but <mask> and madeupwordNNNN are themselves.
+"""
+
+import hashlib
+import json
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+from tokenizers import Tokenizer
+
+from elseq.errors import UserError
+from elseq.subwords.files import read_json, read_numbers
+
+SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
+END_OF_TEXT = "<|endoftext|>"
+OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
+TOKENIZER, SYMBOLS_FILE, ENCODER = "tokenizer.json", "fairseq_symbols.json", "encoder.json"
+_LETTERS = bytes_to_unicode()
+
+
+class Tokens:
+    """A tokenizer, and the words that its tokens are in a dictionary."""
+
+    def __init__(self, tokenizer: Tokenizer, words: Mapping[int, str], path: Path | None = None):
+        """
+        Args:
+            tokenizer: which puts nothing around a text.
+            words: the word of each of its numbers.
+            path: of its tokenizer.json; None: it was made of fairseq's files.
+        """
+        self.tokenizer = tokenizer
+        self.path = path
+        self.words = dict(words)
+        self.numbers = {word: number for number, word in self.words.items()}
+
+    def encode(self, text: str) -> str:
+        """The words of a text, with a space between two. Special symbols that stand in the text are found."""
+        try:
+            numbers = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except (TypeError, UnicodeEncodeError) as error:
+            raise UserError(f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8") from error
+        return " ".join(self.words[number] for number in numbers)
+
+    def decode(self, words: str) -> str:
+        """The text of words: as transformers has it without special symbols. What is no token says nothing."""
+        numbers = [self.numbers[word] for word in words.split() if word in self.numbers]
+        return self.tokenizer.decode(numbers, skip_special_tokens=True)
+
+    def is_beginning_of_word(self, word: str) -> bool:
+        return self.decode(word).startswith(" ")
+
+    def digest(self) -> str:
+        """Changes with whatever changes an encoded or a decoded text."""
+        content = f"{self.tokenizer.to_str()}\n{json.dumps(self.words)}"
+        return hashlib.sha256(content.encode()).hexdigest()
+
+
+def read_tokens(path: Path) -> Tokens:
+    """
+    Args:
+        path: of a tokenizer.json.
+
+    Raises:
+        UserError: a file, it or one of those beside it that count, that is missing or cannot be used.
+    """
+    tokenizer = parse_tokenizer(read_json(path), path)
+    symbols = default_symbols(tokenizer)
+    if path.with_name(SYMBOLS_FILE).exists():
+        symbols = {token: symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
+    numbers = None
+    if path.with_name(ENCODER).exists():
+        numbers = read_numbers(path.with_name(ENCODER))
+    return Tokens(tokenizer, dictionary_words(tokenizer, numbers, symbols), path)
+
+
+def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
+    """
+    Args:
+        content: of a tokenizer.json.
+        path: what to call it in an error.
+
+    Raises:
+        UserError: the library does not take it.
+    """
+    # None of these three decides what a text is: they are for batches, and for training.
+    content = content | {"truncation": None, "padding": None}
+    if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
+        content["model"] = content["model"] | {"dropout": None}
+    return built(lambda: Tokenizer.from_str(json.dumps(content)), path)
+
+
+def built(build: Callable[[], Tokenizer], path: Path) -> Tokenizer:
+    """
+    Raises:
+        UserError: the library does not make a tokenizer of the file.
+    """
+    try:
+        return build()
+    except (KeyboardInterrupt, SystemExit):
+        raise
+    except BaseException as error:  # the library has plain Exceptions, and panics, which are none
+        reason = " ".join(str(error).split())
+        raise UserError(f"{path} is no tokenizer of Hugging Face's library ({reason}): copy it again") from error
+
+
+def default_symbols(tokenizer: Tokenizer) -> dict[str, str]:
+    """Which token is which symbol, where nothing tells: those of the same name, and GPT-2's end of text."""
+    known = tokenizer.get_vocab()
+    symbols = {symbol: symbol for symbol in SYMBOLS}
+    return symbols | ({END_OF_TEXT: "</s>"} if "</s>" not in known and END_OF_TEXT in known else {})
+
+
+def spelt(token: str, pieces: Mapping[str, int]) -> str:
+    """A token as encoder.json has it: one that is none of BPE's pieces is spelt in the letters of its bytes."""
+    return token if token in pieces else "".join(_LETTERS[byte] for byte in token.encode())
+
+
+def dictionary_words(tokenizer: Tokenizer, numbers: Mapping[str, int] | None, symbols: Mapping[str, str]):
+    """The word of each number of a tokenizer; see above.
+
+    Args:
+        numbers: encoder.json's, if it is there.
+        symbols: the symbol of fairseq that a token is.
+    """
+    pieces = tokenizer.get_vocab(with_added_tokens=False)
+    return {
+        number: symbols.get(token) or dictionary_word(token, number, numbers, pieces)
+        for token, number in tokenizer.get_vocab().items()
+    }
+
+
+def dictionary_word(token: str, number: int, numbers: Mapping[str, int] | None, pieces: Mapping[str, int]) -> str:
+    if numbers is None:
+        return token if OWN_WORDS.fullmatch(token) else str(number)
+    name = spelt(token, pieces)
+    return str(numbers[name]) if name in numbers else name
