@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import os
+import stat
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
@@ -48,6 +49,26 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
+
+
+def check_ordinary(path: str | os.PathLike, largest: int | None = None) -> None:
+    """Before a file is opened that a name in a folder leads to: a pipe never ends, and a device never either.
+
+    Args:
+        path: whether there is anything is found by opening it.
+        largest: bytes that the file may have.
+
+    Raises:
+        UserError: something that is no ordinary file, or is too large.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise UserError(f"{path} is a pipe or a device: give an ordinary file")
+    if largest is not None and found.st_size > largest:
+        raise UserError(f"{path} has {found.st_size:,} bytes, and such files have {largest:,} at most: give another")
 
 
 def check_output_file(output: Path, *inputs: Path) -> None:
