@@ -90,9 +90,20 @@ def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
     try:
         with _sentences_about(path, may_be_damaged=True):
             check_ordinary(path)
-            return load(path, *args, **kwargs)
+            state = load(path, *args, **kwargs)
+            for section in ("model", "task"):
+                settings = state["cfg"][section]
+                contents.check_values(_class_of(settings), settings, section)
+            return state
     except OSError as error:
         raise _cannot_be_read(path, error.strerror or error) from error
+
+
+def _class_of(settings):
+    """The class that fairseq builds of a model's or a task's settings, or None if it knows none."""
+    names = [getattr(settings, key, None) for key in ("_name", "arch", "task")]
+    registries = (models.ARCH_MODEL_REGISTRY, models.MODEL_REGISTRY, tasks.TASK_REGISTRY)
+    return next((registry[name] for name in names for registry in registries if name in registry), None)
 
 
 def _cannot_be_read(path, reason):

@@ -3,7 +3,7 @@
 import math
 import re
 import zipfile
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 import numpy as np
 import torch
@@ -213,6 +213,8 @@ def _plain(value, root, place):
         return _refer(value, root, place)
     if isinstance(value, torch.Tensor | np.ndarray | set | bytes | bytearray):
         raise _not_saved(f"{place} is of the type {type(value).__name__}, which no setting has")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise _not_saved(f"{place} has {len(str(value))} digits")
     return value.item() if isinstance(value, np.generic) else value
 
 
@@ -239,3 +241,49 @@ def _refer(text, root, place):
     if isinstance(value, str) and "${" in value or not isinstance(value, str | int | float | bool | None):
         raise _not_saved(f"{place} is {text!r:.80}, which refers to no other setting")
     return value
+
+
+# --- values of the types that the options have
+
+
+def check_values(kind: type | None, settings: dict | Namespace, section: str) -> None:
+    """
+    Args:
+        kind: the class of the model or the task that is built of the settings; None: it is not known here.
+        settings: of that part of a checkpoint.
+        section: what to call it in an error.
+
+    Raises:
+        UserError: a value that its option cannot have. What fairseq makes of it may be another model, or an error much
+            later.
+    """
+    values = vars(settings) if isinstance(settings, Namespace) else settings
+    for action in _options_of(kind) if kind is not None else ():
+        value = values.get(action.dest)
+        if value is None or value == "???":  # OmegaConf's for none yet
+            continue
+        wanted, meaning = _TYPES.get(_BOOLEAN if action.nargs == 0 else action.type, (None, None))
+        if action.choices is not None and value not in action.choices:
+            meaning = f"one of {', '.join(map(str, action.choices))}"
+        elif action.choices is not None or wanted is None or action.nargs or isinstance(value, wanted):
+            continue
+        raise UserError(f"{section}.{action.dest} in it is {value!r:.60} and must be {meaning}: it was changed")
+
+
+_BOOLEAN = "boolean"
+_TYPES = {
+    _BOOLEAN: (bool | int, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (str | bool, "text"),
+    None: (str | bool, "text"),
+}
+
+
+def _options_of(kind):
+    parser = ArgumentParser(add_help=False, conflict_handler="resolve")
+    try:
+        kind.add_args(parser)
+    except Exception:  # a plugin's may want fairseq's own parser; what is not known here is not checked
+        return ()
+    return parser._actions
