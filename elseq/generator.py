@@ -15,6 +15,7 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils, encoders
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from elseq.errors import UserError, renamed
@@ -332,7 +333,11 @@ def _build_task(cfg, folder: Path, attention: str, languages: tuple[str, str] | 
     options = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
     options.update(data=str(folder), decode_attention=attention)
     options.update({name: value for name, value in top_k.items() if value is not None})
-    task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    try:
+        task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the task's settings in the checkpoint cannot be used ({reason}): it was changed") from error
     check_options(task_cfg)
     if language_model:
         dictionary = Dictionary.load(str(folder / "dict.txt"))

@@ -15,7 +15,7 @@ import torch
 import elseq
 from elseq.errors import UserError
 
-CASES = 150  # of each family
+CASES = 50  # of each family
 SECONDS = 20
 MEBIBYTES = 1500  # that the process may grow by
 
@@ -178,7 +178,6 @@ def test_changed_checkpoints(family, request, tmp_path, monkeypatch):
         done = mutate(changed, draw)
         torch.save(changed, "model.pt")
         before = peak()
-        import time; t0 = time.time()
         try:
             with time_limit(SECONDS):
                 model = elseq.load("model.pt", data=trained.data, device="cpu")
@@ -190,8 +189,6 @@ def test_changed_checkpoints(family, request, tmp_path, monkeypatch):
                 wrong.append(f"{done}: {error}")
         except Exception as error:
             wrong.append(f"{done}: {type(error).__name__}: {error}")
-        if time.time() - t0 > .5: print("SLOW", done, time.time() - t0)
-        if peak() - before > 60: print("BIG", done, peak() - before)
         if peak() - before > MEBIBYTES:
             wrong.append(f"{done}: {peak() - before:.0f} MiB")
     print(family, dict(counts))

@@ -271,12 +271,13 @@ def check_values(kind: type | None, settings: dict | Namespace, section: str) ->
 
 
 _BOOLEAN = "boolean"
+_SIMPLE = str | bool | int | float | list  # options that refer to others by default are text to argparse
 _TYPES = {
     _BOOLEAN: (bool | int, "true or false"),
     int: (int, "a whole number"),
     float: (int | float, "a number"),
-    str: (str | bool, "text"),
-    None: (str | bool, "text"),
+    str: (_SIMPLE, "text"),
+    None: (_SIMPLE, "text"),
 }
 
 
