@@ -34,12 +34,19 @@ def allow_what_checkpoints_hold():
     number_types = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
     allowed = [Namespace, np.ndarray, np.dtype, *number_types]
     multiarray = sys.modules[np.asarray(0).__reduce__()[0].__module__]
-    for function in (multiarray._reconstruct, multiarray.scalar):
+    for name, function in (("_reconstruct", _empty_array), ("scalar", multiarray.scalar)):
         for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1, numpy 2
-            allowed.append((function, f"{module}.{function.__name__}"))
+            allowed.append((function, f"{module}.{name}"))
     for meter in (meters.AverageMeter, meters.StopwatchMeter, meters.TimeMeter):
         allowed.append((meter, f"fairseq.meters.{meter.__name__}"))
     torch.serialization.add_safe_globals(allowed)
+
+
+def _empty_array(kind, shape, code):
+    """numpy's `_reconstruct`, which makes an array of any size and is given an empty one to fill."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array that is not empty to begin with")
+    return np.empty(0, np.int8)
 
 
 def explain_unreadable_files():
@@ -51,7 +58,7 @@ def explain_unreadable_files():
 def _load_file(file, *args, **kwargs):
     """`torch.load` of an open checkpoint; a `UserError` says why it cannot be used."""
     size = os.fstat(file.fileno()).st_size
-    contents.check_archive(file, size)
+    contents.check_file(file, size)
     try:
         state = torch.load(file, *args, **kwargs)
     except MemoryError as error:

@@ -1,6 +1,7 @@
 """What a checkpoint may hold: as much as its file, plain settings, whole tensors, and no file to open."""
 
 import math
+import pickletools
 import re
 import zipfile
 from argparse import ArgumentParser, Namespace
@@ -23,24 +24,64 @@ _REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # OmegaConf's, to another set
 # --- as much as its file
 
 
-def check_archive(file, size: int) -> None:
+def check_file(file, size: int) -> None:
     """
     Args:
         file: open, at its start; it is there again afterwards.
         size: of the file, in bytes.
 
     Raises:
-        UserError: a zip archive, as torch.save makes them, that becomes larger when it is unpacked.
+        UserError: a file that becomes larger, or takes very long, when torch.load unpacks it.
     """
     try:
-        with zipfile.ZipFile(file) as archive:
-            unpacked = sum(entry.file_size for entry in archive.infolist())
-    except (zipfile.BadZipFile, ValueError, NotImplementedError, EOFError):
-        return  # torch's former format, or damaged: torch.load says so
+        if zipfile.is_zipfile(file):  # torch's format; the former one is a few pickles
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+                if unpacked > size:
+                    raise _too_large(f"its parts have {unpacked:,} bytes and the file {size:,}")
+                for name in archive.namelist():
+                    if name.endswith("/data.pkl"):
+                        _check_pickle(archive.open(name))
+        else:
+            file.seek(0)
+            for _ in range(5):
+                _check_pickle(file)
+    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, EOFError, RuntimeError):
+        pass  # damaged, and torch.load says so
     finally:
         file.seek(0)
-    if unpacked > size:
-        raise _too_large(f"its parts have {unpacked:,} bytes and the file {size:,}")
+
+
+# What torch builds from a few bytes, however large it is.
+_GROWING = {"builtins bytearray", "__builtin__ bytearray", "torch._utils _rebuild_device_tensor_from_numpy"}
+_DEEPEST_TUPLE = 20  # to hash one takes the time of all that is in it, shared or not
+
+
+def _check_pickle(file):
+    """Read the instructions of a pickle without following them, but for how deeply its tuples are nested."""
+    depths: list = []  # of what is on the stack
+    memo = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name == "GLOBAL" and argument in _GROWING:
+            raise _too_large(f"it holds {argument.replace(' ', '.')}, which fairseq never saves")
+        if name in ("BINGET", "LONG_BINGET"):
+            depths.append(memo[argument])
+            continue
+        if name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = depths[-1]
+            continue
+        taken = []
+        for kind in reversed(opcode.stack_before):
+            if kind is pickletools.stackslice:
+                while depths[-1] is not None:
+                    taken.append(depths.pop())
+            else:
+                taken.append(depths.pop() or 0)
+        depth = 1 + max(taken, default=0) if name.startswith("TUPLE") else 0
+        if depth > _DEEPEST_TUPLE:
+            raise _too_large("its parts are nested in one another")
+        depths += [None if kind is pickletools.markobject else depth for kind in opcode.stack_after]
 
 
 def _too_large(reason):
