@@ -98,6 +98,26 @@ def make_folder(folder: Path, *sources: Path | None) -> None:
         raise UserError(f"the folder {folder} cannot be made ({error.strerror}); name another one") from error
 
 
+def check_ordinary(path: str | os.PathLike, largest: int | None = None) -> None:
+    """Before a file is opened that a name in a folder leads to: a pipe never ends, and a device never either.
+
+    Args:
+        path: whether there is anything is found by opening it.
+        largest: bytes that the file may have.
+
+    Raises:
+        UserError: something that is no ordinary file, or is too large.
+    """
+    try:
+        found = os.stat(path)
+    except (OSError, ValueError):
+        return
+    if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
+        raise UserError(f"{path} is a pipe or a device: give an ordinary file")
+    if largest is not None and found.st_size > largest:
+        raise UserError(f"{path} has {found.st_size:,} bytes, and such files have {largest:,} at most: give another")
+
+
 def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> None:
     """
     Args:

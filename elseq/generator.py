@@ -14,6 +14,7 @@ from fairseq import checkpoint_utils, utils
 from fairseq.data import Dictionary, data_utils
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from elseq.compat.commands import import_user_dirs
@@ -384,7 +385,11 @@ def _build_task(
     options = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
     options.update(data=str(folder), decode_attention=attention)
     options.update({name: value for name, value in top_k.items() if value is not None})
-    task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    try:
+        task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the task's settings in the checkpoint cannot be used ({reason}): it was changed") from error
     check_options(task_cfg)
     if language_model:
         dictionary = Dictionary.load(str(folder / "dict.txt"))

@@ -15,7 +15,7 @@ files arguments tables bounds numerics
 compat attention
 models
 generation
-tasks
+tasks subwords
 generator
 interop text_files scoring
 reports benchmark

@@ -24,9 +24,10 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-from elseq.compat import checkpoints, commands, data, generation, parameters, subwords, training
+    from elseq.compat import checkpoints, commands, data, generation, literals, parameters, subwords, training
 
 REPAIRS = (
+    literals.evaluate_literals_only,
     checkpoints.allow_what_checkpoints_hold,
     checkpoints.explain_unreadable_files,
     checkpoints.explain_misfits,

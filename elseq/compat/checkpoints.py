@@ -1,6 +1,5 @@
 """Checkpoints: load what fairseq saves, nothing else, and say in one sentence why a file is of no use."""
 
-import argparse
 import contextlib
 import errno
 import os
@@ -8,6 +7,7 @@ import pickle
 import re
 import sys
 import textwrap
+from argparse import Namespace
 
 import numpy as np
 import torch
@@ -17,8 +17,11 @@ from fairseq.file_io import PathManager
 from fairseq.logging import meters
 from fairseq.trainer import Trainer
 
+from elseq.compat import contents
+from elseq.compat.literals import NotLiteral
 from elseq.compat.patching import Overlay, wrap
 from elseq.errors import UserError, user_sentence
+from elseq.files import check_ordinary
 
 
 def allow_what_checkpoints_hold():
@@ -29,14 +32,21 @@ def allow_what_checkpoints_hold():
     stay out: no checkpoint needs them.
     """
     number_types = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
-    allowed = [argparse.Namespace, np.ndarray, np.dtype, *number_types]
+    allowed = [Namespace, np.ndarray, np.dtype, *number_types]
     multiarray = sys.modules[np.asarray(0).__reduce__()[0].__module__]
-    for function in (multiarray._reconstruct, multiarray.scalar):
+    for name, function in (("_reconstruct", _empty_array), ("scalar", multiarray.scalar)):
         for module in ("numpy.core.multiarray", "numpy._core.multiarray"):  # numpy 1, numpy 2
-            allowed.append((function, f"{module}.{function.__name__}"))
+            allowed.append((function, f"{module}.{name}"))
     for meter in (meters.AverageMeter, meters.StopwatchMeter, meters.TimeMeter):
         allowed.append((meter, f"fairseq.meters.{meter.__name__}"))
     torch.serialization.add_safe_globals(allowed)
+
+
+def _empty_array(kind, shape, code):
+    """numpy's `_reconstruct`, which makes an array of any size and is given an empty one to fill."""
+    if kind is not np.ndarray or shape != (0,):
+        raise pickle.UnpicklingError("an array that is not empty to begin with")
+    return np.empty(0, np.int8)
 
 
 def explain_unreadable_files():
@@ -47,8 +57,12 @@ def explain_unreadable_files():
 
 def _load_file(file, *args, **kwargs):
     """`torch.load` of an open checkpoint; a `UserError` says why it cannot be used."""
+    size = os.fstat(file.fileno()).st_size
+    contents.check_file(file, size)
     try:
         state = torch.load(file, *args, **kwargs)
+    except MemoryError as error:
+        raise UserError(f"checkpoint {file.name} does not fit the memory: use a machine with more") from error
     except Exception as error:
         raise UserError(_why_unreadable(file, error)) from error
     for keys in (("model",), ("args", "cfg"), ("optimizer_history", "best_loss"), ("extra_state", "epoch")):
@@ -57,6 +71,8 @@ def _load_file(file, *args, **kwargs):
             raise UserError(
                 f"{file.name} is not a checkpoint of fairseq: it has no {missing}; give a file that fairseq-train saved"
             )
+    contents.check_size(state, size)
+    contents.check_parts(state)
     return state
 
 
@@ -79,10 +95,22 @@ def _why_unreadable(file, error):
 
 def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
     try:
-        with _sentences_about(path):
-            return load(path, *args, **kwargs)
+        with _sentences_about(path, may_be_damaged=True):
+            check_ordinary(path)
+            state = load(path, *args, **kwargs)
+            for section in ("model", "task"):
+                settings = state["cfg"][section]
+                contents.check_values(_class_of(settings), settings, section)
+            return state
     except OSError as error:
         raise _cannot_be_read(path, error.strerror or error) from error
+
+
+def _class_of(settings):
+    """The class that fairseq builds of a model's or a task's settings, or None if it knows none."""
+    names = [getattr(settings, key, None) for key in ("_name", "arch", "task")]
+    registries = (models.ARCH_MODEL_REGISTRY, models.MODEL_REGISTRY, tasks.TASK_REGISTRY)
+    return next((registry[name] for name in names for registry in registries if name in registry), None)
 
 
 def _cannot_be_read(path, reason):
@@ -115,7 +143,12 @@ def unknown(kind: str, name: str) -> str:
 def _build_model(build, cfg, *args, **kwargs):
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     _require_known("architecture", name, models.ARCH_MODEL_REGISTRY, models.MODEL_DATACLASS_REGISTRY)
-    return build(cfg, *args, **kwargs)
+    try:
+        return build(cfg, *args, **kwargs)
+    except NotLiteral as error:
+        settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
+        names = [name for name, value in settings.items() if value == error.text] if settings else []
+        raise UserError(str(error), f"--{names[0].replace('_', '-')}:" if names else None) from error
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
@@ -148,10 +181,17 @@ def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None
     # one file at a time, so that an error can name it
     ensemble, cfg = [], None
     for filename in filenames:
-        with _sentences_about(filename):
+        with _sentences_about(filename, may_be_damaged=True), _budget(filename):
             loaded, cfg, task = load([filename], arg_overrides, task, *args, **kwargs)
         ensemble += loaded
     return ensemble, cfg, task
+
+
+def _budget(filename):
+    """What a model may take that is in this file, with what is computed while it is built."""
+    if not os.path.exists(filename):
+        return contextlib.nullcontext()  # in parts, or missing
+    return contents.MemoryBudget(8 * os.path.getsize(filename) + 2**28, filename)
 
 
 def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
@@ -163,13 +203,16 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
 
 
 @contextlib.contextmanager
-def _sentences_about(filename, remedy="take the file and the settings as training left them"):
+def _sentences_about(filename, remedy="take the file and the settings as training left them", may_be_damaged=False):
     """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file.
 
     The remedy is for a model with other tensors than the checkpoint; for other dictionaries there is a better one.
+    Where the file alone decides what happens, any other error is due to what it holds, too.
     """
     try:
         yield
+    except MemoryError:
+        raise
     except Exception as error:
         message = str(error)
         sentence = user_sentence(error)
@@ -183,7 +226,13 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
-            raise
+            if not may_be_damaged or isinstance(error, OSError):
+                raise
+            reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
+            raise UserError(
+                f"checkpoint {filename} cannot be used, what it holds leads to an error ({type(error).__name__}: "
+                f"{reason}): take the file as training left it"
+            ) from error
         raise UserError(_misfit(filename, message, remedy)) from error
 
 

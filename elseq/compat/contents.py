@@ -1,0 +1,331 @@
+"""What a checkpoint may hold: as much as its file, plain settings, whole tensors, and no file to open."""
+
+import math
+import pickletools
+import re
+import zipfile
+from argparse import ArgumentParser, Namespace
+
+import numpy as np
+import torch
+from fairseq.registry import REGISTRIES
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+
+from elseq.errors import UserError
+
+# Settings that name what a training begins with, which is in the checkpoint then, or a file to write.
+_FILES = re.compile(r"(encoder|decoder)_embed_path|w2v_path|seq2seq_path|(load_)?pretrained_\w+|save_predictions")
+_DEEPEST = 100  # levels of one thing in another
+_MOST_COPIES = 32  # of the tensors' numbers under several names
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # OmegaConf's, to another setting
+
+
+# --- as much as its file
+
+
+def check_file(file, size: int) -> None:
+    """
+    Args:
+        file: open, at its start; it is there again afterwards.
+        size: of the file, in bytes.
+
+    Raises:
+        UserError: a file that becomes larger, or takes very long, when torch.load unpacks it.
+    """
+    try:
+        if zipfile.is_zipfile(file):  # torch's format; the former one is a few pickles
+            with zipfile.ZipFile(file) as archive:
+                unpacked = sum(entry.file_size for entry in archive.infolist())
+                if unpacked > size:
+                    raise _too_large(f"its parts have {unpacked:,} bytes and the file {size:,}")
+                for name in archive.namelist():
+                    if name.endswith("/data.pkl"):
+                        _check_pickle(archive.open(name))
+        else:
+            file.seek(0)
+            for _ in range(5):
+                _check_pickle(file)
+    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, EOFError, RuntimeError):
+        pass  # damaged, and torch.load says so
+    finally:
+        file.seek(0)
+
+
+# What torch builds from a few bytes, however large it is.
+_GROWING = {"builtins bytearray", "__builtin__ bytearray", "torch._utils _rebuild_device_tensor_from_numpy"}
+_DEEPEST_TUPLE = 20  # to hash one takes the time of all that is in it, shared or not
+
+
+def _check_pickle(file):
+    """Read the instructions of a pickle without following them, but for how deeply its tuples are nested."""
+    depths: list = []  # of what is on the stack
+    memo = {}
+    for opcode, argument, _ in pickletools.genops(file):
+        name = opcode.name
+        if name == "GLOBAL" and argument in _GROWING:
+            raise _too_large(f"it holds {argument.replace(' ', '.')}, which fairseq never saves")
+        if name in ("BINGET", "LONG_BINGET"):
+            depths.append(memo[argument])
+            continue
+        if name in ("BINPUT", "LONG_BINPUT"):
+            memo[argument] = depths[-1]
+            continue
+        taken = []
+        for kind in reversed(opcode.stack_before):
+            if kind is pickletools.stackslice:
+                while depths[-1] is not None:
+                    taken.append(depths.pop())
+            else:
+                taken.append(depths.pop() or 0)
+        depth = 1 + max(taken, default=0) if name.startswith("TUPLE") else 0
+        if depth > _DEEPEST_TUPLE:
+            raise _too_large("its parts are nested in one another")
+        depths += [None if kind is pickletools.markobject else depth for kind in opcode.stack_after]
+
+
+def _too_large(reason):
+    return UserError(f"it is damaged, or was made to fill the memory ({reason}): take the file as training left it")
+
+
+def check_size(state: object, size: int) -> None:
+    """
+    Args:
+        state: what torch.load has read.
+        size: of the file, in bytes.
+
+    Raises:
+        UserError: more than the file can hold, or than it can hold once nothing is shared any more.
+    """
+    walked = stored = viewed = 0
+    seen = set()
+    waiting = [(state, 0)]
+    while waiting:
+        value, depth = waiting.pop()
+        walked += 1  # each value takes a byte of the file at least, unless it is shared
+        if walked > size or depth > _DEEPEST:
+            raise _too_large("its parts are nested in one another")
+        if isinstance(value, torch.Tensor):
+            if value.device.type != "cpu" or value.layout != torch.strided:
+                continue  # no numbers in memory
+            storage = value.untyped_storage()
+            held, key = storage.nbytes(), storage.data_ptr()
+            needed = value.numel() * value.element_size()
+            if needed > held:
+                raise _too_large("one of its tensors repeats its numbers")
+            viewed += needed
+        elif isinstance(value, np.ndarray | bytes | bytearray | str):
+            held, key = value.nbytes if isinstance(value, np.ndarray) else len(value), id(value)
+        else:
+            if isinstance(value, dict):
+                waiting += [(inner, depth + 1) for pair in value.items() for inner in pair]
+            elif isinstance(value, list | tuple | set):
+                waiting += [(inner, depth + 1) for inner in value]
+            elif isinstance(value, Namespace):
+                waiting += [(inner, depth + 1) for inner in vars(value).values()]
+            continue
+        if key not in seen:
+            seen.add(key)
+            stored += held
+        if stored > size or viewed > _MOST_COPIES * size:
+            raise _too_large("its tensors have more numbers than the file")
+
+
+class MemoryBudget(TorchDispatchMode):
+    """While it is entered, no more tensors are made than this many bytes hold: a model is not larger than its file.
+
+    What is made and dropped again counts as well. A tensor counts as `_LEAST` bytes at least, which bounds the time
+    that many small ones take.
+    """
+
+    _LEAST = 16384
+
+    def __init__(self, size: int, name: object):
+        """
+        Args:
+            size: in bytes.
+            name: what to call the checkpoint in an error.
+        """
+        super().__init__()
+        self.left = size
+        self.name = name
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kwargs = kwargs or {}
+        if func._schema.is_mutable or func.is_view:
+            return func(*args, **kwargs)
+        try:
+            for made in tree_leaves(_without_numbers(func, args, kwargs)):
+                if isinstance(made, torch.Tensor):
+                    self.left -= max(self._LEAST, math.prod(made.shape) * made.element_size())
+        except (NotImplementedError, RuntimeError, TypeError):
+            self.left -= self._LEAST  # its size depends on numbers; or it fails, and will below
+        if self.left < 0:
+            raise UserError(
+                f"checkpoint {self.name} describes a model that is many times larger than the file: its settings are "
+                "not those of its training; take the file as training left it"
+            )
+        return func(*args, **kwargs)
+
+
+def _without_numbers(func, args, kwargs):
+    """What an operation returns, as tensors of no memory."""
+
+    def empty(tensor):
+        return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
+
+    args, kwargs = tree_map_only(torch.Tensor, empty, (args, kwargs))
+    if any(argument.name == "device" for argument in func._schema.arguments):
+        kwargs = {**kwargs, "device": "meta", "pin_memory": False} if "pin_memory" in kwargs else kwargs
+        kwargs = {**kwargs, "device": "meta"}
+    return func(*args, **kwargs)
+
+
+# --- plain settings, whole tensors
+
+
+def check_parts(state: dict) -> None:
+    """Check the model and the settings; take references to other settings and names of files out of the settings.
+
+    Args:
+        state: what torch.load has read. Changed in place.
+
+    Raises:
+        UserError: a part that is not what training saves.
+    """
+    model = state["model"]
+    if not isinstance(model, dict):
+        raise _not_saved(f"its model is of the type {type(model).__name__}, not tensors by their names")
+    for name, tensor in model.items():
+        if not isinstance(name, str):
+            raise _not_saved(f"a tensor of its model has the name {name!r:.40}")
+        if name.endswith("_extra_state"):
+            continue
+        if not isinstance(tensor, torch.Tensor):
+            raise _not_saved(f"{name:.100} of its model is of the type {type(tensor).__name__}, not a tensor")
+        if tensor.device.type != "cpu" or tensor.layout != torch.strided or tensor.is_quantized:
+            raise _not_saved(f"{name:.100} of its model is not a plain tensor (meta, sparse or quantized)")
+    cfg, args = state.get("cfg"), state.get("args")
+    if not isinstance(cfg, dict | None):
+        raise _not_saved(f"its configuration (cfg) is of the type {type(cfg).__name__}, not sections of settings")
+    if not isinstance(args, Namespace | None):
+        raise _not_saved(f"its options (args) are of the type {type(args).__name__}, not a namespace")
+    if cfg is not None:
+        for section in ("model", "task") if args is None else ():
+            if not isinstance(cfg.get(section), dict | Namespace):
+                raise _not_saved(f"cfg.{section} is of the type {type(cfg.get(section)).__name__}, not settings")
+        state["cfg"] = _plain(cfg, cfg, "cfg")
+    if args is not None:
+        for name in ("arch", "task", *REGISTRIES):  # fairseq makes parts of a path of them
+            value = getattr(args, name, None)
+            if not (value is None or isinstance(value, str) and re.fullmatch(r"[\w-]*", value)):
+                raise _not_saved(f"args.{name} is {value!r:.60}, which is no name")
+        state["args"] = _plain(args, vars(args), "args")
+
+
+def _not_saved(reason):
+    return UserError(f"it is not as fairseq saves one ({reason}): take the file as training left it")
+
+
+def _plain(value, root, place):
+    """Settings with no reference to other settings, and with no names of files that training began with.
+
+    Args:
+        root: where references begin. Those from a namespace of old leave out the section.
+        place: what to call the setting in an error.
+    """
+    if isinstance(value, dict):
+        if not all(isinstance(name, str | int) for name in value):
+            raise _not_saved(f"a name in {place} is no text")
+        # without it, that of its dataclass
+        return {name: _plain(inner, root, f"{place}.{name}") for name, inner in value.items() if not _is_file(name)}
+    if isinstance(value, Namespace):
+        if not all(isinstance(name, str) for name in vars(value)):
+            raise _not_saved(f"a name in {place} is no text")
+        return Namespace(
+            **{
+                name: None if _is_file(name) else _plain(inner, root, f"{place}.{name}")
+                for name, inner in vars(value).items()
+            }
+        )
+    if isinstance(value, list | tuple):
+        return type(value)(_plain(inner, root, place) for inner in value)
+    if isinstance(value, str) and "${" in value:
+        return _refer(value, root, place)
+    if isinstance(value, torch.Tensor | np.ndarray | set | bytes | bytearray):
+        raise _not_saved(f"{place} is of the type {type(value).__name__}, which no setting has")
+    if isinstance(value, int) and abs(value) >= 2**63:
+        raise _not_saved(f"{place} has {len(str(value))} digits")
+    return value.item() if isinstance(value, np.generic) else value
+
+
+def _is_file(name):
+    return isinstance(name, str) and _FILES.fullmatch(name) is not None
+
+
+def _refer(text, root, place):
+    """The setting that a reference leads to; some versions of fairseq save references. OmegaConf's own would also
+    read environment variables, and repeat what repeats other things."""
+    value = text
+    for _ in range(10):
+        found = _REFERENCE.fullmatch(value)
+        if not found:
+            break
+        value = root
+        for name in found[1].split("."):
+            value = vars(value) if isinstance(value, Namespace) else value
+            value = value.get(name) if isinstance(value, dict) else None
+        if value is None and "." in found[1]:
+            value = root.get(found[1].rpartition(".")[2])
+        if not isinstance(value, str):
+            break
+    if isinstance(value, str) and "${" in value or not isinstance(value, str | int | float | bool | None):
+        raise _not_saved(f"{place} is {text!r:.80}, which refers to no other setting")
+    return value
+
+
+# --- values of the types that the options have
+
+
+def check_values(kind: type | None, settings: dict | Namespace, section: str) -> None:
+    """
+    Args:
+        kind: the class of the model or the task that is built of the settings; None: it is not known here.
+        settings: of that part of a checkpoint.
+        section: what to call it in an error.
+
+    Raises:
+        UserError: a value that its option cannot have. What fairseq makes of it may be another model, or an error much
+            later.
+    """
+    values = vars(settings) if isinstance(settings, Namespace) else settings
+    for action in _options_of(kind) if kind is not None else ():
+        value = values.get(action.dest)
+        if value is None or value == "???":  # OmegaConf's for none yet
+            continue
+        wanted, meaning = _TYPES.get(_BOOLEAN if action.nargs == 0 else action.type, (None, None))
+        if action.choices is not None and value not in action.choices:
+            meaning = f"one of {', '.join(map(str, action.choices))}"
+        elif action.choices is not None or wanted is None or action.nargs or isinstance(value, wanted):
+            continue
+        raise UserError(f"{section}.{action.dest} in it is {value!r:.60} and must be {meaning}: it was changed")
+
+
+_BOOLEAN = "boolean"
+_SIMPLE = str | bool | int | float | list  # options that refer to others by default are text to argparse
+_TYPES = {
+    _BOOLEAN: (bool | int, "true or false"),
+    int: (int, "a whole number"),
+    float: (int | float, "a number"),
+    str: (_SIMPLE, "text"),
+    None: (_SIMPLE, "text"),
+}
+
+
+def _options_of(kind):
+    parser = ArgumentParser(add_help=False, conflict_handler="resolve")
+    try:
+        kind.add_args(parser)
+    except Exception:  # a plugin's may want fairseq's own parser; what is not known here is not checked
+        return ()
+    return parser._actions
