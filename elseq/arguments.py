@@ -7,11 +7,6 @@ from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError
 
 
-def as_option(name: str) -> str:
-    """A keyword of Python as an option of a command line; see `elseq.errors.renamed`."""
-    return f"--{name.replace('_', '-')}"
-
-
 class Parser(argparse.ArgumentParser):
     """Complains in one sentence, a `UserError`, and not by its usage and an exit code of its own."""
 

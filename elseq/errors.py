@@ -54,6 +54,11 @@ def renamed(name: Callable[[str], str]):
         raise UserError(error.sentence, name(error.argument)) from error
 
 
+def as_option(name: str) -> str:
+    """A keyword of Python as an option of a command line; see `renamed`."""
+    return f"--{name.replace('_', '-')}"
+
+
 def check_choice(option: str, value: str | None, choices: Collection[str]) -> None:
     """
     Raises:

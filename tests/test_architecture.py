@@ -11,9 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams
 errors
-files arguments tables bounds numerics
+files tables bounds numerics
 compat attention
-models
+arguments models
 generation
 tasks subwords
 generator

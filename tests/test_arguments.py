@@ -2,8 +2,8 @@
 
 import pytest
 
-from elseq.arguments import Parser, as_option, choices, count, count_or_zero, counts
-from elseq.errors import UserError
+from elseq.arguments import Parser, choices, count, count_or_zero, counts
+from elseq.errors import UserError, as_option
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ import torch
 from fairseq import checkpoint_utils
 
 import elseq
-from elseq.arguments import Parser, add_user_dir, as_option, choices, count
-from elseq.errors import about, renamed
+from elseq.arguments import Parser, add_user_dir, choices, count
+from elseq.errors import about, as_option, renamed
 from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, checkpoint_path
 from elseq.interop import ctranslate, heads

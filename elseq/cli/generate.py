@@ -12,9 +12,9 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
-from elseq.arguments import Parser, add_user_dir, as_option, count
+from elseq.arguments import Parser, add_user_dir, count
 from elseq.attention.methods import AUTO
-from elseq.errors import UserError, renamed
+from elseq.errors import UserError, as_option, renamed
 from elseq.generation.budget import read_bytes
 from elseq.generator import DTYPES
 from elseq.subwords.codes import KINDS

@@ -10,10 +10,9 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
-from elseq.arguments import as_option
 from elseq.bounds import check_bounds
 from elseq.compat.patching import wrap
-from elseq.errors import UserError, options_checked, renamed
+from elseq.errors import UserError, as_option, options_checked, renamed
 from elseq.numerics import explain_nan
 
 _NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value

@@ -6,7 +6,7 @@ from fairseq.tasks import TASK_REGISTRY
 
 from elseq.compat.checkpoints import unknown
 from elseq.errors import UserError
-from elseq.interop.stock import model_class
+from elseq.models.stock import model_class
 
 # How the names of tasks begin whose checkpoints only they can decode, and why.
 _ONLY_THEIR_TASK = {

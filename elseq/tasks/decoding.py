@@ -8,10 +8,9 @@ from typing import Optional
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
-from elseq.arguments import as_option
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
-from elseq.errors import UserError, check_choice
+from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration

@@ -13,8 +13,7 @@ import torch
 from tqdm import tqdm
 
 import elseq
-from elseq.arguments import as_option
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, check_overwrite, check_standard_output, is_within, real_path
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
