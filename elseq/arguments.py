@@ -2,9 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Collection
+from dataclasses import fields
 
 from elseq.compat.commands import import_user_dirs
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 
 
 class Parser(argparse.ArgumentParser):
@@ -25,17 +26,45 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{(action.option_strings or [action.dest])[0]} {error}") from error
 
 
-def add_user_dir(parser: argparse._ActionsContainer) -> None:
-    """The option --user-dir, which imports what it names as soon as it is read."""
-    parser.add_argument(
-        "--user-dir",
-        type=_user_dirs,
-        metavar="FOLDER",
-        help="of a plugin that has the model's architecture; several with colons between them",
-    )
+def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> None:
+    """Options for fields of a dataclass, with their defaults.
+
+    Args:
+        parser: what takes them.
+        kind: the dataclass. The metadata of a field are its help and, if there are any, its metavar, its choices (or a
+            function that gives them) and type, which reads its text.
+        names: of the fields. Default: all.
+    """
+    for each in fields(kind):
+        if names and each.name not in names:
+            continue
+        options = dict(each.metadata)
+        if callable(options.get("choices")):
+            options["choices"] = options["choices"]()
+        if each.default is False:
+            options["action"] = "store_true"
+        elif each.default is not None:
+            options |= {"default": each.default, "help": f"{options['help']} (default: %(default)s)"}
+        parser.add_argument(as_option(each.name), **options)
 
 
-def _user_dirs(text: str) -> str:
+def languages(text: str) -> tuple[str, str]:
+    """
+    Raises:
+        UserError: no two names with a comma between them.
+    """
+    source, comma, target = text.partition(",")
+    if not (source and target) or "," in target:
+        raise UserError(f"{text!r} is not two languages with a comma between them")
+    return source, target
+
+
+def folders_of_plugins(text: str) -> str:
+    """A value of --user-dir. What it names is imported as soon as it is read: other options may be the plugin's.
+
+    Raises:
+        UserError: a folder that cannot be imported.
+    """
     try:
         import_user_dirs(text)
     except UserError as error:

@@ -1,37 +1,54 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
-import os
 import random
-from argparse import Namespace
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import fields
+from dataclasses import dataclass, field, fields
 from numbers import Integral
 from pathlib import Path
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, utils
-from fairseq.data import Dictionary, data_utils
+from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
-from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
-from elseq.compat.commands import import_user_dirs
-from elseq.errors import UserError, about, check_choice, renamed
+from elseq.arguments import count
+from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
-from elseq.models.families import check_task, is_language_model
-from elseq.subwords.codes import Codes
+from elseq.loading import Checkpoint, Loading, usable_codes, usable_device, usable_dtype
 from elseq.subwords.finding import find_subwords
-from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import check_options, decode_attention_names
-from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
-from elseq.tasks.translation import ElseqTranslationConfig
+from elseq.tasks.decoding import decode_attention_names
 
-CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
-DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+@dataclass(frozen=True)
+class Batching:
+    """How texts are decoded together."""
+
+    max_tokens: int = field(
+        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest"}
+    )
+    memory_budget: int | str | None = field(
+        default=None,
+        metadata={
+            "type": read_bytes,
+            "metavar": "BYTES",
+            "help": "such as 16G: as many texts as fit it. It counts the decoding state, exactly, and beside it, "
+            "estimated from above, the activations of a layer, the logits and the words so far; it counts neither the "
+            "model's parameters nor what the allocator loses (leave it a tenth of the memory). --attention auto is the "
+            "larger of kv and el. Either way a batch that runs out of memory is split",
+        },
+    )
+    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long, rather than refuse them"})
+    seed: int | None = field(
+        default=None, metadata={"type": int, "metavar": "N", "help": "of the random numbers, for --sampling"}
+    )
+
+    def deciding(self) -> dict:
+        """The options that decide the output, by their names on the command line."""
+        options = {as_option(each.name): getattr(self, each.name) for each in fields(self)}
+        return options | {"--max-tokens": self.max_tokens if self.memory_budget is None else None}
 
 
 class TextGenerator:
@@ -277,38 +294,26 @@ def load(
     Raises:
         UserError: a file that is missing or cannot be used, or an argument that is none of these.
     """
-    check_choice("attention", attention, decode_attention_names())
-    device = _usable_device(device)
-    if dtype is not None and dtype not in DTYPES.values():
-        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
-    if user_dir is not None:
-        with renamed(_as_keyword):
-            import_user_dirs(str(_as_path(user_dir, "user_dir")))
-    if bpe is not None and bpe_codes is None:
-        raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
-    if bpe is None and bpe_codes is not None:
-        raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
-    codes = None if bpe is None else Codes(bpe, _as_path(bpe_codes, "bpe_codes"))
-    path = checkpoint_path(path)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    cfg = state["cfg"]
-    with about(path):
-        check_task(cfg)
-        language_model = is_language_model(cfg.model)
-    folder = _data_folder(path, cfg, data)
-    with renamed(_as_keyword):
-        top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-        task = _build_task(cfg, language_model, folder, attention, languages, top_k)
-        (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
-    subwords = codes or find_subwords({folder, path.parent}, task.source_dictionary.symbols, language_model)
-    dtype = dtype or _common_dtype(state["model"])
-    return TextGenerator(model.to(device=device, dtype=dtype), task, subwords)
+    top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
+    codes = {"bpe": bpe, "bpe_codes": bpe_codes}
+    return load_by(path, Loading(attention, device, dtype, data, languages, user_dir, **codes, **top_k))
 
 
-def _common_dtype(parameters: Mapping[str, torch.Tensor]) -> torch.dtype:
-    """The type that all parameters have which are no whole numbers, or float32."""
-    found = {tensor.dtype for tensor in parameters.values() if tensor.is_floating_point()}
-    return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+@renamed(lambda option: _as_keyword(option))
+def load_by(path: str | Path, loading: Loading) -> TextGenerator:
+    """As `load`."""
+    check_choice("attention", loading.attention, decode_attention_names())
+    device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
+    codes = usable_codes(loading.bpe, loading.bpe_codes)
+    checkpoint = Checkpoint.read(path, loading.user_dir)
+    folder = checkpoint.folder(loading.data)
+    dictionaries = checkpoint.dictionaries(folder, loading.languages)
+    task = checkpoint.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    model = checkpoint.build_model(task)
+    subwords = codes or find_subwords(
+        {folder, checkpoint.path.parent}, task.source_dictionary.symbols, checkpoint.is_language_model
+    )
+    return TextGenerator(model.to(device=device, dtype=dtype or checkpoint.dtype()), task, subwords)
 
 
 def _as_keyword(option: str) -> str:
@@ -323,102 +328,3 @@ def check_max_tokens(max_tokens: int) -> None:
     """
     if not isinstance(max_tokens, Integral) or max_tokens < 1:
         raise UserError(f"{max_tokens!r} is not a whole number above 0", "max_tokens")
-
-
-def _usable_device(device: str | torch.device | None) -> torch.device:
-    if device is None:
-        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        probe = torch.zeros(1, device=device)
-        probe.cpu()  # meta has no numbers
-        return probe.device
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
-        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
-        raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
-
-
-def checkpoint_path(path: str | Path) -> Path:
-    """The file that `load` takes: the one named, or that in the folder named.
-
-    Raises:
-        UserError: a folder without any, or what is no path.
-    """
-    path = _as_path(path, "path")
-    parts = utils.split_paths(str(path))
-    if len(parts) > 1 and not path.exists():
-        raise UserError(f"{path} names {len(parts)} checkpoints; give one, or decode the ensemble by fairseq-generate")
-    if not path.is_dir():
-        return path
-    for name in CHECKPOINT_NAMES:
-        if (path / name).exists():
-            return path / name
-    raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
-
-
-def _as_path(value, argument: str) -> Path:
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{value!r} is no path; give one", argument)
-    return Path(value).expanduser()
-
-
-def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
-    if data is not None:
-        folder = _as_path(data, "data")
-        if not any(folder.glob("dict*.txt")):
-            raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
-        return folder
-    trained_on = utils.split_paths(str(getattr(cfg.task, "data", "") or ""))
-    folders = [path.parent, *(Path(folder) for folder in trained_on[:1])]
-    for folder in folders:
-        if any(folder.glob("dict*.txt")):
-            return folder
-    looked = " and ".join(str(folder) for folder in folders)
-    raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
-
-
-def _build_task(
-    cfg, language_model: bool, folder: Path, attention: str, languages: tuple[str, str] | None, top_k: dict
-):
-    config = ElseqLanguageModelingConfig if language_model else ElseqTranslationConfig
-    names = {field.name for field in fields(config)}
-    trained = vars(cfg.task) if isinstance(cfg.task, Namespace) else OmegaConf.to_container(cfg.task)
-    options = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
-    options.update(data=str(folder), decode_attention=attention)
-    options.update({name: value for name, value in top_k.items() if value is not None})
-    try:
-        task_cfg = OmegaConf.create({**OmegaConf.to_container(OmegaConf.structured(config), resolve=False), **options})
-    except OmegaConfBaseException as error:
-        reason = str(error).partition("\n")[0]
-        raise UserError(f"the task's settings in the checkpoint cannot be used ({reason}): it was changed") from error
-    check_options(task_cfg)
-    if language_model:
-        dictionary = Dictionary.load(str(folder / "dict.txt"))
-        return ElseqLanguageModelingTask(task_cfg, dictionary)
-    if languages is not None:
-        names = [languages] if isinstance(languages, str) else list(languages)
-        if len(names) != 2 or not all((folder / f"dict.{name}.txt").exists() for name in names):
-            raise UserError(
-                f"{','.join(map(str, names))} does not name two dictionaries, dict.LANGUAGE.txt, in {folder}",
-                "languages",
-            )
-    languages = languages or (options.get("source_lang"), options.get("target_lang"))
-    return ElseqTranslationTask(task_cfg, *_load_dictionaries(folder, languages, str(trained.get("data", ""))))
-
-
-def _load_dictionaries(folder: Path, languages, trained_on: str) -> list[Dictionary]:
-    """Those of source and target."""
-    if None in languages:
-        # The command line may have left them to be found in the names of the data files.
-        found = [data_utils.infer_language_pair(place) for place in (folder, trained_on) if Path(place).is_dir()]
-        languages = next((pair for pair in found if None not in pair), languages)
-    named = [folder / f"dict.{language}.txt" for language in languages]
-    if all(path.exists() for path in named):
-        return [Dictionary.load(str(path)) for path in named]
-    present = sorted(folder.glob("dict*.txt"))
-    if len({path.read_bytes() for path in present}) == 1:  # source and target share one
-        return [Dictionary.load(str(present[0]))] * 2
-    names = ", ".join(path.name for path in present)
-    raise UserError(
-        f"is missing, and which of {names} in {folder} is the source's and which the target's is not known; name both",
-        "languages",
-    )

@@ -16,8 +16,10 @@ compat attention
 arguments models
 generation
 tasks subwords
+interop
+loading
 generator
-interop text_files scoring
+text_files scoring
 reports benchmark
 sweeps
 cli

@@ -7,13 +7,14 @@ from pathlib import Path
 
 import torch
 
-from elseq.arguments import Parser, add_user_dir, choices, count, count_or_zero, counts
+from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
 from elseq.benchmark import report
 from elseq.benchmark.arguments import add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import STOCK_MODES, Grid, modes
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError
+from elseq.loading import Loading
 
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
@@ -46,7 +47,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     model = parser.add_argument_group("model")
     model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
     model.add_argument("--data", help="folder of its dictionaries (default: the checkpoint's)")
-    add_user_dir(model)
+    add_fields(model, Loading, "user_dir")
     model.add_argument("--arch", help="an architecture of fairseq or elseq, instead of a checkpoint")
     model.add_argument(
         "--random-weights", action="store_true", help="with --arch: the same random weights in all modes"

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from fairseq.data import Dictionary
 
-from elseq.benchmark.models import SEED, SPECIAL_SYMBOLS, ModelFile, make_task
+from elseq.benchmark.models import SEED, SPECIAL_SYMBOLS, ModelFile
 from elseq.errors import UserError
 from elseq.files import read_lines
 
@@ -16,9 +16,8 @@ def random_sources(model_file: ModelFile, length: int, count: int) -> list[list[
     Raises:
         UserError: a length that leaves no room for a word.
     """
-    task = make_task(model_file, "stock")
-    dictionary = task.source_dictionary
-    words = length - _special_positions(model_file, task)
+    dictionary = Dictionary.load(model_file.dictionary)
+    words = length - model_file.special_positions
     if words < 1:
         raise UserError(f"--source-length {length} leaves no room for a word; give at least {length - words + 1}")
     draw = random.Random(SEED)
@@ -35,18 +34,16 @@ def read_sources(model_file: ModelFile, path: Path) -> list[list[int]]:
         UserError: a file that is missing or empty, or a line that is not UTF-8, is empty, or is too long for the model.
     """
     lines = list(read_lines(path))
-    task = make_task(model_file, "stock")
-    special = _special_positions(model_file, task)
+    dictionary = Dictionary.load(model_file.dictionary)
     return [
-        _encode(line, f"line {number} of {path}", task.source_dictionary, model_file, special)
-        for number, line in enumerate(lines, start=1)
+        _encode(line, f"line {number} of {path}", dictionary, model_file) for number, line in enumerate(lines, start=1)
     ]
 
 
 def count_positions(model_file: ModelFile, sources: list[list[int]]) -> list[int]:
     """Positions that each source takes in the model, special symbols included."""
     # Every source has an end symbol already. A language model has another symbol in its place, before the prompt.
-    added = _special_positions(model_file, make_task(model_file, "stock")) - 1
+    added = model_file.special_positions - 1
     return [len(source) + added for source in sources]
 
 
@@ -87,16 +84,11 @@ def make_batches(sources: list[list[int]], batch_size: int, equal_lengths: bool)
     return batches
 
 
-def _special_positions(model_file: ModelFile, task) -> int:
-    """Symbols that are no words of the source: its end or the prompt's beginning, and BART's <s>."""
-    return 1 if model_file.is_language_model or not task.prepend_source_bos else 2
-
-
-def _encode(line: str, place: str, dictionary: Dictionary, model_file: ModelFile, special: int) -> list[int]:
+def _encode(line: str, place: str, dictionary: Dictionary, model_file: ModelFile) -> list[int]:
     words = line.split()
     if not words:
         raise UserError(f"{place} is empty: remove it")
-    limit = (model_file.source_positions or model_file.target_positions) - special
+    limit = (model_file.source_positions or model_file.target_positions) - model_file.special_positions
     if len(words) > limit:
         raise UserError(f"{place} has {len(words)} pieces, the model takes {limit}: shorten it or leave it out")
     return [*map(dictionary.index, words), dictionary.eos()]

@@ -10,15 +10,15 @@ import torch
 from fairseq import checkpoint_utils
 
 import elseq
-from elseq.arguments import Parser, add_user_dir, choices, count
+from elseq.arguments import Parser, add_fields, choices, count
 from elseq.errors import about, as_option, renamed
 from elseq.files import check_output_file, check_overwrite
-from elseq.generator import TextGenerator, checkpoint_path
+from elseq.generator import TextGenerator
 from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save
-from elseq.models.families import check_task
+from elseq.loading import Checkpoint, Loading, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
 from elseq.subwords.tokens import Tokens
 
@@ -154,9 +154,8 @@ def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
     check_output_file(output, path, path.parent)
     check_overwrite(output, args.overwrite)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state = Checkpoint.read(path).state
     with about(path):
-        check_task(state["cfg"])
         converted = to_stock(state)
     save(converted, output)
     print(f"written: {output}")
@@ -167,9 +166,8 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state = Checkpoint.read(path).state
     with about(path):
-        check_task(state["cfg"])
         as_stock(elseq_configuration(state["cfg"].model))
     return path, output, state
 
@@ -237,7 +235,7 @@ def _parse(arguments: list[str]):
 def _add(commands, name: str, convert, summary: str, description: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=description)
     command.set_defaults(convert=convert)
-    add_user_dir(command)
+    add_fields(command, Loading, "user_dir")
     return command
 
 

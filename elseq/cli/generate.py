@@ -12,18 +12,15 @@ from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
-from elseq.arguments import Parser, add_user_dir, count
-from elseq.attention.methods import AUTO
+from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
-from elseq.generation.budget import read_bytes
-from elseq.generator import DTYPES
-from elseq.subwords.codes import KINDS
+from elseq.generator import Batching
+from elseq.loading import Loading
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
-from elseq.tasks.decoding import DecodingConfig, decode_attention_names
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import STANDARD_INPUT
-from elseq.text_files.run import SEARCH, TOP_K, Job, Run
+from elseq.text_files.run import SEARCH, Job, Run
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
@@ -102,11 +99,12 @@ def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
 
 
 def _job(args) -> Job:
+    def taken(kind: type):
+        return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
+
+    search = {name: getattr(args, name) for name in SEARCH if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
-    options = {**vars(args), "output": output, "dtype": DTYPES.get(args.dtype)}
-    del options["user_dir"]  # it has been imported
-    search = {name: options.pop(name) for name in SEARCH}
-    return Job(**options, search={name: value for name, value in search.items() if value is not None})
+    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search)
 
 
 def _parse(arguments: list[str]):
@@ -127,52 +125,18 @@ def _parse(arguments: list[str]):
     files.add_argument(
         "--overwrite", action="store_true", help="replace an output that is there, and what was begun by other options"
     )
-    files.add_argument("--truncate", action="store_true", help="cut lines that are too long, rather than refuse them")
+    add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
     model.add_argument(
         "--model", required=True, metavar="FILE", help="a checkpoint of fairseq, or the folder that it is in"
     )
-    model.add_argument(
-        "--data",
-        metavar="FOLDER",
-        help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
-    )
-    add_user_dir(model)
-    model.add_argument(
-        "--languages", type=_languages, metavar="SOURCE,TARGET", help="as the dictionaries are named (default: known)"
-    )
-    model.add_argument(
-        "--bpe", choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
-    )
-    model.add_argument("--bpe-codes", metavar="FILE", help="the codes of --bpe, such as bpecodes")
-    model.add_argument(
-        "--attention",
-        choices=decode_attention_names(),
-        default=AUTO,
-        help="how it is evaluated (default: %(default)s)",
-    )
-    for option in fields(DecodingConfig):
-        if option.name in TOP_K:
-            kind, metavar = (str, "PLACES") if option.name == "apply_top_k_in" else (int, "K")
-            model.add_argument(as_option(option.name), type=kind, metavar=metavar, help=option.metadata["help"])
-    model.add_argument("--device", help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)")
-    model.add_argument("--dtype", choices=DTYPES, help="of the parameters (default: as in the checkpoint)")
+    add_fields(model, Loading)
     batches = parser.add_argument_group("batches, of lines of similar length").add_mutually_exclusive_group()
-    batches.add_argument(
-        "--max-tokens", type=count, default=4096, metavar="N", help="lines times the longest (default: %(default)s)"
-    )
-    batches.add_argument(
-        "--memory-budget",
-        type=read_bytes,
-        metavar="BYTES",
-        help="such as 16G: as many lines as fit it. It counts the decoding state, exactly, and beside it, estimated "
-        "from above, the activations of a layer, the logits and the words so far; it counts neither the model's "
-        "parameters nor what the allocator loses (leave it a tenth of the memory). --attention auto is the larger "
-        "of kv and el. Either way a batch that runs out of memory is split",
-    )
+    add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; one hypothesis for each line")
     _add_search_options(search)
-    search.add_argument("--seed", type=int, default=1, metavar="N", help="of --sampling (default: %(default)s)")
+    add_fields(search, Batching, "seed")
+    parser.set_defaults(seed=1)
     return parser.parse_args(arguments)
 
 
@@ -186,13 +150,6 @@ def _add_search_options(group) -> None:
         else:
             kind = int if option.type is int else float
             group.add_argument(as_option(name), type=kind, metavar="N", help=f"{text} (default: {default})")
-
-
-def _languages(text: str) -> tuple[str, str]:
-    source, comma, target = text.partition(",")
-    if not (source and target) or "," in target:
-        raise UserError(f"{text!r} is not two languages with a comma between them")
-    return source, target
 
 
 if __name__ == "__main__":

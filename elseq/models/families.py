@@ -1,6 +1,7 @@
 """What a checkpoint is, by its configuration and its model: whether elseq decodes it, and as what."""
 
 from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel
+from fairseq.models.bart import BARTModel
 from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 
@@ -78,6 +79,18 @@ def _check_task_name(name) -> None:
                 f"a checkpoint of the task {name} cannot be converted or decoded by elseq: {reason}; decode it by "
                 f"fairseq's commands with --task {name}"
             )
+
+
+def is_trained_with_bos(cfg) -> bool:
+    """Whether a model was trained with <s> before its source and as the first word of its target, as BART was.
+
+    fairseq's class for BART is that of mBART, too, which was trained with symbols of languages.
+
+    Args:
+        cfg: the model's part of a configuration.
+    """
+    kind = model_class(cfg)
+    return kind is not None and issubclass(kind, BARTModel) and not str(_name(cfg, "arch")).startswith("mbart")
 
 
 def is_language_model(cfg) -> bool:

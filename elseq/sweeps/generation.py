@@ -2,6 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import fields
 from pathlib import Path
 
 import torch
@@ -9,11 +10,11 @@ from omegaconf import DictConfig
 from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
-from elseq.compat.commands import import_user_dirs
-from elseq.errors import UserError, renamed
+from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
-from elseq.generator import DTYPES, TextGenerator
+from elseq.generator import Batching, TextGenerator
+from elseq.loading import Loading
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
@@ -21,7 +22,7 @@ from elseq.scoring.summaries import score_summaries
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.processes import Processes
-from elseq.text_files.run import SEARCH, TOP_K, Job, Run
+from elseq.text_files.run import SEARCH, Job, Run
 
 OUTPUT = "output.txt"
 
@@ -35,26 +36,18 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     """Generate what the configuration says."""
     if cfg.checkpoint is None or cfg.input is None:
         raise UserError("give checkpoint=FILE and input=FILE")
-    if cfg.user_dir is not None:
-        with renamed(lambda option: "user_dir"):
-            import_user_dirs(str(cfg.user_dir))
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
+    named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # by the groups of the configuration
+    loading = {each.name: cfg.get(each.name) for each in fields(Loading)} | named
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
         input=str(cfg.input),
-        data=cfg.task.data,
-        attention=cfg.decode.mode,
-        device=cfg.device,
-        dtype=_choice("dtype", cfg.dtype, DTYPES),
-        max_tokens=cfg.max_tokens,
-        memory_budget=cfg.memory_budget,
-        truncate=cfg.truncate,
-        seed=cfg.seed,
+        loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
+        batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder is this job's: what is there is its own, finished under other settings
         search=search,
-        **{name: cfg.get(name) for name in TOP_K},
     )
     beam = search_configuration(search).beam
     begun = []
@@ -78,7 +71,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         "seconds": [seconds],
         "scores": scores,
     }
-    device = what.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    device = what.loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
     return Result(row, title, outputs)
 

@@ -5,13 +5,13 @@ from typing import Optional
 
 import torch
 from fairseq import utils
-from fairseq.models.bart import BARTModel
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
 from elseq.errors import UserError, check_choice
 from elseq.generation.cuda_graphs import release_memory
+from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
@@ -36,7 +36,7 @@ class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
 class ElseqTranslationTask(TranslationTask, DecodingTask):
     """fairseq's translation task for elseq models, and for stock Transformer and BART checkpoints as they are."""
 
-    has_bart = False
+    trained_with_bos = False  # one of the models was
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -62,7 +62,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
-        self.has_bart |= isinstance(model, BARTModel)
+        self.trained_with_bos |= is_trained_with_bos(cfg)
         return model
 
     @property
@@ -75,7 +75,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     def _switch(self, option: str) -> bool:
         value = getattr(self.cfg, option)
-        return self.has_bart if value is None else value == "yes"
+        return self.trained_with_bos if value is None else value == "yes"
 
     @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):

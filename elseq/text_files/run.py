@@ -5,7 +5,7 @@ import os
 import sys
 from collections.abc import Callable
 from contextlib import closing
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +17,8 @@ from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, check_overwrite, check_standard_output, is_within, real_path
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
-from elseq.generator import TextGenerator, check_max_tokens, checkpoint_path, load
+from elseq.generator import Batching, TextGenerator, check_max_tokens, load_by
+from elseq.loading import Loading, checkpoint_path
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
@@ -28,7 +29,6 @@ from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode
 logger = logging.getLogger(__name__)
 
 SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
-TOP_K = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
 # Shares of words that the dictionary does not know.
 NOTABLE, UNUSABLE = 0.1, 0.9
 LOG_INTERVAL = 60  # seconds between two lines about the progress, where there is no terminal
@@ -41,20 +41,8 @@ class Job:
     model: str
     output: Path | None  # None: the standard output
     input: str = STANDARD_INPUT
-    data: str | None = None
-    languages: tuple[str, str] | None = None
-    bpe: str | None = None
-    bpe_codes: str | None = None
-    attention: str = "auto"
-    apply_top_k: int | None = None
-    apply_top_k_in: str | None = None
-    apply_ffn_top_k: int | None = None
-    device: str | None = None
-    dtype: torch.dtype | None = None
-    max_tokens: int = 4096
-    memory_budget: int | None = None  # bytes, instead of max_tokens
-    truncate: bool = False
-    seed: int = 1
+    loading: Loading = Loading()
+    batching: Batching = Batching(seed=1)
     overwrite: bool = False
     search: dict = field(default_factory=dict)  # of `SEARCH`
 
@@ -125,9 +113,9 @@ class Run:
         Raises:
             UserError: it cannot be done, or no further; what was finished is kept.
         """
-        job, processes = self.job, self.processes
+        job, processes, batching = self.job, self.processes, self.job.batching
         cfg = search_configuration(job.search)
-        check_max_tokens(job.max_tokens)
+        check_max_tokens(job.batching.max_tokens)
         self._check_input()
         self._check_inputs()
         lines = InputLines(job.input)
@@ -136,15 +124,17 @@ class Run:
                 journal.lock()
                 if journal.is_new():
                     self._check_overwrite()
-            generator = _load(job)
+            generator = load_by(job.model, _on_own_device(job.loading))
             data = Path(generator.task.options.data)
             self._check_inputs(data)
             search = generator.make_search(cfg)
             sources = encode_lines(
-                lines, lambda text, name: generator.encode(text, search, name, job.truncate, "give --truncate")
+                lines, lambda text, name: generator.encode(text, search, name, batching.truncate, "give --truncate")
             )
             _check_words(job, lines, sources, generator)
-            batches = generator.cut_batches(search, sources.lengths, job.max_tokens, job.memory_budget, lines.name)
+            batches = generator.cut_batches(
+                search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
+            )
             if not processes.is_first:
                 processes.wait_for("begun", [0])
                 if journal.is_new():
@@ -164,7 +154,7 @@ class Run:
             self.progress = Progress(len(lines), int(finished.sum()), processes)
             with closing(self.progress):
                 ready(generator)
-                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, job.seed)
+                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
                 self._decode(batches, finished, decode, generator.text, journal)
                 if processes.is_first:
                     others = range(1, processes.count)
@@ -196,7 +186,7 @@ class Run:
         """
         job, checkpoint = self.job, checkpoint_path(self.job.model)
         inputs = [checkpoint, checkpoint.parent, *more]
-        inputs += [Path(path).expanduser() for path in (job.data,) if path is not None]
+        inputs += [Path(path).expanduser() for path in (job.loading.data,) if path is not None]
         inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
         if job.output is None:
             check_standard_output(*inputs)
@@ -227,17 +217,11 @@ def in_one_line(text: str) -> str:
     return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
-def _load(job: Job) -> TextGenerator:
-    top_k = {name: getattr(job, name) for name in TOP_K}
-    codes = {"bpe": job.bpe, "bpe_codes": job.bpe_codes}
-    return load(job.model, job.attention, _device(job), job.dtype, job.data, job.languages, **codes, **top_k)
-
-
-def _device(job: Job) -> str | None:
+def _on_own_device(loading: Loading) -> Loading:
     """Where there are several processes on a machine and nothing else is said, each has a GPU of its own."""
-    if job.device is None and torch.cuda.is_available():
-        return f"cuda:{os.environ.get('LOCAL_RANK', 0)}"
-    return job.device
+    if loading.device is None and torch.cuda.is_available():
+        return replace(loading, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
+    return loading
 
 
 def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
@@ -263,7 +247,7 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
 
 
 def _folders(job: Job) -> set[Path]:
-    return {checkpoint_path(job.model).parent, *([Path(job.data)] if job.data else [])}
+    return {checkpoint_path(job.model).parent, *([Path(job.loading.data)] if job.loading.data else [])}
 
 
 def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
@@ -275,14 +259,10 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
-        "--attention": job.attention,
-        **{as_option(name): getattr(job, name) for name in TOP_K},
+        **job.loading.deciding(),
         "--device": parameter.device.type,
         "--dtype": str(parameter.dtype).removeprefix("torch."),
-        "--max-tokens": job.max_tokens if job.memory_budget is None else None,
-        "--memory-budget": job.memory_budget,
-        "--truncate": job.truncate,
-        "--seed": job.seed,
+        **job.batching.deciding(),
         **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,
         "torch": torch.__version__,

@@ -1,0 +1,309 @@
+"""From a path to a checkpoint, its dictionaries, its task and its model: one way, for every command."""
+
+import os
+from argparse import Namespace
+from dataclasses import dataclass, field, fields, replace
+from pathlib import Path
+
+import torch
+from fairseq import checkpoint_utils, utils
+from fairseq.data import Dictionary, data_utils
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from elseq import arguments
+from elseq.attention.methods import AUTO
+from elseq.compat.commands import import_user_dirs
+from elseq.errors import UserError, about, as_option
+from elseq.interop.checkpoints import to_stock
+from elseq.models.families import check_task, is_language_model, is_trained_with_bos
+from elseq.models.stock import EQUIVALENT, model_class
+from elseq.subwords.codes import KINDS, Codes
+from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
+from elseq.tasks.decoding import DecodingConfig, check_options, decode_attention_names
+from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
+from elseq.tasks.translation import ElseqTranslationConfig
+
+CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
+DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A checkpoint that elseq can decode, as it was read."""
+
+    path: Path
+    state: dict  # as `fairseq.checkpoint_utils.load_checkpoint_to_cpu` returns it
+    is_language_model: bool
+
+    @classmethod
+    def read(cls, path: str | Path, user_dir: str | Path | None = None) -> "Checkpoint":
+        """
+        Args:
+            path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
+            user_dir: folder of a plugin that has the architecture; several with colons between them.
+
+        Raises:
+            UserError: a file that is missing or cannot be used, or a model that elseq does not decode.
+        """
+        if user_dir is not None:
+            import_user_dirs(str(as_path(user_dir, "user_dir")))
+        path = checkpoint_path(path)
+        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+        with about(path):
+            check_task(state["cfg"])
+            language_model = is_language_model(state["cfg"].model)
+        return cls(path, state, language_model)
+
+    @property
+    def cfg(self):
+        """The whole configuration."""
+        return self.state["cfg"]
+
+    def as_stock(self) -> "Checkpoint":
+        """The same, as an architecture of fairseq's own if it is one of elseq's.
+
+        Raises:
+            UserError: a model that fairseq does not have.
+        """
+        if model_class(self.cfg.model) not in EQUIVALENT.values():
+            return self
+        state = to_stock(self.state)
+        state["cfg"] = OmegaConf.create(state["cfg"], flags={"allow_objects": True})
+        return replace(self, state=state)
+
+    def folder(self, data: str | Path | None = None) -> Path:
+        """The folder of the dictionaries: the one given, else the checkpoint's, else that of its training.
+
+        Raises:
+            UserError: none of them has a dictionary.
+        """
+        if data is not None:
+            folder = as_path(data, "data")
+            if not any(folder.glob("dict*.txt")):
+                raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
+            return folder
+        folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
+        for folder in folders:
+            if any(folder.glob("dict*.txt")):
+                return folder
+        looked = " and ".join(str(folder) for folder in folders)
+        raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
+
+    def _trained_on(self) -> list[str]:
+        return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
+
+    def dictionaries(self, folder: Path, languages: tuple[str, str] | None = None) -> tuple[Path, Path]:
+        """The files of source and target; of a language model, the same twice.
+
+        Args:
+            folder: see `folder`.
+            languages: of source and target. Default: as in the checkpoint, else as in the names of the data files.
+
+        Raises:
+            UserError: files that are missing, or leave a choice.
+        """
+        if self.is_language_model:
+            return (folder / "dict.txt",) * 2
+        if languages is not None:
+            names = [languages] if isinstance(languages, str) else list(languages)
+            if len(names) != 2 or not all((folder / f"dict.{name}.txt").exists() for name in names):
+                raise UserError(
+                    f"{','.join(map(str, names))} does not name two dictionaries, dict.LANGUAGE.txt, in {folder}",
+                    "languages",
+                )
+        else:
+            languages = tuple(getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
+        if None in languages:
+            # The command line may have left them to be found in the names of the data files.
+            places = (folder, *self._trained_on())
+            found = [data_utils.infer_language_pair(str(place)) for place in places if Path(place).is_dir()]
+            languages = next((pair for pair in found if None not in pair), languages)
+        named = tuple(folder / f"dict.{language}.txt" for language in languages)
+        if all(path.exists() for path in named):
+            return named
+        present = sorted(folder.glob("dict*.txt"))
+        if len({path.read_bytes() for path in present}) == 1:  # source and target share one
+            return (present[0],) * 2
+        names = ", ".join(path.name for path in present)
+        raise UserError(
+            f"is missing, and which of {names} in {folder} is the source's and which the target's is not known; "
+            "name both",
+            "languages",
+        )
+
+    def build_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
+        """The elseq task of the checkpoint, without data, with the options of its training.
+
+        Args:
+            folder: see `folder`.
+            dictionaries: see `dictionaries`.
+            attention: a value of --decode-attention.
+            options: others of `elseq.tasks.decoding.DecodingConfig`.
+
+        Raises:
+            UserError: options of the checkpoint, or of these, that cannot be used.
+        """
+        config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
+        names = {field.name for field in fields(config)}
+        trained = self.cfg.task
+        trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
+        settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
+        settings.update(data=str(folder), decode_attention=attention, **options)
+        if not self.is_language_model:
+            trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
+            for name in ("prepend_source_bos", "force_bos"):
+                settings[name] = settings.get(name) or trained_with_bos
+        try:
+            defaults = OmegaConf.to_container(OmegaConf.structured(config), resolve=False)
+            cfg = OmegaConf.create({**defaults, **settings})
+        except OmegaConfBaseException as error:
+            reason = str(error).partition("\n")[0]
+            raise UserError(
+                f"the task's settings in the checkpoint cannot be used ({reason}): it was changed"
+            ) from error
+        check_options(cfg)
+        source, target = dictionaries
+        source_dictionary = Dictionary.load(str(source))
+        if self.is_language_model:
+            return ElseqLanguageModelingTask(cfg, source_dictionary)
+        same = target == source
+        return ElseqTranslationTask(cfg, source_dictionary, source_dictionary if same else Dictionary.load(str(target)))
+
+    def build_model(self, task):
+        """The model as the task decodes it, on the CPU.
+
+        Raises:
+            UserError: the checkpoint does not fit, or the task cannot decode it.
+        """
+        (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
+        return model
+
+    def dtype(self) -> torch.dtype:
+        """The type that all parameters have which are no whole numbers, or float32."""
+        found = {tensor.dtype for tensor in self.state["model"].values() if tensor.is_floating_point()}
+        return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+
+
+def _option(default=None, **metadata):
+    return field(default=default, metadata=metadata)
+
+
+def _help_of_task(name: str) -> str:
+    return next(each.metadata["help"] for each in fields(DecodingConfig) if each.name == name)
+
+
+@dataclass(frozen=True)
+class Loading:
+    """How a checkpoint is loaded: the keywords of `elseq.load`, the options of the commands that load one, and what of
+    them decides the output."""
+
+    attention: str = _option(
+        AUTO, help="the decoding method: how attention is evaluated", choices=decode_attention_names
+    )
+    device: str | torch.device | None = _option(
+        help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)"
+    )
+    dtype: str | torch.dtype | None = _option(
+        help="of the parameters (default: as in the checkpoint, if all are of one type there; else float32)",
+        choices=tuple(DTYPES),
+    )
+    data: str | Path | None = _option(
+        metavar="FOLDER",
+        help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
+    )
+    languages: tuple[str, str] | None = _option(
+        metavar="SOURCE,TARGET", type=arguments.languages, help="as the dictionaries are named (default: known)"
+    )
+    user_dir: str | Path | None = _option(
+        metavar="FOLDER",
+        type=arguments.folders_of_plugins,
+        help="of a plugin that has the model's architecture; several with colons between them",
+    )
+    bpe: str | None = _option(
+        choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
+    )
+    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of --bpe, such as bpecodes")
+    apply_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_top_k"))
+    apply_top_k_in: str | None = _option(metavar="PLACES", help=_help_of_task("apply_top_k_in"))
+    apply_ffn_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_ffn_top_k"))
+
+    def of_task(self) -> dict:
+        """Options of our tasks that are set, by their names there."""
+        names = {each.name for each in fields(DecodingConfig)}
+        set_here = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
+        return {name: value for name, value in set_here.items() if value is not None}
+
+    def deciding(self) -> dict:
+        """The options that decide the output, by their names on the command line. What the others decide is in the
+        dictionaries, the tokens and the parameters."""
+        names = ("attention", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
+        return {as_option(name): getattr(self, name) for name in names}
+
+
+def usable_device(device: str | torch.device | None) -> torch.device:
+    """The device; by default the first GPU if there is one, else the CPU.
+
+    Raises:
+        UserError: it is not here, or does not compute.
+    """
+    if device is None:
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        probe = torch.zeros(1, device=device)
+        probe.cpu()  # meta has no numbers
+        return probe.device
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
+        found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
+        raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
+
+
+def usable_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
+    """
+    Raises:
+        UserError: none that a model can be decoded in.
+    """
+    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
+    if found is not None and found not in DTYPES.values():
+        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
+    return found
+
+
+def usable_codes(bpe: str | None, bpe_codes: str | Path | None) -> Codes | None:
+    """
+    Raises:
+        UserError: one without the other, or codes that cannot be read.
+    """
+    if bpe is not None and bpe_codes is None:
+        raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
+    if bpe is None and bpe_codes is not None:
+        raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
+    return None if bpe is None else Codes(bpe, as_path(bpe_codes, "bpe_codes"))
+
+
+def checkpoint_path(path: str | Path) -> Path:
+    """The file of a checkpoint: the one named, or that in the folder named.
+
+    Raises:
+        UserError: a folder without any, or what is no path.
+    """
+    path = as_path(path, "path")
+    parts = utils.split_paths(str(path))
+    if len(parts) > 1 and not path.exists():
+        raise UserError(f"{path} names {len(parts)} checkpoints; give one, or decode the ensemble by fairseq-generate")
+    if not path.is_dir():
+        return path
+    for name in CHECKPOINT_NAMES:
+        if (path / name).exists():
+            return path / name
+    raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
+
+
+def as_path(value, argument: str) -> Path:
+    """
+    Raises:
+        UserError: no path.
+    """
+    if not isinstance(value, str | os.PathLike):
+        raise UserError(f"{value!r} is no path; give one", argument)
+    return Path(value).expanduser()
