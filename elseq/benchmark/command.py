@@ -13,7 +13,7 @@ from elseq.benchmark.arguments import add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import STOCK_MODES, Grid, modes
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option, renamed
 from elseq.loading import Loading
 
 EPILOG = """\
@@ -125,7 +125,10 @@ def _model_file(args, stack: ExitStack) -> ModelFile:
     if args.checkpoint is not None:
         if args.random_weights or args.model_options:
             raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
-        return checkpoint_model(Path(args.checkpoint), None if args.data is None else Path(args.data), args.user_dir)
+        with renamed(as_option):
+            return checkpoint_model(
+                Path(args.checkpoint), None if args.data is None else Path(args.data), args.user_dir
+            )
     if not args.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))

@@ -6,7 +6,7 @@ from dataclasses import fields
 from pathlib import Path
 
 import torch
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
@@ -39,7 +39,8 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
     named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # by the groups of the configuration
-    loading = {each.name: cfg.get(each.name) for each in fields(Loading)} | named
+    settings = OmegaConf.to_container(cfg, resolve=True)
+    loading = {each.name: settings.get(each.name) for each in fields(Loading)} | named
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,

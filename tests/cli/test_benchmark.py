@@ -72,7 +72,7 @@ def test_checkpoint(tiny_translation, tmp_path):
     assert model_file.source_positions == 64
     sources = read_sources(model_file, tiny_translation.raw / "test.src")
     assert len(sources) == 21
-    with pytest.raises(UserError, match="has no dict.txt; name the folder"):
+    with pytest.raises(UserError, match="holds no dictionary .*; name another folder"):
         checkpoint_model(tiny_translation.checkpoint, tmp_path)
 
 
