@@ -357,7 +357,7 @@ def test_constraints_that_no_hypothesis_can_meet(models, kind):
     constraints = pack_constraints([[torch.tensor([5, 6, 7, 8, 9])], [torch.tensor([5])]])
     options = {"strategy": lambda: search.LexicallyConstrainedBeamSearch(DICTIONARY, "unordered"), "max_len_b": 3}
     batch, _ = make_input("transformer", (3, 5))
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="leave a sentence no hypothesis that ends in time"):
         generate(StockGenerator, [models["transformer"]["stock"]], batch, {"constraints": constraints}, **options)
     found = generate(SequenceGenerator, [models["transformer"][kind]], batch, {"constraints": constraints}, **options)
     assert len(found[0]) == 1
