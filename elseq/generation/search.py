@@ -148,8 +148,8 @@ class SequenceGenerator(nn.Module):
 
         Raises:
             NotImplementedError: constraints, and a search strategy without them.
-            UserError: a minimum length that no hypothesis can have, a search by constraints without any, or a model
-                whose output is not a number.
+            UserError: a minimum length that no hypothesis can have, a length penalty that is no number or too large, a
+                search by constraints without any, or a model whose output is not a number.
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
@@ -174,6 +174,7 @@ class SequenceGenerator(nn.Module):
         device = source_lengths.device
         limits = self.length_limits(source_lengths, prompt_tokens)
         longest, shortest = max(limits), min(limits)
+        self._check_length_penalty(longest + 1)
         limits = torch.tensor(limits, device=device)
 
         # Row n = sentence * beam + hypothesis. Column 0 is the symbol that the hypothesis starts from.
@@ -392,6 +393,12 @@ class SequenceGenerator(nn.Module):
         """What a search strategy calls each sentence: the caller's ids, or else places in the batch."""
         ids = sample.get("id")
         return ids.to(device) if isinstance(ids, Tensor) else torch.arange(batch, device=device)
+
+    def _check_length_penalty(self, length: int) -> None:
+        """Whether a score can be divided by that power of the length."""
+        penalty = self.length_penalty
+        if penalty is not None and not abs(penalty) * math.log(length) < math.log(torch.finfo(torch.float32).max):
+            raise UserError(f"--lenpen {penalty} makes scores of {length} tokens all the same: give one nearer to 1")
 
     def _index(self, word: str) -> int:
         index = self.tgt_dict.index(word)

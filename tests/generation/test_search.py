@@ -653,3 +653,12 @@ def test_a_constrained_search_needs_constraints(models):
 
     with pytest.raises(UserError, match="--constraints needs"):
         generate(SequenceGenerator, [models["transformer"]["kv"]], batch, strategy=strategy)
+
+
+@pytest.mark.parametrize("penalty", [400.0, -400.0, 37.0, math.inf, math.nan])
+def test_a_length_penalty_beyond_what_numbers_hold(models, penalty):
+    batch, _ = make_input("transformer")
+    with pytest.raises(UserError, match=f"--lenpen {penalty} makes scores of 13 tokens all the same: give one nearer"):
+        generate(SequenceGenerator, [models["transformer"]["kv"]], batch, len_penalty=penalty)
+    found = generate(SequenceGenerator, [models["transformer"]["kv"]], batch, len_penalty=30.0)
+    assert all(hypothesis["score"].isfinite() for hypothesis in itertools.chain(*found))
