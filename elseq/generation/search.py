@@ -148,8 +148,8 @@ class SequenceGenerator(nn.Module):
 
         Raises:
             NotImplementedError: constraints, and a search strategy without them.
-            UserError: a minimum length that no hypothesis can have, a search by constraints without any, or a model
-                whose output is not a number.
+            UserError: a minimum length that no hypothesis can have, a length penalty that is no number or too large, a
+                search by constraints without any, or a model whose output is not a number.
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
@@ -174,6 +174,7 @@ class SequenceGenerator(nn.Module):
         device = source_lengths.device
         limits = self.length_limits(source_lengths, prompt_tokens)
         longest, shortest = max(limits), min(limits)
+        self._check_length_penalty(longest + 1)
         limits = torch.tensor(limits, device=device)
 
         # Row n = sentence * beam + hypothesis. Column 0 is the symbol that the hypothesis starts from.
@@ -186,8 +187,7 @@ class SequenceGenerator(nn.Module):
         scores = torch.zeros(batch * beam, longest + 1, device=device)  # cumulative
         attention = None
         sentences = list(range(batch))
-        first_rows = torch.arange(batch, device=device).unsqueeze(1) * beam
-        places = torch.arange(beam, device=device)
+        all_rows = torch.arange(batch * beam, device=device).view(batch, beam)
         left_over = torch.zeros(batch, beam, dtype=torch.bool, device=device)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
         sample_ids = self._sample_ids(sample, batch, device)
@@ -224,28 +224,19 @@ class SequenceGenerator(nn.Module):
                 tokens[:, : step + 1],
                 sample_ids,
             )
-            rows = candidate_beams + first_rows[: len(sentences)]
+            own_rows = all_rows[: len(sentences)]
+            rows = candidate_beams + own_rows[:, :1]
 
             # 3. Those among the first `beam` that end are finished hypotheses.
-            is_none = candidate_scores.isneginf()
-            is_stuck = is_none.all(dim=1, keepdim=True)
-            ending = candidate_words.eq(self.eos) & ~is_none
+            is_one = candidate_scores.isneginf().logical_not()
+            ending = candidate_words.eq(self.eos) & is_one
+            is_stuck = ~is_one.any(dim=1, keepdim=True)
             remaining = None
             if forced or prefix is not None or step >= self.min_len or self.may_end_early:
                 ended, stuck = self._look(ending, is_stuck, is_nan, tokens[:, : step + 1], sentences, prompt_tokens)
-                if ended:
-                    self._finish(
-                        finished,
-                        step,
-                        torch.tensor(ended, device=device),
-                        rows,
-                        candidate_scores,
-                        tokens,
-                        scores,
-                        attention,
-                        sentences,
-                        source_lengths,
-                    )
+                self._finish(
+                    finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
+                )
                 must_end = set(at_limit.nonzero().flatten().tolist() if forced else ()) | stuck
                 self._finish_best(finished, step, must_end, tokens, scores, attention, sentences)
                 if ended or must_end:
@@ -263,7 +254,8 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
                 sentences = [sentences[index] for index in remaining]
-                rows, ending, is_stuck, left_over = rows[kept], ending[kept], is_stuck[kept], left_over[kept]
+                rows, own_rows, ending, is_stuck = rows[kept], own_rows[kept], ending[kept], is_stuck[kept]
+                left_over = left_over[kept]
                 candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
                 source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
                 prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
@@ -274,8 +266,7 @@ class SequenceGenerator(nn.Module):
             # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf.
             # Where nothing may follow, all are left over, and what they had stays as it was, for `_finish_best`.
             active, left_over = self._active(ending, left_over)
-            own = (first_rows[: len(rows)] if remaining is None else first_rows[kept]) + places
-            order = torch.where(is_stuck, own, rows.gather(1, active)).view(-1)
+            order = torch.where(is_stuck, own_rows, rows.gather(1, active)).view(-1)
             tokens = tokens.index_select(0, order)
             tokens[:, step + 1] = candidate_words.gather(1, active).view(-1)
             scores = scores.index_select(0, order)
@@ -332,11 +323,13 @@ class SequenceGenerator(nn.Module):
     def _finish(
         self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths
     ) -> None:
-        """Add the candidates at `ended`, int64 [F, 2] of sentence and candidate."""
-        sentence, candidate = ended.unbind(1)
+        """Add the candidates at `ended`, pairs of sentence and candidate."""
+        if not ended:
+            return
+        sentence, candidate = torch.tensor(ended, device=rows.device).unbind(1)
         row = rows[sentence, candidate]
         finished.add(
-            [sentences[index] for index in sentence.tolist()],
+            [sentences[index] for index, _ in ended],
             tokens[row, : step + 1],
             scores[row, :step],
             totals[sentence, candidate],
@@ -400,6 +393,12 @@ class SequenceGenerator(nn.Module):
         """What a search strategy calls each sentence: the caller's ids, or else places in the batch."""
         ids = sample.get("id")
         return ids.to(device) if isinstance(ids, Tensor) else torch.arange(batch, device=device)
+
+    def _check_length_penalty(self, length: int) -> None:
+        """Whether a score can be divided by that power of the length."""
+        penalty = self.length_penalty
+        if penalty is not None and not abs(penalty) * math.log(length) < math.log(torch.finfo(torch.float32).max):
+            raise UserError(f"--lenpen {penalty} makes scores of {length} tokens all the same: give one nearer to 1")
 
     def _index(self, word: str) -> int:
         index = self.tgt_dict.index(word)

@@ -357,7 +357,7 @@ def test_constraints_that_no_hypothesis_can_meet(models, kind):
     constraints = pack_constraints([[torch.tensor([5, 6, 7, 8, 9])], [torch.tensor([5])]])
     options = {"strategy": lambda: search.LexicallyConstrainedBeamSearch(DICTIONARY, "unordered"), "max_len_b": 3}
     batch, _ = make_input("transformer", (3, 5))
-    with pytest.raises(AssertionError):
+    with pytest.raises(UserError, match="leave a sentence no hypothesis that ends in time"):
         generate(StockGenerator, [models["transformer"]["stock"]], batch, {"constraints": constraints}, **options)
     found = generate(SequenceGenerator, [models["transformer"][kind]], batch, {"constraints": constraints}, **options)
     assert len(found[0]) == 1
@@ -653,3 +653,12 @@ def test_a_constrained_search_needs_constraints(models):
 
     with pytest.raises(UserError, match="--constraints needs"):
         generate(SequenceGenerator, [models["transformer"]["kv"]], batch, strategy=strategy)
+
+
+@pytest.mark.parametrize("penalty", [400.0, -400.0, 37.0, math.inf, math.nan])
+def test_a_length_penalty_beyond_what_numbers_hold(models, penalty):
+    batch, _ = make_input("transformer")
+    with pytest.raises(UserError, match=f"--lenpen {penalty} makes scores of 13 tokens all the same: give one nearer"):
+        generate(SequenceGenerator, [models["transformer"]["kv"]], batch, len_penalty=penalty)
+    found = generate(SequenceGenerator, [models["transformer"]["kv"]], batch, len_penalty=30.0)
+    assert all(hypothesis["score"].isfinite() for hypothesis in itertools.chain(*found))

@@ -84,18 +84,21 @@ class Groups:
         return sorted((hypothesis for group in self.done for hypothesis in group), key=lambda pair: -pair[0])
 
 
-@pytest.mark.parametrize("groups, share", [(1, 3), (2, 1), (2, 3), (3, 2), (4, 1)])
+@torch.no_grad()
+@pytest.mark.parametrize("groups, share", [(1, 3), (2, 1), (2, 3), (3, 2)])
 @pytest.mark.parametrize("strength, discount, min_len", [(0.7, 1.0, 1), (2.0, 0.5, 1), (0.5, 0.0, 4)])
-@pytest.mark.parametrize("name", GENERATORS)
-def test_each_group_is_a_beam_search(models, name, groups, share, strength, discount, min_len):
-    strategy = search.DiverseBeamSearch(DICTIONARY, groups, strength, discount)
-    found = found_by(name, models, strategy, beam_size=groups * share, max_len_b=9, min_len=min_len)
-    with torch.no_grad():
-        for source, hypotheses in zip(make_sources(DICTIONARY, LENGTHS), found, strict=True):
-            expected = Groups(models["stock"], source, groups, share, strength, discount, min_len, 9).ranked()
-            assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [words for _, words in expected]
+def test_each_group_is_a_beam_search(models, groups, share, strength, discount, min_len):
+    sources = make_sources(DICTIONARY, LENGTHS)
+    expected = [
+        Groups(models["stock"], source, groups, share, strength, discount, min_len, 9).ranked() for source in sources
+    ]
+    for name in GENERATORS:
+        strategy = search.DiverseBeamSearch(DICTIONARY, groups, strength, discount)
+        found = found_by(name, models, strategy, beam_size=groups * share, max_len_b=9, min_len=min_len)
+        for hypotheses, ranked in zip(found, expected, strict=True):
+            assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [words for _, words in ranked]
             scores = torch.stack([hypothesis["score"] for hypothesis in hypotheses])
-            torch.testing.assert_close(scores, torch.tensor([score for score, _ in expected]), rtol=1e-4, atol=1e-4)
+            torch.testing.assert_close(scores, torch.tensor([score for score, _ in ranked]), rtol=1e-4, atol=1e-4)
 
 
 def test_the_reference_itself_is_a_beam_search(models):
@@ -131,11 +134,11 @@ CONSTRAINTS = pack_constraints(
 )
 
 
-@pytest.mark.parametrize("name", GENERATORS)
+@pytest.mark.parametrize("name", ["fairseq's", "el"])
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_no_end_symbol_inside(models, name, strategy):
     extra = {"constraints": CONSTRAINTS} if strategy == "words that must occur" else {}
-    for min_len in (0, 1, 5):
+    for min_len in (0, 5):
         options = {"beam_size": 6, "max_len_b": 15, "min_len": min_len, **extra}
         for hypotheses in found_by(name, models, STRATEGIES[strategy](), **options):
             assert len(hypotheses) == 6 or (hypotheses and extra)
