@@ -63,11 +63,7 @@ def make_folder(folder, kind):
     contents = {
         "config.json": config,
         "generation_config.json": settings | symbols,
-        "tokenizer_config.json": {"add_prefix_space": False, **added},
-            "add_prefix_space": False,
-            "added_tokens_decoder": {"7": token},
-            "model_max_length": 64,
-        },
+        "tokenizer_config.json": {"add_prefix_space": False, "model_max_length": 64, **added},
         "special_tokens_map.json": {"eos_token": names[end], "unk_token": {"content": names[end], "lstrip": False}},
     }
     for name, content in contents.items():
