@@ -37,7 +37,10 @@ def read_json(path: Path) -> dict:
     """
     check_file(path)
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters, which no text can have alone
+            json.dumps(content, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
     except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, or a thousand brackets
