@@ -12,6 +12,7 @@ from fairseq.data import (
     language_pair_dataset,
     token_block_dataset,
 )
+from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceConfig
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
@@ -257,3 +258,17 @@ def test_raw_data_in_a_wrong_encoding(tmp_path, tiny_translation, without):
     without(indexed_dataset.IndexedRawTextDataset, "read_data")
     with pytest.raises(UnicodeDecodeError):
         indexed_dataset.IndexedRawTextDataset(path, dictionary)
+
+
+def test_a_letter_that_the_vocabulary_lacks(without):
+    vocabulary = {letter: number for number, letter in enumerate("abcx")}
+    encoder = gpt2_bpe_utils.Encoder(vocabulary, [("a", "b")])
+    assert encoder.encode("x") == [3]
+    for text, piece in (("ab", "ab"), ("xd", "d")):
+        with pytest.raises(
+            UserError, match=f"^encoder.json has no '{piece}', a piece that vocab.bpe makes of '{text}': take "
+        ):
+            encoder.encode(text)
+    without(gpt2_bpe_utils.Encoder, "encode")
+    with pytest.raises(KeyError):
+        encoder.encode("xd")
