@@ -54,6 +54,27 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
     assert len(model.generate(lines)) == len(lines)
 
 
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64], ids=str)
+def test_the_type_of_the_parameters_is_the_checkpoint_s(tiny_translation, lines, tmp_path, dtype, attention):
+    state = torch.load(tiny_translation.checkpoint)
+    state["model"] = {name: tensor.to(dtype) for name, tensor in state["model"].items()}
+    torch.save(state, tmp_path / "model.pt")
+    model = elseq.load(tmp_path / "model.pt", attention, data=tiny_translation.data)
+    assert {parameter.dtype for parameter in model.model.parameters()} == {dtype}
+    search = {"beam": 3, "no_repeat_ngram_size": 2, "min_len": 2}
+    wider = elseq.load(tmp_path / "model.pt", attention, data=tiny_translation.data, dtype=torch.float32)
+    found, expected = (each.generate(lines, **search) for each in (model, wider))
+    # the last digits decide now and then
+    assert sum(one == other for one, other in zip(found, expected, strict=True)) >= len(lines) - 1
+    state["model"] = {
+        name: tensor.float() if name.endswith("fc1.bias") else tensor for name, tensor in state["model"].items()
+    }
+    torch.save(state, tmp_path / "model.pt")
+    mixed = elseq.load(tmp_path / "model.pt", attention, data=tiny_translation.data)
+    assert {parameter.dtype for parameter in mixed.model.parameters()} == {torch.float32}
+
+
 @pytest.mark.parametrize(
     "texts, options, sentence",
     [
@@ -62,6 +83,12 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
         (["a"], {"beams": 3}, "no option 'beams'"),
         (None, {}, "^generate takes a list of texts and was given None$"),
         (["a"], {"beam": 0}, "^beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["a"], {"lenpen": math.nan}, "^lenpen nan is not a finite number$"),
+        (["a"], {"lenpen": -10.5}, "^lenpen -10.5 is not a number from -10 to 10; leave it out for the default, 1.0$"),
+        (["a"], {"unkpen": math.inf}, "^unkpen inf is not a finite number$"),
+        (["a"], {"temperature": 1e-7}, "^temperature 1e-07 is not a number from 1e-06 to 1e.06; "),
+        (["a"], {"max_len_a": 1e300}, "^max_len_a 1e.300 is not a number from 0 to 1e.06; leave it out"),
+        (["a"], {"max_len_b": 10**10}, "^max_len_b a whole number of 11 digits is too large; lower it$"),
         (["a"], {"beam": "five"}, "^beam 'five' cannot be used: .* could not be converted to Integer$"),
         (["a"], {"beam": 2, "nbest": 3}, "^nbest 3 is not between 1 and the beam, 2; change either$"),
         (["a"], {"sampling_topk": 3}, "--sampling-topk requires --sampling"),
@@ -70,16 +97,20 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
         (["a"], {"lenpen": math.inf}, "^lenpen inf is not a finite number$"),
         (["a"], {"unkpen": -math.inf}, "^unkpen -inf is not a finite number$"),
         (["a"], {"temperature": math.nan}, "^temperature nan is not a finite number$"),
-        (["a"], {"temperature": 0}, "^temperature 0.0 is not a number above 0; leave it out for the default, 1.0$"),
+        (
+            ["a"],
+            {"temperature": 0},
+            "^temperature 0.0 is not a number from 1e-06 to 1e.06; leave it out",
+        ),
         (["a"], {"no_repeat_ngram_size": -3}, "^no_repeat_ngram_size -3 is not 0 or a number above it; leave it out"),
         (["a"], {"min_len": -1}, "^min_len -1 is not 0 or a number above it"),
-        (["a"], {"max_len_a": -1}, "^max_len_a -1.0 is not 0 or a number above it"),
+        (["a"], {"max_len_a": -1}, "^max_len_a -1.0 is not a number from 0 to 1e.06; "),
         (["a"], {"sampling": True, "sampling_topk": 0}, "^sampling_topk 0 is not a number above 0"),
         (["a"], {"sampling": True, "sampling_topp": 1.5}, "^sampling_topp 1.5 is not a share above 0 and of at most 1"),
         (["a"], {"sampling": True, "sampling_topp": 0}, "^sampling_topp 0.0 is not a share"),
         (["a"], {"diverse_beam_groups": 0}, "^diverse_beam_groups 0 is not a number above 0"),
-        (["a"], {"diverse_beam_strength": -1}, "^diverse_beam_strength -1.0 is not 0 or a number above it"),
-        (["a"], {"diversity_rate": -2}, "^diversity_rate -2.0 is not 0 or a number above it"),
+        (["a"], {"diverse_beam_strength": -1}, "^diverse_beam_strength -1.0 is not a number from 0 to 1e.06; "),
+        (["a"], {"diversity_rate": -2}, "^diversity_rate -2.0 is not a number from 0 to 1e.06; "),
         (["a"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
         (["a"], {"max_tokens": "4096"}, "^max_tokens '4096' is not a whole number above 0$"),
         (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),

@@ -142,7 +142,7 @@ def convert_to_hugging_face(args) -> None:
 
 def convert_to_ctranslate2(args) -> None:
     path, output, state = _prepare(args, ctranslate.WRITTEN)
-    loaded = _load(path, args.data)
+    loaded = _load(path, args.data, torch.float32)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     with new_folder(output) as new, about(path):

@@ -12,7 +12,7 @@ from elseq.scoring.published import settings as published_settings
 from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
 from elseq.scoring.report import System, report, table, to_json
 from elseq.scoring.statistics import SEED, resample
-from elseq.scoring.summaries import score_summaries
+from elseq.scoring.summaries import other_letters, score_summaries
 
 EPILOG = "docs/scores.md says what each score is exactly, and where the published ones stand."
 
@@ -67,6 +67,7 @@ def score_rouge(args, hypotheses: dict[Path, list[str]], references: list[str]):
     notes = [f"rouge-score, {'with' if args.stem else 'without'} stemming; ROUGE-Lsum is what papers call ROUGE-L."]
     for path, found in marks.items():
         notes.append(f"Sentences of {path}: {'found by punctuation' if found is None else f'divided at {found}'}.")
+    notes += _other_letters(args, hypotheses, references)
     if mark and not any(mark in line for line in references):
         notes.append(f"There is no {mark} in {args.references}: each reference is one sentence.")
     return systems, settings, notes
@@ -85,8 +86,11 @@ def score_qg(args, hypotheses: dict[Path, list[str]], references: list[str]):
     tokens = "words are what spaces separate" if args.tokenized else "words of nltk's Treebank tokenizer"
     notes = [f"BLEU-4 (of the corpus, without smoothing), ROUGE-L (COCO) and METEOR: lower case, {tokens}."]
     notes.append(f"sacreBLEU: {signature}.")
-    if "meteor" not in scores:
+    if not all("meteor" in system.scores for system in systems):  # damage may be where only one of them reads
+        for system in systems:
+            system.scores.pop("meteor", None)
         notes.append(f"{NO_METEOR}.")
+    notes += _other_letters(args, hypotheses, references)
     if sources:
         notes.append(f"An example is a source of {args.sources} with its references and the last of its hypotheses.")
     settings = {
@@ -96,6 +100,11 @@ def score_qg(args, hypotheses: dict[Path, list[str]], references: list[str]):
         "sacrebleu": signature,
     }
     return systems, settings, notes
+
+
+def _other_letters(args, hypotheses: dict[Path, list[str]], references: list[str]) -> list[str]:
+    texts = {**hypotheses, args.references: references}
+    return [note for path, lines in texts.items() for note in other_letters(path, lines)]
 
 
 def _count_blank(lines: list[str]) -> int:

@@ -66,6 +66,7 @@ REPAIRS = (
     commands.keep_stock_from_the_model,
     commands.explain_missing_path,
     commands.explain_missing_architecture,
+    commands.generate_one_shard,
     commands.explain_options_of_interactive,
     commands.let_user_errors_through_hydra,
     commands.silence_old_code,

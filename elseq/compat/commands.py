@@ -1,5 +1,6 @@
 """The commands: --user-dir, fairseq-validate, Hydra, warnings."""
 
+import copy
 import functools
 import logging
 import os
@@ -8,7 +9,9 @@ import warnings
 from argparse import Namespace
 
 from fairseq import checkpoint_utils, options, utils
+from fairseq_cli import generate
 from hydra._internal import utils as hydra_utils
+from omegaconf import open_dict
 
 from elseq.compat.patching import wrap
 from elseq.errors import UserError, user_sentence
@@ -122,6 +125,38 @@ def explain_missing_architecture():
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
+def generate_one_shard():
+    """fairseq-generate passes over --num-shards and --shard-id: each shard is all sentences. A shard that there is not
+    is a ValueError in fairseq-eval-lm, and nothing elsewhere."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        shards, shard = getattr(parsed, "num_shards", 1), getattr(parsed, "shard_id", 0)
+        if shards < 1:
+            raise UserError(f"--num-shards {shards} is no number of shards: give 1 or more")
+        if not 0 <= shard < shards:
+            raise UserError(f"--shard-id {shard} is not one of the --num-shards {shards}: give 0 to {shards - 1}")
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    for module in (generate, sys.modules["__main__"]):  # the latter for python -m fairseq_cli.generate
+        if getattr(module, "__file__", None) == generate.__file__:
+            wrap(module, "_main", _generate_shard)
+
+
+def _generate_shard(main, cfg, output_file):
+    # the processes of a distributed run share the sentences; those of a shard share it
+    processes, shards = cfg.distributed_training, cfg.dataset.num_shards
+    rank, count = processes.distributed_rank, processes.distributed_world_size
+    if shards == 1:
+        return main(cfg, output_file)
+    cfg = copy.deepcopy(cfg)
+    with open_dict(cfg):
+        cfg.distributed_training.distributed_world_size = count * shards
+        cfg.distributed_training.distributed_rank = rank + count * cfg.dataset.shard_id
+    return main(cfg, output_file)
+
+
 def explain_options_of_interactive():
     """fairseq-interactive takes the options of fairseq-generate, but passes some over in silence, and others end in a
     traceback once the first line is translated."""
@@ -141,6 +176,7 @@ def _refuse_what_interactive_lacks(parsed):
         ("--print-alignment soft", parsed.print_alignment == "soft"),
         ("--lm-path", parsed.lm_path is not None),
         ("--prefix-size", parsed.prefix_size > 0),
+        ("--num-shards", parsed.num_shards > 1),
     ):
         if is_given:
             raise UserError(f"fairseq-interactive does not know {option}: use fairseq-generate, or leave it out")

@@ -215,7 +215,8 @@ def _check_search_options(args, vocabulary_size):
         raise UserError(f"{beam} is no number of hypotheses; give 1 or more", "--beam")
     with renamed(as_option):
         for field in dataclasses.fields(GenerationConfig):
-            check_bounds(field.name, value(field.name, field.default), field.default)
+            default = float(field.default) if field.type is float else field.default
+            check_bounds(field.name, value(field.name, default), default)
     chosen = [name for name, is_chosen in strategies.items() if is_chosen]
     if len(chosen) > 1:
         raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them")

@@ -1,9 +1,13 @@
 """BLEU, METEOR and ROUGE-L of generated questions, as in Du et al., 2017 (1705.00106) and the work after it."""
 
+import contextlib
+import zlib
 from collections.abc import Sequence
+from zipfile import BadZipFile
 
 import numpy as np
 from nltk.corpus import wordnet
+from nltk.corpus.reader.wordnet import WordNetError
 from nltk.tokenize import TreebankWordTokenizer
 from nltk.translate.meteor_score import meteor_score
 from sacrebleu.metrics import BLEU
@@ -15,9 +19,11 @@ from elseq.scoring.summaries import make_scorer
 ORDER = 4  # the longest n-grams of BLEU
 RECALL_WEIGHT = 1.2  # beta of ROUGE-L in the COCO caption evaluation, which Du et al. use
 NO_METEOR = (
-    "METEOR is left out, as nltk's WordNet data is not on this machine: "
+    "METEOR is left out, as nltk's WordNet data is not on this machine or is damaged: "
     "`python -m nltk.downloader wordnet` gets it, and NLTK_DATA names its folder"
 )
+# What nltk has for data that is missing, cut off or of another kind: some when it is opened, others when it is read.
+_UNUSABLE = (LookupError, OSError, ValueError, EOFError, AssertionError, BadZipFile, zlib.error, WordNetError)
 
 
 def group_by_source(
@@ -58,7 +64,8 @@ def score_questions(
         "rougeL_coco": mean_score([coco_rouge_l(*example) for example in zip(words, reference_words, strict=True)]),
         "rougeL": _rouge_l(hypotheses, references),
     }
-    if has_wordnet():
+    with contextlib.suppress(*_UNUSABLE):
+        wordnet.ensure_loaded()
         scores["meteor"] = _meteor(words, reference_words)
     return scores, _signature(hypotheses, references)
 
@@ -118,15 +125,6 @@ def _rouge_l(hypotheses: Sequence[str], references: Sequence[Sequence[str]]) -> 
     scorer = make_scorer(["rougeL"], stem=True)
     examples = zip(references, hypotheses, strict=True)
     return mean_score([scorer.score_multi(*example)["rougeL"].fmeasure for example in examples])
-
-
-def has_wordnet() -> bool:
-    """Whether the data that METEOR looks for synonyms in is there."""
-    try:
-        wordnet.ensure_loaded()
-    except LookupError:
-        return False
-    return True
 
 
 def _meteor(words: Sequence[Sequence[str]], references: Sequence[Sequence[Sequence[str]]]) -> Score:

@@ -13,6 +13,19 @@ from elseq.scoring.statistics import Score, mean_score
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
+PASSED_OVER = 0.1  # share of the letters of a text beyond which it is told
+
+
+def other_letters(name: object, lines: Sequence[str]) -> list[str]:
+    """A note on a text of which ROUGE leaves much out, or none: its words are of the letters a to z and of digits."""
+    letters = [character for line in lines for character in line.lower() if character.isalpha()]
+    others = sum(not "a" <= character <= "z" for character in letters)
+    if others <= PASSED_OVER * len(letters):
+        return []
+    share = others / len(letters)
+    return [f"{share:.0%} of the letters of {name} are passed over by rouge-score, which knows a to z and digits only."]
+
+
 class _Tokenizer(tokenizers.Tokenizer):
     """rouge-score's own tokens; each word is stemmed once."""
 

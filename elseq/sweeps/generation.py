@@ -18,7 +18,7 @@ from elseq.loading import Loading
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
-from elseq.scoring.summaries import score_summaries
+from elseq.scoring.summaries import other_letters, score_summaries
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.processes import Processes
@@ -106,7 +106,7 @@ def _bleu(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, 
 
 def _rouge(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
     scores = score_summaries(into_sentences(outputs, None), into_sentences(references, None))
-    return _told(scores), ["rouge-score with stemming"]
+    return _told(scores), ["rouge-score with stemming", *other_letters("the references", references)]
 
 
 def _questions(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:

@@ -3,10 +3,13 @@
 import os
 import re
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 
+from elseq.generator import TextGenerator
 from tests import helpers
 from tests.generating import read
 
@@ -242,3 +245,125 @@ def test_codes_beside_the_model(tiny_translation, run, source, tmp_path, kind):
     )
     sentence = run(f"--bpe={kind}", check=False).stderr.splitlines()[-1]
     assert sentence == f"elseq: error: --bpe-codes is missing: name the file of the codes of {kind}"
+
+
+@pytest.fixture
+def folder(tiny_translation, tmp_path):
+    """A model with its dictionaries."""
+    folder = tmp_path / "model"
+    folder.mkdir()
+    shutil.copy(tiny_translation.checkpoint, folder / "model.pt")
+    for path in tiny_translation.data.glob("dict.*.txt"):
+        shutil.copy(path, folder)
+    (tmp_path / "link").symlink_to(folder)
+    (tmp_path / "second").hardlink_to(folder / "dict.src.txt")
+    return folder
+
+
+def contents(folder):
+    return {path: path.read_bytes() for path in sorted(folder.rglob("*")) if path.is_file()}
+
+
+@pytest.mark.parametrize(
+    "output",
+    [
+        "model/model.pt",
+        "model/dict.src.txt",
+        "model/dict.tgt.txt",
+        "link/model.pt",
+        "second",
+        "model/../model/model.pt",
+    ],
+)
+@pytest.mark.parametrize("data", [[], ["--data={tmp}/model"], ["--data={tmp}/link"]], ids=["beside", "named", "link"])
+def test_the_model_is_no_output(folder, source, tmp_path, monkeypatch, output, data):
+    monkeypatch.setattr("elseq.text_files.run.load_by", never)
+    before = contents(tmp_path)
+    command = ["elseq-generate", "--model", folder / "model.pt", "--input", source, "--overwrite"]
+    command += [option.format(tmp=tmp_path) for option in data]
+    result = helpers.run_here([*command, "--output", tmp_path / output], check=False)
+    assert result.returncode == 1
+    assert result.stderr.endswith(f"elseq: error: --output {tmp_path / output} is an input: give another file\n")
+    assert contents(tmp_path) == before
+
+
+def test_the_dictionaries_of_the_training_are_no_output(tiny_translation, folder, source, tmp_path):
+    """Their folder is in the checkpoint alone."""
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["task"]["data"] = str(folder)
+    torch.save(state, tmp_path / "alone.pt")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.move(tmp_path / "alone.pt", tmp_path / "elsewhere")
+    before = contents(tmp_path)
+    command = ["elseq-generate", "--model", tmp_path / "elsewhere" / "alone.pt", "--input", source, "--overwrite"]
+    result = helpers.run_here([*command, "--output", folder / "dict.src.txt"], check=False)
+    assert result.stderr.endswith("dict.src.txt is an input: give another file\n")
+    assert contents(tmp_path) == before
+
+
+@pytest.mark.parametrize("name", ["0.journal", "output", "text"])
+def test_an_input_among_the_finished_lines(run, source, name):
+    run.journals.mkdir()
+    moved = run.journals / name
+    source.rename(moved)
+    before = contents(run.journals)
+    result = run("--overwrite", check=False, input=moved)
+    assert result.stderr.endswith(
+        f"elseq: error: {moved} is in {run.journals}, where finished lines are kept: move it\n"
+    )
+    assert contents(run.journals) == before
+
+
+@pytest.mark.parametrize("name", ["0.journal", "output", "3.journal"])
+def test_a_link_among_the_finished_lines(run, tmp_path, name):
+    victim = tmp_path / "victim"
+    victim.write_text("precious\n")
+    run.journals.mkdir()
+    (run.journals / name).symlink_to(victim)
+    result = run("--overwrite", check=False)
+    assert result.stderr.endswith(
+        f"elseq: error: {run.journals / name} is a link, a folder or a pipe, and not a file with one name: remove it, "
+        "or give another --output\n"
+    )
+    assert victim.read_text() == "precious\n"
+
+
+def test_an_output_that_came_to_be_meanwhile(run, expected_lines, monkeypatch):
+    decode = TextGenerator._decode
+
+    def decode_and_write(self, search, sources):
+        run.output.write_text("precious\n")
+        return decode(self, search, sources)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextGenerator, "_decode", decode_and_write)
+        result = run(check=False)
+    assert result.stderr.endswith(f"{run.output} exists already: give another --output, or --overwrite\n")
+    assert run.output.read_text() == "precious\n"
+    run("--overwrite")
+    assert len(read(run.output)) == expected_lines
+
+
+@pytest.fixture
+def expected_lines(source):
+    return len(read(source))
+
+
+def test_the_standard_output_is_no_input(tiny_translation, source):
+    before = source.read_bytes()
+    with source.open("ab") as output:
+        command = [shutil.which("elseq-generate", path=os.path.dirname(sys.executable)), "--model"]
+        command += [tiny_translation.checkpoint, "--data", tiny_translation.data, "--input", source]
+        ended = subprocess.run(command, stdout=output, stderr=subprocess.PIPE, text=True)
+    assert (ended.returncode, ended.stderr) == (1, "elseq: error: the standard output is an input: give another file\n")
+    assert source.read_bytes() == before
+
+
+def test_a_pipe_is_an_input(tiny_translation, run, source):
+    """As the shell makes of <(command)."""
+    read_end, write_end = os.pipe()
+    os.write(write_end, source.read_bytes())
+    os.close(write_end)
+    run(input=f"/dev/fd/{read_end}")
+    os.close(read_end)
+    assert len(read(run.output)) == len(read(source))

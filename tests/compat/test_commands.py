@@ -216,3 +216,18 @@ def test_warnings_about_old_code_are_silenced(category, message):
         warnings.warn(message, category, stacklevel=1)
         warnings.warn("something else is deprecated", category, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else is deprecated"]
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        (["--num-shards=2", "--shard-id=5"], "--shard-id 5 is not one of the --num-shards 2: give 0 to 1"),
+        (["--num-shards=2", "--shard-id=2"], "--shard-id 2 is not one of the --num-shards 2: give 0 to 1"),
+        (["--shard-id=-1"], "--shard-id -1 is not one of the --num-shards 1: give 0 to 0"),
+        (["--num-shards=0"], "--num-shards 0 is no number of shards: give 1 or more"),
+    ],
+)
+def test_a_shard_that_there_is_not(given, sentence):
+    with pytest.raises(UserError) as raised:
+        options.parse_args_and_arch(options.get_generation_parser(), ["data", "--path=model.pt", *given])
+    assert str(raised.value) == sentence

@@ -12,6 +12,7 @@ from fairseq.data import (
     language_pair_dataset,
     token_block_dataset,
 )
+from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceConfig
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
@@ -269,3 +270,17 @@ def test_a_closed_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="the standard input is closed: give it lines, or --input FILE"):
         list(buffered_read("-", 1))
+
+
+def test_a_letter_that_the_vocabulary_lacks(without):
+    vocabulary = {letter: number for number, letter in enumerate("abcx")}
+    encoder = gpt2_bpe_utils.Encoder(vocabulary, [("a", "b")])
+    assert encoder.encode("x") == [3]
+    for text, piece in (("ab", "ab"), ("xd", "d")):
+        with pytest.raises(
+            UserError, match=f"^encoder.json has no '{piece}', a piece that vocab.bpe makes of '{text}': take "
+        ):
+            encoder.encode(text)
+    without(gpt2_bpe_utils.Encoder, "encode")
+    with pytest.raises(KeyError):
+        encoder.encode("xd")

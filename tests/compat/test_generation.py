@@ -139,6 +139,15 @@ def build_generator():
             "--beam 5 cannot be divided into --diverse-beam-groups 2: give a multiple of it",
         ),
         ({"beam": 0}, "--beam 0 is no number of hypotheses; give 1 or more"),
+        ({"lenpen": math.nan}, "--lenpen nan is not a finite number"),
+        ({"unkpen": -math.inf}, "--unkpen -inf is not a finite number"),
+        ({"max_len_a": math.inf}, "--max-len-a inf is not a finite number"),
+        ({"sampling": True, "sampling_topp": math.nan}, "--sampling-topp nan is not a finite number"),
+        (
+            {"diverse_beam_groups": 2, "diverse_beam_strength": math.nan},
+            "--diverse-beam-strength nan is not a finite number",
+        ),
+        ({"lenpen": 400.0}, "--lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1.0"),
         ({"temperature": 0}, "--temperature 0 is not a number from 1e-06 to 1e+06; leave it out for the default, 1.0"),
         ({"print_step": True}, "--print-step is for models that refine their output iteratively: leave it out"),
         (

@@ -1,9 +1,13 @@
 """Scores of questions against nltk, sacreBLEU and rouge-score called plainly, and against values worked out by hand."""
 
 import math
+import zipfile
 from types import SimpleNamespace
 
+import nltk
 import pytest
+from nltk.corpus.reader import PlaintextCorpusReader, WordNetCorpusReader
+from nltk.corpus.util import LazyCorpusLoader
 from nltk.translate.bleu_score import corpus_bleu
 from rouge_score import rouge_scorer
 from sacrebleu.metrics import BLEU
@@ -140,4 +144,35 @@ def test_without_wordnet_meteor_is_left_out(monkeypatch):
 
     monkeypatch.setattr(questions, "wordnet", SimpleNamespace(ensure_loaded=ensure_loaded))
     scores, _ = score_questions(HYPOTHESES, REFERENCES)
+    assert set(scores) == {"bleu4", "sacrebleu", "rougeL", "rougeL_coco"}
+
+
+@pytest.mark.parametrize("damage", ["no archive", "cut off", "empty", "other files", "index without data"])
+def test_with_a_damaged_wordnet_meteor_is_left_out(monkeypatch, tmp_path, damage):
+    corpora = tmp_path / "corpora"
+    corpora.mkdir()
+    path = corpora / "wordnet.zip"
+    if damage == "no archive":
+        path.write_bytes(b"<html>not found</html>")
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage in ("cut off", "other files"):
+        with zipfile.ZipFile(path, "w") as archive:
+            archive.writestr("wordnet/README", "text")
+        if damage == "cut off":
+            path.write_bytes(path.read_bytes()[:40])
+    else:
+        (corpora / "wordnet").mkdir()
+        for name in (
+            "lexnames",
+            *(f"{kind}.{word}" for kind in ("index", "data") for word in ("noun", "verb", "adj", "adv")),
+        ):
+            (corpora / "wordnet" / name).write_text("")
+        for word in ("noun", "verb", "adj", "adv"):
+            (corpora / "wordnet" / f"{word}.exc").write_text("")
+        (corpora / "wordnet" / "index.noun").write_text("river n 1 1 @ 1 0 00000003\n")
+    monkeypatch.setattr(nltk.data, "path", [str(tmp_path)])
+    reader = LazyCorpusLoader("wordnet", WordNetCorpusReader, LazyCorpusLoader("omw-1.4", PlaintextCorpusReader, "x"))
+    monkeypatch.setattr(questions, "wordnet", reader)
+    scores, _ = score_questions(["the longest river"], [["the wide stream"]])
     assert set(scores) == {"bleu4", "sacrebleu", "rougeL", "rougeL_coco"}

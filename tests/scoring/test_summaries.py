@@ -3,7 +3,7 @@
 import pytest
 from rouge_score import rouge_scorer
 
-from elseq.scoring.summaries import METRICS, score_summaries
+from elseq.scoring.summaries import METRICS, other_letters, score_summaries
 
 HYPOTHESES = [
     ["The cats were sitting on the mats.", "A dog barked loudly."],
@@ -64,3 +64,23 @@ def test_precision_and_recall():
 @pytest.mark.parametrize("hypothesis, reference", [([], ["a"]), ([""], ["a"]), (["a"], []), ([], []), (["..."], ["a"])])
 def test_what_is_empty_scores_nothing(hypothesis, reference):
     assert {score.total for score in score_summaries([hypothesis], [reference]).values()} == {0}
+
+
+@pytest.mark.parametrize(
+    "text, share",
+    [
+        ("The river", None),
+        ("Die Straße ist lang", None),
+        ("1984 !?", None),
+        ("", None),
+        ("déjà", "50%"),
+        ("река river", "44%"),
+        ("河流 1984", "100%"),
+    ],
+)
+def test_letters_that_are_passed_over(text, share):
+    """And what is passed over has no score: two equal texts have 0."""
+    sentence = f"{share} of the letters of FILE are passed over by rouge-score, which knows a to z and digits only."
+    assert other_letters("FILE", [text, ""]) == ([] if share is None else [sentence])
+    if share == "100%":
+        assert score_summaries([["河流"]], [["河流"]])["rouge1"].total == 0

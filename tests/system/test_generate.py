@@ -273,6 +273,24 @@ def test_constraints_that_cannot_be_met(tiny_translation):
     assert [number for number, _ in hypotheses(found)] == [0]
 
 
+@pytest.mark.parametrize("task", [TRANSLATION, ["--task=translation"]], ids=["ours", "stock"])
+def test_shards(tiny_translation, task):
+    """They have all sentences together, and none twice."""
+    whole = generate(tiny_translation, "--batch-size=4", task=task)
+    shards = [
+        generate(tiny_translation, "--batch-size=4", "--num-shards=3", f"--shard-id={shard}", task=task)
+        for shard in range(3)
+    ]
+    found = [hypotheses(shard) for shard in shards]
+    assert all(found)
+    assert sorted(sum(found, [])) == sorted(hypotheses(whole))
+
+
+def test_shards_of_interactive(tiny_translation):
+    result = interact(tiny_translation, "w1", "--num-shards=2", check=False)
+    assert error_of(result) == ("fairseq-interactive does not know --num-shards: use fairseq-generate, or leave it out")
+
+
 def test_empty_lines(tiny_translation, tiny_bart, tiny_language_model):
     text = "w1 w2 w3\n\n   \nw4\n"
     for trained, task in (
