@@ -49,6 +49,7 @@ REPAIRS = (
     generation.keep_diverse_groups_apart,
     generation.explain_search_options,
     generation.forget_former_beams,
+    generation.explain_minimum_lengths,
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
@@ -62,6 +63,9 @@ REPAIRS = (
     commands.explain_missing_path,
     commands.explain_missing_architecture,
     commands.explain_options_of_interactive,
+    commands.explain_values_that_cannot_be,
+    commands.explain_missing_devices,
+    commands.explain_missing_targets,
     commands.let_user_errors_through_hydra,
     commands.silence_old_code,
 )

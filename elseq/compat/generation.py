@@ -116,3 +116,20 @@ def forget_former_beams():
         return original(generator, *args, **kwargs)
 
     wrap(sequence_generator.SequenceGenerator, "generate", generate)
+
+
+def explain_minimum_lengths():
+    """A minimum length above the maximum is a bare AssertionError at the first such batch."""
+
+    def generate(original, generator, *args, **kwargs):
+        try:
+            return original(generator, *args, **kwargs)
+        except AssertionError as error:
+            if not str(error).startswith("min_len cannot be larger"):
+                raise
+            raise UserError(
+                f"--min-len {generator.min_len} is more than a sentence may have by --max-len-a, --max-len-b and the "
+                "model's positions: lower it, or raise those"
+            ) from error
+
+    wrap(sequence_generator.SequenceGenerator, "generate", generate)

@@ -154,3 +154,13 @@ def test_constraints_of_which_there_are_none(without):
     without(search.LexicallyConstrainedBeamSearch, "init_constraints")
     with pytest.raises(TypeError):
         constrained.init_constraints(None, 3)
+
+
+@pytest.mark.parametrize("options", ["--min-len=9 --max-len-b=5", "--max-len-b=0", "--match-source-len --min-len=30"])
+def test_minimum_above_the_maximum_under_stock(tiny_translation, options):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    result = helpers.run_here([*command, "--num-workers=0", *options.split()], check=False)
+    sentence = (
+        r"elseq: error: --min-len \d+ is more than a sentence may have by --max-len-a, --max-len-b and the model.*"
+    )
+    assert result.returncode == 1 and re.fullmatch(sentence, result.stderr.splitlines()[-1])
