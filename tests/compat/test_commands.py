@@ -149,7 +149,6 @@ def commands_on(translation, language_model, tmp_path):
     }
 
 
-@pytest.mark.parametrize("task", ["translation", "elseq_translation"])
 @pytest.mark.parametrize(
     "command, options, sentence",
     [
@@ -191,10 +190,9 @@ def commands_on(translation, language_model, tmp_path):
         ),
     ],
 )
-def test_values_that_cannot_be(tiny_translation, tiny_language_model, tmp_path, task, command, options, sentence):
-    task = [] if command in ("eval-lm", "validate") else ["--user-dir", helpers.USER_DIR, "--task", task]
+def test_values_that_cannot_be(tiny_translation, tiny_language_model, tmp_path, command, options, sentence):
     start = commands_on(tiny_translation, tiny_language_model, tmp_path)[command]
-    result = helpers.run_here([*start, *options.format(file=tmp_path / "file").split(), *task], b"w1\n", check=False)
+    result = helpers.run_here([*start, *options.format(file=tmp_path / "file").split()], b"w1\n", check=False)
     assert result.returncode == 1
     assert re.fullmatch(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
 

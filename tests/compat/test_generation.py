@@ -1,3 +1,4 @@
+import re
 from argparse import Namespace
 
 import pytest
@@ -9,6 +10,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask
 
 from elseq.compat.generation import replace_unk
 from elseq.errors import UserError
+from tests import helpers
 from tests.tiny_models import make_dictionary, make_models
 
 
