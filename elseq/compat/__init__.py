@@ -68,6 +68,9 @@ REPAIRS = (
     commands.explain_missing_architecture,
     commands.generate_one_shard,
     commands.explain_options_of_interactive,
+    commands.explain_values_that_cannot_be,
+    commands.explain_missing_devices,
+    commands.explain_missing_targets,
     commands.let_user_errors_through_hydra,
     commands.silence_old_code,
 )

@@ -3,12 +3,16 @@
 import copy
 import functools
 import logging
+import math
 import os
 import sys
 import warnings
 from argparse import Namespace
 
+import torch
 from fairseq import checkpoint_utils, options, utils
+from fairseq.distributed import utils as distributed_utils
+from fairseq.tasks import FairseqTask
 from fairseq_cli import generate
 from hydra._internal import utils as hydra_utils
 from omegaconf import open_dict
@@ -17,6 +21,9 @@ from elseq.compat.patching import wrap
 from elseq.errors import UserError, user_sentence
 
 logger = logging.getLogger(__name__)
+
+# What `fairseq.data.data_utils.post_process` takes, by fairseq's order.
+KNOWN_SUBWORDS = ("sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@", "none")
 
 
 def accept_elseq_as_user_dir():
@@ -180,6 +187,102 @@ def _refuse_what_interactive_lacks(parsed):
     ):
         if is_given:
             raise UserError(f"fairseq-interactive does not know {option}: use fairseq-generate, or leave it out")
+
+
+def explain_values_that_cannot_be():
+    """A seed that is none, a number of workers below 0, subwords that fairseq does not know, a --results-path that is a
+    file and a --context-window that leaves nothing of a block are tracebacks, some of them after the first batch."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        for check in (_check_seed, _check_workers, _check_lengths, _check_subwords, _check_results, _check_window):
+            check(parsed)
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def _check_seed(parsed):
+    seed = getattr(parsed, "seed", None)
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError(f"--seed {seed} is no seed: give a number from 0 to {2**32 - 1}")
+
+
+def _check_workers(parsed):
+    workers = getattr(parsed, "num_workers", 0)
+    if workers < 0:
+        raise UserError(f"--num-workers {workers} is not possible: give 0 for none, or more")
+
+
+def _check_lengths(parsed):
+    for option in ("max_len_a", "max_len_b"):
+        value = getattr(parsed, option, 0)
+        if not math.isfinite(value):
+            raise UserError(f"--{option.replace('_', '-')} {value} is no length: give a number")
+
+
+def _check_subwords(parsed):
+    options = {"--remove-bpe": "post_process", "--eval-bleu-remove-bpe": "eval_bleu_remove_bpe"}
+    # fairseq-eval-lm, which alone has this option, puts the scores of a word's pieces together.
+    known = ("subword_nmt", "@@ ") if hasattr(parsed, "context_window") else KNOWN_SUBWORDS
+    for option, name in options.items():
+        value = getattr(parsed, name, None)
+        if value is not None and value not in known:
+            raise UserError(f"{option} {value} is unknown: give one of {', '.join(map(repr, known))}")
+
+
+def _check_results(parsed):
+    folder = getattr(parsed, "results_path", None)
+    if folder is None:
+        return
+    try:
+        os.makedirs(folder, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--results-path {folder} cannot be made a folder ({error.strerror}): name another") from error
+
+
+def _check_window(parsed):
+    window, block = getattr(parsed, "context_window", 0), getattr(parsed, "tokens_per_sample", None)
+    if block is None:
+        return
+    if block < 1:
+        raise UserError(f"--tokens-per-sample {block} is not possible: give 1 or more")
+    if not 0 <= window < block:
+        raise UserError(
+            f"--context-window {window} leaves nothing of --tokens-per-sample {block}: give a number from 0 to "
+            f"{block - 1}"
+        )
+
+
+def explain_missing_devices():
+    """Several processes where there are fewer GPUs, or none, end in an AssertionError."""
+
+    def infer_init_method(infer, cfg, *args, **kwargs):
+        try:
+            return infer(cfg, *args, **kwargs)
+        except AssertionError as error:
+            if not str(error).startswith("world size is"):
+                raise
+            size, devices = cfg.distributed_world_size, torch.cuda.device_count()
+            raise UserError(
+                f"--distributed-world-size {size} is more than the {devices} GPUs of this machine: leave it out, or "
+                "start the processes by torchrun, as docs/several-machines.md has it"
+            ) from error
+
+    wrap(distributed_utils, "infer_init_method", infer_init_method)
+
+
+def explain_missing_targets():
+    """--prefix-size and --score-reference on data without targets end in a TypeError, once the first batch is there."""
+
+    def build_generator(build, task, models, args, *rest, **kwargs):
+        wanted = ["--prefix-size"] * (getattr(args, "prefix_size", 0) > 0)
+        wanted += ["--score-reference"] * bool(getattr(args, "score_reference", False))
+        if wanted and any(getattr(dataset, "tgt", dataset) is None for dataset in task.datasets.values()):
+            raise UserError(f"{' and '.join(wanted)} needs targets, and the data has none: leave it out")
+        return build(task, models, args, *rest, **kwargs)
+
+    wrap(FairseqTask, "build_generator", build_generator)
 
 
 def let_user_errors_through_hydra():

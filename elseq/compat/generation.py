@@ -265,8 +265,8 @@ def _generate(generate, self, models, sample, **kwargs):
         raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
     if "min_len" in str(failure):
         raise UserError(
-            f"--min-len {self.min_len} is more than the maximum length that --max-len-a, --max-len-b and the model's "
-            "positions leave: lower it"
+            f"--min-len {self.min_len} is more than a sentence may have by --max-len-a, --max-len-b and the model's "
+            "positions: lower it, or raise those"
         ) from failure
     if failure is not None:
         raise UserError(

@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import checkpoint_utils, options, utils
+from fairseq.tasks import FairseqTask
 from hydra._internal import utils as hydra_utils
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
@@ -133,6 +134,93 @@ def test_checkpoint_that_is_not_named(language_model_data, command, without):
     if command[0] in ("fairseq-interactive", "fairseq-eval-lm"):
         with pytest.raises((AttributeError, TypeError)):
             helpers.run_here(command, check=False)
+
+
+def commands_on(translation, language_model, tmp_path):
+    """The beginning of each command, with what it needs."""
+    (tmp_path / "file").write_text("")
+    common = ["--cpu", "--num-workers=0"]
+    return {
+        "generate": ["fairseq-generate", translation.data, "--path", translation.checkpoint, *common],
+        "interactive": ["fairseq-interactive", translation.data, "--path", translation.checkpoint, "--cpu"],
+        "validate": ["fairseq-validate", translation.data, "--path", translation.checkpoint, "--batch-size=8", *common],
+        "eval-lm": ["fairseq-eval-lm", language_model.data, "--path", language_model.checkpoint, *common],
+        "train": helpers.train_command("transformer", translation.data, tmp_path / "save", "--max-update=1"),
+    }
+
+
+@pytest.mark.parametrize(
+    "command, options, sentence",
+    [
+        ("generate", "--seed=-1", "--seed -1 is no seed: give a number from 0 to 4294967295"),
+        ("interactive", "--seed=4294967296", "--seed 4294967296 is no seed: give a number from 0 to 4294967295"),
+        ("train", "--seed=-1", "--seed -1 is no seed: give a number from 0 to 4294967295"),
+        ("generate", "--num-workers=-1", "--num-workers -1 is not possible: give 0 for none, or more"),
+        ("generate", "--max-len-a=nan", "--max-len-a nan is no length: give a number"),
+        ("generate", "--remove-bpe=zz", "--remove-bpe zz is unknown: give one of 'sentencepiece', .*"),
+        ("interactive", "--post-process=zz", "--remove-bpe zz is unknown: give one of 'sentencepiece', .*"),
+        ("train", "--eval-bleu-remove-bpe=zz", "--eval-bleu-remove-bpe zz is unknown: give one of 'sentencepiece'.*"),
+        (
+            "generate",
+            "--results-path={file}",
+            r"--results-path \S+ cannot be made a folder .File exists.: name another",
+        ),
+        ("generate", "--results-path={file}/x", r"--results-path \S+ cannot be .*Not a directory.: name another"),
+        (
+            "eval-lm",
+            "--remove-bpe=sentencepiece",
+            "--remove-bpe sentencepiece is unknown: give one of 'subword_nmt', .*",
+        ),
+        ("eval-lm", "--tokens-per-sample=0", "--tokens-per-sample 0 is not possible: give 1 or more"),
+        *(
+            (
+                "eval-lm",
+                f"--context-window={window} --tokens-per-sample=64",
+                f"--context-window {window} leaves nothing of --tokens-per-sample 64: give a number from 0 to 63",
+            )
+            for window in (64, 100, -1)
+        ),
+        *(
+            (
+                command,
+                "--distributed-world-size=99",
+                "--distributed-world-size 99 is more than the .* by torchrun, as .*",
+            )
+            for command in ("train", "validate", "eval-lm")
+        ),
+    ],
+)
+def test_values_that_cannot_be(tiny_translation, tiny_language_model, tmp_path, command, options, sentence):
+    start = commands_on(tiny_translation, tiny_language_model, tmp_path)[command]
+    result = helpers.run_here([*start, *options.format(file=tmp_path / "file").split()], b"w1\n", check=False)
+    assert result.returncode == 1
+    assert re.fullmatch(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
+
+
+def test_values_that_can_be(tiny_translation, tiny_language_model, tmp_path):
+    starts = commands_on(tiny_translation, tiny_language_model, tmp_path)
+    helpers.run_here([*starts["generate"], "--seed=0", "--remove-bpe", "--results-path", tmp_path / "new" / "folder"])
+    assert (tmp_path / "new" / "folder" / "generate-test.txt").is_file()
+    helpers.run_here([*starts["eval-lm"], "--context-window=63", "--tokens-per-sample=64", "--remove-bpe"])
+
+
+@pytest.mark.parametrize("option", ["--prefix-size=1", "--score-reference"])
+def test_targets_that_are_not_there(tiny_translation, tmp_path, option, without):
+    languages = ["-s", "src", "-t", "tgt"]
+    dictionary = ["--srcdict", tiny_translation.data / "dict.src.txt", "--testpref", tiny_translation.raw / "test"]
+    helpers.run_here(["fairseq-preprocess", "--only-source", "--destdir", tmp_path, *languages, *dictionary])
+    (tmp_path / "dict.tgt.txt").write_bytes((tiny_translation.data / "dict.tgt.txt").read_bytes())
+    command = ["fairseq-generate", tmp_path, "--path", tiny_translation.checkpoint, "--cpu", "--num-workers=0"]
+    for task in ("translation", "elseq_translation"):
+        task = [*languages, "--task", task, "--user-dir", helpers.USER_DIR]
+        assert helpers.run_here([*command, *task]).stdout.count("\nH-") == 21
+        result = helpers.run_here([*command, *task, option], check=False)
+        name = option.partition("=")[0]
+        sentence = f"elseq: error: {name} needs targets, and the data has none: leave it out"
+        assert (result.returncode, result.stderr.splitlines()[-1]) == (1, sentence)
+    without(FairseqTask, "build_generator")
+    with pytest.raises(TypeError):
+        helpers.run_here([*command, *languages, option])
 
 
 def test_training_without_an_architecture(translation_data, without):

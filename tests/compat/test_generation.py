@@ -1,5 +1,6 @@
 import copy
 import math
+import re
 from argparse import Namespace
 
 import pytest
@@ -13,6 +14,7 @@ from fairseq.token_generation_constraints import pack_constraints
 
 from elseq.compat.generation import replace_unk
 from elseq.errors import UserError
+from tests import helpers
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 
@@ -346,3 +348,13 @@ def test_a_generator_with_a_smaller_beam_after_a_larger_one(models, without):
 
 def test_the_generator_can_be_scripted(models):
     torch.jit.script(SequenceGenerator([models["transformer"]], make_dictionary(20), beam_size=2))
+
+
+@pytest.mark.parametrize("options", ["--min-len=9 --max-len-b=5", "--max-len-b=0", "--match-source-len --min-len=30"])
+def test_minimum_above_the_maximum_under_stock(tiny_translation, options):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    result = helpers.run_here([*command, "--num-workers=0", *options.split()], check=False)
+    sentence = (
+        r"elseq: error: --min-len \d+ is more than a sentence may have by --max-len-a, --max-len-b and the model.*"
+    )
+    assert result.returncode == 1 and re.fullmatch(sentence, result.stderr.splitlines()[-1])

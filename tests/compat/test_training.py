@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 
 from tests import helpers
@@ -102,3 +103,17 @@ def test_norms_are_gathered_where_the_gradients_are(monkeypatch):
     assert utils.clip_grad_norm_(iter(parameters), 1.0).item() == torch.tensor(50.0).sqrt().item()
     torch.testing.assert_close(parameters[0].grad.norm(), torch.tensor(0.5**0.5))
     assert utils.torch is torch
+
+
+def test_finetuning_of_a_multilingual_bart(translation_data, tmp_path, without):
+    options = ["--task=translation_from_pretrained_bart", "--langs=src,tgt", "-s", "src", "-t", "tgt"]
+    command = helpers.train_command("mbart_base", translation_data, tmp_path, *options, "--max-update=2")
+    helpers.run_here(command)
+    state = torch.load(tmp_path / "checkpoint_last.pt")
+    assert state["optimizer_history"][-1]["num_updates"] == 2
+    generation = ["fairseq-generate", translation_data, "--path", tmp_path / "checkpoint_last.pt", "--cpu"]
+    printed = helpers.run_here([*generation, *options, "--num-workers=0", "--max-len-b=5"]).stdout
+    assert printed.count("\nH-") == 21
+    without(TranslationFromPretrainedBARTTask, "__init__")
+    with pytest.raises(AttributeError, match="no attribute 'args'"):
+        helpers.run_here([*command, "--reset-dataloader"])
