@@ -40,7 +40,7 @@ class TextGenerator:
         Args:
             model: a fairseq model.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
-            bpe: something with `encode` and `decode`, as `elseq.subwords` has it; None: text is pieces already.
+            bpe: an `elseq.subwords.base.Subwords`; None: text is pieces already.
         """
         self.model = model.eval()
         self.task = task
@@ -217,11 +217,7 @@ class TextGenerator:
         words = self.task.target_dictionary.string(tokens.cpu())
         if self.bpe is None:
             return words
-        if hasattr(self.model, "encoder"):
-            return self.bpe.decode(words)
-        # Some vocabularies take white space away from the start of a text: this is none.
-        before = self.bpe.encode("a")
-        return self.bpe.decode(f"{before} {words}").removeprefix(self.bpe.decode(before))
+        return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
 
 
 def load(
@@ -277,7 +273,7 @@ def load(
         task = _build_task(cfg, folder, attention, languages, top_k)
         (model,), _ = checkpoint_utils.load_model_ensemble([str(path)], task=task, state=state)
     is_language_model = isinstance(task, ElseqLanguageModelingTask)
-    subwords = codes or find_subwords({folder, path.parent}, task.source_dictionary.symbols, is_language_model)
+    subwords = codes or find_subwords((folder, path.parent), task.source_dictionary.symbols, is_language_model)
     return TextGenerator(model.to(device=device, dtype=dtype), task, subwords)
 
 

@@ -41,6 +41,8 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         output=folder / OUTPUT,
         input=str(cfg.input),
         data=cfg.task.data,
+        bpe=cfg.bpe,
+        bpe_codes=cfg.bpe_codes,
         attention=cfg.decode.mode,
         device=cfg.device,
         dtype=_choice("dtype", cfg.dtype, DTYPES),
