@@ -59,7 +59,7 @@ class TextGenerator:
         Args:
             model: a fairseq model.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
-            bpe: something with `encode` and `decode`, as `elseq.subwords` has it; None: text is pieces already.
+            bpe: an `elseq.subwords.base.Subwords`; None: text is pieces already.
         """
         self.model = model.eval()
         self.task = task
@@ -250,11 +250,7 @@ class TextGenerator:
         words = self.task.target_dictionary.string(tokens.cpu())
         if self.bpe is None:
             return words
-        if hasattr(self.model, "encoder"):
-            return self.bpe.decode(words)
-        # Some vocabularies take white space away from the start of a text: this is none.
-        before = self.bpe.encode("a")
-        return self.bpe.decode(f"{before} {words}").removeprefix(self.bpe.decode(before))
+        return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
 
 
 def load(
@@ -311,7 +307,7 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **loading.of_task())
     model = checkpoint.build_model(task)
     subwords = codes or find_subwords(
-        {folder, checkpoint.path.parent}, task.source_dictionary.symbols, checkpoint.is_language_model
+        (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
     )
     return TextGenerator(model.to(device=device, dtype=dtype or checkpoint.dtype()), task, subwords)
 

@@ -10,6 +10,7 @@ import io
 from pathlib import Path
 
 from elseq.errors import UserError
+from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_text
 
 KINDS = ("subword_nmt", "fastbpe")  # by fairseq's names
@@ -17,7 +18,7 @@ SEPARATOR = "@@"
 _VERSION = "#version:"
 
 
-class Codes:
+class Codes(Subwords):
     """Words cut by codes; every piece of a word but the last ends with "@@"."""
 
     def __init__(self, kind: str, path: Path):
@@ -41,6 +42,9 @@ class Codes:
 
     def decode(self, words: str) -> str:
         return f"{words} ".replace(f"{SEPARATOR} ", "").rstrip()
+
+    def decode_continuation(self, words: str) -> str:
+        return self.decode(words)  # it begins a word
 
     def digest(self) -> str:
         return self._digest

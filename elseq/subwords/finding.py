@@ -6,6 +6,7 @@ from pathlib import Path
 
 from elseq.errors import UserError
 from elseq.subwords import gpt2, tokens
+from elseq.subwords.base import Subwords
 from elseq.subwords.codes import kind_of_codes
 from elseq.subwords.pieces import Sentencepiece
 from elseq.subwords.tokens import Tokens
@@ -15,18 +16,18 @@ logger = logging.getLogger(__name__)
 CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 
 
-def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool):
+def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool) -> Subwords | None:
     """What turns texts into words and back, by the files in one of these folders; None if there are none.
 
     Args:
-        folders: where to look.
+        folders: where to look; the first that has files counts.
         words: of the dictionary.
         is_language_model: a model without an encoder.
 
     Raises:
         UserError: files that cannot be used, or are of another model, or leave a choice.
     """
-    for folder in sorted(folders):
+    for folder in folders:
         path = folder / tokens.TOKENIZER
         if path.exists():
             found = tokens.read_tokens(path)
@@ -61,7 +62,7 @@ def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
 
 def find_codes(folders: Iterable[Path]) -> tuple[str, Path] | None:
     """Codes in one of these folders that an option would apply: its value, and the file."""
-    for folder in sorted(folders):
+    for folder in folders:
         for path in (folder / name for name in CODES):
             if path.is_file() and (kind := kind_of_codes(path)) is not None:
                 return kind, path

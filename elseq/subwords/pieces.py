@@ -7,9 +7,10 @@ from pathlib import Path
 import sentencepiece
 
 from elseq.errors import UserError
+from elseq.subwords.base import Subwords
 
 
-class Sentencepiece:
+class Sentencepiece(Subwords):
     """A sentencepiece model; its pieces are the words of the dictionary."""
 
     def __init__(self, path: Path):
@@ -19,6 +20,7 @@ class Sentencepiece:
         """
         if not path.is_file():
             raise UserError(f"{path} is missing; give a sentencepiece model")
+        self._is_said = functools.cache(lambda word: not self.processor.is_unknown(self.processor.piece_to_id(word)))
         try:
             self.processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
         except (OSError, RuntimeError) as error:
@@ -34,11 +36,6 @@ class Sentencepiece:
     def decode(self, words: str) -> str:
         """As sentencepiece has it: the bytes of a character become the character. What is no piece says nothing."""
         return self.processor.decode_pieces([word for word in words.split() if self._is_said(word)])
-
-    @functools.lru_cache(2**18)  # noqa: B019  # as long as its model
-    def _is_said(self, word: str) -> bool:
-        number = self.processor.piece_to_id(word)
-        return not self.processor.is_unknown(number)
 
     def digest(self) -> str:
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()

@@ -17,6 +17,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
+from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_json, read_numbers
 
 SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
@@ -26,7 +27,7 @@ TOKENIZER, SYMBOLS_FILE, ENCODER = "tokenizer.json", "fairseq_symbols.json", "en
 _LETTERS = bytes_to_unicode()
 
 
-class Tokens:
+class Tokens(Subwords):
     """A tokenizer, and the words that its tokens are in a dictionary."""
 
     def __init__(self, tokenizer: Tokenizer, words: Mapping[int, str], path: Path | None = None):
@@ -42,11 +43,20 @@ class Tokens:
         self.numbers = {word: number for number, word in self.words.items()}
 
     def encode(self, text: str) -> str:
-        """The words of a text, with a space between two. Special symbols that stand in the text are found."""
+        """The words of a text, with a space between two. Special symbols that stand in the text are found.
+
+        Raises:
+            UserError: the tokenizer cannot encode it.
+        """
         try:
             numbers = self.tokenizer.encode(text, add_special_tokens=False).ids
+        except (KeyboardInterrupt, SystemExit):
+            raise
         except (TypeError, UnicodeEncodeError) as error:
             raise UserError(f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8") from error
+        except BaseException as error:  # the library has plain Exceptions, and panics, which are none
+            reason = " ".join(str(error).split())
+            raise UserError(f"the tokenizer cannot encode {text[:40]!r} ({reason}): copy {self.path} again") from error
         return " ".join(self.words[number] for number in numbers)
 
     def decode(self, words: str) -> str:
@@ -74,7 +84,9 @@ def read_tokens(path: Path) -> Tokens:
     tokenizer = parse_tokenizer(read_json(path), path)
     symbols = default_symbols(tokenizer)
     if path.with_name(SYMBOLS_FILE).exists():
-        symbols = {token: symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
+        symbols = {str(token): symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
+        if not set(symbols.values()) <= set(SYMBOLS):
+            raise UserError(f"{path.with_name(SYMBOLS_FILE)} names other symbols than {', '.join(SYMBOLS)}")
     numbers = None
     if path.with_name(ENCODER).exists():
         numbers = read_numbers(path.with_name(ENCODER))

@@ -246,8 +246,8 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
 
 
-def _folders(job: Job) -> set[Path]:
-    return {checkpoint_path(job.model).parent, *([Path(job.loading.data)] if job.loading.data else [])}
+def _folders(job: Job) -> list[Path]:
+    return [*([Path(job.loading.data)] if job.loading.data else []), checkpoint_path(job.model).parent]
 
 
 def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:

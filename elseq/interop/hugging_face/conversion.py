@@ -216,11 +216,13 @@ def to_hugging_face(
     start = special["<s>"] if has_start else end
     symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
     config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
-    rows = embedding if order == list(range(len(embedding))) else embedding[order]
+    if order != list(range(len(embedding))):
+        of_words = ("embed_tokens.weight", "output_projection.weight")
+        tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
     if is_language_model:
         is_tied = configuration["share_decoder_input_output_embed"]
-        output = None if is_tied else tensors["decoder.output_projection.weight"][order]
-        renamed = gpt2.from_fairseq(tensors, rows, output)
+        output = None if is_tied else tensors["decoder.output_projection.weight"]
+        renamed = gpt2.from_fairseq(tensors, tensors["decoder.embed_tokens.weight"], output)
     else:
         symbols |= {"decoder_start_token_id": end, "forced_eos_token_id": end}
         symbols |= {"forced_bos_token_id": start} if forced_start else {}

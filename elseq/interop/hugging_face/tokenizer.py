@@ -66,11 +66,13 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     """
     config, path = read_config(folder), folder / TOKENIZER
     kind = config.get("tokenizer_class") or default
-    kind = kind.removesuffix("Fast") if isinstance(kind, str) else kind
+    kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
     is_made_anew = kind in _DEFAULTS
     if path.exists():
         content = read_json(path)
         tokenizer = parse_tokenizer(content, path)
+        if kind == "BertTokenizer":
+            _check_bert(path, content, config)
         if is_made_anew:
             _check_made_anew(path, content, kind, config)
     elif is_made_anew:
@@ -89,7 +91,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in _extra(config)])
-    except (TypeError, ValueError) as error:
+    except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} has a token that is none ({error}): copy it again") from error
     if is_made_anew and not (folder / TOKENIZER).exists():
         _surround(tokenizer, kind, {name: _text(token) for name, token in named.items()}, config)
@@ -121,10 +123,27 @@ def _check_made_anew(path: Path, content: dict, kind: str, config: dict) -> None
         options = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
         contradiction = next((name for name in options if model.get(name)), None)
     if contradiction is not None:
-        raise UserError(
-            f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: write "
-            f'"tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that from it'
-        )
+        raise _contradiction(path, contradiction, kind)
+
+
+def _check_bert(path: Path, content: dict, config: dict) -> None:
+    normalizer = content.get("normalizer") or {}
+    wanted = {
+        "type": "BertNormalizer",
+        "lowercase": config.get("do_lower_case", True),
+        "strip_accents": config.get("strip_accents"),
+        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+    }
+    for name, value in wanted.items():
+        if normalizer.get(name) != value:
+            raise _contradiction(path, f"a normalizer with {name}: {normalizer.get(name)!r}", "BertTokenizer")
+
+
+def _contradiction(path: Path, contradiction: str, kind: str) -> UserError:
+    return UserError(
+        f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: write "
+        f'"tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that from it'
+    )
 
 
 def _is_special(name: str, token) -> bool:

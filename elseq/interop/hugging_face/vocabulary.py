@@ -37,6 +37,7 @@ from elseq.subwords.tokens import (
     TOKENIZER,
     Tokens,
     dictionary_word,
+    parse_tokenizer,
     spelt,
 )
 
@@ -123,6 +124,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
     path = folder / TOKENIZER
     content = read_json(path)
+    parse_tokenizer(content, path)  # else what follows would be of no use
     model = content.get("model") or {}
     pieces = model.get("vocab") or {}
     checked = Vocabulary({}, [])
@@ -133,7 +135,8 @@ def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
 
 
 def _check_same(folder: Path, pieces: dict, tokenizer: dict) -> None:
-    others = (tokenizer.get("model") or {}).get("vocab")
+    model = tokenizer.get("model")
+    others = model.get("vocab") if isinstance(model, dict) else None
     if isinstance(others, dict):
         for piece in pieces.keys() & others.keys():
             if pieces[piece] != others[piece]:

@@ -6,11 +6,13 @@ import shutil
 
 import pytest
 import torch
+from elseq.lines.run import in_one_line
 from fairseq import checkpoint_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
+from elseq.subwords.finding import find_subwords
 from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,
@@ -83,12 +85,25 @@ def legacy(folder):
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
 
 
+def bert(folder):
+    """A BART for Chinese has BERT's tokenizer: [CLS] and [SEP] around a text."""
+    names = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]", "the", "in", "##in", "1", "##2", "中", *"abehnt", "##é"]
+    folder.mkdir(parents=True)
+    tokenizer = transformers.BertTokenizer(vocab={name: number for number, name in enumerate(names)})
+    symbols = {"pad_token_id": 0, "bos_token_id": 2, "eos_token_id": 3, "decoder_start_token_id": 3}
+    make_bart(folder, names, forced_eos_token_id=3, **symbols)
+    for name in ("vocab.json", "merges.txt"):
+        (folder / name).unlink()
+    tokenizer.save_pretrained(folder)
+
+
 ADDED = transformers.AddedToken("<hl>", lstrip=True, rstrip=True)
 FOLDERS = {
     "bart": lambda folder: plain(folder, make_bart, BART_NAMES),
     "bart with tokens": lambda folder: plain(folder, make_bart, BART_NAMES, [ADDED, "<sep>"]),
     "bart with a space before": lambda folder: plain(folder, make_bart, BART_NAMES, add_prefix_space=True),
     "bart without capitals": lambda folder: of_the_library(folder, make_bart, BART_NAMES, lower_case),
+    "bart with the tokenizer of BERT": bert,
     "gpt2": lambda folder: plain(folder, make_gpt2, GPT2_NAMES),
     "gpt2 with tokens": lambda folder: plain(folder, make_gpt2, GPT2_NAMES, [ADDED, "<spk 1>"], pad_token="[PAD]"),
     "gpt2 with a start": lambda folder: plain(folder, make_gpt2, GPT2_NAMES, bos_token="<|start|>"),
@@ -180,6 +195,27 @@ def test_fairseqs_commands(both):
     assert re.search(r"^S-0\t(.*)$", log, re.MULTILINE)[1] == expected.replace("<pad> ", "")  # it is not printed
     expected = loaded.generate([line], beam=2, max_len_b=8)[0]
     assert re.search(r"^D-0\t\S+\t(.*)$", log, re.MULTILINE)[1].strip() == expected.strip()
+
+
+def test_lines_of_text(both, tmp_path):
+    """elseq-generate writes what a continuation says, with the white space before it."""
+    folder, loaded, _, _ = both
+    lines = ["the <mask> <hl>in[PAD] The 12", " in", "the</s>", "h"]
+    (tmp_path / "input.txt").write_text("".join(f"{line}\n" for line in lines))
+    command = ["elseq-generate", "--model", folder / "ours", "--input", tmp_path / "input.txt", "--beam=2"]
+    helpers.run_here([*command, "--max-len-b=8", "--device=cpu", "--output", tmp_path / "output.txt"])
+    expected = [in_one_line(text) for text in loaded.generate(lines, beam=2, max_len_b=8)]
+    assert (tmp_path / "output.txt").read_text().split("\n")[:-1] == expected
+
+
+def test_an_interrupted_run_with_another_tokenizer(both, tmp_path):
+    """Words may have the same ids and say something else."""
+    folder = shutil.copytree(both[0] / "ours", tmp_path / "model")
+    digest = find_subwords([folder], (), True).digest()
+    path = folder / "tokenizer.json"
+    content = json.loads(path.read_text())
+    path.write_text(json.dumps(content | {"decoder": {"type": "Fuse"}}))
+    assert find_subwords([folder], (), True).digest() != digest
 
 
 # --- refused
