@@ -67,7 +67,7 @@ def user_sentence(error: BaseException | None) -> str | None:
     # torch.multiprocessing.spawn, fairseq's way to several devices, hands on the text of a child's traceback
     if kind == "ProcessRaisedException":
         kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
-    if kind == "UserError":
+    if kind == "UserError" or isinstance(error, UserError):
         return message
     # fairseq checks its options by assertions and ValueErrors that name them, in one line
     if kind in ("AssertionError", "ValueError") and _OPTION.search(message) and "\n" not in message:

@@ -139,8 +139,10 @@ def _build_model(build, cfg, *args, **kwargs):
         return build(cfg, *args, **kwargs)
     except NotLiteral as error:
         settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
-        names = [name for name, value in settings.items() if value == error.text] if settings else []
-        raise UserError(str(error), f"--{names[0].replace('_', '-')}:" if names else None) from error
+        options = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value == error.text]
+        if not options:
+            raise
+        raise UserError(f"{options[0]}: {error}") from error
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
