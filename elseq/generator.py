@@ -19,6 +19,7 @@ from omegaconf.errors import OmegaConfBaseException
 from tqdm import tqdm
 
 from elseq.errors import UserError, renamed
+from elseq.files import check_ordinary
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
@@ -258,6 +259,10 @@ def load(
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     cfg = state["cfg"]
     folder = _data_folder(path, cfg, data)
+    for place in {folder, path.parent}:
+        for pattern in ("dict*.txt", "encoder.json", "vocab.bpe", "*.model"):
+            for file in place.glob(pattern):
+                check_ordinary(file)
     with renamed(_as_keyword):
         top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
         task = _build_task(cfg, folder, attention, languages, top_k)

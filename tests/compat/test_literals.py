@@ -122,20 +122,16 @@ def calls(root):
             options = {option.arg: ast.unparse(option.value) for option in node.keywords}
             name = path.relative_to(root).with_suffix("").as_posix().removesuffix("/__init__")
             package, _, function = called.rpartition(".")
-            if (
-                called in ("eval", "exec", "compile", "__import__", "yaml.load", "torch.hub.load")
-                or package.partition(".")[0] in ("importlib", "runpy")
-                or function in ("get_class", "instantiate")
-            ):
-                yield name, called
-            elif package == "subprocess" or called in ("os.system", "os.popen"):
+            if package == "subprocess" or called in ("os.system", "os.popen"):
                 yield name, "subprocess"
-            elif (
-                function == "load"
-                and (options.get("weights_only"), options.get("allow_pickle")) != (None, None)
-                or package in ("pickle", "dill", "joblib", "cloudpickle")
-                and function in ("load", "loads")
-            ):
+            loads_classes = (
+                package in ("pickle", "dill", "joblib", "cloudpickle") and function in ("load", "loads"),
+                function == "load" and bool({"weights_only", "allow_pickle"} & set(options)),
+                package.partition(".")[0] in ("importlib", "runpy"),
+                function in ("get_class", "instantiate"),
+                called in ("yaml.load", "torch.hub.load"),
+            )
+            if called in ("eval", "exec", "compile", "__import__") or any(loads_classes):
                 yield name, called
 
 

@@ -13,10 +13,13 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from elseq.compat import contents
 from elseq.errors import UserError
+from elseq.files import check_ordinary
 
 # Each with its index, where the weights are in several files; the first that is there is read, as transformers does.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
+_LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
 def read_json(path: Path) -> dict:
@@ -24,10 +27,13 @@ def read_json(path: Path) -> dict:
     Raises:
         UserError: a file that is missing, or does not hold an object in JSON.
     """
+    check_ordinary(path, _LARGEST_JSON)
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: copy it again") from error
     except ValueError as error:  # bad JSON, or bad UTF-8
         raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
     if not isinstance(content, dict):
@@ -65,10 +71,17 @@ def read_tensors(folder: Path) -> dict[str, Tensor]:
 def _read_file(path: Path) -> dict[str, Tensor]:
     if not path.exists():
         raise UserError(f"{path}, a part of the model, is missing: copy it there")
+    check_ordinary(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        tensors = torch.load(path, map_location="cpu", weights_only=True)
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            contents.check_file(file, size)
+            tensors = torch.load(file, map_location="cpu", weights_only=True)
+        contents.check_size(tensors, size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch looks for the end of an archive before the start of a short file
             raise UserError(f"{path} is damaged or was cut off: copy it again") from error
