@@ -220,7 +220,7 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
-            if not may_be_damaged or isinstance(error, OSError):
+            if not may_be_damaged or str(getattr(error, "filename", None)) == str(filename):
                 raise
             reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(

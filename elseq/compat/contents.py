@@ -276,7 +276,7 @@ def _is_file(name):
 def _refer(text, root, place):
     """The setting that a reference leads to; some versions of fairseq save references. OmegaConf's own would also
     read environment variables, and repeat what repeats other things."""
-    value = text
+    value, missing = text, object()
     for _ in range(10):
         found = _REFERENCE.fullmatch(value)
         if not found:
@@ -284,9 +284,9 @@ def _refer(text, root, place):
         value = root
         for name in found[1].split("."):
             value = _values(value)
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is None and "." in found[1]:
-            value = root.get(found[1].rpartition(".")[2])
+            value = value.get(name, missing) if isinstance(value, dict) else missing
+        if value is missing:
+            value = root.get(found[1].rpartition(".")[2], missing)
         if not isinstance(value, str):
             break
     if isinstance(value, str) and "${" in value or not isinstance(value, str | int | float | bool | None):
