@@ -15,6 +15,7 @@ from elseq import arguments
 from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError, about, as_option
+from elseq.files import check_ordinary
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT, model_class
@@ -82,11 +83,11 @@ class Checkpoint:
             folder = as_path(data, "data")
             if not any(folder.glob("dict*.txt")):
                 raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
-            return folder
+            return _checked(folder)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
             if any(folder.glob("dict*.txt")):
-                return folder
+                return _checked(folder)
         looked = " and ".join(str(folder) for folder in folders)
         raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 
@@ -183,6 +184,13 @@ class Checkpoint:
         """The type that all parameters have which are no whole numbers, or float32."""
         found = {tensor.dtype for tensor in self.state["model"].values() if tensor.is_floating_point()}
         return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
+
+
+def _checked(folder: Path) -> Path:
+    for pattern in ("dict*.txt", "tokenizer.json", "encoder.json", "vocab.bpe", "*.model"):
+        for path in folder.glob(pattern):
+            check_ordinary(path)
+    return folder
 
 
 def _option(default=None, **metadata):

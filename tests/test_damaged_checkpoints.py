@@ -15,7 +15,7 @@ import torch
 import elseq
 from elseq.errors import UserError
 
-CASES = 50  # of each family
+CASES = 40  # of each family
 SECONDS = 20
 MEBIBYTES = 1500  # that the process may grow by
 

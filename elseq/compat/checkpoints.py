@@ -147,8 +147,10 @@ def _build_model(build, cfg, *args, **kwargs):
         return build(cfg, *args, **kwargs)
     except NotLiteral as error:
         settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
-        names = [name for name, value in settings.items() if value == error.text] if settings else []
-        raise UserError(str(error), f"--{names[0].replace('_', '-')}:" if names else None) from error
+        options = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value == error.text]
+        if not options:
+            raise
+        raise UserError(f"{options[0]}: {error}") from error
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
@@ -226,7 +228,7 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
-            if not may_be_damaged or isinstance(error, OSError):
+            if not may_be_damaged or str(getattr(error, "filename", None)) == str(filename):
                 raise
             reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(

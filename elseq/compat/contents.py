@@ -214,13 +214,21 @@ def check_parts(state: dict) -> None:
         for section in ("model", "task") if args is None else ():
             if not isinstance(cfg.get(section), dict | Namespace):
                 raise _not_saved(f"cfg.{section} is of the type {type(cfg.get(section)).__name__}, not settings")
+            _check_name(_values(cfg[section]).get("_name"), f"cfg.{section}._name")
         state["cfg"] = _plain(cfg, cfg, "cfg")
     if args is not None:
         for name in ("arch", "task", *REGISTRIES):  # fairseq makes parts of a path of them
-            value = getattr(args, name, None)
-            if not (value is None or isinstance(value, str) and re.fullmatch(r"[\w-]*", value)):
-                raise _not_saved(f"args.{name} is {value!r:.60}, which is no name")
+            _check_name(getattr(args, name, None), f"args.{name}")
         state["args"] = _plain(args, vars(args), "args")
+
+
+def _values(settings):
+    return vars(settings) if isinstance(settings, Namespace) else settings
+
+
+def _check_name(value, place):
+    if value is not None and not (isinstance(value, str) and re.fullmatch(r"(\w[\w-]*)?", value)):
+        raise _not_saved(f"{place} is {value!r:.60}, which is no name")
 
 
 def _not_saved(reason):
@@ -250,8 +258,10 @@ def _plain(value, root, place):
         )
     if isinstance(value, list | tuple):
         return type(value)(_plain(inner, root, place) for inner in value)
-    if isinstance(value, str) and "${" in value:
-        return _refer(value, root, place)
+    if isinstance(value, str):
+        if re.search(r"[\x00-\x08\x0b-\x1f\x7f]", value):
+            raise _not_saved(f"{place} is {value!r:.60}, which holds control characters")
+        return _refer(value, root, place) if "${" in value else value
     if isinstance(value, torch.Tensor | np.ndarray | set | bytes | bytearray):
         raise _not_saved(f"{place} is of the type {type(value).__name__}, which no setting has")
     if isinstance(value, int) and abs(value) >= 2**63:
@@ -266,17 +276,17 @@ def _is_file(name):
 def _refer(text, root, place):
     """The setting that a reference leads to; some versions of fairseq save references. OmegaConf's own would also
     read environment variables, and repeat what repeats other things."""
-    value = text
+    value, missing = text, object()
     for _ in range(10):
         found = _REFERENCE.fullmatch(value)
         if not found:
             break
         value = root
         for name in found[1].split("."):
-            value = vars(value) if isinstance(value, Namespace) else value
-            value = value.get(name) if isinstance(value, dict) else None
-        if value is None and "." in found[1]:
-            value = root.get(found[1].rpartition(".")[2])
+            value = _values(value)
+            value = value.get(name, missing) if isinstance(value, dict) else missing
+        if value is missing:
+            value = root.get(found[1].rpartition(".")[2], missing)
         if not isinstance(value, str):
             break
     if isinstance(value, str) and "${" in value or not isinstance(value, str | int | float | bool | None):
@@ -298,7 +308,7 @@ def check_values(kind: type | None, settings: dict | Namespace, section: str) ->
         UserError: a value that its option cannot have. What fairseq makes of it may be another model, or an error much
             later.
     """
-    values = vars(settings) if isinstance(settings, Namespace) else settings
+    values = _values(settings)
     for action in _options_of(kind) if kind is not None else ():
         value = values.get(action.dest)
         if value is None or value == "???":  # OmegaConf's for none yet

@@ -9,6 +9,7 @@ import sys
 import textwrap
 import types
 import weakref
+from argparse import Namespace
 
 import numpy as np
 from fairseq.data import (
@@ -26,6 +27,7 @@ from fairseq_cli import interactive
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.errors import UserError
+from elseq.files import check_ordinary
 
 logger = logging.getLogger(__name__)
 
@@ -137,6 +139,8 @@ def explain_unusable_dictionaries():
 def _add_from_file(add, dictionary, file):
     if not isinstance(file, str):  # the open file that fairseq calls itself with
         return add(dictionary, file)
+    if not file.startswith("/dev/fd/"):  # which a shell makes of <(COMMAND)
+        check_ordinary(file)
     try:
         return add(dictionary, file)
     except FileNotFoundError as error:
@@ -166,6 +170,10 @@ def _encode(encode, encoder, text):
 
 def _build_encoder(kind, build, cfg, *args, **kwargs):
     try:
+        settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
+        for option, value in settings.items() if hasattr(settings, "items") else ():
+            if isinstance(value, str) and re.search("json|vocab|model|codes|merges", option):
+                check_ordinary(value)
         return build(cfg, *args, **kwargs)
     except Exception as error:  # every library has kinds of its own
         name = getattr(cfg, "_name", None) or getattr(cfg, kind, cfg)

@@ -170,7 +170,7 @@ def num_kv_heads(cfg, where: str) -> int | None:
 
 def divisors(heads: int) -> str:
     """The numbers of key/value heads that there can be, for a sentence."""
-    return ", ".join(str(number) for number in range(1, heads + 1) if heads % number == 0)
+    return ", ".join(str(number) for number in range(1, min(heads, 1024) + 1) if heads % number == 0)
 
 
 def check_configuration(cfg: Namespace) -> None:

@@ -151,5 +151,9 @@ def training_options(configuration: dict) -> list[str]:
             continue
         arguments.append("--" + option.name.replace("_", "-"))
         if not isinstance(value, bool):
-            arguments.append(str(value))
+            text = str(value)
+            if text.startswith("-"):  # argparse would take it for an option
+                arguments[-1] += f"={text}"
+            else:
+                arguments.append(text)
     return arguments

@@ -14,20 +14,14 @@ from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
+from elseq.compat import contents
 from elseq.errors import UserError
+from elseq.files import check_ordinary
 
 # Each with its index, where the weights are in several files; the first that is there is read, as transformers does.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARED = 3  # names of one tensor: the embedding of a BART, of its encoder, its decoder and its output
-
-
-def check_file(path: Path) -> None:
-    """
-    Raises:
-        UserError: a pipe, which would be waited for, a device, which never ends, or a folder.
-    """
-    if path.exists() and not path.is_file():
-        raise UserError(f"{path} is no ordinary file: copy it again")
+_LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
 def read_json(path: Path) -> dict:
@@ -35,7 +29,7 @@ def read_json(path: Path) -> dict:
     Raises:
         UserError: a file that is missing, or does not hold an object in JSON.
     """
-    check_file(path)
+    check_ordinary(path, _LARGEST_JSON)
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
@@ -43,7 +37,9 @@ def read_json(path: Path) -> dict:
             json.dumps(content, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
-    except (ValueError, RecursionError) as error:  # bad JSON or UTF-8, or a thousand brackets
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: copy it again") from error
+    except ValueError as error:  # bad JSON, or bad UTF-8
         raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: copy it again")
@@ -101,21 +97,24 @@ def _read_parts(folder: Path, index: Path) -> dict[str, Tensor]:
 
 
 def _read_file(path: Path) -> dict[str, Tensor]:
-    check_file(path)
     if not path.exists():
         raise UserError(f"{path}, a part of the model, is missing: copy it there")
+    check_ordinary(path)
     try:
         if path.suffix == ".safetensors":
             return load_file(path)
-        is_archive = zipfile.is_zipfile(path)  # older files are none, and cannot be mapped
+        size, is_archive = path.stat().st_size, zipfile.is_zipfile(path)  # older files are none, and cannot be mapped
         if is_archive:
             with zipfile.ZipFile(path) as archive:
                 if any(entry.compress_type != zipfile.ZIP_STORED for entry in archive.infolist()):
-                    raise UserError(f"{path} is compressed, as torch never is: give the model as model.safetensors")
+                    raise UserError("it is compressed, as torch never is: give the model as model.safetensors")
+        with path.open("rb") as file:
+            contents.check_file(file, size)
         # Mapped, a file needs no memory, and what it says of sizes is held against what is there.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
-    except UserError:
-        raise
+        contents.check_size(tensors, size)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
     except OSError as error:
         if error.errno == errno.EINVAL:  # torch looks for the end of an archive before the start of a short file
             raise UserError(f"{path} is damaged or was cut off: copy it again") from error

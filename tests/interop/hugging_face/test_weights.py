@@ -236,7 +236,7 @@ def test_archives_that_are_compressed(tmp_path):
         for name, data in contents.items():
             new.writestr(name, data)
     assert path.stat().st_size < 10_000
-    with pytest.raises(UserError, match="pytorch_model.bin is compressed, as torch never is"):
+    with pytest.raises(UserError, match="pytorch_model.bin: it is compressed, as torch never is"):
         read_tensors(tmp_path)
 
 
