@@ -7,8 +7,9 @@ Usage: compare_hypotheses.py FOLDER SETTING [SETTING ...], where FOLDER holds SE
 import argparse
 from pathlib import Path
 
-from generation_log import read_log
 from tabulate import tabulate
+
+from elseq.reports.generation_log import read_log
 
 
 def main(arguments=None):

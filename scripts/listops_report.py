@@ -11,13 +11,14 @@ from collections import Counter
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
 from sklearn.feature_extraction.text import CountVectorizer
 from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 from tabulate import tabulate
 from training_report import TrainingLog, fail, read_training
+
+from elseq.reports.generation_log import read_log
 
 TWO_SIDED_95 = statistics.NormalDist().inv_cdf(0.975)
 MARGIN = 2.0  # points of accuracy by which a model may differ and is still called as good

@@ -14,9 +14,10 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
 from tabulate import tabulate
 from training_report import fail, score
+
+from elseq.reports.generation_log import read_log
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
 TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse

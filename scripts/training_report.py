@@ -12,9 +12,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
-from generation_log import read_log
 from sacrebleu.metrics import BLEU
 from tabulate import tabulate
+
+from elseq.reports.generation_log import read_log
 
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
 TOLERANCE = 0.001  # by which models that are called equal in size may differ

@@ -1,0 +1,1 @@
+"""Reports: what logs of fairseq and measurements say, as tables."""
