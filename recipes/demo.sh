@@ -4,12 +4,12 @@
 # elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
 #
 # Usage: recipes/demo.sh [--fresh | --help]      finished stages are not run again unless --fresh is given
-# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 2000)
+# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 3000)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 fresh_or_help "$@"
 work=${ELSEQ_DEMO_DIR:-$root/demo_output}
-updates=${DEMO_UPDATES:-2000}
+updates=${DEMO_UPDATES:-3000}
 beam=4
 whole_numbers DEMO_UPDATES 1 "$updates"
 begin
@@ -23,8 +23,9 @@ train() {
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0 \
     --encoder-normalize-before --decoder-normalize-before --clip-norm 1 \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 2e-3 --lr-scheduler inverse_sqrt --warmup-updates 200 \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 1024 --max-update "$updates" \
+    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 2e-3 --lr-scheduler polynomial_decay --warmup-updates 200 \
+    --total-num-update "$updates" --max-update "$updates" --max-tokens 1024 \
+    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --no-last-checkpoints --seed 1 \
     --log-format json --log-interval 10 2>&1 | tee "$work/train.log" |
     python "$root/scripts/train_progress.py" "$updates"
@@ -34,7 +35,7 @@ generate() {
   local mode=$1
   python "$root/scripts/measure.py" "$work/$mode.json" \
     fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
-    --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --beam $beam --max-len-b 40 --batch-size 32 \
+    --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --beam $beam --max-len-b 60 --batch-size 100 \
     --remove-bpe sentencepiece --no-progress-bar >"$work/generate-$mode.log" 2>&1
 }
 

@@ -84,9 +84,13 @@ def abbreviate(sentence: str, letters: int) -> str:
     return WORD.sub(lambda word: word[0][:letters], sentence)
 
 
-def read_module(file: tuple[str, Path], limits: Limits) -> list[str]:
-    _, path = file
-    return [sentence for text in docstrings(path.read_bytes()) for sentence in sentences(text, limits)]
+def read_module(path: Path, limits: Limits) -> list[str]:
+    """The sentences of a source file; none if it cannot be read, as a link that leads nowhere."""
+    try:
+        source = path.read_bytes()
+    except OSError:
+        return []
+    return [sentence for text in docstrings(source) for sentence in sentences(text, limits)]
 
 
 def words_in_a_row(sentence: str) -> set[tuple[str, ...]]:
@@ -121,12 +125,11 @@ def fill_splits(modules: Iterable[list[str]], sizes: dict[str, int]) -> dict[str
     return splits
 
 
-def read_modules(roots: Iterable[Path], limits: Limits) -> Iterator[list[str]]:
-    """The sentences of one module after the other, in the order of a hash of their path."""
-    files = {module: (module, path) for root in roots for module, path in source_files(root)}
+def read_modules(pool, roots: Iterable[Path], limits: Limits) -> Iterator[list[str]]:
+    """The sentences of one module after the other, in the order of a hash of their path, read by the pool."""
+    files = {module: path for root in roots for module, path in source_files(root)}
     ordered = [files[module] for module in sorted(files, key=lambda name: hashlib.sha256(name.encode()).digest())]
-    with multiprocessing.Pool(2) as pool:
-        yield from pool.imap(functools.partial(read_module, limits=limits), ordered, chunksize=20)
+    return pool.imap(functools.partial(read_module, limits=limits), ordered, chunksize=20)
 
 
 def write_splits(splits: dict[str, list[str]], output: Path, letters: int) -> None:
@@ -145,14 +148,15 @@ def main(arguments=None):
         "--root", type=Path, action="append", help="folder of sources (default: this Python and its packages)"
     )
     parser.add_argument("--letters", type=count, default=3, help="that are left of a word (default: %(default)s)")
-    for name, size in (("train", 32000), ("valid", 300), ("test", 400)):
+    for name, size in (("train", 32000), ("valid", 300), ("test", 1000)):
         parser.add_argument(f"--{name}-size", type=count, default=size, metavar="N", help="(default: %(default)s)")
     for field, default in Limits._field_defaults.items():
         parser.add_argument(f"--{field}", type=count, default=default, metavar="WORDS", help="(default: %(default)s)")
     options = parser.parse_args(arguments)
     limits = Limits(options.shortest, options.longest)
     sizes = {name: getattr(options, f"{name}_size") for name in SPLITS}
-    splits = fill_splits(read_modules(options.root or installed_roots(), limits), sizes)
+    with multiprocessing.Pool(2) as pool:  # ended before all is read, once the splits are full
+        splits = fill_splits(read_modules(pool, options.root or installed_roots(), limits), sizes)
     for name in SPLITS:
         if not splits[name]:
             raise UserError(f"there are too few documented sources to fill {name}; name a larger --root")

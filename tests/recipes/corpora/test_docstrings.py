@@ -132,6 +132,7 @@ def write_sources(root):
         name = name_of(number)
         sentence = f"Sum {name} with {name} and again {name} before it ends with {name}."
         (root / f"module_{name}.py").write_text(f'def function():\n    """Sum.\n\n    {sentence}\n    """\n')
+    (root / "nowhere.py").symlink_to(root / "missing.py")
     (root / "tests").mkdir()
     (root / "tests" / "test_it.py").write_text(f'"""{SENTENCE}"""')
 
