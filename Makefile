@@ -7,7 +7,7 @@ export PYTHON CONSTRAINTS
 
 help:
 	@echo "make setup      set up .venv, or repair it (PYTHON=python3.12, CONSTRAINTS=my-versions.txt)"
-	@echo "make demo       train a small summarizer and decode with it under stock fairseq, kv and el"
+	@echo "make demo       train a small Transformer and decode with it under stock fairseq, kv and el"
 	@echo "make test       run the tests"
 	@echo "make test-quick run those that start no process, within a minute"
 	@echo "make test-slow  run the tests that take minutes"
