@@ -40,12 +40,25 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
             continue
         options = dict(each.metadata)
         if callable(options.get("choices")):
-            options["choices"] = options["choices"]()
+            options["choices"] = _Choices(options["choices"])
         if each.default is False:
             options["action"] = "store_true"
         elif each.default is not None:
             options |= {"default": each.default, "help": f"{options['help']} (default: %(default)s)"}
         parser.add_argument(as_option(each.name), **options)
+
+
+class _Choices:
+    """What a function gives when it is asked for: an option before may have imported a plugin that has more."""
+
+    def __init__(self, names: Callable[[], Collection[str]]):
+        self._names = names
+
+    def __contains__(self, name) -> bool:
+        return name in self._names()
+
+    def __iter__(self):
+        return iter(self._names())
 
 
 def languages(text: str) -> tuple[str, str]:

@@ -17,7 +17,7 @@ from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
-from elseq.loading import Checkpoint, Loading, usable_codes, usable_device, usable_dtype
+from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
 from elseq.subwords.finding import find_subwords
 from elseq.tasks.decoding import decode_attention_names
 
@@ -298,10 +298,11 @@ def load(
 @renamed(lambda option: _as_keyword(option))
 def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     """As `load`."""
+    import_plugins(loading.user_dir)
     check_choice("attention", loading.attention, decode_attention_names())
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
     codes = usable_codes(loading.bpe, loading.bpe_codes)
-    checkpoint = Checkpoint.read(path, loading.user_dir)
+    checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
     dictionaries = checkpoint.dictionaries(folder, loading.languages)
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **loading.of_task())

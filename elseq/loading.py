@@ -38,17 +38,14 @@ class Checkpoint:
     is_language_model: bool
 
     @classmethod
-    def read(cls, path: str | Path, user_dir: str | Path | None = None) -> "Checkpoint":
+    def read(cls, path: str | Path) -> "Checkpoint":
         """
         Args:
             path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
-            user_dir: folder of a plugin that has the architecture; several with colons between them.
 
         Raises:
             UserError: a file that is missing or cannot be used, or a model that elseq does not decode.
         """
-        if user_dir is not None:
-            import_user_dirs(str(as_path(user_dir, "user_dir")))
         path = checkpoint_path(path)
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         with about(path):
@@ -247,6 +244,16 @@ class Loading:
         dictionaries, the tokens and the parameters."""
         names = ("attention", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
         return {as_option(name): getattr(self, name) for name in names}
+
+
+def import_plugins(user_dir: str | Path | None) -> None:
+    """Import the folder of a plugin, or several with colons between them, before anything else is asked for by name.
+
+    Raises:
+        UserError: a folder that cannot be imported.
+    """
+    if user_dir is not None:
+        import_user_dirs(str(as_path(user_dir, "user_dir")))
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:

@@ -70,7 +70,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     runs = parser.add_argument_group("runs")
     runs.add_argument(
         "--modes",
-        type=choices(modes()),
+        type=lambda text: choices(modes())(text),  # those of plugins, too
         default=[mode for mode in modes() if mode not in STOCK_MODES[1:]],
         help=f"of {', '.join(modes())}; stock is always measured (default: all but stock-*)",
     )

@@ -13,7 +13,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
 from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration
-from elseq.loading import Checkpoint
+from elseq.loading import Checkpoint, import_plugins
 from elseq.models.stock import stock_configuration
 from elseq.tasks.decoding import STOCK
 
@@ -76,12 +76,12 @@ def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None)
     Args:
         path: of the checkpoint, or of its folder.
         data: folder of its dictionaries. Default: the checkpoint's own folder, else that of its training.
-        user_dir: of a plugin; other processes will import it, too.
+        user_dir: of a plugin, imported already; other processes will import it, too.
 
     Raises:
         UserError: a file that is missing or is no checkpoint, or one without its dictionaries.
     """
-    checkpoint = Checkpoint.read(path, user_dir)
+    checkpoint = Checkpoint.read(path)
     return replace(_describe(checkpoint.path.name, checkpoint, data), user_dir=user_dir)
 
 
@@ -94,7 +94,8 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
             checkpoint that an elseq architecture has trained.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
     """
-    checkpoint = Checkpoint.read(model_file.path, model_file.user_dir)
+    import_plugins(model_file.user_dir)
+    checkpoint = Checkpoint.read(model_file.path)
     is_stock = mode.startswith(STOCK)
     if is_stock:
         checkpoint = checkpoint.as_stock()

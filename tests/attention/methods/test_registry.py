@@ -1,0 +1,117 @@
+"""A decoding method in a plugin: offered, planned, decoded and measured, with no file of elseq changed."""
+
+import json
+import sys
+
+import pytest
+import torch
+
+import elseq
+from elseq.attention import methods
+from elseq.attention.methods import METHODS
+from elseq.cli import benchmark
+from elseq.errors import UserError
+from tests import helpers
+
+PLUGIN = '''
+from elseq.attention import Segment, multi_head_attention, register
+from elseq.attention.methods import EL
+from elseq.attention.methods.el import HiddenStates
+
+
+class Reprojected(HiddenStates):
+    """Hidden states are kept, and keys and values are projected again at every step."""
+
+    name = "reprojected"
+    help = "keys and values are projected at every step"
+
+    def attend(self, attention, query, memory, **options):
+        segments = []
+        for (hidden,), mask, bias in memory:
+            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask, bias))
+        return multi_head_attention(query, segments, **options)
+
+
+register(Reprojected())
+'''
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    folder = tmp_path / "reprojected_method"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PLUGIN)
+    yield folder
+    METHODS.pop("reprojected", None)
+    sys.modules.pop("reprojected_method", None)
+
+
+def lines(trained):
+    return (trained.raw / "test.src").read_text().splitlines()
+
+
+def test_from_python(plugin, tiny_translation):
+    texts = lines(tiny_translation)
+    expected = elseq.load(tiny_translation.checkpoint, attention="el").generate(texts, beam=3, progress=False)
+    model = elseq.load(tiny_translation.checkpoint, attention="reprojected", user_dir=plugin)
+    assert model.model.decoder.decode_attention == "reprojected"
+    assert model.generate(texts, beam=3, progress=False) == expected
+    # planned as what it keeps: hidden states
+    assert model.generate(texts, beam=3, progress=False, memory_budget="1M") == expected
+    with pytest.raises(UserError, match="alone needs about"):
+        model.generate(texts, memory_budget=1000, progress=False)
+
+
+def test_commands(plugin, tiny_translation, tmp_path):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--beam=3", "--cpu"]
+    user_dirs = f"--user-dir={helpers.USER_DIR}:{plugin}"
+    found = [
+        helpers.run_here([*command, user_dirs, "--task=elseq_translation", f"--decode-attention={name}"]).stdout
+        for name in ("kv", "reprojected")
+    ]
+    words = [[line.split("\t")[2] for line in text.splitlines() if line.startswith("H-")] for text in found]
+    assert words[0] == words[1] and len(words[0]) == 21
+
+    for name in ("kv", "reprojected"):
+        files = ["--input", tiny_translation.raw / "test.src", "--output", tmp_path / f"{name}.txt"]
+        model = ["--model", tiny_translation.checkpoint, "--user-dir", plugin, "--attention", name]
+        helpers.run_here(["elseq-generate", *model, *files])
+    assert (tmp_path / "kv.txt").read_text() == (tmp_path / "reprojected.txt").read_text()
+
+
+@pytest.mark.process
+def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
+    arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", f"--user-dir={plugin}"]
+    arguments += ["--modes=reprojected", "--source-length=5", "--batch-sizes=2", "--beams=2", "--output-length=6"]
+    arguments += ["--repeats=1", "--threads=1", f"--output={tmp_path / 'results'}"]
+    monkeypatch.setattr(sys, "argv", ["elseq-benchmark", *arguments])
+    benchmark.main()
+    stock, own = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
+    assert own["mode"] == own["method"] == "reprojected"
+    assert own["identical_share"] == 1.0
+    assert own["gigaflops_per_second"] > 0
+    # hidden states: those of the source once, those of each hypothesis in both layers
+    assert own["state_bytes"] == 4 * 32 * (2 * 5 + 2 * 4 * 8)
+
+
+def test_a_name_is_taken_once():
+    with pytest.raises(ValueError, match="'kv' is registered already"):
+        methods.register(METHODS["kv"])
+
+
+def test_what_a_decoder_can_be_told():
+    assert methods.names() == ("auto", "kv", "el")
+    for method in METHODS.values():
+        assert f"{method.help} ({method.name})" in methods.describe()
+
+
+def test_first_positions_are_attended_to_as_a_whole():
+    """Both methods read a prompt as training does."""
+    torch.manual_seed(1)
+    layer = elseq.attention.Attention(16, 4, self_attention=True).double().eval()
+    text = torch.randn(5, 2, 16, dtype=torch.float64)
+    expected, _ = layer(text, causal=True, need_weights=False)
+    for method in METHODS.values():
+        memory = elseq.attention.SelfAttentionMemory(method)
+        found, _ = layer(text, need_weights=False, state=memory)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
