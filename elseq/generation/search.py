@@ -13,9 +13,20 @@ from torch import Tensor, nn
 from elseq.attention.memory import GROWTH
 from elseq.errors import UserError
 from elseq.generation.alignment import align
-from elseq.generation.beam import BeamSearch
+from elseq.generation.beam_search import BeamSearch
+from elseq.generation.beams import Beams, Candidates
 from elseq.generation.hypotheses import FinishedHypotheses
-from elseq.generation.logits_processors import Rules
+from elseq.generation.logits_processors import (
+    LogitsProcessor,
+    MaximumLength,
+    MinimumLength,
+    NoRepeatNgrams,
+    OnlyNumbers,
+    Prefix,
+    Step,
+    Suppressed,
+    UnknownPenalty,
+)
 from elseq.generation.steppers import Ensemble, make_stepper
 from elseq.numerics import explain_nan
 
@@ -100,9 +111,17 @@ class SequenceGenerator(nn.Module):
         self.length_penalty = len_penalty if normalize_scores else None
         self.match_source_len = match_source_len
         suppressed = [self._index(word) for word in tokens_to_suppress]
-        self.rules = Rules(
-            self.beam_size, self.pad, self.unk, self.eos, min_len, unk_penalty, suppressed, no_repeat_ngram_size
-        )
+        # In this order: what is forced is settled before what is forbidden.
+        self.processors: list[LogitsProcessor] = [
+            OnlyNumbers(self.pad),
+            UnknownPenalty(self.unk, unk_penalty),
+            MaximumLength(self.eos),
+            Prefix(self.pad, self.eos),
+            Suppressed(suppressed),
+            MinimumLength(self.eos, min_len),
+        ]
+        if no_repeat_ngram_size > 0:
+            self.processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
         if search_strategy is None or type(search_strategy) is search.BeamSearch:
             search_strategy = BeamSearch(tgt_dict)
         self.search = search_strategy
@@ -170,114 +189,88 @@ class SequenceGenerator(nn.Module):
     def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens):
         net_input = sample["net_input"]
         source_lengths = _source_lengths(net_input, self.eos, self.pad)
-        batch, beam = source_lengths.numel(), self.beam_size
-        device = source_lengths.device
+        batch, device = source_lengths.numel(), source_lengths.device
         limits = self.length_limits(source_lengths, prompt_tokens)
         longest, shortest = max(limits), min(limits)
         self._check_length_penalty(longest + 1)
-        limits = torch.tensor(limits, device=device)
-
-        # Row n = sentence * beam + hypothesis. Column 0 is the symbol that the hypothesis starts from.
-        tokens = torch.full((batch * beam, longest + 2), self.pad, device=device)
-        tokens[:, 0] = self.eos if bos_token is None else bos_token
+        start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
-            prompt_tokens, last = _split_last(prompt_tokens, self.pad)
-            tokens[:, 0] = last.repeat_interleave(beam)
-        scores = torch.zeros(batch * beam, longest + 1, device=device)  # cumulative
-        attention = None
-        sentences = list(range(batch))
-        all_rows = torch.arange(batch * beam, device=device).view(batch, beam)
-        left_over = torch.zeros(batch, beam, dtype=torch.bool, device=device)
+            prompt_tokens, start = _split_last(prompt_tokens, self.pad)
+        ids = self._sample_ids(sample, batch, device)
+        beams = Beams(start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens)
+        finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
-        sample_ids = self._sample_ids(sample, batch, device)
-        finished = FinishedHypotheses(batch, beam, self.eos, self.length_penalty)
 
-        self.search.init_constraints(constraints, beam)
+        self.search.init_constraints(constraints, self.beam_size)
         for stepper in self._steppers():
-            stepper.start(net_input, beam, longest + 1, prompt_tokens)
+            stepper.start(net_input, self.beam_size, longest + 1, prompt_tokens)
 
         for step in range(longest + 1):
-            log_probs, weights = self._log_probs(tokens[:, : step + 1])
+            log_probs, weights = self._log_probs(beams.tokens[:, : step + 1])
             is_nan = is_nan | log_probs.amax().isnan()
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
-            if weights is not None:
-                if attention is None:
-                    attention = weights.new_zeros(*weights.shape, longest + 2)
-                attention[:, :, step + 1] = weights
+            beams.attend(step, weights)
 
             # 1. What may follow each hypothesis.
-            forced = step >= shortest
-            prefix = prefix_tokens[:, step] if prefix_tokens is not None and step < prefix_tokens.size(1) else None
-            at_limit = limits <= step if forced else None
-            tokens, scores = self.rules.apply(step, log_probs, tokens, scores, at_limit, prefix)
+            at_limit = beams.limits <= step if step >= shortest else None
+            about = Step(step, beams, at_limit)
+            for process in self.processors:
+                process(log_probs, about)
 
-            # 2. The best continuations of each sentence: their scores, words and hypotheses, each [B, candidates].
-            scores = scores.type_as(log_probs)
-            if getattr(self.search, "needs_src_lengths", False):
-                self.search.set_src_lengths(source_lengths)
-            candidate_scores, candidate_words, candidate_beams = self.search.step(
-                step,
-                log_probs.view(len(sentences), beam, -1),
-                scores.view(len(sentences), beam, -1)[:, :, :step],
-                tokens[:, : step + 1],
-                sample_ids,
-            )
-            own_rows = all_rows[: len(sentences)]
-            rows = candidate_beams + own_rows[:, :1]
+            # 2. The best continuations of each sentence.
+            candidates = self._candidates(step, log_probs, beams)
 
             # 3. Those among the first `beam` that end are finished hypotheses.
-            is_one = candidate_scores.isneginf().logical_not()
-            ending = candidate_words.eq(self.eos) & is_one
-            is_stuck = ~is_one.any(dim=1, keepdim=True)
             remaining = None
-            if forced or prefix is not None or step >= self.min_len or self.may_end_early:
-                ended, stuck = self._look(ending, is_stuck, is_nan, tokens[:, : step + 1], sentences, prompt_tokens)
-                self._finish(
-                    finished, step, ended, rows, candidate_scores, tokens, scores, attention, sentences, source_lengths
-                )
-                must_end = set(at_limit.nonzero().flatten().tolist() if forced else ()) | stuck
-                self._finish_best(finished, step, must_end, tokens, scores, attention, sentences)
+            is_forced = at_limit is not None or beams.prefix_words(step) is not None
+            if is_forced or step >= self.min_len or self.may_end_early:
+                ended, stuck = self._look(candidates, is_nan, beams, step, prompt_tokens)
+                self._finish(finished, step, ended, candidates, beams)
+                must_end = stuck | set(() if at_limit is None else at_limit.nonzero().flatten().tolist())
+                self._finish_best(finished, step, must_end, beams)
                 if ended or must_end:
                     remaining = [
                         index
-                        for index, sentence in enumerate(sentences)
-                        if index not in must_end and finished.count(sentence) < beam
+                        for index, sentence in enumerate(beams.sentences)
+                        if index not in must_end and finished.count(sentence) < self.beam_size
                     ]
                     if not remaining:
                         break
-                    if len(remaining) == len(sentences):
+                    if len(remaining) == len(beams.sentences):
                         remaining = None
 
             # 4. Finished sentences leave the batch.
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
-                sentences = [sentences[index] for index in remaining]
-                rows, own_rows, ending, is_stuck = rows[kept], own_rows[kept], ending[kept], is_stuck[kept]
-                left_over = left_over[kept]
-                candidate_scores, candidate_words = candidate_scores[kept], candidate_words[kept]
-                source_lengths, limits, sample_ids = source_lengths[kept], limits[kept], sample_ids[kept]
-                prefix_tokens = None if prefix_tokens is None else prefix_tokens[kept]
+                beams.select(kept)
+                candidates = candidates.select(kept)
                 self.search.prune_sentences(kept)
                 for stepper in self._steppers():
                     stepper.keep(kept)
 
-            # 5. The best `beam` that do not end go on. If there are fewer, a place is left over: its score is -inf.
-            # Where nothing may follow, all are left over, and what they had stays as it was, for `_finish_best`.
-            active, left_over = self._active(ending, left_over)
-            order = torch.where(is_stuck, own_rows, rows.gather(1, active)).view(-1)
-            tokens = tokens.index_select(0, order)
-            tokens[:, step + 1] = candidate_words.gather(1, active).view(-1)
-            scores = scores.index_select(0, order)
-            scores[:, step] = candidate_scores.masked_fill(ending, -math.inf).gather(1, active).view(-1)
-            if attention is not None:
-                attention = attention.index_select(0, order)
+            # 5. The best `beam` that do not end go on.
+            order, active = beams.go_on(step, candidates)
             self.search.update_constraints(active)
-            if beam > 1 or remaining is not None:
+            if self.beam_size > 1 or remaining is not None:
                 for stepper in self._steppers():
                     stepper.reorder(order)
         return finished.ranked()
+
+    def _candidates(self, step: int, log_probs: Tensor, beams: Beams) -> Candidates:
+        shape = len(beams.sentences), self.beam_size, -1
+        beams.scores = beams.scores.type_as(log_probs)
+        if getattr(self.search, "needs_src_lengths", False):
+            self.search.set_src_lengths(beams.source_lengths)
+        found = self.search.step(
+            step,
+            log_probs.view(shape),
+            beams.scores.view(shape)[:, :, :step],
+            beams.tokens[:, : step + 1],
+            beams.sample_ids,
+        )
+        return Candidates.of(*found, beams.rows, self.eos)
 
     def _let_go(self) -> None:
         """Of what the steppers hold of a batch."""
@@ -294,13 +287,15 @@ class SequenceGenerator(nn.Module):
             log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
         return log_probs, weights
 
-    def _look(self, ending, is_stuck, is_nan, tokens, sentences, prompt_tokens) -> tuple[list[list[int]], set[int]]:
+    def _look(
+        self, candidates: Candidates, is_nan: Tensor, beams: Beams, step: int, prompt_tokens
+    ) -> tuple[list[list[int]], set[int]]:
         """The sentence and the candidate of each hypothesis that ends, and the sentences that nothing can go on with.
 
         All that the host has to know of a step, in one transfer.
         """
-        ending = ending[:, : self.beam_size]
-        marks = torch.cat((ending, is_stuck, is_nan.expand(len(ending), 1)), dim=1).nonzero()
+        ending = candidates.ending[:, : self.beam_size]
+        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1).nonzero()
         ended, stuck = [], set()
         for sentence, column in marks.tolist():
             if column < ending.size(1):
@@ -308,63 +303,51 @@ class SequenceGenerator(nn.Module):
             elif column == ending.size(1):
                 stuck.add(sentence)
             else:
-                raise _NotANumber(self._read_so_far(tokens, sentences, prompt_tokens))
+                raise _NotANumber(self._read_so_far(beams, step, prompt_tokens))
         return ended, stuck
 
-    def _read_so_far(self, tokens, sentences, prompt_tokens):
+    def _read_so_far(self, beams: Beams, step: int, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
-        for row, words in enumerate(tokens):
-            sentence = sentences[row // self.beam_size]
+        for row, words in enumerate(beams.tokens[:, : step + 1]):
+            sentence = beams.sentences[row // self.beam_size]
             if prompt_tokens is not None:
                 prompt = prompt_tokens[sentence]
                 words = torch.cat((prompt[prompt.ne(self.pad)], words))
             yield sentence, words
 
-    def _finish(
-        self, finished, step, ended, rows, totals, tokens, scores, attention, sentences, source_lengths
-    ) -> None:
+    def _finish(self, finished, step: int, ended: list[list[int]], candidates: Candidates, beams: Beams) -> None:
         """Add the candidates at `ended`, pairs of sentence and candidate."""
         if not ended:
             return
-        sentence, candidate = torch.tensor(ended, device=rows.device).unbind(1)
-        row = rows[sentence, candidate]
+        sentence, candidate = torch.tensor(ended, device=candidates.rows.device).unbind(1)
+        row = candidates.rows[sentence, candidate]
         finished.add(
-            [sentences[index] for index, _ in ended],
-            tokens[row, : step + 1],
-            scores[row, :step],
-            totals[sentence, candidate],
-            None if attention is None else attention[row, :, 1 : step + 2],
-            rejected=step > source_lengths[sentence] if self.match_source_len else None,
+            [beams.sentences[index] for index, _ in ended],
+            beams.tokens[row, : step + 1],
+            beams.scores[row, :step],
+            candidates.scores[sentence, candidate],
+            None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
+            rejected=step > beams.source_lengths[sentence] if self.match_source_len else None,
         )
 
-    def _finish_best(self, finished, step, must_end, tokens, scores, attention, sentences) -> None:
+    def _finish_best(self, finished, step: int, must_end: set[int], beams: Beams) -> None:
         """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
         for index in sorted(must_end):
-            if finished.count(sentences[index]):
+            if finished.count(beams.sentences[index]):
                 continue
             row = index * self.beam_size
-            lengths = scores[row : row + self.beam_size, :step].isneginf().logical_not().sum(dim=1).tolist()
+            scores = beams.scores[row : row + self.beam_size, :step]
+            lengths = scores.isneginf().logical_not().sum(dim=1).tolist()
             length = max(lengths)
             row += lengths.index(length)
-            total = scores[row, length - 1] if length else scores.new_zeros(())
+            total = beams.scores[row, length - 1] if length else beams.scores.new_zeros(())
             finished.add(
-                [sentences[index]],
-                tokens[row : row + 1, : length + 1],
-                scores[row : row + 1, :length],
+                [beams.sentences[index]],
+                beams.tokens[row : row + 1, : length + 1],
+                beams.scores[row : row + 1, :length],
                 total.view(1),
-                None if attention is None else attention[row : row + 1, :, 1 : length + 2],
+                None if beams.attention is None else beams.attention[row : row + 1, :, 1 : length + 2],
             )
-
-    def _active(self, ending: Tensor, left_over: Tensor) -> tuple[Tensor, Tensor]:
-        """The first `beam` candidates that go on, int64 [B, beam], and if there are fewer, then some that end.
-
-        Places that are left over, bool [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
-        """
-        last = ending.clone()
-        last[:, : self.beam_size] |= left_over
-        position = torch.arange(ending.size(1), device=ending.device)
-        active = torch.topk(position + last * ending.size(1), self.beam_size, dim=1, largest=False)[1]
-        return active, last.gather(1, active)
 
     def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""

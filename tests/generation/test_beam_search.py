@@ -5,7 +5,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.generation import SequenceGenerator
-from elseq.generation.beam import BeamSearch
+from elseq.generation.beam_search import BeamSearch
 from tests.tiny_models import make_dictionary, make_models
 
 DICTIONARY = make_dictionary(5)

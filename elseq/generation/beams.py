@@ -1,0 +1,143 @@
+"""What a search knows of a batch: its hypotheses, and the candidates to go on with them.
+
+Shapes: B sentences that are still searched, N = B * beam hypotheses (those of a sentence stand together), L tokens at
+most, S source positions, C candidates of a sentence.
+"""
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+
+class Candidates(NamedTuple):
+    """Continuations of each sentence, best first."""
+
+    scores: Tensor  # [B, C], cumulative; -inf: none
+    words: Tensor  # int64 [B, C]
+    rows: Tensor  # int64 [B, C]: of the hypotheses that they continue
+    own_rows: Tensor  # int64 [B, beam]: of the sentence's hypotheses, before any sentence leaves
+    ending: Tensor  # bool [B, C]: those that end
+    is_stuck: Tensor  # bool [B, 1]: sentences that have none
+
+    @classmethod
+    def of(cls, scores: Tensor, words: Tensor, beams: Tensor, own_rows: Tensor, eos: int) -> "Candidates":
+        """
+        Args:
+            scores, words, beams: what a search strategy returns, each [B, C].
+            own_rows: of the sentences' hypotheses.
+            eos: the symbol that ends a hypothesis.
+        """
+        is_one = scores.isneginf().logical_not()
+        is_stuck = ~is_one.any(dim=1, keepdim=True)
+        return cls(scores, words, beams + own_rows[:, :1], own_rows, words.eq(eos) & is_one, is_stuck)
+
+    def select(self, sentences: Tensor) -> "Candidates":
+        """Those of these sentences, int64 [B']."""
+        return Candidates(*(tensor[sentences] for tensor in self))
+
+
+class Beams:
+    """The hypotheses that are searched, and what belongs to their sentences."""
+
+    def __init__(
+        self,
+        start: Tensor,
+        length: int,
+        beam: int,
+        pad: int,
+        limits: list[int],
+        source_lengths: Tensor,
+        sample_ids: Tensor,
+        prefix: Tensor | None,
+    ):
+        """
+        Args:
+            start: int64 [B] or a number: the symbol that the hypotheses of a sentence start from.
+            length: tokens that a hypothesis may have at most, the end included.
+            beam: hypotheses of a sentence.
+            pad: the padding symbol.
+            limits: tokens that those of each sentence may have, the end apart.
+            source_lengths: int64 [B].
+            sample_ids: int64 [B]: what a search strategy calls each sentence.
+            prefix: int64 [B, P], padded on the right: words that the hypotheses begin with; or None.
+        """
+        sentences, device = source_lengths.numel(), source_lengths.device
+        self.beam = beam
+        # Column 0 is the symbol that the hypothesis starts from.
+        self.tokens = torch.full((sentences * beam, length + 1), pad, device=device)  # [N, L + 1]
+        self.tokens[:, 0] = start.repeat_interleave(beam) if isinstance(start, Tensor) else start
+        self.scores = torch.zeros(sentences * beam, length, device=device)  # cumulative, [N, L]
+        self.attention: Tensor | None = None  # [N, S, L + 1]
+        self.sentences = list(range(sentences))  # their places in the batch
+        self.limits = torch.tensor(limits, device=device)
+        self.source_lengths = source_lengths
+        self.sample_ids = sample_ids
+        self.prefix = prefix
+        self._left_over = torch.zeros(sentences, beam, dtype=torch.bool, device=device)
+        self._all_rows = torch.arange(sentences * beam, device=device).view(sentences, beam)
+
+    @property
+    def rows(self) -> Tensor:
+        """Of the hypotheses of each sentence, int64 [B, beam]."""
+        return self._all_rows[: len(self.sentences)]
+
+    def prefix_words(self, step: int) -> Tensor | None:
+        """The word that must come now, int64 [B], padding where any may; None: any may everywhere."""
+        return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None
+
+    def attend(self, step: int, weights: Tensor | None) -> None:
+        """Remember the attention to the source, [N, S], with which the next word is chosen."""
+        if weights is None:
+            return
+        if self.attention is None:
+            self.attention = weights.new_zeros(*weights.shape, self.tokens.size(1))
+        self.attention[:, :, step + 1] = weights
+
+    def copy_first(self, sentences: Tensor) -> None:
+        """Make all hypotheses of these sentences, bool [B], copies of the first of each."""
+        self.tokens, self.scores = (self.first_of(rows, sentences) for rows in (self.tokens, self.scores))
+
+    def first_of(self, rows: Tensor, sentences: Tensor) -> Tensor:
+        """Of anything [N, ...], for these sentences, bool [B], the row of the first hypothesis in place of all."""
+        hypotheses = rows.view(len(sentences), self.beam, -1)
+        return torch.where(sentences.view(-1, 1, 1), hypotheses[:, :1], hypotheses).view_as(rows)
+
+    def select(self, sentences: Tensor) -> None:
+        """Go on with these sentences only, int64 [B']; `go_on` drops the hypotheses of the others."""
+        self.sentences = [self.sentences[index] for index in sentences.tolist()]
+        self.limits, self.source_lengths = self.limits[sentences], self.source_lengths[sentences]
+        self.sample_ids, self._left_over = self.sample_ids[sentences], self._left_over[sentences]
+        self.prefix = None if self.prefix is None else self.prefix[sentences]
+
+    def go_on(self, step: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
+        """Take the best `beam` candidates of each sentence that do not end.
+
+        If there are fewer, a place is left over: its score is -inf. Where a sentence has none, all its places are, and
+        what its hypotheses had stays as it was.
+
+        Returns:
+            The hypothesis that each one continues, int64 [N'], and the candidates taken, int64 [B, beam].
+        """
+        active, self._left_over = self._active(candidates.ending)
+        order = torch.where(candidates.is_stuck, candidates.own_rows, candidates.rows.gather(1, active)).view(-1)
+        scores = candidates.scores.masked_fill(candidates.ending, -math.inf)
+        self.tokens = self.tokens.index_select(0, order)
+        self.tokens[:, step + 1] = candidates.words.gather(1, active).view(-1)
+        self.scores = self.scores.index_select(0, order)
+        self.scores[:, step] = scores.gather(1, active).view(-1)
+        if self.attention is not None:
+            self.attention = self.attention.index_select(0, order)
+        return order, active
+
+    def _active(self, ending: Tensor) -> tuple[Tensor, Tensor]:
+        """The first `beam` candidates that go on, int64 [B, beam], and if there are fewer, then some that end.
+
+        Places that are left over, bool [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
+        """
+        last = ending.clone()
+        last[:, : self.beam] |= self._left_over
+        position = torch.arange(ending.size(1), device=ending.device)
+        active = torch.topk(position + last * ending.size(1), self.beam, dim=1, largest=False)[1]
+        return active, last.gather(1, active)
