@@ -143,7 +143,7 @@ def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> 
     check_no_input(output.stat(), f"{option} {output}", *inputs)
 
 
-def check_no_input(written: os.stat_result, name: str, *inputs: Path) -> None:
+def check_no_input(written: os.stat_result, name: object, *inputs: Path) -> None:
     """
     Args:
         written: what is to be written. Files are the same whatever path, link or descriptor names them.

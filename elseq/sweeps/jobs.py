@@ -3,6 +3,7 @@
 import functools
 import json
 import logging
+import sys
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,7 +14,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elseq.benchmark.failures import describe_failure
 from elseq.errors import UserError
-from elseq.files import check_output_file, written_whole
+from elseq.files import check_no_input, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -81,6 +82,16 @@ def _read(path: Path) -> Result | None:
         return None
 
 
+def _check_inputs(configuration: dict, *folders: Path) -> None:
+    """
+    Raises:
+        UserError: what is to be written to these folders is an input of the job.
+    """
+    for path in (folder / name for folder in folders for name in (RESULTS, TABLE, PLOT)):
+        if path.is_file():
+            check_no_input(path.stat(), path, *_paths(configuration))
+
+
 def _paths(configuration) -> Iterator[Path]:
     """What may be an input: every text of a configuration that is the path of something."""
     if isinstance(configuration, dict):
@@ -110,10 +121,11 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             if there is not None and there.configuration == configuration and "failure" not in there.row:
                 logger.info("%s is there already", folder / RESULTS)
                 return
-            for place in (folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)):
-                for name in (RESULTS, TABLE, PLOT):
-                    if (place / name).exists():
-                        check_output_file(place / name, *_paths(configuration), option="what is written,")
+            try:
+                _check_inputs(configuration, folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir))
+            except UserError as error:  # there may be no file to leave it in
+                sys.excepthook(type(error), error, error.__traceback__)
+                raise
             try:
                 result = work(cfg, folder)
             except Exception as error:

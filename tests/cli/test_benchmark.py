@@ -56,6 +56,19 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.parametrize("name", ["results.json", "table.md", "plot.png"])
+def test_no_input_is_written(monkeypatch, tmp_path, tiny_translation, name):
+    """Here a link in the folder of the results leads to the sources."""
+    source = tmp_path / "sources"
+    source.write_text("w1 w2\n")
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / name).symlink_to(source)
+    arguments = [tiny_translation.checkpoint, "--data", tiny_translation.data, "--source", source]
+    with pytest.raises(UserError, match=f"^--output .*out/{name} is an input: give another file$"):
+        run(monkeypatch, *arguments, "--output", tmp_path / "out")
+    assert source.read_text() == "w1 w2\n"
+
+
 def test_language_model(monkeypatch, tmp_path):
     arguments = ["--arch=transformer_lm", *RANDOM, "--source-length=5", "--batch-sizes=2", "--beams=2"]
     run(monkeypatch, *arguments, "--modes=el", f"--output={tmp_path}", "--", *DECODER)

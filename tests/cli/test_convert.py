@@ -216,6 +216,24 @@ def test_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation):
     assert path.read_bytes() == tiny_translation.checkpoint.read_bytes()
 
 
+@pytest.mark.parametrize("command", ["heads", "to-fairseq"])
+@pytest.mark.parametrize("name", ["dict.src.txt", "link", "second"])
+def test_what_is_beside_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation, command, name):
+    path = tmp_path / "model.pt"
+    path.write_bytes(tiny_translation.checkpoint.read_bytes())
+    (tmp_path / "dict.src.txt").write_text("precious")
+    (tmp_path / "link").symlink_to(path)
+    (tmp_path / "second").hardlink_to(tmp_path / "dict.src.txt")
+    arguments = [command, str(path), "--output", str(tmp_path / name), "--overwrite"]
+    monkeypatch.setattr(
+        sys, "argv", ["elseq-convert", *arguments, *(["--num-kv-heads=2"] if command == "heads" else [])]
+    )
+    with pytest.raises(UserError, match=f"{name} is an input: give another file$"):
+        convert.main()
+    assert path.read_bytes() == tiny_translation.checkpoint.read_bytes()
+    assert (tmp_path / "dict.src.txt").read_text() == "precious"
+
+
 def test_a_folder_is_its_checkpoint(monkeypatch, tmp_path, tiny_translation):
     (tmp_path / "model.pt").write_bytes(tiny_translation.checkpoint.read_bytes())
     monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(tmp_path), "--num-kv-heads=2"])

@@ -138,6 +138,34 @@ def test_standard_output(tiny_translation, source, expected, monkeypatch, capfdb
     assert b"lines are done and lost, since there is no --output to keep them by" in captured.err
 
 
+def test_nothing_is_left_of_a_run_to_the_standard_output(tiny_translation, source, tmp_path, monkeypatch, capfdbinary):
+    """Whatever ends it, SIGKILL too: there is no name to be removed."""
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr("tempfile.tempdir", str(temporary))
+    decode, there = TextGenerator._decode, []
+
+    def decode_and_look(self, search, sources):
+        there.append(list(temporary.iterdir()) + list(tmp_path.glob("*.partial")))
+        return decode(self, search, sources)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(TextGenerator, "_decode", decode_and_look)
+        options = ["--model", tiny_translation.checkpoint, "--data", tiny_translation.data, "--input", source]
+        call(patch, *options, "--max-tokens=20")
+    assert len(capfdbinary.readouterr().out.splitlines()) == len(read(source))
+    assert len(there) > 3 and not any(there)
+
+
+def test_a_temporary_folder_that_cannot_be_written(tiny_translation, source, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", "/proc/none")
+    options = ["--model", tiny_translation.checkpoint, "--data", tiny_translation.data, "--input", source]
+    with pytest.raises(
+        elseq.errors.UserError, match="^the temporary folder cannot be written .*: give --output FILE, or "
+    ):
+        call(monkeypatch, *options)
+
+
 def test_several_processes_need_files(tiny_translation, source, monkeypatch, tmp_path):
     monkeypatch.setattr(command.Processes, "of_environment", lambda: command.Processes(None, 1, 2))
     model = ["--model", tiny_translation.checkpoint]

@@ -223,9 +223,8 @@ def test_what_is_refused_at_once(write):
     assert "--sentence-separator is blank" in refused("rouge", good, good, "--sentence-separator", "")
 
 
-def test_output_that_cannot_be_written_does_not_lose_the_scores(tmp_path, files):
-    output = tmp_path / ("x" * 250)  # a name so long that none can be made of it for the time of writing
-    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", output], check=False)
+def test_output_that_cannot_be_written_does_not_lose_the_scores(files):
+    ended = helpers.run_here(["elseq-score", "rouge", *files, "--output", "/proc/output"], check=False)
     assert ended.returncode == 1
     assert "cannot be written" in ended.stderr
     assert "ROUGE-Lsum" in ended.stdout

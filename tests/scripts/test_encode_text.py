@@ -202,6 +202,18 @@ def test_bad_input(tmp_path, corpus, bpe_folder):
     assert not list(out.glob("*"))
 
 
+def test_no_input_is_written(tmp_path, bpe_folder):
+    (tmp_path / "corpus").mkdir()
+    (tmp_path / "out").mkdir()
+    for name in ("a.source", "b.source"):
+        (tmp_path / "corpus" / name).write_text("the river\n")
+    (tmp_path / "out" / "b.source").symlink_to(tmp_path / "corpus" / "b.source")
+    with pytest.raises(UserError, match="out/b.source is an input: give another file$"):
+        encode_text.main([str(tmp_path / "corpus"), str(tmp_path / "out"), "--gpt2-bpe", str(bpe_folder)])
+    assert (tmp_path / "corpus" / "b.source").read_text() == "the river\n"
+    assert not (tmp_path / "out" / "a.source").exists()
+
+
 def test_interrupted(tmp_path, bpe_folder):
     """No file has its final name before it is whole, the processes end, and another run does all of it."""
     (tmp_path / "corpus").mkdir()

@@ -3,6 +3,7 @@
 import contextlib
 import io
 import json
+import re
 import sys
 
 import pytest
@@ -126,3 +127,12 @@ def test_nothing_is_generated(generate, tmp_path, line, sentence):
     assert found.startswith("elseq: error: ")
     assert sentence in found
     assert not (tmp_path / "output.txt").exists()
+
+
+@pytest.mark.parametrize("name", ["results.json", "table.md", "output.txt"])
+def test_no_input_is_written(generate, tmp_path, name):
+    (tmp_path / name).write_text("w1 w2\n")
+    code, _, err = generate(f"decode=kv input={tmp_path / name}")
+    assert code == 1
+    assert re.search(f"{name} is an input: give another file", err)
+    assert (tmp_path / name).read_text() == "w1 w2\n"

@@ -72,7 +72,7 @@ def by_torchrun(processes, options, *launcher, program=Path(sys.executable).pare
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stop", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU])
 def test_signals(tiny_translation, source, run, expected, stop):
     source.write_text(source.read_text() * 40)
     options = arguments(tiny_translation, source, run.output, "--max-tokens=1")
