@@ -22,6 +22,7 @@ from elseq.interop.hugging_face.folders import read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,
+    class_unlike_file,
     is_byte_level,
     is_plain,
     read_config,
@@ -60,6 +61,18 @@ class Vocabulary:
     unmade: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     config: dict = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of it."""
+        notes = []
+        if self.unmade:
+            notes.append(f"no merge makes {', '.join(map(repr, self.unmade))}, so that no text has it in its tokens")
+        if (kind := class_unlike_file(self.config)) is not None:
+            notes.append(
+                f"texts are cut as {TOKENIZER} says; if transformers makes a {kind} of its own, compare the two"
+            )
+        return notes
 
     @property
     def is_byte_level(self) -> bool:
