@@ -113,8 +113,7 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
         check = vocabulary.check_symbols if family is bart else vocabulary.check_end
         check(words, config, data)
     add_bos_token = vocabulary.check_surroundings(words, config, data, family is gpt2)
-    if words.unmade:
-        notes.append(f"no merge makes {', '.join(map(repr, words.unmade))}, so that no text has it in its tokens")
+    notes += words.notes
 
     configuration = as_stock(elseq_configuration(Namespace(arch=family.ARCHITECTURE, **model_options)))
     order = fairseq_order(words, config, config["vocab_size"])

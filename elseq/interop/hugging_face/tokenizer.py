@@ -30,6 +30,7 @@ _BART = {
 _GPT2 = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
 # What the classes that transformers makes anew have where tokenizer_config.json says nothing.
 _DEFAULTS = {"GPT2Tokenizer": _GPT2, "BartTokenizer": _BART, "RobertaTokenizer": _BART}
+_FOLLOWED = ("PreTrainedTokenizer", "TokenizersBackend", "BertTokenizer")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -97,6 +98,12 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         _surround(tokenizer, kind, {name: _text(token) for name, token in named.items()}, config)
     given = {_text(token) for name, token in config.items() if name in named} | set(map(_text, _extra(config)))
     return tokenizer, set(tokenizer.get_vocab()) - known - given
+
+
+def class_unlike_file(config: dict) -> str | None:
+    """A class of tokenizers that transformers may make anew in a way that is not known here."""
+    kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
+    return None if kind in ("", *_FOLLOWED, *_DEFAULTS) else kind
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -22,6 +22,7 @@ from elseq.interop.hugging_face.folders import read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,
+    class_unlike_file,
     is_byte_level,
     is_plain,
     read_config,
@@ -60,6 +61,18 @@ class Vocabulary:
     unmade: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     config: dict = field(default_factory=dict)
+
+    @property
+    def notes(self) -> list[str]:
+        """What a user should know of it."""
+        notes = []
+        if self.unmade:
+            notes.append(f"no merge makes {', '.join(map(repr, self.unmade))}, so that no text has it in its tokens")
+        if (kind := class_unlike_file(self.config)) is not None:
+            notes.append(
+                f"texts are cut as {TOKENIZER} says; if transformers makes a {kind} of its own, compare the two"
+            )
+        return notes
 
     @property
     def is_byte_level(self) -> bool:
@@ -254,13 +267,10 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     """
     merged = ["".join(merge.split(" ")) for merge in vocabulary.merges]
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
+    known = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
     pieces = [*bytes_to_unicode().values(), *merged, END_OF_TEXT]
-    pieces += [_name(vocabulary, name) for name in others if name not in SPECIAL and not OWN_WORDS.fullmatch(name)]
+    pieces += [spelt(name, known) for name in others if name not in SPECIAL and not OWN_WORDS.fullmatch(name)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
-
-
-def _name(vocabulary: Vocabulary, token: str) -> str:
-    return spelt(token, vocabulary.tokenizer.get_vocab(with_added_tokens=False))
 
 
 def fairseq_files(
@@ -277,11 +287,11 @@ def fairseq_files(
     rows = sum(row is not None for row in order)
     names = {row: name for name, row in vocabulary.rows.items()}
     numbers = None
-    if vocabulary.is_byte_level:
-        numbers = gpt2_numbers(vocabulary)
-        if is_language_model:
-            numbers = {_name(vocabulary, name): row for name, row in vocabulary.rows.items()}
     pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
+    if vocabulary.is_byte_level and is_language_model:
+        numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
+    elif vocabulary.is_byte_level:
+        numbers = gpt2_numbers(vocabulary)
     words = [
         dictionary_word(names[row], row, numbers, pieces) if row in names else name
         for row, name in enumerate(vocabulary.names(rows))

@@ -289,6 +289,11 @@ def test_other_kinds_of_tokenizers(tmp_path, kind):
     tokenizer.save_pretrained(tmp_path / "theirs")
     converted = convert(tmp_path / "theirs", tmp_path / "ours")
     assert "encoder.json" not in converted.files and "vocab.bpe" not in converted.files
+    assert not any("cut as tokenizer.json says" in note for note in converted.notes)
+    change(tmp_path / "theirs" / "tokenizer_config.json", tokenizer_class="T5TokenizerFast")
+    again = convert(tmp_path / "theirs", tmp_path / "with_a_note")
+    assert any("if transformers makes a T5Tokenizer of its own" in note for note in again.notes)
+    change(tmp_path / "theirs" / "tokenizer_config.json", tokenizer_class="PreTrainedTokenizerFast")
     loaded = load(tmp_path / "ours")
     for text in ("the in", "a bead in the cab", "the zzz in"):
         numbers = tokenizer(text)["input_ids"]
