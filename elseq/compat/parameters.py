@@ -1,6 +1,7 @@
 """Parameters of checkpoints: layers that were left out in training, and what other code has left behind."""
 
 import contextlib
+import logging
 import re
 from argparse import Namespace
 
@@ -13,6 +14,8 @@ from omegaconf import OmegaConf, open_dict
 
 from elseq.compat.patching import wrap
 from elseq.errors import UserError
+
+logger = logging.getLogger(__name__)
 
 SIDES = ("encoder", "decoder")
 # Of modules around the model, which torch puts before the names of all its parameters.
@@ -105,8 +108,8 @@ def _trainer_state_dict(state_dict, trainer):
     return state
 
 
-def _load_with_layers_that_are_there(load, *args, **kwargs):
-    state = load(*args, **kwargs)
+def _load_with_layers_that_are_there(load, path, *args, **kwargs):
+    state = load(path, *args, **kwargs)
     cfg = state["cfg"].model if state.get("cfg") is not None else state["args"]
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     kind = ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
@@ -117,6 +120,7 @@ def _load_with_layers_that_are_there(load, *args, **kwargs):
         if isinstance(said, int) and there == set(range(len(there))) and 0 < len(there) < said:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
                 setattr(cfg, f"{side}_layers", len(there))
+            logger.warning("%s has %d of the %d %s layers that it names: it takes those", path, len(there), said, side)
     return state
 
 
