@@ -4,6 +4,9 @@ import json
 from pathlib import Path
 
 from elseq.errors import UserError
+from elseq.files import check_ordinary
+
+MOST_PIECES = 2**24  # a library that writes a vocabulary counts through all numbers up to the last
 
 
 def read_text(path: Path) -> str:
@@ -11,6 +14,7 @@ def read_text(path: Path) -> str:
     Raises:
         UserError: a file that cannot be read, or is not UTF-8.
     """
+    check_ordinary(path)
     try:
         return path.read_text(encoding="utf-8")
     except OSError as error:
@@ -40,7 +44,7 @@ def read_numbers(path: Path) -> dict[str, int]:
         UserError: another file.
     """
     pieces = read_json(path)
-    if not all(type(number) is int and number >= 0 for number in pieces.values()):
+    if not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")
     return pieces
 

@@ -6,6 +6,7 @@ is not theirs: such a folder is refused, since which of the two the model was tr
 """
 
 import json
+import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
@@ -13,6 +14,7 @@ from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.folders import read_json
+from elseq.interop.hugging_face.options import shown
 from elseq.subwords.gpt2 import byte_level
 from elseq.subwords.tokens import END_OF_TEXT, TOKENIZER, parse_tokenizer
 
@@ -93,7 +95,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in _extra(config)])
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} has a token that is none ({error}): copy it again") from error
+        raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
     if is_made_anew and not (folder / TOKENIZER).exists():
         _surround(tokenizer, kind, {name: _text(token) for name, token in named.items()}, config)
     given = {_text(token) for name, token in config.items() if name in named} | set(map(_text, _extra(config)))
@@ -160,6 +162,9 @@ def _is_special(name: str, token) -> bool:
 
 def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in config:
+        decoder = config["added_tokens_decoder"]
+        if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,7}", number) for number in decoder):
+            raise UserError(f"{folder / CONFIG} does not give each added token a number: copy it again")
         return {int(number): _token(token) for number, token in config["added_tokens_decoder"].items()}
     if not (folder / ADDED).exists():
         return {}

@@ -29,7 +29,7 @@ from elseq.interop.hugging_face.tokenizer import (
     read_tokenizer,
     surroundings,
 )
-from elseq.subwords.files import read_merges, read_text
+from elseq.subwords.files import MOST_PIECES, read_merges, read_text
 from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
@@ -171,7 +171,7 @@ def _checked(
         numbers: the pieces that BPE itself knows, if those that have rows are others.
     """
     rows = pieces | (added or {})
-    if not rows or not all(isinstance(number, int) and number >= 0 for number in rows.values()):
+    if not rows or not all(type(number) is int and 0 <= number < MOST_PIECES for number in rows.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
