@@ -1,5 +1,6 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
+import contextlib
 import logging
 import os
 import random
@@ -324,8 +325,9 @@ def _data_folder(path: Path, cfg, data: str | Path | None) -> Path:
     trained_on = utils.split_paths(str(getattr(cfg.task, "data", "") or ""))
     folders = [path.parent, *(Path(folder) for folder in trained_on[:1])]
     for folder in folders:
-        if any(folder.glob("dict*.txt")):
-            return folder
+        with contextlib.suppress(OSError, ValueError):  # a name that is too long, or none
+            if any(folder.glob("dict*.txt")):
+                return folder
     looked = " and ".join(str(folder) for folder in folders)
     raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 
