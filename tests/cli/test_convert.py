@@ -210,6 +210,32 @@ def test_text_of_the_checkpoint_is_quoted(run, tmp_path, tiny_translation, value
     assert not (tmp_path / "broken").exists()
 
 
+@pytest.mark.parametrize(
+    "section, option, value",
+    [
+        ("model", "activation_dropout", True),
+        ("model", "decoder_output_dim", 0.5),
+        ("common", "", 5),
+        ("task", "_name", None),
+    ],
+)
+def test_settings_that_were_changed(tmp_path, tiny_translation, monkeypatch, section, option, value):
+    def change(state):
+        part = state["cfg"][section]
+        if not option:
+            state["cfg"][section] = value
+        elif value is None:
+            del part[option]
+        else:
+            setattr(part, option, value)
+
+    path = save(tmp_path, tiny_translation, change)
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "to-fairseq", str(path), "--output", str(tmp_path / "out.pt")])
+    with pytest.raises(UserError, match=f"changed.pt: .*{option or section}") as raised:
+        convert.main()
+    assert "\n" not in str(raised.value)
+
+
 @pytest.mark.parametrize("name", ["--help", "a b", "$(id)"])
 def test_task_that_is_no_name(run, tmp_path, tiny_translation, name):
     def change(state):
