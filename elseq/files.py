@@ -3,6 +3,7 @@
 import codecs
 import contextlib
 import errno
+import json
 import os
 import secrets
 import stat
@@ -20,6 +21,8 @@ READ_OF_FOLDERS = (
     "encoder.json", "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
     "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
+
+_LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
 def read_lines(path: Path) -> Iterator[str]:
@@ -74,6 +77,28 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
             yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
         except UnicodeDecodeError as error:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
+
+
+def read_json(path: Path) -> dict:
+    """
+    Raises:
+        UserError: a file that is missing, or does not hold an object in JSON.
+    """
+    check_ordinary(path, _LARGEST_JSON)
+    try:
+        text = path.read_text(encoding="utf-8")
+        content = json.loads(text)
+        if "\\ud" in text.lower():  # halves of characters, which no text can have alone
+            json.dumps(content, ensure_ascii=False).encode()
+    except OSError as error:
+        raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
+    except RecursionError as error:
+        raise UserError(f"{path} is nested too deeply: copy it again") from error
+    except ValueError as error:  # bad JSON, or bad UTF-8
+        raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
+    if not isinstance(content, dict):
+        raise UserError(f"{path} holds no JSON object: copy it again")
+    return content
 
 
 def make_folder(folder: Path, *sources: Path | None) -> None:

@@ -1,5 +1,6 @@
 """From a path to a checkpoint, its dictionaries, its task and its model: one way, for every command."""
 
+import contextlib
 import os
 from argparse import Namespace
 from dataclasses import dataclass, field, fields, replace
@@ -83,8 +84,9 @@ class Checkpoint:
             return _checked(folder)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
-            if any(folder.glob("dict*.txt")):
-                return _checked(folder)
+            with contextlib.suppress(OSError, ValueError):  # a name that is too long, or none
+                if any(folder.glob("dict*.txt")):
+                    return _checked(folder)
         looked = " and ".join(str(folder) for folder in folders)
         raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
 

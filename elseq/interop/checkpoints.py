@@ -69,6 +69,10 @@ def to_stock(state: dict) -> dict:
     model = as_stock(elseq_configuration(state["cfg"].model))
     cfg = plain_configuration(state["cfg"])
     task = cfg["task"]
+    if not isinstance(cfg.get("common"), dict) or not isinstance(task, Namespace) and "_name" not in task:
+        raise UserError(
+            "its settings have no section cfg.common or no cfg.task._name: take the file as training left it"
+        )
     if isinstance(task, dict):  # old tasks keep a namespace
         task["_name"] = task["_name"].removeprefix("elseq_")
         cfg["model"] = _as_saved(model, task)

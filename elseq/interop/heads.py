@@ -118,6 +118,9 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
         others = " and ".join(PLACES[other] for other in places_of(model)) or "none that elseq knows"
         raise UserError(f"the model has no {PLACES[place]} to pool: of attention it has {others}")
     for attention in attentions:
+        for kind in "qv":
+            if f"{attention}.{kind}_proj.weight" not in model:
+                raise UserError(f"the model lacks {attention}.{kind}_proj.weight: take the file as training left it")
         query, key = (model[f"{attention}.{kind}_proj.weight"].size(0) for kind in "qk")
         if key != query:
             raise UserError(

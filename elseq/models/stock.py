@@ -1,5 +1,6 @@
 """Stock fairseq models as elseq models: the same parameters under the same names, other modules."""
 
+import contextlib
 from argparse import Namespace
 from dataclasses import fields
 from typing import get_args
@@ -17,6 +18,7 @@ from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.tasks.language_modeling import LanguageModelingConfig
 from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
 
 from elseq.compat.checkpoints import unknown
 from elseq.errors import UserError
@@ -56,12 +58,26 @@ def equivalent_model(cfg) -> tuple[type | None, str | None]:
     return (EQUIVALENT[stock], None) if reason is None else (None, f"it uses {reason}")
 
 
+@contextlib.contextmanager
+def _settings_checked():
+    """
+    Raises:
+        UserError: a setting of a type that its option cannot have.
+    """
+    try:
+        yield
+    except OmegaConfBaseException as error:
+        reason = str(error).partition("\n")[0]
+        raise UserError(f"the model's setting {error.full_key} cannot be used ({reason}): it was changed") from error
+
+
 def stock_configuration(cfg) -> Namespace:
     """A stock model's configuration with every option, as fairseq completes it before it builds the model."""
     name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
     if name in MODEL_DATACLASS_REGISTRY and isinstance(cfg, DictConfig):
         # An old checkpoint lacks options that came later, and may have some that went.
-        cfg = merge_with_parent(MODEL_DATACLASS_REGISTRY[name](), cfg, remove_missing=True)
+        with _settings_checked():
+            cfg = merge_with_parent(MODEL_DATACLASS_REGISTRY[name](), cfg, remove_missing=True)
     args = Namespace(**vars(to_namespace(cfg)))
     if name not in MODEL_DATACLASS_REGISTRY and name in ARCH_CONFIG_REGISTRY:
         ARCH_CONFIG_REGISTRY[name](args)
@@ -99,7 +115,8 @@ def elseq_configuration(cfg) -> dict:
         # Old checkpoints have None for "the default" where today's type has no None.
         if option in kinds and (value is not None or type(None) in get_args(kinds[option]))
     }
-    model = OmegaConf.merge(OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]), {**values, "_name": name})
+    with _settings_checked():
+        model = OmegaConf.merge(OmegaConf.structured(MODEL_DATACLASS_REGISTRY[name]), {**values, "_name": name})
     whole = OmegaConf.create({"model": model})  # derived options refer to others as "model.NAME"
     return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
 

@@ -1,10 +1,9 @@
 """How the files of subword vocabularies are read."""
 
-import json
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import check_ordinary
+from elseq.files import check_ordinary, read_json
 
 MOST_PIECES = 2**24  # a library that writes a vocabulary counts through all numbers up to the last
 
@@ -21,20 +20,6 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
     except UnicodeDecodeError as error:
         raise UserError(f"{path} is not valid UTF-8: copy it again") from error
-
-
-def read_json(path: Path) -> dict:
-    """
-    Raises:
-        UserError: a file that cannot be read, or does not hold an object in JSON.
-    """
-    try:
-        content = json.loads(read_text(path))
-    except (ValueError, RecursionError) as error:
-        raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return content
 
 
 def read_numbers(path: Path) -> dict[str, int]:

@@ -195,6 +195,56 @@ def test_the_printed_command_trains(run, tmp_path, trained):
     assert 0 < (after["model"][name] - before["model"][name]).abs().max() < 0.01  # it went on from there
 
 
+@pytest.mark.parametrize("value", ["$(touch broken); `touch broken`", "it's", "--save-dir=elsewhere", "-x"])
+def test_text_of_the_checkpoint_is_quoted(run, tmp_path, tiny_translation, value):
+    def change(state):
+        state["cfg"]["model"].adaptive_softmax_cutoff = value
+
+    printed = run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2").splitlines()[-1]
+    arguments = " ".join(shlex.split(printed)).replace("--adaptive-softmax-cutoff=", "--adaptive-softmax-cutoff ")
+    assert f" --adaptive-softmax-cutoff {value} --" in arguments
+    if value.startswith("-"):
+        assert f"--adaptive-softmax-cutoff={value}" in shlex.split(printed)
+    command = printed.replace("fairseq-train", "true").replace("$(elseq-user-dir)", "")
+    subprocess.run(["bash", "-c", command], check=True, cwd=tmp_path)
+    assert not (tmp_path / "broken").exists()
+
+
+@pytest.mark.parametrize(
+    "section, option, value",
+    [
+        ("model", "activation_dropout", True),
+        ("model", "decoder_output_dim", 0.5),
+        ("common", "", 5),
+        ("task", "_name", None),
+    ],
+)
+def test_settings_that_were_changed(tmp_path, tiny_translation, monkeypatch, section, option, value):
+    def change(state):
+        part = state["cfg"][section]
+        if not option:
+            state["cfg"][section] = value
+        elif value is None:
+            del part[option]
+        else:
+            setattr(part, option, value)
+
+    path = save(tmp_path, tiny_translation, change)
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "to-fairseq", str(path), "--output", str(tmp_path / "out.pt")])
+    with pytest.raises(UserError, match=f"changed.pt: .*{option or section}") as raised:
+        convert.main()
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("name", ["--help", "a b", "$(id)"])
+def test_task_that_is_no_name(run, tmp_path, tiny_translation, name):
+    def change(state):
+        state["cfg"]["task"]["_name"] = name
+
+    with pytest.raises(UserError, match=r"cfg\.task\._name is .*, which is no name"):
+        run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
+
+
 # --- where it is written
 
 

@@ -16,34 +16,11 @@ from torch import Tensor
 
 from elseq.compat import contents
 from elseq.errors import UserError
-from elseq.files import check_ordinary
+from elseq.files import check_ordinary, read_json
 
 # Each with its index, where the weights are in several files; the first that is there is read, as transformers does.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
 _SHARED = 3  # names of one tensor: the embedding of a BART, of its encoder, its decoder and its output
-_LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
-
-
-def read_json(path: Path) -> dict:
-    """
-    Raises:
-        UserError: a file that is missing, or does not hold an object in JSON.
-    """
-    check_ordinary(path, _LARGEST_JSON)
-    try:
-        text = path.read_text(encoding="utf-8")
-        content = json.loads(text)
-        if "\\ud" in text.lower():  # halves of characters, which no text can have alone
-            json.dumps(content, ensure_ascii=False).encode()
-    except OSError as error:
-        raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
-    except RecursionError as error:
-        raise UserError(f"{path} is nested too deeply: copy it again") from error
-    except ValueError as error:  # bad JSON, or bad UTF-8
-        raise UserError(f"{path} is not JSON ({str(error).splitlines()[0]}): copy it again") from error
-    if not isinstance(content, dict):
-        raise UserError(f"{path} holds no JSON object: copy it again")
-    return content
 
 
 def read_settings(folder: Path, config: dict) -> tuple[str, dict]:

@@ -2,6 +2,7 @@
 
 import errno
 import json
+import os
 import resource
 
 import pytest
@@ -35,6 +36,36 @@ def test_other_families(folder, kind):
     change(folder / "config.json", model_type=kind)
     with pytest.raises(UserError, match=f"is of the model_type {kind!r}: only bart or gpt2 can be converted"):
         from_hugging_face(folder)
+
+
+@pytest.mark.parametrize("name", ["config.json", "generation_config.json", "model.safetensors"])
+@pytest.mark.parametrize("is_pipe", [True, False])
+def test_pipes_and_devices(folder, name, is_pipe):
+    (folder / name).unlink(missing_ok=True)
+    if is_pipe:
+        os.mkfifo(folder / name)
+    else:
+        (folder / name).symlink_to("/dev/zero")
+    with pytest.raises(UserError, match=f"{name} is a pipe or a device"):
+        from_hugging_face(folder)
+
+
+def test_files_that_are_made_to_fill_the_memory(folder):
+    with (folder / "config.json").open("wb") as file:
+        file.truncate(2**40)
+    with pytest.raises(UserError, match="config.json has 1,099,511,627,776 bytes, and such files have"):
+        from_hugging_face(folder)
+    (folder / "config.json").write_text("[" * 200_000)
+    with pytest.raises(UserError, match="config.json is nested too deeply"):
+        from_hugging_face(folder)
+
+
+def test_weights_that_repeat_their_numbers(folder):
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    torch.save({**tensors, "more": torch.ones(1).expand(10**10)}, folder / "pytorch_model.bin")
+    with pytest.raises(UserError, match="pytorch_model.bin: it is damaged, or was made to fill the memory"):
+        read_tensors(folder)
 
 
 @pytest.mark.parametrize(
