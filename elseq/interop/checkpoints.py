@@ -8,6 +8,7 @@ from fairseq.models import MODEL_DATACLASS_REGISTRY
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from elseq.errors import UserError
 from elseq.interop.heads import upgrade_projections
 from elseq.models.stock import as_stock, elseq_configuration
 
