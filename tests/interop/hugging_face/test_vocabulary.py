@@ -149,15 +149,10 @@ def test_fairseqs_numbers():
     assert vocabulary.gpt2_numbers(found) == numbers
     names = found.names(50264)
     assert names[:6] == [*SPECIAL, ".", "Ġthe"]
-<<<<<<< HEAD
-    assert vocabulary.dictionary_words(names, numbers)[4:] == words
-    of_gpt2 = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=False)
-=======
     files = vocabulary.fairseq_files(found, list(range(50264)), False, "dict.txt")
     assert files["dict.txt"].split(" 0\n")[:-1] == words
     assert json.loads(files["encoder.json"]) == numbers and "vocab.bpe" in files
-    of_gpt2 = vocabulary.read_vocabulary(SHARED, by_dictionary=False)
->>>>>>> text
+    of_gpt2 = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=False)
     assert of_gpt2.rows == numbers and of_gpt2.rows[END_OF_TEXT] == 50256 and len(of_gpt2.merges) == 50000
 
 
