@@ -120,7 +120,8 @@ def test_validation_of_our_models_under_stock(tiny_multi_query, without, tmp_pat
         )
     }
     assert len(losses) == 1
-    without(checkpoint_utils, "overwrite_args_by_name")
+    for name in ("overwrite_args_by_name", "load_checkpoint_to_cpu", "load_model_ensemble_and_task"):
+        without(checkpoint_utils, name)
     with pytest.raises(ValidationError):
         helpers.run_here([*command, "--decode-attention", "stock"])
 
