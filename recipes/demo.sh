@@ -1,15 +1,15 @@
 #!/usr/bin/env bash
-# Train a small Transformer with stock fairseq to expand abbreviated English ("Ret the num of ele in the lis."), on sentences
-# from the docstrings of Python and the installed packages. Then decode its test set three ways: by fairseq itself, and by
-# elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
+# Train a small Transformer with stock fairseq to expand abbreviated English ("Ret the num of ele in the lis."). The text
+# is sentences from the docstrings of Python and the installed packages. Then decode the test set three ways: by fairseq
+# itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
 #
 # Usage: recipes/demo.sh [--fresh | --help]      finished stages are not run again unless --fresh is given
-# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 3000)
+# Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 2000)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 fresh_or_help "$@"
 work=${ELSEQ_DEMO_DIR:-$root/demo_output}
-updates=${DEMO_UPDATES:-3000}
+updates=${DEMO_UPDATES:-2000}
 beam=4
 whole_numbers DEMO_UPDATES 1 "$updates"
 begin
@@ -32,11 +32,13 @@ train() {
 }
 
 generate() {
-  local mode=$1
+  local mode=$1 sentences
+  sentences=$(($(wc -l <"$work/corpus/test.target")))
   python "$root/scripts/measure.py" "$work/$mode.json" \
     fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
     --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --beam $beam --max-len-b 60 --batch-size 100 \
-    --remove-bpe sentencepiece --no-progress-bar >"$work/generate-$mode.log" 2>&1
+    --remove-bpe sentencepiece --no-progress-bar 2>&1 | tee "$work/generate-$mode.log" |
+    grep --line-buffered '^H-' | python -m tqdm --total "$sentences" --unit " sentences" --mininterval 1 >/dev/null
 }
 
 stage corpus "1/6 Sentences from the docstrings of Python and its packages" corpus
