@@ -28,7 +28,7 @@ test: $(STAMP)
 	.venv/bin/python -m pytest --numprocesses auto --dist worksteal --durations 25
 
 test-quick: $(STAMP)
-	.venv/bin/python -m pytest --numprocesses auto --dist worksteal -m "not slow and not gpu and not process and not long"
+	.venv/bin/python -m pytest --numprocesses auto --dist worksteal --quick
 
 test-slow: $(STAMP)
 	.venv/bin/python -m pytest -m "slow and not gpu"

@@ -1,6 +1,8 @@
 """Fixtures that several tests share: tiny models, trained once per run."""
 
+import multiprocessing.process
 import os
+import subprocess
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other processes want the cores
 
@@ -13,6 +15,26 @@ if not torch.cuda.is_available():
 import elseq  # noqa: E402, F401
 from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
+
+
+def pytest_addoption(parser):
+    parser.addoption("--quick", action="store_true", help="skip what starts a process; few examples of each property")
+
+
+def pytest_configure(config):
+    if config.getoption("--quick"):
+        os.environ["ELSEQ_EXAMPLES"] = "5"
+
+
+@pytest.fixture(autouse=True)
+def no_processes(request, monkeypatch):
+    if request.config.getoption("--quick"):
+
+        def skip(*_, **__):
+            pytest.skip("starts a process")
+
+        monkeypatch.setattr(subprocess.Popen, "__init__", skip)
+        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", skip)
 
 
 @pytest.fixture(autouse=True)

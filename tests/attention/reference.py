@@ -1,13 +1,14 @@
 """Attention written out: one sequence, one head, one product at a time. What the evaluations are compared to."""
 
 import copy
+import os
 
 import torch
 import torch.nn.functional as F
 from hypothesis import settings
 from hypothesis import strategies as st
 
-quick = settings(max_examples=40, deadline=None, derandomize=True)
+quick = settings(max_examples=int(os.environ.get("ELSEQ_EXAMPLES", "40")), deadline=None, derandomize=True)
 seeds = st.integers(0, 2**31 - 1)
 
 

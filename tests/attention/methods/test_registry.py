@@ -79,7 +79,6 @@ def test_commands(plugin, tiny_translation, tmp_path):
     assert (tmp_path / "kv.txt").read_text() == (tmp_path / "reprojected.txt").read_text()
 
 
-@pytest.mark.process
 def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
     arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", f"--user-dir={plugin}"]
     arguments += ["--modes=reprojected", "--source-length=5", "--batch-sizes=2", "--beams=2", "--output-length=6"]
