@@ -274,7 +274,7 @@ def load(
         path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
         attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
-        dtype: of the parameters. Default: as in the checkpoint, if all are of one type there; else float32.
+        dtype: of the parameters. Default: float32, whatever the checkpoint has, as in fairseq-generate without --fp16.
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (tokenizer.json,
             encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it
             was trained on.
@@ -310,7 +310,7 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     subwords = codes or find_subwords(
         (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
     )
-    return TextGenerator(model.to(device=device, dtype=dtype or checkpoint.dtype()), task, subwords)
+    return TextGenerator(model.to(device=device, dtype=dtype), task, subwords)
 
 
 def _as_keyword(option: str) -> str:

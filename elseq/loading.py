@@ -179,11 +179,6 @@ class Checkpoint:
         (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
         return model
 
-    def dtype(self) -> torch.dtype:
-        """The type that all parameters have which are no whole numbers, or float32."""
-        found = {tensor.dtype for tensor in self.state["model"].values() if tensor.is_floating_point()}
-        return found.pop() if len(found) == 1 and found <= set(DTYPES.values()) else torch.float32
-
 
 def _checked(folder: Path) -> Path:
     for pattern in ("dict*.txt", "tokenizer.json", "encoder.json", "vocab.bpe", "*.model"):
@@ -212,7 +207,7 @@ class Loading:
         help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)"
     )
     dtype: str | torch.dtype | None = _option(
-        help="of the parameters (default: as in the checkpoint, if all are of one type there; else float32)",
+        help="of the parameters (default: float32, as in fairseq-generate)",
         choices=tuple(DTYPES),
     )
     data: str | Path | None = _option(
