@@ -14,7 +14,7 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import Batching, TextGenerator
-from elseq.loading import Loading
+from elseq.loading import DTYPES, Loading
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import score_questions
 from elseq.scoring.report import HEADINGS
@@ -39,6 +39,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
     named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # by the groups of the configuration
+    _choice("dtype", cfg.dtype, DTYPES)
     settings = OmegaConf.to_container(cfg, resolve=True)
     loading = {each.name: settings.get(each.name) for each in fields(Loading)} | named
     what = Job(

@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from elseq.interop.hugging_face.rows import fairseq_order, has_added_rows, is_steady, take_rows, unused_row
+from elseq.interop.hugging_face.rows import are_added_rows, fairseq_order, is_steady, take_rows, unused_row
 from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
 
 
@@ -51,7 +51,8 @@ def test_order_and_rows():
     embedding = torch.arange(8.0).view(4, 2)
     taken = take_rows(embedding, order, torch.full((2,), -1.0))
     assert taken.tolist() == [[-1, -1], [-1, -1], [4, 5], [-1, -1], [0, 1], [2, 3], [6, 7]]
-    assert has_added_rows(taken) and not has_added_rows(embedding)
+    added = [0, 1, 3]  # <s>, <pad>, <unk>
+    assert are_added_rows(taken, added) and not are_added_rows(embedding, added)
     of_bart = Vocabulary({name: row for row, name in enumerate([*SPECIAL, "a"])}, [])
     order = fairseq_order(of_bart, {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}, 5)
     assert order == [0, 1, 2, 3, 4]

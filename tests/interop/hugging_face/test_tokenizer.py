@@ -6,7 +6,7 @@ import shutil
 
 import pytest
 import torch
-from elseq.lines.run import in_one_line
+from elseq.text_files.run import in_one_line
 from fairseq import checkpoint_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
