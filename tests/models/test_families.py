@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import elseq
 from elseq.errors import UserError
-from elseq.models.families import check_task, check_task_of_model, is_language_model
+from elseq.models.families import check_task, check_task_of_model, is_language_model, is_trained_with_bos
 from tests import helpers
 
 # Sizes of tiny models of other kinds, and how they are called.
@@ -238,3 +238,13 @@ def test_language_model_of_a_multilingual_task(tiny_language_model, tmp_path):
     result = generate(tiny_language_model.data, tmp_path / "model.pt", "elseq_language_modeling")
     assert result.returncode == 1 and "of the task multilingual_masked_lm cannot" in result.stderr
     checkpoint_utils.load_model_ensemble_and_task([str(tiny_language_model.checkpoint)])  # its own does
+
+
+@pytest.mark.parametrize(
+    ("arch", "expected"),
+    [("bart_large", True), ("bart_base", True), ("el_bart_base", True), ("mbart_large", False), ("transformer", False)],
+)
+def test_who_was_trained_with_a_beginning(arch, expected):
+    """fairseq's class for BART is that of mBART, too."""
+    assert is_trained_with_bos(Namespace(arch=arch)) is expected
+    assert is_trained_with_bos(OmegaConf.create({"_name": arch})) is expected
