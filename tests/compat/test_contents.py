@@ -138,8 +138,6 @@ def test_tensors_may_have_several_names(state, save):
 @pytest.mark.parametrize(
     "options",
     [
-        {"encoder_layers": 10**9},
-        {"decoder_layers": 10**9},
         {"encoder_ffn_embed_dim": 2**40},
         {"decoder_ffn_embed_dim": 10**9},
         {"max_target_positions": 10**9, "decoder_learned_pos": True},
@@ -155,6 +153,16 @@ def test_model_larger_than_its_file(state, save, tiny_translation, options, atte
     with pytest.raises(UserError, match=r"model\.pt (describes a model that is many times larger|cannot be used)"):
         elseq.load(path, data=tiny_translation.data, attention=attention)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+def test_layers_beyond_those_that_are_there(state, save, tiny_translation, attention):
+    """A training with --encoder-layers-to-keep has saved such a number: those that are there are taken."""
+    path = save(with_model(state, encoder_layers=10**9, decoder_layers=10**9))
+    start = time.monotonic()
+    model = elseq.load(path, data=tiny_translation.data, attention=attention).model
+    assert time.monotonic() - start < 20
+    assert (len(model.encoder.layers), len(model.decoder.layers)) == (2, 2)
 
 
 def test_memory_of_such_a_model(state, save, tiny_translation):

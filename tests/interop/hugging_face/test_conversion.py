@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from elseq.cli import convert as command
 from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
+from elseq.interop.hugging_face import options
 from elseq.interop.hugging_face.conversion import to_hugging_face
 from elseq.interop.hugging_face.folders import write
 from tests.interop.hugging_face import making
@@ -187,7 +188,6 @@ def test_models_of_fairseq(tmp_path, kind, options, capsys):
         ("bart", {"max_source_positions": 32}, "--max-source-positions 32, where it has 64"),
         ("transformer_lm", GPT2_SHAPE | {"no_decoder_final_norm": True}, "GPT-2 .* --no-decoder-final-norm True"),
         ("transformer_lm", GPT2_SHAPE | {"decoder_learned_pos": False}, "GPT-2 .* --decoder-learned-pos False"),
-        ("transformer_lm", GPT2_SHAPE | {"scale_heads": True}, "GPT-2 .* --scale-heads True"),
     ],
 )
 def test_models_that_transformers_lacks(tmp_path, kind, options, sentence):
@@ -278,3 +278,9 @@ def test_true_sizes(tmp_path, kind):
 def test_written_files(tmp_path):
     write(tmp_path, {"model_type": "bart"}, {}, {"a": torch.ones(3, 2).t()})
     assert load_file(tmp_path / "model.safetensors")["a"].shape == (2, 3)
+
+
+@pytest.mark.parametrize("name", ["scale_heads", "scale_fc", "scale_attn", "scale_resids"])
+def test_scales_are_no_part_of_their_models(name):
+    with pytest.raises(UserError, match=f"GPT-2 cannot be this model, which has --{name.replace('_', '-')} True"):
+        options.check_expressible({"activation_fn": "gelu", name: True}, {}, "GPT-2")
