@@ -95,10 +95,15 @@ def install_excepthook():
         elif sentence is None:
             previous(kind, error, traceback)
         else:
-            print(f"elseq: error: {sentence}", file=sys.stderr)
+            print(f"elseq: error: {printable(sentence)}", file=sys.stderr)
 
     excepthook.is_elseq_hook = True
     sys.excepthook = excepthook
+
+
+def printable(sentence: str) -> str:
+    """In one line, and without what a terminal obeys: a name out of a file may hold both."""
+    return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence)
 
 
 def user_sentence(error: BaseException | None) -> str | None:

@@ -14,7 +14,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from elseq import arguments
 from elseq.attention.methods import AUTO
-from elseq.compat.commands import import_user_dirs
+from elseq.compat.commands import import_user_dirs, user_dirs
 from elseq.errors import UserError, about, as_option
 from elseq.files import check_ordinary
 from elseq.interop.checkpoints import to_stock
@@ -235,6 +235,12 @@ class Loading:
         names = {each.name for each in fields(DecodingConfig)}
         set_here = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
         return {name: value for name, value in set_here.items() if value is not None}
+
+    def inputs(self) -> list[Path]:
+        """The files and folders that these options name."""
+        named = [as_path(path, name) for name in ("data", "bpe_codes") if (path := getattr(self, name)) is not None]
+        folders = user_dirs(str(self.user_dir)) if self.user_dir is not None else []
+        return named + [path for folder in folders for path in Path(folder).rglob("*.py")]
 
     def deciding(self) -> dict:
         """The options that decide the output, by their names on the command line. What the others decide is in the

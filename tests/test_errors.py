@@ -26,6 +26,15 @@ def test_user_error_is_one_line(hooked, capsys):
     assert hooked == []
 
 
+def test_names_that_a_terminal_would_obey(hooked, capsys):
+    """As those of a checkpoint's tensors."""
+    raise_to_hook(UserError("x.pt has the tensor a\nelseq: all is well\x1b[2K\r and \u00e9: take another"))
+    assert capsys.readouterr().err == (
+        "elseq: error: x.pt has the tensor a\\nelseq: all is well\\x1b[2K\\r and \u00e9: take another\n"
+    )
+    assert hooked == []
+
+
 def test_other_errors_go_to_the_previous_hook(hooked, capsys):
     error = ValueError("a fault")
     raise_to_hook(error)

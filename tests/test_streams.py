@@ -76,9 +76,9 @@ def test_streams_that_are_not_the_process_s_own_stay(monkeypatch, capsys):
 # --- the commands
 
 
-def command(words, redirections):
+def command(words, redirections, **environment):
     line = shlex.join([str(word) for word in words])
-    environment = {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(helpers.USER_DIR.parent), "PATH": "/usr/bin:/bin"}
+    environment |= {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(helpers.USER_DIR.parent), "PATH": "/usr/bin:/bin"}
     folder = shlex.quote(sys.executable.rpartition("/")[0])
     return subprocess.run(
         ["bash", "-c", f"{folder}/{line} {redirections}"], capture_output=True, text=True, env=environment
@@ -112,3 +112,12 @@ def test_elseq_score_that_cannot_be_read(tiny_translation):
     )
     ended = command(["elseq-score", "rouge", text, text], ">&-")
     assert (ended.returncode, ended.stderr) == (1, "elseq: error: the standard output is closed: give --output FILE\n")
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_elseq_score_writes_its_file_all_the_same(tiny_translation, tmp_path, unbuffered):
+    text = tiny_translation.raw / "test.src"
+    words = ["elseq-score", "rouge", text, text, "--output", tmp_path / "scores.json"]
+    ended = command(words, ">/dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert ended.returncode == 1 and "the standard output cannot be written" in ended.stderr
+    assert (tmp_path / "scores.json").exists()

@@ -42,7 +42,7 @@ def main() -> None:
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    check_output_file(output, path, path.parent)
+    check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
     check_overwrite(output, args.overwrite)
     state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
     before = heads.upgrade_projections(state["model"])
@@ -152,7 +152,7 @@ def convert_to_ctranslate2(args) -> None:
 
 def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
-    check_output_file(output, path, path.parent)
+    check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
     check_overwrite(output, args.overwrite)
     state = Checkpoint.read(path).state
     with about(path):

@@ -42,11 +42,13 @@ def main() -> None:
     }
     resampled = resample([system.scores for system in systems], args.bootstrap, args.seed) if args.bootstrap else None
     content = report(systems, resampled, settings, notes, args.setting)
-    print(table(content), "", *content["notes"], sep="\n")
-    if args.output:
-        with written_whole(args.output) as file:
-            file.write(to_json(content))
-        print(f"written: {args.output}", file=sys.stderr)
+    try:
+        print(table(content), "", *content["notes"], sep="\n")
+    finally:  # whichever of the two cannot be written
+        if args.output:
+            with written_whole(args.output) as file:
+                file.write(to_json(content))
+            print(f"written: {args.output}", file=sys.stderr)
 
 
 def score_rouge(args, hypotheses: dict[Path, list[str]], references: list[str]):

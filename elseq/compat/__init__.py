@@ -38,6 +38,7 @@ REPAIRS = (
     parameters.read_layers_to_keep,
     parameters.prune_one_side,
     parameters.save_as_many_layers_as_there_are,
+    parameters.leave_adaptive_softmax_alone,
     parameters.ignore_leftovers,
     data.restore_numpy_names,
     data.keep_last_batch,

@@ -58,9 +58,11 @@ def explain_unreadable_files():
 def _load_file(file, *args, **kwargs):
     """`torch.load` of an open checkpoint; a `UserError` says why it cannot be used."""
     size = os.fstat(file.fileno()).st_size
-    contents.check_file(file, size)
     try:
+        contents.check_file(file, size)
         state = torch.load(file, *args, **kwargs)
+    except UserError:
+        raise
     except MemoryError as error:
         raise UserError(f"checkpoint {file.name} does not fit the memory: use a machine with more") from error
     except Exception as error:

@@ -50,11 +50,16 @@ def import_user_dirs(text: str) -> None:
     utils.import_user_module(Namespace(user_dir=text))
 
 
+def user_dirs(text: str) -> list[str]:
+    """The folders that a --user-dir names."""
+    return [text] if os.path.exists(text) else text.split(os.pathsep)
+
+
 def _import_user_modules(load, args):
     user_dir = getattr(args, "user_dir", None)
     if user_dir is None:
         return
-    for folder in [user_dir] if os.path.exists(user_dir) else user_dir.split(os.pathsep):
+    for folder in user_dirs(user_dir):
         try:
             load(Namespace(user_dir=folder))
         except FileNotFoundError as error:

@@ -3,6 +3,7 @@
 import math
 import pickletools
 import re
+import struct
 import zipfile
 from argparse import ArgumentParser, Namespace
 
@@ -32,24 +33,48 @@ def check_file(file, size: int) -> None:
 
     Raises:
         UserError: a file that becomes larger, or takes very long, when torch.load unpacks it.
+        Exception: any other: it is damaged. torch.load may read it all the same, since it looks at other places.
     """
+    is_archive = file.read(4) == b"PK\x03\x04"  # torch's format, as torch tells; the former one is a few pickles
     try:
-        if zipfile.is_zipfile(file):  # torch's format; the former one is a few pickles
+        if is_archive:
+            _check_directory(file, size)
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
                 if unpacked > size:
                     raise _too_large(f"its parts have {unpacked:,} bytes and the file {size:,}")
-                for name in archive.namelist():
-                    if name.endswith("/data.pkl"):
-                        _check_pickle(archive.open(name))
+                for entry in archive.infolist():  # by name torch finds one of several, and in either case
+                    if entry.filename.lower().endswith("/data.pkl"):
+                        _check_pickle(archive.open(entry))
         else:
             file.seek(0)
             for _ in range(5):
                 _check_pickle(file)
-    except (zipfile.BadZipFile, ValueError, LookupError, NotImplementedError, EOFError, RuntimeError):
-        pass  # damaged, and torch.load says so
     finally:
         file.seek(0)
+
+
+_END, _END_64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q"), struct.Struct("<4sLQL")
+
+
+def _check_directory(file, size):
+    """The list of an archive's parts ends where the file does: zipfile and torch then read the same one."""
+    start = max(0, size - _END.size - _LOCATOR.size - _END_64.size)
+    file.seek(start)
+    tail = file.read()
+    end = len(tail) - _END.size
+    signature, *_, length, offset, comment = _END.unpack_from(tail, end)
+    if signature != b"PK\5\6" or comment:
+        raise zipfile.BadZipFile("it goes on after its end")
+    if tail[end - _LOCATOR.size :].startswith(b"PK\6\7"):  # archives larger than 4 GB, and any that torch writes
+        end -= _LOCATOR.size
+        _, _, place, _ = _LOCATOR.unpack_from(tail, end)
+        end -= _END_64.size
+        signature, *_, length, offset = _END_64.unpack_from(tail, end)
+        if signature != b"PK\6\6" or place != start + end:
+            raise zipfile.BadZipFile("its end is in another place")
+    if offset + length != start + end:
+        raise zipfile.BadZipFile("it has two lists of its parts")
 
 
 # What torch builds from a few bytes, however large it is.

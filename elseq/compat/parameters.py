@@ -7,7 +7,7 @@ from argparse import Namespace
 
 from fairseq import checkpoint_utils, options
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel
-from fairseq.models.transformer import TransformerModelBase
+from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf, open_dict
@@ -23,7 +23,7 @@ _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.
 # How the names end of what is no parameter: marks of the format, and what a model computes anew.
 _NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "embed_positions.weights", "inv_freq")
 # Beside encoder and decoder, read by none of them.
-_LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)(\d+)(?=\.)")
+_LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)([0-9]{1,9})(?=\.)")
 _HEADS = ("classification_heads.", "v_head.", "value_head.")
 
 
@@ -122,6 +122,20 @@ def _load_with_layers_that_are_there(load, path, *args, **kwargs):
                 setattr(cfg, f"{side}_layers", len(there))
             logger.warning("%s has %d of the %d %s layers that it names: it takes those", path, len(there), said, side)
     return state
+
+
+def leave_adaptive_softmax_alone():
+    """A checkpoint with --adaptive-softmax-cutoff and shared embeddings cannot be loaded: fairseq adds the output layer
+    that old ones lack, and with an adaptive softmax a model has none."""
+
+    def upgrade_state_dict_named(upgrade, decoder, state_dict, name):
+        added = f"{name}.output_projection.weight" not in state_dict and decoder.adaptive_softmax is not None
+        upgrade(decoder, state_dict, name)
+        if added:
+            state_dict.pop(f"{name}.output_projection.weight", None)
+        return state_dict
+
+    wrap(TransformerDecoderBase, "upgrade_state_dict_named", upgrade_state_dict_named)
 
 
 def ignore_leftovers():

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 
 from elseq.errors import UserError
-from elseq.files import check_overwrite, fresh_path, is_within, real_path, written_whole
+from elseq.files import check_no_input, check_overwrite, fresh_path, is_within, real_path, written_whole
 
 
 def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], *sources: Path) -> None:
@@ -32,6 +32,8 @@ def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], *
     others = sorted(path.name for path in output.iterdir() if not _is_written(path, names))
     if others:
         raise UserError(f"--output {output} holds other files too, such as {others[0]}: give another folder")
+    for path in output.iterdir():
+        check_no_input(path.stat(), f"--output {output}: {path.name}", *sources)
 
 
 def _is_written(path: Path, names: tuple[str, ...]) -> bool:

@@ -25,6 +25,8 @@ END_OF_TEXT = "<|endoftext|>"
 OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
 TOKENIZER, SYMBOLS_FILE, ENCODER = "tokenizer.json", "fairseq_symbols.json", "encoder.json"
 _LETTERS = bytes_to_unicode()
+MOST_GROWTH = 2**10  # of a text, by all steps
+_EXPANDING = ("ByteLevel", "Precompiled", "NFC", "NFD", "NFKC", "NFKD")
 
 
 class Tokens(Subwords):
@@ -104,9 +106,30 @@ def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
     """
     # None of these three decides what a text is: they are for batches, and for training.
     content = content | {"truncation": None, "padding": None}
+    if _growth([content.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]) > MOST_GROWTH:
+        raise UserError(f"{path} makes texts many times longer, which no tokenizer needs: copy it again")
     if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
         content["model"] = content["model"] | {"dropout": None}
     return built(lambda: Tokenizer.from_str(json.dumps(content)), path)
+
+
+def _growth(steps) -> float:
+    """How many times longer the steps of a tokenizer, one after the other, can make a text."""
+    growth, waiting = 1.0, [steps]
+    while waiting:
+        step = waiting.pop()
+        if isinstance(step, list):
+            waiting += step
+        elif isinstance(step, dict):
+            waiting += [inner for inner in step.values() if isinstance(inner, list | dict)]
+            if step.get("type") == "Replace":
+                pattern = step.get("pattern")
+                text = pattern.get("String") if isinstance(pattern, dict) else None
+                shortest = len(text) if isinstance(text, str) and text else 1  # of an expression it is not known
+                growth *= max(1, len(str(step.get("content"))) / shortest)
+            elif step.get("type") in _EXPANDING:
+                growth *= 2
+    return growth
 
 
 def built(build: Callable[[], Tokenizer], path: Path) -> Tokenizer:

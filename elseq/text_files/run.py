@@ -185,8 +185,7 @@ class Run:
             UserError: what is read would be written.
         """
         job, checkpoint = self.job, checkpoint_path(self.job.model)
-        inputs = [checkpoint, checkpoint.parent, *more]
-        inputs += [Path(path).expanduser() for path in (job.loading.data,) if path is not None]
+        inputs = [checkpoint, checkpoint.parent, *job.loading.inputs(), *more]
         inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
         if job.output is None:
             check_standard_output(*inputs)

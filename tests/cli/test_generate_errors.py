@@ -287,6 +287,41 @@ def test_the_model_is_no_output(folder, source, tmp_path, monkeypatch, output, d
     assert contents(tmp_path) == before
 
 
+@pytest.fixture
+def plugin():
+    """The name of a plugin; what importing it has left goes."""
+    name = "a_plugin_that_is_read"
+    yield name
+    sys.modules.pop(name, None)
+
+
+@pytest.mark.parametrize("command", ["elseq-generate", "heads", "to-fairseq"])
+def test_a_plugin_is_no_output(folder, source, tmp_path, plugin, command):
+    (tmp_path / plugin / "more").mkdir(parents=True)
+    for name in ("__init__.py", "more/__init__.py"):
+        (tmp_path / plugin / name).write_text("")
+    before = contents(tmp_path)
+    options = ["--user-dir", tmp_path / plugin, "--overwrite", "--output", tmp_path / plugin / "more" / "__init__.py"]
+    if command == "elseq-generate":
+        options += ["--model", folder / "model.pt", "--input", source]
+    else:
+        options = ["elseq-convert", command, folder / "model.pt", *options]
+        options += ["--num-kv-heads=1"] if command == "heads" else []
+    result = helpers.run_here(options if options[0] == "elseq-convert" else [command, *options], check=False)
+    assert result.stderr.endswith("__init__.py is an input: give another file\n")
+    assert {path: text for path, text in contents(tmp_path).items() if path.suffix != ".pyc"} == before
+
+
+def test_the_codes_are_no_output(folder, source, tmp_path):
+    path = tmp_path / "pairs"
+    path.write_text("w 1</w>\n")
+    command = ["elseq-generate", "--model", folder / "model.pt", "--input", source, "--overwrite"]
+    command += ["--bpe=subword_nmt", "--bpe-codes", path, "--output", path]
+    result = helpers.run_here(command, check=False)
+    assert result.stderr.endswith("pairs is an input: give another file\n")
+    assert path.read_text() == "w 1</w>\n"
+
+
 def test_the_dictionaries_of_the_training_are_no_output(tiny_translation, folder, source, tmp_path):
     """Their folder is in the checkpoint alone."""
     state = torch.load(tiny_translation.checkpoint)

@@ -110,3 +110,14 @@ def test_prints_the_folder_of_the_package_and_nothing_else(tmp_path):
     command = Path(sys.executable).with_name("elseq-user-dir")
     printed = subprocess.run([command], cwd=tmp_path, capture_output=True, text=True, check=True).stdout
     assert printed == f"{Path(elseq.__file__).parent}\n"
+
+
+@pytest.mark.parametrize("unbuffered", ["", "1"])
+def test_a_full_standard_output(unbuffered):
+    with open("/dev/full", "wb") as full:
+        ended = subprocess.run(
+            [sys.executable, SCRIPT], env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=-1
+        )
+    assert ended.returncode == 1
+    expected = b"elseq-user-dir: error: the standard output cannot be written (No space left on device)\n"
+    assert ended.stderr == expected

@@ -1,10 +1,13 @@
 import collections
+import io
 import os
 import re
+import struct
 import subprocess
 import sys
 import textwrap
 import time
+import warnings
 import zipfile
 from argparse import Namespace
 from pathlib import Path
@@ -69,6 +72,64 @@ def test_archive_that_unpacks_to_more(state, save, tmp_path):
     assert small.stat().st_size < source.stat().st_size / 10
     with pytest.raises(UserError, match="small.pt: it is damaged, or was made to fill the memory .its parts have"):
         load(small)
+
+
+@pytest.fixture
+def deep_hash(state, save):
+    """A checkpoint whose reading takes years, and what must be told of it."""
+    return save({**state, "extra": Calls(collections.OrderedDict, [(shared(60, tuple), 1)])})
+
+
+def refused_at_once(path):
+    start = time.monotonic()
+    with pytest.raises(UserError, match=r"model\.pt(:? it)? is damaged"):
+        load(path)
+    assert time.monotonic() - start < 10
+
+
+@pytest.mark.parametrize("part", ["name", "checksum", "case", "second"])
+def test_archive_that_torch_reads_otherwise(deep_hash, part):
+    """torch looks neither at the names before the parts nor at their checksums, and not at the case of names."""
+    content = bytearray(deep_hash.read_bytes())
+    first, last = content.find(b"data.pkl"), content.rfind(b"data.pkl")
+    if part == "name":
+        content[first : first + 4] = b"meta"
+    elif part == "checksum":
+        entry = content.rfind(b"PK\1\2", 0, last)
+        content[entry + 16 : entry + 20] = b"abcd"
+    elif part == "case":
+        content = content.replace(b"data.pkl", b"DATA.PKL")
+    deep_hash.write_bytes(content)
+    if part == "second":
+        name = content[content.rfind(b"PK\1\2", 0, last) + 46 : last + 8].decode()
+        with warnings.catch_warnings(), zipfile.ZipFile(deep_hash, "a") as archive:
+            warnings.simplefilter("ignore")
+            archive.writestr(name, b"\x80\x02}.")
+    refused_at_once(deep_hash)
+
+
+def test_pickle_with_an_archive_at_its_end(state, save):
+    path = save({**state, "extra": Calls(bytearray, 10**11)}, _use_new_zipfile_serialization=False)
+    with path.open("ab") as file, zipfile.ZipFile(file, "w") as archive:
+        archive.writestr("x", "y")
+    refused_at_once(path)
+
+
+def test_archive_with_two_lists_of_its_parts(state, save):
+    """zipfile reads the one that ends where the end begins, torch the one whose place is written there."""
+    path = save({**state, "extra": torch.zeros(10**6)})
+    content = io.BytesIO()
+    with zipfile.ZipFile(path) as before, zipfile.ZipFile(content, "w", zipfile.ZIP_DEFLATED) as after:
+        for entry in before.infolist():
+            after.writestr(entry.filename, before.read(entry.filename))
+    content, end = content.getvalue(), content.getvalue().rindex(b"PK\5\6")
+    length, offset = struct.unpack_from("<LL", content, end + 12)
+    other, entry = bytearray(content[offset : offset + length]), 0
+    while entry < length:  # nothing is compressed, it says
+        other[entry + 24 : entry + 28] = other[entry + 20 : entry + 24]
+        entry += 46 + sum(struct.unpack_from("<3H", other, entry + 28))
+    path.write_bytes(content[:end] + other + content[end:])
+    refused_at_once(path)
 
 
 def shared(levels, make):

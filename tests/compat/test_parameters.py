@@ -4,6 +4,7 @@ from argparse import Namespace
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.models.transformer import TransformerDecoderBase
 from fairseq.trainer import Trainer
 
 import elseq
@@ -106,6 +107,28 @@ def test_prefixes(tiny_translation, tmp_path, prefix):
     torch.save(state, tmp_path / "model.pt")
     expected = elseq.load(tiny_translation.checkpoint).generate(SOURCES)
     assert elseq.load(tmp_path / "model.pt", data=tiny_translation.data).generate(SOURCES) == expected
+
+
+def test_adaptive_softmax_with_shared_embeddings(translation_data, tmp_path, without):
+    options = ["--criterion=adaptive_loss", "--adaptive-softmax-cutoff=8,16", "--ddp-backend=legacy_ddp"]
+    checkpoint = helpers.train("transformer", translation_data, tmp_path, *options, "--max-update=10")
+    expected = scores(translation_data, checkpoint)
+    assert scores(translation_data, checkpoint, "elseq_translation", "--decode-attention=el").keys() == expected.keys()
+    loaded = elseq.load(checkpoint).model.state_dict()
+    for name, tensor in torch.load(checkpoint)["model"].items():
+        assert torch.equal(loaded[name], tensor)
+    without(TransformerDecoderBase, "upgrade_state_dict_named")
+    with pytest.raises(UserError, match="does not have"):
+        elseq.load(checkpoint)
+
+
+def test_layers_with_numbers_that_are_none(tiny_translation, tmp_path):
+    """Python makes no number of so many digits."""
+    state = torch.load(tiny_translation.checkpoint)
+    state["model"][f"encoder.layers.{'9' * 5000}.x"] = torch.ones(1)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="model.pt has parameters that its architecture does not have"):
+        elseq.load(tmp_path / "model.pt", data=tiny_translation.data)
 
 
 LEFTOVERS = ("decoder.embed_positions._float_tensor", "encoder.version", "encoder.layers.0.version", "v_head.weight")

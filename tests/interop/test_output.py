@@ -51,6 +51,17 @@ def test_the_old_one_comes_back(tmp_path, monkeypatch):
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
 
 
+def test_an_input_by_another_name(tmp_path):
+    """A tokenizer that is linked into the folder of the model."""
+    folder, data = tmp_path / "out", tmp_path / "data"
+    folder.mkdir()
+    data.mkdir()
+    (folder / "tokenizer.json").write_text("{}")
+    (data / "tokenizer.json").symlink_to(folder / "tokenizer.json")
+    with pytest.raises(UserError, match="out: tokenizer.json is an input: give another file"):
+        check_output_folder(folder, True, ("*.json",), data)
+
+
 def test_a_full_disk(tmp_path, monkeypatch):
     """torch has a RuntimeError for it."""
     (tmp_path / "out.pt").write_text("precious")

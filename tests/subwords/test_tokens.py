@@ -60,3 +60,32 @@ def test_digests(path):
     first = read_tokens(path).digest()
     path.with_name("encoder.json").write_text(json.dumps({"a": 7}))
     assert read_tokens(path).digest() != first
+
+
+REPLACING = {"type": "Replace", "pattern": {"String": "a"}, "content": "aa"}
+BY_EXPRESSION = {"type": "Replace", "pattern": {"Regex": "a"}, "content": "aa"}
+
+
+@pytest.mark.parametrize("step", [REPLACING, BY_EXPRESSION, {"type": "ByteLevel"}], ids=["text", "expression", "bytes"])
+@pytest.mark.parametrize("part", ["normalizer", "decoder"])
+def test_texts_that_grow_without_end(path, step, part):
+    """One letter would become a thousand millions, and more."""
+    if step["type"] == "ByteLevel":
+        step = {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": False, "use_regex": False}
+    inner = f"{part}s"
+    content = json.loads(path.read_text())
+    for times, grows in ((5, False), (60, True)):
+        nested = {"type": "Sequence", inner: [{"type": "Sequence", inner: [step] * times}]}
+        path.write_text(json.dumps(content | {part: nested}))
+        if grows:
+            with pytest.raises(UserError, match="tokenizer.json makes texts many times longer"):
+                read_tokens(path)
+        else:
+            read_tokens(path)
+
+
+def test_a_step_that_does_not_grow(path):
+    content = json.loads(path.read_text())
+    step = {"type": "Replace", "pattern": {"String": " "}, "content": "\u2581"}
+    path.write_text(json.dumps(content | {"normalizer": {"type": "Sequence", "normalizers": [step] * 60}}))
+    read_tokens(path)
