@@ -18,6 +18,15 @@ class Parser(argparse.ArgumentParser):
         """
         raise UserError(f"{message}; see {self.prog} --help")
 
+    def parse_known_args(self, args=None, namespace=None):
+        """The values of other options may be a plugin's: --user-dir is read first, wherever it stands."""
+        plugins = self._option_string_actions.get("--user-dir")
+        if plugins is not None:
+            early = Parser(prog=self.prog, add_help=False)
+            early._add_action(plugins)
+            super(Parser, early).parse_known_args(args)
+        return super().parse_known_args(args, namespace)
+
     def _get_value(self, action, text):
         # argparse's own name for it: nowhere else does it know both the option and what its reader raises
         try:
@@ -49,7 +58,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
 
 
 class _Choices:
-    """What a function gives when it is asked for: an option before may have imported a plugin that has more."""
+    """What a function gives when it is asked for: --user-dir may have imported a plugin that has more."""
 
     def __init__(self, names: Callable[[], Collection[str]]):
         self._names = names

@@ -139,7 +139,8 @@ def explain_missing_architecture():
 
 def generate_one_shard():
     """fairseq-generate passes over --num-shards and --shard-id: each shard is all sentences. A shard that there is not
-    is a ValueError in fairseq-eval-lm, and nothing elsewhere."""
+    is a ValueError in fairseq-eval-lm, and nothing elsewhere. Nor does it start the processes of
+    --distributed-world-size: without a word it generates the sentences of the first of them."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -160,6 +161,14 @@ def _generate_shard(main, cfg, output_file):
     # the processes of a distributed run share the sentences; those of a shard share it
     processes, shards = cfg.distributed_training, cfg.dataset.num_shards
     rank, count = processes.distributed_rank, processes.distributed_world_size
+    if not 0 <= rank < count:
+        raise UserError(f"--distributed-rank {rank} is not one of the --distributed-world-size {count}: correct either")
+    if count > 1:
+        logger.warning(
+            "fairseq-generate starts no processes: this one generates the sentences of --distributed-rank %d of %d "
+            "alone",
+            *(rank, count),
+        )
     if shards == 1:
         return main(cfg, output_file)
     cfg = copy.deepcopy(cfg)
@@ -195,12 +204,13 @@ def _refuse_what_interactive_lacks(parsed):
 
 
 def explain_values_that_cannot_be():
-    """A seed that is none, a number of workers below 0, subwords that fairseq does not know, a --results-path that is a
-    file and a --context-window that leaves nothing of a block are tracebacks, some of them after the first batch."""
+    """A seed that is none, numbers of workers, of hypotheses or to round up to that are below the least, subwords that
+    fairseq does not know, a --results-path that is a file and a --context-window that leaves nothing of a block are
+    tracebacks, some of them after the first batch; or they end the process (--required-batch-size-multiple 0)."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
-        for check in (_check_seed, _check_workers, _check_lengths, _check_subwords, _check_results, _check_window):
+        for check in (_check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window):
             check(parsed)
         return parsed
 
@@ -213,10 +223,13 @@ def _check_seed(parsed):
         raise UserError(f"--seed {seed} is no seed: give a number from 0 to {2**32 - 1}")
 
 
-def _check_workers(parsed):
-    workers = getattr(parsed, "num_workers", 0)
-    if workers < 0:
-        raise UserError(f"--num-workers {workers} is not possible: give 0 for none, or more")
+def _check_counts(parsed):
+    if getattr(parsed, "num_workers", 0) < 0:
+        raise UserError(f"--num-workers {parsed.num_workers} is not possible: give 0 for none, or more")
+    for option in ("nbest", "required_batch_size_multiple", "required_seq_len_multiple"):
+        value = getattr(parsed, option, 1)
+        if value < 1:
+            raise UserError(f"--{option.replace('_', '-')} {value} is not possible: give 1 or more")
 
 
 def _check_lengths(parsed):

@@ -180,17 +180,29 @@ class Sampling(search.Sampling):
 
 
 def explain_search_options():
-    """Numbers that are none (--lenpen nan) or that float32 has no room for give words at random and scores of nan.
+    """Numbers that are none (--lenpen nan) or that float32 has no room for give words at random and scores of nan. A
+    language model whose dictionary has other words, or in another order, is a traceback, or lends its scores to them.
     Options that do not go together end in a traceback: some when the search is chosen, others in its first step, and
     those that print what beam search does not record only after the first batch."""
     wrap(FairseqTask, "build_generator", _build_generator)
     wrap(search.LexicallyConstrainedBeamSearch, "init_constraints", _init_constraints)
 
 
-def _build_generator(build, task, models, args, *rest, **kwargs):
+def _build_generator(build, task, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, *rest, **kwargs):
     _check_search_options(args, len(task.target_dictionary))
+    _check_language_model((extra_gen_cls_kwargs or {}).get("lm_model"), task.target_dictionary)
     with options_checked():
-        return build(task, models, args, *rest, **kwargs)
+        return build(task, models, args, seq_gen_cls, extra_gen_cls_kwargs, *rest, **kwargs)
+
+
+def _check_language_model(model, dictionary):
+    words = getattr(getattr(getattr(model, "decoder", None), "dictionary", None), "symbols", dictionary.symbols)
+    if words != dictionary.symbols:
+        raise UserError(
+            f"--lm-path: the language model has a dictionary of its own ({len(words)} words, dict.txt in the data "
+            f"folder) and not the target's ({len(dictionary)} words): give one trained on data of the target's, by "
+            "fairseq-preprocess --srcdict"
+        )
 
 
 def _check_search_options(args, vocabulary_size):

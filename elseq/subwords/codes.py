@@ -38,7 +38,7 @@ class Codes(Subwords):
         self._digest = hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> str:
-        return " ".join(self._bpe.segment_tokens(text.split()))
+        return " ".join(self._bpe.process_line(text).split())  # other white space than spaces is part of a word there
 
     def decode(self, words: str) -> str:
         return f"{words} ".replace(f"{SEPARATOR} ", "").rstrip()
@@ -78,4 +78,6 @@ def _read_codes(kind: str, path: Path) -> tuple[list[str], str]:
             wanted = "two pieces" + (" and a number" if kind == "fastbpe" else "")
             raise UserError(f"{path} holds no codes of {kind}: line {number} is {line[:60]!r} and not {wanted}")
         pairs.append(" ".join(parts))
+    if not pairs:
+        raise UserError(f"{path} holds no codes of {kind}: it ends after line 1, the version of the format")
     return pairs, version

@@ -156,6 +156,22 @@ def commands_on(translation, language_model, tmp_path):
         ("interactive", "--seed=4294967296", "--seed 4294967296 is no seed: give a number from 0 to 4294967295"),
         ("train", "--seed=-1", "--seed -1 is no seed: give a number from 0 to 4294967295"),
         ("generate", "--num-workers=-1", "--num-workers -1 is not possible: give 0 for none, or more"),
+        *(
+            (command, f"--{option}={value}", f"--{option} {value} is not possible: give 1 or more")
+            for command, option, value in (
+                ("generate", "nbest", 0),
+                ("interactive", "nbest", -1),
+                ("generate", "required-batch-size-multiple", 0),
+                ("train", "required-batch-size-multiple", -8),
+                ("generate", "required-seq-len-multiple", 0),
+                ("validate", "required-seq-len-multiple", -3),
+            )
+        ),
+        (
+            "generate",
+            "--distributed-world-size=2 --distributed-rank=2",
+            "--distributed-rank 2 is not one of the --distributed-world-size 2: correct either",
+        ),
         ("generate", "--max-len-a=nan", "--max-len-a nan is no length: give a number"),
         ("generate", "--remove-bpe=zz", "--remove-bpe zz is unknown: give one of 'sentencepiece', .*"),
         ("interactive", "--post-process=zz", "--remove-bpe zz is unknown: give one of 'sentencepiece', .*"),
@@ -202,6 +218,16 @@ def test_values_that_can_be(tiny_translation, tiny_language_model, tmp_path):
     helpers.run_here([*starts["generate"], "--seed=0", "--remove-bpe", "--results-path", tmp_path / "new" / "folder"])
     assert (tmp_path / "new" / "folder" / "generate-test.txt").is_file()
     helpers.run_here([*starts["eval-lm"], "--context-window=63", "--tokens-per-sample=64", "--remove-bpe"])
+
+
+def test_generation_starts_no_processes(tiny_translation, tiny_language_model, tmp_path):
+    command = commands_on(tiny_translation, tiny_language_model, tmp_path)["generate"]
+    shares = []
+    for rank in (0, 1):
+        options = ["--batch-size=2", "--distributed-world-size=2", f"--distributed-rank={rank}"]
+        shares.append(helpers.run_here([*command, *options]).stdout)
+        assert f"starts no processes: this one generates the sentences of --distributed-rank {rank} of 2" in shares[-1]
+    assert sum(share.count("\nH-") for share in shares) == 21
 
 
 @pytest.mark.parametrize("option", ["--prefix-size=1", "--score-reference"])

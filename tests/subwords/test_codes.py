@@ -1,6 +1,7 @@
 """Codes against the programs that they are of; fastBPE's own where its package is installed."""
 
 import io
+import re
 
 import pytest
 from hypothesis import given
@@ -25,13 +26,13 @@ def files(tmp_path_factory):
     return folder
 
 
-@given(st.lists(st.sampled_from(WORDS) | st.text("theinofaé 中@", max_size=12)).map(" ".join))
+@given(st.lists(st.sampled_from(WORDS) | st.text("theinofaé 中@\t\u3000\u2028\xa0", max_size=12)).map(" ".join))
 def test_they_cut_alike(files, text):
     expected = apply_bpe.BPE(io.StringIO((files / "subword_nmt").read_text())).process_line(text).split()
     for kind in ("subword_nmt", "fastbpe"):
         codes = Codes(kind, files / kind)
         assert codes.encode(text).split() == expected
-        if "@@" not in text:
+        if "@@" not in text and not re.search(r"[^\S ]", text):  # the dictionary parts pieces at other white space
             assert codes.decode(" ".join(expected)) == " ".join(text.split())
 
 
@@ -60,6 +61,11 @@ def test_which_program_made_a_file(files, tmp_path):
         ("subword_nmt", "#version: 7\nt h\n", "has the unknown version '7': give codes of subword-nmt"),
         ("fastbpe", "t h\n", "holds no codes of fastbpe: line 1 is 't h' and not two pieces and a number"),
         ("fastbpe", "", "holds no codes of fastbpe: line 1 is '' and not"),
+        (
+            "subword_nmt",
+            "#version: 0.2\n",
+            "holds no codes of subword_nmt: it ends after line 1, the version of the format",
+        ),
         ("fastbpe", None, "cannot be read .No such file or directory.: check"),
         ("bpe", "t h\n", "^bpe 'bpe' is unknown; choose one of subword_nmt, fastbpe$"),
     ],

@@ -209,6 +209,16 @@ def test_fusion_with_a_language_model(fused):
         assert_same_output(generate(trained, *options, "--decode-attention", mode), expected)
 
 
+def test_fusion_with_a_language_model_of_other_words(tiny_translation, tiny_language_model, tmp_path):
+    for path in tiny_translation.data.iterdir():
+        (tmp_path / path.name).symlink_to(path)
+    (tmp_path / "dict.txt").symlink_to(tiny_language_model.data / "dict.txt")
+    trained = helpers.Trained(tiny_translation.raw, tmp_path, tiny_translation.checkpoint)
+    for task in (TRANSLATION, ["--task=translation"]):
+        result = generate(trained, "--lm-path", tiny_language_model.checkpoint, task=task, check=False)
+        assert error_of(result).startswith("--lm-path: the language model has a dictionary of its own (32 words, ")
+
+
 def test_ensemble(tiny_translation, tiny_bart):
     path = f"{tiny_translation.checkpoint}:{tiny_bart.checkpoint}"
     expected = generate(tiny_translation, task=["--task=translation"], path=path)

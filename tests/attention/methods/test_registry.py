@@ -72,16 +72,18 @@ def test_commands(plugin, tiny_translation, tmp_path):
     words = [[line.split("\t")[2] for line in text.splitlines() if line.startswith("H-")] for text in found]
     assert words[0] == words[1] and len(words[0]) == 21
 
-    for name in ("kv", "reprojected"):
+
+def test_text_files(plugin, tiny_translation, tmp_path):
+    for name in ("reprojected", "kv"):
         files = ["--input", tiny_translation.raw / "test.src", "--output", tmp_path / f"{name}.txt"]
-        model = ["--model", tiny_translation.checkpoint, "--user-dir", plugin, "--attention", name]
+        model = ["--model", tiny_translation.checkpoint, "--attention", name, "--user-dir", plugin]  # in any order
         helpers.run_here(["elseq-generate", *model, *files])
     assert (tmp_path / "kv.txt").read_text() == (tmp_path / "reprojected.txt").read_text()
 
 
 def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
-    arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", f"--user-dir={plugin}"]
-    arguments += ["--modes=reprojected", "--source-length=5", "--batch-sizes=2", "--beams=2", "--output-length=6"]
+    arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", "--modes=reprojected"]
+    arguments += [f"--user-dir={plugin}", "--source-length=5", "--batch-sizes=2", "--beams=2", "--output-length=6"]
     arguments += ["--repeats=1", "--threads=1", f"--output={tmp_path / 'results'}"]
     monkeypatch.setattr(sys, "argv", ["elseq-benchmark", *arguments])
     benchmark.main()
