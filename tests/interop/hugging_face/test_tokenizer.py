@@ -6,13 +6,13 @@ import shutil
 
 import pytest
 import torch
-from elseq.lines.run import in_one_line
 from fairseq import checkpoint_utils
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.subwords.finding import find_subwords
+from elseq.text_files.run import in_one_line
 from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,
