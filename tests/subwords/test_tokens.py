@@ -40,7 +40,7 @@ def test_nothing_is_cut_or_filled_up(path):
         ("[]", "tokenizer.json holds no JSON object"),
         ("{}", "tokenizer.json is no tokenizer of Hugging Face's library"),
         ('{"model": {"type": "Python"}}', "tokenizer.json is no tokenizer of Hugging Face's library"),
-        ("[" * 100_000, "tokenizer.json is not JSON"),
+        ("[" * 100_000, "tokenizer.json is nested too deeply"),
         ('{"model": ' + '{"a":' * 900 + "1" + "}" * 901, "tokenizer.json is no"),
     ],
 )
