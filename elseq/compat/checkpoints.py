@@ -20,7 +20,7 @@ from fairseq.trainer import Trainer
 from elseq.compat import contents
 from elseq.compat.literals import NotLiteral
 from elseq.compat.patching import Overlay, wrap
-from elseq.errors import UserError, user_sentence
+from elseq.errors import UserError, as_option, user_sentence
 from elseq.files import check_ordinary
 
 
@@ -147,7 +147,7 @@ def _build_model(build, cfg, *args, **kwargs):
         return build(cfg, *args, **kwargs)
     except NotLiteral as error:
         settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
-        options = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value == error.text]
+        options = [as_option(name) for name, value in settings.items() if value == error.text]
         if not options:
             raise
         raise UserError(f"{options[0]}: {error}") from error

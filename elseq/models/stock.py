@@ -21,7 +21,7 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elseq.compat.checkpoints import unknown
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
 
@@ -151,7 +151,7 @@ def _why_not_stock(cfg: Namespace) -> str | None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
         if getattr(cfg, option):
-            return f"top-k {kind} (--{option.replace('_', '-')} {getattr(cfg, option)})"
+            return f"top-k {kind} ({as_option(option)} {getattr(cfg, option)})"
     return None
 
 
@@ -166,7 +166,7 @@ def training_options(configuration: dict) -> list[str]:
             default = configuration[name] if part == "model" else vars(others[part]())[name]
         if option.name == "_name" or value == default:
             continue
-        arguments.append("--" + option.name.replace("_", "-"))
+        arguments.append(as_option(option.name))
         if not isinstance(value, bool):
             text = str(value)
             if text.startswith("-"):  # argparse would take it for an option
