@@ -138,8 +138,6 @@ def test_tensors_may_have_several_names(state, save):
 @pytest.mark.parametrize(
     "options",
     [
-        {"encoder_layers": 10**9},
-        {"decoder_layers": 10**9},
         {"encoder_ffn_embed_dim": 2**40},
         {"decoder_ffn_embed_dim": 10**9},
         {"max_target_positions": 10**9, "decoder_learned_pos": True},
@@ -155,6 +153,14 @@ def test_model_larger_than_its_file(state, save, tiny_translation, options, atte
     with pytest.raises(UserError, match=r"model\.pt (describes a model that is many times larger|cannot be used)"):
         elseq.load(path, data=tiny_translation.data, attention=attention)
     assert time.monotonic() - start < 20
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+@pytest.mark.parametrize("side", ["encoder", "decoder"])
+def test_layers_that_the_file_does_not_have_are_not_built(state, save, tiny_translation, side, attention):
+    path = save(with_model(state, **{f"{side}_layers": 10**9}))
+    model = elseq.load(path, data=tiny_translation.data, attention=attention).model
+    assert len(getattr(model, side).layers) == getattr(state["cfg"]["model"], f"{side}_layers")
 
 
 def test_memory_of_such_a_model(state, save, tiny_translation):

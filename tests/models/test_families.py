@@ -216,7 +216,6 @@ def test_multilingual_checkpoints_in_every_door(multilingual, translation_data, 
         ["elseq-generate", "--model", multilingual, "--output", tmp_path / "output"],
         [
             "elseq-benchmark",
-            "--checkpoint",
             multilingual,
             "--data",
             translation_data,
