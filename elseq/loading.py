@@ -283,7 +283,7 @@ def usable_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found is not None and found not in DTYPES.values():
-        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
+        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(DTYPES)}", "dtype")
     return found
 
 

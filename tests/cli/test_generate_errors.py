@@ -126,7 +126,7 @@ def never(*_, **__):
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
 def test_before_the_model_is_loaded(run, tmp_path, monkeypatch, options, sentence):
-    monkeypatch.setattr("elseq.text_files.run.load", never)
+    monkeypatch.setattr("elseq.text_files.run.load_by", never)
     (tmp_path / "link").symlink_to(tmp_path / "input.txt")
     os.mkfifo(tmp_path / "pipe")
     before = sorted(os.listdir(tmp_path))
