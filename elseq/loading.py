@@ -15,11 +15,12 @@ from omegaconf.errors import OmegaConfBaseException
 from elseq import arguments
 from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs, user_dirs
+from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
 from elseq.files import check_ordinary
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
-from elseq.models.stock import EQUIVALENT, model_class
+from elseq.models.stock import EQUIVALENT
 from elseq.subwords.codes import KINDS, Codes
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DecodingConfig, check_options, decode_attention_names
@@ -283,7 +284,7 @@ def usable_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
     """
     found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
     if found is not None and found not in DTYPES.values():
-        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(map(str, DTYPES.values()))}", "dtype")
+        raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(DTYPES)}", "dtype")
     return found
 
 

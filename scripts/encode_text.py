@@ -19,8 +19,9 @@ import sentencepiece
 from tqdm import tqdm
 
 from elseq.arguments import Parser, count
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, make_folder, read_lines, written_whole
+from elseq.subwords import gpt2, pieces, tokens
 
 SIDES = ("source", "target")
 BATCH_SIZE = 250  # lines that a process takes at a time
@@ -78,9 +79,6 @@ class Subwords:
         Raises:
             UserError: a file that is missing or is not what its name says.
         """
-        # here, when elseq has repaired fairseq
-        from elseq.subwords import gpt2, pieces, tokens
-
         if kind == "gpt2_bpe":
             for name in gpt2.FILES:
                 if not (path / name).is_file():
@@ -189,7 +187,7 @@ def parse(arguments):
     options = parser.parse_args(arguments)
     given = [name for name in ("sentencepiece", "gpt2_bpe", "tokenizer_json") if getattr(options, name)]
     if len(given) > 1:
-        first, second = (f"--{name.replace('_', '-')}" for name in given[:2])
+        first, second = (as_option(name) for name in given[:2])
         raise UserError(f"{first} and {second} are two vocabularies: give one of them")
     options.kind = given[0] if given else None
     return options

@@ -111,7 +111,7 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
         arguments += ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
     arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / "tokenizer.json")]
     for name, value in converted.generation.items():
-        arguments += [f"--{name.replace('_', '-')}", *([] if value is True else [str(value)])]
+        arguments += [as_option(name), *([] if value is True else [str(value)])]
     return f'fairseq-generate DATA --user-dir "$(elseq-user-dir)" {shlex.join(arguments)}'
 
 

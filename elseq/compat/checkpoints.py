@@ -20,7 +20,8 @@ from fairseq.trainer import Trainer
 from elseq.compat import contents
 from elseq.compat.literals import NotLiteral
 from elseq.compat.patching import Overlay, wrap
-from elseq.errors import UserError, user_sentence
+from elseq.compat.settings import model_name, values
+from elseq.errors import UserError, as_option, user_sentence
 from elseq.files import check_ordinary
 
 
@@ -143,13 +144,12 @@ def unknown(kind: str, name: str) -> str:
 
 
 def _build_model(build, cfg, *args, **kwargs):
-    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    name = model_name(cfg)
     _require_known("architecture", name, models.ARCH_MODEL_REGISTRY, models.MODEL_DATACLASS_REGISTRY)
     try:
         return build(cfg, *args, **kwargs)
     except NotLiteral as error:
-        settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
-        options = [f"--{name.replace('_', '-')}" for name, value in settings.items() if value == error.text]
+        options = [as_option(name) for name, value in values(cfg).items() if value == error.text]
         if not options:
             raise
         raise UserError(f"{options[0]}: {error}") from error

@@ -18,7 +18,7 @@ from hydra._internal import utils as hydra_utils
 from omegaconf import open_dict
 
 from elseq.compat.patching import wrap
-from elseq.errors import UserError, user_sentence
+from elseq.errors import UserError, as_option, user_sentence
 
 logger = logging.getLogger(__name__)
 
@@ -236,7 +236,7 @@ def _check_lengths(parsed):
     for option in ("max_len_a", "max_len_b"):
         value = getattr(parsed, option, 0)
         if not math.isfinite(value):
-            raise UserError(f"--{option.replace('_', '-')} {value} is no length: give a number")
+            raise UserError(f"{as_option(option)} {value} is no length: give a number")
 
 
 def _check_subwords(parsed):

@@ -13,6 +13,7 @@ from fairseq.registry import REGISTRIES
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from elseq.compat.settings import values
 from elseq.errors import UserError
 
 # Settings that name what a training begins with, which is in the checkpoint then, or a file to write.
@@ -239,16 +240,12 @@ def check_parts(state: dict) -> None:
         for section in ("model", "task") if args is None else ():
             if not isinstance(cfg.get(section), dict | Namespace):
                 raise _not_saved(f"cfg.{section} is of the type {type(cfg.get(section)).__name__}, not settings")
-            _check_name(_values(cfg[section]).get("_name"), f"cfg.{section}._name")
+            _check_name(values(cfg[section]).get("_name"), f"cfg.{section}._name")
         state["cfg"] = _plain(cfg, cfg, "cfg")
     if args is not None:
         for name in ("arch", "task", *REGISTRIES):  # fairseq makes parts of a path of them
             _check_name(getattr(args, name, None), f"args.{name}")
         state["args"] = _plain(args, vars(args), "args")
-
-
-def _values(settings):
-    return vars(settings) if isinstance(settings, Namespace) else settings
 
 
 def _check_name(value, place):
@@ -308,7 +305,7 @@ def _refer(text, root, place):
             break
         value = root
         for name in found[1].split("."):
-            value = _values(value)
+            value = values(value)
             value = value.get(name, missing) if isinstance(value, dict) else missing
         if value is missing:
             value = root.get(found[1].rpartition(".")[2], missing)
@@ -333,9 +330,9 @@ def check_values(kind: type | None, settings: dict | Namespace, section: str) ->
         UserError: a value that its option cannot have. What fairseq makes of it may be another model, or an error much
             later.
     """
-    values = _values(settings)
+    given = values(settings)
     for action in _options_of(kind) if kind is not None else ():
-        value = values.get(action.dest)
+        value = given.get(action.dest)
         if value is None or value == "???":  # OmegaConf's for none yet
             continue
         wanted, meaning = _TYPES.get(_BOOLEAN if action.nargs == 0 else action.type, (None, None))

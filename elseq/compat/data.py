@@ -9,7 +9,6 @@ import sys
 import textwrap
 import types
 import weakref
-from argparse import Namespace
 
 import numpy as np
 from fairseq.data import (
@@ -26,6 +25,7 @@ from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 
 from elseq.compat.patching import Overlay, wrap
+from elseq.compat.settings import values
 from elseq.errors import UserError
 from elseq.files import check_ordinary
 
@@ -170,7 +170,7 @@ def _encode(encode, encoder, text):
 
 def _build_encoder(kind, build, cfg, *args, **kwargs):
     try:
-        settings = vars(cfg) if isinstance(cfg, Namespace) else cfg
+        settings = values(cfg)
         for option, value in settings.items() if hasattr(settings, "items") else ():
             if isinstance(value, str) and re.search("json|vocab|model|codes|merges", option):
                 check_ordinary(value)

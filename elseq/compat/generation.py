@@ -211,8 +211,7 @@ def _check_search_options(args, vocabulary_size):
 
     for name in ("print_step", "retain_iter_history"):
         if value(name, False):
-            option = name.replace("_", "-")
-            raise UserError(f"--{option} is for models that refine their output iteratively: leave it out")
+            raise UserError("is for models that refine their output iteratively: leave it out", as_option(name))
     if value("score_reference", False):  # nothing is searched
         return
     beam, groups, top_k = value("beam", 5), value("diverse_beam_groups", -1), value("sampling_topk", -1)

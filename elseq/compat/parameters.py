@@ -6,13 +6,14 @@ import re
 from argparse import Namespace
 
 from fairseq import checkpoint_utils, options
-from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY, BaseFairseqModel
+from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf, open_dict
 
 from elseq.compat.patching import wrap
+from elseq.compat.settings import model_class, values
 from elseq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -99,20 +100,18 @@ def save_as_many_layers_as_there_are():
 
 def _trainer_state_dict(state_dict, trainer):
     state = state_dict(trainer)
-    model = state["cfg"]["model"]
-    values = vars(model) if isinstance(model, Namespace) else model
+    model = values(state["cfg"]["model"])
     for side in SIDES:
-        kept = _layers_to_keep(Namespace(**values), side)
+        kept = _layers_to_keep(Namespace(**model), side)
         if kept:
-            values.update({f"{side}_layers": len(kept), f"{side}_layers_to_keep": None})
+            model.update({f"{side}_layers": len(kept), f"{side}_layers_to_keep": None})
     return state
 
 
 def _load_with_layers_that_are_there(load, path, *args, **kwargs):
     state = load(path, *args, **kwargs)
     cfg = state["cfg"].model if state.get("cfg") is not None else state["args"]
-    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
-    kind = ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
+    kind = model_class(cfg)
     if kind is None or not issubclass(kind, TransformerModelBase | TransformerLanguageModel):
         return state
     for side in SIDES:

@@ -6,7 +6,7 @@ from pathlib import Path
 import torch
 from fairseq.data import Dictionary
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.models.stock import as_stock, elseq_configuration
 
 QUANTIZATIONS = (
@@ -44,9 +44,7 @@ def to_ctranslate2(
     args = Namespace(**options, arch=options["_name"])
     passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
     if passed_over is not None:
-        raise UserError(
-            f"CTranslate2 does not have --{passed_over.replace('_', '-')}, with which the model was trained"
-        )
+        raise UserError(f"CTranslate2 does not have {as_option(passed_over)}, with which the model was trained")
 
     class ModelConverter(Converter):
         def _load(self):

@@ -50,7 +50,7 @@ def pool_heads(
     Args:
         model: tensors by their names; in `places`, `k_proj.weight` and `v_proj.weight` [H K, D] and, if the model has
             them, their biases [H K].
-        configuration: of an elseq model, as `interop.stock.elseq_configuration` makes it.
+        configuration: of an elseq model, as `models.stock.elseq_configuration` makes it.
         num_kv_heads: G, divides H. Where it equals H nothing changes.
         places: some of `PLACES`.
         method: mean of a group's heads (2305.13245, section 2.1), its first head, or new random weights: the three that

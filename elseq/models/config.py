@@ -15,7 +15,7 @@ from omegaconf import II, DictConfig, OmegaConf
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
 from elseq.attention.top_k import ACTIVATIONS
-from elseq.errors import UserError, check_choice
+from elseq.errors import UserError, as_option, check_choice
 
 # What fairseq's base architecture derives from other options, and options whose type fairseq declares wrongly.
 _DERIVED = {
@@ -158,7 +158,7 @@ def why_unsupported(cfg: Namespace) -> str | None:
     for option, meaning in _UNSUPPORTED.items():
         value = getattr(cfg, option, None)
         if value and value not in (0, "0", "{}"):
-            return f"{meaning} (--{option.replace('_', '-')})"
+            return f"{meaning} ({as_option(option)})"
     return None
 
 
@@ -217,11 +217,11 @@ def check_top_k(cfg: Namespace) -> None:
         raise UserError(f"--ffn-top-k needs --activation-fn {' or '.join(ACTIVATIONS)}, and this is {activation}")
     for name in ("activation_dropout", "relu_dropout", "quant_noise_pq", "scale_fc"):
         if getattr(cfg, name, None):
-            raise UserError(f"--ffn-top-k does not go with --{name.replace('_', '-')}: leave out one of them")
+            raise UserError(f"--ffn-top-k does not go with {as_option(name)}: leave out one of them")
 
 
 def _check_least(cfg: Namespace, **least: int) -> None:
     for name, bound in least.items():
         value = getattr(cfg, name, None)
         if value is not None and value < bound:
-            raise UserError(f"--{name.replace('_', '-')} {value} is not possible: give {bound} or more")
+            raise UserError(f"{as_option(name)} {value} is not possible: give {bound} or more")

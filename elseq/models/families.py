@@ -6,8 +6,8 @@ from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 
 from elseq.compat.checkpoints import unknown
+from elseq.compat.settings import model_class, model_name
 from elseq.errors import UserError
-from elseq.models.stock import model_class
 
 # How the names of tasks begin whose checkpoints only they can decode, and why.
 _ONLY_THEIR_TASK = {
@@ -45,7 +45,7 @@ def check_task(cfg) -> None:
         UserError: it was trained by a task, or one derived from it, without which it does not say what it was trained
             to: multilingual ones, mixtures of experts, speech.
     """
-    _check_task_name(_name(cfg.task, "task"))
+    _check_task_name(getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None))
 
 
 def check_task_of_model(cfg) -> None:
@@ -61,10 +61,6 @@ def check_task_of_model(cfg) -> None:
         check_task(parent)
     else:  # a namespace of all options
         _check_task_name(getattr(cfg, "task", None))
-
-
-def _name(cfg, attribute: str) -> str | None:
-    return getattr(cfg, "_name", None) or getattr(cfg, attribute, None)
 
 
 def _check_task_name(name) -> None:
@@ -90,7 +86,7 @@ def is_trained_with_bos(cfg) -> bool:
         cfg: the model's part of a configuration.
     """
     kind = model_class(cfg)
-    return kind is not None and issubclass(kind, BARTModel) and not str(_name(cfg, "arch")).startswith("mbart")
+    return kind is not None and issubclass(kind, BARTModel) and not str(model_name(cfg)).startswith("mbart")
 
 
 def is_language_model(cfg) -> bool:
@@ -104,7 +100,7 @@ def is_language_model(cfg) -> bool:
     """
     kind = model_class(cfg)
     if kind is None:
-        raise UserError(unknown("architecture", _name(cfg, "arch")))
+        raise UserError(unknown("architecture", model_name(cfg)))
     _check_kind(kind)
     return issubclass(kind, FairseqLanguageModel)
 

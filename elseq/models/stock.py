@@ -9,7 +9,6 @@ from fairseq.dataclass.configs import CommonConfig
 from fairseq.dataclass.utils import merge_with_parent
 from fairseq.models import (
     ARCH_CONFIG_REGISTRY,
-    ARCH_MODEL_REGISTRY,
     MODEL_DATACLASS_REGISTRY,
     MODEL_REGISTRY,
 )
@@ -21,7 +20,8 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elseq.compat.checkpoints import unknown
-from elseq.errors import UserError
+from elseq.compat.settings import model_class, model_name
+from elseq.errors import UserError, as_option
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
 
@@ -41,12 +41,6 @@ _STOCK_NAMES = {
 _DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
 _OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
-
-
-def model_class(cfg) -> type | None:
-    """The class that fairseq would build from a model's configuration, or None if it knows none."""
-    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
-    return ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
 
 
 def equivalent_model(cfg) -> tuple[type | None, str | None]:
@@ -73,7 +67,7 @@ def _settings_checked():
 
 def stock_configuration(cfg) -> Namespace:
     """A stock model's configuration with every option, as fairseq completes it before it builds the model."""
-    name = getattr(cfg, "_name", None) or getattr(cfg, "arch", None)
+    name = model_name(cfg)
     if name in MODEL_DATACLASS_REGISTRY and isinstance(cfg, DictConfig):
         # An old checkpoint lacks options that came later, and may have some that went.
         with _settings_checked():
@@ -97,7 +91,7 @@ def elseq_configuration(cfg) -> dict:
     """
     kind, reason = model_class(cfg), why_unsupported(cfg)
     if kind is None:
-        raise UserError(unknown("architecture", getattr(cfg, "_name", None) or getattr(cfg, "arch", None)))
+        raise UserError(unknown("architecture", model_name(cfg)))
     if kind not in EQUIVALENT.values():
         kind, reason = equivalent_model(cfg)
     elif reason is not None:
@@ -151,7 +145,7 @@ def _why_not_stock(cfg: Namespace) -> str | None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
         if getattr(cfg, option):
-            return f"top-k {kind} (--{option.replace('_', '-')} {getattr(cfg, option)})"
+            return f"top-k {kind} ({as_option(option)} {getattr(cfg, option)})"
     return None
 
 
@@ -166,7 +160,7 @@ def training_options(configuration: dict) -> list[str]:
             default = configuration[name] if part == "model" else vars(others[part]())[name]
         if option.name == "_name" or value == default:
             continue
-        arguments.append("--" + option.name.replace("_", "-"))
+        arguments.append(as_option(option.name))
         if not isinstance(value, bool):
             text = str(value)
             if text.startswith("-"):  # argparse would take it for an option

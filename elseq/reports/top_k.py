@@ -13,6 +13,8 @@ import re
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
+
 from elseq.errors import UserError
 from elseq.files import check_output_file, save_figure
 from elseq.reports.generation_log import read_log
@@ -20,7 +22,7 @@ from elseq.reports.training import score
 from elseq.tables import markdown
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
-TOLERANCE = 0.01  # of a figure of the whole model, by which that of another may be worse
+TOLERANCE = 0.01  # of a metric of the whole model, by which that of another may be worse
 
 
 class Quality(NamedTuple):
@@ -28,7 +30,7 @@ class Quality(NamedTuple):
     bleu: float | None
 
 
-class Figure(NamedTuple):
+class Metric(NamedTuple):
     """One of the two of a Quality."""
 
     heading: str
@@ -49,7 +51,7 @@ class Figure(NamedTuple):
         return self.sign * (value - reference) <= TOLERANCE * reference
 
 
-LOSS, BLEU = Figure("loss", "loss", 3, 1), Figure("sacreBLEU", "bleu", 2, -1)
+LOSS, BLEU = Metric("loss", "loss", 3, 1), Metric("sacreBLEU", "bleu", 2, -1)
 
 
 class Reader:
@@ -98,27 +100,27 @@ def read_loss(path):
 
 
 def columns(places):
-    """Pairs of a figure and a place, losses first; only figures that there are."""
-    for figure in (LOSS, BLEU):
+    """Pairs of a metric and a place, losses first; only metrics that there are."""
+    for metric in (LOSS, BLEU):
         for place, by_k in places.items():
-            if all(getattr(quality, figure.of) is not None for quality in by_k.values()):
-                yield figure, place
+            if all(getattr(quality, metric.of) is not None for quality in by_k.values()):
+                yield metric, place
 
 
 def quality_table(whole, places):
     """A row for each k; places: of each of them, Quality by k."""
     shown = list(columns(places))
-    rows = [["all", *(figure.write(whole) for figure, _ in shown)]]
+    rows = [["all", *(metric.write(whole) for metric, _ in shown)]]
     for k in sorted({k for by_k in places.values() for k in by_k}, reverse=True):
-        rows.append([str(k), *(figure.write(places[p][k], whole) if k in places[p] else "" for figure, p in shown)])
-    return markdown(["k", *(f"{figure.heading}, {place}" for figure, place in shown)], rows)
+        rows.append([str(k), *(metric.write(places[p][k], whole) if k in places[p] else "" for metric, p in shown)])
+    return markdown(["k", *(f"{metric.heading}, {place}" for metric, place in shown)], rows)
 
 
-def smallest_sufficient(whole, by_k, figure):
-    """The smallest k with which, and with all greater ones, the figure is kept; None if not even the greatest does."""
+def smallest_sufficient(whole, by_k, metric):
+    """The smallest k with which, and with all greater ones, the metric is kept; None if not even the greatest does."""
     smallest = None
     for k in sorted(by_k, reverse=True):
-        if not figure.is_kept(by_k[k], whole):
+        if not metric.is_kept(by_k[k], whole):
             break
         smallest = k
     return smallest
@@ -126,10 +128,10 @@ def smallest_sufficient(whole, by_k, figure):
 
 def sufficient_table(whole, places):
     rows = []
-    for figure, place in columns(places):
-        smallest = smallest_sufficient(whole, places[place], figure)
+    for metric, place in columns(places):
+        smallest = smallest_sufficient(whole, places[place], metric)
         rows.append(
-            [f"{figure.heading}, {place}", f"above {max(places[place])}" if smallest is None else str(smallest)]
+            [f"{metric.heading}, {place}", f"above {max(places[place])}" if smallest is None else str(smallest)]
         )
     return markdown(["within 1% of the whole model", "smallest k"], rows)
 
@@ -156,21 +158,19 @@ def report_quality(options):
 
 def plot(path, whole, places):
     """Loss and sacreBLEU against k."""
-    from matplotlib.figure import Figure as Drawing
-
-    drawing = Drawing(figsize=(11, 4), layout="constrained")
-    for axis, figure in zip(drawing.subplots(1, 2), (LOSS, BLEU), strict=True):
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    for axis, metric in zip(figure.subplots(1, 2), (LOSS, BLEU), strict=True):
         for number, place in enumerate(PLACES):
-            if (figure, place) in columns(places):
-                values = [(k, getattr(quality, figure.of)) for k, quality in sorted(places[place].items())]
+            if (metric, place) in columns(places):
+                values = [(k, getattr(quality, metric.of)) for k, quality in sorted(places[place].items())]
                 axis.plot(*zip(*values, strict=True), color=f"C{number}", marker=".", linewidth=1, label=place)
-        axis.axhline(getattr(whole, figure.of), color="black", linestyle="--", linewidth=1, label="whole model")
+        axis.axhline(getattr(whole, metric.of), color="black", linestyle="--", linewidth=1, label="whole model")
         axis.set_xscale("log", base=2)
         axis.set_xlabel("k")
-        axis.set_ylabel(figure.heading)
+        axis.set_ylabel(metric.heading)
         axis.grid(alpha=0.3)
         axis.legend()
-    save_figure(drawing, path)
+    save_figure(figure, path)
 
 
 # The table of `finetuning`.
@@ -188,7 +188,7 @@ def report_finetuning(options):
     qualities = {title: reader.quality(name) for title, name in names.items()}
     whole = qualities["as it was"]
     rows = [
-        [title, *(figure.write(quality, None if quality is whole else whole) for figure in (LOSS, BLEU))]
+        [title, *(metric.write(quality, None if quality is whole else whole) for metric in (LOSS, BLEU))]
         for title, quality in qualities.items()
     ]
     print(markdown(["", LOSS.heading, BLEU.heading], rows))

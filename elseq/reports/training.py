@@ -11,6 +11,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
 
+from matplotlib.figure import Figure
 from sacrebleu.metrics import BLEU
 
 from elseq.errors import UserError
@@ -221,28 +222,14 @@ def report_uptraining(options):
 # Curves.
 
 
-def _pyplot():
-    import matplotlib
-
-    matplotlib.use("Agg")  # no display is needed
-    from matplotlib import pyplot
-
-    return pyplot
-
-
 def _draw(axis, points, **style):
     axis.plot([point.updates for point in points], [point.loss for point in points], **style)
 
 
-def _save(pyplot, figure, path):
-    save_figure(figure, path)
-    pyplot.close(figure)
-
-
 def plot_attention(path, logs):
     """Training and validation loss against updates: a colour for each model, a line for each seed."""
-    pyplot = _pyplot()
-    figure, axes = pyplot.subplots(1, 2, figsize=(11, 4), layout="constrained", sharex=True, sharey=True)
+    figure = Figure(figsize=(11, 4), layout="constrained")
+    axes = figure.subplots(1, 2, sharex=True, sharey=True)
     for axis, curve in zip(axes, ("training", "validation"), strict=True):
         for number, (name, seeds) in enumerate(logs.items()):
             for index, log in enumerate(seeds):
@@ -254,13 +241,13 @@ def plot_attention(path, logs):
         axis.grid(alpha=0.3)
     axes[0].set_ylabel("label-smoothed cross-entropy, base 2")
     axes[1].legend()
-    _save(pyplot, figure, path)
+    save_figure(figure, path)
 
 
 def plot_uptraining(path, original, methods):
     """Validation loss against updates of uptraining, from the conversion on."""
-    pyplot = _pyplot()
-    figure, axis = pyplot.subplots(figsize=(7, 4), layout="constrained")
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
     for name, run in methods.items():
         start = run.converted or Point(0, original, 0.0)
         _draw(axis, [start, *run.validation], marker=".", linewidth=1, label=name)
@@ -269,7 +256,7 @@ def plot_uptraining(path, original, methods):
     axis.set_ylabel("validation loss")
     axis.grid(alpha=0.3)
     axis.legend()
-    _save(pyplot, figure, path)
+    save_figure(figure, path)
 
 
 def main(arguments=None):

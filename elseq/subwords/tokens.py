@@ -17,8 +17,9 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
+from elseq.files import read_json
 from elseq.subwords.base import Subwords
-from elseq.subwords.files import read_json, read_numbers
+from elseq.subwords.files import read_numbers
 
 SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
 END_OF_TEXT = "<|endoftext|>"

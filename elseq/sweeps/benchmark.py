@@ -10,7 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elseq.benchmark.command import make_grid, parse, title
 from elseq.benchmark.runs import run_grid
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.models.stock import elseq_configuration, training_options
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
@@ -83,7 +83,7 @@ def arguments(cfg: DictConfig) -> list[str]:
         **search,
     }
     checkpoint = options.pop("checkpoint")
-    given = [f"--{name.replace('_', '-')}={value}" for name, value in options.items() if value is not None]
+    given = [f"{as_option(name)}={value}" for name, value in options.items() if value is not None]
     if checkpoint is not None:
         return [str(checkpoint), *given]
     configuration = elseq_configuration(OmegaConf.create(OmegaConf.to_container(model, resolve=True)))

@@ -10,10 +10,11 @@ from fairseq.tasks import FairseqTask
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
+from elseq.compat.settings import model_class
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.models.families import check_model, check_task_of_model
-from elseq.models.stock import EQUIVALENT, equivalent_model, model_class, stock_configuration
+from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 
 logger = logging.getLogger(__name__)

@@ -116,8 +116,8 @@ class Run:
         job, processes, batching = self.job, self.processes, self.job.batching
         cfg = search_configuration(job.search)
         check_max_tokens(job.batching.max_tokens)
-        self._check_input()
-        self._check_inputs()
+        self._check_input_is_shareable()
+        self._check_output_is_no_input()
         lines = InputLines(job.input)
         with closing(self.journal) as journal:
             if processes.is_first:
@@ -126,7 +126,7 @@ class Run:
                     self._check_overwrite()
             generator = load_by(job.model, _on_own_device(job.loading))
             data = Path(generator.task.options.data)
-            self._check_inputs(data)
+            self._check_output_is_no_input(data)
             search = generator.make_search(cfg)
             sources = encode_lines(
                 lines, lambda text, name: generator.encode(text, search, name, batching.truncate, "give --truncate")
@@ -161,7 +161,7 @@ class Run:
                     processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
             if processes.is_first:
-                self._check_inputs(data)  # once more: the run may have taken days
+                self._check_output_is_no_input(data)  # once more: the run may have taken days
                 if not finished.all():
                     self._check_overwrite()
                 journal.publish(blank)
@@ -170,7 +170,11 @@ class Run:
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
 
-    def _check_input(self) -> None:
+    def _check_input_is_shareable(self) -> None:
+        """
+        Raises:
+            UserError: several processes cannot read it.
+        """
         if self.processes.count == 1:
             return
         if self.job.input == STANDARD_INPUT:
@@ -179,7 +183,7 @@ class Run:
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"--input {path} is no ordinary file, which several processes cannot share: give one")
 
-    def _check_inputs(self, *more: Path) -> None:
+    def _check_output_is_no_input(self, *more: Path) -> None:
         """
         Raises:
             UserError: what is read would be written.

@@ -304,8 +304,8 @@ def test_output_that_is_not_a_number_is_never_drawn(models):
     [
         (
             {"min_len": 9, "max_len_b": 5},
-            "--min-len 9 is more than a sentence may have by --max-len-a, --max-len-b and the model's positions: "
-            "lower it, or raise those",
+            "--min-len 9 is more than a sentence may have by --max-len-a, --max-len-b and the model's positions: lower "
+            "it, or raise those",
         ),
         (
             {

@@ -9,9 +9,10 @@ from fairseq import models
 from omegaconf import OmegaConf
 
 from elseq.attention import Attention
+from elseq.compat.settings import model_class
 from elseq.errors import UserError
 from elseq.interop.heads import count_parameters, places_of, pool_heads, state_bytes, upgrade_projections
-from elseq.models.stock import elseq_configuration, model_class, stock_configuration
+from elseq.models.stock import elseq_configuration, stock_configuration
 from tests.tiny_models import make_dictionary
 
 HEADS, WIDTH = 4, 16

@@ -16,12 +16,12 @@ from fairseq.models.transformer_lm import TransformerLanguageModelConfig
 from omegaconf import OmegaConf
 
 import elseq
+from elseq.compat.settings import model_class
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.stock import (
     elseq_configuration,
     equivalent_model,
-    model_class,
     stock_configuration,
     training_options,
 )

@@ -54,6 +54,7 @@ def test_loss_is_that_of_fairseq_validate(tiny_translation, tmp_path):
         "everywhere-1": ["--apply-top-k=1"],
     }.items():
         where = [tiny_translation.data, "--user-dir", helpers.USER_DIR, "--path", tiny_translation.checkpoint]
+        where += ["--num-workers=0"]
         command = ["fairseq-generate", *where, "--task=elseq_translation", "--score-reference", "--max-tokens=2000"]
         result = helpers.run_here([*command, *options, "--gen-subset=valid"])
         (tmp_path / f"{name}-score.log").write_text(result.stdout)
@@ -65,7 +66,7 @@ def test_loss_is_that_of_fairseq_validate(tiny_translation, tmp_path):
     assert scored["everywhere-1"] > scored["full"] + 0.01
 
 
-def test_smallest_k_with_which_the_figure_is_kept():
+def test_smallest_k_with_which_the_metric_is_kept():
     losses = {1: 9.0, 2: 2.01, 4: 2.03, 8: 2.019, 16: 1.9}
     by_k = {k: Quality(loss, 30.0 - loss) for k, loss in losses.items()}
     assert smallest_sufficient(WHOLE, by_k, LOSS) == 8  # 2 does as well, but 4 does not

@@ -117,7 +117,8 @@ def test_the_folder_of_dictionaries_is_called_as_the_setting(tiny_translation, t
     line = f"model=null checkpoint={tiny_translation.checkpoint} task.data={tmp_path} hydra.run.dir={tmp_path / 'run'}"
     ended = helpers.run_here(["elseq-benchmark", *line.replace("model=null", "~model").split()], check=False)
     assert ended.returncode == 1
-    assert ": task.data /" in ended.stderr.splitlines()[-1]
+    sentence = f"task.data {tmp_path} holds no dictionary (dict*.txt); name another folder"
+    assert sentence in ended.stderr.splitlines()[-1]
 
 
 def test_other_settings_are_columns(requests, tmp_path):

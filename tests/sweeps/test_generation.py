@@ -63,7 +63,8 @@ def test_the_model_is_loaded_once(generate, monkeypatch, tmp_path):
     loaded = []
     load = elseq.text_files.run.load_by
     monkeypatch.setattr(
-        "elseq.text_files.run.load_by", lambda path, loading: loaded.append(loading.attention) or load(path, loading)
+        "elseq.text_files.run.load_by",
+        lambda path, loading: loaded.append(loading.attention) or load(path, loading),
     )
     monkeypatch.setattr("elseq.generator.load_by", lambda *_: pytest.fail("it was loaded once more"))
     assert generate("-m decode=kv,el")[0] == 0
@@ -114,7 +115,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=no.txt", "no.txt cannot be read"),
         ("references=pyproject.toml", "each line of one belongs to a line of the other"),
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
-        ("dtype=int8", "dtype=int8 is unknown: choose one of "),
+        ("dtype=int8", "dtype 'int8' cannot be used; give one of float16, "),
         ("beam=many", "beam 'many' cannot be used"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),

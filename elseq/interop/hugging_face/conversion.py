@@ -9,6 +9,7 @@ from fairseq.data import Dictionary
 from torch import Tensor
 
 from elseq.errors import UserError
+from elseq.files import read_json
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
 from elseq.interop.hugging_face import bart, folders, generation, gpt2, options, vocabulary
 from elseq.interop.hugging_face.rows import (
@@ -88,7 +89,7 @@ def from_hugging_face(folder: Path, data: Path | None = None) -> ForFairseq:
 
 
 def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
-    given = folders.read_json(folder / "config.json")
+    given = read_json(folder / "config.json")
     kind = given.get("model_type")
     family = FAMILIES.get(kind) if isinstance(kind, str) else None
     if family is None:

@@ -12,7 +12,7 @@ that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 
 import sys
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.interop.hugging_face.options import shown
 
 DEFAULTS = {
@@ -297,7 +297,7 @@ def hugging_face_settings(options: dict, is_language_model: bool, positions: int
         longest = min(options["max_len_b"], positions - 1)
         settings |= {"max_length": longest + 2, "min_length": min(options["min_len"], longest) + 1}
     notes = [
-        f"--{name.replace('_', '-')} {options[name]} is left out: transformers has no such option"
+        f"{as_option(name)} {options[name]} is left out: transformers has no such option"
         for name, nothing in _OURS_ALONE.items()
         if (options.get(name, nothing) or nothing) != nothing
     ]

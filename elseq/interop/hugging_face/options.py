@@ -5,7 +5,7 @@ import sys
 
 from torch import Tensor
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 
 # Hugging Face's names of the activation functions that fairseq has, and fairseq's names.
 ACTIVATIONS = {
@@ -165,7 +165,7 @@ def check_expressible(configuration: dict, required: dict, model: str) -> None:
     for name, value in (required | _NEITHER_HAS).items():
         # None, 0, "" and False all stand for an option that was not given
         if (configuration.get(name) or None) != (value or None):
-            option = f"--{name.replace('_', '-')} {configuration.get(name)}"
+            option = f"{as_option(name)} {configuration.get(name)}"
             raise UserError(f"Hugging Face's {model} cannot be this model, which has {option}, where it has {value}")
     if configuration["activation_fn"] not in HUGGING_FACE_ACTIVATIONS:
         raise UserError(f"Hugging Face's {model} does not have the activation {configuration['activation_fn']}")

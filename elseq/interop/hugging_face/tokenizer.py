@@ -13,7 +13,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.folders import read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.options import shown
 from elseq.subwords.gpt2 import byte_level
 from elseq.subwords.tokens import END_OF_TEXT, TOKENIZER, parse_tokenizer

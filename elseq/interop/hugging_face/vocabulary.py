@@ -18,7 +18,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.folders import read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,

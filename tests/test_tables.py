@@ -1,0 +1,23 @@
+"""Tables as Markdown and as text."""
+
+import re
+
+import pytest
+
+from elseq.tables import markdown, number
+
+
+def test_columns_are_aligned_in_the_text_and_in_markdown():
+    lines = markdown(["name", "value"], [["a", "1"], ["longer", "1.50"]]).splitlines()
+    assert len(set(map(len, lines))) == 1
+    assert re.sub("-+", "-", lines[1]) == "|:-|-:|"
+    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["longer", "1.50"]  # figures stay as written
+
+
+def test_columns_on_the_left():
+    assert re.sub("-+", "-", markdown(["a", "b"], [["1", "2"]], left=["b"]).splitlines()[1]) == "|-:|:-|"
+
+
+@pytest.mark.parametrize("value, text", [(1234.5, "1,234"), (100, "100"), (99.96, "100"), (1.2345, "1.23"), (0, "0")])
+def test_number(value, text):
+    assert number(value) == text
