@@ -38,8 +38,13 @@ def _value(value) -> str:
     return "left out" if value is None or value is False else "given" if value is True else str(value)
 
 
+LARGEST = 2**16  # bytes
+
+
 def read_fingerprint(content: bytes) -> Fingerprint | None:
     """The fingerprint that was written as JSON; None: it is none."""
+    if len(content) > LARGEST:
+        return None
     try:
         found = json.loads(content)
     except (ValueError, RecursionError):

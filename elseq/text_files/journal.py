@@ -39,6 +39,8 @@ Places = tuple[np.ndarray, np.ndarray]
 _HEAD = re.compile(rb"@ (\d{1,18}) ([0-9a-f]{8})\n")
 _LINE = re.compile(rb"(\d{1,18})\t([^\r\n]*)\n")
 _JOURNAL = re.compile(r"\d+\.journal")
+LARGEST_RECORD = 2**30  # bytes; a record has the lines of a part of a batch
+_PART = 2**20
 _WHOLE = "output"  # what becomes the output, while it is written
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
@@ -53,11 +55,20 @@ def read_records(content: Content) -> tuple[list[slice], int]:
     end = 0
     while head := _HEAD.match(content, end):
         payload = slice(head.end(), head.end() + int(head[1]))
-        if payload.stop > len(content) or zlib.crc32(content[payload]) != int(head[2], 16):
+        length = payload.stop - payload.start
+        if length > LARGEST_RECORD or payload.stop > len(content) or _checksum(content, payload) != int(head[2], 16):
             break
         payloads.append(payload)
         end = payload.stop
     return payloads, end
+
+
+def _checksum(content: Content, payload: slice) -> int:
+    """Without a copy of the whole: a file can say that it is larger than the memory, and have nothing in it."""
+    checksum = 0
+    for start in range(payload.start, payload.stop, _PART):
+        checksum = zlib.crc32(content[start : min(start + _PART, payload.stop)], checksum)
+    return checksum
 
 
 class _Unusable(UserError):

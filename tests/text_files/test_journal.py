@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import tempfile
+import tracemalloc
 from contextlib import closing
 from pathlib import Path
 from unittest import mock
@@ -456,3 +457,37 @@ def test_what_is_no_journal(tmp_path):
     with pytest.raises(UserError, match="0.journal is damaged .it does not say of which run it is.: give --overwrite"):
         begin(tmp_path / "output")
     assert (folder / "0.journal").read_text() == "a diary\n"
+
+
+def test_a_journal_that_says_it_is_larger_than_the_memory(tmp_path):
+    """A file with nothing in it takes no room on the disk, whatever its length."""
+    (tmp_path / "output.partial").mkdir()
+    path = tmp_path / "output.partial" / "0.journal"
+    with path.open("wb") as file:
+        file.write(b"@ %d 00000000\n" % 2**40)
+        file.truncate(2**40 + 100)
+    journal, finished = begin(tmp_path / "output")
+    journal.close()
+    assert not finished.any() and path.stat().st_size < 1000
+
+
+def test_a_checksum_takes_no_memory(tmp_path):
+    content = make_record(bytes(2**26))
+    with (tmp_path / "journal").open("w+b") as file:
+        file.write(content)
+        file.flush()
+        with journal_module._mapped(file.fileno()) as mapped:
+            tracemalloc.start()
+            payloads, end = read_records(mapped)
+            peak = tracemalloc.get_traced_memory()[1]
+            tracemalloc.stop()
+    assert end == len(content) and peak < 2**23
+
+
+def test_a_fingerprint_of_another_program(tmp_path):
+    """The sentence would have thousands of options."""
+    begin(tmp_path / "output")[0].close()
+    path = tmp_path / "output.partial" / "0.journal"
+    path.write_bytes(make_record(json.dumps(dict.fromkeys(map(str, range(10_000)), 1)).encode()))
+    with pytest.raises(UserError, match="0.journal is damaged .it does not say of which run it is"):
+        begin(tmp_path / "output")
