@@ -115,7 +115,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=no.txt", "no.txt cannot be read"),
         ("references=pyproject.toml", "each line of one belongs to a line of the other"),
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
-        ("dtype=int8", "dtype 'int8' cannot be used; give one of float16, "),
+        ("dtype=int8", "dtype=int8 is unknown: choose one of float16, bfloat16, float32, float64"),
         ("beam=many", "beam 'many' cannot be used"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
