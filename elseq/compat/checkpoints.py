@@ -11,7 +11,7 @@ from argparse import Namespace
 
 import numpy as np
 import torch
-from fairseq import checkpoint_utils, models, tasks
+from fairseq import checkpoint_utils, criterions, models, tasks
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import meters
@@ -21,8 +21,10 @@ from elseq.compat import contents
 from elseq.compat.literals import NotLiteral
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import model_name, values
-from elseq.errors import UserError, as_option, user_sentence
+from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
+
+_AS_TRAINING_LEFT_IT = "take the file as training left it"
 
 
 def allow_what_checkpoints_hold():
@@ -98,7 +100,7 @@ def _why_unreadable(file, error):
 
 def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
     try:
-        with _sentences_about(path, may_be_damaged=True):
+        with _sentences_about(path, damage=_AS_TRAINING_LEFT_IT):
             check_ordinary(path)
             state = load(path, *args, **kwargs)
             for section in ("model", "task"):
@@ -125,6 +127,7 @@ def explain_misfits():
     that prints whole configurations; one of an architecture that nobody registered in a KeyError."""
     wrap(models, "build_model", _build_model)
     wrap(tasks, "setup_task", _setup_task)
+    wrap(criterions, "build_criterion", _build_criterion)
     wrap(checkpoint_utils, "_upgrade_state_dict", _upgrade_state_dict)
     wrap(checkpoint_utils, "load_model_ensemble_and_task", _load_model_ensemble_and_task)
     wrap(Trainer, "load_checkpoint", _trainer_load_checkpoint)
@@ -161,6 +164,12 @@ def _setup_task(setup, cfg, *args, **kwargs):
     return setup(cfg, *args, **kwargs)
 
 
+def _build_criterion(build, cfg, *args, **kwargs):
+    name = cfg if isinstance(cfg, str) else getattr(cfg, "_name", None) or getattr(cfg, "criterion", None)
+    _require_known("criterion", name, criterions.CRITERION_REGISTRY)
+    return build(cfg, *args, **kwargs)
+
+
 def accept_missing_history():
     """A checkpoint that was stripped of the history of its optimizer ends in an IndexError: fairseq looks at the last
     entry, whether there is any or not."""
@@ -185,7 +194,7 @@ def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None
     # one file at a time, so that an error can name it
     ensemble, cfg = [], None
     for filename in filenames:
-        with _sentences_about(filename, may_be_damaged=True), _budget(filename):
+        with _sentences_about(filename, damage=_AS_TRAINING_LEFT_IT), _budget(filename):
             loaded, cfg, task = load([filename], arg_overrides, task, *args, **kwargs)
         ensemble += loaded
     return ensemble, cfg, task
@@ -202,22 +211,36 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
     remedy = "give the options it was trained with"
     if not trainer.cfg.checkpoint.finetune_from_model:
         remedy += ", or another --save-dir to start afresh"
-    with _sentences_about(filename, remedy):
-        return load(trainer, filename, *args, **kwargs)
+    reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
+    with _sentences_about(filename, remedy, damage=f"go on from its model alone by {reset}"):
+        extra_state = load(trainer, filename, *args, **kwargs)
+        if extra_state is not None:
+            _check_progress(extra_state)
+        return extra_state
+
+
+def _check_progress(extra_state):
+    """Whether training can go on at such a place: fairseq fails on others much later, where none knows of the file."""
+    place = extra_state["train_iterator"]
+    for key, low in (("epoch", 1), ("iterations_in_epoch", 0)):
+        if not low <= int(place.get(key, low)) < 2**31:  # part of a seed
+            raise ValueError(f"{key} {place[key]}")
+    for key in ("previous_training_time", "best"):
+        float(extra_state.get(key) or 0)
 
 
 @contextlib.contextmanager
-def _sentences_about(filename, remedy="take the file and the settings as training left them", may_be_damaged=False):
+def _sentences_about(filename, remedy="take the file and the settings as training left them", damage=None):
     """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file.
 
     The remedy is for a model with other tensors than the checkpoint; for other dictionaries there is a better one.
-    Where the file alone decides what happens, any other error is due to what it holds, too.
+    Where the file alone decides what happens, any other error is due to what it holds, too; `damage` is its remedy.
     """
     try:
         yield
-    except MemoryError:
-        raise
     except Exception as error:
+        if is_out_of_memory(error):
+            raise
         message = str(error)
         sentence = user_sentence(error)
         if sentence is not None:
@@ -230,12 +253,12 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
-            if not may_be_damaged or str(getattr(error, "filename", None)) == str(filename):
+            if damage is None or str(getattr(error, "filename", None)) == str(filename):
                 raise
             reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(
                 f"checkpoint {filename} cannot be used, what it holds leads to an error ({type(error).__name__}: "
-                f"{reason}): take the file as training left it"
+                f"{reason}): {damage}"
             ) from error
         raise UserError(_misfit(filename, message, remedy)) from error
 

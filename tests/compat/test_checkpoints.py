@@ -247,6 +247,15 @@ def test_unknown_task(state, save, old):
         load_model(save(as_old(state) if old else state))
 
 
+def test_unknown_criterion(tiny_translation, state, save):
+    path = save(edit(state, "criterion", _name="mystery"))
+    command = ["fairseq-validate", tiny_translation.data, "--user-dir", helpers.USER_DIR, "--path", path, "--cpu"]
+    result = helpers.run_here([*command, "--task=translation", "--max-tokens=500"], check=False)
+    assert result.returncode == 1
+    assert "the criterion 'mystery' is unknown" in result.stderr
+    assert result.stderr.count("\n") == 1
+
+
 def test_unknown_task_does_not_matter_where_another_is_given(state, save, task):
     load_model(save(edit(state, "task", _name="mystery")), task)
 
@@ -354,6 +363,37 @@ def test_training_that_cannot_go_on_is_one_sentence(tiny_translation, tmp_path, 
     assert result.returncode == 1
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("keys", "value"),
+    [
+        (("extra_state", "train_iterator", "epoch"), 10**12),
+        (("extra_state", "train_iterator", "epoch"), "last"),
+        (("extra_state", "train_iterator", "iterations_in_epoch"), -1),
+        (("extra_state", "train_iterator"), None),
+        (("extra_state", "previous_training_time"), "an hour"),
+        (("extra_state", "best"), "none"),
+        (("extra_state",), [1]),
+        (("optimizer_history",), {}),
+        (("last_optimizer_state", "param_groups"), None),
+        (("last_optimizer_state",), "state"),
+    ],
+    ids=str,
+)
+def test_damaged_state_of_a_training(tiny_translation, tmp_path, keys, value):
+    state = torch.load(tiny_translation.checkpoint)
+    part = state
+    for key in keys[:-1]:
+        part = part[key]
+    part[keys[-1]] = value
+    torch.save(state, tmp_path / "damaged.pt")
+    command = helpers.train_command("transformer", tiny_translation.data, tmp_path / "models", "--max-update=101")
+    result = helpers.run_here([*command, "--restore-file", tmp_path / "damaged.pt"], check=False)
+    assert result.returncode == 1
+    assert f"checkpoint {tmp_path / 'damaged.pt'} " in result.stderr
+    assert result.stderr.count("\n") == 1
+    assert not list((tmp_path / "models").glob("*.pt"))
 
 
 def test_trainer_without_the_repair(tiny_translation, tmp_path, without):
