@@ -19,7 +19,9 @@ from tests import helpers  # noqa: E402
 
 
 def pytest_addoption(parser):
-    parser.addoption("--quick", action="store_true", help="skip what starts a process; few examples of each property")
+    parser.addoption(
+        "--quick", action="store_true", help="skip what runs a whole command; few examples of each property"
+    )
 
 
 def pytest_configure(config):
@@ -27,7 +29,7 @@ def pytest_configure(config):
         os.environ["ELSEQ_EXAMPLES"] = "5"
 
 
-class StartsProcess(Exception):
+class RunsCommand(Exception):
     """In place of pytest's own, which is no Exception: fairseq's thread that reads batches would end without a word,
     and who waits for it would wait forever."""
 
@@ -36,21 +38,23 @@ class StartsProcess(Exception):
 def pytest_runtest_call():
     try:
         return (yield)
-    except StartsProcess:
-        pytest.skip("starts a process")
+    except RunsCommand:
+        pytest.skip("runs a command")
 
 
 @pytest.fixture(autouse=True)
-def no_processes(request, monkeypatch):
+def no_commands(request, monkeypatch):
+    """With --quick: fixtures that all tests share are older than this one, and may still train by a command."""
     if request.config.getoption("--quick"):
 
         def skip(*_, **__):
             if threading.current_thread() is not threading.main_thread():
-                raise StartsProcess
-            pytest.skip("starts a process")
+                raise RunsCommand
+            pytest.skip("runs a command")
 
         monkeypatch.setattr(subprocess.Popen, "__init__", skip)
         monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", skip)
+        monkeypatch.setattr(helpers, "run_here", skip)
 
 
 @pytest.fixture(autouse=True)
