@@ -7,7 +7,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from fairseq import checkpoint_utils
 
 import elseq
 from elseq.arguments import Parser, add_fields, choices, count
@@ -44,7 +43,7 @@ def convert_heads(args) -> None:
     output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
     check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
     check_overwrite(output, args.overwrite)
-    state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+    state = Checkpoint.read(path).state
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES

@@ -223,6 +223,7 @@ def test_multilingual_checkpoints_in_every_door(multilingual, translation_data, 
             tmp_path / "benchmark",
         ],
         ["elseq-convert", "to-fairseq", multilingual, "--output", tmp_path / "plain.pt"],
+        ["elseq-convert", "heads", multilingual, "--num-kv-heads", "1", "--output", tmp_path / "heads.pt"],
     ):
         result = helpers.run_here(command, b"w1 w2\n", check=False)
         assert refusal(result) == sentence
