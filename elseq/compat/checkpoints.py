@@ -20,7 +20,7 @@ from fairseq.trainer import Trainer
 from elseq.compat import contents
 from elseq.compat.literals import NotLiteral
 from elseq.compat.patching import Overlay, wrap
-from elseq.compat.settings import model_name, values
+from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
 
@@ -103,19 +103,17 @@ def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
         with _sentences_about(path, damage=_AS_TRAINING_LEFT_IT):
             check_ordinary(path)
             state = load(path, *args, **kwargs)
-            for section in ("model", "task"):
-                settings = state["cfg"][section]
-                contents.check_values(_class_of(settings), settings, section)
+            model, task = state["cfg"]["model"], state["cfg"]["task"]
+            contents.check_values(model_class(model), model, "model")
+            contents.check_values(_task_class(task), task, "task")
             return state
     except OSError as error:
         raise _cannot_be_read(path, error.strerror or error) from error
 
 
-def _class_of(settings):
-    """The class that fairseq builds of a model's or a task's settings, or None if it knows none."""
-    names = [getattr(settings, key, None) for key in ("_name", "arch", "task")]
-    registries = (models.ARCH_MODEL_REGISTRY, models.MODEL_REGISTRY, tasks.TASK_REGISTRY)
-    return next((registry[name] for name in names for registry in registries if name in registry), None)
+def _task_class(settings):
+    """The class that fairseq builds of a task's settings, or None if it knows none."""
+    return tasks.TASK_REGISTRY.get(getattr(settings, "_name", None) or getattr(settings, "task", None))
 
 
 def _cannot_be_read(path, reason):

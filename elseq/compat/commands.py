@@ -229,7 +229,7 @@ def _check_counts(parsed):
     for option in ("nbest", "required_batch_size_multiple", "required_seq_len_multiple"):
         value = getattr(parsed, option, 1)
         if value < 1:
-            raise UserError(f"--{option.replace('_', '-')} {value} is not possible: give 1 or more")
+            raise UserError(f"{as_option(option)} {value} is not possible: give 1 or more")
 
 
 def _check_lengths(parsed):

@@ -202,8 +202,9 @@ def _without_numbers(func, args, kwargs):
 
     args, kwargs = tree_map_only(torch.Tensor, empty, (args, kwargs))
     if any(argument.name == "device" for argument in func._schema.arguments):
-        kwargs = {**kwargs, "device": "meta", "pin_memory": False} if "pin_memory" in kwargs else kwargs
         kwargs = {**kwargs, "device": "meta"}
+        if "pin_memory" in kwargs:
+            kwargs["pin_memory"] = False
     return func(*args, **kwargs)
 
 

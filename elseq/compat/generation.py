@@ -261,7 +261,7 @@ def _generate(generate, self, models, sample, **kwargs):
 
     found = failure = None
     ensemble.forward_decoder = forward
-    _set_beam_size(ensemble.models, self.beam_size)
+    set_beam_size(ensemble.models, self.beam_size)
     try:
         found = generate(self, models, sample, **kwargs)
     except AssertionError as error:
@@ -270,7 +270,7 @@ def _generate(generate, self, models, sample, **kwargs):
         failure = error
     finally:
         del ensemble.forward_decoder
-        _set_beam_size(ensemble.models, 1)
+        set_beam_size(ensemble.models, 1)  # or the next one to use them finds the old beam
     if largest and bool(torch.stack(largest).isnan().any()):
         models = [*ensemble.models, *([] if self.lm_model is None else [self.lm_model])]
         raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
@@ -287,7 +287,8 @@ def _generate(generate, self, models, sample, **kwargs):
     return found
 
 
-def _set_beam_size(models, beam):
+def set_beam_size(models, beam: int) -> None:
+    """A BART of fairseq's keeps one copy of the source for as many hypotheses."""
     for model in models:
         if hasattr(model, "set_beam_size"):
             model.set_beam_size(beam)

@@ -59,16 +59,10 @@ def evaluate(text):
         return _value(ast.parse(text.strip(), mode="eval").body)[0]
     except SyntaxError as error:
         raise NotLiteral(text, error.msg) from error
-    except _Refused as error:
-        raise NotLiteral(text, str(error)) from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise NotLiteral(text, str(error)) from error
     except (RecursionError, MemoryError) as error:  # which the parser raises
         raise NotLiteral(text, "it is nested too deeply") from error
-
-
-class _Refused(Exception):
-    pass
 
 
 def _value(node) -> tuple[object, int]:
@@ -92,12 +86,12 @@ def _value(node) -> tuple[object, int]:
                 size *= max(1, *(value for value in (left, right) if isinstance(value, int)), 0)
                 if not any(isinstance(value, list | tuple) for value in (left, right)):
                     if any(isinstance(value, str | bytes) for value in (left, right)):
-                        raise _Refused("text is not repeated")
+                        raise ValueError("text is not repeated")
                     size = 1
             if size > _MOST_VALUES:
-                raise _Refused(f"it makes more than {_MOST_VALUES:,} values")
+                raise ValueError(f"it makes more than {_MOST_VALUES:,} values")
             return _ARITHMETIC[type(node.op)](left, right), size
-    raise _Refused(f"it holds {ast.unparse(node) if isinstance(node, ast.Name) else f'a {type(node).__name__}'}")
+    raise ValueError(f"it holds {ast.unparse(node) if isinstance(node, ast.Name) else f'a {type(node).__name__}'}")
 
 
 def _values(nodes) -> tuple[list, int]:

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
+from elseq.compat.generation import set_beam_size
 from elseq.generation.planner import Workload
 from elseq.generation.policy import choose_method
 from elseq.generation.recorded_steps import ReplayedSteps, can_replay
@@ -100,7 +101,7 @@ class FairseqStepper:
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """As `ElseqStepper.start`; the prompts of a batch must be equally long."""
-        self._set_beam(beam)
+        set_beam_size([self.model], beam)
         if hasattr(self.model, "encoder"):
             encoder_out = self.model.encoder.forward_torchscript(net_input)
             rows = torch.arange(_sentences(net_input), device=_device(net_input)).repeat_interleave(beam)
@@ -141,12 +142,7 @@ class FairseqStepper:
         self.incremental_state = {}
         self.encoder_out = None
         self.prompt = None
-        self._set_beam(1)  # or the next one to use the model finds the old beam
-
-    def _set_beam(self, beam: int) -> None:
-        """BART keeps one copy of the source for as many hypotheses."""
-        if hasattr(self.model, "set_beam_size"):
-            self.model.set_beam_size(beam)
+        set_beam_size([self.model], 1)  # or the next one to use the model finds the old beam
 
     def state_bytes(self) -> int:
         """Bytes of the tensors in the incremental state, which a model fills as it likes."""

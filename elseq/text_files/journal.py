@@ -187,12 +187,12 @@ class Journal:
             UserError: what is there has another fingerprint or is damaged, or cannot be read or written.
         """
         self._lines = lines
-        blank = np.zeros(lines, dtype=bool)
+        finished = np.zeros(lines, dtype=bool)
         try:
             try:
                 self._check_fingerprints(fingerprint)
                 with self._contents() as contents:
-                    self._places(contents, blank)
+                    finished = self._places(contents, blank=finished)[0] >= 0
             except _Unusable:
                 if not overwrite:
                     raise
@@ -207,8 +207,7 @@ class Journal:
             raise self._cannot_be_written(error) from error
         if not self._size:
             self._write(json.dumps(fingerprint).encode())
-        with self._contents() as contents:
-            return self._places(contents, blank)[0] >= 0
+        return finished
 
     def append(self, indices: Sequence[int], texts: Sequence[str]) -> None:
         """Finish lines.

@@ -33,6 +33,8 @@ _GPT2 = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
 # What the classes that transformers makes anew have where tokenizer_config.json says nothing.
 _DEFAULTS = {"GPT2Tokenizer": _GPT2, "BartTokenizer": _BART, "RobertaTokenizer": _BART}
 _FOLLOWED = ("PreTrainedTokenizer", "TokenizersBackend", "BertTokenizer")
+# Options of a BPE model that GPT-2's has not.
+_UNLIKE_GPT2 = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
@@ -129,8 +131,7 @@ def _check_made_anew(path: Path, content: dict, kind: str, config: dict) -> None
     elif bool(cutting.get("add_prefix_space")) != wanted:
         contradiction = f"add_prefix_space {not wanted}"
     else:
-        options = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
-        contradiction = next((name for name in options if model.get(name)), None)
+        contradiction = next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
     if contradiction is not None:
         raise _contradiction(path, contradiction, kind)
 
@@ -230,5 +231,4 @@ def is_plain(tokenizer: Tokenizer) -> bool:
     if tokenizer.normalizer is not None or not isinstance(cutting, pre_tokenizers.ByteLevel):
         return False
     content = json.loads(tokenizer.to_str())["model"]
-    unlike = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
-    return not cutting.add_prefix_space and cutting.use_regex and not any(content.get(name) for name in unlike)
+    return not cutting.add_prefix_space and cutting.use_regex and not any(map(content.get, _UNLIKE_GPT2))

@@ -194,6 +194,15 @@ def test_adapters_alone(tmp_path):
         read_tensors(tmp_path)
 
 
+def without_weights(originals, tmp_path):
+    """The folder of a GPT-2 that lacks its weights, and these."""
+    folder = tmp_path / "theirs"
+    shutil.copytree(originals / "gpt2", folder)
+    tensors = load_file(folder / "model.safetensors")
+    (folder / "model.safetensors").unlink()
+    return folder, tensors
+
+
 @pytest.mark.parametrize(
     "tensor, sentence",
     [
@@ -206,20 +215,14 @@ def test_adapters_alone(tmp_path):
     ],
 )
 def test_tensors_of_other_kinds(originals, tmp_path, tensor, sentence):
-    folder = tmp_path / "theirs"
-    shutil.copytree(originals / "gpt2", folder)
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
+    folder, tensors = without_weights(originals, tmp_path)
     torch.save(tensors | {"transformer.ln_f.bias": tensor}, folder / "pytorch_model.bin")
     with pytest.raises(UserError, match=sentence):
         from_hugging_face(folder)
 
 
 def test_parameters_are_tensors(originals, tmp_path):
-    folder = tmp_path / "theirs"
-    shutil.copytree(originals / "gpt2", folder)
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
+    folder, tensors = without_weights(originals, tmp_path)
     torch.save({name: torch.nn.Parameter(tensor) for name, tensor in tensors.items()}, folder / "pytorch_model.bin")
     change(folder / "config.json", transformers_version="2.0.0")
     model = from_hugging_face(folder).checkpoint["model"]
@@ -241,10 +244,7 @@ def test_archives_that_are_compressed(tmp_path):
 
 
 def test_one_tensor_under_all_names(originals, tmp_path):
-    folder = tmp_path / "theirs"
-    shutil.copytree(originals / "gpt2", folder)
-    tensors = load_file(folder / "model.safetensors")
-    (folder / "model.safetensors").unlink()
+    folder, tensors = without_weights(originals, tmp_path)
     numbers = torch.ones(max(tensor.numel() for tensor in tensors.values()))
     torch.save(
         {name: numbers[: tensor.numel()].view(tensor.shape) for name, tensor in tensors.items()},
