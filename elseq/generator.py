@@ -18,6 +18,8 @@ from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
 from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
+from elseq.models import Decoder
+from elseq.precision import DTYPES, prepared
 from elseq.subwords.finding import find_subwords
 from elseq.tasks.decoding import decode_attention_names
 
@@ -257,7 +259,7 @@ def load(
     path: str | Path,
     attention: str = "auto",
     device: str | torch.device | None = None,
-    dtype: torch.dtype | None = None,
+    dtype: str | torch.dtype | None = None,
     data: str | Path | None = None,
     languages: tuple[str, str] | None = None,
     *,
@@ -274,7 +276,8 @@ def load(
         path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
         attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
-        dtype: of the parameters. Default: float32, whatever the checkpoint has, as in fairseq-generate without --fp16.
+        dtype: of the parameters, or int8, which evaluates the linear layers in int8 on a CPU. Default: float32,
+            whatever the checkpoint has, as in fairseq-generate without --fp16.
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (tokenizer.json,
             encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it
             was trained on.
@@ -305,17 +308,26 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
     dictionaries = checkpoint.dictionaries(folder, loading.languages)
-    task = checkpoint.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    options = loading.of_task() | {"decode_dtype": dtype}
+    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
     model = checkpoint.build_model(task)
     subwords = codes or find_subwords(
         (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
     )
-    return TextGenerator(model.to(device=device, dtype=dtype), task, subwords)
+    generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
+    if isinstance(getattr(model, "decoder", None), Decoder):
+        prepared(model, dtype).fresh_parameters = lambda: _parameters(checkpoint.path, task)
+    return generator
+
+
+def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
+    """Of the checkpoint, once more."""
+    return dict(Checkpoint.read(path).build_model(task).named_parameters())
 
 
 def _as_keyword(option: str) -> str:
     """What an option of our tasks is called here."""
-    return "attention" if option == "--decode-attention" else option.removeprefix("--").replace("-", "_")
+    return option.removeprefix("--").removeprefix("decode-").replace("-", "_")
 
 
 def check_max_tokens(max_tokens: int) -> None:

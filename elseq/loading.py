@@ -21,6 +21,7 @@ from elseq.files import check_ordinary
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
+from elseq.precision import DTYPES
 from elseq.subwords.codes import KINDS, Codes
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DecodingConfig, check_options, decode_attention_names
@@ -28,7 +29,6 @@ from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.translation import ElseqTranslationConfig
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
-DTYPES = {name: getattr(torch, name) for name in ("float16", "bfloat16", "float32", "float64")}
 
 
 @dataclass(frozen=True)
@@ -208,7 +208,7 @@ class Loading:
         help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)"
     )
     dtype: str | torch.dtype | None = _option(
-        help="of the parameters (default: float32, as in fairseq-generate)",
+        help="of the parameters, and int8 for the linear layers on a CPU (default: float32, as in fairseq-generate)",
         choices=tuple(DTYPES),
     )
     data: str | Path | None = _option(
@@ -277,15 +277,16 @@ def usable_device(device: str | torch.device | None) -> torch.device:
         raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
 
 
-def usable_dtype(dtype: str | torch.dtype | None) -> torch.dtype | None:
-    """
+def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
+    """Its name.
+
     Raises:
         UserError: none that a model can be decoded in.
     """
-    found = DTYPES.get(dtype, dtype) if isinstance(dtype, str) else dtype
-    if found is not None and found not in DTYPES.values():
+    name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
+    if name is not None and name not in DTYPES:
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(DTYPES)}", "dtype")
-    return found
+    return name
 
 
 def usable_codes(bpe: str | None, bpe_codes: str | Path | None) -> Codes | None:

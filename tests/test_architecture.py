@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams
 errors
-files tables bounds numerics
+files tables bounds numerics precision
 compat attention
 arguments models
 generation
@@ -69,7 +69,7 @@ def test_every_room_has_a_place():
 def test_the_mathematics_knows_nothing_of_fairseq(path):
     known = {"torch", "triton", *sys.stdlib_module_names}
     for name in imported(path):
-        assert name.split(".")[0] in known or name.startswith("elseq.attention"), name
+        assert name.split(".")[0] in known or name.startswith(("elseq.attention", "elseq.precision")), name
 
 
 def test_no_module_imports_itself_by_way_of_others():

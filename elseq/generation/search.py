@@ -29,6 +29,7 @@ from elseq.generation.logits_processors import (
 )
 from elseq.generation.steppers import Ensemble, make_stepper
 from elseq.numerics import explain_nan
+from elseq.precision import restore
 
 logger = logging.getLogger(__name__)
 
@@ -179,6 +180,8 @@ class SequenceGenerator(nn.Module):
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
+            for model in models:
+                restore(model)
             raise explain_nan(models, sample["net_input"], error.read) from None
         finally:
             self._let_go()

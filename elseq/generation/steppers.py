@@ -20,6 +20,7 @@ from elseq.generation.planner import Workload
 from elseq.generation.policy import choose_method
 from elseq.generation.recorded_steps import ReplayedSteps, can_replay
 from elseq.models import Decoder
+from elseq.precision import PreparedModel, prepared
 
 
 class ElseqStepper:
@@ -33,6 +34,7 @@ class ElseqStepper:
         self.need_weights = need_weights
         self.state = None
         self.replayed: ReplayedSteps | None = None
+        self.precision: PreparedModel | None = None
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """Encode the source or read the prompts.
@@ -44,6 +46,10 @@ class ElseqStepper:
             prompt: int64 [B, P], padded on the right, or None.
         """
         decoder = self.model.decoder
+        self.precision = prepared(self.model, decoder.decode_dtype)
+        if not decoder.is_trained:
+            self.precision.release_weights()
+        self.precision.begin()
         encoder_out = None
         if hasattr(self.model, "encoder"):
             encoder_out = self.model.encoder.forward_torchscript(net_input)
@@ -81,6 +87,9 @@ class ElseqStepper:
     def finish(self) -> None:
         """Let go of what the batch needed."""
         self.state = self.replayed = None
+        if self.precision is not None:
+            self.precision.end()
+            self.precision = None
 
     def state_bytes(self) -> int:
         """Bytes of the decoding state."""

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from elseq.attention import Attention, LayerState
 from elseq.attention.top_k import top_k_feed_forward
 from elseq.models.config import num_kv_heads
+from elseq.precision import activated
 
 
 def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) -> Attention:
@@ -67,7 +68,7 @@ class FeedForwardLayer:
         if self.ffn_top_k is not None and self.ffn_top_k < self.fc1.out_features:
             weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
             return top_k_feed_forward(x, *weights, self.ffn_top_k, self.activation, chunk_size=self.ffn_chunk_size)
-        x = self.activation_dropout_module(self.activation_fn(self.fc1(x)))
+        x = self.activation_dropout_module(activated(self.fc1, x, self.activation, self.activation_fn))
         if getattr(self, "ffn_layernorm", None) is not None:  # only decoder layers have one
             x = self.ffn_layernorm(x)
         return self.fc2(x)

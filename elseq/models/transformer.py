@@ -47,6 +47,8 @@ class Decoder(TransformerDecoderBase):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         name_dropout(self, "TransformerDecoder")
         self.decode_attention = getattr(cfg, "decode_attention", AUTO)
+        self.decode_dtype: str | None = None
+        self.is_trained = True  # or may be, until `make_generation_fast_`
         self.need_attn = False
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
@@ -54,6 +56,7 @@ class Decoder(TransformerDecoderBase):
 
     def make_generation_fast_(self, need_attn=False, **kwargs):
         self.need_attn = bool(need_attn)
+        self.is_trained = False
 
     def new_state(
         self, encoder_out: dict | None, method: DecodingMethod, cross_method: DecodingMethod | None = None

@@ -13,14 +13,17 @@ from elseq.attention.methods import AUTO
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
+from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
+from elseq.precision import DTYPES, INT8
 
 logger = logging.getLogger(__name__)
 
 # And how one trains with them.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
+DTYPE = "--decode-dtype"
 STOCK = "stock"  # everything is left to fairseq: its modules and its generator
 
 
@@ -32,6 +35,13 @@ class DecodingConfig(FairseqDataclass):
         default=None,
         metadata={
             "help": f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
+        },
+    )
+    decode_dtype: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={
+            "help": f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in "
+            "int8 and all else in float32, on a CPU (default: those of the parameters)"
         },
     )
     apply_top_k: Optional[int] = field(  # noqa: UP045
@@ -76,6 +86,7 @@ def check_options(options) -> None:
     if not options.data:
         raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
     check_choice("--decode-attention", options.decode_attention, decode_attention_names())
+    check_choice(DTYPE, options.decode_dtype, tuple(DTYPES))
     for name in APPLIED:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int) and value >= 0):
@@ -151,6 +162,10 @@ class DecodingTask(FairseqTask):
                 f"elseq_transformer, and {APPLIED[applied]}",
                 as_option(applied),
             )
+        if self.options.decode_dtype is not None and not from_checkpoint and not getattr(self.options, "eval_bleu", 0):
+            raise UserError(
+                "is for decoding, and this training does not decode: leave it out, or give --eval-bleu", DTYPE
+            )
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)
@@ -187,9 +202,31 @@ class DecodingTask(FairseqTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
+        for model in models:
+            self._set_dtype(model)
         if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra["print_alignment"] = getattr(args, "print_alignment", None)
             if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:
                 extra["print_alignment"] = "hard"  # it tells which word to copy
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
+
+    def _set_dtype(self, model) -> None:
+        """
+        Raises:
+            UserError: decode_dtype is not for this model.
+        """
+        name = self.options.decode_dtype
+        if name is None:
+            return
+        decoder, parameter = getattr(model, "decoder", None), next(model.parameters())
+        if name == INT8:
+            if not isinstance(decoder, Decoder):
+                raise UserError(f"{name} is not for a model that keeps fairseq's own modules: give float32", DTYPE)
+            if parameter.device.type != "cpu":
+                raise UserError(f"{name} is for a CPU: on a GPU give float16 or bfloat16, or take the CPU", DTYPE)
+            decoder.decode_dtype = name
+        elif parameter.dtype != DTYPES[name]:
+            if model.training:
+                raise UserError(f"{name} is not for a model that is being trained: give int8, or leave it out", DTYPE)
+            model.to(DTYPES[name])

@@ -19,6 +19,7 @@ from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import Batching, TextGenerator, check_max_tokens, load_by
 from elseq.loading import Loading, checkpoint_path
+from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
@@ -264,7 +265,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),
         "--device": parameter.device.type,
-        "--dtype": str(parameter.dtype).removeprefix("torch."),
+        "--dtype": INT8 if job.loading.dtype == INT8 else str(parameter.dtype).removeprefix("torch."),
         **job.batching.deciding(),
         **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,

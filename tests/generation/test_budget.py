@@ -67,6 +67,7 @@ def measure(family, evaluation, sentences, length, beam, dtype=torch.float32, wo
         prompt = {"prompt_tokens": sample["net_input"]["src_tokens"]}
     else:
         sample = make_sample(dictionary, rows)
+    search.generate([model], sample, **prompt)  # the first batch prepares the weights, which are no part of a batch
     states = []
     with pytest.MonkeyPatch.context() as patch, PeakMemory() as memory:
         patch.setattr(Usage, "record", lambda self, size: states.append(size))

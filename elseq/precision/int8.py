@@ -1,0 +1,106 @@
+"""int8 on a CPU: weights with a scale for each output, inputs with a scale for each row.
+
+A scale for each row, unlike one for the whole input, makes the output of a sentence independent of the sentences in
+its batch. Sums are exact integers; softmax, norms and all that is not a linear layer stay float32.
+"""
+
+import logging
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elseq.precision import kernels
+from elseq.precision.linear import Product
+
+logger = logging.getLogger(__name__)
+
+LARGEST = 127
+# Rows that are quantized, multiplied and scaled before the next, so that they stay in the cache.
+BLOCK = 128
+
+
+def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
+    """A weight [N, K] as int8 [N, K] and the scale of each output, float32 [N]."""
+    scale = weight.detach().float().abs().amax(dim=1) / LARGEST
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
+    return (weight.detach().float() / divisor.unsqueeze(1)).round_().to(torch.int8), scale
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN where a row holds no number."""
+    scale = x.abs().amax(dim=1, keepdim=True) / LARGEST
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
+    quantized = (x / divisor).round_().nan_to_num_(0.0, 0.0, 0.0).to(torch.int8)
+    return quantized, torch.where(scale.isfinite(), scale, torch.full_like(scale, torch.nan))
+
+
+class KernelProduct(Product):
+    """By elseq's own kernels."""
+
+    activations = ("relu", "gelu")
+
+    def __init__(self, linear: nn.Linear):
+        weight, self._scale = quantize_columns(linear.weight)
+        self._weight = kernels.pack(weight)
+        self._bias = None if linear.bias is None else linear.bias.detach().float()
+
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
+        rows = x.reshape(-1, x.size(-1))
+        output = kernels.linear(rows, self._weight, self._scale, self._bias, activation or "none")
+        return output.view(*x.shape[:-1], output.size(-1))
+
+
+class TorchProduct(Product):
+    """By torch's operations, in several passes."""
+
+    def __init__(self, linear: nn.Linear):
+        self._weight, self._scale = quantize_columns(linear.weight)
+        self._bias = linear.bias
+
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
+        rows = x.reshape(-1, x.size(-1))
+        output = x.new_empty(len(rows), len(self._weight))
+        for start in range(0, len(rows), BLOCK):
+            quantized, scale = quantize_rows(rows[start : start + BLOCK])
+            block = output[start : start + BLOCK]
+            block.copy_(integer_product(quantized, self._weight)).mul_(scale).mul_(self._scale)
+            if self._bias is not None:
+                block.add_(self._bias)
+        return output.view(*x.shape[:-1], output.size(-1))
+
+
+def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
+    """int8 [M, K] times int8 [N, K] to [M, N], int32 or float32."""
+    if _torch_multiplies_int8():
+        return torch._int_mm(rows, weight.t())
+    # Sums of so few products are exact in float32.
+    parts = zip(rows.split(1024, dim=1), weight.split(1024, dim=1), strict=True)
+    return sum(F.linear(part.float(), columns.float()) for part, columns in parts)
+
+
+@cache
+def _torch_multiplies_int8() -> bool:
+    """Whether `torch._int_mm` is there and exact even for the largest numbers, which some processors saturate."""
+    rows = torch.full((32, 64), -LARGEST, dtype=torch.int8)
+    try:
+        return bool((torch._int_mm(rows, rows.t()) == 64 * LARGEST**2).all())
+    except (RuntimeError, AttributeError):
+        return False
+
+
+def make_product(linear: nn.Linear) -> Product:
+    """The product of a layer, by the fastest way that this machine has."""
+    if kernels.available():
+        return KernelProduct(linear)
+    _tell()
+    return TorchProduct(linear)
+
+
+@cache
+def _tell() -> None:
+    logger.info(
+        "int8 is evaluated by torch's operations, which are slower: elseq's kernels need a C++ compiler at "
+        "installation and a processor with AVX-512 VNNI"
+    )

@@ -1,0 +1,59 @@
+"""float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
+
+import time
+from functools import cache
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from elseq.precision.linear import Product
+
+# For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
+ROWS = 32
+
+
+class PackedProduct(Product):
+    """By torch's internal operations, which its compiler calls, too; `pays` tells whether they are to be used."""
+
+    activations = ("relu", "gelu")
+
+    def __init__(self, linear: nn.Linear):
+        self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
+        self._bias = linear.bias
+
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
+        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation or "none", [], "none")
+
+    def weight(self) -> Tensor:
+        return self._weight.to_dense()
+
+
+@cache
+def pays(dtype: torch.dtype) -> bool:
+    """Whether packed products are there, right, and no slower than `F.linear` on this machine: tried once, in some
+    milliseconds."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        layer = nn.Linear(768, 768)
+        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 768**0.5)
+        layer = layer.to(dtype)
+        x = torch.randn(ROWS, 768, generator=generator).to(dtype)
+        try:
+            packed = PackedProduct(layer)
+            exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
+            allowed = 4 * (F.linear(x, layer.weight, layer.bias) - exact).abs().max() + torch.finfo(dtype).eps
+            if not bool((packed.multiply(x) - exact).abs().max() <= allowed and packed.weight().equal(layer.weight)):
+                return False
+        except (RuntimeError, AttributeError, NotImplementedError):  # another torch, another processor
+            return False
+        ordinary = lambda: F.linear(x, layer.weight, layer.bias)  # noqa: E731
+        times = [(_seconds(ordinary), _seconds(lambda: packed.multiply(x))) for _ in range(10)]
+    usual, ours = map(min, zip(*times, strict=True))
+    return ours <= usual
+
+
+def _seconds(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start

@@ -1,0 +1,100 @@
+"""int8 products against brute force on integers, and their three ways against each other."""
+
+import pytest
+import torch
+from torch import nn
+
+from elseq.precision import int8, kernels
+from elseq.precision.int8 import KernelProduct, TorchProduct, quantize_columns, quantize_rows
+
+
+def brute_force(linear, x):
+    """In float64 on the quantized numbers: the sums are exact."""
+    weight, scale = quantize_columns(linear.weight)
+    rows = x.reshape(-1, x.size(-1)).double()
+    found = []
+    for row in rows:
+        step = row.abs().max() / 127
+        quantized = torch.zeros_like(row) if step == 0 else (row.float() / step.float()).round().double()
+        found.append((weight.double() @ quantized) * step * scale.double())
+    result = torch.stack(found) if found else rows.new_zeros(0, len(weight))
+    if linear.bias is not None:
+        result = result + linear.bias.detach().double()
+    return result.view(*x.shape[:-1], len(weight))
+
+
+def products():
+    return [TorchProduct, *([KernelProduct] if kernels.available() else [])]
+
+
+@pytest.mark.parametrize("product", products())
+@pytest.mark.parametrize("shape", [(1, 48), (5, 3, 48), (300, 48), (0, 48)])
+@pytest.mark.parametrize("bias", [True, False])
+@torch.no_grad()
+def test_the_product(product, shape, bias):
+    linear = nn.Linear(48, 70, bias=bias)
+    x = torch.randn(*shape) * torch.rand(*shape[:-1], 1) * 10
+    torch.testing.assert_close(product(linear).multiply(x).double(), brute_force(linear, x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("product", products())
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_batch(product):
+    made = product(nn.Linear(100, 60))
+    x = torch.randn(200, 100)
+    together = made.multiply(x)
+    assert torch.cat([made.multiply(rows) for rows in x.split([1, 6, 60, 133])]).equal(together)
+
+
+@pytest.mark.parametrize("product", products())
+@torch.no_grad()
+def test_rows_of_zeros_and_rows_without_numbers(product):
+    linear = nn.Linear(32, 8)
+    x = torch.randn(4, 32)
+    x[1] = 0
+    x[2, 5] = torch.nan
+    x[3, 5] = torch.inf
+    found = product(linear).multiply(x)
+    assert found[1].equal(linear.bias)
+    assert found[2:].isnan().all()
+    assert found[0].isfinite().all()
+
+
+@torch.no_grad()
+def test_an_output_without_weights():
+    linear = nn.Linear(16, 3)
+    linear.weight[1] = 0
+    for product in products():
+        assert product(linear).multiply(torch.randn(2, 16))[:, 1].equal(linear.bias[1].expand(2))
+
+
+def test_quantized_columns_are_within_half_a_step():
+    weight = torch.randn(20, 30)
+    quantized, scale = quantize_columns(weight)
+    assert quantized.dtype == torch.int8 and quantized.abs().max() == 127
+    assert ((quantized * scale.unsqueeze(1) - weight).abs() <= scale.unsqueeze(1) * 0.5001).all()
+
+
+def test_quantized_rows_are_within_half_a_step():
+    x = torch.randn(20, 30)
+    quantized, scale = quantize_rows(x)
+    assert ((quantized * scale - x).abs() <= scale * 0.5001).all()
+
+
+@pytest.mark.parametrize("inputs", [64, 1000, 3000])
+def test_integer_products_without_those_of_torch(monkeypatch, inputs):
+    rows = torch.randint(-127, 128, (9, inputs), dtype=torch.int8)
+    weight = torch.randint(-127, 128, (17, inputs), dtype=torch.int8)
+    exact = rows.long() @ weight.long().t()
+    assert int8.integer_product(rows, weight).long().equal(exact)
+    monkeypatch.setattr(int8, "_torch_multiplies_int8", lambda: False)
+    torch.testing.assert_close(int8.integer_product(rows, weight), exact.float(), rtol=1e-6, atol=0)
+
+
+def test_the_slow_way_is_told_once(monkeypatch, caplog):
+    monkeypatch.setattr(kernels, "available", lambda: False)
+    int8._tell.cache_clear()
+    with caplog.at_level("INFO"):
+        made = [int8.make_product(nn.Linear(8, 8)) for _ in range(3)]
+    assert all(isinstance(product, TorchProduct) for product in made)
+    assert len([record for record in caplog.records if "AVX-512" in record.message]) == 1

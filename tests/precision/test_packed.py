@@ -1,0 +1,68 @@
+"""Packed products against products in float64."""
+
+import pytest
+import torch
+from torch import nn
+
+from elseq.precision import packed
+from elseq.precision.packed import PackedProduct, pays
+
+ACTIVATIONS = {None: lambda x: x, "relu": torch.relu, "gelu": nn.functional.gelu}
+needs_packing = pytest.mark.skipif(not pays(torch.float32), reason="packed products do not pay on this machine")
+
+
+@needs_packing
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("bias", [True, False])
+@pytest.mark.parametrize("shape", [(1, 1, 24), (7, 3, 24), (0, 2, 24), (300, 24)])
+@torch.no_grad()
+def test_the_product(shape, bias, activation):
+    linear = nn.Linear(24, 40, bias=bias)
+    x = torch.randn(*shape)
+    expected = ACTIVATIONS[activation](linear.double()(x.double()))
+    linear.float()
+    found = PackedProduct(linear).multiply(x, activation)
+    assert found.shape == expected.shape
+    torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_weight_is_kept_exactly(dtype):
+    if not pays(dtype):
+        pytest.skip("packed products do not pay for this type")
+    linear = nn.Linear(33, 50).to(dtype)
+    assert PackedProduct(linear).weight().equal(linear.weight)
+
+
+@needs_packing
+@torch.no_grad()
+def test_a_row_does_not_depend_on_its_batch():
+    product = PackedProduct(nn.Linear(96, 200))
+    x = torch.randn(64, 96)
+    together = product.multiply(x)
+    for rows in (x[:8], x[8:40], x[40:]):
+        torch.testing.assert_close(product.multiply(rows), together[: len(rows)], rtol=1e-6, atol=1e-6)
+        together = together[len(rows) :]
+
+
+def test_without_the_operations_nothing_is_packed(monkeypatch):
+    monkeypatch.setattr(packed, "PackedProduct", lambda linear: torch.ops.mkldnn.no_such_operation(linear.weight))
+    pays.cache_clear()
+    try:
+        assert not pays(torch.float32)
+    finally:
+        pays.cache_clear()
+
+
+def test_wrong_products_are_not_used(monkeypatch):
+    class Wrong(PackedProduct):
+        def multiply(self, x, activation=None):
+            return super().multiply(x, activation) + 0.01
+
+    monkeypatch.setattr(packed, "PackedProduct", Wrong)
+    pays.cache_clear()
+    try:
+        assert not pays(torch.float32)
+    finally:
+        pays.cache_clear()
