@@ -7,7 +7,8 @@ import elseq  # noqa: F401  # lets the user's errors end in one sentence
 from elseq.arguments import Parser, count_or_zero
 from elseq.errors import UserError
 from elseq.files import check_output_file, check_standard_output, read_lines, written_whole
-from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
+from elseq.reports.logs import read_generation
+from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.published import settings as published_settings
 from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
 from elseq.scoring.report import System, report, table, to_json
@@ -27,7 +28,7 @@ def main() -> None:
         check_standard_output(*inputs)
     if len(set(args.hypotheses)) < len(args.hypotheses):
         raise UserError("a file of hypotheses is given twice: leave one out")
-    hypotheses = {path: read_hypotheses(path, args.log) for path in args.hypotheses}
+    hypotheses = {path: _read(path, args.log) for path in args.hypotheses}
     references = list(read_lines(args.references))
     check_equal_lengths({args.references: references, **hypotheses})
     systems, settings, notes = args.score(args, hypotheses, references)
@@ -107,6 +108,14 @@ def score_qg(args, hypotheses: dict[Path, list[str]], references: list[str]):
 def _other_letters(args, hypotheses: dict[Path, list[str]], references: list[str]) -> list[str]:
     texts = {**hypotheses, args.references: references}
     return [note for path, lines in texts.items() for note in other_letters(path, lines)]
+
+
+def _read(path: Path, from_log: bool) -> list[str]:
+    if not from_log:
+        return list(read_lines(path))
+    if hypotheses := read_generation(path).in_order:
+        return hypotheses
+    raise UserError(f"{path} has no line D-...: give the log of a fairseq-generate without --quiet")
 
 
 def _count_blank(lines: list[str]) -> int:

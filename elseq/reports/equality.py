@@ -6,7 +6,7 @@ Usage: equality FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,
 import argparse
 from pathlib import Path
 
-from elseq.reports.generation_log import read_log
+from elseq.reports.logs import read_finished
 from elseq.tables import markdown
 
 
@@ -18,10 +18,10 @@ def main(arguments=None):
 
     rows, different = [], []
     for setting in options.settings:
-        stock = read_log(options.folder / f"{setting}-stock.log")
+        stock = read_finished(options.folder / f"{setting}-stock.log")
         row = [setting, stock.quality.partition(",")[0]]
         for mode in ("kv", "el"):
-            other = read_log(options.folder / f"{setting}-{mode}.log")
+            other = read_finished(options.folder / f"{setting}-{mode}.log")
             same = [number for number in stock.pieces if other.pieces[number] == stock.pieces[number]]
             largest = max(abs(other.scores[number] - stock.scores[number]) for number in same)
             row += [f"{len(same)}/{len(stock.pieces)}", f"{largest:.1e}"]
