@@ -16,10 +16,14 @@ from elseq.errors import UserError
 
 LONGEST_LINE = 2**26  # bytes; what has no end (/dev/zero) is refused there, not when the memory is full
 # What is read of a folder that is named: of a checkpoint, of its dictionaries and subwords, of a Hugging Face model.
+DICTIONARIES = "dict*.txt"
+SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model")
+TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE = SUBWORDS
+CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 READ_OF_FOLDERS = (
-    "dict*.txt", "*.bpe", "*codes*", "*.model", "*.bin", "*.idx", "*.safetensors", "*.index.json",
-    "encoder.json", "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    DICTIONARIES, *SUBWORDS, *CODES, "*.bpe", "*codes*", "*.bin", "*.idx", "*.safetensors", "*.index.json",
+    "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
+    "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
 
 _LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million

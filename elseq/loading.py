@@ -17,7 +17,7 @@ from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs, user_dirs
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
-from elseq.files import check_ordinary
+from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
@@ -80,16 +80,18 @@ class Checkpoint:
         """
         if data is not None:
             folder = as_path(data, "data")
-            if not any(folder.glob("dict*.txt")):
-                raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
+            if not any(folder.glob(DICTIONARIES)):
+                raise UserError(f"{folder} holds no dictionary ({DICTIONARIES}); name another folder", "data")
             return _checked(folder)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):  # a name that is too long, or none
-                if any(folder.glob("dict*.txt")):
+                if any(folder.glob(DICTIONARIES)):
                     return _checked(folder)
         looked = " and ".join(str(folder) for folder in folders)
-        raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
+        raise UserError(
+            f"is missing, and no dictionary ({DICTIONARIES}) was found in {looked}; name its folder", "data"
+        )
 
     def _trained_on(self) -> list[str]:
         return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
@@ -123,7 +125,7 @@ class Checkpoint:
         named = tuple(folder / f"dict.{language}.txt" for language in languages)
         if all(path.exists() for path in named):
             return named
-        present = sorted(folder.glob("dict*.txt"))
+        present = sorted(folder.glob(DICTIONARIES))
         if len({path.read_bytes() for path in present}) == 1:  # source and target share one
             return (present[0],) * 2
         names = ", ".join(path.name for path in present)
@@ -182,7 +184,7 @@ class Checkpoint:
 
 
 def _checked(folder: Path) -> Path:
-    for pattern in ("dict*.txt", "tokenizer.json", "encoder.json", "vocab.bpe", "*.model"):
+    for pattern in (DICTIONARIES, *SUBWORDS):
         for path in folder.glob(pattern):
             check_ordinary(path)
     return folder

@@ -192,3 +192,14 @@ def test_a_line_without_an_end(tmp_path, monkeypatch):
         list(read_lines(tmp_path / "file"))
     (tmp_path / "file").write_text("a\n" + "b" * (2**20 - 1) + "\nc")
     assert list(map(len, read_lines(tmp_path / "file"))) == [1, 2**20 - 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["dict.src.txt", "tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "de.model", "code"]
+)
+def test_what_is_read_of_a_folder_is_no_output(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"--output {tmp_path / name} is an input: give another file"):
+        check_output_file(tmp_path / name, tmp_path)
+    (tmp_path / "results.json").touch()
+    check_output_file(tmp_path / "results.json", tmp_path)

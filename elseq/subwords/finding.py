@@ -5,6 +5,7 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from elseq.errors import UserError
+from elseq.files import CODES, ENCODER, SENTENCEPIECE, TOKENIZER
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import kind_of_codes
@@ -12,8 +13,6 @@ from elseq.subwords.pieces import Sentencepiece
 from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
-
-CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 
 
 def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool) -> Subwords | None:
@@ -28,7 +27,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         UserError: files that cannot be used, or are of another model, or leave a choice.
     """
     for folder in folders:
-        path = folder / tokens.TOKENIZER
+        path = folder / TOKENIZER
         if path.exists():
             found = tokens.read_tokens(path)
             _check_words(path, found, words)
@@ -41,7 +40,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(folder, words, is_language_model)
-        models = sorted(folder.glob("*.model"))
+        models = sorted(folder.glob(SENTENCEPIECE))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
         if models:
@@ -55,7 +54,7 @@ def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
     for word in words:
         if word.isdecimal() and word not in found.numbers:
             raise UserError(
-                f"{path} is not the model's tokenizer, or {tokens.ENCODER} is missing beside it: none of its tokens is "
+                f"{path} is not the model's tokenizer, or {ENCODER} is missing beside it: none of its tokens is "
                 f"the word {word} of the dictionary; remove it, or copy the files of the model's own there"
             )
 

@@ -12,11 +12,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
+from elseq.files import ENCODER, MERGES
 from elseq.subwords.files import read_merges, read_numbers
 from elseq.subwords.tokens import END_OF_TEXT, SYMBOLS, Tokens, built
 
 MASK = "<mask>"
-FILES = ("encoder.json", "vocab.bpe")
+FILES = (ENCODER, MERGES)
 
 
 def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:

@@ -17,14 +17,13 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import ENCODER, SYMBOLS_FILE, read_json
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_numbers
 
 SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
 END_OF_TEXT = "<|endoftext|>"
 OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
-TOKENIZER, SYMBOLS_FILE, ENCODER = "tokenizer.json", "fairseq_symbols.json", "encoder.json"
 _LETTERS = bytes_to_unicode()
 MOST_GROWTH = 2**10  # of a text, by all steps
 _EXPANDING = ("ByteLevel", "Precompiled", "NFC", "NFD", "NFKC", "NFKD")

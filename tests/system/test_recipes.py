@@ -26,6 +26,7 @@ MODELS = {
     "xsum": ["transformer", "bart_base", "bart_large"],
     "squad_qg": ["transformer", "transformer_270m", "bart_base", "bart_large"],
 }
+FOLDERS = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}  # in ELSEQ_DATA
 # Lewis et al., 2019, and fairseq's finetuning of BART
 FINETUNING = {
     "--lr": "3e-5", "--lr-scheduler": "polynomial_decay", "--warmup-updates": "500", "--max-tokens": "2048",
@@ -95,7 +96,7 @@ def test_a_corpus_that_is_nowhere_is_downloaded(name, tmp_path):
     lines = run_recipe(name, "--dry-run").stdout.splitlines()
     [fetch] = [line for line in lines if corpus in line and " fetch " in line]
     assert "--from" not in fetch
-    (tmp_path / {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}[name]).mkdir()
+    (tmp_path / FOLDERS[name]).mkdir()
     lines = run_recipe(name, "--dry-run", ELSEQ_DATA=tmp_path).stdout.splitlines()
     [fetch] = [line for line in lines if corpus in line and " fetch " in line]
     assert str(tmp_path) in fetch
@@ -284,16 +285,13 @@ def needs(*names):
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not there (ELSEQ_DATA)")
 
 
-SMALLEST = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings",
     [
-        pytest.param("cnn_dm", {}, marks=needs("cnndm")),
-        pytest.param("xsum", {"ATTENTION": "mq", "DECODE": "el"}, marks=needs("xsum")),
-        pytest.param("squad_qg", {}, marks=needs("squad")),
+        pytest.param("cnn_dm", {}, marks=needs(FOLDERS["cnn_dm"])),
+        pytest.param("xsum", {"ATTENTION": "mq", "DECODE": "el"}, marks=needs(FOLDERS["xsum"])),
+        pytest.param("squad_qg", {}, marks=needs(FOLDERS["squad_qg"])),
     ],
 )
 def test_from_the_corpus_to_scores(name, settings, tmp_path):
