@@ -16,7 +16,8 @@ from elseq.benchmark.runs import compare
 from elseq.files import written_whole
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
-_COLUMNS = ("decode", "batch", "beam")  # overrides that have a column anyway
+_MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
+_COLUMNS = (*_MODE, "batch", "beam")  # overrides that have a column anyway
 
 
 class Gather(Callback):
@@ -144,7 +145,7 @@ def common_title(results: Sequence[Result]) -> str:
 
 
 def compare_with_stock(results: Sequence[Result]) -> None:
-    """Complete the rows of the jobs beside which there is one that differs in nothing but in having decode=stock."""
+    """Complete the rows of the jobs beside which there is one that differs in nothing but in being stock."""
     measured = [result for result in results if "failure" not in result.row]
     stock = {_other_overrides(result): result for result in measured if result.row["mode"] == "stock"}
     for result in measured:
@@ -154,4 +155,4 @@ def compare_with_stock(results: Sequence[Result]) -> None:
 
 
 def _other_overrides(result: Result) -> frozenset:
-    return frozenset((name, value) for name, value in result.overrides.items() if name != "decode")
+    return frozenset((name, value) for name, value in result.overrides.items() if name not in _MODE)

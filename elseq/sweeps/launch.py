@@ -93,7 +93,8 @@ def _sentence(error: Exception, folder: Path) -> str:
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
         ours = [option for option in error.options if (folder / group / f"{option}.yaml").exists()]  # not fairseq's
-        return f"{group}={choice} is unknown: choose one of {', '.join(ours or error.options)}"
+        plugin = f"; a plugin's, with user_dir, is decode.mode={choice}" if group == "decode" else ""
+        return f"{group}={choice} is unknown: choose one of {', '.join(ours or error.options)}{plugin}"
     if found := re.match(r"Could not override '(.+)'", lines[0]):
         return f"{found[1]} is no setting of this configuration: --cfg job prints all that are"
     if found := re.match(r"Ambiguous value for argument '(.+)'", lines[0]):

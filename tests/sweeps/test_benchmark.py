@@ -15,7 +15,7 @@ from tests.sweeps.conftest import ROOT
 
 SMALL = "model=small threads=1"
 TINY = "model.encoder_embed_dim=32 vocabulary_size=50 source_length=9 output_length=6 repeats=1"
-SECONDS = {"stock": 2.0, "kv": 1.0, "el": 4.0}
+SECONDS = {"stock": 2.0, "kv": 1.0, "el": 4.0, "reprojected": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,14 @@ def test_sweep(requests, tmp_path):
     # each job is whole without the others
     (row,) = read_rows(tmp_path / "2-el")
     assert "ratio_to_stock" not in row
+
+
+def test_a_method_of_a_plugin(requests, plugin, tmp_path):
+    benchmark(f"-m user_dir={plugin} decode.mode=stock,reprojected batch=2 hydra.sweep.dir={tmp_path}")
+    assert [request["model_file"]["user_dir"] for request in requests] == [str(plugin)] * 2
+    stock, own = read_rows(tmp_path)
+    assert (own["mode"], own["ratio_to_stock"], own["settings"]) == ("reprojected", 4.0, {})
+    assert (tmp_path / "1-reprojected" / "results.json").exists()
 
 
 def test_a_job_that_fails_is_a_row(requests, tmp_path):
