@@ -17,7 +17,7 @@ from elseq.benchmark import command as benchmark
 from elseq.cli import generate
 from tests import helpers
 from tests.models.building import make_task
-from tests.system.recipes import run, run_recipe
+from tests.system.recipes import FOLDERS, run, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["fetch", "prepare", "binarize", "train", "generate", "score", "benchmark"]
@@ -26,7 +26,6 @@ MODELS = {
     "xsum": ["transformer", "bart_base", "bart_large"],
     "squad_qg": ["transformer", "transformer_270m", "bart_base", "bart_large"],
 }
-FOLDERS = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}  # in ELSEQ_DATA
 # Lewis et al., 2019, and fairseq's finetuning of BART
 FINETUNING = {
     "--lr": "3e-5", "--lr-scheduler": "polynomial_decay", "--warmup-updates": "500", "--max-tokens": "2048",
@@ -90,7 +89,7 @@ def test_published_search(name, bart):
     assert value(words["elseq-benchmark"], "--modes") == "stock,kv,el"
 
 
-@pytest.mark.parametrize("name", ["cnn_dm", "xsum", "squad_qg"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_corpus_that_is_nowhere_is_downloaded(name, tmp_path):
     corpus = "squad_questions.py" if name == "squad_qg" else "summaries.py"
     lines = run_recipe(name, "--dry-run").stdout.splitlines()
