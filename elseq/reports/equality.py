@@ -4,6 +4,7 @@ Usage: equality FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,
 """
 
 import argparse
+import math
 from pathlib import Path
 
 from elseq.reports.logs import read_finished
@@ -23,7 +24,7 @@ def main(arguments=None):
         for mode in ("kv", "el"):
             other = read_finished(options.folder / f"{setting}-{mode}.log")
             same = [number for number in stock.pieces if other.pieces[number] == stock.pieces[number]]
-            largest = max(abs(other.scores[number] - stock.scores[number]) for number in same)
+            largest = max((abs(other.scores[number] - stock.scores[number]) for number in same), default=math.nan)
             row += [f"{len(same)}/{len(stock.pieces)}", f"{largest:.1e}"]
             for number in sorted(stock.pieces.keys() - same):
                 gap = other.scores[number] - stock.scores[number]
