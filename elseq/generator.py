@@ -27,22 +27,22 @@ class Batching:
     """How texts are decoded together."""
 
     max_tokens: int = field(
-        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest"}
+        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest text"}
     )
     memory_budget: int | str | None = field(
         default=None,
         metadata={
             "type": read_bytes,
             "metavar": "BYTES",
-            "help": "such as 16G: as many texts as fit it. It counts the decoding state, exactly, and beside it, "
-            "estimated from above, the activations of a layer, the logits and the words so far; it counts neither the "
-            "model's parameters nor what the allocator loses (leave it a tenth of the memory). --attention auto is the "
-            "larger of kv and el. Either way a batch that runs out of memory is split",
+            "help": "memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
+            "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "
+            "and what the allocator loses: leave a tenth of the memory for that. With --attention auto it assumes the "
+            "larger of kv and el. A batch that runs out of memory is split in any case",
         },
     )
-    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long, rather than refuse them"})
+    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long instead of refusing them"})
     seed: int | None = field(
-        default=None, metadata={"type": int, "metavar": "N", "help": "of the random numbers, for --sampling"}
+        default=None, metadata={"type": int, "metavar": "N", "help": "seed of the random numbers for --sampling"}
     )
 
     def deciding(self) -> dict:

@@ -201,32 +201,31 @@ class Loading:
     """How a checkpoint is loaded: the keywords of `elseq.load`, the options of the commands that load one, and what of
     them decides the output."""
 
-    attention: str = _option(
-        AUTO, help="the decoding method: how attention is evaluated", choices=decode_attention_names
-    )
+    attention: str = _option(AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names)
     device: str | torch.device | None = _option(
-        help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)"
+        help="cpu, cuda or cuda:1 (default: a GPU if there is one, one per process)"
     )
     dtype: str | torch.dtype | None = _option(
-        help="of the parameters (default: float32, as in fairseq-generate)",
-        choices=tuple(DTYPES),
+        help="type of the parameters (default: float32, as in fairseq-generate)", choices=tuple(DTYPES)
     )
     data: str | Path | None = _option(
         metavar="FOLDER",
-        help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
+        help="folder of dictionaries and subword vocabulary (default: the checkpoint's, else its training data's)",
     )
     languages: tuple[str, str] | None = _option(
-        metavar="SOURCE,TARGET", type=arguments.languages, help="as the dictionaries are named (default: known)"
+        metavar="SOURCE,TARGET",
+        type=arguments.languages,
+        help="in the names of the dictionaries (default: the checkpoint's)",
     )
     user_dir: str | Path | None = _option(
         metavar="FOLDER",
         type=arguments.folders_of_plugins,
-        help="of a plugin that has the model's architecture; several with colons between them",
+        help="folder of a plugin that has the model's architecture; separate several by colons",
     )
     bpe: str | None = _option(
-        choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
+        choices=KINDS, help="program of --bpe-codes, if there is no subword vocabulary (default: none)"
     )
-    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of --bpe, such as bpecodes")
+    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of subword-nmt or fastBPE")
     apply_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_top_k"))
     apply_top_k_in: str | None = _option(metavar="PLACES", help=_help_of_task("apply_top_k_in"))
     apply_ffn_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_ffn_top_k"))
