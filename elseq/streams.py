@@ -6,11 +6,7 @@ import io
 import os
 import sys
 
-_MODES = (
-    os.O_WRONLY,
-    os.O_RDONLY,
-    os.O_RDWR,
-)  # no input, no output, but logs
+_MODES = (os.O_WRONLY, os.O_RDONLY, os.O_RDWR)  # no input, no output, but logs
 
 
 class _Log(io.FileIO):
