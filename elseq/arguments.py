@@ -126,7 +126,7 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
         names = list(dict.fromkeys(text.split(",")))
         for name in names:
             if name not in known:
-                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
+                raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
         return names
 
     return read

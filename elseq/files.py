@@ -43,7 +43,7 @@ def read_lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not lines:
-        raise UserError(f"{path} is empty: give a file with one example a line")
+        raise UserError(f"{path} is empty: give a file with one example per line")
 
 
 def bounded_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
@@ -56,7 +56,7 @@ def bounded_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE >> 20} MiB: give one text a line")
+            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE >> 20} MiB: give one text per line")
         yield line
 
 
@@ -138,7 +138,7 @@ def check_ordinary(path: str | os.PathLike, largest: int | None = None) -> None:
     except (OSError, ValueError):
         return
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise UserError(f"{path} is a pipe or a device: give an ordinary file")
+        raise UserError(f"{path} is a pipe or a device: give a regular file")
     if largest is not None and found.st_size > largest:
         raise UserError(f"{path} has {found.st_size:,} bytes, and such files have {largest:,} at most: give another")
 
@@ -164,7 +164,7 @@ def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> 
     if not exists:
         return
     if not output.is_file():
-        raise UserError(f"{option} {output} is no ordinary file: give the name of one, or leave the option out")
+        raise UserError(f"{option} {output} is not a regular file: give the name of one, or leave the option out")
     check_no_input(output.stat(), f"{option} {output}", *inputs)
 
 
@@ -252,7 +252,7 @@ def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
     """
     target = real_path(path)
     if target.exists() and not target.is_file():
-        raise UserError(f"{path} cannot be written (it is no ordinary file): choose another place")
+        raise UserError(f"{path} cannot be written (it is not a regular file): choose another place")
     temporary = fresh_path(target, ".tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     made = False

@@ -130,7 +130,7 @@ class TextGenerator:
     def _refuse_training(self, mode: bool = True):
         if mode:
             raise UserError(
-                "a model of elseq.load generates and cannot be trained: go on with its checkpoint by fairseq-train "
+                "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
                 "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
             )
         return self.model

@@ -74,7 +74,7 @@ def _how_far(run: Run | None, args) -> str:
     done = f"{run.progress.finished} of {run.progress.total} lines are done"
     if args.output is None:
         return f"{done} and lost, since there is no --output to keep them by"
-    return f"{done}; the same command goes on from there"
+    return f"{done}; repeat the same command to continue"
 
 
 def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:

@@ -24,7 +24,7 @@ from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
 
-_AS_TRAINING_LEFT_IT = "take the file as training left it"
+_AS_TRAINING_LEFT_IT = "use the file that the training saved"
 
 
 def allow_what_checkpoints_hold():
@@ -209,7 +209,7 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
     if not trainer.cfg.checkpoint.finetune_from_model:
         remedy += ", or another --save-dir to start afresh"
     reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
-    with _sentences_about(filename, remedy, damage=f"go on from its model alone by {reset}"):
+    with _sentences_about(filename, remedy, damage=f"continue from its model alone by {reset}"):
         extra_state = load(trainer, filename, *args, **kwargs)
         if extra_state is not None:
             _check_progress(extra_state)
@@ -254,7 +254,7 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
                 raise
             reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(
-                f"checkpoint {filename} cannot be used, what it holds leads to an error ({type(error).__name__}: "
+                f"checkpoint {filename} cannot be used, its content leads to an error ({type(error).__name__}: "
                 f"{reason}): {damage}"
             ) from error
         raise UserError(_misfit(filename, message, remedy)) from error

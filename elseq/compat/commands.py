@@ -284,7 +284,7 @@ def explain_missing_devices():
             size, devices = cfg.distributed_world_size, torch.cuda.device_count()
             raise UserError(
                 f"--distributed-world-size {size} is more than the {devices} GPUs of this machine: leave it out, or "
-                "start the processes by torchrun, as docs/several-machines.md has it"
+                "start the processes by torchrun, as in docs/several-machines.md"
             ) from error
 
     wrap(distributed_utils, "infer_init_method", infer_init_method)

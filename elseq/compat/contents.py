@@ -66,7 +66,7 @@ def _check_directory(file, size):
     end = len(tail) - _END.size
     signature, *_, length, offset, comment = _END.unpack_from(tail, end)
     if signature != b"PK\5\6" or comment:
-        raise zipfile.BadZipFile("it goes on after its end")
+        raise zipfile.BadZipFile("it continues after its end")
     if tail[end - _LOCATOR.size :].startswith(b"PK\6\7"):  # archives larger than 4 GB, and all archives of torch
         end -= _LOCATOR.size
         _, _, place, _ = _LOCATOR.unpack_from(tail, end)
@@ -111,7 +111,7 @@ def _check_pickle(file):
 
 
 def _too_large(reason):
-    return UserError(f"it is damaged, or was made to fill the memory ({reason}): take the file as training left it")
+    return UserError(f"it is damaged, or was made to fill the memory ({reason}): use the file that the training saved")
 
 
 def check_size(state: object, size: int) -> None:
@@ -189,7 +189,7 @@ class MemoryBudget(TorchDispatchMode):
         if self.left < 0:
             raise UserError(
                 f"checkpoint {self.name} describes a model that is many times larger than the file: its settings are "
-                "not those of its training; take the file as training left it"
+                "not those of its training; use the file that the training saved"
             )
         return func(*args, **kwargs)
 
@@ -255,7 +255,7 @@ def _check_name(value, place):
 
 
 def _not_saved(reason):
-    return UserError(f"it is not as fairseq saves one ({reason}): take the file as training left it")
+    return UserError(f"it is not as fairseq saves one ({reason}): use the file that the training saved")
 
 
 def _plain(value, root, place):

@@ -33,7 +33,7 @@ def _load_align_dict(load, path):
     except OSError as error:
         raise UserError(f"--replace-unk {path} cannot be read ({error.strerror}): check the path") from error
     except (IndexError, UnicodeDecodeError) as error:
-        raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words a line, in UTF-8") from error
+        raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words per line in UTF-8") from error
 
 
 def replace_unk(hypo_str, src_str, alignment, align_dict, unk):

@@ -91,7 +91,7 @@ def _check_processes(cfg, task):
     if count != "1" and cfg.distributed_training.distributed_world_size == 1:
         raise UserError(
             f"this is one of {count} processes (WORLD_SIZE), and each would train a model of its own: give "
-            f"--distributed-world-size {count}, and on CPUs what docs/several-machines.md has besides"
+            f"--distributed-world-size {count}, and on CPUs the other options in docs/several-machines.md"
         )
 
 

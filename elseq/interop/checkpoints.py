@@ -72,7 +72,7 @@ def to_stock(state: dict) -> dict:
     task = cfg["task"]
     if not isinstance(cfg.get("common"), dict) or not isinstance(task, Namespace) and "_name" not in task:
         raise UserError(
-            "its settings have no section cfg.common or no cfg.task._name: take the file as training left it"
+            "its settings have no section cfg.common or no cfg.task._name: use the file that the training saved"
         )
     if isinstance(task, dict):  # old tasks have a namespace
         task["_name"] = task["_name"].removeprefix("elseq_")

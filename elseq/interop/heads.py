@@ -119,12 +119,12 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
     for attention in attentions:
         for kind in "qv":
             if f"{attention}.{kind}_proj.weight" not in model:
-                raise UserError(f"the model lacks {attention}.{kind}_proj.weight: take the file as training left it")
+                raise UserError(f"the model lacks {attention}.{kind}_proj.weight: use the file that the training saved")
         query, key = (model[f"{attention}.{kind}_proj.weight"].size(0) for kind in "qk")
         if key != query:
             raise UserError(
                 f"the {PLACES[place]} of the model is grouped already, {key * heads // query} key/value heads for "
-                f"{heads} heads: give the multi-head checkpoint that it was made of"
+                f"{heads} heads: give the multi-head checkpoint that it was made from"
             )
     if num_kv_heads < 1 or heads % num_kv_heads:
         raise UserError(

@@ -65,7 +65,7 @@ class Gather(Callback):
         if folder.exists():
             with self._told():
                 self.publish(folder)
-            told = f"what is done is in {folder}: the same command with {setting}={folder} goes on"
+            told = f"finished jobs are in {folder}: to continue, repeat the command with {setting}={folder}"
             print(f"elseq: {told}", file=sys.stderr)
 
     def _end(self, folder: Path) -> None:

@@ -119,7 +119,7 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             configuration = OmegaConf.to_container(cfg)
             there = _read(folder / RESULTS)
             if there is not None and there.configuration == configuration and "failure" not in there.row:
-                logger.info("%s is there already", folder / RESULTS)
+                logger.info("%s exists already", folder / RESULTS)
                 return
             try:
                 _check_inputs(configuration, folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir))

@@ -134,7 +134,7 @@ class Journal:
 
     def _is_locked(self) -> UserError:
         return UserError(
-            f"{self.output} is being made by another elseq-generate: wait for it, or give another --output"
+            f"{self.output} is being written by another elseq-generate: wait for it, or give another --output"
         )
 
     def _flock(self) -> None:
@@ -305,7 +305,7 @@ class Journal:
                     raise _Unusable(
                         f"{self.folder} holds finished lines of another run, in which "
                         f"{differences(former, fingerprint)}: "
-                        "give the options of that run to go on, or --overwrite to begin anew"
+                        "give the options of that run to continue, or --overwrite to start again"
                     )
 
     def _places(self, contents: dict[str, Content], blank: np.ndarray) -> Places:
@@ -332,7 +332,7 @@ class Journal:
 
     def _damaged(self, name: str, fault: str) -> _Unusable:
         return _Unusable(
-            f"{self.folder / name} is damaged ({fault}): give --overwrite to begin anew, or another --output"
+            f"{self.folder / name} is damaged ({fault}): give --overwrite to start again, or another --output"
         )
 
     def _write(self, payload: bytes) -> None:
@@ -352,7 +352,7 @@ class Journal:
     def _cannot_be_written(self, error: OSError) -> UserError:
         remedy = "give another"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "make room, and the same command goes on with what is finished"
+            remedy = "free some space and repeat the same command"
         return UserError(f"--output {self.output} cannot be written ({error.strerror}): {remedy}")
 
 

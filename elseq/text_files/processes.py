@@ -148,6 +148,6 @@ class Processes:
 
     def _given_up(self, rank: int, why: str) -> UserError:
         return UserError(
-            f"process {rank} of {self.count} {why}, so process {self.rank} ends too: what is finished is kept, and the "
-            "same command goes on from there"
+            f"process {rank} of {self.count} {why}, so process {self.rank} ends too: finished lines are kept, and "
+            "the same command continues"
         )

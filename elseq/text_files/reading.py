@@ -40,7 +40,7 @@ class InputLines:
         except OSError as error:
             raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
         if not self._number:
-            raise UserError(f"{self.path} is empty: give a file with one text a line")
+            raise UserError(f"{self.path} is empty: give a file with one text per line")
         self.digest = hashlib.sha256(self._content).hexdigest()
 
     def _open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:

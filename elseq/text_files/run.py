@@ -181,7 +181,7 @@ class Run:
             raise UserError("several processes cannot share the standard input: give --input FILE")
         path = Path(self.job.input)
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"--input {path} is no ordinary file, which several processes cannot share: give one")
+            raise UserError(f"--input {path} is not a regular file, which several processes cannot share: give one")
 
     def _check_output_is_no_input(self, *more: Path) -> None:
         """
