@@ -27,7 +27,9 @@ def test_an_interrupted_run_goes_on(run, expected, source):
         result = run(*options, check=False)
     assert result.returncode == 130
     [sentence] = re.findall("^elseq: interrupted.*", result.stderr, re.MULTILINE)
-    done = int(re.fullmatch(rf"elseq: interrupted: (\d+) of {len(expected)} lines are done; repeat the same .*", sentence)[1])
+    done = int(
+        re.fullmatch(rf"elseq: interrupted: (\d+) of {len(expected)} lines are done; repeat the same .*", sentence)[1]
+    )
     assert 2 < done < len(expected)
     assert "Traceback" not in result.stderr
     assert not run.output.exists()
