@@ -1,4 +1,4 @@
-"""Which subword vocabulary lies beside a model."""
+"""Finds the subword vocabulary beside a model."""
 
 import logging
 from collections.abc import Collection, Iterable
@@ -16,15 +16,15 @@ logger = logging.getLogger(__name__)
 
 
 def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool) -> Subwords | None:
-    """What turns texts into words and back, by the files in one of these folders; None if there are none.
+    """The subword vocabulary in one of these folders, or None.
 
     Args:
-        folders: where to look; the first that has files counts.
-        words: of the dictionary.
-        is_language_model: a model without an encoder.
+        folders: folders to search; the first with files is used.
+        words: words of the dictionary.
+        is_language_model: whether the model has no encoder.
 
     Raises:
-        UserError: files that cannot be used, or are of another model, or leave a choice.
+        UserError: files cannot be used, belong to another model, or are ambiguous.
     """
     for folder in folders:
         path = folder / TOKENIZER
@@ -50,7 +50,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
 
 
 def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
-    """A dictionary may lack tokens, and have words of its own; but a number in it is that of a token."""
+    """A dictionary may lack tokens and have other words, but each number in it must be that of a token."""
     for word in words:
         if word.isdecimal() and word not in found.numbers:
             raise UserError(
@@ -60,7 +60,7 @@ def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
 
 
 def find_codes(folders: Iterable[Path]) -> tuple[str, Path] | None:
-    """Codes in one of these folders that an option would apply: its value, and the file."""
+    """Codes of subword-nmt or fastBPE in one of these folders: the value of --bpe, and the file; or None."""
     for folder in folders:
         for path in (folder / name for name in CODES):
             if path.is_file() and (kind := kind_of_codes(path)) is not None:

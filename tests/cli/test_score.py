@@ -200,7 +200,7 @@ def test_line_ends(score, write):
 def test_bad_files(write, command):
     good = write("good", REFERENCES)
     assert "none cannot be read (No such file or directory): check the path" in refused(command, "none", good)
-    assert "empty is empty: give a file with one example a line" in refused(command, good, write("empty", b""))
+    assert "empty is empty: give a file with one example per line" in refused(command, good, write("empty", b""))
     assert "line 2 of" in (sentence := refused(command, write("latin", b"a\n\xe9\nb\n"), good))
     assert "is not valid UTF-8: convert the file with iconv" in sentence
     sentence = refused(command, good, write("short", REFERENCES[:2]), good)

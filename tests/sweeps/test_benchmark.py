@@ -167,7 +167,7 @@ def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_bef
     told = capsys.readouterr()
     assert (tmp_path / "table.md").read_text() in told.out
     assert told.err.endswith(
-        f"what is done is in {tmp_path}: the same command with hydra.sweep.dir={tmp_path} goes on\n"
+        f"finished jobs are in {tmp_path}: to continue, repeat the command with hydra.sweep.dir={tmp_path}\n"
     )
 
     monkeypatch.setattr(runs, "_run", measure)
@@ -186,7 +186,9 @@ def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, 
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "elseq: interrupted")
     ((tell, *what),) = as_before
     tell(*what)
-    sentence = f"elseq: what is done is in {tmp_path}: the same command with hydra.run.dir={tmp_path} goes on\n"
+    sentence = (
+        f"elseq: finished jobs are in {tmp_path}: to continue, repeat the command with hydra.run.dir={tmp_path}\n"
+    )
     assert capsys.readouterr() == ("", sentence)
 
 
