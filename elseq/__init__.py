@@ -1,4 +1,4 @@
-"""elseq: fairseq generation with less memory and less time, saying the same.
+"""elseq: faster fairseq generation in less memory, with identical output.
 
 Importing this package (fairseq's --user-dir does) repairs fairseq on today's Python, torch and numpy, and registers the
 models, architectures, tasks and subwords.
@@ -10,7 +10,7 @@ from elseq import streams
 from elseq.errors import install_excepthook
 
 streams.install()
-install_excepthook()  # before the seconds that the imports below take: somebody may press Ctrl-C
+install_excepthook()  # before the imports below, which take seconds, so that Ctrl-C gives no traceback
 
 from elseq import compat  # noqa: E402
 

@@ -1,4 +1,4 @@
-"""The command line: one parser for all commands, and what reads the values of their options."""
+"""The command line: one parser for all commands, and functions that read option values."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -9,7 +9,7 @@ from elseq.errors import UserError, as_option
 
 
 class Parser(argparse.ArgumentParser):
-    """Complains in one sentence, a `UserError`, and not by its usage and an exit code of its own."""
+    """Raises a `UserError` of one sentence instead of printing the usage and exiting."""
 
     def error(self, message: str):
         """
@@ -19,7 +19,7 @@ class Parser(argparse.ArgumentParser):
         raise UserError(f"{message}; see {self.prog} --help")
 
     def parse_known_args(self, args=None, namespace=None):
-        """The values of other options may be a plugin's: --user-dir is read first, wherever it stands."""
+        """Reads --user-dir first, because a plugin may add values of other options."""
         plugins = self._option_string_actions.get("--user-dir")
         if plugins is not None:
             early = Parser(prog=self.prog, add_help=False)
@@ -28,7 +28,7 @@ class Parser(argparse.ArgumentParser):
         return super().parse_known_args(args, namespace)
 
     def _get_value(self, action, text):
-        # argparse's own name for it: nowhere else does it know both the option and what its reader raises
+        # a private method of argparse: only here both the option and its error are known
         try:
             return super()._get_value(action, text)
         except UserError as error:
@@ -36,13 +36,13 @@ class Parser(argparse.ArgumentParser):
 
 
 def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> None:
-    """Options for fields of a dataclass, with their defaults.
+    """Add an option for each field of a dataclass, with its default.
 
     Args:
-        parser: what takes them.
-        kind: the dataclass. The metadata of a field are its help and, if there are any, its metavar, its choices (or a
-            function that gives them) and type, which reads its text.
-        names: of the fields. Default: all.
+        parser: the parser or group.
+        kind: the dataclass. The metadata of a field are its help and optionally its metavar, its choices (or a function
+            that returns them) and its type (a function that reads the text).
+        names: names of the fields. Default: all.
     """
     for each in fields(kind):
         if names and each.name not in names:
@@ -58,7 +58,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
 
 
 class _Choices:
-    """What a function gives when it is asked for: --user-dir may have imported a plugin that has more."""
+    """Choices from a function, which is called late because a plugin of --user-dir may add some."""
 
     def __init__(self, names: Callable[[], Collection[str]]):
         self._names = names
@@ -73,7 +73,7 @@ class _Choices:
 def languages(text: str) -> tuple[str, str]:
     """
     Raises:
-        UserError: no two names with a comma between them.
+        UserError: the text is not two names separated by a comma.
     """
     source, comma, target = text.partition(",")
     if not (source and target) or "," in target:
@@ -82,7 +82,7 @@ def languages(text: str) -> tuple[str, str]:
 
 
 def folders_of_plugins(text: str) -> str:
-    """A value of --user-dir. What it names is imported as soon as it is read: other options may be the plugin's.
+    """A value of --user-dir. It is imported at once, because the plugin may add values of other options.
 
     Raises:
         UserError: a folder that cannot be imported.
@@ -97,7 +97,7 @@ def folders_of_plugins(text: str) -> str:
 def count(text: str) -> int:
     """
     Raises:
-        UserError: no whole number above 0.
+        UserError: the text is not an integer above 0.
     """
     if not text.strip().isdecimal() or int(text) < 1:
         raise UserError(f"{text!r} is not a whole number above 0")
@@ -107,7 +107,7 @@ def count(text: str) -> int:
 def count_or_zero(text: str) -> int:
     """
     Raises:
-        UserError: no whole number, or one below 0.
+        UserError: the text is not an integer of at least 0.
     """
     if not text.strip().isdecimal():
         raise UserError(f"{text!r} is neither 0 nor a whole number above it")
@@ -115,18 +115,18 @@ def count_or_zero(text: str) -> int:
 
 
 def counts(text: str) -> list[int]:
-    """Numbers with commas between them."""
+    """Comma-separated numbers."""
     return [count(part) for part in text.split(",")]
 
 
 def choices(known: Collection[str]) -> Callable[[str], list[str]]:
-    """A reader of names with commas between them, each once; it raises a `UserError` for others than those known."""
+    """A reader of comma-separated names without duplicates. It raises a `UserError` for unknown names."""
 
     def read(text: str) -> list[str]:
         names = list(dict.fromkeys(text.split(",")))
         for name in names:
             if name not in known:
-                raise UserError(f"{name!r} is unknown; choose of {', '.join(known)}")
+                raise UserError(f"{name!r} is unknown; choose from {', '.join(known)}")
         return names
 
     return read

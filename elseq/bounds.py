@@ -1,7 +1,7 @@
-"""What values the numbers of a search take, in every command and from Python.
+"""The ranges of the numbers of a search, in every command and in Python.
 
-Beyond them the arithmetic of float32 ends, and with it what the options mean: a length to the power of 400 is infinite,
-and so is a logit divided by 1e-320.
+Outside these ranges float32 overflows, and the options have no meaning: a length to the power of 400 is infinite, and
+so is a logit divided by 1e-320.
 """
 
 import math
@@ -9,7 +9,7 @@ from collections.abc import Callable
 
 from elseq.errors import UserError
 
-_LARGEST = 2**31 - 1  # of whole numbers
+_LARGEST = 2**31 - 1  # limit of integers
 _Bounds = tuple[Callable[[float], bool], str]
 
 
@@ -19,7 +19,7 @@ def _between(low: float, high: float) -> _Bounds:
 
 _ABOVE_0: _Bounds = (lambda value: value > 0, "a number above 0")
 _FROM_0: _Bounds = (lambda value: value >= 0, "0 or a number above it")
-# Beside fairseq's default, which often is a number that means "no".
+# fairseq's default is also valid. It often is a number that means "no".
 _BOUNDS: dict[str, _Bounds] = {
     "beam": _ABOVE_0,
     "lenpen": _between(-10, 10),
@@ -39,12 +39,12 @@ _BOUNDS: dict[str, _Bounds] = {
 def check_bounds(name: str, value, default) -> None:
     """
     Args:
-        name: of an option of fairseq's generation, as it is in Python.
-        value: given.
-        default: of fairseq.
+        name: Python name of an option of fairseq's generation.
+        value: the given value.
+        default: fairseq's default.
 
     Raises:
-        UserError: a number that the option does not take.
+        UserError: a number outside the range.
     """
     if value == default or isinstance(value, bool) or not isinstance(value, int | float):
         return

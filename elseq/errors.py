@@ -1,4 +1,4 @@
-"""Errors that a user can mend, and how they reach the screen."""
+"""Errors that a user can correct, and how they are printed."""
 
 import contextlib
 import re
@@ -18,8 +18,8 @@ class UserError(Exception):
     def __init__(self, sentence: str, argument: str | None = None):
         """
         Args:
-            sentence: the whole of it; or what follows the argument, if one is given.
-            argument: of a function, or option of a command; see `renamed`.
+            sentence: the whole sentence, or the part after the argument if one is given.
+            argument: argument of a function or option of a command; see `renamed`.
         """
         super().__init__(sentence if argument is None else f"{argument} {sentence}")
         self.sentence = sentence
@@ -28,10 +28,10 @@ class UserError(Exception):
 
 @contextlib.contextmanager
 def about(checkpoint: Path):
-    """Let errors name the checkpoint that they are about.
+    """Add the name of the checkpoint to errors.
 
     Raises:
-        UserError: one that does.
+        UserError: the error with the name.
     """
     try:
         yield
@@ -41,10 +41,10 @@ def about(checkpoint: Path):
 
 @contextlib.contextmanager
 def renamed(name: Callable[[str], str]):
-    """Let errors call an argument as it is called here: a command's user gave an option where Python has a keyword.
+    """Rename the argument in errors: the user of a command gave an option where Python has a keyword.
 
     Args:
-        name: its name here, for the name that it has where the error comes from.
+        name: maps the name in the error to the name for this user.
     """
     try:
         yield
@@ -55,32 +55,32 @@ def renamed(name: Callable[[str], str]):
 
 
 def as_option(name: str) -> str:
-    """A keyword of Python as an option of a command line; see `renamed`."""
+    """The command-line option for a Python keyword; see `renamed`."""
     return f"--{name.replace('_', '-')}"
 
 
 def check_choice(option: str, value: str | None, choices: Collection[str]) -> None:
     """
     Raises:
-        UserError: the option is set, to none of the choices. (argparse would print all of fairseq's options first.)
+        UserError: the value is none of the choices. (argparse would first print all options of fairseq.)
     """
     if value is not None and value not in choices:
         raise UserError(f"{value} is unknown; choose one of {', '.join(choices)}", option)
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether a device's or the CPU's allocator had no more to give."""
-    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # of torch
+    """Whether an allocator of a device or the CPU ran out of memory."""
+    if isinstance(error, MemoryError) or type(error).__name__ == "OutOfMemoryError":  # from torch
         return True
     told = ("out of memory", "can't allocate memory", "not enough memory")
     return isinstance(error, RuntimeError) and any(words in str(error) for words in told)
 
 
 def install_excepthook():
-    """Let an uncaught error of the user's end the program as one line on stderr and exit code 1, without a traceback.
+    """Print an uncaught `UserError` as one line on stderr, without a traceback, and exit with code 1.
 
-    Ctrl-C likewise; Python then ends by the signal, which is 130 to a shell. Everything else goes to the hook that was
-    there before. Installing twice changes nothing.
+    Ctrl-C also prints one line, and the process ends by the signal, which a shell shows as 130. Other errors go to the
+    former hook. Installing twice has no effect.
     """
     previous = sys.excepthook
     if getattr(previous, "is_elseq_hook", False):
@@ -89,7 +89,7 @@ def install_excepthook():
     def excepthook(kind, error, traceback):
         sentence = user_sentence(error)
         if sentence is None and isinstance(error, OSError):
-            sentence = output_failure()  # print has failed, and so what it had to write is still there
+            sentence = output_failure()  # print failed, and its text is still in the buffer
         if issubclass(kind, KeyboardInterrupt):
             print("elseq: interrupted", file=sys.stderr)
         elif sentence is None:
@@ -102,19 +102,19 @@ def install_excepthook():
 
 
 def printable(sentence: str) -> str:
-    """In one line, and without what a terminal obeys: a name out of a file may hold both."""
+    """The text on one line and without control characters, which a name from a file may contain."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence)
 
 
 def user_sentence(error: BaseException | None) -> str | None:
-    """What a user is told about this error; None if it is no error of theirs."""
+    """The sentence for a user about this error, or None if it is not a user's error."""
     kind, message = type(error).__name__, str(error)
-    # torch.multiprocessing.spawn, fairseq's way to several devices, hands on the text of a child's traceback
+    # torch.multiprocessing.spawn, which fairseq uses for several devices, passes on the traceback of a child as text
     if kind == "ProcessRaisedException":
         kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
     if isinstance(error, UserError) or kind == "UserError":
         return message
-    # fairseq checks its options by assertions and ValueErrors that name them, in one line
+    # fairseq's assertions and ValueErrors about options name the option, in one line
     if kind in ("AssertionError", "ValueError") and _OPTION.search(message) and "\n" not in message:
         return message
     return None
@@ -122,7 +122,7 @@ def user_sentence(error: BaseException | None) -> str | None:
 
 @contextlib.contextmanager
 def options_checked():
-    """Raise a `UserError` where fairseq raises another error about an option."""
+    """Turn other errors of fairseq about an option into a `UserError`."""
     try:
         yield
     except (AssertionError, ValueError) as error:

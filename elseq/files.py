@@ -1,4 +1,4 @@
-"""Lines of text in, whole files out."""
+"""Reading lines of text, and writing whole files."""
 
 import codecs
 import contextlib
@@ -14,22 +14,26 @@ from typing import IO
 
 from elseq.errors import UserError
 
-LONGEST_LINE = 2**26  # bytes; what has no end (/dev/zero) is refused there, not when the memory is full
-# What is read of a folder that is named: of a checkpoint, of its dictionaries and subwords, of a Hugging Face model.
+LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
+# The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
+DICTIONARIES = "dict*.txt"
+SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model")
+TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE = SUBWORDS
+CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 READ_OF_FOLDERS = (
-    "dict*.txt", "*.bpe", "*codes*", "*.model", "*.bin", "*.idx", "*.safetensors", "*.index.json",
-    "encoder.json", "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
-    "tokenizer.json", "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
+    DICTIONARIES, *SUBWORDS, *CODES, "*.bpe", "*codes*", "*.bin", "*.idx", "*.safetensors", "*.index.json",
+    "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
+    "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
 
 _LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
 def read_lines(path: Path) -> Iterator[str]:
-    """The lines of a UTF-8 file, without their ends.
+    """The lines of a UTF-8 file, without line ends.
 
-    A line ends at a line feed, and a carriage return before it is dropped. Form feeds, U+2028 and the like are text, as
-    they are to fairseq. A byte order mark is none.
+    A line ends with a line feed; a carriage return before it is dropped. Form feeds, U+2028 and the like are text, as
+    in fairseq. A byte order mark is dropped.
 
     Raises:
         UserError: a file that cannot be read or is empty, or a line that is not UTF-8 or is longer than `LONGEST_LINE`.
@@ -43,11 +47,11 @@ def read_lines(path: Path) -> Iterator[str]:
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the path") from error
     if not lines:
-        raise UserError(f"{path} is empty: give a file with one example a line")
+        raise UserError(f"{path} is empty: give a file with one example per line")
 
 
 def bounded_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
-    """The lines of a binary file, with their ends.
+    """The lines of a binary file, with line ends.
 
     Raises:
         UserError: a line of more than `LONGEST_LINE` bytes.
@@ -56,16 +60,16 @@ def bounded_lines(file: IO[bytes], name: object) -> Iterator[bytes]:
     while line := file.readline(LONGEST_LINE + 1):
         number += 1
         if len(line) > LONGEST_LINE:
-            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE >> 20} MiB: give one text a line")
+            raise UserError(f"line {number} of {name} has more than {LONGEST_LINE >> 20} MiB: give one text per line")
         yield line
 
 
 def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
-    """As `read_lines`, of lines as a binary file has them.
+    """As `read_lines`, for the lines of a binary file.
 
     Args:
-        lines: with their ends.
-        name: what to call the file in an error.
+        lines: the lines, with line ends.
+        name: name of the file in errors.
 
     Raises:
         UserError: a line that is not UTF-8.
@@ -82,13 +86,13 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
 def read_json(path: Path) -> dict:
     """
     Raises:
-        UserError: a file that is missing, or does not hold an object in JSON.
+        UserError: the file is missing or is not a JSON object.
     """
     check_ordinary(path, _LARGEST_JSON)
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        if "\\ud" in text.lower():  # halves of characters, which no text can have alone
+        if "\\ud" in text.lower():  # lone surrogates, which are not valid in text
             json.dumps(content, ensure_ascii=False).encode()
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
@@ -104,11 +108,11 @@ def read_json(path: Path) -> dict:
 def make_folder(folder: Path, *sources: Path | None) -> None:
     """
     Args:
-        folder: to write to.
-        sources: files and folders that are read; None: none.
+        folder: the folder to write to.
+        sources: files and folders that are read, or None.
 
     Raises:
-        UserError: it cannot be made, is one of the sources, or has a file that is also in one of them.
+        UserError: the folder cannot be made, is one of the sources, or shares a file with one of them.
     """
     read_from = [source for source in sources if source is not None]
     if any(folder.exists() and source.exists() and folder.samefile(source) for source in read_from):
@@ -124,21 +128,21 @@ def make_folder(folder: Path, *sources: Path | None) -> None:
 
 
 def check_ordinary(path: str | os.PathLike, largest: int | None = None) -> None:
-    """Before a file is opened that a name in a folder leads to: a pipe never ends, and a device never either.
+    """Check a path before it is opened: reading a pipe or a device may never end.
 
     Args:
-        path: whether there is anything is found by opening it.
-        largest: bytes that the file may have.
+        path: the path. A missing file is no error here.
+        largest: maximum size in bytes.
 
     Raises:
-        UserError: something that is no ordinary file, or is too large.
+        UserError: it is not a regular file, or is too large.
     """
     try:
         found = os.stat(path)
     except (OSError, ValueError):
         return
     if not (stat.S_ISREG(found.st_mode) or stat.S_ISDIR(found.st_mode)):
-        raise UserError(f"{path} is a pipe or a device: give an ordinary file")
+        raise UserError(f"{path} is a pipe or a device: give a regular file")
     if largest is not None and found.st_size > largest:
         raise UserError(f"{path} has {found.st_size:,} bytes, and such files have {largest:,} at most: give another")
 
@@ -146,12 +150,12 @@ def check_ordinary(path: str | os.PathLike, largest: int | None = None) -> None:
 def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> None:
     """
     Args:
-        output: the file that is to be written.
-        inputs: what it is made of; a folder stands for what is read of it.
-        option: that names the output.
+        output: the file to write.
+        inputs: files and folders that are read. A folder means the files that are read in it.
+        option: the option that names the output.
 
     Raises:
-        UserError: it cannot be, or it is one of the inputs.
+        UserError: the file cannot be written, or is one of the inputs.
     """
     try:
         exists = output.exists()
@@ -164,22 +168,22 @@ def check_output_file(output: Path, *inputs: Path, option: str = "--output") -> 
     if not exists:
         return
     if not output.is_file():
-        raise UserError(f"{option} {output} is no ordinary file: give the name of one, or leave the option out")
+        raise UserError(f"{option} {output} is not a regular file: give the name of one, or leave the option out")
     check_no_input(output.stat(), f"{option} {output}", *inputs)
 
 
 def check_no_input(written: os.stat_result, name: object, *inputs: Path) -> None:
     """
     Args:
-        written: what is to be written. Files are the same whatever path, link or descriptor names them.
-        name: what to call it in an error.
+        written: the file to write. Paths, links and descriptors of the same file are equal.
+        name: its name in errors.
         inputs: as for `check_output_file`.
 
     Raises:
-        UserError: it is one of the inputs.
+        UserError: the file is one of the inputs.
     """
     for path in _files_of(inputs):
-        with contextlib.suppress(OSError, ValueError):  # what is not there is told by who reads it
+        with contextlib.suppress(OSError, ValueError):  # the reader reports missing files
             if os.path.samestat(path.stat(), written):
                 raise UserError(f"{name} is an input: give another file")
 
@@ -187,13 +191,13 @@ def check_no_input(written: os.stat_result, name: object, *inputs: Path) -> None
 def check_standard_output(*inputs: Path) -> None:
     """
     Raises:
-        UserError: it is closed, or a file that is one of the inputs (`command FILE >> FILE` has no end).
+        UserError: it is closed, or is one of the inputs (`command FILE >> FILE` would never end).
     """
     if sys.stdout is None:
         raise UserError("the standard output is closed: give --output FILE")
     try:
         written = os.fstat(sys.stdout.fileno())
-    except (OSError, ValueError):  # a stream of Python's
+    except (OSError, ValueError):  # a Python object without a file
         return
     if stat.S_ISREG(written.st_mode):
         check_no_input(written, "the standard output", *inputs)
@@ -208,7 +212,7 @@ def _files_of(inputs: Iterable[Path]) -> Iterator[Path]:
 
 
 def is_within(path: Path, folder: Path) -> bool:
-    """Whether a path, or where it leads, is a folder or in it, by whatever name."""
+    """Whether a path, or its target, is a folder or is inside it."""
     named = real_path(path.parent) / path.name
     for place in {*_and_parents(named), *_and_parents(real_path(path))}:
         with contextlib.suppress(OSError, ValueError):
@@ -222,37 +226,37 @@ def _and_parents(path: Path) -> tuple[Path, ...]:
 
 
 def real_path(path: Path) -> Path:
-    """Where a path leads. (`Path.resolve` raises a RuntimeError for links that lead in a circle.)"""
+    """The target of a path. (`Path.resolve` raises a RuntimeError for circular links.)"""
     return Path(os.path.realpath(path))
 
 
 def check_overwrite(output: Path, overwrite: bool) -> None:
     """
     Raises:
-        UserError: there is something that is not to be replaced.
+        UserError: the output exists and must not be replaced.
     """
     if output.exists() and not overwrite:
         raise UserError(f"{output} exists already: give another --output, or --overwrite")
 
 
 def fresh_path(path: Path, ending: str) -> Path:
-    """A name beside a path that nobody has foreseen; whoever makes it must not take what is there."""
+    """A random name in the folder of a path. The caller must create it exclusively."""
     name = os.fsdecode(os.fsencode(path.name)[:200])  # a name has at most 255 bytes
     return path.with_name(f"{name}.{secrets.token_hex(8)}{ending}")
 
 
 @contextlib.contextmanager
 def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
-    """A file to write ("w": UTF-8 text, "wb": bytes) that takes the place of `path` when all of it is there.
+    """A file to write ("w": UTF-8 text, "wb": bytes) that replaces `path` when it is complete.
 
-    An interruption or an error leaves what was at `path` before. A link goes on to name its file.
+    After an interruption or an error, `path` is unchanged. A link at `path` stays, and its target is replaced.
 
     Raises:
-        UserError: the file cannot be written, or is none (a folder, a pipe, a device).
+        UserError: the file cannot be written, or is a folder, a pipe or a device.
     """
     target = real_path(path)
     if target.exists() and not target.is_file():
-        raise UserError(f"{path} cannot be written (it is no ordinary file): choose another place")
+        raise UserError(f"{path} cannot be written (it is not a regular file): choose another place")
     temporary = fresh_path(target, ".tmp")
     text = {} if "b" in mode else {"encoding": "utf-8", "newline": "\n"}
     made = False
@@ -270,7 +274,7 @@ def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
 
 
 def save_figure(figure, path: Path) -> None:
-    """Write a figure of matplotlib's, in the format that the name of the file ends in.
+    """Write a matplotlib figure in the format of the file name's extension.
 
     Raises:
         UserError: the file cannot be written.
@@ -280,21 +284,20 @@ def save_figure(figure, path: Path) -> None:
 
 
 class PlainFolder:
-    """A folder whose entries are ordinary files with one name each, and are opened through it alone.
+    """A folder of regular files without links, which are opened only relative to the folder.
 
-    What leads elsewhere (a link, or a second name of a file that somebody else has) or does not behave as a file (a
-    pipe, a device) is never opened, also if it is put there later.
+    Symbolic links, files with a second hard link, pipes and devices are never opened, even if they are created later.
     """
 
     def __init__(self, path: Path, remedy: str):
         """
         Args:
-            path: of the folder, which exists; no link.
-            remedy: what to do in case of an error.
+            path: an existing folder, not a link.
+            remedy: what errors tell the user to do.
 
         Raises:
-            UserError: an entry of another kind, or a link in place of the folder.
-            OSError: it cannot be opened.
+            UserError: an entry is not a regular file, or the folder is a link.
+            OSError: the folder cannot be opened.
         """
         self.path = path
         self._remedy = remedy
@@ -327,7 +330,7 @@ class PlainFolder:
     def open(self, name: str, flags: int) -> int:
         """
         Raises:
-            UserError: it is no ordinary file.
+            UserError: it is not a regular file.
             OSError: it cannot be opened.
         """
         flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -348,11 +351,11 @@ class PlainFolder:
         os.unlink(name, dir_fd=self._directory)
 
     def move(self, name: str, path: Path) -> None:
-        """Let a file take the place of another."""
+        """Rename a file, replacing another."""
         os.replace(name, path, src_dir_fd=self._directory)
 
     def is_there(self) -> bool:
-        """Whether the path still leads to it."""
+        """Whether the path still names this folder."""
         try:
             return os.path.samestat(os.fstat(self._directory), os.stat(self.path, follow_symlinks=False))
         except FileNotFoundError:

@@ -29,22 +29,22 @@ class Batching:
     """How texts are decoded together."""
 
     max_tokens: int = field(
-        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest"}
+        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest text"}
     )
     memory_budget: int | str | None = field(
         default=None,
         metadata={
             "type": read_bytes,
             "metavar": "BYTES",
-            "help": "such as 16G: as many texts as fit it. It counts the decoding state, exactly, and beside it, "
-            "estimated from above, the activations of a layer, the logits and the words so far; it counts neither the "
-            "model's parameters nor what the allocator loses (leave it a tenth of the memory). --attention auto is the "
-            "larger of kv and el. Either way a batch that runs out of memory is split",
+            "help": "memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
+            "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "
+            "and what the allocator loses: leave a tenth of the memory for that. With --attention auto it assumes the "
+            "larger of kv and el. A batch that runs out of memory is split in any case",
         },
     )
-    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long, rather than refuse them"})
+    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long instead of refusing them"})
     seed: int | None = field(
-        default=None, metadata={"type": int, "metavar": "N", "help": "of the random numbers, for --sampling"}
+        default=None, metadata={"type": int, "metavar": "N", "help": "seed of the random numbers for --sampling"}
     )
 
     def deciding(self) -> dict:
@@ -61,7 +61,7 @@ class TextGenerator:
         Args:
             model: a fairseq model.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
-            bpe: an `elseq.subwords.base.Subwords`; None: text is pieces already.
+            bpe: an `elseq.subwords.base.Subwords`, or None if texts consist of words of the dictionary.
         """
         self.model = model.eval()
         self.task = task
@@ -80,17 +80,17 @@ class TextGenerator:
         seed: int | None = None,
         **options,
     ) -> list[str] | list[list[str]]:
-        """Generate for each text; for a language model, what follows it.
+        """Generate the output for each text; for a language model, its continuation.
 
         Args:
-            texts: the sources, or the prompts. A blank one gives a blank result.
+            texts: the sources or prompts. The output for a blank text is blank.
             max_tokens: size of a batch: sentences times the longest source, in tokens.
-            memory_budget: bytes that a batch may take beside the model, such as "16G", instead of max_tokens; what
-                counts is in `elseq.generation.budget.batch_bytes`.
-            truncate: shorten a source that the model's positions cannot hold, rather than refuse it.
+            memory_budget: bytes of a batch without the model, such as "16G", instead of max_tokens; see
+                `elseq.generation.budget.batch_bytes`.
+            truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
-            seed: of the random numbers, for sampling.
-            options: those of fairseq-generate that decide which hypotheses are found, by their names there:
+            seed: seed of the random numbers for sampling.
+            options: search options of fairseq-generate, with their names there; see
                 `elseq.generation.options.SEARCH_OPTIONS`.
 
         Returns:
@@ -132,30 +132,30 @@ class TextGenerator:
     def _refuse_training(self, mode: bool = True):
         if mode:
             raise UserError(
-                "a model of elseq.load generates and cannot be trained: go on with its checkpoint by fairseq-train "
+                "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
                 "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
             )
         return self.model
 
-    # What `generate` is made of; the command elseq-generate is made of the same.
+    # The parts of `generate`, which elseq-generate also uses.
 
     def make_search(self, cfg: GenerationConfig):
-        """The generator, fairseq's or ours, that searches as `search_configuration` has it."""
+        """The generator (fairseq's or elseq's) for a configuration of `search_configuration`."""
         with renamed(_as_keyword):
             return self.task.build_generator([self.model], cfg)
 
     def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
-        """The tokens of a text, the end symbol included, and whether they were cut.
+        """The tokens of a text, including the end symbol, and whether they were truncated.
 
         Args:
-            text: not blank.
+            text: a text that is not blank.
             search: see `make_search`.
-            name: what to call the text in an error.
-            truncate: cut it where the model's positions end.
-            remedy: what to do else.
+            name: name of the text in errors.
+            truncate: truncate the text to the model's positions.
+            remedy: what else the error tells the user to do.
 
         Raises:
-            UserError: a text that is too long and not to be cut.
+            UserError: the text is too long, and truncate is not set.
         """
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
@@ -184,16 +184,16 @@ class TextGenerator:
         memory_budget: int | str | None,
         name: Callable[[int], str],
     ) -> list[np.ndarray]:
-        """The batches in which encoded texts are decoded: arrays of their numbers.
+        """The batches of encoded texts, as arrays of indices.
 
         Args:
             search: see `make_search`.
-            lengths: tokens of each text; 0: a blank one, which is in no batch.
+            lengths: number of tokens of each text. Blank texts have 0 and are in no batch.
             max_tokens, memory_budget: as for `generate`.
-            name: what to call a text in an error, given its number.
+            name: gives the name of a text in errors from its index.
 
         Raises:
-            UserError: a budget that is none, or is too small for a text, or that this model cannot be held to.
+            UserError: the budget is invalid or too small for a text, or the model does not support one.
         """
         if memory_budget is None:
             return cut_batches(lengths, lambda length: max(1, max_tokens // length))
@@ -208,7 +208,7 @@ class TextGenerator:
         return cut_batches(lengths, sentences)
 
     def _symbols_before(self) -> int:
-        """How many symbols the task puts before a source: the <s> of a BART."""
+        """Number of symbols that the task puts before a source: the <s> of a BART."""
         return int(getattr(self.task, "prepend_source_bos", False))
 
     def batch_decoder(
@@ -219,15 +219,14 @@ class TextGenerator:
         name: Callable[[int], str],
         seed: int | None,
     ) -> SplittingDecoder:
-        """What decodes a batch, given the numbers of its texts, and in parts where memory does not suffice.
+        """A function that decodes a batch, given the indices of its texts, and splits it if memory runs out.
 
         Args:
             search: see `make_search`.
             sources: the tokens of each text.
-            lengths: how many they are.
-            name: what to call a text in an error, given its number.
-            seed: of the random numbers. Those of a batch depend on it and on the batch alone, not on what was decoded
-                before.
+            lengths: number of tokens of each text.
+            name: gives the name of a text in errors from its index.
+            seed: seed of the random numbers. Those of a batch depend on the seed and the batch, not on earlier batches.
         """
 
         def decode(numbers: list[int]) -> list[list[dict]]:
@@ -248,7 +247,7 @@ class TextGenerator:
         return [hypotheses[place[number]] for number in range(len(sources))]
 
     def text(self, tokens: torch.Tensor) -> str:
-        """What the tokens of a hypothesis say; of a language model, with the white space between it and the prompt."""
+        """The text of the tokens of a hypothesis; for a language model with the white space after the prompt."""
         words = self.task.target_dictionary.string(tokens.cpu())
         if self.bpe is None:
             return words
@@ -274,24 +273,24 @@ def load(
 
     Args:
         path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
-        attention: how attention is evaluated while decoding: auto, kv, el, or stock for fairseq's own decoding.
+        attention: the decoding method: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
-        dtype: of the parameters, or int8, which evaluates the linear layers in int8 on a CPU. Default: float32,
-            whatever the checkpoint has, as in fairseq-generate without --fp16.
+        dtype: type of the parameters, or int8: linear layers in int8, on a CPU. Default: float32 for any checkpoint, as
+            in fairseq-generate without --fp16.
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (tokenizer.json,
-            encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, else the one it
-            was trained on.
-        languages: those of source and target, as in the names of the dictionaries. Default: as in the checkpoint.
-        user_dir: folder of a plugin that has the architecture; several with colons between them.
-        bpe: which program's codes cut the words, subword_nmt or fastbpe, instead of a subword vocabulary.
-        bpe_codes: their file.
-        apply_top_k: decode with the k largest scores of each query only; 0: with all. Default: as it was trained.
-        apply_top_k_in: where apply_top_k counts: of encoder, decoder and cross, with commas. Default: everywhere.
-        apply_ffn_top_k: decode with the k most activated units of a feed-forward layer only, for each token; 0: with
-            all. Default: as it was trained.
+            encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, otherwise
+            that of its training data.
+        languages: source and target language in the names of the dictionaries. Default: as in the checkpoint.
+        user_dir: folder of a plugin that has the architecture; several are separated by colons.
+        bpe: program of bpe_codes, subword_nmt or fastbpe, instead of a subword vocabulary.
+        bpe_codes: file of the codes.
+        apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
+        apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
+        apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
+            training.
 
     Raises:
-        UserError: a file that is missing or cannot be used, or an argument that is none of these.
+        UserError: a file is missing or cannot be used, or an argument is invalid.
     """
     top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
     codes = {"bpe": bpe, "bpe_codes": bpe_codes}
@@ -326,14 +325,14 @@ def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
 
 
 def _as_keyword(option: str) -> str:
-    """What an option of our tasks is called here."""
+    """Keyword of an option of our tasks."""
     return option.removeprefix("--").removeprefix("decode-").replace("-", "_")
 
 
 def check_max_tokens(max_tokens: int) -> None:
     """
     Raises:
-        UserError: it is no whole number above 0.
+        UserError: it is not an integer above 0.
     """
     if not isinstance(max_tokens, Integral) or max_tokens < 1:
         raise UserError(f"{max_tokens!r} is not a whole number above 0", "max_tokens")

@@ -1,4 +1,4 @@
-"""From a path to a checkpoint, its dictionaries, its task and its model: one way, for every command."""
+"""Loads a checkpoint, its dictionaries, its task and its model, for every command."""
 
 import contextlib
 import os
@@ -17,7 +17,7 @@ from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs, user_dirs
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
-from elseq.files import check_ordinary
+from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
@@ -61,10 +61,10 @@ class Checkpoint:
         return self.state["cfg"]
 
     def as_stock(self) -> "Checkpoint":
-        """The same, as an architecture of fairseq's own if it is one of elseq's.
+        """The checkpoint with an architecture of fairseq instead of one of elseq.
 
         Raises:
-            UserError: a model that fairseq does not have.
+            UserError: fairseq has no equivalent of the model.
         """
         if model_class(self.cfg.model) not in EQUIVALENT.values():
             return self
@@ -73,36 +73,38 @@ class Checkpoint:
         return replace(self, state=state)
 
     def folder(self, data: str | Path | None = None) -> Path:
-        """The folder of the dictionaries: the one given, else the checkpoint's, else that of its training.
+        """The folder of the dictionaries: `data`, otherwise the checkpoint's, otherwise that of its training data.
 
         Raises:
             UserError: none of them has a dictionary.
         """
         if data is not None:
             folder = as_path(data, "data")
-            if not any(folder.glob("dict*.txt")):
-                raise UserError(f"{folder} holds no dictionary (dict*.txt); name another folder", "data")
+            if not any(folder.glob(DICTIONARIES)):
+                raise UserError(f"{folder} holds no dictionary ({DICTIONARIES}); name another folder", "data")
             return _checked(folder)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
-            with contextlib.suppress(OSError, ValueError):  # a name that is too long, or none
-                if any(folder.glob("dict*.txt")):
+            with contextlib.suppress(OSError, ValueError):  # an invalid path, or one that is too long
+                if any(folder.glob(DICTIONARIES)):
                     return _checked(folder)
         looked = " and ".join(str(folder) for folder in folders)
-        raise UserError(f"is missing, and no dictionary (dict*.txt) was found in {looked}; name its folder", "data")
+        raise UserError(
+            f"is missing, and no dictionary ({DICTIONARIES}) was found in {looked}; name its folder", "data"
+        )
 
     def _trained_on(self) -> list[str]:
         return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
 
     def dictionaries(self, folder: Path, languages: tuple[str, str] | None = None) -> tuple[Path, Path]:
-        """The files of source and target; of a language model, the same twice.
+        """The dictionary files of source and target; for a language model, the same file twice.
 
         Args:
             folder: see `folder`.
-            languages: of source and target. Default: as in the checkpoint, else as in the names of the data files.
+            languages: of source and target. Default: as in the checkpoint, otherwise as in the names of the data files.
 
         Raises:
-            UserError: files that are missing, or leave a choice.
+            UserError: files are missing or ambiguous.
         """
         if self.is_language_model:
             return (folder / "dict.txt",) * 2
@@ -116,14 +118,14 @@ class Checkpoint:
         else:
             languages = tuple(getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
         if None in languages:
-            # The command line may have left them to be found in the names of the data files.
+            # The training may have inferred them from the names of the data files.
             places = (folder, *self._trained_on())
             found = [data_utils.infer_language_pair(str(place)) for place in places if Path(place).is_dir()]
             languages = next((pair for pair in found if None not in pair), languages)
         named = tuple(folder / f"dict.{language}.txt" for language in languages)
         if all(path.exists() for path in named):
             return named
-        present = sorted(folder.glob("dict*.txt"))
+        present = sorted(folder.glob(DICTIONARIES))
         if len({path.read_bytes() for path in present}) == 1:  # source and target share one
             return (present[0],) * 2
         names = ", ".join(path.name for path in present)
@@ -134,16 +136,16 @@ class Checkpoint:
         )
 
     def build_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
-        """The elseq task of the checkpoint, without data, with the options of its training.
+        """The elseq task for the checkpoint, without data, with the options of its training.
 
         Args:
             folder: see `folder`.
             dictionaries: see `dictionaries`.
             attention: a value of --decode-attention.
-            options: others of `elseq.tasks.decoding.DecodingConfig`.
+            options: other options of `elseq.tasks.decoding.DecodingConfig`.
 
         Raises:
-            UserError: options of the checkpoint, or of these, that cannot be used.
+            UserError: an option of the checkpoint or of the arguments cannot be used.
         """
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
         names = {field.name for field in fields(config)}
@@ -175,14 +177,14 @@ class Checkpoint:
         """The model as the task decodes it, on the CPU.
 
         Raises:
-            UserError: the checkpoint does not fit, or the task cannot decode it.
+            UserError: the checkpoint does not fit the task, or the task cannot decode it.
         """
         (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
         return model
 
 
 def _checked(folder: Path) -> Path:
-    for pattern in ("dict*.txt", "tokenizer.json", "encoder.json", "vocab.bpe", "*.model"):
+    for pattern in (DICTIONARIES, *SUBWORDS):
         for path in folder.glob(pattern):
             check_ordinary(path)
     return folder
@@ -198,41 +200,40 @@ def _help_of_task(name: str) -> str:
 
 @dataclass(frozen=True)
 class Loading:
-    """How a checkpoint is loaded: the keywords of `elseq.load`, the options of the commands that load one, and what of
-    them decides the output."""
+    """The options of loading a checkpoint: the keywords of `elseq.load`, and options of the commands that load one."""
 
-    attention: str = _option(
-        AUTO, help="the decoding method: how attention is evaluated", choices=decode_attention_names
-    )
+    attention: str = _option(AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names)
     device: str | torch.device | None = _option(
-        help="cpu, cuda or cuda:1 (default: a GPU if there is one, and one a process)"
+        help="cpu, cuda or cuda:1 (default: a GPU if there is one, one per process)"
     )
     dtype: str | torch.dtype | None = _option(
-        help="of the parameters, and int8 for the linear layers on a CPU (default: float32, as in fairseq-generate)",
+        help="type of the parameters, or int8 linear layers, on a CPU (default: float32, as in fairseq-generate)",
         choices=tuple(DTYPES),
     )
     data: str | Path | None = _option(
         metavar="FOLDER",
-        help="of the dictionaries and the subword vocabulary (default: the checkpoint's, else that of its training)",
+        help="folder of dictionaries and subword vocabulary (default: the checkpoint's, else its training data's)",
     )
     languages: tuple[str, str] | None = _option(
-        metavar="SOURCE,TARGET", type=arguments.languages, help="as the dictionaries are named (default: known)"
+        metavar="SOURCE,TARGET",
+        type=arguments.languages,
+        help="in the names of the dictionaries (default: the checkpoint's)",
     )
     user_dir: str | Path | None = _option(
         metavar="FOLDER",
         type=arguments.folders_of_plugins,
-        help="of a plugin that has the model's architecture; several with colons between them",
+        help="folder of a plugin that has the model's architecture; separate several by colons",
     )
     bpe: str | None = _option(
-        choices=KINDS, help="whose codes cut the words, where there is no subword vocabulary (default: none)"
+        choices=KINDS, help="program of --bpe-codes, if there is no subword vocabulary (default: none)"
     )
-    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of --bpe, such as bpecodes")
+    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of subword-nmt or fastBPE")
     apply_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_top_k"))
     apply_top_k_in: str | None = _option(metavar="PLACES", help=_help_of_task("apply_top_k_in"))
     apply_ffn_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_ffn_top_k"))
 
     def of_task(self) -> dict:
-        """Options of our tasks that are set, by their names there."""
+        """The options of the elseq tasks that are set, with their names there."""
         names = {each.name for each in fields(DecodingConfig)}
         set_here = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
         return {name: value for name, value in set_here.items() if value is not None}
@@ -244,14 +245,14 @@ class Loading:
         return named + [path for folder in folders for path in Path(folder).rglob("*.py")]
 
     def deciding(self) -> dict:
-        """The options that decide the output, by their names on the command line. What the others decide is in the
-        dictionaries, the tokens and the parameters."""
+        """The options on which the output depends, with their names on the command line. The effect of the others is in
+        the dictionaries, the tokens and the parameters."""
         names = ("attention", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
         return {as_option(name): getattr(self, name) for name in names}
 
 
 def import_plugins(user_dir: str | Path | None) -> None:
-    """Import the folder of a plugin, or several with colons between them, before anything else is asked for by name.
+    """Import the folders of plugins, separated by colons. Call it before names are looked up.
 
     Raises:
         UserError: a folder that cannot be imported.
@@ -264,15 +265,15 @@ def usable_device(device: str | torch.device | None) -> torch.device:
     """The device; by default the first GPU if there is one, else the CPU.
 
     Raises:
-        UserError: it is not here, or does not compute.
+        UserError: the device does not exist or cannot compute.
     """
     if device is None:
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:
         probe = torch.zeros(1, device=device)
-        probe.cpu()  # meta has no numbers
+        probe.cpu()  # fails for the device meta
         return probe.device
-    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch has many ways to say no
+    except (RuntimeError, AssertionError, TypeError, ValueError) as error:  # torch raises different errors
         found = ["cpu", *(f"cuda:{number}" for number in range(torch.cuda.device_count()))]
         raise UserError(f"{str(device)!r} cannot be used; there is {', '.join(found)}", "device") from error
 
@@ -281,7 +282,7 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     """Its name.
 
     Raises:
-        UserError: none that a model can be decoded in.
+        UserError: a model cannot be decoded in this type.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
     if name is not None and name not in DTYPES:
@@ -292,7 +293,7 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
 def usable_codes(bpe: str | None, bpe_codes: str | Path | None) -> Codes | None:
     """
     Raises:
-        UserError: one without the other, or codes that cannot be read.
+        UserError: one option without the other, or the codes cannot be read.
     """
     if bpe is not None and bpe_codes is None:
         raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
@@ -302,10 +303,10 @@ def usable_codes(bpe: str | None, bpe_codes: str | Path | None) -> Codes | None:
 
 
 def checkpoint_path(path: str | Path) -> Path:
-    """The file of a checkpoint: the one named, or that in the folder named.
+    """The file of a checkpoint: the path itself, or a file in the folder.
 
     Raises:
-        UserError: a folder without any, or what is no path.
+        UserError: the folder has no checkpoint, or the argument is not a path.
     """
     path = as_path(path, "path")
     parts = utils.split_paths(str(path))
@@ -322,7 +323,7 @@ def checkpoint_path(path: str | Path) -> Path:
 def as_path(value, argument: str) -> Path:
     """
     Raises:
-        UserError: no path.
+        UserError: it is not a path.
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{value!r} is no path; give one", argument)

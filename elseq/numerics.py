@@ -1,4 +1,4 @@
-"""Where a model's numbers stop being numbers."""
+"""Finds the parameter or layer from which a model's NaN comes."""
 
 from collections.abc import Iterable, Sequence
 
@@ -9,12 +9,12 @@ from elseq.errors import UserError
 
 
 def explain_nan(models: Sequence[nn.Module], net_input: dict, rows: Iterable[tuple[int, Tensor]]) -> UserError:
-    """The error for models whose log-probabilities were not numbers: it names a parameter, or the first layer.
+    """The error for models whose log-probabilities are NaN. It names the damaged parameter or the first such layer.
 
     Args:
-        models: fairseq models, those of an ensemble and the language model beside it. None is decoding at this time.
-        net_input: the batch that they were given.
-        rows: the sentence of each hypothesis, and what the decoder has read for it, int64 [L].
+        models: fairseq models: those of an ensemble, and the language model for fusion. None of them is decoding.
+        net_input: their input batch.
+        rows: for each hypothesis its sentence and the tokens so far, int64 [L].
     """
     names = (
         ["the model"]
@@ -53,7 +53,7 @@ def _reason(model: nn.Module, layer: str) -> str:
 
 
 def _first_overflow(model: nn.Module, net_input: dict, sentence: int, tokens: Tensor) -> str | None:
-    """The first module to return a number that is not finite, when the whole hypothesis is read at once."""
+    """The first module whose output is not finite, in one forward pass over the whole hypothesis."""
     found: list[str] = []
 
     def look(name: str):
@@ -81,7 +81,7 @@ def _read(model: nn.Module, net_input: dict, sentence: int, tokens: Tensor) -> N
 
 
 def _tensors(output) -> Iterable[Tensor]:
-    """The tensors of real numbers in what a module returns."""
+    """The floating-point tensors in the output of a module."""
     if torch.is_tensor(output):
         if output.is_floating_point():
             yield output

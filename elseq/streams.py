@@ -1,4 +1,4 @@
-"""The standard streams, closed or full: a log that cannot be written ends no run, and a result that cannot is told."""
+"""Closed or full standard streams: a failing log does not end a run, and a failing result is reported."""
 
 import atexit
 import contextlib
@@ -6,11 +6,11 @@ import io
 import os
 import sys
 
-_MODES = (os.O_WRONLY, os.O_RDONLY, os.O_RDWR)  # what is neither read nor written by mistake; a log may be written
+_MODES = (os.O_WRONLY, os.O_RDONLY, os.O_RDWR)  # no input, no output, but logs
 
 
 class _Log(io.FileIO):
-    """A file whose writer does not learn that it is full, or that nobody reads it any more."""
+    """A file that ignores errors of writing: a full disk, or a closed reader."""
 
     def write(self, content) -> int:
         with contextlib.suppress(OSError):
@@ -19,7 +19,7 @@ class _Log(io.FileIO):
 
 
 class _Output(io.FileIO):
-    """A file that remembers why it could not be written."""
+    """A file that stores the reason why it could not be written."""
 
     failure: OSError | None = None
 
@@ -34,15 +34,15 @@ class _Output(io.FileIO):
 def install() -> None:
     """Make the standard streams of this process usable.
 
-    A number (0, 1, 2) that is closed would be that of the next file to be opened, and what C++ has to say would be
-    written into it. Streams that are not the process's own (of pytest, of a notebook) stay. Installing twice changes
-    nothing.
+    The next opened file would get the number (0, 1, 2) of a closed stream, and messages of C++ code would be written
+    into it. Streams that do not belong to the process (of pytest, of a notebook) are not changed. Installing twice has
+    no effect.
     """
     for number, mode in enumerate(_MODES):
         try:
             os.fstat(number)
         except OSError:
-            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest number that is free
+            os.set_inheritable(os.open(os.devnull, mode), True)  # the lowest free number
     if sys.stderr is None or (sys.stderr is sys.__stderr__ and not isinstance(_raw(sys.stderr), _Log)):
         sys.stderr = sys.__stderr__ = _open(_Log(2, "w", closefd=False), sys.stderr, errors="backslashreplace")
     if sys.stdout is not None and sys.stdout is sys.__stdout__ and not isinstance(_raw(sys.stdout), _Output):
@@ -54,11 +54,11 @@ def install() -> None:
 
 def _raw(stream):
     buffer = getattr(stream, "buffer", None)
-    return getattr(buffer, "raw", buffer)  # there is none under python -u
+    return getattr(buffer, "raw", buffer)  # missing with python -u
 
 
 def _open(file: io.FileIO, former: io.TextIOWrapper | None, errors: str | None = None) -> io.TextIOWrapper:
-    """The file as a text stream that is buffered as the former one was."""
+    """The file as a text stream with the buffering of the former one."""
     if former is None:
         return io.TextIOWrapper(io.BufferedWriter(file), "utf-8", errors, line_buffering=True)
     return io.TextIOWrapper(
@@ -71,7 +71,7 @@ def _open(file: io.FileIO, former: io.TextIOWrapper | None, errors: str | None =
 
 
 def output_failure() -> str | None:
-    """Why the standard output cannot be written, if it cannot; what it has not taken is dropped then."""
+    """Why the standard output cannot be written, or None. After a failure, its unwritten text is dropped."""
     raw = _raw(sys.stdout)
     if not isinstance(raw, _Output) or sys.stdout.closed:
         return None
@@ -81,7 +81,7 @@ def output_failure() -> str | None:
         return None
     reason = raw.failure.strerror
     null = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(null, 1)  # Python flushes it once more, and would complain
+    os.dup2(null, 1)  # Python flushes it again at exit, which would print an error
     os.close(null)
     raw.failure = None
     sys.stdout.flush()
@@ -89,8 +89,8 @@ def output_failure() -> str | None:
 
 
 def _finish_output() -> None:
-    """Python itself would end by a traceback and the exit code 120."""
+    """Exit with one sentence; Python itself would print a traceback and exit with code 120."""
     if failure := output_failure():
         print(f"elseq: error: {failure}", file=sys.stderr)
         sys.stderr.flush()
-        os._exit(1)  # no exception leaves a function that is called at the exit
+        os._exit(1)  # an exception in an exit handler does not change the exit code

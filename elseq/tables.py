@@ -1,4 +1,4 @@
-"""Tables in Markdown, and how their figures are written."""
+"""Markdown tables, and the format of their numbers."""
 
 from collections.abc import Sequence
 
@@ -6,12 +6,12 @@ from tabulate import tabulate
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] | None = None) -> str:
-    """A table that is aligned as text, too.
+    """A Markdown table whose columns are also aligned as plain text.
 
     Args:
-        headers: of the columns.
-        rows: their cells, in words.
-        left: headers of the columns that are aligned to the left. Default: the first.
+        headers: headers of the columns.
+        rows: the cells of each row, as text.
+        left: headers of the left-aligned columns. Default: the first.
     """
     left = headers[:1] if left is None else left
     alignment = ["left" if header in left else "right" for header in headers]
@@ -19,5 +19,5 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequen
 
 
 def number(value: float) -> str:
-    """Three digits, or all before the point."""
+    """Three significant digits, or all digits before the decimal point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"

@@ -214,11 +214,15 @@ run_stages() {
     shift
   done
   [ "$(place "$from")" -le "$(place "$to")" ] || refuse "--to $to comes before --from $from; change one of them"
+  need_elseq
   set_architecture
   set_training
   search=(--lenpen "$lenpen" --min-len "$min_len" --max-len-b "$max_len" --no-repeat-ngram-size "$no_repeat_ngram")
   echo "$corpus: $MODEL, attention $ATTENTION$(small && echo ', small'), $updates updates, decoding by $DECODE; in $work"
   ! is_bart || [ -n "$BART" ] || echo "BART is not set: training starts from random weights, not from a pretrained BART."
+  [ "$from" != fetch ] || { [ -n "$text" ] && [ -d "$text/$folder" ]; } ||
+    echo "There is no ELSEQ_DATA with $folder/: fetch downloads the corpus."
+  [ -z "$printing" ] || echo "Nothing is run. The commands of each stage:"
   for name in "${STAGES[@]:0:$(place "$from")}"; do
     [ -n "$printing" ] || [ -e "$work/$name.done" ] ||
       refuse "the stage $name has not finished in $work; begin with it, not with $from"

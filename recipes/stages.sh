@@ -43,6 +43,12 @@ fresh_or_help() {
       *) refuse "$option is unknown; the options are --fresh and --help" ;;
     esac
   done
+  need_elseq
+}
+
+need_elseq() {
+  command -v elseq-user-dir >/dev/null ||
+    refuse "elseq is not installed; run make setup in $root, or activate its environment"
 }
 
 make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"; }

@@ -3,6 +3,7 @@
 import multiprocessing.process
 import os
 import subprocess
+import sys
 import threading
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other processes want the cores
@@ -14,8 +15,31 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when a kernel is defined
 
 import elseq  # noqa: E402, F401
+from elseq.attention import methods  # noqa: E402
 from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
+
+PLUGIN = '''
+from elseq.attention import Segment, multi_head_attention, register
+from elseq.attention.methods import EL
+from elseq.attention.methods.el import HiddenStates
+
+
+class Reprojected(HiddenStates):
+    """Hidden states are kept, and keys and values are projected again at every step."""
+
+    name = "reprojected"
+    help = "keys and values are projected at every step"
+
+    def attend(self, attention, query, memory, **options):
+        segments = []
+        for (hidden,), mask, bias in memory:
+            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask, bias))
+        return multi_head_attention(query, segments, **options)
+
+
+register(Reprojected())
+'''
 
 
 def pytest_addoption(parser):
@@ -106,3 +130,14 @@ def tiny_language_model(raw_text, language_model_data, tmp_path_factory):
     """A stock transformer_lm on lines of "source => target"."""
     checkpoint = helpers.train("transformer_lm", language_model_data, tmp_path_factory.mktemp("transformer_lm"))
     return helpers.Trained(raw_text, language_model_data, checkpoint)
+
+
+@pytest.fixture
+def plugin(tmp_path):
+    """The folder of a plugin that registers the decoding method `reprojected`; what importing it has left goes."""
+    folder = tmp_path / "reprojected_method"
+    folder.mkdir()
+    (folder / "__init__.py").write_text(PLUGIN)
+    yield folder
+    methods.METHODS.pop("reprojected", None)
+    sys.modules.pop("reprojected_method", None)

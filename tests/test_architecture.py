@@ -1,4 +1,4 @@
-"""The order of the rooms: imports run downwards only, as docs/architecture.md says."""
+"""The order of the packages: imports run downwards only, as docs/architecture.md says."""
 
 import ast
 import sys

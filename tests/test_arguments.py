@@ -33,7 +33,7 @@ def test_values(parser):
         ("measure --number=1.5", "--number '1.5' is not a whole number above 0"),
         ("measure --from -1", "--from '-1' is neither 0 nor a whole number above it"),
         ("measure --sizes=4,,2", "--sizes '' is not a whole number above 0"),
-        ("measure --names=el,stock", "--names 'stock' is unknown; choose of kv, el"),
+        ("measure --names=el,stock", "--names 'stock' is unknown; choose from kv, el"),
         ("measure none", "repeats 'none' is not a whole number above 0"),
         ("measure --seed=x", "argument --seed: invalid int value: 'x'; see elseq-something measure --help"),
         ("measure --number", "argument --number: expected one argument; see elseq-something measure --help"),

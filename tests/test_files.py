@@ -84,7 +84,10 @@ def test_what_is_no_file_is_not_replaced(tmp_path):
     os.mkfifo(tmp_path / "pipe")
     (tmp_path / "folder").mkdir()
     for path in (tmp_path / "pipe", tmp_path / "folder"):
-        with pytest.raises(UserError, match="cannot be written .it is no ordinary file.: choose"), written_whole(path):
+        with (
+            pytest.raises(UserError, match="cannot be written .it is not a regular file.: choose"),
+            written_whole(path),
+        ):
             pass
     assert (tmp_path / "pipe").is_fifo()
 
@@ -102,7 +105,7 @@ def test_an_output_is_checked_before_there_is_one(tmp_path):
         (".", "is a folder: give the name of a file$"),
         ("none/out", "is in a folder that does not exist: make the folder$"),
         ("x" * 300, r"cannot be written \(File name too long\): give another$"),
-        ("pipe", "is no ordinary file: give the name of one, or leave the option out$"),
+        ("pipe", "is not a regular file: give the name of one, or leave the option out$"),
     ):
         with pytest.raises(UserError, match=sentence):
             check_output_file(tmp_path / name)
@@ -185,10 +188,21 @@ def test_what_is_within_a_folder(tmp_path):
 
 def test_a_line_without_an_end(tmp_path, monkeypatch):
     monkeypatch.setattr("elseq.files.LONGEST_LINE", 2**20)
-    with pytest.raises(UserError, match="^line 1 of /dev/zero has more than 1 MiB: give one text a line$"):
+    with pytest.raises(UserError, match="^line 1 of /dev/zero has more than 1 MiB: give one text per line$"):
         list(read_lines(Path("/dev/zero")))
     (tmp_path / "file").write_text("a\n" + "b" * 2**20 + "\nc")  # the end counts
     with pytest.raises(UserError, match="line 2 of .*file has more than 1 MiB"):
         list(read_lines(tmp_path / "file"))
     (tmp_path / "file").write_text("a\n" + "b" * (2**20 - 1) + "\nc")
     assert list(map(len, read_lines(tmp_path / "file"))) == [1, 2**20 - 1, 1]
+
+
+@pytest.mark.parametrize(
+    "name", ["dict.src.txt", "tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "de.model", "code"]
+)
+def test_what_is_read_of_a_folder_is_no_output(tmp_path, name):
+    (tmp_path / name).touch()
+    with pytest.raises(UserError, match=f"--output {tmp_path / name} is an input: give another file"):
+        check_output_file(tmp_path / name, tmp_path)
+    (tmp_path / "results.json").touch()
+    check_output_file(tmp_path / "results.json", tmp_path)

@@ -274,7 +274,9 @@ def test_beams_of_several_sizes(tiny_bart, lines, attention, monkeypatch):
 def test_training_is_refused(tiny_translation, attention):
     model = elseq.load(tiny_translation.checkpoint, attention=attention).model
     assert model.eval() is model and model.train(False) is model
-    with pytest.raises(UserError, match="^a model of elseq.load generates and cannot be trained: go on with its check"):
+    with pytest.raises(
+        UserError, match="^a model of elseq.load generates and cannot be trained: continue from its check"
+    ):
         model.train()
 
 

@@ -1,4 +1,4 @@
-"""The mathematics: attention, its decoding methods, and what it remembers. Nothing here knows of fairseq."""
+"""The mathematics: attention, decoding methods and decoding state. It does not import fairseq."""
 
 from elseq.attention.memory import FixedMemory, GrowingMemory, SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import METHODS, DecodingMethod, register

@@ -1,11 +1,11 @@
 """What attention layers remember while decoding. A memory makes its own masks and knows its own size.
 
 Two lifetimes: a `SentenceMemory` belongs to a sentence and is shared by its hypotheses (the encoder's output, a
-prompt); a `GrowingMemory` or `FixedMemory` belongs to a hypothesis. What their tensors are, keys and values or hidden
-states, is for the decoding method to know. No gradient flows through a memory.
+prompt); a `GrowingMemory` or `FixedMemory` belongs to a hypothesis. The decoding method decides what the tensors are:
+keys and values, or hidden states. No gradient flows through a memory.
 
-Shapes: B sentences, N hypotheses (those of a sentence stand together), S positions, T of them appended last, C
-positions of room. The tensors of a memory are [B or N, ..., S, width].
+Shapes: B sentences, N hypotheses (those of a sentence are adjacent), S positions, T of them appended last, C positions
+of capacity. The tensors of a memory are [B or N, ..., S, width].
 """
 
 from __future__ import annotations
@@ -28,56 +28,56 @@ GROWTH = 8
 
 
 class Stretch(NamedTuple):
-    """Positions that stand together in memory."""
+    """Consecutive positions in one memory."""
 
     tensors: tuple[Tensor, ...]
-    mask: Tensor | None = None  # bool [B or 1, T or 1, S]: True is not attended to
+    mask: Tensor | None = None  # bool [B or 1, T or 1, S], True at positions that are not attended to
     bias: Tensor | None = None  # added to the scores; see `Segment`
 
 
 class SentenceMemory:
-    """Of a sentence, shared by its hypotheses: never copied for a beam, never reordered by one."""
+    """The memory of a sentence, shared by its hypotheses. It is never copied for the beam and never reordered."""
 
     def __init__(self, method: DecodingMethod, tensors: Iterable[Tensor], mask: Tensor | None = None):
         """
         Args:
-            method: how it is attended to.
-            tensors: what the method keeps of the positions. They are the memory's own from now on.
-            mask: bool [B, S], True at padding, or None where there is none.
+            method: computes the attention to this memory.
+            tensors: what the method keeps of the positions. The memory owns them from now on.
+            mask: bool [B, S], True at padding, or None without padding.
         """
         self.method = method
         self.tensors = method.lay_out(tuple(tensors))
         self.mask = mask
 
     def attend(self, attention: Attention, hidden: Tensor, query: Tensor, **options) -> tuple[Tensor, Tensor | None]:
-        """Attention of the layer to this memory; the query was made of `hidden`. See `DecodingMethod.attend`."""
+        """Attention of a layer to this memory. `query` is the projection of `hidden`. See `DecodingMethod.attend`."""
         return self.method.attend(attention, query, self.read(), **options)
 
     def read(self) -> list[Stretch]:
-        """One stretch."""
+        """All positions, as one stretch."""
         return [Stretch(self.tensors, None if self.mask is None else self.mask.unsqueeze(1))]
 
     @torch.no_grad()
     def keep(self, sentences: Tensor) -> None:
-        """Keep these sentences, int64 [B'], in this order. They move up; the room of the others stays unused."""
+        """Keep these sentences, int64 [B'], in this order. They move to the front of the buffer."""
         self.tensors = tuple(_move_up(tensor, sentences) for tensor in self.tensors)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, sentences)
 
     def size_bytes(self) -> int:
-        """Bytes of the sentences kept; the mask, a byte a position, is not counted."""
+        """Bytes of the sentences kept, without the mask (one byte per position)."""
         return sum(tensor.nbytes for tensor in self.tensors)
 
 
 def _move_up(tensor: Tensor, rows: Tensor) -> Tensor:
     selected = tensor.index_select(0, rows)
-    if len(rows) > len(tensor):  # fairseq's protocol lets sentences be repeated
+    if len(rows) > len(tensor):  # fairseq's protocol may repeat sentences
         return selected
     return tensor[: len(rows)].copy_(selected)
 
 
 class GrowingMemory:
-    """Of a hypothesis: some positions more at every step, or the last of them if attention has a window."""
+    """The memory of a hypothesis. It grows at every step; with a window it keeps the last positions only."""
 
     def __init__(self, window: int | None = None):
         """
@@ -86,7 +86,7 @@ class GrowingMemory:
         """
         self.window = window
         self.total = 0  # positions appended
-        self.newest = 0  # of these, by the last call
+        self.newest = 0  # positions appended by the last call
         self.length = 0  # positions in the buffers
         self._buffers: tuple[Tensor, ...] = ()
 
@@ -102,23 +102,23 @@ class GrowingMemory:
         self.newest = added
 
     def _make_room(self, new: tuple[Tensor, ...]) -> None:
-        """New buffers, without what no later position will see."""
+        """Allocate larger buffers, without the positions that no later position attends to."""
         seen = self.tensors()
         self.length -= self._first_seen()
         capacity = -(-(self.length + new[0].size(-2)) // GROWTH) * GROWTH
         self._buffers = tuple(tensor.new_empty(*tensor.shape[:-2], capacity, tensor.size(-1)) for tensor in new)
-        for buffer, tensor in zip(self._buffers, seen, strict=False):  # nothing is seen at first
+        for buffer, tensor in zip(self._buffers, seen, strict=False):  # empty at the first call
             buffer[..., : self.length, :] = tensor
 
     def _first_seen(self) -> int:
         return 0 if self.window is None else max(0, self.length - self.newest - self.window + 1)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All positions that the newest see, as `append` was given them."""
+        """All positions that the newest ones attend to, in the format of `append`."""
         return tuple(buffer[..., self._first_seen() : self.length, :] for buffer in self._buffers)
 
     def read(self) -> list[Stretch]:
-        """One stretch; of the newest positions each sees itself and what is before it."""
+        """One stretch. Each of the newest positions attends to itself and to the positions before it."""
         tensors = self.tensors()
         return [Stretch(tensors, causal_mask(self.newest, tensors[0].size(-2), self.window, tensors[0].device))]
 
@@ -127,11 +127,11 @@ class GrowingMemory:
         """Hypothesis n continues hypothesis order[n], int64 [N'].
 
         Args:
-            order: of the hypotheses.
-            spare: a tensor that is no longer needed, to be written over if it has the right shape.
+            order: the hypothesis that each new hypothesis continues.
+            spare: an unused tensor, which is overwritten if it has the right shape.
 
         Returns:
-            Another such tensor. Memory that was just in use is much faster to write to than fresh memory.
+            Another unused tensor. Writing to recently used memory is much faster than writing to new memory.
         """
         buffers = []
         for buffer in self._buffers:
@@ -148,43 +148,43 @@ class GrowingMemory:
 
 
 class Cursor:
-    """The position that the next token takes. It is kept on the device: a replayed step moves it there."""
+    """The position of the next token. It is stored on the device, where a replayed step increments it."""
 
     def __init__(self, position: int, capacity: int, device: torch.device):
         """
         Args:
             position: of the next token.
-            capacity: C, the number of positions that there are.
+            capacity: C, the number of positions in the buffers.
             device: of the memory.
         """
         self.position = torch.tensor([position], device=device)  # [1]
-        self.ahead = torch.empty(1, 1, capacity, dtype=torch.bool, device=device)  # true at positions not yet taken
+        self.ahead = torch.empty(1, 1, capacity, dtype=torch.bool, device=device)  # True at unused positions
         self._positions = torch.arange(capacity, device=device).view(1, 1, -1)
 
     def begin(self) -> None:
-        """A token is about to be read: it may see itself and what is before it."""
+        """Start a token: it may attend to itself and to the positions before it."""
         torch.gt(self._positions, self.position, out=self.ahead)
 
     def end(self) -> None:
-        """All layers have read the token."""
+        """All layers have processed the token."""
         self.position += 1
 
 
 class FixedMemory:
-    """As `GrowingMemory`, for one token at a time and without a window, in buffers that never move, so that a CUDA
-    graph can replay a decoding step.
+    """As `GrowingMemory`, for one token at a time and without a window. Its buffers never move, so that a CUDA graph
+    can replay a decoding step.
 
-    It reads all positions that there are, and a mask that hides those not yet taken.
+    `read` returns all positions of the buffers, and a mask that hides the unused ones.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], length: int, capacity: int, cursor: Cursor, beam: int):
         """
         Args:
-            tensors: as `GrowingMemory.append` is given them, with room for S positions.
-            length: how many of these positions are taken.
-            capacity: C, at least as many.
-            cursor: what all layers of a decoder share.
-            beam: hypotheses of each sentence, which stand together.
+            tensors: S positions, in the format of `GrowingMemory.append`.
+            length: number of these positions that are used.
+            capacity: C, at least `length`.
+            cursor: the cursor that all layers of the decoder share.
+            beam: hypotheses of each sentence, which are adjacent.
         """
         self.cursor = cursor
         self.beam = beam
@@ -192,27 +192,27 @@ class FixedMemory:
 
     @staticmethod
     def _with_room(tensor: Tensor, capacity: int) -> Tensor:
-        # Positions not yet taken have the weight zero, and zero times whatever was in the memory may be no number.
+        # Unused positions have the weight zero, and zero times uninitialized memory may be NaN.
         buffer = tensor.new_zeros(*tensor.shape[:-2], capacity, tensor.size(-1))
         buffer[..., : tensor.size(-2), :] = tensor
         return buffer
 
     def append(self, *new: Tensor) -> None:
-        """Write a position: tensors [N, ..., 1, width]."""
+        """Write one position: tensors [N, ..., 1, width]."""
         for buffer, tensor in zip(self._buffers, new, strict=True):
             buffer.index_copy_(-2, self.cursor.position, tensor)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All positions, those not yet taken among them."""
+        """All positions, including the unused ones."""
         return self._buffers
 
     def read(self) -> list[Stretch]:
-        """One stretch, [.., C, width], and the mask [1, 1, C] of the positions not yet taken."""
+        """One stretch, [.., C, width], and the mask [1, 1, C] of the unused positions."""
         return [Stretch(self._buffers, self.cursor.ahead)]
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
-        """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence; `spare` comes back unused."""
+        """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence. Returns `spare` unused."""
         for buffer in self._buffers:
             reorder_in_place(buffer, order, self.beam, self.cursor.position)
         return spare
@@ -223,12 +223,12 @@ class FixedMemory:
 
 
 class SelfAttentionMemory:
-    """A prompt that the hypotheses of a sentence share, if there is one, and what each has generated."""
+    """An optional prompt, shared by the hypotheses of a sentence, and the generated tokens of each hypothesis."""
 
     def __init__(self, method: DecodingMethod, window: int | None = None):
         """
         Args:
-            method: what is kept and how it is attended to.
+            method: defines what is kept, and computes the attention to it.
             window: as for `GrowingMemory`.
         """
         self.method = method
@@ -237,7 +237,7 @@ class SelfAttentionMemory:
         self.generated: GrowingMemory | FixedMemory = GrowingMemory(window)
 
     def attend(self, attention: Attention, hidden: Tensor, query: Tensor, **options) -> tuple[Tensor, Tensor | None]:
-        """Append the positions `hidden` [T, N, D], then self-attention of the layer. See `DecodingMethod.attend`."""
+        """Append the positions `hidden` [T, N, D], then compute self-attention. See `DecodingMethod.attend`."""
         kept = self.method.keep(attention, hidden)
         is_first = self.is_empty() and len(hidden) > 1
         self.append(*kept)
@@ -249,12 +249,12 @@ class SelfAttentionMemory:
         self.generated.append(*new)
 
     def end_prompt(self, mask: Tensor | None) -> None:
-        """Declare what was appended so far, one row a sentence, the prompt. mask: bool [B, S], True at padding."""
+        """Make the positions so far, one row per sentence, the prompt. mask: bool [B, S], True at padding."""
         self.prompt = SentenceMemory(self.method, self.generated.tensors(), mask)
         self.generated = GrowingMemory(self.window)
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:
-        """See `DecodeState.fix`; `length` positions were generated."""
+        """See `DecodeState.fix`. `length` is the number of generated positions."""
         tensors = self.generated.tensors()
         if hypotheses is not None:
             tensors = tuple(tensor.index_select(0, hypotheses) for tensor in tensors)
@@ -264,7 +264,7 @@ class SelfAttentionMemory:
         return self.prompt is None and not self.generated.tensors()
 
     def read(self) -> list[Stretch]:
-        """In the order of the text."""
+        """The stretches, in the order of the text."""
         if self.prompt is None:
             return self.generated.read()
         [prompt] = self.prompt.read()
@@ -274,7 +274,7 @@ class SelfAttentionMemory:
         return [prompt, *self.generated.read()]
 
     def _beyond_window(self, prompt: Stretch) -> Tensor:
-        """Positions of the prompt, [B or 1, S], that the newest positions no longer see: bool [B or 1, T, S]."""
+        """Positions of the prompt, [B or 1, S], outside the window of the newest positions: bool [B or 1, T, S]."""
         length, device = prompt.tensors[0].size(-2), prompt.tensors[0].device
         ends = torch.tensor([[length]], device=device) if prompt.mask is None else (~prompt.mask).sum(dim=2)
         newest = torch.arange(self.generated.total - self.generated.newest, self.generated.total, device=device)

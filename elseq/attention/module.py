@@ -15,9 +15,9 @@ from elseq.precision import original_weight
 class Attention(nn.Module):
     """Multi-head attention with fairseq's parameters (names, shapes, initial values) and elseq's decoding methods.
 
-    Training, teacher forcing and the encoder use it as an ordinary layer. While decoding, the method of the memory it
-    is given decides in what order the products are evaluated: `kv` projects once and keeps keys and values, `el` keeps
-    the hidden states and expands the query (2105.04779). The parameters and the result are the same.
+    Training, teacher forcing and the encoder use it as an ordinary layer. In decoding, the method of the given memory
+    decides the order of the products: `kv` projects once and keeps keys and values, `el` keeps the hidden states and
+    expands the query (2105.04779). The parameters and the result are the same.
     """
 
     def __init__(
@@ -44,12 +44,12 @@ class Attention(nn.Module):
             kdim, vdim: width of key and value. Default: embed_dim.
             bias: whether the projections have biases.
             dropout: probability with which an attention weight is dropped in training.
-            self_attention: key and value are the query.
-            encoder_decoder_attention: key and value are the same tensor, another than the query.
+            self_attention: whether key and value are the query.
+            encoder_decoder_attention: whether key and value are one tensor, which is not the query.
             head_dim: width of a head. Default: embed_dim / num_heads.
             window: in causal self-attention a position sees itself and the window - 1 before it (the local attention of
                 1911.02150, section 4.1). Default: all before it.
-            top_k: a query attends to its k largest scores only (2106.06899). Default: to all.
+            top_k: a query attends only to its k largest scores (2106.06899). Default: to all.
             query_chunk_size: queries that top-k attention evaluates together. Default: see `top_k_attention`.
 
         Raises:
@@ -81,7 +81,7 @@ class Attention(nn.Module):
         self.scaling = self.head_dim**-0.5
         self.self_attention = self_attention
         self.encoder_decoder_attention = encoder_decoder_attention
-        # In fairseq's order: the state of an optimizer refers to parameters by their number.
+        # The order is fairseq's, because an optimizer's state refers to parameters by number.
         self.k_proj = nn.Linear(kdim, num_kv_heads * self.head_dim, bias=bias)
         self.v_proj = nn.Linear(vdim, num_kv_heads * self.head_dim, bias=bias)
         self.q_proj = nn.Linear(embed_dim, num_heads * self.head_dim, bias=bias)
@@ -90,7 +90,7 @@ class Attention(nn.Module):
         self.reset_parameters()
 
     def reset_parameters(self) -> None:
-        """Glorot-uniform weights; those of query, key and value as if they were one matrix where the widths allow."""
+        """Glorot-uniform weights. Those of query, key and value are initialized as one matrix if the widths allow."""
         same_width = self.k_proj.in_features == self.v_proj.in_features == self.embed_dim
         gain = 1 / math.sqrt(2) if same_width else 1.0
         for projection in (self.k_proj, self.v_proj, self.q_proj):
@@ -100,7 +100,7 @@ class Attention(nn.Module):
             nn.init.zeros_(self.out_proj.bias)
 
     def upgrade_state_dict_named(self, state_dict: dict[str, Tensor], name: str) -> None:
-        """Called by fairseq before it loads a checkpoint; `name` is this layer's."""
+        """fairseq calls this before it loads a checkpoint. `name` is the name of this layer."""
         split_joint_projections(state_dict, name)
 
     def forward(
@@ -116,22 +116,22 @@ class Attention(nn.Module):
         causal: bool = False,
         state: SelfAttentionMemory | SentenceMemory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend to key and value or, while decoding, to the state.
+        """Attend to key and value or, in decoding, to the state.
 
         Args:
             query: [T, N, C]: T positions, N sequences, C = embed_dim.
             key: [S, N, kdim]; unused in self-attention and with a state.
             value: [S, N, vdim]; unused in self-attention, in encoder-decoder attention and with a state.
-            key_padding_mask: [N, S], true at padding; unused with a state.
+            key_padding_mask: bool [N, S], True at padding; unused with a state.
             need_weights: return the attention weights, averaged over the heads.
-            attn_mask: [T, S], bool (true: not attended to) or added to the scores (-inf: not attended to; other
+            attn_mask: [T, S], bool (True: not attended to) or added to the scores (-inf: not attended to; other
                 values but 0 are refused); unused with a state.
             need_head_weights: return the attention weights of each head.
             causal: position t does not see beyond position t of the key.
-            state: what was kept of former positions, to which self-attention appends the T new ones, or of the source.
+            state: the memory of former positions, to which self-attention appends the T new ones, or of the source.
 
         Returns:
-            [T, N, C], and the weights: None, [N, T, S] or, of each head, [H, N, T, S].
+            [T, N, C], and the weights: None, [N, T, S], or [H, N, T, S] with need_head_weights.
 
         Raises:
             ValueError: an additive attn_mask with other values than 0 and -inf.
@@ -157,12 +157,12 @@ class Attention(nn.Module):
         return output, weights.transpose(0, 1) if need_head_weights else weights.mean(dim=1)
 
     def keys_and_values(self, key: Tensor, value: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        """Of key and value [S, N, D], by default the same: [N, G, S, K] each."""
+        """Project key and value [S, N, D] to [N, G, S, K] each. value: default: key."""
         value = key if value is None else value
         return tuple(self._split(projected, self.num_kv_heads) for projected in (self.k_proj(key), self.v_proj(value)))
 
     def projection(self, of: Literal["key", "value"]) -> tuple[Tensor, Tensor | None]:
-        """Weight [G K, D] and bias [G K] or None, for methods that multiply by them in another order."""
+        """Weight [G K, D] and bias [G K] or None, for methods that evaluate the products in another order."""
         linear = self.k_proj if of == "key" else self.v_proj
         return original_weight(linear), linear.bias
 
@@ -182,7 +182,7 @@ class Attention(nn.Module):
 
 
 def split_joint_projections(state_dict: dict[str, Tensor], name: str) -> None:
-    """fairseq before 0.9 kept query, key and value projections of a self-attention as one: [3 C, C], bias [3 C]."""
+    """fairseq before 0.9 stored the query, key and value projections of self-attention as one: [3 C, C], bias [3 C]."""
     for part in ("weight", "bias"):
         joint = state_dict.pop(f"{name}.in_proj_{part}", None)
         if joint is not None:

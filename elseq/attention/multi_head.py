@@ -9,21 +9,21 @@ from torch import Tensor
 
 from elseq.attention.top_k import keep_largest, top_k_attention
 
-# The fused kernels of PyTorch are written for ordinary heads. Beyond this width (EL-attention has heads as wide as
-# the model) two matrix products are faster.
+# The fused kernels of PyTorch are optimized for narrow heads. For wider ones (with EL-attention as wide as the model)
+# two matrix products are faster.
 WIDEST_FUSED_HEAD = 256
 
 
 class Segment(NamedTuple):
     """A stretch of keys and values, stored once for M sequences and attended to by N queries, M dividing N.
 
-    Queries n of one sequence m stand together: m = n // (N / M). That is how the hypotheses of a sentence share the
-    sentence's memory without a copy.
+    The queries of one sequence are adjacent: query n attends to sequence n // (N / M). In this way the hypotheses of a
+    sentence share its memory without a copy.
     """
 
     key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
     value: Tensor  # [M, G, S, V]: V width of a value
-    mask: Tensor | None = None  # bool, [M or 1, T or 1, S], T queries in a sequence: True is not attended to
+    mask: Tensor | None = None  # bool [M or 1, T or 1, S], T queries per sequence: True is not attended to
     bias: Tensor | None = None  # added to the scores: [N or 1, H or 1, T or 1, S]
 
 
@@ -40,17 +40,17 @@ def multi_head_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Attend to all segments under one softmax.
 
-    Head h of the query uses key/value head h // (H / G): G = H is multi-head attention, G = 1 multi-query attention
-    (1911.02150, section 3), anything between grouped-query attention (2305.13245).
+    Head h of the query uses key/value head h // (H / G). G = H is multi-head attention, G = 1 is multi-query attention
+    (1911.02150, section 3), and other G are grouped-query attention (2305.13245).
 
     Args:
         query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
-        segments: what is attended to, S positions in all. The M of each divides N, its G divides H.
+        segments: keys and values, S positions in total. The M of each divides N, its G divides H.
         causal: position t of the query does not see beyond position S' - T + t of the last segment, S' its length.
-        window: if causal, nor does it see that segment more than window - 1 positions before it.
+        window: with causal, it sees at most window - 1 positions of that segment before it.
         dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
         need_weights: also return the weights, as they are before dropout.
-        top_k: each query attends to its k largest scores only (2106.06899). Default: to all.
+        top_k: each query attends only to its k largest scores (2106.06899). Default: to all.
         query_chunk_size: see `top_k_attention`, which evaluates several queries at once.
 
     Returns:
@@ -63,7 +63,7 @@ def multi_head_attention(
         key, value, mask, _ = segments[0]
         options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
         return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
-    # Keys that are stored positions last, as a sentence's memory is, are laid out for matrix products.
+    # Keys with the positions in the last dimension, as in `SentenceMemory`, are laid out for matrix products.
     fused = (
         len(segments) == 1
         and top_k is None
@@ -84,7 +84,7 @@ def multi_head_attention(
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if top_k is not None:
         scores = keep_largest(scores, top_k)
-    # Whatever the type, softmax itself computes in float32 at least; the weights are wanted in that, too, if they are.
+    # Softmax computes in float32 or wider. Returned weights have that type, too.
     wide = torch.promote_types(query.dtype, torch.float32) if need_weights or dropout > 0 else query.dtype
     weights = torch.softmax(scores, dim=-1, dtype=wide)
     probabilities = F.dropout(weights, dropout) if dropout > 0 else weights
@@ -96,7 +96,7 @@ def multi_head_attention(
 def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:
     key, value, mask, _ = segment
     if key.size(0) == query.size(0) and query.size(2) > 1:
-        # Whole texts: the kernel itself knows which heads share a key.
+        # Whole texts: the kernel itself handles heads that share a key.
         mask = None if mask is None else ~mask.unsqueeze(1)
         shared = key.size(1) != query.size(1)
         return F.scaled_dot_product_attention(
@@ -123,7 +123,7 @@ def _mix(probabilities: Tensor, segment: Segment) -> Tensor:
 
 
 def _group(rows: Tensor, segment: Segment) -> Tensor:
-    """[N, H, T, X] to [M, G, (N/M)(H/G)T, X]: all rows that meet the same keys, as one matrix."""
+    """[N, H, T, X] to [M, G, (N/M)(H/G)T, X]: one matrix of all rows that attend to the same keys."""
     queries, heads, length, width = rows.shape
     sequences, kv_heads = segment.key.shape[:2]
     if sequences == queries and kv_heads == heads:
@@ -149,14 +149,14 @@ def _ungroup(rows: Tensor, like: Tensor) -> Tensor:
 
 
 def _spread_mask(mask: Tensor, repeats: int) -> Tensor:
-    """[M, T or 1, S] to [M, 1, repeats * T or 1, S], as the rows of `_group` need it."""
+    """[M, T or 1, S] to [M, 1, repeats * T or 1, S], for the rows of `_group`."""
     if mask.size(1) > 1:
         mask = mask.repeat(1, repeats, 1)
     return mask.unsqueeze(1)
 
 
 def causal_mask(length: int, keys: int, window: int | None, device: torch.device) -> Tensor | None:
-    """What the last `length` of so many positions do not see of them all: bool [1, length, keys]; None: nothing.
+    """The keys that the last `length` positions do not attend to: bool [1, length, keys], or None if there are none.
 
     Args:
         window: a position sees itself and the window - 1 before it. Default: all before it.
@@ -175,7 +175,7 @@ def _with_causal_mask(segment: Segment, length: int, window: int | None) -> Segm
     unseen = causal_mask(length, keys, window, segment.key.device)
     if segment.mask is None:
         return segment._replace(mask=unseen)
-    # A padded position may see itself, so that no softmax is empty: nothing reads its output, but NaN would spread.
+    # A padded position sees itself, because an empty softmax gives NaN, which would spread. Its output is not used.
     itself = torch.eye(length, keys, dtype=torch.bool, device=segment.key.device).roll(keys - length, dims=1)
     mask = segment.mask & ~itself
     return segment._replace(mask=mask if unseen is None else mask | unseen)

@@ -1,4 +1,4 @@
-"""All that a decoder remembers of a batch between steps."""
+"""The decoding state: everything that a decoder keeps of a batch between steps."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -11,7 +11,7 @@ from elseq.attention.memory import Cursor, SelfAttentionMemory, SentenceMemory
 
 @dataclass
 class LayerState:
-    """What one decoder layer remembers. Under EL all layers hold the same `cross_attention` object."""
+    """The state of one decoder layer. With `el` all layers share one `cross_attention` object."""
 
     self_attention: SelfAttentionMemory
     cross_attention: SentenceMemory | None = None
@@ -19,24 +19,24 @@ class LayerState:
 
 @dataclass
 class DecodeState:
-    """All that a decoder remembers of a batch."""
+    """Everything that a decoder keeps of a batch."""
 
     layers: list[LayerState]
-    length: int = 0  # tokens read so far, the prompt apart
+    length: int = 0  # tokens decoded so far, without the prompt
     prompt_lengths: Tensor | None = None  # int64 [B]
     longest_prompt: int = 0
-    cursor: Cursor | None = None  # once it is fixed
+    cursor: Cursor | None = None  # after `fix`
 
     def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
-        """Move what the hypotheses remember into buffers that will stay where they are; no layer may have a window.
+        """Move the memory of the hypotheses into buffers of fixed addresses. No layer may have a window.
 
-        From then on it takes one token at a time, between `cursor.begin()` and `cursor.end()`. May be called again, for
-        more room or fewer hypotheses.
+        Afterwards the state takes one token at a time, between `cursor.begin()` and `cursor.end()`. It may be called
+        again with a larger capacity or fewer hypotheses.
 
         Args:
-            capacity: positions that there is to be room for.
-            beam: hypotheses of each sentence; from now on they change places only among themselves.
-            hypotheses: int64 [N'], those to keep, in this order. Default: all.
+            capacity: number of positions in the buffers.
+            beam: hypotheses of each sentence. Afterwards they are reordered only within their sentence.
+            hypotheses: int64 [N'], the hypotheses to keep, in this order. Default: all.
         """
         self.cursor = Cursor(self.length, capacity, self._device())
         for layer in self.layers:
@@ -46,7 +46,7 @@ class DecodeState:
         return self.layers[0].self_attention.generated.tensors()[0].device
 
     def end_prompt(self, mask: Tensor) -> None:
-        """Declare all tokens read so far, one row a sentence, the prompt. mask: bool [B, P], True at padding."""
+        """Make all tokens so far, one row per sentence, the prompt. mask: bool [B, P], True at padding."""
         self.prompt_lengths = (~mask).sum(dim=1)
         self.longest_prompt = self.length
         self.length = 0
@@ -55,7 +55,7 @@ class DecodeState:
             layer.self_attention.end_prompt(padding)
 
     def positions(self, hypotheses: int, tokens: int) -> Tensor | range:
-        """Index in the text, counted from 0, of each of the next tokens: a range, or int64 [N or 1, T]."""
+        """Position in the text of each of the next tokens, from 0: a range, or int64 [N or 1, T]."""
         if self.cursor is not None:
             starts = 0 if self.prompt_lengths is None else self._starts(hypotheses)
             return starts + self.cursor.position.unsqueeze(0)
@@ -69,13 +69,13 @@ class DecodeState:
         return self.prompt_lengths.repeat_interleave(hypotheses // self.prompt_lengths.numel()).unsqueeze(1)
 
     def reorder(self, order: Tensor) -> None:
-        """Hypothesis n continues hypothesis order[n], int64 [N']. Sentences that lose all theirs: see `keep`."""
+        """Hypothesis n continues hypothesis order[n], int64 [N']. To drop whole sentences, also call `keep`."""
         spare = None
         for layer in self.layers:
             spare = layer.self_attention.generated.reorder(order, spare)
 
     def keep(self, sentences: Tensor) -> None:
-        """Drop the sentences that are not among these, int64 [B']; `reorder` must drop their hypotheses."""
+        """Keep only these sentences, int64 [B']. `reorder` must drop the hypotheses of the others."""
         for state in self._sentence_states():
             state.keep(sentences)
         if self.prompt_lengths is not None:
@@ -83,7 +83,7 @@ class DecodeState:
             self.longest_prompt = int(self.prompt_lengths.max())
 
     def size_bytes(self) -> int:
-        """Bytes held, what layers share counted once."""
+        """Bytes of the state. Memory that layers share counts once."""
         per_hypothesis = sum(layer.self_attention.generated.size_bytes() for layer in self.layers)
         return per_hypothesis + sum(state.size_bytes() for state in self._sentence_states())
 

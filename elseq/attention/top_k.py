@@ -1,16 +1,17 @@
 """Top-k attention (2106.06899): each query attends to the keys of its k largest scores, in memory linear in length.
 
-Attention and the feed-forward layer are one operation here, as in section 3 of the paper: scores of all keys, the k
-largest, weights that are a function of these (softmax, or the activation), and the weighted sum of the values (a
-feed-forward layer's queries are its inputs, keys the rows of its first matrix, values the columns of its second).
+Attention and the feed-forward layer are one operation here, as in section 3 of the paper: compute the scores of all
+keys, select the k largest, compute weights from them (softmax, or the activation), and sum the values with these
+weights. In a feed-forward layer, the queries are its inputs, the keys the rows of its first matrix, and the values the
+columns of its second.
 
-Queries are evaluated a chunk at a time. A chunk's scores are all that is ever alive of the product of queries and keys:
-for the backward pass the k scores of each query and their indices are kept, and everything else follows from these.
-No selected row is copied either: `embedding_bag` sums weighted rows of a table, which gives the output from the values,
-and its gradient gives that of the weights; the gradients of keys and values are again weighted sums of rows, of the
-queries that chose a key. On a CPU, with 4096 keys, heads of width 64 and k = 128, this takes a fifteenth of the time of
-gathered copies and `index_add_`, and a quarter of that of matrix products with the weights written among zeros. Only
-where k is a large part of the keys (see `LARGE_PART`) these products cost less, and are used.
+Queries are evaluated in chunks. Only the scores of one chunk are in memory at a time. The backward pass keeps the k
+scores of each query and their indices, and recomputes everything else. Selected rows are not copied: `embedding_bag`
+sums weighted rows of a table, which gives the output from the values. Its gradient is that of the weights. The
+gradients of keys and values are again weighted sums of rows, of the queries that selected a key. On a CPU, with 4096
+keys, heads of width 64 and k = 128, this takes a fifteenth of the time of gathered copies and `index_add_`, and a
+quarter of that of matrix products with the weights scattered into zeros. These products are used only if k is a large
+part of the keys (see `LARGE_PART`), where they are faster.
 """
 
 from collections.abc import Callable, Iterator
@@ -23,13 +24,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-# Of the queries of one key/value head so many are evaluated together, on a CPU and elsewhere, and more heads as long as
-# there are no more scores than this. Short chunks of causal attention skip most of the keys that they do not see, but
-# each chunk adds to the gradients of all that it sees; a GPU wants more work at a time.
+# Number of queries of one key/value head evaluated together, on a CPU and elsewhere. Several heads are evaluated
+# together up to this number of scores. Short chunks of causal attention skip most of the keys that they do not see, but
+# each chunk adds to the gradients of all keys that it sees. A GPU needs larger chunks.
 MOST_QUERIES = {"cpu": 256, "other": 1024}
 MOST_SCORES = {"cpu": 2**20, "other": 2**26}
 
-# Weights are written among zeros, for matrix products, if k is at least this part of the keys.
+# If k is at least this part of the keys, weights are scattered into zeros for matrix products.
 LARGE_PART = 1 / 8
 
 GROUP = 8  # scores: see `_largest`
@@ -49,24 +50,23 @@ def top_k_attention(
     dropout: float = 0.0,
     query_chunk_size: int | None = None,
 ) -> Tensor:
-    """Attention to the keys of the k largest scores of each query; exact where a query sees no more than k keys.
+    """Attention to the keys of the k largest scores of each query. It is exact if a query sees at most k keys.
 
-    Of the scores that a query sees, exactly k are kept, or all if they are fewer, and each of them is at least as large
-    as each that is dropped. Which of equal scores are kept is not specified (it is the choice of `torch.topk`).
-    A query that sees nothing gets zeros. There is no second derivative.
+    Each query keeps exactly the k largest of its scores, or all if there are fewer. `torch.topk` chooses among equal
+    scores. The output of a query that sees no key is zero. There is no second derivative.
 
     Args:
         query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
         key: [M, G, S, K]: M sequences, dividing N, as in a `Segment`; G key/value heads, dividing H; S positions.
         value: [M, G, S, V]: V width of a value.
-        top_k: scores that are kept of each query.
+        top_k: number of scores that each query keeps.
         mask: bool [M or 1, T or 1, S], True is not attended to (but under `causal` a position always sees itself).
         causal: position t of the query does not see beyond position S - T + t of the keys.
-        window: if causal, nor does it see more than window - 1 positions before that.
+        window: with causal, it sees at most window - 1 positions before that.
         dropout: probability with which a weight is dropped (the others grow by 1 / (1 - dropout)).
-        query_chunk_size: positions of the query that are evaluated together, at most. Default: such that a key/value
-            head has 256 queries on a CPU, 1024 elsewhere. Key/value heads are evaluated together as long as there are
-            no more than 2**20 scores on a CPU, 2**26 elsewhere.
+        query_chunk_size: maximum number of positions of the query that are evaluated together. Default: 256 queries per
+            key/value head on a CPU, 1024 elsewhere. Several key/value heads are evaluated together up to 2**20 scores
+            on a CPU, 2**26 elsewhere.
 
     Returns:
         [N, H, T, V].
@@ -78,8 +78,8 @@ def top_k_attention(
     query, key, value = _autocast(query, key, value)
     sequences, heads, length, width = query.shape
     owners, kv_heads, keys, _ = key.shape
-    shared, group = sequences // max(1, owners), heads // max(1, kv_heads)  # no sequences, no heads: nothing to share
-    # The rows of a position that meet the same keys stand together: [M G, (N/M)(H/G), T, K].
+    shared, group = sequences // max(1, owners), heads // max(1, kv_heads)  # no sequences or no heads
+    # Rows of a position that attend to the same keys are adjacent: [M G, (N/M)(H/G), T, K].
     rows = query.reshape(owners, shared, kv_heads, group, length, width)
     rows = rows.transpose(1, 2).reshape(owners * kv_heads, shared * group, length, width)
     context = _TopK.apply(
@@ -95,7 +95,7 @@ def top_k_attention(
 
 
 def keep_largest(scores: Tensor, top_k: int) -> Tensor:
-    """The k largest of the last dimension of scores [..., S], and -inf in place of the others. Ties: as above."""
+    """The k largest of the last dimension of scores [..., S], -inf elsewhere. Ties: as in `top_k_attention`."""
     _require_positive(top_k=top_k)
     if top_k >= scores.size(-1):
         return scores
@@ -114,21 +114,21 @@ def top_k_feed_forward(
     *,
     chunk_size: int | None = None,
 ) -> Tensor:
-    """A feed-forward layer of which each token uses the k units with the largest pre-activations.
+    """A feed-forward layer in which each token uses the k units with the largest pre-activations.
 
-    With ReLU it is exact for a token with at most k positive pre-activations. GELU also has a small negative part: of
-    each negative pre-activation that is dropped, an activation between -0.17 and 0 is lost. Ties: as in
+    With ReLU it is exact for a token with at most k positive pre-activations. With GELU, each dropped negative
+    pre-activation loses an activation between -0.17 and 0. Ties: as in
     `top_k_attention`. There is no second derivative.
 
     Args:
-        x: [..., C]: C width of a token's state.
+        x: [..., C], C the width of the input.
         weight_in: [F, C], as `nn.Linear` stores it: F units.
         bias_in: [F] or None.
-        weight_out: [D, F]: D width of the output.
+        weight_out: [D, F], D the width of the output.
         bias_out: [D] or None.
-        top_k: units that are kept for each token.
+        top_k: number of units that each token uses.
         activation: "relu", "gelu" or "gelu_accurate" (the GELU of GPT-2, by tanh).
-        chunk_size: tokens that are evaluated together, at most. Default: as the query_chunk_size of `top_k_attention`.
+        chunk_size: maximum number of tokens evaluated together. Default: as query_chunk_size of `top_k_attention`.
 
     Returns:
         [..., D].
@@ -152,10 +152,10 @@ def top_k_feed_forward(
 
 
 class _Chunk(NamedTuple):
-    """What is evaluated together.
+    """The queries and keys that are evaluated together.
 
-    Shapes from here on: B sets of keys, b of them in a chunk; R queries of each position and set; T positions, c of
-    them in a chunk; S keys in a set, s of them seen from a chunk's positions; k scores kept of each query.
+    Shapes from here on: B sets of keys, b of them in a chunk; R queries per position and set; T positions, c of them in
+    a chunk; S keys in a set, s of them visible from the positions of a chunk; k scores kept per query.
     """
 
     sets: slice
@@ -164,22 +164,22 @@ class _Chunk(NamedTuple):
 
     @property
     def queries(self) -> tuple[slice, ...]:
-        """Where they are in [B, R, T, K]."""
+        """Index of the queries in [B, R, T, K]."""
         return self.sets, slice(None), self.positions
 
     @property
     def keys(self) -> tuple[slice, ...]:
-        """Where those seen are in [B, S, K]."""
+        """Index of the visible keys in [B, S, K]."""
         return self.sets, self.seen
 
     def kept(self, top_k: int) -> tuple[slice, ...]:
-        """Where what is kept of the queries is in [B, R, T, k]."""
+        """Index of the kept scores in [B, R, T, k]."""
         return *self.queries, slice(min(top_k, self.seen.stop - self.seen.start))
 
 
 @dataclass(frozen=True)
 class _Plan:
-    """What is computed, in which pieces. For the fields not described here see `top_k_attention`."""
+    """The parameters of the computation and its chunks. For other fields see `top_k_attention`."""
 
     top_k: int
     weigh: Callable[[Tensor], Tensor]  # the weights of scores [..., k]
@@ -205,10 +205,10 @@ class _Plan:
         if not self.causal:
             return slice(0, keys)
         first = 0 if self.window is None else max(0, offset + positions.start - self.window + 1)
-        return slice(first, min(keys, max(1, offset + positions.stop)))  # if nothing is seen, one key, which is hidden
+        return slice(first, min(keys, max(1, offset + positions.stop)))  # if no key is visible, one hidden key
 
     def select(self, query: Tensor, key: Tensor, bias: Tensor | None, chunk: _Chunk) -> tuple[Tensor, Tensor]:
-        """The largest scores of a chunk's queries and which of the s keys they are of, int32, both [b, R, c, k]."""
+        """The largest scores of the queries of a chunk, and the indices of their keys, int32, both [b, R, c, k]."""
         rows = query[chunk.queries]
         scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].transpose(1, 2))
         scores = scores.unflatten(1, rows.shape[1:3])
@@ -238,7 +238,7 @@ class _Plan:
         return hidden
 
     def weights(self, scores: Tensor, survives: Tensor | None) -> Tensor:
-        """Of scores [..., k], in the wider of float32 and their type; survives: bool [..., k], False is dropped."""
+        """The weights of scores [..., k], in float32 or wider; survives: bool [..., k], False where dropped."""
         weights = self.weigh(scores.to(_wide(scores)))
         return weights if survives is None else weights * survives / ((1 - self.dropout) or 1.0)
 
@@ -249,7 +249,7 @@ class _TopK(torch.autograd.Function):
     @staticmethod
     def forward(ctx, query, key, value, bias, plan, for_backward):
         output = value.new_empty(*query.shape[:-1], value.size(-1))
-        # One tensor of each, or what is kept would lie scattered between chunks that come and go.
+        # Preallocated, so that the kept tensors do not fragment the memory of the chunks.
         kept_shape = (*query.shape[:-1], min(plan.top_k, key.size(1))) if for_backward else (0,)
         kept_scores = query.new_empty(kept_shape)
         kept_indices = query.new_empty(kept_shape, dtype=torch.int32)
@@ -296,15 +296,15 @@ class _TopK(torch.autograd.Function):
             for_value[chunk.keys] += selection.spread(weights.detach(), gradients)
             if for_bias is not None:
                 for_bias.index_add_(0, kept_indices[kept].flatten(), for_scores.flatten().to(for_bias.dtype))
-        # The engine converts sums to the types of the inputs.
+        # autograd converts the sums to the types of the inputs.
         return for_query, for_key, for_value, for_bias, None, None
 
 
 def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     """The k largest of the last dimension, in no order, and their indices.
 
-    On a CPU the time of `topk` is in proportion to the scores. So, of many, the k groups with the largest maxima are
-    found first: no score of another group is larger than any of these k maxima.
+    On a CPU the time of `topk` is proportional to the number of scores. For many scores, the k groups with the largest
+    maxima are found first. No score of another group exceeds any of these k maxima.
     """
     groups = scores.size(-1) // GROUP
     if scores.device.type != "cpu" or groups < max(1, 2 * top_k):
@@ -313,7 +313,7 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     found = maxima.topk(top_k, dim=-1, sorted=False).indices.unsqueeze(-1)
     members = (found + torch.arange(0, GROUP * groups, groups)).flatten(-2)
     members = F.pad(members, (0, scores.size(-1) - GROUP * groups))
-    members[..., GROUP * top_k :] = torch.arange(GROUP * groups, scores.size(-1))  # in no group
+    members[..., GROUP * top_k :] = torch.arange(GROUP * groups, scores.size(-1))  # scores outside the groups
     largest, places = scores.gather(-1, members).topk(top_k, dim=-1, sorted=False)
     return largest, members.gather(-1, places)
 
@@ -353,13 +353,13 @@ class _Selection:
 
     @cached_property
     def _rows(self) -> Tensor:
-        """The indices, in a table of all b s keys."""
+        """The indices in a table of all b * s keys."""
         sets = torch.arange(len(self.indices), dtype=torch.int32, device=self.indices.device)
         return self.indices + self.keys * sets.view(-1, 1, 1, 1)
 
     @cached_property
     def _by_key(self) -> tuple[Tensor, Tensor, Tensor]:
-        """The order of the flat indices by key, their queries, and where among them each of the b s keys begins."""
+        """The flat indices sorted by key, their queries, and the start of each of the b * s keys among them."""
         rows, order = self._rows.flatten().sort(stable=True)
         selecting = (order // self.indices.size(-1)).to(torch.int32)
         keys = torch.arange(len(self.indices) * self.keys, dtype=torch.int32, device=rows.device)
@@ -367,7 +367,7 @@ class _Selection:
 
 
 def _softmax(scores: Tensor) -> Tensor:
-    """Along the last dimension; where all scores are -inf, zeros."""
+    """Softmax over the last dimension; zeros where all scores are -inf."""
     nothing = scores.isneginf().all(dim=-1, keepdim=True)
     return scores.masked_fill(nothing, 0.0).softmax(dim=-1).masked_fill(nothing, 0.0)
 
@@ -378,7 +378,7 @@ def _wide(tensor: Tensor) -> torch.dtype:
 
 
 def _even_slices(total: int, most: int) -> Iterator[slice]:
-    """As few slices of no more than so many elements as there can be, their sizes differing by one at most."""
+    """The fewest slices of at most this many elements. Their sizes differ by at most one."""
     pieces = -(-total // most)
     for piece in range(pieces):
         yield slice(piece * total // pieces, (piece + 1) * total // pieces)
@@ -391,7 +391,7 @@ def _require_positive(**options: int | None) -> None:
 
 
 def _autocast(*tensors: Tensor | None) -> list[Tensor | None]:
-    """Under autocast, in the type that matrix products have there."""
+    """Convert to the type of matrix products under autocast."""
     device = tensors[0].device.type
     if not torch.is_autocast_enabled(device):
         return list(tensors)

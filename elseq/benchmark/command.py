@@ -3,6 +3,7 @@
 import argparse
 import tempfile
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -132,7 +133,8 @@ def _model_file(args, stack: ExitStack) -> ModelFile:
     if not args.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))
-    return random_model(args.arch, args.vocabulary_size, args.model_options, Path(folder))
+    made = random_model(args.arch, args.vocabulary_size, args.model_options, Path(folder))
+    return replace(made, user_dir=args.user_dir)
 
 
 def title(args: argparse.Namespace, grid: Grid) -> list[list[str]]:

@@ -33,7 +33,7 @@ class ModelFile:
     special_positions: int  # of a source, for symbols that are no words: its end or the prompt's beginning, BART's <s>
     source_positions: int  # the longest source, special symbols included; 0 for a language model
     target_positions: int
-    user_dir: str | None = None  # of the plugin that has its architecture
+    user_dir: str | None = None  # of a plugin that other processes will import, too
 
     def to_dict(self) -> dict:
         return asdict(self)

@@ -1,6 +1,6 @@
-"""elseq-benchmark: stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources.
+"""elseq-benchmark: compare stock fairseq, elseq's decoding methods and other programs on the same weights and sources.
 
-elseq-benchmark PAPER, such as multi-query, measures what a paper has measured: see `elseq.benchmark.PAPERS`.
+elseq-benchmark PAPER, such as multi-query, repeats the measurements of a paper: see `elseq.benchmark.PAPERS`.
 """
 
 import sys

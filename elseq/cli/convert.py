@@ -1,4 +1,4 @@
-"""elseq-convert: checkpoints of other models or for other programs out of checkpoints that are there."""
+"""elseq-convert: convert checkpoints: from and to other programs, and to fewer key/value heads."""
 
 import argparse
 import shlex
@@ -21,8 +21,8 @@ from elseq.loading import Checkpoint, Loading, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
 from elseq.subwords.tokens import Tokens
 
-DEFAULT_PLACES = ("decoder", "cross")  # what decoding keeps and reads at every step
-# Which of our tasks trains what a task of fairseq has trained. A pretrained BART is finetuned, with its <s>.
+DEFAULT_PLACES = ("decoder", "cross")  # attentions whose keys and values decoding reads at every step
+# The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
 TASKS = {
     "translation": "elseq_translation",
     "denoising": "elseq_translation",
@@ -98,7 +98,7 @@ def convert_from_hugging_face(args) -> None:
     for note in converted.notes:
         print(f"note: {note}")
     print(f"written: {output} ({', '.join(['model.pt', *converted.files])})")
-    print(f"to generate as its own settings have it:\n\n{_generation_command(converted, output)}")
+    print(f"to generate with the model's own settings:\n\n{_generation_command(converted, output)}")
 
 
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
@@ -121,7 +121,7 @@ def convert_to_hugging_face(args) -> None:
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     tensors = loaded.model.state_dict()
-    # An embedding that is shorter in the loaded model has lost its <mask>, which the task has no word for.
+    # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
     tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
     tokens = loaded.bpe if isinstance(loaded.bpe, Tokens) else None
     forced_start = getattr(loaded.task, "force_bos", False)
@@ -161,7 +161,7 @@ def convert_to_fairseq(args) -> None:
 
 
 def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
-    """The checkpoint's path, the folder to write, and the checkpoint; all of it checked before anything is built."""
+    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built."""
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
@@ -187,18 +187,18 @@ def _parse(arguments: list[str]):
         commands,
         "from-hf",
         convert_from_hugging_face,
-        "a BART or GPT-2 of Hugging Face's transformers, for fairseq",
-        "Write a folder that elseq.load and fairseq take as it is (model.pt, dict.txt, tokenizer.json) and "
-        "print the options with which fairseq-generate does what Hugging Face's generate does by the model's settings.",
+        "from Hugging Face's transformers to fairseq: BART, GPT-2",
+        "Write a folder that elseq.load and fairseq read (model.pt, dict.txt, tokenizer.json), and print the options "
+        "with which fairseq-generate follows the model's generation settings. Nothing is downloaded.",
     )
-    command.add_argument("folder", metavar="FOLDER", help="with config.json, the weights and the tokenizer")
-    command.add_argument("--data", metavar="FOLDER", help="of the tokenizer (default: the model's)")
+    command.add_argument("folder", metavar="FOLDER", help="a folder with config.json, the weights and the tokenizer")
+    command.add_argument("--data", metavar="FOLDER", help="folder of the tokenizer (default: that of the model)")
     _add_output(command, "DIR", "folder to write")
     command = _add(
         commands,
         "to-hf",
         convert_to_hugging_face,
-        "a BART, or a language model of GPT-2's kind, for Hugging Face's transformers",
+        "to Hugging Face's transformers: BART, language models with GPT-2's architecture",
         "Write a folder that transformers loads as a BartForConditionalGeneration or a GPT2LMHeadModel.",
     )
     _add_model(command)
@@ -207,26 +207,26 @@ def _parse(arguments: list[str]):
         commands,
         "to-ctranslate2",
         convert_to_ctranslate2,
-        "a Transformer, BART or language model for CTranslate2",
-        "Write a folder that CTranslate2 loads. Its package must be installed.",
+        "to CTranslate2: Transformer, BART, language model",
+        "Write a folder that CTranslate2 loads. The package ctranslate2 must be installed.",
     )
     _add_model(command)
     command.add_argument(
         "--quantization",
         choices=ctranslate.QUANTIZATIONS,
         metavar="TYPE",
-        help=f"of the weights: {', '.join(ctranslate.QUANTIZATIONS)} (default: float32)",
+        help=f"type of the weights: {', '.join(ctranslate.QUANTIZATIONS)} (default: float32)",
     )
     _add_output(command, "DIR", "folder to write")
     command = _add(
         commands,
         "to-fairseq",
         convert_to_fairseq,
-        "a checkpoint of elseq's that fairseq loads without elseq",
-        "Write the same parameters under an architecture of fairseq's own. (To load it on torch 2.6 and later fairseq "
-        "without elseq needs TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1, as for each of its own Transformers and BARTs.)",
+        "to a checkpoint that fairseq loads without elseq",
+        "Write the same parameters with an architecture of fairseq. On torch 2.6 and later, fairseq without elseq "
+        "loads Transformer and BART checkpoints only with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.",
     )
-    command.add_argument("model", metavar="MODEL", help="a checkpoint, or the folder of one")
+    command.add_argument("model", metavar="MODEL", help="a checkpoint, or its folder")
     _add_output(command, "FILE", "file to write")
     return parser.parse_args(arguments)
 
@@ -239,17 +239,17 @@ def _add(commands, name: str, convert, summary: str, description: str) -> argpar
 
 
 def _add_model(command: argparse.ArgumentParser) -> None:
-    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or the folder of one")
+    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or its folder")
     command.add_argument(
         "--data",
         metavar="FOLDER",
-        help="of dict.txt and the subword vocabulary (default: the checkpoint's, else that of its training)",
+        help="folder of dict.txt and the subword vocabulary (default: the checkpoint's or its training data's)",
     )
 
 
 def _add_output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
     command.add_argument("--output", metavar=metavar, required=True, help=text)
-    command.add_argument("--overwrite", action="store_true", help="replace one that is there")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
 def _add_heads(commands) -> None:
@@ -257,20 +257,20 @@ def _add_heads(commands) -> None:
         commands,
         "heads",
         convert_heads,
-        "a multi-head checkpoint with fewer key/value heads",
-        "Pool the key and value heads of a multi-head checkpoint, of fairseq's Transformer, BART or "
-        "language model or of elseq's, into fewer: grouped-query attention, or with one head multi-query attention. "
-        "What is written needs some more training (2305.13245 takes a twentieth of the original); how is printed.",
+        "from multi-head attention to fewer key/value heads",
+        "Pool the key and value heads of a multi-head checkpoint of fairseq or elseq (Transformer, BART or language "
+        "model): grouped-query attention, or with one head multi-query attention. The result needs further training, "
+        "for which the command prints the options. 2305.13245 trains for a twentieth of the original updates.",
     )
-    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or the folder of one")
+    command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or its folder")
     command.add_argument(
-        "--num-kv-heads", type=count, required=True, metavar="N", help="key/value heads of a layer; divides its heads"
+        "--num-kv-heads", type=count, required=True, metavar="N", help="key/value heads; divides the number of heads"
     )
     command.add_argument(
         "--method",
         choices=heads.METHODS,
         default="mean",
-        help="what becomes of a group of heads: their mean, the first of them, or new random weights (default: mean)",
+        help="replace each group of heads by its mean, its first head, or random weights (default: mean)",
     )
     command.add_argument(
         "--in",
@@ -279,9 +279,9 @@ def _add_heads(commands) -> None:
         metavar="PLACES",
         help=f"of {', '.join(heads.PLACES)} (default: {','.join(DEFAULT_PLACES)}, those that the model has)",
     )
-    command.add_argument("--output", help="default: next to the model, NAME.Nkv.pt")
-    command.add_argument("--overwrite", action="store_true", help="replace a file that is there")
-    command.add_argument("--seed", type=int, default=1, help="of random weights (default: %(default)s)")
+    command.add_argument("--output", help="default: NAME.Nkv.pt in the folder of the model")
+    command.add_argument("--overwrite", action="store_true", help="replace an existing file")
+    command.add_argument("--seed", type=int, default=1, help="seed of random weights (default: %(default)s)")
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""elseq-generate: a text file in, a text file out, one line for one line."""
+"""elseq-generate: write the model's output for each line of a text file."""
 
 import argparse
 import contextlib
@@ -23,24 +23,24 @@ from elseq.text_files.reading import STANDARD_INPUT
 from elseq.text_files.run import SEARCH, Job, Run
 
 EPILOG = """\
-Finished lines are kept in OUTPUT.partial, and the same command goes on with them after whatever ended it; the output
-appears when all of it is there. In float32 it is the same however the lines are batched and however often the run was
-interrupted. In float16 and bfloat16 the other lines of a batch change a line's numbers in their last digits, and now
-and then its words; under --attention stock the longest line of a batch limits the length of all, as in fairseq; with
---sampling a batch has random numbers of its own. The same command cuts the same batches and so says the same even then,
-unless one runs out of memory and is split.
+Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
+remaining lines. The output file appears when all lines are finished.
+In float32 the output depends neither on the batches nor on interruptions. In float16 and bfloat16 the other lines of a
+batch change the last digits of a line's scores, and sometimes its words. With --attention stock the longest line of a
+batch limits the length of all its outputs, as in fairseq. With --sampling the random numbers depend on the batch. The
+same command makes the same batches, so its output is the same in these cases, too, unless memory runs out.
 
 Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model ...
 """
 
 
-# They end the run as Ctrl-C does: torchrun and Slurm send SIGTERM, a terminal that is closed SIGHUP, a limit of
-# processor time SIGXCPU. Any other ends it at once, and leaves no more behind.
+# These signals end the run as Ctrl-C does. torchrun and Slurm send SIGTERM, a closed terminal sends SIGHUP, and a limit
+# of processor time sends SIGXCPU. Other signals end it at once; what is on the disk is the same.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
 
 class _Terminated(KeyboardInterrupt):
-    """One of `SIGNALS`, whose number it has."""
+    """One of `SIGNALS` has arrived; the argument is its number."""
 
 
 def main() -> None:
@@ -74,7 +74,7 @@ def _how_far(run: Run | None, args) -> str:
     done = f"{run.progress.finished} of {run.progress.total} lines are done"
     if args.output is None:
         return f"{done} and lost, since there is no --output to keep them by"
-    return f"{done}; the same command goes on from there"
+    return f"{done}; repeat the same command to continue"
 
 
 def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
@@ -87,7 +87,7 @@ def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
 
 
 def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
-    """The first process tells what elseq decides; all of them, what goes wrong."""
+    """The first process logs what elseq decides; all processes log warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("elseq: %(message)s"))
     logger = logging.getLogger("elseq")
@@ -110,28 +110,26 @@ def _job(args) -> Job:
 def _parse(arguments: list[str]):
     parser = Parser(
         prog="elseq-generate",
-        description="For each line of a text file what a model makes of it: its translation or summary, or for a "
-        "language model what follows it. Blank lines stay blank.",
+        description="Write the model's output for each line of a text file: its translation or summary, or for a "
+        "language model its continuation. Blank lines stay blank.",
         epilog=EPILOG,
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text (default: -, the standard input)"
+        "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text, one per line (default: the standard input)"
     )
     files.add_argument(
-        "--output", metavar="FILE", help="default: the standard output, at the end; nothing is kept if interrupted"
+        "--output", metavar="FILE", help="default: the standard output, at the end; an interrupted run keeps nothing"
     )
     files.add_argument(
-        "--overwrite", action="store_true", help="replace an output that is there, and what was begun by other options"
+        "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
-    model.add_argument(
-        "--model", required=True, metavar="FILE", help="a checkpoint of fairseq, or the folder that it is in"
-    )
+    model.add_argument("--model", required=True, metavar="FILE", help="a checkpoint of fairseq or elseq, or its folder")
     add_fields(model, Loading)
-    batches = parser.add_argument_group("batches, of lines of similar length").add_mutually_exclusive_group()
+    batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; one hypothesis for each line")
     _add_search_options(search)

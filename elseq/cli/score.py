@@ -3,18 +3,19 @@
 import sys
 from pathlib import Path
 
-import elseq  # noqa: F401  # lets the user's errors end in one sentence
+import elseq  # noqa: F401  # installs the one-sentence error messages
 from elseq.arguments import Parser, count_or_zero
 from elseq.errors import UserError
 from elseq.files import check_output_file, check_standard_output, read_lines, written_whole
-from elseq.scoring.inputs import check_equal_lengths, into_sentences, read_hypotheses
+from elseq.reports.logs import read_generation
+from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.published import settings as published_settings
 from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
 from elseq.scoring.report import System, report, table, to_json
 from elseq.scoring.statistics import SEED, resample
 from elseq.scoring.summaries import other_letters, score_summaries
 
-EPILOG = "docs/scores.md says what each score is exactly, and where the published ones stand."
+EPILOG = "docs/scores.md defines each score and cites the published scores."
 
 
 def main() -> None:
@@ -27,7 +28,7 @@ def main() -> None:
         check_standard_output(*inputs)
     if len(set(args.hypotheses)) < len(args.hypotheses):
         raise UserError("a file of hypotheses is given twice: leave one out")
-    hypotheses = {path: read_hypotheses(path, args.log) for path in args.hypotheses}
+    hypotheses = {path: _read(path, args.log) for path in args.hypotheses}
     references = list(read_lines(args.references))
     check_equal_lengths({args.references: references, **hypotheses})
     systems, settings, notes = args.score(args, hypotheses, references)
@@ -109,6 +110,14 @@ def _other_letters(args, hypotheses: dict[Path, list[str]], references: list[str
     return [note for path, lines in texts.items() for note in other_letters(path, lines)]
 
 
+def _read(path: Path, from_log: bool) -> list[str]:
+    if not from_log:
+        return list(read_lines(path))
+    if hypotheses := read_generation(path).in_order:
+        return hypotheses
+    raise UserError(f"{path} has no line D-...: give the log of a fairseq-generate without --quiet")
+
+
 def _count_blank(lines: list[str]) -> int:
     return sum(not line.strip() for line in lines)
 
@@ -126,7 +135,7 @@ def _parse(arguments: list[str]):
         "--sentence-separator",
         type=_mark,
         metavar="MARK",
-        help="what stands between the sentences of references, and of hypotheses if it is in their file (default: "
+        help="separator between the sentences of the references, and of hypotheses whose file has it (default: "
         "sentences are found by punctuation)",
     )
     rouge.add_argument("--no-stem", dest="stem", action="store_false", help="compare words, not their stems")
@@ -140,31 +149,31 @@ def _parse(arguments: list[str]):
     questions.add_argument(
         "--sources",
         type=Path,
-        help="their sources, a line each: the references of equal lines are put together, as Du et al. (2017) do",
+        help="the source of each line: the references of equal sources form one example, as in Du et al. (2017)",
     )
-    questions.add_argument("--tokenized", action="store_true", help="the text is tokenized: divide it at spaces")
+    questions.add_argument("--tokenized", action="store_true", help="the text is already tokenized: split it at spaces")
     questions.set_defaults(score=score_qg)
     for command in (rouge, questions):
         command.add_argument(
-            "hypotheses", type=Path, nargs="+", metavar="HYPOTHESES", help="a file of a system, an example a line"
+            "hypotheses", type=Path, nargs="+", metavar="HYPOTHESES", help="output of a system, one example per line"
         )
-        command.add_argument("references", type=Path, metavar="REFERENCES", help="the references, in the same order")
+        command.add_argument("references", type=Path, metavar="REFERENCES", help="references, in the same order")
         command.add_argument("--log", action="store_true", help="HYPOTHESES are logs of fairseq-generate")
         command.add_argument(
             "--bootstrap",
             type=count_or_zero,
             default=1000,
             metavar="N",
-            help="resamples; 0: no intervals (default: 1000)",
+            help="number of bootstrap samples; 0: no intervals (default: 1000)",
         )
-        command.add_argument("--seed", type=count_or_zero, default=SEED, help="of the resamples (default: %(default)s)")
+        command.add_argument("--seed", type=count_or_zero, default=SEED, help="bootstrap seed (default: %(default)s)")
         command.add_argument(
             "--setting",
             choices=published_settings(command.prog.split()[-1]),
-            help="published scores to show beside: %(choices)s",
+            help="published scores for comparison: %(choices)s",
             metavar="NAME",
         )
-        command.add_argument("--output", type=Path, metavar="FILE", help="write all of it as JSON, too")
+        command.add_argument("--output", type=Path, metavar="FILE", help="also write the report as JSON")
     return parser.parse_args(arguments)
 
 

@@ -1,8 +1,8 @@
-"""Every repair of fairseq on today's Python, PyTorch and numpy, and nothing else.
+"""All repairs of fairseq on current Python, PyTorch and numpy.
 
-fairseq-fixed 0.12.3.1 installs on them, but its commands cannot load the checkpoints they save, fail on numpy 2, leave
-out sentences, and answer bad input with a traceback. Importing elseq applies the repairs, once; each says in its
-docstring what happens without it. None of them knows elseq's models.
+fairseq-fixed 0.12.3.1 installs there, but its commands cannot load the checkpoints that they save, fail on numpy 2,
+omit sentences, and print a traceback for bad input. Importing elseq applies the repairs once. The docstring of each
+repair says what happens without it. No repair depends on elseq's models.
 """
 
 import contextlib
@@ -13,10 +13,10 @@ import sys
 
 @contextlib.contextmanager
 def _logging_left_alone():
-    """Importing fairseq makes the whole process log to stderr, at the level DEBUG."""
+    """Importing fairseq makes the whole process log to stderr at level DEBUG."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
-    # a missing tensorboardX is reported at once; only speech synthesis would use it
+    # the import warns about a missing tensorboardX, which only speech synthesis uses
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     yield
     root.setLevel(level)
@@ -79,6 +79,6 @@ REPAIRS = (
 
 @functools.cache
 def apply():
-    """Apply every repair; a second call does nothing."""
+    """Apply all repairs. A second call has no effect."""
     for repair in REPAIRS:
         repair()

@@ -1,4 +1,4 @@
-"""Checkpoints: load what fairseq saves, nothing else, and say in one sentence why a file is of no use."""
+"""Repairs of checkpoints: load only what fairseq saves, and explain in one sentence why a file cannot be used."""
 
 import contextlib
 import errno
@@ -24,15 +24,15 @@ from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
 
-_AS_TRAINING_LEFT_IT = "take the file as training left it"
+_AS_TRAINING_LEFT_IT = "use the file that the training saved"
 
 
 def allow_what_checkpoints_hold():
-    """torch >= 2.6 unpickles tensors and plain containers only, and refuses every checkpoint that fairseq writes.
+    """torch >= 2.6 unpickles only tensors and plain containers, and refuses every checkpoint that fairseq writes.
 
-    What those hold besides: a `Namespace` (`args`, or `cfg.model`), numbers and arrays of numbers from numpy (the
+    These also hold a `Namespace` (`args`, or `cfg.model`), numbers and arrays of numbers from numpy (the
     meters after --eval-bleu), and up to fairseq 0.9 the meters themselves. Structured arrays and arrays of objects
-    stay out: no checkpoint needs them.
+    stay refused, because no checkpoint needs them.
     """
     number_types = {type(np.dtype(code)) for code in "?" + np.typecodes["AllInteger"] + np.typecodes["AllFloat"]}
     allowed = [Namespace, np.ndarray, np.dtype, *number_types]
@@ -46,20 +46,20 @@ def allow_what_checkpoints_hold():
 
 
 def _empty_array(kind, shape, code):
-    """numpy's `_reconstruct`, which makes an array of any size and is given an empty one to fill."""
+    """A replacement of numpy's `_reconstruct`, which could make an array of any size. This one is empty."""
     if kind is not np.ndarray or shape != (0,):
         raise pickle.UnpicklingError("an array that is not empty to begin with")
     return np.empty(0, np.int8)
 
 
 def explain_unreadable_files():
-    """A file that cannot be loaded ends in a page about unpickling, or in an EOFError, a KeyError or a RuntimeError."""
+    """A file that cannot be loaded gives a long text about unpickling, an EOFError, a KeyError or a RuntimeError."""
     checkpoint_utils.torch = Overlay(torch, load=_load_file)
     wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_checkpoint_to_cpu)
 
 
 def _load_file(file, *args, **kwargs):
-    """`torch.load` of an open checkpoint; a `UserError` says why it cannot be used."""
+    """`torch.load` of an open checkpoint. A `UserError` explains why it cannot be used."""
     size = os.fstat(file.fileno()).st_size
     try:
         contents.check_file(file, size)
@@ -92,7 +92,7 @@ def _why_unreadable(file, error):
     start = file.read(4)
     if not start:
         return f"checkpoint {file.name} is empty: copy or train it again"
-    # a zip archive is torch's format today, a pickle of protocol 2 was its format before
+    # torch's format is a zip archive; its former format is a pickle of protocol 2
     if start.startswith((b"PK\x03\x04", b"\x80\x02")):
         return f"checkpoint {file.name} is damaged or was cut off: copy or train it again"
     return f"{file.name} is not a checkpoint: give a file that fairseq-train saved"
@@ -112,7 +112,7 @@ def _load_checkpoint_to_cpu(load, path, *args, **kwargs):
 
 
 def _task_class(settings):
-    """The class that fairseq builds of a task's settings, or None if it knows none."""
+    """The class that fairseq builds for a task's settings, or None if it is unknown."""
     return tasks.TASK_REGISTRY.get(getattr(settings, "_name", None) or getattr(settings, "task", None))
 
 
@@ -121,8 +121,8 @@ def _cannot_be_read(path, reason):
 
 
 def explain_misfits():
-    """A checkpoint of another architecture or dictionary ends in a list of all its parameters, or in an AssertionError
-    that prints whole configurations; one of an architecture that nobody registered in a KeyError."""
+    """A checkpoint of another architecture or dictionary gives a list of all its parameters, or an AssertionError with
+    whole configurations. One of an unknown architecture gives a KeyError."""
     wrap(models, "build_model", _build_model)
     wrap(tasks, "setup_task", _setup_task)
     wrap(criterions, "build_criterion", _build_criterion)
@@ -137,7 +137,7 @@ def _require_known(kind, name, *registries):
 
 
 def unknown(kind: str, name: str) -> str:
-    """What to say about an architecture or a task that nobody has registered."""
+    """The error sentence for an unknown architecture or task."""
     return (
         f"the {kind} {name!r} is unknown: name the folder of the plugin that has it as well, to fairseq's commands by "
         '--user-dir "$(elseq-user-dir FOLDER)", to those of elseq by --user-dir FOLDER, in Python by user_dir'
@@ -169,8 +169,7 @@ def _build_criterion(build, cfg, *args, **kwargs):
 
 
 def accept_missing_history():
-    """A checkpoint that was stripped of the history of its optimizer ends in an IndexError: fairseq looks at the last
-    entry, whether there is any or not."""
+    """A checkpoint without the history of its optimizer gives an IndexError, because fairseq reads the last entry."""
 
     def upgrade_state_dict(upgrade, state):
         if state.get("optimizer_history") == []:
@@ -181,7 +180,7 @@ def accept_missing_history():
 
 
 def _upgrade_state_dict(upgrade, state):
-    # old checkpoints: fairseq looks these two up while it turns the namespace into a configuration
+    # old checkpoints: fairseq looks up both while it converts the namespace to a configuration
     args = state.get("args")
     _require_known("architecture", getattr(args, "arch", None), models.ARCH_MODEL_REGISTRY)
     _require_known("task", getattr(args, "task", None), tasks.TASK_REGISTRY)
@@ -189,7 +188,7 @@ def _upgrade_state_dict(upgrade, state):
 
 
 def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None, *args, **kwargs):
-    # one file at a time, so that an error can name it
+    # one file at a time, so that errors can name it
     ensemble, cfg = [], None
     for filename in filenames:
         with _sentences_about(filename, damage=_AS_TRAINING_LEFT_IT), _budget(filename):
@@ -199,9 +198,9 @@ def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None
 
 
 def _budget(filename):
-    """What a model may take that is in this file, with what is computed while it is built."""
+    """The memory limit for building the model of this file, including temporary tensors."""
     if not os.path.exists(filename):
-        return contextlib.nullcontext()  # in parts, or missing
+        return contextlib.nullcontext()  # the checkpoint is in parts, or missing
     return contents.MemoryBudget(8 * os.path.getsize(filename) + 2**28, filename)
 
 
@@ -210,7 +209,7 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
     if not trainer.cfg.checkpoint.finetune_from_model:
         remedy += ", or another --save-dir to start afresh"
     reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
-    with _sentences_about(filename, remedy, damage=f"go on from its model alone by {reset}"):
+    with _sentences_about(filename, remedy, damage=f"continue from its model alone by {reset}"):
         extra_state = load(trainer, filename, *args, **kwargs)
         if extra_state is not None:
             _check_progress(extra_state)
@@ -218,7 +217,7 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
 
 
 def _check_progress(extra_state):
-    """Whether training can go on at such a place: fairseq fails on others much later, where none knows of the file."""
+    """Whether training can continue from this progress. Otherwise fairseq fails much later, without naming the file."""
     place = extra_state["train_iterator"]
     for key, low in (("epoch", 1), ("iterations_in_epoch", 0)):
         if not low <= int(place.get(key, low)) < 2**31:  # part of a seed
@@ -229,10 +228,10 @@ def _check_progress(extra_state):
 
 @contextlib.contextmanager
 def _sentences_about(filename, remedy="take the file and the settings as training left them", damage=None):
-    """Turn what fairseq says about a checkpoint that does not fit into a `UserError` that names the file.
+    """Turn fairseq's error about a checkpoint that does not fit into a `UserError` that names the file.
 
-    The remedy is for a model with other tensors than the checkpoint; for other dictionaries there is a better one.
-    Where the file alone decides what happens, any other error is due to what it holds, too; `damage` is its remedy.
+    `remedy` is for a model with other tensors than the checkpoint. Errors about dictionaries have their own remedy. If
+    the result depends only on the file, other errors come from its content, too; `damage` is their remedy.
     """
     try:
         yield
@@ -246,16 +245,16 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
                 raise
             raise UserError(f"checkpoint {filename}: {sentence}") from error
         if message.startswith("Model file not found"):
-            missing = message.partition(": ")[2]  # of a checkpoint in parts, one part
+            missing = message.partition(": ")[2]  # one part of a checkpoint in parts
             raise _cannot_be_read(missing, os.strerror(errno.ENOENT)) from error
-        if message.startswith("Cannot load model parameters"):  # the trainer's, which hides what was wrong
+        if message.startswith("Cannot load model parameters"):  # the trainer's error, which hides its cause
             message = str(error.__context__)
         elif not message.startswith("Error(s) in loading state_dict"):
             if damage is None or str(getattr(error, "filename", None)) == str(filename):
                 raise
             reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(
-                f"checkpoint {filename} cannot be used, what it holds leads to an error ({type(error).__name__}: "
+                f"checkpoint {filename} cannot be used, its content leads to an error ({type(error).__name__}: "
                 f"{reason}): {damage}"
             ) from error
         raise UserError(_misfit(filename, message, remedy)) from error
@@ -289,12 +288,12 @@ def _misfit(filename, message, remedy):
 
 
 def forget_best_score():
-    """The best score and the patience counter are attributes of functions: the second training of a process (a job of a
-    Hydra multirun) competes with the first, and may never write checkpoint_best.pt."""
+    """The best score and the patience counter are attributes of functions. The second training of a process (a job of a
+    Hydra multirun) is compared with the first, and may never write checkpoint_best.pt."""
 
     def load_checkpoint(load, cfg, trainer, *args, **kwargs):
         vars(checkpoint_utils.save_checkpoint).pop("best", None)
-        train = sys.modules.get("fairseq_cli.train")  # not imported here: that sets up logging
+        train = sys.modules.get("fairseq_cli.train")  # not imported here, because that configures logging
         if train is not None:
             vars(train.should_stop_early).clear()
         return load(cfg, trainer, *args, **kwargs)
@@ -303,8 +302,8 @@ def forget_best_score():
 
 
 def explain_missing_start():
-    """A --restore-file that does not exist is passed over in silence, and training starts from nothing; a missing
-    --finetune-from-model is a traceback."""
+    """A missing --restore-file is ignored silently, and training starts from random weights. A missing
+    --finetune-from-model gives a traceback."""
 
     def load_checkpoint(load, cfg, trainer, *args, **kwargs):
         start = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
@@ -315,14 +314,14 @@ def explain_missing_start():
         except ValueError as error:
             if not str(error).startswith("--finetune-from-model"):
                 raise
-            raise UserError(str(error).partition(": {")[0]) from error  # what follows is the whole configuration
+            raise UserError(str(error).partition(": {")[0]) from error  # the rest is the whole configuration
 
     wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
 
 
 def share_between_processes():
-    """With several devices the first process reads a checkpoint and hands it to the others, which on torch >= 2.6
-    refuse it once more. What it hands on has passed the list of safe classes."""
+    """With several devices the first process reads a checkpoint and sends it to the others, where torch >= 2.6 refuses
+    it again. The first process has already checked it against the list of safe classes."""
 
     def broadcast_object(broadcast, obj, src_rank, group, dist_device):
         if not isinstance(group, torch.distributed.ProcessGroup):  # XLA

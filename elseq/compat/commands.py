@@ -1,4 +1,4 @@
-"""The commands: --user-dir, fairseq-validate, Hydra, warnings."""
+"""Repairs of the commands: --user-dir, fairseq-validate, Hydra, warnings."""
 
 import copy
 import functools
@@ -22,36 +22,36 @@ from elseq.errors import UserError, as_option, user_sentence
 
 logger = logging.getLogger(__name__)
 
-# What `fairseq.data.data_utils.post_process` takes, by fairseq's order.
+# The values of `fairseq.data.data_utils.post_process`, in fairseq's order.
 KNOWN_SUBWORDS = ("sentencepiece", "wordpiece", "letter", "silence", "_EOW", "subword_nmt", "@@ ", "@@", "none")
 
 
 def accept_elseq_as_user_dir():
-    """--user-dir is resolved again in every job: once Hydra has changed the directory a relative one is lost, and where
-    elseq was imported from an installed copy it is "not globally unique"."""
+    """--user-dir is resolved again in every job. A relative path fails after Hydra has changed the directory, and if
+    elseq was imported from an installed copy, it is "not globally unique"."""
     wrap(utils, "import_user_module", _import_user_module)
 
 
 def take_several_user_dirs():
-    """There can be one --user-dir only, and where a plugin has the architecture and elseq is to decode it there are
-    two. (The first --user-dir of a process is read before elseq is there: elseq-user-dir makes one folder of several.)
-    One that cannot be imported is a traceback."""
+    """fairseq takes only one --user-dir, but decoding a plugin's architecture with elseq needs two. (The first
+    --user-dir of a process is read before elseq is imported: elseq-user-dir combines several folders into one.) A
+    folder that cannot be imported gives a traceback."""
     wrap(utils, "import_user_module", _import_user_modules)
 
 
 def import_user_dirs(text: str) -> None:
     """
     Args:
-        text: a folder that registers models or tasks, or several with colons between them.
+        text: one or more folders that register models or tasks, separated by colons.
 
     Raises:
-        UserError: one that is not there, or that cannot be told from another module.
+        UserError: a folder does not exist, or its name is that of another module.
     """
     utils.import_user_module(Namespace(user_dir=text))
 
 
 def user_dirs(text: str) -> list[str]:
-    """The folders that a --user-dir names."""
+    """The folders in a value of --user-dir."""
     return [text] if os.path.exists(text) else text.split(os.pathsep)
 
 
@@ -87,10 +87,10 @@ def _warn_once(message):
 
 
 def validate_without_task():
-    """fairseq-validate takes the task from the checkpoint, yet without --task it ends in `KeyError: None`."""
+    """fairseq-validate takes the task from the checkpoint, but without --task it raises `KeyError: None`."""
 
     def parse_args_and_arch(parse, parser, *args, **kwargs):
-        # any task will do: it only adds options to the parser
+        # any task works: it only adds options to the parser
         if any(action.dest == "task" and action.default is None for action in parser._actions):
             parser.set_defaults(task="translation")
         return parse(parser, *args, **kwargs)
@@ -99,8 +99,8 @@ def validate_without_task():
 
 
 def keep_stock_from_the_model():
-    """fairseq-validate writes an option of its command line into the checkpoint's configuration wherever it has one of
-    that name. The task's --decode-attention can be stock, the model's cannot."""
+    """fairseq-validate copies options of its command line to all options of that name in the checkpoint's
+    configuration. The task's --decode-attention can be stock, the model's cannot."""
 
     def overwrite_args_by_name(overwrite, cfg, overrides):
         before = getattr(cfg.get("model"), "decode_attention", None)
@@ -112,7 +112,7 @@ def keep_stock_from_the_model():
 
 
 def explain_missing_path():
-    """Without --path all commands that have it but fairseq-generate end in an AttributeError or a TypeError."""
+    """Without --path, commands other than fairseq-generate raise an AttributeError or a TypeError."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -124,7 +124,7 @@ def explain_missing_path():
 
 
 def explain_missing_architecture():
-    """Training without --arch ends in an error without a word."""
+    """Training without --arch ends with an empty error."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         try:
@@ -138,9 +138,9 @@ def explain_missing_architecture():
 
 
 def generate_one_shard():
-    """fairseq-generate passes over --num-shards and --shard-id: each shard is all sentences. A shard that there is not
-    is a ValueError in fairseq-eval-lm, and nothing elsewhere. Nor does it start the processes of
-    --distributed-world-size: without a word it generates the sentences of the first of them."""
+    """fairseq-generate ignores --num-shards and --shard-id: each shard is the whole data set. An invalid shard is a
+    ValueError in fairseq-eval-lm, and no error elsewhere. It also ignores that --distributed-world-size needs several
+    processes, and generates the sentences of the first one without a warning."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -152,13 +152,13 @@ def generate_one_shard():
         return parsed
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
-    for module in (generate, sys.modules["__main__"]):  # the latter for python -m fairseq_cli.generate
+    for module in (generate, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.generate
         if getattr(module, "__file__", None) == generate.__file__:
             wrap(module, "_main", _generate_shard)
 
 
 def _generate_shard(main, cfg, output_file):
-    # the processes of a distributed run share the sentences; those of a shard share it
+    # the processes of a distributed run share the sentences of a shard
     processes, shards = cfg.distributed_training, cfg.dataset.num_shards
     rank, count = processes.distributed_rank, processes.distributed_world_size
     if not 0 <= rank < count:
@@ -179,8 +179,8 @@ def _generate_shard(main, cfg, output_file):
 
 
 def explain_options_of_interactive():
-    """fairseq-interactive takes the options of fairseq-generate, but passes some over in silence, and others end in a
-    traceback once the first line is translated."""
+    """fairseq-interactive accepts the options of fairseq-generate. It silently ignores some, and others give a
+    traceback after the first line."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -204,9 +204,9 @@ def _refuse_what_interactive_lacks(parsed):
 
 
 def explain_values_that_cannot_be():
-    """A seed that is none, numbers of workers, of hypotheses or to round up to that are below the least, subwords that
-    fairseq does not know, a --results-path that is a file and a --context-window that leaves nothing of a block are
-    tracebacks, some of them after the first batch; or they end the process (--required-batch-size-multiple 0)."""
+    """Invalid seeds, counts below their minimum, unknown subwords, a --results-path that is a file, and a
+    --context-window that leaves nothing of a block give tracebacks, some of them after the first batch, or end the
+    process (--required-batch-size-multiple 0)."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -241,7 +241,7 @@ def _check_lengths(parsed):
 
 def _check_subwords(parsed):
     options = {"--remove-bpe": "post_process", "--eval-bleu-remove-bpe": "eval_bleu_remove_bpe"}
-    # fairseq-eval-lm, which alone has this option, puts the scores of a word's pieces together.
+    # Only fairseq-eval-lm has this option. It adds up the scores of the pieces of a word.
     known = ("subword_nmt", "@@ ") if hasattr(parsed, "context_window") else KNOWN_SUBWORDS
     for option, name in options.items():
         value = getattr(parsed, name, None)
@@ -273,7 +273,7 @@ def _check_window(parsed):
 
 
 def explain_missing_devices():
-    """Several processes where there are fewer GPUs, or none, end in an AssertionError."""
+    """More processes than GPUs give an AssertionError."""
 
     def infer_init_method(infer, cfg, *args, **kwargs):
         try:
@@ -284,14 +284,14 @@ def explain_missing_devices():
             size, devices = cfg.distributed_world_size, torch.cuda.device_count()
             raise UserError(
                 f"--distributed-world-size {size} is more than the {devices} GPUs of this machine: leave it out, or "
-                "start the processes by torchrun, as docs/several-machines.md has it"
+                "start the processes by torchrun, as in docs/several-machines.md"
             ) from error
 
     wrap(distributed_utils, "infer_init_method", infer_init_method)
 
 
 def explain_missing_targets():
-    """--prefix-size and --score-reference on data without targets end in a TypeError, once the first batch is there."""
+    """--prefix-size and --score-reference on data without targets give a TypeError at the first batch."""
 
     def build_generator(build, task, models, args, *rest, **kwargs):
         wanted = ["--prefix-size"] * (getattr(args, "prefix_size", 0) > 0)
@@ -304,13 +304,13 @@ def explain_missing_targets():
 
 
 def let_user_errors_through_hydra():
-    """fairseq-hydra-train prints a traceback of its own and exits. It asks `is_under_debugger` first: yes lets the
-    user's error pass on to the hook of `elseq.errors`."""
+    """fairseq-hydra-train prints a traceback and exits, unless `is_under_debugger` returns True. Then a `UserError`
+    reaches the hook of `elseq.errors`."""
     wrap(hydra_utils, "is_under_debugger", lambda asked: bool(user_sentence(sys.exc_info()[1])) or asked())
 
 
 def silence_old_code():
-    """Old code on new libraries warns in every run about things that no user has a hand in."""
+    """Old code on new libraries prints warnings in every run that users cannot act on."""
     for category, message in (
         (UserWarning, r"hydra\.experimental\.\w+\(\) is no longer experimental"),
         (UserWarning, r"\s*The version_base parameter is not specified"),

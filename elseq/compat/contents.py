@@ -1,4 +1,4 @@
-"""What a checkpoint may hold: as much as its file, plain settings, whole tensors, and no file to open."""
+"""Checks the content of a checkpoint: its size in memory, plain settings, plain tensors, and no files to open."""
 
 import math
 import pickletools
@@ -16,27 +16,27 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from elseq.compat.settings import values
 from elseq.errors import UserError
 
-# Settings that name what a training begins with, which is in the checkpoint then, or a file to write.
+# Settings that name files from which a training starts (their content is in the checkpoint), or a file to write.
 _FILES = re.compile(r"(encoder|decoder)_embed_path|w2v_path|seq2seq_path|(load_)?pretrained_\w+|save_predictions")
-_DEEPEST = 100  # levels of one thing in another
-_MOST_COPIES = 32  # of the tensors' numbers under several names
-_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # OmegaConf's, to another setting
+_DEEPEST = 100  # maximum nesting
+_MOST_COPIES = 32  # maximum copies of a tensor's numbers under several names
+_REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # a reference of OmegaConf to another setting
 
 
-# --- as much as its file
+# --- size in memory
 
 
 def check_file(file, size: int) -> None:
     """
     Args:
-        file: open, at its start; it is there again afterwards.
-        size: of the file, in bytes.
+        file: the open file, at its start. Its position is restored.
+        size: size of the file in bytes.
 
     Raises:
-        UserError: a file that becomes larger, or takes very long, when torch.load unpacks it.
-        Exception: any other: it is damaged. torch.load may read it all the same, since it looks at other places.
+        UserError: unpacking the file with torch.load would make it larger, or take very long.
+        Exception: any other error means that the file is damaged, even if torch.load can read it.
     """
-    is_archive = file.read(4) == b"PK\x03\x04"  # torch's format, as torch tells; the former one is a few pickles
+    is_archive = file.read(4) == b"PK\x03\x04"  # as torch detects it; its former format is a few pickles
     try:
         if is_archive:
             _check_directory(file, size)
@@ -44,7 +44,7 @@ def check_file(file, size: int) -> None:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
                 if unpacked > size:
                     raise _too_large(f"its parts have {unpacked:,} bytes and the file {size:,}")
-                for entry in archive.infolist():  # by name torch finds one of several, and in either case
+                for entry in archive.infolist():  # torch ignores case, and takes one of several
                     if entry.filename.lower().endswith("/data.pkl"):
                         _check_pickle(archive.open(entry))
         else:
@@ -59,15 +59,15 @@ _END, _END_64, _LOCATOR = struct.Struct("<4s4H2LH"), struct.Struct("<4sQ2H2L4Q")
 
 
 def _check_directory(file, size):
-    """The list of an archive's parts ends where the file does: zipfile and torch then read the same one."""
+    """Check that the archive's directory is at the end of the file, so that zipfile and torch read the same one."""
     start = max(0, size - _END.size - _LOCATOR.size - _END_64.size)
     file.seek(start)
     tail = file.read()
     end = len(tail) - _END.size
     signature, *_, length, offset, comment = _END.unpack_from(tail, end)
     if signature != b"PK\5\6" or comment:
-        raise zipfile.BadZipFile("it goes on after its end")
-    if tail[end - _LOCATOR.size :].startswith(b"PK\6\7"):  # archives larger than 4 GB, and any that torch writes
+        raise zipfile.BadZipFile("it continues after its end")
+    if tail[end - _LOCATOR.size :].startswith(b"PK\6\7"):  # archives larger than 4 GB, and all archives of torch
         end -= _LOCATOR.size
         _, _, place, _ = _LOCATOR.unpack_from(tail, end)
         end -= _END_64.size
@@ -78,14 +78,14 @@ def _check_directory(file, size):
         raise zipfile.BadZipFile("it has two lists of its parts")
 
 
-# What torch builds from a few bytes, however large it is.
+# Types that torch builds in any size from a few bytes.
 _GROWING = {"builtins bytearray", "__builtin__ bytearray", "torch._utils _rebuild_device_tensor_from_numpy"}
-_DEEPEST_TUPLE = 20  # to hash one takes the time of all that is in it, shared or not
+_DEEPEST_TUPLE = 20  # hashing a tuple visits all its elements, even shared ones
 
 
 def _check_pickle(file):
-    """Read the instructions of a pickle without following them, but for how deeply its tuples are nested."""
-    depths: list = []  # of what is on the stack
+    """Read the instructions of a pickle without running them, and check the nesting of its tuples."""
+    depths: list = []  # of the values on the stack
     memo = {}
     for opcode, argument, _ in pickletools.genops(file):
         name = opcode.name
@@ -111,29 +111,29 @@ def _check_pickle(file):
 
 
 def _too_large(reason):
-    return UserError(f"it is damaged, or was made to fill the memory ({reason}): take the file as training left it")
+    return UserError(f"it is damaged, or was made to fill the memory ({reason}): use the file that the training saved")
 
 
 def check_size(state: object, size: int) -> None:
     """
     Args:
-        state: what torch.load has read.
-        size: of the file, in bytes.
+        state: the result of torch.load.
+        size: size of the file in bytes.
 
     Raises:
-        UserError: more than the file can hold, or than it can hold once nothing is shared any more.
+        UserError: the content is larger than the file, or would be if nothing were shared.
     """
     walked = stored = viewed = 0
     seen = set()
     waiting = [(state, 0)]
     while waiting:
         value, depth = waiting.pop()
-        walked += 1  # each value takes a byte of the file at least, unless it is shared
+        walked += 1  # each value takes at least one byte of the file, unless it is shared
         if walked > size or depth > _DEEPEST:
             raise _too_large("its parts are nested in one another")
         if isinstance(value, torch.Tensor):
             if value.device.type != "cpu" or value.layout != torch.strided:
-                continue  # no numbers in memory
+                continue  # it has no numbers in memory
             storage = value.untyped_storage()
             held, key = storage.nbytes(), storage.data_ptr()
             needed = value.numel() * value.element_size()
@@ -158,10 +158,10 @@ def check_size(state: object, size: int) -> None:
 
 
 class MemoryBudget(TorchDispatchMode):
-    """While it is entered, no more tensors are made than this many bytes hold: a model is not larger than its file.
+    """A context that limits the total bytes of new tensors, so that a model is not much larger than its file.
 
-    What is made and dropped again counts as well. A tensor counts as `_LEAST` bytes at least, which bounds the time
-    that many small ones take.
+    Freed tensors count as well. Each tensor counts as at least `_LEAST` bytes, which limits the time for many small
+    ones.
     """
 
     _LEAST = 16384
@@ -169,8 +169,8 @@ class MemoryBudget(TorchDispatchMode):
     def __init__(self, size: int, name: object):
         """
         Args:
-            size: in bytes.
-            name: what to call the checkpoint in an error.
+            size: limit in bytes.
+            name: name of the checkpoint in errors.
         """
         super().__init__()
         self.left = size
@@ -185,17 +185,17 @@ class MemoryBudget(TorchDispatchMode):
                 if isinstance(made, torch.Tensor):
                     self.left -= max(self._LEAST, math.prod(made.shape) * made.element_size())
         except (NotImplementedError, RuntimeError, TypeError):
-            self.left -= self._LEAST  # its size depends on numbers; or it fails, and will below
+            self.left -= self._LEAST  # the size depends on the numbers, or the operation fails below
         if self.left < 0:
             raise UserError(
                 f"checkpoint {self.name} describes a model that is many times larger than the file: its settings are "
-                "not those of its training; take the file as training left it"
+                "not those of its training; use the file that the training saved"
             )
         return func(*args, **kwargs)
 
 
 def _without_numbers(func, args, kwargs):
-    """What an operation returns, as tensors of no memory."""
+    """The result of an operation, as tensors without memory."""
 
     def empty(tensor):
         return torch.empty_strided(tensor.shape, tensor.stride(), dtype=tensor.dtype, device="meta")
@@ -208,17 +208,17 @@ def _without_numbers(func, args, kwargs):
     return func(*args, **kwargs)
 
 
-# --- plain settings, whole tensors
+# --- plain settings and tensors
 
 
 def check_parts(state: dict) -> None:
-    """Check the model and the settings; take references to other settings and names of files out of the settings.
+    """Check the model and the settings. Resolve references to other settings, and remove names of files.
 
     Args:
-        state: what torch.load has read. Changed in place.
+        state: the result of torch.load, changed in place.
 
     Raises:
-        UserError: a part that is not what training saves.
+        UserError: a part has a form that training does not save.
     """
     model = state["model"]
     if not isinstance(model, dict):
@@ -244,7 +244,7 @@ def check_parts(state: dict) -> None:
             _check_name(values(cfg[section]).get("_name"), f"cfg.{section}._name")
         state["cfg"] = _plain(cfg, cfg, "cfg")
     if args is not None:
-        for name in ("arch", "task", *REGISTRIES):  # fairseq makes parts of a path of them
+        for name in ("arch", "task", *REGISTRIES):  # fairseq uses them in paths
             _check_name(getattr(args, name, None), f"args.{name}")
         state["args"] = _plain(args, vars(args), "args")
 
@@ -255,20 +255,20 @@ def _check_name(value, place):
 
 
 def _not_saved(reason):
-    return UserError(f"it is not as fairseq saves one ({reason}): take the file as training left it")
+    return UserError(f"it is not as fairseq saves one ({reason}): use the file that the training saved")
 
 
 def _plain(value, root, place):
-    """Settings with no reference to other settings, and with no names of files that training began with.
+    """Settings without references to other settings, and without names of files from which training started.
 
     Args:
-        root: where references begin. Those from a namespace of old leave out the section.
-        place: what to call the setting in an error.
+        root: the root of references. References of old namespaces omit the section.
+        place: name of the setting in errors.
     """
     if isinstance(value, dict):
         if not all(isinstance(name, str | int) for name in value):
             raise _not_saved(f"a name in {place} is no text")
-        # without it, that of its dataclass
+        # a missing setting has the default of its dataclass
         return {name: _plain(inner, root, f"{place}.{name}") for name, inner in value.items() if not _is_file(name)}
     if isinstance(value, Namespace):
         if not all(isinstance(name, str) for name in vars(value)):
@@ -297,8 +297,8 @@ def _is_file(name):
 
 
 def _refer(text, root, place):
-    """The setting that a reference leads to; some versions of fairseq save references. OmegaConf's own would also
-    read environment variables, and repeat what repeats other things."""
+    """The setting that a reference names; some versions of fairseq save references. OmegaConf itself would also read
+    environment variables, and expand nested references without a limit."""
     value, missing = text, object()
     for _ in range(10):
         found = _REFERENCE.fullmatch(value)
@@ -317,24 +317,23 @@ def _refer(text, root, place):
     return value
 
 
-# --- values of the types that the options have
+# --- types of the settings
 
 
 def check_values(kind: type | None, settings: dict | Namespace, section: str) -> None:
     """
     Args:
-        kind: the class of the model or the task that is built of the settings; None: it is not known here.
-        settings: of that part of a checkpoint.
-        section: what to call it in an error.
+        kind: class of the model or task for the settings, or None if it is unknown.
+        settings: the settings of that section of a checkpoint.
+        section: name of the section in errors.
 
     Raises:
-        UserError: a value that its option cannot have. What fairseq makes of it may be another model, or an error much
-            later.
+        UserError: an option cannot have the value. fairseq would build another model, or fail much later.
     """
     given = values(settings)
     for action in _options_of(kind) if kind is not None else ():
         value = given.get(action.dest)
-        if value is None or value == "???":  # OmegaConf's for none yet
+        if value is None or value == "???":  # OmegaConf's value for a missing setting
             continue
         wanted, meaning = _TYPES.get(_BOOLEAN if action.nargs == 0 else action.type, (None, None))
         if action.choices is not None and value not in action.choices:
@@ -345,7 +344,7 @@ def check_values(kind: type | None, settings: dict | Namespace, section: str) ->
 
 
 _BOOLEAN = "boolean"
-_SIMPLE = str | bool | int | float | list  # options that refer to others by default are text to argparse
+_SIMPLE = str | bool | int | float | list  # for argparse, defaults that refer to other options are text
 _TYPES = {
     _BOOLEAN: (bool | int, "true or false"),
     int: (int, "a whole number"),
@@ -359,6 +358,6 @@ def _options_of(kind):
     parser = ArgumentParser(add_help=False, conflict_handler="resolve")
     try:
         kind.add_args(parser)
-    except Exception:  # a plugin's may want fairseq's own parser; what is not known here is not checked
+    except Exception:  # a plugin may need fairseq's own parser; its options are not checked
         return ()
     return parser._actions

@@ -1,4 +1,4 @@
-"""Data: numpy 2, batches that hold every sentence, and sentences about input that cannot be used."""
+"""Repairs of data: numpy 2, complete batches, and errors about unusable input."""
 
 import atexit
 import functools
@@ -46,8 +46,8 @@ def restore_numpy_names():
 
 def keep_last_batch():
     """The last batch, that of the longest sentences, is dropped unless its size is a multiple of
-    --required-batch-size-multiple (8): fairseq-generate prints fewer translations than there are sentences, validation
-    and training leave them out, and data that fits in one batch is called empty. No data at all is an IndexError."""
+    --required-batch-size-multiple (8): fairseq-generate prints fewer translations than sentences, validation and
+    training omit them, and data that fits into one batch counts as empty. Empty data gives an IndexError."""
 
     def batch_by_size(batch, indices, *args, **kwargs):
         if not isinstance(indices, np.ndarray):
@@ -62,8 +62,8 @@ def keep_last_batch():
 
 
 def stop_reading_ahead():
-    """Nobody stops the thread that reads batches ahead: a command that ends early, by an error or by Ctrl-C, ends with
-    it in the midst of a torch operation, and that aborts the process (exit code 134)."""
+    """The thread that reads batches ahead is never stopped. If a command ends early, by an error or Ctrl-C, the thread
+    is inside a torch operation, which aborts the process (exit code 134)."""
     readers = weakref.WeakSet()
 
     def run(run_reader, reader):
@@ -72,9 +72,9 @@ def stop_reading_ahead():
 
     def stop():
         for reader in list(readers):
-            reader._max_len = 0  # it ends after the batch that it is at
+            reader._max_len = 0  # it ends after its current batch
             with reader._queue.mutex:
-                reader._queue.maxsize = math.inf  # and finds room for it
+                reader._queue.maxsize = math.inf  # and does not block on the queue
                 reader._queue.not_full.notify_all()
             reader.join(timeout=60)
 
@@ -83,7 +83,7 @@ def stop_reading_ahead():
 
 
 def explain_long_sentences():
-    """A sentence longer than the model's positions, or than a batch, ends in a traceback."""
+    """A sentence longer than the model's positions, or than a batch, gives a traceback."""
     wrap(FairseqTask, "filter_indices_by_size", _filter_indices_by_size)
     wrap(data_utils, "batch_by_size", _batch_by_size)
 
@@ -104,7 +104,7 @@ def _filter_indices_by_size(filter_indices, task, indices, dataset, max_position
 
 
 def _tokens(sizes):
-    """A number of tokens, or those of source and target; a sentence without a target has 0 or none there."""
+    """The number of tokens, or those of source and target. Without a target the second is 0 or missing."""
     sizes = [size for size in np.atleast_1d(sizes) if size]
     if len(sizes) == 1:
         return f"{sizes[0]} tokens"
@@ -112,7 +112,7 @@ def _tokens(sizes):
 
 
 def _excerpt(dataset, index):
-    """How a sentence begins, in brackets: its number alone says little in fairseq-interactive."""
+    """The start of a sentence in brackets, because numbers alone are not helpful in fairseq-interactive."""
     if not isinstance(dataset, language_pair_dataset.LanguagePairDataset):
         return ""
     return f" ({textwrap.shorten(dataset.src_dict.string(dataset[index]['source']), 40, placeholder=' ...')})"
@@ -131,28 +131,28 @@ def _batch_by_size(batch, *args, **kwargs):
 
 
 def explain_unusable_dictionaries():
-    """A dictionary that is missing (--lm-path needs a dict.txt in the data folder) or is none ends in a traceback,
-    which seldom names the file."""
+    """A missing dictionary (--lm-path needs a dict.txt in the data folder) or an invalid one gives a traceback, which
+    rarely names the file."""
     wrap(Dictionary, "add_from_file", _add_from_file)
 
 
 def _add_from_file(add, dictionary, file):
-    if not isinstance(file, str):  # the open file that fairseq calls itself with
+    if not isinstance(file, str):  # an open file, from fairseq's recursive call
         return add(dictionary, file)
-    if not file.startswith("/dev/fd/"):  # which a shell makes of <(COMMAND)
+    if not file.startswith("/dev/fd/"):  # the shell's <(COMMAND)
         check_ordinary(file)
     try:
         return add(dictionary, file)
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist; check the data folder and the languages") from error
-    except Exception as error:  # fairseq has a kind of error for each of encoding, format and duplicates
+    except Exception as error:  # fairseq raises different errors for encoding, format and duplicates
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(f"{file} cannot be used as a dictionary ({reason}): make it by fairseq-preprocess") from error
 
 
 def explain_unusable_subwords():
-    """--bpe and --tokenizer without the file or the package that they need end in a traceback, and so does a text with
-    a letter that an encoder.json lacks."""
+    """--bpe and --tokenizer without the file or package that they need give a traceback, and so does a text with a
+    letter that encoder.json does not have."""
     wrap(gpt2_bpe_utils.Encoder, "encode", _encode)
     wrap(encoders, "build_bpe", functools.partial(_build_encoder, "bpe"))
     wrap(encoders, "build_tokenizer", functools.partial(_build_encoder, "tokenizer"))
@@ -175,17 +175,17 @@ def _build_encoder(kind, build, cfg, *args, **kwargs):
             if isinstance(value, str) and re.search("json|vocab|model|codes|merges", option):
                 check_ordinary(value)
         return build(cfg, *args, **kwargs)
-    except Exception as error:  # every library has kinds of its own
+    except Exception as error:  # every library raises other errors
         name = getattr(cfg, "_name", None) or getattr(cfg, kind, cfg)
         reason = str(error).partition("\n")[0] or type(error).__name__
         raise UserError(f"--{kind} {name} cannot be used ({reason}): check its files and what it needs") from error
 
 
 def explain_wrong_encoding():
-    """Input that is not UTF-8 ends in a traceback with the number of a byte, and the lines that were read before and
-    those that follow are lost; in the C locale it is let through. A missing --input file is a traceback too."""
+    """Input that is not UTF-8 gives a traceback with the number of a byte, and the lines before and after it are lost.
+    In the C locale it is accepted. A missing --input file gives a traceback, too."""
     wrap(indexed_dataset.IndexedRawTextDataset, "read_data", _read_raw_data)
-    for module in (interactive, sys.modules["__main__"]):  # the latter for python -m fairseq_cli.interactive
+    for module in (interactive, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.interactive
         if hasattr(module, "buffered_read"):
             module.buffered_read = buffered_read
 
@@ -200,7 +200,7 @@ def _read_raw_data(read_data, dataset, path, dictionary):
 
 
 def _decode(lines):
-    """Each line as text, and whether it was valid UTF-8; U+FFFD stands for what was not."""
+    """Each line as text, with U+FFFD for invalid bytes, and whether it was valid UTF-8."""
     for line in lines:
         text = line.decode("utf-8", errors="replace")
         yield text, text.encode("utf-8") == line
@@ -215,11 +215,11 @@ def _not_utf8(numbers, name):
 def buffered_read(input, buffer_size):
     """Lists of up to `buffer_size` stripped lines of a file, or of the standard input if `input` is "-".
 
-    A line that is not valid UTF-8 is translated as far as it can be read: to leave it out would change the numbers of
-    all that follow, and to stop would lose them.
+    The valid part of an invalid UTF-8 line is translated. Skipping the line would change the numbers of the next lines,
+    and stopping would lose them.
 
     Raises:
-        UserError: the file cannot be opened; or, once every line has been translated, which ones were not valid.
+        UserError: the file cannot be opened; or, after the last line, the numbers of the invalid lines.
     """
     name = "the standard input" if input == "-" else input
     buffer, wrong = [], []
@@ -241,7 +241,7 @@ def _input_lines(input):
     if input == "-":
         if sys.stdin is None:
             raise UserError("the standard input is closed: give it lines, or --input FILE")
-        # What a program puts in the place of the standard input may be text alone.
+        # A replacement of the standard input may be a text stream without a buffer.
         lines = getattr(sys.stdin, "buffer", None) or (line.encode("utf-8", "surrogatepass") for line in sys.stdin)
         yield from lines
         return

@@ -1,4 +1,4 @@
-"""Generation: what fairseq's own search and output get wrong on any version."""
+"""Repairs of fairseq's own search and output."""
 
 import dataclasses
 import math
@@ -15,12 +15,12 @@ from elseq.compat.patching import wrap
 from elseq.errors import UserError, as_option, options_checked, renamed
 from elseq.numerics import explain_nan
 
-_NO_DICTIONARY = "@@ "  # what fairseq makes of --replace-unk without a value
+_NO_DICTIONARY = "@@ "  # fairseq's value of --replace-unk without an argument
 
 
 def replace_unknown_words():
-    """`utils.replace_unk` takes the alignment for a list of source positions, but it is one of (source, target) pairs,
-    and --replace-unk without a dictionary tries to open a file."""
+    """`utils.replace_unk` treats the alignment as a list of source positions, but it has (source, target) pairs.
+    --replace-unk without a dictionary tries to open a file."""
     utils.replace_unk = replace_unk
     wrap(utils, "load_align_dict", _load_align_dict)
 
@@ -33,14 +33,14 @@ def _load_align_dict(load, path):
     except OSError as error:
         raise UserError(f"--replace-unk {path} cannot be read ({error.strerror}): check the path") from error
     except (IndexError, UnicodeDecodeError) as error:
-        raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words a line, in UTF-8") from error
+        raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words per line in UTF-8") from error
 
 
 def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
     """`hypo_str` with each unknown word replaced by the source word aligned to it, or that word's `align_dict` entry.
 
-    `alignment` is a list of (source, target) pairs, or of the source position of each target word. An unknown word that
-    is aligned to nothing, or to the end of the sentence, stays.
+    `alignment` is a list of (source, target) pairs, or of the source position of each target word. Unknown words
+    that are unaligned, or aligned to the end of the sentence, stay.
     """
     source = src_str.split()
     pairs = [pair if isinstance(pair, (tuple, list)) else (int(pair), target) for target, pair in enumerate(alignment)]
@@ -53,25 +53,25 @@ def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
 
 
 def search_diverse_groups_apart():
-    """Diverse beam search asks for no more candidates than there are hypotheses, and what ends is marked by its place:
-    hypotheses change groups, and those that have ended go on, with the end symbol inside. It also keeps the overlap of
-    its groups by the sentence's place in the batch, but looks for it by the sentence's number in the data: an
-    IndexError, or another sentence's overlap."""
+    """Diverse beam search requests only as many candidates as hypotheses, and marks ended ones by their position:
+    hypotheses move to other groups, and ended ones continue after the end symbol. It also stores the overlap of the
+    groups by the sentence's position in the batch, but looks it up by the sentence's number in the data, which gives an
+    IndexError, or the overlap of another sentence."""
     search.DiverseBeamSearch = DiverseBeamSearch
 
 
 class DiverseBeamSearch(search.DiverseBeamSearch):
-    """Each group is a beam search of its own, which ends when it has its share of the hypotheses. Its scores are
-    lowered, as in fairseq, for words that the groups before it choose in the same step, to go on with or to end.
+    """Each group is a separate beam search, which ends when it has its share of the hypotheses. As in fairseq, words
+    that earlier groups choose in the same step, to continue or to end, get lower scores.
 
-    A generator takes those of the first `beam` candidates that end for finished hypotheses, and goes on with the first
-    `beam` that do not. So the former come first here, and the latter are in the places of their groups.
+    A generator finishes those of the first `beam` candidates that end, and continues with the first `beam` that do not.
+    Ended candidates therefore come first here, and the others are in the positions of their groups.
 
-    Shapes: B sentences, G groups of K hypotheses, of which number n is of group n % G; C candidates of a group.
+    Shapes: B sentences, G groups of K hypotheses (hypothesis n is in group n % G), C candidates of a group.
     """
 
     def __init__(self, tgt_dict, num_groups, diversity_strength, diversity_discount=1.0, candidate_multiple=1):
-        """As fairseq's. `candidate_multiple` changes nothing: there are always twice as many as hypotheses."""
+        """As in fairseq. `candidate_multiple` is ignored: there are always twice as many candidates as hypotheses."""
         super().__init__(tgt_dict, num_groups, diversity_strength, diversity_discount, candidate_multiple)
         self.ended = torch.empty(0)  # [B, G]: finished hypotheses of each group
 
@@ -138,8 +138,8 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
 
 
 def ask_for_enough_candidates():
-    """Search among allowed words (`prefix_allowed_tokens_fn`) asks for no more candidates than there are hypotheses: a
-    hypothesis that ends is not replaced, and goes on itself, with the end symbol inside."""
+    """Search among allowed words (`prefix_allowed_tokens_fn`) requests only as many candidates as hypotheses. Ended
+    hypotheses are not replaced, and continue after the end symbol."""
     search.PrefixConstrainedBeamSearch = PrefixConstrainedBeamSearch
 
 
@@ -156,12 +156,12 @@ class PrefixConstrainedBeamSearch(search.PrefixConstrainedBeamSearch):
 
 
 def draw_the_end_where_nothing_is_left():
-    """Sampling fails where no word may follow a hypothesis, on a GPU for the whole process."""
+    """Sampling fails if no word is possible after a hypothesis. On a GPU this ends the process."""
     search.Sampling = Sampling
 
 
 class Sampling(search.Sampling):
-    """A hypothesis that no word may follow ends, and its score stays as it is."""
+    """A hypothesis without a possible next word ends with an unchanged score."""
 
     draw = search.Sampling.step
 
@@ -180,10 +180,10 @@ class Sampling(search.Sampling):
 
 
 def explain_search_options():
-    """Numbers that are none (--lenpen nan) or that float32 has no room for give words at random and scores of nan. A
-    language model whose dictionary has other words, or in another order, is a traceback, or lends its scores to them.
-    Options that do not go together end in a traceback: some when the search is chosen, others in its first step, and
-    those that print what beam search does not record only after the first batch."""
+    """NaN (--lenpen nan) and numbers outside the range of float32 give random words and NaN scores. A language model
+    whose dictionary has other words, or another order, gives a traceback, or scores of wrong words. Incompatible
+    options give a traceback: when the search is built, in its first step, or, for options that print what beam search
+    does not record, after the first batch."""
     wrap(FairseqTask, "build_generator", _build_generator)
     wrap(search.LexicallyConstrainedBeamSearch, "init_constraints", _init_constraints)
 
@@ -212,7 +212,7 @@ def _check_search_options(args, vocabulary_size):
     for name in ("print_step", "retain_iter_history"):
         if value(name, False):
             raise UserError("is for models that refine their output iteratively: leave it out", as_option(name))
-    if value("score_reference", False):  # nothing is searched
+    if value("score_reference", False):  # no search
         return
     beam, groups, top_k = value("beam", 5), value("diverse_beam_groups", -1), value("sampling_topk", -1)
     strategies = {
@@ -244,8 +244,8 @@ def _init_constraints(init, self, batch_constraints, beam_size):
 
 
 def search_soundly():
-    """A search that finds nothing ends in a bare assertion such as "200 < 200", whatever the reason; numbers that are
-    none (NaN) are taken for words that cannot follow; and a BART keeps the beam of the last generator that was made."""
+    """A search without a hypothesis gives a bare assertion such as "200 < 200" for any reason. NaN counts as an
+    impossible word. A BART keeps the beam of the most recent generator."""
     for generator in (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment):
         wrap(generator, "generate", _generate)
 
@@ -270,7 +270,7 @@ def _generate(generate, self, models, sample, **kwargs):
         failure = error
     finally:
         del ensemble.forward_decoder
-        set_beam_size(ensemble.models, 1)  # or the next one to use them finds the old beam
+        set_beam_size(ensemble.models, 1)  # otherwise the next generator gets the old beam
     if largest and bool(torch.stack(largest).isnan().any()):
         models = [*ensemble.models, *([] if self.lm_model is None else [self.lm_model])]
         raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
@@ -288,13 +288,13 @@ def _generate(generate, self, models, sample, **kwargs):
 
 
 def set_beam_size(models, beam: int) -> None:
-    """A BART of fairseq's keeps one copy of the source for as many hypotheses."""
+    """Set the number of hypotheses that share one copy of the source in fairseq's BART."""
     for model in models:
         if hasattr(model, "set_beam_size"):
             model.set_beam_size(beam)
 
 
 def _starts(net_input, eos):
-    """Of each sentence the first thing that a decoder reads."""
+    """The first token of the decoder for each sentence."""
     source = next(iter(net_input.values()))
     return [(sentence, torch.tensor([eos], device=source.device)) for sentence in range(len(source))]

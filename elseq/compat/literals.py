@@ -1,4 +1,4 @@
-"""Text that fairseq evaluates: literals, and nothing else."""
+"""Restricts the text that fairseq evaluates to literals."""
 
 import ast
 import operator
@@ -19,7 +19,7 @@ from fairseq_cli import eval_lm, generate, interactive, validate
 from elseq.compat.patching import Overlay
 from elseq.errors import UserError
 
-# Every module of fairseq that calls `eval`; a test reads fairseq's sources for others.
+# All modules of fairseq that call `eval`; a test searches fairseq's sources for others.
 EVALUATING = (
     *(utils, ctc, codedataset, raw_audio_dataset, fconv, fconv_lm, fconv_self_att, lightconv_lm, transformer_lm),
     *(hubert, s2t_wav_transformer, wav2vec, wav2vec2, adafactor, adam, adamax, cpu_adam, fused_lamb),
@@ -27,14 +27,14 @@ EVALUATING = (
 )
 
 _LONGEST_TEXT = 100_000  # characters
-_MOST_VALUES = 10_000  # those inside lists count, as often as they are there
+_MOST_VALUES = 10_000  # counting each element of nested lists
 _ARITHMETIC = {ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv}
 _SIGNS = {ast.UAdd: operator.pos, ast.USub: operator.neg}
 _BRACKETS = {ast.List: list, ast.Tuple: tuple, ast.Set: set}
 
 
 class NotLiteral(UserError):
-    """Text that is no literal."""
+    """The text is not a literal."""
 
     def __init__(self, text: str, reason: str):
         super().__init__(
@@ -45,11 +45,11 @@ class NotLiteral(UserError):
 
 
 def evaluate(text):
-    """What `eval` gives for a literal; numbers are calculated with, lists joined and repeated.
+    """The value of a literal, with arithmetic on numbers, and concatenation and repetition of lists.
 
     Raises:
-        NotLiteral: text that is none, or that makes more than 10,000 values.
-        TypeError: no text, as `eval` raises it.
+        NotLiteral: the text is not a literal, or makes more than 10,000 values.
+        TypeError: the argument is not text, as in `eval`.
     """
     if not isinstance(text, str):
         raise TypeError(f"expected text to evaluate and found {type(text).__name__}")
@@ -61,12 +61,12 @@ def evaluate(text):
         raise NotLiteral(text, error.msg) from error
     except (ArithmeticError, TypeError, ValueError) as error:
         raise NotLiteral(text, str(error)) from error
-    except (RecursionError, MemoryError) as error:  # which the parser raises
+    except (RecursionError, MemoryError) as error:  # raised by the parser
         raise NotLiteral(text, "it is nested too deeply") from error
 
 
 def _value(node) -> tuple[object, int]:
-    """A value, and how many values it is, those inside it counted."""
+    """A value, and the number of values in it, including nested ones."""
     match node:
         case ast.Constant():
             return node.value, 1
@@ -100,8 +100,8 @@ def _values(nodes) -> tuple[list, int]:
 
 
 def evaluate_literals_only():
-    """fairseq passes options to `eval`, also those that a checkpoint brings: loading it runs any code that it holds.
-    The options of the command line may be literals only as well; of --model-overrides a dictionary."""
+    """fairseq passes options to `eval`, including those of a checkpoint, so loading a checkpoint can run any code.
+    Options of the command line are also restricted to literals, and --model-overrides to a dictionary."""
     for module in EVALUATING:
         module.eval = evaluate
     for module in (generate, interactive, validate, eval_lm, sys.modules["__main__"]):  # python -m fairseq_cli....
@@ -118,7 +118,7 @@ def _evaluate_overrides_in(module):
 
 
 def _overrides(text):
-    """--model-overrides: the only text that fairseq's commands evaluate themselves."""
+    """--model-overrides, the only text that fairseq's commands evaluate directly."""
     try:
         overrides = evaluate(text)
     except NotLiteral as error:

@@ -1,4 +1,4 @@
-"""Parameters of checkpoints: layers that were left out in training, and what other code has left behind."""
+"""Parameters of checkpoints: pruned layers, and names that other code has added."""
 
 import contextlib
 import logging
@@ -19,24 +19,24 @@ from elseq.errors import UserError
 logger = logging.getLogger(__name__)
 
 SIDES = ("encoder", "decoder")
-# Of modules around the model, which torch puts before the names of all its parameters.
+# Prefixes of wrapper modules, which torch adds to the names of all parameters.
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
-# How the names end of what is no parameter: marks of the format, and what a model computes anew.
+# Suffixes of entries that are not parameters: format markers, and tensors that a model recomputes.
 _NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "embed_positions.weights", "inv_freq")
-# Beside encoder and decoder, read by none of them.
+# Entries that neither encoder nor decoder reads.
 _LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)([0-9]{1,9})(?=\.)")
 _HEADS = ("classification_heads.", "v_head.", "value_head.")
 
 
 def prune_one_side():
-    """--encoder-layers-to-keep alone takes all layers of the decoder out of a checkpoint as well, and a training with
-    it cannot be resumed: the layers that it has saved are thinned out once more."""
+    """--encoder-layers-to-keep alone also removes all layers of the decoder from a checkpoint. A training with it
+    cannot be resumed, because the saved layers are pruned again."""
     checkpoint_utils.prune_state_dict = prune_state_dict
 
 
 def read_layers_to_keep():
-    """A Transformer or BART with --encoder-layers-to-keep or --decoder-layers-to-keep ends in an AttributeError: the
-    command line makes a list of the numbers, and the model wants the text."""
+    """A Transformer or BART with --encoder-layers-to-keep or --decoder-layers-to-keep raises an AttributeError: the
+    command line makes a list of numbers, and the model expects text."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
@@ -50,15 +50,15 @@ def read_layers_to_keep():
 
 
 def prune_state_dict(state_dict, model_cfg):
-    """`state_dict` with the layers that encoder_layers_to_keep and decoder_layers_to_keep name, numbered from 0.
+    """`state_dict` with only the layers in encoder_layers_to_keep and decoder_layers_to_keep, renumbered from 0.
 
     Raises:
-        UserError: layers that are not there.
+        UserError: a layer does not exist.
     """
     for side in SIDES:
         kept = _layers_to_keep(model_cfg, side)
         there = _layers(state_dict, side)
-        if len(there) <= len(kept) or not kept:  # fewer are there once they have been left out
+        if len(there) <= len(kept) or not kept:  # the checkpoint may be pruned already
             continue
         if not set(kept) <= there:
             wanted = ",".join(map(str, kept))
@@ -70,7 +70,7 @@ def prune_state_dict(state_dict, model_cfg):
 
 
 def _renumbered(name, side, places) -> str | None:
-    """The name of a parameter once its layer has another place; None if it has none."""
+    """The name of a parameter with the new number of its layer, or None if the layer is pruned."""
     found = _LAYER.match(name)
     if found is None or found[2] != side:
         return name
@@ -92,8 +92,8 @@ def _layers_to_keep(cfg, side) -> list[int]:
 
 
 def save_as_many_layers_as_there_are():
-    """A training with --encoder-layers-to-keep or --decoder-layers-to-keep saves the number of layers from before,
-    with which its checkpoint cannot be loaded. Those that were saved so are loaded with the layers that they have."""
+    """A training with --encoder-layers-to-keep or --decoder-layers-to-keep saves the former number of layers, and its
+    checkpoint cannot be loaded. Existing checkpoints of this kind load with the layers that they have."""
     wrap(Trainer, "state_dict", _trainer_state_dict)
     wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_with_layers_that_are_there)
 
@@ -124,8 +124,8 @@ def _load_with_layers_that_are_there(load, path, *args, **kwargs):
 
 
 def leave_adaptive_softmax_alone():
-    """A checkpoint with --adaptive-softmax-cutoff and shared embeddings cannot be loaded: fairseq adds the output layer
-    that old ones lack, and with an adaptive softmax a model has none."""
+    """A checkpoint with --adaptive-softmax-cutoff and shared embeddings cannot be loaded: fairseq adds an output layer
+    to old checkpoints, but a model with an adaptive softmax has none."""
 
     def upgrade_state_dict_named(upgrade, decoder, state_dict, name):
         added = f"{name}.output_projection.weight" not in state_dict and decoder.adaptive_softmax is not None
@@ -138,8 +138,8 @@ def leave_adaptive_softmax_alone():
 
 
 def ignore_leftovers():
-    """A checkpoint saved from within DistributedDataParallel or torch.compile has a prefix before all names, others
-    have marks of old formats or heads of other tasks besides: they are refused as if their configuration were wrong."""
+    """Checkpoints saved inside DistributedDataParallel or torch.compile have a prefix in all names. Others have format
+    markers of old versions, or heads of other tasks. fairseq refuses them as if their configuration were wrong."""
     wrap(checkpoint_utils, "load_checkpoint_to_cpu", _load_without_wrappers)
     wrap(BaseFairseqModel, "load_state_dict", _load_state_dict)
 
@@ -169,5 +169,5 @@ def _load_state_dict(load, model, state_dict, *args, **kwargs):
 
 
 def _has(model, name) -> bool:
-    """Whether the model has the module of a parameter: it then decides itself."""
+    """Whether the model has the module of a parameter. The model then handles the parameter itself."""
     return hasattr(model, name.partition(".")[0])

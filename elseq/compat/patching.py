@@ -16,9 +16,9 @@ def wrap(owner, name, wrapper):
 
 
 class Overlay(types.ModuleType):
-    """A module with a few names of our own; all others are the real module's, which stays as it is.
+    """A module that replaces a few names of another module, which is not changed.
 
-    Put in the place of an imported module it changes what one file of fairseq sees, and nothing else in the process.
+    In place of an imported module it changes one file of fairseq, and nothing else in the process.
     """
 
     def __init__(self, module, **names):

@@ -1,4 +1,4 @@
-"""The settings of a model or a task: a namespace in old checkpoints and on the command line, else a configuration."""
+"""Settings of a model or task: a namespace in old checkpoints and on the command line, otherwise a configuration."""
 
 from argparse import Namespace
 from collections.abc import Mapping
@@ -7,16 +7,16 @@ from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
 
 
 def values(settings) -> Mapping:
-    """By their names; a change of a namespace's is one of the namespace."""
+    """The settings by name. Changes to those of a namespace change the namespace."""
     return vars(settings) if isinstance(settings, Namespace) else settings
 
 
 def model_name(settings) -> str | None:
-    """Of the model, or of its architecture."""
+    """The name of the model, or of its architecture."""
     return getattr(settings, "_name", None) or getattr(settings, "arch", None)
 
 
 def model_class(settings) -> type | None:
-    """The class that fairseq would build from a model's settings, or None if it knows none."""
+    """The class that fairseq builds for a model's settings, or None if it is unknown."""
     name = model_name(settings)
     return ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)

@@ -1,17 +1,16 @@
-"""Subwords: words that are no piece, and sentencepiece's own way from pieces to text."""
+"""Subwords: words that are not pieces, and decoding by sentencepiece."""
 
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
 
 from elseq.compat.patching import wrap
 
-_FILLER = "madeupword"  # how fairseq fills a dictionary up
+_FILLER = "madeupword"  # fairseq's padding words of a dictionary
 
 
 def say_nothing_for_words_that_are_no_piece():
-    """Under --bpe gpt2 a word that is no number of encoder.json's (madeupword0000, which fairseq itself puts into
-    dictionaries), or one of a piece that is not spelt in bytes, ends the whole run in a ValueError or KeyError, once a
-    model says it."""
+    """With --bpe gpt2, generating a word that is not a number in encoder.json (such as madeupword0000, which fairseq
+    adds to dictionaries), or whose piece is not spelled in bytes, ends the run with a ValueError or KeyError."""
 
     def decode(decode, bpe, words):
         return decode(bpe, " ".join(word for word in words.split() if _is_piece(bpe.bpe, word)))
@@ -27,8 +26,8 @@ def _is_piece(bpe, word):
 
 
 def decode_by_sentencepiece():
-    """Under --bpe sentencepiece text is made by deleting the spaces between pieces: a character that the model spells
-    in bytes comes out as "<0xF0><0x9F>..."."""
+    """With --bpe sentencepiece, fairseq only removes the spaces between pieces: characters that are spelled in bytes
+    become "<0xF0><0x9F>..."."""
 
     def decode(decode, bpe, words):
         text, run = [], []
@@ -40,7 +39,7 @@ def decode_by_sentencepiece():
             text.append(_decode_run(bpe.sp, run, bool(text)))
             run = []
             if word is not None and not word.startswith(_FILLER):
-                text.append(word.replace("\u2581", " "))  # <unk>, and words of a dictionary that are no piece
+                text.append(word.replace("\u2581", " "))  # <unk>, and words of a dictionary that are not pieces
         return "".join(text).strip()
 
     wrap(SentencepieceBPE, "decode", decode)
@@ -48,5 +47,5 @@ def decode_by_sentencepiece():
 
 def _decode_run(processor, pieces, has_text_before):
     text = processor.decode_pieces(pieces) if pieces else ""
-    # The model takes the space from the first word of a text, and this is none.
+    # The model strips the space of the first word of a text, but this is not the first word.
     return f" {text}" if has_text_before and pieces and pieces[0].startswith("\u2581") else text

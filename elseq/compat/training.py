@@ -1,4 +1,4 @@
-"""Training: what goes wrong when its trainer is made, at an update, or an epoch later."""
+"""Repairs of training."""
 
 import os
 import sys
@@ -14,8 +14,8 @@ from elseq.errors import UserError
 
 
 def clip_gradients_where_they_are():
-    """Clipping gathers the norms of all gradients on the GPU if the machine has one, even those of a training with
-    --cpu, which then ends in "scalar tensor is expected to be on cpu"."""
+    """On a machine with a GPU, clipping collects the norms of all gradients there, even with --cpu. The training then
+    ends with "scalar tensor is expected to be on cpu"."""
     wrap(utils, "clip_grad_norm_", _clip_grad_norm)
 
 
@@ -31,8 +31,8 @@ def _clip_grad_norm(clip, params, *args, **kwargs):
 
 
 def train_bfloat16_without_a_tpu():
-    """--bf16 also means --tpu on the command line, and ends in an error about None where torch_xla is not installed.
-    The trainer itself does it on GPUs and CPUs as well, as the commands with Hydra show."""
+    """On the command line --bf16 implies --tpu, and gives an error about None without torch_xla. The trainer itself
+    supports bfloat16 on GPUs and CPUs, as in the commands with Hydra."""
 
     def parse_args_and_arch(parse, parser, input_args=None, *args, **kwargs):
         parsed = parse(parser, input_args, *args, **kwargs)
@@ -44,7 +44,7 @@ def train_bfloat16_without_a_tpu():
 
 
 def explain_missing_hardware():
-    """--fp16 without a GPU ends in an error of torch's, --tpu without torch_xla in one about None."""
+    """--fp16 without a GPU gives an error of torch, --tpu without torch_xla one about None."""
     _check_before_training(_check_hardware)
 
 
@@ -58,7 +58,7 @@ def _check_hardware(cfg, task):
 
 
 def explain_missing_bleu():
-    """--best-checkpoint-metric bleu without --eval-bleu is a KeyError, once the first epoch has been trained."""
+    """--best-checkpoint-metric bleu without --eval-bleu gives a KeyError after the first epoch."""
     _check_before_training(_check_metric)
 
 
@@ -70,8 +70,8 @@ def _check_metric(cfg, task):
 
 
 def train_from_pretrained_bart():
-    """The task translation_from_pretrained_bart reads the options that it was made with from where it does not put
-    them, and ends in an AttributeError before its first update, or its first translation."""
+    """The task translation_from_pretrained_bart reads its options from an attribute that it does not set, and raises an
+    AttributeError before its first update or translation."""
 
     def init(original, self, args, *rest, **kwargs):
         self.args = args
@@ -81,8 +81,8 @@ def train_from_pretrained_bart():
 
 
 def refuse_processes_that_are_strangers():
-    """torchrun starts several processes, and with neither --distributed-world-size nor several GPUs on its machine
-    each of them trains a model of its own, without a word."""
+    """If torchrun starts several processes without --distributed-world-size on a machine with at most one GPU, each
+    process trains a separate model without a warning."""
     _check_before_training(_check_processes)
 
 
@@ -91,7 +91,7 @@ def _check_processes(cfg, task):
     if count != "1" and cfg.distributed_training.distributed_world_size == 1:
         raise UserError(
             f"this is one of {count} processes (WORLD_SIZE), and each would train a model of its own: give "
-            f"--distributed-world-size {count}, and on CPUs what docs/several-machines.md has besides"
+            f"--distributed-world-size {count}, and on CPUs the other options in docs/several-machines.md"
         )
 
 

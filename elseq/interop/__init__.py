@@ -1,1 +1,1 @@
-"""Checkpoints of others: what becomes an elseq model, and how."""
+"""Converts checkpoints from and to other programs."""

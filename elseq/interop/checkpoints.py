@@ -1,4 +1,4 @@
-"""Checkpoints as fairseq-train writes them, made without training."""
+"""Makes checkpoints in the format of fairseq-train, without training."""
 
 from argparse import Namespace
 
@@ -20,9 +20,9 @@ def make_checkpoint(
 
     Args:
         cfg: the whole configuration.
-        model: tensors by their names.
-        optimizer: the names of criterion and optimizer, as another checkpoint has them.
-        task_state: what the task remembers.
+        model: tensors by name.
+        optimizer: names of criterion and optimizer, in the format of a checkpoint.
+        task_state: state of the task.
     """
     return {
         "args": None,
@@ -40,11 +40,11 @@ def plain_configuration(cfg) -> dict:
 
 
 def training_configuration(model: dict, task: str, *arguments: str) -> dict:
-    """The whole configuration that fairseq-train makes for a stock model and task.
+    """The whole configuration of fairseq-train for a stock model and task.
 
     Args:
         model: the model's part, with `_name`.
-        task: its name.
+        task: name of the task.
         arguments: options of the task.
     """
     parser = options.get_training_parser()
@@ -54,27 +54,27 @@ def training_configuration(model: dict, task: str, *arguments: str) -> dict:
 
 
 def _as_saved(model: dict, task: dict) -> dict | Namespace:
-    """The part of a stock model in a configuration: of one without a dataclass fairseq keeps all options in a
-    namespace, those of the task with them, and BART cannot be loaded without."""
+    """The part of a stock model in a configuration. For models without a dataclass, fairseq keeps all options in a
+    namespace, including those of the task, which BART needs for loading."""
     if model["_name"] in MODEL_DATACLASS_REGISTRY:
         return model
     return Namespace(**{**task, **model, "arch": model["_name"], "task": task["_name"]})
 
 
 def to_stock(state: dict) -> dict:
-    """A checkpoint of elseq's or fairseq's as one that fairseq loads by itself.
+    """The checkpoint of an elseq or fairseq model, in a form that fairseq loads without elseq.
 
     Raises:
-        UserError: a model that fairseq does not have.
+        UserError: fairseq has no equivalent of the model.
     """
     model = as_stock(elseq_configuration(state["cfg"].model))
     cfg = plain_configuration(state["cfg"])
     task = cfg["task"]
     if not isinstance(cfg.get("common"), dict) or not isinstance(task, Namespace) and "_name" not in task:
         raise UserError(
-            "its settings have no section cfg.common or no cfg.task._name: take the file as training left it"
+            "its settings have no section cfg.common or no cfg.task._name: use the file that the training saved"
         )
-    if isinstance(task, dict):  # old tasks keep a namespace
+    if isinstance(task, dict):  # old tasks have a namespace
         task["_name"] = task["_name"].removeprefix("elseq_")
         cfg["model"] = _as_saved(model, task)
     else:

@@ -1,4 +1,4 @@
-"""fairseq's and elseq's models as CTranslate2 reads them. That package is needed to write them."""
+"""Writes fairseq and elseq models for CTranslate2. The package ctranslate2 must be installed."""
 
 from argparse import Namespace
 from pathlib import Path
@@ -13,7 +13,7 @@ QUANTIZATIONS = (
     "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
 )  # fmt: skip
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
-# Its converter for fairseq passes these over.
+# Its converter for fairseq ignores these.
 _PASSED_OVER = (
     "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention",
     "scale_fc", "scale_attn", "scale_heads", "scale_resids",
@@ -26,14 +26,14 @@ def to_ctranslate2(
     """Write the model.
 
     Args:
-        model: of fairseq or elseq: a Transformer, BART or language model.
+        model: a Transformer, BART or language model of fairseq or elseq.
         cfg: the whole configuration of its checkpoint.
-        source, target: its dictionaries; for a language model the same.
-        folder: where to write.
-        quantization: one of `QUANTIZATIONS`. Default: as the parameters are.
+        source, target: its dictionaries; for a language model the same one.
+        folder: the output folder.
+        quantization: one of `QUANTIZATIONS`. Default: the type of the parameters.
 
     Raises:
-        UserError: a model that CTranslate2 does not have, or the package is not installed.
+        UserError: CTranslate2 does not have the model, or is not installed.
     """
     try:
         from ctranslate2.converters import Converter, fairseq
@@ -72,5 +72,5 @@ def to_ctranslate2(
 
 
 def symbols(dictionary: Dictionary) -> list[str]:
-    """The words of a dictionary as CTranslate2 has them."""
+    """The words of a dictionary as CTranslate2 expects them."""
     return ["<blank>" if symbol == dictionary.pad_word else symbol for symbol in dictionary.symbols]

@@ -1,7 +1,7 @@
-"""Fewer key/value heads: the weights of multi-head attention as those of grouped-query attention (2305.13245).
+"""Converts multi-head attention to grouped-query attention with fewer key/value heads (2305.13245).
 
 Query head h of H reads key/value head h // (H / G): a group is H / G consecutive heads. Letters: H heads, G key/value
-heads, K width of a head, D width of what is projected.
+heads, K width of a head, D width of the projected vectors.
 """
 
 import re
@@ -25,7 +25,7 @@ _LAYERS = {
 
 
 def upgrade_projections(model: dict[str, Tensor]) -> dict[str, Tensor]:
-    """A model's tensors with query, key and value projections of their own, as fairseq has them since 0.9."""
+    """A model's tensors with separate query, key and value projections, as in fairseq since 0.9."""
     model = dict(model)
     for name in [name for name in model if name.endswith(".in_proj_weight")]:
         split_joint_projections(model, name.removesuffix(".in_proj_weight"))
@@ -33,7 +33,7 @@ def upgrade_projections(model: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def places_of(model: dict[str, Tensor]) -> list[str]:
-    """Which of `PLACES` a model has attention in."""
+    """Those of `PLACES` in which a model has attention."""
     return [place for place in PLACES if _attentions(model, place)]
 
 
@@ -50,19 +50,18 @@ def pool_heads(
     Args:
         model: tensors by their names; in `places`, `k_proj.weight` and `v_proj.weight` [H K, D] and, if the model has
             them, their biases [H K].
-        configuration: of an elseq model, as `models.stock.elseq_configuration` makes it.
-        num_kv_heads: G, divides H. Where it equals H nothing changes.
+        configuration: configuration of an elseq model, from `models.stock.elseq_configuration`.
+        num_kv_heads: G, which divides H. If it equals H, nothing changes.
         places: some of `PLACES`.
-        method: mean of a group's heads (2305.13245, section 2.1), its first head, or new random weights: the three that
-            figure 4 there compares, in the order of their quality.
-        seed: of the random weights.
+        method: mean of a group's heads (2305.13245, section 2.1), its first head, or random weights: the three methods
+            of figure 4 there, from the best to the worst.
+        seed: seed of the random weights.
 
     Returns:
-        Tensors, those in `places` [G K, D] and [G K], the others the same objects; and the configuration with G in it.
+        The tensors, with [G K, D] and [G K] in `places` and the others unchanged, and the configuration with G.
 
     Raises:
-        UserError: a place that the model does not have or whose keys and values are grouped already, or a G that does
-            not divide H.
+        UserError: the model lacks a place, its keys and values are already grouped there, or G does not divide H.
     """
     pooled = dict(model)
     configuration = dict(configuration)
@@ -72,7 +71,7 @@ def pool_heads(
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for place in places:
-            # A language model's configuration knows of no encoder; that there is none is said by the check.
+            # A language model's configuration has no encoder; the check reports that.
             heads = configuration.get("encoder_attention_heads" if place == "encoder" else "decoder_attention_heads")
             _check(model, place, heads, num_kv_heads)
             for attention in _attentions(model, place) if num_kv_heads < heads else []:
@@ -84,7 +83,7 @@ def pool_heads(
 
 
 def count_parameters(model: dict[str, Tensor]) -> int:
-    """Numbers in the parameters; tied ones count once, though a checkpoint in half precision holds them apart."""
+    """Number of parameters. Tied ones count once, even if a half-precision checkpoint stores them separately."""
     total, tied = 0, []
     for name, tensor in model.items():
         if name.endswith((".version", "._float_tensor")):  # buffers
@@ -98,7 +97,7 @@ def count_parameters(model: dict[str, Tensor]) -> int:
 
 
 def state_bytes(model: dict[str, Tensor], place: str) -> int:
-    """Bytes of the keys and values of one position in all layers, in the precision of the model."""
+    """Bytes of the keys and values of one position in all layers, in the type of the model."""
     names = [f"{attention}.{kind}_proj.weight" for attention in _attentions(model, place) for kind in "kv"]
     return sum(model[name].size(0) * model[name].element_size() for name in names)
 
@@ -120,12 +119,12 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
     for attention in attentions:
         for kind in "qv":
             if f"{attention}.{kind}_proj.weight" not in model:
-                raise UserError(f"the model lacks {attention}.{kind}_proj.weight: take the file as training left it")
+                raise UserError(f"the model lacks {attention}.{kind}_proj.weight: use the file that the training saved")
         query, key = (model[f"{attention}.{kind}_proj.weight"].size(0) for kind in "qk")
         if key != query:
             raise UserError(
                 f"the {PLACES[place]} of the model is grouped already, {key * heads // query} key/value heads for "
-                f"{heads} heads: give the multi-head checkpoint that it was made of"
+                f"{heads} heads: give the multi-head checkpoint that it was made from"
             )
     if num_kv_heads < 1 or heads % num_kv_heads:
         raise UserError(
@@ -143,7 +142,7 @@ def _pool(projection: Tensor, heads: int, num_kv_heads: int, method: str) -> Ten
 
 
 def _fresh_projections(model: dict[str, Tensor], attention: str, heads: int, num_kv_heads: int) -> dict[str, Tensor]:
-    """Keys' and values' initial weights of a new layer of the same size."""
+    """Initial key and value weights of a new layer of the same size."""
     query, key, value = (model[f"{attention}.{kind}_proj.weight"] for kind in "qkv")
     layer = Attention(
         query.size(1),

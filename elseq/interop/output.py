@@ -1,4 +1,4 @@
-"""What conversions write is there as a whole, or not at all."""
+"""Conversions write their output completely, or not at all."""
 
 import contextlib
 import shutil
@@ -14,13 +14,13 @@ from elseq.files import check_no_input, check_overwrite, fresh_path, is_within, 
 def check_output_folder(output: Path, overwrite: bool, names: tuple[str, ...], *sources: Path) -> None:
     """
     Args:
-        output: the folder that is to be written.
-        overwrite: whether one that is there may be replaced.
-        names: patterns of the files that a conversion writes; a folder with others is never replaced.
-        sources: what is read: files, and folders.
+        output: the output folder.
+        overwrite: whether an existing folder may be replaced.
+        names: patterns of the files that a conversion writes. A folder with other files is never replaced.
+        sources: files and folders that are read.
 
     Raises:
-        UserError: a folder that is not to be replaced, or something else of that name.
+        UserError: the folder must not be replaced, or the path is not a folder.
     """
     if output.exists() and not output.is_dir():
         raise UserError(f"--output {output} is a file: give the name of a folder")
@@ -44,7 +44,7 @@ def save(checkpoint: dict, output: Path) -> None:
     """Write a checkpoint.
 
     Raises:
-        UserError: a file that cannot be written.
+        UserError: the file cannot be written.
     """
     with _errors_of_writing(output), written_whole(output, "wb") as file:
         torch.save(checkpoint, file)
@@ -52,12 +52,12 @@ def save(checkpoint: dict, output: Path) -> None:
 
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
-    """A folder to write to, which takes the place of `output` when all is done; an error leaves what was there.
+    """A new folder that replaces `output` at the end. After an error, `output` is unchanged.
 
     Raises:
-        UserError: a folder that cannot be written.
+        UserError: the folder cannot be written.
     """
-    target = real_path(output)  # a link goes on to name its folder
+    target = real_path(output)  # a link stays, and its target is replaced
     temporary, old = fresh_path(target, ".tmp"), fresh_path(target, ".old")
     made = False
     try:
@@ -80,6 +80,6 @@ def new_folder(output: Path) -> Iterator[Path]:
 def _errors_of_writing(output: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch has RuntimeErrors for a full disk
+    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{output} cannot be written ({reason}): give another --output") from error

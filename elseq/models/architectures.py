@@ -1,6 +1,6 @@
 """Named architectures: one table, from which fairseq's --arch names and the Hydra configurations are made.
 
-A value is set where the user has set none. What stands in no row is the default of the model's dataclass.
+A value of the table applies unless the user sets it. Options without a value have the default of the model's dataclass.
 """
 
 from fairseq.models import register_model_architecture
@@ -17,7 +17,7 @@ _BART = {
 _GPT2 = {
     "decoder_learned_pos": True,
     "decoder_normalize_before": True,
-    "activation_fn": "gelu_accurate",  # fairseq's name of the tanh approximation that GPT-2 uses
+    "activation_fn": "gelu_accurate",  # fairseq's name of GPT-2's tanh approximation of GELU
     "no_scale_embedding": True,
     "share_decoder_input_output_embed": True,
     "dropout": 0.1,
@@ -26,7 +26,7 @@ _GPT2 = {
 
 
 def _encoder_decoder(embed_dim: int, ffn_embed_dim: int, layers: int, attention_heads: int) -> dict:
-    """Sizes; the decoder's widths follow the encoder's."""
+    """Sizes of an encoder-decoder. The decoder has the widths of the encoder."""
     return {
         "encoder_embed_dim": embed_dim,
         "encoder_ffn_embed_dim": ffn_embed_dim,
@@ -46,7 +46,7 @@ def _decoder(embed_dim: int, layers: int, attention_heads: int) -> dict:
     }
 
 
-# Those of the papers: Vaswani et al. 2017, Lewis et al. 2019, Radford et al. 2019.
+# Sizes of the papers: Vaswani et al. 2017, Lewis et al. 2019, Radford et al. 2019.
 _SIZES = {
     "transformer": ("elseq_transformer", {}),
     "transformer_wmt_en_de": ("elseq_transformer", {}),
@@ -58,7 +58,7 @@ _SIZES = {
 }
 _KINDS = {"el": {"decode_attention": "el"}, "mq": {"num_kv_heads": 1}}
 
-# What 2106.06899 keeps in its benchmark of attention, and in the feed-forward layers of its fine-tuned T5.
+# k of 2106.06899 in its attention benchmark, and in the feed-forward layers of its finetuned T5.
 _TOP_K = {"attention_top_k": 128, "ffn_top_k": 256}
 
 # The pair of 1911.02150, section 4.1: multi-query attention and wider feed-forward layers for the same parameters.

@@ -61,7 +61,7 @@ def kv_heads_field(where: str, default: str):
 
 @dataclass
 class AttentionConfig(FairseqDataclass):
-    """What all our models have beyond fairseq's."""
+    """Options of all elseq models that fairseq's models do not have."""
 
     decode_attention: str = field(default=AUTO, metadata={"help": methods.describe()})
     num_kv_heads: Optional[int] = kv_heads_field("of every attention layer", "as many as heads")  # noqa: UP045
@@ -76,7 +76,7 @@ class AttentionConfig(FairseqDataclass):
 
 @dataclass
 class TopKConfig(FairseqDataclass):
-    """2106.06899: what a layer may leave out."""
+    """Options of top-k attention and feed-forward layers (2106.06899)."""
 
     attention_top_k: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "each query attends to its k largest scores only (default or 0: to all)"}
@@ -132,7 +132,7 @@ def to_namespace(cfg) -> Namespace:
     return cfg
 
 
-# What our layers would get wrong: option, and what it stands for. All are off by default.
+# Options that our layers do not implement, and their meaning. All are off by default.
 _UNSUPPORTED = {
     "cross_self_attention": "joint cross- and self-attention",
     "base_layers": "BASE layers",
@@ -146,7 +146,7 @@ _UNSUPPORTED = {
 def check_supported(cfg: Namespace) -> None:
     """
     Raises:
-        UserError: an option that our layers do not implement.
+        UserError: an option is set that our layers do not implement.
     """
     reason = why_unsupported(cfg)
     if reason is not None:
@@ -154,7 +154,7 @@ def check_supported(cfg: Namespace) -> None:
 
 
 def why_unsupported(cfg: Namespace) -> str | None:
-    """The first option our layers do not implement, in words, or None."""
+    """A description of the first set option that our layers do not implement, or None."""
     for option, meaning in _UNSUPPORTED.items():
         value = getattr(cfg, option, None)
         if value and value not in (0, "0", "{}"):
@@ -163,18 +163,18 @@ def why_unsupported(cfg: Namespace) -> str | None:
 
 
 def num_kv_heads(cfg, where: str) -> int | None:
-    """Key/value heads of an attention layer in the encoder, the decoder, or across; None: as many as heads."""
+    """Number of key/value heads in the encoder, the decoder or cross-attention; None: the number of heads."""
     own = getattr(cfg, f"{where}_num_kv_heads", None)
     return getattr(cfg, "num_kv_heads", None) if own is None else own
 
 
 def divisors(heads: int) -> str:
-    """The numbers of key/value heads that there can be, for a sentence."""
+    """The possible numbers of key/value heads, as text."""
     return ", ".join(str(number) for number in range(1, min(heads, 1024) + 1) if heads % number == 0)
 
 
 def check_configuration(cfg: Namespace) -> None:
-    """All that is checked before a model is built.
+    """The checks before a model is built.
 
     Raises:
         UserError: an unknown decoding method; and see `check_supported`, `check_heads` and `check_top_k`.

@@ -1,4 +1,4 @@
-"""What a checkpoint is, by its configuration and its model: whether elseq decodes it, and as what."""
+"""Whether elseq decodes a checkpoint, and as which kind of model, from its configuration and model."""
 
 from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel
 from fairseq.models.bart import BARTModel
@@ -9,7 +9,7 @@ from elseq.compat.checkpoints import unknown
 from elseq.compat.settings import model_class, model_name
 from elseq.errors import UserError
 
-# How the names of tasks begin whose checkpoints only they can decode, and why.
+# Prefixes of the tasks whose checkpoints only these tasks can decode, and the reason.
 _ONLY_THEIR_TASK = {
     (
         "translation_multi",
@@ -42,8 +42,8 @@ def check_task(cfg) -> None:
         cfg: the whole configuration of a checkpoint.
 
     Raises:
-        UserError: it was trained by a task, or one derived from it, without which it does not say what it was trained
-            to: multilingual ones, mixtures of experts, speech.
+        UserError: only the checkpoint's own task, or one that it is derived from, can decode it: multilingual tasks,
+            mixtures of experts, speech.
     """
     _check_task_name(getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None))
 
@@ -51,7 +51,7 @@ def check_task(cfg) -> None:
 def check_task_of_model(cfg) -> None:
     """
     Args:
-        cfg: the part of a checkpoint's configuration that fairseq shows to a task, which is that of the model.
+        cfg: the model's part of a checkpoint's configuration, which fairseq gives to a task.
 
     Raises:
         UserError: as `check_task`.
@@ -59,14 +59,14 @@ def check_task_of_model(cfg) -> None:
     parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
     if parent is not None and "task" in parent:
         check_task(parent)
-    else:  # a namespace of all options
+    else:  # old checkpoints: one namespace of all options
         _check_task_name(getattr(cfg, "task", None))
 
 
 def _check_task_name(name) -> None:
     if not isinstance(name, str):
         return
-    # Those that it is derived from, too: a plugin's task.
+    # A plugin's task may be derived from one of them.
     lineage = getattr(TASK_REGISTRY.get(name), "__mro__", ())
     names = [name, *(known for known, kind in TASK_REGISTRY.items() if kind in lineage)]
     for beginnings, reason in _ONLY_THEIR_TASK.items():
@@ -80,7 +80,7 @@ def _check_task_name(name) -> None:
 def is_trained_with_bos(cfg) -> bool:
     """Whether a model was trained with <s> before its source and as the first word of its target, as BART was.
 
-    fairseq's class for BART is that of mBART, too, which was trained with symbols of languages.
+    mBART has the same class in fairseq, but was trained with symbols of languages.
 
     Args:
         cfg: the model's part of a configuration.
@@ -90,13 +90,13 @@ def is_trained_with_bos(cfg) -> bool:
 
 
 def is_language_model(cfg) -> bool:
-    """Whether the model of a configuration continues a text, rather than translates one.
+    """Whether the model of a configuration is a language model, not an encoder-decoder.
 
     Args:
         cfg: the model's part of a configuration.
 
     Raises:
-        UserError: a model that does neither, or that nobody has registered.
+        UserError: the model is neither, or its architecture is unknown.
     """
     kind = model_class(cfg)
     if kind is None:
@@ -108,11 +108,11 @@ def is_language_model(cfg) -> bool:
 def check_model(model, language_model: bool) -> None:
     """
     Args:
-        model: what fairseq has built.
+        model: a model that fairseq has built.
         language_model: whether the task is for language models.
 
     Raises:
-        UserError: a model that elseq's tasks cannot decode, or that belongs to the other of them.
+        UserError: the elseq tasks cannot decode the model, or it needs the other task.
     """
     _check_kind(type(model))
     if isinstance(model, FairseqLanguageModel) != language_model:

@@ -16,8 +16,8 @@ from elseq.precision import activated
 
 
 def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) -> Attention:
-    """An `Attention` of the encoder, the decoder, or across, with what fairseq adds to any of its own: quantisation
-    noise, and dropout kept at inference."""
+    """An `Attention` for encoder, decoder or cross-attention, with fairseq's quantization noise and dropout at
+    inference."""
     attention = Attention(
         embed_dim,
         num_heads,
@@ -28,7 +28,7 @@ def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) 
         query_chunk_size=getattr(cfg, "query_chunk_size", None),
         **options,
     )
-    # The name that --retain-dropout-modules knows.
+    # The name for --retain-dropout-modules.
     attention.dropout_module = FairseqDropout(cfg.attention_dropout, module_name="MultiheadAttention")
     for name in ("q_proj", "k_proj", "v_proj", "out_proj"):
         projection = getattr(attention, name)
@@ -36,26 +36,26 @@ def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) 
     return attention
 
 
-# The widest activations of a layer; where no gradient needs them, they are not held twice.
+# The widest activations of a layer. Without gradients they are overwritten to save memory.
 IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """fairseq's activation function of this name; without gradients it may write over its input."""
+    """fairseq's activation function of this name. Without gradients it may overwrite its input."""
     function = utils.get_activation_fn(name)
     in_place = IN_PLACE.get(name, function)
     return lambda x: function(x) if torch.is_grad_enabled() else in_place(x)
 
 
 def name_dropout(module: nn.Module, stock_class: str) -> None:
-    """Give a module's own dropout the name of the stock class, by which --retain-dropout-modules finds it."""
+    """Name a module's dropout after the stock class, so that --retain-dropout-modules finds it."""
     for child in module.children():
         if isinstance(child, FairseqDropout):
             child.module_name = stock_class
 
 
 class FeedForwardLayer:
-    """The feed-forward part of a layer; stands before fairseq's layer among the bases of a class."""
+    """The feed-forward part of a layer: a base class to list before fairseq's layer."""
 
     def configure_feed_forward(self, cfg) -> None:
         self.activation = cfg.activation_fn
@@ -89,8 +89,8 @@ class EncoderLayer(FeedForwardLayer, transformer_layer.TransformerEncoderLayerBa
         """
         Args:
             x: [S, N, C]: S source positions, N sentences, C the encoder's width.
-            encoder_padding_mask: [N, S], true at padding, or None.
-            attn_mask: [S, S], true where a position does not see another, or None.
+            encoder_padding_mask: bool [N, S], True at padding, or None.
+            attn_mask: bool [S, S], True where a position does not attend to another, or None.
 
         Returns:
             [S, N, C]; with `return_fc` also the output of the feed-forward part.
@@ -115,7 +115,7 @@ class EncoderLayer(FeedForwardLayer, transformer_layer.TransformerEncoderLayerBa
 
 
 class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBase):
-    """fairseq's decoder layer with our attention. Its memory is an object that it is handed, not a dictionary."""
+    """fairseq's decoder layer with our attention. Its memory is an explicit argument, not a dictionary."""
 
     def __init__(self, cfg, no_encoder_attn=False):
         super().__init__(cfg, no_encoder_attn)
@@ -155,7 +155,7 @@ class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBa
             self_attn_padding_mask: [N, T], true at padding; unused with a state.
             causal: whether a token sees only itself and those before it; with a state it always does.
             need_weights: return the weights of the attention to the encoder, of each head.
-            state: what this layer remembers; grows by T positions.
+            state: the state of this layer, which grows by T positions.
 
         Returns:
             [T, N, C], and [H, N, T, S] or None.

@@ -1,4 +1,4 @@
-"""Stock fairseq models as elseq models: the same parameters under the same names, other modules."""
+"""Maps stock fairseq models to elseq models with the same parameters and names."""
 
 import contextlib
 from argparse import Namespace
@@ -25,26 +25,26 @@ from elseq.errors import UserError, as_option
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
 
-# By class, and only these: a subclass may do anything in its forward pass.
+# By exact class, because the forward pass of a subclass may differ.
 EQUIVALENT = {
     TransformerModel: ElseqTransformerModel,
     BARTModel: ElseqBARTModel,
     TransformerLanguageModel: ElseqTransformerLanguageModel,
 }
-# fairseq's name for the model of each of our classes, and of that only: every option is given besides.
+# fairseq's name for the model of each of our classes. Every option is given explicitly.
 _STOCK_NAMES = {
     "elseq_transformer": "transformer",
     "elseq_bart": "bart_large",
     "elseq_transformer_lm": "transformer_lm",
 }
-# Options of fairseq's language model that it leaves out when it builds one: its checkpoints have no such parameters.
+# Options that fairseq's language model ignores: its checkpoints have no such parameters.
 _DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
 _OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
 
 
 def equivalent_model(cfg) -> tuple[type | None, str | None]:
-    """The elseq class for a stock model's configuration, or None and the reason in words."""
+    """The elseq class for a stock model's configuration, or None and the reason."""
     stock = model_class(cfg)
     if stock not in EQUIVALENT:
         return None, f"it is a {getattr(stock, '__name__', 'model of an unknown kind')}"
@@ -56,7 +56,7 @@ def equivalent_model(cfg) -> tuple[type | None, str | None]:
 def _settings_checked():
     """
     Raises:
-        UserError: a setting of a type that its option cannot have.
+        UserError: a setting has a type that its option cannot have.
     """
     try:
         yield
@@ -66,10 +66,10 @@ def _settings_checked():
 
 
 def stock_configuration(cfg) -> Namespace:
-    """A stock model's configuration with every option, as fairseq completes it before it builds the model."""
+    """A stock model's configuration, completed with every option as fairseq does before building the model."""
     name = model_name(cfg)
     if name in MODEL_DATACLASS_REGISTRY and isinstance(cfg, DictConfig):
-        # An old checkpoint lacks options that came later, and may have some that went.
+        # An old checkpoint lacks newer options, and may have removed ones.
         with _settings_checked():
             cfg = merge_with_parent(MODEL_DATACLASS_REGISTRY[name](), cfg, remove_missing=True)
     args = Namespace(**vars(to_namespace(cfg)))
@@ -84,10 +84,10 @@ def elseq_configuration(cfg) -> dict:
     """The configuration of the elseq model with the same parameters: `_name` and every field of its dataclass.
 
     Args:
-        cfg: a model's configuration, of fairseq's or of ours.
+        cfg: the configuration of a fairseq or elseq model.
 
     Raises:
-        UserError: a model that has no equivalent among ours, or that nobody has registered.
+        UserError: elseq has no equivalent of the model, or its architecture is unknown.
     """
     kind, reason = model_class(cfg), why_unsupported(cfg)
     if kind is None:
@@ -103,7 +103,7 @@ def elseq_configuration(cfg) -> dict:
     name = next(name for name, registered in MODEL_REGISTRY.items() if registered is kind)
     kinds = {field.name: field.type for field in fields(MODEL_DATACLASS_REGISTRY[name])}
     values = {
-        # --adaptive-softmax-cutoff, which is a list or text in fairseq and text in ours
+        # --adaptive-softmax-cutoff: a list or text in fairseq, text in elseq
         option: ",".join(map(str, value)) if isinstance(value, list) else value
         for option, value in vars(stock_configuration(cfg)).items()
         # Old checkpoints have None for "the default" where today's type has no None.
@@ -119,10 +119,10 @@ def as_stock(configuration: dict) -> dict:
     """The configuration of the stock model with the same parameters: `_name` and every option.
 
     Args:
-        configuration: of an elseq model, as `elseq_configuration` makes it.
+        configuration: configuration of an elseq model, from `elseq_configuration`.
 
     Raises:
-        UserError: a model that fairseq does not have.
+        UserError: fairseq has no equivalent of the model.
     """
     reason = _why_not_stock(Namespace(**configuration))
     if reason is not None:
@@ -150,9 +150,9 @@ def _why_not_stock(cfg: Namespace) -> str | None:
 
 
 def training_options(configuration: dict) -> list[str]:
-    """What fairseq-train has to be told for an elseq model's configuration: all that differs from its defaults."""
+    """The options of fairseq-train for an elseq model's configuration: all that differ from the defaults."""
     arguments = ["--arch", configuration["_name"]]
-    others = {"task": LanguageModelingConfig, "common": CommonConfig}  # to which a language model's options refer
+    others = {"task": LanguageModelingConfig, "common": CommonConfig}  # options of a language model refer to these
     for option in fields(MODEL_DATACLASS_REGISTRY[configuration["_name"]]):
         default, value = option.default, configuration[option.name]
         if isinstance(default, str) and default.startswith("${"):
@@ -163,7 +163,7 @@ def training_options(configuration: dict) -> list[str]:
         arguments.append(as_option(option.name))
         if not isinstance(value, bool):
             text = str(value)
-            if text.startswith("-"):  # argparse would take it for an option
+            if text.startswith("-"):  # argparse would read it as an option
                 arguments[-1] += f"={text}"
             else:
                 arguments.append(text)

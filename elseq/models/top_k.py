@@ -1,4 +1,4 @@
-"""Top-k attention and feed-forward layers (2106.06899) in a model that was trained without them, or with others."""
+"""Top-k attention and feed-forward layers (2106.06899) in a model trained without them, or with another k."""
 
 from torch import nn
 
@@ -14,11 +14,11 @@ def apply_attention_top_k(model: nn.Module, top_k: int | None, places: tuple[str
     """
     Args:
         model: an elseq model.
-        top_k: scores kept of each query; None: all.
-        places: the self-attention of encoder and decoder, and the attention of the decoder to the encoder (cross).
+        top_k: number of scores that each query keeps, or None for all.
+        places: encoder and decoder (their self-attention), cross (attention of the decoder to the encoder).
 
     Raises:
-        UserError: the model has attention in none of the places.
+        UserError: the model has no attention in these places.
     """
     attentions = [
         (_place(name, module), module) for name, module in model.named_modules() if isinstance(module, Attention)
@@ -35,10 +35,10 @@ def apply_ffn_top_k(model: nn.Module, top_k: int | None) -> None:
     """
     Args:
         model: an elseq model.
-        top_k: units used for each token; None: all.
+        top_k: number of units that each token uses, or None for all.
 
     Raises:
-        UserError: layers with another activation, or with a norm between their two matrices.
+        UserError: the layers have an unsupported activation, or a norm between their two matrices.
     """
     for module in model.modules():
         if isinstance(module, FeedForwardLayer):
@@ -52,7 +52,7 @@ def apply_ffn_top_k(model: nn.Module, top_k: int | None) -> None:
 
 
 def set_chunk_sizes(model: nn.Module, queries: int | None, tokens: int | None) -> None:
-    """How much of top-k attention, and of a top-k feed-forward layer, is evaluated together; None: as it is."""
+    """Set the chunk sizes of top-k attention and top-k feed-forward layers; None: leave them unchanged."""
     for module in model.modules():
         if isinstance(module, Attention):
             module.query_chunk_size = queries or module.query_chunk_size

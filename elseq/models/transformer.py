@@ -15,7 +15,7 @@ from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
 
-STATE = "elseq.decode_state"  # where fairseq's incremental_state holds ours
+STATE = "elseq.decode_state"  # key of our state in fairseq's incremental_state
 
 
 def wrap_layer(layer: nn.Module, cfg) -> nn.Module:
@@ -39,7 +39,7 @@ class Encoder(TransformerEncoderBase):
 class Decoder(TransformerDecoderBase):
     """fairseq's Transformer decoder with our layers, decoding with one explicit state.
 
-    `new_state` and `decode` are the road of our generator. fairseq's own protocol (`incremental_state`,
+    Our generator calls `new_state` and `decode`. fairseq's own protocol (`incremental_state`,
     `reorder_incremental_state`) is an adapter over them, for stock generators and tools.
     """
 
@@ -61,12 +61,12 @@ class Decoder(TransformerDecoderBase):
     def new_state(
         self, encoder_out: dict | None, method: DecodingMethod, cross_method: DecodingMethod | None = None
     ) -> DecodeState:
-        """Begin to decode.
+        """Make the state for a new batch.
 
         Args:
-            encoder_out: what the encoder returned for B sentences, or None for a language model.
-            method: how attention is evaluated.
-            cross_method: that of the attention to the encoder. Default: the same.
+            encoder_out: the encoder's output for B sentences, or None for a language model.
+            method: the decoding method.
+            cross_method: the decoding method of cross-attention. Default: `method`.
         """
         memories: list[SentenceMemory | None] = [None] * len(self.layers)
         attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
@@ -82,17 +82,17 @@ class Decoder(TransformerDecoderBase):
         return DecodeState(layers)
 
     def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:
-        """Read the prompts of all sentences in one pass; their hypotheses will share them.
+        """Process the prompts of all sentences in one pass. The hypotheses of a sentence share its prompt.
 
         Args:
             tokens: int64 [B, P]: B sentences, P tokens, padded on the right.
-            state: a new one.
+            state: a new state.
         """
         self._decode_features(tokens, state)
         state.end_prompt(tokens.eq(self.padding_idx))
 
     def reach(self, length: int) -> bool:
-        """Whether there are so many positions; where their embeddings are computed, have them at hand."""
+        """Whether the model has this many positions. Computed embeddings are extended to them."""
         if self.embed_positions is None:
             return True
         if isinstance(self.embed_positions, LearnedPositionalEmbedding):
@@ -101,7 +101,7 @@ class Decoder(TransformerDecoderBase):
         return True
 
     def decode(self, tokens: Tensor, state: DecodeState, need_weights: bool = False) -> tuple[Tensor, Tensor | None]:
-        """Read the tokens that follow those the state remembers.
+        """Process the tokens that follow those in the state.
 
         Args:
             tokens: int64 [N, T]: N hypotheses, T tokens, none of them padding.
@@ -124,7 +124,7 @@ class Decoder(TransformerDecoderBase):
         return self._finish(x), weights
 
     def _next_positions(self, state: DecodeState, hypotheses: int, tokens: int) -> Tensor | None:
-        """Embeddings of the positions of the next tokens, [N, T, C] or what broadcasts to it."""
+        """Embeddings of the positions of the next tokens, [N, T, C] or broadcastable to it."""
         if self.embed_positions is None:
             return None
         index = state.positions(hypotheses, tokens)
@@ -140,7 +140,7 @@ class Decoder(TransformerDecoderBase):
         alignment_layer=None,
         alignment_heads=None,
     ):
-        """fairseq's forward pass; attention weights are computed only if a layer is named or generation asked."""
+        """fairseq's forward pass. Attention weights are computed only for a given layer or for generation."""
         if incremental_state is not None:
             features, weights = self._decode_features(
                 *self._unread(prev_output_tokens, encoder_out, incremental_state), need_weights=self.need_attn
@@ -196,7 +196,7 @@ class Decoder(TransformerDecoderBase):
         """Embeddings of positions 0 to at least length - 1, [P, C].
 
         Raises:
-            UserError: learned positions that do not reach so far.
+            UserError: the model has fewer learned positions.
         """
         embedding = self.embed_positions
         first = self.padding_idx + 1
@@ -213,20 +213,20 @@ class Decoder(TransformerDecoderBase):
         return embedding.weights[first:]
 
     def get_normalized_probs(self, net_output, log_probs, sample=None):
-        """Probabilities in the wider of float32 and the logits' type; see fairseq."""
+        """As in fairseq, in the wider of float32 and the type of the logits."""
         if self.adaptive_softmax is not None:
             return super().get_normalized_probs(net_output, log_probs, sample)
         logits = net_output[0]
         normalize = F.log_softmax if log_probs else F.softmax
         return normalize(logits, dim=-1, dtype=torch.promote_types(logits.dtype, torch.float32))
 
-    # fairseq's protocol over the above. A stock generator copies the encoder's output for every hypothesis and
-    # reorders it with them, so that to us every hypothesis is a sentence of its own.
+    # fairseq's protocol. A stock generator copies the encoder's output for every hypothesis and reorders both, so
+    # that each hypothesis is a separate sentence here.
 
     def _unread(self, tokens: Tensor, encoder_out: dict | None, incremental_state: dict) -> tuple[Tensor, DecodeState]:
         state = incremental_state.get(STATE)
         if state is None:
-            method = METHODS.get(self.decode_attention, KV)  # auto knows neither the beam nor the lengths here
+            method = METHODS.get(self.decode_attention, KV)  # auto needs the beam, which is unknown here
             state = incremental_state[STATE] = self.new_state(encoder_out, method)
         return tokens[:, state.length :], state
 
@@ -242,7 +242,7 @@ def _mean_over_heads(weights: Tensor | None, heads: int | None) -> Tensor | None
 
 
 class EncoderDecoderModel:
-    """What our encoder-decoder models share; stands before a model of fairseq among the bases of a class."""
+    """Common code of our encoder-decoders: a base class to list before a model of fairseq."""
 
     @classmethod
     def add_args(cls, parser):
@@ -253,10 +253,10 @@ class EncoderDecoderModel:
     def build_model(cls, args, task):
         args = to_namespace(args)
         check_configuration(args)
-        args.task = getattr(args, "task", None)  # BART looks at it when it loads a checkpoint
+        args.task = getattr(args, "task", None)  # BART reads it when it loads a checkpoint
         try:
             return super().build_model(args, task)
-        except ValueError as error:  # options or dictionaries that do not go together
+        except ValueError as error:  # incompatible options or dictionaries
             raise UserError(f"the model cannot be built: {error}") from error
 
     @classmethod

@@ -17,7 +17,7 @@ from sacrebleu.metrics import BLEU, CHRF
 from tabulate import tabulate
 
 from elseq.files import read_lines
-from elseq.reports.generation_log import GenerationLog, read_log
+from elseq.reports.logs import GenerationLog, read_finished
 
 MODES = ("stock", "kv", "el")
 EXAMPLES = 3
@@ -62,10 +62,6 @@ def examples(sources: Sequence[str], references: Sequence[str], hypotheses: Sequ
     )
 
 
-def in_order(lines: dict[int, str]) -> list[str]:
-    return [lines[number] for number in sorted(lines)]
-
-
 def table(work: Path, runs: dict[str, GenerationLog], sources: Sequence[str], references: Sequence[str]) -> str:
     stock = runs["stock"]
     rows = []
@@ -74,7 +70,7 @@ def table(work: Path, runs: dict[str, GenerationLog], sources: Sequence[str], re
         same = sum(run.pieces[number] == pieces for number, pieces in stock.pieces.items())
         state = "-" if run.state_bytes is None else f"{run.state_bytes / MEBIBYTE:.1f}"
         measured = [f"{run.samples_per_second:.1f}", f"{peak / MEBIBYTE:.0f}", state, f"{same}/{len(stock.pieces)}"]
-        rows.append([mode, *measured, *scores(in_order(run.hypotheses), references)])
+        rows.append([mode, *measured, *scores(run.in_order, references)])
     dictionary = Dictionary(*(read_lines(work / "corpus" / f"train.{side}") for side in ("source", "target")))
     baselines = {"(dictionary)": [dictionary.expand(source) for source in sources], "(source)": sources}
     rows += [[name, *[""] * 4, *scores(lines, references)] for name, lines in baselines.items()]
@@ -97,10 +93,10 @@ def main(arguments=None):
     parser = argparse.ArgumentParser(prog="python -m elseq.reports.demo", description=__doc__)
     parser.add_argument("work", type=Path, help="folder of the demo")
     work = parser.parse_args(arguments).work
-    runs = {mode: read_log(work / f"generate-{mode}.log") for mode in MODES}
+    runs = {mode: read_finished(work / f"generate-{mode}.log") for mode in MODES}
     sources, references = (list(read_lines(work / "corpus" / f"test.{side}")) for side in ("source", "target"))
     width = min(shutil.get_terminal_size().columns, 120)
-    print(examples(sources, references, in_order(runs["el"].hypotheses), width))
+    print(examples(sources, references, runs["el"].in_order, width))
     print(f"\n{table(work, runs, sources, references)}\n")
     print("(dictionary): each abbreviation becomes its commonest word in the training text. (source): nothing is done.")
     print("peak: of the whole process; state: what the search remembers. exact: outputs equal to the reference.")

@@ -4,9 +4,10 @@ Usage: equality FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,
 """
 
 import argparse
+import math
 from pathlib import Path
 
-from elseq.reports.generation_log import read_log
+from elseq.reports.logs import read_finished
 from elseq.tables import markdown
 
 
@@ -18,12 +19,12 @@ def main(arguments=None):
 
     rows, different = [], []
     for setting in options.settings:
-        stock = read_log(options.folder / f"{setting}-stock.log")
+        stock = read_finished(options.folder / f"{setting}-stock.log")
         row = [setting, stock.quality.partition(",")[0]]
         for mode in ("kv", "el"):
-            other = read_log(options.folder / f"{setting}-{mode}.log")
+            other = read_finished(options.folder / f"{setting}-{mode}.log")
             same = [number for number in stock.pieces if other.pieces[number] == stock.pieces[number]]
-            largest = max(abs(other.scores[number] - stock.scores[number]) for number in same)
+            largest = max((abs(other.scores[number] - stock.scores[number]) for number in same), default=math.nan)
             row += [f"{len(same)}/{len(stock.pieces)}", f"{largest:.1e}"]
             for number in sorted(stock.pieces.keys() - same):
                 gap = other.scores[number] - stock.scores[number]

@@ -2,33 +2,14 @@
 
 import argparse
 import json
-import re
 from pathlib import Path
-from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from elseq.files import check_output_file, save_figure
-from elseq.reports.training_log import read_training
+from elseq.reports.logs import read_training
 from elseq.scoring.report import HEADINGS
 from elseq.tables import markdown
-
-
-class Validation(NamedTuple):
-    updates: int
-    loss: float  # label-smoothed cross-entropy, base 2
-    perplexity: float
-    bleu: float | None  # None without --eval-bleu
-
-
-def read_validations(text):
-    """One for each number of updates, the last where there are several: of a training that went on."""
-    points = {}
-    for line in re.findall(r"valid on '\w+' subset( \| .*)$", text, flags=re.MULTILINE):
-        values = {name: float(value) for name, value in re.findall(r"\| (\w+) ([\d.e+-]+)", line)}
-        updates = int(values["num_updates"])
-        points[updates] = Validation(updates, values["loss"], values["ppl"], values.get("bleu"))
-    return [points[updates] for updates in sorted(points)]
 
 
 def table(points, rows):
@@ -40,7 +21,7 @@ def table(points, rows):
         if index % step == 0 or point in (best, points[-1]):
             bleu = "-" if point.bleu is None else f"{point.bleu:.2f}"
             mark = "lowest loss" if point == best else ""
-            lines.append([f"{point.updates:,}", f"{point.loss:.3f}", f"{point.perplexity:.2f}", bleu, mark])
+            lines.append([f"{point.updates:,}", f"{point.loss:.3f}", f"{point.rounded_perplexity:.2f}", bleu, mark])
     headers = ["updates", "validation loss", "perplexity", "BLEU-4", ""]
     return markdown(headers, lines, left=headers[-1:])
 
@@ -80,15 +61,14 @@ def main(arguments=None):
     options = parser.parse_args(arguments)
     check_output_file(options.curves, *filter(None, (options.log, options.scores)), option="--curves")
     log = read_training(options.log)
-    points = read_validations(options.log.read_text(encoding="utf-8"))
-    print(table(points, options.rows))
+    print(table(log.validation, options.rows))
     print(
         f"\n{log.parameters:,} parameters, {log.words_per_second:,.0f} target words/s in training (median). Losses are "
         "label-smoothed, base 2; BLEU-4 is sacreBLEU's, case-sensitive, of the validation set decoded greedily."
     )
     if options.scores:
         print(f"\n{describe_test(options.scores)}")
-    plot(options.curves, points, log.training)
+    plot(options.curves, log.validation, log.training)
 
 
 if __name__ == "__main__":

@@ -17,9 +17,8 @@ from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, save_figure
-from elseq.reports.generation_log import read_log
-from elseq.reports.training_log import TrainingLog, read_training
+from elseq.files import check_output_file, read_lines, save_figure
+from elseq.reports.logs import TrainingLog, read_finished, read_training
 from elseq.tables import markdown
 
 TWO_SIDED_95 = statistics.NormalDist().inv_cdf(0.975)
@@ -43,11 +42,11 @@ class Model(NamedTuple):
 
 
 def read_split(corpus, name):
-    return Split(*((corpus / f"{name}.{side}").read_text().splitlines() for side in ("source", "target")))
+    return Split(*(list(read_lines(corpus / f"{name}.{side}")) for side in ("source", "target")))
 
 
 def read_model(folder, test):
-    hypotheses = read_log(folder / "test.log").hypotheses
+    hypotheses = read_finished(folder / "test.log").hypotheses
     if hypotheses.keys() != set(range(len(test.targets))):
         raise UserError(f"{folder}/test.log: of {len(test.targets)} expressions {len(hypotheses)} were evaluated")
     right = [hypotheses[number] == target for number, target in enumerate(test.targets)]

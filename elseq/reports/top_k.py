@@ -9,15 +9,15 @@ them, ffn-8 for the feed-forward layers. Where there is no translation, there is
 """
 
 import argparse
-import re
+from itertools import chain
 from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, save_figure
-from elseq.reports.generation_log import read_log
+from elseq.files import check_output_file, read_lines, save_figure
+from elseq.reports.logs import read_finished, read_generation
 from elseq.reports.training import score
 from elseq.tables import markdown
 
@@ -59,7 +59,7 @@ class Reader:
 
     def __init__(self, folder, references):
         self.folder = folder
-        self.references = references.read_text(encoding="utf-8").splitlines()
+        self.references = list(read_lines(references))
         self.signatures = set()  # of the scores read so far
 
     def quality(self, name):
@@ -68,7 +68,7 @@ class Reader:
     def _bleu(self, path):
         if not path.exists():
             return None
-        hypotheses = read_log(path).hypotheses
+        hypotheses = read_finished(path).hypotheses
         if not hypotheses or max(hypotheses) >= len(self.references):
             raise UserError(
                 f"{path}: its sentences are not those of the references, which are {len(self.references):,}"
@@ -89,8 +89,7 @@ class Reader:
 def read_loss(path):
     if not path.exists():
         raise UserError(f"{path} is missing; run the recipe again")
-    lines = re.findall(r"^P-\d+\t(.*)$", path.read_text(encoding="utf-8"), flags=re.MULTILINE)
-    scores = [float(value) for line in lines for value in line.split()]
+    scores = list(chain.from_iterable(read_generation(path).token_scores.values()))
     if not scores:
         raise UserError(f"{path}: there are no scores in it")
     return -sum(scores) / len(scores)

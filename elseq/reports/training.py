@@ -15,9 +15,8 @@ from matplotlib.figure import Figure
 from sacrebleu.metrics import BLEU
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, save_figure
-from elseq.reports.generation_log import read_log
-from elseq.reports.training_log import Point, TrainingLog, read_training, read_validations
+from elseq.files import check_output_file, read_lines, save_figure
+from elseq.reports.logs import Point, TrainingLog, read_finished, read_training, read_validations
 from elseq.tables import markdown
 
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
@@ -141,11 +140,11 @@ def score(hypotheses, references):
 
 
 def report_attention(options):
-    references = options.references.read_text(encoding="utf-8").splitlines()
+    references = list(read_lines(options.references))
     models, signatures = {}, set()
     for name, folders in group_by_model(options.folders).items():
         for seed, folder in folders.items():
-            test = read_log(folder / "test.log")
+            test = read_finished(folder / "test.log")
             bleu, signature = score(test.hypotheses, references)
             models.setdefault(name, {})[seed] = Run(read_training(folder / "train.log"), bleu, test.state_bytes)
             signatures.add(signature)

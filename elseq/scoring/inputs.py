@@ -1,34 +1,10 @@
-"""Hypotheses and references out of files."""
+"""Examples that belong together, and their sentences."""
 
-import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import read_lines
 from elseq.scoring.sentences import split_sentences
-
-_DETOKENIZED = re.compile(r"D-(\d+)\t[^\t]*\t(.*)")
-
-
-def read_hypotheses(path: Path, from_log: bool) -> list[str]:
-    """
-    Args:
-        path: a file with a hypothesis a line, or a log of fairseq-generate.
-        from_log: it is a log.
-
-    Raises:
-        UserError: a file that cannot be used.
-    """
-    if not from_log:
-        return list(read_lines(path))
-    best: dict[int, str] = {}
-    for line in read_lines(path):
-        if found := _DETOKENIZED.fullmatch(line):
-            best.setdefault(int(found[1]), found[2])  # with --nbest the best comes first
-    if not best:
-        raise UserError(f"{path} has no line D-...: give the log of a fairseq-generate without --quiet")
-    return [best[number] for number in sorted(best)]
 
 
 def check_equal_lengths(files: dict[Path, Sequence[str]]) -> None:

@@ -1,4 +1,4 @@
-"""Subword vocabularies: from text to the words of a dictionary, and back.
+"""Subword vocabularies: convert text to words of a dictionary, and back.
 
-All of them are `base.Subwords`, and none reads anything but files that are named or lie beside a model.
+All are subclasses of `base.Subwords`. They read only files that the user names, or files beside a model.
 """

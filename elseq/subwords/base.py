@@ -1,25 +1,25 @@
-"""What every subword vocabulary can."""
+"""The interface of subword vocabularies."""
 
 
 class Subwords:
-    """From text to the words of a dictionary, and back."""
+    """Converts text to words of a dictionary, and back."""
 
     def encode(self, text: str) -> str:
-        """The words of a text, with a space between two."""
+        """The words of a text, separated by spaces."""
         raise NotImplementedError
 
     def decode(self, words: str) -> str:
-        """The text of words; of those that the vocabulary does not have, nothing."""
+        """The text of words. Words that are not in the vocabulary are omitted."""
         raise NotImplementedError
 
     def decode_continuation(self, words: str) -> str:
-        """The text of words that follow others, with the white space that is between them.
+        """The text of words that continue others, with the white space before it.
 
-        Some vocabularies take white space away from the start of a text, and this is none.
+        `decode` of some vocabularies strips white space at the start of a text.
         """
         before = self.encode("a")
         return self.decode(f"{before} {words}").removeprefix(self.decode(before))
 
     def digest(self) -> str:
-        """Changes with whatever changes an encoded or a decoded text."""
+        """A hash of everything on which encoding and decoding depend."""
         raise NotImplementedError

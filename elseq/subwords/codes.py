@@ -1,8 +1,7 @@
-"""The codes of subword-nmt and of fastBPE, which cut words that spaces separate.
+"""The codes of subword-nmt and fastBPE, which split words separated by spaces.
 
-fastBPE's file is subword-nmt's of version 0.2 with the number of times each pair was seen behind it, and both programs
-cut a word alike: of its pairs of pieces the one that is first in the file is joined, everywhere in the word, until none
-is left.
+A fastBPE file is a subword-nmt file of version 0.2 with the count of each pair appended. Both programs split a word in
+the same way: they repeatedly join the pair of pieces that comes first in the file, everywhere in the word.
 """
 
 import hashlib
@@ -13,18 +12,18 @@ from elseq.errors import UserError
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_text
 
-KINDS = ("subword_nmt", "fastbpe")  # by fairseq's names
+KINDS = ("subword_nmt", "fastbpe")  # with fairseq's names
 SEPARATOR = "@@"
 _VERSION = "#version:"
 
 
 class Codes(Subwords):
-    """Words cut by codes; every piece of a word but the last ends with "@@"."""
+    """Splits words by codes. Every piece of a word except the last ends with "@@"."""
 
     def __init__(self, kind: str, path: Path):
         """
         Raises:
-            UserError: an unknown kind, or a file that is missing or holds no codes of this kind.
+            UserError: the kind is unknown, or the file is missing or has no codes of this kind.
         """
         if kind not in KINDS:
             raise UserError(f"{kind!r} is unknown; choose one of {', '.join(KINDS)}", "bpe")
@@ -38,20 +37,20 @@ class Codes(Subwords):
         self._digest = hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> str:
-        return " ".join(self._bpe.process_line(text).split())  # other white space than spaces is part of a word there
+        return " ".join(self._bpe.process_line(text).split())  # there, white space other than spaces is part of a word
 
     def decode(self, words: str) -> str:
         return f"{words} ".replace(f"{SEPARATOR} ", "").rstrip()
 
     def decode_continuation(self, words: str) -> str:
-        return self.decode(words)  # it begins a word
+        return self.decode(words)  # a continuation begins a word
 
     def digest(self) -> str:
         return self._digest
 
 
 def kind_of_codes(path: Path) -> str | None:
-    """Which program made a file; None: none of them did."""
+    """The program that made a file, or None."""
     for kind in KINDS:
         try:
             _read_codes(kind, path)
@@ -62,7 +61,7 @@ def kind_of_codes(path: Path) -> str | None:
 
 
 def _read_codes(kind: str, path: Path) -> tuple[list[str], str]:
-    """The pairs, and the version of their format."""
+    """The pairs, and their format version."""
     lines = read_text(path).replace("\r\n", "\n").rstrip("\n").split("\n")
     version = "0.2" if kind == "fastbpe" else "0.1"
     if kind == "subword_nmt" and lines[0].startswith(_VERSION):

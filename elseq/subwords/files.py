@@ -1,17 +1,17 @@
-"""How the files of subword vocabularies are read."""
+"""Reads the files of subword vocabularies."""
 
 from pathlib import Path
 
 from elseq.errors import UserError
 from elseq.files import check_ordinary, read_json
 
-MOST_PIECES = 2**24  # a library that writes a vocabulary counts through all numbers up to the last
+MOST_PIECES = 2**24  # libraries that write a vocabulary iterate over all numbers up to the largest
 
 
 def read_text(path: Path) -> str:
     """
     Raises:
-        UserError: a file that cannot be read, or is not UTF-8.
+        UserError: the file cannot be read or is not UTF-8.
     """
     check_ordinary(path)
     try:
@@ -23,10 +23,10 @@ def read_text(path: Path) -> str:
 
 
 def read_numbers(path: Path) -> dict[str, int]:
-    """A file that gives each piece a number: encoder.json, vocab.json.
+    """The numbers of the pieces in encoder.json or vocab.json.
 
     Raises:
-        UserError: another file.
+        UserError: the file has another content.
     """
     pieces = read_json(path)
     if not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
@@ -35,10 +35,10 @@ def read_numbers(path: Path) -> dict[str, int]:
 
 
 def read_merges(path: Path) -> list[str]:
-    """vocab.bpe or merges.txt: each line a pair, without the line of the version.
+    """The lines of vocab.bpe or merges.txt, one pair each, without the version line.
 
     Raises:
-        UserError: a file that cannot be read.
+        UserError: the file cannot be read.
     """
     lines = read_text(path).split("\n")
     return [line for number, line in enumerate(lines) if line and (number or not line.startswith("#version"))]

@@ -1,10 +1,11 @@
-"""Which subword vocabulary lies beside a model."""
+"""Finds the subword vocabulary beside a model."""
 
 import logging
 from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from elseq.errors import UserError
+from elseq.files import CODES, ENCODER, SENTENCEPIECE, TOKENIZER
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import kind_of_codes
@@ -13,22 +14,20 @@ from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
 
-CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
-
 
 def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_model: bool) -> Subwords | None:
-    """What turns texts into words and back, by the files in one of these folders; None if there are none.
+    """The subword vocabulary in one of these folders, or None.
 
     Args:
-        folders: where to look; the first that has files counts.
-        words: of the dictionary.
-        is_language_model: a model without an encoder.
+        folders: folders to search; the first with files is used.
+        words: words of the dictionary.
+        is_language_model: whether the model has no encoder.
 
     Raises:
-        UserError: files that cannot be used, or are of another model, or leave a choice.
+        UserError: files cannot be used, belong to another model, or are ambiguous.
     """
     for folder in folders:
-        path = folder / tokens.TOKENIZER
+        path = folder / TOKENIZER
         if path.exists():
             found = tokens.read_tokens(path)
             _check_words(path, found, words)
@@ -41,7 +40,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(folder, words, is_language_model)
-        models = sorted(folder.glob("*.model"))
+        models = sorted(folder.glob(SENTENCEPIECE))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
         if models:
@@ -51,17 +50,17 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
 
 
 def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
-    """A dictionary may lack tokens, and have words of its own; but a number in it is that of a token."""
+    """A dictionary may lack tokens and have other words, but each number in it must be that of a token."""
     for word in words:
         if word.isdecimal() and word not in found.numbers:
             raise UserError(
-                f"{path} is not the model's tokenizer, or {tokens.ENCODER} is missing beside it: none of its tokens is "
+                f"{path} is not the model's tokenizer, or {ENCODER} is missing beside it: none of its tokens is "
                 f"the word {word} of the dictionary; remove it, or copy the files of the model's own there"
             )
 
 
 def find_codes(folders: Iterable[Path]) -> tuple[str, Path] | None:
-    """Codes in one of these folders that an option would apply: its value, and the file."""
+    """Codes of subword-nmt or fastBPE in one of these folders: the value of --bpe, and the file; or None."""
     for folder in folders:
         for path in (folder / name for name in CODES):
             if path.is_file() and (kind := kind_of_codes(path)) is not None:

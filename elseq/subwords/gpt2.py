@@ -1,7 +1,6 @@
 """GPT-2's byte-level BPE in fairseq's files, encoder.json and vocab.bpe.
 
-Special symbols that stand in a text are found before BPE sees it, as transformers finds them for the same model. (Under
-`--bpe gpt2` fairseq divides them into bytes.)
+Special symbols in a text are recognized before BPE, as in transformers. (fairseq's `--bpe gpt2` splits them.)
 """
 
 from collections.abc import Container, Mapping, Sequence
@@ -12,22 +11,23 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
+from elseq.files import ENCODER, MERGES
 from elseq.subwords.files import read_merges, read_numbers
 from elseq.subwords.tokens import END_OF_TEXT, SYMBOLS, Tokens, built
 
 MASK = "<mask>"
-FILES = ("encoder.json", "vocab.bpe")
+FILES = (ENCODER, MERGES)
 
 
 def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
     """
     Args:
-        folder: of encoder.json and vocab.bpe.
-        symbols: of the dictionary: whether it has <mask>.
-        is_language_model: then GPT-2's end of text is the end symbol.
+        folder: folder of encoder.json and vocab.bpe.
+        symbols: symbols of the dictionary, which may include <mask>.
+        is_language_model: whether GPT-2's end of text is the end symbol.
 
     Raises:
-        UserError: a file that is missing or cannot be used, or files of two vocabularies.
+        UserError: a file is missing or cannot be used, or the files belong to different vocabularies.
     """
     encoder, merges = (folder / name for name in FILES)
     numbers, pairs = read_numbers(encoder), read_merges(merges)
@@ -36,7 +36,7 @@ def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: boo
     words = {number: str(number) for number in numbers.values()}
     special = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS]
     if MASK in symbols:
-        special.append(AddedToken(MASK, normalized=False, lstrip=True))  # as BART's own tokenizer and fairseq's hub
+        special.append(AddedToken(MASK, normalized=False, lstrip=True))  # as in BART's own tokenizer and fairseq's hub
     if is_language_model and END_OF_TEXT in numbers:
         special.append(AddedToken(END_OF_TEXT, normalized=False))
     tokenizer.add_special_tokens(special)
@@ -46,10 +46,10 @@ def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: boo
 
 
 def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add_prefix_space: bool = False):
-    """The tokenizer of GPT-2's kind with these pieces, without special symbols.
+    """A byte-level BPE tokenizer with these pieces, without special symbols.
 
     Raises:
-        UserError: a piece that a merge makes has no number.
+        UserError: the result of a merge has no number.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     tokenizer = built(lambda: Tokenizer(BPE(vocab=dict(pieces), merges=pairs)), path)
@@ -61,7 +61,7 @@ def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add
 def check_pieces(encoder: Path, numbers: Mapping[str, int], merges: Path, pairs: Sequence[str]) -> None:
     """
     Raises:
-        UserError: something has no number, so that there are texts that cannot be encoded.
+        UserError: a byte or a piece has no number, or there are no merges.
     """
     if not pairs:
         raise UserError(f"{merges} has no pair of pieces to join: copy it again")

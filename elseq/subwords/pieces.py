@@ -16,7 +16,7 @@ class Sentencepiece(Subwords):
     def __init__(self, path: Path):
         """
         Raises:
-            UserError: there is no model at this path.
+            UserError: the file is not a sentencepiece model.
         """
         if not path.is_file():
             raise UserError(f"{path} is missing; give a sentencepiece model")
@@ -34,7 +34,7 @@ class Sentencepiece(Subwords):
         return " ".join(self.pieces(text))
 
     def decode(self, words: str) -> str:
-        """As sentencepiece has it: the bytes of a character become the character. What is no piece says nothing."""
+        """Decode by sentencepiece, which joins the bytes of a character. Words that are no pieces are omitted."""
         return self.processor.decode_pieces([word for word in words.split() if self._is_said(word)])
 
     def digest(self) -> str:

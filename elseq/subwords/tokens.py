@@ -1,10 +1,10 @@
-"""Tokenizers of Hugging Face's library `tokenizers`, whose numbers are words of a dictionary of fairseq.
+"""Tokenizers of Hugging Face's library `tokenizers`, and the words of a fairseq dictionary for their tokens.
 
 The word of a token is
-1. the symbol <s>, <pad>, </s> or <unk> for which fairseq_symbols.json beside tokenizer.json names it;
-2. else its number in encoder.json, where that file is there (it counts the pieces as GPT-2 does, and spells what is
-   found in a text before BPE in BPE's own letters); a token that is not in there is itself;
-3. else, without encoder.json, its number in tokenizer.json; but <mask> and madeupwordNNNN are themselves.
+1. the symbol <s>, <pad>, </s> or <unk>, if fairseq_symbols.json beside tokenizer.json maps the symbol to the token;
+2. otherwise, if there is an encoder.json: its number there, or the token itself if it is not there (encoder.json has
+   GPT-2's numbers, and spells tokens that are not BPE pieces in the letters of their bytes);
+3. otherwise its number in tokenizer.json, except that <mask> and madeupwordNNNN stay as they are.
 """
 
 import hashlib
@@ -17,28 +17,27 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import ENCODER, SYMBOLS_FILE, read_json
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_numbers
 
-SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first of every dictionary
+SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first symbols of every dictionary
 END_OF_TEXT = "<|endoftext|>"
-OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq has these in the dictionary as they are, not as numbers
-TOKENIZER, SYMBOLS_FILE, ENCODER = "tokenizer.json", "fairseq_symbols.json", "encoder.json"
+OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq's dictionaries have these as words, not as numbers
 _LETTERS = bytes_to_unicode()
-MOST_GROWTH = 2**10  # of a text, by all steps
+MOST_GROWTH = 2**10  # maximum growth of a text by all steps
 _EXPANDING = ("ByteLevel", "Precompiled", "NFC", "NFD", "NFKC", "NFKD")
 
 
 class Tokens(Subwords):
-    """A tokenizer, and the words that its tokens are in a dictionary."""
+    """A tokenizer, and the dictionary words of its tokens."""
 
     def __init__(self, tokenizer: Tokenizer, words: Mapping[int, str], path: Path | None = None):
         """
         Args:
-            tokenizer: which puts nothing around a text.
-            words: the word of each of its numbers.
-            path: of its tokenizer.json; None: it was made of fairseq's files.
+            tokenizer: a tokenizer that adds no symbols around a text.
+            words: the word for each token id.
+            path: path of its tokenizer.json, or None if it was made from fairseq's files.
         """
         self.tokenizer = tokenizer
         self.path = path
@@ -46,7 +45,7 @@ class Tokens(Subwords):
         self.numbers = {word: number for number, word in self.words.items()}
 
     def encode(self, text: str) -> str:
-        """The words of a text, with a space between two. Special symbols that stand in the text are found.
+        """The words of a text, separated by spaces. Special symbols in the text are recognized.
 
         Raises:
             UserError: the tokenizer cannot encode it.
@@ -63,7 +62,7 @@ class Tokens(Subwords):
         return " ".join(self.words[number] for number in numbers)
 
     def decode(self, words: str) -> str:
-        """The text of words: as transformers has it without special symbols. What is no token says nothing."""
+        """The text of words, as in transformers without special symbols. Words that are no tokens are omitted."""
         numbers = [self.numbers[word] for word in words.split() if word in self.numbers]
         return self.tokenizer.decode(numbers, skip_special_tokens=True)
 
@@ -71,7 +70,7 @@ class Tokens(Subwords):
         return self.decode(word).startswith(" ")
 
     def digest(self) -> str:
-        """Changes with whatever changes an encoded or a decoded text."""
+        """A hash of everything on which encoding and decoding depend."""
         content = f"{self.tokenizer.to_str()}\n{json.dumps(self.words)}"
         return hashlib.sha256(content.encode()).hexdigest()
 
@@ -79,10 +78,10 @@ class Tokens(Subwords):
 def read_tokens(path: Path) -> Tokens:
     """
     Args:
-        path: of a tokenizer.json.
+        path: path of a tokenizer.json.
 
     Raises:
-        UserError: a file, it or one of those beside it that count, that is missing or cannot be used.
+        UserError: the file, or another file that it needs, is missing or cannot be used.
     """
     tokenizer = parse_tokenizer(read_json(path), path)
     symbols = default_symbols(tokenizer)
@@ -99,13 +98,13 @@ def read_tokens(path: Path) -> Tokens:
 def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
     """
     Args:
-        content: of a tokenizer.json.
-        path: what to call it in an error.
+        content: content of a tokenizer.json.
+        path: its name in errors.
 
     Raises:
-        UserError: the library does not take it.
+        UserError: the library cannot read it.
     """
-    # None of these three decides what a text is: they are for batches, and for training.
+    # These settings do not change the tokens of a text: they are for batches and training.
     content = content | {"truncation": None, "padding": None}
     if _growth([content.get(part) for part in ("normalizer", "pre_tokenizer", "decoder")]) > MOST_GROWTH:
         raise UserError(f"{path} makes texts many times longer, which no tokenizer needs: copy it again")
@@ -115,7 +114,7 @@ def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
 
 
 def _growth(steps) -> float:
-    """How many times longer the steps of a tokenizer, one after the other, can make a text."""
+    """The maximum factor by which all steps of a tokenizer together can lengthen a text."""
     growth, waiting = 1.0, [steps]
     while waiting:
         step = waiting.pop()
@@ -126,7 +125,7 @@ def _growth(steps) -> float:
             if step.get("type") == "Replace":
                 pattern = step.get("pattern")
                 text = pattern.get("String") if isinstance(pattern, dict) else None
-                shortest = len(text) if isinstance(text, str) and text else 1  # of an expression it is not known
+                shortest = len(text) if isinstance(text, str) and text else 1  # unknown for a regular expression
                 growth *= max(1, len(str(step.get("content"))) / shortest)
             elif step.get("type") in _EXPANDING:
                 growth *= 2
@@ -136,7 +135,7 @@ def _growth(steps) -> float:
 def built(build: Callable[[], Tokenizer], path: Path) -> Tokenizer:
     """
     Raises:
-        UserError: the library does not make a tokenizer of the file.
+        UserError: the library cannot build a tokenizer from the file.
     """
     try:
         return build()
@@ -148,23 +147,23 @@ def built(build: Callable[[], Tokenizer], path: Path) -> Tokenizer:
 
 
 def default_symbols(tokenizer: Tokenizer) -> dict[str, str]:
-    """Which token is which symbol, where nothing tells: those of the same name, and GPT-2's end of text."""
+    """The symbols of tokens without fairseq_symbols.json: those of the same name, and GPT-2's end of text."""
     known = tokenizer.get_vocab()
     symbols = {symbol: symbol for symbol in SYMBOLS}
     return symbols | ({END_OF_TEXT: "</s>"} if "</s>" not in known and END_OF_TEXT in known else {})
 
 
 def spelt(token: str, pieces: Mapping[str, int]) -> str:
-    """A token as encoder.json has it: one that is none of BPE's pieces is spelt in the letters of its bytes."""
+    """The spelling of a token in encoder.json: tokens that are not BPE pieces are spelled by their bytes."""
     return token if token in pieces else "".join(_LETTERS[byte] for byte in token.encode())
 
 
 def dictionary_words(tokenizer: Tokenizer, numbers: Mapping[str, int] | None, symbols: Mapping[str, str]):
-    """The word of each number of a tokenizer; see above.
+    """The word for each token id; see the docstring of the module.
 
     Args:
-        numbers: encoder.json's, if it is there.
-        symbols: the symbol of fairseq that a token is.
+        numbers: content of encoder.json, or None.
+        symbols: maps tokens to symbols of fairseq.
     """
     pieces = tokenizer.get_vocab(with_added_tokens=False)
     return {

@@ -27,7 +27,7 @@ _SAME = (
     "threads",
     "repeats",
 )
-# Settings by the options of the command line.
+# Names of settings for options of the command line.
 _SETTINGS = {name.replace("_", "-"): name for name in (*_SEARCH, *_SAME, "source_length")}
 _SETTINGS |= {"modes": "decode", "batch-sizes": "batch", "beams": "beam", "data": "task.data"}
 _OPTION = re.compile(r"(?:argument )?--([a-z][a-z-]*)")
@@ -39,7 +39,7 @@ def _known(cfg: dict) -> dict:
 
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
-    """Measure what the configuration says: what the command line of `arguments` would measure beside stock."""
+    """Measure the mode of the configuration, as the command line of `arguments` does, without stock."""
     with _settings_named(), contextlib.ExitStack() as stack:
         args = parse(arguments(cfg))
         grid = replace(make_grid(args, stack), modes=args.modes)
@@ -56,7 +56,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
 
 @contextlib.contextmanager
 def _settings_named():
-    """Let errors speak of settings, where those of the command line speak of options, wherever in a sentence."""
+    """Replace the options in error sentences by the names of settings."""
     try:
         yield
     except UserError as error:
@@ -67,7 +67,7 @@ def arguments(cfg: DictConfig) -> list[str]:
     """The command line of elseq-benchmark for a configuration.
 
     Raises:
-        UserError: settings that do not go together.
+        UserError: settings are incompatible.
     """
     model = cfg.get("model")
     if (model is None) == (cfg.checkpoint is None):

@@ -1,4 +1,4 @@
-"""What all jobs of a sweep have found, in the sweep's folder: after each job, and in the end on the screen too."""
+"""Gathers the results of all jobs in the sweep's folder after each job, and prints them at the end."""
 
 import atexit
 import contextlib
@@ -16,19 +16,20 @@ from elseq.benchmark.runs import compare
 from elseq.files import written_whole
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
-_COLUMNS = ("decode", "batch", "beam")  # overrides that have a column anyway
+_MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
+_COLUMNS = (*_MODE, "batch", "beam")  # overrides that have a column anyway
 
 
 class Gather(Callback):
     """A callback of Hydra (hydra.callbacks) for the configurations of elseq-benchmark and elseq-generate.
 
-    It reads what the jobs have written, so that it does not matter where they ran. Each job that ends, wherever it is,
-    writes the table anew: whatever becomes of the sweep, the table of the jobs that are done is there.
+    It reads the files of the jobs, so jobs may run on any machine. Each job rewrites the table when it ends, so the
+    table of the finished jobs exists even if the sweep is interrupted.
     """
 
-    _has_failed = False  # itself, not a job
+    _has_failed = False  # the sweep itself, not a job
 
-    # Hydra tells of no end where a sweep is interrupted or a training has failed.
+    # Hydra calls no end function if a sweep is interrupted or a training has failed.
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
         atexit.register(self._end_early, sweep_folder(config), "hydra.sweep.dir")
@@ -54,7 +55,7 @@ class Gather(Callback):
 
     @contextlib.contextmanager
     def _told(self):
-        """Tell of an error and go on; Hydra would make a warning of it, and the command would exit with 0."""
+        """Print an error and continue. Hydra would turn it into a warning, and the exit code would be 0."""
         try:
             yield
         except Exception as error:
@@ -65,7 +66,7 @@ class Gather(Callback):
         if folder.exists():
             with self._told():
                 self.publish(folder)
-            told = f"what is done is in {folder}: the same command with {setting}={folder} goes on"
+            told = f"finished jobs are in {folder}: to continue, repeat the command with {setting}={folder}"
             print(f"elseq: {told}", file=sys.stderr)
 
     def _end(self, folder: Path) -> None:
@@ -79,10 +80,10 @@ class Gather(Callback):
             sys.exit(1)
 
     def record(self, config: DictConfig, job_return: JobReturn) -> None:
-        """Write the result of a job that does not do so itself."""
+        """Write the result of a job that does not write it itself."""
 
     def publish(self, folder: Path) -> list[dict]:
-        """Print what there is, and say where it is; the rows."""
+        """Print the table and the paths of the files. Returns the rows."""
         rows, text = self.gather(folder)
         if any("failure" not in row for row in rows):
             print(text)
@@ -91,7 +92,7 @@ class Gather(Callback):
         return rows
 
     def gather(self, folder: Path) -> tuple[list[dict], str]:
-        """Write the results of all jobs as JSON, which one alone has done already, and as a table; rows and table."""
+        """Write the results of all jobs as JSON and as a table. Returns the rows and the table."""
         results = read_results(folder)
         rows, text = self.report(results)
         if rows:
@@ -102,17 +103,17 @@ class Gather(Callback):
         return rows, text
 
     def report(self, results: Sequence[Result]) -> tuple[list[dict], str]:
-        """The rows, and the whole report in Markdown, its title first."""
+        """The rows, and the report in Markdown, which begins with its title."""
         compare_with_stock(results)
         rows = with_settings(results)
         return rows, report.text(common_title(results), rows)
 
     def progress(self, row: dict) -> str:
-        """A line about a row."""
+        """One line of text for a row."""
         return report.progress(row)
 
     def draw(self, folder: Path, rows: list[dict], title: str) -> list[Path]:
-        """Draw pictures of the rows; their paths."""
+        """Plot the rows. Returns the paths."""
         report.plot(folder / PLOT, title, rows)
         return [folder / PLOT]
 
@@ -122,7 +123,7 @@ def sweep_folder(config: DictConfig) -> Path:
 
 
 def with_settings(results: Sequence[Result]) -> list[dict]:
-    """The rows; under "settings" the overrides in which the jobs differ, but for those that have a column anyway."""
+    """The rows, with the overrides in which the jobs differ in "settings", except those with their own column."""
     names = dict.fromkeys(name for result in results for name in result.overrides)
     varying = [name for name in names if len({result.overrides.get(name) for result in results}) > 1]
     return [
@@ -132,7 +133,7 @@ def with_settings(results: Sequence[Result]) -> list[dict]:
 
 
 def common_title(results: Sequence[Result]) -> str:
-    """What is in the titles of all jobs that came to have one."""
+    """The common part of the titles of all jobs."""
     titles = [result.title for result in results if result.title]
     if not titles:
         return ""
@@ -144,7 +145,7 @@ def common_title(results: Sequence[Result]) -> str:
 
 
 def compare_with_stock(results: Sequence[Result]) -> None:
-    """Complete the rows of the jobs beside which there is one that differs in nothing but in having decode=stock."""
+    """Add the comparison with stock to jobs for which a job differs only by decoding with stock."""
     measured = [result for result in results if "failure" not in result.row]
     stock = {_other_overrides(result): result for result in measured if result.row["mode"] == "stock"}
     for result in measured:
@@ -154,4 +155,4 @@ def compare_with_stock(results: Sequence[Result]) -> None:
 
 
 def _other_overrides(result: Result) -> frozenset:
-    return frozenset((name, value) for name, value in result.overrides.items() if name != "decode")
+    return frozenset((name, value) for name, value in result.overrides.items() if name not in _MODE)

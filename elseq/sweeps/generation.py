@@ -1,4 +1,4 @@
-"""A job of elseq-generate with Hydra: a text file into the job's folder, timed and scored."""
+"""A job of elseq-generate with Hydra: decodes a text file into the job's folder, with time and scores."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -33,12 +33,12 @@ def _known(cfg: dict) -> dict:
 
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
-    """Generate what the configuration says."""
+    """Generate with the settings of the configuration."""
     if cfg.checkpoint is None or cfg.input is None:
         raise UserError("give checkpoint=FILE and input=FILE")
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
-    named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # by the groups of the configuration
+    named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # from the groups of the configuration
     _choice("dtype", cfg.dtype, DTYPES)
     settings = OmegaConf.to_container(cfg, resolve=True)
     loading = {each.name: settings.get(each.name) for each in fields(Loading)} | named
@@ -48,21 +48,21 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         input=str(cfg.input),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
-        overwrite=True,  # the folder is this job's: what is there is its own, finished under other settings
+        overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
         search=search,
     )
     beam = search_configuration(search).beam
     begun = []
 
     def warm_up(generator: TextGenerator) -> None:
-        """The first batch of all takes longer than it should. (fairseq's own BART is set to one beam.)"""
+        """Decode one batch first, because the first batch is slower. (fairseq's own BART is set to one beam.)"""
         word = generator.task.source_dictionary[-1]
         generator.generate([word], beam=beam, max_len_a=0, max_len_b=2, progress=False)
         begun.append(time.perf_counter())
 
     run = Run(what, Processes.of_environment())
     run(warm_up)
-    seconds = time.perf_counter() - begun[0]  # without loading
+    seconds = time.perf_counter() - begun[0]  # excluding the loading
     outputs = list(read_lines(what.output))
     scores, how = score(outputs)
     row = {
@@ -85,10 +85,10 @@ def _choice(name: str, value: str | None, choices: dict):
 
 
 def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], list[str]]]:
-    """What scores outputs, by the headings of a table, and says how; nothing without references.
+    """A function that scores outputs, by column headings, and its description; nothing without references.
 
     Raises:
-        UserError: references that cannot be read, or are not as many as the input's lines.
+        UserError: the references cannot be read, or their number differs from the input's lines.
     """
     score = _choice("score", cfg.score, _SCORES)
     if cfg.references is None:

@@ -1,4 +1,4 @@
-"""What a job of a sweep leaves in its folder, for whoever gathers it."""
+"""The result file of a job of a sweep."""
 
 import functools
 import json
@@ -18,7 +18,7 @@ from elseq.files import check_no_input, written_whole
 
 logger = logging.getLogger(__name__)
 
-# Of each job, and of the sweep.
+# In the folder of each job, and of the sweep.
 RESULTS, TABLE, PLOT = "results.json", "table.md", "plot.png"
 
 
@@ -26,13 +26,13 @@ RESULTS, TABLE, PLOT = "results.json", "table.md", "plot.png"
 class Result:
     """
     Attributes:
-        row: of the table. Of a job that failed: what is known of it, and "failure", a sentence.
-        title: groups of what the job may have in common with others, as `elseq.benchmark.report.heading` takes them.
-        outputs: of each source, to be compared with another job's.
-        number: of the job in its sweep.
-        overrides: what was asked for beyond the configuration file, name to value.
-        configuration: all that the job was told.
-        folder: where it was read.
+        row: row of the table. For a failed job: what is known, and "failure", a sentence.
+        title: groups of properties that jobs may have in common, for `elseq.benchmark.report.heading`.
+        outputs: output for each source, to compare with other jobs.
+        number: number of the job in its sweep.
+        overrides: the overrides of the configuration, name to value.
+        configuration: the complete configuration.
+        folder: folder of the result.
     """
 
     row: dict
@@ -46,7 +46,7 @@ class Result:
     def write(self, config: DictConfig) -> None:
         """
         Args:
-            config: the job's, with Hydra's own part.
+            config: configuration of the job, including Hydra's part.
 
         Raises:
             UserError: the file cannot be written.
@@ -66,7 +66,7 @@ class Result:
 
 
 def read_results(folder: Path) -> list[Result]:
-    """Those of the jobs of the sweep that has this folder, in the order in which they were asked for; or of one job."""
+    """The results of all jobs in the folder of a sweep, by job number; or the result of one job."""
     paths = [path for path in folder.rglob(RESULTS) if path.parent != folder] or [folder / RESULTS]
     found = map(_read, paths)
     return sorted(filter(None, found), key=lambda result: (result.number, str(result.folder)))
@@ -78,14 +78,14 @@ def _read(path: Path) -> Result | None:
         [row] = content["rows"]
         known = {name: content[name] for name in ("title", "outputs", "number", "overrides", "configuration")}
         return Result(row=row, folder=path.parent, **known)
-    except (OSError, ValueError, TypeError, KeyError):  # of another program, or just being written elsewhere
+    except (OSError, ValueError, TypeError, KeyError):  # from another program, or not yet complete
         return None
 
 
 def _check_inputs(configuration: dict, *folders: Path) -> None:
     """
     Raises:
-        UserError: what is to be written to these folders is an input of the job.
+        UserError: an output in these folders is an input of the job.
     """
     for path in (folder / name for folder in folders for name in (RESULTS, TABLE, PLOT)):
         if path.is_file():
@@ -93,7 +93,7 @@ def _check_inputs(configuration: dict, *folders: Path) -> None:
 
 
 def _paths(configuration) -> Iterator[Path]:
-    """What may be an input: every text of a configuration that is the path of something."""
+    """Possible inputs: every text of a configuration that is an existing path."""
     if isinstance(configuration, dict):
         for value in configuration.values():
             yield from _paths(value)
@@ -102,12 +102,12 @@ def _paths(configuration) -> Iterator[Path]:
 
 
 def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, Path], Result]], TaskFunction]:
-    """A decorator: a task function of Hydra that leaves its result in the job's folder, and fails without an error.
+    """A decorator for task functions of Hydra: write the result into the job's folder, and record errors as failures.
 
-    A job whose result is there already is not run again.
+    A job with a result is not run again.
 
     Args:
-        known: gives what is known of the row before the work is done, of the configuration as it stands.
+        known: gives the part of the row that is known before the job runs, from the configuration.
     """
 
     def decorate(work: Callable[[DictConfig, Path], Result]) -> TaskFunction:
@@ -119,11 +119,11 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             configuration = OmegaConf.to_container(cfg)
             there = _read(folder / RESULTS)
             if there is not None and there.configuration == configuration and "failure" not in there.row:
-                logger.info("%s is there already", folder / RESULTS)
+                logger.info("%s exists already", folder / RESULTS)
                 return
             try:
                 _check_inputs(configuration, folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir))
-            except UserError as error:  # there may be no file to leave it in
+            except UserError as error:  # the result file may not be writable
                 sys.excepthook(type(error), error, error.__traceback__)
                 raise
             try:

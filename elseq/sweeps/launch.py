@@ -1,4 +1,4 @@
-"""From the command line to Hydra, and what goes wrong there in one sentence."""
+"""Runs Hydra from the command line, and turns its errors into one sentence."""
 
 import os
 import re
@@ -24,7 +24,7 @@ _OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@-]*=")
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether a command line is for Hydra: it has one of its options, or an override NAME=VALUE.
 
-    What stands after an option of another command is its value, and an existing file is a file.
+    An argument after an option is the value of the option, and an existing file is a file name.
     """
     before = takewhile(lambda argument: argument != "--", arguments)
     for previous, argument in pairwise(["", *before]):
@@ -37,16 +37,16 @@ def is_sweep(arguments: Sequence[str]) -> bool:
 
 
 def sweep(name: str, job: TaskFunction) -> None:
-    """Compose the configuration that the command line asks for, and run the job on it, or on each of a multirun.
+    """Compose the configuration from the command line, and run the job, once or for each job of a multirun.
 
     Args:
-        name: of the configuration, unless the command line has another.
-        job: what is run. It is in the module from whose name the log files have theirs.
+        name: name of the configuration, unless the command line has another.
+        job: the task function. The log files are named after its module.
 
     Raises:
-        UserError: no configuration, or one that cannot be composed, or a folder that cannot be written.
+        UserError: the configuration is missing or cannot be composed, or the folder cannot be written.
     """
-    # Hydra wants its options to stand before the overrides.
+    # Hydra needs its options before the overrides.
     sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: bool(_OVERRIDE.match(argument)))
     args, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     for argument in unknown + [text for text in args.overrides if "=" not in text and not text.startswith("~")]:
@@ -55,12 +55,12 @@ def sweep(name: str, job: TaskFunction) -> None:
     if not path.is_file():
         raise UserError(f"{path} does not exist: name the folder of the configurations, hydra_conf, by --config-dir")
     folder = None if args.config_dir else str(path.parent)
-    # The version is the one that fairseq sets again each time it completes a configuration.
+    # fairseq sets this version each time it completes a configuration.
     main = hydra.main(config_path=folder, config_name=name, version_base="1.1")(job)
     try:
-        with env_override({"HYDRA_FULL_ERROR": os.environ.get("HYDRA_FULL_ERROR", "1")}):  # errors come to us
+        with env_override({"HYDRA_FULL_ERROR": os.environ.get("HYDRA_FULL_ERROR", "1")}):  # Hydra raises errors
             main()
-    except (HydraException, OmegaConfBaseException, OSError, RuntimeError, ValueError) as error:  # of no job's work
+    except (HydraException, OmegaConfBaseException, OSError, RuntimeError, ValueError) as error:  # not from a job
         failed = _of_the_system(error)
         if failed is not None:
             setting = "hydra.sweep.dir" if args.multirun else "hydra.run.dir"
@@ -68,32 +68,33 @@ def sweep(name: str, job: TaskFunction) -> None:
             raise UserError(f"{what}: give another by {setting}") from error
         raise UserError(_sentence(error, path.parent)) from error
     except KeyboardInterrupt:
-        print("elseq: interrupted", file=sys.stderr)  # what is done is told by `elseq.sweeps.gather`
+        print("elseq: interrupted", file=sys.stderr)  # `elseq.sweeps.gather` reports the finished jobs
         sys.exit(130)
 
 
 def _folder(given: str | None) -> Path:
-    """Of the configurations: the one given, else the user's own, else the one installed with elseq."""
+    """The folder of the configurations: the given one, otherwise the user's, otherwise the installed one."""
     own = Path(given or CONFIG_DIR)
     return own.resolve() if given or own.is_dir() else Path(__file__).resolve().parents[1] / CONFIG_DIR
 
 
 def _of_the_system(error: BaseException | None) -> OSError | None:
-    """The error of the system among the error and its causes."""
-    while error is not None and getattr(error, "errno", None) is None:  # Hydra has an OSError of its own
+    """The operating system's error among the error and its causes."""
+    while error is not None and getattr(error, "errno", None) is None:  # Hydra raises an OSError without errno
         error = error.__cause__
     return error
 
 
 def _sentence(error: Exception, folder: Path) -> str:
-    """What Hydra says of the configuration in the folder, for a user."""
+    """Hydra's error about the configuration in the folder, as one sentence for a user."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
     if lines[0].startswith("Unknown plugin class"):
         return "hydra/launcher is of a plugin that is not installed: for Slurm pip install hydra-submitit-launcher"
     if isinstance(error, MissingConfigException) and error.missing_cfg_file and error.options:
         group, _, choice = error.missing_cfg_file.rpartition("/")
-        ours = [option for option in error.options if (folder / group / f"{option}.yaml").exists()]  # not fairseq's
-        return f"{group}={choice} is unknown: choose one of {', '.join(ours or error.options)}"
+        ours = [option for option in error.options if (folder / group / f"{option}.yaml").exists()]  # without fairseq's
+        plugin = f"; a plugin's, with user_dir, is decode.mode={choice}" if group == "decode" else ""
+        return f"{group}={choice} is unknown: choose one of {', '.join(ours or error.options)}{plugin}"
     if found := re.match(r"Could not override '(.+)'", lines[0]):
         return f"{found[1]} is no setting of this configuration: --cfg job prints all that are"
     if found := re.match(r"Ambiguous value for argument '(.+)'", lines[0]):

@@ -1,4 +1,4 @@
-"""What the configurations of the benchmark and of generation have in common."""
+"""The common settings of the benchmark's and generation's configurations."""
 
 import json
 from collections.abc import Collection
@@ -9,16 +9,16 @@ from elseq.errors import UserError
 
 
 def search_options(cfg: DictConfig, names: Collection[str]) -> dict:
-    """Options of the search: those of the group `decoding`, and before them those that stand in the configuration.
+    """The search options: those of the configuration, otherwise those of the group `decoding`.
 
-    The group is training's, where it sets how fairseq decodes in validation, in JSON (task.eval_bleu_args).
+    The group also configures how fairseq decodes in validation, in JSON (task.eval_bleu_args).
 
     Args:
-        cfg: of a job.
-        names: of the options that there are.
+        cfg: configuration of a job.
+        names: names of the possible options.
 
     Raises:
-        UserError: the group sets something else.
+        UserError: the group sets another option.
     """
     options = json.loads(OmegaConf.select(cfg, "task.eval_bleu_args") or "{}")
     for name in options:

@@ -1,4 +1,4 @@
-"""The jobs of a sweep of fairseq-hydra-train in one table: what each was told, and its best validation score."""
+"""The table of a sweep of fairseq-hydra-train: the settings and best validation score of each job."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -23,10 +23,10 @@ class Gather(gather.Gather):
         Result(row).write(config)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
-        """As below."""
+        """As `on_run_end`."""
 
     def on_run_end(self, config: DictConfig, **kwargs) -> None:
-        """A training alone has nothing to be gathered."""
+        """A single training has no table."""
 
     def report(self, results: Sequence[Result]) -> tuple[list[dict], str]:
         rows = gather.with_settings(results)
@@ -47,10 +47,10 @@ class Gather(gather.Gather):
 
 
 def read_scores(config: DictConfig) -> dict:
-    """What the checkpoints of a training tell: its best validation score, when that was, and all updates.
+    """The best validation score of a training, its update, and the number of all updates, from the checkpoints.
 
     Args:
-        config: of the job whose directory is the current one.
+        config: configuration of the job in the current directory.
     """
     folder = Path(config.checkpoint.save_dir)
     scores = {}
@@ -64,7 +64,7 @@ def read_scores(config: DictConfig) -> dict:
 
 
 def _read(path: Path) -> dict | None:
-    # Mapped: of the gigabytes of parameters nothing is read.
+    # Memory-mapped, so that the parameters are not read.
     return torch.load(path, map_location="cpu", mmap=True, weights_only=True) if path.exists() else None
 
 

@@ -1,1 +1,1 @@
-"""Text files in, text files out, line by line, by one process or many; what is finished is never lost."""
+"""elseq-generate: decodes text files line by line, in one process or several, without losing finished lines."""

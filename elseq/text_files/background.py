@@ -1,18 +1,18 @@
-"""Work that is done beside the model."""
+"""Work in a background thread, in parallel to the model."""
 
 from collections import deque
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
 
-WAITING = 8  # pieces of work, at most
+WAITING = 8  # maximum number of waiting tasks
 
 
 class Background:
-    """Does one piece of work after another, in the order in which they are given, in one thread.
+    """Runs tasks in one thread, in the order in which they are given.
 
-    A thread, not a process: turning tokens into text takes a hundredth of the time that finding them takes, what waits
-    for the disk lets the model go on, and nothing has to be copied to another process and back. What goes wrong in the
-    thread is raised by the next call here, or at the end.
+    A thread suffices: decoding tokens to text takes a hundredth of the time of the search, waiting for the disk does
+    not block the model, and nothing is copied between processes. The next call, or the end, raises an error of the
+    thread.
     """
 
     def __enter__(self):
@@ -21,18 +21,18 @@ class Background:
         return self
 
     def give(self, work: Callable, *arguments) -> None:
-        """Have it done; waits while too much is waiting already."""
+        """Add a task. Blocks while too many tasks are waiting."""
         self._waiting.append(self._thread.submit(work, *arguments))
         while self._waiting and (len(self._waiting) > WAITING or self._waiting[0].done()):
             self._waiting.popleft().result()
 
     def finish(self) -> None:
-        """Wait until all of it is done."""
+        """Wait until all tasks are finished."""
         while self._waiting:
             self._waiting.popleft().result()
 
     def __exit__(self, kind, error, traceback):
-        """What was given is finished, also when the model has failed meanwhile."""
+        """Finish all tasks, even if the model has failed."""
         try:
             self.finish()
         finally:

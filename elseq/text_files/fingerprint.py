@@ -1,4 +1,4 @@
-"""All that decides the output of a run, so that what was finished under other options is never mixed in."""
+"""Everything on which the output of a run depends. Lines of a run with another fingerprint are never used."""
 
 import hashlib
 import json
@@ -9,7 +9,7 @@ from fairseq.data import Dictionary
 
 Fingerprint = dict[str, str | int | float | bool | None]
 
-# What is no option of the command line.
+# Entries that are not options of the command line.
 _WORDS = {"input": "the input was another", "model": "the model was another"}
 _WORDS["dictionaries"] = "the dictionaries were others"
 _TOKENS = _WORDS["subwords"] = "the subword vocabulary was another"
@@ -25,13 +25,13 @@ def digest_symbols(dictionaries: Iterable[Dictionary]) -> str:
 
 
 def differences(former: Fingerprint, present: Fingerprint) -> str:
-    """What was otherwise in the former run, in words."""
+    """The differences of the former run, as text."""
     told = []
     for name in {**former, **present}:
         before, now = former.get(name), present.get(name)
         if before != now and name != "tokens":
             told.append(_WORDS.get(name) or f"{name} was {_value(before)} and not {_value(now)}")
-    return ", ".join(told) or _TOKENS  # the same text in the same words, and yet other tokens
+    return ", ".join(told) or _TOKENS  # other tokens for the same text and dictionaries
 
 
 def _value(value) -> str:
@@ -42,7 +42,7 @@ LARGEST = 2**16  # bytes
 
 
 def read_fingerprint(content: bytes) -> Fingerprint | None:
-    """The fingerprint that was written as JSON; None: it is none."""
+    """The fingerprint from JSON, or None if it is not one."""
     if len(content) > LARGEST:
         return None
     try:

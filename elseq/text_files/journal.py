@@ -1,13 +1,13 @@
-"""What is finished, on disk as soon as it is finished, until all of it is there and becomes the output.
+"""Journals: store finished lines on the disk at once, until all are finished and become the output.
 
-The folder OUTPUT.partial holds one journal for each process that ever had a part in the run. A journal is a sequence of
-records, each `@ BYTES CRC32` on a line and then so many bytes. The first record is the run's fingerprint, every other
-one has finished lines, as `INDEX<tab>TEXT`. A record is written at once and forced to the disk. A process that is
-killed in the midst of it leaves a record that is too short or has another checksum: whoever reads the journal stops
-there, and whoever continues it cuts it off there. A record that is whole and cannot be one of this run was not written
-by it: it is refused, and never published. No link, pipe or second name of a file is ever followed in that folder.
+The folder OUTPUT.partial holds one journal for each process that took part in the run. A journal is a sequence of
+records. Each is a line `@ BYTES CRC32`, followed by that number of bytes. The first record is the fingerprint of the
+run. The others hold finished lines, as `INDEX<tab>TEXT`. Each record is written at once and forced to the disk. A
+process that is killed while writing leaves a record that is too short or has a wrong checksum. Reading stops there, and
+the next writer truncates the journal there. A complete record that cannot be from this run is refused, and never
+published. No link, pipe or file with a second hard link is opened in that folder.
 
-Where the output is a stream and not a file, the journal is a file without a name: whatever ends the process ends it.
+If the output is a stream, the journal is an unnamed file, which disappears with the process.
 """
 
 import contextlib
@@ -34,14 +34,14 @@ from elseq.text_files.fingerprint import Fingerprint, differences, read_fingerpr
 logger = logging.getLogger(__name__)
 
 Content = bytes | mmap.mmap
-# Of each line: the number of the journal that has it (-1: none), and where its text begins there.
+# For each line: the number of its journal (-1: none), and the offset of its text there.
 Places = tuple[np.ndarray, np.ndarray]
 _HEAD = re.compile(rb"@ (\d{1,18}) ([0-9a-f]{8})\n")
 _LINE = re.compile(rb"(\d{1,18})\t([^\r\n]*)\n")
 _JOURNAL = re.compile(r"\d+\.journal")
-LARGEST_RECORD = 2**30  # bytes; a record has the lines of a part of a batch
+LARGEST_RECORD = 2**30  # bytes; a record holds the lines of a part of a batch
 _PART = 2**20
-_WHOLE = "output"  # what becomes the output, while it is written
+_WHOLE = "output"  # the output while it is written
 NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
@@ -50,7 +50,7 @@ def make_record(payload: bytes) -> bytes:
 
 
 def read_records(content: Content) -> tuple[list[slice], int]:
-    """Where the payloads of a journal's whole records are, and where the last of them ends."""
+    """The positions of the payloads of a journal's complete records, and the end of the last one."""
     payloads: list[slice] = []
     end = 0
     while head := _HEAD.match(content, end):
@@ -64,7 +64,7 @@ def read_records(content: Content) -> tuple[list[slice], int]:
 
 
 def _checksum(content: Content, payload: slice) -> int:
-    """Without a copy of the whole: a file can say that it is larger than the memory, and have nothing in it."""
+    """The checksum in pieces, without a copy: a sparse file may be larger than the memory."""
     checksum = 0
     for start in range(payload.start, payload.stop, _PART):
         checksum = zlib.crc32(content[start : min(start + _PART, payload.stop)], checksum)
@@ -72,17 +72,17 @@ def _checksum(content: Content, payload: slice) -> int:
 
 
 class _Unusable(UserError):
-    """What is in a journal; `--overwrite` drops it."""
+    """The content of a journal cannot be used; `--overwrite` drops it."""
 
 
 class Journal:
-    """The journal of this process, and what those of the others hold."""
+    """The journal of this process, and the content of the other journals."""
 
     def __init__(self, output: Path, rank: int = 0):
         """
         Args:
-            output: the file that is to be made.
-            rank: of this process: a number that no other process of the run has, 0 for the one that publishes.
+            output: the output file.
+            rank: rank of this process, unique in the run; the process 0 publishes the output.
         """
         self.output = output
         self.folder = output.with_name(f"{output.name}.partial")
@@ -94,10 +94,10 @@ class Journal:
         self._whole: os.stat_result | None = None
 
     def lock(self) -> None:
-        """Make the journal this process's own until `close`. If the process is killed, the kernel unlocks it.
+        """Lock the journal until `close`. If the process is killed, the kernel unlocks it.
 
         Raises:
-            UserError: another process has it, or it cannot be written.
+            UserError: another process has locked it, or it cannot be written.
         """
         check_output_file(self.output)
         try:
@@ -115,7 +115,7 @@ class Journal:
         except OSError as error:
             self._unlock()
             raise self._cannot_be_written(error) from error
-        # A run that ends removes its journals, and this one may have been opened just before.
+        # A run that ends removes its journals, perhaps after this process has opened this one.
         if not self._is_there():
             self._unlock()
             raise self._is_locked()
@@ -134,7 +134,7 @@ class Journal:
 
     def _is_locked(self) -> UserError:
         return UserError(
-            f"{self.output} is being made by another elseq-generate: wait for it, or give another --output"
+            f"{self.output} is being written by another elseq-generate: wait for it, or give another --output"
         )
 
     def _flock(self) -> None:
@@ -151,7 +151,7 @@ class Journal:
             self._file = None
 
     def close(self) -> None:
-        """Unlock the journal; if it is empty, leave no trace of it."""
+        """Unlock the journal, and remove it if it is empty."""
         if self._file is not None:
             with contextlib.suppress(OSError):
                 if os.fstat(self._file).st_size == 0:
@@ -163,7 +163,7 @@ class Journal:
             self._directory = None
 
     def is_new(self) -> bool:
-        """Whether no process has begun the output, or its last journal is gone."""
+        """Whether no process has started the output, or its last journal is removed."""
         try:
             self._open_folder()
             return not any(self._directory.stat(name).st_size for name in self._names())
@@ -173,18 +173,18 @@ class Journal:
             raise self._cannot_be_written(error) from error
 
     def begin(self, fingerprint: Fingerprint, lines: int, overwrite: bool = False) -> np.ndarray:
-        """Take up what was finished before.
+        """Read the lines that are already finished.
 
         Args:
-            fingerprint: of this run.
-            lines: how many the input has.
-            overwrite: drop what was finished under another fingerprint, or is damaged.
+            fingerprint: fingerprint of this run.
+            lines: number of lines of the input.
+            overwrite: drop lines with another fingerprint, and damaged journals.
 
         Returns:
-            bool [lines]: which are finished.
+            bool [lines], True for finished lines.
 
         Raises:
-            UserError: what is there has another fingerprint or is damaged, or cannot be read or written.
+            UserError: a journal has another fingerprint, is damaged, or cannot be read or written.
         """
         self._lines = lines
         finished = np.zeros(lines, dtype=bool)
@@ -210,23 +210,23 @@ class Journal:
         return finished
 
     def append(self, indices: Sequence[int], texts: Sequence[str]) -> None:
-        """Finish lines.
+        """Write finished lines.
 
         Args:
-            indices: of the lines in the input.
-            texts: of the output; they have no line feed.
+            indices: indices of the lines in the input.
+            texts: their outputs, without line feeds.
 
         Raises:
-            UserError: the disk is full, say.
+            UserError: the journal cannot be written, for example because the disk is full.
         """
         pairs = zip(indices, texts, strict=True)
         self._write(b"".join(b"%d\t%s\n" % (index, text.encode("utf-8", "replace")) for index, text in pairs))
 
     def publish(self, blank: np.ndarray) -> None:
-        """Make the output of the finished lines, all at once, and remove the journals.
+        """Write the output from the finished lines, atomically, and remove the journals.
 
         Args:
-            blank: bool [lines]: those that are blank in the output as well.
+            blank: bool [lines], True for lines that are blank in the input and the output.
 
         Raises:
             UserError: a line is not finished, or the output cannot be written.
@@ -261,14 +261,14 @@ class Journal:
             self._directory.unlink(_WHOLE)
 
     def is_published(self) -> bool:
-        """Whether the output is the one that this process has made; however suddenly it was interrupted meanwhile."""
+        """Whether this process has written the output, even if it was interrupted meanwhile."""
         return self._whole is not None and self.output.exists() and os.path.samestat(self._whole, self.output.stat())
 
     def _tidy(self) -> None:
         with contextlib.suppress(OSError):
             for name in self._names():
                 self._directory.unlink(name)
-            self.folder.rmdir()  # unless somebody has put something there
+            self.folder.rmdir()  # unless another program has created files in it
 
     def _names(self) -> list[str]:
         return list(filter(_JOURNAL.fullmatch, self._directory.names()))
@@ -283,7 +283,7 @@ class Journal:
 
     @contextlib.contextmanager
     def _contents(self) -> Iterator[dict[str, Content]]:
-        """Of all journals, by their names."""
+        """The contents of all journals, by name."""
         with contextlib.ExitStack() as stack:
             files = {name: stack.enter_context(self._opened(name, os.O_RDONLY)) for name in self._names()}
             yield {name: stack.enter_context(_mapped(file)) for name, file in files.items()}
@@ -291,12 +291,12 @@ class Journal:
     def _check_fingerprints(self, fingerprint: Fingerprint) -> None:
         """
         Raises:
-            _Unusable: a journal of another run, or one that does not begin with what a run begins with.
+            _Unusable: a journal belongs to another run, or does not begin with a fingerprint.
         """
         with self._contents() as contents:
             for name, content in contents.items():
                 payloads, _ = read_records(content)
-                if not payloads and content[:1] in (b"", b"@", b"\0"):  # killed before the first record was there
+                if not payloads and content[:1] in (b"", b"@", b"\0"):  # killed before the first record
                     continue
                 former = read_fingerprint(content[payloads[0]]) if payloads else None
                 if former is None:
@@ -305,13 +305,13 @@ class Journal:
                     raise _Unusable(
                         f"{self.folder} holds finished lines of another run, in which "
                         f"{differences(former, fingerprint)}: "
-                        "give the options of that run to go on, or --overwrite to begin anew"
+                        "give the options of that run to continue, or --overwrite to start again"
                     )
 
     def _places(self, contents: dict[str, Content], blank: np.ndarray) -> Places:
         """
         Raises:
-            _Unusable: a record that no run with these lines has written.
+            _Unusable: a record cannot be from a run with these lines.
         """
         journals, starts = np.full(self._lines, -1, dtype=np.int16), np.zeros(self._lines, dtype=np.int64)
         names = list(contents)
@@ -332,7 +332,7 @@ class Journal:
 
     def _damaged(self, name: str, fault: str) -> _Unusable:
         return _Unusable(
-            f"{self.folder / name} is damaged ({fault}): give --overwrite to begin anew, or another --output"
+            f"{self.folder / name} is damaged ({fault}): give --overwrite to start again, or another --output"
         )
 
     def _write(self, payload: bytes) -> None:
@@ -343,7 +343,7 @@ class Journal:
                 rest = rest[os.write(self._file, rest) :]
             os.fsync(self._file)
         except OSError as error:
-            with contextlib.suppress(OSError):  # make way for what may be written later
+            with contextlib.suppress(OSError):  # remove the incomplete record
                 os.ftruncate(self._file, self._size)
                 os.lseek(self._file, self._size, os.SEEK_SET)
             raise self._cannot_be_written(error) from error
@@ -352,12 +352,12 @@ class Journal:
     def _cannot_be_written(self, error: OSError) -> UserError:
         remedy = "give another"
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
-            remedy = "make room, and the same command goes on with what is finished"
+            remedy = "free some space and repeat the same command"
         return UserError(f"--output {self.output} cannot be written ({error.strerror}): {remedy}")
 
 
 class NamelessJournal(Journal):
-    """The journal of a run whose output is the standard output: no other process sees it, and nothing is left of it."""
+    """The journal of a run that writes to the standard output: an unnamed file, which is not kept."""
 
     def __init__(self):
         super().__init__(Path("the standard output"))
@@ -365,7 +365,7 @@ class NamelessJournal(Journal):
     def lock(self) -> None:
         """
         Raises:
-            UserError: there is no place for a temporary file.
+            UserError: a temporary file cannot be created.
         """
         try:
             self._temporary = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
@@ -409,7 +409,7 @@ class NamelessJournal(Journal):
 
 
 def _finished_lines(content: Content) -> Iterator[tuple[int | None, int, int]]:
-    """The index of each finished line, where its text begins, and where it ends; None: there is no such line."""
+    """The index of each finished line, and the start and end of its text; None if the record is invalid."""
     for payload in read_records(content)[0][1:]:
         start = payload.start
         while start < payload.stop:
@@ -441,7 +441,7 @@ def _write_lines(file: IO[bytes], contents: dict[str, Content], places: Places) 
 
 @contextlib.contextmanager
 def _mapped(file: int) -> Iterator[Content]:
-    if not os.fstat(file).st_size:  # there is no map of nothing
+    if not os.fstat(file).st_size:  # an empty file cannot be mapped
         yield b""
         return
     with mmap.mmap(file, 0, access=mmap.ACCESS_READ) as content:
@@ -449,7 +449,7 @@ def _mapped(file: int) -> Iterator[Content]:
 
 
 def _force_folder(folder: Path) -> None:
-    """Force to the disk what a folder lists."""
+    """Force the entries of a folder to the disk."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         os.fsync(descriptor)

@@ -1,8 +1,8 @@
-"""The processes of one run, as torchrun or Slurm starts them, and what they tell one another.
+"""The processes of one run, which torchrun or Slurm starts, and their communication.
 
-They share a counter, from which each takes its next batch: whoever is faster takes more. Nobody waits for anybody else
-before the end, and then by asking again and again, however long it takes, for as long as the others give signs of life:
-there is no collective operation that could time out. No tensor ever travels, so that all of it is a key-value store.
+A shared counter gives each process its next batch, so faster processes take more. The first process waits for the
+others only at the end. It polls without a time limit as long as they send heartbeats; there is no collective operation
+that could time out. No tensors are sent, so a key-value store suffices.
 """
 
 import os
@@ -16,34 +16,34 @@ import torch.distributed
 
 from elseq.errors import UserError
 
-PULSE = 5.0  # seconds between two signs of life
-SILENCE = 120.0  # seconds without any after which a process is given up
-POLL = 0.2  # seconds between two questions
-CONNECT = timedelta(minutes=10)  # for the first process to be there
+PULSE = 5.0  # seconds between two heartbeats
+SILENCE = 120.0  # seconds without a heartbeat after which a process counts as dead
+POLL = 0.2  # seconds between two polls
+CONNECT = timedelta(minutes=10)  # time limit for the first process to start
 
 
 class Processes:
-    """This process among those of the run."""
+    """This process, and its connection to the other processes of the run."""
 
     def __init__(self, store: torch.distributed.Store, rank: int, count: int):
         """
         Args:
-            store: what all of them read and write.
-            rank: of this process; 0 is the first.
-            count: how many there are.
+            store: the key-value store that all processes share.
+            rank: rank of this process; 0 is the first.
+            count: number of processes.
         """
         self.rank = rank
         self.count = count
         self._store = store
-        self._heard: dict[int, tuple[int, float]] = {}  # of each process: its latest sign of life, and when it changed
+        self._heard: dict[int, tuple[int, float]] = {}  # per process: its last heartbeat, and when it changed
         self._ended = threading.Event()
 
     @classmethod
     def of_environment(cls) -> "Processes":
-        """From RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them this process is alone.
+        """The processes from RANK, WORLD_SIZE, MASTER_ADDR and MASTER_PORT; without them one process.
 
         Raises:
-            UserError: variables that are missing or wrong, or a first process that does not answer.
+            UserError: variables are missing or wrong, or the first process does not answer.
         """
         if os.environ.get("WORLD_SIZE", "1") == "1":
             return cls(torch.distributed.HashStore(), 0, 1)
@@ -55,7 +55,7 @@ class Processes:
                 f"the processes do not find each other ({reason}): start them by torchrun, or set RANK, WORLD_SIZE, "
                 "MASTER_ADDR and MASTER_PORT"
             ) from error
-        # torchrun keeps the store when it starts all processes again (--max-restarts).
+        # torchrun keeps the store when it restarts all processes (--max-restarts).
         attempt = os.environ.get("TORCHELASTIC_RESTART_COUNT", "0")
         return cls(torch.distributed.PrefixStore(f"attempt {attempt}", store), rank, count)
 
@@ -65,7 +65,7 @@ class Processes:
 
     @contextmanager
     def alive(self):
-        """Give signs of life; if this ends in an error, tell the others."""
+        """Send heartbeats. After an error, notify the other processes."""
         if self.count == 1:
             yield self
             return
@@ -84,12 +84,12 @@ class Processes:
         while not self._ended.is_set():
             try:
                 self._store.add(f"pulse {self.rank}", 1)
-            except RuntimeError:  # the first process is gone; the main thread will see it
+            except RuntimeError:  # the first process has ended; the main thread reports it
                 return
             self._ended.wait(PULSE)
 
     def take_number(self) -> int:
-        """0, 1, 2 and so on, each number for one process only.
+        """The next number (0, 1, 2, ...). Each number goes to one process only.
 
         Raises:
             UserError: another process has failed.
@@ -98,23 +98,23 @@ class Processes:
         return self._ask(self._store.add, "taken", 1) - 1
 
     def report(self, lines: int) -> int:
-        """Add to what all have finished together; returns the sum."""
+        """Add to the number of lines that all processes have finished. Returns the sum."""
         return self._ask(self._store.add, "lines", lines)
 
     def announce(self, event: str) -> None:
-        """Tell that this process has come so far."""
+        """Notify the others that this process has reached an event."""
         self._ask(self._store.set, f"{event} {self.rank}", "")
 
     def wait_for(self, event: str, ranks: Iterable[int], meanwhile: Callable[[], None] = lambda: None) -> None:
-        """Until each of these processes has announced it.
+        """Wait until each of these processes has announced an event.
 
         Args:
-            event: what is waited for.
-            ranks: of the processes.
-            meanwhile: called again and again.
+            event: name of the event.
+            ranks: ranks of the processes.
+            meanwhile: called at every poll.
 
         Raises:
-            UserError: another process has failed, or gives no sign of life.
+            UserError: another process has failed, or sends no heartbeat.
         """
         for rank in ranks:
             while not self._ask(self._store.check, [f"{event} {rank}"]):
@@ -136,7 +136,7 @@ class Processes:
             raise self._given_up(rank, f"has given no sign of life for {SILENCE:.0f} seconds")
 
     def _tell_of_failure(self) -> None:
-        with suppress(RuntimeError):  # nobody may be there to hear it
+        with suppress(RuntimeError):  # the store may be gone
             if not self._store.check(["failed"]):
                 self._store.set("failed", str(self.rank))
 
@@ -148,6 +148,6 @@ class Processes:
 
     def _given_up(self, rank: int, why: str) -> UserError:
         return UserError(
-            f"process {rank} of {self.count} {why}, so process {self.rank} ends too: what is finished is kept, and the "
-            "same command goes on from there"
+            f"process {rank} of {self.count} {why}, so process {self.rank} ends too: finished lines are kept, and "
+            "the same command continues"
         )

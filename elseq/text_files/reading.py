@@ -1,4 +1,4 @@
-"""The input: its lines, and their tokens."""
+"""The lines of the input, and their tokens."""
 
 import contextlib
 import hashlib
@@ -20,17 +20,17 @@ STANDARD_INPUT = "-"
 class InputLines:
     """The lines of a file or of the standard input.
 
-    What ends a line is said at `elseq.files.read_lines`.
+    `elseq.files.read_lines` defines line ends.
     """
 
     def __init__(self, path: str):
-        """Read all of them.
+        """Read all lines.
 
         Args:
-            path: of the file; "-" is the standard input.
+            path: path of the file; "-" is the standard input.
 
         Raises:
-            UserError: input that cannot be read, that is empty, that is not UTF-8, or with a line of more than
+            UserError: the input cannot be read, is empty or is not UTF-8, or a line has more than
                 `elseq.files.LONGEST_LINE` bytes.
         """
         self.path = "the standard input" if path == STANDARD_INPUT else path
@@ -40,7 +40,7 @@ class InputLines:
         except OSError as error:
             raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
         if not self._number:
-            raise UserError(f"{self.path} is empty: give a file with one text a line")
+            raise UserError(f"{self.path} is empty: give a file with one text per line")
         self.digest = hashlib.sha256(self._content).hexdigest()
 
     def _open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
@@ -51,7 +51,7 @@ class InputLines:
         return contextlib.nullcontext(sys.stdin.buffer)
 
     def _read(self, file: IO[bytes]) -> tuple[bytes, int]:
-        """All of it, and its number of lines; what is no text is refused where it begins, however long the rest is."""
+        """The content, and its number of lines. Invalid text is refused before the rest is read."""
         content = io.BytesIO()
 
         def kept():
@@ -66,25 +66,25 @@ class InputLines:
         return self._number
 
     def __iter__(self) -> Iterator[str]:
-        """Their text, without what ends them."""
+        """The text of each line, without its end."""
         return decode_lines(io.BytesIO(self._content), self.path)
 
     def name(self, index: int) -> str:
-        """What to call a line in an error; the first has the index 0."""
+        """The name of a line in errors; the first has the index 0."""
         return f"line {index + 1} of {self.path}"
 
 
 class Sources:
-    """The tokens of many texts, four bytes each."""
+    """The tokens of many texts, with four bytes per token."""
 
     def __init__(self):
         self._tokens = array("i")
         self._starts = array("q", [0])
-        self.lengths = array("i")  # of each text; 0: a blank one
+        self.lengths = array("i")  # of each text; 0 if blank
         self.truncated = 0
 
     def append(self, tokens: torch.Tensor | None) -> None:
-        """The next text; None: a blank one."""
+        """Add a text; None is a blank one."""
         if tokens is not None:
             self._tokens.extend(tokens.tolist())
         self.lengths.append(len(self._tokens) - self._starts[-1])
@@ -94,14 +94,14 @@ class Sources:
         return torch.tensor(self._tokens[self._starts[index] : self._starts[index + 1]], dtype=torch.long)
 
     def count(self, token: int) -> int:
-        """How often a token occurs."""
+        """The number of occurrences of a token."""
         return self._tokens.count(token)
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def digest(self) -> str:
-        """The same for the same tokens."""
+        """A hash of the tokens."""
         return hashlib.sha256(self._tokens.tobytes() + self.lengths.tobytes()).hexdigest()
 
 
@@ -110,7 +110,7 @@ def encode_lines(lines: InputLines, encode: Callable[[str, str], tuple[torch.Ten
 
     Args:
         lines: the input.
-        encode: the tokens of a text, given the text and its name, and whether they were cut.
+        encode: takes a text and its name, and returns its tokens and whether they were truncated.
     """
     sources = Sources()
     for index, text in enumerate(lines):

@@ -1,4 +1,4 @@
-"""A run of elseq-generate: a text file in, a text file out, one line for one line."""
+"""A run of elseq-generate: decodes each line of a text file to a line of the output."""
 
 import logging
 import os
@@ -29,15 +29,15 @@ from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode
 
 logger = logging.getLogger(__name__)
 
-SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one line for one line
-# Shares of words that the dictionary does not know.
+SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one output per line
+# Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
-LOG_INTERVAL = 60  # seconds between two lines about the progress, where there is no terminal
+LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
 @dataclass(frozen=True)
 class Job:
-    """What is to be done, in the words of the command line."""
+    """The options of the command line."""
 
     model: str
     output: Path | None  # None: the standard output
@@ -49,7 +49,7 @@ class Job:
 
 
 class Progress:
-    """How many lines are finished, by all processes, on a bar or in a log."""
+    """Shows the lines that all processes have finished, as a progress bar or in a log."""
 
     def __init__(self, total: int, finished: int, processes: Processes):
         self.total = total
@@ -68,13 +68,13 @@ class Progress:
             )
 
     def add(self, lines: int) -> None:
-        """This process has finished so many more."""
+        """Add lines that this process has finished."""
         self.finished = self.before + self._processes.report(lines)
         if self._bar is not None:
             self._bar.update(self.finished - self._bar.n)
 
     def refresh(self) -> None:
-        """Show what the others have finished."""
+        """Show the lines that the other processes have finished."""
         self.add(0)
 
     def close(self) -> None:
@@ -83,7 +83,7 @@ class Progress:
 
 
 class _LogLines:
-    """A stream on which each state of a bar is a line of its own."""
+    """A stream that writes each state of a progress bar on its own line."""
 
     def __init__(self, stream):
         self._stream = stream
@@ -97,12 +97,12 @@ class _LogLines:
 
 
 class Run:
-    """One run, in this process."""
+    """This process's part of a run."""
 
     def __init__(self, job: Job, processes: Processes):
         self.job = job
         self.processes = processes
-        # Where a link leads: a file takes the output's place, and would take the link's.
+        # The target of a link, because publishing replaces the file.
         self.journal = NamelessJournal() if job.output is None else Journal(real_path(job.output), processes.rank)
         self.progress: Progress | None = None
 
@@ -112,7 +112,7 @@ class Run:
             ready: called with the model before the first line is decoded.
 
         Raises:
-            UserError: it cannot be done, or no further; what was finished is kept.
+            UserError: the run cannot start or continue. Finished lines are kept.
         """
         job, processes, batching = self.job, self.processes, self.job.batching
         cfg = search_configuration(job.search)
@@ -162,19 +162,19 @@ class Run:
                     processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
             if processes.is_first:
-                self._check_output_is_no_input(data)  # once more: the run may have taken days
+                self._check_output_is_no_input(data)  # again, because the run may have taken days
                 if not finished.all():
                     self._check_overwrite()
                 journal.publish(blank)
         if not processes.is_first:
-            processes.announce("finished")  # once the journal is closed, for the first one removes it
+            processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
 
     def _check_input_is_shareable(self) -> None:
         """
         Raises:
-            UserError: several processes cannot read it.
+            UserError: several processes cannot read the input.
         """
         if self.processes.count == 1:
             return
@@ -182,12 +182,12 @@ class Run:
             raise UserError("several processes cannot share the standard input: give --input FILE")
         path = Path(self.job.input)
         if path.exists() and not path.is_file() and not path.is_dir():
-            raise UserError(f"--input {path} is no ordinary file, which several processes cannot share: give one")
+            raise UserError(f"--input {path} is not a regular file, which several processes cannot share: give one")
 
     def _check_output_is_no_input(self, *more: Path) -> None:
         """
         Raises:
-            UserError: what is read would be written.
+            UserError: the output is one of the inputs.
         """
         job, checkpoint = self.job, checkpoint_path(self.job.model)
         inputs = [checkpoint, checkpoint.parent, *job.loading.inputs(), *more]
@@ -217,21 +217,21 @@ class Run:
 
 
 def in_one_line(text: str) -> str:
-    """A model may say line ends; the output has one line for one line."""
+    """Replace line ends in generated text, because the output has one line per text."""
     return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
 def _on_own_device(loading: Loading) -> Loading:
-    """Where there are several processes on a machine and nothing else is said, each has a GPU of its own."""
+    """Without --device, each process of a machine gets its own GPU."""
     if loading.device is None and torch.cuda.is_available():
         return replace(loading, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return loading
 
 
 def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextGenerator) -> None:
-    words = sum(sources.lengths) - np.count_nonzero(sources.lengths)  # without the end of each
+    words = sum(sources.lengths) - np.count_nonzero(sources.lengths)  # without the end symbols
     unknown = sources.count(generator.task.source_dictionary.unk()) / max(1, words)
-    # Words that stand alone are pieces of a sentencepiece vocabulary, too; the others tell that the text is none.
+    # Some whole words are also sentencepiece pieces. Unknown words show that the text is not split into pieces.
     pieces = any(symbol.startswith("▁") for symbol in generator.task.source_dictionary.symbols)
     codes = None if generator.bpe is not None else find_codes(_folders(job))
     if codes is not None and unknown > NOTABLE:

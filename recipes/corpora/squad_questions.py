@@ -20,7 +20,8 @@ from elseq.errors import UserError
 from elseq.files import make_folder, read_lines, written_whole
 
 SEPARATOR = "[SEP]"  # a single entry of the sentencepiece vocabulary; plain text for the GPT-2 BPE
-ORIGIN = {"train": "train", "valid": "dev", "test": "train"}  # the SQuAD file that holds a split
+# The SQuAD file that holds a split, and the list of its articles.
+ORIGIN = {"train": "train-v1.1.json", "valid": "dev-v1.1.json", "test": "train-v1.1.json"}
 DOCLISTS = {"train": "doclist-train.txt", "valid": "doclist-dev.txt", "test": "doclist-test.txt"}
 QUESTIONS = {"train": 75_722, "valid": 10_570, "test": 11_877}  # Du et al., table 1
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
@@ -37,9 +38,7 @@ class Sample(NamedTuple):
 
 def squad_files():
     """{name: URL} of what is needed."""
-    files = {f"{name}-v1.1.json": SQUAD_URL for name in ("train", "dev")} | dict.fromkeys(
-        DOCLISTS.values(), DOCLIST_URL
-    )
+    files = dict.fromkeys(ORIGIN.values(), SQUAD_URL) | dict.fromkeys(DOCLISTS.values(), DOCLIST_URL)
     return {name: url + name for name, url in files.items()}
 
 
@@ -148,10 +147,10 @@ def make_samples(entries, paragraph_words, faults):
 
 
 def prepare(options):
-    paths = {name: find(options.folder, f"{name}-v1.1.json") for name in dict.fromkeys(ORIGIN.values())}
+    paths = {name: find(options.folder, name) for name in dict.fromkeys(ORIGIN.values())}
     for name, path in paths.items():
         if path is None:
-            raise UserError(f"{options.folder / name}-v1.1.json is missing; run the stage fetch again")
+            raise UserError(f"{options.folder / name} is missing; run the stage fetch again")
     articles = {name: read_articles(path) for name, path in paths.items()}
     for split in SPLITS:
         known, doclist = articles[ORIGIN[split]], options.folder / DOCLISTS[split]

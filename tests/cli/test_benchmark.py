@@ -155,7 +155,7 @@ TINY = ["--arch=bart_base", *RANDOM]
         (["--arch=bart_base"], "--arch alone has no weights"),
         (["--arch=bart_bass", "--random-weights"], "--arch bart_bass is unknown"),
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
-        ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose of stock, "),
+        ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose from stock, "),
         ([*TINY, "--beams=4,none"], "^--beams 'none' is not a whole number above 0"),
         ([*TINY, "--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
         ([*TINY, "--device=tpu7"], "^--device tpu7 is unknown; choose cpu or cuda$"),

@@ -386,7 +386,7 @@ def test_files_that_are_no_checkpoint(run, tmp_path, content, sentence):
         (["heads", "model.pt", "--num-kv-heads=2", "--method=median"], "argument --method: invalid choice"),
         (
             ["heads", "model.pt", "--num-kv-heads=2", "--in=decoder,middle"],
-            "^--in 'middle' is unknown; choose of encoder",
+            "^--in 'middle' is unknown; choose from encoder",
         ),
         (["heads", "model.pt", "--num-kv-heads=2", "--no-such"], "unrecognized arguments: --no-such; see elseq-"),
         (["tails", "model.pt"], "argument COMMAND: invalid choice: 'tails' .*; see elseq-convert --help"),

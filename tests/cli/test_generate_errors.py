@@ -30,7 +30,7 @@ def test_memory_budgets_that_cannot_be(run, source):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", "input.txt is empty: give a file with one text a line"),
+        (b"", "input.txt is empty: give a file with one text per line"),
         (b"w1\nw2\n\xff\n", "line 3 of .*input.txt is not valid UTF-8: convert the file with iconv"),
         (
             b"w1\n" + b"w2 " * 100_000,
@@ -89,9 +89,9 @@ def never(*_, **__):
         (["--output={tmp}/link", "--overwrite"], "--output .*link is an input: give another file"),
         (
             ["--output=/dev/null", "--overwrite"],
-            "--output /dev/null is no ordinary file: give the name of one, or leave the option out",
+            "--output /dev/null is not a regular file: give the name of one, or leave the option out",
         ),
-        (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is no ordinary file: give the name of one"),
+        (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is not a regular file: give the name of one"),
         (["--output=/proc/output"], "--output /proc/output cannot be written .*: give another"),
         (["--beam=3", "--sampling-topk=3", "--seed=x"], "argument --seed: invalid int value: 'x'; see elseq-generate"),
         (["--max-tokens=0"], "--max-tokens '0' is not a whole number above 0$"),
@@ -118,7 +118,7 @@ def never(*_, **__):
         ),
         (["--diversity-rate=1e38"], "--diversity-rate 1e.38 is not a number from 0 to 1e.06; leave it out"),
         (["--max-len-b", "9" * 400], "--max-len-b a whole number of 400 digits is too large; lower it$"),
-        (["--input=/dev/zero"], "line 1 of /dev/zero has more than 64 MiB: give one text a line$"),
+        (["--input=/dev/zero"], "line 1 of /dev/zero has more than 64 MiB: give one text per line$"),
         (["--input=/dev/urandom"], r"line \d+ of /dev/urandom is not valid UTF-8: convert the file with iconv$"),
         (["--sampling", "--sampling-topp=1.5"], "--sampling-topp 1.5 is not a share above 0 and of at most 1; leave"),
         (["--no-repeat-ngram-size", "-3"], "--no-repeat-ngram-size -3 is not 0 or a number above it; leave it out"),
@@ -202,7 +202,7 @@ def test_the_standard_output_by_its_name(tiny_translation, source, options):
     command = ["elseq-generate", "--model", tiny_translation.checkpoint, "--input", source, "--output", "/dev/stdout"]
     sentence = helpers.run([*command, *options]).stderr.decode().splitlines()[-1]
     assert sentence == (
-        "elseq: error: --output /dev/stdout is no ordinary file: give the name of one, or leave the option out"
+        "elseq: error: --output /dev/stdout is not a regular file: give the name of one, or leave the option out"
     )
 
 

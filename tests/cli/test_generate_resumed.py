@@ -27,7 +27,9 @@ def test_an_interrupted_run_goes_on(run, expected, source):
         result = run(*options, check=False)
     assert result.returncode == 130
     [sentence] = re.findall("^elseq: interrupted.*", result.stderr, re.MULTILINE)
-    done = int(re.fullmatch(rf"elseq: interrupted: (\d+) of {len(expected)} lines are done; the same .*", sentence)[1])
+    done = int(
+        re.fullmatch(rf"elseq: interrupted: (\d+) of {len(expected)} lines are done; repeat the same .*", sentence)[1]
+    )
     assert 2 < done < len(expected)
     assert "Traceback" not in result.stderr
     assert not run.output.exists()
@@ -81,7 +83,7 @@ def test_interrupted_before_an_output_that_was_there_is_replaced(run, expected):
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(os, "replace", interrupted)
         result = run("--overwrite", check=False)
-    done = f"{len(expected)} of {len(expected)} lines are done; the same command goes on from there"
+    done = f"{len(expected)} of {len(expected)} lines are done; repeat the same command to continue"
     assert result.stderr.endswith(f"elseq: interrupted: {done}\n")
     assert run.output.read_text() == "precious\n"
 
@@ -127,8 +129,8 @@ def test_what_another_command_has_begun(run, expected, source):
     result = run("--max-tokens=50", "--min-len=2", "--truncate", check=False)
     assert result.stderr.endswith(
         f"elseq: error: {run.journals} holds finished lines of another run, in which --max-tokens was 40 and not 50, "
-        "--truncate was left out and not given, --min-len was 1 and not 2: give the options of that run to go on, or "
-        "--overwrite to begin anew\n"
+        "--truncate was left out and not given, --min-len was 1 and not 2: give the options of that run to continue, "
+        "or --overwrite to start again\n"
     )
     result = run("--max-tokens=40", "--apply-top-k=0", "--apply-ffn-top-k=8", check=False)
     assert "in which --apply-top-k was left out and not 0, --apply-ffn-top-k was left out and not 8: " in result.stderr
@@ -182,7 +184,7 @@ def test_two_runs_at_a_time(run):
         patch.setattr(TextGenerator, "_decode", decode)
         run(check=False)
     assert second[0].returncode == 1
-    assert "is being made by another elseq-generate" in second[0].stderr
+    assert "is being written by another elseq-generate" in second[0].stderr
 
 
 def test_several_processes_and_then_one(tiny_translation, run, expected, source):

@@ -7,7 +7,6 @@ import numpy as np
 import pytest
 from rouge_score import rouge_scorer
 
-from elseq.scoring.inputs import read_hypotheses
 from elseq.scoring.published import PUBLISHED
 from elseq.scoring.statistics import draws
 from tests import helpers
@@ -177,7 +176,6 @@ def test_questions_of_the_same_source(score, write):
 def test_log_of_fairseq_generate(score, write):
     log = ["| loaded", "S-1\tx", "H-1\t-0.1\ti t", "D-1\t-0.1\tit rained", "D-0\t-0.2\tnobody knew", "D-0\t-0.3\tworse"]
     log, references = write("log", log), write("references", ["nobody knew", "it rained"])
-    assert read_hypotheses(log, from_log=True) == ["nobody knew", "it rained"]
     _, content = score("rouge", log, references, "--log")
     assert content["systems"][0]["scores"]["rouge1"]["value"] == 100
     assert "references has no line D-...: give the log" in refused("rouge", references, references, "--log")
@@ -202,7 +200,7 @@ def test_line_ends(score, write):
 def test_bad_files(write, command):
     good = write("good", REFERENCES)
     assert "none cannot be read (No such file or directory): check the path" in refused(command, "none", good)
-    assert "empty is empty: give a file with one example a line" in refused(command, good, write("empty", b""))
+    assert "empty is empty: give a file with one example per line" in refused(command, good, write("empty", b""))
     assert "line 2 of" in (sentence := refused(command, write("latin", b"a\n\xe9\nb\n"), good))
     assert "is not valid UTF-8: convert the file with iconv" in sentence
     sentence = refused(command, good, write("short", REFERENCES[:2]), good)

@@ -51,8 +51,8 @@ def test_replace_unk_without_a_dictionary(without, tmp_path):
     "content, sentence",
     [
         (None, "cannot be read (No such file or directory): check the path"),
-        (b"a A\nb\n", "is no alignment dictionary: give two words a line, in UTF-8"),
-        (b"a \xf6\n", "is no alignment dictionary: give two words a line, in UTF-8"),
+        (b"a A\nb\n", "is no alignment dictionary: give two words per line in UTF-8"),
+        (b"a \xf6\n", "is no alignment dictionary: give two words per line in UTF-8"),
     ],
 )
 def test_dictionary_of_replace_unk_that_cannot_be_used(tmp_path, content, sentence):

@@ -70,7 +70,7 @@ def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
     sentence = error_of(train())
     assert sentence == (
         "elseq: error: this is one of 2 processes (WORLD_SIZE), and each would train a model of its own: give "
-        "--distributed-world-size 2, and on CPUs what docs/several-machines.md has besides"
+        "--distributed-world-size 2, and on CPUs the other options in docs/several-machines.md"
     )
     assert not list(tmp_path.glob("*.pt"))
     monkeypatch.setenv("WORLD_SIZE", "1")

@@ -24,11 +24,16 @@ class PeakMemory(TorchDispatchMode):
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         result = function(*args, **(kwargs or {}))
-        before = {id(leaf.untyped_storage()) for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)}
-        for leaf in tree_leaves(result):
-            if isinstance(leaf, torch.Tensor):
-                self._enter(leaf.untyped_storage(), before)
+        before = {id(storage) for storage in self._storages((args, kwargs))}
+        for storage in self._storages(result):
+            self._enter(storage, before)
         return result
+
+    @staticmethod
+    def _storages(tree):
+        """All but those of packed weights, which cannot be asked for."""
+        tensors = [leaf for leaf in tree_leaves(tree) if isinstance(leaf, torch.Tensor)]
+        return [tensor.untyped_storage() for tensor in tensors if not tensor.is_mkldnn]
 
     def _enter(self, storage, before):
         if id(storage) in self._seen or id(storage) in before:

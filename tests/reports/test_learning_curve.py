@@ -1,9 +1,9 @@
-"""The learning curve: what is read from the log, and the table of it."""
+"""The learning curve: its table, and what stands below."""
 
 import json
 
 from elseq.reports import learning_curve
-from elseq.reports.learning_curve import Validation
+from elseq.reports.logs import Point
 
 HEAD = """\
 2026-01-01 00:00:01 | INFO | fairseq_cli.train | num. shared model params: 5,954,880 (num. trained: 5,954,880)
@@ -22,16 +22,8 @@ def line(updates, loss, bleu=None):
     return LINE.format(updates=updates, loss=loss, bleu="" if bleu is None else f" | bleu {bleu}")
 
 
-def test_validations_by_updates():
-    text = line(100, 9.5, 0.5) + line(200, "8e+00", 1.25) + line(100, 9.4)
-    assert learning_curve.read_validations(text) == [
-        Validation(100, 9.4, 8.5, None),
-        Validation(200, 8.0, 8.5, 1.25),
-    ]
-
-
 def test_table_has_the_best_and_the_last():
-    points = [Validation(number * 100, 9 - number % 7, 8.5, float(number)) for number in range(1, 21)]
+    points = [Point(number * 100, 9 - number % 7, 3.0, 8.5, float(number)) for number in range(1, 21)]
     rows = learning_curve.table(points, rows=4).splitlines()[2:]
     updates = [row.split("|")[1].strip() for row in rows]
     assert updates == ["500", "600", "1,000", "1,500", "2,000"]

@@ -1,4 +1,4 @@
-"""What is read from fairseq's logs, and what is made of it."""
+"""What is made of the logs of trainings."""
 
 import re
 from pathlib import Path
@@ -6,78 +6,10 @@ from pathlib import Path
 import pytest
 
 from elseq.errors import UserError
-from elseq.reports import training, training_log
+from elseq.reports import training
+from elseq.reports.logs import Point, TrainingLog
 from elseq.reports.training import Run, Uptraining
-from elseq.reports.training_log import Point, TrainingLog
-from tests import helpers
-
-LOG = """\
-2026-01-01 00:00:00 | INFO | fairseq_cli.train | {'_name': None, 'common': {'seed': 1}, 'model': {'num_kv_heads': 2, \
-'encoder_num_kv_heads': None, 'encoder_ffn_embed_dim': 800, 'decoder_attention_heads': 8}}
-2026-01-01 00:00:01 | INFO | fairseq_cli.train | num. shared model params: 5,954,880 (num. trained: 5,954,880)
-2026-01-01 00:00:02 | INFO | train_inner | epoch 001:     20 / 249 loss=12.072, nll_loss=11.877, ppl=3761.54, \
-wps=1976.3, ups=1.06, wpb=1864.3, bsz=121.2, num_updates=20, lr=0.0002, gnorm=3.608, train_wall=20, wall=22
-2026-01-01 00:00:03 | INFO | train_inner | epoch 001:     40 / 249 loss=10.128, nll_loss=9.703, ppl=833.71, \
-wps=2080.9, ups=1.13, wpb=1846.3, bsz=115.6, num_updates=40, lr=0.0004, gnorm=1.451, train_wall=18, wall=39
-2026-01-01 00:00:04 | INFO | valid | epoch 001 | valid on 'valid' subset | loss 7.9 | nll_loss 3 | ppl 8 | wps 5303.5 \
-| wpb 1193.5 | bsz 78 | num_updates 40
-2026-01-01 00:00:05 | INFO | train_inner | epoch 002:     11 / 249 loss=9e+00, nll_loss=8.1, ppl=274.4, wps=100, \
-ups=1.13, wpb=1846.3, bsz=115.6, num_updates=60, lr=0.0004, gnorm=1.451, train_wall=18, wall=39
-2026-01-01 00:00:06 | INFO | valid | epoch 002 | valid on 'valid' subset | loss 8.1 | nll_loss 4 | ppl 16 | wps 5303.5 \
-| wpb 1193.5 | bsz 78 | num_updates 50 | best_loss 7.9
-2026-01-01 00:00:07 | INFO | fairseq.checkpoint_utils | Saved checkpoint /a b/checkpoint_best.pt (epoch 2 @ 50 \
-updates, score 8.1) (writing took 0.1 seconds)
-2026-01-01 00:00:08 | INFO | valid | epoch 003 | valid on 'valid' subset | loss 8.3 | nll_loss 4.1 | ppl 17.15 | \
-wps 5303.5 | wpb 1193.5 | bsz 78 | num_updates 60 | best_loss 8.1
-2026-01-01 00:00:09 | INFO | fairseq.checkpoint_utils | Saved checkpoint /a b/checkpoint_last.pt (epoch 3 @ 60 \
-updates, score 8.3) (writing took 0.1 seconds)
-"""
-
-
-def test_log_of_a_training():
-    log = training_log.parse_training(LOG)
-    assert (log.kv_heads, log.ffn_width, log.parameters, log.words_per_second) == (2, 800, 5_954_880, 1976.3)
-    assert log.training == [Point(20, 12.072, 11.877), Point(40, 10.128, 9.703), Point(60, 9.0, 8.1)]
-    assert [point.updates for point in log.validation] == [40, 50, 60]
-    assert log.validation[0] == Point(40, 7.9, 3.0)
-    assert log.validation[0].perplexity == 8
-
-
-def test_best_validation_is_that_of_a_checkpoint():
-    """That of update 40 is lower, but no checkpoint was written then."""
-    assert training_log.parse_training(LOG).best == Point(50, 8.1, 4.0)
-
-
-def test_as_many_key_value_heads_as_heads():
-    assert training_log.parse_training(LOG.replace("'num_kv_heads': 2", "'num_kv_heads': None")).kv_heads == 8
-
-
-def test_validation_of_a_checkpoint():
-    text = "| INFO | valid | valid on 'valid' subset | loss 4.806 | nll_loss 3.41 | ppl 10.63 | wps 0 | bsz 1014\n"
-    assert training_log.validations(text) == [Point(0, 4.806, 3.41)]
-
-
-@pytest.mark.parametrize("text", ["", LOG.replace("Saved checkpoint", ""), LOG.replace("train_inner", "")])
-def test_log_of_an_interrupted_training_is_refused(tmp_path, text):
-    (tmp_path / "train.log").write_text(text)
-    with pytest.raises(UserError, match="train.log: there is no complete training in it"):
-        training_log.read_training(tmp_path / "train.log")
-
-
-def test_missing_log(tmp_path):
-    with pytest.raises(UserError, match="train.log: No such file or directory"):
-        training_log.read_training(tmp_path / "train.log")
-
-
-def test_log_that_fairseq_writes(translation_data, tmp_path):
-    options = ["--user-dir", helpers.USER_DIR, "--log-format=simple", "--log-interval=2", "--max-update=4"]
-    command = helpers.train_command("elseq_transformer", translation_data, tmp_path, *options, "--num-kv-heads=1")
-    result = helpers.run([*command, "--criterion=label_smoothed_cross_entropy"], check=True)
-    log = training_log.parse_training((result.stdout + result.stderr).decode())
-    assert [point.updates for point in log.training] == [2, 4]
-    assert log.best == log.validation[-1] and log.best.updates == 4
-    assert (log.kv_heads, log.ffn_width) == (1, 64)
-    assert log.parameters > 10_000 and log.words_per_second > 0
+from tests.reports.test_logs import LOG
 
 
 def test_spread():

@@ -15,7 +15,7 @@ from tests.sweeps.conftest import ROOT
 
 SMALL = "model=small threads=1"
 TINY = "model.encoder_embed_dim=32 vocabulary_size=50 source_length=9 output_length=6 repeats=1"
-SECONDS = {"stock": 2.0, "kv": 1.0, "el": 4.0}
+SECONDS = {"stock": 2.0, "kv": 1.0, "el": 4.0, "reprojected": 0.5}
 
 
 @pytest.fixture(scope="module")
@@ -74,6 +74,14 @@ def test_sweep(requests, tmp_path):
     # each job is whole without the others
     (row,) = read_rows(tmp_path / "2-el")
     assert "ratio_to_stock" not in row
+
+
+def test_a_method_of_a_plugin(requests, plugin, tmp_path):
+    benchmark(f"-m user_dir={plugin} decode.mode=stock,reprojected batch=2 hydra.sweep.dir={tmp_path}")
+    assert [request["model_file"]["user_dir"] for request in requests] == [str(plugin)] * 2
+    stock, own = read_rows(tmp_path)
+    assert (own["mode"], own["ratio_to_stock"], own["settings"]) == ("reprojected", 4.0, {})
+    assert (tmp_path / "1-reprojected" / "results.json").exists()
 
 
 def test_a_job_that_fails_is_a_row(requests, tmp_path):
@@ -159,7 +167,7 @@ def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_bef
     told = capsys.readouterr()
     assert (tmp_path / "table.md").read_text() in told.out
     assert told.err.endswith(
-        f"what is done is in {tmp_path}: the same command with hydra.sweep.dir={tmp_path} goes on\n"
+        f"finished jobs are in {tmp_path}: to continue, repeat the command with hydra.sweep.dir={tmp_path}\n"
     )
 
     monkeypatch.setattr(runs, "_run", measure)
@@ -178,7 +186,9 @@ def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, 
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "elseq: interrupted")
     ((tell, *what),) = as_before
     tell(*what)
-    sentence = f"elseq: what is done is in {tmp_path}: the same command with hydra.run.dir={tmp_path} goes on\n"
+    sentence = (
+        f"elseq: finished jobs are in {tmp_path}: to continue, repeat the command with hydra.run.dir={tmp_path}\n"
+    )
     assert capsys.readouterr() == ("", sentence)
 
 

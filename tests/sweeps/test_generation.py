@@ -58,6 +58,18 @@ def test_sweep(generate, tiny_translation, tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
+def test_a_method_of_a_plugin(generate, plugin, tmp_path):
+    code, out, err = generate(f"-m user_dir={plugin} decode.mode=stock,kv,reprojected beam=2")
+    assert code == 0, err
+    rows = read_rows(tmp_path)
+    assert [(row["mode"], row["identical"], row["settings"]) for row in rows] == [
+        (mode, 21, {}) for mode in ("stock", "kv", "reprojected")
+    ]
+    outputs = {(tmp_path / f"{number}-{row['mode']}" / "output.txt").read_text() for number, row in enumerate(rows)}
+    assert len(outputs) == 1
+    assert "| mode        | beam | samples/s | x stock | identical | of |" in out
+
+
 def test_the_model_is_loaded_once(generate, monkeypatch, tmp_path):
     """What warms it up is the job's own model."""
     loaded = []

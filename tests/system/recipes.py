@@ -5,6 +5,7 @@ import subprocess
 from pathlib import Path
 
 RECIPES = Path(__file__).resolve().parents[2] / "recipes"
+FOLDERS = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}  # of the recipes in stages, in ELSEQ_DATA
 SETTINGS = [
     "ATTENTION", "BART", "CHECKPOINT", "DATA", "DECODE", "DEMO_UPDATES", "ELSEQ_DATA", "ELSEQ_DEMO_DIR", "ELSEQ_WORK",
     "EPOCHS", "FFN_TOP_K", "FINETUNE_TOP_K", "FINETUNE_UPDATES", "GENERATE_OPTIONS", "HOURS", "KV_HEADS",

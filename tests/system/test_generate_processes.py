@@ -81,7 +81,7 @@ def test_signals(tiny_translation, source, run, expected, stop):
     process.send_signal(stop)
     stdout, stderr = process.communicate()
     assert process.returncode == 128 + stop
-    assert re.search(r"elseq: interrupted: \d+ of 920 lines are done; the same command goes on from there\n", stderr)
+    assert re.search(r"elseq: interrupted: \d+ of 920 lines are done; repeat the same command to continue\n", stderr)
     assert "Traceback" not in stderr
     run("--max-tokens=1")
     assert read(run.output) == expected * 40

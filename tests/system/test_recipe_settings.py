@@ -1,8 +1,12 @@
 """What recipes refuse: at once, in one sentence, before anything is made."""
 
+import os
+import shutil
+import subprocess
+
 import pytest
 
-from tests.system.recipes import RECIPES, run_recipe
+from tests.system.recipes import FOLDERS, RECIPES, run_recipe
 
 MODEL = {"CHECKPOINT": __file__, "DATA": "/", "REFERENCES": __file__}
 MISTAKES = [
@@ -79,11 +83,10 @@ def test_numbers_that_are_none_too_few(number, tmp_path):
     assert result.returncode == 0 and f"--stop-time-hours {number}" in result.stdout
 
 
-STAGED = ("cnn_dm", "xsum", "squad_qg")
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("stages", "pipeline", "summarization"))
 
 
-@pytest.mark.parametrize("name", [name for name in NAMES if name not in STAGED])
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FOLDERS])
 def test_other_options(name, tmp_path):
     result = run_recipe(name, "--fresh", "--dry-run", ELSEQ_WORK=tmp_path / "work", ELSEQ_DEMO_DIR=tmp_path / "work")
     assert (result.returncode, result.stdout) == (1, "")
@@ -96,3 +99,35 @@ def test_help(name):
     result = run_recipe(name, "--help")
     assert result.returncode == 0 and f"Usage: recipes/{name}.sh" in result.stdout
     assert not any(line.startswith(("#", "set -")) for line in result.stdout.splitlines())
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_without_elseq(name, tmp_path):
+    """In a checkout that has not been set up; its help needs nothing."""
+    shutil.copytree(RECIPES, tmp_path / "recipes")
+    found = [
+        subprocess.run(
+            ["bash", tmp_path / "recipes" / f"{name}.sh", *options],
+            capture_output=True,
+            text=True,
+            env={"PATH": os.defpath},
+        )
+        for options in ([], ["--help"])
+    ]
+    assert found[0].stderr == (
+        f"elseq: error: elseq is not installed; run make setup in {tmp_path}, or activate its environment\n"
+    )
+    assert (found[0].returncode, found[1].returncode, found[1].stderr) == (1, 0, "")
+    assert [path.name for path in tmp_path.iterdir()] == ["recipes"]
+
+
+@pytest.mark.parametrize("name", FOLDERS)
+def test_dry_run_says_what_it_is(name, tmp_path):
+    lines = run_recipe(name, "--dry-run", ELSEQ_WORK=tmp_path / "work").stdout.splitlines()
+    folder = FOLDERS[name]
+    assert lines[1] == f"There is no ELSEQ_DATA with {folder}/: fetch downloads the corpus."
+    assert lines[2] == "Nothing is run. The commands of each stage:"
+    (tmp_path / folder).mkdir()
+    lines = run_recipe(name, "--dry-run", ELSEQ_WORK=tmp_path / "work", ELSEQ_DATA=tmp_path).stdout.splitlines()
+    assert lines[1] == "Nothing is run. The commands of each stage:"
+    assert not (tmp_path / "work").exists()

@@ -17,7 +17,7 @@ from elseq.benchmark import command as benchmark
 from elseq.cli import generate
 from tests import helpers
 from tests.models.building import make_task
-from tests.system.recipes import run, run_recipe
+from tests.system.recipes import FOLDERS, run, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
 STAGES = ["fetch", "prepare", "binarize", "train", "generate", "score", "benchmark"]
@@ -89,13 +89,13 @@ def test_published_search(name, bart):
     assert value(words["elseq-benchmark"], "--modes") == "stock,kv,el"
 
 
-@pytest.mark.parametrize("name", ["cnn_dm", "xsum", "squad_qg"])
+@pytest.mark.parametrize("name", FOLDERS)
 def test_a_corpus_that_is_nowhere_is_downloaded(name, tmp_path):
     corpus = "squad_questions.py" if name == "squad_qg" else "summaries.py"
     lines = run_recipe(name, "--dry-run").stdout.splitlines()
     [fetch] = [line for line in lines if corpus in line and " fetch " in line]
     assert "--from" not in fetch
-    (tmp_path / {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}[name]).mkdir()
+    (tmp_path / FOLDERS[name]).mkdir()
     lines = run_recipe(name, "--dry-run", ELSEQ_DATA=tmp_path).stdout.splitlines()
     [fetch] = [line for line in lines if corpus in line and " fetch " in line]
     assert str(tmp_path) in fetch
@@ -284,16 +284,13 @@ def needs(*names):
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not there (ELSEQ_DATA)")
 
 
-SMALLEST = {"cnn_dm": "cnndm", "xsum": "xsum", "squad_qg": "squad"}
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "name, settings",
     [
-        pytest.param("cnn_dm", {}, marks=needs("cnndm")),
-        pytest.param("xsum", {"ATTENTION": "mq", "DECODE": "el"}, marks=needs("xsum")),
-        pytest.param("squad_qg", {}, marks=needs("squad")),
+        pytest.param("cnn_dm", {}, marks=needs(FOLDERS["cnn_dm"])),
+        pytest.param("xsum", {"ATTENTION": "mq", "DECODE": "el"}, marks=needs(FOLDERS["xsum"])),
+        pytest.param("squad_qg", {}, marks=needs(FOLDERS["squad_qg"])),
     ],
 )
 def test_from_the_corpus_to_scores(name, settings, tmp_path):

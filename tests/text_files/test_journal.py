@@ -145,7 +145,7 @@ def test_another_run(tmp_path):
         begin(tmp_path / "output", fingerprint=other)
     assert str(raised.value) == (
         f"{tmp_path}/output.partial holds finished lines of another run, in which the input was another, --beam was 4 "
-        "and not 5: give the options of that run to go on, or --overwrite to begin anew"
+        "and not 5: give the options of that run to continue, or --overwrite to start again"
     )
     journal, finished = begin(tmp_path / "output", overwrite=True)  # the same run: nothing to drop
     journal.close()
@@ -160,7 +160,7 @@ def test_another_run(tmp_path):
 def test_two_runs_at_a_time(tmp_path):
     journal, _ = begin(tmp_path / "output")
     with closing(journal):
-        with pytest.raises(UserError, match="^.*output is being made by another elseq-generate: wait for it, or "):
+        with pytest.raises(UserError, match="^.*output is being written by another elseq-generate: wait for it, or "):
             begin(tmp_path / "output")
         write(journal, [1])
     begin(tmp_path / "output")[0].close()
@@ -177,7 +177,7 @@ def test_a_killed_process_has_no_lock(tmp_path):
         stdout=subprocess.PIPE,
     )
     holder.stdout.readline()
-    with pytest.raises(UserError, match="is being made by another"):
+    with pytest.raises(UserError, match="is being written by another"):
         begin(tmp_path / "output")
     holder.kill()
     holder.communicate()
@@ -192,7 +192,7 @@ def test_a_journal_that_a_finished_run_removes_meanwhile(tmp_path, monkeypatch):
         shutil.rmtree(journal.folder)
 
     monkeypatch.setattr(journal_module.fcntl, "flock", flock)
-    with pytest.raises(UserError, match="is being made by another"):
+    with pytest.raises(UserError, match="is being written by another"):
         journal.lock()
 
 
@@ -251,8 +251,8 @@ def test_a_full_disk(tmp_path, full_disk, left):
         with pytest.raises(UserError) as raised:
             write(journal, [2, 3, 4, 5])
         assert str(raised.value) == (
-            f"--output {tmp_path}/output cannot be written (No space left on device): make room, and the same command "
-            "goes on with what is finished"
+            f"--output {tmp_path}/output cannot be written (No space left on device): free some space and repeat the "
+            "same command"
         )
         full_disk["bytes"] = 10**9
         write(journal, [6])  # what follows is not lost behind half a record
@@ -270,7 +270,7 @@ def test_a_disk_that_is_full_in_the_end(tmp_path, monkeypatch):
         write(journal, range(LINES))
         with monkeypatch.context() as context:
             context.setattr(journal_module.os, "fsync", lambda _: (_ for _ in ()).throw(OSError(errno.ENOSPC, "full")))
-            with pytest.raises(UserError, match="make room, and the same command goes on"):
+            with pytest.raises(UserError, match="free some space and repeat the same command"):
                 journal.publish(NOTHING)
         assert not (tmp_path / "output").exists()
         assert sorted(os.listdir(journal.folder)) == ["0.journal"]
@@ -390,7 +390,7 @@ def test_a_record_that_no_run_has_written(tmp_path, records, fault, rank):
     with pytest.raises(UserError) as raised:
         begin(tmp_path / "output")
     assert str(raised.value).startswith(f"{path} is damaged ({fault}")
-    assert str(raised.value).endswith("): give --overwrite to begin anew, or another --output")
+    assert str(raised.value).endswith("): give --overwrite to start again, or another --output")
     assert path.read_bytes() == whole(*records)
     journal, finished = begin(tmp_path / "output", overwrite=True)
     with closing(journal):

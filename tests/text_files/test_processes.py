@@ -79,8 +79,8 @@ def test_a_process_that_is_gone(members):
     with pytest.raises(UserError) as raised:
         members[0].wait_for("finished", range(3))
     assert str(raised.value) == (
-        "process 1 of 3 has given no sign of life for 0 seconds, so process 0 ends too: what is finished is kept, and "
-        "the same command goes on from there"
+        "process 1 of 3 has given no sign of life for 0 seconds, so process 0 ends too: finished lines are kept, and "
+        "the same command continues"
     )
 
 

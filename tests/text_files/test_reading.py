@@ -49,7 +49,7 @@ def test_closed_standard_input(monkeypatch):
 @pytest.mark.parametrize(
     "content, sentence",
     [
-        (b"", "input is empty: give a file with one text a line$"),
+        (b"", "input is empty: give a file with one text per line$"),
         (b"a\nb\n\xff\n", "^line 3 of .*input is not valid UTF-8: convert the file with iconv$"),
         ("ü\nö\n".encode("latin-1"), "^line 1 of "),
     ],

@@ -1,4 +1,4 @@
-"""GPU kernels behind functions that do the same by PyTorch where a kernel cannot run.
+"""GPU kernels. Their functions use PyTorch where a kernel cannot run.
 
 They are written in Triton, which comes with PyTorch for CUDA.
 """

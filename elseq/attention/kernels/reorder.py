@@ -14,10 +14,10 @@ def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) ->
     """Hypothesis n continues hypothesis order[n] of the same sentence.
 
     Args:
-        buffer: [N, G, C, W] or [N, C, W], contiguous: N hypotheses, those of a sentence together, C positions of room.
+        buffer: [N, G, C, W] or [N, C, W], contiguous: N hypotheses, those of a sentence adjacent; C positions.
         order: int64 [N].
         beam: hypotheses of each sentence; divides N.
-        taken: int64 [1]: how many positions are in use. What the others hold afterwards is not said.
+        taken: int64 [1], the number of used positions. The content of the others is undefined afterwards.
     """
     launch = _kernel(buffer.device) if buffer.is_cuda else None
     if launch is None:
@@ -29,7 +29,7 @@ def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) ->
 
 @cache
 def _kernel(device: torch.device):
-    """What launches the kernel, once it has run on the device; None where it cannot."""
+    """The function that launches the kernel, after a trial on the device; None if the kernel cannot run there."""
     if find_spec("triton") is None:
         return None
     from elseq.attention.kernels.reorder_triton import launch  # cannot be imported without Triton
@@ -38,7 +38,7 @@ def _kernel(device: torch.device):
         with torch.cuda.device(device):
             two = torch.arange(2, device=device)
             launch(torch.zeros(2, 1, 1, device=device), two, 2, two[:1])
-    except Exception as error:  # of Triton, of the C compiler that it calls, of the driver
+    except Exception as error:  # errors of Triton, its C compiler or the driver
         logger.warning(
             "Triton cannot compile for this GPU, so PyTorch reorders hypotheses: %s", str(error).split("\n")[0]
         )

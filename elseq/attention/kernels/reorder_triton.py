@@ -1,10 +1,10 @@
-"""The kernel of `reorder_in_place`: without a second buffer, and only what is taken."""
+"""The kernel of `reorder_in_place`. It needs no second buffer and moves only used positions."""
 
 import triton
 import triton.language as tl
 from torch import Tensor
 
-TILE = 8192  # numbers that a program moves, of all hypotheses of a sentence: as many as registers hold
+TILE = 8192  # numbers per program, of all hypotheses of a sentence: they must fit into registers
 
 
 def launch(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
@@ -29,7 +29,7 @@ def reorder(
     rows_of_block: tl.constexpr,
     block: tl.constexpr,
 ):
-    """A program reads a piece of all hypotheses of a sentence, then writes it."""
+    """Each program reads one piece of all hypotheses of a sentence, then writes it."""
     sentence = tl.program_id(0).to(tl.int64)
     run = tl.program_id(1)
     start = tl.program_id(2) * block

@@ -1,19 +1,19 @@
-"""Decoding methods: what a decoder keeps of the positions it has read, and how its attention reads that.
+"""Decoding methods: what a decoder keeps of each position, and how attention reads it.
 
-A method says everything about itself; whoever offers, plans, measures or documents methods reads this registry. To add
-one, write a `DecodingMethod` and `register` it: it is then a value of --decode-attention.
+Options, planner, cost estimate and benchmark take the methods from this registry. To add a method, write a
+`DecodingMethod` and `register` it. It is then a value of --decode-attention.
 """
 
 from elseq.attention.methods.el import EL
 from elseq.attention.methods.kv import KV
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 
-AUTO = "auto"  # in place of a name: whichever method suits the machine and the batch
+AUTO = "auto"  # instead of a name: the method that suits the machine and the batch
 METHODS: dict[str, DecodingMethod] = {}
 
 
 def register(method: DecodingMethod) -> DecodingMethod:
-    """Offer a method under its name.
+    """Add a method to the registry under its name.
 
     Raises:
         ValueError: the name is taken.
@@ -25,7 +25,7 @@ def register(method: DecodingMethod) -> DecodingMethod:
 
 
 def names() -> tuple[str, ...]:
-    """What a decoder can be told."""
+    """The values that select a method: `AUTO` and the registered names."""
     return (AUTO, *METHODS)
 
 

@@ -17,7 +17,7 @@ from elseq.attention.multi_head import Segment, multi_head_attention
 
 
 class HiddenStates(DecodingMethod):
-    """Hidden states [N, S, D] are kept, those of the source once for all layers, and the query is expanded."""
+    """Keeps hidden states [N, S, D], those of the source once for all layers, and expands the query."""
 
     name = "el"
     help = "hidden states are cached"
@@ -64,12 +64,12 @@ def el_attention(
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention, evaluated without keys and values.
 
-    The bias of the key projection is not asked for: it adds the same to every score of a query, which softmax removes.
+    The bias of the key projection is not needed: it adds the same number to every score of a query.
 
     Args:
         query: [N, H, T, K], projected and scaled: N sequences, H heads, T positions, K width of a head.
-        hidden: of each segment the hidden states [M, S, D] (M dividing N, S positions, D their width), a mask and, if
-            there is one, a bias; see `Segment`.
+        hidden: one tuple per segment: the hidden states [M, S, D] (M divides N, S positions of width D), a mask, and
+            optionally a bias; see `Segment`.
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
@@ -81,7 +81,7 @@ def el_attention(
     heads, head_dim = query.size(1), query.size(3)
     segments = [Segment(states.unsqueeze(1), states.unsqueeze(1), *more) for states, *more in hidden]
     if dropout > 0:
-        # Dropped weights do not sum to one. A column of ones beside the values sums them for the bias below.
+        # With dropout the weights do not sum to one. A column of ones in the values gives their sum for the bias below.
         segments = [segment._replace(value=F.pad(segment.value, (0, 1), value=1.0)) for segment in segments]
     context, weights = multi_head_attention(
         _per_head(query, key_weight.view(-1, head_dim, key_weight.size(1))),

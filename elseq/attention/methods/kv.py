@@ -1,4 +1,4 @@
-"""Keys and values: the cache of Transformers as they are."""
+"""Keys and values: the usual cache of Transformers."""
 
 from collections.abc import Sequence
 
@@ -33,8 +33,8 @@ class KeysAndValues(DecodingMethod):
 
     @torch.no_grad()
     def memories(self, attentions, hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
-        """In one block of memory. In many pieces they would not fit the holes that the encoder leaves in the heap, and
-        the process would grow by what it has free."""
+        """One block of memory for all layers. Separate tensors would not fit the free blocks that the encoder leaves in
+        the heap, and the process would grow."""
         found = []
         block = None
         for layer, attention in enumerate(attentions):

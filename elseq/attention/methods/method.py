@@ -18,16 +18,16 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class AttentionSizes:
-    """The sizes of an attention layer that decide what a method costs."""
+    """The sizes of an attention layer on which the cost of a method depends."""
 
     num_heads: int
     head_dim: int
     num_kv_heads: int
-    memory_width: int  # of the hidden states that keys and values are projected from
+    memory_width: int  # width of the hidden states that are projected to keys and values
 
 
 class DecodingMethod(ABC):
-    """What is kept of each position, how attention reads it, and what that costs.
+    """Defines what is kept of each position, how attention reads it, and what that costs.
 
     Shapes: N sequences, H heads, G key/value heads, T positions of the query, S of the memory, K width of a head, D
     width of the hidden states.
@@ -36,7 +36,7 @@ class DecodingMethod(ABC):
     name: str
     help: str  # completes "how attention is evaluated while decoding: "
     shares_memory = False  # one memory of the source serves the cross-attention of all layers
-    projects_memory = True  # keys and values of a source are projected once, and not again at every step
+    projects_memory = True  # keys and values of a source are projected once, not at every step
 
     @abstractmethod
     def keep(self, attention: Attention, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -49,9 +49,9 @@ class DecodingMethod(ABC):
         """Attend to what was kept.
 
         Args:
-            attention: whose query it is.
+            attention: the layer that projected the query.
             query: [N, H, T, K], projected and scaled.
-            memory: stretches of what `keep` returned. Their masks say all that a position does not see.
+            memory: stretches of what `keep` returned. Their masks hide everything that is not attended to.
             options: top_k, query_chunk_size, dropout, need_weights; see `multi_head_attention`.
 
         Returns:
@@ -63,7 +63,7 @@ class DecodingMethod(ABC):
     ) -> tuple[Tensor, Tensor | None]:
         """Causal self-attention of positions that nothing precedes, such as a prompt.
 
-        Many queries are better projected once than by this method, unless it says otherwise.
+        By default keys and values are projected, which is faster for many queries.
 
         Args:
             hidden: the positions, [T, N, D].
@@ -74,14 +74,14 @@ class DecodingMethod(ABC):
         return multi_head_attention(query, [segment], causal=True, window=attention.window, **options)
 
     def lay_out(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
-        """The tensors that `keep` returned, stored as they are best read at every step."""
+        """The tensors that `keep` returned, in the layout that is fastest to read at every step."""
         return tuple(tensor.contiguous() for tensor in tensors)
 
     def memories(self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
         """The memory of a source for the cross-attention of each layer.
 
         Args:
-            attentions: of the layers.
+            attentions: one per layer.
             hidden: the encoder's output, [S, B, D]: B sentences.
             mask: bool [B, S], True at padding, or None.
         """
@@ -91,16 +91,16 @@ class DecodingMethod(ABC):
 
     @abstractmethod
     def numbers_kept(self, sizes: AttentionSizes) -> int:
-        """Numbers that `keep` returns of a position."""
+        """How many numbers `keep` returns for a position."""
 
     @abstractmethod
     def numbers_read(self, sizes: AttentionSizes) -> int:
-        """Numbers that a step reads of a position: twice where they are both key and value and are read for each."""
+        """How many numbers a step reads of a position. Those that serve as key and as value count twice."""
 
     @abstractmethod
     def operations(self, sizes: AttentionSizes) -> int:
-        """Floating-point operations of a step for a position: score and weighted sum of all heads."""
+        """Floating-point operations of a step per position: scores and weighted sums of all heads."""
 
     @abstractmethod
     def numbers_of_step(self, sizes: AttentionSizes) -> int:
-        """Numbers that a step holds beside the memory: the query as `attend` expands it, and what it finds."""
+        """How many numbers a step needs besides the memory: the expanded query and the result of `attend`."""

@@ -13,10 +13,10 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import TOKENIZER, read_json
 from elseq.interop.hugging_face.options import shown
 from elseq.subwords.gpt2 import byte_level
-from elseq.subwords.tokens import END_OF_TEXT, TOKENIZER, parse_tokenizer
+from elseq.subwords.tokens import END_OF_TEXT, parse_tokenizer
 
 CONFIG, ADDED, SPECIAL_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")

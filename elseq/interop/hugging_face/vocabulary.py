@@ -18,7 +18,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,
@@ -34,8 +34,6 @@ from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
     SYMBOLS,
-    SYMBOLS_FILE,
-    TOKENIZER,
     Tokens,
     dictionary_word,
     parse_tokenizer,

@@ -13,38 +13,6 @@ from elseq.cli import benchmark
 from elseq.errors import UserError
 from tests import helpers
 
-PLUGIN = '''
-from elseq.attention import Segment, multi_head_attention, register
-from elseq.attention.methods import EL
-from elseq.attention.methods.el import HiddenStates
-
-
-class Reprojected(HiddenStates):
-    """Hidden states are kept, and keys and values are projected again at every step."""
-
-    name = "reprojected"
-    help = "keys and values are projected at every step"
-
-    def attend(self, attention, query, memory, **options):
-        segments = []
-        for (hidden,), mask, bias in memory:
-            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask, bias))
-        return multi_head_attention(query, segments, **options)
-
-
-register(Reprojected())
-'''
-
-
-@pytest.fixture
-def plugin(tmp_path):
-    folder = tmp_path / "reprojected_method"
-    folder.mkdir()
-    (folder / "__init__.py").write_text(PLUGIN)
-    yield folder
-    METHODS.pop("reprojected", None)
-    sys.modules.pop("reprojected_method", None)
-
 
 def lines(trained):
     return (trained.raw / "test.src").read_text().splitlines()
@@ -76,14 +44,27 @@ def test_commands(plugin, tiny_translation, tmp_path):
 def test_text_files(plugin, tiny_translation, tmp_path):
     for name in ("reprojected", "kv"):
         files = ["--input", tiny_translation.raw / "test.src", "--output", tmp_path / f"{name}.txt"]
-        model = ["--model", tiny_translation.checkpoint, "--attention", name, "--user-dir", plugin]  # in any order
+        model = [
+            "--model",
+            tiny_translation.checkpoint,
+            "--attention",
+            name,
+            "--user-dir",
+            plugin,
+        ]  # in any order
         helpers.run_here(["elseq-generate", *model, *files])
     assert (tmp_path / "kv.txt").read_text() == (tmp_path / "reprojected.txt").read_text()
 
 
 def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
     arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", "--modes=reprojected"]
-    arguments += [f"--user-dir={plugin}", "--source-length=5", "--batch-sizes=2", "--beams=2", "--output-length=6"]
+    arguments += [
+        f"--user-dir={plugin}",
+        "--source-length=5",
+        "--batch-sizes=2",
+        "--beams=2",
+        "--output-length=6",
+    ]
     arguments += ["--repeats=1", "--threads=1", f"--output={tmp_path / 'results'}"]
     monkeypatch.setattr(sys, "argv", ["elseq-benchmark", *arguments])
     benchmark.main()

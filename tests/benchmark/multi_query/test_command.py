@@ -125,8 +125,8 @@ def test_nothing_measured_is_an_error(run_here):
 @pytest.mark.parametrize(
     ("option", "sentence"),
     [
-        ("--variants=multi-tail", "^--variants 'multi-tail' is unknown; choose of multi-head, stock, multi-query"),
-        ("--columns=beams", "^--columns 'beams' is unknown; choose of training, greedy, beam"),
+        ("--variants=multi-tail", "^--variants 'multi-tail' is unknown; choose from multi-head, stock, multi-query"),
+        ("--columns=beams", "^--columns 'beams' is unknown; choose from training, greedy, beam"),
         ("--batch=0", "^--batch '0' is not a whole number above 0"),
         ("--dtype=float8", "argument --dtype: invalid choice: 'float8'"),
         ("--device=tpu", "--device tpu is unknown"),

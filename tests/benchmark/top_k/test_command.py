@@ -151,8 +151,8 @@ def test_methods_of_attention_agree():
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [
-        (["--what=attentions"], "^--what 'attentions' is unknown; choose of attention, feed-forward, chunks"),
-        (["--methods=performer"], "^--methods 'performer' is unknown; choose of vanilla, chunked, top-k, sdpa"),
+        (["--what=attentions"], "^--what 'attentions' is unknown; choose from attention, feed-forward, chunks"),
+        (["--methods=performer"], "^--methods 'performer' is unknown; choose from vanilla, chunked, top-k, sdpa"),
         (["--what=chunks", "--methods=sdpa"], "--methods sdpa has none for --what chunks"),
         (["--lengths=0"], "^--lengths '0' is not a whole number above 0"),
         (["--seconds-limit=-1"], "^--seconds-limit '-1' is not a number above 0"),
