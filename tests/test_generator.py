@@ -29,7 +29,7 @@ def lines(tiny_translation):
 
 
 @pytest.mark.parametrize("attention", ["auto", "kv", "stock"])
-def test_every_evaluation_says_the_same(tiny_translation, translator, lines, attention):
+def test_every_method_says_the_same(tiny_translation, translator, lines, attention):
     other = elseq.load(tiny_translation.checkpoint, attention=attention, data=tiny_translation.data)
     assert other.generate(lines, beam=3) == translator.generate(lines, beam=3)
 
@@ -159,7 +159,7 @@ def test_what_cannot_be_loaded(tiny_translation, options, sentence):
         elseq.load(**{"path": tiny_translation.checkpoint, "data": tiny_translation.data, **options})
 
 
-def test_an_evaluation_that_the_model_does_not_have(tiny_translation, tmp_path):
+def test_a_method_that_the_model_does_not_have(tiny_translation, tmp_path):
     state = torch.load(tiny_translation.checkpoint)
     state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
     torch.save(state, tmp_path / "model.pt")

@@ -161,7 +161,7 @@ def test_what_load_refuses(run, options, sentence):
     assert not run.journals.exists()
 
 
-def test_a_model_that_does_not_have_the_evaluation(tiny_translation, run, tmp_path):
+def test_a_model_that_does_not_have_the_method(tiny_translation, run, tmp_path):
     state = torch.load(tiny_translation.checkpoint)
     state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
     torch.save(state, tmp_path / "other.pt")

@@ -75,7 +75,7 @@ def test_others_keep_their_class_and_the_log_says_so(cfg, kind, reason, caplog):
 
 @pytest.mark.parametrize("mode", ["kv", "el"])
 @pytest.mark.parametrize("cfg, kind, reason", OTHERS, ids=["subclass", "recurrent", "option"])
-def test_others_cannot_be_decoded_by_a_named_evaluation(cfg, kind, reason, mode):
+def test_others_cannot_be_decoded_by_a_named_method(cfg, kind, reason, mode):
     with pytest.raises(UserError) as error:
         make_task(decode_attention=mode).build_model(cfg)
     expected = f"--decode-attention {mode} cannot decode this model, because {reason}; use stock"
@@ -94,7 +94,7 @@ def test_our_models_decode_as_they_were_configured():
     )
 
 
-def test_unknown_evaluation(tiny_bart):
+def test_unknown_method(tiny_bart):
     with pytest.raises(UserError, match="^--decode-attention fast is unknown; choose one of auto, kv, el, stock$"):
         load_translation(tiny_bart, decode_attention="fast")
 
