@@ -11,7 +11,8 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
-from elseq.errors import UserError
+from elseq.bounds import check_bounds
+from elseq.errors import UserError, as_option, renamed
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch
 from elseq.generation.beams import Beams, Candidates
@@ -90,8 +91,8 @@ class SequenceGenerator(nn.Module):
                 that is not in the dictionary, or an alignment with a source that there is not.
         """
         super().__init__()
-        if not isinstance(beam_size, int) or beam_size < 1:
-            raise UserError(f"--beam {beam_size} is no number of hypotheses; give 1 or more")
+        with renamed(as_option):
+            check_bounds("beam", beam_size, 1)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:

@@ -100,7 +100,7 @@ def never(*_, **__):
         (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),
         (["--languages=de"], "--languages 'de' is not two languages with a comma between them$"),
         (["--attention=fast"], "argument --attention: invalid choice: 'fast'"),
-        (["--beam=0"], "--beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["--beam=0"], "--beam 0 is not a whole number above 0; leave it out for the default, 5$"),
         (["--lenpen=nan"], "--lenpen nan is not a finite number$"),
         (["--lenpen=-inf"], "--lenpen -inf is not a finite number$"),
         (["--temperature=nan"], "--temperature nan is not a finite number$"),

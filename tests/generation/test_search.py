@@ -629,8 +629,8 @@ def test_alignment_needs_a_source(models):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"beam_size": 0}, "--beam 0 is no number"),
-        ({"beam_size": 2.5}, "--beam 2.5"),
+        ({"beam_size": 0}, "--beam 0 is not a whole number above 0; leave it out for the default, 1$"),
+        ({"beam_size": 2.5}, "--beam 2.5 is not a whole number above 0"),
         ({"temperature": 0}, "not positive"),
     ],
 )
