@@ -14,7 +14,7 @@ from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds
 from elseq.errors import UserError, as_option, renamed
 from elseq.generation.alignment import align
-from elseq.generation.beam_search import BeamSearch
+from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import (
@@ -78,7 +78,7 @@ class SequenceGenerator(nn.Module):
             temperature: above 1 gives flatter distributions, below 1 sharper ones.
             match_source_len: hypotheses are as long as their source.
             no_repeat_ngram_size: no hypothesis has an n-gram of this size twice; 0: no such rule.
-            search_strategy: one of `fairseq.search`. Default: beam search.
+            search_strategy: one of `fairseq.search`. Default: beam search, which for beam_size 1 is greedy search.
             eos: the symbol that ends a hypothesis. Default: the dictionary's.
             symbols_to_strip_from_output: for the caller; the end symbol is added.
             lm_model, lm_weight: a language model whose log-probabilities are added with this weight.
@@ -124,7 +124,7 @@ class SequenceGenerator(nn.Module):
         if no_repeat_ngram_size > 0:
             self.processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
         if search_strategy is None or type(search_strategy) is search.BeamSearch:
-            search_strategy = BeamSearch(tgt_dict)
+            search_strategy = (GreedySearch if self.beam_size == 1 else BeamSearch)(tgt_dict)
         self.search = search_strategy
         self.search.eos = self.eos
         self.print_alignment = print_alignment
