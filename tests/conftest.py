@@ -17,7 +17,7 @@ import elseq  # noqa: E402, F401
 from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
 
-CASES = 3  # of each test, with --quick
+CASES = 2  # of each test, with --quick
 # Rooms whose tests run commands or other programs, or read whole corpora.
 LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system"}
 
