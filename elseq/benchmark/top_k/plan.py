@@ -15,7 +15,7 @@ import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.runs import in_process
-from elseq.generation.policy import free_memory_bytes
+from elseq.generation.method_choice import free_memory_bytes
 
 METHODS = {
     "attention": ("vanilla", "chunked", "top-k", "sdpa"),
