@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError, as_option
@@ -41,7 +41,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
     Args:
         parser: what takes them.
         kind: the dataclass. The metadata of a field are its help and, if there are any, its metavar, its choices (or a
-            function that gives them) and type, which reads its text.
+            function that gives them) and type, which reads its text. A help without "(default: " gets the default.
         names: of the fields. Default: all.
     """
     for each in fields(kind):
@@ -50,10 +50,12 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
         options = dict(each.metadata)
         if callable(options.get("choices")):
             options["choices"] = _Choices(options["choices"])
-        if each.default is False:
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if default is False:
             options["action"] = "store_true"
-        elif each.default is not None:
-            options |= {"default": each.default, "help": f"{options['help']} (default: %(default)s)"}
+        elif default is not None:
+            told = options.get("help", "")
+            options |= {"default": default, "help": told if "(default: " in told else f"{told} (default: %(default)s)"}
         parser.add_argument(as_option(each.name), **options)
 
 
