@@ -35,7 +35,7 @@ def main() -> None:
             check_output_file(file, *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source))))
         told = {"title": heading, "options": asdict(settings)}
 
-        def plot(rows: list[dict]) -> list[Path]:
+        def plot(rows: list) -> list[Path]:
             report.plot(files[2], heading, rows)
             return [files[2]]
 

@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 
 from elseq.benchmark.arguments import Settings
 from elseq.benchmark.command import make_grid, title
+from elseq.benchmark.rows import Row
 from elseq.benchmark.runs import run_grid
 from elseq.errors import UserError
 from elseq.models.stock import elseq_configuration, training_options
@@ -21,8 +22,8 @@ _NAMES = {"modes": "decode.mode", "batch_sizes": "batch", "beams": "beam", "data
 _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
 
 
-def _known(cfg: dict) -> dict:
-    return {"mode": cfg["decode"]["mode"], "batch_size": cfg["batch"], "beam": cfg["beam"]}
+def _known(cfg: dict) -> Row:
+    return Row(cfg["decode"]["mode"], cfg["batch"], cfg["beam"])
 
 
 @recorded(known=_known)
@@ -33,7 +34,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         grid = make_grid(settings, stack, _name)
         if settings.checkpoint is None:
             grid = replace(grid, model_file=replace(grid.model_file, name=HydraConfig.get().runtime.choices.model))
-        found: list[tuple[dict, list | None]] = []
+        found: list[tuple[Row, list | None]] = []
         run_grid(grid, lambda row, best: found.append((row, best)))
         if len(found) != 1:
             raise UserError("batch and beam are one number each; several with commas between them need -m")

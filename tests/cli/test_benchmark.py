@@ -9,6 +9,7 @@ import torch
 
 from elseq.benchmark import report, runs
 from elseq.benchmark.models import checkpoint_model
+from elseq.benchmark.rows import Row
 from elseq.benchmark.sources import make_batches, read_sources
 from elseq.cli import benchmark
 from elseq.errors import UserError
@@ -96,9 +97,9 @@ def test_batches_are_of_the_longest_first():
 
 
 def test_table_is_aligned():
-    row = {"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 0.5, "copied": True}
-    other = {"mode": "auto", "batch_size": 8, "beam": 4, "samples_per_second": 1234.5, "method": "kv"}
-    failed = {"mode": "el", "batch_size": 8, "beam": 4, "failure": "out of memory"}
+    row = Row("stock", 8, 4, samples_per_second=0.5, copied=True)
+    other = Row("auto", 8, 4, samples_per_second=1234.5, method="kv")
+    failed = Row("el", 8, 4, failure="out of memory")
     text = report.table([row, other, failed])
     lines = text.splitlines()
     assert len({len(line) for line in lines[:4]}) == 1
@@ -108,8 +109,8 @@ def test_table_is_aligned():
 
 
 def test_unsteady_rows_are_named():
-    steady = {"mode": "kv", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.1]}
-    unsteady = {"mode": "el", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.3, 1.1]}
+    steady = Row("kv", 8, 1, seconds=[1.0, 1.1])
+    unsteady = Row("el", 8, 1, seconds=[1.0, 1.3, 1.1])
     assert report.notes([steady, unsteady]).endswith("Repeats differed by more than 20% (was the machine busy?): el.")
     assert "Repeats" not in report.notes([steady])
 
@@ -125,7 +126,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(
         benchmark,
         "run_grid",
-        lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}, None),
+        lambda grid, done: done(Row("stock", 8, 4, failure="out of memory"), None),
     )
     with pytest.raises(UserError, match="nothing could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
@@ -133,7 +134,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
 
 def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
     def interrupted(grid, done):
-        done({"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 2.0}, [])
+        done(Row("stock", 8, 4, samples_per_second=2.0), [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(benchmark, "run_grid", interrupted)

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from elseq.benchmark import command, runs
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import _configuration
 from elseq.sweeps.benchmark import read_settings
 from tests import helpers
@@ -33,11 +34,11 @@ def requests(monkeypatch, random_model):
     def measured(request, grid, folder, exported):
         asked.append(request)
         if request["mode"] == "auto":
-            return {"failure": "out of memory"}
+            return Measurement(failure="out of memory")
         hypotheses = [[[7, 8, 9]] for _ in request["sources"]]
         if request["mode"] == "el":
             hypotheses[-1] = [[7, 8]]
-        return {"seconds": [SECONDS[request["mode"]]], "hypotheses": hypotheses, "peak_mebibytes": 100.0}
+        return Measurement(seconds=[SECONDS[request["mode"]]], hypotheses=hypotheses, peak_mebibytes=100.0)
 
     monkeypatch.setattr(runs, "_run", measured)
     return asked
