@@ -20,4 +20,4 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequen
 
 def number(value: float) -> str:
     """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")

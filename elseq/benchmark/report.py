@@ -11,6 +11,7 @@ import elseq
 from elseq.attention.methods import AUTO
 from elseq.benchmark.rows import Row
 from elseq.files import save_figure, written_whole
+from elseq.tables import number
 
 MEBIBYTE = 2**20
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
@@ -26,11 +27,6 @@ def _label(row: Row) -> str:
     return f"{row.mode} ({', '.join(notes)})" if notes else row.mode
 
 
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
-
-
 def _digits(count: int):
     return lambda value: f"{value:,.{count}f}"
 
@@ -39,16 +35,16 @@ def _digits(count: int):
 Column = tuple[str, str | Callable, Callable]
 _KEYS: list[Column] = [("batch", "batch_size", str), ("beam", "beam", str)]
 _FIGURES: list[Column] = [
-    ("samples/s", "samples_per_second", _number),
-    ("tokens/s", "tokens_per_second", _number),
+    ("samples/s", "samples_per_second", number),
+    ("tokens/s", "tokens_per_second", number),
     ("x stock", "ratio_to_stock", _digits(2)),
     ("identical", "identical", str),
     ("of", "sentences", str),
     ("peak MiB", "peak_mebibytes", _digits(0)),
     ("loaded MiB", "loaded_mebibytes", _digits(0)),
-    ("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None, _number),
-    ("GFLOP/s", "gigaflops_per_second", _number),
-    ("GB/s", "gigabytes_per_second", _number),
+    ("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None, number),
+    ("GFLOP/s", "gigaflops_per_second", number),
+    ("GB/s", "gigabytes_per_second", number),
 ]
 
 
@@ -206,9 +202,9 @@ def plot(path: Path, title: str, rows: list[Row]) -> None:
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
-        for number, mode in enumerate(modes):
+        for index, mode in enumerate(modes):
             found = {"\n".join(_place(row)): _value(row, panel) or 0 for row in measured if row.mode == mode}
-            places = [place + (number - (len(modes) - 1) / 2) * width for place in range(len(groups))]
+            places = [place + (index - (len(modes) - 1) / 2) * width for place in range(len(groups))]
             axis.bar(places, [found.get(group, 0) for group in groups], width, label=mode)
         axis.set_xticks(range(len(groups)), groups, fontsize="small")
         axis.set_ylabel(panel[0])

@@ -142,7 +142,7 @@ def test_bad_input_is_one_sentence(run, option, sentence):
 def test_numbers_have_three_digits():
     assert [report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
         "0.123",
-        "8",
+        "8.00",
         "12.1",
         "1,234",
     ]
