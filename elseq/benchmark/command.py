@@ -6,8 +6,6 @@ from collections.abc import Callable
 from contextlib import ExitStack
 from pathlib import Path
 
-import torch
-
 from elseq.arguments import Parser, add_fields
 from elseq.benchmark import report
 from elseq.benchmark.arguments import Settings, add_run_options
@@ -114,7 +112,6 @@ def _model_file(settings: Settings, stack: ExitStack) -> ModelFile:
 
 def title(settings: Settings, grid: Grid) -> list[list[str]]:
     """What all runs have in common: the model, what is decoded, where, and by which versions."""
-    device = torch.cuda.get_device_name(settings.device) if settings.device.startswith("cuda") else "cpu"
     source = (
         f"source {settings.source_length}"
         if settings.source is None
@@ -128,6 +125,6 @@ def title(settings: Settings, grid: Grid) -> list[list[str]]:
     return [
         [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],
-        [device, f"{settings.threads} thread{'s' if settings.threads > 1 else ''}", settings.dtype],
+        report.machine(settings.device, settings.threads, settings.dtype),
         report.versions(),
     ]

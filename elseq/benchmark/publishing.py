@@ -11,6 +11,37 @@ from elseq.errors import UserError
 from elseq.files import written_whole
 
 
+def publish_paper(
+    run: Callable[[Callable], None],
+    runs: int,
+    path: Path,
+    report,
+    settings: dict,
+    title: str,
+    tables: Callable[[list], str],
+    notes: Callable[[list], str],
+    plot: Callable[[list], list[Path]] = lambda rows: [],
+) -> None:
+    """`run_and_publish` for a paper's benchmark, with the ratios of its rows in the JSON.
+
+    Args:
+        path: of the results, without .json and .md.
+        report: a module that has `compare` (rows to ratios), too.
+        settings: what the figures depend on.
+        title, tables, notes: the parts of the text.
+    """
+    run_and_publish(
+        run,
+        runs,
+        path.with_suffix(".json"),
+        path.with_suffix(".md"),
+        report,
+        lambda rows: settings | {"ratios": report.compare(rows)},
+        lambda rows: f"{title}\n\n{tables(rows)}\n\n{notes(rows)}\n",
+        plot,
+    )
+
+
 def run_and_publish(
     run: Callable[[Callable], None],
     runs: int,

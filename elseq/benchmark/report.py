@@ -158,6 +158,15 @@ def text(title: str, rows: list[Row]) -> str:
     return "\n\n".join(filter(None, (title, table(rows), notes(rows)))) + "\n"
 
 
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def machine(device: str, threads: int, dtype: str) -> list[str]:
+    """Where it was measured, and in what."""
+    return [device_name(device), f"{threads} thread{'s' if threads > 1 else ''}", dtype]
+
+
 def versions() -> list[str]:
     return [f"torch {torch.__version__}", f"fairseq {fairseq_version()}", f"elseq {elseq.__version__}"]
 
