@@ -9,7 +9,7 @@ help:
 	@echo "make setup      set up .venv, or repair it (PYTHON=python3.12, CONSTRAINTS=my-versions.txt)"
 	@echo "make demo       train a small Transformer and decode with it under stock fairseq, kv and el"
 	@echo "make test       run the tests"
-	@echo "make test-quick run those that run no command, with few examples"
+	@echo "make test-quick run, in a minute, a few cases of each test that runs no command"
 	@echo "make test-slow  run the tests that take minutes"
 	@echo "make test-gpu   run the tests that need a CUDA device"
 	@echo "make lint       check the style"

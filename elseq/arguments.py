@@ -2,7 +2,7 @@
 
 import argparse
 from collections.abc import Callable, Collection
-from dataclasses import fields
+from dataclasses import MISSING, fields
 
 from elseq.compat.commands import import_user_dirs
 from elseq.errors import UserError, as_option
@@ -42,6 +42,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
         parser: the parser or group.
         kind: the dataclass. The metadata of a field are its help and optionally its metavar, its choices (or a function
             that returns them) and its type (a function that reads the text).
+            The default is added to a help without "(default: ".
         names: names of the fields. Default: all.
     """
     for each in fields(kind):
@@ -50,10 +51,12 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
         options = dict(each.metadata)
         if callable(options.get("choices")):
             options["choices"] = _Choices(options["choices"])
-        if each.default is False:
+        default = each.default if each.default_factory is MISSING else each.default_factory()
+        if default is False:
             options["action"] = "store_true"
-        elif each.default is not None:
-            options |= {"default": each.default, "help": f"{options['help']} (default: %(default)s)"}
+        elif default is not None:
+            told = options.get("help", "")
+            options |= {"default": default, "help": told if "(default: " in told else f"{told} (default: %(default)s)"}
         parser.add_argument(as_option(each.name), **options)
 
 

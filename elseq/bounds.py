@@ -17,20 +17,20 @@ def _between(low: float, high: float) -> _Bounds:
     return lambda value: low <= value <= high, f"a number from {low:g} to {high:g}"
 
 
-_ABOVE_0: _Bounds = (lambda value: value > 0, "a number above 0")
+_COUNT: _Bounds = (lambda value: isinstance(value, int) and value > 0, "a whole number above 0")
 _FROM_0: _Bounds = (lambda value: value >= 0, "0 or a number above it")
 # fairseq's default is also valid. It often is a number that means "no".
 _BOUNDS: dict[str, _Bounds] = {
-    "beam": _ABOVE_0,
+    "beam": _COUNT,
     "lenpen": _between(-10, 10),
     "unkpen": _between(-1e10, 1e10),
     "temperature": _between(1e-6, 1e6),
     "no_repeat_ngram_size": _FROM_0,
     "min_len": _FROM_0,
     "max_len_a": _between(0, 1e6),
-    "sampling_topk": _ABOVE_0,
+    "sampling_topk": _COUNT,
     "sampling_topp": (lambda value: 0 < value <= 1, "a share above 0 and of at most 1"),
-    "diverse_beam_groups": _ABOVE_0,
+    "diverse_beam_groups": _COUNT,
     "diverse_beam_strength": _between(0, 1e6),
     "diversity_rate": _between(0, 1e6),
 }

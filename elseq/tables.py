@@ -19,5 +19,5 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequen
 
 
 def number(value: float) -> str:
-    """Three significant digits, or all digits before the decimal point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:.3g}"
+    """Three digits, or all before the point."""
+    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")

@@ -4,7 +4,7 @@ import multiprocessing.process
 import os
 import subprocess
 import sys
-import threading
+from pathlib import Path
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other processes want the cores
 
@@ -40,12 +40,13 @@ class Reprojected(HiddenStates):
 
 register(Reprojected())
 '''
+CASES = 2  # of each test, with --quick
+# Rooms whose tests run commands or other programs, or read whole corpora.
+LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system"}
 
 
 def pytest_addoption(parser):
-    parser.addoption(
-        "--quick", action="store_true", help="skip what runs a whole command; few examples of each property"
-    )
+    parser.addoption("--quick", action="store_true", help="in a minute: few cases of each test, and no command")
 
 
 def pytest_configure(config):
@@ -53,32 +54,35 @@ def pytest_configure(config):
         os.environ["ELSEQ_EXAMPLES"] = "5"
 
 
-class RunsCommand(Exception):
-    """In place of pytest's own, which is no Exception: fairseq's thread that reads batches would end without a word,
-    and who waits for it would wait forever."""
+def pytest_ignore_collect(collection_path, config):
+    if config.getoption("--quick") and collection_path.parent == Path(__file__).parent:
+        return collection_path.name in LENGTHY or None
 
 
-@pytest.hookimpl(wrapper=True)
-def pytest_runtest_call():
-    try:
-        return (yield)
-    except RunsCommand:
-        pytest.skip("runs a command")
+def pytest_collection_modifyitems(config, items):
+    if config.getoption("--quick"):
+        tests = {}
+        for item in items:
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+        # Spread over all of them: the first ones may differ in one parameter alone.
+        kept = {case for cases in tests.values() for case in cases[:: -(-len(cases) // CASES)]}
+        config.hook.pytest_deselected(items=[item for item in items if item not in kept])
+        items[:] = [item for item in items if item in kept]
 
 
-@pytest.fixture(autouse=True)
-def no_commands(request, monkeypatch):
-    """With --quick: fixtures that all tests share are older than this one, and may still train by a command."""
-    if request.config.getoption("--quick"):
+@pytest.fixture(scope="session", autouse=True)
+def no_commands(request):
+    """With --quick; autouse: before the models that all tests share are trained."""
+    with pytest.MonkeyPatch.context() as patch:
+        if request.config.getoption("--quick"):
+            patch.setattr(subprocess.Popen, "__init__", _skip)
+            patch.setattr(multiprocessing.process.BaseProcess, "start", _skip)
+            patch.setattr(helpers, "run_here", _skip)
+        yield
 
-        def skip(*_, **__):
-            if threading.current_thread() is not threading.main_thread():
-                raise RunsCommand
-            pytest.skip("runs a command")
 
-        monkeypatch.setattr(subprocess.Popen, "__init__", skip)
-        monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", skip)
-        monkeypatch.setattr(helpers, "run_here", skip)
+def _skip(*_, **__):
+    pytest.skip("runs a command")
 
 
 @pytest.fixture(autouse=True)

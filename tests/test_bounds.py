@@ -30,7 +30,8 @@ def test_numbers_within_the_bounds(name, value):
         ("sampling_topp", 0.0, "sampling_topp 0.0 is not a share above 0 and of at most 1; leave it out"),
         ("lenpen", math.nan, "lenpen nan is not a finite number"),
         ("max_len_a", math.inf, "max_len_a inf is not a finite number"),
-        ("beam", 0, "beam 0 is not a number above 0"),
+        ("beam", 0, "beam 0 is not a whole number above 0"),
+        ("beam", 2.5, "beam 2.5 is not a whole number above 0"),
         ("max_len_b", 2**31, "max_len_b a whole number of 10 digits is too large; lower it"),
     ],
 )

@@ -29,7 +29,7 @@ def lines(tiny_translation):
 
 
 @pytest.mark.parametrize("attention", ["auto", "kv", "stock"])
-def test_every_evaluation_says_the_same(tiny_translation, translator, lines, attention):
+def test_every_method_says_the_same(tiny_translation, translator, lines, attention):
     other = elseq.load(tiny_translation.checkpoint, attention=attention, data=tiny_translation.data)
     assert other.generate(lines, beam=3) == translator.generate(lines, beam=3)
 
@@ -78,7 +78,7 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         ([3], {}, "text 0 is of type int"),
         (["a"], {"beams": 3}, "no option 'beams'"),
         (None, {}, "^generate takes a list of texts and was given None$"),
-        (["a"], {"beam": 0}, "^beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["a"], {"beam": 0}, "^beam 0 is not a whole number above 0; leave it out for the default, 5$"),
         (["a"], {"lenpen": math.nan}, "^lenpen nan is not a finite number$"),
         (["a"], {"lenpen": -10.5}, "^lenpen -10.5 is not a number from -10 to 10; leave it out for the default, 1.0$"),
         (["a"], {"unkpen": math.inf}, "^unkpen inf is not a finite number$"),
@@ -101,10 +101,10 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"no_repeat_ngram_size": -3}, "^no_repeat_ngram_size -3 is not 0 or a number above it; leave it out"),
         (["a"], {"min_len": -1}, "^min_len -1 is not 0 or a number above it"),
         (["a"], {"max_len_a": -1}, "^max_len_a -1.0 is not a number from 0 to 1e.06; "),
-        (["a"], {"sampling": True, "sampling_topk": 0}, "^sampling_topk 0 is not a number above 0"),
+        (["a"], {"sampling": True, "sampling_topk": 0}, "^sampling_topk 0 is not a whole number above 0"),
         (["a"], {"sampling": True, "sampling_topp": 1.5}, "^sampling_topp 1.5 is not a share above 0 and of at most 1"),
         (["a"], {"sampling": True, "sampling_topp": 0}, "^sampling_topp 0.0 is not a share"),
-        (["a"], {"diverse_beam_groups": 0}, "^diverse_beam_groups 0 is not a number above 0"),
+        (["a"], {"diverse_beam_groups": 0}, "^diverse_beam_groups 0 is not a whole number above 0"),
         (["a"], {"diverse_beam_strength": -1}, "^diverse_beam_strength -1.0 is not a number from 0 to 1e.06; "),
         (["a"], {"diversity_rate": -2}, "^diversity_rate -2.0 is not a number from 0 to 1e.06; "),
         (["a"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
@@ -159,7 +159,7 @@ def test_what_cannot_be_loaded(tiny_translation, options, sentence):
         elseq.load(**{"path": tiny_translation.checkpoint, "data": tiny_translation.data, **options})
 
 
-def test_an_evaluation_that_the_model_does_not_have(tiny_translation, tmp_path):
+def test_a_method_that_the_model_does_not_have(tiny_translation, tmp_path):
     state = torch.load(tiny_translation.checkpoint)
     state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
     torch.save(state, tmp_path / "model.pt")

@@ -18,6 +18,9 @@ def test_columns_on_the_left():
     assert re.sub("-+", "-", markdown(["a", "b"], [["1", "2"]], left=["b"]).splitlines()[1]) == "|-:|:-|"
 
 
-@pytest.mark.parametrize("value, text", [(1234.5, "1,234"), (100, "100"), (99.96, "100"), (1.2345, "1.23"), (0, "0")])
+@pytest.mark.parametrize(
+    "value, text",
+    [(1234.5, "1,234"), (100, "100"), (99.96, "100"), (1.2345, "1.23"), (0.5, "0.500"), (8, "8.00"), (0, "0.00")],
+)
 def test_number(value, text):
     assert number(value) == text

@@ -55,11 +55,11 @@ def make_models(family: str, dictionary: Dictionary, seed: int = 1, positions: i
             if name.endswith("bias"):
                 parameter.uniform_(-0.5, 0.5)
     models = {"stock": stock}
-    for evaluation in ("kv", "el"):
+    for method in ("kv", "el"):
         model = elseq_class.build_model(Namespace(**vars(args)), task).eval()
         model.load_state_dict(stock.state_dict())
-        model.decoder.decode_attention = evaluation
-        models[evaluation] = model
+        model.decoder.decode_attention = method
+        models[method] = model
     return models
 
 

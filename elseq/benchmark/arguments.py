@@ -1,23 +1,17 @@
-"""What the commands that measure read from the command line."""
+"""What the commands that measure are told, and what reads it."""
 
 import argparse
+from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 import torch
 
-from elseq.arguments import count
+from elseq.arguments import add_fields, choices, count, count_or_zero, counts
+from elseq.benchmark.runs import STOCK_MODES, modes
 from elseq.errors import UserError
+from elseq.loading import Loading
 
 DTYPES = ("float32", "bfloat16", "float16")
-
-
-def add_run_options(parser: argparse._ActionsContainer) -> None:
-    """How and where each run is made, and where the results go."""
-    parser.add_argument("--repeats", type=count, default=3, help="by the clock; the median counts (default: 3)")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
-    parser.add_argument("--device", type=device, default="cpu", help="cpu, cuda or cuda:1 (default: %(default)s)")
-    parser.add_argument("--threads", type=count, default=torch.get_num_threads(), help="(default: %(default)s)")
-    parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
 
 
 def device(text: str) -> str:
@@ -35,6 +29,47 @@ def device(text: str) -> str:
     elif found.type != "cpu":
         raise UserError(f"{text} is not supported; choose cpu or cuda")
     return text
+
+
+def _option(default=None, **metadata):
+    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What elseq-benchmark measures: the options of its command line, the settings of its sweeps."""
+
+    checkpoint: str | None = None
+    data: str | None = _option(help="folder of its dictionaries (default: the checkpoint's)")
+    user_dir: str | None = _option(**{each.name: each.metadata for each in fields(Loading)}["user_dir"])
+    arch: str | None = _option(help="an architecture of fairseq or elseq, instead of a checkpoint")
+    random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
+    vocabulary_size: int = _option(50264, type=count, help="with --arch")
+    source: str | None = _option(help="text in pieces of the model's dictionary, one source a line; decoded whole")
+    source_length: int = _option(512, type=count, help="positions of random sources, one batch")
+    output_length: int | None = _option(type=count, help="tokens of every output, whatever the model would say")
+    min_len: int = _option(1, type=count, help="tokens at least")
+    max_len_b: int = _option(200, type=count, help="tokens at most")
+    lenpen: float = _option(1.0, type=float, help="length penalty")
+    no_repeat_ngram_size: int = _option(0, type=count_or_zero, help="0 is none")
+    modes: list[str] = _option(
+        lambda: [mode for mode in modes() if mode not in STOCK_MODES[1:]],
+        type=lambda text: choices(modes())(text),  # those of plugins, too
+        help=f"of {', '.join(modes())}; stock is always measured (default: all but stock-*)",
+    )
+    batch_sizes: list[int] = _option(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
+    beams: list[int] = _option(lambda: [4], type=counts, help="such as 1,4 (default: 4)")
+    repeats: int = _option(3, type=count, help="by the clock; the median counts")
+    dtype: str = _option("float32", choices=DTYPES)
+    device: str = _option("cpu", type=device, help="cpu, cuda or cuda:1")
+    threads: int = _option(torch.get_num_threads, type=count)
+    model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
+
+
+def add_run_options(parser: argparse._ActionsContainer) -> None:
+    """How and where each run is made, and where the results go."""
+    add_fields(parser, Settings, "repeats", "dtype", "device", "threads")
+    parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
 
 
 def make_output_folder(name: str) -> Path:

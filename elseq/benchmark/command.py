@@ -2,20 +2,18 @@
 
 import argparse
 import tempfile
+from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
-from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
+from elseq.arguments import Parser, add_fields
 from elseq.benchmark import report
-from elseq.benchmark.arguments import add_run_options
+from elseq.benchmark.arguments import Settings, add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
-from elseq.benchmark.runs import STOCK_MODES, Grid, modes
+from elseq.benchmark.runs import Grid
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
-from elseq.loading import Loading
 
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
@@ -30,8 +28,13 @@ elseq-benchmark multi-query and elseq-benchmark top-k measure what those two pap
 """
 
 
-def parse(arguments: list[str]) -> argparse.Namespace:
-    """
+_OF_GRID = ("modes", "batch_sizes", "beams", "dtype", "device", "threads", "repeats")
+_OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
+
+
+def parse(arguments: list[str]) -> tuple[Settings, str]:
+    """What is measured, and the folder for the results.
+
     Raises:
         UserError: a value that cannot be used.
     """
@@ -47,108 +50,83 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     model = parser.add_argument_group("model")
     model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
-    model.add_argument("--data", help="folder of its dictionaries (default: the checkpoint's)")
-    add_fields(model, Loading, "user_dir")
-    model.add_argument("--arch", help="an architecture of fairseq or elseq, instead of a checkpoint")
-    model.add_argument(
-        "--random-weights", action="store_true", help="with --arch: the same random weights in all modes"
-    )
-    model.add_argument("--vocabulary-size", type=count, default=50264, help="with --arch (default: %(default)s)")
+    add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
     work = parser.add_argument_group("what is decoded")
-    source = work.add_mutually_exclusive_group()
-    source.add_argument("--source", help="text in pieces of the model's dictionary, one source a line; decoded whole")
-    source.add_argument(
-        "--source-length",
-        type=count,
-        default=512,
-        help="positions of random sources, one batch (default: %(default)s)",
-    )
-    work.add_argument("--output-length", type=count, help="tokens of every output, whatever the model would say")
-    work.add_argument("--min-len", type=count, default=1, help="tokens at least (default: %(default)s)")
-    work.add_argument("--max-len-b", type=count, default=200, help="tokens at most (default: %(default)s)")
-    work.add_argument("--lenpen", type=float, default=1.0, help="length penalty (default: %(default)s)")
-    work.add_argument("--no-repeat-ngram-size", type=count_or_zero, default=0, help="0 is none (default: %(default)s)")
+    add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
+    add_fields(work, Settings, "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
     runs = parser.add_argument_group("runs")
-    runs.add_argument(
-        "--modes",
-        type=lambda text: choices(modes())(text),  # those of plugins, too
-        default=[mode for mode in modes() if mode not in STOCK_MODES[1:]],
-        help=f"of {', '.join(modes())}; stock is always measured (default: all but stock-*)",
-    )
-    runs.add_argument("--batch-sizes", type=counts, default=[8], help="such as 8,32 (default: 8)")
-    runs.add_argument("--beams", type=counts, default=[4], help="such as 1,4 (default: 4)")
+    add_fields(runs, Settings, "modes", "batch_sizes", "beams")
     add_run_options(runs)
-    args = parser.parse_args(arguments)
-    args.model_options = model_options
-    if args.output_length is None and args.min_len > args.max_len_b:
-        raise UserError(f"--min-len {args.min_len} is more than --max-len-b {args.max_len_b}; lower it")
-    return args
+    options = vars(parser.parse_args(arguments))
+    output = options.pop("output")
+    return Settings(**options, model_options=model_options), output
 
 
-def make_grid(args: argparse.Namespace, stack: ExitStack) -> Grid:
-    """The grid that the arguments ask for; what it needs on disk is there until the stack closes.
+def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] = as_option) -> Grid:
+    """The grid of the modes; what it needs on disk is there until the stack closes.
+
+    Args:
+        settings: what is measured.
+        stack: what cleans up.
+        name: how errors call a field of the settings.
 
     Raises:
-        UserError: a model or sources that cannot be used.
+        UserError: settings that do not go together, or a model or sources that cannot be used.
     """
-    model_file = _model_file(args, stack)
-    if args.source is not None:
-        sources = read_sources(model_file, Path(args.source))
-    else:
-        sources = random_sources(model_file, args.source_length, max(args.batch_sizes))
+    shortest, longest = settings.min_len, settings.max_len_b
+    if settings.output_length is not None:
+        shortest = longest = settings.output_length
+    if shortest > longest:
+        raise UserError(f"{shortest} is more than {name('max_len_b')} {longest}; lower it", name("min_len"))
+    with renamed(name):
+        model_file = _model_file(settings, stack)
+        if settings.source is not None:
+            sources = read_sources(model_file, Path(settings.source))
+        else:
+            sources = random_sources(model_file, settings.source_length, max(settings.batch_sizes))
     positions = count_positions(model_file, sources)
-    fixed = args.output_length
-    check_positions(model_file, positions, args.min_len if fixed is None else fixed)
+    check_positions(model_file, positions, shortest)
+    search = {"min_len": shortest, "max_len_b": longest} | {each: getattr(settings, each) for each in _OF_SEARCH}
     return Grid(
         model_file=model_file,
         sources=sources,
         positions=positions,
-        one_batch=args.source is None,
-        modes=["stock", *(mode for mode in args.modes if mode != "stock")],
-        batch_sizes=args.batch_sizes,
-        beams=args.beams,
-        search={
-            "min_len": args.min_len if fixed is None else fixed,
-            "max_len_b": args.max_len_b if fixed is None else fixed,
-            "lenpen": args.lenpen,
-            "no_repeat_ngram_size": args.no_repeat_ngram_size,
-        },
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads,
-        repeats=args.repeats,
+        one_batch=settings.source is None,
+        search=search,
+        **{each: getattr(settings, each) for each in _OF_GRID},
     )
 
 
-def _model_file(args, stack: ExitStack) -> ModelFile:
-    if (args.checkpoint is None) == (args.arch is None):
+def _model_file(settings: Settings, stack: ExitStack) -> ModelFile:
+    if (settings.checkpoint is None) == (settings.arch is None):
         raise UserError("give either a checkpoint or --arch with --random-weights")
-    if args.checkpoint is not None:
-        if args.random_weights or args.model_options:
+    if settings.checkpoint is not None:
+        if settings.random_weights or settings.model_options:
             raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
-        with renamed(as_option):
-            return checkpoint_model(
-                Path(args.checkpoint), None if args.data is None else Path(args.data), args.user_dir
-            )
-    if not args.random_weights:
+        data = None if settings.data is None else Path(settings.data)
+        return checkpoint_model(Path(settings.checkpoint), data, settings.user_dir)
+    if not settings.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))
-    made = random_model(args.arch, args.vocabulary_size, args.model_options, Path(folder))
-    return replace(made, user_dir=args.user_dir)
+    made = random_model(settings.arch, settings.vocabulary_size, settings.model_options, Path(folder))
+    return replace(made, user_dir=settings.user_dir)
 
 
-def title(args: argparse.Namespace, grid: Grid) -> list[list[str]]:
+def title(settings: Settings, grid: Grid) -> list[list[str]]:
     """What all runs have in common: the model, what is decoded, where, and by which versions."""
-    device = torch.cuda.get_device_name(args.device) if args.device.startswith("cuda") else "cpu"
-    source = f"source {args.source_length}" if args.source is None else f"{len(grid.sources)} lines of {args.source}"
-    output = [f"output {args.output_length}"]
-    if args.output_length is None:
-        output = [f"output {args.min_len} to {args.max_len_b}", f"length penalty {args.lenpen:g}"]
-    if args.no_repeat_ngram_size:
-        output.append(f"no repeated {args.no_repeat_ngram_size}-grams")
+    source = (
+        f"source {settings.source_length}"
+        if settings.source is None
+        else f"{len(grid.sources)} lines of {settings.source}"
+    )
+    output = [f"output {settings.output_length}"]
+    if settings.output_length is None:
+        output = [f"output {settings.min_len} to {settings.max_len_b}", f"length penalty {settings.lenpen:g}"]
+    if settings.no_repeat_ngram_size:
+        output.append(f"no repeated {settings.no_repeat_ngram_size}-grams")
     return [
-        [grid.model_file.name, *["random weights"] * args.random_weights],
+        [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],
-        [device, f"{args.threads} thread{'s' if args.threads > 1 else ''}", args.dtype],
+        report.machine(settings.device, settings.threads, settings.dtype),
         report.versions(),
     ]

@@ -58,7 +58,7 @@ def main() -> None:
         export(request["engine"], ModelFile(**request["model_file"]), request["sources"], Path(request["exported"]))
         result = {}
     except Exception as error:
-        result = describe_failure(error)
+        result = {"failure": describe_failure(error)}
     result_path.write_text(json.dumps(result))
 
 

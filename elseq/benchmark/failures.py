@@ -3,12 +3,12 @@
 from elseq.errors import UserError, is_out_of_memory
 
 
-def describe_failure(error: Exception) -> dict:
-    """The "failure" of a result, in one sentence."""
+def describe_failure(error: Exception) -> str:
+    """What failed, in one sentence."""
     message = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, UserError):
-        return {"failure": message}
+        return message
     # Python has a SystemError where memory does not even suffice for an exception.
     if isinstance(error, SystemError) or is_out_of_memory(error):
-        return {"failure": "out of memory"}
-    return {"failure": f"{type(error).__name__}: {message}"}
+        return "out of memory"
+    return f"{type(error).__name__}: {message}"

@@ -9,6 +9,7 @@ from fairseq.models.bart import BARTModel
 from fairseq.ngram_repeat_block import EXTENSION_BUILT
 
 from elseq.benchmark.cost import Sizes
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
 from elseq.models import Decoder
 
@@ -39,15 +40,15 @@ class FairseqEngine:
         self.generator = self._build_generator()
         self.is_stock = self.mode.startswith("stock")
         sizes = Sizes.of(self.model)
-        self.facts = {
-            "version": fairseq.__version__,
-            "sizes": None if sizes is None else sizes.to_dict(),
-            "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
-            "state_bytes": 0,
-            "copied": self._is_copied(),
-        }
+        self.found = Measurement(
+            version=fairseq.__version__,
+            sizes=None if sizes is None else sizes.to_dict(),
+            parameters=sum(parameter.numel() for parameter in self.model.parameters()),
+            state_bytes=0,
+            copied=self._is_copied(),
+        )
         if self.is_stock and request["search"]["no_repeat_ngram_size"] and not _stock_blocks_ngrams():
-            self.facts["ngrams_repeat"] = True
+            self.found.ngrams_repeat = True
         if self.is_stock:
             self._watch_stock_state()
         elif isinstance(self.model.decoder, Decoder):
@@ -62,7 +63,7 @@ class FairseqEngine:
         self.generator.max_len_b = self.request["search"]["max_len_b"] + prompt_length
         found = self.task.inference_step(self.generator, [self.model], sample)
         if self.look_closely and not self.is_stock:
-            self.facts["state_bytes"] = self.generator.usage.state_bytes
+            self.found.state_bytes = self.generator.usage.state_bytes
         order = {number: row for row, number in enumerate(sample["id"].tolist())}
         return [
             [hypothesis["tokens"][prompt_length:-1].tolist() for hypothesis in found[order[index]]] for index in batch
@@ -97,7 +98,7 @@ class FairseqEngine:
             if self.look_closely:
                 entries = [entry for state in incremental_states for entry in state.values()]
                 size = sum(tensor.nbytes for entry in entries for tensor in entry.values() if tensor is not None)
-                self.facts["state_bytes"] = max(self.facts["state_bytes"], size)
+                self.found.state_bytes = max(self.found.state_bytes, size)
             return output
 
         ensemble.forward_decoder = forward_decoder
@@ -107,7 +108,7 @@ class FairseqEngine:
         new_state = decoder.new_state
 
         def watched_new_state(encoder_out, method):
-            self.facts["method"] = method.name
+            self.found.method = method.name
             return new_state(encoder_out, method)
 
         decoder.new_state = watched_new_state

@@ -11,45 +11,58 @@ import resource
 import sys
 import time
 from collections.abc import Callable
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
 
 
-def measure(request: dict) -> dict:
+@dataclass
+class Measurement:
+    """What a run has found. What is not known is None."""
+
+    failure: str | None = None  # a sentence; nothing else is known then
+    seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
+    hypotheses: list[list[list[int]]] | None = None  # of each source, best first, without end symbols and prompts
+    loaded_mebibytes: float | None = None  # memory after loading
+    peak_mebibytes: float | None = None  # at the highest point after that
+    peak_includes_loading: bool | None = None
+    version: str | None = None
+    sizes: dict | None = None  # of the model, as `elseq.benchmark.cost.Sizes` has them
+    parameters: int | None = None
+    state_bytes: int | None = None  # of the decoding state at its largest
+    copied: bool | None = None  # each hypothesis has keys and values of the source, or of the prompt, of its own
+    method: str | None = None
+    ngrams_repeat: bool | None = None
+    output_lengths: list[int] | None = None  # that occurred, end symbols included
+
+
+def measure(request: dict) -> Measurement:
     """Decode all batches once to warm up and to look at, then `repeats` times by the clock.
 
     Args:
         request: engine, and what `start` of that engine reads; sources, batches (lists of indices), repeats, threads.
-
-    Returns:
-        seconds of each repeat; hypotheses of each source, best first; memory in MiB after loading and at the highest
-        point after that; and what the engine tells of itself.
     """
     engine = _start(request)
     gc.collect()
     device = request["device"]
-    loaded, _ = memory_mebibytes(device)
-    engine.facts |= reset_peak(device)
-    hypotheses: list = [None] * len(request["sources"])
+    found = engine.found
+    found.loaded_mebibytes, _ = memory_mebibytes(device)
+    found.peak_includes_loading = reset_peak(device)
+    found.hypotheses = [None] * len(request["sources"])
     engine.look_closely = True
     for batch in request["batches"]:
-        for index, found in zip(batch, engine.decode(batch), strict=True):
-            hypotheses[index] = found
+        for index, hypotheses in zip(batch, engine.decode(batch), strict=True):
+            found.hypotheses[index] = hypotheses
     engine.look_closely = False
-    seconds = []
+    found.seconds = []
     for _ in range(request["repeats"]):
         start = time.perf_counter()
         for batch in request["batches"]:
             engine.decode(batch)
-        seconds.append(time.perf_counter() - start)
-    return {
-        **engine.facts,
-        "seconds": seconds,
-        "hypotheses": hypotheses,
-        "loaded_mebibytes": loaded,
-        "peak_mebibytes": memory_mebibytes(device)[1],
-    }
+        found.seconds.append(time.perf_counter() - start)
+    found.peak_mebibytes = memory_mebibytes(device)[1]
+    return found
 
 
 def _start(request: dict):
@@ -78,21 +91,22 @@ def memory_mebibytes(device: str) -> tuple[float | None, float | None]:
         return None, peak
 
 
-def reset_peak(device: str) -> dict:
-    """Forget the peak of loading, which for a moment needs the weights twice; where that fails, the result says so."""
+def reset_peak(device: str) -> bool | None:
+    """Forget the peak of loading, which for a moment needs the weights twice; True where that fails."""
     if device != "cpu":
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.reset_peak_memory_stats()
-        return {}
+        return None
     try:
         Path("/proc/self/clear_refs").write_text("5")
     except OSError:
-        return {"peak_includes_loading": True}
-    return {}
+        return True
+    return None
 
 
 # An engine is a program with a model in it. It has `decode`, which gives the n-best lists of a batch without end
-# symbols and prompts; `facts` about itself; and `look_closely`, set for the warm-up: it may take time to find facts.
+# symbols and prompts; `found`, with what it knows of itself; and `look_closely`, set for the warm-up: it may take time
+# to find more.
 
 
 class CTranslate2Engine:
@@ -119,7 +133,7 @@ class CTranslate2Engine:
             intra_threads=request["threads"],
             inter_threads=1,
         )
-        self.facts = {"version": ctranslate2.__version__, "copied": False}
+        self.found = Measurement(version=ctranslate2.__version__, copied=False)
 
     def decode(self, batch):
         search = self.request["search"]
@@ -159,7 +173,7 @@ class TransformersEngine:
         )
         self.model.to(request["device"]).eval()
         self.torch = torch
-        self.facts = {"version": transformers.__version__, "copied": self.beam > 1}
+        self.found = Measurement(version=transformers.__version__, copied=self.beam > 1)
 
     def decode(self, batch):
         torch, config, search = self.torch, self.model.config, self.request["search"]
@@ -189,7 +203,7 @@ class TransformersEngine:
         return row[: row.index(end)] if end in row else row
 
 
-def main(measure: Callable[[dict], dict] = measure) -> None:
+def main(measure: Callable[[dict], Measurement] = measure) -> None:
     """Measure what the file named first on the command line asks for, and write to the one named second."""
     request_path, result_path = map(Path, sys.argv[1:])
     try:
@@ -198,8 +212,8 @@ def main(measure: Callable[[dict], dict] = measure) -> None:
         failure = error.with_traceback(None)  # whose frames hold the model
         from elseq.benchmark.failures import describe_failure
 
-        result = describe_failure(failure)
-    result_path.write_text(json.dumps(result))
+        result = Measurement(failure=describe_failure(failure))
+    result_path.write_text(json.dumps(asdict(result)))
 
 
 if __name__ == "__main__":

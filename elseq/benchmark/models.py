@@ -52,9 +52,9 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
         UserError: an unknown architecture or option, or one that cannot be built.
     """
     if arch not in ARCH_MODEL_REGISTRY:
-        raise UserError(f"--arch {arch} is unknown; give an architecture of fairseq or elseq, such as bart_base")
+        raise UserError(f"{arch} is unknown; give an architecture of fairseq or elseq, such as bart_base", "arch")
     if vocabulary_size <= SPECIAL_SYMBOLS:
-        raise UserError(f"--vocabulary-size {vocabulary_size} is too small; give at least {SPECIAL_SYMBOLS + 1}")
+        raise UserError(f"{vocabulary_size} is too small; give at least {SPECIAL_SYMBOLS + 1}", "vocabulary_size")
     dictionary = Dictionary()
     for number in range(vocabulary_size - len(dictionary)):
         dictionary.add_symbol(f"piece{number}")

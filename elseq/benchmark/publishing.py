@@ -11,20 +11,51 @@ from elseq.errors import UserError
 from elseq.files import written_whole
 
 
+def publish_paper(
+    run: Callable[[Callable], None],
+    runs: int,
+    path: Path,
+    report,
+    settings: dict,
+    title: str,
+    tables: Callable[[list], str],
+    notes: Callable[[list], str],
+    plot: Callable[[list], list[Path]] = lambda rows: [],
+) -> None:
+    """`run_and_publish` for a paper's benchmark, with the ratios of its rows in the JSON.
+
+    Args:
+        path: of the results, without .json and .md.
+        report: a module that has `compare` (rows to ratios), too.
+        settings: what the figures depend on.
+        title, tables, notes: the parts of the text.
+    """
+    run_and_publish(
+        run,
+        runs,
+        path.with_suffix(".json"),
+        path.with_suffix(".md"),
+        report,
+        lambda rows: settings | {"ratios": report.compare(rows)},
+        lambda rows: f"{title}\n\n{tables(rows)}\n\n{notes(rows)}\n",
+        plot,
+    )
+
+
 def run_and_publish(
-    run: Callable[[Callable[[dict], None]], None],
+    run: Callable[[Callable], None],
     runs: int,
     json_path: Path,
     text_path: Path,
     report,
-    settings: Callable[[list[dict]], dict],
-    text: Callable[[list[dict]], str],
-    plot: Callable[[list[dict]], list[Path]] = lambda rows: [],
+    settings: Callable[[list], dict],
+    text: Callable[[list], str],
+    plot: Callable[[list], list[Path]] = lambda rows: [],
 ) -> None:
     """Run everything; write the results as JSON and as text anew with each of them, and the pictures in the end.
 
     Args:
-        run: calls its argument with the row of each run.
+        run: calls its argument with the row of each run, which has `failure`, None or a sentence, and `to_dict`.
         runs: how many there are.
         json_path, text_path: of the results.
         report: a module with `progress` and `failure` (a row to a line).
@@ -36,11 +67,11 @@ def run_and_publish(
         UserError: every run failed.
         SystemExit: 130, interrupted; what was measured is written and printed.
     """
-    rows: list[dict] = []
+    rows: list = []
     interrupted = False
     with tqdm(total=runs, unit="run", file=sys.stderr) as bar:
 
-        def done(row: dict) -> None:
+        def done(row) -> None:
             rows.append(row)
             write_json(json_path, settings(rows), rows)
             with written_whole(text_path) as file:
@@ -52,7 +83,7 @@ def run_and_publish(
             run(done)
         except KeyboardInterrupt:
             interrupted = True
-    nothing = all("failure" in row for row in rows)
+    nothing = all(row.failure is not None for row in rows)
     if interrupted:
         print("interrupted; what was measured:\n", file=sys.stderr)
     if rows:

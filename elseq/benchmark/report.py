@@ -9,68 +9,69 @@ import torch
 
 import elseq
 from elseq.attention.methods import AUTO
+from elseq.benchmark.rows import Row
 from elseq.files import save_figure, written_whole
+from elseq.tables import number
 
 MEBIBYTE = 2**20
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
 
 
-def _label(row: dict) -> str:
+def _label(row: Row) -> str:
     """The mode, and what a reader must know to read the row: the method chosen, and whose the caches are."""
     notes = []
-    if row["mode"] == AUTO and "method" in row:
-        notes.append(row["method"])
-    if row["mode"] == "stock" and row["beam"] > 1 and "copied" in row:
-        notes.append("copied" if row["copied"] else "shared")
-    return f"{row['mode']} ({', '.join(notes)})" if notes else row["mode"]
-
-
-def _number(value: float) -> str:
-    """Three digits, or all before the point."""
-    return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+    if row.mode == AUTO and row.method is not None:
+        notes.append(row.method)
+    if row.mode == "stock" and row.beam > 1 and row.copied is not None:
+        notes.append("copied" if row.copied else "shared")
+    return f"{row.mode} ({', '.join(notes)})" if notes else row.mode
 
 
 def _digits(count: int):
     return lambda value: f"{value:,.{count}f}"
 
 
-# Heading, key of the row or function of it, and how its value is written.
+# Heading, field of the row or function of it, and how its value is written.
 Column = tuple[str, str | Callable, Callable]
 _KEYS: list[Column] = [("batch", "batch_size", str), ("beam", "beam", str)]
 _FIGURES: list[Column] = [
-    ("samples/s", "samples_per_second", _number),
-    ("tokens/s", "tokens_per_second", _number),
+    ("samples/s", "samples_per_second", number),
+    ("tokens/s", "tokens_per_second", number),
     ("x stock", "ratio_to_stock", _digits(2)),
     ("identical", "identical", str),
     ("of", "sentences", str),
     ("peak MiB", "peak_mebibytes", _digits(0)),
     ("loaded MiB", "loaded_mebibytes", _digits(0)),
-    ("state MiB", lambda row: row["state_bytes"] / MEBIBYTE if row.get("state_bytes") else None, _number),
-    ("GFLOP/s", "gigaflops_per_second", _number),
-    ("GB/s", "gigabytes_per_second", _number),
+    ("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None, number),
+    ("GFLOP/s", "gigaflops_per_second", number),
+    ("GB/s", "gigabytes_per_second", number),
 ]
 
 
-def _inner(part: str, rows: list[dict], write: Callable) -> list[Column]:
+def _inner(part: str, rows: list[Row], write: Callable) -> list[Column]:
     """A column for each key of a dictionary that is in the rows."""
-    names = dict.fromkeys(name for row in rows for name in row.get(part, {}))
-    return [(name, lambda row, name=name: row.get(part, {}).get(name), write) for name in names]
+
+    def of(row: Row) -> dict:
+        return getattr(row, part) or {}
+
+    names = dict.fromkeys(name for row in rows for name in of(row))
+    return [(name, lambda row, name=name: of(row).get(name), write) for name in names]
 
 
-def _value(row: dict, column: Column):
+def _value(row: Row, column: Column):
     source = column[1]
-    return source(row) if callable(source) else row.get(source)
+    return source(row) if callable(source) else getattr(row, source)
 
 
-def table(rows: list[dict]) -> str:
+def table(rows: list[Row]) -> str:
     """A Markdown table that is aligned as text too, and a line for each row that failed.
 
     Args:
         rows: their "settings" (name to value) are columns beside mode, batch and beam, their "scores" the last ones.
             Columns that are empty in all rows are left out.
     """
-    measured = [row for row in rows if "failure" not in row]
-    failed = [failure(row) for row in rows if "failure" in row]
+    measured = [row for row in rows if row.failure is None]
+    failed = [failure(row) for row in rows if row.failure is not None]
     if not measured:
         return "\n".join(failed)
     settings, scores = _inner("settings", measured, str), _inner("scores", measured, _digits(2))
@@ -94,29 +95,31 @@ def _line(cells: list[str], widths: list[int]) -> str:
     return f"| {' | '.join(aligned)} |"
 
 
-def _place(row: dict) -> list[str]:
+def _place(row: Row) -> list[str]:
     """What stands beside the mode."""
-    keys = [f"{heading} {row[key]}" for heading, key, _ in _KEYS if row.get(key) is not None]
-    return keys + [f"{name}={value}" for name, value in row.get("settings", {}).items()]
+    keys = [f"{heading} {value}" for heading, key, _ in _KEYS if (value := getattr(row, key)) is not None]
+    return keys + [f"{name}={value}" for name, value in (row.settings or {}).items()]
 
 
-def _name(row: dict) -> str:
-    return ", ".join([row["mode"], *_place(row)])
+def _name(row: Row) -> str:
+    return ", ".join([row.mode, *_place(row)])
 
 
-def failure(row: dict) -> str:
-    return f"{_name(row)}: {row['failure'].removesuffix('.')}."
+def failure(row: Row) -> str:
+    return f"{_name(row)}: {row.failure.removesuffix('.')}."
 
 
-def progress(row: dict) -> str:
+def progress(row: Row) -> str:
     """A line about a row that is there."""
-    return failure(row) if "failure" in row else f"{_name(row)}: {row['samples_per_second']:.3g} samples/s"
+    if row.failure is not None:
+        return failure(row)
+    return f"{_name(row)}: {row.samples_per_second:.3g} samples/s"
 
 
-def notes(rows: list[dict]) -> str:
+def notes(rows: list[Row]) -> str:
     """What the columns mean, as far as these rows need it."""
-    rows = [row for row in rows if "failure" not in row]
-    told = {key for row in rows for key in row}
+    rows = [row for row in rows if row.failure is None]
+    told = {name for row in rows for name in row.to_dict()}
     sentences = []
     if "ratio_to_stock" in told:
         sentences += [
@@ -133,13 +136,13 @@ def notes(rows: list[dict]) -> str:
             "peak, loaded: memory of the whole process while decoding and before (on a GPU: of its allocator).",
             "state: what is kept from step to step.",
         ]
-    if "copied" in told and any(row["beam"] > 1 for row in rows):
+    if "copied" in told and any(row.beam > 1 for row in rows):
         sentences.append(
             "copied or shared: whether in stock fairseq each hypothesis has keys and values of the source of its own."
         )
     if "gigaflops_per_second" in told:
         sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
-    busy = [_label(row) for row in rows if row.get("seconds") and max(row["seconds"]) > NOISE * min(row["seconds"])]
+    busy = [_label(row) for row in rows if row.seconds and max(row.seconds) > NOISE * min(row.seconds)]
     if busy:
         sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {', '.join(busy)}.")
     return " ".join(sentences)
@@ -150,9 +153,18 @@ def heading(groups: list[list[str]]) -> str:
     return "; ".join(", ".join(group) for group in groups if group)
 
 
-def text(title: str, rows: list[dict]) -> str:
+def text(title: str, rows: list[Row]) -> str:
     """The whole report in Markdown."""
     return "\n\n".join(filter(None, (title, table(rows), notes(rows)))) + "\n"
+
+
+def device_name(device: str) -> str:
+    return torch.cuda.get_device_name(device) if device.startswith("cuda") else "cpu"
+
+
+def machine(device: str, threads: int, dtype: str) -> list[str]:
+    """Where it was measured, and in what."""
+    return [device_name(device), f"{threads} thread{'s' if threads > 1 else ''}", dtype]
 
 
 def versions() -> list[str]:
@@ -168,23 +180,23 @@ def fairseq_version() -> str:
     return "of unknown version"
 
 
-def write_json(path: Path, settings: dict, rows: list[dict]) -> None:
+def write_json(path: Path, settings: dict, rows: list) -> None:
     """
     Raises:
         UserError: the file cannot be written.
     """
     with written_whole(path) as file:
-        file.write(json.dumps({**settings, "rows": rows}, indent=2) + "\n")
+        file.write(json.dumps({**settings, "rows": [row.to_dict() for row in rows]}, indent=2) + "\n")
 
 
-def plot(path: Path, title: str, rows: list[dict]) -> None:
+def plot(path: Path, title: str, rows: list[Row]) -> None:
     """Bars of samples/s, peak memory and scores, as far as they are there.
 
     There is a group for each batch size, beam and further settings, and a colour for each mode.
     """
     from matplotlib.figure import Figure  # half a second, and only here
 
-    measured = [row for row in rows if "failure" not in row]
+    measured = [row for row in rows if row.failure is None]
     figures = [("samples/s", "samples_per_second", None), ("peak memory, MiB", "peak_mebibytes", None)]
     panels = [
         column
@@ -192,16 +204,16 @@ def plot(path: Path, title: str, rows: list[dict]) -> None:
         if any(_value(row, column) is not None for row in measured)
     ]
     groups = list(dict.fromkeys("\n".join(_place(row)) for row in measured))
-    modes = list(dict.fromkeys(row["mode"] for row in measured))
+    modes = list(dict.fromkeys(row.mode for row in measured))
     width = 0.8 / len(modes)
     longest = max(len(line) for group in groups for line in group.splitlines())
     size = (max(6, 2 + (0.4 + 0.07 * longest) * len(groups)), 1.5 + 2.5 * len(panels))
     figure = Figure(figsize=size, layout="constrained")
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
-        for number, mode in enumerate(modes):
-            found = {"\n".join(_place(row)): _value(row, panel) or 0 for row in measured if row["mode"] == mode}
-            places = [place + (number - (len(modes) - 1) / 2) * width for place in range(len(groups))]
+        for index, mode in enumerate(modes):
+            found = {"\n".join(_place(row)): _value(row, panel) or 0 for row in measured if row.mode == mode}
+            places = [place + (index - (len(modes) - 1) / 2) * width for place in range(len(groups))]
             axis.bar(places, [found.get(group, 0) for group in groups], width, label=mode)
         axis.set_xticks(range(len(groups)), groups, fontsize="small")
         axis.set_ylabel(panel[0])

@@ -16,7 +16,9 @@ import torch
 from elseq.attention.methods import AUTO, KV, METHODS
 from elseq.benchmark import measure
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
+from elseq.benchmark.rows import Row, fill
 from elseq.benchmark.sources import make_batches
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
@@ -50,15 +52,15 @@ class Grid:
         return [(mode, size, beam) for size in self.batch_sizes for beam in self.beams for mode in self.modes]
 
 
-def run_grid(grid: Grid, done: Callable[[dict, list | None], None]) -> None:
+def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
     """Run every cell of the grid, one after the other.
 
     Args:
         grid: what is measured. What comes after stock, at the same batch size and beam, is compared with it.
         done: called with each row as soon as it is there, and with the best hypothesis of each source. A run that fails
-            is a row with "failure", a sentence, and has no hypotheses.
+            has no hypotheses.
     """
-    stock: dict[tuple[int, int], tuple[dict, list]] = {}  # row and best hypotheses of the baseline
+    stock: dict[tuple[int, int], tuple[Row, list]] = {}  # row and best hypotheses of the baseline
     exported: dict[str, str | None] = {}  # engine: why it cannot take the model, or None
     sizes = None
     with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
@@ -78,18 +80,17 @@ def run_grid(grid: Grid, done: Callable[[dict, list | None], None]) -> None:
                 "threads": grid.threads,
                 "repeats": grid.repeats,
             }
-            result = _run(request, grid, folder, exported)
-            row = {"mode": mode, "batch_size": batch_size, "beam": beam}
+            found = _run(request, grid, folder, exported)
+            row = Row(mode, batch_size, beam)
+            fill(row, found)
             best = None
-            if "failure" in result:
-                row |= {"failure": result["failure"]}
-            else:
-                best = [found[0] for found in result["hypotheses"]]
-                row |= _summarize(result, best)
-                if result.get("sizes"):
-                    sizes = Sizes(**result["sizes"])
+            if found.failure is None:
+                best = [hypotheses[0] for hypotheses in found.hypotheses]
+                _summarize(row, found, best)
+                if found.sizes is not None:
+                    sizes = Sizes(**found.sizes)
                 if sizes is not None:
-                    row |= _work(sizes, request, result, grid.positions)
+                    _add_work(row, sizes, request, found, grid.positions)
                 baseline = stock.get((batch_size, beam))
                 if mode == "stock":
                     stock[batch_size, beam] = baseline = (row, best)
@@ -98,23 +99,23 @@ def run_grid(grid: Grid, done: Callable[[dict, list | None], None]) -> None:
             done(row, best)
 
 
-def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> dict:
+def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> Measurement:
     engine = request["engine"]
     if engine == "fairseq":
         return in_process([measure.__file__], request, folder)
     if importlib.util.find_spec(engine) is None:
-        return {"failure": f"{engine} is not installed"}
+        return Measurement(failure=f"{engine} is not installed")
     request["exported"] = str(folder / engine)
     if engine not in exported:
         whole = {**request, "sources": grid.sources}
-        exported[engine] = in_process(["-m", "elseq.benchmark.export"], whole, folder).get("failure")
+        exported[engine] = in_process(["-m", "elseq.benchmark.export"], whole, folder).failure
     if exported[engine] is not None:
-        return {"failure": f"{engine} does not take this model: {exported[engine]}"}
+        return Measurement(failure=f"{engine} does not take this model: {exported[engine]}")
     return in_process([measure.__file__], request, folder)
 
 
-def in_process(program: list[str], request: dict, folder: Path) -> dict:
-    """Run a Python program that reads the request and writes a result; the result."""
+def in_process(program: list[str], request: dict, folder: Path) -> Measurement:
+    """Run a Python program that reads the request and writes what it has found."""
     request_path, result_path = folder / "request.json", folder / "result.json"
     request_path.write_text(json.dumps(request))
     result_path.unlink(missing_ok=True)
@@ -128,48 +129,42 @@ def in_process(program: list[str], request: dict, folder: Path) -> dict:
     command = [sys.executable, "-P", *program, str(request_path), str(result_path)]
     ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
     if result_path.exists():
-        return json.loads(result_path.read_text())
+        return Measurement(**json.loads(result_path.read_text()))
     if ended.returncode == -9:
-        return {"failure": "out of memory (the system ended the process)"}
+        return Measurement(failure="out of memory (the system ended the process)")
     lines = ended.stderr.strip().splitlines() or [""]
-    return {"failure": f"the process ended with {ended.returncode}: {lines[-1]}"}
+    return Measurement(failure=f"the process ended with {ended.returncode}: {lines[-1]}")
 
 
-def _summarize(result: dict, best: list[list[int]]) -> dict:
-    seconds = statistics.median(result["seconds"])
-    told = ("peak_mebibytes", "loaded_mebibytes", "peak_includes_loading", "state_bytes", "copied", "method")
-    told += ("ngrams_repeat", "parameters", "version")
-    return {
-        "samples_per_second": len(best) / seconds,
-        "tokens_per_second": sum(map(len, best)) / seconds,
-        "output_length": statistics.mean(map(len, best)),
-        "sentences": len(best),
-        "seconds": result["seconds"],
-        **{key: result[key] for key in told if key in result},
-    }
+def _summarize(row: Row, found: Measurement, best: list[list[int]]) -> None:
+    seconds = statistics.median(found.seconds)
+    row.samples_per_second = len(best) / seconds
+    row.tokens_per_second = sum(map(len, best)) / seconds
+    row.output_length = statistics.mean(map(len, best))
+    row.sentences = len(best)
 
 
-def _work(sizes: Sizes, request: dict, result: dict, positions: list[int]) -> dict:
+def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positions: list[int]) -> None:
     """GFLOP/s and GB/s, by the formulae of `elseq.benchmark.cost`."""
-    seconds = statistics.median(result["seconds"])
-    method = METHODS[result["method"]] if "method" in result else KV
-    decoding = Decoding(method, method, result["copied"])
+    seconds = statistics.median(found.seconds)
+    method = KV if found.method is None else METHODS[found.method]
+    decoding = Decoding(method, method, found.copied)
     number_bytes = getattr(torch, request["dtype"]).itemsize
     flops = read = 0
     for indices in request["batches"]:
         # A sentence is decoded until the longest of its hypotheses ends.
-        steps = tuple(max(map(len, result["hypotheses"][index])) + 1 for index in indices)
+        steps = tuple(max(map(len, found.hypotheses[index])) + 1 for index in indices)
         length = max(positions[index] for index in indices)
         lengths = {"prompt_length": length - 1} if sizes.memory_width == 0 else {"source_length": length}
         batch = Batch(request["beam"], steps, **lengths)
         flops += operations(sizes, batch, decoding)
         read += bytes_read(sizes, batch, decoding, number_bytes)
-    return {"gigaflops_per_second": flops / seconds / 1e9, "gigabytes_per_second": read / seconds / 1e9}
+    row.gigaflops_per_second, row.gigabytes_per_second = flops / seconds / 1e9, read / seconds / 1e9
 
 
-def compare(row: dict, best: list, stock_row: dict, stock_best: list) -> None:
+def compare(row: Row, best: list, stock_row: Row, stock_best: list) -> None:
     """Add to a row how fast it is relative to stock, and how many of its best hypotheses are stock's."""
-    if stock_row["samples_per_second"]:  # of a job that went on after its last sample it is 0
-        row["ratio_to_stock"] = row["samples_per_second"] / stock_row["samples_per_second"]
-    row["identical"] = sum(found == expected for found, expected in zip(best, stock_best, strict=True))
-    row["identical_share"] = row["identical"] / row["sentences"]
+    if stock_row.samples_per_second:  # of a job that went on after its last sample it is 0
+        row.ratio_to_stock = row.samples_per_second / stock_row.samples_per_second
+    row.identical = sum(found == expected for found, expected in zip(best, stock_best, strict=True))
+    row.identical_share = row.identical / row.sentences

@@ -19,7 +19,7 @@ def random_sources(model_file: ModelFile, length: int, count: int) -> list[list[
     dictionary = Dictionary.load(model_file.dictionary)
     words = length - model_file.special_positions
     if words < 1:
-        raise UserError(f"--source-length {length} leaves no room for a word; give at least {length - words + 1}")
+        raise UserError(f"{length} leaves no room for a word; give at least {length - words + 1}", "source_length")
     draw = random.Random(SEED)
     return [
         [draw.randrange(SPECIAL_SYMBOLS, len(dictionary)) for _ in range(words)] + [dictionary.eos()]

@@ -5,6 +5,7 @@ elseq-benchmark PAPER, such as multi-query, repeats the measurements of a paper:
 
 import sys
 from contextlib import ExitStack
+from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
@@ -23,17 +24,18 @@ def main() -> None:
         return sweep("benchmark", job)
     if sys.argv[1:2] and sys.argv[1] in PAPERS:
         return import_module(f"{PAPERS[sys.argv[1]]}.command").main(sys.argv[2:])
-    args = parse(sys.argv[1:])
+    settings, folder = parse(sys.argv[1:])
     with ExitStack() as stack:
-        grid = make_grid(args, stack)
-        heading = report.heading(title(args, grid))
-        output = make_output_folder(args.output)
+        grid = make_grid(settings, stack)
+        grid = replace(grid, modes=["stock", *(mode for mode in grid.modes if mode != "stock")])
+        heading = report.heading(title(settings, grid))
+        output = make_output_folder(folder)
         files = [output / name for name in ("results.json", "table.md", "plot.png")]
         for file in files:
-            check_output_file(file, *(Path(name) for name in (args.checkpoint, args.data, args.source) if name))
-        settings = {"title": heading, "options": {key: value for key, value in vars(args).items() if key != "output"}}
+            check_output_file(file, *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source))))
+        told = {"title": heading, "options": asdict(settings)}
 
-        def plot(rows: list[dict]) -> list[Path]:
+        def plot(rows: list) -> list[Path]:
             report.plot(files[2], heading, rows)
             return [files[2]]
 
@@ -43,7 +45,7 @@ def main() -> None:
             len(grid.cells()),
             *files[:2],
             report,
-            lambda rows: settings,
+            lambda rows: told,
             lambda rows: report.text(heading, rows),
             plot,
         )

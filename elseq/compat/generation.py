@@ -222,8 +222,6 @@ def _check_search_options(args, vocabulary_size):
         "--diversity-rate": value("diversity_rate", -1) > 0,
         "--constraints": value("constraints", None),
     }
-    if beam < 1:
-        raise UserError(f"{beam} is no number of hypotheses; give 1 or more", "--beam")
     with renamed(as_option):
         for field in dataclasses.fields(GenerationConfig):
             default = float(field.default) if field.type is float else field.default

@@ -42,3 +42,7 @@ class BeamSearch(search.BeamSearch):
             return super().step(step, lprobs, scores)
         best, index = best[:, :-1], index[:, :-1]
         return best, words.view(sentences, -1).gather(1, index), index // words.size(2)
+
+
+class GreedySearch(BeamSearch):
+    """Beam search with a beam of 1: the most probable word follows, until it is the end."""

@@ -102,7 +102,7 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
     history = 2 * (limit + 2) * (INDEX_BYTES + wide)
     scores = max(layer.self_attn.num_heads for layer in decoder.layers) * (length + limit + 1) * 3 * wide
     step = hypotheses * (words + history + scores + _step_width(decoder.layers, limit + 1) * dtype.itemsize)
-    # A recorded step has memory of its own, which reading the source cannot use.
+    # A captured step has memory of its own, which reading the source cannot use.
     return state + (reading + step if next(decoder.parameters()).is_cuda else max(reading, step))
 
 

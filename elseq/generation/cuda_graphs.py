@@ -1,4 +1,4 @@
-"""Work that is done again and again, recorded as a CUDA graph."""
+"""Work that is done again and again, captured as a CUDA graph."""
 
 import logging
 from collections.abc import Callable
@@ -9,14 +9,14 @@ import torch
 logger = logging.getLogger(__name__)
 
 
-class Recorder:
+class CapturedWork:
     """Runs the same work again and again: at first as it is, from the second time on as a CUDA graph if that can be.
 
-    The first run lets libraries set themselves up, which cannot be recorded, and tells how much memory a run takes: a
-    recording has memory of its own, and PyTorch does not always survive that it runs out meanwhile.
+    The first run lets libraries set themselves up, which cannot be captured, and tells how much memory a run takes: a
+    captured graph has memory of its own, and PyTorch does not always survive that it runs out meanwhile.
     """
 
-    is_possible = True  # in this process, on a GPU: PyTorch before 2.12 does not recover from a recording that failed
+    is_possible = True  # in this process, on a GPU: PyTorch before 2.12 does not recover from a capture that failed
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -28,11 +28,11 @@ class Recorder:
         """
         Args:
             work: always the same. It reads and writes tensors that stay where they are. (It is not kept: it may hold on
-                to what has this recorder.)
+                to what has this.)
         """
         if self._graph is not None:
             self._graph.replay()
-        elif self._is_tried or not Recorder.is_possible:
+        elif self._is_tried or not CapturedWork.is_possible:
             work()
         elif not self._bytes:
             before = self._allocated()
@@ -41,23 +41,23 @@ class Recorder:
         else:
             self._is_tried = True
             if has_memory(self._device, self._bytes):
-                self._graph = record(work, self._device)
+                self._graph = capture(work, self._device)
             self(work)
 
     def _allocated(self) -> int:
         return torch.cuda.memory_stats(self._device)["allocated_bytes.all.allocated"]
 
 
-def record(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
-    """The work as a graph, which has not run yet; None, and a warning, where it cannot be recorded."""
+def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:
+    """The work as a graph, which has not run yet; None, and a warning, where it cannot be captured."""
     try:
         with torch.cuda.device(device):
             shared = _shared_by(device)
             return _capture(work, shared.pool, shared.stream)
     except RuntimeError as error:
         reason = str(error.__context__ or error).splitlines()[0]
-        logger.warning("decoding steps are slower, because they cannot be recorded as CUDA graphs: %s", reason)
-        Recorder.is_possible = False
+        logger.warning("decoding steps are slower, because they cannot be captured as CUDA graphs: %s", reason)
+        CapturedWork.is_possible = False
         return None
 
 
@@ -75,7 +75,7 @@ def _capture(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch
 
 
 class _Shared(NamedTuple):
-    """What the recordings on a device have in common, so that each takes the memory of those before."""
+    """What the graphs captured on a device have in common, so that each takes the memory of those before."""
 
     pool: tuple
     stream: torch.cuda.Stream  # the allocator gives memory again only to the stream that had it
@@ -93,7 +93,7 @@ def _shared_by(device: torch.device) -> _Shared:
 
 
 def release_memory() -> None:
-    """Give back the memory that recordings share, once there are none."""
+    """Give back the memory that captured graphs share, once there are none."""
     _shared.clear()
 
 

@@ -11,9 +11,10 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
-from elseq.errors import UserError
+from elseq.bounds import check_bounds
+from elseq.errors import UserError, as_option, renamed
 from elseq.generation.alignment import align
-from elseq.generation.beam_search import BeamSearch
+from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import (
@@ -78,7 +79,7 @@ class SequenceGenerator(nn.Module):
             temperature: above 1 gives flatter distributions, below 1 sharper ones.
             match_source_len: hypotheses are as long as their source.
             no_repeat_ngram_size: no hypothesis has an n-gram of this size twice; 0: no such rule.
-            search_strategy: one of `fairseq.search`. Default: beam search.
+            search_strategy: one of `fairseq.search`. Default: beam search, which for beam_size 1 is greedy search.
             eos: the symbol that ends a hypothesis. Default: the dictionary's.
             symbols_to_strip_from_output: for the caller; the end symbol is added.
             lm_model, lm_weight: a language model whose log-probabilities are added with this weight.
@@ -91,8 +92,8 @@ class SequenceGenerator(nn.Module):
                 that is not in the dictionary, or an alignment with a source that there is not.
         """
         super().__init__()
-        if not isinstance(beam_size, int) or beam_size < 1:
-            raise UserError(f"--beam {beam_size} is no number of hypotheses; give 1 or more")
+        with renamed(as_option):
+            check_bounds("beam", beam_size, 1)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:
@@ -124,7 +125,7 @@ class SequenceGenerator(nn.Module):
         if no_repeat_ngram_size > 0:
             self.processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
         if search_strategy is None or type(search_strategy) is search.BeamSearch:
-            search_strategy = BeamSearch(tgt_dict)
+            search_strategy = (GreedySearch if self.beam_size == 1 else BeamSearch)(tgt_dict)
         self.search = search_strategy
         self.search.eos = self.eos
         self.print_alignment = print_alignment

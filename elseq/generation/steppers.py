@@ -16,9 +16,9 @@ from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
 from elseq.compat.generation import set_beam_size
+from elseq.generation.captured_steps import CapturedSteps, can_capture
+from elseq.generation.method_choice import choose_method
 from elseq.generation.planner import Workload
-from elseq.generation.policy import choose_method
-from elseq.generation.recorded_steps import ReplayedSteps, can_replay
 from elseq.models import Decoder
 from elseq.precision import PreparedModel, prepared
 
@@ -33,7 +33,7 @@ class ElseqStepper:
         self.temperature = temperature
         self.need_weights = need_weights
         self.state = None
-        self.replayed: ReplayedSteps | None = None
+        self.captured: CapturedSteps | None = None
         self.precision: PreparedModel | None = None
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
@@ -62,13 +62,13 @@ class ElseqStepper:
         self.state = decoder.new_state(encoder_out, method)
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
-        if not self.need_weights and can_replay(decoder, max_length, prompt_length + max_length):
-            self.replayed = ReplayedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
+        if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
+            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
 
     def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
         """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V] and attention [N, S] or None."""
-        if self.replayed is not None:
-            return self.replayed.step(tokens), None
+        if self.captured is not None:
+            return self.captured.step(tokens), None
         return self._decode(tokens[:, -1:], self.state)
 
     def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[Tensor, Tensor | None]:
@@ -78,15 +78,15 @@ class ElseqStepper:
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']."""
-        (self.replayed or self.state).reorder(order)
+        (self.captured or self.state).reorder(order)
 
     def keep(self, sentences: Tensor) -> None:
         """Drop the sentences that are not among these, int64 [B']; called before `reorder`."""
-        (self.replayed or self.state).keep(sentences)
+        (self.captured or self.state).keep(sentences)
 
     def finish(self) -> None:
         """Let go of what the batch needed."""
-        self.state = self.replayed = None
+        self.state = self.captured = None
         if self.precision is not None:
             self.precision.end()
             self.precision = None

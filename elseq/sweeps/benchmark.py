@@ -1,70 +1,55 @@
 """A job of elseq-benchmark with Hydra: one mode at one batch size and beam."""
 
 import contextlib
-import re
-from dataclasses import replace
+from collections.abc import Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from elseq.benchmark.command import make_grid, parse, title
+from elseq.benchmark.arguments import Settings
+from elseq.benchmark.command import make_grid, title
+from elseq.benchmark.rows import Row
 from elseq.benchmark.runs import run_grid
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError
 from elseq.models.stock import elseq_configuration, training_options
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
+# Fields of the settings that have other names here, and those of the search.
+_NAMES = {"modes": "decode.mode", "batch_sizes": "batch", "beams": "beam", "data": "task.data"}
 _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
-_SAME = (
-    "checkpoint",
-    "user_dir",
-    "vocabulary_size",
-    "source",
-    "output_length",
-    "dtype",
-    "device",
-    "threads",
-    "repeats",
-)
-# Names of settings for options of the command line.
-_SETTINGS = {name.replace("_", "-"): name for name in (*_SEARCH, *_SAME, "source_length")}
-_SETTINGS |= {"modes": "decode", "batch-sizes": "batch", "beams": "beam", "data": "task.data"}
-_OPTION = re.compile(r"(?:argument )?--([a-z][a-z-]*)")
 
 
-def _known(cfg: dict) -> dict:
-    return {"mode": cfg["decode"]["mode"], "batch_size": cfg["batch"], "beam": cfg["beam"]}
+def _known(cfg: dict) -> Row:
+    return Row(cfg["decode"]["mode"], cfg["batch"], cfg["beam"])
 
 
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
-    """Measure the mode of the configuration, as the command line of `arguments` does, without stock."""
-    with _settings_named(), contextlib.ExitStack() as stack:
-        args = parse(arguments(cfg))
-        grid = replace(make_grid(args, stack), modes=args.modes)
-        if cfg.checkpoint is None:
+    """Measure the mode of the configuration, without stock."""
+    with contextlib.ExitStack() as stack:
+        settings = read_settings(cfg)
+        grid = make_grid(settings, stack, _name)
+        if settings.checkpoint is None:
             grid = replace(grid, model_file=replace(grid.model_file, name=HydraConfig.get().runtime.choices.model))
-        found: list[tuple[dict, list | None]] = []
+        found: list[tuple[Row, list | None]] = []
         run_grid(grid, lambda row, best: found.append((row, best)))
         if len(found) != 1:
             raise UserError("batch and beam are one number each; several with commas between them need -m")
         row, best = found[0]
         outputs = None if best is None else [" ".join(map(str, tokens)) for tokens in best]
-        return Result(row, title(args, grid), outputs)
+        return Result(row, title(settings, grid), outputs)
 
 
-@contextlib.contextmanager
-def _settings_named():
-    """Replace the options in error sentences by the names of settings."""
-    try:
-        yield
-    except UserError as error:
-        raise UserError(_OPTION.sub(lambda option: _SETTINGS.get(option[1], option[0]), str(error))) from error
+def _name(field: str) -> str:
+    """Name of a field of the settings in the configuration."""
+    return _NAMES.get(field, field).removesuffix(".mode")
 
 
-def arguments(cfg: DictConfig) -> list[str]:
-    """The command line of elseq-benchmark for a configuration.
+def read_settings(cfg: DictConfig) -> Settings:
+    """What a configuration asks elseq-benchmark for.
 
     Raises:
         UserError: settings are incompatible.
@@ -73,19 +58,33 @@ def arguments(cfg: DictConfig) -> list[str]:
     if (model is None) == (cfg.checkpoint is None):
         raise UserError("give either model=NAME, one of hydra_conf/model, or checkpoint=FILE")
     search = search_options(cfg, _SEARCH)
-    options = {
-        "modes": cfg.decode.mode,
-        "batch-sizes": cfg.batch,
-        "beams": search.pop("beam", None),
-        "source-length": cfg.source_length if cfg.source is None else None,
-        "data": cfg.task.data,
-        **{name: cfg[name] for name in _SAME},
-        **search,
-    }
-    checkpoint = options.pop("checkpoint")
-    given = [f"{as_option(name)}={value}" for name, value in options.items() if value is not None]
-    if checkpoint is not None:
-        return [str(checkpoint), *given]
-    configuration = elseq_configuration(OmegaConf.create(OmegaConf.to_container(model, resolve=True)))
-    _, arch, *model_options = training_options(configuration)
-    return [f"--arch={arch}", "--random-weights", *given, "--", *model_options]
+    given = {}
+    for each in fields(Settings):
+        name = _NAMES.get(each.name, each.name)
+        value = search[name] if name in search else OmegaConf.select(cfg, name)
+        if value is not None:
+            given[each.name] = _read(_name(each.name), str(value), each.metadata)
+    if model is not None:
+        configuration = elseq_configuration(OmegaConf.create(OmegaConf.to_container(model, resolve=True)))
+        _, arch, *model_options = training_options(configuration)
+        given |= {"arch": arch, "random_weights": True, "model_options": model_options}
+    return Settings(**given)
+
+
+def _read(name: str, text: str, metadata: Mapping):
+    """A value as the command line reads it.
+
+    Raises:
+        UserError: one that it does not take.
+    """
+    kind, choices = metadata.get("type", str), metadata.get("choices")
+    try:
+        value = kind(text)
+    except UserError as error:
+        raise UserError(f"{name} {error}") from error
+    except ValueError as error:
+        raise UserError(f"{name}: invalid {kind.__name__} value: {text!r}; see elseq-benchmark --help") from error
+    if choices is not None and value not in choices:
+        known = ", ".join(map(repr, choices))
+        raise UserError(f"{name}: invalid choice: {text!r} (choose from {known}); see elseq-benchmark --help")
+    return value

@@ -4,6 +4,7 @@ import atexit
 import contextlib
 import sys
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 
 from hydra.core.utils import JobReturn
@@ -12,6 +13,7 @@ from hydra.types import RunMode
 from omegaconf import DictConfig
 
 from elseq.benchmark import report
+from elseq.benchmark.rows import Row
 from elseq.benchmark.runs import compare
 from elseq.files import written_whole
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
@@ -27,6 +29,7 @@ class Gather(Callback):
     table of the finished jobs exists even if the sweep is interrupted.
     """
 
+    row = Row  # its class
     _has_failed = False  # the sweep itself, not a job
 
     # Hydra calls no end function if a sweep is interrupted or a training has failed.
@@ -42,7 +45,7 @@ class Gather(Callback):
             with self._told():
                 self.record(config, job_return)
                 self.gather(sweep_folder(config))
-                for result in read_results(Path(config.hydra.runtime.output_dir)):
+                for result in read_results(Path(config.hydra.runtime.output_dir), self.row):
                     print(self.progress(result.row), file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
@@ -74,7 +77,7 @@ class Gather(Callback):
             rows = self.publish(folder)
         if self._has_failed:
             sys.exit(1)
-        failed = [self.progress(row) for row in rows if "failure" in row]
+        failed = [self.progress(row) for row in rows if row.failure is not None]
         if len(failed) == len(rows):
             print(f"elseq: error: {failed[0] if len(failed) == 1 else 'no job gave a result'}", file=sys.stderr)
             sys.exit(1)
@@ -82,18 +85,18 @@ class Gather(Callback):
     def record(self, config: DictConfig, job_return: JobReturn) -> None:
         """Write the result of a job that does not write it itself."""
 
-    def publish(self, folder: Path) -> list[dict]:
+    def publish(self, folder: Path) -> list[Row]:
         """Print the table and the paths of the files. Returns the rows."""
         rows, text = self.gather(folder)
-        if any("failure" not in row for row in rows):
+        if any(row.failure is None for row in rows):
             print(text)
             paths = [folder / RESULTS, folder / TABLE, *self.draw(folder, rows, text.splitlines()[0])]
             print(f"written: {', '.join(map(str, paths))}", file=sys.stderr)
         return rows
 
-    def gather(self, folder: Path) -> tuple[list[dict], str]:
+    def gather(self, folder: Path) -> tuple[list[Row], str]:
         """Write the results of all jobs as JSON and as a table. Returns the rows and the table."""
-        results = read_results(folder)
+        results = read_results(folder, self.row)
         rows, text = self.report(results)
         if rows:
             if results[0].folder != folder:
@@ -102,17 +105,17 @@ class Gather(Callback):
                 file.write(text)
         return rows, text
 
-    def report(self, results: Sequence[Result]) -> tuple[list[dict], str]:
+    def report(self, results: Sequence[Result]) -> tuple[list[Row], str]:
         """The rows, and the report in Markdown, which begins with its title."""
         compare_with_stock(results)
         rows = with_settings(results)
         return rows, report.text(common_title(results), rows)
 
-    def progress(self, row: dict) -> str:
+    def progress(self, row: Row) -> str:
         """One line of text for a row."""
         return report.progress(row)
 
-    def draw(self, folder: Path, rows: list[dict], title: str) -> list[Path]:
+    def draw(self, folder: Path, rows: list[Row], title: str) -> list[Path]:
         """Plot the rows. Returns the paths."""
         report.plot(folder / PLOT, title, rows)
         return [folder / PLOT]
@@ -122,13 +125,13 @@ def sweep_folder(config: DictConfig) -> Path:
     return Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
 
 
-def with_settings(results: Sequence[Result]) -> list[dict]:
+def with_settings(results: Sequence[Result]) -> list[Row]:
     """The rows, with the overrides in which the jobs differ in "settings", except those with their own column."""
     names = dict.fromkeys(name for result in results for name in result.overrides)
     varying = [name for name in names if len({result.overrides.get(name) for result in results}) > 1]
+    shown = [name for name in varying if name not in _COLUMNS]
     return [
-        result.row | {"settings": {name: result.overrides.get(name, "-") for name in varying if name not in _COLUMNS}}
-        for result in results
+        replace(result.row, settings={name: result.overrides.get(name, "-") for name in shown}) for result in results
     ]
 
 
@@ -146,8 +149,8 @@ def common_title(results: Sequence[Result]) -> str:
 
 def compare_with_stock(results: Sequence[Result]) -> None:
     """Add the comparison with stock to jobs for which a job differs only by decoding with stock."""
-    measured = [result for result in results if "failure" not in result.row]
-    stock = {_other_overrides(result): result for result in measured if result.row["mode"] == "stock"}
+    measured = [result for result in results if result.row.failure is None]
+    stock = {_other_overrides(result): result for result in measured if result.row.mode == "stock"}
     for result in measured:
         baseline = stock.get(_other_overrides(result))
         if baseline is not None and len(baseline.outputs) == len(result.outputs):

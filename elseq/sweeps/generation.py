@@ -10,6 +10,7 @@ from omegaconf import DictConfig, OmegaConf
 from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
+from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
@@ -27,8 +28,8 @@ from elseq.text_files.run import SEARCH, Job, Run
 OUTPUT = "output.txt"
 
 
-def _known(cfg: dict) -> dict:
-    return {"mode": cfg["decode"]["mode"], "beam": cfg["beam"]}
+def _known(cfg: dict) -> Row:
+    return Row(cfg["decode"]["mode"], beam=cfg["beam"])
 
 
 @recorded(known=_known)
@@ -65,14 +66,14 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     seconds = time.perf_counter() - begun[0]  # excluding the loading
     outputs = list(read_lines(what.output))
     scores, how = score(outputs)
-    row = {
-        "mode": cfg.decode.mode,
-        "beam": beam,
-        "samples_per_second": (len(outputs) - run.progress.before) / seconds,
-        "sentences": len(outputs),
-        "seconds": [seconds],
-        "scores": scores,
-    }
+    row = Row(
+        cfg.decode.mode,
+        beam=beam,
+        samples_per_second=(len(outputs) - run.progress.before) / seconds,
+        sentences=len(outputs),
+        seconds=[seconds],
+        scores=scores,
+    )
     device = what.loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
     return Result(row, title, outputs)

@@ -5,7 +5,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from hydra.core.hydra_config import HydraConfig
@@ -13,6 +13,7 @@ from hydra.types import TaskFunction
 from omegaconf import DictConfig, OmegaConf
 
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 from elseq.files import check_no_input, written_whole
 
@@ -26,7 +27,7 @@ RESULTS, TABLE, PLOT = "results.json", "table.md", "plot.png"
 class Result:
     """
     Attributes:
-        row: row of the table. For a failed job: what is known, and "failure", a sentence.
+        row: row of the table, a dataclass with `failure`, `settings` and `to_dict`.
         title: groups of properties that jobs may have in common, for `elseq.benchmark.report.heading`.
         outputs: output for each source, to compare with other jobs.
         number: number of the job in its sweep.
@@ -35,7 +36,7 @@ class Result:
         folder: folder of the result.
     """
 
-    row: dict
+    row: Row
     title: list[list[str]] = field(default_factory=list)
     outputs: list[str] | None = None
     number: int = 0
@@ -58,26 +59,31 @@ class Result:
             "overrides": {name: value for name, _, value in overrides},
             "configuration": self.configuration,
             "title": self.title,
-            "rows": [self.row],
+            "rows": [self.row.to_dict()],
             "outputs": self.outputs,
         }
         with written_whole(Path(config.hydra.runtime.output_dir) / RESULTS) as file:
             file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
 
 
-def read_results(folder: Path) -> list[Result]:
-    """The results of all jobs in the folder of a sweep, by job number; or the result of one job."""
+def read_results(folder: Path, kind: type = Row) -> list[Result]:
+    """The results of all jobs in the folder of a sweep, by job number; or the result of one job.
+
+    Args:
+        folder: of the sweep or of the job.
+        kind: the class of the rows.
+    """
     paths = [path for path in folder.rglob(RESULTS) if path.parent != folder] or [folder / RESULTS]
-    found = map(_read, paths)
+    found = (_read(path, kind) for path in paths)
     return sorted(filter(None, found), key=lambda result: (result.number, str(result.folder)))
 
 
-def _read(path: Path) -> Result | None:
+def _read(path: Path, kind: type = Row) -> Result | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
         [row] = content["rows"]
         known = {name: content[name] for name in ("title", "outputs", "number", "overrides", "configuration")}
-        return Result(row=row, folder=path.parent, **known)
+        return Result(row=kind(**row), folder=path.parent, **known)
     except (OSError, ValueError, TypeError, KeyError):  # from another program, or not yet complete
         return None
 
@@ -101,7 +107,7 @@ def _paths(configuration) -> Iterator[Path]:
         yield Path(configuration)
 
 
-def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, Path], Result]], TaskFunction]:
+def recorded(known: Callable[[dict], Row]) -> Callable[[Callable[[DictConfig, Path], Result]], TaskFunction]:
     """A decorator for task functions of Hydra: write the result into the job's folder, and record errors as failures.
 
     A job with a result is not run again.
@@ -118,7 +124,7 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             folder = Path(config.hydra.runtime.output_dir)
             configuration = OmegaConf.to_container(cfg)
             there = _read(folder / RESULTS)
-            if there is not None and there.configuration == configuration and "failure" not in there.row:
+            if there is not None and there.configuration == configuration and there.row.failure is None:
                 logger.info("%s exists already", folder / RESULTS)
                 return
             try:
@@ -129,7 +135,7 @@ def recorded(known: Callable[[dict], dict]) -> Callable[[Callable[[DictConfig, P
             try:
                 result = work(cfg, folder)
             except Exception as error:
-                result = Result(known(configuration) | describe_failure(error))
+                result = Result(replace(known(configuration), failure=describe_failure(error)))
                 if not isinstance(error, UserError):
                     logger.exception("the job failed")
             result.configuration = configuration

@@ -1,6 +1,7 @@
 """The table of a sweep of fairseq-hydra-train: the settings and best validation score of each job."""
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -8,18 +9,34 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.rows import as_json
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
 from elseq.tables import markdown
 
 
+@dataclass
+class Training:
+    """A row: a job, and what its checkpoints tell."""
+
+    job: str
+    scores: dict
+    failure: str | None = None
+    settings: dict[str, str] | None = None
+
+    def to_dict(self) -> dict:
+        return as_json(self)
+
+
 class Gather(gather.Gather):
     """A callback of Hydra (hydra.callbacks) for the configurations of fairseq-hydra-train."""
 
+    row = Training
+
     def record(self, config: DictConfig, job_return: JobReturn) -> None:
-        row = {"job": Path(config.hydra.runtime.output_dir).name, "scores": read_scores(config)}
+        row = Training(Path(config.hydra.runtime.output_dir).name, read_scores(config))
         if job_return.status == JobStatus.FAILED:
-            row |= describe_failure(job_return._return_value)  # its property would raise it
+            row.failure = describe_failure(job_return._return_value)  # its property would raise it
         Result(row).write(config)
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
@@ -28,21 +45,21 @@ class Gather(gather.Gather):
     def on_run_end(self, config: DictConfig, **kwargs) -> None:
         """A single training has no table."""
 
-    def report(self, results: Sequence[Result]) -> tuple[list[dict], str]:
+    def report(self, results: Sequence[Result]) -> tuple[list[Training], str]:
         rows = gather.with_settings(results)
-        cells = [{"job": row["job"], **row["settings"], **row["scores"]} for row in rows]
+        cells = [{"job": row.job, **row.settings, **row.scores} for row in rows]
         columns = list(dict.fromkeys(name for row in cells for name in row))
         lines = [[row.get(name, "-") for name in columns] for row in cells]
-        numbers = {name for row in rows for name in row["scores"]}
+        numbers = {name for row in rows for name in row.scores}
         table = markdown(columns, lines, left=[name for name in columns if name not in numbers])
-        failures = "\n".join(self.progress(row) for row in rows if "failure" in row)
+        failures = "\n".join(self.progress(row) for row in rows if row.failure is not None)
         return rows, "\n\n".join(filter(None, (f"{len(rows)} trainings", table, failures))) + "\n"
 
-    def progress(self, row: dict) -> str:
-        found = row.get("failure") or ", ".join(f"{name} {value}" for name, value in row["scores"].items())
-        return f"{row['job']}: {found.removesuffix('.')}."
+    def progress(self, row: Training) -> str:
+        found = row.failure or ", ".join(f"{name} {value}" for name, value in row.scores.items())
+        return f"{row.job}: {found.removesuffix('.')}."
 
-    def draw(self, folder: Path, rows: list[dict], title: str) -> list[Path]:
+    def draw(self, folder: Path, rows: list[Training], title: str) -> list[Path]:
         return []
 
 

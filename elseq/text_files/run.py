@@ -114,16 +114,16 @@ class Run:
         Raises:
             UserError: the run cannot start or continue. Finished lines are kept.
         """
-        job, processes, batching = self.job, self.processes, self.job.batching
+        job, batching = self.job, self.job.batching
         cfg = search_configuration(job.search)
-        check_max_tokens(job.batching.max_tokens)
+        check_max_tokens(batching.max_tokens)
         self._check_input_is_shareable()
         self._check_output_is_no_input()
         lines = InputLines(job.input)
-        with closing(self.journal) as journal:
-            if processes.is_first:
-                journal.lock()
-                if journal.is_new():
+        with closing(self.journal):
+            if self.processes.is_first:
+                self.journal.lock()
+                if self.journal.is_new():
                     self._check_overwrite()
             generator = load_by(job.model, _on_own_device(job.loading))
             data = Path(generator.task.options.data)
@@ -136,40 +136,64 @@ class Run:
             batches = generator.cut_batches(
                 search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
             )
-            if not processes.is_first:
-                processes.wait_for("begun", [0])
-                if journal.is_new():
-                    raise UserError(
-                        f"process {processes.rank} does not see the first one's {journal.folder}: give an --output "
-                        "in a folder that all machines share"
-                    )
-                journal.lock()
-            fingerprint = _fingerprint(job, generator, cfg, lines, sources)
-            finished = journal.begin(fingerprint, len(lines), job.overwrite and processes.is_first)
             blank = np.asarray(sources.lengths) == 0
-            finished |= blank
-            if processes.is_first:
-                if not finished.all():
-                    self._check_overwrite()
-                processes.announce("begun")
-            self.progress = Progress(len(lines), int(finished.sum()), processes)
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank)
+            self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
                 decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
-                self._decode(batches, finished, decode, generator.text, journal)
-                if processes.is_first:
-                    others = range(1, processes.count)
-                    processes.wait_for("finished", others, meanwhile=self.progress.refresh)
+                self._decode(batches, finished, decode, generator.text)
+                if self.processes.is_first:
+                    others = range(1, self.processes.count)
+                    self.processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
-            if processes.is_first:
-                self._check_output_is_no_input(data)  # again, because the run may have taken days
-                if not finished.all():
-                    self._check_overwrite()
-                journal.publish(blank)
-        if not processes.is_first:
-            processes.announce("finished")  # after closing the journal, because the first process removes it
+            if self.processes.is_first:
+                self._publish(finished, blank, data)
+        if not self.processes.is_first:
+            self.processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
+
+    def _begin(self, fingerprint: Fingerprint, blank: np.ndarray) -> np.ndarray:
+        """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
+
+        The first process begins the journal, and the others follow.
+        """
+        journal, processes = self.journal, self.processes
+        if not processes.is_first:
+            processes.wait_for("begun", [0])
+            if journal.is_new():
+                raise UserError(
+                    f"process {processes.rank} does not see the first one's {journal.folder}: give an --output "
+                    "in a folder that all machines share"
+                )
+            journal.lock()
+        finished = journal.begin(fingerprint, len(blank), self.job.overwrite and processes.is_first) | blank
+        if processes.is_first:
+            if not finished.all():
+                self._check_overwrite()
+            processes.announce("begun")
+        return finished
+
+    def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, text: Callable):
+        """The lines of each batch that no other process takes, into the journal."""
+
+        def finish(part: list[int], tokens: list[torch.Tensor]) -> None:
+            self.journal.append(part, [in_one_line(text(each)) for each in tokens])
+            self.progress.add(len(part))
+
+        with Background() as background:
+            while (number := self.processes.take_number()) < len(batches):
+                rest = [index for index in batches[number].tolist() if not finished[index]]
+                for part, hypotheses in decode(rest) if rest else ():
+                    background.give(finish, part, [found[0]["tokens"].cpu() for found in hypotheses])
+
+    def _publish(self, finished: np.ndarray, blank: np.ndarray, data: Path) -> None:
+        """Check once more: the run may have taken days."""
+        self._check_output_is_no_input(data)
+        if not finished.all():
+            self._check_overwrite()
+        self.journal.publish(blank)
 
     def _check_input_is_shareable(self) -> None:
         """
@@ -203,17 +227,6 @@ class Run:
     def _check_overwrite(self) -> None:
         if self.job.output is not None:
             check_overwrite(self.job.output, self.job.overwrite)
-
-    def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, text: Callable, journal: Journal):
-        def finish(part: list[int], tokens: list[torch.Tensor]) -> None:
-            journal.append(part, [in_one_line(text(each)) for each in tokens])
-            self.progress.add(len(part))
-
-        with Background() as background:
-            while (number := self.processes.take_number()) < len(batches):
-                rest = [index for index in batches[number].tolist() if not finished[index]]
-                for part, hypotheses in decode(rest) if rest else ():
-                    background.give(finish, part, [found[0]["tokens"].cpu() for found in hypotheses])
 
 
 def in_one_line(text: str) -> str:

@@ -1,4 +1,4 @@
-"""Attention written out: one sequence, one head, one product at a time. What the evaluations are compared to."""
+"""Attention written out: one sequence, one head, one product at a time. What the methods are compared to."""
 
 import copy
 import os

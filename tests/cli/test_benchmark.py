@@ -7,9 +7,8 @@ import sys
 import pytest
 import torch
 
-from elseq.benchmark import report, runs
-from elseq.benchmark.models import checkpoint_model
-from elseq.benchmark.sources import make_batches, read_sources
+from elseq.benchmark import runs
+from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
 from elseq.errors import UserError
 
@@ -79,41 +78,6 @@ def test_language_model(monkeypatch, tmp_path):
     assert el["state_bytes"] == 4 * 32 * (4 * 2 + 8 * 4)
 
 
-def test_checkpoint(tiny_translation, tmp_path):
-    model_file = checkpoint_model(tiny_translation.checkpoint, tiny_translation.data)
-    assert not model_file.is_language_model
-    assert model_file.source_positions == 64
-    sources = read_sources(model_file, tiny_translation.raw / "test.src")
-    assert len(sources) == 21
-    with pytest.raises(UserError, match="holds no dictionary .*; name another folder"):
-        checkpoint_model(tiny_translation.checkpoint, tmp_path)
-
-
-def test_batches_are_of_the_longest_first():
-    sources = [[0] * length for length in (2, 5, 3, 5)]
-    assert make_batches(sources, 3, equal_lengths=False) == [[1, 3, 2], [0]]
-    assert make_batches(sources, 3, equal_lengths=True) == [[1, 3], [2], [0]]
-
-
-def test_table_is_aligned():
-    row = {"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 0.5, "copied": True}
-    other = {"mode": "auto", "batch_size": 8, "beam": 4, "samples_per_second": 1234.5, "method": "kv"}
-    failed = {"mode": "el", "batch_size": 8, "beam": 4, "failure": "out of memory"}
-    text = report.table([row, other, failed])
-    lines = text.splitlines()
-    assert len({len(line) for line in lines[:4]}) == 1
-    assert lines[2].startswith("| stock (copied) |     8 |    4 |     0.500 |")
-    assert lines[3].startswith("| auto (kv)      |     8 |    4 |     1,234 |")
-    assert lines[-1] == "el, batch 8, beam 4: out of memory."
-
-
-def test_unsteady_rows_are_named():
-    steady = {"mode": "kv", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.1]}
-    unsteady = {"mode": "el", "batch_size": 8, "beam": 1, "seconds": [1.0, 1.3, 1.1]}
-    assert report.notes([steady, unsteady]).endswith("Repeats differed by more than 20% (was the machine busy?): el.")
-    assert "Repeats" not in report.notes([steady])
-
-
 def test_blocking_that_stock_does_not_do_is_told(monkeypatch, tmp_path, capsys):
     arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--output-length=4", "--batch-sizes=1", "--beams=1"]
     arguments += ["--modes=stock", "--repeats=1", "--threads=1", "--no-repeat-ngram-size=3", "--output", tmp_path]
@@ -125,7 +89,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
     monkeypatch.setattr(
         benchmark,
         "run_grid",
-        lambda grid, done: done({"mode": "stock", "batch_size": 8, "beam": 4, "failure": "out of memory"}, None),
+        lambda grid, done: done(Row("stock", 8, 4, failure="out of memory"), None),
     )
     with pytest.raises(UserError, match="nothing could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
@@ -133,7 +97,7 @@ def test_no_row_at_all(monkeypatch, tmp_path):
 
 def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
     def interrupted(grid, done):
-        done({"mode": "stock", "batch_size": 8, "beam": 4, "samples_per_second": 2.0}, [])
+        done(Row("stock", 8, 4, samples_per_second=2.0), [])
         raise KeyboardInterrupt
 
     monkeypatch.setattr(benchmark, "run_grid", interrupted)

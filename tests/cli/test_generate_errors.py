@@ -100,7 +100,7 @@ def never(*_, **__):
         (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),
         (["--languages=de"], "--languages 'de' is not two languages with a comma between them$"),
         (["--attention=fast"], "argument --attention: invalid choice: 'fast'"),
-        (["--beam=0"], "--beam 0 is not a number above 0; leave it out for the default, 5$"),
+        (["--beam=0"], "--beam 0 is not a whole number above 0; leave it out for the default, 5$"),
         (["--lenpen=nan"], "--lenpen nan is not a finite number$"),
         (["--lenpen=-inf"], "--lenpen -inf is not a finite number$"),
         (["--temperature=nan"], "--temperature nan is not a finite number$"),
@@ -161,7 +161,7 @@ def test_what_load_refuses(run, options, sentence):
     assert not run.journals.exists()
 
 
-def test_a_model_that_does_not_have_the_evaluation(tiny_translation, run, tmp_path):
+def test_a_model_that_does_not_have_the_method(tiny_translation, run, tmp_path):
     state = torch.load(tiny_translation.checkpoint)
     state["cfg"]["model"].no_cross_attention = state["cfg"]["model"].cross_self_attention = True
     torch.save(state, tmp_path / "other.pt")

@@ -140,7 +140,7 @@ def build_generator():
             {"diverse_beam_groups": 2, "beam": 5},
             "--beam 5 cannot be divided into --diverse-beam-groups 2: give a multiple of it",
         ),
-        ({"beam": 0}, "--beam 0 is no number of hypotheses; give 1 or more"),
+        ({"beam": 0}, "--beam 0 is not a whole number above 0; leave it out for the default, 5"),
         ({"lenpen": math.nan}, "--lenpen nan is not a finite number"),
         ({"unkpen": -math.inf}, "--unkpen -inf is not a finite number"),
         ({"max_len_a": math.inf}, "--max-len-a inf is not a finite number"),

@@ -4,23 +4,32 @@ from itertools import zip_longest
 import numpy as np
 import pytest
 import torch
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError, is_out_of_memory
+from elseq.generation import batches
 from elseq.generation.batches import SplittingDecoder, cut_batches, largest
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
 CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can't allocate memory: you tried ...")
 
 
+@pytest.fixture(scope="module", autouse=True)
+def no_garbage():
+    """To collect it takes long late in a run of all tests."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(batches.gc, "collect", lambda: 0)
+        yield
+
+
 @given(lengths=st.lists(st.integers(0, 30), max_size=60), max_tokens=st.integers(1, 100))
 def test_batches_hold_each_sentence_once_and_as_many_as_they_may(lengths, max_tokens):
-    batches = [batch.tolist() for batch in cut_batches(lengths, lambda length: max(1, max_tokens // length))]
-    assert sorted(sum(batches, [])) == [index for index, length in enumerate(lengths) if length]
-    order = [lengths[index] for batch in batches for index in batch]
+    cut = [batch.tolist() for batch in cut_batches(lengths, lambda length: max(1, max_tokens // length))]
+    assert sorted(sum(cut, [])) == [index for index, length in enumerate(lengths) if length]
+    order = [lengths[index] for batch in cut for index in batch]
     assert order == sorted(order, reverse=True)
-    for batch, following in zip_longest(batches, batches[1:]):
+    for batch, following in zip_longest(cut, cut[1:]):
         assert len(batch) == 1 or len(batch) * lengths[batch[0]] <= max_tokens
         assert following is None or (len(batch) + 1) * lengths[batch[0]] > max_tokens
         assert batch == sorted(batch, key=lambda index: (-lengths[index], index))
@@ -79,7 +88,6 @@ def test_other_errors_pass():
     assert not is_out_of_memory(ValueError("not enough memory"))
 
 
-@settings(max_examples=20)  # each collects garbage, which takes long late in a run of all tests
 @given(seed=st.integers(0, 1000))
 def test_at_any_moment(seed):
     """Memory may be short now and there again later."""

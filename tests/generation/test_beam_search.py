@@ -5,8 +5,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.generation import SequenceGenerator
-from elseq.generation.beam_search import BeamSearch
-from tests.tiny_models import make_dictionary, make_models
+from elseq.generation.beam_search import BeamSearch, GreedySearch
+from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(5)
 
@@ -39,14 +39,33 @@ def test_the_candidates_are_those_of_fairseq(seed, sentences, beam, vocabulary, 
 
 
 @pytest.mark.parametrize(
-    ("strategy", "expected"),
+    ("strategy", "beam", "expected"),
     [
-        (None, BeamSearch),
-        (search.BeamSearch, BeamSearch),  # what fairseq's tasks ask for
-        (search.Sampling, search.Sampling),
+        (None, 2, BeamSearch),
+        (search.BeamSearch, 2, BeamSearch),  # what fairseq's tasks ask for
+        (search.BeamSearch, 1, GreedySearch),
+        (None, 1, GreedySearch),
+        (search.Sampling, 1, search.Sampling),
     ],
 )
-def test_it_stands_in_for_the_beam_search_of_fairseq_alone(strategy, expected):
+def test_it_stands_in_for_the_beam_search_of_fairseq_alone(strategy, beam, expected):
     model = make_models("transformer", DICTIONARY)["kv"]
     strategy = None if strategy is None else strategy(DICTIONARY)
-    assert type(SequenceGenerator([model], DICTIONARY, search_strategy=strategy).search) is expected
+    assert type(SequenceGenerator([model], DICTIONARY, beam, search_strategy=strategy).search) is expected
+
+
+def test_greedy_search_takes_the_most_probable_word():
+    """Teacher-forced, in float64, word by word."""
+    model = make_models("transformer", DICTIONARY)["stock"].double()
+    sources = make_sources(DICTIONARY, (3, 7, 1))
+    found = SequenceGenerator([model], DICTIONARY, 1, max_len_b=9).generate([model], make_sample(DICTIONARY, sources))
+    for source, [hypothesis] in zip(sources, found, strict=True):
+        words = [DICTIONARY.eos()]
+        while len(words) == 1 or (words[-1] != DICTIONARY.eos() and len(words) < 10):
+            output = model(torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([words]))[0][0, -1]
+            output[DICTIONARY.pad()] = -torch.inf
+            if len(words) == 1:
+                output[DICTIONARY.eos()] = -torch.inf  # a hypothesis has a word
+            words.append(output.argmax().item())
+        expected = words[1:] if words[-1] == DICTIONARY.eos() else [*words[1:], DICTIONARY.eos()]
+        assert hypothesis["tokens"].tolist() == expected

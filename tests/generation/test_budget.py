@@ -60,10 +60,10 @@ def test_the_measure():
     assert 8000 <= memory.peak <= 8100
 
 
-def measure(family, evaluation, sentences, length, beam, dtype=torch.float32, words=40, max_len=12, **options):
+def measure(family, method, sentences, length, beam, dtype=torch.float32, words=40, max_len=12, **options):
     """What is planned for a batch, what its decoding takes, and the largest decoding state."""
     dictionary = make_dictionary(words)
-    model = make_models(family, dictionary, positions=200, **options)[evaluation].to(dtype)
+    model = make_models(family, dictionary, positions=200, **options)[method].to(dtype)
     search = SequenceGenerator([model], dictionary, beam_size=beam, max_len_b=max_len, min_len=max_len)
     rows = make_sources(dictionary, [length - 1] * sentences)
     prompt = {}
@@ -81,7 +81,7 @@ def measure(family, evaluation, sentences, length, beam, dtype=torch.float32, wo
 
 
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
     "sizes",
     [
@@ -95,15 +95,15 @@ def measure(family, evaluation, sentences, length, beam, dtype=torch.float32, wo
     ],
     ids=str,
 )
-def test_a_batch_takes_no_more_than_planned(family, evaluation, sizes):
-    planned, peak, state = measure(family, evaluation, **sizes)
+def test_a_batch_takes_no_more_than_planned(family, method, sizes):
+    planned, peak, state = measure(family, method, **sizes)
     assert state < peak <= planned < 3 * peak
 
 
-def searching(family="bart", evaluation="el", **options):
+def searching(family="bart", method="el", **options):
     dictionary = make_dictionary(40)
     models = make_models(family, dictionary, positions=200)
-    model = models[evaluation]
+    model = models[method]
     return model, SequenceGenerator([model], dictionary, beam_size=2, max_len_b=9)
 
 

@@ -7,9 +7,9 @@ import torch
 from fairseq import utils
 
 from elseq.attention.methods import EL, KV
-from elseq.generation import SequenceGenerator, cuda_graphs, recorded_steps
+from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs
+from elseq.generation.method_choice import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.generation.policy import free_memory_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 pytestmark = pytest.mark.gpu
@@ -35,20 +35,20 @@ def generate(model, sample, device, **options):
 
 
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("search", SEARCHES.values(), ids=SEARCHES)
-def test_hypotheses_are_those_of_the_cpu(family, evaluation, search):
-    model = make_models(family, DICTIONARY)[evaluation]
+def test_hypotheses_are_those_of_the_cpu(family, method, search):
+    model = make_models(family, DICTIONARY)[method]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)), left=family != "language_model")
     assert_same_hypotheses(generate(model, sample, DEVICE, **search), generate(model, sample, "cpu", **search))
 
 
-def test_recordings_share_their_memory(monkeypatch, caplog):
+def test_captured_graphs_share_their_memory(monkeypatch, caplog):
     """However many there are: of several rooms in a batch, of batches, of the members of an ensemble."""
-    recorded = []
-    record = cuda_graphs.record
-    monkeypatch.setattr(cuda_graphs, "record", lambda *args: recorded.append(record(*args)) or recorded[-1])
-    monkeypatch.setattr(recorded_steps, "ROOM", 4)
+    captured = []
+    capture = cuda_graphs.capture
+    monkeypatch.setattr(cuda_graphs, "capture", lambda *args: captured.append(capture(*args)) or captured[-1])
+    monkeypatch.setattr(captured_steps, "ROOM", 4)
     models = [make_models("bart", DICTIONARY, seed)["el"].to(DEVICE) for seed in (1, 2)]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
     sample = utils.apply_to_sample(lambda tensor: tensor.to(DEVICE), sample)
@@ -57,16 +57,16 @@ def test_recordings_share_their_memory(monkeypatch, caplog):
     for _ in range(40):
         generator.generate(models, sample)
         reserved.append(torch.cuda.memory_reserved())
-        recorded[:] = map(type, recorded)  # the graphs themselves would keep their memory
-    assert recorded.count(torch.cuda.CUDAGraph) == len(recorded) > 40 * 2 * 3
+        captured[:] = map(type, captured)  # the graphs themselves would keep their memory
+    assert captured.count(torch.cuda.CUDAGraph) == len(captured) > 40 * 2 * 3
     assert reserved[-1] == reserved[4]
-    assert "recorded" not in caplog.text
+    assert "captured" not in caplog.text
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
-def test_half_precision(evaluation, dtype):
-    model = make_models("bart", DICTIONARY)[evaluation]
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_half_precision(method, dtype):
+    model = make_models("bart", DICTIONARY)[method]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
     found = generate(model.to(dtype), sample, DEVICE, **SEARCHES["beam"])
     assert all(torch.isfinite(sentence[0]["score"]) for sentence in found)

@@ -20,7 +20,7 @@ from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_mode
 
 DICTIONARY = make_dictionary(20)
 FAMILIES = ("transformer", "bart", "language_model")
-EVALUATIONS = ("kv", "el")
+METHODS = ("kv", "el")
 LENGTHS = (3, 7, 1, 5)
 PREFIX_LENGTH = 3
 
@@ -96,30 +96,30 @@ def test_same_as_stock(models, family, name):
         extra = {}  # the prefix is too long, or not allowed
     expected = generate(StockGenerator, [models[family]["stock"]], batch, extra, **SEARCHES[name])
     assert all(expected)
-    for kind in ("stock", *EVALUATIONS):
+    for kind in ("stock", *METHODS):
         found = generate(SequenceGenerator, [models[family][kind]], batch, extra, **SEARCHES[name])
         assert_same_hypotheses(found, expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("beam", [1, 4, 16])
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_stock_generator_runs_our_models(models, family, beam, evaluation):
+@pytest.mark.parametrize("method", METHODS)
+def test_stock_generator_runs_our_models(models, family, beam, method):
     batch, extra = make_input(family)
     expected = generate(StockGenerator, [models[family]["stock"]], batch, extra, beam_size=beam)
-    found = generate(StockGenerator, [models[family][evaluation]], batch, extra, beam_size=beam)
+    found = generate(StockGenerator, [models[family][method]], batch, extra, beam_size=beam)
     assert_same_hypotheses(found, expected)
 
 
 @pytest.mark.parametrize("left", [True, False])
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_padding_on_either_side(models, left, kind):
     batch = make_sample(DICTIONARY, make_sources(DICTIONARY, LENGTHS), left)
     expected = generate(StockGenerator, [models["transformer"]["stock"]], batch)
     assert_same_hypotheses(generate(SequenceGenerator, [models["transformer"][kind]], batch), expected)
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_limit_in_proportion_to_the_source(models, kind):
     batch, _ = make_input("transformer", (4, 4, 4))
     options = {"max_len_a": 1.4, "max_len_b": 1, "min_len": 3}
@@ -135,7 +135,7 @@ def test_a_minimum_above_the_maximum_is_told_of(models, caplog):
     assert "--min-len 6 is more than the maximum length, 2; such hypotheses have 6 tokens" in caplog.text
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_as_long_as_the_source(models, kind):
     options = {
         "strategy": lambda: search.LengthConstrainedBeamSearch(DICTIONARY, 1, 0, 1, 0),
@@ -153,7 +153,7 @@ def test_as_long_as_the_source(models, kind):
     assert lengths == [{length + 2} for length in LENGTHS]
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 @pytest.mark.parametrize("representation", ["ordered", "unordered"])
 def test_words_that_must_occur(models, representation, kind):
     words = [[[5, 9], [11]], [[20]], [], [[7], [8], [6]]]
@@ -191,7 +191,7 @@ def test_prefixes_of_several_lengths(models, family, ends):
         alone = {"net_input": {name: tensor[number : number + 1] for name, tensor in batch["net_input"].items()}}
         words = {"prefix_tokens": torch.tensor([row])} if row else None
         expected += generate(StockGenerator, [models[family]["stock"]], alone, words)
-    for kind in ("stock", *EVALUATIONS):
+    for kind in ("stock", *METHODS):
         found = generate(SequenceGenerator, [models[family][kind]], batch, extra)
         assert_same_hypotheses(found, expected)
         assert [best[0]["tokens"].tolist()[: len(row)] for best, row in zip(found, rows, strict=True)] == rows
@@ -207,7 +207,7 @@ def test_ensembles(models, family, kinds):
     assert_same_hypotheses(generate(SequenceGenerator, ensemble, batch, extra), expected)
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_fusion_with_a_language_model(models, kind):
     batch, _ = make_input("transformer")
     options = {"lm_weight": 0.6, "temperature": 1.3}
@@ -264,7 +264,7 @@ class Exhaustive:
         return [(self.tokens[index], scores[index].item()) for index in order]
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 @pytest.mark.parametrize("length_penalty", [0.0, 1.0, 2.0])
 def test_a_wide_beam_finds_every_hypothesis_in_order(kind, length_penalty):
     dictionary = make_dictionary(100)
@@ -317,14 +317,14 @@ def test_no_repeated_ngrams(models, family, size):
     if hasattr(stock, "set_beam_size"):
         stock.set_beam_size(4)
     expected = blocking.generate([stock], copy.deepcopy(batch), **extra)
-    for kind in ("stock", *EVALUATIONS):
+    for kind in ("stock", *METHODS):
         found = generate(SequenceGenerator, [models[family][kind]], batch, extra, no_repeat_ngram_size=size, **options)
         assert_same_hypotheses(found, expected)
     unblocked = generate(StockGenerator, [stock], batch, extra, **options)
     assert [best[0]["tokens"].tolist() for best in unblocked] != [best[0]["tokens"].tolist() for best in expected]
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_a_prefix_may_repeat_ngrams(models, kind):
     batch, _ = make_input("transformer", (3, 5))
     prefix = torch.tensor([[5, 6, 5, 6, 5], [7, 7, 7, 7, 8]])
@@ -338,7 +338,7 @@ def test_a_prefix_may_repeat_ngrams(models, kind):
             assert hypothesis["score"].isfinite()
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 @pytest.mark.parametrize("options", [{"max_len_a": 1.5, "max_len_b": 1}, {"max_len_a": 0.4, "max_len_b": 2}])
 def test_a_sentence_does_not_depend_on_its_batch(models, kind, options):
     rows = make_sources(DICTIONARY, LENGTHS)
@@ -352,7 +352,7 @@ def test_a_sentence_does_not_depend_on_its_batch(models, kind, options):
     assert len(set(limits)) > 1
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_constraints_that_no_hypothesis_can_meet(models, kind):
     constraints = pack_constraints([[torch.tensor([5, 6, 7, 8, 9])], [torch.tensor([5])]])
     options = {"strategy": lambda: search.LexicallyConstrainedBeamSearch(DICTIONARY, "unordered"), "max_len_b": 3}
@@ -385,9 +385,9 @@ def test_allowed_words_are_asked_for_by_the_sentence_number(models):
 # --- state
 
 
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
+@pytest.mark.parametrize("method", METHODS)
 @pytest.mark.parametrize("family", FAMILIES)
-def test_what_belongs_to_a_sentence_is_held_once(models, family, evaluation, monkeypatch):
+def test_what_belongs_to_a_sentence_is_held_once(models, family, method, monkeypatch):
     """Whatever the beam: neither copied for it nor moved by it, and gone with its sentence."""
     seen = []
     step = ElseqStepper.step
@@ -410,12 +410,12 @@ def test_what_belongs_to_a_sentence_is_held_once(models, family, evaluation, mon
     language_model = family == "language_model"
     batch = make_sample(DICTIONARY, make_sources(DICTIONARY, LENGTHS), left=not language_model)
     extra = {"prompt_tokens": batch["net_input"]["src_tokens"]} if language_model else {}
-    generate(SequenceGenerator, [models[family][evaluation]], batch, extra, beam_size=3, max_len_a=1, max_len_b=1)
+    generate(SequenceGenerator, [models[family][method]], batch, extra, beam_size=3, max_len_a=1, max_len_b=1)
     sizes = [rows for rows, _, _, _ in seen]
     assert sizes[0] == 3 * len(LENGTHS) and sizes[-1] < sizes[0]
     for rows, sentences, _, objects in seen:
         assert sentences == {rows // 3}
-        assert objects == (1 if evaluation == "el" or family == "language_model" else 2)
+        assert objects == (1 if method == "el" or family == "language_model" else 2)
     for (rows, _, places, _), (rows_after, _, places_after, _) in itertools.pairwise(seen):
         assert rows != rows_after or places == places_after
 
@@ -441,7 +441,7 @@ def continue_prompts(model, prompts, **options):
     return generate(SequenceGenerator, [model], sample, extra, **options)
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 @pytest.mark.parametrize(
     "options",
     [{"beam_size": 1}, {"beam_size": 4}, {"max_len_a": 2, "max_len_b": 1}, {"max_len_b": 100, "min_len": 3}],
@@ -453,7 +453,7 @@ def test_prompts_of_several_lengths(models, kind, options):
     assert_same_hypotheses(together, alone)
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_scores_after_prompts_are_those_of_teacher_forcing(models, kind):
     stock = models["language_model"]["stock"]
     found = continue_prompts(models["language_model"][kind], PROMPTS, min_len=5)
@@ -467,7 +467,7 @@ def test_scores_after_prompts_are_those_of_teacher_forcing(models, kind):
             torch.testing.assert_close(hypothesis["score"], expected.mean(), rtol=1e-4, atol=1e-4)
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_greedy_continuation_of_a_prompt(models, kind):
     """As a prefix in fairseq's generator, but neither repeated nor scored."""
     stock = models["language_model"]["stock"]
@@ -484,7 +484,7 @@ def test_greedy_continuation_of_a_prompt(models, kind):
         )
 
 
-@pytest.mark.parametrize("kind", ["stock", *EVALUATIONS])
+@pytest.mark.parametrize("kind", ["stock", *METHODS])
 def test_prompts_with_prefixes_and_rules(models, kind):
     """What else `generate` is given is for each sentence, however the batch is divided."""
     sample = make_sample(DICTIONARY, [list(prompt) for prompt in PROMPTS], left=False)
@@ -525,7 +525,7 @@ def test_alignment(models, family, beam, kind):
     stock = models[family]["stock"]
     options = {"beam_size": beam, "print_alignment": kind}
     expected = generate(SequenceGeneratorWithAlignment, [stock], batch, **options)
-    for name in ("stock", *EVALUATIONS):
+    for name in ("stock", *METHODS):
         found = generate(SequenceGenerator, [models[family][name]], batch, **options)
         assert_same_hypotheses(found, expected)
         for hypothesis, other in zip(itertools.chain(*found), itertools.chain(*expected), strict=True):
@@ -573,8 +573,8 @@ def test_no_attention_unless_asked(models):
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-@pytest.mark.parametrize("evaluation", EVALUATIONS)
-def test_scores_of_references(models, family, evaluation):
+@pytest.mark.parametrize("method", METHODS)
+def test_scores_of_references(models, family, method):
     batch, _ = make_input(family)
     targets = make_sources(DICTIONARY, (4, 2, 6, 1), seed=3)
     eos, pad = DICTIONARY.eos(), DICTIONARY.pad()
@@ -588,7 +588,7 @@ def test_scores_of_references(models, family, evaluation):
     if hasattr(models[family]["stock"], "set_beam_size"):
         models[family]["stock"].set_beam_size(1)
     expected = scorer.generate([models[family]["stock"]], batch)
-    assert_same_hypotheses(scorer.generate([models[family][evaluation]], batch), expected)
+    assert_same_hypotheses(scorer.generate([models[family][method]], batch), expected)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
@@ -629,8 +629,8 @@ def test_alignment_needs_a_source(models):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"beam_size": 0}, "--beam 0 is no number"),
-        ({"beam_size": 2.5}, "--beam 2.5"),
+        ({"beam_size": 0}, "--beam 0 is not a whole number above 0; leave it out for the default, 1$"),
+        ({"beam_size": 2.5}, "--beam 2.5 is not a whole number above 0"),
         ({"temperature": 0}, "not positive"),
     ],
 )

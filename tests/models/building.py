@@ -236,8 +236,8 @@ def assert_same_generation(stock, model, task, net_input, beam, **options):
     """By fairseq's own generator; returns what it finds."""
     generator = SequenceGenerator([stock], task.target_dictionary, beam_size=beam, max_len_b=20)
     expected = generator.generate([stock], {"net_input": net_input}, **options)
-    for evaluation in ("kv", "el"):
-        model.decoder.decode_attention = evaluation
+    for method in ("kv", "el"):
+        model.decoder.decode_attention = method
         generator = SequenceGenerator([model], task.target_dictionary, beam_size=beam, max_len_b=20)
         assert_same_hypotheses(generator.generate([model], {"net_input": net_input}, **options), expected)
     return expected

@@ -86,7 +86,7 @@ def test_chunk_sizes_change_nothing_but_the_chunks(family):
 @pytest.mark.parametrize("options", [{}, {"num_kv_heads": 1}, {"local_attention_radius": 4}], ids=str)
 @torch.no_grad()
 def test_decoding_equals_the_whole_target_at_once(family, methods, options):
-    """Under every evaluation each query keeps the same scores."""
+    """Under every method each query keeps the same scores."""
     model = ours(family, attention_top_k=3, ffn_top_k=10, query_chunk_size=2, ffn_chunk_size=3, **options).double()
     batch, tokens = source(), words(3 * 2, 9)
     tokens[:, 0] = EOS

@@ -208,12 +208,12 @@ def test_steps_are_those_of_the_stock_model(options):
         assert_same_steps(stock, model, batch, tokens, methods)
 
 
-@pytest.mark.parametrize("evaluation", ["auto", "kv", "el"])
+@pytest.mark.parametrize("method", ["auto", "kv", "el"])
 @torch.no_grad()
-def test_fairseq_s_protocol(evaluation):
+def test_fairseq_s_protocol(method):
     """Steps, then other hypotheses in another order and number, then steps."""
     stock, model = pair("transformer")
-    model.decoder.decode_attention = evaluation
+    model.decoder.decode_attention = method
     model.decoder.make_generation_fast_(need_attn=True)
     tokens, order, batch = words(3, 6), torch.tensor([2, 0, 0, 2]), source()
     results = []
@@ -227,7 +227,7 @@ def test_fairseq_s_protocol(evaluation):
         results.append((first[0], first[1]["attn"][0], last[0], last[1]["attn"][0]))
     for result, expected in zip(results[1], results[0], strict=True):
         torch.testing.assert_close(result, expected, rtol=1e-5, atol=1e-5)
-    assert state[STATE].layers[0].self_attention.method.name == ("el" if evaluation == "el" else "kv")
+    assert state[STATE].layers[0].self_attention.method.name == ("el" if method == "el" else "kv")
 
 
 @pytest.mark.parametrize("methods", METHOD_PAIRS, ids=pair_name)

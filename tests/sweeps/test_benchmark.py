@@ -8,8 +8,9 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from elseq.benchmark import command, runs
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import _configuration
-from elseq.sweeps.benchmark import arguments
+from elseq.sweeps.benchmark import read_settings
 from tests import helpers
 from tests.sweeps.conftest import ROOT
 
@@ -33,11 +34,11 @@ def requests(monkeypatch, random_model):
     def measured(request, grid, folder, exported):
         asked.append(request)
         if request["mode"] == "auto":
-            return {"failure": "out of memory"}
+            return Measurement(failure="out of memory")
         hypotheses = [[[7, 8, 9]] for _ in request["sources"]]
         if request["mode"] == "el":
             hypotheses[-1] = [[7, 8]]
-        return {"seconds": [SECONDS[request["mode"]]], "hypotheses": hypotheses, "peak_mebibytes": 100.0}
+        return Measurement(seconds=[SECONDS[request["mode"]]], hypotheses=hypotheses, peak_mebibytes=100.0)
 
     monkeypatch.setattr(runs, "_run", measured)
     return asked
@@ -108,6 +109,10 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
         ("dtype=int8", "auto, batch 8: dtype: invalid choice: 'int8' "),
         ("batch=0", "auto, batch 0: batch '0' is not a whole number above 0."),
         ("beam=0", "auto, batch 8, beam 0: beam '0' is not a whole number above 0."),
+        ("source_length=1", "auto, batch 8: source_length 1 leaves no room for a word; give at least 2."),
+        ("device=tpu7", "auto, batch 8: device tpu7 is unknown; choose cpu or cuda."),
+        ("decode.mode=fast", "fast, batch 8: decode 'fast' is unknown; choose of stock, "),
+        ("user_dir=nowhere", "auto, batch 8: user_dir nowhere does not exist: give the folder of a plugin."),
         ("min_len=9 max_len_b=3", "auto, batch 8: min_len 9 is more than max_len_b 3; lower it."),
         ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),
         ("model=null", "Config group override must be a string or a list."),
@@ -227,8 +232,8 @@ def test_search_of_the_group_decoding(requests, tmp_path):
 def test_models_have_the_sizes_of_stock(model, stock, task):
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
-        args = command.parse(arguments(compose("benchmark", [f"model={model}"])))
-    cfg = _configuration(["--arch", args.arch, "--task", task, "nowhere", *args.model_options]).model
+        settings = read_settings(compose("benchmark", [f"model={model}"]))
+    cfg = _configuration(["--arch", settings.arch, "--task", task, "nowhere", *settings.model_options]).model
     expected = _configuration(["--arch", stock, "--task", task, "nowhere"]).model
     ARCH_CONFIG_REGISTRY[stock](expected)
     for side in ("encoder", "decoder"):
@@ -236,11 +241,24 @@ def test_models_have_the_sizes_of_stock(model, stock, task):
             assert cfg[f"{side}_{name}"] == getattr(expected, f"{side}_{name}"), name
 
 
+def test_the_same_settings_from_the_configuration_and_the_command_line():
+    overrides = "decode=el batch=2 beam=3 task.data=data source_length=7 output_length=5 min_len=2 max_len_b=9 "
+    overrides += "lenpen=2 no_repeat_ngram_size=3 dtype=bfloat16 threads=1 repeats=2 vocabulary_size=9 "
+    overrides += "checkpoint=x.pt"
+    options = "x.pt --modes=el --batch-sizes=2 --beams=3 --data=data --source-length=7 --output-length=5 --min-len=2 "
+    options += "--max-len-b=9 --lenpen=2 --no-repeat-ngram-size=3 --dtype=bfloat16 --threads=1 --repeats=2 "
+    expected, _ = command.parse(f"{options} --vocabulary-size=9".split())
+    with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
+        assert read_settings(compose("benchmark", overrides.split())) == expected
+        defaults, _ = command.parse(["x.pt", "--modes=auto"])
+        assert read_settings(compose("benchmark", ["checkpoint=x.pt"])) == defaults
+
+
 def test_language_model():
     with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
         cfg = compose("benchmark", ["model=mq_transformer_lm_gpt2_124m", "task.tokens_per_sample=2048"])
-    args = command.parse(arguments(cfg))
-    made = _configuration(["--arch", args.arch, "--task=language_modeling", "nowhere", *args.model_options])
+    settings = read_settings(cfg)
+    made = _configuration(["--arch", settings.arch, "--task=language_modeling", "nowhere", *settings.model_options])
     assert (made.model.num_kv_heads, made.model.decoder_layers, made.model.decoder_embed_dim) == (1, 12, 768)
     assert made.task.tokens_per_sample == 2048
 

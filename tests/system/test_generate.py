@@ -244,7 +244,7 @@ def test_top_k_on_a_model_trained_without(tiny_translation, mode):
     assert_same_output(generate(tiny_translation, *options, "--apply-top-k=0", "--apply-ffn-top-k=0"), expected)
 
 
-def test_top_k_means_the_same_under_every_evaluation(tiny_translation, tiny_bart):
+def test_top_k_means_the_same_under_every_method(tiny_translation, tiny_bart):
     few = ["--apply-top-k=3", "--apply-ffn-top-k=20"]
     for trained in (tiny_translation, tiny_bart):
         expected = generate(trained, "--decode-attention=kv", *few)
@@ -480,7 +480,7 @@ def test_commands_in_processes_of_their_own(tiny_translation, tiny_bart):
 # --- bad input
 
 
-def test_unknown_evaluation(tiny_translation):
+def test_unknown_method(tiny_translation):
     result = generate(tiny_translation, "--decode-attention=fast", check=False)
     assert error_of(result).endswith("--decode-attention fast is unknown; choose one of auto, kv, el, stock")
 

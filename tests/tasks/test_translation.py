@@ -1,167 +1,18 @@
-import logging
-from argparse import Namespace
-
 import pytest
 import torch
 from fairseq import checkpoint_utils
-from fairseq.dataclass.configs import GenerationConfig
-from fairseq.models import FairseqEncoderDecoderModel
 from fairseq.models.bart import BARTHubInterface, BARTModel
-from fairseq.models.lstm import LSTMModel
-from fairseq.models.transformer import TransformerModel
-from fairseq.models.transformer_align import TransformerAlignModel
-from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.tasks.translation import TranslationTask
 
 from elseq.errors import UserError
-from elseq.generation import SequenceGenerator
-from elseq.models import ElseqBARTModel, ElseqTransformerModel
 from elseq.tasks import ElseqTranslationTask
 from elseq.tasks.translation import ElseqTranslationConfig
 from tests.tasks.loading import generate, interactive_batch, load_translation, make_batch
-from tests.tiny_models import assert_same_hypotheses, make_dictionary, task_configuration
-
-DICTIONARY = make_dictionary(20)
-SIZES = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
+from tests.tiny_models import assert_same_hypotheses, task_configuration
 
 
-def make_task(**options):
-    cfg = task_configuration(ElseqTranslationConfig(source_lang="src", target_lang="tgt", **options))
-    return ElseqTranslationTask(cfg, DICTIONARY, DICTIONARY)
-
-
-def model_arguments(arch, **options):
-    sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in SIZES.items()}
-    return Namespace(arch=arch, **{**sizes, "decoder_input_dim": 16, "decoder_output_dim": 16, **options})
-
-
-# --- which model
-
-
-@pytest.mark.parametrize("mode", [None, "auto", "kv", "el"])
-@pytest.mark.parametrize("arch, kind", [("transformer", ElseqTransformerModel), ("bart_base", ElseqBARTModel)])
-def test_stock_models_are_rebuilt(arch, kind, mode, caplog):
-    with caplog.at_level(logging.INFO):
-        model = make_task(decode_attention=mode).build_model(model_arguments(arch))
-    assert type(model) is kind
-    assert model.decoder.decode_attention == (mode or "auto")
-    stock = "TransformerModel" if arch == "transformer" else "BARTModel"
-    assert f"{stock} rebuilt as {kind.__name__}, weights untouched" in caplog.messages
-
-
-@pytest.mark.parametrize("arch, kind", [("transformer", TransformerModel), ("bart_base", BARTModel)])
-def test_stock_mode_keeps_them(arch, kind):
-    assert type(make_task(decode_attention="stock").build_model(model_arguments(arch))) is kind
-
-
-OTHERS = [
-    (model_arguments("transformer_align"), TransformerAlignModel, "it is a TransformerAlignModel"),
-    (Namespace(arch="lstm_wiseman_iwslt_de_en", criterion="cross_entropy"), LSTMModel, "it is a LSTMModel"),
-    (
-        model_arguments("transformer", cross_self_attention=True, no_cross_attention=True),
-        TransformerModel,
-        "it uses joint cross- and self-attention (--cross-self-attention)",
-    ),
-]
-
-
-@pytest.mark.parametrize("cfg, kind, reason", OTHERS, ids=["subclass", "recurrent", "option"])
-def test_others_keep_their_class_and_the_log_says_so(cfg, kind, reason, caplog):
-    with caplog.at_level(logging.INFO):
-        model = make_task(decode_attention="auto").build_model(cfg)
-    assert type(model) is kind
-    assert f"the model keeps fairseq's own modules, because {reason}" in caplog.messages
-
-
-@pytest.mark.parametrize("mode", ["kv", "el"])
-@pytest.mark.parametrize("cfg, kind, reason", OTHERS, ids=["subclass", "recurrent", "option"])
-def test_others_cannot_be_decoded_by_a_named_evaluation(cfg, kind, reason, mode):
-    with pytest.raises(UserError) as error:
-        make_task(decode_attention=mode).build_model(cfg)
-    expected = f"--decode-attention {mode} cannot decode this model, because {reason}; use stock"
-    assert str(error.value) == expected
-
-
-def test_our_models_decode_as_they_were_configured():
-    for arch, option, expected in (
-        ("elseq_transformer", {}, "auto"),
-        ("el_transformer", {}, "el"),
-        ("elseq_transformer", {"decode_attention": "kv"}, "kv"),
-    ):
-        assert make_task().build_model(model_arguments(arch, **option)).decoder.decode_attention == expected
-    assert (
-        make_task(decode_attention="kv").build_model(model_arguments("el_transformer")).decoder.decode_attention == "kv"
-    )
-
-
-def test_unknown_evaluation(tiny_bart):
-    with pytest.raises(UserError, match="^--decode-attention fast is unknown; choose one of auto, kv, el, stock$"):
-        load_translation(tiny_bart, decode_attention="fast")
-
-
-def test_places_without_a_top_k(tiny_bart):
-    with pytest.raises(UserError, match="^--apply-top-k-in encoder says where .*, and there is no k: give both$"):
-        load_translation(tiny_bart, apply_top_k_in="encoder")
-
-
-@pytest.mark.parametrize("applied, instead", [("apply_top_k", "--attention-top-k"), ("apply_ffn_top_k", "--ffn-top-k")])
-def test_top_k_is_not_applied_in_training(applied, instead):
-    for arch in ("transformer", "el_transformer"):
-        with pytest.raises(UserError, match=f"is for a model that is trained: .* {instead}$"):
-            make_task(**{applied: 4}).build_model(model_arguments(arch))
-
-
-@pytest.mark.parametrize(
-    ("arch", "trained"), [("transformer", None), ("elseq_transformer", None), ("elseq_transformer", 5)]
-)
-def test_chunk_sizes(arch, trained):
-    """Beside a top-k that is applied, or to that of the training; unset: as the model was configured."""
-    for asked, expected in ((None, trained), (2, 2)):
-        task = make_task(query_chunk_size=asked, ffn_chunk_size=asked)
-        options = {} if trained is None else {"query_chunk_size": trained, "ffn_chunk_size": trained}
-        model = task.build_model(model_arguments(arch, **options))
-        layer = model.encoder.layers[0]
-        assert (layer.self_attn.query_chunk_size, layer.ffn_chunk_size) == (expected, expected)
-
-
-@pytest.mark.parametrize("option", ["query_chunk_size", "ffn_chunk_size"])
-def test_chunks_of_nothing(tiny_bart, option):
-    with pytest.raises(UserError, match=f"^--{option.replace('_', '-')} 0 is not possible: give 1 or more$"):
-        load_translation(tiny_bart, **{option: 0})
-
-
-# --- which generator
-
-
-@pytest.mark.parametrize(
-    "mode, kind", [(None, SequenceGenerator), ("el", SequenceGenerator), ("stock", StockGenerator)]
-)
-def test_generator(mode, kind):
-    task = make_task(decode_attention=mode)
-    model = task.build_model(model_arguments("transformer"))
-    generator = task.build_generator([model], GenerationConfig(beam=3, lenpen=0.5))
-    assert type(generator) is kind
-    assert generator.beam_size == 3
-
-
-def test_generator_aligns_where_it_is_needed():
-    task = make_task(decode_attention="el")
-    models = [task.build_model(model_arguments("transformer"))]
-    for options, expected in (
-        ({}, None),
-        ({"replace_unk": "@@ "}, "hard"),
-        ({"print_alignment": "soft"}, "soft"),
-        ({"print_alignment": "soft", "replace_unk": "@@ "}, "soft"),
-    ):
-        generator = task.build_generator(models, Namespace(**{**vars(GenerationConfig()), **options}))
-        assert generator.print_alignment == expected
-
-
-# --- BART
-
-
-def first_tokens(batch):
-    pad = DICTIONARY.pad()
+def first_tokens(task, batch):
+    pad = task.source_dictionary.pad()
     return [next(token for token in row if token != pad) for row in batch["net_input"]["src_tokens"].tolist()]
 
 
@@ -170,7 +21,7 @@ def test_bart_reads_and_writes_its_beginning(tiny_bart, mode):
     task, model = load_translation(tiny_bart, decode_attention=mode)
     bos = task.source_dictionary.bos()
     batch = make_batch(task)
-    assert set(first_tokens(batch)) == {bos}
+    assert set(first_tokens(task, batch)) == {bos}
     for [best, *_] in generate(task, model, batch):
         assert best["tokens"][0] == bos
         assert bos not in best["tokens"][1:]
@@ -240,26 +91,17 @@ def test_transformers_have_no_beginning_unless_asked(tiny_translation):
     task, model = load_translation(tiny_translation, decode_attention="kv")
     bos = task.source_dictionary.bos()
     batch = make_batch(task)
-    assert bos not in first_tokens(batch)
+    assert bos not in first_tokens(task, batch)
     assert all(best["tokens"][0] != bos for [best, *_] in generate(task, model, batch))
     task, model = load_translation(tiny_translation, prepend_source_bos="yes", force_bos="yes")
     batch = make_batch(task)
-    assert set(first_tokens(batch)) == {bos}
+    assert set(first_tokens(task, batch)) == {bos}
     assert all(best["tokens"][0] == bos for [best, *_] in generate(task, model, batch))
 
 
 def test_switches_are_yes_or_no(tiny_bart):
     with pytest.raises(UserError, match="^--prepend-source-bos maybe is unknown; choose one of yes, no$"):
         load_translation(tiny_bart, prepend_source_bos="maybe")
-
-
-def test_weights_are_untouched(tiny_bart):
-    _, model = load_translation(tiny_bart, decode_attention="el")
-    _, stock = load_translation(tiny_bart, decode_attention="stock")
-    assert isinstance(stock, FairseqEncoderDecoderModel) and type(stock) is BARTModel
-    assert model.state_dict().keys() == stock.state_dict().keys()
-    for name, tensor in stock.state_dict().items():
-        assert torch.equal(model.state_dict()[name], tensor), name
 
 
 def test_missing_files_are_named(tiny_bart, tmp_path):

@@ -14,8 +14,8 @@ from elseq.arguments import Parser, choices, count
 from elseq.benchmark.arguments import add_run_options, make_output_folder
 from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.plan import BEAMS, TINY, VARIANTS, Plan, Sizing, run_plan
-from elseq.benchmark.publishing import run_and_publish
-from elseq.benchmark.report import fairseq_version
+from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.report import device_name, fairseq_version, heading, machine, versions
 
 # Sentences. On a GPU as in the paper (training: 32,768 target tokens), if they fit; on a CPU a run takes minutes.
 GPU_BATCHES = {"training": 256, "greedy": 1024, "beam": 1024}
@@ -27,17 +27,11 @@ def main(arguments: list[str]) -> None:
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
-    title = _title(settings)
-
-    def text(rows: list[dict]) -> str:
-        return f"{title}\n\n{report.tables(rows)}\n\n{report.notes(plan, rows)}\n"
-
-    def with_ratios(rows: list[dict]) -> dict:
-        return settings | {"ratios": report.compare(rows)}
-
+    model = [f"sizes: {settings['sizes']}", "random weights"]
+    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
     runs = len(plan.variants) * len(plan.columns)
-    paths = output / "multi_query.json", output / "multi_query.md"
-    run_and_publish(partial(run_plan, plan), runs, *paths, report, with_ratios, text)
+    texts = report.tables, partial(report.notes, plan)
+    publish_paper(partial(run_plan, plan), runs, output / "multi_query", report, settings, title, *texts)
 
 
 def _plan(args) -> Plan:
@@ -61,11 +55,10 @@ def _plan(args) -> Plan:
 
 def _settings(plan: Plan, is_tiny: bool) -> dict:
     """What the figures depend on, for the JSON."""
-    on_cpu = plan.device == "cpu"
     return {
         "benchmark": "multi-query attention, 1911.02150, table 3",
         "sizes": "tiny, for a test" if is_tiny else "the paper's",
-        "device": "cpu" if on_cpu else torch.cuda.get_device_name(plan.device),
+        "device": device_name(plan.device),
         "threads": plan.threads,
         "dtype": plan.dtype,
         "repeats": plan.repeats,
@@ -78,14 +71,6 @@ def _settings(plan: Plan, is_tiny: bool) -> dict:
         "fairseq": fairseq_version(),
         "elseq": elseq.__version__,
     }
-
-
-def _title(settings: dict) -> str:
-    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
-    return (
-        f"{settings['benchmark']}; sizes: {settings['sizes']}, random weights; {settings['device']}, {threads}, "
-        f"{settings['dtype']}; torch {settings['torch']}, fairseq {settings['fairseq']}, elseq {settings['elseq']}"
-    )
 
 
 def _parse(arguments: list[str]):

@@ -12,31 +12,28 @@ import torch
 import torch.nn.functional as F
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import main, memory_mebibytes, reset_peak
+from elseq.benchmark.measure import Measurement, main, memory_mebibytes, reset_peak
 from elseq.benchmark.models import ModelFile, load
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
 
 
-def measure(request: dict) -> dict:
+def measure(request: dict) -> Measurement:
     """Warm up, then train one step or decode one batch `repeats` times by the clock.
 
     Returns:
-        seconds of each repeat, by part ("step", or "encoder" and "decoder"); memory in MiB after loading and at the
-        highest point after that; and what the engine tells of itself.
+        seconds of each repeat, by part ("step", or "encoder" and "decoder"); memory; what the engine knows of itself.
     """
     engine = (Training if request["column"] == "training" else Decoding)(request)
     gc.collect()
-    loaded, _ = memory_mebibytes(request["device"])
-    engine.facts |= reset_peak(request["device"])
+    found = engine.found
+    found.loaded_mebibytes, _ = memory_mebibytes(request["device"])
+    found.peak_includes_loading = reset_peak(request["device"])
     engine.warm_up()
     repeats = [engine.time() for _ in range(request["repeats"])]
-    return {
-        **engine.facts,
-        "seconds": {part: [seconds[part] for seconds in repeats] for part in repeats[0]},
-        "loaded_mebibytes": loaded,
-        "peak_mebibytes": memory_mebibytes(request["device"])[1],
-    }
+    found.seconds = {part: [seconds[part] for seconds in repeats] for part in repeats[0]}
+    found.peak_mebibytes = memory_mebibytes(request["device"])[1]
+    return found
 
 
 class Decoding(FairseqEngine):
@@ -64,13 +61,13 @@ class Decoding(FairseqEngine):
         self._search(self.generator)
         seconds = _now(self.request["device"]) - start
         if not self.is_stock:
-            self.facts["state_bytes"] = self.generator.usage.state_bytes
+            self.found.state_bytes = self.generator.usage.state_bytes
         return {"encoder": self.encoder_seconds, "decoder": seconds - self.encoder_seconds}
 
     def _search(self, generator) -> None:
-        found = self.task.inference_step(generator, [self.model], self.sample)
+        hypotheses = self.task.inference_step(generator, [self.model], self.sample)
         # They must all be `target_length`, or the time per token is not what it says.
-        self.facts["output_lengths"] = sorted({len(hypotheses[0]["tokens"]) for hypotheses in found})
+        self.found.output_lengths = sorted({len(best["tokens"]) for best, *_ in hypotheses})
 
     def _watch_encoder(self) -> None:
         """Time what fairseq's generator and elseq's both call."""
@@ -104,7 +101,7 @@ class Training:
             "src_lengths": torch.full((len(source),), source.size(1), device=device),
             "prev_output_tokens": torch.cat((start, self.target[:, :-1]), dim=1),
         }
-        self.facts = {"parameters": sum(parameter.numel() for parameter in model.parameters())}
+        self.found = Measurement(parameters=sum(parameter.numel() for parameter in model.parameters()))
 
     def warm_up(self) -> None:
         self._step()

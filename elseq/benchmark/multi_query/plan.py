@@ -14,6 +14,7 @@ import torch
 
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
 from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.runs import in_process
 from elseq.benchmark.sources import random_sources
 
@@ -84,12 +85,36 @@ class Plan:
     repeats: int
 
 
-def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
+@dataclass
+class Row:
+    """A variant in a column. What is not known is None."""
+
+    variant: str
+    column: str
+    batch_size: int
+    failure: str | None = None  # a sentence; nothing is measured then
+    parameters: int | None = None
+    output_lengths: list[int] | None = None
+    state_bytes: int | None = None
+    copied: bool | None = None
+    loaded_mebibytes: float | None = None
+    peak_mebibytes: float | None = None
+    peak_includes_loading: bool | None = None
+    seconds: dict[str, list[float]] | None = None  # of each repeat, by part
+    microseconds_per_token: dict[str, float] | None = None
+    published_microseconds_per_token: dict[str, float] | None = None
+    gigabytes_per_second: float | None = None
+
+    def to_dict(self) -> dict:
+        return as_json(self, () if self.failure is not None else ("loaded_mebibytes",))
+
+
+def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every variant and column, one after the other.
 
     Args:
         plan: what is measured.
-        done: called with each row as soon as it is there. A run that fails is a row with "failure", a sentence.
+        done: called with each row as soon as it is there.
     """
     for name in plan.variants:
         variant = VARIANTS[name]
@@ -101,13 +126,13 @@ def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
             for column in plan.columns:
                 batch_size = plan.batches[column]
                 row = _measure(plan, name, column, model_file, batch_size, Path(folder))
-                while column in plan.halving and batch_size > 1 and row.get("failure", "").startswith("out of memory"):
+                while column in plan.halving and batch_size > 1 and (row.failure or "").startswith("out of memory"):
                     batch_size //= 2
                     row = _measure(plan, name, column, model_file, batch_size, Path(folder))
                 done(row)
 
 
-def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> dict:
+def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> Row:
     sizing, variant = plan.sizing, VARIANTS[name]
     limit = sizing.length - 1  # what a search calls the length is without the end symbol
     request = {
@@ -123,26 +148,23 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "threads": plan.threads,
         "repeats": plan.repeats,
     }
-    row = {"variant": name, "column": column, "batch_size": batch_size}
-    result = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
-    if "failure" in result:
-        return row | {"failure": result["failure"]}
-    told = ("parameters", "output_lengths", "state_bytes", "copied")
-    memory = ("loaded_mebibytes", "peak_mebibytes", "peak_includes_loading")
-    row |= {key: result[key] for key in (*told, *memory) if key in result}
-    row["seconds"] = result["seconds"]
+    found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
+    row = Row(name, column, batch_size)
+    fill(row, found)
+    if found.failure is not None:
+        return row
     tokens = batch_size * sizing.length
-    row["microseconds_per_token"] = {
-        part: statistics.median(seconds) / tokens * 1e6 for part, seconds in result["seconds"].items()
+    row.microseconds_per_token = {
+        part: statistics.median(seconds) / tokens * 1e6 for part, seconds in found.seconds.items()
     }
-    row["published_microseconds_per_token"] = {
+    row.published_microseconds_per_token = {
         part: figure for (kind, part), figure in zip(PARTS, variant.published, strict=True) if kind == column
     }
     if column != "training" and not variant.is_local:  # the formulae know no local attention
-        whole = statistics.median(map(sum, zip(*result["seconds"].values(), strict=True)))
+        whole = statistics.median(map(sum, zip(*found.seconds.values(), strict=True)))
         batch = Batch(BEAMS[column], (sizing.length,) * batch_size, sizing.length)
         read = bytes_read(
-            Sizes(**result["sizes"]), batch, Decoding(copied=result["copied"]), getattr(torch, plan.dtype).itemsize
+            Sizes(**found.sizes), batch, Decoding(copied=found.copied), getattr(torch, plan.dtype).itemsize
         )
-        row["gigabytes_per_second"] = read / whole / 1e9
+        row.gigabytes_per_second = read / whole / 1e9
     return row

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterator
 
-from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan
+from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan, Row
 from elseq.benchmark.report import MEBIBYTE, NOISE
 from elseq.tables import markdown, number
 
@@ -11,35 +11,35 @@ HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 PAIRS = [("multi-head", "multi-query"), ("stock", "multi-query"), ("multi-head-local", "multi-query-local")]
 
 
-def compare(rows: list[dict]) -> list[dict]:
+def compare(rows: list[Row]) -> list[dict]:
     """How many times as long, and as much state, the first of each pair takes as the second.
 
     Only rows with the same batch are compared. A ratio that is not there is left out.
     """
-    found = {(row["variant"], row["column"]): row for row in rows if "failure" not in row}
+    found = {(row.variant, row.column): row for row in rows if row.failure is None}
     ratios = []
     for first, second in PAIRS:
         ratio = {"variants": [first, second], "time": {}, "published_time": {}, "state": {}}
         for place, (column, part) in enumerate(PARTS):
             pair = [found.get((name, column)) for name in (first, second)]
-            if None in pair or pair[0]["batch_size"] != pair[1]["batch_size"]:
+            if None in pair or pair[0].batch_size != pair[1].batch_size:
                 continue
-            ours, theirs = (row["microseconds_per_token"][part] for row in pair)
+            ours, theirs = (row.microseconds_per_token[part] for row in pair)
             ratio["time"][f"{column} {part}"] = ours / theirs
             published = [VARIANTS[name].published[place] for name in (first, second)]
             ratio["published_time"][f"{column} {part}"] = published[0] / published[1]
             if column != "training":
-                ratio["state"][column] = pair[0]["state_bytes"] / pair[1]["state_bytes"]
+                ratio["state"][column] = pair[0].state_bytes / pair[1].state_bytes
         if ratio["time"]:
             ratios.append(ratio)
     return ratios
 
 
-def tables(rows: list[dict]) -> str:
+def tables(rows: list[Row]) -> str:
     """Two tables in Markdown, of times and of memory, and a line for each row that failed."""
-    found = {(row["variant"], row["column"]): row for row in rows if "failure" not in row}
-    names = list(dict.fromkeys(row["variant"] for row in rows))
-    columns = [column for column in BEAMS if any(row["column"] == column for row in rows)]
+    found = {(row.variant, row.column): row for row in rows if row.failure is None}
+    names = list(dict.fromkeys(row.variant for row in rows))
+    columns = [column for column in BEAMS if any(row.column == column for row in rows)]
     times = [_times(found, name, columns) for name in names]
     memory = [_memory(found, name, columns) for name in names]
     for ratio in compare(rows):
@@ -60,7 +60,7 @@ def tables(rows: list[dict]) -> str:
         *(f"peak MiB, {HEADINGS[column]}" for column in columns),
         *(f"GB/s, {name}" for name in decoded),
     ]
-    failures = [failure(row) for row in rows if "failure" in row]
+    failures = [failure(row) for row in rows if row.failure is not None]
     return "\n\n".join([markdown(heading, times), markdown(memory_heading, memory), *failures])
 
 
@@ -76,36 +76,36 @@ def _times(found: dict, name: str, columns: list[str]) -> list[str]:
     for (column, part), published in zip(PARTS, variant.published, strict=True):
         if column in columns:
             row = found.get((name, column))
-            ours = "-" if row is None else number(row["microseconds_per_token"][part])
+            ours = "-" if row is None else number(row.microseconds_per_token[part])
             cells.append(f"{ours} ({published:g})")
     return cells
 
 
 def _memory(found: dict, name: str, columns: list[str]) -> list[str]:
-    rows = [found.get((name, column), {}) for column in columns]
+    rows = [found.get((name, column)) for column in columns]
     decoded = [row for row, column in zip(rows, columns, strict=True) if column != "training"]
     values = [
-        *(row["state_bytes"] / MEBIBYTE if row else None for row in decoded),
-        *(row.get("peak_mebibytes") for row in rows),
-        *(row.get("gigabytes_per_second") for row in decoded),
+        *(row.state_bytes / MEBIBYTE if row else None for row in decoded),
+        *(row and row.peak_mebibytes for row in rows),
+        *(row and row.gigabytes_per_second for row in decoded),
     ]
     return [VARIANTS[name].label, *("-" if value is None else number(value) for value in values)]
 
 
-def failure(row: dict) -> str:
-    return f"{VARIANTS[row['variant']].label}, {HEADINGS[row['column']]}, batch {row['batch_size']}: {row['failure']}."
+def failure(row: Row) -> str:
+    return f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}, batch {row.batch_size}: {row.failure}."
 
 
-def progress(row: dict) -> str:
+def progress(row: Row) -> str:
     """A line about a row that is there."""
-    if "failure" in row:
+    if row.failure is not None:
         return failure(row)
-    parts = ", ".join(f"{part} {number(value)}" for part, value in row["microseconds_per_token"].items())
-    variant, column = VARIANTS[row["variant"]].label, HEADINGS[row["column"]]
-    return f"{variant}, {column}, batch {row['batch_size']}: {parts} microseconds per token"
+    parts = ", ".join(f"{part} {number(value)}" for part, value in row.microseconds_per_token.items())
+    variant, column = VARIANTS[row.variant].label, HEADINGS[row.column]
+    return f"{variant}, {column}, batch {row.batch_size}: {parts} microseconds per token"
 
 
-def notes(plan: Plan, rows: list[dict]) -> str:
+def notes(plan: Plan, rows: list[Row]) -> str:
     """What the figures mean."""
     sentences = [
         f"Time per target token, {plan.sizing.length} to a sentence with the end symbol, hypotheses of a beam not "
@@ -118,21 +118,21 @@ def notes(plan: Plan, rows: list[dict]) -> str:
         "Peak: of the whole process (on a GPU: of its allocator). GB/s: an estimate from the sizes of the model.",
     ]
     busy = [
-        f"{VARIANTS[row['variant']].label}, {HEADINGS[row['column']]}"
+        f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}"
         for row in rows
-        if any(max(seconds) > NOISE * min(seconds) for seconds in row.get("seconds", {}).values())
+        if any(max(seconds) > NOISE * min(seconds) for seconds in (row.seconds or {}).values())
     ]
     if busy:
         sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(busy)}.")
     return " ".join(sentences)
 
 
-def _batches(plan: Plan, rows: list[dict]) -> str:
+def _batches(plan: Plan, rows: list[Row]) -> str:
     """Of each column, and of the rows that had room for fewer sentences only."""
     sizes = [f"{HEADINGS[column]} {plan.batches[column]:,}" for column in plan.columns]
     sizes += [
-        f"{VARIANTS[row['variant']].label}, {HEADINGS[row['column']]} {row['batch_size']:,}"
+        f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]} {row.batch_size:,}"
         for row in rows
-        if row["batch_size"] != plan.batches[row["column"]]
+        if row.batch_size != plan.batches[row.column]
     ]
     return "; ".join(sizes)

@@ -13,7 +13,8 @@ import torch
 import elseq
 from elseq.arguments import Parser, choices, count, counts
 from elseq.benchmark.arguments import add_run_options, make_output_folder
-from elseq.benchmark.publishing import run_and_publish
+from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.report import device_name, heading, machine
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import METHODS, Plan, run_plan
 from elseq.errors import UserError
@@ -39,16 +40,11 @@ def main(arguments: list[str]) -> None:
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
     output = make_output_folder(args.output)
     settings = _settings(plan)
-
-    def text(rows: list[dict]) -> str:
-        return f"{_title(settings)}\n\n{report.tables(plan, rows)}\n\n{report.notes(plan, rows)}\n"
-
-    def with_ratios(rows: list[dict]) -> dict:
-        return settings | {"ratios": report.compare(rows)}
-
+    versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
+    title = heading([[settings["benchmark"]], machine(plan.device, plan.threads, plan.dtype), versions])
+    texts = partial(report.tables, plan), partial(report.notes, plan)
     plot = partial(report.plot, output, plan)
-    paths = output / "top_k.json", output / "top_k.md"
-    run_and_publish(partial(run_plan, plan), len(plan.cells()), *paths, report, with_ratios, text, plot)
+    publish_paper(partial(run_plan, plan), len(plan.cells()), output / "top_k", report, settings, title, *texts, plot)
 
 
 def _plan(args) -> Plan:
@@ -78,17 +74,11 @@ def _settings(plan: Plan) -> dict:
     return {
         "benchmark": "top-k attention and feed-forward layers, 2106.06899",
         **asdict(plan),
-        "device": "cpu" if plan.device == "cpu" else torch.cuda.get_device_name(plan.device),
+        "device": device_name(plan.device),
         "published": {what: report.published(plan, what) for what in plan.sizes},
         "torch": torch.__version__,
         "elseq": elseq.__version__,
     }
-
-
-def _title(settings: dict) -> str:
-    threads = f"{settings['threads']} thread{'s' if settings['threads'] > 1 else ''}"
-    machine = f"{settings['device']}, {threads}, {settings['dtype']}"
-    return f"{settings['benchmark']}; {machine}; torch {settings['torch']}, elseq {settings['elseq']}"
 
 
 def _parse(arguments: list[str]):

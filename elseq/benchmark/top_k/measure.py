@@ -19,13 +19,13 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
-from elseq.benchmark.measure import main, memory_mebibytes, reset_peak
+from elseq.benchmark.measure import Measurement, main, memory_mebibytes, reset_peak
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
 
 
-def measure(request: dict) -> dict:
+def measure(request: dict) -> Measurement:
     """Go forward and backward `repeats` times by the clock, or fewer if they take longer than seconds_limit together.
 
     Args:
@@ -43,18 +43,18 @@ def measure(request: dict) -> dict:
     layer = Layer(request)
     gc.collect()
     loaded = memory_mebibytes(request["device"])[0] or 0.0
-    facts = reset_peak(request["device"])
+    peak_includes_loading = reset_peak(request["device"])
     seconds = [layer.time()]
     peak = memory_mebibytes(request["device"])[1]
     warm_up = 1 if seconds[0] < WARM_UP_SECONDS else 0
     while len(seconds) < request["repeats"] + warm_up and sum(seconds) < request["seconds_limit"]:
         seconds.append(layer.time())
-    return {
-        **facts,
-        "seconds": seconds[warm_up:] or seconds,
-        "loaded_mebibytes": loaded,
-        "peak_mebibytes": max(0.0, peak - loaded),
-    }
+    return Measurement(
+        seconds=seconds[warm_up:] or seconds,
+        loaded_mebibytes=loaded,
+        peak_mebibytes=max(0.0, peak - loaded),
+        peak_includes_loading=peak_includes_loading,
+    )
 
 
 class Layer:

@@ -14,8 +14,10 @@ from pathlib import Path
 import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
+from elseq.benchmark.measure import Measurement
+from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.runs import in_process
-from elseq.generation.policy import free_memory_bytes
+from elseq.generation.method_choice import free_memory_bytes
 
 METHODS = {
     "attention": ("vanilla", "chunked", "top-k", "sdpa"),
@@ -89,13 +91,29 @@ class Plan:
         }
 
 
-def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
+@dataclass
+class Row:
+    """A method at a size. What is not known is None."""
+
+    what: str
+    size: int
+    method: str
+    failure: str | None = None  # a sentence: why it failed or was skipped
+    peak_includes_loading: bool | None = None
+    seconds: list[float] | None = None  # of each repeat
+    loaded_mebibytes: float | None = None
+    peak_mebibytes: float | None = None  # above the inputs
+
+    def to_dict(self) -> dict:
+        return as_json(self)
+
+
+def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every method at every size, one after the other.
 
     Args:
         plan: what is measured.
-        done: called with each row as soon as it is there. A run that fails or is skipped is a row with "failure", a
-            sentence. Otherwise it has the seconds of each repeat, and the peak of the memory above the inputs in MiB.
+        done: called with each row as soon as it is there.
     """
     times: dict[tuple[str, str], list[tuple[int, float]]] = {}  # of each method, sizes and seconds so far
     too_large: dict[tuple[str, str], int] = {}  # the size that did not fit the memory
@@ -105,20 +123,22 @@ def run_plan(plan: Plan, done: Callable[[dict], None]) -> None:
             free = free_memory_bytes(torch.device(plan.device))
             limit = free if plan.memory_limit is None else int(plan.memory_limit * GIBIBYTE)
             request["memory_limit_bytes"] = limit
-            row = {"what": what, "size": size, "method": method}
+            found = Measurement()
             needed, seconds = estimate_bytes(request), estimate_seconds(what, size, times.get((what, method), []))
             if (what, method) in too_large:
-                row["failure"] = f"skipped, out of memory at {too_large[what, method]:,} already"
+                found.failure = f"skipped, out of memory at {too_large[what, method]:,} already"
             elif needed > limit:
-                row["failure"] = f"skipped, needs about {_gibibytes(needed)} of memory and has {_gibibytes(limit)}"
+                found.failure = f"skipped, needs about {_gibibytes(needed)} of memory and has {_gibibytes(limit)}"
             elif seconds > plan.seconds_limit:
-                row["failure"] = f"skipped, would take about {seconds:,.3g} s (the limit is {plan.seconds_limit:g} s)"
+                found.failure = f"skipped, would take about {seconds:,.3g} s (the limit is {plan.seconds_limit:g} s)"
             else:
-                row |= in_process(["-m", "elseq.benchmark.top_k.measure"], request, Path(folder))
-            if "seconds" in row:
-                times.setdefault((what, method), []).append((size, statistics.median(row["seconds"])))
-            elif row["failure"].startswith("out of memory"):
+                found = in_process(["-m", "elseq.benchmark.top_k.measure"], request, Path(folder))
+            if found.failure is None:
+                times.setdefault((what, method), []).append((size, statistics.median(found.seconds)))
+            elif found.failure.startswith("out of memory"):
                 too_large[what, method] = size
+            row = Row(what, size, method)
+            fill(row, found)
             done(row)
 
 

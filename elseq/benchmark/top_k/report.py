@@ -4,7 +4,7 @@ import statistics
 from pathlib import Path
 
 from elseq.benchmark.report import NOISE
-from elseq.benchmark.top_k.plan import METHODS, Plan
+from elseq.benchmark.top_k.plan import METHODS, Plan, Row
 from elseq.files import save_figure
 from elseq.tables import markdown, number
 
@@ -41,9 +41,9 @@ def published(plan: Plan, what: str) -> list[dict]:
     return [dict(zip(("size", "method", "gibibytes", "seconds"), point, strict=True)) for point in points]
 
 
-def compare(rows: list[dict]) -> list[dict]:
+def compare(rows: list[Row]) -> list[dict]:
     """How many times vanilla's median time and peak each method takes at the same size; failed rows are left out."""
-    found = {(row["what"], row["size"], row["method"]): row for row in rows if "failure" not in row}
+    found = {(row.what, row.size, row.method): row for row in rows if row.failure is None}
     ratios = []
     for (what, size, method), row in found.items():
         vanilla = found.get((what, size, "vanilla"))
@@ -54,10 +54,10 @@ def compare(rows: list[dict]) -> list[dict]:
     return ratios
 
 
-def tables(plan: Plan, rows: list[dict]) -> str:
+def tables(plan: Plan, rows: list[Row]) -> str:
     """Two tables in Markdown for all that is measured, times and memory, the published figures, and what failed."""
     parts = []
-    for what in dict.fromkeys(row["what"] for row in rows):
+    for what in dict.fromkeys(row.what for row in rows):
         parts += [f"{_title(plan, what)}:", *(_table(rows, what, measure) for measure in MEASURES)]
         points = [
             [point["method"], *map(_cell, list(point.values())[2:]), point["size"]] for point in _sorted(plan, what)
@@ -66,7 +66,7 @@ def tables(plan: Plan, rows: list[dict]) -> str:
             tokens = f", {FFN_TOKENS:,} tokens" if what == "feed-forward" else ""
             heading = [f"published (2106.06899{tokens})", "peak GiB", "seconds", SIZES[what]]
             parts.append(markdown(heading, [[*cells[:-1], f"{cells[-1]:,}"] for cells in points]))
-    failures = [f"{failure(row)}." for row in rows if "failure" in row]
+    failures = [f"{failure(row)}." for row in rows if row.failure is not None]
     return "\n\n".join([*parts, "\n".join(f"- {line}" for line in failures)]).strip()
 
 
@@ -84,14 +84,14 @@ def _title(plan: Plan, what: str) -> str:
     return title + (f", query chunks of {plan.query_chunk_size:,}" if plan.query_chunk_size else "")
 
 
-def _table(rows: list[dict], what: str, measure: str) -> str:
-    found = {(row["size"], row["method"]): row for row in rows if row["what"] == what}
+def _table(rows: list[Row], what: str, measure: str) -> str:
+    found = {(row.size, row.method): row for row in rows if row.what == what}
     ratios = {(ratio["size"], ratio["method"]): ratio[measure] for ratio in compare(rows) if ratio["what"] == what}
     sizes = sorted({size for size, _ in found})
     lines = []
     for method in METHODS[what]:
         if any(name == method for _, name in found):
-            values = [_value(found.get((size, method), {}), measure) for size in sizes]
+            values = [_value(found.get((size, method)), measure) for size in sizes]
             cells = [_cell(value, ratios.get((size, method))) for size, value in zip(sizes, values, strict=True)]
             lines.append([method, *cells])
     note = " (of vanilla)" if ratios else ""
@@ -104,27 +104,27 @@ def _cell(value: float | None, ratio: float | None = None) -> str:
     return number(value) if ratio is None else f"{number(value)} ({number(ratio)})"
 
 
-def _value(row: dict, measure: str) -> float | None:
-    value = row.get(measure)
+def _value(row: Row | None, measure: str) -> float | None:
+    value = getattr(row, measure, None)
     return statistics.median(value) if isinstance(value, list) else value
 
 
-def name(row: dict) -> str:
-    return f"{row['what']}, {SIZES[row['what']]} {row['size']:,}, {row['method']}"
+def name(row: Row) -> str:
+    return f"{row.what}, {SIZES[row.what]} {row.size:,}, {row.method}"
 
 
-def failure(row: dict) -> str:
-    return f"{name(row)}: {row['failure'].removesuffix('.')}"
+def failure(row: Row) -> str:
+    return f"{name(row)}: {row.failure.removesuffix('.')}"
 
 
-def progress(row: dict) -> str:
+def progress(row: Row) -> str:
     """A line about a row that is there."""
-    if "failure" in row:
+    if row.failure is not None:
         return failure(row)
-    return f"{name(row)}: {number(_value(row, 'seconds'))} s, {number(row['peak_mebibytes'])} MiB"
+    return f"{name(row)}: {number(_value(row, 'seconds'))} s, {number(row.peak_mebibytes)} MiB"
 
 
-def notes(plan: Plan, rows: list[dict]) -> str:
+def notes(plan: Plan, rows: list[Row]) -> str:
     """What the figures mean."""
     sentences = [
         f"Seconds: one forward and backward pass, median of {plan.repeats} or of as many as fit the time limit.",
@@ -134,27 +134,27 @@ def notes(plan: Plan, rows: list[dict]) -> str:
         "Sdpa: PyTorch's scaled_dot_product_attention.",
         "Published: 2106.06899, figures of the official repository, on a GPU that is not stated.",
     ]
-    busy = [name(row) for row in rows if "seconds" in row and max(row["seconds"]) > NOISE * min(row["seconds"])]
+    busy = [name(row) for row in rows if row.seconds is not None and max(row.seconds) > NOISE * min(row.seconds)]
     if busy:
         sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(busy)}.")
     return " ".join(sentences)
 
 
-def plot(folder: Path, plan: Plan, rows: list[dict]) -> list[Path]:
+def plot(folder: Path, plan: Plan, rows: list[Row]) -> list[Path]:
     """Peak memory and time against the size, on logarithmic axes, a file for each thing that was measured."""
     from matplotlib.figure import Figure  # half a second, and only here
 
     paths = []
-    for what in dict.fromkeys(row["what"] for row in rows if "failure" not in row):
+    for what in dict.fromkeys(row.what for row in rows if row.failure is None):
         figure = Figure(figsize=(11, 4.5), layout="constrained")
         axes = figure.subplots(1, 2)
-        ours = [row for row in rows if row["what"] == what and "failure" not in row]
+        ours = [row for row in rows if row.what == what and row.failure is None]
         for axis, key, heading, unit in zip(
             axes, ("gibibytes", "seconds"), ("peak GiB above the inputs", "seconds"), (1 / 1024, 1), strict=True
         ):
             measure = "peak_mebibytes" if key == "gibibytes" else key
             for method, colour in COLOURS.items():
-                measured = [(row["size"], _value(row, measure) * unit) for row in ours if row["method"] == method]
+                measured = [(row.size, _value(row, measure) * unit) for row in ours if row.method == method]
                 measured = [point for point in measured if point[1] > 0]
                 if measured:
                     axis.plot(*zip(*measured, strict=True), color=colour, marker="o", label=method)

@@ -2,10 +2,12 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.multi_query import plan, report
 from elseq.benchmark.multi_query.measure import measure
 from elseq.benchmark.multi_query.plan import PARTS, VARIANTS
@@ -36,8 +38,8 @@ def run_here(monkeypatch, run):
     def in_process(program, request, folder):
         requests.append(request)
         if request["mode"] in fails and request["beam"] == 4 and len(request["sources"]) > fails[request["mode"]]:
-            return describe_failure(MemoryError())
-        return measure(json.loads(json.dumps(request)))
+            return Measurement(failure=describe_failure(MemoryError()))
+        return Measurement(**json.loads(json.dumps(asdict(measure(json.loads(json.dumps(request)))))))
 
     def run_command(*arguments):
         return run("--tiny", "--repeats=1", *arguments)
@@ -140,7 +142,7 @@ def test_bad_input_is_one_sentence(run, option, sentence):
 def test_numbers_have_three_digits():
     assert [report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
         "0.123",
-        "8",
+        "8.00",
         "12.1",
         "1,234",
     ]

@@ -3,12 +3,14 @@
 import json
 import math
 import sys
+from dataclasses import asdict
 
 import pytest
 import torch
 
 from elseq.attention.top_k import top_k_attention
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.measure import Measurement
 from elseq.benchmark.top_k import measure, plan
 from elseq.benchmark.top_k.plan import METHODS, estimate_bytes, estimate_seconds
 from elseq.cli.benchmark import main
@@ -37,8 +39,8 @@ def run_here(monkeypatch, run):
     def in_process(program, request, folder):
         run.requests.append(request)
         if (request["method"], request["length"]) in run.fails:
-            return describe_failure(MemoryError())
-        return measure.measure(json.loads(json.dumps(request)))
+            return Measurement(failure=describe_failure(MemoryError()))
+        return Measurement(**json.loads(json.dumps(asdict(measure.measure(json.loads(json.dumps(request)))))))
 
     run.requests, run.fails = [], []
     monkeypatch.setattr(plan, "in_process", in_process)

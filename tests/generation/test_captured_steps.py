@@ -1,4 +1,4 @@
-"""Steps recorded and replayed, on the CPU: by a tape of operations, which stands for a CUDA graph."""
+"""Steps captured and replayed, on the CPU: by a tape of operations, which stands for a CUDA graph."""
 
 import gc
 from types import SimpleNamespace
@@ -11,8 +11,8 @@ from torch.utils._pytree import tree_leaves
 from elseq.attention import DecodeState
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
-from elseq.generation import SequenceGenerator, recorded_steps, steppers
-from elseq.generation.recorded_steps import ReplayedSteps, can_replay
+from elseq.generation import SequenceGenerator, captured_steps, steppers
+from elseq.generation.captured_steps import CapturedSteps, can_capture
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
 
 DICTIONARY = make_dictionary(20)
@@ -43,8 +43,8 @@ class Tape(TorchDispatchMode):
                     old.copy_(new)
 
 
-class TapeRecorder:
-    """A `Recorder` for the CPU: like a CUDA graph it repeats operations, and runs no Python again."""
+class TapedWork:
+    """A `CapturedWork` for the CPU: like a CUDA graph it repeats operations, and runs no Python again."""
 
     replays = 0
 
@@ -61,18 +61,18 @@ class TapeRecorder:
                 work()
         else:
             self.tape.replay()
-            TapeRecorder.replays += 1
+            TapedWork.replays += 1
 
 
 @pytest.fixture
-def begin_to_replay(monkeypatch):
-    """From when this is called on steps are recorded, with little room, so that it has to grow."""
+def begin_to_capture(monkeypatch):
+    """From when this is called on steps are captured, with little room, so that it has to grow."""
 
     def begin():
-        monkeypatch.setattr(recorded_steps, "ROOM", 5)
-        monkeypatch.setattr(recorded_steps, "Recorder", TapeRecorder)
-        monkeypatch.setattr(TapeRecorder, "replays", 0)
-        monkeypatch.setattr(steppers, "can_replay", lambda decoder, max_length, positions: decoder.reach(positions))
+        monkeypatch.setattr(captured_steps, "ROOM", 5)
+        monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
+        monkeypatch.setattr(TapedWork, "replays", 0)
+        monkeypatch.setattr(steppers, "can_capture", lambda decoder, max_length, positions: decoder.reach(positions))
 
     return begin
 
@@ -82,32 +82,32 @@ def search(model, sample, extra=None, **options):
 
 
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
+@pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
-def test_the_same_hypotheses(begin_to_replay, family, evaluation, options):
-    model = make_models(family, DICTIONARY)[evaluation]
+def test_the_same_hypotheses(begin_to_capture, family, method, options):
+    model = make_models(family, DICTIONARY)[method]
     rows = make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 4))
     if family == "language_model":
         options = {**options, "max_len_a": 0, "max_len_b": 12}
     sample = make_sample(DICTIONARY, rows, left=family != "language_model")
     expected = search(model, sample, **options)
-    begin_to_replay()
+    begin_to_capture()
     assert_same_hypotheses(search(model, sample, **options), expected)
-    assert TapeRecorder.replays > 3
+    assert TapedWork.replays > 3
 
 
 @pytest.mark.parametrize("learned_pos", [True, False])
-@pytest.mark.parametrize("evaluation", ["kv", "el"])
-def test_prompts(begin_to_replay, evaluation, learned_pos):
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_prompts(begin_to_capture, method, learned_pos):
     """Of different lengths; positions that are computed are so for all steps, beyond those of the model."""
     positions = 40 if learned_pos else 12
-    model = make_models("language_model", DICTIONARY, positions=positions, decoder_learned_pos=learned_pos)[evaluation]
+    model = make_models("language_model", DICTIONARY, positions=positions, decoder_learned_pos=learned_pos)[method]
     sample, prompts = make_prompts((2, 9, 5, 1))
     options = {"beam_size": 3, "max_len_b": 25, "max_len": 40, "min_len": 15}
     expected = search(model, sample, prompts, **options)
-    begin_to_replay()
+    begin_to_capture()
     assert_same_hypotheses(search(model, sample, prompts, **options), expected)
-    assert TapeRecorder.replays > 3
+    assert TapedWork.replays > 3
 
 
 def make_prompts(lengths):
@@ -117,38 +117,38 @@ def make_prompts(lengths):
     return {"id": torch.arange(len(rows)), "net_input": net_input}, {"prompt_tokens": prompts}
 
 
-def test_not_beyond_learned_positions(begin_to_replay):
-    """A recorded step could not say that there are no more."""
+def test_not_beyond_learned_positions(begin_to_capture):
+    """A captured step could not say that there are no more."""
     model = make_models("language_model", DICTIONARY, positions=14)["kv"]
     sample, prompts = make_prompts((2, 9))
-    begin_to_replay()
+    begin_to_capture()
     search(model, sample, prompts, beam_size=3, max_len_b=50)
-    assert TapeRecorder.replays == 0
+    assert TapedWork.replays == 0
     with pytest.raises(UserError, match="the model has 14 positions and was given token number 15"):
         search(model, sample, prompts, beam_size=3, min_len=20, max_len_b=50, max_len=99)
 
 
-def test_alignments_are_not_replayed(begin_to_replay):
+def test_alignments_are_not_replayed(begin_to_capture):
     model = make_models("transformer", DICTIONARY)["kv"]
-    begin_to_replay()
+    begin_to_capture()
     found = search(model, make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7))), print_alignment="hard")
     assert len(found[0][0]["alignment"])
-    assert TapeRecorder.replays == 0
+    assert TapedWork.replays == 0
 
 
 def count_states():
-    return sum(type(each) in (DecodeState, ReplayedSteps) for each in gc.get_objects())
+    return sum(type(each) in (DecodeState, CapturedSteps) for each in gc.get_objects())
 
 
-def test_nothing_is_held_between_batches(begin_to_replay):
+def test_nothing_is_held_between_batches(begin_to_capture):
     model = make_models("bart", DICTIONARY)["el"]
     generator = SequenceGenerator([model], DICTIONARY, beam_size=2, max_len_b=12)
-    begin_to_replay()
+    begin_to_capture()
     gc.disable()
     try:
         before = count_states()
         generator.generate([model], make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7))))
-        assert TapeRecorder.replays > 3
+        assert TapedWork.replays > 3
         assert count_states() == before
     finally:
         gc.enable()
@@ -158,7 +158,7 @@ def test_nothing_is_held_between_batches(begin_to_replay):
 @torch.no_grad()
 def test_room_and_idle_sentences(monkeypatch, method):
     """What a step reads grows by `ROOM`; finished sentences are dropped then, or when they are half of all."""
-    monkeypatch.setattr(recorded_steps, "ROOM", 4)
+    monkeypatch.setattr(captured_steps, "ROOM", 4)
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
     decoder, encoder_out = model.decoder, model.encoder.forward_torchscript(sample["net_input"])
@@ -168,7 +168,7 @@ def test_room_and_idle_sentences(monkeypatch, method):
     def decode(tokens: torch.Tensor, state: DecodeState) -> torch.Tensor:
         return decoder.decode(tokens, state)[0][:, -1]
 
-    steps = ReplayedSteps(decode, fixed, beam, longest)
+    steps = CapturedSteps(decode, fixed, beam, longest)
     tokens = torch.randint(4, len(DICTIONARY), (6 * beam, longest))
     rooms, sentences = [], []
     for step in range(longest):
@@ -205,18 +205,18 @@ class OnGpu:
         return getattr(self.decoder, name)
 
 
-def test_what_is_recorded():
+def test_what_is_captured():
     def decoder(family="transformer", **options):
         return OnGpu(make_models(family, DICTIONARY, **options)["kv"].decoder)
 
-    assert can_replay(decoder(), 30, 30)
-    assert can_replay(decoder("language_model"), 30, 40)
-    assert not can_replay(decoder().decoder, 30, 30)  # on a CPU
-    assert not can_replay(decoder(), recorded_steps.SHORTEST - 1, 30)
-    assert not can_replay(decoder(), 30, 41)
-    assert can_replay(decoder(decoder_learned_pos=False), 30, 4000)
+    assert can_capture(decoder(), 30, 30)
+    assert can_capture(decoder("language_model"), 30, 40)
+    assert not can_capture(decoder().decoder, 30, 30)  # on a CPU
+    assert not can_capture(decoder(), captured_steps.SHORTEST - 1, 30)
+    assert not can_capture(decoder(), 30, 41)
+    assert can_capture(decoder(decoder_learned_pos=False), 30, 4000)
     local, noisy = decoder(), decoder()
     local.layers[1].self_attn.window = 3
-    assert not can_replay(local, 30, 30)
+    assert not can_capture(local, 30, 30)
     noisy.layers[0].dropout_module.apply_during_inference = True
-    assert not can_replay(noisy, 30, 30)
+    assert not can_capture(noisy, 30, 30)

@@ -1,7 +1,7 @@
-"""Decoding steps recorded as CUDA graphs.
+"""Decoding steps captured as CUDA graphs.
 
 A step of a decoder is some hundred small kernels. Up to some hundred hypotheses a GPU is done with them sooner than
-Python can launch them; a recorded step is launched as one.
+Python can launch them; a captured step is launched as one.
 """
 
 from collections.abc import Callable
@@ -11,22 +11,22 @@ from fairseq.modules import AdaptiveInput
 from torch import Tensor
 
 from elseq.attention import DecodeState
-from elseq.generation.cuda_graphs import Recorder
+from elseq.generation.cuda_graphs import CapturedWork
 
-# Positions by which the room of a recorded step grows: recording costs as much time as a few steps do unrecorded, and
+# Positions by which the room of a captured step grows: a capture costs as much time as a few steps do without, and
 # every step computes with all the room that there is.
 ROOM = 32
-# Outputs so short are not worth a recording.
+# Outputs so short are not worth a capture.
 SHORTEST = 8
 
 
-def can_replay(decoder, max_length: int, positions: int) -> bool:
-    """Whether the steps of a search are to be recorded.
+def can_capture(decoder, max_length: int, positions: int) -> bool:
+    """Whether the steps of a search are to be captured.
 
     Args:
         decoder: an elseq decoder.
         max_length: steps at most.
-        positions: of the decoder that the search may come to: a recorded step cannot say that there are no more.
+        positions: of the decoder that the search may come to: a captured step cannot say that there are no more.
     """
     return (
         next(decoder.parameters()).is_cuda
@@ -38,11 +38,11 @@ def can_replay(decoder, max_length: int, positions: int) -> bool:
     )
 
 
-class ReplayedSteps:
+class CapturedSteps:
     """Reads one token after the other into a decoding state. It stands in for `decode` and the state's own methods.
 
-    Shapes: N hypotheses of B sentences are still searched for; V words. A recorded step has a fixed number of
-    hypotheses. Sentences that are finished stay in it, unread, until it has to be recorded anew or half of it is idle.
+    Shapes: N hypotheses of B sentences are still searched for; V words. A captured step has a fixed number of
+    hypotheses. Sentences that are finished stay in it, unread, until it has to be captured anew or half of it is idle.
     """
 
     def __init__(self, decode: Callable[[Tensor, DecodeState], Tensor], state: DecodeState, beam: int, max_length: int):
@@ -60,7 +60,7 @@ class ReplayedSteps:
         self._room = 0
         self._sentences: Tensor | None = None  # of those in the state, the ones still searched; None: all
         self._rows: Tensor | None = None  # their hypotheses
-        self._recorder: Recorder | None = None
+        self._work: CapturedWork | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V]."""
@@ -68,13 +68,13 @@ class ReplayedSteps:
         if not self._state.length:  # not yet: the state shows its shapes only now
             return self._decode(tokens, self._state)
         if self._state.length >= self._room or self._is_half_idle():
-            self._record_anew(len(tokens))
+            self._capture_anew(len(tokens))
         if self._rows is None:
             self._tokens.copy_(tokens)
         else:
             self._tokens.index_copy_(0, self._rows, tokens)
         length = self._state.length
-        self._recorder(self._advance)
+        self._work(self._advance)
         self._state.length = length + 1  # a replayed step moves the cursor on the device and nothing here
         return self._log_probs if self._rows is None else self._log_probs.index_select(0, self._rows)
 
@@ -101,7 +101,7 @@ class ReplayedSteps:
     def _is_half_idle(self) -> bool:
         return self._rows is not None and 2 * len(self._rows) <= len(self._order)
 
-    def _record_anew(self, hypotheses: int) -> None:
+    def _capture_anew(self, hypotheses: int) -> None:
         """More room, and only the hypotheses still searched for."""
         order = None
         if self._room:
@@ -116,7 +116,7 @@ class ReplayedSteps:
         self._order = torch.arange(hypotheses, device=device)
         self._sentences = self._rows = None
         self._log_probs: Tensor | None = None
-        self._recorder = Recorder(device)
+        self._work = CapturedWork(device)
 
     def _advance(self) -> None:
         if self._beam > 1:
@@ -127,5 +127,5 @@ class ReplayedSteps:
         if self._log_probs is None:
             self._log_probs = log_probs
         else:
-            # What is made in a recording may be overwritten by another, of another model in an ensemble.
+            # What is made in a capture may be overwritten by another, of another model in an ensemble.
             self._log_probs.copy_(log_probs)

@@ -5,9 +5,9 @@ import pytest
 import torch
 
 from elseq.attention.methods import EL, KV
-from elseq.generation import policy
+from elseq.generation import method_choice
+from elseq.generation.method_choice import USABLE, choose_method, free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.generation.policy import USABLE, choose_method, free_memory_bytes
 from tests.models.building import ours
 
 WORKLOAD = Workload(sentences=4, beam=4, source_length=50, target_length=20)
@@ -21,8 +21,8 @@ def decoder():
 @pytest.fixture
 def free(monkeypatch):
     """Sets what counts as free memory."""
-    policy._explain.cache_clear()
-    return lambda size: monkeypatch.setattr(policy, "free_memory_bytes", lambda device: size)
+    method_choice._explain.cache_clear()
+    return lambda size: monkeypatch.setattr(method_choice, "free_memory_bytes", lambda device: size)
 
 
 @pytest.mark.parametrize("size", [0, 10**15])

@@ -1,0 +1,56 @@
+"""A row of results: what a run was, and what was found. What is not known is None, and is not written."""
+
+from dataclasses import dataclass, fields
+
+
+def as_json(row, nulls: tuple[str, ...] = ()) -> dict:
+    """What is known of a row, by the names of its fields.
+
+    Args:
+        row: a dataclass.
+        nulls: fields that are written even where nothing is known.
+    """
+    found = {each.name: getattr(row, each.name) for each in fields(row)}
+    return {name: value for name, value in found.items() if value is not None or name in nulls}
+
+
+def fill(row, found) -> None:
+    """Set the fields of a row that are known of what was found, a dataclass too."""
+    for name, value in as_json(found).items():
+        if hasattr(row, name):
+            setattr(row, name, value)
+
+
+@dataclass
+class Row:
+    """A run of elseq-benchmark, or a job of a sweep that decodes."""
+
+    mode: str
+    batch_size: int | None = None
+    beam: int | None = None
+    failure: str | None = None  # a sentence; nothing is measured then
+    samples_per_second: float | None = None
+    tokens_per_second: float | None = None
+    output_length: float | None = None  # mean of the best hypotheses, in tokens
+    sentences: int | None = None
+    seconds: list[float] | None = None  # of each repeat
+    scores: dict[str, float] | None = None  # by the headings of their columns
+    peak_mebibytes: float | None = None
+    loaded_mebibytes: float | None = None
+    peak_includes_loading: bool | None = None
+    state_bytes: int | None = None
+    copied: bool | None = None  # each hypothesis has keys and values of the source of its own
+    method: str | None = None
+    ngrams_repeat: bool | None = None
+    parameters: int | None = None
+    version: str | None = None
+    gigaflops_per_second: float | None = None
+    gigabytes_per_second: float | None = None
+    ratio_to_stock: float | None = None
+    identical: int | None = None  # of the best hypotheses, to stock's
+    identical_share: float | None = None
+    settings: dict[str, str] | None = None  # in which the jobs of a sweep differ, by name
+
+    def to_dict(self) -> dict:
+        memory = ("peak_mebibytes", "loaded_mebibytes") if self.tokens_per_second is not None else ()
+        return as_json(self, ("beam", *memory))

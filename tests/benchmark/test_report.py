@@ -1,0 +1,87 @@
+"""Tables, notes and JSON of rows that are written by hand."""
+
+import json
+
+import pytest
+
+from elseq.benchmark import report
+from elseq.benchmark.rows import Row
+
+STOCK = Row("stock", 8, 4, samples_per_second=0.5, sentences=8, copied=False, state_bytes=3 * 2**20, identical=8)
+EL = Row("el", 8, 4, samples_per_second=2.0, sentences=8, ratio_to_stock=4.0, state_bytes=0, identical=7)
+
+
+def test_table_is_aligned():
+    row = Row("stock", 8, 4, samples_per_second=0.5, copied=True)
+    other = Row("auto", 8, 4, samples_per_second=1234.5, method="kv")
+    failed = Row("el", 8, 4, failure="out of memory")
+    text = report.table([row, other, failed])
+    lines = text.splitlines()
+    assert len({len(line) for line in lines[:4]}) == 1
+    assert lines[2].startswith("| stock (copied) |     8 |    4 |     0.500 |")
+    assert lines[3].startswith("| auto (kv)      |     8 |    4 |     1,234 |")
+    assert lines[-1] == "el, batch 8, beam 4: out of memory."
+
+
+def test_whole_table():
+    rows = [STOCK, EL, Row("kv", 8, 1, samples_per_second=1234.5, settings={"dtype": "float16"}, scores={"BLEU": 1.0})]
+    assert (
+        report.table(rows)
+        == """\
+| mode           | batch | beam |   dtype | samples/s | x stock | identical | of | state MiB | BLEU |
+|:---------------|------:|-----:|--------:|----------:|--------:|----------:|---:|----------:|-----:|
+| stock (shared) |     8 |    4 |       - |     0.500 |       - |         8 |  8 |      3.00 |    - |
+| el             |     8 |    4 |       - |      2.00 |    4.00 |         7 |  8 |         - |    - |
+| kv             |     8 |    1 | float16 |     1,234 |       - |         - |  - |         - | 1.00 |"""
+    )
+
+
+def test_unsteady_rows_are_named():
+    steady = Row("kv", 8, 1, seconds=[1.0, 1.1])
+    unsteady = Row("el", 8, 1, seconds=[1.0, 1.3, 1.1])
+    assert report.notes([steady, unsteady]).endswith("Repeats differed by more than 20% (was the machine busy?): el.")
+    assert "Repeats" not in report.notes([steady])
+
+
+def test_notes_tell_what_the_columns_need():
+    told = report.notes([STOCK, EL])
+    assert "x stock: " in told and "copied or shared: " in told
+    assert "GFLOP/s" not in told and "peak, loaded" not in told
+    assert report.notes([Row("el", 8, 4, failure="out of memory")]) == ""
+
+
+@pytest.mark.parametrize(
+    ("row", "line"),
+    [
+        (EL, "el, batch 8, beam 4: 2 samples/s"),
+        (Row("el", beam=1, settings={"k": "2"}, failure="gone."), "el, beam 1, k=2: gone."),
+        (Row("el", 8, failure="out of memory"), "el, batch 8: out of memory."),
+    ],
+)
+def test_progress(row, line):
+    assert report.progress(row) == line
+
+
+def test_json_has_what_is_known(tmp_path):
+    failed = Row("el", 8, None, failure="out of memory", settings={})
+    measured = Row("kv", 8, 1, tokens_per_second=2.0, peak_mebibytes=1.5)
+    report.write_json(tmp_path / "results.json", {"title": "all"}, [failed, measured])
+    assert json.loads((tmp_path / "results.json").read_text()) == {
+        "title": "all",
+        "rows": [
+            {"mode": "el", "batch_size": 8, "beam": None, "failure": "out of memory", "settings": {}},
+            # a program whose memory nobody can tell, on a GPU, is told so
+            {"mode": "kv", "batch_size": 8, "beam": 1, "tokens_per_second": 2.0, "peak_mebibytes": 1.5}
+            | {"loaded_mebibytes": None},
+        ],
+    }
+
+
+def test_machine():
+    assert report.machine("cpu", 1, "float32") == ["cpu", "1 thread", "float32"]
+    assert report.machine("cpu", 2, "float32")[1] == "2 threads"
+
+
+def test_picture(tmp_path):
+    report.plot(tmp_path / "plot.png", "a title", [STOCK, EL])
+    assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

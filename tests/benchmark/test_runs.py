@@ -1,0 +1,78 @@
+"""The grid with measurements that are made up, its comparisons by hand, and a process that is killed."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from elseq.benchmark import runs
+from elseq.benchmark.cost import Sizes
+from elseq.benchmark.measure import Measurement
+from elseq.benchmark.runs import Grid, in_process, run_grid
+
+FOUND = {  # by mode: seconds, and all hypotheses of both sources
+    "stock": ([2.0, 1.0, 9.0], [[[7, 8], [7]], [[9, 9, 9, 9], [5]]]),
+    "kv": ([0.5], [[[7, 8], [7]], [[9], [5]]]),
+}
+SIZES = Sizes(10, 8, 2, 3, 1, 4, 1, 4, 4, 4, 2, 2)
+
+
+@pytest.fixture
+def grid(monkeypatch):
+    def measured(request, grid, folder, exported):
+        grid_requests.append(request)
+        if request["mode"] not in FOUND:
+            return Measurement(failure="out of memory")
+        seconds, hypotheses = FOUND[request["mode"]]
+        return Measurement(seconds=seconds, hypotheses=hypotheses, copied=False, sizes=SIZES.to_dict(), state_bytes=5)
+
+    grid_requests = []
+    monkeypatch.setattr(runs, "_run", measured)
+    model_file = SimpleNamespace(to_dict=dict, is_language_model=False)
+    sources, search = [[4, 2], [4, 5, 2]], {}
+    where = {"dtype": "float32", "device": "cpu", "threads": 1, "repeats": 3}
+    return lambda modes: Grid(model_file, sources, [2, 3], False, modes, [2], [2], search, **where)
+
+
+def rows_of(grid):
+    found = {}
+    run_grid(grid, lambda row, best: found.update({row.mode: (row, best)}))
+    return found
+
+
+def test_figures_by_hand(grid):
+    found = rows_of(grid(["stock", "el", "kv"]))
+    (stock, stock_best), (el, el_best), (kv, _) = found["stock"], found["el"], found["kv"]
+    assert (stock_best, el_best) == ([[7, 8], [9, 9, 9, 9]], None)
+    assert stock.seconds == [2.0, 1.0, 9.0]  # whose median is 2
+    assert (stock.samples_per_second, stock.tokens_per_second, stock.output_length) == (1.0, 3.0, 3.0)
+    assert (stock.ratio_to_stock, stock.identical, stock.identical_share) == (1.0, 2, 1.0)
+    assert (kv.samples_per_second, kv.ratio_to_stock, kv.identical, kv.identical_share) == (4.0, 4.0, 1, 0.5)
+    assert el.to_dict() == {"mode": "el", "batch_size": 2, "beam": 2, "failure": "out of memory"}
+    # one batch of 3 positions: encoder and its attention, keys and values, then 3 + 5 steps of 2 hypotheses
+    encoder = 2 * 3 * 2 * 10 + 2 * 4 * 4 * 3**2 + 2 * 3 * 2 * 2
+    pairs = 2 * (6 + 15) + 2 * 8 * 3
+    assert stock.gigaflops_per_second == pytest.approx((encoder + 2 * 8 * 2 * 9 + pairs * 16) / 2 / 1e9)
+
+
+def test_without_stock_nothing_is_compared(grid):
+    row, _ = rows_of(grid(["kv"]))["kv"]
+    assert row.ratio_to_stock is None and row.identical is None
+
+
+def test_order_of_the_cells():
+    grid = Grid(None, [], [], True, ["stock", "el"], [8, 4], [1, 2], {}, "float32", "cpu", 1, 1)
+    assert grid.cells()[:3] == [("stock", 8, 1), ("el", 8, 1), ("stock", 8, 2)]
+    assert len(grid.cells()) == 8
+
+
+@pytest.mark.parametrize(
+    ("code", "failure"),
+    [
+        ("import os; os.kill(os.getpid(), 9)", "out of memory (the system ended the process)"),
+        ("import sys; sys.exit('no such thing')", "the process ended with 1: no such thing"),
+        ("import sys; open(sys.argv[2], 'w').write('{\"seconds\": [1.5]}')", None),
+    ],
+)
+def test_a_process(tmp_path, code, failure):
+    found = in_process(["-c", code], {"threads": 1}, tmp_path)
+    assert found == Measurement(failure=failure, seconds=None if failure else [1.5])

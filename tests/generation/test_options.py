@@ -1,0 +1,44 @@
+"""Against fairseq's own command line."""
+
+import pytest
+from fairseq import options
+from fairseq.dataclass.configs import GenerationConfig
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+
+from elseq.errors import UserError, as_option
+from elseq.generation.options import SEARCH_OPTIONS, search_configuration
+
+VALUES = {
+    "beam": 7, "nbest": 3, "lenpen": 0.5, "unnormalized": True, "unkpen": -1.5, "temperature": 2.0,
+    "no_repeat_ngram_size": 2, "min_len": 3, "max_len_a": 1.2, "max_len_b": 30, "match_source_len": True,
+    "sampling": True, "sampling_topk": 4, "sampling_topp": 0.9,
+    "diverse_beam_groups": 7, "diverse_beam_strength": 0.7, "diversity_rate": 0.3,
+}  # fmt: skip
+
+
+def test_the_same_as_on_the_command_line_of_fairseq():
+    assert VALUES.keys() == set(SEARCH_OPTIONS)
+    switches = [as_option(name) for name, value in VALUES.items() if value is True]
+    values = [f"{as_option(name)}={value}" for name, value in VALUES.items() if value is not True]
+    for given, arguments in (({}, []), (VALUES, [*switches, *values])):
+        parsed = options.parse_args_and_arch(options.get_generation_parser(), ["data", "--path=model.pt", *arguments])
+        expected = convert_namespace_to_omegaconf(parsed).generation
+        found = search_configuration(given)
+        for name in vars(GenerationConfig()):
+            assert found[name] == expected[name], name
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"bean": 3}, "generate has no option 'bean'; it takes beam, nbest, lenpen"),
+        ({"beam": "many"}, "beam 'many' cannot be used: Value 'many'"),
+        ({"lenpen": 400.0}, "lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1"),
+        ({"nbest": 6}, "nbest 6 is not between 1 and the beam, 5; change either"),
+        ({"nbest": 0}, "nbest 0 is not between 1 and the beam, 5; change either"),
+    ],
+)
+def test_values_that_an_option_does_not_take(given, sentence):
+    with pytest.raises(UserError) as raised:
+        search_configuration(given)
+    assert str(raised.value).startswith(sentence)
