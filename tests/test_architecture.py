@@ -12,7 +12,8 @@ ORDER = """
 streams
 errors
 files tables bounds numerics
-compat attention
+compat precision
+attention
 arguments models
 generation
 tasks subwords
