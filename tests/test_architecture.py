@@ -11,8 +11,9 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams
 errors
-files tables bounds numerics precision
-compat attention
+files tables bounds numerics
+compat precision
+attention
 arguments models
 generation
 tasks subwords

@@ -1,2 +1,198 @@
-def available():
-    return False
+"""Linear layers of int8 weights and int8 inputs on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
+
+A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
+its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
+the number of threads. There are no gradients.
+"""
+
+import ctypes
+from dataclasses import dataclass
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
+GROUP, COLUMNS = 4, 64  # inputs that an instruction adds up, outputs of a tile
+MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
+
+
+@dataclass(frozen=True)
+class PackedWeight:
+    """An int8 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
+
+    tiles: Tensor  # int8 [N / 64, K / 4, 64, 4], rounded up and filled with zeros
+    offset: Tensor  # int32 [N]: -128 times the sum over K, for the zero point; rounded up as well
+    outputs: int
+    inputs: int
+
+
+def available() -> bool:
+    """Whether `quantize_rows` and `linear` work: they were compiled with elseq, and this processor can run them."""
+    return _library() is not None
+
+
+def pack(weight: Tensor) -> PackedWeight:
+    """Packs an int8 weight [N, K] of N outputs and K inputs.
+
+    Raises:
+        ValueError: another type or shape, or K above 132,104.
+    """
+    _check(weight.dtype == torch.int8 and weight.dim() == 2, "a weight is int8 [N, K]")
+    outputs, inputs = weight.shape
+    _check(inputs <= MAX_INPUTS, f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+    padded = torch.nn.functional.pad(weight, (0, -inputs % GROUP, 0, -outputs % COLUMNS))
+    panels, groups = padded.size(0) // COLUMNS, padded.size(1) // GROUP
+    tiles = padded.view(panels, COLUMNS, groups, GROUP).transpose(1, 2).contiguous()
+    return PackedWeight(tiles, -128 * padded.sum(1, dtype=torch.int32), outputs, inputs)
+
+
+def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
+    """Rows of a weight [N, K], as float32: an embedding that shares its table with the output layer.
+
+    Args:
+        column_scale: float32 [N].
+        indices: int64 of any shape.
+
+    Returns:
+        float32 [..., K].
+
+    Raises:
+        IndexError: an index below 0 or not below N.
+        ValueError: another number of scales.
+    """
+    _check(column_scale.shape == (packed.outputs,), f"column_scale is [{packed.outputs}]")
+    flat = indices.flatten()
+    scale = column_scale.index_select(0, flat)
+    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / 64, K / 4, 64]
+    rows = groups[flat // COLUMNS, :, flat % COLUMNS].view(torch.int8)[:, : packed.inputs]
+    return (rows * scale.unsqueeze(1)).view(*indices.shape, packed.inputs)
+
+
+def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Rounds each row to multiples of its largest magnitude / 127.
+
+    Args:
+        x: float32 [M, K], M rows.
+
+    Returns:
+        uint8 [M, K rounded up to a multiple of 4], with zero point 128, and the scales, float32 [M]: 0 for a row whose
+        numbers are all below 1e-36, NaN for one with a NaN or an infinity.
+
+    Raises:
+        ValueError: another type, shape or device.
+        RuntimeError: not `available`.
+    """
+    rows, width = x.shape
+    x = x.contiguous()
+    quantized = torch.empty(rows, width + -width % GROUP, dtype=torch.uint8)
+    scale = torch.empty(rows)
+    _loaded().elseq_quantize_rows(
+        _address("x", x, torch.float32, rows, width),
+        quantized.data_ptr(),
+        scale.data_ptr(),
+        rows,
+        width,
+        torch.get_num_threads(),
+    )
+    return quantized, scale
+
+
+def linear(
+    x: Tensor | tuple[Tensor, Tensor],
+    packed: PackedWeight,
+    column_scale: Tensor,
+    bias: Tensor | None = None,
+    activation: str = "none",
+    *,
+    residual: Tensor | None = None,
+    out: Tensor | None = None,
+) -> Tensor:
+    """activation(x weight^T + bias) + residual.
+
+    Args:
+        x: float32 [M, K], or what `quantize_rows` made of it.
+        packed: the weight [N, K].
+        column_scale: float32 [N].
+        bias: float32 [N].
+        activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
+        residual: float32 [M, N].
+        out: float32 [M, N], where the result goes; it may be `residual`.
+
+    Returns:
+        float32 [M, N]; NaN in rows where x has a NaN or an infinity.
+
+    Raises:
+        ValueError: another type, shape, device or activation.
+        RuntimeError: not `available`.
+    """
+    _check(activation in ACTIVATIONS, f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+    if isinstance(x, Tensor):
+        _check(x.dim() == 2 and x.size(1) == packed.inputs, f"x is [M, {packed.inputs}], not {list(x.shape)}")
+        x = quantize_rows(x)
+    quantized, row_scale = x
+    rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
+    if out is None:
+        out = torch.empty(rows, columns)
+    _loaded().elseq_linear(
+        _address("x", quantized, torch.uint8, rows, groups * GROUP),
+        _address("the scale of x", row_scale, torch.float32, rows),
+        _address("the packed weight", packed.tiles, torch.int8, packed.tiles.size(0), groups, COLUMNS, GROUP),
+        _address("the packed offset", packed.offset, torch.int32, packed.tiles.size(0) * COLUMNS),
+        _address("column_scale", column_scale, torch.float32, columns),
+        None if bias is None else _address("bias", bias, torch.float32, columns),
+        None if residual is None else _address("residual", residual, torch.float32, rows, columns),
+        _gelu_table().data_ptr(),
+        _address("out", out, torch.float32, rows, columns),
+        rows,
+        columns,
+        groups,
+        ACTIVATIONS.index(activation),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+@cache
+def _library() -> ctypes.CDLL | None:
+    try:
+        library = ctypes.CDLL(str(Path(__file__).with_name("_kernels" + EXTENSION_SUFFIXES[0])))
+    except OSError:  # not compiled, or another OpenMP than torch's
+        return None
+    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+    library.elseq_quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [number]
+    library.elseq_linear.argtypes = [pointer] * 9 + [size] * 3 + [number] * 2
+    library.elseq_quantize_rows.restype = library.elseq_linear.restype = None
+    return library if library.elseq_available() else None
+
+
+def _loaded() -> ctypes.CDLL:
+    library = _library()
+    if library is None:
+        raise RuntimeError("the int8 kernels were not compiled, or this processor lacks AVX-512 VNNI")
+    return library
+
+
+@cache
+def _gelu_table() -> Tensor:
+    """[4, 32]: a P(X > a) near each a = n / 5.75 as a cubic in 5.75 a - n, the highest power first."""
+    nodes = torch.cos(torch.pi * torch.arange(1, 8, 2, dtype=torch.float64) / 8).mul(0.5).repeat(32, 1)
+    nodes[0] = torch.tensor([0, 0.15, 0.35, 0.5])  # a is not negative, and at 0 nothing is left over
+    a = (nodes + torch.arange(32).unsqueeze(1)) / 5.75
+    table = torch.linalg.solve(torch.linalg.vander(nodes), a * torch.special.erfc(a / 2**0.5) / 2)
+    table[-1] = 0  # beyond all that is told apart from 0
+    return table.flip(1).t().float().contiguous()
+
+
+def _check(holds: bool, message: str) -> None:
+    if not holds:
+        raise ValueError(message)
+
+
+def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Of the first number, of a tensor that is what the kernels read without looking."""
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ValueError(f"{name} is {dtype} {list(shape)}, contiguous, on the CPU")
+    return tensor.data_ptr()

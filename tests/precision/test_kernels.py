@@ -1,0 +1,241 @@
+"""The int8 kernels, against sums in int64 and float64."""
+
+import ctypes
+import os
+import subprocess
+import sys
+from types import SimpleNamespace
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elseq.precision import kernels
+from tests.attention.reference import quick, seeds
+
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="not compiled, or no AVX-512 VNNI")
+FUNCTIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
+activations = st.sampled_from(sorted(FUNCTIONS))
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def draw(seed, rows, inputs, outputs):
+    torch.manual_seed(seed)
+    x = torch.randn(rows, inputs) * 10.0 ** torch.randint(-3, 3, (rows, 1))
+    weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
+    return x, weight, torch.rand(outputs) / 100, torch.randn(outputs)
+
+
+def expected(x, weight, column_scale, bias, activation):
+    """In float64, of the integers that the kernel rounds to."""
+    quantized, scale = kernels.quantize_rows(x)
+    integers = quantized[:, : x.size(1)].long() - 128
+    products = (integers.unsqueeze(1) * weight.long().unsqueeze(0)).sum(2)
+    result = products.double() * scale.double().unsqueeze(1) * column_scale.double()
+    return FUNCTIONS[activation](result if bias is None else result + bias.double())
+
+
+def assert_close(actual, reference):
+    assert actual.dtype == torch.float32 and actual.shape == reference.shape
+    if reference.numel():
+        largest = reference.abs().amax(1, keepdim=True).clamp(min=1)
+        assert ((actual - reference).abs() / largest).max() < 1e-6
+
+
+@needs_kernels
+@quick
+@given(seeds, st.integers(0, 20), st.integers(0, 150), st.integers(0, 200), activations, st.booleans(), st.booleans())
+def test_linear(seed, rows, inputs, outputs, activation, has_bias, has_residual):
+    x, weight, scale, bias = draw(seed, rows, inputs, outputs)
+    bias = bias if has_bias else None
+    residual = torch.randn(rows, outputs) if has_residual else None
+    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation, residual=residual)
+    reference = expected(x, weight, scale, bias, activation)
+    assert_close(actual, reference + residual if has_residual else reference)
+
+
+@needs_kernels
+@pytest.mark.parametrize("shape", [(1, 700, 1000), (32, 768, 771), (500, 129, 130), (10000, 20, 70), (49, 12000, 65)])
+def test_every_way_to_cut_a_product(shape, threads):
+    x, weight, scale, bias = draw(0, *shape)
+    packed = kernels.pack(weight)
+    whole = kernels.linear(x, packed, scale, bias, "gelu")
+    some = torch.arange(0, len(x), max(1, len(x) // 20))
+    assert_close(whole[some], expected(x[some], weight, scale, bias, "gelu"))
+    for row in some:
+        assert torch.equal(kernels.linear(x[row : row + 1], packed, scale, bias, "gelu")[0], whole[row])
+
+
+@needs_kernels
+def test_the_threads_change_nothing():
+    x, weight, scale, bias = draw(0, 300, 256, 257)
+    before, results = torch.get_num_threads(), []
+    for count in (1, 2):
+        torch.set_num_threads(count)
+        results.append(kernels.linear(x, kernels.pack(weight), scale, bias))
+    torch.set_num_threads(before)
+    assert torch.equal(*results)
+
+
+@needs_kernels
+def test_largest_sums():
+    weight = torch.full((64, kernels.MAX_INPUTS), -128, dtype=torch.int8)
+    x = torch.ones(7, kernels.MAX_INPUTS)
+    x[3] = -1
+    actual = kernels.linear(x, kernels.pack(weight), torch.ones(64))
+    reference = torch.full((7, 64), -128.0 * kernels.MAX_INPUTS)
+    reference[3] *= -1
+    assert torch.allclose(actual, reference, rtol=1e-6)
+    with pytest.raises(ValueError, match="at most 132104 inputs"):
+        kernels.pack(torch.zeros(1, kernels.MAX_INPUTS + 1, dtype=torch.int8))
+
+
+@needs_kernels
+@quick
+@given(seeds, st.integers(0, 9), st.integers(1, 90))
+def test_quantize_rows(seed, rows, width):
+    x = draw(seed, rows, width, 1)[0]
+    quantized, scale = kernels.quantize_rows(x)
+    assert quantized.dtype == torch.uint8 and quantized.shape == (rows, (width + 3) // 4 * 4)
+    assert (quantized[:, width:] == 128).all()
+    assert torch.equal(scale, x.abs().amax(1) / 127)
+    steps = x.double() / scale.double().unsqueeze(1)
+    assert ((quantized[:, :width].double() - 128) - steps).abs().le(0.5 + 1e-4).all()
+
+
+@needs_kernels
+def test_quantize_rows_of_zeros_and_of_the_smallest_and_largest_numbers():
+    largest = torch.finfo(torch.float32).max
+    x = torch.tensor([[0.0, -0.0], [1e-40, 1e-37], [1e-35, -1e-35], [largest, -largest]])
+    quantized, scale = kernels.quantize_rows(x)
+    assert quantized[:, :2].tolist() == [[128, 128], [128, 128], [255, 1], [255, 1]]
+    assert torch.equal(scale[:2], torch.zeros(2)) and torch.equal(scale[2:], x[2:, 0] / 127)
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", sorted(FUNCTIONS))
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
+def test_a_row_with_a_number_that_is_none(value, activation):
+    x, weight, scale, bias = draw(0, 8, 37, 70)
+    x[2, 35] = value
+    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation)
+    assert actual[2].isnan().all()
+    assert not actual[[0, 1, 3, 4, 5, 6, 7]].isnan().any()
+
+
+@needs_kernels
+def test_gelu_is_the_exact_one():
+    x = torch.arange(-45000, 45001) / 5000
+    packed = kernels.pack(torch.zeros(len(x), 1, dtype=torch.int8))
+    actual = kernels.linear(torch.zeros(1, 1), packed, torch.ones(len(x)), x, "gelu")[0]
+    assert (actual - FUNCTIONS["gelu"](x.double())).abs().max() < 1e-6
+    assert actual[len(x) // 2] == 0
+
+
+@needs_kernels
+def test_out_and_a_shared_quantization():
+    x, weight, scale, bias = draw(0, 8, 30, 70)
+    packed, out = kernels.pack(weight), torch.randn(8, 70)
+    reference = kernels.linear(x, packed, scale, bias) + out
+    assert kernels.linear(kernels.quantize_rows(x), packed, scale, bias, residual=out, out=out) is out
+    assert torch.equal(out, reference)
+    wide = torch.stack([x, -x], 2)  # every second number of it
+    assert torch.equal(kernels.linear(wide[..., 0], packed, scale), kernels.linear(x, packed, scale))
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"x": torch.randn(8, 31)}, "x is"),
+        ({"x": torch.randn(30)}, "x is"),
+        ({"x": torch.randn(8, 30).double()}, "x is"),
+        ({"x": (torch.zeros(8, 28, dtype=torch.uint8), torch.ones(8))}, "x is"),
+        ({"x": (torch.zeros(8, 32, dtype=torch.uint8), torch.ones(7))}, "scale of x"),
+        ({"column_scale": torch.ones(69)}, "column_scale"),
+        ({"bias": torch.ones(70).half()}, "bias"),
+        ({"residual": torch.ones(70, 8).t()}, "residual"),
+        ({"out": torch.ones(8, 71)}, "out"),
+        ({"activation": "tanh"}, "tanh"),
+    ],
+)
+@needs_kernels
+def test_linear_refuses(wrong, message):
+    x, weight, scale, _ = draw(0, 8, 30, 70)
+    with pytest.raises(ValueError, match=message):
+        kernels.linear(**{"x": x, "packed": kernels.pack(weight), "column_scale": scale, **wrong})
+
+
+def test_pack_refuses():
+    with pytest.raises(ValueError, match="int8"):
+        kernels.pack(torch.zeros(3, 3))
+
+
+@quick
+@given(seeds, st.integers(1, 130), st.integers(0, 40), st.lists(st.integers(0, 4), max_size=3))
+def test_embedding(seed, outputs, inputs, shape):
+    _, weight, scale, _ = draw(seed, 1, inputs, outputs)
+    indices = torch.randint(outputs, shape)
+    actual = kernels.embedding(kernels.pack(weight), scale, indices)
+    assert torch.equal(actual, (weight * scale.unsqueeze(1))[indices])
+
+
+@pytest.mark.parametrize("index", [-1, 3])
+def test_embedding_refuses(index):
+    packed = kernels.pack(torch.ones(3, 4, dtype=torch.int8))
+    with pytest.raises(IndexError):
+        kernels.embedding(packed, torch.ones(3), torch.tensor([index]))
+    with pytest.raises(ValueError, match="column_scale"):
+        kernels.embedding(packed, torch.ones(4), torch.tensor([1]))
+
+
+def not_compiled(_):
+    raise OSError
+
+
+def other_processor(_):
+    return SimpleNamespace(
+        elseq_available=lambda: 0,
+        elseq_quantize_rows=SimpleNamespace(),
+        elseq_linear=SimpleNamespace(),
+    )
+
+
+@pytest.mark.parametrize("load", [not_compiled, other_processor])
+def test_not_available(load, monkeypatch):
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    kernels._library.cache_clear()
+    try:
+        assert not kernels.available()
+        with pytest.raises(RuntimeError, match="AVX-512 VNNI"):
+            kernels.quantize_rows(torch.ones(1, 1))
+    finally:
+        kernels._library.cache_clear()
+
+
+@needs_kernels
+def test_threads_are_those_of_torch():
+    program = """
+import os, torch
+from elseq.precision import kernels
+packed, x, scale = kernels.pack(torch.ones(1024, 1024, dtype=torch.int8)), torch.ones(64, 1024), torch.ones(1024)
+def started(work):
+    before = len(os.listdir("/proc/self/task"))
+    work()
+    return len(os.listdir("/proc/self/task")) - before
+layer = lambda: kernels.linear(x, packed, scale)
+torch.set_num_threads(1)
+alone = started(layer)
+torch.set_num_threads(2)
+print(alone, started(lambda: torch.ones(1 << 20).exp()), started(layer))
+"""
+    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
+    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True, env=environment)
+    assert done.stdout.split() == ["0", "1", "0"]
