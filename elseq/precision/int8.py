@@ -5,7 +5,9 @@ its batch. Sums are exact integers; softmax, norms and all that is not a linear 
 """
 
 import logging
-from functools import cache
+import weakref
+from collections.abc import Callable
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -41,15 +43,39 @@ class KernelProduct(Product):
 
     activations = ("relu", "gelu")
 
-    def __init__(self, linear: nn.Linear):
+    def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
         weight, self._scale = quantize_columns(linear.weight)
         self._weight = kernels.pack(weight)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
+        self._inputs = inputs
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
-        rows = x.reshape(-1, x.size(-1))
+        rows = self._inputs.quantize(x)
         output = kernels.linear(rows, self._weight, self._scale, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        return kernels.embedding(self._weight, self._scale, indices)
+
+
+class QuantizedInputs:
+    """Quantizes inputs of layers, once where several layers have the same: query, key and value projections."""
+
+    def __init__(self):
+        self._newest: tuple[weakref.ref, int, tuple[Tensor, Tensor]] | None = None
+
+    def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self._newest is not None:
+            of, version, quantized = self._newest
+            if of() is x and version == x._version:
+                return quantized
+        quantized = kernels.quantize_rows(x.reshape(-1, x.size(-1)))
+        self._newest = weakref.ref(x, self._forget), x._version, quantized
+        return quantized
+
+    def _forget(self, reference: weakref.ref) -> None:
+        if self._newest is not None and self._newest[0] is reference:
+            self._newest = None
 
 
 class TorchProduct(Product):
@@ -69,6 +95,9 @@ class TorchProduct(Product):
             if self._bias is not None:
                 block.add_(self._bias)
         return output.view(*x.shape[:-1], output.size(-1))
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        return self._weight[indices] * self._scale[indices].unsqueeze(-1)
 
 
 def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
@@ -90,12 +119,12 @@ def _torch_multiplies_int8() -> bool:
         return False
 
 
-def make_product(linear: nn.Linear) -> Product:
-    """The product of a layer, by the fastest way that this machine has."""
+def product_maker() -> Callable[[nn.Linear], Product]:
+    """What makes the products of a model's layers, by the fastest way that this machine has."""
     if kernels.available():
-        return KernelProduct(linear)
+        return partial(KernelProduct, inputs=QuantizedInputs())
     _tell()
-    return TorchProduct(linear)
+    return TorchProduct
 
 
 @cache

@@ -22,6 +22,10 @@ class Product(ABC):
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
 
+    def embedding(self, indices: Tensor) -> Tensor:
+        """Rows of the weight, int64 [...] to [..., K], for an embedding that is tied to it."""
+        raise NotImplementedError
+
     def weight(self) -> Tensor | None:
         """The weight [N, K] that this was made of, exactly; None: it is lost."""
         return None
@@ -40,7 +44,7 @@ class DecodingLinear:
             make: of the layer, the product of its precision.
             recover: called where the weight is asked for and `Product.weight` has lost it; it brings it back.
         """
-        self.linear = linear
+        self.module = linear
         self.product: Product | None = None
         self.releases = False  # whether the layer's own weight is dropped once there is a product
         self.is_released = False
@@ -54,17 +58,17 @@ class DecodingLinear:
     def current_product(self) -> Product:
         """Made anew if a training has changed the weight since."""
         if not self.is_released:
-            weight = self.linear.weight
+            weight = self.module.weight
             version = (weight.data_ptr(), weight._version)
             if version != self._made_of:
-                self.product, self._made_of = self._make(self.linear), version
-                if self.releases:
-                    self.release()
+                self.product, self._made_of = self._make(self.module), version
+            if self.releases:
+                self.release()
         return self.product
 
     def release(self) -> None:
         """Drop the layer's own weight. In its place stands NaN, so that whoever reads it unasked cannot miss it."""
-        weight = self.linear.weight
+        weight = self.module.weight
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
         self.is_released = True
 
@@ -80,14 +84,37 @@ class DecodingLinear:
 
     def put_back(self, weight: Tensor) -> None:
         """Make this the layer's own weight again, [N, K]. The next search makes another product."""
-        self.linear.weight.data = weight
+        self.module.weight.data = weight
         self.is_released = False
         self._made_of = None
 
     def ordinary(self, x: Tensor) -> Tensor:
-        """The layer's own forward pass, for whoever calls it outside of a search."""
+        """The module's own forward pass, for whoever calls it outside of a search."""
         self.restore()
-        return F.linear(x, self.linear.weight, self.linear.bias)
+        return F.linear(x, self.module.weight, self.module.bias)
+
+
+class DecodingEmbedding:
+    """Reads an embedding from the product of the output projection that it is tied to."""
+
+    def __init__(self, embedding: nn.Embedding, projection: DecodingLinear):
+        self.module = embedding
+        self._projection = projection
+
+    def __call__(self, indices: Tensor) -> Tensor:
+        return self._projection.current_product().embedding(indices)
+
+    def ordinary(self, indices: Tensor) -> Tensor:
+        """The module's own forward pass, for whoever calls it outside of a search."""
+        self._projection.restore()
+        return type(self.module).forward(self.module, indices)
+
+    @property
+    def is_released(self) -> bool:
+        return self._projection.is_released
+
+    def restore(self) -> None:
+        self._projection.restore()
 
 
 def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:

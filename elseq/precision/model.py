@@ -9,7 +9,7 @@ from torch import nn
 
 from elseq.errors import UserError
 from elseq.precision import int8, packed
-from elseq.precision.linear import DecodingLinear, Product
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product
 
 INT8 = "int8"
 # The values of --dtype: of the parameters, and how linear layers are evaluated.
@@ -37,42 +37,59 @@ class PreparedModel:
         self._model = model
         self._depth = 0
         make = _maker(model, dtype)
-        self._layers = (
-            [] if make is None else [DecodingLinear(linear, make, self._recover) for linear in _linears(model)]
-        )
-        for layer in self._layers:
-            layer.linear.__dict__["decoding"] = layer
-            layer.linear.register_state_dict_pre_hook(lambda *called, layer=layer: layer.restore())
+        linears = [] if make is None else _linears(model)
+        self._layers = [DecodingLinear(linear, make, self._recover) for linear in linears]
+        self._embeddings = list(self._tied_embeddings()) if dtype == INT8 else []
+        for part in self._parts():
+            part.module.__dict__["decoding"] = part
+            part.module.register_state_dict_pre_hook(lambda *called, part=part: part.restore())
+
+    def _parts(self) -> list[DecodingLinear | DecodingEmbedding]:
+        return [*self._layers, *self._embeddings]
+
+    def _tied_embeddings(self) -> Iterator[DecodingEmbedding]:
+        projections = {id(layer.module.weight): layer for layer in self._layers}
+        for module in self._model.modules():
+            if isinstance(module, nn.Embedding) and id(module.weight) in projections:
+                yield DecodingEmbedding(module, projections[id(module.weight)])
 
     def begin(self) -> None:
         """A search begins: the layers are evaluated in the precision until `end`."""
         self._depth += 1
-        for layer in self._layers:
-            layer.linear.__dict__["forward"] = layer
+        for part in self._parts():
+            part.module.__dict__["forward"] = part
 
     def end(self) -> None:
         """The search is over."""
         self._depth -= 1
         if self._depth:
             return
-        for layer in self._layers:
-            if layer.is_released:
-                layer.linear.__dict__["forward"] = layer.ordinary
+        for part in self._parts():
+            if part.is_released:
+                part.module.__dict__["forward"] = part.ordinary
             else:
-                del layer.linear.__dict__["forward"]
+                del part.module.__dict__["forward"]
 
     def release_weights(self) -> None:
-        """From now on no weight is held twice: a layer's own is dropped once it is prepared."""
-        tied = {id(module.weight) for module in self._model.modules() if isinstance(module, nn.Embedding)}
+        """From now on no weight is held twice: a layer's own is dropped once it is prepared.
+
+        But one that is an embedding as well, unless the precision reads embeddings, too.
+        """
+        read_here = {id(embedding.module) for embedding in self._embeddings}
+        read_elsewhere = {
+            id(module.weight)
+            for module in self._model.modules()
+            if isinstance(module, nn.Embedding) and id(module) not in read_here
+        }
         for layer in self._layers:
-            layer.releases = id(layer.linear.weight) not in tied
+            layer.releases = id(layer.module.weight) not in read_elsewhere
 
     def restore(self) -> None:
         """Bring back the parameters of the model."""
-        for layer in self._layers:
-            layer.restore()
+        for part in self._parts():
+            part.restore()
             if not self._depth:
-                layer.linear.__dict__.pop("forward", None)
+                part.module.__dict__.pop("forward", None)
 
     def _recover(self) -> None:
         """
@@ -85,7 +102,7 @@ class PreparedModel:
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
         for layer in self._layers:
             if layer.is_released:
-                weight = layer.linear.weight
+                weight = layer.module.weight
                 layer.put_back(fresh[names[id(weight)]].detach().to(weight.dtype))
 
 
@@ -94,7 +111,7 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
     if parameter.device.type != "cpu":
         return None
     if dtype == INT8:
-        return int8.make_product
+        return int8.product_maker()
     can_pack = parameter.dtype in (torch.float32, torch.bfloat16) and packed.pays(parameter.dtype)
     return packed.PackedProduct if can_pack else None
 

@@ -1,11 +1,13 @@
 """int8 products against brute force on integers, and their three ways against each other."""
 
+from functools import partial
+
 import pytest
 import torch
 from torch import nn
 
 from elseq.precision import int8, kernels
-from elseq.precision.int8 import KernelProduct, TorchProduct, quantize_columns, quantize_rows
+from elseq.precision.int8 import KernelProduct, QuantizedInputs, TorchProduct, quantize_columns, quantize_rows
 
 
 def brute_force(linear, x):
@@ -24,7 +26,8 @@ def brute_force(linear, x):
 
 
 def products():
-    return [TorchProduct, *([KernelProduct] if kernels.available() else [])]
+    kernel = partial(KernelProduct, inputs=QuantizedInputs())
+    return [TorchProduct, *([kernel] if kernels.available() else [])]
 
 
 @pytest.mark.parametrize("product", products())
@@ -95,6 +98,34 @@ def test_the_slow_way_is_told_once(monkeypatch, caplog):
     monkeypatch.setattr(kernels, "available", lambda: False)
     int8._tell.cache_clear()
     with caplog.at_level("INFO"):
-        made = [int8.make_product(nn.Linear(8, 8)) for _ in range(3)]
+        made = [int8.product_maker()(nn.Linear(8, 8)) for _ in range(3)]
     assert all(isinstance(product, TorchProduct) for product in made)
     assert len([record for record in caplog.records if "AVX-512" in record.message]) == 1
+
+
+@pytest.mark.parametrize("product", products())
+def test_rows_of_the_table(product):
+    linear = nn.Linear(20, 70)
+    weight, scale = quantize_columns(linear.weight)
+    indices = torch.tensor([[3, 69, 3], [0, 64, 63]])
+    assert product(linear).embedding(indices).equal((weight * scale.unsqueeze(1))[indices])
+
+
+@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+@torch.no_grad()
+def test_an_input_of_several_layers_is_quantized_once(monkeypatch):
+    calls = []
+    quantize = kernels.quantize_rows
+    monkeypatch.setattr(kernels, "quantize_rows", lambda x: calls.append(len(x)) or quantize(x))
+    inputs = QuantizedInputs()
+    query, key = nn.Linear(8, 8), nn.Linear(8, 8)
+    made = [KernelProduct(layer, inputs) for layer in (query, key)]
+    x = torch.randn(5, 8)
+    for product, layer in zip(made, (query, key), strict=True):
+        torch.testing.assert_close(product.multiply(x).double(), brute_force(layer, x), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 1
+    x.mul_(2)  # the same tensor, other numbers
+    torch.testing.assert_close(made[0].multiply(x).double(), brute_force(query, x), rtol=1e-5, atol=1e-5)
+    assert len(calls) == 2
+    del x
+    assert inputs._newest is None

@@ -145,3 +145,24 @@ def test_nan_is_explained_from_the_original_weights(always_packed):
         model.decoder.layers[1].fc2.weight[0, 0] = torch.nan
     with pytest.raises(UserError, match="decoder.layers.1.fc2.weight"):
         search(model, "bart")
+
+
+@pytest.mark.parametrize("shared", [True, False])
+def test_an_embedding_and_the_output_projection_share_an_int8_table(shared):
+    options = {"share_all_embeddings": shared, "share_decoder_input_output_embed": True}
+    model = make_models("bart", DICTIONARY, **options)["kv"]
+    weights = {name: weight.clone() for name, weight in model.state_dict().items()}
+    fresh = copy.deepcopy(dict(model.named_parameters()))
+    model.decoder.decode_dtype = "int8"
+    kept = search(model, "bart")
+    model.make_generation_fast_()
+    prepared(model, "int8").fresh_parameters = lambda: fresh
+    assert_same_hypotheses(search(model, "bart"), kept)
+    assert model.decoder.embed_tokens.weight.isnan().all()
+    assert model.encoder.embed_tokens.weight.isnan().all() == shared
+    tokens = torch.tensor([[8, 9, 2]])
+    other = make_models("bart", DICTIONARY, **options)["stock"]
+    arguments = tokens, torch.tensor([3]), tokens
+    torch.testing.assert_close(model(*arguments)[0], other(*arguments)[0])
+    search(model, "bart")
+    assert all(weights[name].equal(weight) for name, weight in model.state_dict().items())
