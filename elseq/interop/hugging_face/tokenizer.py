@@ -221,6 +221,7 @@ def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
 
 
 def _extra(config: dict) -> list:
+    # The old name is that of special_tokens_map.json here; as in transformers, `_added` does not know it yet.
     return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
 
 

@@ -28,7 +28,7 @@ from elseq.interop.hugging_face.tokenizer import (
     read_config,
     read_tokenizer,
 )
-from elseq.subwords.files import MOST_PIECES, read_merges, read_text
+from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
@@ -168,9 +168,7 @@ def _checked(
         added: the rows of what is found in a text before BPE sees it.
         numbers: the pieces that BPE itself knows, if those that have rows are others.
     """
-    rows = pieces | (added or {})
-    if not rows or not all(type(number) is int and 0 <= number < MOST_PIECES for number in rows.values()):
-        raise UserError(f"{path} does not give each piece a number: copy it again")
+    rows = check_numbers(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
     made = {merge.replace(" ", "") for merge in merges}
