@@ -244,7 +244,7 @@ def fairseq_files(
         SYMBOLS_FILE: _as_json(symbols),
     }
     if numbers is not None:
-        files["encoder.json"] = json.dumps(numbers)
+        files["encoder.json"] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
         if is_plain(vocabulary.tokenizer):
             files["vocab.bpe"] = "\n".join([_HEADER, *vocabulary.merges, ""])
     return files
