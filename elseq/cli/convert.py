@@ -16,6 +16,7 @@ from elseq.generator import TextGenerator
 from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
+from elseq.interop.hugging_face.families import FAMILIES
 from elseq.interop.output import check_output_folder, new_folder, save
 from elseq.loading import Checkpoint, Loading, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
@@ -103,11 +104,7 @@ def convert_from_hugging_face(args) -> None:
 
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
     task = converted.checkpoint["cfg"]["task"]
-    arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]]]
-    if task["_name"] == "language_modeling":
-        arguments += ["--sample-break-mode", "eos"]
-    else:
-        arguments += ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
+    arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]], *converted.task_arguments]
     arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / "tokenizer.json")]
     for name, value in converted.generation.items():
         arguments += [as_option(name), *([] if value is True else [str(value)])]
@@ -183,11 +180,13 @@ def _parse(arguments: list[str]):
     parser = Parser(prog="elseq-convert", description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_heads(commands)
+    families = " or ".join(family.title for family in FAMILIES.values())
+    classes = " or a ".join(family.model_class for family in FAMILIES.values())
     command = _add(
         commands,
         "from-hf",
         convert_from_hugging_face,
-        "from Hugging Face's transformers to fairseq: BART, GPT-2",
+        f"to fairseq: a {families} of Hugging Face's transformers",
         "Write a folder that elseq.load and fairseq read (model.pt, dict.txt, tokenizer.json), and print the options "
         "with which fairseq-generate follows the model's generation settings. Nothing is downloaded.",
     )
@@ -198,8 +197,8 @@ def _parse(arguments: list[str]):
         commands,
         "to-hf",
         convert_to_hugging_face,
-        "to Hugging Face's transformers: BART, language models with GPT-2's architecture",
-        "Write a folder that transformers loads as a BartForConditionalGeneration or a GPT2LMHeadModel.",
+        f"to Hugging Face's transformers: a {families}",
+        f"Write a folder that transformers loads as a {classes}.",
     )
     _add_model(command)
     _add_output(command, "DIR", "folder to write")

@@ -93,6 +93,8 @@ class SequenceGenerator(nn.Module):
         """
         super().__init__()
         with renamed(as_option):
+            if not isinstance(beam_size, int):
+                raise UserError(f"{beam_size!r} is not a whole number above 0", "beam")
             check_bounds("beam", beam_size, 1)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")

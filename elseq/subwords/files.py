@@ -28,8 +28,16 @@ def read_numbers(path: Path) -> dict[str, int]:
     Raises:
         UserError: the file has another content.
     """
-    pieces = read_json(path)
-    if not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
+    return check_numbers(path, read_json(path))
+
+
+def check_numbers(path: Path, pieces: dict, least: int = 0) -> dict[str, int]:
+    """The pieces of a file.
+
+    Raises:
+        UserError: there are fewer than the least, or one has no number.
+    """
+    if len(pieces) < least or not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")
     return pieces
 

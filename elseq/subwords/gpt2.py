@@ -13,7 +13,7 @@ from tokenizers.models import BPE
 from elseq.errors import UserError
 from elseq.files import ENCODER, MERGES
 from elseq.subwords.files import read_merges, read_numbers
-from elseq.subwords.tokens import END_OF_TEXT, SYMBOLS, Tokens, built
+from elseq.subwords.tokens import END_OF_TEXT, NO_TOKENIZER, SYMBOLS, Tokens, library_errors
 
 MASK = "<mask>"
 FILES = (ENCODER, MERGES)
@@ -52,7 +52,8 @@ def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add
         UserError: the result of a merge has no number.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
-    tokenizer = built(lambda: Tokenizer(BPE(vocab=dict(pieces), merges=pairs)), path)
+    with library_errors(f"{path} {NO_TOKENIZER}"):
+        tokenizer = Tokenizer(BPE(vocab=dict(pieces), merges=pairs))
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=add_prefix_space)
     tokenizer.decoder = decoders.ByteLevel()
     return tokenizer

@@ -7,10 +7,11 @@ The word of a token is
 3. otherwise its number in tokenizer.json, except that <mask> and madeupwordNNNN stay as they are.
 """
 
+import contextlib
 import hashlib
 import json
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
@@ -26,6 +27,7 @@ END_OF_TEXT = "<|endoftext|>"
 OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq's dictionaries have these as words, not as numbers
 _LETTERS = bytes_to_unicode()
 MOST_GROWTH = 2**10  # maximum growth of a text by all steps
+NO_TOKENIZER = "is no tokenizer of Hugging Face's library"
 _EXPANDING = ("ByteLevel", "Precompiled", "NFC", "NFD", "NFKC", "NFKD")
 
 
@@ -50,15 +52,12 @@ class Tokens(Subwords):
         Raises:
             UserError: the tokenizer cannot encode it.
         """
-        try:
-            numbers = self.tokenizer.encode(text, add_special_tokens=False).ids
-        except (KeyboardInterrupt, SystemExit):
-            raise
-        except (TypeError, UnicodeEncodeError) as error:
-            raise UserError(f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8") from error
-        except BaseException as error:  # the library has plain Exceptions, and panics, which are none
-            reason = " ".join(str(error).split())
-            raise UserError(f"the tokenizer cannot encode {text[:40]!r} ({reason}): copy {self.path} again") from error
+        with library_errors(f"the tokenizer cannot encode {text[:40]!r}", f"copy {self.path} again"):
+            try:
+                numbers = self.tokenizer.encode(text, add_special_tokens=False).ids
+            except (TypeError, UnicodeEncodeError) as error:
+                sentence = f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8"
+                raise UserError(sentence) from error
         return " ".join(self.words[number] for number in numbers)
 
     def decode(self, words: str) -> str:
@@ -110,7 +109,8 @@ def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
         raise UserError(f"{path} makes texts many times longer, which no tokenizer needs: copy it again")
     if isinstance(content.get("model"), dict) and content["model"].get("dropout"):
         content["model"] = content["model"] | {"dropout": None}
-    return built(lambda: Tokenizer.from_str(json.dumps(content)), path)
+    with library_errors(f"{path} {NO_TOKENIZER}"):
+        return Tokenizer.from_str(json.dumps(content))
 
 
 def _growth(steps) -> float:
@@ -132,18 +132,18 @@ def _growth(steps) -> float:
     return growth
 
 
-def built(build: Callable[[], Tokenizer], path: Path) -> Tokenizer:
+@contextlib.contextmanager
+def library_errors(failure: str, remedy: str = "copy it again"):
     """
     Raises:
-        UserError: the library cannot build a tokenizer from the file.
+        UserError: for any error of the library `tokenizers`, including panics, which are not Exceptions.
     """
     try:
-        return build()
-    except (KeyboardInterrupt, SystemExit):
+        yield
+    except (KeyboardInterrupt, SystemExit, UserError):
         raise
-    except BaseException as error:  # the library has plain Exceptions, and panics, which are none
-        reason = " ".join(str(error).split())
-        raise UserError(f"{path} is no tokenizer of Hugging Face's library ({reason}): copy it again") from error
+    except BaseException as error:
+        raise UserError(f"{failure} ({' '.join(str(error).split())}): {remedy}") from error
 
 
 def default_symbols(tokenizer: Tokenizer) -> dict[str, str]:

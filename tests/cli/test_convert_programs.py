@@ -13,7 +13,7 @@ from safetensors.torch import save_file
 import elseq
 from elseq.cli import convert
 from elseq.errors import UserError
-from elseq.interop.hugging_face import bart, gpt2
+from elseq.interop.hugging_face.families import FAMILIES
 from tests import helpers
 from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, GPT2_NAMES, GPT2_SIZES, save_tokenizer
 
@@ -37,12 +37,12 @@ def theirs(tmp_path):
     """Makes a folder of Hugging Face's, without its library."""
 
     def make(kind):
-        folder, family = tmp_path / "theirs", {"bart": bart, "gpt2": gpt2}[kind]
+        folder, family = tmp_path / "theirs", FAMILIES[kind]
         names, sizes = (BART_NAMES, BART_SIZES) if kind == "bart" else (GPT2_NAMES, GPT2_SIZES)
         end = {} if kind == "bart" else {"eos_token_id": len(names) - 1, "bos_token_id": len(names) - 1}
         config = {"model_type": kind, "vocab_size": len(names), **sizes, **end}
         torch.manual_seed(1)
-        tensors = {name: torch.randn(shape) for name, shape in family.shapes(family.DEFAULTS | config).items()}
+        tensors = {name: torch.randn(shape) for name, shape in family.shapes(family.defaults | config).items()}
         folder.mkdir()
         (folder / "config.json").write_text(json.dumps(config))
         save_file(tensors, folder / "model.safetensors")

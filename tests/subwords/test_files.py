@@ -5,7 +5,7 @@ import os
 import pytest
 
 from elseq.errors import UserError
-from elseq.subwords.files import MOST_PIECES, read_merges, read_numbers, read_text
+from elseq.subwords.files import MOST_PIECES, check_numbers, read_merges, read_numbers, read_text
 
 
 def test_numbers(tmp_path):
@@ -20,6 +20,12 @@ def test_numbers_that_are_none(tmp_path, content):
     path.write_text(content)
     with pytest.raises(UserError, match="encoder.json does not give each piece a number"):
         read_numbers(path)
+
+
+def test_too_few_numbers(tmp_path):
+    assert check_numbers(tmp_path / "encoder.json", {}) == {}
+    with pytest.raises(UserError, match="vocab.json does not give each piece a number"):
+        check_numbers(tmp_path / "vocab.json", {}, least=1)
 
 
 @pytest.mark.parametrize("header", ["#version: 0.2\n", ""])

@@ -111,7 +111,7 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
         ("beam=0", "auto, batch 8, beam 0: beam '0' is not a whole number above 0."),
         ("source_length=1", "auto, batch 8: source_length 1 leaves no room for a word; give at least 2."),
         ("device=tpu7", "auto, batch 8: device tpu7 is unknown; choose cpu or cuda."),
-        ("decode.mode=fast", "fast, batch 8: decode 'fast' is unknown; choose of stock, "),
+        ("decode.mode=fast", "fast, batch 8: decode 'fast' is unknown; choose from stock, "),
         ("user_dir=nowhere", "auto, batch 8: user_dir nowhere does not exist: give the folder of a plugin."),
         ("min_len=9 max_len_b=3", "auto, batch 8: min_len 9 is more than max_len_b 3; lower it."),
         ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),

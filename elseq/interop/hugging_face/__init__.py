@@ -1,1 +1,1 @@
-"""Models of Hugging Face's transformers as fairseq's, and back: BART and GPT-2. That library itself is not needed."""
+"""Models of Hugging Face's transformers as fairseq's, and back, by `families`. That library itself is not needed."""

@@ -131,13 +131,14 @@ def of_tasks(config: dict, settings: dict) -> list[str]:
     return notes
 
 
-def special_symbols(settings: dict, file: str, config: dict, is_language_model: bool) -> tuple[dict, list[str]]:
+def special_symbols(
+    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | None]
+) -> tuple[dict, list[str]]:
     """
     Args:
         settings: of the file.
         file: its name.
-        config: the model's config.json, with the symbols that fairseq decodes by.
-        is_language_model: a model without an encoder.
+        fixed, forcible: of the model; see `Family.fixed_symbols` and `Family.forced_symbols`.
 
     Returns:
         The settings without the forced symbols that fairseq cannot force, and what was left out.
@@ -145,22 +146,18 @@ def special_symbols(settings: dict, file: str, config: dict, is_language_model: 
     Raises:
         UserError: decoding begins or ends with another symbol than in fairseq.
     """
-    end, notes = config["eos_token_id"], []
-    for name in ("eos_token_id", *(() if is_language_model else ("decoder_start_token_id",))):
+    notes = []
+    for name, symbol in fixed.items():
         given = settings.get(name)
         symbols = given if isinstance(given, list) else [given]
         if given is None:
             does = "ends no text before the maximum length" if name == "eos_token_id" else "begins with bos_token_id"
-            notes.append(f"{file} has no {name}: transformers 5 {does} then, fairseq has {end}")
-        elif end not in symbols:
-            where = f"where fairseq has the end symbol, {end} in config.json"
+            notes.append(f"{file} has no {name}: transformers 5 {does} then, fairseq has {symbol}")
+        elif symbol not in symbols:
+            where = f"where fairseq has the end symbol, {symbol} in config.json"
             raise UserError(f"{file} has {name}: {shown(given)}, {where}")
-        elif symbols != [end]:
-            notes.append(f"{name} {shown(given)}: fairseq has {end} alone")
-    forcible = {
-        "forced_bos_token_id": None if is_language_model else config["bos_token_id"],
-        "forced_eos_token_id": end,
-    }
+        elif symbols != [symbol]:
+            notes.append(f"{name} {shown(given)}: fairseq has {symbol} alone")
     for name, symbol in forcible.items():
         given = settings.get(name)
         if given is not None and given not in (symbol, [symbol]):

@@ -1,4 +1,4 @@
-"""What both models' configurations are read and checked by."""
+"""What the configurations of all families are read and checked by."""
 
 import reprlib
 import sys
@@ -23,10 +23,10 @@ ACTIVATIONS = {
 # Back: the first name of each, and fairseq's old name for the second.
 HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
 _LISTED = 4  # names in a note
-# What changes a model of either family, and fairseq's has not: other layers apart, another file in this one's place.
+# What changes a model of any family, and fairseq's has not: other layers apart, another file in this one's place.
 _FEATURES = {"per_layer_config": None, "configuration_files": None}
-# Options of fairseq's Transformers that neither of Hugging Face's models has.
-_NEITHER_HAS = {
+# Options of fairseq's Transformers that none of Hugging Face's models has.
+_NONE_HAS = {
     "no_token_positional_embeddings": False,
     "adaptive_input": False,
     "adaptive_softmax_cutoff": None,
@@ -108,8 +108,6 @@ def what_is_left_out(config: dict, tensors: dict[str, Tensor], unknown: list[str
     kind = config.get("dtype") or config.get("torch_dtype")  # the name since transformers 5, and that of before
     if isinstance(kind, str) and kinds != {kind}:
         notes.append(f"the weights stay in {' and '.join(sorted(kinds))}, where config.json has {shown(kind)}")
-    if config.get("embd_pdrop", config.get("resid_pdrop")) != config.get("resid_pdrop"):
-        notes.append(f"embd_pdrop {config['embd_pdrop']} is left out: fairseq has {config['resid_pdrop']} there too")
     return notes
 
 
@@ -156,13 +154,13 @@ def check_expressible(configuration: dict, required: dict, model: str) -> None:
     """
     Args:
         configuration: of a fairseq model.
-        required: what Hugging Face's model is, in the options of fairseq, beside what neither model has.
+        required: what Hugging Face's model is, in the options of fairseq, beside what none of its models has.
         model: its name.
 
     Raises:
         UserError: the model is another.
     """
-    for name, value in (required | _NEITHER_HAS).items():
+    for name, value in (required | _NONE_HAS).items():
         # None, 0, "" and False all stand for an option that was not given
         if (configuration.get(name) or None) != (value or None):
             option = f"{as_option(name)} {configuration.get(name)}"

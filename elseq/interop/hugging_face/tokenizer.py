@@ -20,22 +20,102 @@ from elseq.subwords.tokens import END_OF_TEXT, parse_tokenizer
 
 CONFIG, ADDED, SPECIAL_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
-_BART = {
-    "bos_token": "<s>",
-    "eos_token": "</s>",
-    "sep_token": "</s>",
-    "cls_token": "<s>",
-    "unk_token": "<unk>",
-    "pad_token": "<pad>",
-    "mask_token": "<mask>",
-}
-_GPT2 = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
-# What the classes that transformers makes anew have where tokenizer_config.json says nothing.
-_DEFAULTS = {"GPT2Tokenizer": _GPT2, "BartTokenizer": _BART, "RobertaTokenizer": _BART}
-_FOLLOWED = ("PreTrainedTokenizer", "TokenizersBackend", "BertTokenizer")
 # Options of a BPE model that GPT-2's has not.
 _UNLIKE_GPT2 = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+class TokenizerClass:
+    """A class of transformers' tokenizers, and what it makes of a folder's files: what tokenizer.json says."""
+
+    tokens: Mapping[str, str] = {}  # what it has where tokenizer_config.json says nothing
+
+    def contradiction(self, content: dict, config: dict) -> str | None:
+        """What of a tokenizer.json it would make otherwise by tokenizer_config.json, in words."""
+        return None
+
+    def make(self, pieces: Mapping[str, int], merges: Sequence[str], path: Path, config: dict) -> Tokenizer | None:
+        """What it makes of vocab.json, at this path, and merges.txt; None: nothing."""
+        return None
+
+    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        """Put around a text, by a tokenizer of `make`, what the class puts there; `named` are its special tokens."""
+
+
+class GPT2Class(TokenizerClass):
+    """Made anew from the pieces and merges."""
+
+    tokens = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
+
+    def contradiction(self, content: dict, config: dict) -> str | None:
+        cutting = content.get("pre_tokenizer") or {}
+        model = content.get("model") or {}
+        wanted = bool(config.get("add_prefix_space"))
+        if content.get("normalizer"):
+            return f"the normalizer {content['normalizer'].get('type')}"
+        if cutting.get("type") != "ByteLevel" or not cutting.get("use_regex", True):
+            return f"the pre_tokenizer {cutting.get('type')}"
+        if bool(cutting.get("add_prefix_space")) != wanted:
+            return f"add_prefix_space {not wanted}"
+        return next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
+
+    def make(self, pieces: Mapping[str, int], merges: Sequence[str], path: Path, config: dict) -> Tokenizer:
+        return byte_level(pieces, merges, path, bool(config.get("add_prefix_space")))
+
+    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        before, after = (
+            [named[name]] if config.get(f"add_{name}") and named.get(name) else []
+            for name in ("bos_token", "eos_token")
+        )
+        if before or after:
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=" ".join([*before, "$A", *after]),
+                special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
+            )
+
+
+class RobertaClass(GPT2Class):
+    """GPT-2's with other symbols."""
+
+    tokens = {
+        "bos_token": "<s>",
+        "eos_token": "</s>",
+        "sep_token": "</s>",
+        "cls_token": "<s>",
+        "unk_token": "<unk>",
+        "pad_token": "<pad>",
+        "mask_token": "<mask>",
+    }
+
+    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        ends = [(named[name], tokenizer.token_to_id(named[name])) for name in ("sep_token", "cls_token")]
+        tokenizer.post_processor = processors.RobertaProcessing(*ends)
+
+
+class BertClass(TokenizerClass):
+    """It makes the normalizer anew."""
+
+    def contradiction(self, content: dict, config: dict) -> str | None:
+        normalizer = content.get("normalizer") or {}
+        wanted = {
+            "type": "BertNormalizer",
+            "lowercase": config.get("do_lower_case", True),
+            "strip_accents": config.get("strip_accents"),
+            "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
+        }
+        differing = next((name for name, value in wanted.items() if normalizer.get(name) != value), None)
+        return None if differing is None else f"a normalizer with {differing}: {normalizer.get(differing)!r}"
+
+
+# By their names without "Fast". A family's module adds those that are its own.
+CLASSES: dict[str, TokenizerClass] = {
+    "PreTrainedTokenizer": TokenizerClass(),
+    "TokenizersBackend": TokenizerClass(),
+    "BertTokenizer": BertClass(),
+    "GPT2Tokenizer": GPT2Class(),
+    "BartTokenizer": RobertaClass(),
+    "RobertaTokenizer": RobertaClass(),
+}
 
 
 def read_config(folder: Path) -> dict:
@@ -72,25 +152,25 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     config, path = read_config(folder), folder / TOKENIZER
     kind = config.get("tokenizer_class") or default
     kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
-    is_made_anew = kind in _DEFAULTS
+    made = CLASSES.get(kind, TokenizerClass())
     if path.exists():
         content = read_json(path)
         tokenizer = parse_tokenizer(content, path)
-        if kind == "BertTokenizer":
-            _check_bert(path, content, config)
-        if is_made_anew:
-            _check_made_anew(path, content, kind, config)
-    elif is_made_anew:
-        path = folder / "vocab.json"
-        tokenizer = byte_level(pieces, merges, path, bool(config.get("add_prefix_space")))
+        if (contradiction := made.contradiction(content, config)) is not None:
+            raise UserError(
+                f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: "
+                f'write "tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that '
+                "from it"
+            )
     else:
+        path = folder / "vocab.json"
+        tokenizer = made.make(pieces, merges, path, config)
+    if tokenizer is None:
         raise UserError(
             f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER} describes, and that is missing: write it "
             "by the save_pretrained of transformers"
         )
-    named = (_DEFAULTS[kind] if is_made_anew else {}) | {
-        name: token for name, token in config.items() if name in _NAMED or _is_special(name, token)
-    }
+    named = made.tokens | {name: token for name, token in config.items() if name in _NAMED or _is_special(name, token)}
     try:
         _add(tokenizer, [each for _, each in sorted(_added(folder, config, path).items())])
         known = set(tokenizer.get_vocab())
@@ -98,8 +178,8 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         _add(tokenizer, [_token(each) for each in _extra(config)])
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
-    if is_made_anew and not (folder / TOKENIZER).exists():
-        _surround(tokenizer, kind, {name: _text(token) for name, token in named.items()}, config)
+    if not (folder / TOKENIZER).exists():
+        made.surround(tokenizer, {name: _text(token) for name, token in named.items()}, config)
     given = {_text(token) for name, token in config.items() if name in named} | set(map(_text, _extra(config)))
     return tokenizer, set(tokenizer.get_vocab()) - known - given
 
@@ -107,7 +187,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
 def class_unlike_file(config: dict) -> str | None:
     """A class of tokenizers that transformers may make anew in a way that is not known here."""
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    return None if kind in ("", *_FOLLOWED, *_DEFAULTS) else kind
+    return None if kind in ("", *CLASSES) else kind
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -117,43 +197,6 @@ def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
         if whole[start : start + len(text)] == text:
             return whole[:start], whole[start + len(text) :]
     return whole, []
-
-
-def _check_made_anew(path: Path, content: dict, kind: str, config: dict) -> None:
-    cutting = content.get("pre_tokenizer") or {}
-    model = content.get("model") or {}
-    wanted = bool(config.get("add_prefix_space"))
-    contradiction = None
-    if content.get("normalizer"):
-        contradiction = f"the normalizer {content['normalizer'].get('type')}"
-    elif cutting.get("type") != "ByteLevel" or not cutting.get("use_regex", True):
-        contradiction = f"the pre_tokenizer {cutting.get('type')}"
-    elif bool(cutting.get("add_prefix_space")) != wanted:
-        contradiction = f"add_prefix_space {not wanted}"
-    else:
-        contradiction = next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
-    if contradiction is not None:
-        raise _contradiction(path, contradiction, kind)
-
-
-def _check_bert(path: Path, content: dict, config: dict) -> None:
-    normalizer = content.get("normalizer") or {}
-    wanted = {
-        "type": "BertNormalizer",
-        "lowercase": config.get("do_lower_case", True),
-        "strip_accents": config.get("strip_accents"),
-        "handle_chinese_chars": config.get("tokenize_chinese_chars", True),
-    }
-    for name, value in wanted.items():
-        if normalizer.get(name) != value:
-            raise _contradiction(path, f"a normalizer with {name}: {normalizer.get(name)!r}", "BertTokenizer")
-
-
-def _contradiction(path: Path, contradiction: str, kind: str) -> UserError:
-    return UserError(
-        f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: write "
-        f'"tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that from it'
-    )
 
 
 def _is_special(name: str, token) -> bool:
@@ -178,6 +221,7 @@ def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
 
 
 def _extra(config: dict) -> list:
+    # The old name is that of special_tokens_map.json here; as in transformers, `_added` does not know it yet.
     return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
 
 
@@ -202,21 +246,6 @@ def _add(tokenizer: Tokenizer, tokens: list[AddedToken]) -> None:
     there = {token.content for token in tokenizer.get_added_tokens_decoder().values()}
     new = {token.content: token for token in tokens if token.content not in there}
     tokenizer.add_tokens(list(new.values()))
-
-
-def _surround(tokenizer: Tokenizer, kind: str, named: dict, config: dict) -> None:
-    if _DEFAULTS[kind] is _BART:
-        ends = [(named[name], tokenizer.token_to_id(named[name])) for name in ("sep_token", "cls_token")]
-        tokenizer.post_processor = processors.RobertaProcessing(*ends)
-        return
-    before, after = (
-        [named[name]] if config.get(f"add_{name}") and named.get(name) else [] for name in ("bos_token", "eos_token")
-    )
-    if before or after:
-        tokenizer.post_processor = processors.TemplateProcessing(
-            single=" ".join([*before, "$A", *after]),
-            special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
-        )
 
 
 def is_byte_level(content: dict) -> bool:

@@ -9,7 +9,7 @@ A converted folder has both: tokenizer.json, and the words of its tokens by the 
 
 import json
 import re
-from collections.abc import Container
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -27,9 +27,8 @@ from elseq.interop.hugging_face.tokenizer import (
     is_plain,
     read_config,
     read_tokenizer,
-    surroundings,
 )
-from elseq.subwords.files import MOST_PIECES, read_merges, read_text
+from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
@@ -83,19 +82,18 @@ class Vocabulary:
         return [found[row] if row in found else next(fillers) for row in range(rows)]
 
 
-def read_vocabulary(folder: Path, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
+def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
     """A folder's, in any of its forms; None if there is none.
 
     Args:
         folder: of a model, or of fairseq's files.
-        by_dictionary: the rows of a model are, in fairseq's files, the places in dict.txt (BART); otherwise they are
-            the numbers in encoder.json (GPT-2).
+        kind: transformers' class of the tokenizer, where tokenizer_config.json tells none.
+        by_dictionary: see `Family`.
         rows: of the model's embedding, if they are known; see `with_mask`.
 
     Raises:
         UserError: a file that cannot be used.
     """
-    kind = "BartTokenizer" if by_dictionary else "GPT2Tokenizer"
     if _all_there(folder, "vocab.json", "merges.txt"):
         pieces, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
         if (folder / TOKENIZER).exists():
@@ -168,9 +166,7 @@ def _checked(
         added: the rows of what is found in a text before BPE sees it.
         numbers: the pieces that BPE itself knows, if those that have rows are others.
     """
-    rows = pieces | (added or {})
-    if not rows or not all(type(number) is int and 0 <= number < MOST_PIECES for number in rows.values()):
-        raise UserError(f"{path} does not give each piece a number: copy it again")
+    rows = check_numbers(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
     made = {merge.replace(" ", "") for merge in merges}
@@ -198,66 +194,6 @@ def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
             )
 
 
-def check_symbols(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
-    """
-    Args:
-        vocabulary: of the folder.
-        config: a BART's config.json.
-
-    Raises:
-        UserError: the special symbols are not where the configuration has them: it is of another model.
-    """
-    for name, option in zip(SPECIAL, ("bos_token_id", "pad_token_id", "eos_token_id"), strict=False):
-        if vocabulary.rows.get(name) != config[option]:
-            place = f"number {vocabulary.rows[name]}" if name in vocabulary.rows else "missing"
-            raise UserError(
-                f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
-                f"{option}: {config[option]}: name the folder of the model's own by --data"
-            )
-
-
-def check_end(vocabulary: Vocabulary, config: dict, folder: Path) -> None:
-    """
-    Args:
-        vocabulary: of the folder.
-        config: a GPT-2's config.json.
-
-    Raises:
-        UserError: what ends a text is a word of the vocabulary: it is of another model.
-    """
-    end = config["eos_token_id"]
-    [name, *_] = [name for name, row in vocabulary.rows.items() if row == end] or [""]
-    is_word = any(letter.isalpha() for letter in name.removeprefix("Ġ"))  # "\n", "###" may end a text on purpose
-    if is_word and name in {merge.replace(" ", "") for merge in vocabulary.merges}:
-        raise UserError(
-            f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text ends "
-            f"(eos_token_id), is {name!r}: name the folder of the model's own by --data"
-        )
-
-
-def check_surroundings(vocabulary: Vocabulary, config: dict, folder: Path, is_language_model: bool) -> bool:
-    """Whether a text begins with <s>, of a language model; a BART's always does.
-
-    Args:
-        vocabulary: of the folder.
-        config: the model's config.json.
-
-    Raises:
-        UserError: the tokenizer puts other symbols around a text than fairseq does.
-    """
-    before, after = surroundings(vocabulary.tokenizer)
-    start, end = config.get("bos_token_id"), config["eos_token_id"]
-    if is_language_model and not after and before in ([], [end], [start]):
-        return before == [start] != [end]
-    if not is_language_model and (before, after) == ([start], [end]):
-        return False
-    wanted = "nothing" if is_language_model else f"{start} before and {end} after it (bos_token_id and eos_token_id)"
-    raise UserError(
-        f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
-        f"and fairseq {wanted}"
-    )
-
-
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     """encoder.json as GPT-2 counts: the bytes, what each merge makes, the end of text; then whatever else there is.
 
@@ -272,12 +208,13 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
 
 
 def fairseq_files(
-    vocabulary: Vocabulary, order: list[int | None], is_language_model: bool, *dictionaries: str
+    vocabulary: Vocabulary, order: list[int | None], by_dictionary: bool, dictionaries: Iterable[str]
 ) -> dict[str, str]:
     """The text of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
 
     Args:
         order: the row of Hugging Face at each row of fairseq; see `rows.fairseq_order`.
+        by_dictionary: see `Family`.
 
     Raises:
         UserError: a token that cannot stand in a dictionary.
@@ -286,10 +223,10 @@ def fairseq_files(
     names = {row: name for name, row in vocabulary.rows.items()}
     numbers = None
     pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-    if vocabulary.is_byte_level and is_language_model:
-        numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
-    elif vocabulary.is_byte_level:
+    if vocabulary.is_byte_level and by_dictionary:
         numbers = gpt2_numbers(vocabulary)
+    elif vocabulary.is_byte_level:
+        numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
     words = [
         dictionary_word(names[row], row, numbers, pieces) if row in names else name
         for row, name in enumerate(vocabulary.names(rows))
@@ -307,7 +244,7 @@ def fairseq_files(
         SYMBOLS_FILE: _as_json(symbols),
     }
     if numbers is not None:
-        files["encoder.json"] = json.dumps(numbers)
+        files["encoder.json"] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
         if is_plain(vocabulary.tokenizer):
             files["vocab.bpe"] = "\n".join([_HEADER, *vocabulary.merges, ""])
     return files

@@ -10,8 +10,8 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face import bart
 from elseq.interop.hugging_face.conversion import from_hugging_face
+from elseq.interop.hugging_face.families import BART
 from elseq.interop.hugging_face.folders import read_tensors, write
 from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, change, save_tokenizer
 
@@ -21,7 +21,7 @@ def folder(tmp_path):
     """A BART without transformers."""
     config = {"model_type": "bart", "vocab_size": len(BART_NAMES), **BART_SIZES}
     (tmp_path / "config.json").write_text(json.dumps(config))
-    shapes = bart.shapes(bart.DEFAULTS | config)
+    shapes = BART.shapes(BART.defaults | config)
     save_file({name: torch.randn(shape) for name, shape in shapes.items()}, tmp_path / "model.safetensors")
     save_tokenizer(tmp_path, BART_NAMES)
     return tmp_path

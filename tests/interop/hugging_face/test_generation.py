@@ -3,7 +3,7 @@
 import pytest
 
 from elseq.interop.hugging_face.generation import fairseq_options, hugging_face_settings
-from tests.interop.hugging_face import test_bart
+from tests.interop.hugging_face.families import test_bart
 from tests.interop.hugging_face.making import change, convert, make_bart
 
 # of facebook/bart-large-cnn; fairseq's options for the same model are beam 4, lenpen 2, min 55, max 140

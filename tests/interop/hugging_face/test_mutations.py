@@ -19,7 +19,7 @@ from safetensors.torch import load_file, save_file
 import elseq
 from elseq.cli import convert
 from elseq.errors import UserError
-from elseq.interop.hugging_face import bart, gpt2
+from elseq.interop.hugging_face.families import BART, GPT2
 from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, GPT2_NAMES, GPT2_SIZES, save_tokenizer
 
 CASES = 24  # of each file
@@ -46,7 +46,7 @@ TEXTS = {
 
 def make_folder(folder, kind):
     """A model of either family without transformers, with all files that one may have."""
-    family, names, sizes = {"bart": (bart, BART_NAMES, BART_SIZES), "gpt2": (gpt2, GPT2_NAMES, GPT2_SIZES)}[kind]
+    family, names, sizes = {"bart": (BART, BART_NAMES, BART_SIZES), "gpt2": (GPT2, GPT2_NAMES, GPT2_SIZES)}[kind]
     end = 2 if kind == "bart" else len(names) - 1
     symbols = {"bos_token_id": 0 if kind == "bart" else end, "eos_token_id": end}
     symbols |= {"decoder_start_token_id": 2, "forced_eos_token_id": 2, "pad_token_id": 1} if kind == "bart" else {}
@@ -54,7 +54,7 @@ def make_folder(folder, kind):
     config |= {"task_specific_params": {"summarization": {"num_beams": 4}}, "num_hidden_layers": 2}
     settings = {"num_beams": 2, "early_stopping": True, "length_penalty": 2.0, "max_length": 20, "do_sample": False}
     torch.manual_seed(1)
-    tensors = {name: torch.randn(shape) for name, shape in family.shapes(family.DEFAULTS | config).items()}
+    tensors = {name: torch.randn(shape) for name, shape in family.shapes(family.defaults | config).items()}
     token = {"content": "<mask>", "special": True, "lstrip": True, "rstrip": False}
     folder.mkdir()
     save_file(tensors, folder / "model.safetensors")

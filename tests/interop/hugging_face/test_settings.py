@@ -8,7 +8,7 @@ import torch
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import generation
-from tests.interop.hugging_face import test_bart, test_gpt2
+from tests.interop.hugging_face.families import test_bart, test_gpt2
 from tests.interop.hugging_face.making import change, convert, make_bart, make_gpt2, padded, until_end
 
 transformers = pytest.importorskip("transformers")

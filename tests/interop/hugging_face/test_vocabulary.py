@@ -144,15 +144,15 @@ def test_fairseqs_numbers():
     """BART's vocab.json, put together from fairseq's files, gives these files again."""
     numbers = json.loads((GPT2_BPE / "encoder.json").read_text())
     words = [line.split(" ")[0] for line in (GPT2_BPE / "dict.txt").read_text(encoding="utf-8").splitlines()]
-    found = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=True)
+    found = vocabulary.read_vocabulary(GPT2_BPE, "BartTokenizer", by_dictionary=True)
     assert len(found.rows) == 50264
     assert vocabulary.gpt2_numbers(found) == numbers
     names = found.names(50264)
     assert names[:6] == [*SPECIAL, ".", "Ġthe"]
-    files = vocabulary.fairseq_files(found, list(range(50264)), False, "dict.txt")
+    files = vocabulary.fairseq_files(found, list(range(50264)), True, ["dict.txt"])
     assert files["dict.txt"].split(" 0\n")[:-1] == words
     assert json.loads(files["encoder.json"]) == numbers and "vocab.bpe" in files
-    of_gpt2 = vocabulary.read_vocabulary(GPT2_BPE, by_dictionary=False)
+    of_gpt2 = vocabulary.read_vocabulary(GPT2_BPE, "GPT2Tokenizer", by_dictionary=False)
     assert of_gpt2.rows == numbers and of_gpt2.rows[END_OF_TEXT] == 50256 and len(of_gpt2.merges) == 50000
 
 
@@ -183,7 +183,7 @@ def test_damaged_files(tmp_path, name, content, sentence):
     save_tokenizer(tmp_path, BART_NAMES)
     (tmp_path / name).write_text(content)
     with pytest.raises(UserError, match=sentence):
-        vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
+        vocabulary.read_vocabulary(tmp_path, "BartTokenizer", by_dictionary=True)
 
 
 def test_two_tokenizers_in_a_folder(tmp_path):
@@ -194,11 +194,13 @@ def test_two_tokenizers_in_a_folder(tmp_path):
         "pre_tokenizer": {"type": "ByteLevel", "add_prefix_space": False, "trim_offsets": True},
     }
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
-    assert vocabulary.read_vocabulary(tmp_path, by_dictionary=False).rows == tokenizer["model"]["vocab"]
+    assert (
+        vocabulary.read_vocabulary(tmp_path, "GPT2Tokenizer", by_dictionary=False).rows == tokenizer["model"]["vocab"]
+    )
     tokenizer["model"]["vocab"] |= {"Ġin": 0, GPT2_NAMES[0]: GPT2_NAMES.index("Ġin")}
     (tmp_path / "tokenizer.json").write_text(json.dumps(tokenizer))
     with pytest.raises(UserError, match="has two tokenizers: .* has the number .* remove the one that is another mod"):
-        vocabulary.read_vocabulary(tmp_path, by_dictionary=False)
+        vocabulary.read_vocabulary(tmp_path, "GPT2Tokenizer", by_dictionary=False)
 
 
 def test_gpt2_with_the_tokenizer_of_another_of_its_size(tmp_path):
@@ -252,10 +254,10 @@ def test_a_tokenizer_that_is_none(tmp_path):
     content = {"model": {"type": "Unigram"}, "pre_tokenizer": {"type": "Metaspace"}}
     (tmp_path / "tokenizer.json").write_text(json.dumps(content))
     with pytest.raises(UserError, match="tokenizer.json is no tokenizer of Hugging Face's library .Missing vocab"):
-        vocabulary.read_vocabulary(tmp_path, by_dictionary=True)
+        vocabulary.read_vocabulary(tmp_path, "BartTokenizer", by_dictionary=True)
 
 
 def test_merges_need_no_header(tmp_path):
     save_tokenizer(tmp_path, BART_NAMES)
     (tmp_path / "merges.txt").write_text("\n".join(MERGES))
-    assert vocabulary.read_vocabulary(tmp_path, by_dictionary=True).merges == MERGES
+    assert vocabulary.read_vocabulary(tmp_path, "BartTokenizer", by_dictionary=True).merges == MERGES

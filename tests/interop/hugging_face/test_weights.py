@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.folders import read_tensors
-from tests.interop.hugging_face import test_bart, test_gpt2
+from tests.interop.hugging_face.families import test_bart, test_gpt2
 from tests.interop.hugging_face.making import change, convert, make_bart, make_gpt2
 
 transformers = pytest.importorskip("transformers")

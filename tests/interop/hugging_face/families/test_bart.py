@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face import bart
+from elseq.interop.hugging_face.families import BART
 from tests.interop.hugging_face.making import change, convert, load, make_bart, padded, until_end
 
 transformers = pytest.importorskip("transformers")
@@ -230,8 +230,8 @@ def test_other_tensors(tmp_path, tensors, sentence):
 
 
 def test_shapes_are_those_of_transformers(pair):
-    config = transformers.BartConfig().to_dict() | {name: getattr(pair[0].config, name) for name in bart.DEFAULTS}
+    config = transformers.BartConfig().to_dict() | {name: getattr(pair[0].config, name) for name in BART.defaults}
     expected = {name: tuple(tensor.shape) for name, tensor in pair[0].model.state_dict().items()}
-    found = bart.shapes(config)
+    found = BART.shapes(config)
     assert set(expected) - set(found) == {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     assert all(expected[name] == shape for name, shape in found.items())

@@ -7,7 +7,7 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face import gpt2
+from elseq.interop.hugging_face.families import GPT2
 from elseq.interop.hugging_face.generation import fairseq_options
 from tests.interop.hugging_face.making import (
     BART_NAMES,
@@ -209,6 +209,6 @@ def test_other_configurations(tmp_path, options, sentence):
 
 
 def test_shapes_are_those_of_transformers(pair):
-    config = {name: getattr(pair[0].config, name) for name in gpt2.DEFAULTS}
+    config = {name: getattr(pair[0].config, name) for name in GPT2.defaults}
     expected = {name: tuple(tensor.shape) for name, tensor in pair[0].transformer.state_dict().items()}
-    assert gpt2.shapes(config) == expected
+    assert GPT2.shapes(config) == expected

@@ -1,0 +1,11 @@
+"""The families of Hugging Face's models that can be converted; whoever reads or offers them reads this registry.
+
+To add one, write a `Family` in a module or folder of its own here, and put it into `FAMILIES`.
+"""
+
+from elseq.interop.hugging_face.families.bart import BART
+from elseq.interop.hugging_face.families.family import Family
+from elseq.interop.hugging_face.families.gpt2 import GPT2
+
+# By the model_type in config.json. Of those that a fairseq model can be, it becomes the first.
+FAMILIES: dict[str, Family] = {family.name: family for family in (BART, GPT2)}

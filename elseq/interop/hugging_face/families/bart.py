@@ -1,0 +1,203 @@
+"""BART: the same tensors under the same names, but for the embeddings. Positions begin at row 2 on both sides."""
+
+import re
+
+import torch
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face import folders, options
+from elseq.interop.hugging_face.families.family import EncoderDecoder
+
+# Of older versions of transformers, and of relatives that call themselves BART.
+_FEATURES = {
+    "normalize_before": False,
+    "normalize_embedding": True,
+    "add_final_layer_norm": False,
+    "add_bias_logits": False,
+    "static_position_embeddings": False,
+    "is_encoder_decoder": True,
+}
+# What older versions of either library saved, and none reads.
+_IGNORED = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor)")
+_SAME_NAMES = ("dropout", "attention_dropout", "activation_dropout")
+_PER_SIDE = {
+    "layers": "layers",
+    "ffn_dim": "ffn_embed_dim",
+    "attention_heads": "attention_heads",
+    "layerdrop": "layerdrop",
+}
+_SIDES = ("encoder", "decoder")
+_UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+_IS_BART = {
+    "encoder_normalize_before": False,
+    "decoder_normalize_before": False,
+    "encoder_learned_pos": True,
+    "decoder_learned_pos": True,
+    "layernorm_embedding": True,
+    "no_cross_attention": False,
+    "encoder_layers_to_keep": None,
+}
+
+
+class BARTFamily(EncoderDecoder):
+    name = "bart"
+    title = "BART"
+    model_class = "BartForConditionalGeneration"
+    tokenizer_class = "BartTokenizer"
+    architecture = "bart_large"
+    defaults = {
+        "vocab_size": 50265,
+        "max_position_embeddings": 1024,
+        "d_model": 1024,
+        "encoder_layers": 12,
+        "encoder_ffn_dim": 4096,
+        "encoder_attention_heads": 16,
+        "encoder_layerdrop": 0.0,
+        "decoder_layers": 12,
+        "decoder_ffn_dim": 4096,
+        "decoder_attention_heads": 16,
+        "decoder_layerdrop": 0.0,
+        "activation_function": "gelu",
+        "dropout": 0.1,
+        "attention_dropout": 0.0,
+        "activation_dropout": 0.0,
+        "scale_embedding": False,
+        "tie_word_embeddings": True,
+        "bos_token_id": 0,
+        "pad_token_id": 1,
+        "eos_token_id": 2,
+        "decoder_start_token_id": 2,
+    }
+    aliases = {
+        "hidden_size": "d_model",
+        "num_hidden_layers": "encoder_layers",
+        "num_attention_heads": "encoder_attention_heads",
+    }
+    layers = {"encoder_layers": "encoder.layers", "decoder_layers": "decoder.layers"}
+
+    def fairseq_options(self, config: dict) -> dict:
+        options.check_features(config, _FEATURES)
+        if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
+            raise UserError(
+                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
+                f"decode with the end symbol, which is {config['eos_token_id']}"
+            )
+        for side in _SIDES:
+            options.check_heads(config, "d_model", f"{side}_attention_heads")
+        sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()}
+        widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
+        positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
+        return {
+            **sides,
+            **widths,
+            **positions,
+            **{name: config[name] for name in _SAME_NAMES},
+            "activation_fn": options.activation(config["activation_function"]),
+            "no_scale_embedding": not config["scale_embedding"],
+            "share_all_embeddings": config["tie_word_embeddings"],
+            "share_decoder_input_output_embed": config["tie_word_embeddings"],
+        }
+
+    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
+        if not is_joined:
+            raise UserError(
+                "source and target have dictionaries of their own, and in Hugging Face's BART they share one"
+            )
+        required = _IS_BART | {
+            "decoder_embed_dim": configuration["encoder_embed_dim"],
+            "decoder_output_dim": configuration["encoder_embed_dim"],
+            "max_source_positions": configuration["max_target_positions"],
+        }
+        options.check_expressible(configuration, required, self.title)
+        sides = {
+            f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()
+        }
+        return {
+            "architectures": [self.model_class],
+            "model_type": self.name,
+            "is_encoder_decoder": True,
+            "d_model": configuration["encoder_embed_dim"],
+            "max_position_embeddings": configuration["max_target_positions"],
+            **sides,
+            **{name: configuration[name] for name in _SAME_NAMES},
+            "num_hidden_layers": configuration["encoder_layers"],
+            "activation_function": options.HUGGING_FACE_ACTIVATIONS[configuration["activation_fn"]],
+            "scale_embedding": not configuration["no_scale_embedding"],
+            "tie_word_embeddings": bool(configuration["share_all_embeddings"]),
+        }
+
+    def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
+        width = config["d_model"]
+        embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
+        found = dict.fromkeys(embeddings, (config["vocab_size"], width))
+        for side in _SIDES:
+            found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
+            inner, layer = config[f"{side}_ffn_dim"], {}
+            for attention in ("self_attn", "encoder_attn")[: 1 if side == "encoder" else 2]:
+                for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
+                    layer |= _affine(f"{attention}.{projection}", width, width)
+                layer |= _affine(f"{attention}_layer_norm", width)
+            layer |= _affine("fc1", inner, width) | _affine("fc2", width, inner) | _affine("final_layer_norm", width)
+            for number in range(config[f"{side}_layers"]):
+                found |= {f"{side}.layers.{number}.{name}": shape for name, shape in layer.items()}
+            found |= _affine(f"{side}.layernorm_embedding", width)
+        return found
+
+    def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        tensors = folders.without_prefix(tensors, "model.", _IGNORED)
+        bias = tensors.pop("final_logits_bias", None)
+        if bias is not None and bool(bias.any()):
+            raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
+        if config["tie_word_embeddings"]:
+            for name in _UNTIED:
+                copy = tensors.pop(name, None)
+                if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
+                    raise UserError(f"{name} differs from the embedding with which config.json has it shared")
+        elif (shared := tensors.pop("shared.weight", None)) is not None:  # for what has no embedding of its own
+            tensors = dict.fromkeys(_UNTIED[:2], shared) | tensors
+        return tensors
+
+    def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        version = torch.tensor([3.0])  # of fairseq's layers: they have their norms
+        renamed = {"encoder.version": version, "decoder.version": version}
+        for name in _UNTIED:
+            ours = name.replace("lm_head", "decoder.output_projection")
+            renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
+        return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
+
+    def last_norm(self, configuration: dict) -> str:
+        return f"decoder.layers.{configuration['decoder_layers'] - 1}.final_layer_norm"
+
+    def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
+        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in _SIDES)
+        embeddings = {"model.shared.weight": encoder}
+        if not config["tie_word_embeddings"]:  # the shared one is read by nothing
+            embeddings |= {
+                "model.encoder.embed_tokens.weight": encoder.clone(),
+                "model.decoder.embed_tokens.weight": decoder,
+                "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
+            }
+        return {
+            "final_logits_bias": encoder.new_zeros(1, len(encoder)),
+            **embeddings,
+            **{
+                f"model.{name}": tensor
+                for name, tensor in tensors.items()
+                if name.startswith(_SIDES) and not name.endswith(own)
+            },
+        }
+
+    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
+        config = super().tokenizer_config(pieces, special, end, positions)
+        config |= {"sep_token": pieces[end], "cls_token": config["bos_token"]}
+        mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
+        return config | ({"mask_token": mask} if "<mask>" in pieces else {})
+
+
+def _affine(name: str, *shape: int) -> dict[str, tuple[int, ...]]:
+    return {f"{name}.weight": shape, f"{name}.bias": shape[:1]}
+
+
+BART = BARTFamily()

@@ -1,0 +1,288 @@
+"""The interface of a family of Hugging Face's models, and what its encoder-decoders and its language models share."""
+
+from abc import ABC, abstractmethod
+from pathlib import Path
+
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.checkpoints import training_configuration
+from elseq.interop.hugging_face import vocabulary
+from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
+from elseq.interop.hugging_face.tokenizer import surroundings
+from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.subwords.tokens import Tokens
+
+LANGUAGES = ("source", "target")
+
+
+class Family(ABC):
+    """How a family's settings, weights and vocabulary become those of a fairseq model, and back.
+
+    `config` is always a config.json, complete with `defaults`; `configuration` the options of a fairseq model; `words`
+    what `read_vocabulary` returned, of which others read nothing but its notes: a family with two vocabularies returns
+    an object of its own, and overrides what takes it. What fairseq computes otherwise, `to_fairseq` writes into the
+    weights: sines as a table of learned positions, the row of another symbol that decoding starts from as that of </s>.
+    """
+
+    name: str  # the model_type in config.json
+    title: str  # in a sentence
+    model_class: str  # of transformers, written to config.json
+    tokenizer_class: str  # where tokenizer_config.json has none; one of `tokenizer.CLASSES`
+    architecture: str  # fairseq's, of its class; every option is given besides
+    task: str  # fairseq's
+    is_language_model: bool  # it has no encoder
+    by_dictionary: bool  # in fairseq's files its rows are the places in dict.txt, or else the numbers in encoder.json
+    defaults: dict  # of the options in config.json that matter
+    aliases: dict[str, str]  # the other name of an option, and its name
+    layers: dict[str, str]  # the options that count layers, and what the names of their tensors begin with
+    positions: str  # the option for the most tokens that the model reads
+    dictionaries: tuple[str, ...]  # the names of the files of the one dictionary
+
+    # --- to fairseq
+
+    @abstractmethod
+    def fairseq_options(self, config: dict) -> dict:
+        """fairseq's model options.
+
+        Raises:
+            UserError: a feature that fairseq's model does not have.
+        """
+
+    @abstractmethod
+    def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
+        """Of every tensor, by its name in the model without its head."""
+
+    @abstractmethod
+    def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        """A folder's tensors under the names of `shapes`.
+
+        Raises:
+            UserError: a tensor that fairseq has no place for, or embeddings that are equal by config.json and differ.
+        """
+
+    @abstractmethod
+    def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        """Tensors under fairseq's names, with the rows of the embeddings still in Hugging Face's order."""
+
+    @abstractmethod
+    def last_norm(self, configuration: dict) -> str:
+        """The name of the layer norm before the output layer, in fairseq."""
+
+    def notes(self, config: dict) -> list[str]:
+        """What of its settings the converted model does not have."""
+        return []
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
+        """A folder's, of Hugging Face's files or of fairseq's; None if there is none.
+
+        Raises:
+            UserError: a file that cannot be used.
+        """
+        return vocabulary.read_vocabulary(folder, self.tokenizer_class, self.by_dictionary, config["vocab_size"])
+
+    @abstractmethod
+    def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
+        """Whether fairseq puts <s> before a text, where that is an option.
+
+        Raises:
+            UserError: the folder's vocabulary is of another model, or puts other symbols around a text than fairseq.
+        """
+
+    def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
+        """The order of the rows of the embeddings whose names begin so, as `rows.fairseq_order` has it.
+
+        Raises:
+            UserError: an end symbol that the embedding does not have.
+        """
+        return {"": fairseq_order(words, config, config["vocab_size"])}
+
+    def fairseq_files(self, words: Vocabulary, orders: dict[str, list[int | None]]) -> tuple[dict[str, str], list[str]]:
+        """The text of the files of dictionary and tokenizer, and what of them has no row.
+
+        Raises:
+            UserError: a token that cannot stand in a dictionary.
+        """
+        order, notes = orders[""], []
+        rows = sum(row is not None for row in order)
+        known = sum(row < rows for row in words.rows.values())
+        if known < rows:
+            notes.append(f"{rows - known} rows of the embedding are of no word in the vocabulary")
+        if known < len(words.rows):
+            notes.append(f"{len(words.rows) - known} words of the vocabulary have no row in the embedding")
+        return vocabulary.fairseq_files(words, order, self.by_dictionary, self.dictionaries), notes
+
+    @abstractmethod
+    def fixed_symbols(self, config: dict) -> dict[str, int]:
+        """The settings of generation whose symbol fairseq has fixed, and that symbol."""
+
+    @abstractmethod
+    def forced_symbols(self, config: dict) -> dict[str, int | None]:
+        """The settings of generation that force a symbol, and the only one that fairseq can force."""
+
+    @abstractmethod
+    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+        """The whole configuration of a checkpoint.
+
+        Args:
+            settings: of generation.
+            add_bos_token: what `check_vocabulary` returned.
+        """
+
+    @abstractmethod
+    def task_arguments(self, task: dict) -> list[str]:
+        """What a command needs beside the name of a task that is configured so."""
+
+    # --- from fairseq
+
+    @abstractmethod
+    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
+        """config.json, without what depends on the vocabulary.
+
+        Args:
+            is_joined: source and target have one dictionary.
+
+        Raises:
+            UserError: a model that those of the family cannot be.
+        """
+
+    @abstractmethod
+    def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        """Tensors under Hugging Face's names; the rows of the embeddings are in its order already."""
+
+    def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
+        """The rows in Hugging Face's order, of a model without a tokenizer of Hugging Face's.
+
+        Args:
+            words: of each row.
+            tokens: of fairseq's files, if there are any.
+            embedding: [R, D], R rows of the width D.
+        """
+        return list(range(len(words)))
+
+    def decoding_symbols(self, start: int, end: int, forced_start: bool) -> dict[str, int]:
+        """The settings of generation that name a symbol, beside those that every model has.
+
+        Args:
+            start, end: the numbers of <s> and </s>.
+            forced_start: whether generation begins with <s>.
+        """
+        return {}
+
+    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
+        """tokenizer_config.json.
+
+        Args:
+            pieces: of each row.
+            special: the row of each symbol of fairseq, or None.
+            end: that of </s>.
+            positions: the most tokens that the model reads.
+        """
+        rows = {"bos_token": special["<s>"], "pad_token": special["<pad>"], "unk_token": special["<unk>"]}
+        named = {
+            name: pieces[end if row is None else row]
+            for name, row in (rows | {"eos_token": end}).items()
+            if row is not None or name != "pad_token"
+        }
+        return {"tokenizer_class": self.tokenizer_class, "model_max_length": positions, **named}
+
+
+class EncoderDecoder(Family):
+    """With one dictionary for source and target, and fairseq's symbols around a text."""
+
+    task = "translation"
+    is_language_model = False
+    by_dictionary = True
+    positions = "max_position_embeddings"
+    dictionaries = ("dict.txt", *(f"dict.{language}.txt" for language in LANGUAGES))
+
+    def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
+        for name, option in zip(SPECIAL, ("bos_token_id", "pad_token_id", "eos_token_id"), strict=False):
+            if words.is_byte_level and words.rows.get(name) != config[option]:
+                place = f"number {words.rows[name]}" if name in words.rows else "missing"
+                raise UserError(
+                    f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
+                    f"{option}: {config[option]}: name the folder of the model's own by --data"
+                )
+        start, end = config["bos_token_id"], config["eos_token_id"]
+        if surroundings(words.tokenizer) != ([start], [end]):
+            wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
+            raise _other_surroundings(words, folder, wanted)
+        return False
+
+    def fixed_symbols(self, config: dict) -> dict[str, int]:
+        return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), config["eos_token_id"])
+
+    def forced_symbols(self, config: dict) -> dict[str, int | None]:
+        return {"forced_bos_token_id": config["bos_token_id"], "forced_eos_token_id": config["eos_token_id"]}
+
+    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+        languages = f"--source-lang={LANGUAGES[0]}", f"--target-lang={LANGUAGES[1]}"
+        cfg = training_configuration(configuration, self.task, *languages)
+        # elseq's task does it by default
+        cfg["task"]["force_bos"] = "yes" if settings.get("forced_bos_token_id") is not None else "no"
+        return cfg
+
+    def task_arguments(self, task: dict) -> list[str]:
+        return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
+
+    def decoding_symbols(self, start: int, end: int, forced_start: bool) -> dict[str, int]:
+        symbols = {"decoder_start_token_id": end, "forced_eos_token_id": end}
+        return symbols | ({"forced_bos_token_id": start} if forced_start else {})
+
+
+class LanguageModel(Family):
+    """With one special symbol, before and after every text; or, by the tokenizer, <s> before it."""
+
+    task = "language_modeling"
+    is_language_model = True
+    by_dictionary = False
+    dictionaries = ("dict.txt",)
+
+    def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
+        start, end = config.get("bos_token_id"), config["eos_token_id"]
+        [name, *_] = [name for name, row in words.rows.items() if row == end] or [""]
+        is_word = any(letter.isalpha() for letter in name.removeprefix("Ġ"))  # "\n", "###" may end a text on purpose
+        if is_word and name in {merge.replace(" ", "") for merge in words.merges}:
+            raise UserError(
+                f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text "
+                f"ends (eos_token_id), is {name!r}: name the folder of the model's own by --data"
+            )
+        before, after = surroundings(words.tokenizer)
+        if after or before not in ([], [end], [start]):
+            raise _other_surroundings(words, folder, "nothing")
+        return before == [start] != [end]
+
+    def fixed_symbols(self, config: dict) -> dict[str, int]:
+        return {"eos_token_id": config["eos_token_id"]}
+
+    def forced_symbols(self, config: dict) -> dict[str, int | None]:
+        return {"forced_bos_token_id": None, "forced_eos_token_id": config["eos_token_id"]}
+
+    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+        positions = configuration["max_target_positions"]
+        arguments = [f"--tokens-per-sample={positions}", f"--max-target-positions={positions}"]
+        arguments += ["--sample-break-mode=eos"]  # a line is a text
+        arguments += ["--add-bos-token"] if add_bos_token else []
+        return training_configuration(configuration, self.task, *arguments)
+
+    def task_arguments(self, task: dict) -> list[str]:
+        return ["--sample-break-mode", task["sample_break_mode"]]
+
+    def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
+        if not are_added_rows(embedding, ADDED):
+            return super().order(words, tokens, embedding)
+        order = [row for row in range(len(words)) if row not in ADDED]
+        end, *others = order
+        numbers = {words[row] for row in others}
+        missing = [number for number in range(len(order)) if str(number) not in numbers]
+        place = missing[0] if tokens is not None and len(missing) == 1 else len(others)
+        return [*others[:place], end, *others[place:]]
+
+
+def _other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
+    before, after = surroundings(words.tokenizer)
+    return UserError(
+        f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
+        f"and fairseq {wanted}"
+    )
