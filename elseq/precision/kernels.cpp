@@ -72,6 +72,10 @@ void tile(const Product &p, int64_t row, int64_t panel, const int8_t *next) {
     const int32_t *x = p.x + row * p.groups;
     const int8_t *w = p.tiles + panel * p.groups * 4 * TILE_COLUMNS;
     __m512i sum[R][4];
+    if (p.rows * p.columns > CACHED)  // the memory of the result is far away as well
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < 4; j++)
+                _mm_prefetch(p.out + (row + r) * p.columns + panel * TILE_COLUMNS + 16 * j, _MM_HINT_T0);
     UNROLL for (int j = 0; j < 4; j++) {
         const __m512i offset = _mm512_loadu_si512(p.offset + panel * TILE_COLUMNS + 16 * j);
         UNROLL for (int r = 0; r < R; r++) sum[r][j] = offset;

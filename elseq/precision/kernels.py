@@ -28,6 +28,11 @@ class PackedWeight:
     outputs: int
     inputs: int
 
+    def __post_init__(self):
+        panels, groups = -(-self.outputs // COLUMNS), -(-self.inputs // GROUP)
+        _address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
+        _address("offset", self.offset, torch.int32, panels * COLUMNS)
+
 
 def available() -> bool:
     """Whether `quantize_rows` and `linear` work: they were compiled with elseq, and this processor can run them."""
@@ -40,9 +45,11 @@ def pack(weight: Tensor) -> PackedWeight:
     Raises:
         ValueError: another type or shape, or K above 132,104.
     """
-    _check(weight.dtype == torch.int8 and weight.dim() == 2, "a weight is int8 [N, K]")
+    if weight.dtype != torch.int8 or weight.dim() != 2:
+        raise ValueError("a weight is int8 [N, K]")
     outputs, inputs = weight.shape
-    _check(inputs <= MAX_INPUTS, f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+    if inputs > MAX_INPUTS:
+        raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
     padded = torch.nn.functional.pad(weight, (0, -inputs % GROUP, 0, -outputs % COLUMNS))
     panels, groups = padded.size(0) // COLUMNS, padded.size(1) // GROUP
     tiles = padded.view(panels, COLUMNS, groups, GROUP).transpose(1, 2).contiguous()
@@ -63,7 +70,8 @@ def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Te
         IndexError: an index below 0 or not below N.
         ValueError: another number of scales.
     """
-    _check(column_scale.shape == (packed.outputs,), f"column_scale is [{packed.outputs}]")
+    if column_scale.shape != (packed.outputs,):
+        raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
     flat = indices.flatten()
     scale = column_scale.index_select(0, flat)
     groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / 64, K / 4, 64]
@@ -128,9 +136,11 @@ def linear(
         ValueError: another type, shape, device or activation.
         RuntimeError: not `available`.
     """
-    _check(activation in ACTIVATIONS, f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
     if isinstance(x, Tensor):
-        _check(x.dim() == 2 and x.size(1) == packed.inputs, f"x is [M, {packed.inputs}], not {list(x.shape)}")
+        if x.dim() != 2 or x.size(1) != packed.inputs:
+            raise ValueError(f"x is [M, {packed.inputs}], not {list(x.shape)}")
         x = quantize_rows(x)
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
@@ -139,8 +149,8 @@ def linear(
     _loaded().elseq_linear(
         _address("x", quantized, torch.uint8, rows, groups * GROUP),
         _address("the scale of x", row_scale, torch.float32, rows),
-        _address("the packed weight", packed.tiles, torch.int8, packed.tiles.size(0), groups, COLUMNS, GROUP),
-        _address("the packed offset", packed.offset, torch.int32, packed.tiles.size(0) * COLUMNS),
+        packed.tiles.data_ptr(),
+        packed.offset.data_ptr(),
         _address("column_scale", column_scale, torch.float32, columns),
         None if bias is None else _address("bias", bias, torch.float32, columns),
         None if residual is None else _address("residual", residual, torch.float32, rows, columns),
@@ -184,11 +194,6 @@ def _gelu_table() -> Tensor:
     table = torch.linalg.solve(torch.linalg.vander(nodes), a * torch.special.erfc(a / 2**0.5) / 2)
     table[-1] = 0  # beyond all that is told apart from 0
     return table.flip(1).t().float().contiguous()
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:

@@ -176,6 +176,9 @@ def test_linear_refuses(wrong, message):
 def test_pack_refuses():
     with pytest.raises(ValueError, match="int8"):
         kernels.pack(torch.zeros(3, 3))
+    packed = kernels.pack(torch.zeros(3, 3, dtype=torch.int8))
+    with pytest.raises(ValueError, match="tiles"):
+        kernels.PackedWeight(packed.tiles, packed.offset, 3, 5)
 
 
 @quick
