@@ -1,1 +1,1 @@
-"""Linear layers in few bits. Nothing here knows of attention or of fairseq."""
+"""Linear layers of few bits, and the kernels for them. Nothing here knows of attention or of fairseq."""

@@ -1,4 +1,4 @@
-"""Linear layers of int8 weights and int8 inputs on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
+"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
 
 A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
 its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
@@ -35,7 +35,7 @@ class PackedWeight:
 
 
 def available() -> bool:
-    """Whether `quantize_rows` and `linear` work: they were compiled with elseq, and this processor can run them."""
+    """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled with elseq, on a processor that runs them."""
     return _library() is not None
 
 
@@ -165,6 +165,38 @@ def linear(
     return out
 
 
+def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest log-probabilities of each row, without the others.
+
+    Args:
+        logits: float32 [M, V], M rows of V words.
+        count: how many, from 1 to V; some tens at most, as they are sorted by insertion.
+
+    Returns:
+        float32 [M, count], in descending order, NaN where `torch.log_softmax` is; int64 [M, count], their words, of
+        equal ones the first first.
+
+    Raises:
+        ValueError: another type, shape, device or count.
+        RuntimeError: not `available`.
+    """
+    rows, width = logits.shape
+    if not 1 <= count <= width:
+        raise ValueError(f"count is between 1 and {width}, not {count}")
+    values, indices = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
+    logits = logits.contiguous()
+    _loaded().elseq_log_softmax_top(
+        _address("logits", logits, torch.float32, rows, width),
+        values.data_ptr(),
+        indices.data_ptr(),
+        rows,
+        width,
+        count,
+        torch.get_num_threads(),
+    )
+    return values, indices
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -174,14 +206,16 @@ def _library() -> ctypes.CDLL | None:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.elseq_quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [number]
     library.elseq_linear.argtypes = [pointer] * 9 + [size] * 3 + [number] * 2
-    library.elseq_quantize_rows.restype = library.elseq_linear.restype = None
+    library.elseq_log_softmax_top.argtypes = [pointer] * 3 + [size] * 3 + [number]
+    for function in (library.elseq_quantize_rows, library.elseq_linear, library.elseq_log_softmax_top):
+        function.restype = None
     return library if library.elseq_available() else None
 
 
 def _loaded() -> ctypes.CDLL:
     library = _library()
     if library is None:
-        raise RuntimeError("the int8 kernels were not compiled, or this processor lacks AVX-512 VNNI")
+        raise RuntimeError("elseq's kernels were not compiled, or this processor lacks AVX-512 VNNI")
     return library
 
 
