@@ -1,10 +1,11 @@
-// The product of an int8 linear layer by AVX-512 VNNI. kernels.py describes the functions and checks their arguments.
+// int8 linear layers and log-probabilities by AVX-512. kernels.py describes the functions and checks their arguments.
 //
 // OpenMP's functions are not linked: they are those of the runtime that torch has loaded, and so are its threads.
 
 #include <immintrin.h>
 
 #include <algorithm>
+#include <cmath>
 #include <cstdint>
 #include <limits>
 
@@ -72,6 +73,10 @@ void tile(const Product &p, int64_t row, int64_t panel, const int8_t *next) {
     const int32_t *x = p.x + row * p.groups;
     const int8_t *w = p.tiles + panel * p.groups * 4 * TILE_COLUMNS;
     __m512i sum[R][4];
+    if (p.rows * p.columns > CACHED)  // the memory of the result is far away as well
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < 4; j++)
+                _mm_prefetch(p.out + (row + r) * p.columns + panel * TILE_COLUMNS + 16 * j, _MM_HINT_T0);
     UNROLL for (int j = 0; j < 4; j++) {
         const __m512i offset = _mm512_loadu_si512(p.offset + panel * TILE_COLUMNS + 16 * j);
         UNROLL for (int r = 0; r < R; r++) sum[r][j] = offset;
@@ -114,6 +119,57 @@ void panel_of(const Product &p, int64_t begin, int64_t end, int64_t panel) {
         else if (count >= 4 && i < 4) tile_of<1>(rows, p, row, panel, next + i * lines);
         else tile_of<0>(rows, p, row, panel, next);
     }
+}
+
+INLINE __m512 exp_of_negative(__m512 x) {
+    x = _mm512_max_ps(_mm512_set1_ps(-87), x);  // NaN stays, as the second operand
+    const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
+    __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);  // log(2), in two parts
+    rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
+    __m512 series = _mm512_set1_ps(1.f / 720);
+    for (const float inverse : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
+        series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(inverse));
+    return _mm512_scalef_ps(series, power);
+}
+
+// In descending order, before what is smaller; `count` are there.
+INLINE void insert(float value, int64_t index, float *values, int64_t *indices, int64_t count) {
+    for (; count > 0 && values[count - 1] < value; count--) {
+        values[count] = values[count - 1];
+        indices[count] = indices[count - 1];
+    }
+    values[count] = value;
+    indices[count] = index;
+}
+
+void largest(const float *x, int64_t width, float *values, int64_t *indices, int64_t count) {
+    for (int64_t i = 0; i < count; i++) insert(x[i], i, values, indices, i);
+    for (int64_t i = count; i < width; i += 64) {
+        const __m512 least = _mm512_set1_ps(values[count - 1]);
+        __mmask16 above[4];
+        UNROLL for (int j = 0; j < 4; j++) {
+            const __mmask16 mask = first(width - i - 16 * j);
+            above[j] = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, x + i + 16 * j), least, _CMP_GT_OQ);
+        }
+        if (above[0] | above[1] | above[2] | above[3])
+            for (int64_t k = i; k < std::min(width, i + 64); k++)
+                if (x[k] > values[count - 1]) insert(x[k], k, values, indices, count - 1);
+    }
+}
+
+// Of exp(x - largest); NaN where there is one, or an infinite largest.
+double sum_of_exp(const float *x, int64_t width, float largest) {
+    double sum = 0;
+    for (int64_t start = 0; start < width; start += 2048) {  // in parts, for the sake of precision
+        __m512 part = _mm512_setzero_ps();
+        for (int64_t i = start; i < std::min(width, start + 2048); i += 16) {
+            const __mmask16 mask = first(width - i);
+            const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(largest));
+            part = _mm512_mask_add_ps(part, mask, part, exp_of_negative(value));
+        }
+        sum += _mm512_reduce_add_ps(part);
+    }
+    return sum;
 }
 
 }  // namespace
@@ -166,6 +222,18 @@ void elseq_linear(const void *x, const float *row_scale, const int8_t *tiles, co
     for (int64_t i = 0; i < blocks * panels; i++) {
         const int64_t block = i / panels;
         panel_of(p, rows * block / blocks, rows * (block + 1) / blocks, i % panels);
+    }
+}
+
+void elseq_log_softmax_top(const float *logits, float *values, int64_t *indices, int64_t rows, int64_t width,
+                           int64_t count, int threads) {
+    if (rows * width < SMALL / 8) threads = 1;
+#pragma omp parallel for schedule(dynamic) num_threads(threads)
+    for (int64_t row = 0; row < rows; row++) {
+        float *best = values + row * count;
+        largest(logits + row * width, width, best, indices + row * count, count);
+        const double top = best[0], rest = std::log(sum_of_exp(logits + row * width, width, best[0]));
+        for (int64_t i = 0; i < count; i++) best[i] = best[i] - top - rest;
     }
 }
 }

@@ -1,4 +1,4 @@
-"""Linear layers of int8 weights and int8 inputs on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
+"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
 
 A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
 its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
@@ -28,9 +28,14 @@ class PackedWeight:
     outputs: int
     inputs: int
 
+    def __post_init__(self):
+        panels, groups = -(-self.outputs // COLUMNS), -(-self.inputs // GROUP)
+        _address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
+        _address("offset", self.offset, torch.int32, panels * COLUMNS)
+
 
 def available() -> bool:
-    """Whether `quantize_rows` and `linear` work: they were compiled with elseq, and this processor can run them."""
+    """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
     return _library() is not None
 
 
@@ -40,9 +45,11 @@ def pack(weight: Tensor) -> PackedWeight:
     Raises:
         ValueError: another type or shape, or K above 132,104.
     """
-    _check(weight.dtype == torch.int8 and weight.dim() == 2, "a weight is int8 [N, K]")
+    if weight.dtype != torch.int8 or weight.dim() != 2:
+        raise ValueError("a weight is int8 [N, K]")
     outputs, inputs = weight.shape
-    _check(inputs <= MAX_INPUTS, f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+    if inputs > MAX_INPUTS:
+        raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
     padded = torch.nn.functional.pad(weight, (0, -inputs % GROUP, 0, -outputs % COLUMNS))
     panels, groups = padded.size(0) // COLUMNS, padded.size(1) // GROUP
     tiles = padded.view(panels, COLUMNS, groups, GROUP).transpose(1, 2).contiguous()
@@ -63,7 +70,8 @@ def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Te
         IndexError: an index below 0 or not below N.
         ValueError: another number of scales.
     """
-    _check(column_scale.shape == (packed.outputs,), f"column_scale is [{packed.outputs}]")
+    if column_scale.shape != (packed.outputs,):
+        raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
     flat = indices.flatten()
     scale = column_scale.index_select(0, flat)
     groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / 64, K / 4, 64]
@@ -128,9 +136,11 @@ def linear(
         ValueError: another type, shape, device or activation.
         RuntimeError: not `available`.
     """
-    _check(activation in ACTIVATIONS, f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
     if isinstance(x, Tensor):
-        _check(x.dim() == 2 and x.size(1) == packed.inputs, f"x is [M, {packed.inputs}], not {list(x.shape)}")
+        if x.dim() != 2 or x.size(1) != packed.inputs:
+            raise ValueError(f"x is [M, {packed.inputs}], not {list(x.shape)}")
         x = quantize_rows(x)
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
@@ -139,8 +149,8 @@ def linear(
     _loaded().elseq_linear(
         _address("x", quantized, torch.uint8, rows, groups * GROUP),
         _address("the scale of x", row_scale, torch.float32, rows),
-        _address("the packed weight", packed.tiles, torch.int8, packed.tiles.size(0), groups, COLUMNS, GROUP),
-        _address("the packed offset", packed.offset, torch.int32, packed.tiles.size(0) * COLUMNS),
+        packed.tiles.data_ptr(),
+        packed.offset.data_ptr(),
         _address("column_scale", column_scale, torch.float32, columns),
         None if bias is None else _address("bias", bias, torch.float32, columns),
         None if residual is None else _address("residual", residual, torch.float32, rows, columns),
@@ -155,6 +165,38 @@ def linear(
     return out
 
 
+def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
+    """The largest log-probabilities of each row, without the others.
+
+    Args:
+        logits: float32 [M, V], M rows of V words.
+        count: how many, from 1 to V; some tens at most, as they are sorted by insertion.
+
+    Returns:
+        float32 [M, count], in descending order, NaN where `torch.log_softmax` is; int64 [M, count], their words, of
+        equal ones the first first.
+
+    Raises:
+        ValueError: another type, shape, device or count.
+        RuntimeError: not `available`.
+    """
+    rows, width = logits.shape
+    if not 1 <= count <= width:
+        raise ValueError(f"count is between 1 and {width}, not {count}")
+    values, indices = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
+    logits = logits.contiguous()
+    _loaded().elseq_log_softmax_top(
+        _address("logits", logits, torch.float32, rows, width),
+        values.data_ptr(),
+        indices.data_ptr(),
+        rows,
+        width,
+        count,
+        torch.get_num_threads(),
+    )
+    return values, indices
+
+
 @cache
 def _library() -> ctypes.CDLL | None:
     try:
@@ -164,14 +206,16 @@ def _library() -> ctypes.CDLL | None:
     pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
     library.elseq_quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [number]
     library.elseq_linear.argtypes = [pointer] * 9 + [size] * 3 + [number] * 2
-    library.elseq_quantize_rows.restype = library.elseq_linear.restype = None
+    library.elseq_log_softmax_top.argtypes = [pointer] * 3 + [size] * 3 + [number]
+    for function in (library.elseq_quantize_rows, library.elseq_linear, library.elseq_log_softmax_top):
+        function.restype = None
     return library if library.elseq_available() else None
 
 
 def _loaded() -> ctypes.CDLL:
     library = _library()
     if library is None:
-        raise RuntimeError("the int8 kernels were not compiled, or this processor lacks AVX-512 VNNI")
+        raise RuntimeError("elseq's kernels were not compiled, or this processor lacks AVX-512 VNNI")
     return library
 
 
@@ -184,11 +228,6 @@ def _gelu_table() -> Tensor:
     table = torch.linalg.solve(torch.linalg.vander(nodes), a * torch.special.erfc(a / 2**0.5) / 2)
     table[-1] = 0  # beyond all that is told apart from 0
     return table.flip(1).t().float().contiguous()
-
-
-def _check(holds: bool, message: str) -> None:
-    if not holds:
-        raise ValueError(message)
 
 
 def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
