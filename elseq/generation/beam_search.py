@@ -31,17 +31,37 @@ class BeamSearch(search.BeamSearch):
             For each sentence, best first, the candidates' scores, words and hypotheses, each [B, C], C <= 2 beam. On a
             CPU, where asking costs nothing, fairseq chooses among equal scores.
         """
-        sentences, beam, vocabulary = lprobs.shape
-        rows = lprobs[:, :1] if step == 0 else lprobs  # at first all hypotheses of a sentence are still the same
-        candidates = min(2 * beam, rows.size(1) * vocabulary - 1)
-        best, words = torch.topk(rows, min(candidates + 1, vocabulary), dim=2)
-        if step > 0:
+        best, words = torch.topk(lprobs, min(self.needed(lprobs.size(1)), lprobs.size(2)), dim=2)
+        return self.select(step, best, words, scores) or super().step(step, lprobs, scores)
+
+    @staticmethod
+    def needed(beam: int) -> int:
+        """How many of the best words of each hypothesis `select` asks for."""
+        return 2 * beam + 1
+
+    @staticmethod
+    def select(step: int, best: Tensor, words: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As `step`, from the best words of each hypothesis, in any order.
+
+        Args:
+            step, scores: as for `step`.
+            best: their log-probabilities, [B, beam, W]: W words, all of them or `needed`.
+            words: int64 [B, beam, W].
+
+        Returns:
+            None: on a CPU, there are equal scores.
+        """
+        sentences, beam, width = best.shape
+        if step == 0:  # all hypotheses of a sentence are still the same
+            best, words = best[:, :1], words[:, :1]
+        else:
             best = best + scores[:, :, step - 1 :]
-        best, index = torch.topk(best.view(sentences, -1), candidates + 1, dim=1)
+        candidates = min(2 * beam, best.size(1) * width - 1)
+        best, index = torch.topk(best.reshape(sentences, -1), candidates + 1, dim=1)
         if not best.is_cuda and bool((best[:, 1:] == best[:, :-1]).any()):
-            return super().step(step, lprobs, scores)
+            return None
         best, index = best[:, :-1], index[:, :-1]
-        return best, words.view(sentences, -1).gather(1, index), index // words.size(2)
+        return best, words.reshape(sentences, -1).gather(1, index), index // width
 
 
 class GreedySearch(BeamSearch):

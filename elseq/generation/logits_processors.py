@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from elseq.generation.beams import Beams
-from elseq.generation.ngrams import block_repeated_ngrams
+from elseq.generation.ngrams import block_repeated_ngrams, repeated_words
 
 
 @dataclass
@@ -32,6 +32,9 @@ class LogitsProcessor(Protocol):
 
     def __call__(self, log_probs: Tensor, step: Step) -> None: ...
 
+    def forbids(self, step: Step) -> Tensor | None:
+        """The words that it forbids at this step, int64 [N or 1, W], where that is all it does; None: it does more."""
+
 
 class OnlyNumbers:
     """Padding never follows, nor what is no number."""
@@ -43,6 +46,9 @@ class OnlyNumbers:
         log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         log_probs[:, self.pad] = -math.inf
 
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words([self.pad], step)
+
 
 class UnknownPenalty:
     """Unknown words cost as much more."""
@@ -53,6 +59,9 @@ class UnknownPenalty:
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
         log_probs[:, self.unk] -= self.penalty
+
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words([], step) if self.penalty == 0 else None
 
 
 class MaximumLength:
@@ -66,6 +75,9 @@ class MaximumLength:
             rows = step.at_limit.repeat_interleave(step.beams.beam)
             _only(log_probs, rows, torch.full_like(rows, self.eos, dtype=torch.long))
             step.settle(rows)
+
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words([], step) if step.at_limit is None else None
 
 
 class Prefix:
@@ -89,6 +101,9 @@ class Prefix:
             step.beams.copy_first(ends)
             log_probs.copy_(step.beams.first_of(log_probs, ends))
 
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words([], step) if step.beams.prefix_words(step.number) is None else None
+
 
 class Suppressed:
     """Words that never follow, unless they are forced."""
@@ -99,6 +114,9 @@ class Suppressed:
     def __call__(self, log_probs: Tensor, step: Step) -> None:
         for word in self.words:
             _forbid(log_probs, word, step.settled)
+
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words(self.words, step)
 
 
 class MinimumLength:
@@ -112,6 +130,9 @@ class MinimumLength:
         if step.number < self.length:
             _forbid(log_probs, self.eos, step.settled)
 
+    def forbids(self, step: Step) -> Tensor | None:
+        return _words([self.eos] if step.number < self.length else [], step)
+
 
 class NoRepeatNgrams:
     """No n-gram of this size twice in a hypothesis."""
@@ -123,6 +144,13 @@ class NoRepeatNgrams:
     def __call__(self, log_probs: Tensor, step: Step) -> None:
         words = step.beams.tokens[:, 1 : step.number + 1]
         block_repeated_ngrams(log_probs, words, self.size, self.pad, step.settled)
+
+    def forbids(self, step: Step) -> Tensor | None:
+        return repeated_words(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
+
+
+def _words(words: list[int], step: Step) -> Tensor:
+    return torch.tensor([words], dtype=torch.long, device=step.beams.tokens.device)
 
 
 def _forbid(log_probs: Tensor, word: int, settled: Tensor | None) -> None:

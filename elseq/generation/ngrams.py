@@ -15,11 +15,29 @@ def block_repeated_ngrams(
         unused: a word that is never chosen anyway, such as padding.
         exempt: bool [N]: hypotheses that may repeat themselves at this step, or None.
     """
+    found = _completed(tokens, size, exempt)
+    if found is not None:
+        words, repeats = found
+        log_probs.scatter_(1, words.masked_fill(~repeats, unused), float("-inf"))
+
+
+def repeated_words(tokens: Tensor, size: int, unused: int) -> Tensor:
+    """The words that `block_repeated_ngrams` blocks, int64 [N, W]; in rows with fewer than others, `unused` besides."""
+    found = _completed(tokens, size, None)
+    if found is None:
+        return tokens[:, :0]
+    words, repeats = found
+    count, order = repeats.sum(dim=1).max(), repeats.int().argsort(dim=1, descending=True)
+    return words.masked_fill(~repeats, unused).gather(1, order[:, : int(count)])
+
+
+def _completed(tokens: Tensor, size: int, exempt: Tensor | None) -> tuple[Tensor, Tensor] | None:
+    """The last word of each n-gram, int64 [N, L - n + 1], and whether the n-gram could be completed once more, bool."""
     if tokens.size(1) < size:
-        return
+        return None
     ngrams = tokens.unfold(1, size, 1)  # [N, L - n + 1, n]
     recent = tokens[:, tokens.size(1) - size + 1 :].unsqueeze(1)  # the n - 1 words that the next one would follow
     repeats = (ngrams[:, :, :-1] == recent).all(dim=-1)
     if exempt is not None:
         repeats &= ~exempt.unsqueeze(1)
-    log_probs.scatter_(1, ngrams[:, :, -1].masked_fill(~repeats, unused), float("-inf"))
+    return ngrams[:, :, -1], repeats

@@ -28,6 +28,7 @@ from elseq.generation.logits_processors import (
     Suppressed,
     UnknownPenalty,
 )
+from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import Ensemble, make_stepper
 from elseq.numerics import explain_nan
 from elseq.precision import restore
@@ -213,22 +214,17 @@ class SequenceGenerator(nn.Module):
             stepper.start(net_input, self.beam_size, longest + 1, prompt_tokens)
 
         for step in range(longest + 1):
-            log_probs, weights = self._log_probs(beams.tokens[:, : step + 1])
-            is_nan = is_nan | log_probs.amax().isnan()
+            next_words, weights = self._next_words(beams.tokens[:, : step + 1])
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
 
-            # 1. What may follow each hypothesis.
+            # 1. The best continuations of each sentence, among what may follow its hypotheses.
             at_limit = beams.limits <= step if step >= shortest else None
-            about = Step(step, beams, at_limit)
-            for process in self.processors:
-                process(log_probs, about)
+            candidates, was_nan = self._candidates(Step(step, beams, at_limit), next_words)
+            is_nan = is_nan | was_nan
 
-            # 2. The best continuations of each sentence.
-            candidates = self._candidates(step, log_probs, beams)
-
-            # 3. Those among the first `beam` that end are finished hypotheses.
+            # 2. Those among the first `beam` that end are finished hypotheses.
             remaining = None
             is_forced = at_limit is not None or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
@@ -247,7 +243,7 @@ class SequenceGenerator(nn.Module):
                     if len(remaining) == len(beams.sentences):
                         remaining = None
 
-            # 4. Finished sentences leave the batch.
+            # 3. Finished sentences leave the batch.
             if remaining is not None:
                 kept = torch.tensor(remaining, device=device)
                 beams.select(kept)
@@ -256,7 +252,7 @@ class SequenceGenerator(nn.Module):
                 for stepper in self._steppers():
                     stepper.keep(kept)
 
-            # 5. The best `beam` that do not end go on.
+            # 4. The best `beam` that do not end go on.
             order, active = beams.go_on(step, candidates)
             self.search.update_constraints(active)
             if self.beam_size > 1 or remaining is not None:
@@ -264,19 +260,50 @@ class SequenceGenerator(nn.Module):
                     stepper.reorder(order)
         return finished.ranked()
 
-    def _candidates(self, step: int, log_probs: Tensor, beams: Beams) -> Candidates:
-        shape = len(beams.sentences), self.beam_size, -1
-        beams.scores = beams.scores.type_as(log_probs)
-        if getattr(self.search, "needs_src_lengths", False):
-            self.search.set_src_lengths(beams.source_lengths)
-        found = self.search.step(
-            step,
-            log_probs.view(shape),
-            beams.scores.view(shape)[:, :, :step],
-            beams.tokens[:, : step + 1],
-            beams.sample_ids,
-        )
-        return Candidates.of(*found, beams.rows, self.eos)
+    def _candidates(self, step: Step, next_words: NextWords) -> tuple[Candidates, Tensor]:
+        """And whether a log-probability was not a number, bool."""
+        beams = step.beams
+        found = self._among_the_best(step, next_words)
+        if found is None:
+            log_probs = next_words.log_probs
+            is_nan = log_probs.amax().isnan()
+            for process in self.processors:
+                process(log_probs, step)
+            beams.scores = beams.scores.type_as(log_probs)
+            if getattr(self.search, "needs_src_lengths", False):
+                self.search.set_src_lengths(beams.source_lengths)
+            words_so_far = beams.tokens[:, : step.number + 1]
+            scores = self._by_sentence(beams.scores, beams)[:, :, : step.number]
+            log_probs = self._by_sentence(log_probs, beams)
+            found = self.search.step(step.number, log_probs, scores, words_so_far, beams.sample_ids), is_nan
+        selected, is_nan = found
+        return Candidates.of(*selected, beams.rows, self.eos), is_nan
+
+    def _among_the_best(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor] | None:
+        """What the search strategy selects, where the best words of each hypothesis suffice for that."""
+        if not (isinstance(self.search, BeamSearch) and next_words.offers_best):
+            return None
+        forbidden = []
+        for process in self.processors:
+            words = process.forbids(step)
+            if words is None:
+                return None
+            forbidden.append(words.expand(len(step.beams.tokens), -1))
+        forbidden = torch.cat(forbidden, dim=1)
+        found = next_words.best(self.search.needed(self.beam_size) + forbidden.size(1))
+        if found is None:
+            return None
+        log_probs, words = found
+        is_nan = log_probs.isnan().any()
+        is_forbidden = (words.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
+        log_probs = log_probs.nan_to_num_(nan=-math.inf, neginf=-math.inf).masked_fill_(is_forbidden, -math.inf)
+        best, words, scores = (self._by_sentence(each, step.beams) for each in (log_probs, words, step.beams.scores))
+        selected = self.search.select(step.number, best, words, scores[:, :, : step.number])
+        return None if selected is None else (selected, is_nan)
+
+    def _by_sentence(self, rows: Tensor, beams: Beams) -> Tensor:
+        """[N, ...] to [B, beam, ...]."""
+        return rows.view(len(beams.sentences), self.beam_size, -1)
 
     def _let_go(self) -> None:
         """Of what the steppers hold of a batch."""
@@ -286,12 +313,12 @@ class SequenceGenerator(nn.Module):
     def _steppers(self):
         return [self.model] if self.language_model is None else [self.model, self.language_model]
 
-    def _log_probs(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """[N, V], ours to change, and the attention to the source [N, S] or None."""
-        log_probs, weights = self.model.step(tokens)
+    def _next_words(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+        """And the attention to the source [N, S] or None."""
+        words, weights = self.model.step(tokens)
         if self.language_model is not None:
-            log_probs = log_probs + self.language_model.step(tokens)[0] * self.lm_weight
-        return log_probs, weights
+            words = NextWords(words.log_probs + self.language_model.step(tokens)[0].log_probs * self.lm_weight)
+        return words, weights
 
     def _look(
         self, candidates: Candidates, is_nan: Tensor, beams: Beams, step: int, prompt_tokens

@@ -18,6 +18,7 @@ from elseq.attention import DecodeState
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
 from elseq.generation.method_choice import choose_method
+from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
 from elseq.models import Decoder
 from elseq.precision import PreparedModel, prepared
@@ -63,18 +64,21 @@ class ElseqStepper:
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
-            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
+            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0].log_probs, self.state, beam, max_length)
 
-    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V] and attention [N, S] or None."""
+    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+        """Read the last of the tokens, int64 [N, L]; return what may follow, and attention [N, S] or None."""
         if self.captured is not None:
-            return self.captured.step(tokens), None
+            return NextWords(self.captured.step(tokens)), None
         return self._decode(tokens[:, -1:], self.state)
 
-    def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[Tensor, Tensor | None]:
+    def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[NextWords, Tensor | None]:
         output, weights = self.model.decoder.decode(tokens, state, self.need_weights)
-        log_probs = _log_probs(self.model, output, self.temperature)
-        return log_probs, None if weights is None else weights[:, -1]
+        weights = None if weights is None else weights[:, -1]
+        if self.model.decoder.adaptive_softmax is not None:
+            return NextWords(_log_probs(self.model, output, self.temperature)), weights
+        logits = _at_temperature(output, self.temperature)[:, -1]
+        return NextWords(logits=logits, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']."""
@@ -121,13 +125,13 @@ class FairseqStepper:
                 for length in range(1, self.prompt.size(1) + 1):
                     self._forward(self.prompt[:, :length])
 
-    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
         if self.prompt is not None:
             tokens = torch.cat((self.prompt, tokens), dim=1)
         output = self._forward(tokens)
         extra = output[1] if len(output) > 1 else None
         log_probs = _log_probs(self.model, output[0][:, -1:], self.temperature, extra)
-        return log_probs, _last_attention(extra) if self.need_weights else None
+        return NextWords(log_probs), _last_attention(extra) if self.need_weights else None
 
     def _forward(self, tokens: Tensor):
         if self.incremental:
@@ -169,14 +173,14 @@ class Ensemble:
         for stepper in self.steppers:
             stepper.start(net_input, beam, max_length, prompt)
 
-    def step(self, tokens: Tensor) -> tuple[Tensor, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
         results = [stepper.step(tokens) for stepper in self.steppers]
         if len(results) == 1:
             return results[0]
-        log_probs = torch.stack([log_probs for log_probs, _ in results])
+        log_probs = torch.stack([words.log_probs for words, _ in results])
         attention = [weights for _, weights in results if weights is not None]
         mean = torch.logsumexp(log_probs, dim=0) - math.log(len(results))
-        return mean, sum(attention) / len(results) if attention else None
+        return NextWords(mean), sum(attention) / len(results) if attention else None
 
     def reorder(self, order: Tensor) -> None:
         for stepper in self.steppers:
@@ -200,12 +204,14 @@ def make_stepper(model, temperature: float = 1.0, need_weights: bool = False) ->
     return kind(model, temperature, need_weights)
 
 
-def _log_probs(model, output: Tensor, temperature: float, extra=None) -> Tensor:
+def _log_probs(model, output: Tensor, temperature: float = 1.0, extra=None) -> Tensor:
     """Of the last position of a decoder's output [N, T, V or width]: [N, V]."""
-    output = output[:, -1:]
-    if temperature != 1.0:
-        output = output / temperature
+    output = _at_temperature(output[:, -1:], temperature)
     return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
+
+
+def _at_temperature(output: Tensor, temperature: float) -> Tensor:
+    return output if temperature == 1.0 else output / temperature
 
 
 def _last_attention(extra) -> Tensor | None:

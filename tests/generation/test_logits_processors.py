@@ -67,7 +67,7 @@ def test_what_may_follow(data):
         prefix[:, number] = torch.tensor(forced)
     log_probs = torch.tensor(rows)
     step = Step(number, make_beams(words, prefix), None if at_limit is None else torch.tensor(at_limit))
-    for process in (
+    processors = (
         OnlyNumbers(PAD),
         UnknownPenalty(UNK, penalty),
         MaximumLength(EOS),
@@ -75,8 +75,17 @@ def test_what_may_follow(data):
         Suppressed(suppressed),
         MinimumLength(EOS, min_len),
         NoRepeatNgrams(size, PAD),
-    ):
+    )
+    forbidden = [process.forbids(step) for process in processors]
+    does_more = penalty != 0 or at_limit is not None or forced is not None
+    assert any(each is None for each in forbidden) == does_more
+    for process in processors:
         process(log_probs, step)
+    if not does_more:
+        numbers = torch.tensor(rows).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
+        for each in forbidden:
+            numbers.scatter_(1, each.expand(len(words), -1), -math.inf)
+        assert numbers.equal(log_probs)
     for index, (row, found) in enumerate(zip(rows, log_probs.tolist(), strict=True)):
         sentence = index // BEAM
         ends, word = bool(at_limit and at_limit[sentence]), forced[sentence] if forced else PAD

@@ -1,0 +1,72 @@
+"""The best words of a search, found without the log-probabilities of all, against the full way."""
+
+import pytest
+import torch
+
+from elseq.generation import SequenceGenerator
+from elseq.generation.next_words import MOST, NextWords
+from elseq.precision import kernels
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
+
+pytestmark = pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+DICTIONARY = make_dictionary(200)
+SEARCHES = {
+    "greedy": {"beam_size": 1},
+    "beam": {"beam_size": 4},
+    "minimum length": {"beam_size": 3, "min_len": 6},
+    "suppressed words": {"beam_size": 3, "tokens_to_suppress": ["w3", "w8", "w90"]},
+    "penalty of unknown words": {"beam_size": 3, "unk_penalty": 1.0},
+    "no bigram twice": {"beam_size": 4, "no_repeat_ngram_size": 2},
+    "no word twice": {"beam_size": 3, "no_repeat_ngram_size": 1},
+    "temperature": {"beam_size": 3, "temperature": 1.7},
+    "wide": {"beam_size": 40},
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_the_best_words(dtype):
+    logits = torch.randn(5, 300).to(dtype)
+    words = NextWords(logits=logits, normalize=lambda logits: torch.log_softmax(logits.double(), dim=-1))
+    found = words.best(9)
+    if dtype == torch.float64:
+        assert found is None
+        return
+    values, numbers = torch.topk(words.log_probs, 9)
+    torch.testing.assert_close(found[0].double(), values, rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(words.log_probs.gather(1, found[1]), values)
+
+
+@pytest.mark.parametrize("count", [MOST + 1, 21])
+def test_more_than_are_found_one_by_one(count):
+    words = NextWords(logits=torch.randn(2, 20 if count == 21 else 500), normalize=None)
+    assert words.best(count) is None
+
+
+def test_log_probabilities_offer_no_best():
+    assert not NextWords(torch.randn(2, 20)).offers_best
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart"])
+@pytest.mark.parametrize("name", SEARCHES)
+def test_searches_find_the_same(family, name, monkeypatch):
+    model = make_models(family, DICTIONARY)["kv"]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9, 3, 7]))
+    options = {"max_len_b": 15, **SEARCHES[name]}
+    called = []
+    best = NextWords.best
+    monkeypatch.setattr(NextWords, "best", lambda self, count: called.append(count) or best(self, count))
+    found = SequenceGenerator([model], DICTIONARY, **options).generate(None, sample)
+    assert bool(called) == (name != "penalty of unknown words")
+    monkeypatch.setattr(NextWords, "offers_best", False)
+    assert_same_hypotheses(found, SequenceGenerator([model], DICTIONARY, **options).generate(None, sample))
+
+
+def test_the_prefix_and_the_end_take_all_words():
+    model = make_models("transformer", DICTIONARY)["kv"]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9]))
+    prefix = torch.tensor([[8, 9], [10, DICTIONARY.pad()]])
+    expected = SequenceGenerator(
+        [make_models("transformer", DICTIONARY)["stock"]], DICTIONARY, beam_size=3, max_len_b=6
+    )
+    found = SequenceGenerator([model], DICTIONARY, beam_size=3, max_len_b=6)
+    assert_same_hypotheses(found.generate(None, sample, prefix), expected.generate(None, sample, prefix))
