@@ -36,6 +36,9 @@ def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) 
     return attention
 
 
+# Inner activations that a CPU computes together. So many numbers stay in its cache, and in memory that the process has
+# already; the first touch of fresh memory can take longer than the products.
+WIDEST = 2**20
 # The widest activations of a layer. Without gradients they are overwritten to save memory.
 IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 
@@ -68,8 +71,19 @@ class FeedForwardLayer:
         if self.ffn_top_k is not None and self.ffn_top_k < self.fc1.out_features:
             weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
             return top_k_feed_forward(x, *weights, self.ffn_top_k, self.activation, chunk_size=self.ffn_chunk_size)
+        rows = max(1, WIDEST // self.fc1.out_features)
+        if x.is_cuda or torch.is_grad_enabled() or x.size(0) * x.size(1) <= rows:
+            return self._feed_forward(x)
+        output = torch.empty_like(x, memory_format=torch.contiguous_format)
+        for block, into in zip(
+            x.reshape(-1, x.size(2)).split(rows), output.view(-1, x.size(2)).split(rows), strict=True
+        ):
+            into.copy_(self._feed_forward(block))
+        return output
+
+    def _feed_forward(self, x: Tensor) -> Tensor:
         x = self.activation_dropout_module(activated(self.fc1, x, self.activation, self.activation_fn))
-        if getattr(self, "ffn_layernorm", None) is not None:  # only decoder layers have one
+        if getattr(self, "ffn_layernorm", None) is not None:  # decoder layers only
             x = self.ffn_layernorm(x)
         return self.fc2(x)
 

@@ -1,6 +1,7 @@
 import pytest
 import torch
 
+from elseq.models import layers
 from elseq.models.transformer import STATE
 from tests.models.building import (
     EOS,
@@ -348,3 +349,17 @@ def test_retained_dropout_is_at_work_while_decoding(methods, retained):
     batch, tokens = source(), words(3, 4)
     first, second = (decode_in_pieces(model, batch, tokens, methods, [1] * 4) for _ in range(2))
     assert torch.equal(first, second) != retained
+
+
+@pytest.mark.parametrize("rows", [1, 5, 8, 64])
+def test_feed_forward_in_blocks_of_rows(monkeypatch, rows):
+    """On a CPU, and without gradients, which need the inner activations of all rows."""
+    stock, model = pair("transformer")
+    layer, expected = model.encoder.layers[0], stock.encoder.layers[0]
+    monkeypatch.setattr(layers, "WIDEST", rows * layer.fc1.out_features)
+    x = torch.randn(7, 3, 16)
+    with torch.no_grad():
+        found = layer.feed_forward(x)
+        assert found.shape == x.shape
+        torch.testing.assert_close(found, expected.fc2(expected.activation_fn(expected.fc1(x))))
+    assert layer.feed_forward(x).requires_grad
