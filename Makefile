@@ -18,7 +18,7 @@ help:
 setup:
 	@bash scripts/setup.sh
 
-$(STAMP): pyproject.toml setup.py scripts/setup.sh elseq/precision/kernels.cpp $(CONSTRAINTS)
+$(STAMP): pyproject.toml setup.py scripts/setup.sh $(shell find elseq -name '*.[ch]pp') $(CONSTRAINTS)
 	@bash scripts/setup.sh
 
 demo: $(STAMP)
@@ -41,5 +41,5 @@ lint: $(STAMP)
 	.venv/bin/python -m ruff format --check .
 
 clean:
-	rm -rf .venv demo_output build dist *.egg-info elseq/precision/*.so .pytest_cache .ruff_cache .hypothesis
+	rm -rf .venv demo_output build dist *.egg-info elseq/*.so .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -prune -exec rm -rf {} +

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams
 errors
-files tables bounds numerics
+files tables bounds numerics native
 compat precision
 attention
 arguments models
@@ -68,9 +68,9 @@ def test_every_room_has_a_place():
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) == "attention"], ids=module)
 def test_the_mathematics_knows_nothing_of_fairseq(path):
-    known = {"torch", "triton", *sys.stdlib_module_names}
+    known, own = {"torch", "triton", *sys.stdlib_module_names}, ("elseq.attention", "elseq.precision", "elseq.native")
     for name in imported(path):
-        assert name.split(".")[0] in known or name.startswith(("elseq.attention", "elseq.precision")), name
+        assert name.split(".")[0] in known or name.startswith(own), name
 
 
 def test_no_module_imports_itself_by_way_of_others():

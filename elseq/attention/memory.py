@@ -89,6 +89,9 @@ class GrowingMemory:
         self.newest = 0  # positions appended by the last call
         self.length = 0  # positions in the buffers
         self._buffers: tuple[Tensor, ...] = ()
+        # int64 [N, P]: hypothesis n has position s in row rows[n, s] of the buffers, or in row n from P on.
+        self._rows: Tensor | None = None
+        self._read_unmoved = False
 
     def append(self, *new: Tensor) -> None:
         """Add T positions: tensors [N, ..., T, width]."""
@@ -96,14 +99,18 @@ class GrowingMemory:
         if not self._buffers or self.length + added > self._buffers[0].size(-2):
             self._make_room(new)
         for buffer, tensor in zip(self._buffers, new, strict=True):
-            buffer[..., self.length : self.length + added, :] = tensor
+            buffer[: len(tensor), ..., self.length : self.length + added, :] = tensor
         self.length += added
         self.total += added
         self.newest = added
 
     def _make_room(self, new: tuple[Tensor, ...]) -> None:
         """Allocate larger buffers, without the positions that no later position attends to."""
-        seen = self.tensors()
+        if self._rows is not None and len(self._rows) < len(self._buffers[0]):
+            self._move_rows()
+        seen = self._seen()
+        if self._rows is not None:
+            self._rows = self._rows[:, self._first_seen() :]
         self.length -= self._first_seen()
         capacity = -(-(self.length + new[0].size(-2)) // GROWTH) * GROWTH
         self._buffers = tuple(tensor.new_empty(*tensor.shape[:-2], capacity, tensor.size(-1)) for tensor in new)
@@ -113,14 +120,31 @@ class GrowingMemory:
     def _first_seen(self) -> int:
         return 0 if self.window is None else max(0, self.length - self.newest - self.window + 1)
 
+    def _seen(self) -> tuple[Tensor, ...]:
+        return tuple(buffer[..., self._first_seen() : self.length, :] for buffer in self._buffers)
+
     def tensors(self) -> tuple[Tensor, ...]:
         """All positions that the newest ones attend to, in the format of `append`."""
-        return tuple(buffer[..., self._first_seen() : self.length, :] for buffer in self._buffers)
+        if self._rows is not None:
+            self._move_rows()
+        return self._seen()
 
     def read(self) -> list[Stretch]:
         """One stretch. Each of the newest positions attends to itself and to the positions before it."""
         tensors = self.tensors()
         return [Stretch(tensors, causal_mask(self.newest, tensors[0].size(-2), self.window, tensors[0].device))]
+
+    def read_unmoved(self) -> tuple[Stretch, Tensor]:
+        """As `read`, for one newest position, of buffers that `reorder` does not move any more until `read` is called.
+
+        Returns:
+            The stretch of R rows, and rows, int64 [N, P], with P at most S: hypothesis n has position s in row
+            rows[n, s], or in row n from P on.
+        """
+        self._read_unmoved = True
+        hypotheses = len(self._buffers[0])
+        rows = torch.empty(hypotheses, 0, dtype=torch.long) if self._rows is None else self._rows
+        return Stretch(self._seen()), rows[:, self._first_seen() :]
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
@@ -133,6 +157,12 @@ class GrowingMemory:
         Returns:
             Another unused tensor. Writing to recently used memory is much faster than writing to new memory.
         """
+        if self._read_unmoved and len(order) <= len(self._buffers[0]):
+            before = order.new_empty(len(self._buffers[0]), 0) if self._rows is None else self._rows
+            others = order.unsqueeze(1).expand(-1, self.length - before.size(1))
+            self._rows = torch.cat((before.index_select(0, order), others), dim=1)
+            return spare
+        self.tensors()
         buffers = []
         for buffer in self._buffers:
             shape = (order.numel(), *buffer.shape[1:])
@@ -141,6 +171,22 @@ class GrowingMemory:
             spare = buffer
         self._buffers = tuple(buffers)
         return spare
+
+    @torch.no_grad()
+    def _move_rows(self) -> None:
+        """Every hypothesis gets a row of its own."""
+        rows, self._rows, self._read_unmoved = self._rows, None, False
+        capacity = self._buffers[0].size(-2)
+        positions = torch.arange(capacity)
+        own = torch.arange(len(rows)).unsqueeze(1).expand(-1, capacity - rows.size(1))
+        rows = torch.cat((rows, own), dim=1).unsqueeze(1)  # [N, 1, C]
+        moved = []
+        for buffer in self._buffers:
+            heads = buffer.flatten(1, -3).size(1) if buffer.dim() > 3 else 1
+            places = (rows * heads + torch.arange(heads).unsqueeze(1)) * capacity + positions  # [N, G, C]
+            selected = buffer.view(-1, buffer.size(-1)).index_select(0, places.flatten())
+            moved.append(selected.view(len(rows), *buffer.shape[1:]))
+        self._buffers = tuple(moved)
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""
@@ -239,10 +285,13 @@ class SelfAttentionMemory:
     def attend(self, attention: Attention, hidden: Tensor, query: Tensor, **options) -> tuple[Tensor, Tensor | None]:
         """Append the positions `hidden` [T, N, D], then compute self-attention. See `DecodingMethod.attend`."""
         kept = self.method.keep(attention, hidden)
-        is_first = self.is_empty() and len(hidden) > 1
+        is_first = len(hidden) > 1 and self.is_empty()
         self.append(*kept)
         if is_first:
             return self.method.attend_first(attention, query, hidden, kept, **options)
+        if isinstance(self.generated, GrowingMemory) and self.method.reads_unmoved(query, **options):
+            stretch, rows = self.generated.read_unmoved()
+            return self.method.attend(attention, query, [*self._read_prompt(), stretch], rows=rows, **options)
         return self.method.attend(attention, query, self.read(), **options)
 
     def append(self, *new: Tensor) -> None:
@@ -265,13 +314,16 @@ class SelfAttentionMemory:
 
     def read(self) -> list[Stretch]:
         """The stretches, in the order of the text."""
+        return [*self._read_prompt(), *self.generated.read()]
+
+    def _read_prompt(self) -> list[Stretch]:
         if self.prompt is None:
-            return self.generated.read()
+            return []
         [prompt] = self.prompt.read()
         if self.window is not None:
             beyond = self._beyond_window(prompt)
             prompt = prompt._replace(mask=beyond if prompt.mask is None else prompt.mask | beyond)
-        return [prompt, *self.generated.read()]
+        return [prompt]
 
     def _beyond_window(self, prompt: Stretch) -> Tensor:
         """Positions of the prompt, [B or 1, S], outside the window of the newest positions: bool [B or 1, T, S]."""

@@ -1,22 +1,15 @@
 // int8 linear layers and log-probabilities by AVX-512. kernels.py describes the functions and checks their arguments.
-//
-// OpenMP's functions are not linked: they are those of the runtime that torch has loaded, and so are its threads.
-
-#include <immintrin.h>
 
 #include <algorithm>
 #include <cmath>
-#include <cstdint>
 #include <limits>
 
-#define INLINE inline __attribute__((always_inline))
-#define UNROLL _Pragma("GCC unroll 8")
+#include "../native.hpp"
 
 namespace {
 
 constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 64;  // 24 of 32 registers accumulate
 constexpr int64_t CACHED = 512 << 10;                // bytes of x that stay in the second-level cache beside the weights
-constexpr int64_t SMALL = 1 << 20;                   // multiplications that are not worth a second thread
 
 enum Activation { NONE, RELU, GELU };
 
@@ -30,8 +23,6 @@ struct Product {
     int64_t rows, columns, groups;
     int activation;
 };
-
-INLINE __mmask16 first(int64_t count) { return count >= 16 ? 0xffff : count <= 0 ? 0 : (1 << count) - 1; }
 
 // relu(x) minus |x| P(X > |x|), a cubic in each of 32 intervals; `table` is [4, 32], the highest power first.
 INLINE __m512 gelu(__m512 x, const float *table) {
@@ -119,17 +110,6 @@ void panel_of(const Product &p, int64_t begin, int64_t end, int64_t panel) {
         else if (count >= 4 && i < 4) tile_of<1>(rows, p, row, panel, next + i * lines);
         else tile_of<0>(rows, p, row, panel, next);
     }
-}
-
-INLINE __m512 exp_of_negative(__m512 x) {
-    x = _mm512_max_ps(_mm512_set1_ps(-87), x);  // NaN stays, as the second operand
-    const __m512 power = _mm512_roundscale_ps(_mm512_mul_ps(x, _mm512_set1_ps(1.44269504f)), _MM_FROUND_TO_NEAREST_INT);
-    __m512 rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(0.693359375f), x);  // log(2), in two parts
-    rest = _mm512_fnmadd_ps(power, _mm512_set1_ps(-2.12194440e-4f), rest);
-    __m512 series = _mm512_set1_ps(1.f / 720);
-    for (const float inverse : {1.f / 120, 1.f / 24, 1.f / 6, 0.5f, 1.f, 1.f})
-        series = _mm512_fmadd_ps(series, rest, _mm512_set1_ps(inverse));
-    return _mm512_scalef_ps(series, power);
 }
 
 // In descending order, before what is smaller; `count` are there.

@@ -5,14 +5,13 @@ its rows, found when the layer runs. Sums are integers and exact: a row's result
 the number of threads. There are no gradients.
 """
 
-import ctypes
 from dataclasses import dataclass
 from functools import cache
-from importlib.machinery import EXTENSION_SUFFIXES
-from pathlib import Path
 
 import torch
 from torch import Tensor
+
+from elseq import native
 
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
 GROUP, COLUMNS = 4, 64  # inputs that an instruction adds up, outputs of a tile
@@ -30,13 +29,13 @@ class PackedWeight:
 
     def __post_init__(self):
         panels, groups = -(-self.outputs // COLUMNS), -(-self.inputs // GROUP)
-        _address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
-        _address("offset", self.offset, torch.int32, panels * COLUMNS)
+        native.address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
+        native.address("offset", self.offset, torch.int32, panels * COLUMNS)
 
 
 def available() -> bool:
     """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
-    return _library() is not None
+    return native.library() is not None
 
 
 def pack(weight: Tensor) -> PackedWeight:
@@ -97,8 +96,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     x = x.contiguous()
     quantized = torch.empty(rows, width + -width % GROUP, dtype=torch.uint8)
     scale = torch.empty(rows)
-    _loaded().elseq_quantize_rows(
-        _address("x", x, torch.float32, rows, width),
+    native.loaded().elseq_quantize_rows(
+        native.address("x", x, torch.float32, rows, width),
         quantized.data_ptr(),
         scale.data_ptr(),
         rows,
@@ -146,16 +145,16 @@ def linear(
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
     if out is None:
         out = torch.empty(rows, columns)
-    _loaded().elseq_linear(
-        _address("x", quantized, torch.uint8, rows, groups * GROUP),
-        _address("the scale of x", row_scale, torch.float32, rows),
+    native.loaded().elseq_linear(
+        native.address("x", quantized, torch.uint8, rows, groups * GROUP),
+        native.address("the scale of x", row_scale, torch.float32, rows),
         packed.tiles.data_ptr(),
         packed.offset.data_ptr(),
-        _address("column_scale", column_scale, torch.float32, columns),
-        None if bias is None else _address("bias", bias, torch.float32, columns),
-        None if residual is None else _address("residual", residual, torch.float32, rows, columns),
+        native.address("column_scale", column_scale, torch.float32, columns),
+        None if bias is None else native.address("bias", bias, torch.float32, columns),
+        None if residual is None else native.address("residual", residual, torch.float32, rows, columns),
         _gelu_table().data_ptr(),
-        _address("out", out, torch.float32, rows, columns),
+        native.address("out", out, torch.float32, rows, columns),
         rows,
         columns,
         groups,
@@ -185,8 +184,8 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
         raise ValueError(f"count is between 1 and {width}, not {count}")
     values, indices = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
     logits = logits.contiguous()
-    _loaded().elseq_log_softmax_top(
-        _address("logits", logits, torch.float32, rows, width),
+    native.loaded().elseq_log_softmax_top(
+        native.address("logits", logits, torch.float32, rows, width),
         values.data_ptr(),
         indices.data_ptr(),
         rows,
@@ -198,28 +197,6 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _library() -> ctypes.CDLL | None:
-    try:
-        library = ctypes.CDLL(str(Path(__file__).with_name("_kernels" + EXTENSION_SUFFIXES[0])))
-    except OSError:  # not compiled, or another OpenMP than torch's
-        return None
-    pointer, size, number = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-    library.elseq_quantize_rows.argtypes = [pointer] * 3 + [size] * 2 + [number]
-    library.elseq_linear.argtypes = [pointer] * 9 + [size] * 3 + [number] * 2
-    library.elseq_log_softmax_top.argtypes = [pointer] * 3 + [size] * 3 + [number]
-    for function in (library.elseq_quantize_rows, library.elseq_linear, library.elseq_log_softmax_top):
-        function.restype = None
-    return library if library.elseq_available() else None
-
-
-def _loaded() -> ctypes.CDLL:
-    library = _library()
-    if library is None:
-        raise RuntimeError("elseq's kernels were not compiled, or this processor lacks AVX-512 VNNI")
-    return library
-
-
-@cache
 def _gelu_table() -> Tensor:
     """[4, 32]: a P(X > a) near each a = n / 5.75 as a cubic in 5.75 a - n, the highest power first."""
     nodes = torch.cos(torch.pi * torch.arange(1, 8, 2, dtype=torch.float64) / 8).mul(0.5).repeat(32, 1)
@@ -228,10 +205,3 @@ def _gelu_table() -> Tensor:
     table = torch.linalg.solve(torch.linalg.vander(nodes), a * torch.special.erfc(a / 2**0.5) / 2)
     table[-1] = 0  # beyond all that is told apart from 0
     return table.flip(1).t().float().contiguous()
-
-
-def _address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
-    """Of the first number, of a tensor that is what the kernels read without looking."""
-    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
-        raise ValueError(f"{name} is {dtype} {list(shape)}, contiguous, on the CPU")
-    return tensor.data_ptr()

@@ -5,7 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention import DecodeState, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq import native
+from elseq.attention import Attention, DecodeState, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.memory import GROWTH
 from elseq.attention.methods import EL, KV
 from tests.attention.reference import padding_mask, quick, seeds
@@ -172,3 +173,116 @@ def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
     for state, pair in zip(states, pairs, strict=True):  # none has written into another's part of the block
         assert all(torch.equal(found, tensor[kept]) for found, tensor in zip(state.tensors, pair, strict=True))
         assert torch.equal(state.mask, mask[kept])
+
+
+def in_order(memory, hypotheses):
+    """What `read_unmoved` says that each hypothesis has."""
+    stretch, rows = memory.read_unmoved()
+    assert rows.shape[0] == hypotheses and stretch.mask is None
+    listed, found = rows.size(1), []
+    for tensor in stretch.tensors:
+        places = [[int(rows[n, s]) if s < listed else n for s in range(tensor.size(-2))] for n in range(hypotheses)]
+        each = [torch.stack([tensor[row, ..., s, :] for s, row in enumerate(of)], dim=-2) for of in places]
+        found.append(torch.stack(each))
+    return tuple(found)
+
+
+@quick
+@given(seeds, st.sampled_from([None, 1, 5, GROWTH, 2 * GROWTH + 3]), st.integers(1, 4 * GROWTH), st.floats(0, 0.3))
+def test_rows_that_are_not_moved_are_those_of_a_memory_that_moves_them(seed, window, steps, looked):
+    torch.manual_seed(seed)
+    memory, moving = GrowingMemory(window), GrowingMemory(window)
+    hypotheses = 6
+    for _ in range(steps):
+        new = torch.randn(hypotheses, 2, 1, 3), torch.randn(hypotheses, 2, 1, 3)
+        memory.append(*new)
+        moving.append(*new)
+        if torch.rand(1) < looked:  # somebody else reads the memory, and it is moved
+            assert all(map(torch.equal, positions(memory), positions(moving)))
+        else:
+            assert all(map(torch.equal, in_order(memory, hypotheses), positions(moving)))
+        assert memory.size_bytes() >= moving.size_bytes()
+        if memory._buffers[0].size(0) == hypotheses:
+            assert memory.size_bytes() == moving.size_bytes()
+        hypotheses = max(1, hypotheses + int(torch.randint(-10, 11, (1,)) / 10))
+        order = torch.randint(len(new[0]), (hypotheses,))
+        memory.reorder(order)
+        moving.reorder(order)
+    assert all(map(torch.equal, memory.tensors(), moving.tensors()))
+
+
+def test_what_is_read_unmoved_is_not_moved():
+    memory = GrowingMemory()
+    memory.append(torch.randn(3, 2, 1, 4))
+    [buffer] = memory._buffers
+    assert memory.read_unmoved()[1].shape == (3, 0)
+    for order in ([2, 0, 0], [1, 2, 0]):
+        memory.reorder(torch.tensor(order))
+        assert memory._buffers[0] is buffer
+    assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
+    memory.append(torch.randn(3, 2, 1, 4))
+    assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
+    memory.reorder(torch.tensor([2, 1]))
+    assert memory.read_unmoved()[1].tolist() == [[2, 2], [0, 1]]
+    assert memory._buffers[0] is buffer
+    memory.reorder(torch.tensor([1, 1, 0, 0]))  # more than there are rows
+    assert memory.read_unmoved()[1].shape == (4, 0)
+
+
+def test_rows_of_hypotheses_that_have_left_are_given_up_when_the_memory_grows():
+    memory = GrowingMemory()
+    memory.append(torch.randn(4, GROWTH, 3))
+    memory.read_unmoved()
+    memory.reorder(torch.tensor([3, 1]))
+    assert memory.size_bytes() == 4 * GROWTH * 3 * 4
+    memory.append(torch.randn(2, 1, 3))
+    assert memory.size_bytes() == 2 * 2 * GROWTH * 3 * 4
+
+
+def step(method, prompt, window, seed, **options):
+    """Outputs of a layer that decodes 20 positions of 2 sentences with 3 hypotheses, reordered at every step."""
+    torch.manual_seed(seed)
+    layer = Attention(12, 4, num_kv_heads=2, self_attention=True, window=window, **options).eval()
+    state = SelfAttentionMemory(method, window)
+    outputs = []
+    with torch.no_grad():
+        if prompt:
+            layer(torch.randn(prompt, 2, 12), causal=True, state=state, need_weights=False)
+            state.end_prompt(padding_mask([prompt, 1], prompt, "left"))
+        hypotheses = 6
+        for number in range(20):
+            output, _ = layer(torch.randn(1, hypotheses, 12), state=state, need_weights=number == 12)
+            outputs.append(output)
+            if number == 9:
+                hypotheses = 3  # of the first sentence
+                if prompt:
+                    state.prompt.keep(torch.tensor([0]))
+            state.generated.reorder(torch.randint(3, (hypotheses,)) + torch.arange(hypotheses) // 3 * 3)
+    return outputs
+
+
+@pytest.mark.parametrize("options", [{}, {"top_k": 3}])
+@pytest.mark.parametrize("window", [None, 4])
+@pytest.mark.parametrize("prompt", [0, 5])
+def test_a_layer_decodes_the_same_with_and_without_the_kernel(prompt, window, options, monkeypatch):
+    results = [step(KV, prompt, window, 0, **options)]
+    monkeypatch.setattr(native, "library", lambda: None)
+    results += [step(KV, prompt, window, 0, **options), step(EL, prompt, window, 0, **options)]
+    for found, torchs, els in zip(*results, strict=True):
+        torch.testing.assert_close(found, torchs, rtol=0, atol=2e-6)
+        torch.testing.assert_close(found, els, rtol=0, atol=2e-6)
+
+
+@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+def test_only_keys_and_values_are_read_unmoved():
+    class Other(type(KV)):
+        pass
+
+    query = torch.randn(2, 4, 1, 3)
+    assert KV.reads_unmoved(query, top_k=None, dropout=0.0, need_weights=False)
+    assert not KV.reads_unmoved(query, top_k=2)
+    assert not KV.reads_unmoved(query, dropout=0.1)
+    assert not KV.reads_unmoved(query, need_weights=True)
+    assert not KV.reads_unmoved(query.double())
+    assert not Other().reads_unmoved(query)
+    assert not EL.reads_unmoved(query)

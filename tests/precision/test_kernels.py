@@ -1,16 +1,15 @@
 """The int8 kernels, against sums in int64 and float64."""
 
-import ctypes
 import os
 import subprocess
 import sys
-from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elseq import native
 from elseq.precision import kernels
 from tests.attention.reference import quick, seeds
 
@@ -252,29 +251,11 @@ def test_log_softmax_top_refuses(count):
         kernels.log_softmax_top(torch.zeros(2, 5, dtype=torch.float64), 1)
 
 
-def not_compiled(_):
-    raise OSError
-
-
-def other_processor(_):
-    return SimpleNamespace(
-        elseq_available=lambda: 0,
-        elseq_quantize_rows=SimpleNamespace(),
-        elseq_linear=SimpleNamespace(),
-        elseq_log_softmax_top=SimpleNamespace(),
-    )
-
-
-@pytest.mark.parametrize("load", [not_compiled, other_processor])
-def test_not_available(load, monkeypatch):
-    monkeypatch.setattr(ctypes, "CDLL", load)
-    kernels._library.cache_clear()
-    try:
-        assert not kernels.available()
-        with pytest.raises(RuntimeError, match="AVX-512 VNNI"):
-            kernels.quantize_rows(torch.ones(1, 1))
-    finally:
-        kernels._library.cache_clear()
+def test_not_available(monkeypatch):
+    monkeypatch.setattr(native, "library", lambda: None)
+    assert not kernels.available()
+    with pytest.raises(RuntimeError, match="AVX-512 VNNI"):
+        kernels.quantize_rows(torch.ones(1, 1))
 
 
 @needs_kernels

@@ -1,4 +1,4 @@
-"""GPU kernels. Their functions use PyTorch where a kernel cannot run.
+"""Kernels. Where one cannot run, PyTorch computes the same.
 
-They are written in Triton, which comes with PyTorch for CUDA.
+Those for GPUs are written in Triton, which comes with PyTorch for CUDA, and those for CPUs in C++ (`elseq.native`).
 """

@@ -5,6 +5,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from elseq.attention.kernels.decode_step import decode_step, fits
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import Segment, multi_head_attention
@@ -19,9 +20,27 @@ class KeysAndValues(DecodingMethod):
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return attention.keys_and_values(hidden)
 
-    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
+    def attend(
+        self, attention, query: Tensor, memory: Sequence[Stretch], *, rows: Tensor | None = None, **options
+    ) -> tuple[Tensor, Tensor | None]:
+        if rows is not None:
+            *prompts, generated = memory
+            prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
+            return decode_step(query, prompt, (*generated.tensors, rows)), None
+        if len(memory) == 1 and self._is_fast_step(query, **options):
+            [((keys, values), mask, bias)] = memory
+            if bias is None and keys.stride(2) == 1:
+                return decode_step(query, (keys, values, mask)), None
         segments = [Segment(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
         return multi_head_attention(query, segments, **options)
+
+    def reads_unmoved(self, query: Tensor, **options) -> bool:
+        # A subclass may attend in its own way, or keep something else.
+        return type(self) is KeysAndValues and self._is_fast_step(query, **options)
+
+    @staticmethod
+    def _is_fast_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
+        return top_k is None and not dropout and not need_weights and fits(query)
 
     def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(query, [Segment(*kept)], causal=True, window=attention.window, **options)

@@ -58,6 +58,11 @@ class DecodingMethod(ABC):
             [N, H, T, K], and the weights [N, H, T, S] or None.
         """
 
+    def reads_unmoved(self, query: Tensor, **options) -> bool:
+        """Whether `attend` is to read the generated positions by `rows`, a further option, of buffers that are not
+        moved when hypotheses are reordered; see `GrowingMemory.read_unmoved`. query, options: as for `attend`."""
+        return False
+
     def attend_first(
         self, attention: Attention, query: Tensor, hidden: Tensor, kept: tuple[Tensor, ...], **options
     ) -> tuple[Tensor, Tensor | None]:

@@ -1,0 +1,55 @@
+"""The library of elseq's kernels in C++, called by ctypes. Set-up compiles it where it can."""
+
+import ctypes
+from functools import cache
+from importlib.machinery import EXTENSION_SUFFIXES
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+_POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
+FUNCTIONS = {
+    "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
+    "elseq_linear": [_POINTER] * 9 + [_SIZE] * 3 + [_NUMBER] * 2,
+    "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
+    "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
+}
+
+
+@cache
+def library() -> ctypes.CDLL | None:
+    """The library; None where it was not compiled, or on a processor that does not run it."""
+    try:
+        found = ctypes.CDLL(str(Path(__file__).with_name("_native" + EXTENSION_SUFFIXES[0])))
+    except OSError:  # not compiled, or another OpenMP than torch's
+        return None
+    if not found.elseq_available():
+        return None
+    for name, arguments in FUNCTIONS.items():
+        function = getattr(found, name)
+        function.argtypes, function.restype = arguments, None
+    return found
+
+
+def loaded() -> ctypes.CDLL:
+    """The library.
+
+    Raises:
+        RuntimeError: there is none.
+    """
+    found = library()
+    if found is None:
+        raise RuntimeError("elseq's kernels were not compiled, or this processor lacks AVX-512 VNNI")
+    return found
+
+
+def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
+    """Of the first number, of a tensor that is what the kernels read without looking.
+
+    Raises:
+        ValueError: it is another.
+    """
+    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+        raise ValueError(f"{name} is {dtype} {list(shape)}, contiguous, on the CPU")
+    return tensor.data_ptr()

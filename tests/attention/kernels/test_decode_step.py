@@ -1,0 +1,183 @@
+"""The kernel of a decoding step, against attention written out in float64."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elseq import native
+from elseq.attention.kernels.decode_step import decode_step, fits
+from tests.attention.reference import naive_attention, quick, seeds
+
+pytestmark = pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+widths = st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 80, 128, 131])
+lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130])
+
+
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
+def draw_query(hypotheses, heads, width):
+    return torch.randn(hypotheses, 1, heads, width).transpose(1, 2) * 2 / width**0.5
+
+
+def draw_shared(sentences, heads, length, width, hidden=0.0, dtype=torch.float32):
+    keys = torch.randn(sentences, heads, width, length, dtype=dtype).transpose(2, 3)
+    mask = torch.rand(sentences, 1, length) < hidden
+    mask[:, :, length // 2] = False  # something is left
+    return keys, torch.randn(sentences, heads, length, width, dtype=dtype), mask if hidden else None
+
+
+def draw_own(hypotheses, buffer_rows, heads, length, width, listed):
+    keys, values = torch.randn(2, buffer_rows, heads, length + 3, width)[..., 2:-1, :]
+    return keys, values, torch.randint(buffer_rows, (hypotheses, listed + 2))[:, 1 : 1 + listed]
+
+
+def moved(keys, values, rows):
+    """What each hypothesis has, as `naive_attention` reads it."""
+    hypotheses, listed = rows.shape
+    places = [[int(rows[n, s]) if s < listed else n for s in range(keys.size(2))] for n in range(hypotheses)]
+    picked = [
+        [torch.stack([tensor[row, :, s] for s, row in enumerate(of)], 1) for of in places] for tensor in (keys, values)
+    ]
+    return (*map(torch.stack, picked), None)
+
+
+def expected(query, shared=None, own=None):
+    segments = ([] if shared is None else [shared]) + ([] if own is None else [moved(*own)])
+    wide = [(keys.double(), values.double(), mask) for keys, values, mask in segments]
+    return naive_attention(query.double(), wide)[0]
+
+
+def assert_close(actual, reference):
+    assert actual.dtype == torch.float32 and actual.is_contiguous()
+    torch.testing.assert_close(actual.double(), reference, rtol=0, atol=3e-6)
+
+
+@quick
+@given(
+    seeds, st.integers(1, 3), st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), lengths, widths, st.booleans()
+)
+def test_positions_of_sentences(seed, sentences, beam, kv_heads, ratio, length, width, narrow):
+    torch.manual_seed(seed)
+    query = draw_query(sentences * beam, kv_heads * ratio, width)
+    dtype = torch.bfloat16 if narrow else torch.float32
+    shared = draw_shared(sentences, kv_heads, length, width, seed % 3 / 3, dtype)
+    assert_close(decode_step(query, shared), expected(query, shared))
+
+
+@quick
+@given(seeds, st.integers(1, 7), st.integers(0, 3), st.integers(1, 3), st.sampled_from([1, 2, 9]), lengths, widths)
+def test_positions_of_hypotheses(seed, hypotheses, dropped, kv_heads, ratio, length, width):
+    torch.manual_seed(seed)
+    query = draw_query(hypotheses, kv_heads * ratio, width)
+    own = draw_own(hypotheses, hypotheses + dropped, kv_heads, length, width, seed % (length + 1))
+    assert_close(decode_step(query, None, own), expected(query, None, own))
+
+
+@quick
+@given(seeds, st.integers(1, 2), st.integers(1, 4), st.integers(1, 2), st.sampled_from([1, 2, 5]), lengths, lengths)
+def test_both_under_one_softmax(seed, sentences, beam, kv_heads, ratio, prompt, length):
+    torch.manual_seed(seed)
+    width = (16, 24, 64)[seed % 3]
+    query = draw_query(sentences * beam, kv_heads * ratio, width)
+    shared = draw_shared(sentences, kv_heads, prompt, width, 0.4)
+    own = draw_own(sentences * beam, sentences * beam, kv_heads, length, width, seed % (length + 1))
+    assert_close(decode_step(query, shared, own), expected(query, shared, own))
+
+
+def test_every_way_to_share_the_work(threads):
+    torch.manual_seed(0)
+    query = draw_query(24, 16, 64)
+    for sentences, kv_heads in ((8, 16), (8, 1), (1, 1), (24, 4)):
+        shared = draw_shared(sentences, kv_heads, 200, 64, 0.2)
+        own = draw_own(24, 24, kv_heads, 20, 64, 19)
+        found = decode_step(query, shared, own)
+        assert_close(found, expected(query, shared, own))
+        one = decode_step(query[: 24 // sentences], tuple(x[:1] for x in shared))
+        assert torch.equal(one, decode_step(query, shared)[: 24 // sentences])
+
+
+def test_large_scores():
+    torch.manual_seed(0)
+    query, shared = draw_query(4, 2, 16) * 100, draw_shared(2, 2, 50, 16, 0.5)
+    assert (query.double() @ shared[0].double().repeat_interleave(2, 0).mT).abs().max() > 200
+    torch.testing.assert_close(decode_step(query, shared).double(), expected(query, shared), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+@pytest.mark.parametrize("place", ["key", "value", "query"])
+def test_numbers_that_are_none_spread_as_in_torch(place, value):
+    torch.manual_seed(0)
+    query, shared, own = draw_query(4, 2, 16), draw_shared(2, 2, 20, 16, 0.3), draw_own(4, 4, 2, 6, 16, 5)
+    {"key": shared[0], "value": own[1], "query": query}[place][1, 1, 0, 3] = value
+    if place == "key":
+        shared[2][1, 0, 0] = False
+    reference = expected(query, shared, own)
+    assert 0 < reference.isfinite().sum() < reference.numel()
+    torch.testing.assert_close(decode_step(query, shared, own).double(), reference, rtol=0, atol=3e-6, equal_nan=True)
+
+
+def test_sentences_without_a_position():
+    torch.manual_seed(0)
+    query, (keys, values, mask) = draw_query(4, 2, 16), draw_shared(2, 2, 20, 16, 0.3)
+    mask[0] = True
+    found = decode_step(query, (keys, values, mask))
+    assert found[:2].isnan().all() and not found[2:].isnan().any()
+    assert decode_step(query, (keys[:, :, :0], values[:, :, :0], None)).isnan().all()
+    values[1, :, 3], mask[1, :, 3] = torch.finfo(torch.float32).max, True  # hidden entirely
+    assert decode_step(query, (keys, values, mask))[2:].abs().max() < 10
+
+
+def test_no_hypotheses():
+    shared = draw_shared(0, 2, 20, 16)
+    assert decode_step(torch.randn(0, 2, 1, 16), shared).shape == (0, 2, 1, 16)
+
+
+@pytest.mark.parametrize("value", [-0.001, -0.4, -1.0, -20.0, -80.0])
+def test_the_exponential(value):
+    """Of two positions: the second one's weight is close to exp(value)."""
+    keys, values = torch.tensor([0.0, value]).view(1, 1, 2, 1), torch.tensor([0.0, 1.0]).view(1, 1, 2, 1)
+    found = decode_step(torch.ones(1, 1, 1, 1), (keys.mT.contiguous().mT, values, None))
+    torch.testing.assert_close(found.double().squeeze(), torch.tensor(value).double().sigmoid(), rtol=4e-7, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("wrong", "message"),
+    [
+        ({"query": torch.randn(4, 2, 2, 16)}, "query"),
+        ({"query": torch.randn(4, 2, 1, 16).double()}, "query"),
+        ({"query": torch.randn(3, 2, 1, 16), "own": None}, "multiples"),
+        ({"query": torch.randn(4, 3, 1, 16)}, "multiples"),
+        ({"shared": (torch.randn(2, 2, 5, 16), torch.randn(2, 2, 5, 16), None)}, "shared keys"),
+        ({"shared": (torch.randn(2, 2, 16, 5).mT, torch.randn(2, 2, 16, 5).mT, None)}, "shared values"),
+        ({"shared": (torch.randn(2, 2, 16, 5).mT, torch.randn(2, 2, 5, 16).bfloat16(), None)}, "shared values"),
+        ({"shared": draw_shared(2, 2, 5, 16)[:2] + (torch.zeros(2, 1, 5),)}, "mask"),
+        ({"own": draw_own(4, 4, 1, 5, 16, 3)}, "shared keys"),
+        ({"own": (torch.randn(4, 2, 16, 5).mT, torch.randn(4, 2, 5, 16), torch.zeros(4, 0).long())}, "own keys"),
+        ({"own": draw_own(3, 4, 2, 5, 16, 3)}, "rows"),
+        ({"own": draw_own(4, 4, 2, 5, 16, 6)}, "6 rows"),
+        ({"own": draw_own(4, 3, 2, 5, 16, 4)}, "4 rows"),
+    ],
+)
+def test_refuses(wrong, message):
+    right = {"query": torch.randn(4, 2, 1, 16), "shared": draw_shared(2, 2, 5, 16), "own": draw_own(4, 4, 2, 5, 16, 3)}
+    decode_step(**right)
+    with pytest.raises(ValueError, match=message):
+        decode_step(**{**right, **wrong})
+
+
+def test_fits(monkeypatch):
+    query = torch.randn(2, 3, 1, 16)
+    assert fits(query)
+    assert not any(map(fits, (query.double(), query.bfloat16(), query.to("meta"), torch.randn(2, 3, 2, 16))))
+    assert not fits(query.requires_grad_())
+    with torch.no_grad():
+        assert fits(query)
+        monkeypatch.setattr(native, "library", lambda: None)
+        assert not fits(query)
