@@ -7,6 +7,7 @@ import ctypes
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import elseq.native as native
 
@@ -28,12 +29,16 @@ class _Own(ctypes.Structure):
 
 
 def fits(query: Tensor) -> bool:
-    """Whether `decode_step` computes this query, [N, H, T, K]: one float32 position on a CPU, without gradients."""
+    """Whether `decode_step` computes this query, [N, H, T, K].
+
+    It is one float32 position on a CPU, without gradients, and no mode of torch records or counts operations.
+    """
     return (
         query.is_cpu
         and query.dtype == torch.float32
         and query.size(2) == 1
         and not (query.requires_grad and torch.is_grad_enabled())
+        and _get_current_dispatch_mode() is None  # which would not see the kernel
         and native.library() is not None
     )
 

@@ -4,6 +4,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.utils.flop_counter import FlopCounterMode
 
 from elseq import native
 from elseq.attention.kernels.decode_step import decode_step, fits
@@ -176,6 +177,8 @@ def test_fits(monkeypatch):
     query = torch.randn(2, 3, 1, 16)
     assert fits(query)
     assert not any(map(fits, (query.double(), query.bfloat16(), query.to("meta"), torch.randn(2, 3, 2, 16))))
+    with FlopCounterMode(display=False):
+        assert not fits(query)
     assert not fits(query.requires_grad_())
     with torch.no_grad():
         assert fits(query)
