@@ -14,6 +14,7 @@ from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
+from elseq.precision import INT8
 
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
@@ -28,7 +29,7 @@ elseq-benchmark multi-query and elseq-benchmark top-k measure what those two pap
 """
 
 
-_OF_GRID = ("modes", "batch_sizes", "beams", "dtype", "device", "threads", "repeats")
+_OF_GRID = ("modes", "batch_sizes", "beams", "device", "threads", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
 
 
@@ -56,7 +57,7 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     add_fields(work, Settings, "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
     runs = parser.add_argument_group("runs")
     add_fields(runs, Settings, "modes", "batch_sizes", "beams")
-    add_run_options(runs)
+    add_run_options(runs, several_dtypes=True)
     options = vars(parser.parse_args(arguments))
     output = options.pop("output")
     return Settings(**options, model_options=model_options), output
@@ -73,6 +74,8 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
     Raises:
         UserError: settings that do not go together, or a model or sources that cannot be used.
     """
+    if INT8 in settings.dtype and settings.device != "cpu":
+        raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
     shortest, longest = settings.min_len, settings.max_len_b
     if settings.output_length is not None:
         shortest = longest = settings.output_length
@@ -93,6 +96,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
         positions=positions,
         one_batch=settings.source is None,
         search=search,
+        dtypes=settings.dtype,
         **{each: getattr(settings, each) for each in _OF_GRID},
     )
 
@@ -127,6 +131,6 @@ def title(settings: Settings, grid: Grid) -> list[list[str]]:
     return [
         [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],
-        report.machine(settings.device, settings.threads, settings.dtype),
+        report.machine(settings.device, settings.threads, ", ".join(settings.dtype)),
         report.versions(),
     ]

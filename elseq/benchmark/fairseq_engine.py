@@ -12,6 +12,7 @@ from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
 from elseq.models import Decoder
+from elseq.precision import DTYPES, INT8
 
 
 def _stock_blocks_ngrams() -> bool:
@@ -33,8 +34,9 @@ class FairseqEngine:
         torch.set_num_threads(request["threads"])
         self.mode = request["mode"]
         self.model_file = ModelFile(**request["model_file"])
-        self.model, self.task = load(self.model_file, self.mode)
-        self.model.to(device=request["device"], dtype=getattr(torch, request["dtype"]))
+        dtype = request["dtype"]
+        self.model, self.task = load(self.model_file, self.mode, decode_dtype=INT8 if dtype == INT8 else None)
+        self.model.to(device=request["device"], dtype=DTYPES[dtype])
         tokens = [torch.tensor(source) for source in request["sources"]]
         self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
         self.generator = self._build_generator()

@@ -125,6 +125,11 @@ class CTranslate2Engine:
         self.forced = [targets[number] for number in exported["forced"]]
         self.number = {symbol: number for number, symbol in enumerate(targets)}
         device, _, index = request["device"].partition(":")
+        dtypes = ctranslate2.get_supported_compute_types(device, int(index or 0))
+        if request["dtype"] not in dtypes:
+            from elseq.errors import UserError
+
+            raise UserError(f"CTranslate2 has no {request['dtype']} on this {device}, but {', '.join(sorted(dtypes))}")
         self.translator = ctranslate2.Translator(
             request["exported"],
             device=device,

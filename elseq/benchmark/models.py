@@ -85,7 +85,7 @@ def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None)
     return replace(_describe(checkpoint.path.name, checkpoint, data), user_dir=user_dir)
 
 
-def load(model_file: ModelFile, mode: str, for_training: bool = False):
+def load(model_file: ModelFile, mode: str, for_training: bool = False, **options):
     """The model as a mode decodes it, and its task.
 
     Args:
@@ -93,6 +93,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
         mode: auto or a decoding method; or one that begins with stock, which gives fairseq's own modules even to a
             checkpoint that an elseq architecture has trained.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
+        options: others of the task, such as decode_dtype.
     """
     import_plugins(model_file.user_dir)
     checkpoint = Checkpoint.read(model_file.path)
@@ -100,7 +101,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
     if is_stock:
         checkpoint = checkpoint.as_stock()
     folder = Path(model_file.data)
-    task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK if is_stock else mode)
+    task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK if is_stock else mode, **options)
     model = checkpoint.build_model(task)
     if for_training:
         return model.train(), task

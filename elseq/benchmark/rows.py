@@ -28,6 +28,7 @@ class Row:
     mode: str
     batch_size: int | None = None
     beam: int | None = None
+    dtype: str | None = None  # of the numbers: float32, int8 ...
     failure: str | None = None  # a sentence; nothing is measured then
     samples_per_second: float | None = None
     tokens_per_second: float | None = None

@@ -1,4 +1,4 @@
-"""The grid of runs: every mode at every batch size and beam, each in a process of its own."""
+"""The grid of runs: every mode and dtype at every batch size and beam, each in a process of its own."""
 
 import importlib.util
 import json
@@ -10,8 +10,7 @@ import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-
-import torch
+from typing import NamedTuple
 
 from elseq.attention.methods import AUTO, KV, METHODS
 from elseq.benchmark import measure
@@ -20,6 +19,7 @@ from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
 from elseq.benchmark.rows import Row, fill
 from elseq.benchmark.sources import make_batches
+from elseq.precision import DTYPES, INT8
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
@@ -28,6 +28,15 @@ FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  #
 def modes() -> tuple[str, ...]:
     """All that can be measured."""
     return (*STOCK_MODES, *METHODS, AUTO, *FOREIGN_MODES)
+
+
+class Cell(NamedTuple):
+    """A run."""
+
+    mode: str
+    batch_size: int
+    beam: int
+    dtype: str
 
 
 @dataclass(frozen=True)
@@ -42,30 +51,38 @@ class Grid:
     batch_sizes: list[int]
     beams: list[int]
     search: dict  # min_len, max_len_b, lenpen, no_repeat_ngram_size
-    dtype: str
+    dtypes: list[str]
     device: str
     threads: int
     repeats: int
 
-    def cells(self) -> list[tuple[str, int, int]]:
-        """Mode, batch size and beam of each run, in order."""
-        return [(mode, size, beam) for size in self.batch_sizes for beam in self.beams for mode in self.modes]
+    def cells(self) -> list[Cell]:
+        """The runs, in order. fairseq has no int8: what is compared with it there is compared with its float32."""
+        cells = [
+            Cell(mode, size, beam, "float32" if mode in STOCK_MODES and dtype == INT8 else dtype)
+            for size in self.batch_sizes
+            for beam in self.beams
+            for dtype in self.dtypes
+            for mode in self.modes
+        ]
+        return list(dict.fromkeys(cells))
 
 
 def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
     """Run every cell of the grid, one after the other.
 
     Args:
-        grid: what is measured. What comes after stock, at the same batch size and beam, is compared with it.
+        grid: what is measured. What comes after stock, at the same batch size, beam and dtype (int8: float32), is
+            compared with it.
         done: called with each row as soon as it is there, and with the best hypothesis of each source. A run that fails
             has no hypotheses.
     """
-    stock: dict[tuple[int, int], tuple[Row, list]] = {}  # row and best hypotheses of the baseline
+    stock: dict[tuple, tuple[Row, list]] = {}  # row and best hypotheses of the baseline
     exported: dict[str, str | None] = {}  # engine: why it cannot take the model, or None
     sizes = None
     with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
         folder = Path(name)
-        for mode, batch_size, beam in grid.cells():
+        for mode, batch_size, beam, dtype in grid.cells():
             sources = grid.sources[:batch_size] if grid.one_batch else grid.sources
             request = {
                 "engine": FOREIGN_MODES.get(mode, "fairseq"),
@@ -75,13 +92,13 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                 "batches": make_batches(sources, batch_size, equal_lengths=grid.model_file.is_language_model),
                 "beam": beam,
                 "search": grid.search,
-                "dtype": grid.dtype,
+                "dtype": dtype,
                 "device": grid.device,
                 "threads": grid.threads,
                 "repeats": grid.repeats,
             }
             found = _run(request, grid, folder, exported)
-            row = Row(mode, batch_size, beam)
+            row = Row(mode, batch_size, beam, dtype)
             fill(row, found)
             best = None
             if found.failure is None:
@@ -91,9 +108,10 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                     sizes = Sizes(**found.sizes)
                 if sizes is not None:
                     _add_work(row, sizes, request, found, grid.positions)
-                baseline = stock.get((batch_size, beam))
+                place = batch_size, beam, DTYPES[dtype]
+                baseline = stock.get(place)
                 if mode == "stock":
-                    stock[batch_size, beam] = baseline = (row, best)
+                    stock[place] = baseline = (row, best)
                 if baseline is not None:
                     compare(row, best, *baseline)
             done(row, best)
@@ -105,6 +123,8 @@ def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> Measurement
         return in_process([measure.__file__], request, folder)
     if importlib.util.find_spec(engine) is None:
         return Measurement(failure=f"{engine} is not installed")
+    if engine == "transformers" and request["dtype"] == INT8:
+        return Measurement(failure="not measured in int8, for which transformers needs another package")
     request["exported"] = str(folder / engine)
     if engine not in exported:
         whole = {**request, "sources": grid.sources}
@@ -149,7 +169,8 @@ def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positio
     seconds = statistics.median(found.seconds)
     method = KV if found.method is None else METHODS[found.method]
     decoding = Decoding(method, method, found.copied)
-    number_bytes = getattr(torch, request["dtype"]).itemsize
+    number_bytes = DTYPES[request["dtype"]].itemsize
+    weight_bytes = 1 if request["dtype"] == INT8 else number_bytes
     flops = read = 0
     for indices in request["batches"]:
         # A sentence is decoded until the longest of its hypotheses ends.
@@ -158,7 +179,7 @@ def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positio
         lengths = {"prompt_length": length - 1} if sizes.memory_width == 0 else {"source_length": length}
         batch = Batch(request["beam"], steps, **lengths)
         flops += operations(sizes, batch, decoding)
-        read += bytes_read(sizes, batch, decoding, number_bytes)
+        read += bytes_read(sizes, batch, decoding, number_bytes, weight_bytes)
     row.gigaflops_per_second, row.gigabytes_per_second = flops / seconds / 1e9, read / seconds / 1e9
 
 

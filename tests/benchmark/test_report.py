@@ -36,6 +36,18 @@ def test_whole_table():
     )
 
 
+def test_precisions_are_a_column_where_they_differ():
+    one, other = (Row("kv", 8, 4, dtype, samples_per_second=2.0) for dtype in ("float32", "int8"))
+    assert "dtype" not in report.table([other, other])
+    assert report.table([one, other]).splitlines()[0] == "| mode | batch | beam |   dtype | samples/s |"
+    assert [report.progress(row) for row in (one, other)] == [
+        "kv, batch 8, beam 4: 2 samples/s",
+        "kv, batch 8, beam 4, int8: 2 samples/s",
+    ]
+    assert "int8: linear layers in int8" in report.notes([one, other])
+    assert "int8" not in report.notes([one])
+
+
 def test_unsteady_rows_are_named():
     steady = Row("kv", 8, 1, seconds=[1.0, 1.1])
     unsteady = Row("el", 8, 1, seconds=[1.0, 1.3, 1.1])

@@ -55,6 +55,45 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_precisions(monkeypatch, tmp_path, capsys):
+    """Of the other programs, too, as far as they are there; what has no int8 is compared with nothing in it."""
+    arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
+    arguments += ["--modes=el,kv,ctranslate2,huggingface", "--dtype=int8,bfloat16", f"--output={tmp_path}"]
+    run(monkeypatch, *arguments, "--", *ENCODER_DECODER)
+    rows = {(row["mode"], row["dtype"]): row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    modes = ["stock", "el", "kv", "ctranslate2", "huggingface"]
+    assert [*rows] == [
+        ("stock", "float32"),
+        *((mode, "int8") for mode in modes[1:]),
+        *((mode, "bfloat16") for mode in modes),
+    ]
+    stock = rows["stock", "float32"]
+    for mode in ("el", "kv"):
+        row = rows[mode, "int8"]
+        assert row["ratio_to_stock"] == row["samples_per_second"] / stock["samples_per_second"]
+        assert row["sentences"] == 3 and row["identical_share"] == row["identical"] / 3
+        assert row["parameters"] == stock["parameters"]
+    assert rows["kv", "bfloat16"]["ratio_to_stock"] == pytest.approx(
+        rows["kv", "bfloat16"]["samples_per_second"] / rows["stock", "bfloat16"]["samples_per_second"]
+    )
+    assert rows["kv", "bfloat16"]["state_bytes"] == rows["kv", "int8"]["state_bytes"] / 2
+    assert rows["huggingface", "int8"]["failure"].startswith("not measured in int8")
+    if "not installed" not in rows["ctranslate2", "int8"].get("failure", ""):
+        assert rows["ctranslate2", "int8"]["sentences"] == 3
+        assert rows["ctranslate2", "bfloat16"]["failure"].startswith("CTranslate2 has no bfloat16 on this cpu, but ")
+    out = capsys.readouterr().out
+    assert out.startswith("bart_base, random weights; source 9, output 6; cpu, 1 thread, int8, bfloat16; ")
+    assert " | batch | beam |    dtype | samples/s |" in out
+    assert "huggingface, batch 3, beam 2, int8: not measured in int8" in out
+    assert "int8: linear layers in int8" in out
+
+
+def test_no_int8_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="^--dtype int8 is for a CPU: on a GPU give float16 or bfloat16$"):
+        run(monkeypatch, "checkpoint.pt", "--dtype=float16,int8", "--device=cuda")
+
+
 @pytest.mark.parametrize("name", ["results.json", "table.md", "plot.png"])
 def test_no_input_is_written(monkeypatch, tmp_path, tiny_translation, name):
     """Here a link in the folder of the results leads to the sources."""
@@ -121,7 +160,7 @@ TINY = ["--arch=bart_base", *RANDOM]
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
         ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose from stock, "),
         ([*TINY, "--beams=4,none"], "^--beams 'none' is not a whole number above 0"),
-        ([*TINY, "--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
+        ([*TINY, "--dtype=int4"], "^--dtype 'int4' is unknown; choose from float32, bfloat16, float16, int8$"),
         ([*TINY, "--device=tpu7"], "^--device tpu7 is unknown; choose cpu or cuda$"),
         (
             [*TINY, "--no-repeat-ngram-size=-3"],
