@@ -61,6 +61,11 @@ class Settings:
     batch_sizes: list[int] = _option(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
     beams: list[int] = _option(lambda: [4], type=counts, help="such as 1,4 (default: 4)")
     repeats: int = _option(3, type=count, help="by the clock; the median counts")
+    interleave: bool | None = _option(
+        action=argparse.BooleanOptionalAction,
+        help="load the runs of a batch size and beam together, as far as they fit the memory, and let them take turns "
+        "(default: on a CPU)",
+    )
     dtype: list[str] = _option(
         lambda: ["float32"],
         type=choices((*FLOATS, INT8)),
@@ -73,7 +78,7 @@ class Settings:
 
 def add_run_options(parser: argparse._ActionsContainer, several_dtypes: bool = False) -> None:
     """How and where each run is made, and where the results go."""
-    add_fields(parser, Settings, "repeats", *["dtype"] * several_dtypes, "device", "threads")
+    add_fields(parser, Settings, "repeats", *(("interleave", "dtype") if several_dtypes else ()), "device", "threads")
     if not several_dtypes:
         parser.add_argument("--dtype", choices=FLOATS, default="float32", help="(default: %(default)s)")
     parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")

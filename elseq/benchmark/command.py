@@ -18,6 +18,8 @@ from elseq.precision import INT8
 
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
+Runs of the same batch size and beam take turns: each decodes once, then each once more, and another is the first. So a
+machine that is busy for a while slows all of them alike.
 Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
 sentence share the keys and values of the source; kv, el and auto are elseq's; ctranslate2 and huggingface need those
 packages. What stands after -- are model options of fairseq-train for --arch, such as -- --encoder-layers 2.
@@ -97,6 +99,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
         one_batch=settings.source is None,
         search=search,
         dtypes=settings.dtype,
+        interleave=settings.device == "cpu" if settings.interleave is None else settings.interleave,
         **{each: getattr(settings, each) for each in _OF_GRID},
     )
 

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
+WAITING = "elseq-benchmark waits: "  # how a line to the process that measures begins
 
 
 @dataclass
@@ -35,10 +36,11 @@ class Measurement:
     method: str | None = None
     ngrams_repeat: bool | None = None
     output_lengths: list[int] | None = None  # that occurred, end symbols included
+    in_turns: int | None = None  # processes that took turns, this one included
 
 
 def measure(request: dict) -> Measurement:
-    """Decode all batches once to warm up and to look at, then `repeats` times by the clock.
+    """Decode all batches once to warm up and to look at, then `repeats` times by the clock, each in its turn.
 
     Args:
         request: engine, and what `start` of that engine reads; sources, batches (lists of indices), repeats, threads.
@@ -47,7 +49,7 @@ def measure(request: dict) -> Measurement:
     gc.collect()
     device = request["device"]
     found = engine.found
-    found.loaded_mebibytes, _ = memory_mebibytes(device)
+    found.loaded_mebibytes, loading_peak = memory_mebibytes(device)
     found.peak_includes_loading = reset_peak(device)
     found.hypotheses = [None] * len(request["sources"])
     engine.look_closely = True
@@ -57,12 +59,20 @@ def measure(request: dict) -> Measurement:
     engine.look_closely = False
     found.seconds = []
     for _ in range(request["repeats"]):
+        wait_for_turn(max(loading_peak or 0, memory_mebibytes(device)[1] or 0))
         start = time.perf_counter()
         for batch in request["batches"]:
             engine.decode(batch)
         found.seconds.append(time.perf_counter() - start)
     found.peak_mebibytes = memory_mebibytes(device)[1]
     return found
+
+
+def wait_for_turn(mebibytes: float) -> None:
+    """Tell `elseq.benchmark.processes.Process` the most memory that was needed, and wait until it says to go on."""
+    print(f"\n{WAITING}{mebibytes}", flush=True)
+    if not sys.stdin.readline():
+        sys.exit("the process that measures has ended")
 
 
 def _start(request: dict):

@@ -172,6 +172,16 @@ def machine(device: str, threads: int, dtype: str) -> list[str]:
     return [device_name(device), f"{threads} thread{'s' if threads > 1 else ''}", dtype]
 
 
+def turns(repeats: int, rows: list[Row]) -> list[str]:
+    """How the repeats were distributed over the time."""
+    several = sorted({row.in_turns for row in rows if row.in_turns is not None})
+    if not several:
+        return []
+    numbers = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
+    how = "one run after the other" if several == [1] else f"in turns of {numbers} processes"
+    return [f"{repeats} repeat{'s' if repeats > 1 else ''}", how]
+
+
 def versions() -> list[str]:
     return [f"torch {torch.__version__}", f"fairseq {fairseq_version()}", f"elseq {elseq.__version__}"]
 

@@ -35,6 +35,7 @@ class Row:
     output_length: float | None = None  # mean of the best hypotheses, in tokens
     sentences: int | None = None
     seconds: list[float] | None = None  # of each repeat
+    in_turns: int | None = None  # processes that took turns, this one included
     scores: dict[str, float] | None = None  # by the headings of their columns
     peak_mebibytes: float | None = None
     loaded_mebibytes: float | None = None

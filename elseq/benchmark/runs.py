@@ -1,11 +1,8 @@
 """The grid of runs: every mode and dtype at every batch size and beam, each in a process of its own."""
 
 import importlib.util
-import json
-import os
+import itertools
 import statistics
-import subprocess
-import sys
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -17,6 +14,7 @@ from elseq.benchmark import measure
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
+from elseq.benchmark.processes import in_process, in_turns
 from elseq.benchmark.rows import Row, fill
 from elseq.benchmark.sources import make_batches
 from elseq.precision import DTYPES, INT8
@@ -55,6 +53,7 @@ class Grid:
     device: str
     threads: int
     repeats: int
+    interleave: bool
 
     def cells(self) -> list[Cell]:
         """The runs, in order. fairseq has no int8: what is compared with it there is compared with its float32."""
@@ -69,7 +68,7 @@ class Grid:
 
 
 def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
-    """Run every cell of the grid, one after the other.
+    """Run every cell of the grid: those of the same batch size and beam in turns, or all one after the other.
 
     Args:
         grid: what is measured. What comes after stock, at the same batch size, beam and dtype (int8: float32), is
@@ -82,78 +81,65 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
     sizes = None
     with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
         folder = Path(name)
-        for mode, batch_size, beam, dtype in grid.cells():
-            sources = grid.sources[:batch_size] if grid.one_batch else grid.sources
-            request = {
-                "engine": FOREIGN_MODES.get(mode, "fairseq"),
-                "mode": mode,
-                "model_file": grid.model_file.to_dict(),
-                "sources": sources,
-                "batches": make_batches(sources, batch_size, equal_lengths=grid.model_file.is_language_model),
-                "beam": beam,
-                "search": grid.search,
-                "dtype": dtype,
-                "device": grid.device,
-                "threads": grid.threads,
-                "repeats": grid.repeats,
-            }
-            found = _run(request, grid, folder, exported)
-            row = Row(mode, batch_size, beam, dtype)
-            fill(row, found)
-            best = None
-            if found.failure is None:
-                best = [hypotheses[0] for hypotheses in found.hypotheses]
-                _summarize(row, found, best)
-                if found.sizes is not None:
-                    sizes = Sizes(**found.sizes)
-                if sizes is not None:
-                    _add_work(row, sizes, request, found, grid.positions)
-                place = batch_size, beam, DTYPES[dtype]
-                baseline = stock.get(place)
-                if mode == "stock":
-                    stock[place] = baseline = (row, best)
-                if baseline is not None:
-                    compare(row, best, *baseline)
-            done(row, best)
+        for _, cells in itertools.groupby(grid.cells(), lambda cell: (cell.batch_size, cell.beam)):
+            requests = {cell: _request(grid, cell, folder) for cell in cells}
+            failures = {cell: _why_not(request, grid, exported) for cell, request in requests.items()}
+            possible = [request for cell, request in requests.items() if failures[cell] is None]
+            measured = in_turns([measure.__file__], possible, folder, grid.interleave)
+            for cell, request in requests.items():
+                found = next(measured) if failures[cell] is None else Measurement(failure=failures[cell])
+                row = Row(*cell)
+                fill(row, found)
+                best = None
+                if found.failure is None:
+                    best = [hypotheses[0] for hypotheses in found.hypotheses]
+                    _summarize(row, found, best)
+                    if found.sizes is not None:
+                        sizes = Sizes(**found.sizes)
+                    if sizes is not None:
+                        _add_work(row, sizes, request, found, grid.positions)
+                    place = cell.batch_size, cell.beam, DTYPES[cell.dtype]
+                    baseline = stock.get(place)
+                    if cell.mode == "stock":
+                        stock[place] = baseline = (row, best)
+                    if baseline is not None:
+                        compare(row, best, *baseline)
+                done(row, best)
 
 
-def _run(request: dict, grid: Grid, folder: Path, exported: dict) -> Measurement:
+def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
+    """What the process of a run reads."""
+    sources = grid.sources[: cell.batch_size] if grid.one_batch else grid.sources
+    engine = FOREIGN_MODES.get(cell.mode, "fairseq")
+    return {
+        "engine": engine,
+        "mode": cell.mode,
+        "model_file": grid.model_file.to_dict(),
+        "exported": str(folder / engine),
+        "sources": sources,
+        "batches": make_batches(sources, cell.batch_size, equal_lengths=grid.model_file.is_language_model),
+        "beam": cell.beam,
+        "search": grid.search,
+        "dtype": cell.dtype,
+        "device": grid.device,
+        "threads": grid.threads,
+        "repeats": grid.repeats,
+    }
+
+
+def _why_not(request: dict, grid: Grid, exported: dict) -> str | None:
+    """Why another program cannot be measured, or None; it is given the model the first time."""
     engine = request["engine"]
     if engine == "fairseq":
-        return in_process([measure.__file__], request, folder)
+        return None
     if importlib.util.find_spec(engine) is None:
-        return Measurement(failure=f"{engine} is not installed")
+        return f"{engine} is not installed"
     if engine == "transformers" and request["dtype"] == INT8:
-        return Measurement(failure="not measured in int8, for which transformers needs another package")
-    request["exported"] = str(folder / engine)
+        return "not measured in int8, for which transformers needs another package"
     if engine not in exported:
-        whole = {**request, "sources": grid.sources}
+        whole, folder = {**request, "sources": grid.sources}, Path(request["exported"]).with_suffix(".export")
         exported[engine] = in_process(["-m", "elseq.benchmark.export"], whole, folder).failure
-    if exported[engine] is not None:
-        return Measurement(failure=f"{engine} does not take this model: {exported[engine]}")
-    return in_process([measure.__file__], request, folder)
-
-
-def in_process(program: list[str], request: dict, folder: Path) -> Measurement:
-    """Run a Python program that reads the request and writes what it has found."""
-    request_path, result_path = folder / "request.json", folder / "result.json"
-    request_path.write_text(json.dumps(request))
-    result_path.unlink(missing_ok=True)
-    package = str(Path(__file__).resolve().parents[2])
-    environment = {
-        **os.environ,
-        "OMP_NUM_THREADS": str(request["threads"]),
-        "PYTHONPATH": os.pathsep.join(filter(None, (package, os.environ.get("PYTHONPATH")))),
-    }
-    # -P keeps this folder's own file names from being imported as packages.
-    command = [sys.executable, "-P", *program, str(request_path), str(result_path)]
-    ended = subprocess.run(command, env=environment, capture_output=True, text=True, errors="replace")
-    if result_path.exists():
-        return Measurement(**json.loads(result_path.read_text()))
-    if ended.returncode == -9:
-        return Measurement(failure="out of memory (the system ended the process)")
-    lines = ended.stderr.strip().splitlines() or [""]
-    return Measurement(failure=f"the process ended with {ended.returncode}: {lines[-1]}")
+    return exported[engine] and f"{engine} does not take this model: {exported[engine]}"
 
 
 def _summarize(row: Row, found: Measurement, best: list[list[int]]) -> None:

@@ -89,6 +89,19 @@ def test_json_has_what_is_known(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("together", "told"),
+    [
+        ([None], []),
+        ([1, None, 1], ["3 repeats", "one run after the other"]),
+        ([4, 4], ["3 repeats", "in turns of 4 processes"]),
+        ([5, 2, 3, None], ["3 repeats", "in turns of 2 to 5 processes"]),
+    ],
+)
+def test_turns(together, told):
+    assert report.turns(3, [Row("kv", in_turns=number) for number in together]) == told
+
+
 def test_machine():
     assert report.machine("cpu", 1, "float32") == ["cpu", "1 thread", "float32"]
     assert report.machine("cpu", 2, "float32")[1] == "2 threads"

@@ -1,4 +1,4 @@
-"""The grid with measurements that are made up, its comparisons by hand, and a process that is killed."""
+"""The grid with measurements that are made up, and its comparisons by hand."""
 
 from types import SimpleNamespace
 
@@ -7,7 +7,7 @@ import pytest
 from elseq.benchmark import runs
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
-from elseq.benchmark.runs import Grid, in_process, run_grid
+from elseq.benchmark.runs import Grid, run_grid
 
 FOUND = {  # by mode: seconds, and all hypotheses of both sources
     "stock": ([2.0, 1.0, 9.0], [[[7, 8], [7]], [[9, 9, 9, 9], [5]]]),
@@ -18,7 +18,7 @@ SIZES = Sizes(10, 8, 2, 3, 1, 4, 1, 4, 4, 4, 2, 2)
 
 @pytest.fixture
 def grid(monkeypatch):
-    def measured(request, grid, folder, exported):
+    def measured(request):
         grid_requests.append(request)
         if request["mode"] not in FOUND:
             return Measurement(failure="out of memory")
@@ -26,10 +26,10 @@ def grid(monkeypatch):
         return Measurement(seconds=seconds, hypotheses=hypotheses, copied=False, sizes=SIZES.to_dict(), state_bytes=5)
 
     grid_requests = []
-    monkeypatch.setattr(runs, "_run", measured)
+    monkeypatch.setattr(runs, "in_turns", lambda program, requests, folder, interleave: map(measured, requests))
     model_file = SimpleNamespace(to_dict=dict, is_language_model=False)
     sources, search = [[4, 2], [4, 5, 2]], {}
-    where = {"device": "cpu", "threads": 1, "repeats": 3}
+    where = {"device": "cpu", "threads": 1, "repeats": 3, "interleave": True}
     return lambda modes, *dtypes: Grid(
         model_file, sources, [2, 3], False, modes, [2], [2], search, list(dtypes or ["float32"]), **where
     )
@@ -79,19 +79,6 @@ def test_int8_reads_weights_of_a_byte_and_is_compared_with_float32(grid):
 
 
 def test_order_of_the_cells():
-    grid = Grid(None, [], [], True, ["stock", "el"], [8, 4], [1, 2], {}, ["float32"], "cpu", 1, 1)
+    grid = Grid(None, [], [], True, ["stock", "el"], [8, 4], [1, 2], {}, ["float32"], "cpu", 1, 1, True)
     assert grid.cells()[:3] == [("stock", 8, 1, "float32"), ("el", 8, 1, "float32"), ("stock", 8, 2, "float32")]
     assert len(grid.cells()) == 8
-
-
-@pytest.mark.parametrize(
-    ("code", "failure"),
-    [
-        ("import os; os.kill(os.getpid(), 9)", "out of memory (the system ended the process)"),
-        ("import sys; sys.exit('no such thing')", "the process ended with 1: no such thing"),
-        ("import sys; open(sys.argv[2], 'w').write('{\"seconds\": [1.5]}')", None),
-    ],
-)
-def test_a_process(tmp_path, code, failure):
-    found = in_process(["-c", code], {"threads": 1}, tmp_path)
-    assert found == Measurement(failure=failure, seconds=None if failure else [1.5])

@@ -31,6 +31,12 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
     arguments += ["--modes=el,kv,ctranslate2", f"--output={tmp_path}", "--", *ENCODER_DECODER]
     run(monkeypatch, *arguments)
+    assert [row.get("in_turns") for row in json.loads((tmp_path / "results.json").read_text())["rows"]] == [
+        3,
+        3,
+        3,
+        None,
+    ]
     results = json.loads((tmp_path / "results.json").read_text())
     *measured, missing = results["rows"]
     assert [row["mode"] for row in measured] == ["stock", "el", "kv"]
@@ -50,6 +56,7 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     assert kv["state_bytes"] == 2 * el["state_bytes"]
     assert stock["state_bytes"] >= 4 * 2 * 32 * (9 * 3 + 7 * 6)
     out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith("; 1 repeat, in turns of 3 processes")
     assert (tmp_path / "table.md").read_text() in out
     assert "ctranslate2, batch 3, beam 2: no_such_package is not installed." in out
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
@@ -109,8 +116,11 @@ def test_no_input_is_written(monkeypatch, tmp_path, tiny_translation, name):
 
 def test_language_model(monkeypatch, tmp_path):
     arguments = ["--arch=transformer_lm", *RANDOM, "--source-length=5", "--batch-sizes=2", "--beams=2"]
-    run(monkeypatch, *arguments, "--modes=el", f"--output={tmp_path}", "--", *DECODER)
-    stock, el = json.loads((tmp_path / "results.json").read_text())["rows"]
+    run(monkeypatch, *arguments, "--modes=el", "--no-interleave", f"--output={tmp_path}", "--", *DECODER)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["title"].endswith("; 1 repeat, one run after the other")
+    stock, el = results["rows"]
+    assert stock["in_turns"] == el["in_turns"] == 1
     assert stock["copied"] is True
     assert el["identical_share"] == 1.0
     assert el["output_length"] == stock["output_length"] == 6

@@ -31,7 +31,7 @@ def requests(monkeypatch, random_model):
     asked = []
     monkeypatch.setattr(command, "random_model", lambda *_: random_model)
 
-    def measured(request, grid, folder, exported):
+    def measured(request):
         asked.append(request)
         if request["mode"] == "auto":
             return Measurement(failure="out of memory")
@@ -40,7 +40,7 @@ def requests(monkeypatch, random_model):
             hypotheses[-1] = [[7, 8]]
         return Measurement(seconds=[SECONDS[request["mode"]]], hypotheses=hypotheses, peak_mebibytes=100.0)
 
-    monkeypatch.setattr(runs, "_run", measured)
+    monkeypatch.setattr(runs, "in_turns", lambda program, requests, folder, interleave: map(measured, requests))
     return asked
 
 
@@ -170,14 +170,15 @@ def test_one_run(requests, tmp_path):
 
 
 def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_before, capsys):
-    measure = runs._run
+    measure = runs.in_turns
 
-    def interrupted(request, *others):
+    def interrupted(program, requests, *others):
+        [request] = requests
         if request["mode"] == "el":
             raise KeyboardInterrupt
-        return measure(request, *others)
+        return measure(program, requests, *others)
 
-    monkeypatch.setattr(runs, "_run", interrupted)
+    monkeypatch.setattr(runs, "in_turns", interrupted)
     line = f"-m decode=stock,el,kv batch=2 hydra.sweep.dir={tmp_path}"
     ended = benchmark(line, check=False)
     assert ended.returncode == 130
@@ -191,7 +192,7 @@ def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_bef
         f"finished jobs are in {tmp_path}: to continue, repeat the command with hydra.sweep.dir={tmp_path}\n"
     )
 
-    monkeypatch.setattr(runs, "_run", measure)
+    monkeypatch.setattr(runs, "in_turns", measure)
     requests.clear()
     benchmark(line)
     assert [request["mode"] for request in requests] == ["el", "kv"]
@@ -202,7 +203,7 @@ def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_run", interrupted)
+    monkeypatch.setattr(runs, "in_turns", interrupted)
     ended = benchmark(f"decode=el hydra.run.dir={tmp_path}", check=False)
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "elseq: interrupted")
     ((tell, *what),) = as_before
