@@ -96,7 +96,8 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                     _summarize(row, found, best)
                     if found.sizes is not None:
                         sizes = Sizes(**found.sizes)
-                    if sizes is not None:
+                    # How other programs read a prompt is not what the formulae say.
+                    if sizes is not None and not (grid.model_file.is_language_model and cell.mode in FOREIGN_MODES):
                         _add_work(row, sizes, request, found, grid.positions)
                     place = cell.batch_size, cell.beam, DTYPES[cell.dtype]
                     baseline = stock.get(place)
