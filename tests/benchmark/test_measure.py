@@ -57,6 +57,22 @@ def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
         assert engine.found.copied is (beam > 1)
 
 
+@pytest.mark.parametrize("mode", ["kv", "el"])
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_int8(folders, name, mode):
+    """As many words as stock in float32 finds, and most of them the same."""
+    model_file = checkpoint_model(folders / name, None).to_dict()
+    search = {"min_len": 8, "max_len_b": 8, "lenpen": 1.0, "no_repeat_ngram_size": 0}
+    request = {"model_file": model_file, "sources": SOURCES, "beam": 2, "search": search, "device": "cpu", "threads": 1}
+    stock, int8 = (
+        best_of(FairseqEngine(request | {"mode": mode, "dtype": dtype}))
+        for mode, dtype in (("stock", "float32"), (mode, "int8"))
+    )
+    pairs = [(one, other) for index in stock for one, other in zip(stock[index], int8[index], strict=True)]
+    assert len(pairs) == 8 * len(SOURCES)
+    assert sum(one == other for one, other in pairs) > len(pairs) / 2
+
+
 def test_what_cannot_be_exported(folders, tmp_path, tiny_language_model):
     model_file = checkpoint_model(folders / "gpt2", None)
     with pytest.raises(UserError, match="^it has no <unk>, and the sources have words that are not in the dictionary$"):
