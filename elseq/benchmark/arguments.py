@@ -8,6 +8,7 @@ import torch
 
 from elseq.arguments import add_fields, choices, count, count_or_zero, counts
 from elseq.benchmark.runs import STOCK_MODES, modes
+from elseq.benchmark.scores import NAMES
 from elseq.errors import UserError
 from elseq.loading import Loading
 from elseq.precision import INT8
@@ -47,6 +48,11 @@ class Settings:
     random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
     vocabulary_size: int = _option(50264, type=count, help="with --arch")
     source: str | None = _option(help="text in pieces of the model's dictionary, one source a line; decoded whole")
+    reference: str | None = _option(
+        help="with --source: score the hypotheses against this, one line for each source; text if the model has a "
+        "subword vocabulary beside its dictionary, otherwise pieces of the dictionary"
+    )
+    metric: str = _option(NAMES[0], choices=NAMES, help="of the reference: sacreBLEU or ROUGE")
     source_length: int = _option(512, type=count, help="positions of random sources, one batch")
     output_length: int | None = _option(type=count, help="tokens of every output, whatever the model would say")
     min_len: int = _option(1, type=count, help="tokens at least")

@@ -12,6 +12,7 @@ from elseq.benchmark import report
 from elseq.benchmark.arguments import Settings, add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
+from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
 from elseq.precision import INT8
@@ -56,7 +57,9 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
     work = parser.add_argument_group("what is decoded")
     add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
-    add_fields(work, Settings, "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
+    add_fields(
+        work, Settings, "reference", "metric", "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size"
+    )
     runs = parser.add_argument_group("runs")
     add_fields(runs, Settings, "modes", "batch_sizes", "beams")
     add_run_options(runs, several_dtypes=True)
@@ -89,6 +92,9 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
             sources = read_sources(model_file, Path(settings.source))
         else:
             sources = random_sources(model_file, settings.source_length, max(settings.batch_sizes))
+        scorer = None
+        if settings.reference is not None:
+            scorer = Scorer.read(model_file, settings.source, settings.reference, settings.metric)
     positions = count_positions(model_file, sources)
     check_positions(model_file, positions, shortest)
     search = {"min_len": shortest, "max_len_b": longest} | {each: getattr(settings, each) for each in _OF_SEARCH}
@@ -98,6 +104,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
         positions=positions,
         one_batch=settings.source is None,
         search=search,
+        scorer=scorer,
         dtypes=settings.dtype,
         interleave=settings.device == "cpu" if settings.interleave is None else settings.interleave,
         **{each: getattr(settings, each) for each in _OF_GRID},
@@ -131,6 +138,8 @@ def title(settings: Settings, grid: Grid) -> list[list[str]]:
         output = [f"output {settings.min_len} to {settings.max_len_b}", f"length penalty {settings.lenpen:g}"]
     if settings.no_repeat_ngram_size:
         output.append(f"no repeated {settings.no_repeat_ngram_size}-grams")
+    if grid.scorer is not None:
+        output += [f"reference {settings.reference}", *grid.scorer.how()]
     return [
         [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],

@@ -29,6 +29,7 @@ class ModelFile:
     path: str
     data: str  # folder of the dictionaries
     dictionary: str  # file of that of the source
+    target_dictionary: str
     is_language_model: bool
     special_positions: int  # of a source, for symbols that are no words: its end or the prompt's beginning, BART's <s>
     source_positions: int  # the longest source, special symbols included; 0 for a language model
@@ -123,7 +124,7 @@ def _configuration(arguments: list[str]):
 
 def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile:
     folder = checkpoint.folder(data)
-    source, _ = dictionaries = checkpoint.dictionaries(folder)
+    source, target = dictionaries = checkpoint.dictionaries(folder)
     is_language_model = checkpoint.is_language_model
     task = checkpoint.build_task(folder, dictionaries, STOCK)
     full = stock_configuration(checkpoint.cfg.model)
@@ -133,6 +134,7 @@ def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile
         path=str(checkpoint.path),
         data=str(folder),
         dictionary=str(source),
+        target_dictionary=str(target),
         is_language_model=is_language_model,
         special_positions=1 if is_language_model or not task.prepend_source_bos else 2,
         source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,

@@ -16,6 +16,7 @@ from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
 from elseq.benchmark.processes import in_process, in_turns
 from elseq.benchmark.rows import Row, fill
+from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import make_batches
 from elseq.precision import DTYPES, INT8
 
@@ -54,6 +55,7 @@ class Grid:
     threads: int
     repeats: int
     interleave: bool
+    scorer: Scorer | None = None  # of the best hypotheses
 
     def cells(self) -> list[Cell]:
         """The runs, in order. fairseq has no int8: what is compared with it there is compared with its float32."""
@@ -94,6 +96,8 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                 if found.failure is None:
                     best = [hypotheses[0] for hypotheses in found.hypotheses]
                     _summarize(row, found, best)
+                    if grid.scorer is not None:
+                        row.scores = grid.scorer.score(best)
                     if found.sizes is not None:
                         sizes = Sizes(**found.sizes)
                     # How other programs read a prompt is not what the formulae say.

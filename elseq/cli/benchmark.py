@@ -32,7 +32,10 @@ def main() -> None:
         output = make_output_folder(folder)
         files = [output / name for name in ("results.json", "table.md", "plot.png")]
         for file in files:
-            check_output_file(file, *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source))))
+            check_output_file(
+                file,
+                *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source, settings.reference))),
+            )
 
         def heading(rows: list) -> str:
             return report.heading([*common, report.turns(settings.repeats, rows)])

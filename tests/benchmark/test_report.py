@@ -1,6 +1,7 @@
 """Tables, notes and JSON of rows that are written by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -46,6 +47,16 @@ def test_precisions_are_a_column_where_they_differ():
     ]
     assert "int8: linear layers in int8" in report.notes([one, other])
     assert "int8" not in report.notes([one])
+
+
+@pytest.mark.parametrize("name", ["bart_base_cpu", "bart_large_h100"])
+def test_results_from_before_there_were_precisions(name):
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    told = json.loads((results / f"{name}.json").read_text())["rows"]
+    rows = [Row(**{key: value for key, value in row.items() if key != "evaluation"}) for row in told]
+    first, _, *lines = report.table(rows).splitlines()
+    assert first.startswith("| mode ") and "dtype" not in first
+    assert len([line for line in lines if line.startswith("| ")]) == len([row for row in told if "failure" not in row])
 
 
 def test_unsteady_rows_are_named():

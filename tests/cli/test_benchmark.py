@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from sacrebleu.metrics import BLEU
 
+import elseq
 from elseq.benchmark import runs
 from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
@@ -93,6 +95,25 @@ def test_precisions(monkeypatch, tmp_path, capsys):
     assert " | batch | beam |    dtype | samples/s |" in out
     assert "huggingface, batch 3, beam 2, int8: not measured in int8" in out
     assert "int8: linear layers in int8" in out
+
+
+def test_scores(monkeypatch, tmp_path, tiny_translation, capsys):
+    """Those of what elseq.load generates."""
+    sources = (tiny_translation.raw / "test.src").read_text().splitlines()[:4]
+    found = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data).generate(sources, beam=2, max_len_b=20)
+    references = [f"{line} more words than that" for line in found]
+    (tmp_path / "source").write_text("\n".join(sources) + "\n")
+    (tmp_path / "reference").write_text("\n".join(references) + "\n")
+    arguments = [tiny_translation.checkpoint, "--data", tiny_translation.data, "--source", tmp_path / "source"]
+    arguments += ["--reference", tmp_path / "reference", "--modes=kv", "--beams=2", "--max-len-b=20", "--repeats=1"]
+    run(monkeypatch, *arguments, "--threads=1", f"--output={tmp_path / 'out'}")
+    expected = BLEU().corpus_score(found, [references]).score
+    assert 0 < expected < 100
+    for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]:
+        assert row["scores"] == {"sacreBLEU": pytest.approx(expected)}
+    out = capsys.readouterr().out
+    assert "| sacreBLEU |" in out
+    assert f"reference {tmp_path / 'reference'}, sacreBLEU nrefs:1|" in out
 
 
 def test_no_int8_on_a_gpu(monkeypatch):
@@ -182,6 +203,7 @@ TINY = ["--arch=bart_base", *RANDOM]
             [*TINY, "--", "--no-such-option"],
             "not fairseq-train's .unrecognized arguments: --no-such-option.",
         ),
+        ([*TINY, "--reference=file", "--", *ENCODER_DECODER], "^--reference is of sources from a file: name theirs"),
         ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
         ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
         (
