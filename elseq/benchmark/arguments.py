@@ -8,10 +8,12 @@ import torch
 
 from elseq.arguments import add_fields, choices, count, count_or_zero, counts
 from elseq.benchmark.runs import STOCK_MODES, modes
+from elseq.benchmark.scores import NAMES
 from elseq.errors import UserError
 from elseq.loading import Loading
+from elseq.precision import INT8
 
-DTYPES = ("float32", "bfloat16", "float16")
+FLOATS = ("float32", "bfloat16", "float16")
 
 
 def device(text: str) -> str:
@@ -46,6 +48,11 @@ class Settings:
     random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
     vocabulary_size: int = _option(50264, type=count, help="with --arch")
     source: str | None = _option(help="text in pieces of the model's dictionary, one source a line; decoded whole")
+    reference: str | None = _option(
+        help="with --source: score the hypotheses against this, one line for each source; text if the model has a "
+        "subword vocabulary beside its dictionary, otherwise pieces of the dictionary"
+    )
+    metric: str = _option(NAMES[0], choices=NAMES, help="of the reference: sacreBLEU or ROUGE")
     source_length: int = _option(512, type=count, help="positions of random sources, one batch")
     output_length: int | None = _option(type=count, help="tokens of every output, whatever the model would say")
     min_len: int = _option(1, type=count, help="tokens at least")
@@ -60,15 +67,26 @@ class Settings:
     batch_sizes: list[int] = _option(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
     beams: list[int] = _option(lambda: [4], type=counts, help="such as 1,4 (default: 4)")
     repeats: int = _option(3, type=count, help="by the clock; the median counts")
-    dtype: str = _option("float32", choices=DTYPES)
+    interleave: bool | None = _option(
+        action=argparse.BooleanOptionalAction,
+        help="load the runs of a batch size and beam together, as far as they fit the memory, and let them take turns "
+        "(default: on a CPU)",
+    )
+    dtype: list[str] = _option(
+        lambda: ["float32"],
+        type=choices((*FLOATS, INT8)),
+        help=f"of {', '.join((*FLOATS, INT8))}; int8 is for a CPU, stock is float32 beside it (default: float32)",
+    )
     device: str = _option("cpu", type=device, help="cpu, cuda or cuda:1")
     threads: int = _option(torch.get_num_threads, type=count)
     model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
 
 
-def add_run_options(parser: argparse._ActionsContainer) -> None:
+def add_run_options(parser: argparse._ActionsContainer, several_dtypes: bool = False) -> None:
     """How and where each run is made, and where the results go."""
-    add_fields(parser, Settings, "repeats", "dtype", "device", "threads")
+    add_fields(parser, Settings, "repeats", *(("interleave", "dtype") if several_dtypes else ()), "device", "threads")
+    if not several_dtypes:
+        parser.add_argument("--dtype", choices=FLOATS, default="float32", help="(default: %(default)s)")
     parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
 
 

@@ -12,11 +12,15 @@ from elseq.benchmark import report
 from elseq.benchmark.arguments import Settings, add_run_options
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
+from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
+from elseq.precision import INT8
 
 EPILOG = """\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
+Runs of the same batch size and beam take turns: each decodes once, then each once more, and another is the first. So a
+machine that is busy for a while slows all of them alike.
 Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
 sentence share the keys and values of the source; kv, el and auto are elseq's; ctranslate2 and huggingface need those
 packages. What stands after -- are model options of fairseq-train for --arch, such as -- --encoder-layers 2.
@@ -28,7 +32,7 @@ elseq-benchmark multi-query and elseq-benchmark top-k measure what those two pap
 """
 
 
-_OF_GRID = ("modes", "batch_sizes", "beams", "dtype", "device", "threads", "repeats")
+_OF_GRID = ("modes", "batch_sizes", "beams", "device", "threads", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
 
 
@@ -53,10 +57,12 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
     work = parser.add_argument_group("what is decoded")
     add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
-    add_fields(work, Settings, "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
+    add_fields(
+        work, Settings, "reference", "metric", "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size"
+    )
     runs = parser.add_argument_group("runs")
     add_fields(runs, Settings, "modes", "batch_sizes", "beams")
-    add_run_options(runs)
+    add_run_options(runs, several_dtypes=True)
     options = vars(parser.parse_args(arguments))
     output = options.pop("output")
     return Settings(**options, model_options=model_options), output
@@ -73,6 +79,8 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
     Raises:
         UserError: settings that do not go together, or a model or sources that cannot be used.
     """
+    if INT8 in settings.dtype and settings.device != "cpu":
+        raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
     shortest, longest = settings.min_len, settings.max_len_b
     if settings.output_length is not None:
         shortest = longest = settings.output_length
@@ -84,6 +92,9 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
             sources = read_sources(model_file, Path(settings.source))
         else:
             sources = random_sources(model_file, settings.source_length, max(settings.batch_sizes))
+        scorer = None
+        if settings.reference is not None:
+            scorer = Scorer.read(model_file, settings.source, settings.reference, settings.metric)
     positions = count_positions(model_file, sources)
     check_positions(model_file, positions, shortest)
     search = {"min_len": shortest, "max_len_b": longest} | {each: getattr(settings, each) for each in _OF_SEARCH}
@@ -93,6 +104,9 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
         positions=positions,
         one_batch=settings.source is None,
         search=search,
+        scorer=scorer,
+        dtypes=settings.dtype,
+        interleave=settings.device == "cpu" if settings.interleave is None else settings.interleave,
         **{each: getattr(settings, each) for each in _OF_GRID},
     )
 
@@ -124,9 +138,11 @@ def title(settings: Settings, grid: Grid) -> list[list[str]]:
         output = [f"output {settings.min_len} to {settings.max_len_b}", f"length penalty {settings.lenpen:g}"]
     if settings.no_repeat_ngram_size:
         output.append(f"no repeated {settings.no_repeat_ngram_size}-grams")
+    if grid.scorer is not None:
+        output += [f"reference {settings.reference}", *grid.scorer.how()]
     return [
         [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],
-        report.machine(settings.device, settings.threads, settings.dtype),
+        report.machine(settings.device, settings.threads, ", ".join(settings.dtype)),
         report.versions(),
     ]

@@ -112,24 +112,27 @@ def operations(sizes: Sizes, batch: Batch, decoding: Decoding) -> int:
     return total
 
 
-def bytes_read(sizes: Sizes, batch: Batch, decoding: Decoding, number_bytes: int) -> int:
-    """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes."""
+def bytes_read(
+    sizes: Sizes, batch: Batch, decoding: Decoding, number_bytes: int, weight_bytes: int | None = None
+) -> int:
+    """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes, or weights of their own."""
     copies = batch.beam if decoding.copied else 1
     own = decoding.self_attention.numbers_read(sizes.of_attention(sizes.decoder_width))
     memory = decoding.cross_attention.numbers_read(sizes.of_attention(sizes.memory_width))
     passes = max(batch.steps)
     if batch.prompt_length:
         passes += batch.prompt_length if decoding.copied else 1
-    numbers = sizes.encoder + passes * _step_weights(sizes, decoding)
+    weights = sizes.encoder + passes * _step_weights(sizes, decoding)
     if decoding.cross_attention.projects_memory:
-        numbers += sizes.cross_key_value
+        weights += sizes.cross_key_value
+    numbers = 0
     for steps in batch.steps:
         numbers += sizes.decoder_layers * batch.beam * _sum_to(steps) * own
         numbers += sizes.decoder_layers * copies * steps * batch.prompt_length * own
         if decoding.copied and batch.prompt_length:
             numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
         numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
-    return numbers * number_bytes
+    return numbers * number_bytes + weights * (weight_bytes or number_bytes)
 
 
 def _linear(module: nn.Module) -> int:

@@ -26,28 +26,37 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     Raises:
         UserError: the engine does not take this model; the text is the reason.
     """
-    if model_file.is_language_model:
-        raise UserError("only encoder-decoder models are measured")
     model, task = load(model_file, "stock")
     cfg = checkpoint_utils.load_checkpoint_to_cpu(model_file.path)["cfg"]
     folder.mkdir(parents=True, exist_ok=True)
     dataset = task.build_dataset_for_inference(
         [torch.tensor(source) for source in sources], [len(source) for source in sources]
     )
-    numbers = [dataset[index]["source"].tolist() for index in range(len(sources))]
+    if model_file.is_language_model:
+        samples = [dataset.collater([dataset[index]]) for index in range(len(sources))]
+        numbers = [sample["net_input"]["src_tokens"][0].tolist() for sample in samples]
+    else:
+        numbers = [dataset[index]["source"].tolist() for index in range(len(sources))]
+    forced_start = getattr(task, "force_bos", False)
+    contents = {"is_language_model": model_file.is_language_model}
     dictionaries = task.source_dictionary, task.target_dictionary
     if engine == "ctranslate2":
         ctranslate.to_ctranslate2(model, cfg, *dictionaries, folder)
-        numbers = [source[:-1] for source in numbers]  # it adds the end symbol itself
+        if not model_file.is_language_model:
+            numbers = [source[:-1] for source in numbers]  # it adds the end symbol itself
+        contents |= {
+            "source_symbols": ctranslate.symbols(task.source_dictionary),
+            "target_symbols": ctranslate.symbols(task.target_dictionary),
+        }
     else:
-        exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, task.force_bos)
+        exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, forced_start)
         folders.write(folder, exported.config, exported.settings, exported.tensors)
-    contents = {
-        "sources": numbers,
-        "forced": [task.target_dictionary.bos()] if task.force_bos else [],
-        "source_symbols": ctranslate.symbols(task.source_dictionary),
-        "target_symbols": ctranslate.symbols(task.target_dictionary),
-    }
+        places = {row: number for number, row in enumerate(exported.order)}
+        if any(row not in places for source in numbers for row in source):
+            raise UserError("it has no <unk>, and the sources have words that are not in the dictionary")
+        numbers = [[places[row] for row in source] for source in numbers]
+        contents["rows"] = exported.order
+    contents |= {"sources": numbers, "forced": [task.target_dictionary.bos()] if forced_start else []}
     (folder / "sources.json").write_text(json.dumps(contents))
 
 

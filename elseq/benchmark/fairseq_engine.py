@@ -12,6 +12,7 @@ from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
 from elseq.models import Decoder
+from elseq.precision import DTYPES, INT8, prepared
 
 
 def _stock_blocks_ngrams() -> bool:
@@ -33,8 +34,10 @@ class FairseqEngine:
         torch.set_num_threads(request["threads"])
         self.mode = request["mode"]
         self.model_file = ModelFile(**request["model_file"])
-        self.model, self.task = load(self.model_file, self.mode)
-        self.model.to(device=request["device"], dtype=getattr(torch, request["dtype"]))
+        dtype = request["dtype"]
+        precision = INT8 if dtype == INT8 else None
+        self.model, self.task = load(self.model_file, self.mode, decode_dtype=precision)
+        self.model.to(device=request["device"], dtype=DTYPES[dtype])
         tokens = [torch.tensor(source) for source in request["sources"]]
         self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
         self.generator = self._build_generator()
@@ -53,6 +56,8 @@ class FairseqEngine:
             self._watch_stock_state()
         elif isinstance(self.model.decoder, Decoder):
             self._watch_method()
+            # as in a model of elseq.load
+            prepared(self.model, precision).fresh_parameters = self._parameters
 
     def decode(self, batch):
         sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
@@ -79,6 +84,9 @@ class FairseqEngine:
         if self.mode == "stock-shared" and self.beam > 1 and hasattr(self.model, "encoder"):
             BARTModel.set_beam_size(self.model, self.beam)
         return generator
+
+    def _parameters(self) -> dict[str, torch.Tensor]:
+        return dict(load(self.model_file, self.mode)[0].named_parameters())
 
     def _is_copied(self) -> bool:
         """Whether every hypothesis has keys and values of the source, or of the prompt, of its own."""

@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
+WAITING = "elseq-benchmark waits: "  # how a line to the process that measures begins
 
 
 @dataclass
@@ -35,10 +36,11 @@ class Measurement:
     method: str | None = None
     ngrams_repeat: bool | None = None
     output_lengths: list[int] | None = None  # that occurred, end symbols included
+    in_turns: int | None = None  # processes that took turns, this one included
 
 
 def measure(request: dict) -> Measurement:
-    """Decode all batches once to warm up and to look at, then `repeats` times by the clock.
+    """Decode all batches once to warm up and to look at, then `repeats` times by the clock, each in its turn.
 
     Args:
         request: engine, and what `start` of that engine reads; sources, batches (lists of indices), repeats, threads.
@@ -47,7 +49,7 @@ def measure(request: dict) -> Measurement:
     gc.collect()
     device = request["device"]
     found = engine.found
-    found.loaded_mebibytes, _ = memory_mebibytes(device)
+    found.loaded_mebibytes, loading_peak = memory_mebibytes(device)
     found.peak_includes_loading = reset_peak(device)
     found.hypotheses = [None] * len(request["sources"])
     engine.look_closely = True
@@ -57,12 +59,20 @@ def measure(request: dict) -> Measurement:
     engine.look_closely = False
     found.seconds = []
     for _ in range(request["repeats"]):
+        wait_for_turn(max(loading_peak or 0, memory_mebibytes(device)[1] or 0))
         start = time.perf_counter()
         for batch in request["batches"]:
             engine.decode(batch)
         found.seconds.append(time.perf_counter() - start)
     found.peak_mebibytes = memory_mebibytes(device)[1]
     return found
+
+
+def wait_for_turn(mebibytes: float) -> None:
+    """Tell `elseq.benchmark.processes.Process` the most memory that was needed, and wait until it says to go on."""
+    print(f"\n{WAITING}{mebibytes}", flush=True)
+    if not sys.stdin.readline():
+        sys.exit("the process that measures has ended")
 
 
 def _start(request: dict):
@@ -125,7 +135,13 @@ class CTranslate2Engine:
         self.forced = [targets[number] for number in exported["forced"]]
         self.number = {symbol: number for number, symbol in enumerate(targets)}
         device, _, index = request["device"].partition(":")
-        self.translator = ctranslate2.Translator(
+        dtypes = ctranslate2.get_supported_compute_types(device, int(index or 0))
+        if request["dtype"] not in dtypes:
+            from elseq.errors import UserError
+
+            raise UserError(f"CTranslate2 has no {request['dtype']} on this {device}, but {', '.join(sorted(dtypes))}")
+        self.is_language_model = exported["is_language_model"]
+        self.program = (ctranslate2.Generator if self.is_language_model else ctranslate2.Translator)(
             request["exported"],
             device=device,
             device_index=int(index or 0),
@@ -133,22 +149,28 @@ class CTranslate2Engine:
             intra_threads=request["threads"],
             inter_threads=1,
         )
-        self.found = Measurement(version=ctranslate2.__version__, copied=False)
+        # A prompt becomes a part of each hypothesis.
+        self.found = Measurement(version=ctranslate2.__version__, copied=self.is_language_model and self.beam > 1)
 
     def decode(self, batch):
         search = self.request["search"]
-        results = self.translator.translate_batch(
-            [self.sources[index] for index in batch],
-            target_prefix=[self.forced] * len(batch) if self.forced else None,
-            beam_size=self.beam,
-            num_hypotheses=self.beam,
-            length_penalty=search["lenpen"],
-            no_repeat_ngram_size=search["no_repeat_ngram_size"],
-            min_decoding_length=search["min_len"],
-            max_decoding_length=search["max_len_b"],
-            max_input_length=0,
-        )
-        return [[[self.number[word] for word in words] for words in result.hypotheses] for result in results]
+        sources = [self.sources[index] for index in batch]
+        options = {
+            "beam_size": self.beam,
+            "num_hypotheses": self.beam,
+            "length_penalty": search["lenpen"],
+            "no_repeat_ngram_size": search["no_repeat_ngram_size"],
+        }
+        if self.is_language_model:
+            options |= {"min_length": search["min_len"], "max_length": search["max_len_b"]}
+            results = self.program.generate_batch(sources, include_prompt_in_result=False, **options)
+            found = [result.sequences for result in results]
+        else:
+            options |= {"min_decoding_length": search["min_len"], "max_decoding_length": search["max_len_b"]}
+            prefix = [self.forced] * len(batch) if self.forced else None
+            results = self.program.translate_batch(sources, target_prefix=prefix, max_input_length=0, **options)
+            found = [result.hypotheses for result in results]
+        return [[[self.number[word] for word in words] for words in hypotheses] for hypotheses in found]
 
 
 class TransformersEngine:
@@ -167,8 +189,10 @@ class TransformersEngine:
         torch.set_num_threads(request["threads"])
         folder = Path(request["exported"])
         exported = json.loads((folder / "sources.json").read_text())
-        self.sources, self.forced = exported["sources"], exported["forced"]
-        self.model = transformers.BartForConditionalGeneration.from_pretrained(
+        self.sources, self.forced, self.rows = exported["sources"], exported["forced"], exported["rows"]
+        self.is_language_model = exported["is_language_model"]
+        [name] = json.loads((folder / "config.json").read_text())["architectures"]
+        self.model = getattr(transformers, name).from_pretrained(
             folder, dtype=getattr(torch, request["dtype"]), local_files_only=True
         )
         self.model.to(request["device"]).eval()
@@ -178,12 +202,19 @@ class TransformersEngine:
     def decode(self, batch):
         torch, config, search = self.torch, self.model.config, self.request["search"]
         sources = [torch.tensor(self.sources[index]) for index in batch]
-        tokens = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=config.pad_token_id)
-        tokens = tokens.to(self.request["device"])
+        end, pad = config.eos_token_id, config.pad_token_id
+        if self.is_language_model:  # prompts of one length
+            tokens = torch.stack(sources).to(self.request["device"])
+            mask, begin, pad = torch.ones_like(tokens), tokens.size(1), end
+        else:
+            tokens = torch.nn.utils.rnn.pad_sequence(sources, batch_first=True, padding_value=pad)
+            tokens = tokens.to(self.request["device"])
+            mask, begin = tokens.ne(pad).long(), 1
         with torch.inference_mode():
             found = self.model.generate(
                 input_ids=tokens,
-                attention_mask=tokens.ne(config.pad_token_id).long(),
+                attention_mask=mask,
+                pad_token_id=pad,
                 num_beams=self.beam,
                 num_return_sequences=self.beam,
                 do_sample=False,
@@ -191,16 +222,16 @@ class TransformersEngine:
                 min_new_tokens=search["min_len"],
                 max_new_tokens=search["max_len_b"] + 1,
                 forced_bos_token_id=self.forced[0] if self.forced else None,
-                forced_eos_token_id=config.eos_token_id,
+                forced_eos_token_id=end,
                 length_penalty=search["lenpen"],
                 no_repeat_ngram_size=search["no_repeat_ngram_size"],
             )
-        words = [self._words(row) for row in found[:, 1:].tolist()]
+        words = [self._words(row) for row in found[:, begin:].tolist()]
         return [words[start : start + self.beam] for start in range(0, len(words), self.beam)]
 
     def _words(self, row: list[int]) -> list[int]:
         end = self.model.config.eos_token_id
-        return row[: row.index(end)] if end in row else row
+        return [self.rows[number] for number in (row[: row.index(end)] if end in row else row)]
 
 
 def main(measure: Callable[[dict], Measurement] = measure) -> None:

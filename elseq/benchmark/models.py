@@ -29,6 +29,7 @@ class ModelFile:
     path: str
     data: str  # folder of the dictionaries
     dictionary: str  # file of that of the source
+    target_dictionary: str
     is_language_model: bool
     special_positions: int  # of a source, for symbols that are no words: its end or the prompt's beginning, BART's <s>
     source_positions: int  # the longest source, special symbols included; 0 for a language model
@@ -85,7 +86,7 @@ def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None)
     return replace(_describe(checkpoint.path.name, checkpoint, data), user_dir=user_dir)
 
 
-def load(model_file: ModelFile, mode: str, for_training: bool = False):
+def load(model_file: ModelFile, mode: str, for_training: bool = False, **options):
     """The model as a mode decodes it, and its task.
 
     Args:
@@ -93,6 +94,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
         mode: auto or a decoding method; or one that begins with stock, which gives fairseq's own modules even to a
             checkpoint that an elseq architecture has trained.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
+        options: others of the task, such as decode_dtype.
     """
     import_plugins(model_file.user_dir)
     checkpoint = Checkpoint.read(model_file.path)
@@ -100,7 +102,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False):
     if is_stock:
         checkpoint = checkpoint.as_stock()
     folder = Path(model_file.data)
-    task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK if is_stock else mode)
+    task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK if is_stock else mode, **options)
     model = checkpoint.build_model(task)
     if for_training:
         return model.train(), task
@@ -122,7 +124,7 @@ def _configuration(arguments: list[str]):
 
 def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile:
     folder = checkpoint.folder(data)
-    source, _ = dictionaries = checkpoint.dictionaries(folder)
+    source, target = dictionaries = checkpoint.dictionaries(folder)
     is_language_model = checkpoint.is_language_model
     task = checkpoint.build_task(folder, dictionaries, STOCK)
     full = stock_configuration(checkpoint.cfg.model)
@@ -132,6 +134,7 @@ def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile
         path=str(checkpoint.path),
         data=str(folder),
         dictionary=str(source),
+        target_dictionary=str(target),
         is_language_model=is_language_model,
         special_positions=1 if is_language_model or not task.prepend_source_bos else 2,
         source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,

@@ -11,6 +11,7 @@ import elseq
 from elseq.attention.methods import AUTO
 from elseq.benchmark.rows import Row
 from elseq.files import save_figure, written_whole
+from elseq.precision import INT8
 from elseq.tables import number
 
 MEBIBYTE = 2**20
@@ -68,14 +69,15 @@ def table(rows: list[Row]) -> str:
 
     Args:
         rows: their "settings" (name to value) are columns beside mode, batch and beam, their "scores" the last ones.
-            Columns that are empty in all rows are left out.
+            Columns that are empty in all rows are left out, and that of the dtype if there is only one.
     """
     measured = [row for row in rows if row.failure is None]
     failed = [failure(row) for row in rows if row.failure is not None]
     if not measured:
         return "\n".join(failed)
     settings, scores = _inner("settings", measured, str), _inner("scores", measured, _digits(2))
-    columns = [("mode", _label, str), *_KEYS, *settings, *_FIGURES, *scores]
+    dtypes: list[Column] = [("dtype", "dtype", str)] if len({row.dtype for row in measured}) > 1 else []
+    columns = [("mode", _label, str), *_KEYS, *dtypes, *settings, *_FIGURES, *scores]
     columns = [column for column in columns if any(_value(row, column) is not None for row in measured)]
     cells = [[heading for heading, _, _ in columns]]
     for row in measured:
@@ -98,7 +100,8 @@ def _line(cells: list[str], widths: list[int]) -> str:
 def _place(row: Row) -> list[str]:
     """What stands beside the mode."""
     keys = [f"{heading} {value}" for heading, key, _ in _KEYS if (value := getattr(row, key)) is not None]
-    return keys + [f"{name}={value}" for name, value in (row.settings or {}).items()]
+    dtype = [row.dtype] if row.dtype not in (None, "float32") else []
+    return keys + dtype + [f"{name}={value}" for name, value in (row.settings or {}).items()]
 
 
 def _name(row: Row) -> str:
@@ -126,6 +129,8 @@ def notes(rows: list[Row]) -> str:
             "x stock: samples/s relative to stock fairseq's at the same settings.",
             "identical: best hypotheses that are exactly stock fairseq's.",
         ]
+    if any(row.dtype == INT8 for row in rows):
+        sentences.append("int8: linear layers in int8, all else in float32; compared with stock fairseq in float32.")
     if "ngrams_repeat" in told:
         sentences.append(
             "Stock fairseq blocks n-grams by its CUDA extension only, which is not there: its hypotheses repeat them, "
@@ -165,6 +170,16 @@ def device_name(device: str) -> str:
 def machine(device: str, threads: int, dtype: str) -> list[str]:
     """Where it was measured, and in what."""
     return [device_name(device), f"{threads} thread{'s' if threads > 1 else ''}", dtype]
+
+
+def turns(repeats: int, rows: list[Row]) -> list[str]:
+    """How the repeats were distributed over the time."""
+    several = sorted({row.in_turns for row in rows if row.in_turns is not None})
+    if not several:
+        return []
+    numbers = " to ".join(map(str, dict.fromkeys((several[0], several[-1]))))
+    how = "one run after the other" if several == [1] else f"in turns of {numbers} processes"
+    return [f"{repeats} repeat{'s' if repeats > 1 else ''}", how]
 
 
 def versions() -> list[str]:

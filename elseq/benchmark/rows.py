@@ -28,12 +28,14 @@ class Row:
     mode: str
     batch_size: int | None = None
     beam: int | None = None
+    dtype: str | None = None  # of the numbers: float32, int8 ...
     failure: str | None = None  # a sentence; nothing is measured then
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     output_length: float | None = None  # mean of the best hypotheses, in tokens
     sentences: int | None = None
     seconds: list[float] | None = None  # of each repeat
+    in_turns: int | None = None  # processes that took turns, this one included
     scores: dict[str, float] | None = None  # by the headings of their columns
     peak_mebibytes: float | None = None
     loaded_mebibytes: float | None = None

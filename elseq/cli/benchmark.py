@@ -28,25 +28,30 @@ def main() -> None:
     with ExitStack() as stack:
         grid = make_grid(settings, stack)
         grid = replace(grid, modes=["stock", *(mode for mode in grid.modes if mode != "stock")])
-        heading = report.heading(title(settings, grid))
+        common = title(settings, grid)
         output = make_output_folder(folder)
         files = [output / name for name in ("results.json", "table.md", "plot.png")]
         for file in files:
-            check_output_file(file, *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source))))
-        told = {"title": heading, "options": asdict(settings)}
+            check_output_file(
+                file,
+                *map(Path, filter(None, (settings.checkpoint, settings.data, settings.source, settings.reference))),
+            )
+
+        def heading(rows: list) -> str:
+            return report.heading([*common, report.turns(settings.repeats, rows)])
 
         def plot(rows: list) -> list[Path]:
-            report.plot(files[2], heading, rows)
+            report.plot(files[2], heading(rows), rows)
             return [files[2]]
 
-        print(heading, file=sys.stderr, flush=True)
+        print(heading([]), file=sys.stderr, flush=True)
         run_and_publish(
             lambda done: run_grid(grid, lambda row, _: done(row)),
             len(grid.cells()),
             *files[:2],
             report,
-            lambda rows: told,
-            lambda rows: report.text(heading, rows),
+            lambda rows: {"title": heading(rows), "options": asdict(settings)},
+            lambda rows: report.text(heading(rows), rows),
             plot,
         )
 

@@ -11,9 +11,10 @@ from omegaconf import DictConfig, OmegaConf
 from elseq.benchmark.arguments import Settings
 from elseq.benchmark.command import make_grid, title
 from elseq.benchmark.rows import Row
-from elseq.benchmark.runs import run_grid
+from elseq.benchmark.runs import STOCK_MODES, run_grid
 from elseq.errors import UserError
 from elseq.models.stock import elseq_configuration, training_options
+from elseq.precision import INT8
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
@@ -23,7 +24,7 @@ _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
 
 
 def _known(cfg: dict) -> Row:
-    return Row(cfg["decode"]["mode"], cfg["batch"], cfg["beam"])
+    return Row(cfg["decode"]["mode"], cfg["batch"], cfg["beam"], cfg["dtype"])
 
 
 @recorded(known=_known)
@@ -31,13 +32,15 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     """Measure the mode of the configuration, without stock."""
     with contextlib.ExitStack() as stack:
         settings = read_settings(cfg)
+        if INT8 in settings.dtype and settings.modes[0] in STOCK_MODES:
+            raise UserError("fairseq has no int8; the int8 of others is compared with its float32")
         grid = make_grid(settings, stack, _name)
         if settings.checkpoint is None:
             grid = replace(grid, model_file=replace(grid.model_file, name=HydraConfig.get().runtime.choices.model))
         found: list[tuple[Row, list | None]] = []
         run_grid(grid, lambda row, best: found.append((row, best)))
         if len(found) != 1:
-            raise UserError("batch and beam are one number each; several with commas between them need -m")
+            raise UserError("batch, beam and dtype are one value each; several with commas between them need -m")
         row, best = found[0]
         outputs = None if best is None else [" ".join(map(str, tokens)) for tokens in best]
         return Result(row, title(settings, grid), outputs)

@@ -16,6 +16,7 @@ from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.benchmark.runs import compare
 from elseq.files import written_whole
+from elseq.precision import INT8
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
 _MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
@@ -129,7 +130,8 @@ def with_settings(results: Sequence[Result]) -> list[Row]:
     """The rows, with the overrides in which the jobs differ in "settings", except those with their own column."""
     names = dict.fromkeys(name for result in results for name in result.overrides)
     varying = [name for name in names if len({result.overrides.get(name) for result in results}) > 1]
-    shown = [name for name in varying if name not in _COLUMNS]
+    own = (*_COLUMNS, "dtype") if any(getattr(result.row, "dtype", None) for result in results) else _COLUMNS
+    shown = [name for name in varying if name not in own]
     return [
         replace(result.row, settings={name: result.overrides.get(name, "-") for name in shown}) for result in results
     ]
@@ -158,4 +160,5 @@ def compare_with_stock(results: Sequence[Result]) -> None:
 
 
 def _other_overrides(result: Result) -> frozenset:
-    return frozenset((name, value) for name, value in result.overrides.items() if name not in _MODE)
+    compared = {"dtype": "float32"} if result.overrides.get("dtype") == INT8 else {}  # fairseq has no int8
+    return frozenset((name, value) for name, value in (result.overrides | compared).items() if name not in _MODE)

@@ -1,13 +1,12 @@
 """A job of elseq-generate with Hydra: decodes a text file into the job's folder, with time and scores."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import fields
 from pathlib import Path
 
 import torch
 from omegaconf import DictConfig, OmegaConf
-from sacrebleu.metrics import BLEU
 
 from elseq.benchmark import report
 from elseq.benchmark.rows import Row
@@ -16,10 +15,8 @@ from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import Batching, TextGenerator
 from elseq.loading import DTYPES, Loading
-from elseq.scoring.inputs import check_equal_lengths, into_sentences
-from elseq.scoring.questions import score_questions
-from elseq.scoring.report import HEADINGS
-from elseq.scoring.summaries import other_letters, score_summaries
+from elseq.scoring.inputs import check_equal_lengths
+from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.processes import Processes
@@ -91,33 +88,10 @@ def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], li
     Raises:
         UserError: the references cannot be read, or their number differs from the input's lines.
     """
-    score = _choice("score", cfg.score, _SCORES)
+    score = _choice("score", cfg.score, METRICS)
     if cfg.references is None:
         return lambda outputs: ({}, [])
     path = Path(cfg.references)
     references = list(read_lines(path))
     check_equal_lengths({Path(cfg.input): list(read_lines(Path(cfg.input))), path: references})
     return lambda outputs: score(outputs, references)
-
-
-def _bleu(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    metric = BLEU()
-    value = metric.corpus_score(outputs, [references]).score
-    return {HEADINGS["sacrebleu"]: value}, [f"sacreBLEU {metric.get_signature()}"]
-
-
-def _rouge(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    scores = score_summaries(into_sentences(outputs, None), into_sentences(references, None))
-    return _told(scores), ["rouge-score with stemming", *other_letters("the references", references)]
-
-
-def _questions(outputs: Sequence[str], references: Sequence[str]) -> tuple[dict[str, float], list[str]]:
-    scores, signature = score_questions(outputs, [[reference] for reference in references])
-    return _told(scores), [f"sacreBLEU {signature}"]
-
-
-def _told(scores: dict) -> dict[str, float]:
-    return {HEADINGS[name]: scores[name].total for name in HEADINGS if name in scores}
-
-
-_SCORES = {"bleu": _bleu, "rouge": _rouge, "qg": _questions}

@@ -63,6 +63,11 @@ def test_bytes(method, expected):
     assert bytes_read(ENCODER_DECODER, Batch(2, (3,), source_length=5), method, 4) == 4 * expected
 
 
+def test_bytes_of_weights_in_int8():
+    weights, state = 100 + 3 * 74 + 16, 2 * 2 * 6 * 8 + 2 * 15 * 8
+    assert bytes_read(ENCODER_DECODER, Batch(2, (3,), source_length=5), KV, 4, 1) == weights + 4 * state
+
+
 def test_language_model():
     """4 prompt positions: read in one pass and shared, or word by word for each hypothesis."""
     batch = Batch(2, (3,), prompt_length=4)

@@ -1,6 +1,7 @@
 """Tables, notes and JSON of rows that are written by hand."""
 
 import json
+from pathlib import Path
 
 import pytest
 
@@ -34,6 +35,28 @@ def test_whole_table():
 | el             |     8 |    4 |       - |      2.00 |    4.00 |         7 |  8 |         - |    - |
 | kv             |     8 |    1 | float16 |     1,234 |       - |         - |  - |         - | 1.00 |"""
     )
+
+
+def test_precisions_are_a_column_where_they_differ():
+    one, other = (Row("kv", 8, 4, dtype, samples_per_second=2.0) for dtype in ("float32", "int8"))
+    assert "dtype" not in report.table([other, other])
+    assert report.table([one, other]).splitlines()[0] == "| mode | batch | beam |   dtype | samples/s |"
+    assert [report.progress(row) for row in (one, other)] == [
+        "kv, batch 8, beam 4: 2 samples/s",
+        "kv, batch 8, beam 4, int8: 2 samples/s",
+    ]
+    assert "int8: linear layers in int8" in report.notes([one, other])
+    assert "int8" not in report.notes([one])
+
+
+@pytest.mark.parametrize("name", ["bart_base_cpu", "bart_large_h100"])
+def test_results_from_before_there_were_precisions(name):
+    results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
+    told = json.loads((results / f"{name}.json").read_text())["rows"]
+    rows = [Row(**{key: value for key, value in row.items() if key != "evaluation"}) for row in told]
+    first, _, *lines = report.table(rows).splitlines()
+    assert first.startswith("| mode ") and "dtype" not in first
+    assert len([line for line in lines if line.startswith("| ")]) == len([row for row in told if "failure" not in row])
 
 
 def test_unsteady_rows_are_named():
@@ -75,6 +98,19 @@ def test_json_has_what_is_known(tmp_path):
             | {"loaded_mebibytes": None},
         ],
     }
+
+
+@pytest.mark.parametrize(
+    ("together", "told"),
+    [
+        ([None], []),
+        ([1, None, 1], ["3 repeats", "one run after the other"]),
+        ([4, 4], ["3 repeats", "in turns of 4 processes"]),
+        ([5, 2, 3, None], ["3 repeats", "in turns of 2 to 5 processes"]),
+    ],
+)
+def test_turns(together, told):
+    assert report.turns(3, [Row("kv", in_turns=number) for number in together]) == told
 
 
 def test_machine():

@@ -6,7 +6,9 @@ import sys
 
 import pytest
 import torch
+from sacrebleu.metrics import BLEU
 
+import elseq
 from elseq.benchmark import runs
 from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
@@ -31,6 +33,12 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
     arguments += ["--modes=el,kv,ctranslate2", f"--output={tmp_path}", "--", *ENCODER_DECODER]
     run(monkeypatch, *arguments)
+    assert [row.get("in_turns") for row in json.loads((tmp_path / "results.json").read_text())["rows"]] == [
+        3,
+        3,
+        3,
+        None,
+    ]
     results = json.loads((tmp_path / "results.json").read_text())
     *measured, missing = results["rows"]
     assert [row["mode"] for row in measured] == ["stock", "el", "kv"]
@@ -50,9 +58,68 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     assert kv["state_bytes"] == 2 * el["state_bytes"]
     assert stock["state_bytes"] >= 4 * 2 * 32 * (9 * 3 + 7 * 6)
     out = capsys.readouterr().out
+    assert out.splitlines()[0].endswith("; 1 repeat, in turns of 3 processes")
     assert (tmp_path / "table.md").read_text() in out
     assert "ctranslate2, batch 3, beam 2: no_such_package is not installed." in out
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_precisions(monkeypatch, tmp_path, capsys):
+    """Of the other programs, too, as far as they are there; what has no int8 is compared with nothing in it."""
+    arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
+    arguments += ["--modes=el,kv,ctranslate2,huggingface", "--dtype=int8,bfloat16", f"--output={tmp_path}"]
+    run(monkeypatch, *arguments, "--", *ENCODER_DECODER)
+    rows = {(row["mode"], row["dtype"]): row for row in json.loads((tmp_path / "results.json").read_text())["rows"]}
+    modes = ["stock", "el", "kv", "ctranslate2", "huggingface"]
+    assert [*rows] == [
+        ("stock", "float32"),
+        *((mode, "int8") for mode in modes[1:]),
+        *((mode, "bfloat16") for mode in modes),
+    ]
+    stock = rows["stock", "float32"]
+    for mode in ("el", "kv"):
+        row = rows[mode, "int8"]
+        assert row["ratio_to_stock"] == row["samples_per_second"] / stock["samples_per_second"]
+        assert row["sentences"] == 3 and row["identical_share"] == row["identical"] / 3
+        assert row["parameters"] == stock["parameters"]
+    assert rows["kv", "bfloat16"]["ratio_to_stock"] == pytest.approx(
+        rows["kv", "bfloat16"]["samples_per_second"] / rows["stock", "bfloat16"]["samples_per_second"]
+    )
+    assert rows["kv", "bfloat16"]["state_bytes"] == rows["kv", "int8"]["state_bytes"] / 2
+    assert rows["huggingface", "int8"]["failure"].startswith("not measured in int8")
+    if "not installed" not in rows["ctranslate2", "int8"].get("failure", ""):
+        assert rows["ctranslate2", "int8"]["sentences"] == 3
+        assert rows["ctranslate2", "bfloat16"]["failure"].startswith("CTranslate2 has no bfloat16 on this cpu, but ")
+    out = capsys.readouterr().out
+    assert out.startswith("bart_base, random weights; source 9, output 6; cpu, 1 thread, int8, bfloat16; ")
+    assert " | batch | beam |    dtype | samples/s |" in out
+    assert "huggingface, batch 3, beam 2, int8: not measured in int8" in out
+    assert "int8: linear layers in int8" in out
+
+
+def test_scores(monkeypatch, tmp_path, tiny_translation, capsys):
+    """Those of what elseq.load generates."""
+    sources = (tiny_translation.raw / "test.src").read_text().splitlines()[:4]
+    found = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data).generate(sources, beam=2, max_len_b=20)
+    references = [f"{line} more words than that" for line in found]
+    (tmp_path / "source").write_text("\n".join(sources) + "\n")
+    (tmp_path / "reference").write_text("\n".join(references) + "\n")
+    arguments = [tiny_translation.checkpoint, "--data", tiny_translation.data, "--source", tmp_path / "source"]
+    arguments += ["--reference", tmp_path / "reference", "--modes=kv", "--beams=2", "--max-len-b=20", "--repeats=1"]
+    run(monkeypatch, *arguments, "--threads=1", f"--output={tmp_path / 'out'}")
+    expected = BLEU().corpus_score(found, [references]).score
+    assert 0 < expected < 100
+    for row in json.loads((tmp_path / "out" / "results.json").read_text())["rows"]:
+        assert row["scores"] == {"sacreBLEU": pytest.approx(expected)}
+    out = capsys.readouterr().out
+    assert "| sacreBLEU |" in out
+    assert f"reference {tmp_path / 'reference'}, sacreBLEU nrefs:1|" in out
+
+
+def test_no_int8_on_a_gpu(monkeypatch):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match="^--dtype int8 is for a CPU: on a GPU give float16 or bfloat16$"):
+        run(monkeypatch, "checkpoint.pt", "--dtype=float16,int8", "--device=cuda")
 
 
 @pytest.mark.parametrize("name", ["results.json", "table.md", "plot.png"])
@@ -70,8 +137,11 @@ def test_no_input_is_written(monkeypatch, tmp_path, tiny_translation, name):
 
 def test_language_model(monkeypatch, tmp_path):
     arguments = ["--arch=transformer_lm", *RANDOM, "--source-length=5", "--batch-sizes=2", "--beams=2"]
-    run(monkeypatch, *arguments, "--modes=el", f"--output={tmp_path}", "--", *DECODER)
-    stock, el = json.loads((tmp_path / "results.json").read_text())["rows"]
+    run(monkeypatch, *arguments, "--modes=el", "--no-interleave", f"--output={tmp_path}", "--", *DECODER)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert results["title"].endswith("; 1 repeat, one run after the other")
+    stock, el = results["rows"]
+    assert stock["in_turns"] == el["in_turns"] == 1
     assert stock["copied"] is True
     assert el["identical_share"] == 1.0
     assert el["output_length"] == stock["output_length"] == 6
@@ -121,7 +191,7 @@ TINY = ["--arch=bart_base", *RANDOM]
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
         ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose from stock, "),
         ([*TINY, "--beams=4,none"], "^--beams 'none' is not a whole number above 0"),
-        ([*TINY, "--dtype=int8"], "argument --dtype: invalid choice: 'int8'"),
+        ([*TINY, "--dtype=int4"], "^--dtype 'int4' is unknown; choose from float32, bfloat16, float16, int8$"),
         ([*TINY, "--device=tpu7"], "^--device tpu7 is unknown; choose cpu or cuda$"),
         (
             [*TINY, "--no-repeat-ngram-size=-3"],
@@ -133,6 +203,7 @@ TINY = ["--arch=bart_base", *RANDOM]
             [*TINY, "--", "--no-such-option"],
             "not fairseq-train's .unrecognized arguments: --no-such-option.",
         ),
+        ([*TINY, "--reference=file", "--", *ENCODER_DECODER], "^--reference is of sources from a file: name theirs"),
         ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
         ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
         (

@@ -31,7 +31,7 @@ def requests(monkeypatch, random_model):
     asked = []
     monkeypatch.setattr(command, "random_model", lambda *_: random_model)
 
-    def measured(request, grid, folder, exported):
+    def measured(request):
         asked.append(request)
         if request["mode"] == "auto":
             return Measurement(failure="out of memory")
@@ -40,7 +40,7 @@ def requests(monkeypatch, random_model):
             hypotheses[-1] = [[7, 8]]
         return Measurement(seconds=[SECONDS[request["mode"]]], hypotheses=hypotheses, peak_mebibytes=100.0)
 
-    monkeypatch.setattr(runs, "_run", measured)
+    monkeypatch.setattr(runs, "in_turns", lambda program, requests, folder, interleave: map(measured, requests))
     return asked
 
 
@@ -104,9 +104,14 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
         ("decode=auto batch=2", "auto, batch 2, beam 4: out of memory."),
         ("batch=8.5", "auto, batch 8.5: batch '8.5' is not a whole number above 0."),
         ("batch=[2,4]", "auto, batch [2, 4]: batch '[2' is not a whole number above 0."),
-        ("batch='2,4' decode=kv", "kv, batch 2,4: batch and beam are one number each; several with commas between"),
+        (
+            "batch='2,4' decode=kv",
+            "kv, batch 2,4: batch, beam and dtype are one value each; several with commas between",
+        ),
         ("lenpen=much", "auto, batch 8: lenpen: invalid float value: 'much'; see elseq-benchmark --help."),
-        ("dtype=int8", "auto, batch 8: dtype: invalid choice: 'int8' "),
+        ("dtype=int4", "auto, batch 8, int4: dtype 'int4' is unknown; choose from float32, bfloat16, float16, int8."),
+        ("dtype=int8 decode=stock", "stock, batch 8, int8: fairseq has no int8; the int8 of others is compared with"),
+        ("dtype='float32,int8'", "auto, batch 8, float32,int8: batch, beam and dtype are one value each; several "),
         ("batch=0", "auto, batch 0: batch '0' is not a whole number above 0."),
         ("beam=0", "auto, batch 8, beam 0: beam '0' is not a whole number above 0."),
         ("source_length=1", "auto, batch 8: source_length 1 leaves no room for a word; give at least 2."),
@@ -138,11 +143,22 @@ def test_other_settings_are_columns(requests, tmp_path):
     line = f"-m decode=stock,kv batch=2 dtype=float32,bfloat16 hydra.sweep.dir={tmp_path}"
     ended = benchmark(line)
     assert "| mode  | batch | beam |    dtype | samples/s |" in ended.stdout
-    assert {row["ratio_to_stock"] for row in read_rows(tmp_path) if row["mode"] == "kv"} == {2.0}
+    rows = read_rows(tmp_path)
+    assert {row["ratio_to_stock"] for row in rows if row["mode"] == "kv"} == {2.0}
+    assert [(row["dtype"], row["settings"]) for row in rows] == [("float32", {}), ("bfloat16", {})] * 2
     assert (
         "\nsmall, random weights; source 512, output 1 to 200, length penalty 1; cpu, 1 thread; torch "
         in f"\n{ended.stdout}"
     )
+
+
+def test_int8_is_compared_with_stock_in_float32(requests, tmp_path):
+    ended = benchmark(f"-m decode=stock,kv batch=2 dtype=float32,int8 hydra.sweep.dir={tmp_path}")
+    stock, refused, kv, int8 = read_rows(tmp_path)
+    assert (stock["mode"], kv["dtype"], int8["dtype"]) == ("stock", "float32", "int8")
+    assert [row["ratio_to_stock"] for row in (stock, kv, int8)] == [1.0, 2.0, 2.0]
+    assert refused["failure"].startswith("fairseq has no int8")
+    assert "| kv    |     2 |    4 |    int8 |" in ended.stdout
 
 
 def test_one_run(requests, tmp_path):
@@ -154,14 +170,15 @@ def test_one_run(requests, tmp_path):
 
 
 def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_before, capsys):
-    measure = runs._run
+    measure = runs.in_turns
 
-    def interrupted(request, *others):
+    def interrupted(program, requests, *others):
+        [request] = requests
         if request["mode"] == "el":
             raise KeyboardInterrupt
-        return measure(request, *others)
+        return measure(program, requests, *others)
 
-    monkeypatch.setattr(runs, "_run", interrupted)
+    monkeypatch.setattr(runs, "in_turns", interrupted)
     line = f"-m decode=stock,el,kv batch=2 hydra.sweep.dir={tmp_path}"
     ended = benchmark(line, check=False)
     assert ended.returncode == 130
@@ -175,7 +192,7 @@ def test_interruption_keeps_what_is_done(requests, tmp_path, monkeypatch, as_bef
         f"finished jobs are in {tmp_path}: to continue, repeat the command with hydra.sweep.dir={tmp_path}\n"
     )
 
-    monkeypatch.setattr(runs, "_run", measure)
+    monkeypatch.setattr(runs, "in_turns", measure)
     requests.clear()
     benchmark(line)
     assert [request["mode"] for request in requests] == ["el", "kv"]
@@ -186,7 +203,7 @@ def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, 
     def interrupted(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "_run", interrupted)
+    monkeypatch.setattr(runs, "in_turns", interrupted)
     ended = benchmark(f"decode=el hydra.run.dir={tmp_path}", check=False)
     assert (ended.returncode, ended.stderr.splitlines()[-1]) == (130, "elseq: interrupted")
     ((tell, *what),) = as_before

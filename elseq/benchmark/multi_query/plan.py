@@ -14,8 +14,8 @@ import torch
 
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
 from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
-from elseq.benchmark.runs import in_process
 from elseq.benchmark.sources import random_sources
 
 BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column

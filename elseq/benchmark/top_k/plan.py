@@ -15,8 +15,8 @@ import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.measure import Measurement
+from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
-from elseq.benchmark.runs import in_process
 from elseq.generation.method_choice import free_memory_bytes
 
 METHODS = {

@@ -58,12 +58,13 @@ class ForFairseq:
 
 @dataclass
 class ForHuggingFace:
-    """A converted model: config.json, generation_config.json, the tensors, the text of the tokenizer's files, and what
-    its user is told."""
+    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words, the
+    text of the tokenizer's files, and what its user is told."""
 
     config: dict
     settings: dict
     tensors: dict[str, Tensor]
+    order: list[int]
     files: dict[str, str]
     notes: list[str] = field(default_factory=list)
 
@@ -208,7 +209,7 @@ def to_hugging_face(
         settings_of_tokenizer = family.tokenizer_config(pieces, special, end, positions)
         files = vocabulary.hugging_face_files(pieces, vocabulary.merges_of(tokens), settings_of_tokenizer)
     symbols = {name: row for name, row in symbols.items() if row is not None}
-    return ForHuggingFace(config, {**symbols, **settings}, renamed, files, notes)
+    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, files, notes)
 
 
 def _family_of(configuration: dict, is_joined: bool) -> tuple[Family, dict]:

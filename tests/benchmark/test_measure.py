@@ -1,0 +1,92 @@
+"""Other programs as they are measured, against stock fairseq on the same checkpoint."""
+
+from types import SimpleNamespace
+
+import pytest
+
+from elseq.benchmark.export import export
+from elseq.benchmark.fairseq_engine import FairseqEngine
+from elseq.benchmark.measure import CTranslate2Engine, TransformersEngine
+from elseq.benchmark.models import checkpoint_model
+from elseq.errors import UserError
+from tests.interop.hugging_face.making import BART_NAMES, GPT2_NAMES, convert, make_bart, make_gpt2
+
+ENGINES = {"ctranslate2": CTranslate2Engine, "transformers": TransformersEngine}
+SOURCES = [[20, 30, 40, 2], [55, 21, 9, 2], [100, 7, 31, 2], [60, 2], [99, 2]]
+LONGEST = 30
+BATCHES = [[0, 2, 1], [4, 3]]  # those of a language model have prompts of one length
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Converted models: one without rows of <s>, <pad> and <unk> in transformers, one with them, and a BART."""
+    folder = tmp_path_factory.mktemp("models")
+    made = {"gpt2": (make_gpt2, GPT2_NAMES, {}), "bart": (make_bart, BART_NAMES, {"seed": 7})}
+    made["own symbols"] = make_gpt2, BART_NAMES, {"seed": 2, "bos_token_id": 0, "pad_token_id": 1, "eos_token_id": 2}
+    for name, (make, words, symbols) in made.items():
+        make(folder / f"{name} there", words, **symbols)
+        convert(folder / f"{name} there", folder / name)
+    return folder
+
+
+def best_of(engine):
+    return {index: found[0] for batch in BATCHES for index, found in zip(batch, engine.decode(batch), strict=True)}
+
+
+@pytest.mark.parametrize("name", ["gpt2", "own symbols", "bart"])
+@pytest.mark.parametrize(("beam", "lenpen"), [(1, 1.0), (4, 1.0), (3, 0.0)])
+@pytest.mark.parametrize("package", list(ENGINES))
+def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
+    pytest.importorskip(package)
+    model_file = checkpoint_model(folders / name, None)
+    request = {
+        "model_file": model_file.to_dict(),
+        "exported": str(tmp_path),
+        "sources": SOURCES,
+        "beam": beam,
+        "search": {"min_len": 2, "max_len_b": LONGEST, "lenpen": lenpen, "no_repeat_ngram_size": 0},
+        **{"mode": "stock", "dtype": "float32", "device": "cpu", "threads": 1},
+    }
+    export(package, model_file, SOURCES, tmp_path)
+    engine = ENGINES[package](request)
+    expected = best_of(FairseqEngine(request))
+    assert best_of(engine) == expected
+    assert len(set(map(len, expected.values()))) > 1
+    assert all(2 <= len(words) < LONGEST for words in expected.values())  # fairseq counts the end symbol at the longest
+    if name != "bart":
+        assert engine.found.copied is (beam > 1)
+
+
+@pytest.mark.parametrize("mode", ["kv", "el"])
+@pytest.mark.parametrize("name", ["gpt2", "bart"])
+def test_int8(folders, name, mode):
+    """As many words as stock in float32 finds, and most of them the same."""
+    model_file = checkpoint_model(folders / name, None).to_dict()
+    search = {"min_len": 8, "max_len_b": 8, "lenpen": 1.0, "no_repeat_ngram_size": 0}
+    request = {"model_file": model_file, "sources": SOURCES, "beam": 2, "search": search, "device": "cpu", "threads": 1}
+    stock, int8 = (
+        best_of(FairseqEngine(request | {"mode": mode, "dtype": dtype}))
+        for mode, dtype in (("stock", "float32"), (mode, "int8"))
+    )
+    pairs = [(one, other) for index in stock for one, other in zip(stock[index], int8[index], strict=True)]
+    assert len(pairs) == 8 * len(SOURCES)
+    assert sum(one == other for one, other in pairs) > len(pairs) / 2
+
+
+def test_what_cannot_be_exported(folders, tmp_path, tiny_language_model):
+    model_file = checkpoint_model(folders / "gpt2", None)
+    with pytest.raises(UserError, match="^it has no <unk>, and the sources have words that are not in the dictionary$"):
+        export("transformers", model_file, [[20, 3, 2]], tmp_path)
+    other = checkpoint_model(tiny_language_model.checkpoint, tiny_language_model.data)
+    with pytest.raises(UserError, match="GPT-2"):
+        export("transformers", other, [[5, 2]], tmp_path)
+
+
+def test_a_type_that_the_machine_does_not_have(folders, tmp_path, monkeypatch):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    monkeypatch.setattr(ctranslate2, "get_supported_compute_types", lambda device, index: {"int8", "float32"})
+    model_file = checkpoint_model(folders / "gpt2", None)
+    export("ctranslate2", model_file, SOURCES, tmp_path)
+    request = SimpleNamespace(exported=str(tmp_path), beam=1, device="cpu", dtype="bfloat16", threads=1)
+    with pytest.raises(UserError, match="^CTranslate2 has no bfloat16 on this cpu, but float32, int8$"):
+        CTranslate2Engine(vars(request))
