@@ -152,7 +152,7 @@ class Checkpoint:
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
-        settings.update(data=str(folder), decode_attention=attention, **options)
+        settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if not self.is_language_model:
             trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
             for name in ("prepend_source_bos", "force_bos"):
