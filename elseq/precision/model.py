@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections import Counter
 from collections.abc import Callable
 
@@ -42,23 +43,28 @@ class PreparedModel:
         self._searches = 0
         self._only_decodes = False
         self._make = _maker(model, dtype)
-        self._layers = [] if self._make is None else _linears(model)
-        projections = {id(layer._parameters["weight"]): layer for layer in self._layers}
+        linears = {} if self._make is None else _linears(model)
+        weights = {id(layer._parameters["weight"]): layer for layer in linears.values()}
         self._embeddings = [  # with the output projection that each is tied to
-            (module, projections[id(module._parameters["weight"])])
+            (module, weights[id(module._parameters["weight"])])
             for module in model.modules()
             if type(module) in (nn.Embedding, DecodingEmbedding)
-            and id(module._parameters["weight"]) in projections
+            and id(module._parameters["weight"]) in weights
             and dtype == INT8
         ]
-        # How many modules read a weight themselves. What several do is not dropped.
         read_here = {id(embedding) for embedding, _ in self._embeddings}
+        # How many modules read a weight themselves. What several do is not dropped, and packing would only double it.
         self._holders = Counter(
             id(parameter)
             for module in model.modules()
             if id(module) not in read_here
             for parameter in module._parameters.values()
         )
+        self._layers = {name: layer for name, layer in linears.items() if dtype == INT8 or self._is_alone(layer)}
+        gc.collect()  # fairseq leaves the checkpoint that it loaded in a cycle of references
+
+    def _is_alone(self, layer: nn.Linear) -> bool:
+        return self._holders[id(layer._parameters["weight"])] == 1
 
     def begin(self, only_decodes: bool = False) -> None:
         """A search begins: the layers are evaluated in the precision until `end`.
@@ -69,30 +75,32 @@ class PreparedModel:
         """
         self._searches += 1
         self._only_decodes = only_decodes
-        for layer in self._layers:
+        for name, layer in self._layers.items():
             DecodingLinear.take(layer, self._make, self._recover)
             layer.decoding.searches += 1
-            layer.decoding.releases = only_decodes and self._holders[id(layer._parameters["weight"])] == 1
+            # Some decoding methods multiply by these two weights in another order.
+            may_be_read = self.key[0] and self.fresh_parameters is None and name.endswith(("k_proj", "v_proj"))
+            layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
         for embedding, projection in self._embeddings:
             DecodingEmbedding.take(embedding, projection)
 
     def end(self) -> None:
         """The search is over."""
         self._searches -= 1
-        for layer in self._layers:
+        for layer in self._layers.values():
             layer.decoding.searches -= 1
         if not self._searches and not self._only_decodes:
             self.leave()
 
     def restore(self) -> None:
         """Bring back the parameters of the model."""
-        for layer in self._layers:
+        for layer in self._layers.values():
             if isinstance(layer, DecodingLinear):
                 layer.restore()
 
     def leave(self) -> None:
         """The layers are ordinary ones again."""
-        for module in (*(embedding for embedding, _ in self._embeddings), *self._layers):
+        for module in (*(embedding for embedding, _ in self._embeddings), *self._layers.values()):
             if isinstance(module, DecodingLinear | DecodingEmbedding):
                 module.leave()
 
@@ -109,7 +117,7 @@ class PreparedModel:
             raise UserError("the weights were quantized to int8 and the originals dropped: load the checkpoint again")
         fresh = self.fresh_parameters()
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        for layer in self._layers:
+        for layer in self._layers.values():
             if layer.decoding.is_released:
                 weight = layer._parameters["weight"]
                 original = fresh[names[id(weight)]].detach().to(weight.dtype)
@@ -135,13 +143,13 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
     return packed.PackedProduct if can_pack else None
 
 
-def _linears(model: nn.Module) -> list[nn.Linear]:
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Those that are evaluated as layers."""
-    return [
-        module
+    return {
+        name: module
         for name, module in model.named_modules()
         if type(module) in (nn.Linear, DecodingLinear) and "adaptive" not in name
-    ]
+    }
 
 
 def prepared(model: nn.Module, dtype: str | None = None) -> PreparedModel:

@@ -186,6 +186,20 @@ def test_methods_in_turn_ask_for_the_originals_once():
     assert_same_hypotheses(search(model, "bart"), found)
 
 
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_in_turn_where_nobody_has_the_originals(family):
+    """As fairseq-generate does. A prompt is read by weights that el multiplies by in another order, too."""
+    model = make_models(family, DICTIONARY)["kv"]
+    model.decoder.decode_dtype = "int8"
+    found = search(model, family)
+    model.make_generation_fast_()
+    for method in ("el", "kv", "el", "kv"):
+        model.decoder.decode_attention = method
+        last = search(model, family)
+    assert_same_hypotheses(last, found)
+    assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
+
+
 def test_other_originals_are_refused():
     model, _, _ = released("int8")
     fresh = prepared(model, "int8").fresh_parameters()
