@@ -67,7 +67,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         model.make_generation_fast_()
-        model.train = self._refuse_training
+        model.train = partial(_refuse_training, model)
 
     def generate(
         self,
@@ -128,14 +128,6 @@ class TextGenerator:
                         results[index] = strings[0] if nbest == 1 else strings
                     bar.update(len(part))
         return results
-
-    def _refuse_training(self, mode: bool = True):
-        if mode:
-            raise UserError(
-                "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
-                "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
-            )
-        return self.model
 
     # The parts of `generate`, which elseq-generate also uses.
 
@@ -252,6 +244,15 @@ class TextGenerator:
         if self.bpe is None:
             return words
         return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
+
+
+def _refuse_training(model, mode: bool = True):
+    if mode:
+        raise UserError(
+            "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
+            "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
+        )
+    return model
 
 
 def load(

@@ -203,9 +203,11 @@ class DecodingTask(FairseqTask):
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
-        language_model = extra.get("lm_model")
-        for model in models if language_model is None else [*models, language_model]:
+        for model in models:
             self.set_dtype(model)
+        language_model = extra.get("lm_model")  # one of fairseq's, so int8 is not for it
+        if language_model is not None and self.options.decode_dtype != INT8:
+            self.set_dtype(language_model)
         if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra["print_alignment"] = getattr(args, "print_alignment", None)

@@ -200,6 +200,27 @@ def test_methods_in_turn_where_nobody_has_the_originals(family):
     assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
 
 
+def test_a_table_that_is_an_embedding_as_well_is_not_packed(always_packed):
+    model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
+    model.make_generation_fast_()
+    search(model, "bart")
+    assert type(model.decoder.output_projection) is torch.nn.Linear
+    assert isinstance(model.decoder.layers[0].fc1, DecodingLinear)
+
+
+def test_int8_without_the_kernels(monkeypatch):
+    """By the operations of torch, and without its product of integers: the same words."""
+    found = []
+    for hidden in ({}, {"kernels.available": lambda: False}, {"_torch_multiplies_int8": lambda: False}):
+        for name, value in hidden.items():
+            monkeypatch.setattr(f"elseq.precision.int8.{name}", value)
+        model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
+        model.decoder.decode_dtype = "int8"
+        found.append(search(model, "bart"))
+    for each in found[1:]:
+        assert_same_hypotheses(each, found[0])
+
+
 def test_other_originals_are_refused():
     model, _, _ = released("int8")
     fresh = prepared(model, "int8").fresh_parameters()
