@@ -5,6 +5,6 @@ training and scoring, the layers have their own weights.
 """
 
 from elseq.precision.linear import activated
-from elseq.precision.model import DTYPES, INT8, PreparedModel, prepared, restore
+from elseq.precision.model import DTYPES, INT8, PreparedModel, multiplied_rows, prepared, restore
 
-__all__ = ["DTYPES", "INT8", "PreparedModel", "activated", "prepared", "restore"]
+__all__ = ["DTYPES", "INT8", "PreparedModel", "activated", "multiplied_rows", "prepared", "restore"]

@@ -143,6 +143,12 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
     return packed.PackedProduct if can_pack else None
 
 
+def multiplied_rows(model: nn.Module, rows: int) -> int:
+    """How many rows linear layers of a model multiply for these."""
+    is_packed = model.decoder.decode_dtype != INT8 and _maker(model, None) is not None
+    return packed.rounded(rows) if is_packed else rows
+
+
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Those that are evaluated as layers."""
     return {
