@@ -3,6 +3,7 @@
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, fields
+from functools import partial
 from numbers import Integral
 from pathlib import Path
 
@@ -18,8 +19,7 @@ from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
 from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
-from elseq.models import Decoder
-from elseq.precision import DTYPES, prepared
+from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords
 from elseq.tasks.decoding import decode_attention_names
 
@@ -67,7 +67,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         model.make_generation_fast_()
-        model.train = self._refuse_training
+        model.train = partial(_refuse_training, model)
 
     def generate(
         self,
@@ -128,14 +128,6 @@ class TextGenerator:
                         results[index] = strings[0] if nbest == 1 else strings
                     bar.update(len(part))
         return results
-
-    def _refuse_training(self, mode: bool = True):
-        if mode:
-            raise UserError(
-                "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
-                "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
-            )
-        return self.model
 
     # The parts of `generate`, which elseq-generate also uses.
 
@@ -254,6 +246,15 @@ class TextGenerator:
         return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
 
 
+def _refuse_training(model, mode: bool = True):
+    if mode:
+        raise UserError(
+            "a model of elseq.load generates and cannot be trained: continue from its checkpoint by fairseq-train "
+            "--finetune-from-model, or load one by fairseq.checkpoint_utils.load_model_ensemble_and_task"
+        )
+    return model
+
+
 def load(
     path: str | Path,
     attention: str = "auto",
@@ -314,8 +315,9 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
         (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
     )
     generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
-    if isinstance(getattr(model, "decoder", None), Decoder):
-        prepared(model, dtype).fresh_parameters = lambda: _parameters(checkpoint.path, task)
+    task.set_dtype(model)
+    if dtype == INT8:
+        prepared(model, dtype).fresh_parameters = partial(_parameters, checkpoint.path, task)
     return generator
 
 

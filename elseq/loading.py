@@ -152,7 +152,7 @@ class Checkpoint:
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
-        settings.update(data=str(folder), decode_attention=attention, **options)
+        settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if not self.is_language_model:
             trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
             for name in ("prepend_source_bos", "force_bos"):
@@ -285,7 +285,7 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
         UserError: a model cannot be decoded in this type.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    if name is not None and name not in DTYPES:
+    if name is not None and name not in DTYPES or dtype is torch.int8:  # the weights are not all of that type
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(DTYPES)}", "dtype")
     return name
 

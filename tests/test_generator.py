@@ -144,7 +144,10 @@ def test_a_long_text_can_be_cut(translator):
         ({"data": "/"}, "^data / holds no dictionary .dict.*.txt.; name another folder$"),
         ({"device": "gpu"}, "^device 'gpu' cannot be used; there is cpu"),
         ({"device": "cuda:99"}, "^device 'cuda:99' cannot be used; there is cpu"),
-        ({"dtype": "float31"}, "^dtype 'float31' cannot be used; give one of float16, "),
+        (
+            {"dtype": "float31"},
+            "^dtype 'float31' cannot be used; give one of float32, float16, bfloat16, float64, int8$",
+        ),
         ({"dtype": torch.int8}, "^dtype torch.int8 cannot be used"),
         ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
         ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),

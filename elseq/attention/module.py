@@ -9,7 +9,6 @@ from torch import Tensor, nn
 from elseq.attention.memory import SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import AttentionSizes
 from elseq.attention.multi_head import Segment, multi_head_attention
-from elseq.precision import original_weight
 
 
 class Attention(nn.Module):
@@ -164,7 +163,7 @@ class Attention(nn.Module):
     def projection(self, of: Literal["key", "value"]) -> tuple[Tensor, Tensor | None]:
         """Weight [G K, D] and bias [G K] or None, for methods that evaluate the products in another order."""
         linear = self.k_proj if of == "key" else self.v_proj
-        return original_weight(linear), linear.bias
+        return linear.weight, linear.bias
 
     @property
     def sizes(self) -> AttentionSizes:

@@ -25,10 +25,10 @@ from elseq.text_files.run import SEARCH, Job, Run
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
 remaining lines. The output file appears when all lines are finished.
-In float32 the output depends neither on the batches nor on interruptions. In float16 and bfloat16 the other lines of a
-batch change the last digits of a line's scores, and sometimes its words. With --attention stock the longest line of a
-batch limits the length of all its outputs, as in fairseq. With --sampling the random numbers depend on the batch. The
-same command makes the same batches, so its output is the same in these cases, too, unless memory runs out.
+In float32 and int8 the output depends neither on the batches nor on interruptions. In float16 and bfloat16 the other
+lines of a batch change the last digits of a line's scores, and sometimes its words. With --attention stock the longest
+line of a batch limits the length of all its outputs, as in fairseq. With --sampling the random numbers depend on the
+batch. The same command makes the same batches, so its output is the same in these cases, too, unless memory runs out.
 
 Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model ...
 """

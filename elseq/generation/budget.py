@@ -12,6 +12,7 @@ from elseq.generation.batches import largest
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
 from elseq.models import Decoder
+from elseq.precision import multiplied_rows
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 INDEX_BYTES = 8
@@ -102,6 +103,7 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
     history = 2 * (limit + 2) * (INDEX_BYTES + wide)
     scores = max(layer.self_attn.num_heads for layer in decoder.layers) * (length + limit + 1) * 3 * wide
     step = hypotheses * (words + history + scores + _step_width(decoder.layers, limit + 1) * dtype.itemsize)
+    step += (multiplied_rows(model, hypotheses) - hypotheses) * search.vocab_size * dtype.itemsize
     # A captured step has memory of its own, which reading the source cannot use.
     return state + (reading + step if next(decoder.parameters()).is_cuda else max(reading, step))
 

@@ -48,9 +48,7 @@ class ElseqStepper:
         """
         decoder = self.model.decoder
         self.precision = prepared(self.model, decoder.decode_dtype)
-        if not decoder.is_trained:
-            self.precision.release_weights()
-        self.precision.begin()
+        self.precision.begin(only_decodes=not decoder.is_trained)
         encoder_out = None
         if hasattr(self.model, "encoder"):
             encoder_out = self.model.encoder.forward_torchscript(net_input)

@@ -46,7 +46,7 @@ class Decoder(TransformerDecoderBase):
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         name_dropout(self, "TransformerDecoder")
-        self.decode_attention = getattr(cfg, "decode_attention", AUTO)
+        self.decode_attention = getattr(cfg, "decode_attention", None) or AUTO
         self.decode_dtype: str | None = None
         self.is_trained = True  # or may be, until `make_generation_fast_`
         self.need_attn = False

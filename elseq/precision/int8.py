@@ -25,9 +25,19 @@ BLOCK = 128
 
 def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [N, K] as int8 [N, K] and the scale of each output, float32 [N]."""
-    scale = weight.detach().float().abs().amax(dim=1) / LARGEST
-    divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
-    return (weight.detach().float() / divisor.unsqueeze(1)).round_().to(torch.int8), scale
+    scale = column_scale(weight)
+    divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
+    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    for start in range(0, len(weight), BLOCK):
+        block = slice(start, start + BLOCK)
+        quantized[block] = (weight.detach()[block] / divisor[block]).round_()
+    return quantized, scale
+
+
+def column_scale(weight: Tensor) -> Tensor:
+    """The scale of each output of a weight [N, K], float32 [N]."""
+    smallest, largest = torch.aminmax(weight.detach(), dim=1)
+    return torch.maximum(-smallest, largest) / LARGEST
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -38,7 +48,14 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantized, torch.where(scale.isfinite(), scale, torch.full_like(scale, torch.nan))
 
 
-class KernelProduct(Product):
+class _QuantizedProduct(Product):
+    _scale: Tensor
+
+    def is_of(self, weight: Tensor) -> bool:
+        return column_scale(weight).equal(self._scale)
+
+
+class KernelProduct(_QuantizedProduct):
     """By elseq's own kernels."""
 
     activations = ("relu", "gelu")
@@ -78,7 +95,7 @@ class QuantizedInputs:
             self._newest = None
 
 
-class TorchProduct(Product):
+class TorchProduct(_QuantizedProduct):
     """By torch's operations, in several passes."""
 
     def __init__(self, linear: nn.Linear):

@@ -1,12 +1,12 @@
-"""A linear layer as it decodes, in place of `nn.Linear`'s forward pass."""
+"""Linear layers and embeddings that a search evaluates by a `Product`, and everybody else by their own weight."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 
@@ -30,91 +30,148 @@ class Product(ABC):
         """The weight [N, K] that this was made of, exactly; None: it is lost."""
         return None
 
+    def is_of(self, weight: Tensor) -> bool:
+        """Whether this was made of a weight [N, K]."""
+        raise NotImplementedError
 
-class DecodingLinear:
-    """Evaluates a linear layer by a `Product`, which it makes when the layer is first called.
 
-    Layers that are never called, such as the key projection under EL-attention, are left as they are.
+@dataclass
+class _Decoding:
+    """What a `DecodingLinear` has besides an `nn.Linear`."""
+
+    make: Callable[[nn.Linear], Product]
+    recover: Callable[[], None]
+    product: Product | None = None
+    made_of: tuple[int, int] | None = None  # address and version of the weight
+    searches: int = 0  # that are running
+    releases: bool = False  # whether the weight is dropped once there is a product
+    is_released: bool = False
+    is_read: bool = False  # whether a search also reads the weight itself; then it is not dropped again
+
+
+class _DecodingModule:
+    """Base class of modules that may have lost their weight: it comes back for everybody who reads it."""
+
+    kind: type[nn.Module]  # what the module was, and is for its copies
+    extra: str  # name of the attribute that such a module does not have
+
+    @property
+    def weight(self) -> nn.Parameter:
+        self.restore()
+        return self._parameters["weight"]
+
+    def leave(self) -> None:
+        """Become an ordinary module again."""
+        self.restore()
+        del self.__dict__[self.extra]
+        self.__class__ = self.kind
+
+    def _save_to_state_dict(self, *arguments):
+        self.restore()
+        super()._save_to_state_dict(*arguments)
+
+    def _load_from_state_dict(self, *arguments):
+        self.restore()
+        super()._load_from_state_dict(*arguments)
+
+    def _apply(self, *arguments, **options):
+        self.restore()
+        return super()._apply(*arguments, **options)
+
+    def __reduce_ex__(self, protocol):
+        self.restore()
+        state = {name: value for name, value in self.__dict__.items() if name != self.extra}
+        return object.__new__, (self.kind,), state
+
+
+class DecodingLinear(_DecodingModule, nn.Linear):
+    """A linear layer that searches evaluate by a `Product`, which it makes when a search first calls it.
+
+    An `nn.Linear` becomes one by `take`. Layers that a search never calls, such as the key projection under
+    EL-attention, are left as they are.
     """
 
-    def __init__(self, linear: nn.Linear, make: Callable[[nn.Linear], Product], recover: Callable[[], None]):
+    kind = nn.Linear
+    extra = "decoding"
+
+    @classmethod
+    def take(cls, linear: nn.Linear, make: Callable[[nn.Linear], Product], recover: Callable[[], None]) -> None:
         """
         Args:
-            linear: the layer.
+            linear: the layer; nothing happens if it is one already, of another model that shares it.
             make: of the layer, the product of its precision.
-            recover: called where the weight is asked for and `Product.weight` has lost it; it brings it back.
+            recover: called where the weight is asked for and `Product.weight` has lost it; it calls `put_back`.
         """
-        self.module = linear
-        self.product: Product | None = None
-        self.releases = False  # whether the layer's own weight is dropped once there is a product
-        self.is_released = False
-        self._make = make
-        self._recover = recover
-        self._made_of: tuple[int, int] | None = None
+        if type(linear) is nn.Linear:
+            linear.__class__ = cls
+            linear.decoding = _Decoding(make, recover)
 
-    def __call__(self, x: Tensor, activation: str | None = None) -> Tensor:
-        return self.current_product().multiply(x, activation)
+    def forward(self, x: Tensor) -> Tensor:
+        return self.product().multiply(x) if self.decoding.searches else super().forward(x)
 
-    def current_product(self) -> Product:
-        """Made anew if a training has changed the weight since."""
-        if not self.is_released:
-            weight = self.module.weight
-            version = (weight.data_ptr(), weight._version)
-            if version != self._made_of:
-                self.product, self._made_of = self._make(self.module), version
-            if self.releases:
+    def product(self) -> Product:
+        """Made anew if the weight has changed since."""
+        decoding = self.decoding
+        if not decoding.is_released:
+            version = self._version()
+            if version != decoding.made_of:
+                decoding.product = None
+                decoding.product, decoding.made_of = decoding.make(self), version
+            if decoding.releases and not decoding.is_read:
                 self.release()
-        return self.product
+        return decoding.product
+
+    def _version(self) -> tuple[int, int]:
+        weight = self._parameters["weight"]
+        return weight.data_ptr(), weight._version
 
     def release(self) -> None:
-        """Drop the layer's own weight. In its place stands NaN, so that whoever reads it unasked cannot miss it."""
-        weight = self.module.weight
+        """Drop the layer's own weight. In its place stands NaN, for those who read parameters and not layers."""
+        weight = self._parameters["weight"]
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
-        self.is_released = True
+        self.decoding.is_released = True
 
     def restore(self) -> None:
         """Bring back the layer's own weight."""
-        if not self.is_released:
-            return
-        weight = self.product.weight()
-        if weight is None:
-            self._recover()
-        else:
-            self.put_back(weight)
+        decoding = self.decoding
+        if decoding.searches and decoding.product is not None:
+            decoding.is_read = True
+        if decoding.is_released:
+            weight = decoding.product.weight()
+            if weight is None:
+                decoding.recover()
+            else:
+                self.put_back(weight)
 
     def put_back(self, weight: Tensor) -> None:
-        """Make this the layer's own weight again, [N, K]. The next search makes another product."""
-        self.module.weight.data = weight
-        self.is_released = False
-        self._made_of = None
-
-    def ordinary(self, x: Tensor) -> Tensor:
-        """The module's own forward pass, for whoever calls it outside of a search."""
-        self.restore()
-        return F.linear(x, self.module.weight, self.module.bias)
+        """Make this the layer's own weight again, [N, K]. Outside of a search it may be changed, so the next search
+        makes another product."""
+        decoding = self.decoding
+        self._parameters["weight"].data = weight
+        decoding.is_released = False
+        decoding.made_of = self._version() if decoding.searches else None
 
 
-class DecodingEmbedding:
-    """Reads an embedding from the product of the output projection that it is tied to."""
+class DecodingEmbedding(_DecodingModule, nn.Embedding):
+    """An embedding that searches read from the product of the output projection that it is tied to."""
 
-    def __init__(self, embedding: nn.Embedding, projection: DecodingLinear):
-        self.module = embedding
-        self._projection = projection
+    kind = nn.Embedding
+    extra = "projection"
 
-    def __call__(self, indices: Tensor) -> Tensor:
-        return self._projection.current_product().embedding(indices)
+    @classmethod
+    def take(cls, embedding: nn.Embedding, projection: DecodingLinear) -> None:
+        if type(embedding) is nn.Embedding:
+            embedding.__class__ = cls
+            embedding.__dict__["projection"] = projection  # not a submodule: state_dict has the same names
 
-    def ordinary(self, indices: Tensor) -> Tensor:
-        """The module's own forward pass, for whoever calls it outside of a search."""
-        self._projection.restore()
-        return type(self.module).forward(self.module, indices)
-
-    @property
-    def is_released(self) -> bool:
-        return self._projection.is_released
+    def forward(self, indices: Tensor) -> Tensor:
+        projection = self.__dict__["projection"]
+        if projection.decoding.searches:
+            return projection.product().embedding(indices)
+        return super().forward(indices)
 
     def restore(self) -> None:
-        self._projection.restore()
+        self.__dict__["projection"].restore()
 
 
 def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
@@ -126,15 +183,8 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
         name: fairseq's of the function.
         function: the function itself.
     """
-    decoding = linear.__dict__.get("forward")
-    if isinstance(decoding, DecodingLinear) and name in decoding.current_product().activations:
-        return decoding(x, name)
+    if isinstance(linear, DecodingLinear) and linear.decoding.searches:
+        product = linear.product()
+        if name in product.activations:
+            return product.multiply(x, name)
     return function(linear(x))
-
-
-def original_weight(linear: nn.Linear) -> Tensor:
-    """The weight of a linear layer, [N, K], for whoever multiplies by it in another order."""
-    decoding = linear.__dict__.get("decoding")
-    if decoding is not None:
-        decoding.restore()
-    return linear.weight

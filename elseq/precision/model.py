@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import gc
+from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -28,107 +30,140 @@ class PreparedModel:
     def __init__(self, model: nn.Module, dtype: str | None = None):
         """
         Args:
-            model: its encoder and decoder layers are prepared, as is the output projection.
+            model: the layers of its encoder and decoder are prepared, as is the output projection.
             dtype: a value of --dtype; only int8 differs from the type of the parameters.
+
+        Raises:
+            UserError: int8, and the parameters are not float32 on a CPU.
         """
-        self.dtype = dtype
+        self.key = _key(model, dtype)
         # Gives the parameters by their names, once more, where a precision has not got the originals.
         self.fresh_parameters: Callable[[], dict] | None = None
         self._model = model
-        self._depth = 0
-        make = _maker(model, dtype)
-        linears = [] if make is None else _linears(model)
-        self._layers = [DecodingLinear(linear, make, self._recover) for linear in linears]
-        self._embeddings = list(self._tied_embeddings()) if dtype == INT8 else []
-        for part in self._parts():
-            part.module.__dict__["decoding"] = part
-            part.module.register_state_dict_pre_hook(lambda *called, part=part: part.restore())
+        self._searches = 0
+        self._only_decodes = False
+        self._make = _maker(model, dtype)
+        linears = {} if self._make is None else _linears(model)
+        weights = {id(layer._parameters["weight"]): layer for layer in linears.values()}
+        self._embeddings = [  # with the output projection that each is tied to
+            (module, weights[id(module._parameters["weight"])])
+            for module in model.modules()
+            if type(module) in (nn.Embedding, DecodingEmbedding)
+            and id(module._parameters["weight"]) in weights
+            and dtype == INT8
+        ]
+        read_here = {id(embedding) for embedding, _ in self._embeddings}
+        # How many modules read a weight themselves. What several do is not dropped, and packing would only double it.
+        self._holders = Counter(
+            id(parameter)
+            for module in model.modules()
+            if id(module) not in read_here
+            for parameter in module._parameters.values()
+        )
+        self._layers = {name: layer for name, layer in linears.items() if dtype == INT8 or self._is_alone(layer)}
+        gc.collect()  # fairseq leaves the checkpoint that it loaded in a cycle of references
 
-    def _parts(self) -> list[DecodingLinear | DecodingEmbedding]:
-        return [*self._layers, *self._embeddings]
+    def _is_alone(self, layer: nn.Linear) -> bool:
+        return self._holders[id(layer._parameters["weight"])] == 1
 
-    def _tied_embeddings(self) -> Iterator[DecodingEmbedding]:
-        projections = {id(layer.module.weight): layer for layer in self._layers}
-        for module in self._model.modules():
-            if isinstance(module, nn.Embedding) and id(module.weight) in projections:
-                yield DecodingEmbedding(module, projections[id(module.weight)])
+    def begin(self, only_decodes: bool = False) -> None:
+        """A search begins: the layers are evaluated in the precision until `end`.
 
-    def begin(self) -> None:
-        """A search begins: the layers are evaluated in the precision until `end`."""
-        self._depth += 1
-        for part in self._parts():
-            part.module.__dict__["forward"] = part
+        Args:
+            only_decodes: nobody trains the model. Then what is prepared is kept for the next search, and no weight is
+                held twice: a layer's own is dropped once it is prepared.
+        """
+        self._searches += 1
+        self._only_decodes = only_decodes
+        for name, layer in self._layers.items():
+            DecodingLinear.take(layer, self._make, self._recover)
+            layer.decoding.searches += 1
+            # Some decoding methods multiply by these two weights in another order.
+            may_be_read = self.key[0] and self.fresh_parameters is None and name.endswith(("k_proj", "v_proj"))
+            layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
+        for embedding, projection in self._embeddings:
+            DecodingEmbedding.take(embedding, projection)
 
     def end(self) -> None:
         """The search is over."""
-        self._depth -= 1
-        if self._depth:
-            return
-        for part in self._parts():
-            if part.is_released:
-                part.module.__dict__["forward"] = part.ordinary
-            else:
-                del part.module.__dict__["forward"]
-
-    def release_weights(self) -> None:
-        """From now on no weight is held twice: a layer's own is dropped once it is prepared.
-
-        But one that is an embedding as well, unless the precision reads embeddings, too.
-        """
-        read_here = {id(embedding.module) for embedding in self._embeddings}
-        read_elsewhere = {
-            id(module.weight)
-            for module in self._model.modules()
-            if isinstance(module, nn.Embedding) and id(module) not in read_here
-        }
-        for layer in self._layers:
-            layer.releases = id(layer.module.weight) not in read_elsewhere
+        self._searches -= 1
+        for layer in self._layers.values():
+            layer.decoding.searches -= 1
+        if not self._searches and not self._only_decodes:
+            self.leave()
 
     def restore(self) -> None:
         """Bring back the parameters of the model."""
-        for part in self._parts():
-            part.restore()
-            if not self._depth:
-                part.module.__dict__.pop("forward", None)
+        for layer in self._layers.values():
+            if isinstance(layer, DecodingLinear):
+                layer.restore()
+
+    def leave(self) -> None:
+        """The layers are ordinary ones again."""
+        for module in (*(embedding for embedding, _ in self._embeddings), *self._layers.values()):
+            if isinstance(module, DecodingLinear | DecodingEmbedding):
+                module.leave()
+
+    def __reduce__(self):
+        """A copy of the model is prepared anew."""
+        return type(None), ()
 
     def _recover(self) -> None:
         """
         Raises:
-            UserError: nobody has the parameters.
+            UserError: nobody has the parameters, or they are others.
         """
         if self.fresh_parameters is None:
             raise UserError("the weights were quantized to int8 and the originals dropped: load the checkpoint again")
         fresh = self.fresh_parameters()
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        for layer in self._layers:
-            if layer.is_released:
-                weight = layer.module.weight
-                layer.put_back(fresh[names[id(weight)]].detach().to(weight.dtype))
+        for layer in self._layers.values():
+            if layer.decoding.is_released:
+                weight = layer._parameters["weight"]
+                original = fresh[names[id(weight)]].detach().to(weight.dtype)
+                if not layer.decoding.product.is_of(original):
+                    raise UserError("the checkpoint has other weights than before: load it again")
+                layer.put_back(original)
+
+
+def _key(model: nn.Module, dtype: str | None) -> tuple:
+    parameter = next(model.parameters())
+    return dtype == INT8, parameter.dtype, parameter.device
 
 
 def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product] | None:
     parameter = next(model.parameters())
+    if dtype == INT8:
+        if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
+            raise UserError("int8 is for a model in float32 on a CPU: on a GPU decode in float16 or bfloat16")
+        return int8.product_maker()
     if parameter.device.type != "cpu":
         return None
-    if dtype == INT8:
-        return int8.product_maker()
     can_pack = parameter.dtype in (torch.float32, torch.bfloat16) and packed.pays(parameter.dtype)
     return packed.PackedProduct if can_pack else None
 
 
-def _linears(model: nn.Module) -> Iterator[nn.Linear]:
+def multiplied_rows(model: nn.Module, rows: int) -> int:
+    """How many rows linear layers of a model multiply for these."""
+    is_packed = model.decoder.decode_dtype != INT8 and _maker(model, None) is not None
+    return packed.rounded(rows) if is_packed else rows
+
+
+def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     """Those that are evaluated as layers."""
-    for name, module in model.named_modules():
-        if type(module) is nn.Linear and "adaptive" not in name:
-            yield module
+    return {
+        name: module
+        for name, module in model.named_modules()
+        if type(module) in (nn.Linear, DecodingLinear) and "adaptive" not in name
+    }
 
 
 def prepared(model: nn.Module, dtype: str | None = None) -> PreparedModel:
     """The model under this precision; made once."""
     found = model.__dict__.get("prepared")
-    if found is None or found.dtype != dtype:
+    if found is None or found.key != _key(model, dtype):
         if found is not None:
-            found.restore()
+            found.leave()
         found = model.__dict__["prepared"] = PreparedModel(model, dtype)
     return found
 

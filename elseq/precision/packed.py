@@ -23,10 +23,24 @@ class PackedProduct(Product):
         self._bias = linear.bias
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
-        return torch.ops.mkldnn._linear_pointwise(x, self._weight, self._bias, activation or "none", [], "none")
+        rows = x.reshape(-1, x.size(-1))
+        count = len(rows)
+        if rounded(count) > count:
+            rows = F.pad(rows, (0, 0, 0, rounded(count) - count))
+        operation = torch.ops.mkldnn._linear_pointwise
+        output = operation(rows, self._weight, self._bias, activation or "none", [], "none")
+        return output[:count].view(*x.shape[:-1], output.size(-1))
 
     def weight(self) -> Tensor:
         return self._weight.to_dense()
+
+
+def rounded(rows: int) -> int:
+    """The number of rows that are multiplied for these. oneDNN compiles a product for each number of rows, which takes
+    longer than the product, and keeps half a megabyte of each, so there are few such numbers."""
+    bits = max(0, rows - 1).bit_length()
+    step = 1 << max(min(bits, 4), bits - 4)
+    return -(-rows // step) * step
 
 
 @cache

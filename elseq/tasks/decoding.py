@@ -5,6 +5,7 @@ import logging
 from dataclasses import dataclass, field
 from typing import Optional
 
+import torch
 from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
@@ -203,7 +204,10 @@ class DecodingTask(FairseqTask):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
         for model in models:
-            self._set_dtype(model)
+            self.set_dtype(model)
+        language_model = extra.get("lm_model")  # one of fairseq's, so int8 is not for it
+        if language_model is not None and self.options.decode_dtype != INT8:
+            self.set_dtype(language_model)
         if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra["print_alignment"] = getattr(args, "print_alignment", None)
@@ -211,8 +215,9 @@ class DecodingTask(FairseqTask):
                 extra["print_alignment"] = "hard"  # it tells which word to copy
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
 
-    def _set_dtype(self, model) -> None:
-        """
+    def set_dtype(self, model) -> None:
+        """Let a model decode in decode_dtype.
+
         Raises:
             UserError: decode_dtype is not for this model.
         """
@@ -220,11 +225,14 @@ class DecodingTask(FairseqTask):
         if name is None:
             return
         decoder, parameter = getattr(model, "decoder", None), next(model.parameters())
+        if name == INT8 and not isinstance(decoder, Decoder):
+            raise UserError(f"{name} is not for a model that keeps fairseq's own modules: give float32", DTYPE)
+        if name == INT8 and parameter.device.type != "cpu":
+            raise UserError(f"{name} is for a CPU: on a GPU give float16 or bfloat16, or take the CPU", DTYPE)
+        if parameter.dtype not in (torch.float32, DTYPES[name]):
+            is_in = str(parameter.dtype).removeprefix("torch.")
+            raise UserError(f"{name} is not for a model in {is_in}: leave it out, or leave out --fp16 or --bf16", DTYPE)
         if name == INT8:
-            if not isinstance(decoder, Decoder):
-                raise UserError(f"{name} is not for a model that keeps fairseq's own modules: give float32", DTYPE)
-            if parameter.device.type != "cpu":
-                raise UserError(f"{name} is for a CPU: on a GPU give float16 or bfloat16, or take the CPU", DTYPE)
             decoder.decode_dtype = name
         elif parameter.dtype != DTYPES[name]:
             if model.training:

@@ -1,5 +1,6 @@
 """elseq-generate on the tiny checkpoints: the lines of `elseq.load(...).generate`, one for one."""
 
+import copy
 import random
 import sys
 
@@ -33,6 +34,22 @@ def test_batches_make_no_difference(trained, run):
         outputs.append(run.output.read_bytes())
     assert len(set(outputs)) == 1
     assert len(outputs[0]) > 200
+
+
+def test_int8(trained, source, run):
+    """Its lines do not depend on the batches, nor on what else the model was used for in between."""
+    model = elseq.load(trained.checkpoint, data=trained.data, dtype="int8")
+    weights = elseq.load(trained.checkpoint, data=trained.data).model.state_dict()
+    lines = source.read_text().split("\n")[:-1]
+    expected = model.generate(lines, **SEARCH)
+    for batches in ("--max-tokens=20", "--max-tokens=4096", "--memory-budget=200K"):
+        run("--dtype=int8", batches, "--overwrite", model=trained)
+        assert read(run.output) == expected
+    copied = copy.deepcopy(model.model).eval()
+    assert copied is not model.model
+    for each in (model.model, copied):
+        assert all(weights[name].equal(weight) for name, weight in each.state_dict().items())
+    assert model.generate(lines, **SEARCH) == expected
 
 
 def test_one_line_for_one_line(tiny_translation, run, tmp_path):

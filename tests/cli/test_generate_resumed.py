@@ -205,3 +205,15 @@ def test_several_processes_and_then_one(tiny_translation, run, expected, source)
         run("--max-tokens=40")
     assert 0 < len(calls) < len(finished)
     assert read(run.output) == expected
+
+
+def test_int8_goes_on_as_int8(run, tiny_translation, source):
+    """And not as float32, nor the other way round."""
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 4)
+        assert run("--dtype=int8", "--max-tokens=40", check=False).returncode == 130
+    result = run("--max-tokens=40", check=False)
+    assert result.returncode == 1 and "--dtype was int8 and not float32" in result.stderr
+    run("--dtype=int8", "--max-tokens=40")
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, dtype="int8")
+    assert read(run.output) == model.generate(source.read_text().split("\n")[:-1], **SEARCH)

@@ -11,6 +11,7 @@ from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.generation.budget import batch_bytes, capacity, read_bytes, write_bytes
 from elseq.generation.search import Usage
+from elseq.precision import kernels, packed
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
 
 
@@ -60,10 +61,14 @@ def test_the_measure():
     assert 8000 <= memory.peak <= 8100
 
 
-def measure(family, method, sentences, length, beam, dtype=torch.float32, words=40, max_len=12, **options):
+def measure(
+    family, method, sentences, length, beam, dtype=torch.float32, words=40, max_len=12, decode_dtype=None, **options
+):
     """What is planned for a batch, what its decoding takes, and the largest decoding state."""
     dictionary = make_dictionary(words)
     model = make_models(family, dictionary, positions=200, **options)[method].to(dtype)
+    model.decoder.decode_dtype = decode_dtype
+    model.make_generation_fast_()
     search = SequenceGenerator([model], dictionary, beam_size=beam, max_len_b=max_len, min_len=max_len)
     rows = make_sources(dictionary, [length - 1] * sentences)
     prompt = {}
@@ -98,6 +103,18 @@ def measure(family, method, sentences, length, beam, dtype=torch.float32, words=
 def test_a_batch_takes_no_more_than_planned(family, method, sizes):
     planned, peak, state = measure(family, method, **sizes)
     assert state < peak <= planned < 3 * peak
+
+
+@pytest.mark.parametrize("family", ["transformer", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("way", ["kernels", "torch"])
+def test_a_batch_in_int8(family, method, way, monkeypatch):
+    if way == "torch":
+        monkeypatch.setattr(kernels, "available", lambda: False)
+    for sizes in ({"sentences": 9, "length": 60, "beam": 4}, {"sentences": 20, "length": 90, "beam": 4, "words": 500}):
+        planned, peak, state = measure(family, method, **sizes, decode_dtype="int8")
+        assert state < peak <= planned < 3 * peak
+        assert state == measure(family, method, **sizes)[2]
 
 
 def searching(family="bart", method="el", **options):
@@ -166,3 +183,13 @@ def test_what_is_no_size(text):
 )
 def test_sizes_for_people(size, text):
     assert write_bytes(size) == text
+
+
+@pytest.mark.parametrize("pays", [True, False])
+def test_rows_that_packed_products_add(pays, monkeypatch):
+    """20 hypotheses are multiplied as 32."""
+    if pays and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no packed products")
+    monkeypatch.setattr(packed, "pays", lambda dtype: pays)
+    planned, peak, _ = measure("bart", "el", sentences=4, length=10, beam=5, words=5000)
+    assert peak <= planned < 1.3 * peak

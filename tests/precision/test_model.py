@@ -8,6 +8,7 @@ import torch
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.precision import packed, prepared, restore
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear
 from elseq.precision.model import PreparedModel
 from tests.tiny_models import FAMILIES, assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
@@ -38,7 +39,6 @@ def test_packed_weights_find_what_the_stock_generator_finds(family, method, alwa
     models = make_models(family, DICTIONARY)
     expected = search(models["stock"], family)
     assert_same_hypotheses(search(models[method], family), expected)
-    assert any(layer.product is not None for layer in models[method].__dict__["prepared"]._layers)
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])
@@ -67,9 +67,11 @@ def test_a_model_that_only_decodes_holds_no_weight_twice(method, always_packed):
     for _ in range(2):
         assert_same_hypotheses(search(model, "bart"), expected)
     layer = model.decoder.layers[0]
-    assert layer.fc1.weight.isnan().all()
-    assert layer.encoder_attn.k_proj.weight.isnan().any() == (method == "kv")  # el multiplies by it in another order
-    assert not model.encoder.embed_tokens.weight.isnan().any()
+    assert layer.fc1._parameters["weight"].isnan().all()
+    assert layer.encoder_attn.k_proj._parameters["weight"].isnan().any() == (
+        method == "kv"
+    )  # el multiplies by it in another order
+    assert not model.encoder.embed_tokens._parameters["weight"].isnan().any()
     assert all(weights[name].equal(weight) for name, weight in model.state_dict().items())
     assert_same_hypotheses(search(model, "bart"), expected)
 
@@ -85,17 +87,146 @@ def test_scoring_between_searches(always_packed):
     assert_same_hypotheses(search(model, "transformer"), found)
 
 
-def test_a_training_between_searches(always_packed):
-    """As with --eval-bleu: the next search decodes with the new weights."""
-    models = make_models("transformer", DICTIONARY)
-    model, stock = models["kv"], models["stock"]
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("change", [lambda weight: weight, lambda weight: weight.data], ids=["parameter", "data"])
+def test_a_training_between_searches(dtype, change, always_packed):
+    """As with --eval-bleu: the next search decodes with the new weights. Optimizers of fairseq change `data`, which
+    leaves the version of a parameter as it was."""
+    model, other = (make_models("transformer", DICTIONARY)["kv"] for _ in range(2))
+    for each in (model, other):
+        each.decoder.decode_dtype = dtype
     search(model, "transformer")
-    for each in (model, stock):
+    for each in (model, other):
         torch.manual_seed(1)
         with torch.no_grad():
             for parameter in each.parameters():
-                parameter.add_(0.05 * torch.randn(parameter.shape))
-    assert_same_hypotheses(search(model, "transformer"), search(stock, "transformer"))
+                change(parameter).add_(0.05 * torch.randn(parameter.shape))
+    assert_same_hypotheses(search(model, "transformer"), search(other, "transformer"))
+    assert not any(isinstance(module, DecodingLinear | DecodingEmbedding) for module in model.modules())
+
+
+def released(dtype, family="bart", **options):
+    """A model that has decoded and lost its weights, what it found, and one that never decoded."""
+    model = make_models(family, DICTIONARY, **options)["kv"]
+    model.decoder.decode_dtype = dtype
+    fresh = copy.deepcopy(dict(model.named_parameters()))
+    prepared(model, dtype).fresh_parameters = lambda: fresh
+    model.make_generation_fast_()
+    found = search(model, family)
+    assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
+    return model, found, make_models(family, DICTIONARY, **options)["kv"]
+
+
+COPIES = {
+    "deepcopy": copy.deepcopy,
+    "double": lambda model: model.double(),
+    "double and back": lambda model: model.double().float(),
+}
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("copied", COPIES)
+def test_copies_of_a_model_that_lost_its_weights(copied, dtype, always_packed):
+    model, found, fresh = released(dtype, share_decoder_input_output_embed=True)
+    other = COPIES[copied](model)
+    assert all(
+        weight.to(fresh.state_dict()[name]).equal(fresh.state_dict()[name])
+        for name, weight in other.state_dict().items()
+    )
+    if copied == "double" and dtype == "int8":
+        with pytest.raises(UserError, match="int8 is for a model in float32 on a CPU"):
+            search(other, "bart")
+        return
+    assert_same_hypotheses(search(other, "bart"), found)
+    assert_same_hypotheses(search(model, "bart"), found)
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_models_that_share_modules(dtype, always_packed):
+    """An ensemble of decoders with one encoder, and with one feed-forward layer."""
+    found = []
+    for shared in (False, True):
+        models = [make_models("transformer", DICTIONARY, seed=seed)["kv"] for seed in (1, 2)]
+        models[1].encoder = models[0].encoder if shared else copy.deepcopy(models[0].encoder)
+        layer = models[0].decoder.layers[0].fc1
+        models[1].decoder.layers[1].fc1 = layer if shared else copy.deepcopy(layer)
+        for model in models:
+            model.decoder.decode_dtype = dtype
+            model.make_generation_fast_()
+        generator = SequenceGenerator(models, DICTIONARY, beam_size=3, max_len_b=12)
+        sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9, 3, 7]))
+        found += [generator.generate(None, sample) for _ in range(2)]
+    for each in found[1:]:
+        assert_same_hypotheses(each, found[0])
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_a_weight_that_two_layers_share(dtype, always_packed):
+    found = []
+    for shared in (False, True):
+        model = make_models("transformer", DICTIONARY)["kv"]
+        first, second = (layer.fc1 for layer in model.decoder.layers)
+        second.weight = first.weight if shared else torch.nn.Parameter(first.weight.detach().clone())
+        model.decoder.decode_dtype = dtype
+        model.make_generation_fast_()
+        found += [search(model, "transformer") for _ in range(2)]
+    for each in found[1:]:
+        assert_same_hypotheses(each, found[0])
+
+
+def test_methods_in_turn_ask_for_the_originals_once():
+    """As --decode-attention auto may: el multiplies by weights that kv has quantized."""
+    model, found, _ = released("int8")
+    fresh, calls = prepared(model, "int8").fresh_parameters, []
+    prepared(model, "int8").fresh_parameters = lambda: calls.append(1) or fresh()
+    for method in ("el", "kv", "el", "kv"):
+        model.decoder.decode_attention = method
+        search(model, "bart")
+    assert len(calls) == 1
+    assert_same_hypotheses(search(model, "bart"), found)
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_methods_in_turn_where_nobody_has_the_originals(family):
+    """As fairseq-generate does. A prompt is read by weights that el multiplies by in another order, too."""
+    model = make_models(family, DICTIONARY)["kv"]
+    model.decoder.decode_dtype = "int8"
+    found = search(model, family)
+    model.make_generation_fast_()
+    for method in ("el", "kv", "el", "kv"):
+        model.decoder.decode_attention = method
+        last = search(model, family)
+    assert_same_hypotheses(last, found)
+    assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
+
+
+def test_a_table_that_is_an_embedding_as_well_is_not_packed(always_packed):
+    model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
+    model.make_generation_fast_()
+    search(model, "bart")
+    assert type(model.decoder.output_projection) is torch.nn.Linear
+    assert isinstance(model.decoder.layers[0].fc1, DecodingLinear)
+
+
+def test_int8_without_the_kernels(monkeypatch):
+    """By the operations of torch, and without its product of integers: the same words."""
+    found = []
+    for hidden in ({}, {"kernels.available": lambda: False}, {"_torch_multiplies_int8": lambda: False}):
+        for name, value in hidden.items():
+            monkeypatch.setattr(f"elseq.precision.int8.{name}", value)
+        model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
+        model.decoder.decode_dtype = "int8"
+        found.append(search(model, "bart"))
+    for each in found[1:]:
+        assert_same_hypotheses(each, found[0])
+
+
+def test_other_originals_are_refused():
+    model, _, _ = released("int8")
+    fresh = prepared(model, "int8").fresh_parameters()
+    prepared(model, "int8").fresh_parameters = lambda: {name: 2 * weight for name, weight in fresh.items()}
+    with pytest.raises(UserError, match="the checkpoint has other weights than before: load it again"):
+        model.state_dict()
 
 
 def test_int8_gets_its_originals_from_whoever_has_them():
@@ -158,8 +289,8 @@ def test_an_embedding_and_the_output_projection_share_an_int8_table(shared):
     model.make_generation_fast_()
     prepared(model, "int8").fresh_parameters = lambda: fresh
     assert_same_hypotheses(search(model, "bart"), kept)
-    assert model.decoder.embed_tokens.weight.isnan().all()
-    assert model.encoder.embed_tokens.weight.isnan().all() == shared
+    assert model.decoder.embed_tokens._parameters["weight"].isnan().all()
+    assert model.encoder.embed_tokens._parameters["weight"].isnan().all() == shared
     tokens = torch.tensor([[8, 9, 2]])
     other = make_models("bart", DICTIONARY, **options)["stock"]
     arguments = tokens, torch.tensor([3]), tokens

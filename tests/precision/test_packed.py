@@ -66,3 +66,21 @@ def test_wrong_products_are_not_used(monkeypatch):
         assert not pays(torch.float32)
     finally:
         pays.cache_clear()
+
+
+def test_there_are_few_numbers_of_rows():
+    """oneDNN keeps half a megabyte for each."""
+    numbers = {rows: packed.rounded(rows) for rows in range(4097)}
+    assert all(rows <= number <= max(2 * rows, 1) for rows, number in numbers.items())
+    assert all(number <= rows * 9 / 8 for rows, number in numbers.items() if rows > 128)
+    assert len(set(numbers.values())) == 53
+
+
+@needs_packing
+@torch.no_grad()
+def test_the_product_for_any_number_of_rows():
+    linear = nn.Linear(24, 40)
+    product, x = PackedProduct(linear), torch.randn(300, 24)
+    expected = linear(x)
+    for rows in (*range(70), 129, 300):
+        torch.testing.assert_close(product.multiply(x[:rows]), expected[:rows], rtol=1e-5, atol=1e-5)

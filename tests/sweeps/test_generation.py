@@ -58,6 +58,16 @@ def test_sweep(generate, tiny_translation, tmp_path):
     assert (tmp_path / "plot.png").exists()
 
 
+def test_types_in_turn(generate, tiny_translation, tmp_path):
+    _, out, _ = generate("-m decode=kv dtype=float32,int8")
+    assert [row["settings"]["dtype"] for row in read_rows(tmp_path)] == ["float32", "int8"]
+    assert re.search(r"^\| mode \| beam \| +dtype \|", out, re.MULTILINE)
+    texts = (tiny_translation.raw / "test.src").read_text().splitlines()
+    for number, dtype in enumerate(("float32", "int8")):
+        model = elseq.load(tiny_translation.checkpoint, data=str(tiny_translation.data), dtype=dtype)
+        assert (tmp_path / f"{number}-kv" / "output.txt").read_text().splitlines() == model.generate(texts)
+
+
 def test_a_method_of_a_plugin(generate, plugin, tmp_path):
     code, out, err = generate(f"-m user_dir={plugin} decode.mode=stock,kv,reprojected beam=2")
     assert code == 0, err
@@ -127,7 +137,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=no.txt", "no.txt cannot be read"),
         ("references=pyproject.toml", "each line of one belongs to a line of the other"),
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
-        ("dtype=int8", "dtype=int8 is unknown: choose one of float16, bfloat16, float32, float64"),
+        ("dtype=int4", "dtype=int4 is unknown: choose one of float32, float16, bfloat16, float64, int8"),
         ("beam=many", "beam 'many' cannot be used"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),

@@ -374,6 +374,23 @@ def test_train_resume_validate_and_generate(raw_text, translation_data, tmp_path
         assert_same_output(generate(trained, *options), expected)
 
 
+def test_a_training_that_decodes_in_int8(translation_data, raw_text, tmp_path):
+    """Only its BLEU is of int8, and at each validation of the parameters of then. A stock architecture, by no
+    method."""
+    lines, weights = [], []
+    for dtype in ([], ["--decode-dtype=int8"]):
+        folder = tmp_path / str(len(dtype))
+        log = train("transformer", translation_data, folder, *TRANSLATION, *BLEU, *dtype, "--max-update=40").stdout
+        lines.append(re.findall(r"(loss [\d.]+ \| .*ppl [\d.]+) .*\| bleu ([\d.]+)", log))
+        trained = helpers.Trained(raw_text, translation_data, folder / "checkpoint_last.pt")
+        weights.append(torch.load(trained.checkpoint, weights_only=False)["model"])
+    assert [loss for loss, _ in lines[0]] == [loss for loss, _ in lines[1]] and len(lines[0]) > 4
+    assert [bleu for _, bleu in lines[0]] != [bleu for _, bleu in lines[1]]
+    assert all(weights[0][name].equal(weight) for name, weight in weights[1].items())
+    command = ["fairseq-validate", translation_data, "--path", trained.checkpoint, "--max-tokens=500", *PROCESS]
+    assert f"| bleu {lines[1][-1][1]} " in helpers.run_here(command).stdout
+
+
 @pytest.mark.parametrize(
     "arch, model", [("elseq_transformer_lm", []), ("mq_transformer_lm_gpt2_124m", ["--local-attention-radius=3"])]
 )

@@ -19,7 +19,7 @@ from elseq.models import ElseqBARTModel, ElseqTransformerModel
 from elseq.tasks import ElseqTranslationTask
 from elseq.tasks.translation import ElseqTranslationConfig
 from tests.tasks.loading import load_translation
-from tests.tiny_models import make_dictionary, task_configuration
+from tests.tiny_models import make_dictionary, make_models, task_configuration
 
 DICTIONARY = make_dictionary(20)
 SIZES = {"layers": 1, "embed_dim": 16, "ffn_embed_dim": 24, "attention_heads": 2}
@@ -164,3 +164,49 @@ def test_generator_aligns_where_it_is_needed():
     ):
         generator = task.build_generator(models, Namespace(**{**vars(GenerationConfig()), **options}))
         assert generator.print_alignment == expected
+
+
+# --- in which numbers
+
+
+@pytest.mark.parametrize("name", ["int8", "bfloat16", "float32"])
+def test_a_type_beside_that_of_fp16(tiny_bart, name):
+    task, model = load_translation(tiny_bart, decode_dtype=name)
+    with pytest.raises(UserError, match=f"^--decode-dtype {name} is not for a model in float16: leave it out, or"):
+        task.build_generator([model.half()], GenerationConfig())
+
+
+@pytest.mark.parametrize("name", ["int8", "float16"])
+def test_the_type_of_a_fused_language_model(tiny_bart, name):
+    task, model = load_translation(tiny_bart, decode_dtype=name)
+    language_model = make_models("language_model", task.target_dictionary)["stock"]
+    task.build_generator([model], GenerationConfig(), extra_gen_cls_kwargs={"lm_model": language_model})
+    expected = torch.float32 if name == "int8" else torch.float16
+    assert {next(each.parameters()).dtype for each in (model, language_model)} == {expected}
+
+
+def test_models_that_int8_is_not_for(tiny_bart):
+    for task, model in (
+        load_translation(tiny_bart, decode_dtype="int8", decode_attention="stock"),
+        (make_task(decode_dtype="int8", eval_bleu=True), LSTMModel.build_model(OTHERS[1][0], make_task())),
+    ):
+        with pytest.raises(UserError, match="^--decode-dtype int8 is not for a model that keeps fairseq's own modules"):
+            task.build_generator([model], GenerationConfig())
+
+
+@pytest.mark.parametrize("name", ["float16", "bfloat16", "float64"])
+def test_types_that_a_training_cannot_decode_in(name):
+    task = make_task(decode_dtype=name, eval_bleu=True)
+    with pytest.raises(UserError, match=f"^--decode-dtype {name} is not for a model that is being trained: give int8"):
+        task.build_model(model_arguments("transformer"))
+
+
+def test_a_training_that_does_not_decode():
+    with pytest.raises(UserError, match="^--decode-dtype is for decoding, and this training does not decode"):
+        make_task(decode_dtype="int8").build_model(model_arguments("transformer"))
+
+
+def test_unknown_type(tiny_bart):
+    names = "float32, float16, bfloat16, float64, int8"
+    with pytest.raises(UserError, match=f"^--decode-dtype int4 is unknown; choose one of {names}$"):
+        load_translation(tiny_bart, decode_dtype="int4")
