@@ -53,14 +53,14 @@ class PreparedModel:
             and dtype == INT8
         ]
         read_here = {id(embedding) for embedding, _ in self._embeddings}
-        # How many modules read a weight themselves. What several do is not dropped, and packing would only double it.
+        # How many modules read a weight themselves. What several read is not dropped.
         self._holders = Counter(
             id(parameter)
             for module in model.modules()
             if id(module) not in read_here
             for parameter in module._parameters.values()
         )
-        self._layers = {name: layer for name, layer in linears.items() if dtype == INT8 or self._is_alone(layer)}
+        self._layers = linears
         gc.collect()  # fairseq leaves the checkpoint that it loaded in a cycle of references
 
     def _is_alone(self, layer: nn.Linear) -> bool:

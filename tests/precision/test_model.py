@@ -200,12 +200,13 @@ def test_methods_in_turn_where_nobody_has_the_originals(family):
     assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
 
 
-def test_a_table_that_is_an_embedding_as_well_is_not_packed(always_packed):
+def test_a_table_that_is_an_embedding_as_well_is_packed_and_kept(always_packed):
     model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
     model.make_generation_fast_()
     search(model, "bart")
-    assert type(model.decoder.output_projection) is torch.nn.Linear
-    assert isinstance(model.decoder.layers[0].fc1, DecodingLinear)
+    assert isinstance(model.decoder.output_projection, DecodingLinear)
+    assert not model.decoder.output_projection.decoding.is_released
+    assert not model.decoder.embed_tokens.weight.isnan().any()
 
 
 def test_int8_without_the_kernels(monkeypatch):
