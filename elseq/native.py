@@ -24,12 +24,13 @@ def library() -> ctypes.CDLL | None:
         found = ctypes.CDLL(str(Path(__file__).with_name("_native" + EXTENSION_SUFFIXES[0])))
     except OSError:  # not compiled, or another OpenMP than torch's
         return None
-    if not found.elseq_available():
+    try:
+        functions = [(getattr(found, name), arguments) for name, arguments in FUNCTIONS.items()]
+    except AttributeError:  # compiled from other sources
         return None
-    for name, arguments in FUNCTIONS.items():
-        function = getattr(found, name)
+    for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
-    return found
+    return found if found.elseq_available() else None
 
 
 def loaded() -> ctypes.CDLL:

@@ -6,15 +6,25 @@ import pytest
 from elseq import native
 
 
+class Function:
+    """What ctypes has of one."""
+
+    __hash__ = None
+
+
 def not_compiled(_):
     raise OSError
 
 
 def other_processor(_):
-    return SimpleNamespace(elseq_available=lambda: 0)
+    return SimpleNamespace(elseq_available=lambda: 0, **{name: Function() for name in native.FUNCTIONS})
 
 
-@pytest.mark.parametrize("load", [not_compiled, other_processor])
+def other_sources(_):
+    return SimpleNamespace(elseq_available=lambda: 1)
+
+
+@pytest.mark.parametrize("load", [not_compiled, other_processor, other_sources])
 def test_without_the_library(load, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", load)
     native.library.cache_clear()
