@@ -7,7 +7,7 @@ from torch import nn
 from elseq.precision import packed
 from elseq.precision.packed import PackedProduct, pays
 
-ACTIVATIONS = {None: lambda x: x, "relu": torch.relu, "gelu": nn.functional.gelu}
+ACTIVATIONS = {None: lambda x: x, "gelu": nn.functional.gelu}
 needs_packing = pytest.mark.skipif(not pays(torch.float32), reason="packed products do not pay on this machine")
 
 
@@ -24,6 +24,18 @@ def test_the_product(shape, bias, activation):
     found = PackedProduct(linear).multiply(x, activation)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
+
+
+@needs_packing
+@pytest.mark.parametrize("activation", [None, *PackedProduct.activations])
+@torch.no_grad()
+def test_what_is_no_number_stays_none(activation):
+    linear = nn.Linear(24, 40)
+    linear.weight[3, 5] = torch.nan
+    x = torch.randn(4, 24)
+    x[2, 7] = torch.nan
+    found = PackedProduct(linear).multiply(x, activation).isnan()
+    assert found[2].all() and found[:, 3].all() and found.sum() == 40 + 3
 
 
 @needs_packing
