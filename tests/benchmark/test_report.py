@@ -49,7 +49,7 @@ def test_precisions_are_a_column_where_they_differ():
     assert "int8" not in report.notes([one])
 
 
-@pytest.mark.parametrize("name", ["bart_base_cpu", "bart_large_h100"])
+@pytest.mark.parametrize("name", ["transformer_270m_h100", "bart_large_h100"])
 def test_results_from_before_there_were_precisions(name):
     results = Path(__file__).resolve().parents[2] / "benchmarks" / "results"
     told = json.loads((results / f"{name}.json").read_text())["rows"]
