@@ -143,7 +143,9 @@ class GrowingMemory:
         """
         self._read_unmoved = True
         hypotheses = len(self._buffers[0])
-        rows = torch.empty(hypotheses, 0, dtype=torch.long) if self._rows is None else self._rows
+        rows = self._rows
+        if rows is None:
+            rows = self._buffers[0].new_empty(hypotheses, 0, dtype=torch.long)
         return Stretch(self._seen()), rows[:, self._first_seen() :]
 
     @torch.no_grad()
@@ -177,13 +179,13 @@ class GrowingMemory:
         """Every hypothesis gets a row of its own."""
         rows, self._rows, self._read_unmoved = self._rows, None, False
         capacity = self._buffers[0].size(-2)
-        positions = torch.arange(capacity)
-        own = torch.arange(len(rows)).unsqueeze(1).expand(-1, capacity - rows.size(1))
+        positions = torch.arange(capacity, device=rows.device)
+        own = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand(-1, capacity - rows.size(1))
         rows = torch.cat((rows, own), dim=1).unsqueeze(1)  # [N, 1, C]
         moved = []
         for buffer in self._buffers:
             heads = buffer.flatten(1, -3).size(1) if buffer.dim() > 3 else 1
-            places = (rows * heads + torch.arange(heads).unsqueeze(1)) * capacity + positions  # [N, G, C]
+            places = (rows * heads + torch.arange(heads, device=rows.device).unsqueeze(1)) * capacity + positions
             selected = buffer.view(-1, buffer.size(-1)).index_select(0, places.flatten())
             moved.append(selected.view(len(rows), *buffer.shape[1:]))
         self._buffers = tuple(moved)

@@ -184,8 +184,13 @@ class SequenceGenerator(nn.Module):
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
-            for model in models:
-                restore(model)
+            try:
+                for model in models:
+                    restore(model)
+            except UserError:
+                raise UserError(
+                    "the model's output is not a number (NaN): decode in float32, where the error names the reason"
+                ) from None
             raise explain_nan(models, sample["net_input"], error.read) from None
         finally:
             self._let_go()

@@ -94,8 +94,8 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     rows, width = x.shape
     x = x.contiguous()
-    quantized = torch.empty(rows, width + -width % GROUP, dtype=torch.uint8)
-    scale = torch.empty(rows)
+    quantized = x.new_empty(rows, width + -width % GROUP, dtype=torch.uint8)
+    scale = x.new_empty(rows, dtype=torch.float32)
     native.loaded().elseq_quantize_rows(
         native.address("x", x, torch.float32, rows, width),
         quantized.data_ptr(),
@@ -144,7 +144,7 @@ def linear(
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
     if out is None:
-        out = torch.empty(rows, columns)
+        out = quantized.new_empty(rows, columns, dtype=torch.float32)
     native.loaded().elseq_linear(
         native.address("x", quantized, torch.uint8, rows, groups * GROUP),
         native.address("the scale of x", row_scale, torch.float32, rows),
@@ -182,7 +182,7 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     rows, width = logits.shape
     if not 1 <= count <= width:
         raise ValueError(f"count is between 1 and {width}, not {count}")
-    values, indices = torch.empty(rows, count), torch.empty(rows, count, dtype=torch.int64)
+    values, indices = (logits.new_empty(rows, count, dtype=dtype) for dtype in (torch.float32, torch.int64))
     logits = logits.contiguous()
     native.loaded().elseq_log_softmax_top(
         native.address("logits", logits, torch.float32, rows, width),

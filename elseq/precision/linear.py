@@ -183,7 +183,8 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
         name: fairseq's of the function.
         function: the function itself.
     """
-    if isinstance(linear, DecodingLinear) and linear.decoding.searches:
+    has_hooks = linear._forward_hooks or linear._forward_pre_hooks
+    if isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks:
         product = linear.product()
         if name in product.activations:
             return product.multiply(x, name)

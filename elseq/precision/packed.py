@@ -48,7 +48,7 @@ def pays(dtype: torch.dtype) -> bool:
     """Whether packed products are there, right, and no slower than `F.linear` on this machine: tried once, in some
     milliseconds."""
     generator = torch.Generator().manual_seed(0)
-    with torch.no_grad():
+    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a search may have been seeded
         layer = nn.Linear(768, 768)
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 768**0.5)
         layer = layer.to(dtype)

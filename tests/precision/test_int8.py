@@ -129,3 +129,28 @@ def test_an_input_of_several_layers_is_quantized_once(monkeypatch):
     assert len(calls) == 2
     del x
     assert inputs._newest is None
+
+
+@pytest.mark.parametrize("product", products())
+def test_the_weight_that_it_was_made_of(product):
+    linear = nn.Linear(20, 70)
+    with torch.no_grad():
+        linear.weight[3, 4] = torch.nan
+    weight = linear.weight.detach().clone()
+    made = product(linear)
+    assert made.is_of(weight)
+    weight[5] *= -1
+    assert not made.is_of(weight)
+
+
+@pytest.mark.parametrize("product", products())
+def test_in_inference_mode_and_with_another_default_type(product):
+    linear = nn.Linear(20, 70)
+    x = torch.randn(3, 20)
+    expected = product(linear).multiply(x)
+    torch.set_default_dtype(torch.float64)
+    try:
+        with torch.inference_mode():
+            assert product(linear).multiply(x.clone()).equal(expected)
+    finally:
+        torch.set_default_dtype(torch.float32)

@@ -96,3 +96,13 @@ def test_the_product_for_any_number_of_rows():
     expected = linear(x)
     for rows in (*range(70), 129, 300):
         torch.testing.assert_close(product.multiply(x[:rows]), expected[:rows], rtol=1e-5, atol=1e-5)
+
+
+def test_the_trial_draws_no_random_numbers():
+    """Of a search that was seeded before."""
+    pays.cache_clear()
+    torch.manual_seed(1)
+    pays(torch.float32)
+    found = torch.rand(3)
+    torch.manual_seed(1)
+    assert torch.rand(3).equal(found)

@@ -110,7 +110,7 @@ def decode_step(
     first.sequences = sequences
     if hypotheses and (not sequences or hypotheses % sequences) or heads and (not kv_heads or heads % kv_heads):
         raise ValueError(f"{hypotheses} hypotheses, {heads} heads: not multiples of {sequences} and {kv_heads}")
-    out = torch.empty(query.shape)
+    out = query.new_empty(query.shape)
     native.loaded().elseq_decode_step(
         query.data_ptr(),
         out.data_ptr(),
