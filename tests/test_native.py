@@ -21,10 +21,16 @@ def other_processor(_):
 
 
 def other_sources(_):
-    return SimpleNamespace(elseq_available=lambda: 1)
+    return SimpleNamespace(elseq_available=lambda: native.INTERFACE)
 
 
-@pytest.mark.parametrize("load", [not_compiled, other_processor, other_sources])
+def other_interface(_):
+    return SimpleNamespace(
+        elseq_available=lambda: native.INTERFACE + 1, **{name: Function() for name in native.FUNCTIONS}
+    )
+
+
+@pytest.mark.parametrize("load", [not_compiled, other_processor, other_sources, other_interface])
 def test_without_the_library(load, monkeypatch):
     monkeypatch.setattr(ctypes, "CDLL", load)
     native.library.cache_clear()

@@ -156,9 +156,12 @@ double sum_of_exp(const float *x, int64_t width, float largest) {
 
 extern "C" {
 
+// The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
+// argument or structure that crosses the boundary.
 int elseq_available() {
-    return __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-           __builtin_cpu_supports("avx512vnni");
+    constexpr int interface = 1;
+    return interface * (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
+                        __builtin_cpu_supports("avx512vnni"));
 }
 
 void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64_t rows, int64_t width, int threads) {
