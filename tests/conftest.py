@@ -85,6 +85,14 @@ def _skip(*_, **__):
     pytest.skip("runs a command")
 
 
+@pytest.fixture(params=[1, 2])
+def threads(request):
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield request.param
+    torch.set_num_threads(before)
+
+
 @pytest.fixture(autouse=True)
 def quiet():
     """pytest drops the filters that importing elseq has set."""

@@ -18,14 +18,6 @@ FUNCTIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": torch.nn.functiona
 activations = st.sampled_from(sorted(FUNCTIONS))
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def draw(seed, rows, inputs, outputs):
     torch.manual_seed(seed)
     x = torch.randn(rows, inputs) * 10.0 ** torch.randint(-3, 3, (rows, 1))

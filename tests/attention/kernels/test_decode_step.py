@@ -15,14 +15,6 @@ widths = st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 80, 128, 131])
 lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130])
 
 
-@pytest.fixture(params=[1, 2])
-def threads(request):
-    before = torch.get_num_threads()
-    torch.set_num_threads(request.param)
-    yield request.param
-    torch.set_num_threads(before)
-
-
 def draw_query(hypotheses, heads, width):
     return torch.randn(hypotheses, 1, heads, width).transpose(1, 2) * 2 / width**0.5
 
