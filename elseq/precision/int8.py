@@ -19,33 +19,35 @@ from elseq.precision.linear import Product
 logger = logging.getLogger(__name__)
 
 LARGEST = 127
+SMALLEST = 1e-36  # a row without a larger magnitude is a row of zeros; its inverse would be infinite
 # Rows that are quantized, multiplied and scaled before the next, so that they stay in the cache.
 BLOCK = 128
 
 
 def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
     """A weight [N, K] as int8 [N, K] and the scale of each output, float32 [N]."""
-    scale = column_scale(weight)
+    weight = weight.detach()
+    smallest, largest = torch.aminmax(weight, dim=1)
+    scale = torch.maximum(-smallest, largest) / LARGEST
     divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
-    quantized = torch.empty(weight.shape, dtype=torch.int8)
+    quantized = weight.new_empty(weight.shape, dtype=torch.int8)
     for start in range(0, len(weight), BLOCK):
         block = slice(start, start + BLOCK)
-        quantized[block] = (weight.detach()[block] / divisor[block]).round_()
+        quantized[block] = (weight[block] / divisor[block]).round_()
     return quantized, scale
 
 
-def column_scale(weight: Tensor) -> Tensor:
-    """The scale of each output of a weight [N, K], float32 [N]."""
-    smallest, largest = torch.aminmax(weight.detach(), dim=1)
-    return torch.maximum(-smallest, largest) / LARGEST
-
-
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN where a row holds no number."""
-    scale = x.abs().amax(dim=1, keepdim=True) / LARGEST
-    divisor = torch.where(scale > 0, scale, torch.ones_like(scale))
-    quantized = (x / divisor).round_().nan_to_num_(0.0, 0.0, 0.0).to(torch.int8)
-    return quantized, torch.where(scale.isfinite(), scale, torch.full_like(scale, torch.nan))
+    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN where a row holds no number.
+
+    The integers and scales are those of `kernels.quantize_rows`, which rounds the exact product with the inverse.
+    """
+    largest = x.abs().amax(dim=1, keepdim=True)
+    is_zero, is_number = largest < SMALLEST, largest.isfinite()
+    # torch evaluates number / tensor by a reciprocal, which rounds twice.
+    inverse = (torch.full_like(largest, LARGEST) / largest).masked_fill_(is_zero | ~is_number, 0.0)
+    quantized = (x.double() * inverse.double()).round_().nan_to_num_(nan=0.0).to(torch.int8)
+    return quantized, (largest / LARGEST).masked_fill_(is_zero, 0.0).masked_fill_(~is_number, torch.nan)
 
 
 class _QuantizedProduct(Product):
@@ -84,14 +86,14 @@ class QuantizedInputs:
         self._newest: tuple[weakref.ref, int, tuple[Tensor, Tensor]] | None = None
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        if x.is_inference():  # such tensors do not say whether they have changed
-            return kernels.quantize_rows(x.reshape(-1, x.size(-1)))
-        if self._newest is not None:
+        says_changes = not x.is_inference()
+        if says_changes and self._newest is not None:
             of, version, quantized = self._newest
             if of() is x and version == x._version:
                 return quantized
         quantized = kernels.quantize_rows(x.reshape(-1, x.size(-1)))
-        self._newest = weakref.ref(x, self._forget), x._version, quantized
+        if says_changes:
+            self._newest = weakref.ref(x, self._forget), x._version, quantized
         return quantized
 
     def _forget(self, reference: weakref.ref) -> None:

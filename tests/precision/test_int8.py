@@ -16,8 +16,9 @@ def brute_force(linear, x):
     rows = x.reshape(-1, x.size(-1)).double()
     found = []
     for row in rows:
-        step = row.abs().max() / 127
-        quantized = torch.zeros_like(row) if step == 0 else (row.float() / step.float()).round().double()
+        largest = row.abs().max().float()
+        step = (largest / 127).double()
+        quantized = torch.zeros_like(row) if step == 0 else (row * (torch.tensor(127.0) / largest).double()).round()
         found.append((weight.double() @ quantized) * step * scale.double())
     result = torch.stack(found) if found else rows.new_zeros(0, len(weight))
     if linear.bias is not None:
@@ -154,3 +155,16 @@ def test_in_inference_mode_and_with_another_default_type(product):
             assert product(linear).multiply(x.clone()).equal(expected)
     finally:
         torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+def test_both_ways_have_the_same_integers():
+    x = torch.randn(4000, 64) * 10.0 ** torch.randint(-6, 6, (4000, 1))
+    x[0], x[1, 5], x[2, 5], x[3] = 0, torch.nan, torch.inf, 1e-37
+    x[4:1000] = x[4:1000].round(decimals=1)  # many ties
+    integers, scale = kernels.quantize_rows(x)
+    found, found_scale = quantize_rows(x)
+    numbers = scale.isfinite()
+    assert numbers.sum() == 3998
+    assert found[numbers].int().equal(integers[numbers].int() - 128)
+    torch.testing.assert_close(found_scale.flatten(), scale, rtol=0, atol=0, equal_nan=True)
