@@ -51,7 +51,12 @@ def test_what_memory_held_before_does_not_matter(monkeypatch):
     """Weights of zero times no number are no number."""
     attention = Attention(8, 2, self_attention=True).eval()
     state = DecodeState([LayerState(SelfAttentionMemory(KV))])
-    monkeypatch.setattr(torch.Tensor, "new_empty", lambda self, *shape, **more: self.new_full(shape, float("nan")))
+
+    def filled(self, *shape, **options):
+        tensor = self.new_zeros(*shape, **options)
+        return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
+
+    monkeypatch.setattr(torch.Tensor, "new_empty", filled)
     attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
     state.length = 1
     state.fix(5, 1)
