@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 1  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 2  # as in kernels.cpp; a library of another number was compiled from other sources
 FUNCTIONS = {
     "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
     "elseq_linear": [_POINTER] * 9 + [_SIZE] * 3 + [_NUMBER] * 2,

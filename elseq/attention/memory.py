@@ -42,7 +42,8 @@ class SentenceMemory:
         """
         Args:
             method: computes the attention to this memory.
-            tensors: what the method keeps of the positions. The memory owns them from now on.
+            tensors: what the method keeps of the positions, rounded by `DecodingMethod.rounded`. The memory owns them
+                from now on.
             mask: bool [B, S], True at padding, or None without padding.
         """
         self.method = method
@@ -60,20 +61,18 @@ class SentenceMemory:
     @torch.no_grad()
     def keep(self, sentences: Tensor) -> None:
         """Keep these sentences, int64 [B'], in this order. They move to the front of the buffer."""
-        self.tensors = tuple(_move_up(tensor, sentences) for tensor in self.tensors)
+        selected = tuple(tensor.index_select(0, sentences) for tensor in self.tensors)
+        if len(sentences) > len(self.tensors[0]):  # fairseq's protocol may repeat sentences
+            self.tensors = self.method.lay_out(selected)
+        else:
+            pairs = zip(self.tensors, selected, strict=True)
+            self.tensors = tuple(tensor[: len(sentences)].copy_(rows) for tensor, rows in pairs)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, sentences)
 
     def size_bytes(self) -> int:
         """Bytes of the sentences kept, without the mask (one byte per position)."""
         return sum(tensor.nbytes for tensor in self.tensors)
-
-
-def _move_up(tensor: Tensor, rows: Tensor) -> Tensor:
-    selected = tensor.index_select(0, rows)
-    if len(rows) > len(tensor):  # fairseq's protocol may repeat sentences
-        return selected
-    return tensor[: len(rows)].copy_(selected)
 
 
 class GrowingMemory:
@@ -299,9 +298,14 @@ class SelfAttentionMemory:
     def append(self, *new: Tensor) -> None:
         self.generated.append(*new)
 
-    def end_prompt(self, mask: Tensor | None) -> None:
-        """Make the positions so far, one row per sentence, the prompt. mask: bool [B, S], True at padding."""
-        self.prompt = SentenceMemory(self.method, self.generated.tensors(), mask)
+    def end_prompt(self, mask: Tensor | None, round_to: torch.dtype | None = None) -> None:
+        """Make the positions so far, one row per sentence, the prompt.
+
+        Args:
+            mask: bool [B, S], True at padding, or None.
+            round_to: see `DecodingMethod.rounded`.
+        """
+        self.prompt = SentenceMemory(self.method, self.method.rounded(self.generated.tensors(), round_to), mask)
         self.generated = GrowingMemory(self.window)
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:

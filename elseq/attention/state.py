@@ -26,6 +26,7 @@ class DecodeState:
     prompt_lengths: Tensor | None = None  # int64 [B]
     longest_prompt: int = 0
     cursor: Cursor | None = None  # after `fix`
+    round_to: torch.dtype | None = None  # what is kept of sentences; see `DecodingMethod.rounded`
 
     def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
         """Move the memory of the hypotheses into buffers of fixed addresses. No layer may have a window.
@@ -52,7 +53,7 @@ class DecodeState:
         self.length = 0
         padding = mask if bool(mask.any()) else None
         for layer in self.layers:
-            layer.self_attention.end_prompt(padding)
+            layer.self_attention.end_prompt(padding, self.round_to)
 
     def positions(self, hypotheses: int, tokens: int) -> Tensor | range:
         """Position in the text of each of the next tokens, from 0: a range, or int64 [N or 1, T]."""

@@ -36,21 +36,21 @@ def decoding_state_bytes(
         cross_method: that of the attention to the encoder. Default: the same.
     """
     cross_method = cross_method or method
-    per_sentence = workload.sentences * workload.prompt_length
-    memory = workload.sentences * workload.source_length
-    numbers = 0
+    prompt = workload.sentences * workload.prompt_length * method.dtype_kept(dtype, decoder.round_to).itemsize
+    source = workload.sentences * workload.source_length * cross_method.dtype_kept(dtype, decoder.round_to).itemsize
+    size = 0
     shared = 0
     for layer in decoder.layers:
         longest = workload.target_length
         if layer.self_attn.window is not None:
             longest = min(longest, layer.self_attn.window + 1)
-        per_hypothesis = workload.sentences * workload.beam * (-(-longest // GROWTH) * GROWTH)
-        numbers += (per_sentence + per_hypothesis) * method.numbers_kept(layer.self_attn.sizes)
+        generated = workload.sentences * workload.beam * (-(-longest // GROWTH) * GROWTH) * dtype.itemsize
+        size += (prompt + generated) * method.numbers_kept(layer.self_attn.sizes)
         if layer.encoder_attn is None:
             continue
-        width = memory * cross_method.numbers_kept(layer.encoder_attn.sizes)
+        of_source = source * cross_method.numbers_kept(layer.encoder_attn.sizes)
         if cross_method.shares_memory:
-            shared = width
+            shared = of_source
         else:
-            numbers += width
-    return (numbers + shared) * dtype.itemsize
+            size += of_source
+    return size + shared

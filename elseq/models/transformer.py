@@ -14,6 +14,7 @@ from elseq.attention.methods import AUTO, KV
 from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
+from elseq.precision import INT8
 
 STATE = "elseq.decode_state"  # key of our state in fairseq's incremental_state
 
@@ -74,12 +75,17 @@ class Decoder(TransformerDecoderBase):
             mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
             if mask is not None and not bool(mask.any()):
                 mask = None
-            memories = (cross_method or method).memories(attentions, encoder_out["encoder_out"][0], mask)
+            memories = (cross_method or method).memories(attentions, encoder_out["encoder_out"][0], mask, self.round_to)
         layers = [
             LayerState(SelfAttentionMemory(method, layer.self_attn.window), memory)
             for layer, memory in zip(self.layers, memories, strict=True)
         ]
-        return DecodeState(layers)
+        return DecodeState(layers, round_to=self.round_to)
+
+    @property
+    def round_to(self) -> torch.dtype | None:
+        """To what the keys and values of sources and prompts are rounded; see `DecodingMethod.rounded`."""
+        return torch.bfloat16 if self.decode_dtype == INT8 else None
 
     def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:
         """Process the prompts of all sentences in one pass. The hypotheses of a sentence share its prompt.

@@ -175,6 +175,41 @@ def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
         assert torch.equal(state.mask, mask[kept])
 
 
+def test_repeated_sentences_keep_the_layout():
+    pair = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
+    memory = SentenceMemory(KV, pair)
+    before = [tensor.stride() for tensor in memory.tensors]
+    rows = torch.tensor([1, 1, 0])
+    memory.keep(rows)
+    assert [tensor.stride() for tensor in memory.tensors] == before
+    assert all(torch.equal(found, tensor[rows]) for found, tensor in zip(memory.tensors, pair, strict=True))
+
+
+@pytest.mark.parametrize("library", [native.library(), None], ids=["kernels", "no kernels"])
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
+@torch.no_grad()
+def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
+    """Rounded once, and equal whether the kernel reads them or torch does."""
+    monkeypatch.setattr(native, "library", lambda: library)
+    torch.manual_seed(0)
+    layers = [Attention(16, 4, encoder_decoder_attention=True).eval() for _ in range(2)]
+    hidden, query = torch.randn(7, 2, 16), torch.randn(1, 6, 16)
+    mask = padding_mask([7, 4], 7, "right")
+    plain = method.memories(layers, hidden, mask)
+    rounded = method.memories(layers, hidden, mask, torch.bfloat16)
+    for layer, exact, memory in zip(layers, plain, rounded, strict=True):
+        if method is EL:
+            assert all(map(torch.equal, memory.tensors, exact.tensors))
+            continue
+        assert memory.size_bytes() == exact.size_bytes() // (1 if library is None else 2)
+        for found, expected in zip(memory.tensors, exact.tensors, strict=True):
+            assert torch.equal(found.float(), expected.bfloat16().float())
+        wide = SentenceMemory(KV, (tensor.float() for tensor in memory.tensors), mask)
+        for need_weights in (False, True):
+            found, expected = (layer(query, need_weights=need_weights, state=state) for state in (memory, wide))
+            torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
+
+
 def in_order(memory, hypotheses):
     """What `read_unmoved` says that each hypothesis has."""
     stretch, rows = memory.read_unmoved()

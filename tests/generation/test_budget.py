@@ -7,6 +7,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
+from elseq import native
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.generation.budget import batch_bytes, capacity, read_bytes, write_bytes
@@ -114,7 +115,9 @@ def test_a_batch_in_int8(family, method, way, monkeypatch):
     for sizes in ({"sentences": 9, "length": 60, "beam": 4}, {"sentences": 20, "length": 90, "beam": 4, "words": 500}):
         planned, peak, state = measure(family, method, **sizes, decode_dtype="int8")
         assert state < peak <= planned < 3 * peak
-        assert state == measure(family, method, **sizes)[2]
+        in_float32 = measure(family, method, **sizes)[2]
+        # The kernel of attention reads the keys and values of sources and prompts in bfloat16.
+        assert state < in_float32 if method == "kv" and native.library() is not None else state == in_float32
 
 
 def searching(family="bart", method="el", **options):

@@ -10,6 +10,7 @@ from elseq.attention.memory import GROWTH
 from elseq.attention.methods import EL, KV
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.models import ElseqBARTModel
+from elseq.precision import INT8
 from tests.models.building import METHOD_PAIRS, PAD, configuration, encode, make_task, ours, source, words
 
 MODELS = {
@@ -42,14 +43,17 @@ def model_named(name):
     target_length=st.integers(1, 2 * GROWTH + 1),
     prompt_length=st.integers(0, 2 * GROWTH + 1),
     methods=st.sampled_from(METHOD_PAIRS),
-    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64]),
+    dtype=st.sampled_from([torch.float32, torch.bfloat16, torch.float64, INT8]),
     data=st.data(),
 )
 @torch.no_grad()
 def test_what_is_planned_is_what_a_state_comes_to(
     name, sentences, beam, source_length, target_length, prompt_length, methods, dtype, data
 ):
-    model = model_named(name).to(dtype)
+    model = model_named(name)
+    model.decoder.decode_dtype = dtype if dtype == INT8 else None
+    dtype = torch.float32 if dtype == INT8 else dtype
+    model.to(dtype)
     encoder_out = None
     if hasattr(model, "encoder"):
         encoder_out = encode(model, source([source_length] * sentences))

@@ -16,10 +16,10 @@ struct Shared {
 
 // Positions of hypotheses: n has position s in row rows[n, s], and from `listed` on in row n.
 struct Own {
-    const float *keys, *values;
+    const void *keys, *values;           // float32 or bfloat16
     const int64_t *rows;
     int64_t key[3], value[3], rows_row;  // strides: of a row, a head, a position
-    int64_t listed, positions;
+    int64_t listed, positions, bfloat16;
 };
 
 namespace {
@@ -118,7 +118,8 @@ INLINE void with(int64_t rows, const Call &call) {
 }
 
 // Products of a query with four keys.
-INLINE __m128 products(const float *query, const float *const (&keys)[4], int64_t width) {
+template <class T>
+INLINE __m128 products(const float *query, const T *const (&keys)[4], int64_t width) {
     __m512 sum[4];
     UNROLL for (int i = 0; i < 4; i++) sum[i] = _mm512_setzero_ps();
     for (int64_t k = 0; k < width; k += 16) {
@@ -161,7 +162,7 @@ struct Queries {
     int64_t head(int64_t q) const { return kv_head * ratio() + q % ratio(); }
 };
 
-template <class T>
+template <class T, class U>
 void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &memory) {
     const Step &p = of.step;
     const Shared &shared = p.shared;
@@ -176,6 +177,7 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
 
     const T *keys = static_cast<const T *>(shared.keys) + of.sequence * shared.key[0] + of.kv_head * shared.key[1];
     const T *values = static_cast<const T *>(shared.values) + of.sequence * shared.value[0] + of.kv_head * shared.value[1];
+    const U *own_keys = static_cast<const U *>(own.keys), *own_values = static_cast<const U *>(own.values);
     const uint8_t *mask = shared.mask ? shared.mask + of.sequence * shared.mask_row : nullptr;
     for (int64_t s = 0; s < shared.positions; s += 64) {
         const bool last = s + 64 >= shared.positions;
@@ -191,11 +193,11 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
         const int64_t n = of.row(begin + i);
         float *to = scores + i * row + shared.positions;
         for (int64_t s = 0; s < own.positions; s += 4) {
-            const float *four[4];
+            const U *four[4];
             UNROLL for (int j = 0; j < 4; j++) {
                 const int64_t position = std::min(s + j, own.positions - 1);
-                four[j] = own.keys + place(n, position, own.key);
-                fetch(own.values + place(n, position, own.value), std::min<int64_t>(width, 64));
+                four[j] = own_keys + place(n, position, own.key);
+                fetch(own_values + place(n, position, own.value), std::min<int64_t>(width, 64));
             }
             const __mmask8 there = first(own.positions - s) & 15;
             _mm_mask_storeu_ps(to + s, there, products(query[i], four, width));
@@ -213,7 +215,7 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
         const int64_t n = of.row(begin + i);
         for (same = 1; i + same < count && of.row(begin + i + same) == n; same++) continue;
         with(same, [&](auto rows) {
-            const auto at = [&](int64_t s) { return own.values + place(n, s, own.value); };
+            const auto at = [&](int64_t s) { return own_values + place(n, s, own.value); };
             mix<rows()>(scores + i * row + shared.positions, row, own.positions, at, width, out + i * width);
         });
     }
@@ -240,8 +242,10 @@ void elseq_decode_step(const float *query, float *out, int64_t query_row, int64_
         static thread_local std::vector<float> memory;
         const Queries of{step, i / blocks / kv_heads, i / blocks % kv_heads};
         const int64_t begin = each * (i % blocks) / blocks, end = each * (i % blocks + 1) / blocks;
-        if (shared->bfloat16) block<uint16_t>(of, begin, end, memory);
-        else block<float>(of, begin, end, memory);
+        if (shared->bfloat16 && own->bfloat16) block<uint16_t, uint16_t>(of, begin, end, memory);
+        else if (shared->bfloat16) block<uint16_t, float>(of, begin, end, memory);
+        else if (own->bfloat16) block<float, uint16_t>(of, begin, end, memory);
+        else block<float, float>(of, begin, end, memory);
     }
 }
 }

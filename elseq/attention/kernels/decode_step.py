@@ -11,6 +11,8 @@ from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import elseq.native as native
 
+TYPES = (torch.float32, torch.bfloat16)  # of what is read; everything is computed in float32
+
 
 class _Shared(ctypes.Structure):
     _fields_ = [
@@ -24,18 +26,19 @@ class _Own(ctypes.Structure):
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("keys", "values", "rows")),
         *((name, ctypes.c_int64 * 3) for name in ("key", "value")),
-        *((name, ctypes.c_int64) for name in ("rows_row", "listed", "positions")),
+        *((name, ctypes.c_int64) for name in ("rows_row", "listed", "positions", "bfloat16")),
     ]
 
 
 def fits(query: Tensor) -> bool:
     """Whether `decode_step` computes this query, [N, H, T, K].
 
-    It is one float32 position on a CPU, without gradients, and no mode of torch records or counts operations.
+    It is one position in float32 or bfloat16 on a CPU, without gradients, and no mode of torch records or counts
+    operations.
     """
     return (
         query.is_cpu
-        and query.dtype == torch.float32
+        and query.dtype in TYPES
         and query.size(2) == 1
         and not (query.requires_grad and torch.is_grad_enabled())
         and _get_current_dispatch_mode() is None  # which would not see the kernel
@@ -50,29 +53,31 @@ def decode_step(
 ) -> Tensor:
     """Attend to the positions of a sentence and to those of a hypothesis under one softmax.
 
+    All tensors of numbers are float32 or bfloat16; everything is computed in float32.
+
     Args:
-        query: float32 [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
-        shared: keys and values [M, G, S, K], both float32 or both bfloat16, which are computed with in float32; the
-            keys' positions, and the values' K numbers, are adjacent in memory. Hypothesis n attends to sentence
-            n // (N / M). The mask is None or bool [M or 1, 1, S], True at positions that are not attended to.
-        own: keys and values [R, G, S, K], float32, their K numbers adjacent, and rows, int64 [N, P]: position s of
+        query: [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
+        shared: keys and values [M, G, S, K] of one type; the keys' positions, and the values' K numbers, are adjacent
+            in memory. Hypothesis n attends to sentence n // (N / M). The mask is None or bool [M or 1, 1, S], True at
+            positions that are not attended to.
+        own: keys and values [R, G, S, K] of one type, their K numbers adjacent, and rows, int64 [N, P]: position s of
             hypothesis n is in row rows[n, s], or n from P on. R rows; P is at most S.
 
     Returns:
-        float32 [N, H, 1, K], NaN where `torch.softmax` gives NaN.
+        [N, H, 1, K] in the type of the query, NaN where `torch.softmax` gives NaN.
 
     Raises:
         ValueError: another type, shape or layout.
         RuntimeError: elseq's kernels are not available.
     """
-    hypotheses, heads, length, width = query.shape
+    hypotheses, heads, _, width = query.shape
     sequences, kv_heads, first, second = hypotheses, heads, _Shared(), _Own()
-    _check("the query", query, torch.float32, (hypotheses, heads, 1, width), 3)
+    _check("the query", query, _type(query), (hypotheses, heads, 1, width), 3)
     if own is not None:
         keys, values, rows = own
         kv_heads = keys.size(1)
         for name, tensor in (("own keys", keys), ("own values", values)):
-            _check(name, tensor, torch.float32, (len(keys), kv_heads, keys.size(2), width), 3)
+            _check(name, tensor, _type(keys), (len(keys), kv_heads, keys.size(2), width), 3)
         listed = rows.size(1)
         _check("rows", rows, torch.int64, (hypotheses, listed), 1)
         if listed > keys.size(2) or listed < keys.size(2) and hypotheses > len(keys):
@@ -86,13 +91,13 @@ def decode_step(
             rows.stride(0),
             listed,
             keys.size(2),
+            keys.dtype == torch.bfloat16,
         )
     if shared is not None:
         keys, values, mask = shared
         sequences, kv_heads = keys.shape[:2] if own is None else (len(keys), kv_heads)
-        dtype = torch.bfloat16 if keys.dtype == torch.bfloat16 else torch.float32
         for name, tensor, adjacent in (("shared keys", keys, 2), ("shared values", values, 3)):
-            _check(name, tensor, dtype, (sequences, kv_heads, keys.size(2), width), adjacent)
+            _check(name, tensor, _type(keys), (sequences, kv_heads, keys.size(2), width), adjacent)
         if mask is not None:
             mask = mask.expand(sequences, 1, -1)
             _check("the mask", mask, torch.bool, (sequences, 1, keys.size(2)), 2)
@@ -105,17 +110,18 @@ def decode_step(
             0 if mask is None else mask.stride(0),
             0,
             keys.size(2),
-            dtype == torch.bfloat16,
+            keys.dtype == torch.bfloat16,
         )
     first.sequences = sequences
     if hypotheses and (not sequences or hypotheses % sequences) or heads and (not kv_heads or heads % kv_heads):
         raise ValueError(f"{hypotheses} hypotheses, {heads} heads: not multiples of {sequences} and {kv_heads}")
-    out = query.new_empty(query.shape)
+    numbers = query.float()
+    out = torch.empty_like(numbers, memory_format=torch.contiguous_format)
     native.loaded().elseq_decode_step(
-        query.data_ptr(),
+        numbers.data_ptr(),
         out.data_ptr(),
-        query.stride(0),
-        query.stride(1),
+        numbers.stride(0),
+        numbers.stride(1),
         hypotheses,
         heads,
         kv_heads,
@@ -124,7 +130,11 @@ def decode_step(
         ctypes.byref(second),
         torch.get_num_threads(),
     )
-    return out
+    return out.to(query.dtype)
+
+
+def _type(tensor: Tensor) -> torch.dtype:
+    return tensor.dtype if tensor.dtype in TYPES else torch.float32
 
 
 def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], adjacent: int) -> None:

@@ -5,7 +5,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from elseq.attention.kernels.decode_step import decode_step, fits
+import elseq.native as native
+from elseq.attention.kernels.decode_step import TYPES, decode_step, fits
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import Segment, multi_head_attention
@@ -31,7 +32,10 @@ class KeysAndValues(DecodingMethod):
             [((keys, values), mask, bias)] = memory
             if bias is None and keys.stride(2) == 1:
                 return decode_step(query, (keys, values, mask)), None
-        segments = [Segment(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
+        segments = [
+            Segment(*(tensor.to(query.dtype) for tensor in stretch.tensors), stretch.mask, stretch.bias)
+            for stretch in memory
+        ]
         return multi_head_attention(query, segments, **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
@@ -50,14 +54,25 @@ class KeysAndValues(DecodingMethod):
         # The product of a few queries with all keys reads them in this order.
         return keys.transpose(-1, -2).contiguous().transpose(-1, -2), values.contiguous()
 
+    def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
+        if to is None:
+            return tuple(tensors)
+        return tuple(tensor.to(to).to(self.dtype_kept(tensor.dtype, to)) for tensor in tensors)
+
+    def dtype_kept(self, dtype: torch.dtype, round_to: torch.dtype | None) -> torch.dtype:
+        # Without the kernel, every step would have to convert what it reads.
+        return round_to if round_to in TYPES and native.library() is not None else dtype
+
     @torch.no_grad()
-    def memories(self, attentions, hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
+    def memories(
+        self, attentions, hidden: Tensor, mask: Tensor | None, round_to: torch.dtype | None = None
+    ) -> list[SentenceMemory]:
         """One block of memory for all layers. Separate tensors would not fit the free blocks that the encoder leaves in
         the heap, and the process would grow."""
         found = []
         block = None
         for layer, attention in enumerate(attentions):
-            keys, values = self.keep(attention, hidden)
+            keys, values = self.rounded(self.keep(attention, hidden), round_to)
             if block is None:
                 block = keys.new_empty(len(attentions), 2, keys.numel())
             stored_keys = block[layer, 0].view(keys.transpose(-1, -2).shape).transpose(-1, -2)

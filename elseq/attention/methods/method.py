@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from elseq.attention.memory import SentenceMemory, Stretch
@@ -82,17 +83,39 @@ class DecodingMethod(ABC):
         """The tensors that `keep` returned, in the layout that is fastest to read at every step."""
         return tuple(tensor.contiguous() for tensor in tensors)
 
-    def memories(self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None) -> list[SentenceMemory]:
+    def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
+        """The tensors that `keep` returned of a source or a prompt, as numbers of a narrower type, where the method can
+        attend to these. They need not be stored in that type.
+
+        Args:
+            tensors: what `keep` returned.
+            to: the type, or None: no other than they have.
+        """
+        return tuple(tensors)
+
+    def dtype_kept(self, dtype: torch.dtype, round_to: torch.dtype | None) -> torch.dtype:
+        """The type in which `rounded` returns tensors of a type."""
+        return dtype
+
+    def memories(
+        self,
+        attentions: Sequence[Attention],
+        hidden: Tensor,
+        mask: Tensor | None,
+        round_to: torch.dtype | None = None,
+    ) -> list[SentenceMemory]:
         """The memory of a source for the cross-attention of each layer.
 
         Args:
             attentions: one per layer.
             hidden: the encoder's output, [S, B, D]: B sentences.
             mask: bool [B, S], True at padding, or None.
+            round_to: see `rounded`.
         """
-        if self.shares_memory:
-            return [SentenceMemory(self, self.keep(attentions[0], hidden), mask)] * len(attentions)
-        return [SentenceMemory(self, self.keep(attention, hidden), mask) for attention in attentions]
+        found = []
+        for attention in attentions[:1] if self.shares_memory else attentions:
+            found.append(SentenceMemory(self, self.rounded(self.keep(attention, hidden), round_to), mask))
+        return found * len(attentions) if self.shares_memory else found
 
     @abstractmethod
     def numbers_kept(self, sizes: AttentionSizes) -> int:

@@ -26,8 +26,8 @@ def draw_shared(sentences, heads, length, width, hidden=0.0, dtype=torch.float32
     return keys, torch.randn(sentences, heads, length, width, dtype=dtype), mask if hidden else None
 
 
-def draw_own(hypotheses, buffer_rows, heads, length, width, listed):
-    keys, values = torch.randn(2, buffer_rows, heads, length + 3, width)[..., 2:-1, :]
+def draw_own(hypotheses, buffer_rows, heads, length, width, listed, dtype=torch.float32):
+    keys, values = torch.randn(2, buffer_rows, heads, length + 3, width, dtype=dtype)[..., 2:-1, :]
     return keys, values, torch.randint(buffer_rows, (hypotheses, listed + 2))[:, 1 : 1 + listed]
 
 
@@ -79,9 +79,20 @@ def test_both_under_one_softmax(seed, sentences, beam, kv_heads, ratio, prompt, 
     torch.manual_seed(seed)
     width = (16, 24, 64)[seed % 3]
     query = draw_query(sentences * beam, kv_heads * ratio, width)
-    shared = draw_shared(sentences, kv_heads, prompt, width, 0.4)
-    own = draw_own(sentences * beam, sentences * beam, kv_heads, length, width, seed % (length + 1))
+    shared = draw_shared(sentences, kv_heads, prompt, width, 0.4, (torch.float32, torch.bfloat16)[seed // 2 % 2])
+    dtype = torch.bfloat16 if seed % 2 else torch.float32
+    own = draw_own(sentences * beam, sentences * beam, kv_heads, length, width, seed % (length + 1), dtype)
     assert_close(decode_step(query, shared, own), expected(query, shared, own))
+
+
+def test_a_query_in_bfloat16():
+    """It is rounded once more: the result."""
+    torch.manual_seed(0)
+    query, bfloat16 = draw_query(4, 4, 64).bfloat16(), torch.bfloat16
+    shared, own = draw_shared(2, 2, 30, 64, 0.3, bfloat16), draw_own(4, 4, 2, 6, 64, 5, bfloat16)
+    found = decode_step(query, shared, own)
+    assert found.dtype == bfloat16
+    torch.testing.assert_close(found.double(), expected(query, shared, own), rtol=2**-8, atol=3e-6)
 
 
 def test_every_way_to_share_the_work(threads):
@@ -167,8 +178,8 @@ def test_refuses(wrong, message):
 
 def test_fits(monkeypatch):
     query = torch.randn(2, 3, 1, 16)
-    assert fits(query)
-    assert not any(map(fits, (query.double(), query.bfloat16(), query.to("meta"), torch.randn(2, 3, 2, 16))))
+    assert fits(query) and fits(query.bfloat16())
+    assert not any(map(fits, (query.double(), query.half(), query.to("meta"), torch.randn(2, 3, 2, 16))))
     with FlopCounterMode(display=False):
         assert not fits(query)
     assert not fits(query.requires_grad_())
