@@ -11,6 +11,7 @@ from fairseq.ngram_repeat_block import EXTENSION_BUILT
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
+from elseq.generation.method_choice import Choice
 from elseq.models import Decoder
 from elseq.precision import DTYPES, INT8, prepared
 
@@ -115,8 +116,8 @@ class FairseqEngine:
         decoder = self.model.decoder
         new_state = decoder.new_state
 
-        def watched_new_state(encoder_out, method):
-            self.found.method = method.name
-            return new_state(encoder_out, method)
+        def watched_new_state(encoder_out, *methods):
+            self.found.method = Choice(*methods).name
+            return new_state(encoder_out, *methods)
 
         decoder.new_state = watched_new_state

@@ -18,6 +18,7 @@ from elseq.benchmark.processes import in_process, in_turns
 from elseq.benchmark.rows import Row, fill
 from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import make_batches
+from elseq.generation.method_choice import Choice
 from elseq.precision import DTYPES, INT8
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
@@ -158,8 +159,8 @@ def _summarize(row: Row, found: Measurement, best: list[list[int]]) -> None:
 def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positions: list[int]) -> None:
     """GFLOP/s and GB/s, by the formulae of `elseq.benchmark.cost`."""
     seconds = statistics.median(found.seconds)
-    method = KV if found.method is None else METHODS[found.method]
-    decoding = Decoding(method, method, found.copied)
+    methods = Choice.named(found.method or KV.name)
+    decoding = Decoding(methods.own, methods.cross, found.copied)
     number_bytes = DTYPES[request["dtype"]].itemsize
     weight_bytes = 1 if request["dtype"] == INT8 else number_bytes
     flops = read = 0

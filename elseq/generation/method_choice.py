@@ -1,42 +1,93 @@
-"""Which method a batch is decoded with."""
+"""Which methods a batch is decoded with."""
 
 import logging
 import os
 from functools import lru_cache
+from typing import NamedTuple
 
 import torch
 
 from elseq.attention import METHODS, DecodingMethod
 from elseq.attention.methods import AUTO, EL, KV
+from elseq.generation.attention_cost import cross_attention_seconds
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.precision import INT8
 
 logger = logging.getLogger(__name__)
 
 # Share of the free memory that a decoding state may take: layers, logits and reordering need the rest.
 USABLE = 0.6
+# Floating-point operations: some hundredths of a second on a CPU.
+WORTH_MEASURING = 10**10
+# A method is chosen over kv if it takes less than this share of the time of kv: measurements are no more exact.
+CLEARLY = 0.9
 
 
-def choose_method(decode_attention: str, decoder, workload: Workload) -> DecodingMethod:
+class Choice(NamedTuple):
+    """The methods of a decoder's two kinds of attention."""
+
+    own: DecodingMethod  # self-attention
+    cross: DecodingMethod  # attention to the source
+
+    @property
+    def name(self) -> str:
+        """That of the method, or of both: self-attention+cross-attention."""
+        return self.own.name if self.own == self.cross else f"{self.own.name}+{self.cross.name}"
+
+    @classmethod
+    def named(cls, name: str) -> "Choice":
+        own, _, cross = name.partition("+")
+        return cls(METHODS[own], METHODS[cross or own])
+
+
+def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice:
     """
+    `el` in self-attention reads as much as `kv` and computes more, so it is chosen for its smaller state only. In
+    cross-attention it saves the projection of the source to keys and values in each layer, so there the measured times
+    decide. In int8 they need not: the projections are faster than in float32, and what `el` computes is not.
+
     Args:
-        decode_attention: the name of a method, or auto: kv where its state fits the free memory, else el.
+        decode_attention: the name of a method, or auto: where the state of kv fits the free memory, kv, in
+            cross-attention the faster one of kv and el; else el.
         decoder: an elseq decoder.
         workload: sizes of the batch.
     """
     if decode_attention != AUTO:
-        return METHODS[decode_attention]
+        return Choice.named(decode_attention)
     weight = next(decoder.parameters())
     needed = {method: decoding_state_bytes(decoder, workload, method, weight.dtype) for method in (KV, EL)}
     free = free_memory_bytes(weight.device)
     if needed[KV] <= USABLE * free:
-        choice, reason = KV, "its decoding state fits the free memory, and it computes less"
+        choice, reason = Choice(KV, _faster(decoder, workload)), "that fits the free memory and is the fastest"
     elif needed[EL] < needed[KV]:
-        choice, reason = EL, "the decoding state of kv does not fit the free memory"
+        choice, reason = Choice(EL, EL), "the decoding state of kv does not fit the free memory"
     else:
-        choice, reason = KV, "el would need more memory"
+        choice, reason = Choice(KV, KV), "el would need more memory"
     _explain(choice.name, reason, weight.device.type)
     logger.debug("decoding state: kv %d bytes, el %d bytes, free %d bytes", needed[KV], needed[EL], free)
     return choice
+
+
+def _faster(decoder, workload: Workload) -> DecodingMethod:
+    """In cross-attention."""
+    attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
+    if decoder.decode_dtype == INT8 or _operations(attentions, workload) < WORTH_MEASURING:
+        return KV
+    seconds = {
+        method: sum(cross_attention_seconds(method, each, workload) for each in attentions) for method in (KV, EL)
+    }
+    logger.debug("cross-attention of %s: kv %.3f s, el %.3f s", workload, seconds[KV], seconds[EL])
+    return EL if seconds[EL] < CLEARLY * seconds[KV] else KV
+
+
+def _operations(attentions, workload: Workload) -> int:
+    """Floating-point operations in which the methods differ: kv projects the source, el computes more at each step."""
+    positions, total = workload.sentences * workload.source_length, 0
+    for attention in attentions:
+        sizes = attention.sizes
+        total += 2 * positions * KV.numbers_kept(sizes) * sizes.memory_width
+        total += positions * workload.beam * workload.target_length * KV.operations(sizes)
+    return total
 
 
 @lru_cache

@@ -17,7 +17,7 @@ from torch.utils._pytree import tree_leaves
 from elseq.attention import DecodeState
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
-from elseq.generation.method_choice import choose_method
+from elseq.generation.method_choice import choose_methods
 from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
 from elseq.models import Decoder
@@ -57,8 +57,8 @@ class ElseqStepper:
             source_length, sentences = 0, net_input["src_tokens"].size(0)
         prompt_length = 0 if prompt is None else prompt.size(1)
         workload = Workload(sentences, beam, source_length, max_length, prompt_length)
-        method = choose_method(decoder.decode_attention, decoder, workload)
-        self.state = decoder.new_state(encoder_out, method)
+        methods = choose_methods(decoder.decode_attention, decoder, workload)
+        self.state = decoder.new_state(encoder_out, *methods)
         if prompt_length:
             decoder.read_prompt(prompt, self.state)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):

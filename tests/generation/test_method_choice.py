@@ -6,7 +6,7 @@ import torch
 
 from elseq.attention.methods import EL, KV
 from elseq.generation import method_choice
-from elseq.generation.method_choice import USABLE, choose_method, free_memory_bytes
+from elseq.generation.method_choice import CLEARLY, USABLE, Choice, choose_methods, free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
 from tests.models.building import ours
 
@@ -28,16 +28,16 @@ def free(monkeypatch):
 @pytest.mark.parametrize("size", [0, 10**15])
 def test_a_method_that_was_asked_for_is_taken_whatever_the_memory(decoder, free, size):
     free(size)
-    assert choose_method("kv", decoder, WORKLOAD) == KV
-    assert choose_method("el", decoder, WORKLOAD) == EL
+    assert choose_methods("kv", decoder, WORKLOAD) == (KV, KV)
+    assert choose_methods("el", decoder, WORKLOAD) == (EL, EL)
 
 
 def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
     needed = decoding_state_bytes(decoder, WORKLOAD, KV, torch.float32)
     free(int(needed / USABLE) + 1)
-    assert choose_method("auto", decoder, WORKLOAD) == KV
+    assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     free(int(needed / USABLE) - 1)
-    assert choose_method("auto", decoder, WORKLOAD) == EL
+    assert choose_methods("auto", decoder, WORKLOAD) == (EL, EL)
 
 
 @pytest.mark.parametrize(
@@ -51,17 +51,53 @@ def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
 def test_auto_takes_kv_where_hidden_states_are_larger_than_what_they_project_to(free, options):
     decoder = ours("transformer", **options).decoder
     free(0)
-    assert choose_method("auto", decoder, WORKLOAD) == KV
+    assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
+
+
+@pytest.fixture
+def seconds(monkeypatch):
+    """Sets what cross-attention takes under each method."""
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", 0)
+    return lambda **each: monkeypatch.setattr(
+        method_choice, "cross_attention_seconds", lambda method, *_: each[method.name]
+    )
+
+
+@pytest.mark.parametrize(
+    ("kv", "el", "cross"), [(1.0, 2.0, KV), (1.0, 0.99 * CLEARLY, EL), (1.0, (1 + CLEARLY) / 2, KV)]
+)
+def test_measured_times_decide_in_cross_attention(decoder, free, seconds, kv, el, cross):
+    free(10**15)
+    seconds(kv=kv, el=el)
+    assert choose_methods("auto", decoder, WORKLOAD) == (KV, cross)
+
+
+def test_nothing_is_measured_where_it_cannot_matter(decoder, free, seconds, monkeypatch):
+    free(10**15)
+    seconds()  # asked for a time, it fails
+    monkeypatch.setattr(decoder, "decode_dtype", "int8")
+    assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
+    monkeypatch.setattr(decoder, "decode_dtype", None)
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", 10**10)
+    assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
+    assert choose_methods("auto", ours("transformer_lm").decoder, WORKLOAD) == (KV, KV)
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"), [(Choice(KV, KV), "kv"), (Choice(EL, EL), "el"), (Choice(KV, EL), "kv+el")]
+)
+def test_names_of_choices(choice, name):
+    assert choice.name == name and Choice.named(name) == choice
 
 
 def test_auto_explains_its_choice_once(decoder, free, caplog):
     caplog.set_level(logging.INFO)
     free(10**15)
     for _ in range(3):
-        choose_method("auto", decoder, WORKLOAD)
+        choose_methods("auto", decoder, WORKLOAD)
     free(3 << 20)
     large = Workload(sentences=400, beam=4, source_length=500, target_length=20)
-    choose_method("auto", decoder, large)
+    choose_methods("auto", decoder, large)
     first, second = (record.getMessage() for record in caplog.records)
     assert first.startswith("--decode-attention auto chooses kv on this CPU")
     assert second.startswith("--decode-attention auto chooses el on this CPU")
@@ -70,7 +106,7 @@ def test_auto_explains_its_choice_once(decoder, free, caplog):
 
 def test_a_choice_that_was_the_user_s_is_not_explained(decoder, caplog):
     caplog.set_level(logging.INFO)
-    choose_method("el", decoder, WORKLOAD)
+    choose_methods("el", decoder, WORKLOAD)
     assert not caplog.records
 
 
