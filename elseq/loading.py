@@ -15,6 +15,7 @@ from omegaconf.errors import OmegaConfBaseException
 from elseq import arguments
 from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs, user_dirs
+from elseq.compat.parameters import adopted
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
 from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
@@ -174,12 +175,15 @@ class Checkpoint:
         return ElseqTranslationTask(cfg, source_dictionary, source_dictionary if same else Dictionary.load(str(target)))
 
     def build_model(self, task):
-        """The model as the task decodes it, on the CPU.
+        """The model as the task decodes it, on the CPU. It takes the tensors of `state` as its parameters,
+        so a second one needs another `read`.
 
         Raises:
             UserError: the checkpoint does not fit the task, or the task cannot decode it.
         """
-        (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
+        with adopted():
+            (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
+        self.state["model"].clear()  # whoever else holds it: a weight that the model drops is to be gone
         return model
 
 

@@ -4,13 +4,17 @@ import contextlib
 import logging
 import re
 from argparse import Namespace
+from collections.abc import Iterator
+from contextvars import ContextVar
 
+import torch
 from fairseq import checkpoint_utils, options
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
 from omegaconf import OmegaConf, open_dict
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from elseq.compat.patching import wrap
 from elseq.compat.settings import model_class, values
@@ -26,6 +30,7 @@ _NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "em
 # Entries that neither encoder nor decoder reads.
 _LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)([0-9]{1,9})(?=\.)")
 _HEADS = ("classification_heads.", "v_head.", "value_head.")
+_ADOPTS = ContextVar("adopts", default=False)
 
 
 def prune_one_side():
@@ -165,7 +170,52 @@ def _load_state_dict(load, model, state_dict, *args, **kwargs):
     ]
     for name in surplus:
         del state_dict[name]
-    return load(model, state_dict, *args, **kwargs)
+    if not _ADOPTS.get():
+        return load(model, state_dict, *args, **kwargs)
+    hook = model.register_load_state_dict_pre_hook(_adopt)  # runs after fairseq has renamed old parameters
+    try:
+        return load(model, state_dict, *args, **kwargs)
+    finally:
+        hook.remove()
+
+
+@contextlib.contextmanager
+def adopted() -> Iterator[None]:
+    """A checkpoint that is loaded here gives its tensors to the model, which would otherwise copy them: every parameter
+    would be held twice while it loads. The model draws no random numbers for its parameters."""
+    token = _ADOPTS.set(True)
+    try:
+        with _WithoutRandomNumbers():
+            yield
+    finally:
+        _ADOPTS.reset(token)
+
+
+class _WithoutRandomNumbers(TorchDispatchMode):
+    """Parameters are not initialized. So they take no memory: the system has not given it yet."""
+
+    SKIPPED = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        return args[0] if function in self.SKIPPED else function(*args, **(kwargs or {}))
+
+
+def _adopt(model, state_dict, *_) -> None:
+    """Make the tensors the data of the parameters. What is then copied is copied onto itself."""
+    taken = set()
+    for name, parameter in model.named_parameters():
+        tensor = state_dict.get(name)
+        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
+            continue
+        storage = tensor.untyped_storage()
+        if (
+            (tensor.shape, tensor.dtype, tensor.device) == (parameter.shape, parameter.dtype, parameter.device)
+            and tensor.is_contiguous()
+            and storage.nbytes() == tensor.nbytes
+            and storage.data_ptr() not in taken
+        ):
+            taken.add(storage.data_ptr())
+            parameter.data = tensor.detach()
 
 
 def _has(model, name) -> bool:

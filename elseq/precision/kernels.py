@@ -52,7 +52,9 @@ def pack(weight: Tensor) -> PackedWeight:
     padded = torch.nn.functional.pad(weight, (0, -inputs % GROUP, 0, -outputs % COLUMNS))
     panels, groups = padded.size(0) // COLUMNS, padded.size(1) // GROUP
     tiles = padded.view(panels, COLUMNS, groups, GROUP).transpose(1, 2).contiguous()
-    return PackedWeight(tiles, -128 * padded.sum(1, dtype=torch.int32), outputs, inputs)
+    # torch makes an int32 tensor of all that it is to add.
+    sums = torch.cat([block.sum(1, dtype=torch.int32) for block in padded.split(1024)])
+    return PackedWeight(tiles, -128 * sums, outputs, inputs)
 
 
 def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
