@@ -19,6 +19,7 @@ from elseq.compat.parameters import adopted
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
 from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
+from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
@@ -154,6 +155,7 @@ class Checkpoint:
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
+        settings = {name: value for name, value in settings.items() if name not in STOPPING_OPTIONS}  # of each search
         if not self.is_language_model:
             trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
             for name in ("prepend_source_bos", "force_bos"):

@@ -8,12 +8,13 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
+from elseq.generation.options import SearchConfig
+from elseq.generation.stopping import RULES
 from elseq.generator import Batching
 from elseq.loading import Loading
 from elseq.sweeps.generation import job
@@ -139,11 +140,13 @@ def _parse(arguments: list[str]):
 
 
 def _add_search_options(group) -> None:
-    known = {each.name: each for each in fields(GenerationConfig)}
+    known = {each.name: each for each in fields(SearchConfig)}
     for name in SEARCH:
         option, default = known[name], known[name].default
         text = option.metadata.get("help", "").replace("%", "%%")
-        if isinstance(default, bool):
+        if name == "early_stopping":
+            group.add_argument(as_option(name), choices=RULES, help=f"{text} (default: {default})")
+        elif isinstance(default, bool):
             group.add_argument(as_option(name), action="store_const", const=True, help=text)
         else:
             kind = int if option.type is int else float
