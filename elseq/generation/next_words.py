@@ -4,6 +4,7 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 from elseq.precision import kernels
 
@@ -33,7 +34,8 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            if self.offers_best and self._logits.dtype != torch.float64:
+            is_recorded = _get_current_dispatch_mode() is not None  # the mode would not see the kernel
+            if self.offers_best and self._logits.dtype != torch.float64 and not is_recorded:
                 logits = self._logits.float()
                 self._log_probs = _log_probs(logits, logits, *kernels.log_softmax_top(logits, 1))
             else:
