@@ -135,7 +135,7 @@ def of_tasks(config: dict, settings: dict) -> list[str]:
 
 
 def special_symbols(
-    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | None]
+    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | range | None]
 ) -> tuple[dict, list[str]]:
     """
     Args:
@@ -163,6 +163,8 @@ def special_symbols(
             notes.append(f"{name} {shown(given)}: fairseq has {symbol} alone")
     for name, symbol in forcible.items():
         given = settings.get(name)
+        if isinstance(symbol, range) and type(given) is int and given in symbol:
+            continue
         if given is not None and given not in (symbol, [symbol]):
             can = "no symbol at the start of a text" if symbol is None else f"{symbol} alone"
             notes.append(f"{name} {shown(given)} is left out: fairseq forces {can}")
