@@ -11,7 +11,7 @@ from elseq.bounds import check_bounds
 from elseq.errors import UserError
 from elseq.generation.stopping import FIRST, RULES, Stopping
 
-STOPPING_OPTIONS = ("early_stopping", "patience")
+STOPPING_OPTIONS = ("early_stopping", "beam_patience")
 
 # fairseq's and ours. Its others are about files and output.
 SEARCH_OPTIONS = (
@@ -35,7 +35,7 @@ class StoppingConfig(FairseqDataclass):
             "transformers' early_stopping is True, False and never"
         },
     )
-    patience: float = field(
+    beam_patience: float = field(
         default=1.0,
         metadata={"help": "with --early-stopping first, search until this times --beam hypotheses have ended"},
     )
@@ -63,7 +63,7 @@ def search_configuration(options: dict) -> SearchConfig:
         except ValidationError as error:
             raise UserError(f"{value!r} cannot be used: {str(error).splitlines()[0]}", name) from error
         check_bounds(name, cfg[name], default)
-    Stopping(cfg.early_stopping, cfg.patience)
+    Stopping(cfg.early_stopping, cfg.beam_patience)
     if not 1 <= cfg.nbest <= cfg.beam:
         raise UserError(f"{cfg.nbest} is not between 1 and the beam, {cfg.beam}; change either", "nbest")
     return cfg

@@ -67,7 +67,7 @@ class SequenceGenerator(nn.Module):
         print_alignment=None,
         left_pad_target=False,
         early_stopping=FIRST,
-        patience=1.0,
+        beam_patience=1.0,
     ):
         """
         Args:
@@ -92,7 +92,7 @@ class SequenceGenerator(nn.Module):
             left_pad_target: for alignment: how the models were trained to see padded targets.
             early_stopping: when beam search ends: first, bound or never; see `elseq.generation.stopping.Stopping`. A
                 beam of 1 is greedy search, which ends with its first hypothesis, as in transformers.
-            patience: with first, the search ends with this times beam_size hypotheses, rounded.
+            beam_patience: with first, the search ends with this times beam_size hypotheses, rounded.
 
         Raises:
             UserError: a beam, a temperature or a patience that is not positive, a rule of stopping for another search
@@ -104,7 +104,7 @@ class SequenceGenerator(nn.Module):
             if not isinstance(beam_size, int):
                 raise UserError(f"{beam_size!r} is not a whole number above 0", "beam")
             check_bounds("beam", beam_size, 1)
-            self.stopping = Stopping(early_stopping, patience)
+            self.stopping = Stopping(early_stopping, beam_patience)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:

@@ -23,7 +23,7 @@ class Stopping:
     """
 
     early_stopping: str = FIRST
-    patience: float = 1.0
+    beam_patience: float = 1.0
 
     def __post_init__(self):
         """
@@ -31,9 +31,11 @@ class Stopping:
             UserError: a rule that is unknown, or a patience that is not above 0 or that the rule does not have.
         """
         check_choice("early_stopping", self.early_stopping, RULES)
-        check_bounds("patience", self.patience, 1.0)
-        if self.is_bounded and self.patience != 1:
-            raise UserError(f"{self.patience:g} is for the rule first: leave it out, or the other rule", "patience")
+        check_bounds("beam_patience", self.beam_patience, 1.0)
+        if self.is_bounded and self.beam_patience != 1:
+            raise UserError(
+                f"{self.beam_patience:g} is for the rule first: leave it out, or the other rule", "beam_patience"
+            )
 
     @property
     def is_bounded(self) -> bool:
@@ -45,11 +47,11 @@ class Stopping:
         """The option that differs from fairseq's rule, and its value; None: none does."""
         if self.is_bounded:
             return "early_stopping", self.early_stopping
-        return None if self.patience == 1 else ("patience", self.patience)
+        return None if self.beam_patience == 1 else ("beam_patience", self.beam_patience)
 
     def finished(self, beam: int) -> int:
         """Finished hypotheses that a sentence has when its search may end."""
-        return beam if self.is_bounded else max(1, round(self.patience * beam))
+        return beam if self.is_bounded else max(1, round(self.beam_patience * beam))
 
     def best_possible(self, total: float, length: int, maximum: int, length_penalty: float | None) -> float:
         """The score that an unfinished hypothesis can reach, as the rule estimates it.

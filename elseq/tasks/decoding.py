@@ -90,7 +90,7 @@ def check_options(options) -> None:
     check_choice("--decode-attention", options.decode_attention, decode_attention_names())
     check_choice(DTYPE, options.decode_dtype, tuple(DTYPES))
     with renamed(as_option):
-        Stopping(options.early_stopping, options.patience)
+        Stopping(options.early_stopping, options.beam_patience)
     for name in APPLIED:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int) and value >= 0):

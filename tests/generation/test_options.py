@@ -33,7 +33,7 @@ def test_the_same_as_on_the_command_line_of_fairseq():
     [
         ({"bean": 3}, "generate has no option 'bean'; it takes beam, nbest, lenpen"),
         ({"early_stopping": "last"}, "early_stopping last is unknown; choose one of first, bound, never"),
-        ({"patience": -1.0}, "patience -1.0 is not a number above 0 and of at most 1000"),
+        ({"beam_patience": -1.0}, "beam_patience -1.0 is not a number above 0 and of at most 1000"),
         ({"beam": "many"}, "beam 'many' cannot be used: Value 'many'"),
         ({"lenpen": 400.0}, "lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1"),
         ({"nbest": 6}, "nbest 6 is not between 1 and the beam, 5; change either"),

@@ -134,7 +134,7 @@ def by_lists(scores_after, stopping, beam, longest, penalty):
                     candidates.append(((*words, word), total + log_prob))
         candidates.sort(key=lambda pair: -pair[1])
         for words, total in candidates[:beam]:
-            if words[-1] == END and (stopping.is_bounded or len(ended) < max(1, round(stopping.patience * beam))):
+            if words[-1] == END and (stopping.is_bounded or len(ended) < max(1, round(stopping.beam_patience * beam))):
                 ended.append((words, total / len(words) ** penalty))
         going = [pair for pair in candidates[: 2 * beam] if pair[0][-1] != END][:beam]
         if stopping.is_bounded:
@@ -143,16 +143,16 @@ def by_lists(scores_after, stopping, beam, longest, penalty):
                 length = longest + 1 if stopping.early_stopping == "never" and penalty > 0 else step + 1
                 if going[0][1] / length**penalty <= ended[-1][1]:
                     break
-        elif len(ended) >= max(1, round(stopping.patience * beam)):
+        elif len(ended) >= max(1, round(stopping.beam_patience * beam)):
             break
     return sorted(ended, key=lambda pair: -pair[1])[:beam]
 
 
-CASES = [*map(Stopping, RULES), *(Stopping(patience=patience) for patience in (0.4, 1.5, 3.0))]
+CASES = [*map(Stopping, RULES), *(Stopping(beam_patience=beam_patience) for beam_patience in (0.4, 1.5, 3.0))]
 
 
 @pytest.mark.parametrize("penalty", PENALTIES)
-@pytest.mark.parametrize("stopping", CASES, ids=lambda rule: f"{rule.early_stopping}-{rule.patience}")
+@pytest.mark.parametrize("stopping", CASES, ids=lambda rule: f"{rule.early_stopping}-{rule.beam_patience}")
 @pytest.mark.parametrize("kind", ["kv", "stock"])
 @torch.no_grad()
 def test_the_hypotheses_of_a_search_by_lists(stopping, penalty, kind):
@@ -169,7 +169,7 @@ def test_the_hypotheses_of_a_search_by_lists(stopping, penalty, kind):
         min_len=0,
         len_penalty=penalty,
         early_stopping=stopping.early_stopping,
-        patience=stopping.patience,
+        beam_patience=stopping.beam_patience,
     )
     found = generator.generate(None, make_sample(DICTIONARY, rows))
     for row, hypotheses in zip(rows, found, strict=True):
@@ -202,7 +202,7 @@ def test_greedy_search_ends_with_its_first_hypothesis():
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [3, 7]))
     expected = SequenceGenerator([model], DICTIONARY).generate(None, sample)
-    for options in ({"early_stopping": "never"}, {"patience": 3.0}):
+    for options in ({"early_stopping": "never"}, {"beam_patience": 3.0}):
         found = SequenceGenerator([model], DICTIONARY, **options).generate(None, sample)
         assert [each[0]["tokens"].tolist() for each in found] == [each[0]["tokens"].tolist() for each in expected]
         assert all(len(each) == 1 for each in found)
@@ -212,9 +212,9 @@ def test_greedy_search_ends_with_its_first_hypothesis():
     "options, sentence",
     [
         ({"early_stopping": "last"}, "--early-stopping last is unknown; choose one of first, bound, never"),
-        ({"patience": 0.0}, "--patience 0.0 is not a number above 0 and of at most 1000"),
-        ({"patience": math.nan}, "--patience nan is not a finite number"),
-        ({"patience": 2.0, "early_stopping": "bound"}, "--patience 2 is for the rule first: leave it out"),
+        ({"beam_patience": 0.0}, "--beam-patience 0.0 is not a number above 0 and of at most 1000"),
+        ({"beam_patience": math.nan}, "--beam-patience nan is not a finite number"),
+        ({"beam_patience": 2.0, "early_stopping": "bound"}, "--beam-patience 2 is for the rule first: leave it out"),
     ],
 )
 def test_values_that_cannot_be(options, sentence):
@@ -224,7 +224,7 @@ def test_values_that_cannot_be(options, sentence):
 
 
 @pytest.mark.parametrize("strategy", [search.Sampling, lambda words: search.DiverseBeamSearch(words, 2, 0.5)])
-@pytest.mark.parametrize("options", [{"early_stopping": "bound"}, {"patience": 2.0}])
+@pytest.mark.parametrize("options", [{"early_stopping": "bound"}, {"beam_patience": 2.0}])
 def test_searches_with_rules_of_their_own(strategy, options):
     model = make_models("transformer", DICTIONARY)["kv"]
     with pytest.raises(UserError, match="is for beam search, and .* ends by its own rule: leave it out"):

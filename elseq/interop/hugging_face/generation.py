@@ -80,7 +80,7 @@ _OURS_ALONE = {
     "constraints": None,
     "diversity_rate": -1.0,
     "lm_path": None,
-    "patience": 1.0,
+    "beam_patience": 1.0,
 }
 
 

@@ -34,7 +34,9 @@ def test_it_is_read(folder):
 @pytest.mark.parametrize("kind", ["marian", "t5", "llama", None])
 def test_other_families(folder, kind):
     change(folder / "config.json", model_type=kind)
-    with pytest.raises(UserError, match=f"is of the model_type {kind!r}: only bart or gpt2 can be converted"):
+    with pytest.raises(
+        UserError, match=f"is of the model_type {kind!r}: only bart or gpt2 or mbart or m2m_100 can be converted"
+    ):
         from_hugging_face(folder)
 
 

@@ -137,7 +137,7 @@ def test_several_hypotheses_come_back():
         ({"diverse_beam_groups": 2, "diverse_beam_strength": 0.5}, "--diverse-beam-groups 2 with --diverse-beam-stren"),
         ({"sampling": True}, "--sampling True is left out: transformers has no such option"),
         ({"max_len_a": 1.5}, "--max-len-a 1.5 is left out"),
-        ({"patience": 2.0}, "--patience 2.0 is left out"),
+        ({"beam_patience": 2.0}, "--beam-patience 2.0 is left out"),
         ({"unkpen": -2.0}, "--unkpen -2.0 is left out"),
     ],
 )
