@@ -96,7 +96,7 @@ def never(*_, **__):
         (["--beam=3", "--sampling-topk=3", "--seed=x"], "argument --seed: invalid int value: 'x'; see elseq-generate"),
         (["--max-tokens=0"], "--max-tokens '0' is not a whole number above 0$"),
         (["--nbest=2"], "--nbest 2 needs --format jsonl: text has one hypothesis for each line$"),
-        (["--format=jsonl", "--nbest=6"], "--nbest 6 is not between 1 and the beam, 5; change either$"),
+        (["--format=jsonl", "--nbest=6"], "--nbest 6 is not between 1 and the beam, .; change either$"),
         (["--with-source"], "--with-source needs --format jsonl: text holds hypotheses only$"),
         (["--with-tokens"], "--with-tokens needs --format jsonl: text holds hypotheses only$"),
         (["--format=json"], "argument --format: invalid choice: 'json'"),
