@@ -323,6 +323,11 @@ def checkpoint_path(path: str | Path) -> Path:
     for name in CHECKPOINT_NAMES:
         if (path / name).exists():
             return path / name
+    if (path / "config.json").exists():
+        raise UserError(
+            f"{path} is a model of Hugging Face's transformers: give the folder that `elseq-convert from-hf {path} "
+            "--output DIR` writes"
+        )
     raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
 
 
