@@ -150,12 +150,11 @@ class Checkpoint:
             UserError: an option of the checkpoint or of the arguments cannot be used.
         """
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
-        names = {field.name for field in fields(config)}
+        names = {field.name for field in fields(config)} - {*STOPPING_OPTIONS}  # which are for each search
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
-        settings = {name: value for name, value in settings.items() if name not in STOPPING_OPTIONS}  # of each search
         if not self.is_language_model:
             trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
             for name in ("prepend_source_bos", "force_bos"):

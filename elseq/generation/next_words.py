@@ -4,8 +4,8 @@ from collections.abc import Callable
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+from elseq import native
 from elseq.precision import kernels
 
 MOST = 64  # words that are found one by one while the others are read
@@ -34,8 +34,7 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            is_recorded = _get_current_dispatch_mode() is not None  # the mode would not see the kernel
-            if self.offers_best and self._logits.dtype != torch.float64 and not is_recorded:
+            if self.offers_best and not native.is_recorded():
                 logits = self._logits.float()
                 self._log_probs = _log_probs(logits, logits, *kernels.log_softmax_top(logits, 1))
             else:
@@ -46,12 +45,14 @@ class NextWords:
     def offers_best(self) -> bool:
         """Whether `best` finds words without reading `log_probs`."""
         logits = self._logits
-        return logits is not None and logits.device.type == "cpu" and kernels.available()
+        return (
+            logits is not None and logits.device.type == "cpu" and logits.dtype != torch.float64 and kernels.available()
+        )
 
     def best(self, count: int) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and words, each [N, count], best first, NaN where a row has no numbers; None: find them in
         `log_probs`."""
-        if not MOST >= count <= self._logits.size(1) or self._logits.dtype == torch.float64:
+        if not (self.offers_best and MOST >= count <= self._logits.size(1)):
             return None
         logits = self._logits.float()
         values, words = kernels.log_softmax_top(logits, count)

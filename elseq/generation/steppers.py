@@ -48,6 +48,7 @@ class ElseqStepper:
             prompt: int64 [B, P], padded on the right, or None.
         """
         decoder = self.model.decoder
+        self._normalizes_by_softmax = _normalizes_by_softmax(self.model)
         self.precision = prepared(self.model, decoder.decode_dtype)
         self.precision.begin(only_decodes=not decoder.is_trained)
         encoder_out = None
@@ -74,7 +75,7 @@ class ElseqStepper:
     def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[NextWords, Tensor | None]:
         output, weights = self.model.decoder.decode(tokens, state, self.need_weights)
         weights = None if weights is None else weights[:, -1]
-        if not _normalizes_by_softmax(self.model):
+        if not self._normalizes_by_softmax:
             return NextWords(_log_probs(self.model, output, self.temperature)), weights
         logits = _at_temperature(output, self.temperature)[:, -1]
         return NextWords(logits=logits, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights

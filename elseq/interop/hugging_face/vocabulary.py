@@ -230,11 +230,7 @@ def fairseq_files(
     elif vocabulary.is_byte_level:
         numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
     words = [
-        names[row]
-        if names.get(row) in vocabulary.languages
-        else dictionary_word(names[row], row, numbers, pieces)
-        if row in names
-        else name
+        dictionary_word(name, row, numbers, pieces) if row in names and name not in vocabulary.languages else name
         for row, name in enumerate(vocabulary.names(rows))
     ]
     words = [words[row] for row in order[len(SPECIAL) :]]
