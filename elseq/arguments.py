@@ -73,17 +73,6 @@ class _Choices:
         return iter(self._names())
 
 
-def languages(text: str) -> tuple[str, str]:
-    """
-    Raises:
-        UserError: the text is not two names separated by a comma.
-    """
-    source, comma, target = text.partition(",")
-    if not (source and target) or "," in target:
-        raise UserError(f"{text!r} is not two languages with a comma between them")
-    return source, target
-
-
 def folders_of_plugins(text: str) -> str:
     """A value of --user-dir. It is imported at once, because the plugin may add values of other options.
 

@@ -22,6 +22,7 @@ from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usa
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords
 from elseq.tasks.decoding import decode_attention_names
+from elseq.tasks.multilingual import MultilingualTask
 
 
 @dataclass(frozen=True)
@@ -78,6 +79,8 @@ class TextGenerator:
         truncate: bool = False,
         progress: bool | None = None,
         seed: int | None = None,
+        source_lang: str | Sequence[str] | None = None,
+        target_lang: str | Sequence[str] | None = None,
         **options,
     ) -> list[str] | list[list[str]]:
         """Generate the output for each text; for a language model, its continuation.
@@ -90,6 +93,7 @@ class TextGenerator:
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
+            source_lang, target_lang: languages of a multilingual model, of all texts or of each. Default: as in `load`.
             options: search options of fairseq-generate, with their names there; see
                 `elseq.generation.options.SEARCH_OPTIONS`.
 
@@ -111,23 +115,62 @@ class TextGenerator:
         cfg = search_configuration(options)
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
-        search = self.make_search(cfg)
         results: list = ["" if nbest == 1 else [""] for _ in texts]
-        encoded = {}
-        for index, text in enumerate(texts):
-            if text.strip():
-                encoded[index], _ = self.encode(text, search, f"text {index}", truncate, "set truncate=True")
-        lengths = [encoded[index].numel() if index in encoded else 0 for index in range(len(texts))]
-        decode = self.batch_decoder(search, encoded, lengths, lambda index: f"text {index}", seed)
+        parts = []
+        for generator, indices in self._by_languages(len(texts), source_lang, target_lang):
+            search = generator.make_search(cfg)
+            sources = {
+                index: generator.encode(texts[index], search, f"text {index}", truncate, "set truncate=True")[0]
+                for index in indices
+                if texts[index].strip()
+            }
+            parts.append((generator, search, sources))
+        blank = len(texts) - sum(len(sources) for _, _, sources in parts)
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
-            bar.update(len(texts) - len(encoded))
-            for batch in self.cut_batches(search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"):
-                for part, hypotheses in decode(batch):
-                    for index, found in zip(part, hypotheses, strict=True):
-                        strings = [self.text(hypothesis["tokens"]) for hypothesis in found[:nbest]]
-                        results[index] = strings[0] if nbest == 1 else strings
-                    bar.update(len(part))
+            bar.update(blank)
+            for generator, search, sources in parts:
+                lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]
+                decode = generator.batch_decoder(search, sources, lengths, lambda index: f"text {index}", seed)
+                for batch in generator.cut_batches(
+                    search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"
+                ):
+                    for part, hypotheses in decode(batch):
+                        for index, found in zip(part, hypotheses, strict=True):
+                            strings = [generator.text(hypothesis["tokens"]) for hypothesis in found[:nbest]]
+                            results[index] = strings[0] if nbest == 1 else strings
+                        bar.update(len(part))
         return results
+
+    def for_languages(self, source: str, target: str) -> "TextGenerator":
+        """The same model with other languages of its own.
+
+        Raises:
+            UserError: a language is not the model's, or the model is not multilingual.
+        """
+        if not isinstance(self.task, MultilingualTask):
+            raise UserError("is for a multilingual model: leave it out", "source_lang")
+        with renamed(_as_keyword):
+            return TextGenerator(self.model, self.task.for_languages(source, target), self.bpe)
+
+    def _by_languages(self, count: int, source, target) -> list[tuple["TextGenerator", Sequence[int]]]:
+        """The generator of each pair of languages among so many texts, with the texts' indices.
+
+        Args:
+            source, target: the languages of all texts, or of each, or None for those of this generator.
+        """
+        if source is None and target is None:
+            return [(self, range(count))]
+        sides = []
+        for name, given in (("source_lang", source), ("target_lang", target)):
+            known = getattr(self.task.options, name, None)
+            each = [known if given is None else given] * count if given is None or isinstance(given, str) else given
+            if len(each) != count:
+                raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
+            sides.append(each)
+        indices = {}
+        for index, pair in enumerate(zip(*sides, strict=True)):
+            indices.setdefault(pair, []).append(index)
+        return [(self.for_languages(*pair), chosen) for pair, chosen in indices.items()]
 
     # The parts of `generate`, which elseq-generate also uses.
 
@@ -153,7 +196,7 @@ class TextGenerator:
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
         positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
         # A prompt shares the positions with its continuation.
-        room = self._symbols_before() if hasattr(self.model, "encoder") else max(1, search.min_len)
+        room = self.task.symbols_of_source if hasattr(self.model, "encoder") else max(1, search.min_len)
         limit = (positions[0] if isinstance(positions, tuple) else positions) - room
         if tokens.numel() <= limit:
             return tokens, False
@@ -195,13 +238,9 @@ class TextGenerator:
             search,
             read_bytes(str(memory_budget)),
             lambda length: name(int(np.argmax(lengths == length))),
-            self._symbols_before(),
+            self.task.symbols_of_source,
         )
         return cut_batches(lengths, sentences)
-
-    def _symbols_before(self) -> int:
-        """Number of symbols that the task puts before a source: the <s> of a BART, a language."""
-        return int(getattr(self.task, "first_source_symbol", None) is not None)
 
     def batch_decoder(
         self,
@@ -240,7 +279,8 @@ class TextGenerator:
 
     def text(self, tokens: torch.Tensor) -> str:
         """The text of the tokens of a hypothesis; for a language model with the white space after the prompt."""
-        words = self.task.target_dictionary.string(tokens.cpu())
+        hidden = self.task.symbols_of_language
+        words = self.task.target_dictionary.string(tokens.cpu(), extra_symbols_to_ignore=hidden)
         if self.bpe is None:
             return words
         return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
@@ -261,8 +301,9 @@ def load(
     device: str | torch.device | None = None,
     dtype: str | torch.dtype | None = None,
     data: str | Path | None = None,
-    languages: tuple[str, str] | None = None,
     *,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
     user_dir: str | Path | None = None,
     bpe: str | None = None,
     bpe_codes: str | Path | None = None,
@@ -281,7 +322,9 @@ def load(
         data: folder of the dictionaries (dict.txt, dict.LANGUAGE.txt) and of the subword vocabulary (tokenizer.json,
             encoder.json with vocab.bpe, or a sentencepiece .model). Default: the checkpoint's folder, otherwise
             that of its training data.
-        languages: source and target language in the names of the dictionaries. Default: as in the checkpoint.
+        source_lang: language of the sources: one of a multilingual model's, or that in the name of the dictionary.
+            Default: as in the checkpoint.
+        target_lang: the same of the targets.
         user_dir: folder of a plugin that has the architecture; several are separated by colons.
         bpe: program of bpe_codes, subword_nmt or fastbpe, instead of a subword vocabulary.
         bpe_codes: file of the codes.
@@ -295,7 +338,8 @@ def load(
     """
     top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
     codes = {"bpe": bpe, "bpe_codes": bpe_codes}
-    return load_by(path, Loading(attention, device, dtype, data, languages, user_dir, **codes, **top_k))
+    languages = {"source_lang": source_lang, "target_lang": target_lang}
+    return load_by(path, Loading(attention, device, dtype, data, **languages, user_dir=user_dir, **codes, **top_k))
 
 
 @renamed(lambda option: _as_keyword(option))
@@ -307,8 +351,11 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     codes = usable_codes(loading.bpe, loading.bpe_codes)
     checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
-    dictionaries = checkpoint.dictionaries(folder, loading.languages)
+    source, target = languages = checkpoint.languages(folder, loading.source_lang, loading.target_lang)
+    dictionaries = checkpoint.dictionaries(folder, languages)
     options = loading.of_task() | {"decode_dtype": dtype}
+    if not checkpoint.is_language_model:
+        options |= {"source_lang": source, "target_lang": target}
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
     model = checkpoint.build_model(task)
     subwords = codes or find_subwords(

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 
@@ -16,18 +16,19 @@ from elseq import arguments
 from elseq.attention.methods import AUTO
 from elseq.compat.commands import import_user_dirs, user_dirs
 from elseq.compat.parameters import adopted
-from elseq.compat.settings import model_class
+from elseq.compat.settings import model_class, values
 from elseq.errors import UserError, about, as_option
 from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
-from elseq.models.families import check_task, is_language_model, is_trained_with_bos
+from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
 from elseq.precision import DTYPES
 from elseq.subwords.codes import KINDS, Codes
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DecodingConfig, check_options, decode_attention_names
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
+from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
@@ -42,10 +43,11 @@ class Checkpoint:
     is_language_model: bool
 
     @classmethod
-    def read(cls, path: str | Path) -> "Checkpoint":
+    def read(cls, path: str | Path, multilingual: bool = True) -> "Checkpoint":
         """
         Args:
             path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
+            multilingual: whether it may be of a task of several languages.
 
         Raises:
             UserError: a file that is missing or cannot be used, or a model that elseq does not decode.
@@ -53,7 +55,7 @@ class Checkpoint:
         path = checkpoint_path(path)
         state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         with about(path):
-            check_task(state["cfg"])
+            check_task(state["cfg"], multilingual)
             language_model = is_language_model(state["cfg"].model)
         return cls(path, state, language_model)
 
@@ -98,32 +100,53 @@ class Checkpoint:
     def _trained_on(self) -> list[str]:
         return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
 
-    def dictionaries(self, folder: Path, languages: tuple[str, str] | None = None) -> tuple[Path, Path]:
+    @property
+    def multilingual(self) -> type[MultilingualTask] | None:
+        """The task of several languages that the checkpoint is of."""
+        return MULTILINGUAL_TASKS.get(task_name(self.cfg))
+
+    def languages(self, folder: Path, source: str | None = None, target: str | None = None) -> tuple[str | None, ...]:
+        """The languages of source and target: those given, otherwise as in the checkpoint, otherwise as in the names of
+        its data files, otherwise None.
+
+        Args:
+            folder: see `folder`.
+            source, target: the ones given.
+
+        Raises:
+            UserError: the model has no languages, or a language of a model that is not multilingual has no dictionary.
+        """
+        if self.is_language_model:
+            if given := source or target:
+                raise UserError(f"{given} is for a model that translates, and this is a language model", "source_lang")
+            return None, None
+        for language, option in ((source, "source_lang"), (target, "target_lang")):
+            file = f"dict.{language}.txt"
+            if language is not None and not self.multilingual and not (folder / file).exists():
+                raise UserError(f"{language} does not name a dictionary, {file}, in {folder}", option)
+        trained = (getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
+        languages = tuple(given or known for given, known in zip((source, target), trained, strict=True))
+        if None not in languages or self.multilingual:
+            return languages
+        # The training may have inferred them from the names of the data files.
+        places = (folder, *self._trained_on())
+        found = (data_utils.infer_language_pair(str(place)) for place in places if Path(place).is_dir())
+        pair = next((pair for pair in found if None not in pair), languages)
+        return tuple(language or other for language, other in zip(languages, pair, strict=True))
+
+    def dictionaries(self, folder: Path, languages: tuple[str | None, ...] | None = None) -> tuple[Path, Path]:
         """The dictionary files of source and target; for a language model, the same file twice.
 
         Args:
             folder: see `folder`.
-            languages: of source and target. Default: as in the checkpoint, otherwise as in the names of the data files.
+            languages: those of `languages`.
 
         Raises:
             UserError: files are missing or ambiguous.
         """
         if self.is_language_model:
             return (folder / "dict.txt",) * 2
-        if languages is not None:
-            names = [languages] if isinstance(languages, str) else list(languages)
-            if len(names) != 2 or not all((folder / f"dict.{name}.txt").exists() for name in names):
-                raise UserError(
-                    f"{','.join(map(str, names))} does not name two dictionaries, dict.LANGUAGE.txt, in {folder}",
-                    "languages",
-                )
-        else:
-            languages = tuple(getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
-        if None in languages:
-            # The training may have inferred them from the names of the data files.
-            places = (folder, *self._trained_on())
-            found = [data_utils.infer_language_pair(str(place)) for place in places if Path(place).is_dir()]
-            languages = next((pair for pair in found if None not in pair), languages)
+        languages = languages or self.languages(folder)
         named = tuple(folder / f"dict.{language}.txt" for language in languages)
         if all(path.exists() for path in named):
             return named
@@ -131,10 +154,9 @@ class Checkpoint:
         if len({path.read_bytes() for path in present}) == 1:  # source and target share one
             return (present[0],) * 2
         names = ", ".join(path.name for path in present)
+        missing = next(side for side, path in zip(("source", "target"), named, strict=True) if not path.exists())
         raise UserError(
-            f"is missing, and which of {names} in {folder} is the source's and which the target's is not known; "
-            "name both",
-            "languages",
+            f"is missing, and which of {names} in {folder} is the {missing}'s is not known", f"{missing}_lang"
         )
 
     def build_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
@@ -149,6 +171,8 @@ class Checkpoint:
         Raises:
             UserError: an option of the checkpoint or of the arguments cannot be used.
         """
+        if self.multilingual:
+            return self._build_multilingual_task(folder, dictionaries, attention, **options)
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
         names = {field.name for field in fields(config)} - {*STOPPING_OPTIONS}  # which are for each search
         trained = self.cfg.task
@@ -174,6 +198,24 @@ class Checkpoint:
             return ElseqLanguageModelingTask(cfg, source_dictionary)
         same = target == source
         return ElseqTranslationTask(cfg, source_dictionary, source_dictionary if same else Dictionary.load(str(target)))
+
+    def _build_multilingual_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
+        """See `build_task`."""
+        parser = ArgumentParser()
+        self.multilingual.add_args(parser)
+        settings = vars(parser.parse_args([str(folder)])) | {"seed": 1}
+        trained = {name: value for name, value in values(self.cfg.task).items() if name in settings}
+        settings |= {name: value for name, value in trained.items() if name not in STOPPING_OPTIONS}
+        settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
+        if settings.get("lang_dict"):
+            path = as_path(settings["lang_dict"], "lang_dict")
+            path = beside if (beside := folder / path.name).exists() else path
+            check_ordinary(path)
+            settings["lang_dict"] = str(path)
+        args = Namespace(**settings)
+        check_options(args)
+        source, target = (Dictionary.load(str(path)) for path in dictionaries)
+        return self.multilingual.of_dictionaries(args, source, target if dictionaries[0] != dictionaries[1] else source)
 
     def build_model(self, task):
         """The model as the task decodes it, on the CPU. It takes the tensors of `state` as its parameters,
@@ -219,11 +261,12 @@ class Loading:
         metavar="FOLDER",
         help="folder of dictionaries and subword vocabulary (default: the checkpoint's, else its training data's)",
     )
-    languages: tuple[str, str] | None = _option(
-        metavar="SOURCE,TARGET",
-        type=arguments.languages,
-        help="in the names of the dictionaries (default: the checkpoint's)",
+    source_lang: str | None = _option(
+        metavar="LANGUAGE",
+        help="language of the sources: one of a multilingual model's, or that in the name of the dictionary (default: "
+        "the checkpoint's)",
     )
+    target_lang: str | None = _option(metavar="LANGUAGE", help="the same of the targets")
     user_dir: str | Path | None = _option(
         metavar="FOLDER",
         type=arguments.folders_of_plugins,
@@ -252,7 +295,7 @@ class Loading:
     def deciding(self) -> dict:
         """The options on which the output depends, with their names on the command line. The effect of the others is in
         the dictionaries, the tokens and the parameters."""
-        names = ("attention", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
+        names = ("attention", "source_lang", "target_lang", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
         return {as_option(name): getattr(self, name) for name in names}
 
 

@@ -82,7 +82,7 @@ def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None)
     Raises:
         UserError: a file that is missing or is no checkpoint, or one without its dictionaries.
     """
-    checkpoint = Checkpoint.read(path)
+    checkpoint = Checkpoint.read(path, multilingual=False)
     return replace(_describe(checkpoint.path.name, checkpoint, data), user_dir=user_dir)
 
 
@@ -97,7 +97,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False, **options
         options: others of the task, such as decode_dtype.
     """
     import_plugins(model_file.user_dir)
-    checkpoint = Checkpoint.read(model_file.path)
+    checkpoint = Checkpoint.read(model_file.path, multilingual=False)
     is_stock = mode.startswith(STOCK)
     if is_stock:
         checkpoint = checkpoint.as_stock()
@@ -136,7 +136,7 @@ def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile
         dictionary=str(source),
         target_dictionary=str(target),
         is_language_model=is_language_model,
-        special_positions=1 if is_language_model or task.first_source_symbol is None else 2,
+        special_positions=1 + task.symbols_of_source,
         source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,
         target_positions=target_positions,
     )

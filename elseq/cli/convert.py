@@ -162,7 +162,7 @@ def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    state = Checkpoint.read(path).state
+    state = Checkpoint.read(path, multilingual=False).state
     with about(path):
         as_stock(elseq_configuration(state["cfg"].model))
     return path, output, state

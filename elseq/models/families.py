@@ -1,7 +1,10 @@
 """Whether elseq decodes a checkpoint, and as which kind of model, from its configuration and model."""
 
+from argparse import Namespace
+
 from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel
 from fairseq.models.bart import BARTModel
+from fairseq.models.multilingual_transformer import MultilingualTransformerModel
 from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 
@@ -9,6 +12,8 @@ from elseq.compat.checkpoints import unknown
 from elseq.compat.settings import model_class, model_name
 from elseq.errors import UserError
 
+# Tasks of several languages that elseq has as well, as elseq_NAME.
+MULTILINGUAL = ("translation_multi_simple_epoch", "translation_from_pretrained_bart", "multilingual_translation")
 # Prefixes of the tasks whose checkpoints only these tasks can decode, and the reason.
 _ONLY_THEIR_TASK = {
     (
@@ -36,35 +41,57 @@ _ONLY_THEIR_TASK = {
 }
 
 
-def check_task(cfg) -> None:
+def check_task(cfg, multilingual: bool = True) -> None:
     """
     Args:
         cfg: the whole configuration of a checkpoint.
+        multilingual: whether the checkpoint may be of a task of `MULTILINGUAL`.
 
     Raises:
-        UserError: only the checkpoint's own task, or one that it is derived from, can decode it: multilingual tasks,
-            mixtures of experts, speech.
+        UserError: only the checkpoint's own task, or one that it is derived from, can decode it: mixtures of experts,
+            speech, tasks of several languages that are not `MULTILINGUAL`.
     """
-    _check_task_name(getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None))
+    name = task_name(cfg)
+    _check_task_name(name)
+    if name in MULTILINGUAL and not multilingual:
+        raise UserError(
+            f"only the task {name} knows the symbols of its languages: decode it by elseq-generate, elseq.load, or "
+            f"fairseq's commands with --task elseq_{name}"
+        )
 
 
-def check_task_of_model(cfg) -> None:
+def task_name(cfg) -> str | None:
+    """The name of a checkpoint's task, without the elseq_ of one of ours.
+
+    Args:
+        cfg: the whole configuration of a checkpoint.
+    """
+    name = getattr(cfg.task, "_name", None) or getattr(cfg.task, "task", None)
+    return name.removeprefix("elseq_") if isinstance(name, str) else None
+
+
+def check_task_of_model(cfg, multilingual: str | None) -> None:
     """
     Args:
         cfg: the model's part of a checkpoint's configuration, which fairseq gives to a task.
+        multilingual: of `MULTILINGUAL`, the one that this task is.
 
     Raises:
-        UserError: as `check_task`.
+        UserError: as `check_task`; or this task does not know the symbols of the checkpoint's languages.
     """
     parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
-    if parent is not None and "task" in parent:
-        check_task(parent)
-    else:  # old checkpoints: one namespace of all options
-        _check_task_name(getattr(cfg, "task", None))
+    # Old checkpoints have one namespace of all options.
+    whole = parent if parent is not None and "task" in parent else Namespace(task=cfg)
+    name = task_name(whole)
+    _check_task_name(name)
+    if name in MULTILINGUAL and name != multilingual:
+        raise UserError(
+            f"the checkpoint is of the task {name}, which knows the symbols of its languages: give --task elseq_{name}"
+        )
 
 
-def _check_task_name(name) -> None:
-    if not isinstance(name, str):
+def _check_task_name(name: str | None) -> None:
+    if name is None or name in MULTILINGUAL:
         return
     # A plugin's task may be derived from one of them.
     lineage = getattr(TASK_REGISTRY.get(name), "__mro__", ())
@@ -128,7 +155,7 @@ def _check_kind(kind: type) -> None:
             f"the model is a {kind.__name__}, which refines its output iteratively: only fairseq decodes it, by "
             "--task translation_lev"
         )
-    if not issubclass(kind, FairseqEncoderDecoderModel | FairseqLanguageModel):
+    if not issubclass(kind, FairseqEncoderDecoderModel | FairseqLanguageModel | MultilingualTransformerModel):
         raise UserError(
             f"the model is a {kind.__name__}, which neither translates nor continues a text: give an encoder-decoder "
             "or a language model"

@@ -133,6 +133,12 @@ class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 
     decodes_language_models = False
+    multilingual: str | None = None  # of the tasks `families.MULTILINGUAL`, the one that this is
+
+    # Number of symbols that the task adds to a source, beside its end.
+    symbols_of_source = 0
+    # Rows of the target's dictionary that hypotheses have and texts do not.
+    symbols_of_language: frozenset[int] = frozenset()
 
     @property
     def options(self):
@@ -152,7 +158,7 @@ class DecodingTask(FairseqTask):
         """
         if not from_checkpoint:
             return self._build(cfg, from_checkpoint)
-        check_task_of_model(cfg)
+        check_task_of_model(cfg, self.multilingual)
         model = self._build(cfg, from_checkpoint)
         check_model(model, self.decodes_language_models)
         return model

@@ -93,6 +93,10 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         """The row of what every generated target begins with."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
 
+    @property
+    def symbols_of_source(self) -> int:
+        return int(self.first_source_symbol is not None)
+
     def _first(self, dictionary, option: str, with_bos: bool) -> int | None:
         word = getattr(self.cfg, option)
         if word is None:

@@ -102,7 +102,6 @@ def never(*_, **__):
         (["--format=json"], "argument --format: invalid choice: 'json'"),
         (["--max-tokens=3", "--memory-budget=1G"], "--memory-budget: not allowed with argument --max-tokens; see"),
         (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),
-        (["--languages=de"], "--languages 'de' is not two languages with a comma between them$"),
         (["--attention=fast"], "argument --attention: invalid choice: 'fast'"),
         (["--beam=0"], "--beam 0 is not a whole number above 0; leave it out for the default, 5$"),
         (["--lenpen=nan"], "--lenpen nan is not a finite number$"),
@@ -154,7 +153,7 @@ def test_before_the_model_is_loaded(run, tmp_path, monkeypatch, options, sentenc
         (["--apply-ffn-top-k=3", "--attention=stock"], "--apply-ffn-top-k does not go with stock, fairseq's own"),
         (["--sampling", "--sampling-topk=9999"], "--sampling-topk 9999 is more than the dictionary's"),
         (["--beam=5", "--diverse-beam-groups=2"], "--beam 5 cannot be divided into --diverse-beam-groups 2"),
-        (["--languages=xx,yy"], "--languages xx,yy does not name two dictionaries"),
+        (["--source-lang=xx"], "--source-lang xx does not name a dictionary, dict.xx.txt, in "),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -191,7 +190,9 @@ def test_what_load_finds_missing(tiny_translation, run, tmp_path):
     for name in ("dict.de.txt", "dict.en.txt"):
         (tmp_path / name).write_text(f"{name} 1\n")
     sentence = helpers.run_here(without, check=False).stderr.splitlines()[-1]
-    assert re.fullmatch("elseq: error: --languages is missing, and which of dict.de.txt, .*; name both", sentence)
+    assert re.fullmatch(
+        "elseq: error: --source-lang is missing, and which of dict.de.txt, .* is the source's .*", sentence
+    )
     for name in ("dict.de.txt", "dict.en.txt"):
         shutil.copy(tiny_translation.data / "dict.src.txt", tmp_path / name)
     for name in ("one.model", "two.model"):

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 
 import elseq
 from elseq.errors import UserError
-from elseq.models.families import check_task, check_task_of_model, is_language_model, is_trained_with_bos
+from elseq.models.families import MULTILINGUAL, check_task, check_task_of_model, is_language_model, is_trained_with_bos
 from tests import helpers
 
 # Sizes of tiny models of other kinds, and how they are called.
@@ -158,9 +158,9 @@ def test_models_that_say_nothing():
 
 # --- tasks
 
-MULTILINGUAL = [name for name in TASK_REGISTRY if "multi" in name and "modal" not in name]
+MULTI = [name for name in TASK_REGISTRY if "multi" in name and "modal" not in name and "elseq" not in name]
 SPEECH = [name for name in TASK_REGISTRY if "speech" in name or "audio" in name]
-REFUSED = [*MULTILINGUAL, *SPEECH, "translation_from_pretrained_bart", "translation_from_pretrained_xlm"]
+REFUSED = [*(name for name in MULTI if name not in MULTILINGUAL), *SPEECH, "translation_from_pretrained_xlm"]
 REFUSED += ["online_backtranslation", "semisupervised_translation", "translation_moe"]
 
 
@@ -171,15 +171,30 @@ def test_tasks_that_only_fairseq_decodes(task):
             check_task(cfg)
     for model in (Namespace(arch="transformer", task=task), cfg.model):
         with pytest.raises(UserError, match=f"of the task {task} "):
-            check_task_of_model(model)
+            check_task_of_model(model, None)
+
+
+@pytest.mark.parametrize("task", MULTILINGUAL)
+def test_tasks_of_several_languages(task):
+    sentence = f"only the task {task} knows the symbols of .*--task elseq_{task}$"
+    cfg = Namespace(task=Namespace(_name=task))
+    check_task(cfg)
+    with pytest.raises(UserError, match=sentence):
+        check_task(cfg, multilingual=False)
+    for name in (task, f"elseq_{task}"):
+        model = Namespace(arch="transformer", task=name)
+        check_task_of_model(model, task)
+        for other in (None, *(other for other in MULTILINGUAL if other != task)):
+            with pytest.raises(UserError, match=sentence):
+                check_task_of_model(model, other)
 
 
 @pytest.mark.parametrize("task", ["translation", "denoising", "language_modeling", "simul_text_to_text", "of_nobody"])
 def test_other_tasks(task):
     check_task(Namespace(task=Namespace(_name=task)))
     check_task(Namespace(task=Namespace(task=task)))
-    check_task_of_model(Namespace(arch="transformer", task=task))
-    check_task_of_model(OmegaConf.create({"task": None, "model": {}}).model)
+    check_task_of_model(Namespace(arch="transformer", task=task), None)
+    check_task_of_model(OmegaConf.create({"task": None, "model": {}}).model, None)
 
 
 def test_tasks_of_a_plugin(monkeypatch):
@@ -197,38 +212,25 @@ def multilingual(translation_data, tmp_path_factory):
     return helpers.train("mbart_base", translation_data, save_dir, *options, "--max-update=2")
 
 
-def test_multilingual_checkpoints_in_every_door(multilingual, translation_data, tmp_path):
-    sentence = f"elseq: error: checkpoint {multilingual}: a checkpoint of the task translation_from_pretrained_bart "
-
-    def refusal(result):
-        assert result.returncode == 1
-        return result.stderr.splitlines()[-1][: len(sentence)]
-
+def test_a_multilingual_checkpoint_where_it_cannot_go(multilingual, translation_data, tmp_path):
+    sentence = "only the task translation_from_pretrained_bart knows the symbols of "
+    benchmark = ["--data", translation_data, "--output", tmp_path / "benchmark"]
     for command in (
         ["fairseq-generate", translation_data, "--path", multilingual],
         ["fairseq-interactive", translation_data, "--path", multilingual],
+        ["elseq-benchmark", multilingual, *benchmark],
+        ["elseq-convert", "to-hf", multilingual, "--output", tmp_path / "hf"],
     ):
-        for attention in ("stock", "el"):
-            options = ["--task=elseq_translation", "--user-dir", helpers.USER_DIR, "--decode-attention", attention]
-            result = helpers.run_here([*command, *options, "--cpu"], check=False)
-            assert refusal(result) == sentence
-    for command in (
-        ["elseq-generate", "--model", multilingual, "--output", tmp_path / "output"],
-        [
-            "elseq-benchmark",
-            multilingual,
-            "--data",
-            translation_data,
-            "--output",
-            tmp_path / "benchmark",
-        ],
-        ["elseq-convert", "to-fairseq", multilingual, "--output", tmp_path / "plain.pt"],
-        ["elseq-convert", "heads", multilingual, "--num-kv-heads", "1", "--output", tmp_path / "heads.pt"],
-    ):
-        result = helpers.run_here(command, b"w1 w2\n", check=False)
-        assert refusal(result) == sentence
-    with pytest.raises(UserError, match=sentence.removeprefix("elseq: error: ")):
-        elseq.load(multilingual)
+        options = ["--task=elseq_translation", "--user-dir", helpers.USER_DIR, "--cpu"]
+        result = helpers.run_here([*command, *(options if "fairseq" in command[0] else [])], b"w1 w2\n", check=False)
+        assert result.returncode == 1
+        last = result.stderr.splitlines()[-1]
+        assert last.startswith(f"elseq: error: checkpoint {multilingual}: {sentence}") and "elseq_translation_" in last
+    for command in ("to-fairseq", "heads"):
+        output = tmp_path / f"{command}.pt"
+        options = ["--num-kv-heads=1"] if command == "heads" else []
+        helpers.run_here(["elseq-convert", command, multilingual, "--output", output, *options])
+        assert "translation_from_pretrained_bart" in str(torch.load(output)["cfg"]["task"])
 
 
 def test_language_model_of_a_multilingual_task(tiny_language_model, tmp_path):

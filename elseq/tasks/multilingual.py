@@ -1,0 +1,329 @@
+"""fairseq's tasks of several languages, decoded by elseq.
+
+A task says where the symbols of the languages stand:
+
+| task | before the source | at its end | the target begins with | ends with |
+|-|-|-|-|-|
+| translation_multi_simple_epoch | a language | `</s>` | `</s>`, the target's language | `</s>` |
+| the same, --lang-tok-replacing-bos-eos | | a language | the target's language | `</s>` |
+| translation_from_pretrained_bart | | `</s>`, the source's language | the target's language | the target's language |
+| multilingual_translation | | a language or `</s>` | the target's language or `</s>` | `</s>` |
+"""
+
+import difflib
+from argparse import Namespace
+from collections.abc import Sequence
+from functools import partial
+
+from fairseq.data import Dictionary
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+from fairseq.dataclass.utils import gen_parser_from_dataclass
+from fairseq.tasks import register_task
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+
+from elseq.errors import UserError, as_option
+from elseq.tasks.decoding import STOCK, DecodingConfig, DecodingTask, check_options, missing_files_named
+
+# Words that the NLLB branch of fairseq adds to a dictionary, after the languages. They are put before sources that are
+# not from human translators, in training only.
+DATA_SOURCES = ("<MINED_DATA>", "<MMT_BT_DATA>", "<SMT_BT_DATA>")
+
+
+class MultilingualTask:
+    """Stands before a task of fairseq among the bases of a class, and `DecodingTask` behind.
+
+    Attributes:
+        languages: the codes that the model was trained with, in the order of their symbols.
+    """
+
+    languages: Sequence[str]
+
+    @classmethod
+    def add_args(cls, parser):
+        super().add_args(parser)
+        gen_parser_from_dataclass(parser, DecodingConfig())
+
+    @classmethod
+    def setup_task(cls, args, **kwargs):
+        """
+        Raises:
+            UserError: an option is missing or has none of its values, a language is not the model's, or a file is
+                missing.
+        """
+        check_options(args)
+        cls.check_languages(args)
+        with missing_files_named():
+            return super().setup_task(args, **kwargs)
+
+    @classmethod
+    def languages_of(cls, args) -> list[str]:
+        """The codes of all languages, in the order of their symbols.
+
+        Raises:
+            UserError: an option that says which they are is missing.
+        """
+        raise NotImplementedError
+
+    @classmethod
+    def of_dictionaries(cls, args, source: Dictionary, target: Dictionary):
+        """The task for `args.source_lang` and `args.target_lang`, without data.
+
+        Args:
+            args: all options of the task.
+            source, target: the dictionaries. The symbols of the languages are added if they lack them.
+        """
+        raise NotImplementedError
+
+    def for_languages(self, source: str, target: str):
+        """The same task for other languages.
+
+        Raises:
+            UserError: a language is not the model's.
+        """
+        args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
+        self.check_languages(args)
+        return self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
+
+    @classmethod
+    def check_languages(cls, args) -> None:
+        """
+        Raises:
+            UserError: only one language is given, or one that is not the model's.
+        """
+        languages = cls.languages_of(args)
+        for side, other in (("source_lang", "target_lang"), ("target_lang", "source_lang")):
+            language = getattr(args, side)
+            if language is None and getattr(args, other) is not None:
+                raise UserError(f"is missing: give one of {_some(languages)}", as_option(side))
+            if language is not None and language not in languages:
+                near = difflib.get_close_matches(language, languages, n=3, cutoff=0.4)
+                instead = " or ".join(near) or f"one of {_some(languages)}"
+                raise UserError(f"{language} is not a language of the model: give {instead}", as_option(side))
+
+    def build_model(self, cfg, from_checkpoint=False):
+        return DecodingTask.build_model(self, cfg, from_checkpoint)
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        if constraints is not None:
+            raise UserError(f"--constraints does not go with --task elseq_{self.multilingual}: leave it out")
+        return super().build_dataset_for_inference(src_tokens, src_lengths)
+
+    @missing_files_named()
+    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
+        return super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
+
+
+def _some(languages: Sequence[str], count: int = 8) -> str:
+    return ", ".join([*languages[:count], *(["..."] if len(languages) > count else [])])
+
+
+def _pairs(args) -> list[str]:
+    """
+    Raises:
+        UserError: --lang-pairs is missing, or is no list of pairs.
+    """
+    if not args.lang_pairs:
+        raise UserError("is missing: give the pairs of the training, such as de-en,en-de", "--lang-pairs")
+    pairs = args.lang_pairs.split(",") if isinstance(args.lang_pairs, str) else list(args.lang_pairs)
+    for pair in pairs:
+        if len(pair.split("-")) != 2:
+            raise UserError(f"{pair} is no pair of languages: give such as de-en", "--lang-pairs")
+    return pairs
+
+
+def _languages_of(pairs: Sequence[str]) -> list[str]:
+    return sorted({language for pair in pairs for language in pair.split("-")})
+
+
+@register_task("elseq_translation_multi_simple_epoch")
+class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSimpleEpochTask, DecodingTask):
+    """M2M-100, mBART-50, NLLB."""
+
+    multilingual = "translation_multi_simple_epoch"
+
+    @classmethod
+    def add_args(cls, parser):
+        super().add_args(parser)
+        parser.add_argument(
+            "--add-data-source-prefix-tags",
+            action="store_true",
+            help=f"the dictionary ends with {' '.join(DATA_SOURCES)}, as in NLLB",
+        )
+
+    def __init__(self, args, langs, dicts, training):
+        self.languages = langs
+        if args.add_data_source_prefix_tags:
+            for dictionary in dicts.values():
+                for word in DATA_SOURCES:
+                    dictionary.add_symbol(word)
+        super().__init__(args, langs, dicts, training)
+
+    @property
+    def symbols_of_source(self) -> int:
+        before, _ = self.args.langtoks["main"]
+        return int(before is not None and not self.args.lang_tok_replacing_bos_eos)
+
+    @property
+    def symbols_of_language(self) -> frozenset[int]:
+        _, first = self.args.langtoks["main"]
+        if first is None:
+            return frozenset()
+        return frozenset({self.data_manager.get_decoder_langtok(self.args.target_lang, first)})
+
+    @classmethod
+    def languages_of(cls, args) -> list[str]:
+        pairs = _pairs(args)
+        if args.langs and args.lang_dict:
+            raise UserError("does not go with --langs: give one of them", "--lang-dict")
+        if not args.langs and not args.lang_dict:
+            return _languages_of(pairs)
+        with missing_files_named():
+            return MultilingualDatasetManager.load_langs(args)
+
+    @classmethod
+    def of_dictionaries(cls, args, source, target):
+        args.fixed_dictionary = args.source_dict = args.target_dict = None
+        of_target = f"dict.{args.target_lang}.txt"
+        langs, dicts, training = MultilingualDatasetManager.prepare(
+            lambda path: target if path.endswith(of_target) else source, args
+        )
+        return cls(args, langs, dicts, training)
+
+
+@register_task("elseq_translation_from_pretrained_bart")
+class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPretrainedBARTTask, DecodingTask):
+    """mBART-25."""
+
+    multilingual = "translation_from_pretrained_bart"
+    symbols_of_source = 1
+
+    def __init__(self, args, src_dict, tgt_dict):
+        self.args = args  # fairseq reads it and does not set it
+        self.languages = self.languages_of(args)
+        super().__init__(args, src_dict, tgt_dict)
+
+    @classmethod
+    def languages_of(cls, args) -> list[str]:
+        if not args.langs:
+            raise UserError("is missing: give the languages of the training, in their order", "--langs")
+        return args.langs.split(",")
+
+    @classmethod
+    def of_dictionaries(cls, args, source, target):
+        return cls(args, source, target)
+
+    @property
+    def symbols_of_language(self) -> frozenset[int]:
+        return frozenset({self.target_dictionary.index(f"[{self.args.target_lang}]")})
+
+    def build_model(self, cfg, from_checkpoint=False):
+        return TranslationFromPretrainedBARTTask.build_model(self, cfg, from_checkpoint)
+
+    def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
+        """As for other tasks, but the hypotheses start and end with the symbol of the target's language."""
+        (end,) = self.symbols_of_language
+        extra = {**(extra_gen_cls_kwargs or {}), "eos": end}
+        return DecodingTask.build_generator(self, models, args, seq_gen_cls, extra, **kwargs)
+
+
+@register_task("elseq_multilingual_translation")
+class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslationTask, DecodingTask):
+    """Models of several pairs of languages, of which one decodes."""
+
+    multilingual = "multilingual_translation"
+
+    def __init__(self, args, dicts, training):
+        super().__init__(args, dicts, training)
+        self.languages = self.languages_of(args)
+
+    @classmethod
+    def languages_of(cls, args) -> list[str]:
+        return _languages_of(_pairs(args))
+
+    @classmethod
+    def check_languages(cls, args) -> None:
+        super().check_languages(args)
+        pair = f"{args.source_lang}-{args.target_lang}"
+        if args.source_lang is not None and pair not in _pairs(args):
+            raise UserError(f"{pair} is not a pair of the model: give one of {_some(_pairs(args))}")
+
+    @classmethod
+    def of_dictionaries(cls, args, source, target):
+        cls.update_args(args)
+        if args.encoder_langtok is not None or args.decoder_langtok:
+            for dictionary in (source, target):
+                for language in cls.languages_of(args):
+                    dictionary.add_symbol(f"__{language}__")
+        return cls(args, {args.source_lang: source, args.target_lang: target}, training=False)
+
+    def for_languages(self, source, target):
+        if (source, target) != (self.args.source_lang, self.args.target_lang):
+            raise UserError(
+                f"{source}-{target} is another pair than that of the model, "
+                f"{self.args.source_lang}-{self.args.target_lang}: load the checkpoint for this pair"
+            )
+        return self
+
+    def build_model(self, cfg, from_checkpoint=False):
+        """For decoding, the Transformer of the pair, with the parameters of fairseq's `models.SOURCE-TARGET`."""
+        if not from_checkpoint or self.training or self.decode_attention == STOCK:
+            return MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
+        self._check_training(cfg)
+        model = super().build_model(_of_pair(cfg), from_checkpoint)
+        model.load_state_dict = partial(_load_pair, model.load_state_dict, f"models.{self.lang_pairs[0]}.")
+        return model
+
+    def _check_training(self, cfg) -> None:
+        """
+        Raises:
+            UserError: an option differs from that of the training.
+        """
+        for option in ("encoder_langtok", "decoder_langtok"):
+            trained, given = getattr(cfg, option, None), getattr(self.args, option)
+            if (trained or None) != (given or None):
+                remedy = f"give {as_option(option)}" if trained else f"leave out {as_option(option)}"
+                value = f" {trained}" if isinstance(trained, str) else ""
+                raise UserError(
+                    f"the model was trained {'with' if trained else 'without'} it: {remedy}{value}", as_option(option)
+                )
+        if sorted(_pairs(cfg)) != sorted(_pairs(self.args)):
+            raise UserError(f"differs from the training's: give {','.join(_pairs(cfg))}", "--lang-pairs")
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+        return dataset.datasets[self.lang_pairs[0]]
+
+    def max_positions(self):
+        if self.training:
+            return super().max_positions()
+        return self.args.max_source_positions, self.args.max_target_positions
+
+
+def _of_pair(cfg) -> Namespace:
+    """The configuration of a pair's Transformer."""
+    options = {**vars(cfg), "arch": "transformer"}
+    if options.get("share_all_embeddings"):
+        options["share_decoder_input_output_embed"] = True
+    return Namespace(**options)
+
+
+def _load_pair(load, beginning: str, state_dict: dict, *args, **kwargs):
+    """Load the parameters whose names have this beginning."""
+    return load(
+        {name.removeprefix(beginning): tensor for name, tensor in state_dict.items() if name.startswith(beginning)},
+        *args,
+        **kwargs,
+    )
+
+
+# By fairseq's name of the task.
+MULTILINGUAL_TASKS = {
+    task.multilingual: task
+    for task in (
+        ElseqTranslationMultiSimpleEpochTask,
+        ElseqTranslationFromPretrainedBARTTask,
+        ElseqMultilingualTranslationTask,
+    )
+}
