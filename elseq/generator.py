@@ -22,7 +22,6 @@ from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usa
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords
 from elseq.tasks.decoding import decode_attention_names
-from elseq.tasks.multilingual import MultilingualTask
 
 
 @dataclass(frozen=True)
@@ -141,14 +140,12 @@ class TextGenerator:
                         bar.update(len(part))
         return results
 
-    def for_languages(self, source: str, target: str) -> "TextGenerator":
-        """The same model with other languages of its own.
+    def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
+        """The same model for other languages; None stands for that of this generator.
 
         Raises:
             UserError: a language is not the model's, or the model is not multilingual.
         """
-        if not isinstance(self.task, MultilingualTask):
-            raise UserError("is for a multilingual model: leave it out", "source_lang")
         with renamed(_as_keyword):
             return TextGenerator(self.model, self.task.for_languages(source, target), self.bpe)
 
@@ -162,8 +159,7 @@ class TextGenerator:
             return [(self, range(count))]
         sides = []
         for name, given in (("source_lang", source), ("target_lang", target)):
-            known = getattr(self.task.options, name, None)
-            each = [known if given is None else given] * count if given is None or isinstance(given, str) else given
+            each = [given] * count if given is None or isinstance(given, str) else given
             if len(each) != count:
                 raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
             sides.append(each)
@@ -351,12 +347,16 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     codes = usable_codes(loading.bpe, loading.bpe_codes)
     checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
-    source, target = languages = checkpoint.languages(folder, loading.source_lang, loading.target_lang)
-    dictionaries = checkpoint.dictionaries(folder, languages)
+    languages = loading.source_lang, loading.target_lang
+    by_words = checkpoint.begins_with_languages and any(languages)
+    source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
+    dictionaries = checkpoint.dictionaries(folder, found)
     options = loading.of_task() | {"decode_dtype": dtype}
     if not checkpoint.is_language_model:
         options |= {"source_lang": source, "target_lang": target}
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
+    if by_words:
+        task = task.for_languages(*languages)
     model = checkpoint.build_model(task)
     subwords = codes or find_subwords(
         (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model

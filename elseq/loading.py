@@ -105,6 +105,12 @@ class Checkpoint:
         """The task of several languages that the checkpoint is of."""
         return MULTILINGUAL_TASKS.get(task_name(self.cfg))
 
+    @property
+    def begins_with_languages(self) -> bool:
+        """Whether the languages are words of the dictionary that the translation task puts first, as from-hf records
+        them."""
+        return getattr(self.cfg.task, "source_start", None) is not None
+
     def languages(self, folder: Path, source: str | None = None, target: str | None = None) -> tuple[str | None, ...]:
         """The languages of source and target: those given, otherwise as in the checkpoint, otherwise as in the names of
         its data files, otherwise None.

@@ -141,6 +141,19 @@ class DecodingTask(FairseqTask):
     symbols_of_language: frozenset[int] = frozenset()
 
     @property
+    def languages_of_texts(self) -> tuple[str | None, str | None]:
+        """Of sources and targets, if the model has symbols for several languages."""
+        return None, None
+
+    def for_languages(self, source: str | None, target: str | None):
+        """The same task for other languages of the model; None stands for that of this task.
+
+        Raises:
+            UserError: the model has no symbols of languages, or not these.
+        """
+        raise UserError("is for a multilingual model: leave it out", "--source-lang" if source else "--target-lang")
+
+    @property
     def options(self):
         return self.args if self.cfg is None else self.cfg
 

@@ -76,12 +76,13 @@ class MultilingualTask:
         """
         raise NotImplementedError
 
-    def for_languages(self, source: str, target: str):
-        """The same task for other languages.
+    @property
+    def languages_of_texts(self) -> tuple[str, str]:
+        return self.args.source_lang, self.args.target_lang
 
-        Raises:
-            UserError: a language is not the model's.
-        """
+    def for_languages(self, source, target):
+        known = self.languages_of_texts
+        source, target = source or known[0], target or known[1]
         args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
         self.check_languages(args)
         return self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
@@ -259,10 +260,12 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         return cls(args, {args.source_lang: source, args.target_lang: target}, training=False)
 
     def for_languages(self, source, target):
-        if (source, target) != (self.args.source_lang, self.args.target_lang):
+        known = self.languages_of_texts
+        source, target = source or known[0], target or known[1]
+        if (source, target) != known:
             raise UserError(
-                f"{source}-{target} is another pair than that of the model, "
-                f"{self.args.source_lang}-{self.args.target_lang}: load the checkpoint for this pair"
+                f"{source}-{target} is another pair than that of the model, {self.lang_pairs[0]}: load the checkpoint "
+                "for this pair"
             )
         return self
 

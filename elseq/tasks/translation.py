@@ -8,6 +8,7 @@ import torch
 from fairseq import utils
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from elseq.errors import UserError, as_option, check_choice
@@ -92,6 +93,30 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     def first_target_symbol(self) -> int | None:
         """The row of what every generated target begins with."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
+
+    @property
+    def languages_of_texts(self) -> tuple[str | None, str | None]:
+        return self.cfg.source_start, self.cfg.target_start
+
+    def for_languages(self, source, target):
+        if self.languages_of_texts == (None, None):
+            return super().for_languages(source, target)
+        starts = {}
+        for option, language, dictionary in (
+            ("source_start", source, self.src_dict),
+            ("target_start", target, self.tgt_dict),
+        ):
+            if language is not None:
+                starts[option] = self._word(language, dictionary)
+        cfg = OmegaConf.merge(self.cfg, starts)
+        task = type(self)(cfg, self.src_dict, self.tgt_dict)
+        task.trained_with_bos = self.trained_with_bos
+        return task
+
+    @staticmethod
+    def _word(language: str, dictionary) -> str:
+        """The word of a dictionary for a language: its own name, or in M2M-100 __en__ for en."""
+        return f"__{language}__" if f"__{language}__" in dictionary else language
 
     @property
     def symbols_of_source(self) -> int:
