@@ -81,8 +81,8 @@ def check_task_of_model(cfg, multilingual: str | None) -> None:
     """
     parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
     # Old checkpoints have one namespace of all options.
-    whole = parent if parent is not None and "task" in parent else Namespace(task=cfg)
-    name = task_name(whole)
+    old = Namespace(task=Namespace(task=getattr(cfg, "task", None)))
+    name = task_name(parent if parent is not None and "task" in parent else old)
     _check_task_name(name)
     if name in MULTILINGUAL and name != multilingual:
         raise UserError(

@@ -271,9 +271,13 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
 
     def build_model(self, cfg, from_checkpoint=False):
         """For decoding, the Transformer of the pair, with the parameters of fairseq's `models.SOURCE-TARGET`."""
-        if not from_checkpoint or self.training or self.decode_attention == STOCK:
+        if not from_checkpoint or self.training:
             return MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
         self._check_training(cfg)
+        if self.decode_attention == STOCK:
+            model = MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
+            model.max_positions = model.models[self.lang_pairs[0]].max_positions  # as `self.max_positions`
+            return model
         model = super().build_model(_of_pair(cfg), from_checkpoint)
         model.load_state_dict = partial(_load_pair, model.load_state_dict, f"models.{self.lang_pairs[0]}.")
         return model
@@ -306,7 +310,7 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
 
 def _of_pair(cfg) -> Namespace:
     """The configuration of a pair's Transformer."""
-    options = {**vars(cfg), "arch": "transformer"}
+    options = {**vars(cfg), "_name": "transformer", "arch": "transformer"}
     if options.get("share_all_embeddings"):
         options["share_decoder_input_output_embed"] = True
     return Namespace(**options)

@@ -2,12 +2,14 @@
 
 import random
 import re
+import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
 
 import elseq
+from elseq.errors import UserError
 from tests import helpers
 
 LANGUAGES = ("aa", "bb", "cc")
@@ -81,8 +83,9 @@ def text(tmp_path_factory):
                 (folder / f"{split}.{pair}.{language}").write_text(lines)
         prefixes = [f"--{split}pref={folder / f'{split}.{pair}'}" for split in SIZES]
         known = ["--srcdict", data / "dict.aa.txt"] if number else []
-        command = ["fairseq-preprocess", "-s", source, "-t", target, "--destdir", data, "--joined-dictionary"]
-        helpers.run_here([*command, *prefixes, *known])
+        command = ["fairseq-preprocess", "-s", source, "-t", target, "--joined-dictionary", *prefixes, *known]
+        helpers.run_here([*command, "--destdir", folder / pair])
+        shutil.copytree(folder / pair, data, dirs_exist_ok=True)
     return folder, data
 
 
@@ -99,7 +102,7 @@ def family(text, tmp_path_factory):
                 task = [*task, "--source-lang=aa", "--target-lang=bb"]
             save_dir = tmp_path_factory.mktemp("family")
             command = [each for each in helpers.train_command(arch, data, save_dir) if each != "--share-all-embeddings"]
-            helpers.run_here([*command, *task, *options, "--max-update=60"])
+            helpers.run_here([*command, *task, *options, "--max-update=150", "--lr=0.005"])
             trained[name] = Family(raw, data, save_dir / "checkpoint_last.pt", task, name)
         return trained[name]
 
@@ -130,6 +133,7 @@ def test_generate_has_stock_hypotheses(family, name):
     model = family(name)
     expected = hypotheses(generated(model, model.task).stdout)
     assert len(expected) == 2 * SIZES["test"]
+    assert len({text for _, _, text in expected}) > SIZES["test"]  # it has learned something
     for mode in ("kv", "el", "stock"):
         found = generated(model, model.elseq_task, f"--decode-attention={mode}")
         assert_same(hypotheses(found.stdout), expected)
@@ -148,3 +152,132 @@ def test_load_has_stock_hypotheses(family, name):
     generator = elseq.load(model.checkpoint, data=model.data, source_lang=source, target_lang=target)
     found = generator.generate(model.lines(pair), beam=4, max_len_b=15)
     assert found == [expected[number] for number in range(len(found))]
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart25", "apart"])
+def test_interactive_and_elseq_generate(family, name, tmp_path):
+    model = family(name)
+    lines = model.lines()
+    (tmp_path / "input").write_text("".join(f"{line}\n" for line in lines))
+    command = ["fairseq-interactive", model.data, "--input", tmp_path / "input", "--path", model.checkpoint]
+    command += ["--cpu", "--beam=4", "--max-len-b=15", "--source-lang=aa", "--target-lang=bb", "--buffer-size=20"]
+    expected = hypotheses(helpers.run_here([*command, *model.task]).stdout)
+    assert len(expected) == len(lines)
+    assert_same(hypotheses(helpers.run_here([*command, *model.elseq_task]).stdout), expected)
+    command = ["elseq-generate", "--model", model.checkpoint, "--data", model.data, "--input", tmp_path / "input"]
+    command += ["--beam=4", "--max-len-b=15", "--source-lang=aa", "--target-lang=bb", "--attention=el"]
+    helpers.run_here([*command, "--output", tmp_path / "output"])
+    assert (tmp_path / "output").read_text().splitlines() == [text for _, _, text in expected]
+    # a run for other languages does not continue this one
+    if name == "m2m":
+        again = [*command, "--target-lang=cc", "--output", tmp_path / "output"]
+        result = helpers.run_here(again, check=False)
+        assert result.returncode == 1 and "--overwrite" in result.stderr
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart25", "replacing"])
+def test_each_text_with_its_languages(family, name):
+    model = family(name)
+    languages = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
+    generator = elseq.load(model.checkpoint, **languages)
+    texts, sources, targets, expected = [], [], [], []
+    for pair in PAIRS[::-1]:
+        source, target = pair.split("-")
+        lines = [*model.lines(pair)[:3], ""]
+        texts += lines
+        sources += [source] * 4
+        targets += [target] * 4
+        alone = elseq.load(model.checkpoint, data=model.data, source_lang=source, target_lang=target)
+        expected += alone.generate(lines, beam=2, max_len_b=12)
+    assert generator.generate(texts, beam=2, max_len_b=12, source_lang=sources, target_lang=targets) == expected
+    assert generator.generate(texts[:4], beam=2, max_len_b=12, source_lang="cc", target_lang="aa") == expected[:4]
+    with_target = generator.for_languages(None, "cc")
+    assert with_target.task.languages_of_texts == ("aa", "cc") and with_target.model is generator.model
+    with pytest.raises(UserError, match="^source_lang has 1 languages for 12 texts: give as many, or one$"):
+        generator.generate(texts, source_lang=["aa"])
+    with pytest.raises(UserError, match="^target_lang ab is not a language of the model: give aa or bb$"):
+        generator.generate(texts, target_lang="ab")
+
+
+def test_a_long_text_leaves_room_for_the_symbol(family):
+    model = family("m2m")
+    generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
+    generator.generate(["w1 " * 62], max_len_b=5)  # and </s> and the language: the 64 positions of the model
+    with pytest.raises(UserError, match="^text 0 has 64 tokens and the model takes 63"):
+        generator.generate(["w1 " * 63], max_len_b=5)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "sentence"),
+    [
+        ("m2m", {}, "^source_lang is missing: give one of aa, bb, cc$"),
+        ("m2m", {"source_lang": "aa"}, "^target_lang is missing: give one of aa, bb, cc$"),
+        ("m2m", {"source_lang": "a", "target_lang": "bb"}, "^source_lang a is not a language of the model: give aa$"),
+        ("mbart25", {"target_lang": "x"}, "^target_lang x is not a language of the model: give one of aa, bb, cc$"),
+        (
+            "apart",
+            {"source_lang": "aa", "target_lang": "cc"},
+            "^aa-cc is not a pair of the model: give one of aa-bb, bb-cc, cc-aa$",
+        ),
+    ],
+)
+def test_languages_that_load_refuses(family, name, options, sentence):
+    model = family(name)
+    with pytest.raises(UserError, match=sentence):
+        elseq.load(model.checkpoint, data=model.data, **options)
+
+
+@pytest.mark.parametrize(
+    ("name", "left_out", "added", "sentence"),
+    [
+        ("m2m", "--lang-pairs", (), "--lang-pairs is missing: give the pairs of the training, such as de-en,en-de"),
+        ("m2m", "--langs", ["--langs=aa,bb"], "the encoder of checkpoint .* was trained with a dictionary of"),
+        (
+            "m2m",
+            "none",
+            ["--target-lang=dd"],
+            "--target-lang dd is not a language of the model: give one of",
+        ),
+        (
+            "m2m",
+            "--langs",
+            ["--lang-dict=none.txt"],
+            "none.txt does not exist; check the data folder",
+        ),
+        ("mbart25", "--langs", (), "--langs is missing: give the languages of the training, in their order"),
+        ("mbart25", "none", ["--source-lang=dd"], "--source-lang dd is not a language of the model"),
+        ("shared", "--lang-pairs", (), "--lang-pairs is missing"),
+        ("shared", "--lang-pairs", ["--lang-pairs=aa-bb"], ".*--lang-pairs differs from the training's: give aa-bb,"),
+        ("shared", "--lang-pairs", ["--lang-pairs=aa"], "--lang-pairs aa is no pair of languages: give such as de-en"),
+        (
+            "shared",
+            "--encoder-langtok",
+            (),
+            "--encoder-langtok the model was trained with it: give --encoder-langtok tgt",
+        ),
+        ("shared", "none", ["--decoder-langtok"], "--decoder-langtok the model was trained without it: leave"),
+        ("m2m", "none", ["--decode-attention=fast"], "--decode-attention fast is unknown"),
+    ],
+)
+def test_options_that_generate_refuses(family, name, left_out, added, sentence):
+    model = family(name)
+    task = [option for option in model.elseq_task if not str(option).startswith(left_out)]
+    command = [
+        "fairseq-generate",
+        model.data,
+        "--path",
+        model.checkpoint,
+        "--cpu",
+        "--source-lang=aa",
+        "--target-lang=bb",
+    ]
+    result = helpers.run_here([*command, *task, *added], check=False)
+    assert result.returncode == 1
+    assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
+
+
+def test_int8(family):
+    model = family("m2m")
+    options = {"data": model.data, "source_lang": "aa", "target_lang": "bb", "dtype": "int8"}
+    found = elseq.load(model.checkpoint, **options).generate(model.lines(), beam=4, max_len_b=15)
+    assert len(found) == len(model.lines()) and all(found)
