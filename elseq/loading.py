@@ -220,6 +220,7 @@ class Checkpoint:
             settings["lang_dict"] = str(path)
         args = Namespace(**settings)
         check_options(args)
+        self.multilingual.check_languages(args, needed=True)
         source, target = (Dictionary.load(str(path)) for path in dictionaries)
         return self.multilingual.of_dictionaries(args, source, target if dictionaries[0] != dictionaries[1] else source)
 

@@ -88,15 +88,19 @@ class MultilingualTask:
         return self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
 
     @classmethod
-    def check_languages(cls, args) -> None:
+    def check_languages(cls, args, needed: bool = False) -> None:
         """
+        Args:
+            args: the options of the task.
+            needed: whether there must be languages, as in decoding.
+
         Raises:
-            UserError: only one language is given, or one that is not the model's.
+            UserError: a language is missing, or is not the model's.
         """
         languages = cls.languages_of(args)
-        for side, other in (("source_lang", "target_lang"), ("target_lang", "source_lang")):
+        for side in ("source_lang", "target_lang"):
             language = getattr(args, side)
-            if language is None and getattr(args, other) is not None:
+            if language is None and (needed or args.source_lang is not None or args.target_lang is not None):
                 raise UserError(f"is missing: give one of {_some(languages)}", as_option(side))
             if language is not None and language not in languages:
                 near = difflib.get_close_matches(language, languages, n=3, cutoff=0.4)
@@ -244,8 +248,8 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         return _languages_of(_pairs(args))
 
     @classmethod
-    def check_languages(cls, args) -> None:
-        super().check_languages(args)
+    def check_languages(cls, args, needed=False) -> None:
+        super().check_languages(args, needed)
         pair = f"{args.source_lang}-{args.target_lang}"
         if args.source_lang is not None and pair not in _pairs(args):
             raise UserError(f"{pair} is not a pair of the model: give one of {_some(_pairs(args))}")
