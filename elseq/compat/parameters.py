@@ -151,9 +151,15 @@ def ignore_leftovers():
 
 def _load_without_wrappers(load, *args, **kwargs):
     state = load(*args, **kwargs)
-    while found := _prefix_of_all(state["model"]):
-        state["model"] = {name.removeprefix(found): tensor for name, tensor in state["model"].items()}
+    state["model"] = without_wrappers(state["model"])
     return state
+
+
+def without_wrappers(parameters: dict) -> dict:
+    """The parameters without the prefixes of wrapper modules in their names."""
+    while found := _prefix_of_all(parameters):
+        parameters = {name.removeprefix(found): tensor for name, tensor in parameters.items()}
+    return parameters
 
 
 def _prefix_of_all(names) -> str | None:

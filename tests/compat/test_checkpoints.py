@@ -235,6 +235,7 @@ def task(tiny_translation):
 @pytest.mark.parametrize("old", [False, True])
 def test_unknown_architecture(state, save, task, old):
     state = edit(state, "model", arch="mystery", _name="mystery")
+    state["model"] = {f"mysterious.{name}": tensor for name, tensor in state["model"].items()}
     path = save(as_old(state) if old else state)
     with pytest.raises(UserError, match="model.pt: the architecture 'mystery' is unknown.*--user-dir"):
         load_model(path, task)
