@@ -33,6 +33,7 @@ _BOUNDS: dict[str, _Bounds] = {
     "diverse_beam_groups": _COUNT,
     "diverse_beam_strength": _between(0, 1e6),
     "diversity_rate": _between(0, 1e6),
+    "beam_patience": (lambda value: 0 < value <= 1000, "a number above 0 and of at most 1000"),
 }
 
 

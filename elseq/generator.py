@@ -200,8 +200,8 @@ class TextGenerator:
         return cut_batches(lengths, sentences)
 
     def _symbols_before(self) -> int:
-        """Number of symbols that the task puts before a source: the <s> of a BART."""
-        return int(getattr(self.task, "prepend_source_bos", False))
+        """Number of symbols that the task puts before a source: the <s> of a BART, a language."""
+        return int(getattr(self.task, "first_source_symbol", None) is not None)
 
     def batch_decoder(
         self,

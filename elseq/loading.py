@@ -19,6 +19,7 @@ from elseq.compat.parameters import adopted
 from elseq.compat.settings import model_class
 from elseq.errors import UserError, about, as_option
 from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
+from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
@@ -149,7 +150,7 @@ class Checkpoint:
             UserError: an option of the checkpoint or of the arguments cannot be used.
         """
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
-        names = {field.name for field in fields(config)}
+        names = {field.name for field in fields(config)} - {*STOPPING_OPTIONS}  # which are for each search
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
@@ -321,6 +322,11 @@ def checkpoint_path(path: str | Path) -> Path:
     for name in CHECKPOINT_NAMES:
         if (path / name).exists():
             return path / name
+    if (path / "config.json").exists():
+        raise UserError(
+            f"{path} is a model of Hugging Face's transformers: give the folder that `elseq-convert from-hf {path} "
+            "--output DIR` writes"
+        )
     raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = 2  # as in kernels.cpp; a library of another number was compiled from other sources
@@ -32,6 +33,11 @@ def library() -> ctypes.CDLL | None:
     for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
     return found if found.elseq_available() == INTERFACE else None
+
+
+def is_recorded() -> bool:
+    """Whether a mode of torch records or counts operations. It would not see a kernel."""
+    return _get_current_dispatch_mode() is not None
 
 
 def loaded() -> ctypes.CDLL:

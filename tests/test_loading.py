@@ -11,7 +11,7 @@ import elseq
 from elseq.cli import generate
 from elseq.errors import UserError, as_option
 from elseq.generator import Batching, TextGenerator
-from elseq.loading import Checkpoint, Loading
+from elseq.loading import Checkpoint, Loading, checkpoint_path
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -70,3 +70,11 @@ def test_stock_s_architecture_of_one_of_ours(translation_data, tmp_path):
 def test_a_model_that_stock_does_not_have(tiny_multi_query):
     with pytest.raises(UserError, match="key/value heads for 4 heads, which stock fairseq does not have"):
         Checkpoint.read(tiny_multi_query.checkpoint).as_stock()
+
+
+def test_a_hugging_face_folder(tmp_path):
+    (tmp_path / "config.json").write_text("{}")
+    with pytest.raises(UserError, match=f"^{tmp_path} is a model of .*`elseq-convert from-hf {tmp_path} --output DIR`"):
+        elseq.load(tmp_path)
+    (tmp_path / "model.pt").touch()
+    assert checkpoint_path(tmp_path) == tmp_path / "model.pt"

@@ -8,19 +8,21 @@ import sys
 from dataclasses import fields
 from pathlib import Path
 
-from fairseq.dataclass.configs import GenerationConfig
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq  # noqa: F401  # repairs fairseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
+from elseq.generation.options import SEARCH_OPTIONS, SearchConfig
+from elseq.generation.stopping import RULES
 from elseq.generator import Batching
 from elseq.loading import Loading
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
+from elseq.text_files.formats import Format
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import STANDARD_INPUT
-from elseq.text_files.run import SEARCH, Job, Run
+from elseq.text_files.run import Job, Run
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
@@ -102,9 +104,9 @@ def _job(args) -> Job:
     def taken(kind: type):
         return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
 
-    search = {name: getattr(args, name) for name in SEARCH if getattr(args, name) is not None}
+    search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
-    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search)
+    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search, taken(Format))
 
 
 def _parse(arguments: list[str]):
@@ -125,13 +127,14 @@ def _parse(arguments: list[str]):
     files.add_argument(
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
+    add_fields(files, Format)
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, metavar="FILE", help="a checkpoint of fairseq or elseq, or its folder")
     add_fields(model, Loading)
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
-    search = parser.add_argument_group("search", "as in fairseq-generate; one hypothesis for each line")
+    search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")
     _add_search_options(search)
     add_fields(search, Batching, "seed")
     parser.set_defaults(seed=1)
@@ -139,11 +142,13 @@ def _parse(arguments: list[str]):
 
 
 def _add_search_options(group) -> None:
-    known = {each.name: each for each in fields(GenerationConfig)}
-    for name in SEARCH:
+    known = {each.name: each for each in fields(SearchConfig)}
+    for name in SEARCH_OPTIONS:
         option, default = known[name], known[name].default
         text = option.metadata.get("help", "").replace("%", "%%")
-        if isinstance(default, bool):
+        if name == "early_stopping":
+            group.add_argument(as_option(name), choices=RULES, help=f"{text} (default: {default})")
+        elif isinstance(default, bool):
             group.add_argument(as_option(name), action="store_const", const=True, help=text)
         else:
             kind = int if option.type is int else float

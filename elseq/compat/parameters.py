@@ -176,13 +176,9 @@ def _load_state_dict(load, model, state_dict, *args, **kwargs):
     ]
     for name in surplus:
         del state_dict[name]
-    if not _ADOPTS.get():
+    # The hook runs after fairseq has renamed old parameters.
+    with model.register_load_state_dict_pre_hook(_adopt) if _ADOPTS.get() else contextlib.nullcontext():
         return load(model, state_dict, *args, **kwargs)
-    hook = model.register_load_state_dict_pre_hook(_adopt)  # runs after fairseq has renamed old parameters
-    try:
-        return load(model, state_dict, *args, **kwargs)
-    finally:
-        hook.remove()
 
 
 @contextlib.contextmanager

@@ -35,7 +35,7 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
         workload: sizes of the batch.
     """
     positions = max(SHORTEST, _power_of_two(workload.source_length))
-    weight = attention.out_proj.bias if attention.out_proj.bias is not None else attention.out_proj.weight
+    weight = next(attention.parameters())  # not by its layer, which would bring back a weight that was dropped
     most = max(1, MOST.get(weight.device.type, MOST["cuda"]) // positions)
     sentences = min(_power_of_two(workload.sentences), most)
     sizes = (attention.embed_dim, *astuple(attention.sizes))

@@ -3,21 +3,29 @@
 import torch
 from torch import Tensor
 
+from elseq.generation.stopping import BY_DEFAULT, Stopping
+
 
 class FinishedHypotheses:
-    """Collects up to `beam` finished hypotheses for each sentence of a batch."""
+    """Collects finished hypotheses for each sentence of a batch: the first that end, or the best."""
 
-    def __init__(self, sentences: int, beam: int, eos: int, length_penalty: float | None):
+    def __init__(
+        self, sentences: int, beam: int, eos: int, length_penalty: float | None, stopping: Stopping = BY_DEFAULT
+    ):
         """
         Args:
             sentences: B, the number of sentences.
             beam: hypotheses wanted for each.
             eos: the symbol that ends a hypothesis.
             length_penalty: a score is divided by length ** length_penalty; None: it is not.
+            stopping: the rule that ends the search. Where scores decide, the best are kept, else the first that end.
         """
         self.beam = beam
         self.eos = eos
         self.length_penalty = length_penalty
+        self.stopping = stopping
+        self._wanted = stopping.finished(beam)
+        self._worst: dict[int, float] = {}  # score of each sentence that has `beam`, where scores decide
         self._found: list[list[dict[str, Tensor]]] = [[] for _ in range(sentences)]
 
     def add(
@@ -29,7 +37,7 @@ class FinishedHypotheses:
         attention: Tensor | None,
         rejected: Tensor | None = None,
     ) -> None:
-        """Add hypotheses that end with this step, the better ones of a sentence first; those beyond `beam` are dropped.
+        """Add hypotheses that end with this step, the better ones of a sentence first.
 
         Args:
             sentences: the sentence of each of F hypotheses.
@@ -48,7 +56,7 @@ class FinishedHypotheses:
         if rejected is not None:
             totals = totals.masked_fill(rejected, float("-inf"))
         for row, sentence in enumerate(sentences):
-            if len(self._found[sentence]) < self.beam:
+            if self.stopping.is_bounded or len(self._found[sentence]) < self._wanted:
                 self._found[sentence].append(
                     {
                         "tokens": ended[row],
@@ -59,13 +67,39 @@ class FinishedHypotheses:
                     }
                 )
 
+        if self.stopping.is_bounded:
+            for sentence in set(sentences):
+                self._keep_best(sentence)
+
+    def _keep_best(self, sentence: int) -> None:
+        found = self._found[sentence]
+        if len(found) < self.beam:
+            return
+        scores, order = torch.stack([each["score"] for each in found]).cpu().sort(descending=True, stable=True)
+        self._found[sentence] = [found[index] for index in order[: self.beam].tolist()]
+        self._worst[sentence] = scores[self.beam - 1].item()
+
     def count(self, sentence: int) -> int:
         return len(self._found[sentence])
 
+    def is_full(self, sentence: int) -> bool:
+        """Whether the sentence has as many as its search may end with."""
+        return self.count(sentence) >= self._wanted
+
+    def can_improve(self, sentence: int, total: float, length: int, maximum: int) -> bool:
+        """Whether an unfinished hypothesis may become one that is kept, as the rule estimates it.
+
+        Args:
+            sentence: one that `is_full`.
+            total, length, maximum: of the best that goes on; see `Stopping.best_possible`.
+        """
+        best = self.stopping.best_possible(total, length, maximum, self.length_penalty)
+        return best > self._worst[sentence]
+
     def ranked(self) -> list[list[dict[str, Tensor]]]:
-        """The hypotheses of each sentence, best first."""
+        """The hypotheses of each sentence, best first, at most `beam`."""
         ranked = []
         for found in self._found:
             scores = torch.stack([hypothesis["score"] for hypothesis in found]).cpu() if found else torch.empty(0)
-            ranked.append([found[index] for index in torch.sort(scores, descending=True)[1].tolist()])
+            ranked.append([found[index] for index in torch.sort(scores, descending=True)[1][: self.beam].tolist()])
         return ranked

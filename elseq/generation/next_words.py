@@ -5,6 +5,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor
 
+from elseq import native
 from elseq.precision import kernels
 
 MOST = 64  # words that are found one by one while the others are read
@@ -33,18 +34,36 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            self._log_probs = self._normalize(self._logits)
+            if self.offers_best and not native.is_recorded():
+                logits = self._logits.float()
+                self._log_probs = _log_probs(logits, logits, *kernels.log_softmax_top(logits, 1))
+            else:
+                self._log_probs = self._normalize(self._logits)
         return self._log_probs
 
     @property
     def offers_best(self) -> bool:
         """Whether `best` finds words without reading `log_probs`."""
         logits = self._logits
-        return logits is not None and logits.device.type == "cpu" and kernels.available()
+        return (
+            logits is not None and logits.device.type == "cpu" and logits.dtype != torch.float64 and kernels.available()
+        )
 
     def best(self, count: int) -> tuple[Tensor, Tensor] | None:
         """Log-probabilities and words, each [N, count], best first, NaN where a row has no numbers; None: find them in
         `log_probs`."""
-        if not MOST >= count <= self._logits.size(1) or self._logits.dtype == torch.float64:
+        if not (self.offers_best and MOST >= count <= self._logits.size(1)):
             return None
-        return kernels.log_softmax_top(self._logits.float(), count)
+        logits = self._logits.float()
+        values, words = kernels.log_softmax_top(logits, count)
+        return _log_probs(logits.gather(1, words), logits, values[:, :1], words[:, :1]), words
+
+
+def _log_probs(some: Tensor, logits: Tensor, best: Tensor, word: Tensor) -> Tensor:
+    """Of some logits, [N, W]: the same numbers whether all are asked for or the best ones, which depends on the batch.
+
+    Args:
+        logits: [N, V].
+        best, word: [N, 1]: the best log-probability of each row, and its word.
+    """
+    return (some - logits.gather(1, word)).add_(best)

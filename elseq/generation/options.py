@@ -1,23 +1,53 @@
-"""The options of fairseq-generate that decide which hypotheses are found, and what values they take."""
+"""The options of a search that decide which hypotheses are found, and what values they take."""
 
+from dataclasses import dataclass, field
+
+from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
 from elseq.bounds import check_bounds
 from elseq.errors import UserError
+from elseq.generation.stopping import FIRST, RULES, Stopping
 
-# The others are about its files and its output.
+STOPPING_OPTIONS = ("early_stopping", "beam_patience")
+
+# fairseq's and ours. Its others are about files and output.
 SEARCH_OPTIONS = (
     "beam", "nbest", "lenpen", "unnormalized", "unkpen", "temperature", "no_repeat_ngram_size",
     "min_len", "max_len_a", "max_len_b", "match_source_len",
     "sampling", "sampling_topk", "sampling_topp",
     "diverse_beam_groups", "diverse_beam_strength", "diversity_rate",
+    *STOPPING_OPTIONS,
 )  # fmt: skip
 
 
-def search_configuration(options: dict) -> GenerationConfig:
-    """fairseq's options of generation, those given and the defaults of the others.
+@dataclass
+class StoppingConfig(FairseqDataclass):
+    """When beam search ends; see `elseq.generation.stopping.Stopping`."""
+
+    early_stopping: str = field(
+        default=FIRST,
+        metadata={
+            "help": f"when beam search ends: {', '.join(RULES)}. first: --beam hypotheses have ended; bound: "
+            "and no other scores more at its present length; never: and none can up to the maximum length. "
+            "transformers' early_stopping is True, False and never"
+        },
+    )
+    beam_patience: float = field(
+        default=1.0,
+        metadata={"help": "with --early-stopping first, search until this times --beam hypotheses have ended"},
+    )
+
+
+@dataclass
+class SearchConfig(GenerationConfig, StoppingConfig):
+    """fairseq's options of generation, and ours."""
+
+
+def search_configuration(options: dict) -> SearchConfig:
+    """The options of generation, those given and the defaults of the others.
 
     Raises:
         UserError: an option that is not among `SEARCH_OPTIONS`, or a value that it does not take.
@@ -25,7 +55,7 @@ def search_configuration(options: dict) -> GenerationConfig:
     for name in options:
         if name not in SEARCH_OPTIONS:
             raise UserError(f"generate has no option {name!r}; it takes {', '.join(SEARCH_OPTIONS)}")
-    cfg = OmegaConf.structured(GenerationConfig)
+    cfg = OmegaConf.structured(SearchConfig)
     for name, value in options.items():
         default = cfg[name]
         try:
@@ -33,6 +63,7 @@ def search_configuration(options: dict) -> GenerationConfig:
         except ValidationError as error:
             raise UserError(f"{value!r} cannot be used: {str(error).splitlines()[0]}", name) from error
         check_bounds(name, cfg[name], default)
+    Stopping(cfg.early_stopping, cfg.beam_patience)
     if not 1 <= cfg.nbest <= cfg.beam:
         raise UserError(f"{cfg.nbest} is not between 1 and the beam, {cfg.beam}; change either", "nbest")
     return cfg

@@ -30,6 +30,7 @@ from elseq.generation.logits_processors import (
 )
 from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import Ensemble, make_stepper
+from elseq.generation.stopping import BY_DEFAULT, FIRST, Stopping
 from elseq.numerics import explain_nan
 from elseq.precision import restore
 
@@ -65,6 +66,8 @@ class SequenceGenerator(nn.Module):
         tokens_to_suppress=(),
         print_alignment=None,
         left_pad_target=False,
+        early_stopping=FIRST,
+        beam_patience=1.0,
     ):
         """
         Args:
@@ -87,9 +90,13 @@ class SequenceGenerator(nn.Module):
             tokens_to_suppress: words of the dictionary that are never chosen.
             print_alignment: hard or soft: also align hypothesis and source.
             left_pad_target: for alignment: how the models were trained to see padded targets.
+            early_stopping: when beam search ends: first, bound or never; see `elseq.generation.stopping.Stopping`. A
+                beam of 1 is greedy search, which ends with its first hypothesis, as in transformers.
+            beam_patience: with first, the search ends with this times beam_size hypotheses, rounded.
 
         Raises:
-            UserError: a beam or a temperature that is not positive, a language model that is none, a word to suppress
+            UserError: a beam, a temperature or a patience that is not positive, a rule of stopping for another search
+                than beam search, a language model that is none, a word to suppress
                 that is not in the dictionary, or an alignment with a source that there is not.
         """
         super().__init__()
@@ -97,6 +104,7 @@ class SequenceGenerator(nn.Module):
             if not isinstance(beam_size, int):
                 raise UserError(f"{beam_size!r} is not a whole number above 0", "beam")
             check_bounds("beam", beam_size, 1)
+            self.stopping = Stopping(early_stopping, beam_patience)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
         if temperature <= 0:
@@ -129,6 +137,16 @@ class SequenceGenerator(nn.Module):
             self.processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
         if search_strategy is None or type(search_strategy) is search.BeamSearch:
             search_strategy = (GreedySearch if self.beam_size == 1 else BeamSearch)(tgt_dict)
+        if self.stopping.option is not None and not isinstance(
+            search_strategy, BeamSearch | search.PrefixConstrainedBeamSearch
+        ):
+            name, value = self.stopping.option
+            raise UserError(
+                f"{value} is for beam search, and {type(search_strategy).__name__} ends by its own rule: leave it out",
+                as_option(name),
+            )
+        if isinstance(search_strategy, GreedySearch):
+            self.stopping = BY_DEFAULT
         self.search = search_strategy
         self.search.eos = self.eos
         self.print_alignment = print_alignment
@@ -211,7 +229,7 @@ class SequenceGenerator(nn.Module):
             prompt_tokens, start = _split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
         beams = Beams(start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens)
-        finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty)
+        finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
 
         self.search.init_constraints(constraints, self.beam_size)
@@ -237,12 +255,8 @@ class SequenceGenerator(nn.Module):
                 self._finish(finished, step, ended, candidates, beams)
                 must_end = stuck | set(() if at_limit is None else at_limit.nonzero().flatten().tolist())
                 self._finish_best(finished, step, must_end, beams)
-                if ended or must_end:
-                    remaining = [
-                        index
-                        for index, sentence in enumerate(beams.sentences)
-                        if index not in must_end and finished.count(sentence) < self.beam_size
-                    ]
+                if ended or must_end or self.stopping.is_bounded:
+                    remaining = self._remaining(finished, step, must_end, candidates, beams)
                     if not remaining:
                         break
                     if len(remaining) == len(beams.sentences):
@@ -367,6 +381,19 @@ class SequenceGenerator(nn.Module):
             None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
             rejected=step > beams.source_lengths[sentence] if self.match_source_len else None,
         )
+
+    def _remaining(self, finished, step: int, must_end: set[int], candidates: Candidates, beams: Beams) -> list[int]:
+        """The sentences whose search goes on."""
+        full = {index for index, sentence in enumerate(beams.sentences) if finished.is_full(sentence)} - must_end
+        if full and self.stopping.is_bounded:
+            totals = candidates.scores.masked_fill(candidates.ending, -math.inf).amax(dim=1).tolist()
+            maxima = (beams.limits + 1).tolist()
+            full = {
+                index
+                for index in full
+                if not finished.can_improve(beams.sentences[index], totals[index], step + 1, maxima[index])
+            }
+        return [index for index in range(len(beams.sentences)) if index not in must_end | full]
 
     def _finish_best(self, finished, step: int, must_end: set[int], beams: Beams) -> None:
         """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""

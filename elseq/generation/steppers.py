@@ -10,7 +10,8 @@ positions.
 import math
 
 import torch
-from fairseq.models import FairseqIncrementalDecoder
+from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
+from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
 from torch.utils._pytree import tree_leaves
 
@@ -47,6 +48,7 @@ class ElseqStepper:
             prompt: int64 [B, P], padded on the right, or None.
         """
         decoder = self.model.decoder
+        self._normalizes_by_softmax = _normalizes_by_softmax(self.model)
         self.precision = prepared(self.model, decoder.decode_dtype)
         self.precision.begin(only_decodes=not decoder.is_trained)
         encoder_out = None
@@ -73,7 +75,7 @@ class ElseqStepper:
     def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[NextWords, Tensor | None]:
         output, weights = self.model.decoder.decode(tokens, state, self.need_weights)
         weights = None if weights is None else weights[:, -1]
-        if self.model.decoder.adaptive_softmax is not None:
+        if not self._normalizes_by_softmax:
             return NextWords(_log_probs(self.model, output, self.temperature)), weights
         logits = _at_temperature(output, self.temperature)[:, -1]
         return NextWords(logits=logits, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
@@ -206,6 +208,22 @@ def _log_probs(model, output: Tensor, temperature: float = 1.0, extra=None) -> T
     """Of the last position of a decoder's output [N, T, V or width]: [N, V]."""
     output = _at_temperature(output[:, -1:], temperature)
     return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
+
+
+_NORMALIZE = ("get_normalized_probs", "get_normalized_probs_scriptable")
+
+
+def _normalizes_by_softmax(model) -> bool:
+    """Whether log-probabilities are the logarithm of a softmax: of all words, and in no way of a plugin's own."""
+    if model.decoder.adaptive_softmax is not None:
+        return False
+    known = {
+        getattr(base, name)
+        for base in (BaseFairseqModel, TransformerModelBase, FairseqDecoder, Decoder)
+        for name in _NORMALIZE
+    }
+    asked = (getattr(each, name) for each in (model, model.decoder) for name in _NORMALIZE)
+    return all(getattr(method, "__func__", None) in known for method in asked)
 
 
 def _at_temperature(output: Tensor, temperature: float) -> Tensor:

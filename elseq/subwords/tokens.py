@@ -1,7 +1,8 @@
 """Tokenizers of Hugging Face's library `tokenizers`, and the words of a fairseq dictionary for their tokens.
 
 The word of a token is
-1. the symbol <s>, <pad>, </s> or <unk>, if fairseq_symbols.json beside tokenizer.json maps the symbol to the token;
+1. the symbol <s>, <pad>, </s> or <unk>, if fairseq_symbols.json beside tokenizer.json maps the symbol to the token,
+   or the token itself, a language code, if it maps that to itself;
 2. otherwise, if there is an encoder.json: its number there, or the token itself if it is not there (encoder.json has
    GPT-2's numbers, and spells tokens that are not BPE pieces in the letters of their bytes);
 3. otherwise its number in tokenizer.json, except that <mask> and madeupwordNNNN stay as they are.
@@ -86,7 +87,7 @@ def read_tokens(path: Path) -> Tokens:
     symbols = default_symbols(tokenizer)
     if path.with_name(SYMBOLS_FILE).exists():
         symbols = {str(token): symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
-        if not set(symbols.values()) <= set(SYMBOLS):
+        if not all(symbol in (*SYMBOLS, token) for token, symbol in symbols.items()):
             raise UserError(f"{path.with_name(SYMBOLS_FILE)} names other symbols than {', '.join(SYMBOLS)}")
     numbers = None
     if path.with_name(ENCODER).exists():

@@ -12,7 +12,7 @@ from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generation.options import search_configuration
+from elseq.generation.options import SEARCH_OPTIONS, search_configuration
 from elseq.generator import Batching, TextGenerator
 from elseq.loading import DTYPES, Loading
 from elseq.scoring.inputs import check_equal_lengths
@@ -20,9 +20,10 @@ from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.processes import Processes
-from elseq.text_files.run import SEARCH, Job, Run
+from elseq.text_files.run import Job, Run
 
 OUTPUT = "output.txt"
+SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # a text a line, which is scored
 
 
 def _known(cfg: dict) -> Row:

@@ -6,14 +6,15 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
-from fairseq.dataclass import FairseqDataclass
 from fairseq.tasks import FairseqTask
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
 from elseq.compat.settings import model_class
-from elseq.errors import UserError, as_option, check_choice
+from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
+from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
+from elseq.generation.stopping import Stopping
 from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
@@ -29,7 +30,7 @@ STOCK = "stock"  # everything is left to fairseq: its modules and its generator
 
 
 @dataclass
-class DecodingConfig(FairseqDataclass):
+class DecodingConfig(StoppingConfig):
     """Options of both tasks."""
 
     decode_attention: Optional[str] = field(  # noqa: UP045
@@ -88,6 +89,8 @@ def check_options(options) -> None:
         raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
     check_choice("--decode-attention", options.decode_attention, decode_attention_names())
     check_choice(DTYPE, options.decode_dtype, tuple(DTYPES))
+    with renamed(as_option):
+        Stopping(options.early_stopping, options.beam_patience)
     for name in APPLIED:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int) and value >= 0):
@@ -208,8 +211,15 @@ class DecodingTask(FairseqTask):
         language_model = extra.get("lm_model")  # one of fairseq's, so int8 is not for it
         if language_model is not None and self.options.decode_dtype != INT8:
             self.set_dtype(language_model)
+        # The options of this generator come before the task's.
+        stopping = {name: getattr(args, name, getattr(self.options, name)) for name in STOPPING_OPTIONS}
+        differing = Stopping(**stopping).option
+        if differing is not None and self.decode_attention == STOCK:
+            name, value = differing
+            raise UserError(f"{value} does not go with stock, fairseq's own search: leave out one", as_option(name))
         if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
+            extra |= stopping
             extra["print_alignment"] = getattr(args, "print_alignment", None)
             if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:
                 extra["print_alignment"] = "hard"  # it tells which word to copy

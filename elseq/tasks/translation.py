@@ -1,5 +1,6 @@
 """Translation and BART finetuning, decoded by elseq."""
 
+import difflib
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -9,7 +10,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from torch import Tensor
 
-from elseq.errors import UserError, check_choice
+from elseq.errors import UserError, as_option, check_choice
 from elseq.generation.cuda_graphs import release_memory
 from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
@@ -26,10 +27,19 @@ def _yes_or_no(text: str):
     return field(default=None, metadata={"help": text + "; yes or no (default: yes for BART)", "argparse_const": "yes"})
 
 
+def _word(what: str, example: str):
+    return field(
+        default=None,
+        metadata={"help": f"word of the dictionary before every {what}, such as {example} (default: none)"},
+    )
+
+
 @dataclass
 class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
     prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
     force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
+    source_start: Optional[str] = _word("source", "that of the source's language")  # noqa: UP045
+    target_start: Optional[str] = _word("generated target", "that of the target's language")  # noqa: UP045
 
 
 @register_task("elseq_translation", dataclass=ElseqTranslationConfig)
@@ -73,14 +83,45 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     def force_bos(self) -> bool:
         return self._switch("force_bos")
 
+    @property
+    def first_source_symbol(self) -> int | None:
+        """The row of what is put before every source: a language's symbol, or the <s> of a BART."""
+        return self._first(self.src_dict, "source_start", self.prepend_source_bos)
+
+    @property
+    def first_target_symbol(self) -> int | None:
+        """The row of what every generated target begins with."""
+        return self._first(self.tgt_dict, "target_start", self.force_bos)
+
+    def _first(self, dictionary, option: str, with_bos: bool) -> int | None:
+        word = getattr(self.cfg, option)
+        if word is None:
+            return dictionary.bos() if with_bos else None
+        if word not in dictionary:
+            near = difflib.get_close_matches(word, dictionary.symbols, cutoff=0.5)
+            instead = f": give another, such as {', '.join(near)}" if near else ": give one that it has"
+            raise UserError(f"the dictionary does not have {word!r}{instead}", as_option(option))
+        return dictionary.index(word)
+
     def _switch(self, option: str) -> bool:
         value = getattr(self.cfg, option)
         return self.trained_with_bos if value is None else value == "yes"
 
     @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """As fairseq does; and with <s> before sources and targets where they are to have it."""
-        if not self.prepend_source_bos:
+        """As fairseq does; and with <s> or a language's symbol before sources, and <s> before targets.
+
+        Raises:
+            UserError: training of a model whose targets begin with another symbol than <s>.
+        """
+        if self.cfg.target_start is not None and split == self.cfg.train_subset:
+            raise UserError(
+                f"{self.cfg.target_start} is put before targets in decoding only: to train, put it into the data, and "
+                "leave the option out",
+                "--target-start",
+            )
+        first = self.first_source_symbol
+        if first is None:
             return super().load_dataset(split, epoch, combine, **kwargs)
         paths = utils.split_paths(self.cfg.data)
         path = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
@@ -96,7 +137,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             upsample_primary=self.cfg.upsample_primary,
             left_pad_source=self.cfg.left_pad_source,
             left_pad_target=self.cfg.left_pad_target,
-            max_source_positions=self.cfg.max_source_positions - 1,  # for --truncate-source: room for <s>
+            max_source_positions=self.cfg.max_source_positions - 1,  # for --truncate-source: room for it
             max_target_positions=self.cfg.max_target_positions,
             prepend_bos=self.force_bos,
             load_alignments=self.cfg.load_alignments,
@@ -104,26 +145,27 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             num_buckets=self.cfg.num_batch_buckets,
             shuffle=split != "test",
             pad_to_multiple=self.cfg.required_seq_len_multiple,
-            prepend_bos_src=self.src_dict.bos(),
+            prepend_bos_src=first,
         )
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        if self.prepend_source_bos:
-            bos = torch.tensor([self.src_dict.bos()])
-            src_tokens = [torch.cat((bos, tokens)) for tokens in src_tokens]
+        if (symbol := self.first_source_symbol) is not None:
+            first = torch.tensor([symbol])
+            src_tokens = [torch.cat((first, tokens)) for tokens in src_tokens]
             src_lengths = [length + 1 for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if self.force_bos:
-            prefix_tokens = self._with_bos(sample, prefix_tokens)
+        if (symbol := self.first_target_symbol) is not None:
+            prefix_tokens = self._with_first(symbol, sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
-    def _with_bos(self, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
+    @staticmethod
+    def _with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
         source = sample["net_input"]["src_tokens"]
-        bos = source.new_full((source.size(0), 1), self.tgt_dict.bos())
+        first = source.new_full((source.size(0), 1), symbol)
         if prefix_tokens is None:
-            return bos
-        if bool(prefix_tokens[:, :1].eq(bos).all()):
+            return first
+        if bool(prefix_tokens[:, :1].eq(first).all()):
             return prefix_tokens
-        return torch.cat((bos, prefix_tokens), dim=1)
+        return torch.cat((first, prefix_tokens), dim=1)

@@ -3,9 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -23,13 +24,13 @@ from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
+from elseq.text_files.formats import Format
 from elseq.text_files.journal import Journal, NamelessJournal
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
 
 logger = logging.getLogger(__name__)
 
-SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # one output per line
 # Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
@@ -45,7 +46,8 @@ class Job:
     loading: Loading = Loading()
     batching: Batching = Batching(seed=1)
     overwrite: bool = False
-    search: dict = field(default_factory=dict)  # of `SEARCH`
+    search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
+    form: Format = Format()
 
 
 class Progress:
@@ -116,6 +118,7 @@ class Run:
         """
         job, batching = self.job, self.job.batching
         cfg = search_configuration(job.search)
+        job.form.check(cfg.nbest)
         check_max_tokens(batching.max_tokens)
         self._check_input_is_shareable()
         self._check_output_is_no_input()
@@ -137,24 +140,25 @@ class Run:
                 search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
             )
             blank = np.asarray(sources.lengths) == 0
-            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank)
+            texts = list(lines) if job.form.with_source else ()
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank, texts)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
                 decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
-                self._decode(batches, finished, decode, generator.text)
+                self._decode(batches, finished, decode, partial(job.form.line, generator, texts), cfg.nbest)
                 if self.processes.is_first:
                     others = range(1, self.processes.count)
                     self.processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
             if self.processes.is_first:
-                self._publish(finished, blank, data)
+                self._publish(finished, blank & job.form.keeps_blank_lines, data)
         if not self.processes.is_first:
             self.processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
 
-    def _begin(self, fingerprint: Fingerprint, blank: np.ndarray) -> np.ndarray:
+    def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
 
         The first process begins the journal, and the others follow.
@@ -168,25 +172,30 @@ class Run:
                     "in a folder that all machines share"
                 )
             journal.lock()
-        finished = journal.begin(fingerprint, len(blank), self.job.overwrite and processes.is_first) | blank
+        written = journal.begin(fingerprint, len(blank), self.job.overwrite and processes.is_first)
+        finished = written | blank
         if processes.is_first:
             if not finished.all():
                 self._check_overwrite()
+            if not self.job.form.keeps_blank_lines:
+                for index in np.flatnonzero(blank & ~written).tolist():
+                    journal.append([index], [self.job.form.line(None, texts, index, [])])
             processes.announce("begun")
         return finished
 
-    def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, text: Callable):
+    def _decode(self, batches, finished: np.ndarray, decode: SplittingDecoder, line: Callable, nbest: int):
         """The lines of each batch that no other process takes, into the journal."""
 
-        def finish(part: list[int], tokens: list[torch.Tensor]) -> None:
-            self.journal.append(part, [in_one_line(text(each)) for each in tokens])
+        def finish(part: list[int], hypotheses: list[list[dict]]) -> None:
+            self.journal.append(part, list(map(line, part, hypotheses)))
             self.progress.add(len(part))
 
         with Background() as background:
             while (number := self.processes.take_number()) < len(batches):
                 rest = [index for index in batches[number].tolist() if not finished[index]]
                 for part, hypotheses in decode(rest) if rest else ():
-                    background.give(finish, part, [found[0]["tokens"].cpu() for found in hypotheses])
+                    kept = [list(map(self.job.form.kept, found[:nbest])) for found in hypotheses]
+                    background.give(finish, part, kept)
 
     def _publish(self, finished: np.ndarray, blank: np.ndarray, data: Path) -> None:
         """Check once more: the run may have taken days."""
@@ -227,11 +236,6 @@ class Run:
     def _check_overwrite(self) -> None:
         if self.job.output is not None:
             check_overwrite(self.job.output, self.job.overwrite)
-
-
-def in_one_line(text: str) -> str:
-    """Replace line ends in generated text, because the output has one line per text."""
-    return text.replace("\r\n", " ").replace("\n", " ").replace("\r", " ")
 
 
 def _on_own_device(loading: Loading) -> Loading:
@@ -280,6 +284,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "--device": parameter.device.type,
         "--dtype": INT8 if job.loading.dtype == INT8 else str(parameter.dtype).removeprefix("torch."),
         **job.batching.deciding(),
+        **job.form.deciding(),
         **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,
         "torch": torch.__version__,

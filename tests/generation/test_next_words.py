@@ -31,9 +31,10 @@ def test_the_best_words(dtype):
     if dtype == torch.float64:
         assert found is None
         return
-    values, numbers = torch.topk(words.log_probs, 9)
+    log_probs = torch.log_softmax(logits.double(), dim=-1)
+    values, numbers = torch.topk(log_probs, 9)
     torch.testing.assert_close(found[0].double(), values, rtol=1e-5, atol=1e-5)
-    torch.testing.assert_close(words.log_probs.gather(1, found[1]), values)
+    torch.testing.assert_close(log_probs.gather(1, found[1]), values)
 
 
 @pytest.mark.parametrize("count", [MOST + 1, 21])
@@ -70,3 +71,24 @@ def test_the_prefix_and_the_end_take_all_words():
     )
     found = SequenceGenerator([model], DICTIONARY, beam_size=3, max_len_b=6)
     assert_same_hypotheses(found.generate(None, sample, prefix), expected.generate(None, sample, prefix))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_the_same_numbers_whether_all_are_asked_for_or_the_best(dtype):
+    logits = (torch.randn(50, 300) * 4).to(dtype)
+    values, words = NextWords(logits=logits).best(9)
+    assert torch.equal(NextWords(logits=logits).log_probs.gather(1, words), values)
+
+
+def test_a_model_that_normalizes_in_its_own_way_is_asked():
+    model = make_models("transformer", DICTIONARY)["kv"]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9]))
+    plain = model.get_normalized_probs
+
+    def without_most_words(output, log_probs, sample=None):
+        found = plain(output, log_probs, sample)
+        return found.index_fill(-1, torch.arange(10, len(DICTIONARY)), -1e4)
+
+    model.get_normalized_probs = without_most_words
+    found = SequenceGenerator([model], DICTIONARY, beam_size=2, max_len_b=6).generate(None, sample)
+    assert all(int(each["tokens"].max()) < 10 for hypotheses in found for each in hypotheses)

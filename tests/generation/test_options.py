@@ -6,7 +6,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 
 from elseq.errors import UserError, as_option
-from elseq.generation.options import SEARCH_OPTIONS, search_configuration
+from elseq.generation.options import SEARCH_OPTIONS, STOPPING_OPTIONS, search_configuration
 
 VALUES = {
     "beam": 7, "nbest": 3, "lenpen": 0.5, "unnormalized": True, "unkpen": -1.5, "temperature": 2.0,
@@ -17,7 +17,7 @@ VALUES = {
 
 
 def test_the_same_as_on_the_command_line_of_fairseq():
-    assert VALUES.keys() == set(SEARCH_OPTIONS)
+    assert VALUES.keys() | set(STOPPING_OPTIONS) == set(SEARCH_OPTIONS)
     switches = [as_option(name) for name, value in VALUES.items() if value is True]
     values = [f"{as_option(name)}={value}" for name, value in VALUES.items() if value is not True]
     for given, arguments in (({}, []), (VALUES, [*switches, *values])):
@@ -32,6 +32,8 @@ def test_the_same_as_on_the_command_line_of_fairseq():
     "given, sentence",
     [
         ({"bean": 3}, "generate has no option 'bean'; it takes beam, nbest, lenpen"),
+        ({"early_stopping": "last"}, "early_stopping last is unknown; choose one of first, bound, never"),
+        ({"beam_patience": -1.0}, "beam_patience -1.0 is not a number above 0 and of at most 1000"),
         ({"beam": "many"}, "beam 'many' cannot be used: Value 'many'"),
         ({"lenpen": 400.0}, "lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1"),
         ({"nbest": 6}, "nbest 6 is not between 1 and the beam, 5; change either"),

@@ -7,7 +7,6 @@ import ctypes
 
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 import elseq.native as native
 
@@ -41,7 +40,7 @@ def fits(query: Tensor) -> bool:
         and query.dtype in TYPES
         and query.size(2) == 1
         and not (query.requires_grad and torch.is_grad_enabled())
-        and _get_current_dispatch_mode() is None  # which would not see the kernel
+        and not native.is_recorded()
         and native.library() is not None
     )
 

@@ -127,7 +127,7 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     symbols = family.fixed_symbols(config), family.forced_symbols(config)
     settings, not_forced = generation.special_symbols(settings, file, *symbols)
     search, what_it_lacks = generation.fairseq_options(settings, family.is_language_model)
-    cfg = family.checkpoint_configuration(configuration, settings, add_bos_token)
+    cfg = family.checkpoint_configuration(configuration, settings, words, add_bos_token)
     cfg["generation"] |= search
     arguments = family.task_arguments(cfg["task"])
     return ForFairseq(make_checkpoint(cfg, model), files, arguments, search, notes + not_forced + what_it_lacks)
@@ -194,6 +194,8 @@ def to_hugging_face(
         of_words = ("embed_tokens.weight", "output_projection.weight")
         tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
     symbols |= family.decoding_symbols(start, end, forced_start)
+    if target_start := getattr(cfg.task, "target_start", None):
+        symbols["forced_bos_token_id"] = order.index(target.index(target_start))
     config |= symbols
     renamed = family.from_fairseq(tensors, config)
     positions = config[family.positions]

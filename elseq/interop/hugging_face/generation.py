@@ -4,7 +4,7 @@ The two count alike but for lengths. Hugging Face's max_length and min_length co
 and the end symbol; fairseq's count neither. With forced_eos_token_id the last token of max_length is the end symbol;
 without, it is a word, and the text has no end.
 
-The search is the same with early_stopping: true, as long as no hypothesis reaches the maximum length: there fairseq
+The search is the same, as long as no hypothesis reaches the maximum length: there fairseq
 adds the log-probability of the end symbol, and Hugging Face nothing. So it is with a forced <s>: fairseq counts its
 log-probability, which is about 0 in a trained BART. A language model's prompt begins with the end symbol in fairseq, so
 that the same prompt for Hugging Face is "<|endoftext|>" and the text.
@@ -13,6 +13,7 @@ that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 import sys
 
 from elseq.errors import UserError, as_option
+from elseq.generation.stopping import BOUND, FIRST, NEVER
 from elseq.interop.hugging_face.options import shown
 
 DEFAULTS = {
@@ -65,6 +66,7 @@ _ELSEWHERE = {
     "dola_layers": None,
 }
 _ELSEWHERE_IN_SAMPLING = {"typical_p": 1.0, "min_p": None, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
+_RULES = {True: FIRST, False: BOUND, "never": NEVER}  # early_stopping and --early-stopping
 # fairseq's options of generation that transformers has not; and what each is when it does nothing.
 _OURS_ALONE = {
     "sampling": False,
@@ -78,6 +80,7 @@ _OURS_ALONE = {
     "constraints": None,
     "diversity_rate": -1.0,
     "lm_path": None,
+    "beam_patience": 1.0,
 }
 
 
@@ -132,7 +135,7 @@ def of_tasks(config: dict, settings: dict) -> list[str]:
 
 
 def special_symbols(
-    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | None]
+    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | range | None]
 ) -> tuple[dict, list[str]]:
     """
     Args:
@@ -160,6 +163,8 @@ def special_symbols(
             notes.append(f"{name} {shown(given)}: fairseq has {symbol} alone")
     for name, symbol in forcible.items():
         given = settings.get(name)
+        if isinstance(symbol, range) and type(given) is int and given in symbol:
+            continue
         if given is not None and given not in (symbol, [symbol]):
             can = "no symbol at the start of a text" if symbol is None else f"{symbol} alone"
             notes.append(f"{name} {shown(given)} is left out: fairseq forces {can}")
@@ -215,10 +220,7 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
         if full["temperature"] != 1:
             options["temperature"] = full["temperature"]
     elif full["num_beams"] > 1 and full["early_stopping"] is not True:
-        notes.append(
-            f"early_stopping {full['early_stopping']}: Hugging Face searches on when as many hypotheses as beams have "
-            "ended, fairseq stops there"
-        )
+        options["early_stopping"] = _RULES[full["early_stopping"]]
     if full["do_sample"] and full["top_p"] < 1 and full["top_k"]:
         by_default = "" if "top_k" in given else ", transformers' default,"
         notes.append(f"top_k {full['top_k']}{by_default} is left out: fairseq samples by top_p or by top_k")
@@ -271,6 +273,10 @@ def _with_prompt(name: str, value: int, option: str) -> str:
     return f"{name} {value} counts the tokens of the prompt, {option} does not: give it {value} less that many"
 
 
+def _settings_of_rule(rule: str) -> bool | str:
+    return next(setting for setting, name in _RULES.items() if name == rule)
+
+
 def hugging_face_settings(options: dict, is_language_model: bool, positions: int) -> tuple[dict, list[str]]:
     """generation_config.json for fairseq's options, without the special symbols, and what it does not say.
 
@@ -281,7 +287,7 @@ def hugging_face_settings(options: dict, is_language_model: bool, positions: int
     """
     settings = {
         "num_beams": options["beam"],
-        "early_stopping": options["beam"] > 1,
+        "early_stopping": options["beam"] > 1 and _settings_of_rule(options.get("early_stopping", FIRST)),
         "length_penalty": float(options["lenpen"]) if options["beam"] > 1 else 1.0,
     }
     if options.get("nbest", 1) > 1:

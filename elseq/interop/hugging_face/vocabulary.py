@@ -50,7 +50,8 @@ class Vocabulary:
     """Of Hugging Face: the row of each token, and the merges, best first, each "left right".
 
     `unmade` are the few pieces that no merge makes, so that they are found in no text. `config` is
-    tokenizer_config.json. A tokenizer that is no byte-level BPE has no merges here.
+    tokenizer_config.json, `languages` are the tokens that name a language. A tokenizer that is no byte-level
+    BPE has no merges here.
     """
 
     rows: dict[str, int]
@@ -58,6 +59,7 @@ class Vocabulary:
     unmade: list[str] = field(default_factory=list)
     tokenizer: Tokenizer | None = None
     config: dict = field(default_factory=dict)
+    languages: tuple[str, ...] = ()
 
     @property
     def notes(self) -> list[str]:
@@ -228,7 +230,7 @@ def fairseq_files(
     elif vocabulary.is_byte_level:
         numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
     words = [
-        dictionary_word(names[row], row, numbers, pieces) if row in names else name
+        dictionary_word(name, row, numbers, pieces) if row in names and name not in vocabulary.languages else name
         for row, name in enumerate(vocabulary.names(rows))
     ]
     words = [words[row] for row in order[len(SPECIAL) :]]
@@ -236,6 +238,7 @@ def fairseq_files(
     if bad is not None:
         raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
     symbols = {symbol: names[row] for symbol, row in zip(SPECIAL, order, strict=False) if row in names}
+    symbols |= {language: language for language in vocabulary.languages}
     dictionary = "".join(f"{word} 0\n" for word in words)
     files = {
         **dict.fromkeys(dictionaries, dictionary),

@@ -36,6 +36,8 @@ def test_summarization():
         ({"max_new_tokens": 30, "forced_eos_token_id": 2}, False, {"max_len_b": 29, "min_len": 0}),
         ({"max_new_tokens": 30, "min_new_tokens": 5, "max_length": 99}, True, {"max_len_b": 30, "min_len": 5}),
         ({"max_length": 2, "forced_eos_token_id": 2}, False, {"max_len_b": 0}),
+        ({"num_beams": 4}, False, {"beam": 4, "early_stopping": "bound"}),
+        ({"num_beams": 4, "early_stopping": "never"}, False, {"early_stopping": "never"}),
         ({"num_beams": 4, "early_stopping": True, "num_return_sequences": 3}, False, {"beam": 4, "nbest": 3}),
         (
             {"do_sample": True, "num_return_sequences": 3, "max_new_tokens": 9},
@@ -60,8 +62,6 @@ def test_options(settings, is_language_model, expected):
 @pytest.mark.parametrize(
     "settings, is_language_model, sentence",
     [
-        ({"num_beams": 4}, False, "early_stopping False: Hugging Face searches on"),
-        ({"num_beams": 4, "early_stopping": "never"}, False, "early_stopping never"),
         ({"max_length": 50}, True, "max_length 50 counts the tokens of the prompt, --max-len-b does not"),
         (
             {"min_length": 5, "max_new_tokens": 9},
@@ -137,6 +137,7 @@ def test_several_hypotheses_come_back():
         ({"diverse_beam_groups": 2, "diverse_beam_strength": 0.5}, "--diverse-beam-groups 2 with --diverse-beam-stren"),
         ({"sampling": True}, "--sampling True is left out: transformers has no such option"),
         ({"max_len_a": 1.5}, "--max-len-a 1.5 is left out"),
+        ({"beam_patience": 2.0}, "--beam-patience 2.0 is left out"),
         ({"unkpen": -2.0}, "--unkpen -2.0 is left out"),
     ],
 )
@@ -164,6 +165,8 @@ def test_positions_limit_the_length():
     "settings",
     [
         {"num_beams": 4, "early_stopping": True, "length_penalty": 2.0, "max_length": 30, "min_length": 4},
+        {"num_beams": 4, "length_penalty": 0.5, "max_length": 30},  # early_stopping: false is the default
+        {"num_beams": 4, "early_stopping": "never", "length_penalty": 2.0, "max_length": 30},
         {"num_beams": 3, "early_stopping": True, "max_new_tokens": 25, "min_new_tokens": 7, "no_repeat_ngram_size": 2},
         {"max_length": 5, "forced_eos_token_id": None},
         {"max_length": 6},

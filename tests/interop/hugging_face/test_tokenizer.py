@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.subwords.finding import find_subwords
-from elseq.text_files.run import in_one_line
+from elseq.text_files.formats import in_one_line
 from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,

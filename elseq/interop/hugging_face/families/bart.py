@@ -19,7 +19,7 @@ _FEATURES = {
     "is_encoder_decoder": True,
 }
 # What older versions of either library saved, and none reads.
-_IGNORED = re.compile(r"(encoder|decoder)\.(version|embed_positions\._float_tensor)")
+_IGNORED = re.compile(r"(encoder|decoder)\.(version|embed_positions\.(_float_tensor|weights))")
 _SAME_NAMES = ("dropout", "attention_dropout", "activation_dropout")
 _PER_SIDE = {
     "layers": "layers",
@@ -29,7 +29,7 @@ _PER_SIDE = {
 }
 _SIDES = ("encoder", "decoder")
 _UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
-_IS_BART = {
+_REQUIRED = {
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
     "encoder_learned_pos": True,
@@ -41,7 +41,16 @@ _IS_BART = {
 
 
 class BARTFamily(EncoderDecoder):
+    """Its relatives with the same layers differ in `features`, `required` and `fixed_options`."""
+
     name = "bart"
+    features = _FEATURES
+    required = _REQUIRED
+    fixed_options: dict = {}  # of fairseq's model, beside the architecture's
+    has_learned_positions = True
+    has_embedding_norm = True
+    has_final_norms = False  # one after the last layer of each side
+    has_output_bias = True  # which must be 0
     title = "BART"
     model_class = "BartForConditionalGeneration"
     tokenizer_class = "BartTokenizer"
@@ -77,7 +86,7 @@ class BARTFamily(EncoderDecoder):
     layers = {"encoder_layers": "encoder.layers", "decoder_layers": "decoder.layers"}
 
     def fairseq_options(self, config: dict) -> dict:
-        options.check_features(config, _FEATURES)
+        options.check_features(config, self.features)
         if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
             raise UserError(
                 f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
@@ -89,6 +98,7 @@ class BARTFamily(EncoderDecoder):
         widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
         positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
         return {
+            **self.fixed_options,
             **sides,
             **widths,
             **positions,
@@ -102,9 +112,9 @@ class BARTFamily(EncoderDecoder):
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
         if not is_joined:
             raise UserError(
-                "source and target have dictionaries of their own, and in Hugging Face's BART they share one"
+                f"source and target have dictionaries of their own, and in Hugging Face's {self.title} they share one"
             )
-        required = _IS_BART | {
+        required = self.required | {
             "decoder_embed_dim": configuration["encoder_embed_dim"],
             "decoder_output_dim": configuration["encoder_embed_dim"],
             "max_source_positions": configuration["max_target_positions"],
@@ -132,7 +142,8 @@ class BARTFamily(EncoderDecoder):
         embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
         found = dict.fromkeys(embeddings, (config["vocab_size"], width))
         for side in _SIDES:
-            found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
+            if self.has_learned_positions:
+                found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
             inner, layer = config[f"{side}_ffn_dim"], {}
             for attention in ("self_attn", "encoder_attn")[: 1 if side == "encoder" else 2]:
                 for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -141,7 +152,10 @@ class BARTFamily(EncoderDecoder):
             layer |= _affine("fc1", inner, width) | _affine("fc2", width, inner) | _affine("final_layer_norm", width)
             for number in range(config[f"{side}_layers"]):
                 found |= {f"{side}.layers.{number}.{name}": shape for name, shape in layer.items()}
-            found |= _affine(f"{side}.layernorm_embedding", width)
+            if self.has_embedding_norm:
+                found |= _affine(f"{side}.layernorm_embedding", width)
+            if self.has_final_norms:
+                found |= _affine(f"{side}.layer_norm", width)
         return found
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
@@ -167,6 +181,8 @@ class BARTFamily(EncoderDecoder):
         return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
 
     def last_norm(self, configuration: dict) -> str:
+        if self.has_final_norms:
+            return "decoder.layer_norm"
         return f"decoder.layers.{configuration['decoder_layers'] - 1}.final_layer_norm"
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
@@ -179,8 +195,9 @@ class BARTFamily(EncoderDecoder):
                 "model.decoder.embed_tokens.weight": decoder,
                 "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
             }
+        bias = {"final_logits_bias": encoder.new_zeros(1, len(encoder))} if self.has_output_bias else {}
         return {
-            "final_logits_bias": encoder.new_zeros(1, len(encoder)),
+            **bias,
             **embeddings,
             **{
                 f"model.{name}": tensor

@@ -117,11 +117,13 @@ class Family(ABC):
         """The settings of generation whose symbol fairseq has fixed, and that symbol."""
 
     @abstractmethod
-    def forced_symbols(self, config: dict) -> dict[str, int | None]:
-        """The settings of generation that force a symbol, and the only one that fairseq can force."""
+    def forced_symbols(self, config: dict) -> dict[str, int | range | None]:
+        """The settings of generation that force a symbol, and the only one, or those, that fairseq can force."""
 
     @abstractmethod
-    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+    def checkpoint_configuration(
+        self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
+    ) -> dict:
         """The whole configuration of a checkpoint.
 
         Args:
@@ -207,7 +209,7 @@ class EncoderDecoder(Family):
         start, end = config["bos_token_id"], config["eos_token_id"]
         if surroundings(words.tokenizer) != ([start], [end]):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
-            raise _other_surroundings(words, folder, wanted)
+            raise other_surroundings(words, folder, wanted)
         return False
 
     def fixed_symbols(self, config: dict) -> dict[str, int]:
@@ -216,7 +218,9 @@ class EncoderDecoder(Family):
     def forced_symbols(self, config: dict) -> dict[str, int | None]:
         return {"forced_bos_token_id": config["bos_token_id"], "forced_eos_token_id": config["eos_token_id"]}
 
-    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+    def checkpoint_configuration(
+        self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
+    ) -> dict:
         languages = f"--source-lang={LANGUAGES[0]}", f"--target-lang={LANGUAGES[1]}"
         cfg = training_configuration(configuration, self.task, *languages)
         # elseq's task does it by default
@@ -250,7 +254,7 @@ class LanguageModel(Family):
             )
         before, after = surroundings(words.tokenizer)
         if after or before not in ([], [end], [start]):
-            raise _other_surroundings(words, folder, "nothing")
+            raise other_surroundings(words, folder, "nothing")
         return before == [start] != [end]
 
     def fixed_symbols(self, config: dict) -> dict[str, int]:
@@ -259,7 +263,9 @@ class LanguageModel(Family):
     def forced_symbols(self, config: dict) -> dict[str, int | None]:
         return {"forced_bos_token_id": None, "forced_eos_token_id": config["eos_token_id"]}
 
-    def checkpoint_configuration(self, configuration: dict, settings: dict, add_bos_token: bool) -> dict:
+    def checkpoint_configuration(
+        self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
+    ) -> dict:
         positions = configuration["max_target_positions"]
         arguments = [f"--tokens-per-sample={positions}", f"--max-target-positions={positions}"]
         arguments += ["--sample-break-mode=eos"]  # a line is a text
@@ -280,7 +286,7 @@ class LanguageModel(Family):
         return [*others[:place], end, *others[place:]]
 
 
-def _other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
+def other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
     before, after = surroundings(words.tokenizer)
     return UserError(
         f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "

@@ -1,0 +1,150 @@
+"""elseq-generate --format jsonl, compared with the hypotheses of stock fairseq."""
+
+import json
+import math
+import random
+import sys
+from argparse import Namespace
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.sequence_generator import SequenceGenerator
+
+from elseq.generator import TextGenerator
+from elseq.text_files.journal import Journal
+from tests import helpers
+from tests.cli.test_generate_resumed import cut_at_random
+from tests.generating import SEARCH, arguments, interrupt_after, read, texts_of
+
+NBEST = 3
+JSONL = ["--format=jsonl", f"--nbest={NBEST}", "--with-source", "--with-tokens"]
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_translation):
+    """For each line that is not blank the hypotheses of fairseq's own generator, in float32, sentence by sentence."""
+    [model], _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tiny_translation.checkpoint)], {"data": str(tiny_translation.data), "task": "translation"}
+    )
+    search = SequenceGenerator(
+        [model.eval()],
+        task.target_dictionary,
+        beam_size=SEARCH["beam"],
+        max_len_b=SEARCH["max_len_b"],
+        len_penalty=SEARCH["lenpen"],
+    )
+    found = {}
+    for index, text in enumerate(texts_of(tiny_translation)):
+        if text.strip():
+            tokens = task.source_dictionary.encode_line(text, add_if_not_exist=False).long()[None]
+            sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.tensor([tokens.numel()])}}
+            with torch.no_grad():
+                found[index] = search.generate([model], sample)[0]
+    return Namespace(found=found, dictionary=task.target_dictionary)
+
+
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_the_hypotheses_of_stock_fairseq(tiny_translation, run, stock, attention):
+    run(*JSONL, f"--attention={attention}", "--max-tokens=1" if attention == "stock" else "--max-tokens=40")
+    records = list(map(json.loads, read(run.output)))
+    assert [record["id"] for record in records] == list(range(len(records)))
+    assert [record["source"] for record in records] == texts_of(tiny_translation)
+    for record in records:
+        expected = stock.found.get(record["id"], [])[:NBEST]
+        assert len(record["hypotheses"]) == len(expected)
+        for hypothesis, reference in zip(record["hypotheses"], expected, strict=True):
+            assert list(hypothesis) == ["text", "score", "tokens", "log_probs"]
+            assert hypothesis["text"] == stock.dictionary.string(reference["tokens"])
+            assert hypothesis["tokens"] == [stock.dictionary[token] for token in reference["tokens"].tolist()]
+            assert hypothesis["score"] == pytest.approx(reference["score"].item(), abs=1e-4)
+            assert hypothesis["log_probs"] == pytest.approx(reference["positional_scores"].tolist(), abs=1e-4)
+            total = math.fsum(hypothesis["log_probs"]) / len(hypothesis["tokens"]) ** SEARCH["lenpen"]
+            assert hypothesis["score"] == pytest.approx(total, abs=1e-4)
+
+
+def test_the_best_hypothesis_is_the_line_of_text(run, expected):
+    run()
+    assert read(run.output) == expected
+    run("--format=jsonl", "--overwrite")
+    for index, (line, text) in enumerate(zip(read(run.output), expected, strict=True)):
+        record = json.loads(line)
+        assert list(record) == ["id", "hypotheses"] and record["id"] == index
+        assert [list(each) for each in record["hypotheses"]] == ([["text", "score"]] if text else [])
+        assert [each["text"] for each in record["hypotheses"]] == ([text] if text else [])
+
+
+@pytest.mark.parametrize("model", ["bart", "language_model"])
+def test_other_models(request, run, model):
+    trained = request.getfixturevalue(f"tiny_{model}")
+    run(model=trained)
+    lines = read(run.output)
+    run("--format=jsonl", "--with-tokens", "--overwrite", model=trained)
+    for line, text in zip(read(run.output), lines, strict=True):
+        for hypothesis in json.loads(line)["hypotheses"]:
+            assert hypothesis["text"] == text
+            assert len(hypothesis["tokens"]) == len(hypothesis["log_probs"])
+
+
+def test_any_text(run, monkeypatch):
+    """Text is written as it is, a line end in it does not end the line, and JSON has no infinity."""
+    text = 'é "日本"\r\n\\\u2028'
+    monkeypatch.setattr(TextGenerator, "text", lambda self, tokens: text)
+    decode = TextGenerator._decode
+
+    def infinite(*given):
+        return [[{**each, "score": torch.tensor(-math.inf)} for each in found] for found in decode(*given)]
+
+    monkeypatch.setattr(TextGenerator, "_decode", infinite)
+    run("--format=jsonl")
+    line = read(run.output)[0]
+    assert "é" in line and "日本" in line
+    assert json.loads(line) == {"id": 0, "hypotheses": [{"text": text, "score": None}]}
+
+
+def test_interrupted(run):
+    options = [*JSONL, "--max-tokens=40"]
+    run(*options)
+    whole = run.output.read_bytes()
+    run.output.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 4)
+        assert run(*options, check=False).returncode == 130
+    for other, difference in (
+        (JSONL[:-1], "--with-tokens was given and not left out"),
+        (["--format=jsonl"], "--nbest was 3 and not 1"),
+        ([], "--format was jsonl and not left out"),
+    ):
+        assert difference in run(*other, "--max-tokens=40", check=False).stderr
+    run(*options)
+    assert run.output.read_bytes() == whole
+    assert not run.journals.exists()
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_killed_while_writing(run, monkeypatch, seed):
+    """In any record, that of a blank line too, and in the journal of another process."""
+    draw = random.Random(seed)
+    options = [*JSONL, "--max-tokens=40"]
+    run(*options)
+    whole = run.output.read_bytes()
+    run.output.unlink()
+    monkeypatch.setattr(Journal, "publish", lambda self, blank: sys.exit(9))
+    assert run(*options, check=False).returncode == 9
+    cut_at_random(run.journals / "0.journal", draw)
+    (run.journals / "1.journal").write_bytes((run.journals / "0.journal").read_bytes())
+    cut_at_random(run.journals / "0.journal", draw)
+    monkeypatch.undo()
+    run(*options)
+    assert run.output.read_bytes() == whole
+
+
+def test_several_processes(tiny_translation, run, source, tmp_path):
+    options = [*JSONL, "--max-tokens=40"]
+    run(*options)
+    whole = run.output.read_bytes()
+    output = tmp_path / "several.jsonl"
+    torchrun = ["torchrun", "--standalone", "--nproc-per-node=2", "-m", "elseq.cli.generate"]
+    command = [*torchrun, *arguments(tiny_translation, source, output, *options)[1:]]
+    helpers.run(command)
+    assert output.read_bytes() == whole
