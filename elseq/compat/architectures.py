@@ -20,7 +20,8 @@ from elseq.errors import UserError, as_option
 
 logger = logging.getLogger(__name__)
 
-_ATTENTION = re.compile(r"(encoder|decoder)\.layers\.0\.self_attn\.(q_proj\.|in_proj_)")
+_SELF_ATTENTION = re.compile(r"(encoder|decoder)\.layers\.0\.self_attn\.(q_proj\.|in_proj_)")
+_READS_ENCODER = ("encoder.", "decoder.layers.0.encoder_attn.")
 _EXPERTS = re.compile(r"\.(moe_layer|experts)\.")
 # Options that change what a model computes, but not its parameters.
 _INVISIBLE = ("activation_fn", "no_scale_embedding", "no_token_positional_embeddings")
@@ -80,7 +81,7 @@ def _name_by_parameters(state: dict) -> None:
             "values to fairseq-generate by --model-overrides"
         )
     logger.warning(
-        "the architecture %r is not registered: decoded as %s, which its configuration and parameters fit%s",
+        "the architecture %r is not registered: decoded as %s, whose parameters it must have%s",
         name,
         base,
         _ignored(base, settings),
@@ -110,8 +111,8 @@ def _refuse_experts(given: Mapping, parameters: Collection[str]) -> None:
 
 def _base(given: Mapping, parameters: Collection[str], ours: bool) -> str | None:
     """The base architecture of which these are the parameters, or None."""
-    sides = {found[1] for found in map(_ATTENTION.match, parameters) if found is not None}
-    if sides == {"decoder"} and not any(name.startswith("encoder.") for name in parameters):
+    sides = {found[1] for found in map(_SELF_ATTENTION.match, parameters) if found is not None}
+    if sides == {"decoder"} and not any(name.startswith(_READS_ENCODER) for name in parameters):
         return "elseq_transformer_lm" if ours else "transformer_lm"
     if sides != set(SIDES):
         return None
@@ -170,4 +171,4 @@ def _ignored(base: str, settings) -> str:
         return ""
     known = {*vars(MODEL_DATACLASS_REGISTRY[base]()), "arch"}
     ignored = [as_option(option) for option, value in _given(settings).items() if value and option not in known]
-    return f", without {', '.join(ignored)}" if ignored else ""
+    return f", and without {', '.join(ignored)}" if ignored else ""

@@ -112,23 +112,66 @@ def without_parameter(name):
     return lambda state: {**state, "model": {key: each for key, each in state["model"].items() if key != name}}
 
 
+def with_prefixes(prefixes):
+    """The parameters under other names; None takes those with this prefix away."""
+
+    def change(state):
+        parts = ((*name.partition("."), tensor) for name, tensor in state["model"].items())
+        renamed = ((prefixes.get(prefix, prefix), rest, tensor) for prefix, _, rest, tensor in parts)
+        return {**state, "model": {f"{prefix}.{rest}": tensor for prefix, rest, tensor in renamed if prefix}}
+
+    return change
+
+
+@pytest.mark.parametrize("old", [False, True])
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(
     ("change", "sentence"),
     [
         (with_parameters("decoder.layers.0.gate.weight"), r'does not have \("decoder.layers.0.gate.weight"\)'),
+        (with_parameters("adapter.weight"), r'does not have \("adapter.weight"\)'),
         (without_parameter("decoder.layers.1.fc2.bias"), r'Missing key\(s\).*"decoder.layers.1.fc2.bias"'),
+        (with_parameters("decoder.layers.1.fc2.bias"), "decoder.layers.1.fc2.bias has the shape 3 in it and 32 in the"),
         (with_parameters("decoder.layers.0.rotary.inv_freq"), "rotary.inv_freq says that it has rotary positions"),
         (with_parameters("decoder.layers.0.moe_layer.gate.wg.weight"), r"experts \(decoder.layers.0.moe_layer.gate"),
         (with_parameters("decoder.layers.0.experts.0.fc1.weight"), "the model is a mixture of experts"),
     ],
 )
-def test_other_parameters(tiny_translation, renamed, change, sentence):
-    path = renamed(tiny_translation, change)
-    with pytest.raises(UserError, match=f"model.pt.*{sentence}"):
+def test_other_parameters(request, renamed, kind, change, sentence, old):
+    trained = request.getfixturevalue(kind)
+    path = renamed(trained, lambda state: as_old(change(state)) if old else change(state))
+    with pytest.raises(UserError, match=f"model.pt.*{sentence}") as raised:
+        elseq.load(path, data=trained.data)
+    assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize(
+    "prefixes", [{"encoder": "reader"}, {"encoder": None}, {"decoder": "writer"}, {"encoder": "a", "decoder": "b"}]
+)
+def test_parts_of_no_base_architecture(tiny_translation, renamed, prefixes):
+    """A decoder that reads an encoder is no language model, even if the encoder has another name."""
+    path = renamed(tiny_translation, with_prefixes(prefixes))
+    with pytest.raises(UserError, match=f"the architecture {NAME!r} is unknown: name the folder of the plugin"):
         elseq.load(path, data=tiny_translation.data)
-    command = ["fairseq-generate", tiny_translation.data, "--path", path, "--cpu", "--user-dir", helpers.USER_DIR]
-    result = helpers.run_here([*command, "--task=elseq_translation"], check=False)
-    assert result.returncode == 1 and "Traceback" not in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("command", "options"),
+    [
+        ("elseq-generate", ["--model={path}", "--data={data}"]),
+        ("fairseq-generate", ["{data}", "--path={path}", "--cpu", "--task=translation"]),
+        ("fairseq-generate", ["{data}", "--path={path}", "--cpu", "--task=elseq_translation"]),
+    ],
+)
+def test_commands_refuse_other_parameters(tiny_translation, renamed, command, options):
+    path = renamed(tiny_translation, with_parameters("decoder.layers.0.gate.weight"))
+    options = [option.format(path=path, data=tiny_translation.data) for option in options]
+    if command == "fairseq-generate":
+        options += ["--user-dir", helpers.USER_DIR]
+    result = helpers.run_here([command, *options], b"w1 w2\n", check=False)
+    assert result.returncode == 1
+    last = result.stderr.splitlines()[-1]
+    assert last.startswith("elseq: error: ") and '("decoder.layers.0.gate.weight")' in last
 
 
 def test_experts_of_a_known_architecture(tiny_language_model, renamed):
@@ -176,7 +219,7 @@ def test_options_that_the_parameters_show(tiny_translation, renamed, lacking):
 def test_options_of_nobody_are_named(tiny_language_model, renamed, caplog):
     path = renamed(tiny_language_model, rotary_width=8)
     checkpoint_utils.load_checkpoint_to_cpu(str(path))
-    assert "fit, without --rotary-width" in caplog.text
+    assert "must have, and without --rotary-width" in caplog.text
 
 
 def test_a_training_has_its_own_architecture(tiny_translation, renamed, tmp_path):
