@@ -13,15 +13,15 @@ from fairseq.trainer import Trainer
 from omegaconf import OmegaConf, open_dict
 from torch import Tensor
 
-from elseq.compat.parameters import SIDES, without_wrappers
+from elseq.compat.parameters import SIDES, layer_numbers, without_wrappers
 from elseq.compat.patching import wrap
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option
 
 logger = logging.getLogger(__name__)
 
-_SELF_ATTENTION = re.compile(r"(encoder|decoder)\.layers\.0\.self_attn\.(q_proj\.|in_proj_)")
-_READS_ENCODER = ("encoder.", "decoder.layers.0.encoder_attn.")
+_ATTENTION = re.compile(r"((?:encoder|decoder)\.layers)\.[0-9]+\.((?:self|encoder)_attn)\.(?:q_proj\.|in_proj_)")
+_OF_ENCODER, _OF_DECODER = ("encoder.layers", "self_attn"), ("decoder.layers", "self_attn")
 _EXPERTS = re.compile(r"\.(moe_layer|experts)\.")
 # Options that change what a model computes, but not its parameters.
 _INVISIBLE = ("activation_fn", "no_scale_embedding", "no_token_positional_embeddings")
@@ -67,19 +67,9 @@ def _name_by_parameters(state: dict) -> None:
     base = _base(given, parameters, ours) if kind is None else None
     if base is None:
         return
-    rotary = [each for each in parameters if each.endswith(".inv_freq")]
-    if rotary:
-        raise UserError(
-            f"the architecture {name!r} is unknown, and {rotary[0]} says that it has rotary positions, which "
-            f"{base} does not have: name the folder of its plugin by --user-dir"
-        )
-    lacking = _undetermined(base, given, parameters)
-    if lacking:
-        raise UserError(
-            f"the architecture {name!r} is unknown, and its configuration lacks {', '.join(map(as_option, lacking))}, "
-            f"without which it cannot be decoded as {base}: name the folder of its plugin by --user-dir, or give the "
-            "values to fairseq-generate by --model-overrides"
-        )
+    reason = _why_not(base, given, parameters)
+    if reason is not None:
+        raise UserError(f"the architecture {name!r} is unknown, and {reason}")
     logger.warning(
         "the architecture %r is not registered: decoded as %s, whose parameters it must have%s",
         name,
@@ -111,10 +101,10 @@ def _refuse_experts(given: Mapping, parameters: Collection[str]) -> None:
 
 def _base(given: Mapping, parameters: Collection[str], ours: bool) -> str | None:
     """The base architecture of which these are the parameters, or None."""
-    sides = {found[1] for found in map(_SELF_ATTENTION.match, parameters) if found is not None}
-    if sides == {"decoder"} and not any(name.startswith(_READS_ENCODER) for name in parameters):
+    attentions = {found.groups() for found in map(_ATTENTION.match, parameters) if found is not None}
+    if attentions == {_OF_DECODER} and not any(name.startswith("encoder.") for name in parameters):
         return "elseq_transformer_lm" if ours else "transformer_lm"
-    if sides != set(SIDES):
+    if not attentions >= {_OF_ENCODER, _OF_DECODER}:
         return None
     if "pooler_activation_fn" not in given:
         return "elseq_transformer" if ours else "transformer"
@@ -122,6 +112,41 @@ def _base(given: Mapping, parameters: Collection[str], ours: bool) -> str | None
         return "elseq_bart"
     # The class of BART is that of mBART, which scales its embeddings and begins with symbols of languages.
     return "bart_large" if given.get("no_scale_embedding") else "mbart_large"
+
+
+def _why_not(base: str, given: Mapping, parameters: Mapping[str, Tensor]) -> str | None:
+    """Why the checkpoint cannot be decoded as `base`, and what to do, or None."""
+    remedy = "name the folder of its plugin by --user-dir"
+    overrides = "to fairseq-generate by --model-overrides"
+    rotary = next((name for name in parameters if name.endswith(".inv_freq")), None)
+    if rotary is not None:
+        return f"{rotary} says that it has rotary positions, which {base} does not have: {remedy}"
+    layer = _missing_layer(given, parameters)
+    if layer is not None:
+        return (
+            f"its parameters lack {layer}, which {base} with its configuration has: {remedy}, or, if it was trained "
+            f"with fewer layers, give their number {overrides}"
+        )
+    lacking = _undetermined(base, given, parameters)
+    if lacking:
+        return (
+            f"its configuration lacks {', '.join(map(as_option, lacking))}, without which it cannot be decoded as "
+            f"{base}: {remedy}, or give the values {overrides}"
+        )
+    return None
+
+
+def _missing_layer(given: Mapping, parameters: Collection[str]) -> str | None:
+    """The first layer that the configuration has and the parameters lack, or None.
+
+    A registered architecture was then trained with --encoder-layers-to-keep or the like. Of another, layers may share
+    parameters.
+    """
+    for side in SIDES:
+        there, said = layer_numbers(parameters, side), given.get(f"{side}_layers")
+        if there and isinstance(said, int) and len(there) < said:
+            return f"{side}.layers.{min({*range(len(there) + 1)} - there)}"
+    return None
 
 
 def _undetermined(base: str, given: Mapping, parameters: Mapping[str, Tensor]) -> list[str]:
@@ -140,9 +165,8 @@ def _undetermined(base: str, given: Mapping, parameters: Mapping[str, Tensor]) -
 
 def _shown(side: str, parameters: Mapping[str, Tensor]) -> dict:
     """Options that the parameters of the encoder or decoder show, with their values."""
-    layers = {name.split(".")[2] for name in parameters if name.startswith(f"{side}.layers.")}
     shown = {
-        f"{side}_layers": len(layers),
+        f"{side}_layers": len(layer_numbers(parameters, side)),
         f"{side}_learned_pos": f"{side}.embed_positions.weight" in parameters,
         f"{side}_normalize_before": f"{side}.layer_norm.weight" in parameters,
         "layernorm_embedding": f"{side}.layernorm_embedding.weight" in parameters,

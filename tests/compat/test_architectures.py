@@ -108,17 +108,19 @@ def with_parameters(*names):
     return lambda state: {**state, "model": {**state["model"], **{name: torch.ones(3) for name in names}}}
 
 
-def without_parameter(name):
-    return lambda state: {**state, "model": {key: each for key, each in state["model"].items() if key != name}}
+def without_parameters(prefix):
+    return lambda state: {
+        **state,
+        "model": {name: tensor for name, tensor in state["model"].items() if not name.startswith(prefix)},
+    }
 
 
 def with_prefixes(prefixes):
-    """The parameters under other names; None takes those with this prefix away."""
+    """The parameters under other names."""
 
     def change(state):
         parts = ((*name.partition("."), tensor) for name, tensor in state["model"].items())
-        renamed = ((prefixes.get(prefix, prefix), rest, tensor) for prefix, _, rest, tensor in parts)
-        return {**state, "model": {f"{prefix}.{rest}": tensor for prefix, rest, tensor in renamed if prefix}}
+        return {**state, "model": {f"{prefixes.get(side, side)}.{rest}": tensor for side, _, rest, tensor in parts}}
 
     return change
 
@@ -130,7 +132,9 @@ def with_prefixes(prefixes):
     [
         (with_parameters("decoder.layers.0.gate.weight"), r'does not have \("decoder.layers.0.gate.weight"\)'),
         (with_parameters("adapter.weight"), r'does not have \("adapter.weight"\)'),
-        (without_parameter("decoder.layers.1.fc2.bias"), r'Missing key\(s\).*"decoder.layers.1.fc2.bias"'),
+        (without_parameters("decoder.layers.1.fc2.bias"), r'Missing key\(s\).*"decoder.layers.1.fc2.bias"'),
+        (without_parameters("decoder.layers.1."), f"{NAME!r} is unknown, and its parameters lack decoder.layers.1, wh"),
+        (without_parameters("decoder.layers.0."), f"{NAME!r} is unknown, and its parameters lack decoder.layers.0, wh"),
         (with_parameters("decoder.layers.1.fc2.bias"), "decoder.layers.1.fc2.bias has the shape 3 in it and 32 in the"),
         (with_parameters("decoder.layers.0.rotary.inv_freq"), "rotary.inv_freq says that it has rotary positions"),
         (with_parameters("decoder.layers.0.moe_layer.gate.wg.weight"), r"experts \(decoder.layers.0.moe_layer.gate"),
@@ -146,11 +150,18 @@ def test_other_parameters(request, renamed, kind, change, sentence, old):
 
 
 @pytest.mark.parametrize(
-    "prefixes", [{"encoder": "reader"}, {"encoder": None}, {"decoder": "writer"}, {"encoder": "a", "decoder": "b"}]
+    "change",
+    [
+        with_prefixes({"encoder": "reader"}),
+        without_parameters("encoder."),
+        with_prefixes({"decoder": "writer"}),
+        without_parameters("decoder."),
+        with_prefixes({"encoder": "reader", "decoder": "writer"}),
+    ],
 )
-def test_parts_of_no_base_architecture(tiny_translation, renamed, prefixes):
+def test_parts_of_no_base_architecture(tiny_translation, renamed, change):
     """A decoder that reads an encoder is no language model, even if the encoder has another name."""
-    path = renamed(tiny_translation, with_prefixes(prefixes))
+    path = renamed(tiny_translation, change)
     with pytest.raises(UserError, match=f"the architecture {NAME!r} is unknown: name the folder of the plugin"):
         elseq.load(path, data=tiny_translation.data)
 
@@ -204,6 +215,14 @@ def test_lacking_options_that_are_given(tiny_translation, renamed):
     options = ["--model-overrides", "{'decoder_attention_heads': 4}"]
     found = scores(tiny_translation.data, path, "translation", *options)
     assert found == scores(tiny_translation.data, tiny_translation.checkpoint)
+
+
+def test_fewer_layers_that_are_given(tiny_translation, renamed):
+    """A registered architecture needs no number: fairseq-train with --decoder-layers-to-keep has saved another."""
+    change = without_parameters("decoder.layers.1.")
+    options = ["--model-overrides", "{'decoder_layers': 1}"]
+    found = scores(tiny_translation.data, renamed(tiny_translation, change), "translation", *options)
+    assert found == scores(tiny_translation.data, renamed(tiny_translation, change, name="transformer"))
 
 
 @pytest.mark.parametrize("lacking", ["encoder_normalize_before", "layernorm_embedding", "decoder_ffn_embed_dim"])
