@@ -24,13 +24,24 @@ def _logging_left_alone():
 
 
 with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
-    from elseq.compat import checkpoints, commands, data, generation, literals, parameters, subwords, training
+    from elseq.compat import (
+        architectures,
+        checkpoints,
+        commands,
+        data,
+        generation,
+        literals,
+        parameters,
+        subwords,
+        training,
+    )
 
 REPAIRS = (
     literals.evaluate_literals_only,
     checkpoints.allow_what_checkpoints_hold,
     checkpoints.explain_unreadable_files,
     checkpoints.explain_misfits,
+    architectures.name_by_parameters,  # runs before explain_misfits looks for the architecture
     checkpoints.accept_missing_history,
     checkpoints.forget_best_score,
     checkpoints.explain_missing_start,

@@ -62,7 +62,7 @@ def prune_state_dict(state_dict, model_cfg):
     """
     for side in SIDES:
         kept = _layers_to_keep(model_cfg, side)
-        there = _layers(state_dict, side)
+        there = layer_numbers(state_dict, side)
         if len(there) <= len(kept) or not kept:  # the checkpoint may be pruned already
             continue
         if not set(kept) <= there:
@@ -83,7 +83,8 @@ def _renumbered(name, side, places) -> str | None:
     return None if place is None else f"{found[1]}{place}{name[found.end() :]}"
 
 
-def _layers(state_dict, side) -> set[int]:
+def layer_numbers(state_dict, side) -> set[int]:
+    """The numbers of the layers of the encoder or decoder that have parameters."""
     found = map(_LAYER.match, state_dict)
     return {int(each[3]) for each in found if each is not None and each[2] == side}
 
@@ -120,7 +121,7 @@ def _load_with_layers_that_are_there(load, path, *args, **kwargs):
     if kind is None or not issubclass(kind, TransformerModelBase | TransformerLanguageModel):
         return state
     for side in SIDES:
-        there, said = _layers(state["model"], side), getattr(cfg, f"{side}_layers", None)
+        there, said = layer_numbers(state["model"], side), getattr(cfg, f"{side}_layers", None)
         if isinstance(said, int) and there == set(range(len(there))) and 0 < len(there) < said:
             with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
                 setattr(cfg, f"{side}_layers", len(there))
@@ -151,9 +152,15 @@ def ignore_leftovers():
 
 def _load_without_wrappers(load, *args, **kwargs):
     state = load(*args, **kwargs)
-    while found := _prefix_of_all(state["model"]):
-        state["model"] = {name.removeprefix(found): tensor for name, tensor in state["model"].items()}
+    state["model"] = without_wrappers(state["model"])
     return state
+
+
+def without_wrappers(parameters: dict) -> dict:
+    """The parameters without the prefixes of wrapper modules in their names."""
+    while found := _prefix_of_all(parameters):
+        parameters = {name.removeprefix(found): tensor for name, tensor in parameters.items()}
+    return parameters
 
 
 def _prefix_of_all(names) -> str | None:

@@ -14,41 +14,95 @@ from elseq.errors import UserError
 from tests import helpers
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "elseq-user-dir"
-PLUGIN = """
+ARCHITECTURE = """
 from fairseq.models import register_model_architecture
 from fairseq.models.transformer import base_architecture
 
-register_model_architecture("transformer", "{name}_big")(base_architecture)
+
+@register_model_architecture("transformer", "{name}_big")
+def big(args):
+    args.decoder_attention_heads = getattr(args, "decoder_attention_heads", 4)
+    base_architecture(args)
 """
+MODEL = """
+from fairseq.models import register_model, register_model_architecture
+from fairseq.models.transformer import TransformerModel, base_architecture
+
+
+@register_model("{name}")
+class OfAReader(TransformerModel):
+    encoder = property(lambda self: self.reader)
+
+    def __init__(self, args, encoder, decoder):
+        super().__init__(args, encoder, decoder)
+        self.reader = self._modules.pop("encoder")
+
+
+register_model_architecture("{name}", "{name}_big")(base_architecture)
+"""
+LACKING = "is unknown, and its configuration lacks --decoder-attention-heads, without which it cannot be decoded"
 
 
 @pytest.fixture
-def plugin(tmp_path, tiny_translation, request, monkeypatch):
-    """The folder of a plugin with an architecture, and a checkpoint of that."""
+def save_plugin(tmp_path, tiny_translation, request, monkeypatch):
+    """Makes the folder of a plugin with an architecture, and a checkpoint of that."""
     monkeypatch.setattr(sys, "path", sys.path[:])
     folder = tmp_path / f"plugin_of_{re.sub(r'[^a-z]', '_', request.node.name)}"
-    folder.mkdir()
-    (folder / "__init__.py").write_text(PLUGIN.format(name=folder.name))
-    state = torch.load(tiny_translation.checkpoint)
-    model = state["cfg"]["model"]
-    model.arch = model._name = f"{folder.name}_big"
-    torch.save(state, tmp_path / "model.pt")
-    for name in tiny_translation.data.glob("dict*"):
-        (tmp_path / name.name).write_bytes(name.read_bytes())
-    yield folder, tmp_path / "model.pt"
+
+    def save(code, change=lambda state: None):
+        folder.mkdir()
+        (folder / "__init__.py").write_text(code.format(name=folder.name))
+        state = torch.load(tiny_translation.checkpoint)
+        model = state["cfg"]["model"]
+        model.arch = model._name = f"{folder.name}_big"
+        change(state)
+        torch.save(state, tmp_path / "model.pt")
+        for name in tiny_translation.data.glob("dict*"):
+            (tmp_path / name.name).write_bytes(name.read_bytes())
+        return folder, tmp_path / "model.pt"
+
+    yield save
     sys.modules.pop(folder.name, None)
+
+
+@pytest.fixture
+def plugin(save_plugin):
+    """The number of heads is the plugin's; a checkpoint that has it decodes without the plugin."""
+    return save_plugin(ARCHITECTURE, lambda state: delattr(state["cfg"]["model"], "decoder_attention_heads"))
 
 
 def test_python(plugin, tiny_translation):
     folder, checkpoint = plugin
-    with pytest.raises(
-        UserError, match=f"the architecture '{folder.name}_big' is unknown: name the folder of the plug"
-    ):
+    with pytest.raises(UserError, match=f"the architecture '{folder.name}_big' {LACKING}.* by --user-dir"):
         elseq.load(checkpoint)
     with pytest.raises(UserError, match="^user_dir .*/nowhere does not exist: give the folder of a plugin$"):
         elseq.load(checkpoint, user_dir=folder / "nowhere")
     found = elseq.load(checkpoint, user_dir=folder).generate(["w1 w2"])
     assert found == elseq.load(tiny_translation.checkpoint).generate(["w1 w2"])
+
+
+def test_a_model_class_with_parameters_of_its_own(save_plugin, tiny_translation):
+    def rename(state):
+        state["model"] = {re.sub("^encoder", "reader", name): each for name, each in state["model"].items()}
+
+    folder, checkpoint = save_plugin(MODEL, rename)
+    with pytest.raises(
+        UserError, match=f"the architecture '{folder.name}_big' is unknown: name the folder of the plug"
+    ):
+        elseq.load(checkpoint)
+    model = elseq.load(checkpoint, user_dir=folder)
+    assert "reader.layers.0.fc1.weight" in model.model.state_dict()
+    assert model.generate(["w1 w2"]) == elseq.load(tiny_translation.checkpoint).generate(["w1 w2"])
+
+
+def test_a_plain_transformer_needs_no_plugin(save_plugin, tiny_translation, tmp_path):
+    folder, checkpoint = save_plugin(ARCHITECTURE)
+    command = ["elseq-generate", "--model", checkpoint, "--output", tmp_path / "output"]
+    logged = helpers.run_here(command, b"w1 w2\nw3 w4 w5\n").stderr
+    assert logged.count(f"the architecture '{folder.name}_big' is not registered: decoded as transformer,") == 1
+    expected = elseq.load(tiny_translation.checkpoint).generate(["w1 w2", "w3 w4 w5"])
+    assert (tmp_path / "output").read_text().splitlines() == expected
+    assert folder.name not in sys.modules
 
 
 @pytest.mark.parametrize("command", ["generate", "heads", "to-fairseq", "to-hf", "benchmark"])
@@ -83,7 +137,7 @@ def test_commands(plugin, tiny_translation, tmp_path, command):
     if command[0] == "elseq-generate":
         command += ["--output", tmp_path / "output"]
     result = helpers.run_here(command, b"w1 w2\n", check=False)
-    assert (result.returncode, "is unknown: name the folder of the plugin" in result.stderr) == (1, True)
+    assert (result.returncode, LACKING in result.stderr) == (1, True)
     result = helpers.run_here([*command, "--user-dir", f"{folder}:{other}"], b"w1 w2\n", check=False)
     if "to-hf" in command:
         assert "BART" in result.stderr and "unknown" not in result.stderr  # which it is not

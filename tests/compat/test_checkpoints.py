@@ -232,10 +232,16 @@ def task(tiny_translation):
     return load_model(tiny_translation.checkpoint)[2]
 
 
+@pytest.fixture
+def mystery(state):
+    """A checkpoint of an architecture that is not registered, with parameters of no other one."""
+    parameters = {f"mysterious.{name}": tensor for name, tensor in state["model"].items()}
+    return {**edit(state, "model", arch="mystery", _name="mystery"), "model": parameters}
+
+
 @pytest.mark.parametrize("old", [False, True])
-def test_unknown_architecture(state, save, task, old):
-    state = edit(state, "model", arch="mystery", _name="mystery")
-    path = save(as_old(state) if old else state)
+def test_unknown_architecture(mystery, save, task, old):
+    path = save(as_old(mystery) if old else mystery)
     with pytest.raises(UserError, match="model.pt: the architecture 'mystery' is unknown.*--user-dir"):
         load_model(path, task)
 
@@ -260,18 +266,18 @@ def test_unknown_task_does_not_matter_where_another_is_given(state, save, task):
     load_model(save(edit(state, "task", _name="mystery")), task)
 
 
-def test_unknown_names_without_the_repair(state, save, task, without):
+def test_unknown_names_without_the_repair(state, mystery, save, task, without):
     without(models, "build_model")
     without(tasks, "setup_task")
     without(checkpoint_utils, "load_model_ensemble_and_task")
     with pytest.raises(IndexError):  # in the message of an assertion
-        load_model(save(edit(state, "model", arch="mystery", _name="mystery")), task)
+        load_model(save(mystery), task)
     with pytest.raises(AssertionError):
         load_model(save(edit(state, "task", _name="mystery")))
     without(checkpoint_utils, "_upgrade_state_dict")
     without(checkpoint_utils, "load_checkpoint_to_cpu")
     with pytest.raises(KeyError):
-        load_model(save(as_old(edit(state, "model", arch="mystery", _name="mystery"))), task)
+        load_model(save(as_old(mystery)), task)
 
 
 def test_other_architecture(state, save, task, without):
