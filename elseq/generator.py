@@ -53,6 +53,19 @@ class Batching:
         return options | {"--max-tokens": self.max_tokens if self.memory_budget is None else None}
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text with its score under a model. T tokens, the end symbol included.
+
+    Log-probabilities are natural logarithms.
+    """
+
+    text: str
+    score: float  # of `TextGenerator.generate`: their sum / T ** lenpen, as in fairseq
+    tokens: tuple[str, ...]  # [T]: words of the dictionary
+    log_probs: tuple[float, ...]  # [T]: of each token, given the source and the tokens before it
+
+
 class TextGenerator:
     """A model with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
 
@@ -78,8 +91,9 @@ class TextGenerator:
         truncate: bool = False,
         progress: bool | None = None,
         seed: int | None = None,
+        return_scores: bool = False,
         **options,
-    ) -> list[str] | list[list[str]]:
+    ) -> list[str] | list[list[str]] | list[Hypothesis] | list[list[Hypothesis]]:
         """Generate the output for each text; for a language model, its continuation.
 
         Args:
@@ -90,11 +104,13 @@ class TextGenerator:
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
+            return_scores: return a `Hypothesis` for each string, with its score, tokens and log-probabilities. That of
+                a blank text has no tokens and the score 0.
             options: search options of fairseq-generate, with their names there; see
                 `elseq.generation.options.SEARCH_OPTIONS`.
 
         Returns:
-            One string for each text, in their order; with nbest above 1, lists of strings, best first.
+            One string or `Hypothesis` for each text, in their order; with nbest above 1, lists of them, best first.
 
         Raises:
             UserError: an option that is unknown or does not go together with another, something that is no list of
@@ -112,7 +128,9 @@ class TextGenerator:
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
         search = self.make_search(cfg)
-        results: list = ["" if nbest == 1 else [""] for _ in texts]
+        output = self.hypothesis if return_scores else lambda found: self.text(found["tokens"])
+        blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
+        results: list = [blank if nbest == 1 else [blank] for _ in texts]
         encoded = {}
         for index, text in enumerate(texts):
             if text.strip():
@@ -124,8 +142,8 @@ class TextGenerator:
             for batch in self.cut_batches(search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"):
                 for part, hypotheses in decode(batch):
                     for index, found in zip(part, hypotheses, strict=True):
-                        strings = [self.text(hypothesis["tokens"]) for hypothesis in found[:nbest]]
-                        results[index] = strings[0] if nbest == 1 else strings
+                        best = list(map(output, found[:nbest]))
+                        results[index] = best[0] if nbest == 1 else best
                     bar.update(len(part))
         return results
 
@@ -244,6 +262,17 @@ class TextGenerator:
         if self.bpe is None:
             return words
         return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
+
+    def hypothesis(self, found: dict) -> Hypothesis:
+        """
+        Args:
+            found: a hypothesis of a search: its "tokens" [T], "score" and "positional_scores" [T].
+        """
+        symbols = self.task.target_dictionary.symbols
+        tokens = tuple(symbols[token] for token in found["tokens"].tolist())
+        return Hypothesis(
+            self.text(found["tokens"]), float(found["score"]), tokens, tuple(found["positional_scores"].tolist())
+        )
 
 
 def _refuse_training(model, mode: bool = True):

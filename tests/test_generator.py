@@ -2,8 +2,10 @@
 
 import functools
 import math
+import pickle
 import re
 import shutil
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
@@ -12,8 +14,10 @@ from fairseq.sequence_generator import SequenceGenerator
 import elseq
 from elseq.errors import UserError
 from elseq.generation.options import search_configuration
+from elseq.generator import Hypothesis
 from elseq.subwords.pieces import Sentencepiece
 from tests import helpers
+from tests.generating import SEARCH, stock, texts_of  # noqa: F401
 from tests.subwords.test_pieces import train
 
 
@@ -46,6 +50,36 @@ def test_several_hypotheses(translator, lines):
     found = translator.generate(lines[:2], beam=3, nbest=2)
     assert [len(hypotheses) for hypotheses in found] == [2, 2]
     assert [hypotheses[0] for hypotheses in found] == translator.generate(lines[:2], beam=3)
+
+
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_scores_of_stock_fairseq(tiny_translation, stock, attention):  # noqa: F811
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
+    texts = texts_of(tiny_translation)
+    options = {**SEARCH, "nbest": 3, "max_tokens": 1 if attention == "stock" else 40}
+    found = model.generate(texts, return_scores=True, **options)
+    strings = model.generate(texts, **options)
+    assert [[each.text for each in hypotheses] for hypotheses in found] == strings
+    for index, (text, hypotheses) in enumerate(zip(texts, found, strict=True)):
+        if not text.strip():
+            assert hypotheses == [Hypothesis("", 0.0, (), ())]
+            continue
+        for hypothesis, reference in zip(hypotheses, stock.found[index], strict=True):
+            assert list(hypothesis.tokens) == [stock.dictionary[token] for token in reference["tokens"].tolist()]
+            assert hypothesis.score == pytest.approx(reference["score"].item(), abs=1e-4)
+            assert list(hypothesis.log_probs) == pytest.approx(reference["positional_scores"].tolist(), abs=1e-4)
+    best = model.generate(texts, return_scores=True, **options | {"nbest": 1})
+    assert [each.text for each in best] == [hypotheses[0] for hypotheses in strings]
+    assert [each.tokens for each in best] == [hypotheses[0].tokens for hypotheses in found]
+
+
+def test_a_hypothesis_is_a_value(translator, lines):
+    """It does not hold the memory of a batch, and two of the same are equal."""
+    one, other = (translator.generate(lines[:1], return_scores=True)[0] for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert pickle.loads(pickle.dumps(one)) == one
+    with pytest.raises(FrozenInstanceError):
+        one.score = 0.0
 
 
 def test_the_type_of_the_parameters(tiny_translation, lines):

@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 
 from elseq.errors import UserError, as_option
-from elseq.generator import TextGenerator
+from elseq.generator import Hypothesis, TextGenerator
 
 TEXT, JSONL = "text", "jsonl"
 
@@ -55,9 +55,7 @@ class Format:
 
     def kept(self, hypothesis: dict) -> dict:
         """What `line` reads of a hypothesis, on the CPU."""
-        names = ["tokens"]
-        names += ["score"] if self.format == JSONL else []
-        names += ["positional_scores"] if self.with_tokens else []
+        names = ["tokens"] if self.format == TEXT else ["tokens", "score", "positional_scores"]
         return {name: torch.as_tensor(hypothesis[name]).cpu() for name in names}
 
     def line(
@@ -74,15 +72,13 @@ class Format:
         if self.format == TEXT:
             return in_one_line(generator.text(hypotheses[0]["tokens"]))
         record = {"id": index} | ({"source": texts[index]} if self.with_source else {})
-        record["hypotheses"] = [self._hypothesis(generator, each) for each in hypotheses]
+        record["hypotheses"] = [self._record(generator.hypothesis(each)) for each in hypotheses]
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
-    def _hypothesis(self, generator: TextGenerator, hypothesis: dict) -> dict:
-        record = {"text": generator.text(hypothesis["tokens"]), "score": _finite(hypothesis["score"].item())}
+    def _record(self, hypothesis: Hypothesis) -> dict:
+        record = {"text": hypothesis.text, "score": _finite(hypothesis.score)}
         if self.with_tokens:
-            symbols = generator.task.target_dictionary.symbols
-            record["tokens"] = [symbols[token] for token in hypothesis["tokens"].tolist()]
-            record["log_probs"] = list(map(_finite, hypothesis["positional_scores"].tolist()))
+            record |= {"tokens": hypothesis.tokens, "log_probs": list(map(_finite, hypothesis.log_probs))}
         return record
 
 

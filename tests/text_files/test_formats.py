@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
+from elseq.generator import TextGenerator
 from elseq.text_files.formats import JSONL, Format, in_one_line
 from tests.tiny_models import make_dictionary
 
@@ -18,8 +19,14 @@ ALL = Format(JSONL, with_source=True, with_tokens=True)
 @pytest.fixture(scope="module")
 def generator():
     """Tokens to text as without subwords."""
-    dictionary = make_dictionary(6)
-    return Namespace(text=dictionary.string, task=Namespace(target_dictionary=dictionary))
+    return speaker(make_dictionary(6).string)
+
+
+def speaker(text):
+    """A generator without a model, with a function from tokens to text."""
+    speaker = TextGenerator.__new__(TextGenerator)
+    speaker.task, speaker.text = Namespace(target_dictionary=make_dictionary(6)), text
+    return speaker
 
 
 def hypothesis(words, score, log_probs):
@@ -69,9 +76,8 @@ def test_json_has_no_such_number(generator, number):
 @given(text=st.text(st.characters(exclude_categories=["Cs"])))
 def test_any_text(text):
     """A journal keeps a line of UTF-8 without a line end; text is not escaped to ASCII."""
-    speaker = Namespace(text=lambda tokens: text)
     for form in (TEXT_FORMAT, JSONL_FORMAT):
-        written = line(form, speaker)
+        written = line(form, speaker(lambda tokens: text))
         assert not {"\n", "\r"} & set(written)
         written.encode("utf-8")
     assert json.loads(written)["hypotheses"][0]["text"] == text
@@ -91,7 +97,7 @@ def test_numbers_are_kept_exactly(generator):
     "form, names",
     [
         (TEXT_FORMAT, {"tokens"}),
-        (JSONL_FORMAT, {"tokens", "score"}),
+        (JSONL_FORMAT, {"tokens", "score", "positional_scores"}),
         (ALL, {"tokens", "score", "positional_scores"}),
     ],
     ids=["text", "jsonl", "all"],
