@@ -160,6 +160,13 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             prefix_tokens = self._with_first(symbol, sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
+    def score_step(self, model, sample, targets):
+        """As the base class; each target begins with the symbol with which generated ones begin."""
+        if (symbol := self.first_target_symbol) is not None:
+            first = torch.tensor([symbol])
+            targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
+        return super().score_step(model, sample, targets)
+
     @staticmethod
     def _with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
         source = sample["net_input"]["src_tokens"]
