@@ -33,6 +33,7 @@ logger = logging.getLogger(__name__)
 
 # Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
+BLANK_LINES = 1000  # that are written at once
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
@@ -178,8 +179,10 @@ class Run:
             if not finished.all():
                 self._check_overwrite()
             if not self.job.form.keeps_blank_lines:
-                for index in np.flatnonzero(blank & ~written).tolist():
-                    journal.append([index], [self.job.form.line(None, lines, index, [])])
+                missing = np.flatnonzero(blank & ~written).tolist()
+                for first in range(0, len(missing), BLANK_LINES):
+                    part = missing[first : first + BLANK_LINES]
+                    journal.append(part, [self.job.form.line(None, lines, index, []) for index in part])
             processes.announce("begun")
         return finished
 

@@ -13,7 +13,7 @@ from elseq.generator import TextGenerator
 from elseq.text_files.journal import Journal
 from tests import helpers
 from tests.cli.test_generate_resumed import cut_at_random
-from tests.generating import SEARCH, arguments, interrupt_after, read, texts_of
+from tests.generating import SEARCH, arguments, finished_lines, interrupt_after, read, texts_of
 
 NBEST = 3
 JSONL = ["--format=jsonl", f"--nbest={NBEST}", "--with-source", "--with-tokens"]
@@ -139,6 +139,19 @@ def test_json_lines_interrupted(run, records):
     records.path.write_text(content)
     run(*options, input=records.path)
     assert run.output.read_bytes() == whole
+
+
+def test_many_blank_lines(run, source, monkeypatch):
+    """They are forced to the disk together."""
+    source.write_text("\n" * 2500 + "w1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "publish", lambda self, blank: sys.exit(9))
+        assert run("--format=jsonl", check=False).returncode == 9
+    assert finished_lines(run.journals) == 4
+    run("--format=jsonl")
+    records = list(map(json.loads, read(run.output)))
+    assert [record["id"] for record in records] == list(range(2501))
+    assert [len(record["hypotheses"]) for record in records] == [0] * 2500 + [1]
 
 
 def test_interrupted(run):
