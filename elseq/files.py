@@ -78,9 +78,14 @@ def decode_lines(lines: Iterable[bytes], name: object) -> Iterator[str]:
         if number == 1:
             line = line.removeprefix(codecs.BOM_UTF8)
         try:
-            yield line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
+            yield decode_line(line)
         except UnicodeDecodeError as error:
             raise UserError(f"line {number} of {name} is not valid UTF-8: convert the file with iconv") from error
+
+
+def decode_line(line: bytes) -> str:
+    """The text of a line, with or without its end."""
+    return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
 
 
 def read_json(path: Path) -> dict:

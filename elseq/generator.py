@@ -18,6 +18,7 @@ from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity, read_bytes
 from elseq.generation.options import search_configuration
+from elseq.generation.search import max_positions
 from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords
@@ -53,6 +54,19 @@ class Batching:
         return options | {"--max-tokens": self.max_tokens if self.memory_budget is None else None}
 
 
+@dataclass(frozen=True)
+class Hypothesis:
+    """A text with its score under a model. T tokens, the end symbol included.
+
+    Log-probabilities are natural logarithms.
+    """
+
+    text: str
+    score: float  # of `TextGenerator.generate`: their sum / T ** lenpen, as in fairseq
+    tokens: tuple[str, ...]  # [T]: words of the dictionary
+    log_probs: tuple[float, ...]  # [T]: of each token, given the source and the tokens before it
+
+
 class TextGenerator:
     """A model with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
 
@@ -80,8 +94,9 @@ class TextGenerator:
         seed: int | None = None,
         source_lang: str | Sequence[str] | None = None,
         target_lang: str | Sequence[str] | None = None,
+        return_scores: bool = False,
         **options,
-    ) -> list[str] | list[list[str]]:
+    ) -> list[str] | list[list[str]] | list[Hypothesis] | list[list[Hypothesis]]:
         """Generate the output for each text; for a language model, its continuation.
 
         Args:
@@ -93,28 +108,24 @@ class TextGenerator:
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
             source_lang, target_lang: languages of a multilingual model, of all texts or of each. Default: as in `load`.
+            return_scores: return a `Hypothesis` for each string, with its score, tokens and log-probabilities. That of
+                a blank text has no tokens and the score 0.
             options: search options of fairseq-generate, with their names there; see
                 `elseq.generation.options.SEARCH_OPTIONS`.
 
         Returns:
-            One string for each text, in their order; with nbest above 1, lists of strings, best first.
+            One string or `Hypothesis` for each text, in their order; with nbest above 1, lists of them, best first.
 
         Raises:
             UserError: an option that is unknown or does not go together with another, something that is no list of
                 strings, or a text that is too long.
         """
-        if isinstance(texts, str):
-            raise UserError("generate takes a list of texts and was given one string; put it into a list")
-        if not isinstance(texts, Iterable):
-            raise UserError(f"generate takes a list of texts and was given {texts!r}")
-        texts = list(texts)
-        for index, text in enumerate(texts):
-            if not isinstance(text, str):
-                raise UserError(f"text {index} is of type {type(text).__name__}; give strings")
+        texts = _strings(texts, "generate", "text")
         cfg = search_configuration(options)
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
-        results: list = ["" if nbest == 1 else [""] for _ in texts]
+        blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
+        results: list = [blank if nbest == 1 else [blank] for _ in texts]
         parts = []
         for generator, indices in self._by_languages(len(texts), source_lang, target_lang):
             search = generator.make_search(cfg)
@@ -124,9 +135,9 @@ class TextGenerator:
                 if texts[index].strip()
             }
             parts.append((generator, search, sources))
-        blank = len(texts) - sum(len(sources) for _, _, sources in parts)
+        without_text = len(texts) - sum(len(sources) for _, _, sources in parts)
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
-            bar.update(blank)
+            bar.update(without_text)
             for generator, search, sources in parts:
                 lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]
                 decode = generator.batch_decoder(search, sources, lengths, lambda index: f"text {index}", seed)
@@ -135,9 +146,72 @@ class TextGenerator:
                 ):
                     for part, hypotheses in decode(batch):
                         for index, found in zip(part, hypotheses, strict=True):
-                            strings = [generator.text(hypothesis["tokens"]) for hypothesis in found[:nbest]]
-                            results[index] = strings[0] if nbest == 1 else strings
+                            best = [
+                                generator.hypothesis(each) if return_scores else generator.text(each["tokens"])
+                                for each in found[:nbest]
+                            ]
+                            results[index] = best[0] if nbest == 1 else best
                         bar.update(len(part))
+        return results
+
+    def score(
+        self,
+        sources: Iterable[str],
+        targets: Iterable[str],
+        *,
+        max_tokens: int = 4096,
+        truncate: bool = False,
+        progress: bool | None = None,
+        source_lang: str | None = None,
+        target_lang: str | None = None,
+    ) -> list[Hypothesis]:
+        """The log-probability of a target for each source, in one pass and without a search.
+
+        It is that of the same hypothesis in `generate` with lenpen 0: it includes the end symbol, and the symbol that
+        the task puts before generated targets (the <s> of a BART, a language). A word that is not in the dictionary
+        counts as the unknown word.
+
+        Args:
+            sources: the sources, or for a language model the prompts. A blank one is an empty one.
+            targets: a target for each source, or the continuation of each prompt, with its leading white space if the
+                model has subwords.
+            max_tokens: size of a batch: sentences times the longest source or target, in tokens; for a language model
+                times the longest prompt with its target.
+            truncate: shorten sources with more tokens than the model has positions instead of refusing them.
+            progress: show a progress bar. Default: if standard error is a terminal.
+            source_lang, target_lang: languages of a multilingual model. Default: as in `load`.
+
+        Returns:
+            A `Hypothesis` for each target, in their order. Its text is the target, its score the sum of log_probs.
+
+        Raises:
+            UserError: something that is no list of strings, lists of different lengths, or a text that is too long.
+        """
+        if source_lang is not None or target_lang is not None:
+            options = {"max_tokens": max_tokens, "truncate": truncate, "progress": progress}
+            return self.for_languages(source_lang, target_lang).score(sources, targets, **options)
+        sources, targets = _strings(sources, "score", "source"), _strings(targets, "score", "target")
+        if len(sources) != len(targets):
+            raise UserError(f"there are {len(sources)} sources and {len(targets)} targets; give one for each")
+        check_max_tokens(max_tokens)
+        pairs = []
+        for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
+            wanted = self._encode_target(target, f"target {index}")
+            room = self.task.symbols_of_source if self._has_encoder else wanted.numel() - 1
+            source, _ = self._encode(source, self._positions() - room, f"source {index}", truncate, "set truncate=True")
+            pairs.append((source, wanted))
+        together = max if self._has_encoder else sum
+        lengths = [together((source.numel(), target.numel())) for source, target in pairs]
+        decode = SplittingDecoder(
+            lambda numbers: self._score([pairs[number] for number in numbers]), lengths, lambda index: f"pair {index}"
+        )
+        results: list = [None] * len(pairs)
+        with tqdm(total=len(pairs), unit=" texts", disable=None if progress is None else not progress) as bar:
+            for batch in cut_batches(lengths, lambda length: max(1, max_tokens // length)):
+                for part, found in decode(batch):
+                    for index, each in zip(part, found, strict=True):
+                        results[index] = self.hypothesis(each, targets[index])
+                    bar.update(len(part))
         return results
 
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
@@ -188,24 +262,49 @@ class TextGenerator:
         Raises:
             UserError: the text is too long, and truncate is not set.
         """
+        # A prompt shares the positions with its continuation.
+        room = self.task.symbols_of_source if self._has_encoder else max(1, search.min_len)
+        positions = self._positions()
+        if positions <= room and search.min_len > 1:
+            raise UserError(
+                f"{search.min_len} leaves no room for {name}: the model has {positions} positions; lower it", "min_len"
+            )
+        return self._encode(text, positions - room, name, truncate, remedy)
+
+    @property
+    def _has_encoder(self) -> bool:
+        return hasattr(self.model, "encoder")
+
+    def _positions(self) -> int:
+        """Of a source or a prompt."""
+        positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
+        return positions[0] if isinstance(positions, tuple) else positions
+
+    def _encode(self, text: str, limit: int, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
+        """As `encode`, to at most `limit` tokens."""
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
-        positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
-        # A prompt shares the positions with its continuation.
-        room = self.task.symbols_of_source if hasattr(self.model, "encoder") else max(1, search.min_len)
-        limit = (positions[0] if isinstance(positions, tuple) else positions) - room
         if tokens.numel() <= limit:
             return tokens, False
-        if limit < 1 and search.min_len > 1:
-            raise UserError(
-                f"{search.min_len} leaves no room for {name}: the model has {limit + room} positions; lower it",
-                "min_len",
-            )
         if limit < 1 or not truncate:
             raise UserError(
                 f"{name} has {tokens.numel()} tokens and the model takes {max(limit, 0)}; shorten it or {remedy}"
             )
         return torch.cat((tokens[: limit - 1], tokens[-1:])), True
+
+    def _encode_target(self, text: str, name: str) -> torch.Tensor:
+        """The tokens of a text that the model is to generate, the end symbol included.
+
+        Raises:
+            UserError: the text is too long.
+        """
+        if self.bpe is not None:
+            text = self.bpe.encode(text) if self._has_encoder else self.bpe.encode_continuation(text)
+        tokens = self.task.target_dictionary.encode_line(text, add_if_not_exist=False).long()
+        limit = max_positions([self.model]) - self.task.symbols_of_target
+        if tokens.numel() > limit:
+            raise UserError(f"{name} has {tokens.numel()} tokens and the model generates {limit}; shorten it")
+        return tokens
 
     def cut_batches(
         self,
@@ -265,13 +364,20 @@ class TextGenerator:
 
     def _decode(self, search, sources: list[torch.Tensor]) -> list[list[dict]]:
         """The hypotheses of each source of a batch, in their order."""
+        sample, order = self._sample(sources)
+        return _in_order(self.task.inference_step(search, [self.model], sample), order)
+
+    def _score(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[dict]:
+        """The target of each pair of source and target with its log-probabilities."""
+        sample, order = self._sample([source for source, _ in pairs])
+        return _in_order(self.task.score_step(self.model, sample, [pairs[number][1] for number in order]), order)
+
+    def _sample(self, sources: list[torch.Tensor]) -> tuple[dict, list[int]]:
+        """A batch as the model takes it, and the source of each row."""
         dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
         sample = dataset.collater([dataset[index] for index in range(len(dataset))])
-        place = {number: row for row, number in enumerate(sample["id"].tolist())}
         device = next(self.model.parameters()).device
-        sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-        hypotheses = self.task.inference_step(search, [self.model], sample)
-        return [hypotheses[place[number]] for number in range(len(sources))]
+        return utils.apply_to_sample(lambda tensor: tensor.to(device), sample), sample["id"].tolist()
 
     def text(self, tokens: torch.Tensor) -> str:
         """The text of the tokens of a hypothesis; for a language model with the white space after the prompt."""
@@ -279,7 +385,35 @@ class TextGenerator:
         words = self.task.target_dictionary.string(tokens.cpu(), extra_symbols_to_ignore=hidden)
         if self.bpe is None:
             return words
-        return self.bpe.decode(words) if hasattr(self.model, "encoder") else self.bpe.decode_continuation(words)
+        return self.bpe.decode(words) if self._has_encoder else self.bpe.decode_continuation(words)
+
+    def hypothesis(self, found: dict, text: str | None = None) -> Hypothesis:
+        """
+        Args:
+            found: a hypothesis of a search: its "tokens" [T], "score" and "positional_scores" [T].
+            text: its text. Default: that of the tokens.
+        """
+        symbols = self.task.target_dictionary.symbols
+        tokens = tuple(symbols[token] for token in found["tokens"].tolist())
+        text = self.text(found["tokens"]) if text is None else text
+        return Hypothesis(text, float(found["score"]), tokens, tuple(found["positional_scores"].tolist()))
+
+
+def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
+    if isinstance(texts, str):
+        raise UserError(f"{function} takes a list of {name}s and was given one string; put it into a list")
+    if not isinstance(texts, Iterable):
+        raise UserError(f"{function} takes a list of {name}s and was given {texts!r}")
+    texts = list(texts)
+    for index, text in enumerate(texts):
+        if not isinstance(text, str):
+            raise UserError(f"{name} {index} is of type {type(text).__name__}; give strings")
+    return texts
+
+
+def _in_order(results: list, order: list[int]) -> list:
+    """Results of rows, where row n is that of source order[n], in the order of the sources."""
+    return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 
 def _refuse_training(model, mode: bool = True):

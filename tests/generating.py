@@ -1,6 +1,11 @@
 """elseq-generate on the tiny translation model, for its tests."""
 
+from argparse import Namespace
+
 import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.sequence_generator import SequenceGenerator
 
 import elseq
 from elseq.generator import TextGenerator
@@ -52,6 +57,29 @@ def expected(tiny_translation):
     """What the tiny translation model makes of `source`."""
     model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
     return model.generate(texts_of(tiny_translation), **SEARCH)
+
+
+@pytest.fixture(scope="module")
+def stock(tiny_translation):
+    """For each line that is not blank the hypotheses of fairseq's own generator, in float32, sentence by sentence."""
+    [model], _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tiny_translation.checkpoint)], {"data": str(tiny_translation.data), "task": "translation"}
+    )
+    search = SequenceGenerator(
+        [model.eval()],
+        task.target_dictionary,
+        beam_size=SEARCH["beam"],
+        max_len_b=SEARCH["max_len_b"],
+        len_penalty=SEARCH["lenpen"],
+    )
+    found = {}
+    for index, text in enumerate(texts_of(tiny_translation)):
+        if text.strip():
+            tokens = task.source_dictionary.encode_line(text, add_if_not_exist=False).long()[None]
+            sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.tensor([tokens.numel()])}}
+            with torch.no_grad():
+                found[index] = search.generate([model], sample)[0]
+    return Namespace(found=found, dictionary=task.target_dictionary)
 
 
 def interrupt_after(monkeypatch, batches, error=KeyboardInterrupt):

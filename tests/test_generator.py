@@ -2,18 +2,24 @@
 
 import functools
 import math
+import pickle
 import re
 import shutil
+from dataclasses import FrozenInstanceError
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from fairseq.sequence_generator import SequenceGenerator
+from fairseq.sequence_scorer import SequenceScorer
 
 import elseq
 from elseq.errors import UserError
 from elseq.generation.options import search_configuration
+from elseq.generator import Hypothesis
 from elseq.subwords.pieces import Sentencepiece
 from tests import helpers
+from tests.generating import SEARCH, stock, texts_of  # noqa: F401
 from tests.subwords.test_pieces import train
 
 
@@ -46,6 +52,36 @@ def test_several_hypotheses(translator, lines):
     found = translator.generate(lines[:2], beam=3, nbest=2)
     assert [len(hypotheses) for hypotheses in found] == [2, 2]
     assert [hypotheses[0] for hypotheses in found] == translator.generate(lines[:2], beam=3)
+
+
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_scores_of_stock_fairseq(tiny_translation, stock, attention):  # noqa: F811
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
+    texts = texts_of(tiny_translation)
+    options = {**SEARCH, "nbest": 3, "max_tokens": 1 if attention == "stock" else 40}
+    found = model.generate(texts, return_scores=True, **options)
+    strings = model.generate(texts, **options)
+    assert [[each.text for each in hypotheses] for hypotheses in found] == strings
+    for index, (text, hypotheses) in enumerate(zip(texts, found, strict=True)):
+        if not text.strip():
+            assert hypotheses == [Hypothesis("", 0.0, (), ())]
+            continue
+        for hypothesis, reference in zip(hypotheses, stock.found[index], strict=True):
+            assert list(hypothesis.tokens) == [stock.dictionary[token] for token in reference["tokens"].tolist()]
+            assert hypothesis.score == pytest.approx(reference["score"].item(), abs=1e-4)
+            assert list(hypothesis.log_probs) == pytest.approx(reference["positional_scores"].tolist(), abs=1e-4)
+    best = model.generate(texts, return_scores=True, **options | {"nbest": 1})
+    assert [each.text for each in best] == [hypotheses[0] for hypotheses in strings]
+    assert [each.tokens for each in best] == [hypotheses[0].tokens for hypotheses in found]
+
+
+def test_a_hypothesis_is_a_value(translator, lines):
+    """It does not hold the memory of a batch, and two of the same are equal."""
+    one, other = (translator.generate(lines[:1], return_scores=True)[0] for _ in range(2))
+    assert one == other and hash(one) == hash(other)
+    assert pickle.loads(pickle.dumps(one)) == one
+    with pytest.raises(FrozenInstanceError):
+        one.score = 0.0
 
 
 def test_the_type_of_the_parameters(tiny_translation, lines):
@@ -318,3 +354,141 @@ def test_white_space_before_a_continuation(tiny_language_model, word, expected, 
     model.bpe = Sentencepiece(train(tmp_path / "a.model"))
     model.task.dictionary.symbols[5] = word
     assert model.text(torch.tensor([5, 2])) == expected
+
+
+@pytest.fixture(params=["tiny_translation", "tiny_bart", "tiny_language_model"])
+def trained(request):
+    return request.getfixturevalue(request.param)
+
+
+@pytest.mark.parametrize("attention", ["auto", "kv", "el", "stock"])
+def test_the_score_of_what_is_generated(trained, lines, attention):
+    """That of the search, with the symbols that the task puts before lines, prompts and targets."""
+    model = elseq.load(trained.checkpoint, attention, data=trained.data)
+    # fairseq's own search shortens the outputs of a batch, and has the prompt in its hypotheses
+    options = {"beam": 3, "lenpen": 0, "max_len_b": 12, "max_tokens": 1 if attention == "stock" else 4096}
+    found = model.generate(lines, return_scores=True, **options)
+    if attention == "stock" and not hasattr(model.model, "encoder"):
+        other = elseq.load(trained.checkpoint, "kv", data=trained.data)
+        found = other.generate(lines, return_scores=True, **options)
+    for max_tokens in (1, 4096):
+        scored = model.score(lines, [each.text for each in found], max_tokens=max_tokens)
+        for one, other in zip(scored, found, strict=True):
+            assert (one.text, one.tokens) == (other.text, other.tokens)
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+            assert list(one.log_probs) == pytest.approx(list(other.log_probs), abs=1e-4)
+            assert one.score == pytest.approx(math.fsum(one.log_probs), abs=1e-4)
+
+
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_scores_of_references(tiny_translation, attention):
+    """By fairseq's SequenceScorer, sentence by sentence; also of an empty target and of an unknown word."""
+    [reference], _, task = checkpoint_utils.load_model_ensemble_and_task(
+        [str(tiny_translation.checkpoint)], {"data": str(tiny_translation.data), "task": "translation"}
+    )
+    sources, targets = (
+        (tiny_translation.raw / f"test.{side}").read_text(encoding="utf-8").splitlines() for side in ("src", "tgt")
+    )
+    sources, targets = [*sources, sources[0], ""], [*targets, "", "w1 nothing w2"]
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
+    found = model.score(iter(sources), iter(targets), max_tokens=50)
+    end = task.target_dictionary.eos()
+    for source, target, hypothesis in zip(sources, targets, found, strict=True):
+        tokens, words = (
+            dictionary.encode_line(line, add_if_not_exist=False).long()[None]
+            for dictionary, line in ((task.source_dictionary, source), (task.target_dictionary, target))
+        )
+        before = torch.cat((torch.tensor([[end]]), words[:, :-1]), dim=1)
+        net_input = {"src_tokens": tokens, "src_lengths": torch.tensor([tokens.size(1)]), "prev_output_tokens": before}
+        sample = {"net_input": net_input, "target": words}
+        [[expected]] = SequenceScorer(task.target_dictionary).generate([reference.eval()], sample)
+        assert hypothesis.text == target
+        assert list(hypothesis.tokens) == [task.target_dictionary[word] for word in words[0].tolist()]
+        assert list(hypothesis.log_probs) == pytest.approx(expected["positional_scores"].tolist(), abs=1e-4)
+        assert hypothesis.score == pytest.approx(expected["score"].item() * words.numel(), abs=1e-4)
+    assert model.score([], []) == []
+
+
+@pytest.mark.parametrize("attention", ["kv", "stock"])
+def test_texts_without_a_prompt(tiny_language_model, attention):
+    """A language model alone: the chain rule."""
+    model = elseq.load(tiny_language_model.checkpoint, attention, data=tiny_language_model.data)
+    text = (tiny_language_model.raw / "test.lm").read_text(encoding="utf-8").split("\n")[0]
+    words = text.split()
+    [whole] = model.score([""], [text])
+    starts = [" ".join(words[:length]) for length in range(len(words))]
+    rests = [" ".join(words[length:]) for length in range(len(words))]
+    for length, rest in enumerate(model.score(starts, rests)):
+        assert list(rest.log_probs) == pytest.approx(list(whole.log_probs[length:]), abs=1e-4)
+
+
+def test_languages_before_targets(tiny_translation, lines):
+    """As of mBART; in a text without subwords the symbol may be there already."""
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    model.task.cfg.source_start, model.task.cfg.target_start = "w3", "w7"
+    found = model.generate(lines, beam=2, lenpen=0, return_scores=True)
+    assert all(each.tokens[0] == "w7" for each in found)
+    for texts in ([each.text for each in found], [" ".join(each.tokens[1:-1]) for each in found]):
+        for one, other in zip(model.score(lines, texts), found, strict=True):
+            assert one.tokens == other.tokens
+            assert one.score == pytest.approx(other.score, abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    "sources, targets, options, sentence",
+    [
+        ("w1", ["w2"], {}, "^score takes a list of sources and was given one string; put it into a list$"),
+        (["w1"], "w2", {}, "^score takes a list of targets and was given one string; put it into a list$"),
+        (["w1"], None, {}, "^score takes a list of targets and was given None$"),
+        (["w1"], [2], {}, "^target 0 is of type int; give strings$"),
+        (["w1", None], ["w2", "w3"], {}, "^source 1 is of type NoneType; give strings$"),
+        (["w1"], ["w2", "w3"], {}, "^there are 1 sources and 2 targets; give one for each$"),
+        (["w1"], ["w2"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
+        (["w1", "w1 " * 64], ["w2"] * 2, {}, "^source 1 has 65 tokens and the model takes 64; shorten it or set trunc"),
+        (["w1"] * 2, ["w2", "w2 " * 64], {}, "^target 1 has 65 tokens and the model generates 64; shorten it$"),
+    ],
+)
+def test_what_cannot_be_scored(translator, sources, targets, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        translator.score(sources, targets, **options)
+
+
+def test_long_texts_to_score(tiny_translation, tiny_language_model):
+    """As long as the model has positions, and sources that are cut."""
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    [whole, cut] = model.score(["w1 " * 63, "w1 " * 99], ["w2 " * 63] * 2, truncate=True)
+    assert len(whole.tokens) == 64
+    assert cut.score == pytest.approx(whole.score, abs=1e-4)
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    [whole, cut] = model.score(["w1 " * 59, "w1 " * 99], ["w2 " * 4] * 2, truncate=True)
+    assert len(whole.tokens) == 5
+    assert cut.score == pytest.approx(whole.score, abs=1e-4)
+    with pytest.raises(UserError, match="^source 0 has 61 tokens and the model takes 60; shorten it or set truncate=T"):
+        model.score(["w1 " * 60], ["w2 " * 4])
+
+
+def test_a_batch_to_score_that_runs_out_of_memory_is_split(translator, lines, monkeypatch):
+    expected = translator.score(lines, lines)
+    score, sizes = type(translator)._score, []
+
+    def short(self, pairs):
+        sizes.append(len(pairs))
+        if len(pairs) > 2:
+            raise torch.cuda.OutOfMemoryError("CUDA out of memory")
+        return score(self, pairs)
+
+    monkeypatch.setattr(type(translator), "_score", short)
+    for one, other in zip(translator.score(lines, lines), expected, strict=True):
+        assert one.text == other.text and one.score == pytest.approx(other.score, abs=1e-4)
+    assert sizes == [6, 3, 2, 1, 2, 1]
+
+
+@pytest.mark.parametrize(
+    "text, words", [(" in", "▁in"), ("in", "in"), ("ver", "v er"), ("", ""), (" in the", "▁in ▁the")]
+)
+def test_continuations_to_score(tiny_language_model, text, words, tmp_path):
+    """ " in" begins a word, and "in" goes on with one."""
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    model.bpe = Sentencepiece(train(tmp_path / "a.model"))
+    assert model.bpe.encode_continuation(text).split() == words.split()
+    assert model.score(["the river"], [text])[0].text == text

@@ -12,6 +12,7 @@ from elseq.cli import generate
 from elseq.errors import UserError, as_option
 from elseq.generator import Batching, TextGenerator
 from elseq.loading import Checkpoint, Loading, checkpoint_path
+from elseq.text_files.reading import InputFormat
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -43,7 +44,7 @@ def test_options_of_the_command():
 def test_settings_of_sweeps():
     settings = yaml.safe_load((ROOT / "hydra_conf" / "generate.yaml").read_text())
     elsewhere = {"attention": "decode", "data": "task"}
-    for name in [*names(Loading), *names(Batching)]:
+    for name in [*names(Loading), *names(Batching), *names(InputFormat)]:
         assert name in settings or elsewhere.get(name) in [*settings, "decode"], name
 
 

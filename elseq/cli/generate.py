@@ -21,7 +21,7 @@ from elseq.sweeps.generation import job
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format
 from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT
+from elseq.text_files.reading import STANDARD_INPUT, InputFormat
 from elseq.text_files.run import Job, Run
 
 EPILOG = """\
@@ -106,7 +106,8 @@ def _job(args) -> Job:
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
-    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search, taken(Format))
+    formats = taken(Format), taken(InputFormat)
+    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search, *formats)
 
 
 def _parse(arguments: list[str]):
@@ -121,6 +122,7 @@ def _parse(arguments: list[str]):
     files.add_argument(
         "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text, one per line (default: the standard input)"
     )
+    add_fields(files, InputFormat)
     files.add_argument(
         "--output", metavar="FILE", help="default: the standard output, at the end; an interrupted run keeps nothing"
     )

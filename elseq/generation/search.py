@@ -4,6 +4,7 @@ import logging
 import math
 import sys
 import weakref
+from collections.abc import Iterable
 
 import torch
 from fairseq import search
@@ -119,7 +120,7 @@ class SequenceGenerator(nn.Module):
         self.beam_size = min(beam_size, self.vocab_size - 1)
         self.max_len_a = max_len_a
         self.max_len_b = max_len_b
-        self.max_len = max_len or _max_positions(self.models)
+        self.max_len = max_len or max_positions(self.models)
         self.min_len = min_len
         self.length_penalty = len_penalty if normalize_scores else None
         self.match_source_len = match_source_len
@@ -202,14 +203,7 @@ class SequenceGenerator(nn.Module):
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
-            try:
-                for model in models:
-                    restore(model)
-            except UserError:
-                raise UserError(
-                    "the model's output is not a number (NaN): decode in float32, where the error names the reason"
-                ) from None
-            raise explain_nan(models, sample["net_input"], error.read) from None
+            raise not_a_number(models, sample["net_input"], error.read) from None
         finally:
             self._let_go()
         if self.print_alignment:
@@ -226,7 +220,7 @@ class SequenceGenerator(nn.Module):
         start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
-            prompt_tokens, start = _split_last(prompt_tokens, self.pad)
+            prompt_tokens, start = split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
         beams = Beams(start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens)
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
@@ -486,6 +480,18 @@ class _NotANumber(Exception):
         self.read = read
 
 
+def not_a_number(models, net_input: dict, read: Iterable[tuple[int, Tensor]]) -> UserError:
+    """The error for models whose output is not a number; arguments as for `explain_nan`."""
+    try:
+        for model in models:
+            restore(model)
+    except UserError:
+        return UserError(
+            "the model's output is not a number (NaN): decode in float32, where the error names the reason"
+        )
+    return explain_nan(models, net_input, read)
+
+
 class Usage:
     """The largest decoding state that a generator had, logged when the generator goes."""
 
@@ -500,7 +506,7 @@ class Usage:
             logger.info("decoding state: peak %d bytes", self.state_bytes)
 
 
-def _max_positions(models) -> int:
+def max_positions(models) -> int:
     """That all the models have; a convolutional one without learned positions says that it has infinitely many."""
     return int(
         min(
@@ -524,7 +530,7 @@ def _source_lengths(net_input: dict, eos: int, pad: int) -> Tensor:
     return padding.size(-1) - padding.sum(-1)
 
 
-def _split_last(prompt: Tensor, pad: int) -> tuple[Tensor, Tensor]:
+def split_last(prompt: Tensor, pad: int) -> tuple[Tensor, Tensor]:
     """A prompt [B, P], padded on the right, without the last word of each row [B, P - 1], and that word [B]."""
     ends = prompt.ne(pad).sum(dim=1, keepdim=True) - 1
     shorter = prompt.scatter(1, ends, pad)

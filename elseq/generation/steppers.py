@@ -2,6 +2,7 @@
 
 A stepper has `start`, `step`, `reorder`, `keep`, `finish` and `state_bytes`. `ElseqStepper` drives elseq models by
 their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several.
+Those of a single model also have `score`, which reads given words in one pass.
 
 Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
 positions.
@@ -13,9 +14,11 @@ import torch
 from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
 from fairseq.models.transformer import TransformerModelBase
 from torch import Tensor
+from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves
 
-from elseq.attention import DecodeState
+from elseq.attention import METHODS, DecodeState, DecodingMethod
+from elseq.attention.methods import KV
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
 from elseq.generation.method_choice import choose_methods
@@ -23,6 +26,8 @@ from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
 from elseq.models import Decoder
 from elseq.precision import PreparedModel, prepared
+
+MOST_LOGITS = 2**25  # that scoring computes at once
 
 
 class ElseqStepper:
@@ -49,22 +54,52 @@ class ElseqStepper:
         """
         decoder = self.model.decoder
         self._normalizes_by_softmax = _normalizes_by_softmax(self.model)
-        self.precision = prepared(self.model, decoder.decode_dtype)
-        self.precision.begin(only_decodes=not decoder.is_trained)
-        encoder_out = None
-        if hasattr(self.model, "encoder"):
-            encoder_out = self.model.encoder.forward_torchscript(net_input)
+        encoder_out = self._encode(net_input)
+        if encoder_out is not None:
             source_length, sentences = encoder_out["encoder_out"][0].shape[:2]
         else:
             source_length, sentences = 0, net_input["src_tokens"].size(0)
         prompt_length = 0 if prompt is None else prompt.size(1)
         workload = Workload(sentences, beam, source_length, max_length, prompt_length)
-        methods = choose_methods(decoder.decode_attention, decoder, workload)
-        self.state = decoder.new_state(encoder_out, *methods)
-        if prompt_length:
-            decoder.read_prompt(prompt, self.state)
+        self._read(encoder_out, prompt, *choose_methods(decoder.decode_attention, decoder, workload))
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
             self.captured = CapturedSteps(lambda *step: self._decode(*step)[0].log_probs, self.state, beam, max_length)
+
+    def _encode(self, net_input: dict) -> dict | None:
+        decoder = self.model.decoder
+        self.precision = prepared(self.model, decoder.decode_dtype)
+        self.precision.begin(only_decodes=not decoder.is_trained)
+        return self.model.encoder.forward_torchscript(net_input) if hasattr(self.model, "encoder") else None
+
+    def _read(self, encoder_out: dict | None, prompt: Tensor | None, *methods: DecodingMethod) -> None:
+        self.state = self.model.decoder.new_state(encoder_out, *methods)
+        if prompt is not None and prompt.size(1):
+            self.model.decoder.read_prompt(prompt, self.state)
+
+    def score(self, net_input: dict, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """Log-probabilities of given words.
+
+        Args:
+            net_input: as for `start`.
+            tokens: int64 [B, T + 1], padded on the right: what the words follow, and the words.
+            prompt: as for `start`.
+
+        Returns:
+            [B, T], without meaning at padding.
+        """
+        decoder = self.model.decoder
+        method = METHODS.get(decoder.decode_attention, KV)  # there is no search for auto to weigh them
+        self._read(self._encode(net_input), prompt, method)
+        before, words = tokens[:, :-1], tokens[:, 1:]
+        # Some positions after the others: the logits of all would not fit the memory. The first one alone, as in a
+        # search: `el` reads several first ones by other weights, which int8 rounds.
+        width = max(1, MOST_LOGITS // (len(tokens) * len(decoder.dictionary)))
+        widths = [1, *(min(width, words.size(1) - start) for start in range(1, words.size(1), width))]
+        found = [
+            _log_probs_of(self.model, following, decoder.decode(read, self.state)[0])
+            for read, following in zip(before.split(widths, dim=1), words.split(widths, dim=1), strict=True)
+        ]
+        return torch.cat(found, dim=1)
 
     def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
         """Read the last of the tokens, int64 [N, L]; return what may follow, and attention [N, S] or None."""
@@ -115,8 +150,8 @@ class FairseqStepper:
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         """As `ElseqStepper.start`; the prompts of a batch must be equally long."""
         set_beam_size([self.model], beam)
-        if hasattr(self.model, "encoder"):
-            encoder_out = self.model.encoder.forward_torchscript(net_input)
+        encoder_out = self._encode(net_input)
+        if encoder_out is not None:
             rows = torch.arange(_sentences(net_input), device=_device(net_input)).repeat_interleave(beam)
             self.encoder_out = self.model.encoder.reorder_encoder_out(encoder_out, rows)
         if prompt is not None and prompt.size(1):
@@ -133,9 +168,27 @@ class FairseqStepper:
         log_probs = _log_probs(self.model, output[0][:, -1:], self.temperature, extra)
         return NextWords(log_probs), _last_attention(extra) if self.need_weights else None
 
+    def score(self, net_input: dict, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
+        """As `ElseqStepper.score`; prompts may differ in length."""
+        lengths, words = [0] * len(tokens), tokens.size(1) - 1
+        if prompt is not None:
+            pad = self.model.decoder.dictionary.pad()
+            lengths = prompt.ne(pad).sum(dim=1).tolist()
+            rows = [torch.cat((row[:length], own)) for row, length, own in zip(prompt, lengths, tokens, strict=True)]
+            tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
+        self.encoder_out = self._encode(net_input)
+        log_probs = _log_probs_of(self.model, tokens[:, 1:], *self._read(tokens[:, :-1])[:2])
+        return torch.stack([row[length : length + words] for row, length in zip(log_probs, lengths, strict=True)])
+
+    def _encode(self, net_input: dict) -> dict | None:
+        return self.model.encoder.forward_torchscript(net_input) if hasattr(self.model, "encoder") else None
+
     def _forward(self, tokens: Tensor):
         if self.incremental:
             return self.model.decoder(tokens, encoder_out=self.encoder_out, incremental_state=self.incremental_state)
+        return self._read(tokens)
+
+    def _read(self, tokens: Tensor):
         if hasattr(self.model, "decoder"):
             return self.model.decoder(tokens, encoder_out=self.encoder_out)
         return self.model(tokens)
@@ -208,6 +261,12 @@ def _log_probs(model, output: Tensor, temperature: float = 1.0, extra=None) -> T
     """Of the last position of a decoder's output [N, T, V or width]: [N, V]."""
     output = _at_temperature(output[:, -1:], temperature)
     return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
+
+
+def _log_probs_of(model, words: Tensor, output: Tensor, extra=None) -> Tensor:
+    """Of given words, int64 [N, T], from a decoder's output [N, T, V or width]: [N, T]."""
+    log_probs = model.get_normalized_probs((output, extra), log_probs=True, sample=None)
+    return log_probs.gather(2, words.unsqueeze(2)).squeeze(2)
 
 
 _NORMALIZE = ("get_normalized_probs", "get_normalized_probs_scriptable")

@@ -45,6 +45,9 @@ class Codes(Subwords):
     def decode_continuation(self, words: str) -> str:
         return self.decode(words)  # a continuation begins a word
 
+    def encode_continuation(self, text: str) -> str:
+        return self.encode(text)
+
     def digest(self) -> str:
         return self._digest
 

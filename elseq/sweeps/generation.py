@@ -20,6 +20,7 @@ from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.processes import Processes
+from elseq.text_files.reading import InputFormat
 from elseq.text_files.run import Job, Run
 
 OUTPUT = "output.txt"
@@ -45,6 +46,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
         input=str(cfg.input),
+        input_form=InputFormat(cfg.input_format, cfg.input_field),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings

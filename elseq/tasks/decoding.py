@@ -2,11 +2,13 @@
 
 import contextlib
 import logging
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
 from fairseq.tasks import FairseqTask
+from torch import Tensor
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
@@ -14,6 +16,7 @@ from elseq.compat.settings import model_class
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
 from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
+from elseq.generation.scorer import score_targets
 from elseq.generation.stopping import Stopping
 from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
@@ -137,6 +140,8 @@ class DecodingTask(FairseqTask):
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
+    # And to a target, that of `score_step`.
+    symbols_of_target = 0
     # Rows of the target's dictionary that hypotheses have and texts do not.
     symbols_of_language: frozenset[int] = frozenset()
 
@@ -243,6 +248,22 @@ class DecodingTask(FairseqTask):
             if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:
                 extra["print_alignment"] = "hard"  # it tells which word to copy
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
+
+    def score_step(
+        self, model, sample: dict, targets: Sequence[Tensor], bos_token: int | None = None
+    ) -> list[dict[str, Tensor]]:
+        """The log-probabilities of given targets, which stand for what `inference_step` generates.
+
+        Args:
+            model: a fairseq model.
+            sample: a batch of B sentences, as `build_dataset_for_inference` gives it.
+            targets: for each sentence the tokens of a text, int64 [T], ending with the end symbol.
+            bos_token: the symbol a target starts from. Default: the end symbol.
+
+        Returns:
+            As `elseq.generation.scorer.score_targets`.
+        """
+        return score_targets(model, sample["net_input"], targets, self.target_dictionary, bos_token=bos_token)
 
     def set_dtype(self, model) -> None:
         """Let a model decode in decode_dtype.

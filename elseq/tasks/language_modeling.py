@@ -10,6 +10,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
+from elseq.generation.scorer import score_targets
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
@@ -85,6 +86,11 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
         lengths = prompt.ne(self.dictionary.pad()).sum(dim=1)
         part = {**sample, "net_input": {"src_tokens": prompt, "src_lengths": lengths}}
         return generator.generate(models, part, prompt_tokens=prompt)
+
+    def score_step(self, model, sample, targets):
+        """As the base class, for the continuations of prompts."""
+        prompts = sample["net_input"]["src_tokens"]
+        return score_targets(model, sample["net_input"], targets, self.dictionary, prompts)
 
     def _check_lines(self, tokens: Tensor, following: Tensor) -> None:
         # A prompt that somebody typed may have the symbol in it; one from a data set got it from the end of a line.

@@ -15,6 +15,7 @@ from argparse import Namespace
 from collections.abc import Sequence
 from functools import partial
 
+import torch
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from fairseq.dataclass.utils import gen_parser_from_dataclass
@@ -171,6 +172,16 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
         return int(before is not None and not self.args.lang_tok_replacing_bos_eos)
 
     @property
+    def symbols_of_target(self) -> int:
+        return len(self.symbols_of_language) if not self.args.lang_tok_replacing_bos_eos else 0
+
+    def score_step(self, model, sample, targets):
+        first = torch.tensor(list(self.symbols_of_language), dtype=torch.int64)
+        if len(first) and self.args.lang_tok_replacing_bos_eos:
+            return super().score_step(model, sample, targets, int(first))
+        return super().score_step(model, sample, [torch.cat((first, target)) for target in targets])
+
+    @property
     def symbols_of_language(self) -> frozenset[int]:
         _, first = self.args.langtoks["main"]
         if first is None:
@@ -202,7 +213,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     """mBART-25."""
 
     multilingual = "translation_from_pretrained_bart"
-    symbols_of_source = 1
+    symbols_of_source = symbols_of_target = 1
 
     def __init__(self, args, src_dict, tgt_dict):
         self.args = args  # fairseq reads it and does not set it
@@ -225,6 +236,10 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
     def build_model(self, cfg, from_checkpoint=False):
         return TranslationFromPretrainedBARTTask.build_model(self, cfg, from_checkpoint)
+
+    def score_step(self, model, sample, targets):
+        (end,) = self.symbols_of_language
+        return super().score_step(model, sample, [torch.cat((each, each.new_tensor([end]))) for each in targets], end)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """As for other tasks, but the hypotheses start and end with the symbol of the target's language."""
@@ -305,6 +320,9 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
         return dataset.datasets[self.lang_pairs[0]]
+
+    def score_step(self, model, sample, targets):
+        return super().score_step(model, sample, targets, self.get_decoder_langtok(self.args.target_lang))
 
     def max_positions(self):
         if self.training:

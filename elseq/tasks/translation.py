@@ -122,6 +122,10 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     def symbols_of_source(self) -> int:
         return int(self.first_source_symbol is not None)
 
+    @property
+    def symbols_of_target(self) -> int:
+        return int(self.first_target_symbol is not None)
+
     def _first(self, dictionary, option: str, with_bos: bool) -> int | None:
         word = getattr(self.cfg, option)
         if word is None:
@@ -188,6 +192,13 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         if (symbol := self.first_target_symbol) is not None:
             prefix_tokens = self._with_first(symbol, sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+
+    def score_step(self, model, sample, targets):
+        """As the base class; each target begins with the symbol with which generated ones begin."""
+        if (symbol := self.first_target_symbol) is not None:
+            first = torch.tensor([symbol])
+            targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
+        return super().score_step(model, sample, targets)
 
     @staticmethod
     def _with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:

@@ -2,15 +2,17 @@
 
 import json
 import math
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
 
 from elseq.errors import UserError, as_option
-from elseq.generator import TextGenerator
+from elseq.generator import Hypothesis, TextGenerator
+from elseq.text_files.reading import FORMATS, JSONL, TEXT, InputLines
 
-TEXT, JSONL = "text", "jsonl"
+HYPOTHESES, SOURCE = "hypotheses", "source"
 
 
 @dataclass(frozen=True)
@@ -20,12 +22,12 @@ class Format:
     format: str = field(
         default=TEXT,
         metadata={
-            "choices": (TEXT, JSONL),
+            "choices": FORMATS,
             "help": "text: the best hypothesis of each line; jsonl: a JSON object for each line, with the --nbest best "
             "hypotheses and their scores",
         },
     )
-    with_source: bool = field(default=False, metadata={"help": "with --format jsonl: the line of the input, too"})
+    with_source: bool = field(default=False, metadata={"help": "with --format jsonl: the text of the input, too"})
     with_tokens: bool = field(
         default=False,
         metadata={"help": "with --format jsonl: the tokens of each hypothesis and their log-probabilities, too"},
@@ -53,37 +55,41 @@ class Format:
         """Whether the output for a blank line is blank."""
         return self.format == TEXT
 
+    @property
+    def own_fields(self) -> tuple[str, ...]:
+        """The fields that the input must not bring: `id` is the one of a line that has one."""
+        return () if self.format == TEXT else (HYPOTHESES, SOURCE) if self.with_source else (HYPOTHESES,)
+
     def kept(self, hypothesis: dict) -> dict:
         """What `line` reads of a hypothesis, on the CPU."""
-        names = ["tokens"]
-        names += ["score"] if self.format == JSONL else []
-        names += ["positional_scores"] if self.with_tokens else []
+        names = ["tokens"] if self.format == TEXT else ["tokens", "score", "positional_scores"]
         return {name: torch.as_tensor(hypothesis[name]).cpu() for name in names}
 
-    def line(
-        self, generator: TextGenerator | None, texts: Sequence[str], index: int, hypotheses: Sequence[dict]
-    ) -> str:
+    def line(self, generator: TextGenerator | None, lines: InputLines, index: int, hypotheses: Sequence[dict]) -> str:
         """The line of the output for a line of the input, without its end.
 
         Args:
             generator: the model; it may be None where there are no hypotheses.
-            texts: the lines of the input, for --with-source.
+            lines: the input.
             index: the line.
             hypotheses: by `kept`, best first. A blank line has none in jsonl.
         """
         if self.format == TEXT:
             return in_one_line(generator.text(hypotheses[0]["tokens"]))
-        record = {"id": index} | ({"source": texts[index]} if self.with_source else {})
-        record["hypotheses"] = [self._hypothesis(generator, each) for each in hypotheses]
-        return json.dumps(record, ensure_ascii=False, allow_nan=False)
+        record = {"id": index} | lines.fields(index) | ({SOURCE: lines[index]} if self.with_source else {})
+        record[HYPOTHESES] = [self._record(generator.hypothesis(each)) for each in hypotheses]
+        written = json.dumps(record, ensure_ascii=False, allow_nan=False)
+        return _HALF_A_CHARACTER.sub(lambda half: f"\\u{ord(half[0]):04x}", written)
 
-    def _hypothesis(self, generator: TextGenerator, hypothesis: dict) -> dict:
-        record = {"text": generator.text(hypothesis["tokens"]), "score": _finite(hypothesis["score"].item())}
+    def _record(self, hypothesis: Hypothesis) -> dict:
+        record = {"text": hypothesis.text, "score": _finite(hypothesis.score)}
         if self.with_tokens:
-            symbols = generator.task.target_dictionary.symbols
-            record["tokens"] = [symbols[token] for token in hypothesis["tokens"].tolist()]
-            record["log_probs"] = list(map(_finite, hypothesis["positional_scores"].tolist()))
+            record |= {"tokens": hypothesis.tokens, "log_probs": list(map(_finite, hypothesis.log_probs))}
         return record
+
+
+# In a field of the input: UTF-8 has none, and JSON escapes it.
+_HALF_A_CHARACTER = re.compile("[\ud800-\udfff]")
 
 
 def _finite(number: float) -> float | None:

@@ -1,47 +1,167 @@
 """The lines of the input, and their tokens."""
 
+import codecs
 import contextlib
 import hashlib
 import io
+import json
+import math
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Collection, Iterator
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import torch
 
-from elseq.errors import UserError
-from elseq.files import bounded_lines, decode_lines
+from elseq.errors import UserError, as_option, check_choice
+from elseq.files import bounded_lines, decode_line, decode_lines
 
 STANDARD_INPUT = "-"
+FORMATS = TEXT, JSONL = "text", "jsonl"
+FIELD = "text"
+MOST_DIGITS = 1000  # Python refuses to write more than a few thousand
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a line of the input holds."""
+
+    input_format: str | None = field(
+        default=None,
+        metadata={
+            "choices": FORMATS,
+            "help": "text: a text on each line; jsonl: a JSON object on each line (default: jsonl if the name of "
+            f"--input ends with .{JSONL}, otherwise text)",
+        },
+    )
+    input_field: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "with --input-format jsonl: the field with the text. With --format jsonl the other fields are "
+            f"written to the output (default: {FIELD})",
+        },
+    )
+
+    def of(self, path: str) -> "InputFormat":
+        """With the defaults for the path of an input.
+
+        Raises:
+            UserError: the format is unknown, or a field of lines of text is named.
+        """
+        check_choice("input_format", self.input_format, FORMATS)
+        kind = self.input_format or (JSONL if Path(path).suffix == f".{JSONL}" else TEXT)
+        if kind == TEXT and self.input_field is not None:
+            raise UserError("needs --input-format jsonl: a line of text has no fields", "input_field")
+        return replace(self, input_format=kind, input_field=FIELD if self.input_field is None else self.input_field)
+
+    def deciding(self) -> dict:
+        """The options that decide the output, by their names on the command line; none for text, as before them."""
+        if self.input_format == TEXT:
+            return {}
+        return {as_option("input_format"): JSONL, as_option("input_field"): repr(self.input_field)}
+
+    def parse(self, line: str, name: str) -> tuple[str, dict]:
+        """The text of a line, and its other fields.
+
+        Args:
+            line: without its end.
+            name: its name in errors.
+
+        Raises:
+            UserError: the line is not a JSON object with a string in the field.
+        """
+        if self.input_format == TEXT:
+            return line, {}
+        fields = _parse_json(line, name)
+        if not isinstance(fields, dict):
+            raise UserError(f"{name} is no JSON object: give one with the field {self.input_field!r}")
+        if self.input_field not in fields:
+            known = ", ".join(repr(each[:40]) for each in list(fields)[:5]) or "none"
+            raise UserError(
+                f"{name} has no field {self.input_field!r} (but {known}): name the field of the text as --input-field"
+            )
+        text = fields.pop(self.input_field)
+        if not isinstance(text, str):
+            raise UserError(f"the field {self.input_field!r} of {name} is no string: give the text as one")
+        if not _is_unicode(text):
+            raise UserError(
+                f"the field {self.input_field!r} of {name} holds half a character (a lone surrogate): write it in full"
+            )
+        return text, fields
+
+
+def _parse_json(line: str, name: str):
+    try:
+        return json.loads(line, parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        elif isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise UserError(
+            f"{name} is no JSON ({reason}): give a JSON object on each line, or --input-format text"
+        ) from error
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no number")
+
+
+def _finite(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 class InputLines:
-    """The lines of a file or of the standard input.
+    """The texts of the lines of a file or of the standard input, and what else the lines hold.
 
     `elseq.files.read_lines` defines line ends.
     """
 
-    def __init__(self, path: str):
+    def __init__(self, path: str, form: InputFormat = InputFormat(), reserved: Collection[str] = ()):
         """Read all lines.
 
         Args:
             path: path of the file; "-" is the standard input.
+            form: the format of a line.
+            reserved: names that the other fields of a line must not have.
 
         Raises:
-            UserError: the input cannot be read, is empty or is not UTF-8, or a line has more than
-                `elseq.files.LONGEST_LINE` bytes.
+            UserError: the input cannot be read, is empty or is not UTF-8, a line has more than
+                `elseq.files.LONGEST_LINE` bytes, or is not as `form` says.
         """
         self.path = "the standard input" if path == STANDARD_INPUT else path
+        self.form = form.of(path)
+        self._starts = array("q")
         try:
             with self._open(path) as file:
-                self._content, self._number = self._read(file)
+                self._content = self._read(file, reserved)
         except OSError as error:
             raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
-        if not self._number:
+        if not self._starts:
             raise UserError(f"{self.path} is empty: give a file with one text per line")
         self.digest = hashlib.sha256(self._content).hexdigest()
+        if self._content.startswith(codecs.BOM_UTF8):
+            self._starts[0] = len(codecs.BOM_UTF8)
 
     def _open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
         if path != STANDARD_INPUT:
@@ -50,24 +170,40 @@ class InputLines:
             raise UserError(f"{self.path} is closed: give it a text, or --input FILE")
         return contextlib.nullcontext(sys.stdin.buffer)
 
-    def _read(self, file: IO[bytes]) -> tuple[bytes, int]:
-        """The content, and its number of lines. Invalid text is refused before the rest is read."""
+    def _read(self, file: IO[bytes], reserved: Collection[str]) -> bytes:
+        """The content. An invalid line is refused before the rest is read."""
         content = io.BytesIO()
 
         def kept():
             for line in bounded_lines(file, self.path):
+                self._starts.append(content.tell())
                 content.write(line)
                 yield line
 
-        number = sum(1 for _ in decode_lines(kept(), self.path))
-        return content.getvalue(), number
+        for index, line in enumerate(decode_lines(kept(), self.path)):
+            _, fields = self.form.parse(line, self.name(index))
+            for name in reserved:
+                if name in fields:
+                    raise UserError(f"{self.name(index)} has a field {name!r}, as the output has: rename one of them")
+        return content.getvalue()
 
     def __len__(self) -> int:
-        return self._number
+        return len(self._starts)
 
     def __iter__(self) -> Iterator[str]:
-        """The text of each line, without its end."""
-        return decode_lines(io.BytesIO(self._content), self.path)
+        return (self[index] for index in range(len(self)))
+
+    def __getitem__(self, index: int) -> str:
+        """The text of a line."""
+        return self._parse(index)[0]
+
+    def fields(self, index: int) -> dict:
+        """The other fields of a line."""
+        return self._parse(index)[1]
+
+    def _parse(self, index: int) -> tuple[str, dict]:
+        end = self._starts[index + 1] if index + 1 < len(self) else None
+        return self.form.parse(decode_line(self._content[self._starts[index] : end]), self.name(index))
 
     def name(self, index: int) -> str:
         """The name of a line in errors; the first has the index 0."""

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from contextlib import closing
 from dataclasses import dataclass, field, replace
 from functools import partial
@@ -27,12 +27,13 @@ from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbol
 from elseq.text_files.formats import Format
 from elseq.text_files.journal import Journal, NamelessJournal
 from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
+from elseq.text_files.reading import STANDARD_INPUT, InputFormat, InputLines, Sources, encode_lines
 
 logger = logging.getLogger(__name__)
 
 # Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
+BLANK_LINES = 1000  # that are written at once
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
@@ -48,6 +49,7 @@ class Job:
     overwrite: bool = False
     search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
     form: Format = Format()
+    input_form: InputFormat = InputFormat()
 
 
 class Progress:
@@ -122,7 +124,7 @@ class Run:
         check_max_tokens(batching.max_tokens)
         self._check_input_is_shareable()
         self._check_output_is_no_input()
-        lines = InputLines(job.input)
+        lines = InputLines(job.input, job.input_form, job.form.own_fields)
         with closing(self.journal):
             if self.processes.is_first:
                 self.journal.lock()
@@ -140,13 +142,12 @@ class Run:
                 search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
             )
             blank = np.asarray(sources.lengths) == 0
-            texts = list(lines) if job.form.with_source else ()
-            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank, texts)
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank, lines)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
                 decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
-                self._decode(batches, finished, decode, partial(job.form.line, generator, texts), cfg.nbest)
+                self._decode(batches, finished, decode, partial(job.form.line, generator, lines), cfg.nbest)
                 if self.processes.is_first:
                     others = range(1, self.processes.count)
                     self.processes.wait_for("finished", others, meanwhile=self.progress.refresh)
@@ -158,7 +159,7 @@ class Run:
         elif sources.truncated:
             logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
 
-    def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, texts: Sequence[str]) -> np.ndarray:
+    def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, lines: InputLines) -> np.ndarray:
         """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
 
         The first process begins the journal, and the others follow.
@@ -178,8 +179,10 @@ class Run:
             if not finished.all():
                 self._check_overwrite()
             if not self.job.form.keeps_blank_lines:
-                for index in np.flatnonzero(blank & ~written).tolist():
-                    journal.append([index], [self.job.form.line(None, texts, index, [])])
+                missing = np.flatnonzero(blank & ~written).tolist()
+                for first in range(0, len(missing), BLANK_LINES):
+                    part = missing[first : first + BLANK_LINES]
+                    journal.append(part, [self.job.form.line(None, lines, index, []) for index in part])
             processes.announce("begun")
         return finished
 
@@ -284,6 +287,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "--device": parameter.device.type,
         "--dtype": INT8 if job.loading.dtype == INT8 else str(parameter.dtype).removeprefix("torch."),
         **job.batching.deciding(),
+        **lines.form.deciding(),
         **job.form.deciding(),
         **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,

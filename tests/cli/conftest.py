@@ -1,3 +1,3 @@
 """Fixtures of elseq-generate."""
 
-from tests.generating import expected, run, source  # noqa: F401
+from tests.generating import expected, run, source, stock  # noqa: F401

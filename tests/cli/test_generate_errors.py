@@ -99,6 +99,12 @@ def never(*_, **__):
         (["--format=jsonl", "--nbest=6"], "--nbest 6 is not between 1 and the beam, .; change either$"),
         (["--with-source"], "--with-source needs --format jsonl: text holds hypotheses only$"),
         (["--with-tokens"], "--with-tokens needs --format jsonl: text holds hypotheses only$"),
+        (["--input-field=text"], "--input-field needs --input-format jsonl: a line of text has no fields$"),
+        (
+            ["--input-format=jsonl"],
+            r"line 1 of .*/input.txt is no JSON \(Expecting value at column 1\): give a JSON obje",
+        ),
+        (["--input-format=json"], "argument --input-format: invalid choice: 'json'"),
         (["--format=json"], "argument --format: invalid choice: 'json'"),
         (["--max-tokens=3", "--memory-budget=1G"], "--memory-budget: not allowed with argument --max-tokens; see"),
         (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),

@@ -8,40 +8,15 @@ from argparse import Namespace
 
 import pytest
 import torch
-from fairseq import checkpoint_utils
-from fairseq.sequence_generator import SequenceGenerator
 
 from elseq.generator import TextGenerator
 from elseq.text_files.journal import Journal
 from tests import helpers
 from tests.cli.test_generate_resumed import cut_at_random
-from tests.generating import SEARCH, arguments, interrupt_after, read, texts_of
+from tests.generating import SEARCH, arguments, finished_lines, interrupt_after, read, texts_of
 
 NBEST = 3
 JSONL = ["--format=jsonl", f"--nbest={NBEST}", "--with-source", "--with-tokens"]
-
-
-@pytest.fixture(scope="module")
-def stock(tiny_translation):
-    """For each line that is not blank the hypotheses of fairseq's own generator, in float32, sentence by sentence."""
-    [model], _, task = checkpoint_utils.load_model_ensemble_and_task(
-        [str(tiny_translation.checkpoint)], {"data": str(tiny_translation.data), "task": "translation"}
-    )
-    search = SequenceGenerator(
-        [model.eval()],
-        task.target_dictionary,
-        beam_size=SEARCH["beam"],
-        max_len_b=SEARCH["max_len_b"],
-        len_penalty=SEARCH["lenpen"],
-    )
-    found = {}
-    for index, text in enumerate(texts_of(tiny_translation)):
-        if text.strip():
-            tokens = task.source_dictionary.encode_line(text, add_if_not_exist=False).long()[None]
-            sample = {"net_input": {"src_tokens": tokens, "src_lengths": torch.tensor([tokens.numel()])}}
-            with torch.no_grad():
-                found[index] = search.generate([model], sample)[0]
-    return Namespace(found=found, dictionary=task.target_dictionary)
 
 
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
@@ -100,6 +75,83 @@ def test_any_text(run, monkeypatch):
     line = read(run.output)[0]
     assert "é" in line and "日本" in line
     assert json.loads(line) == {"id": 0, "hypotheses": [{"text": text, "score": None}]}
+
+
+@pytest.fixture
+def records(tiny_translation, tmp_path):
+    """The texts in JSON with other fields; a blank one, too. `path` is the file."""
+    texts = texts_of(tiny_translation)
+    records = [
+        {"id": f"n{index}", "article": text, "nested": {"é\n": [index, None]}} for index, text in enumerate(texts)
+    ]
+    path = tmp_path / "input.jsonl"
+    path.write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    return Namespace(path=path, all=records)
+
+
+FIELD = "--input-field=article"
+
+
+def test_json_lines_in(run, expected, records):
+    """The hypotheses of the same texts in lines, and the other fields."""
+    run(*JSONL)
+    plain = list(map(json.loads, read(run.output)))
+    run(*JSONL, FIELD, "--overwrite", input=records.path)
+    for found, line, record in zip(map(json.loads, read(run.output)), plain, records.all, strict=True):
+        assert found == {**line, "id": record["id"], "nested": record["nested"]}
+    run(FIELD, "--overwrite", input=records.path)
+    assert read(run.output) == expected
+
+
+def test_json_lines_of_a_stream(tiny_translation, run, expected, records):
+    command = arguments(tiny_translation, records.path, run.output, FIELD, "--input-format=jsonl")
+    place = command.index("--input")
+    helpers.run_here([*command[:place], *command[place + 2 :]], input=records.path.read_bytes())
+    assert read(run.output) == expected
+
+
+def test_a_name_that_says_json_lines_and_holds_text(run, expected, source):
+    path = source.rename(source.with_suffix(".jsonl"))
+    result = run(check=False, input=path)
+    assert (
+        f"line 1 of {path} is no JSON (Expecting value at column 1): give a JSON object on each line, or "
+        in result.stderr
+    )
+    run("--input-format=text", input=path)
+    assert read(run.output) == expected
+
+
+def test_json_lines_interrupted(run, records):
+    options = [*JSONL, FIELD, "--max-tokens=40"]
+    run(*options, input=records.path)
+    whole = run.output.read_bytes()
+    run.output.unlink()
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 4)
+        assert run(*options, input=records.path, check=False).returncode == 130
+    # The same tokens from another field, and other fields beside the same texts.
+    content = records.path.read_text()
+    records.path.write_text(content.replace('"article"', '"text"'))
+    found = run(*JSONL, "--max-tokens=40", input=records.path, check=False).stderr
+    assert "in which the input was another, --input-field was 'article' and not 'text': " in found
+    records.path.write_text(content.replace('"n3"', '"n03"'))
+    assert "in which the input was another: " in run(*options, input=records.path, check=False).stderr
+    records.path.write_text(content)
+    run(*options, input=records.path)
+    assert run.output.read_bytes() == whole
+
+
+def test_many_blank_lines(run, source, monkeypatch):
+    """They are forced to the disk together."""
+    source.write_text("\n" * 2500 + "w1\n")
+    with monkeypatch.context() as patch:
+        patch.setattr(Journal, "publish", lambda self, blank: sys.exit(9))
+        assert run("--format=jsonl", check=False).returncode == 9
+    assert finished_lines(run.journals) == 4
+    run("--format=jsonl")
+    records = list(map(json.loads, read(run.output)))
+    assert [record["id"] for record in records] == list(range(2501))
+    assert [len(record["hypotheses"]) for record in records] == [0] * 2500 + [1]
 
 
 def test_interrupted(run):

@@ -16,6 +16,7 @@ from fairseq.sequence_generator import EnsembleModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 
 from elseq.generation import SequenceGenerator
+from elseq.generation.scorer import score_targets
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(20)
@@ -147,6 +148,16 @@ def test_any_model_of_fairseq(name, beam):
     generator = SequenceGenerator([model], DICTIONARY, **options)
     assert_same_hypotheses(generator.generate([model], SAMPLE), expected)
     assert generator.usage.state_bytes >= (0 if name in ("nothing", "a part of each hypothesis") else 8 * beam * 4)
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scores_of_given_words(name):
+    """Of what fairseq's generator finds, step by step."""
+    model = MODELS[name]()
+    found = [best for best, *_ in StockGenerator([model], DICTIONARY, beam_size=3, max_len_b=12)(SAMPLE)]
+    scored = score_targets(model, SAMPLE["net_input"], [each["tokens"] for each in found], DICTIONARY)
+    for one, other in zip(scored, found, strict=True):
+        torch.testing.assert_close(one["positional_scores"], other["positional_scores"], rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize("name", ["fconv", "a tuple of numbers", "nothing"])

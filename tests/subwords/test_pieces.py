@@ -42,6 +42,14 @@ def test_as_sentencepiece_has_it(path, text):
     assert subwords.decode(" ".join(pieces)) == processor.decode(pieces)
 
 
+@given(st.text("river iny", max_size=12), st.integers(0, 12))
+def test_continuations(path, text, place):
+    """Cut anywhere between two pieces, a text has the same rest in words again."""
+    subwords = Sentencepiece(path)
+    rest = subwords.decode_continuation(" ".join(subwords.pieces(text)[place:]))
+    assert subwords.decode_continuation(subwords.encode_continuation(rest)) == rest
+
+
 def test_what_is_no_piece_says_nothing(path):
     subwords = Sentencepiece(path)
     pieces = subwords.encode("the river")

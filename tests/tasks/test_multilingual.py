@@ -205,6 +205,20 @@ def test_each_text_with_its_languages(family, name):
         generator.generate(texts, target_lang="ab")
 
 
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("replacing", marks=pytest.mark.slow)])
+def test_scores_of_targets_are_those_of_the_search(family, name):
+    model = family(name)
+    generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
+    lines = model.lines()
+    found = generator.generate(lines, beam=2, lenpen=0, max_len_b=15, return_scores=True)
+    scored = generator.score(lines, [each.text for each in found], source_lang="aa", target_lang="bb")
+    same = [(each, other) for each, other in zip(found, scored, strict=True) if each.tokens == other.tokens]
+    assert len(same) > len(lines) / 2
+    for each, other in same:
+        assert other.score == pytest.approx(each.score, abs=1e-4)
+        assert other.log_probs == pytest.approx(each.log_probs, abs=1e-4)
+
+
 def test_a_long_text_leaves_room_for_the_symbol(family):
     model = family("m2m")
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")

@@ -7,12 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from elseq.text_files.reading import InputLines, Sources, encode_lines
+from elseq.text_files.reading import JSONL, TEXT, InputFormat, InputLines, Sources, encode_lines
+
+PLAIN, JSON = InputFormat(), InputFormat(JSONL)
 
 
-def read(tmp_path, content):
+def read(tmp_path, content, form=PLAIN, reserved=()):
     (tmp_path / "input").write_bytes(content)
-    return InputLines(str(tmp_path / "input"))
+    return InputLines(str(tmp_path / "input"), form, reserved)
 
 
 @pytest.mark.parametrize(
@@ -31,6 +33,8 @@ def test_lines(tmp_path, content, lines):
     found = read(tmp_path, content)
     assert list(found) == lines
     assert len(found) == len(lines)
+    assert [found[index] for index in range(len(lines))] == lines
+    assert [found.fields(index) for index in range(len(lines))] == [{}] * len(lines)
 
 
 def test_standard_input(monkeypatch):
@@ -67,6 +71,108 @@ def test_what_is_no_file(tmp_path):
         InputLines(str(tmp_path / "none"))
     with pytest.raises(UserError, match=r"^--input .* cannot be read \(Is a directory\)"):
         InputLines(str(tmp_path))
+
+
+def test_json_lines(tmp_path):
+    content = (
+        '\ufeff{"text": "a\\nb", "id": 7}\r\n {"text": "", "x": [1.50]}\n{"n": null, "text": "\u2028\\ud83d\\ude00"}'
+    )
+    lines = read(tmp_path, content.encode(), JSON)
+    assert list(lines) == ["a\nb", "", "\u2028\N{GRINNING FACE}"]
+    assert list(map(lines.fields, range(3))) == [{"id": 7}, {"x": [1.5]}, {"n": None}]
+    other = read(tmp_path, b'{"text": 3, "": "a"}\n', InputFormat(JSONL, ""))
+    assert list(other) == ["a"] and other.fields(0) == {"text": 3}
+
+
+@pytest.mark.parametrize(
+    "name, form, expected",
+    [
+        ("a.jsonl", InputFormat(), (JSONL, "text")),
+        ("a.jsonl", InputFormat(TEXT), (TEXT, "text")),
+        ("a.jsonl", InputFormat(input_field="b"), (JSONL, "b")),
+        ("a.json", InputFormat(), (TEXT, "text")),
+        (".jsonl/a", InputFormat(), (TEXT, "text")),
+        ("-", InputFormat(), (TEXT, "text")),
+        ("-", InputFormat(JSONL, "b"), (JSONL, "b")),
+    ],
+    ids=str,
+)
+def test_which_format(name, form, expected):
+    found = form.of(name)
+    assert (found.input_format, found.input_field) == expected
+    options = {} if expected[0] == TEXT else {"--input-format": JSONL, "--input-field": repr(expected[1])}
+    assert found.deciding() == options
+
+
+@pytest.mark.parametrize(
+    "form, sentence",
+    [
+        (InputFormat(input_field="b"), "^input_field needs --input-format jsonl: a line of text has no fields$"),
+        (InputFormat(TEXT, "text"), "^input_field needs --input-format jsonl"),
+        (InputFormat("json"), "^input_format json is unknown; choose one of text, jsonl$"),
+    ],
+    ids=str,
+)
+def test_impossible_formats(form, sentence):
+    with pytest.raises(UserError, match=sentence):
+        form.of("a")
+
+
+GOOD = '{"text": "a"}'
+
+
+@pytest.mark.parametrize(
+    "line, sentence",
+    [
+        ("", r"is no JSON \(Expecting value at column 1\): give a JSON object on each line, or --input-format text$"),
+        ("der Text", r"is no JSON \(Expecting value at column 1\): "),
+        ('{"text": "a"', r"is no JSON \(Expecting ',' delimiter at column 13\): "),
+        ('{"text": "a', r"is no JSON \(Unterminated string starting at column 10\): "),
+        ('{"text": "a\tb"}', r"is no JSON \(Invalid control character at column 12\): "),
+        (GOOD + GOOD, r"is no JSON \(Extra data at column 14\): "),
+        ("{'text': 'a'}", r"is no JSON \(Expecting property name enclosed in double quotes at column 2\): "),
+        ('{"text": "a", "x": NaN}', r"is no JSON \(NaN is no number\): "),
+        ('{"text": "a", "x": -Infinity}', r"is no JSON \(-Infinity is no number\): "),
+        ('{"text": "a", "x": 1e400}', r"is no JSON \(1e400 is too large a number\): "),
+        (f'{{"text": "a", "x": {"1" * 5000}}}', r"is no JSON \(a number has 5000 digits\): "),
+        ("[" * 100_000, r"is no JSON \(it is nested too deeply\): "),
+        ('["a"]', "is no JSON object: give one with the field 'text'$"),
+        ('"text"', "is no JSON object: give one with the field 'text'$"),
+        ("null", "is no JSON object: "),
+        ("{}", r"has no field 'text' \(but none\): name the field of the text as --input-field$"),
+        ('{"id": 3, "Text": "a"}', r"has no field 'text' \(but 'id', 'Text'\): name the field of"),
+    ],
+    ids=lambda it: it[:20],
+)
+def test_what_is_no_line_of_json(tmp_path, line, sentence):
+    with pytest.raises(UserError, match=f"^line 2 of {tmp_path}/input {sentence}") as error:
+        read(tmp_path, f"{GOOD}\n{line}\n{GOOD}\n".encode(), JSON)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    "value, sentence",
+    [
+        ("null", "is no string: give the text as one$"),
+        ("3", "is no string: "),
+        ('["a"]', "is no string: "),
+        ('{"text": "a"}', "is no string: "),
+        ('"a\\ud800b"', r"holds half a character \(a lone surrogate\): write it in full$"),
+    ],
+    ids=str,
+)
+def test_what_is_no_text(tmp_path, value, sentence):
+    with pytest.raises(UserError, match=f"^the field 'text' of line 1 of {tmp_path}/input {sentence}"):
+        read(tmp_path, f'{{"text": {value}}}\n'.encode(), JSON)
+
+
+def test_fields_that_the_output_has(tmp_path):
+    content = f'{GOOD}\n{{"text": "a", "source": "b"}}\n'.encode()
+    read(tmp_path, content, JSON, ["hypotheses"])
+    with pytest.raises(
+        UserError, match="^line 2 of .*/input has a field 'source', as the output has: rename one of the"
+    ):
+        read(tmp_path, content, JSON, ["hypotheses", "source"])
 
 
 @given(texts=st.lists(st.none() | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), max_size=20))

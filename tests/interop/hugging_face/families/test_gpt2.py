@@ -167,6 +167,23 @@ def test_same_hypotheses(pair, beam, options):
     assert max(map(len, expected)) > 4
 
 
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_same_scores_of_continuations(pair, attention):
+    """Of texts in subwords, with their white space; the prompt begins after an end of text."""
+    prompts = ["the inner", "a", "thin air in", "", "there"]
+    targets = [" the in", "nother", "", "the other ways", "in the a the"]
+    tokenizer = transformers.AutoTokenizer.from_pretrained(pair[1].with_name("theirs"))
+    loaded = load(pair[1], attention)
+    found = loaded.score(prompts, targets, max_tokens=30)
+    for prompt, target, hypothesis in zip(prompts, targets, found, strict=True):
+        before, words = ([*tokenizer(text)["input_ids"]] if text else [] for text in (prompt, target))
+        tokens = torch.tensor([[END, *before, *words, END]])
+        with torch.no_grad():
+            log_probs = pair[0](tokens[:, :-1]).logits.log_softmax(dim=-1).gather(2, tokens[:, 1:, None])[0, :, 0]
+        assert list(hypothesis.log_probs) == pytest.approx(log_probs[len(before) :].tolist(), abs=1e-4)
+        assert hypothesis.score == pytest.approx(log_probs[len(before) :].sum().item(), abs=1e-4)
+
+
 def test_length_limit_without_beam(pair):
     """Hugging Face's max_new_tokens are words when no end is forced."""
     assert hypotheses(*pair, 1, max_len_b=2) == their_hypotheses(pair[0], 1, max_new_tokens=2)
