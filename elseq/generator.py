@@ -2,7 +2,6 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -13,44 +12,16 @@ from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
 from tqdm import tqdm
 
-from elseq.arguments import count
-from elseq.errors import UserError, as_option, check_choice, renamed
+from elseq.arguments import read_bytes
+from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
-from elseq.generation.budget import capacity, read_bytes
+from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
-from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
+from elseq.loading import Checkpoint, import_plugins, usable_device, usable_dtype
+from elseq.options import Loading, as_path, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
+from elseq.subwords.codes import Codes
 from elseq.subwords.finding import find_subwords
-from elseq.tasks.decoding import decode_attention_names
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How texts are decoded together."""
-
-    max_tokens: int = field(
-        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest text"}
-    )
-    memory_budget: int | str | None = field(
-        default=None,
-        metadata={
-            "type": read_bytes,
-            "metavar": "BYTES",
-            "help": "memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
-            "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "
-            "and what the allocator loses: leave a tenth of the memory for that. With --attention auto it assumes the "
-            "larger of kv and el. A batch that runs out of memory is split in any case",
-        },
-    )
-    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long instead of refusing them"})
-    seed: int | None = field(
-        default=None, metadata={"type": int, "metavar": "N", "help": "seed of the random numbers for --sampling"}
-    )
-
-    def deciding(self) -> dict:
-        """The options that decide the output, by their names on the command line."""
-        options = {as_option(each.name): getattr(self, each.name) for each in fields(self)}
-        return options | {"--max-tokens": self.max_tokens if self.memory_budget is None else None}
 
 
 class TextGenerator:
@@ -91,7 +62,7 @@ class TextGenerator:
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
             options: search options of fairseq-generate, with their names there; see
-                `elseq.generation.options.SEARCH_OPTIONS`.
+                `elseq.options.Search`.
 
         Returns:
             One string for each text, in their order; with nbest above 1, lists of strings, best first.
@@ -304,16 +275,17 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     import_plugins(loading.user_dir)
     check_choice("attention", loading.attention, decode_attention_names())
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
-    codes = usable_codes(loading.bpe, loading.bpe_codes)
+    loading.check()
+    codes = None if loading.bpe is None else Codes(loading.bpe, as_path(loading.bpe_codes, "bpe_codes"))
     checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
     dictionaries = checkpoint.dictionaries(folder, loading.languages)
     options = loading.of_task() | {"decode_dtype": dtype}
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
-    model = checkpoint.build_model(task)
     subwords = codes or find_subwords(
         (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
     )
+    model = checkpoint.build_model(task)
     generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
     task.set_dtype(model)
     if dtype == INT8:

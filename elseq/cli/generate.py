@@ -10,19 +10,13 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import elseq  # noqa: F401  # repairs fairseq
+import elseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
-from elseq.generation.options import SEARCH_OPTIONS, SearchConfig
-from elseq.generation.stopping import RULES
-from elseq.generator import Batching
-from elseq.loading import Loading
-from elseq.sweeps.generation import job
+from elseq.files import STANDARD_INPUT
+from elseq.options import SEARCH_OPTIONS, Batching, Loading, add_search_options
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format
-from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT
-from elseq.text_files.run import Job, Run
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
@@ -47,8 +41,21 @@ class _Terminated(KeyboardInterrupt):
 
 def main() -> None:
     if is_sweep(sys.argv[1:]):
+        elseq.set_up()
+        from elseq.sweeps.generation import job
+
         return sweep("generate", job)
     args = _parse(sys.argv[1:])
+    with renamed(as_option):
+        _taken(Loading, args).check()
+    elseq.set_up()  # only now: it takes seconds
+    _generate(args)
+
+
+def _generate(args) -> None:
+    from elseq.text_files.processes import Processes
+    from elseq.text_files.run import Run
+
     with contextlib.ExitStack() as stack:
         _end_like_an_interrupt(stack)
         run = None
@@ -68,7 +75,7 @@ def main() -> None:
             sys.exit(128 + (stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT))
 
 
-def _how_far(run: Run | None, args) -> str:
+def _how_far(run, args) -> str:
     if run is None or run.progress is None:
         return "no line was done yet; what was done before is kept, give the same command again"
     if args.output is not None and run.journal.is_published():
@@ -88,7 +95,7 @@ def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
             stack.callback(signal.signal, number, signal.signal(number, terminate))
 
 
-def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
+def _log_to_console(stack: contextlib.ExitStack, processes) -> None:
     """The first process logs what elseq decides; all processes log warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("elseq: %(message)s"))
@@ -100,13 +107,25 @@ def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
     stack.enter_context(logging_redirect_tqdm([logger]))
 
 
-def _job(args) -> Job:
-    def taken(kind: type):
-        return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
+def _taken(kind: type, args):
+    """The options of a dataclass among those of the command line."""
+    return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
+
+
+def _job(args):
+    from elseq.text_files.run import Job
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
-    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search, taken(Format))
+    return Job(
+        args.model,
+        output,
+        args.input,
+        *(_taken(kind, args) for kind in (Loading, Batching)),
+        args.overwrite,
+        search,
+        _taken(Format, args),
+    )
 
 
 def _parse(arguments: list[str]):
@@ -135,24 +154,10 @@ def _parse(arguments: list[str]):
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")
-    _add_search_options(search)
+    add_search_options(search)
     add_fields(search, Batching, "seed")
     parser.set_defaults(seed=1)
     return parser.parse_args(arguments)
-
-
-def _add_search_options(group) -> None:
-    known = {each.name: each for each in fields(SearchConfig)}
-    for name in SEARCH_OPTIONS:
-        option, default = known[name], known[name].default
-        text = option.metadata.get("help", "").replace("%", "%%")
-        if name == "early_stopping":
-            group.add_argument(as_option(name), choices=RULES, help=f"{text} (default: {default})")
-        elif isinstance(default, bool):
-            group.add_argument(as_option(name), action="store_const", const=True, help=text)
-        else:
-            kind = int if option.type is int else float
-            group.add_argument(as_option(name), type=kind, metavar="N", help=f"{text} (default: {default})")
 
 
 if __name__ == "__main__":

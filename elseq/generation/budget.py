@@ -14,26 +14,7 @@ from elseq.generation.search import SequenceGenerator
 from elseq.models import Decoder
 from elseq.precision import multiplied_rows
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 INDEX_BYTES = 8
-
-
-def read_bytes(text: str) -> int:
-    """A number of bytes such as 16G, 800M or 1.5g; K, M, G and T are powers of 1,024.
-
-    Raises:
-        UserError: it is none.
-    """
-    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), ""
-    if number[-1:] in UNITS:
-        number, unit = number[:-1], number[-1:]
-    try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise UserError(f"{text!r} is not a size in bytes; give one such as 16G or 800M")
-    return size
 
 
 def write_bytes(size: float) -> str:

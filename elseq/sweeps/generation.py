@@ -12,9 +12,10 @@ from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generation.options import SEARCH_OPTIONS, search_configuration
-from elseq.generator import Batching, TextGenerator
-from elseq.loading import DTYPES, Loading
+from elseq.generation.options import search_configuration
+from elseq.generator import TextGenerator
+from elseq.options import SEARCH_OPTIONS, Batching, Loading
+from elseq.precision import DTYPES
 from elseq.scoring.inputs import check_equal_lengths
 from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded

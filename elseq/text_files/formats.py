@@ -4,11 +4,12 @@ import json
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-
-import torch
+from typing import TYPE_CHECKING
 
 from elseq.errors import UserError, as_option
-from elseq.generator import TextGenerator
+
+if TYPE_CHECKING:  # it needs torch; see `elseq.options`
+    from elseq.generator import TextGenerator
 
 TEXT, JSONL = "text", "jsonl"
 
@@ -53,15 +54,15 @@ class Format:
         """Whether the output for a blank line is blank."""
         return self.format == TEXT
 
-    def kept(self, hypothesis: dict) -> dict:
-        """What `line` reads of a hypothesis, on the CPU."""
+    @property
+    def read(self) -> list[str]:
+        """What `line` reads of a hypothesis."""
         names = ["tokens"]
         names += ["score"] if self.format == JSONL else []
-        names += ["positional_scores"] if self.with_tokens else []
-        return {name: torch.as_tensor(hypothesis[name]).cpu() for name in names}
+        return names + (["positional_scores"] if self.with_tokens else [])
 
     def line(
-        self, generator: TextGenerator | None, texts: Sequence[str], index: int, hypotheses: Sequence[dict]
+        self, generator: "TextGenerator | None", texts: Sequence[str], index: int, hypotheses: Sequence[dict]
     ) -> str:
         """The line of the output for a line of the input, without its end.
 
@@ -69,7 +70,7 @@ class Format:
             generator: the model; it may be None where there are no hypotheses.
             texts: the lines of the input, for --with-source.
             index: the line.
-            hypotheses: by `kept`, best first. A blank line has none in jsonl.
+            hypotheses: tensors of `read` on the CPU, best first. A blank line has none in jsonl.
         """
         if self.format == TEXT:
             return in_one_line(generator.text(hypotheses[0]["tokens"]))
@@ -77,7 +78,7 @@ class Format:
         record["hypotheses"] = [self._hypothesis(generator, each) for each in hypotheses]
         return json.dumps(record, ensure_ascii=False, allow_nan=False)
 
-    def _hypothesis(self, generator: TextGenerator, hypothesis: dict) -> dict:
+    def _hypothesis(self, generator: "TextGenerator", hypothesis: dict) -> dict:
         record = {"text": generator.text(hypothesis["tokens"]), "score": _finite(hypothesis["score"].item())}
         if self.with_tokens:
             symbols = generator.task.target_dictionary.symbols

@@ -12,9 +12,7 @@ from typing import IO
 import torch
 
 from elseq.errors import UserError
-from elseq.files import bounded_lines, decode_lines
-
-STANDARD_INPUT = "-"
+from elseq.files import STANDARD_INPUT, bounded_lines, decode_lines
 
 
 class InputLines:

@@ -15,11 +15,19 @@ from tqdm import tqdm
 
 import elseq
 from elseq.errors import UserError, as_option
-from elseq.files import check_output_file, check_overwrite, check_standard_output, is_within, real_path
+from elseq.files import (
+    STANDARD_INPUT,
+    check_output_file,
+    check_overwrite,
+    check_standard_output,
+    is_within,
+    real_path,
+)
 from elseq.generation.batches import SplittingDecoder
-from elseq.generation.options import SEARCH_OPTIONS, search_configuration
-from elseq.generator import Batching, TextGenerator, check_max_tokens, load_by
-from elseq.loading import Loading, checkpoint_path
+from elseq.generation.options import search_configuration
+from elseq.generator import TextGenerator, check_max_tokens, load_by
+from elseq.loading import checkpoint_path
+from elseq.options import SEARCH_OPTIONS, Batching, Loading
 from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
@@ -27,7 +35,7 @@ from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbol
 from elseq.text_files.formats import Format
 from elseq.text_files.journal import Journal, NamelessJournal
 from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT, InputLines, Sources, encode_lines
+from elseq.text_files.reading import InputLines, Sources, encode_lines
 
 logger = logging.getLogger(__name__)
 
@@ -46,7 +54,7 @@ class Job:
     loading: Loading = Loading()
     batching: Batching = Batching(seed=1)
     overwrite: bool = False
-    search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
+    search: dict = field(default_factory=dict)  # of `Search`
     form: Format = Format()
 
 
@@ -194,8 +202,12 @@ class Run:
             while (number := self.processes.take_number()) < len(batches):
                 rest = [index for index in batches[number].tolist() if not finished[index]]
                 for part, hypotheses in decode(rest) if rest else ():
-                    kept = [list(map(self.job.form.kept, found[:nbest])) for found in hypotheses]
+                    kept = [list(map(self._kept, found[:nbest])) for found in hypotheses]
                     background.give(finish, part, kept)
+
+    def _kept(self, hypothesis: dict) -> dict:
+        """What the format reads of a hypothesis, on the CPU."""
+        return {name: torch.as_tensor(hypothesis[name]).cpu() for name in self.job.form.read}
 
     def _publish(self, finished: np.ndarray, blank: np.ndarray, data: Path) -> None:
         """Check once more: the run may have taken days."""

@@ -10,6 +10,7 @@ import torch
 import elseq
 from elseq.cli import generate as command
 from elseq.generator import TextGenerator
+from elseq.text_files.processes import Processes
 from tests.generating import OPTIONS, SEARCH, interrupt_after, read
 
 
@@ -184,12 +185,10 @@ def test_a_temporary_folder_that_cannot_be_written(tiny_translation, source, mon
 
 
 def test_several_processes_need_files(tiny_translation, source, monkeypatch, tmp_path):
-    monkeypatch.setattr(command.Processes, "of_environment", lambda: command.Processes(None, 1, 2))
+    monkeypatch.setattr(Processes, "of_environment", lambda: Processes(None, 1, 2))
     model = ["--model", tiny_translation.checkpoint]
     with pytest.raises(elseq.errors.UserError, match="cannot share the standard output: give --output FILE"):
         call(monkeypatch, *model, "--input", source)
-    monkeypatch.setattr(
-        command.Processes, "of_environment", lambda: command.Processes(torch.distributed.HashStore(), 1, 2)
-    )
+    monkeypatch.setattr(Processes, "of_environment", lambda: Processes(torch.distributed.HashStore(), 1, 2))
     with pytest.raises(elseq.errors.UserError, match="cannot share the standard input: give --input FILE"):
         call(monkeypatch, *model, "--output", tmp_path / "output")
