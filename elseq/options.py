@@ -43,6 +43,14 @@ def _option(default=None, **metadata):
     return field(default=default, metadata=metadata)
 
 
+# The same in every command that decodes.
+THREADS = {
+    "type": arguments.count,
+    "metavar": "N",
+    "help": "threads of torch on a CPU (default: OMP_NUM_THREADS, otherwise the number of cores)",
+}
+
+
 def help_of(kind: type, name: str) -> str:
     """The help of a field."""
     return next(each.metadata["help"] for each in fields(kind) if each.name == name)

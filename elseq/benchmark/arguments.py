@@ -6,7 +6,7 @@ from pathlib import Path
 
 from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
 from elseq.errors import UserError
-from elseq.options import AUTO, INT8, Loading, registered_methods
+from elseq.options import AUTO, INT8, THREADS, Loading, registered_methods
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
@@ -98,7 +98,7 @@ class Settings:
         help=f"of {', '.join((*FLOATS, INT8))}; int8 is for a CPU, stock is float32 beside it (default: float32)",
     )
     device: str = _option("cpu", type=device, help="cpu, cuda or cuda:1")
-    threads: int | None = _option(type=count, help="CPU threads (default: one per core, or OMP_NUM_THREADS)")
+    threads: int | None = _option(**THREADS)
     model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
 
 

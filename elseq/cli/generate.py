@@ -14,7 +14,7 @@ import elseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
 from elseq.files import STANDARD_INPUT
-from elseq.options import SEARCH_OPTIONS, Batching, Loading, add_search_options
+from elseq.options import SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format
 
@@ -125,6 +125,7 @@ def _job(args):
         args.overwrite,
         search,
         _taken(Format, args),
+        args.threads,
     )
 
 
@@ -151,6 +152,7 @@ def _parse(arguments: list[str]):
     model = parser.add_argument_group("model")
     model.add_argument("--model", required=True, metavar="FILE", help="a checkpoint of fairseq or elseq, or its folder")
     add_fields(model, Loading)
+    model.add_argument("--threads", **THREADS)
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")

@@ -50,6 +50,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
         search=search,
+        threads=cfg.get("threads"),
     )
     beam = search_configuration(search).beam
     begun = []

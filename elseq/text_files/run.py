@@ -4,7 +4,7 @@ import logging
 import os
 import sys
 from collections.abc import Callable, Sequence
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -56,6 +56,7 @@ class Job:
     overwrite: bool = False
     search: dict = field(default_factory=dict)  # of `Search`
     form: Format = Format()
+    threads: int | None = None  # None: as many as torch has
 
 
 class Progress:
@@ -131,7 +132,7 @@ class Run:
         self._check_input_is_shareable()
         self._check_output_is_no_input()
         lines = InputLines(job.input)
-        with closing(self.journal):
+        with closing(self.journal), _threads(job.threads):
             if self.processes.is_first:
                 self.journal.lock()
                 if self.journal.is_new():
@@ -248,6 +249,19 @@ class Run:
     def _check_overwrite(self) -> None:
         if self.job.output is not None:
             check_overwrite(self.job.output, self.job.overwrite)
+
+
+@contextmanager
+def _threads(number: int | None):
+    """torch has this many threads, within the context."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 def _on_own_device(loading: Loading) -> Loading:

@@ -133,6 +133,22 @@ def test_top_k(tiny_translation, source, run, expected, top_k):
     assert (read(run.output) == expected) == (not any(top_k.values()))
 
 
+def test_threads(run, expected, monkeypatch, threads):
+    """Those of the run, not of the process after it."""
+    decode, there = TextGenerator._decode, set()
+
+    def decode_and_look(self, search, sources):
+        there.add(torch.get_num_threads())
+        return decode(self, search, sources)
+
+    monkeypatch.setattr(TextGenerator, "_decode", decode_and_look)
+    run("--threads=3")
+    assert read(run.output) == expected
+    assert (there, torch.get_num_threads()) == ({3}, threads)
+    sentence = run("--threads=0", check=False).stderr.splitlines()[-1]
+    assert sentence == "elseq: error: --threads '0' is not a whole number above 0"
+
+
 # --- the standard input and output
 
 
