@@ -18,10 +18,9 @@ from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
 from elseq.loading import Checkpoint, import_plugins, usable_device, usable_dtype
-from elseq.options import Loading, as_path, decode_attention_names
+from elseq.options import Loading, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
-from elseq.subwords.codes import Codes
-from elseq.subwords.finding import find_subwords
+from elseq.subwords.finding import find_subwords, read_subwords
 
 
 class TextGenerator:
@@ -237,6 +236,10 @@ def load(
     user_dir: str | Path | None = None,
     bpe: str | None = None,
     bpe_codes: str | Path | None = None,
+    sentencepiece_model: str | Path | None = None,
+    gpt2_encoder_json: str | Path | None = None,
+    gpt2_vocab_bpe: str | Path | None = None,
+    tokenizer_json: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -254,8 +257,12 @@ def load(
             that of its training data.
         languages: source and target language in the names of the dictionaries. Default: as in the checkpoint.
         user_dir: folder of a plugin that has the architecture; several are separated by colons.
-        bpe: program of bpe_codes, subword_nmt or fastbpe, instead of a subword vocabulary.
-        bpe_codes: file of the codes.
+        bpe: kind of the subword vocabulary in the files that are named, as in fairseq-interactive: subword_nmt,
+            fastbpe, sentencepiece, gpt2, or hugging_face. Default: the one in the folder of data or of the checkpoint.
+        bpe_codes: file of the codes of subword_nmt or fastbpe.
+        sentencepiece_model: file of sentencepiece.
+        gpt2_encoder_json, gpt2_vocab_bpe: files of gpt2.
+        tokenizer_json: file of hugging_face.
         apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
         apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
@@ -265,8 +272,10 @@ def load(
         UserError: a file is missing or cannot be used, or an argument is invalid.
     """
     top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-    codes = {"bpe": bpe, "bpe_codes": bpe_codes}
-    return load_by(path, Loading(attention, device, dtype, data, languages, user_dir, **codes, **top_k))
+    subwords = {"bpe": bpe, "bpe_codes": bpe_codes, "sentencepiece_model": sentencepiece_model}
+    subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
+    subwords["tokenizer_json"] = tokenizer_json
+    return load_by(path, Loading(attention, device, dtype, data, languages, user_dir, **subwords, **top_k))
 
 
 @renamed(lambda option: _as_keyword(option))
@@ -276,15 +285,16 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     check_choice("attention", loading.attention, decode_attention_names())
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
     loading.check()
-    codes = None if loading.bpe is None else Codes(loading.bpe, as_path(loading.bpe_codes, "bpe_codes"))
     checkpoint = Checkpoint.read(path)
     folder = checkpoint.folder(loading.data)
     dictionaries = checkpoint.dictionaries(folder, loading.languages)
     options = loading.of_task() | {"decode_dtype": dtype}
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
-    subwords = codes or find_subwords(
-        (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
-    )
+    known = task.source_dictionary.symbols, checkpoint.is_language_model
+    if loading.bpe is None:
+        subwords = find_subwords((folder, checkpoint.path.parent), *known)
+    else:
+        subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
     model = checkpoint.build_model(task)
     generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
     task.set_dtype(model)

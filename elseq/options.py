@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from elseq import arguments
 from elseq.errors import UserError, as_option
-from elseq.files import check_dictionaries, user_dirs
+from elseq.files import check_dictionaries, check_ordinary, user_dirs
 
 if TYPE_CHECKING:
     import torch
@@ -24,7 +24,15 @@ STOCK = "stock"  # everything is left to fairseq: its modules and its generator
 METHODS = ("kv", "el")  # elseq's own
 INT8 = "int8"
 DTYPES = ("float32", "float16", "bfloat16", "float64", INT8)
-BPE_PROGRAMS = ("subword_nmt", "fastbpe")  # that make --bpe-codes, with fairseq's names
+CODES_PROGRAMS = ("subword_nmt", "fastbpe")  # that make --bpe-codes
+# The values of --bpe, with fairseq's names, and the options that name the files of each.
+BPE = {
+    **dict.fromkeys(CODES_PROGRAMS, ("bpe_codes",)),
+    "sentencepiece": ("sentencepiece_model",),
+    "gpt2": ("gpt2_encoder_json", "gpt2_vocab_bpe"),
+    "hugging_face": ("tokenizer_json",),
+}
+BPE_FILES = tuple(dict.fromkeys(name for names in BPE.values() for name in names))
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
 
@@ -83,9 +91,15 @@ class Loading:
         help="folder of a plugin that has the model's architecture; separate several by colons",
     )
     bpe: str | None = _option(
-        choices=BPE_PROGRAMS, help="program of --bpe-codes, if there is no subword vocabulary (default: none)"
+        choices=tuple(BPE),
+        help="kind of the subword vocabulary in the files that are named (default: the one in the folder of --data or "
+        "of the checkpoint)",
     )
     bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of subword-nmt or fastBPE")
+    sentencepiece_model: str | Path | None = _option(metavar="FILE", help="for --bpe sentencepiece")
+    gpt2_encoder_json: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
+    gpt2_vocab_bpe: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
+    tokenizer_json: str | Path | None = _option(metavar="FILE", help="for --bpe hugging_face")
     apply_top_k: int | None = _option(
         metavar="K",
         type=int,
@@ -109,22 +123,43 @@ class Loading:
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""
-        named = [as_path(path, name) for name in ("data", "bpe_codes") if (path := getattr(self, name)) is not None]
+        named = [as_path(path, name) for name in ("data", *BPE_FILES) if (path := getattr(self, name)) is not None]
         folders = user_dirs(str(self.user_dir)) if self.user_dir is not None else []
         return named + [path for folder in folders for path in Path(folder).rglob("*.py")]
+
+    def bpe_files(self) -> list[Path]:
+        """The files of the subword vocabulary of --bpe."""
+        return [as_path(getattr(self, name), name) for name in BPE[self.bpe]]
 
     def check(self) -> None:
         """Check the files that these options name, as far as that needs no model.
 
         Raises:
-            UserError: the folder of the dictionaries has none, or --bpe or --bpe-codes is missing.
+            UserError: the folder of the dictionaries has none, or the files of the subword vocabulary are missing or do
+                not go with its kind.
         """
         if self.data is not None:
             check_dictionaries(as_path(self.data, "data"))
-        if self.bpe is not None and self.bpe_codes is None:
-            raise UserError(f"is missing: name the file of the codes of {self.bpe}", "bpe_codes")
-        if self.bpe is None and self.bpe_codes is not None:
-            raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
+        if self.bpe is not None and self.bpe not in BPE:
+            raise UserError(f"{self.bpe!r} is unknown; choose one of {', '.join(BPE)}", "bpe")
+        needed = BPE.get(self.bpe, ())
+        for name in BPE_FILES:
+            value = getattr(self, name)
+            if value is None and name in needed:
+                what = f"the codes of {self.bpe}" if name == "bpe_codes" else self.bpe
+                raise UserError(f"is missing: name the file of {what}", name)
+            if value is None:
+                continue
+            if self.bpe is None:
+                kinds = " or ".join(kind for kind, files in BPE.items() if name in files)
+                remedy = "say whose codes they are," if name == "bpe_codes" else f"{value} needs"
+                raise UserError(f"is missing: {remedy} {kinds}", "bpe")
+            if name not in needed:
+                raise UserError(f"{value} is not for {as_option('bpe')} {self.bpe}: leave out one", name)
+            path = as_path(value, name)
+            check_ordinary(path)
+            if not path.is_file():
+                raise UserError(f"{path} is no file: check the path", name)
 
     def deciding(self) -> dict:
         """The options on which the output depends, with their names on the command line. The effect of the others is in

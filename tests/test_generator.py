@@ -307,7 +307,9 @@ def test_codes_that_are_half_given(tiny_translation):
         load(bpe="fastbpe")
     with pytest.raises(UserError, match="^bpe is missing: say whose codes they are, subword_nmt or fastbpe$"):
         load(bpe_codes="codes")
-    with pytest.raises(UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe$"):
+    with pytest.raises(
+        UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe, sentencepiece, gpt2, hugging_face$"
+    ):
         load(bpe="nmt", bpe_codes="codes")
 
 

@@ -11,9 +11,10 @@ from fairseq.dataclass.configs import GenerationConfig
 from elseq import options, precision
 from elseq.attention import methods
 from elseq.benchmark import arguments
+from elseq.errors import UserError
 from elseq.interop import hugging_face
 from elseq.interop.hugging_face.families import FAMILIES
-from elseq.options import STOCK, Search, decode_attention_names
+from elseq.options import STOCK, Loading, Search, decode_attention_names
 from elseq.scoring.metrics import METRICS
 from tests import helpers
 
@@ -89,3 +90,36 @@ def test_choices_are_what_there_is():
     assert tuple(precision.DTYPES) == options.DTYPES and precision.INT8 == options.INT8
     assert {each.title: each.model_class for each in FAMILIES.values()} == hugging_face._MODEL_CLASSES
     assert set(arguments.METRICS) <= set(METRICS)
+
+
+@pytest.mark.parametrize(
+    "given, sentence",
+    [
+        ({"bpe": "sentencepiece"}, "sentencepiece_model is missing: name the file of sentencepiece"),
+        ({"bpe": "gpt2", "gpt2_encoder_json": __file__}, "gpt2_vocab_bpe is missing: name the file of gpt2"),
+        ({"bpe": "fastbpe"}, "bpe_codes is missing: name the file of the codes of fastbpe"),
+        ({"bpe_codes": "x"}, "bpe is missing: say whose codes they are, subword_nmt or fastbpe"),
+        ({"tokenizer_json": "x"}, "bpe is missing: x needs hugging_face"),
+        (
+            {"bpe": "fastbpe", "bpe_codes": __file__, "sentencepiece_model": "x"},
+            "sentencepiece_model x is not for --bpe fastbpe: leave out one",
+        ),
+        ({"bpe": "hugging_face", "tokenizer_json": "/none"}, "tokenizer_json /none is no file: check the path"),
+        (
+            {"bpe": "hugging_face", "tokenizer_json": "/dev/null"},
+            "/dev/null is a pipe or a device: give a regular file",
+        ),
+        ({"bpe": "word"}, "bpe 'word' is unknown; choose one of " + ", ".join(options.BPE)),
+        ({"data": "/none"}, "data /none holds no dictionary (dict*.txt); name another folder"),
+    ],
+)
+def test_files_that_do_not_go_together(given, sentence):
+    with pytest.raises(UserError) as raised:
+        Loading(**given).check()
+    assert str(raised.value) == sentence
+
+
+def test_the_files_are_inputs(tmp_path):
+    for kind, names in options.BPE.items():
+        loading = Loading(bpe=kind, **{name: tmp_path / name for name in names})
+        assert loading.inputs() == loading.bpe_files() == [tmp_path / name for name in names]

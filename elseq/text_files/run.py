@@ -287,7 +287,7 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
         raise UserError(
             f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, and no subword vocabulary "
             "(tokenizer.json, encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or "
-            "give its folder as --data, or codes by --bpe and --bpe-codes"
+            "give its folder as --data, or its files by --bpe and the options of its kind"
         )
     if unknown > NOTABLE:
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)

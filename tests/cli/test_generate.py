@@ -2,15 +2,19 @@
 
 import copy
 import random
+import re
+import shutil
 import sys
 
 import pytest
+import sentencepiece
 import torch
 
 import elseq
 from elseq.cli import generate as command
 from elseq.generator import TextGenerator
 from elseq.text_files.processes import Processes
+from tests import helpers
 from tests.generating import OPTIONS, SEARCH, interrupt_after, read
 
 
@@ -131,6 +135,28 @@ def test_top_k(tiny_translation, source, run, expected, top_k):
     model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, **top_k)
     assert read(run.output) == model.generate(read(source), **SEARCH)
     assert (read(run.output) == expected) == (not any(top_k.values()))
+
+
+def test_dictionaries_and_pieces_in_two_folders(tiny_translation, source, run, expected, tmp_path):
+    """As recipes/demo.sh leaves them; its pieces are the tiny model's words."""
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    for path in data.glob("dict.*.txt"):
+        path.write_text(re.sub(r"^w", "▁w", path.read_text(), flags=re.MULTILINE))
+    (tmp_path / "pieces").mkdir()
+    model = tmp_path / "pieces" / "sentencepiece.model"
+    words = " ".join(f"w{number}" for number in range(20))
+    with model.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([words] * 20), model_writer=file, model_type="word", vocab_size=23, minloglevel=2
+        )
+    other = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    named = ["--bpe=sentencepiece", f"--sentencepiece-model={model}"]
+    run(*named, model=other)
+    assert read(run.output) == expected
+    loaded = elseq.load(tiny_translation.checkpoint, data=data, bpe="sentencepiece", sentencepiece_model=model)
+    assert loaded.generate(read(source), **SEARCH) == expected
+    refused = run(*named, f"--output={model}", model=other, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
 
 
 def test_threads(run, expected, monkeypatch, threads):
