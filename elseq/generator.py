@@ -17,27 +17,30 @@ from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
-from elseq.loading import Checkpoint, import_plugins, usable_device, usable_dtype
+from elseq.loading import Checkpoint, check_same_task, checkpoint_paths, import_plugins, usable_device, usable_dtype
 from elseq.options import Loading, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords, read_subwords
 
 
 class TextGenerator:
-    """A model with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
+    """A model, or an ensemble, with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
 
-    def __init__(self, model, task, bpe=None):
+    def __init__(self, models: Sequence, task, bpe=None):
         """
         Args:
-            model: a fairseq model.
+            models: fairseq models, an ensemble if several.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
             bpe: an `elseq.subwords.base.Subwords`, or None if texts consist of words of the dictionary.
         """
-        self.model = model.eval()
+        self.models = list(models)
+        self.model = self.models[0]  # the others are of its kind, and on its device
         self.task = task
         self.bpe = bpe
-        model.make_generation_fast_()
-        model.train = partial(_refuse_training, model)
+        for model in self.models:
+            model.eval()
+            model.make_generation_fast_()
+            model.train = partial(_refuse_training, model)
 
     def generate(
         self,
@@ -104,7 +107,7 @@ class TextGenerator:
     def make_search(self, cfg: GenerationConfig):
         """The generator (fairseq's or elseq's) for a configuration of `search_configuration`."""
         with renamed(_as_keyword):
-            return self.task.build_generator([self.model], cfg)
+            return self.task.build_generator(self.models, cfg)
 
     def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
         """The tokens of a text, including the end symbol, and whether they were truncated.
@@ -121,7 +124,9 @@ class TextGenerator:
         """
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
-        positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
+        positions = utils.resolve_max_positions(
+            self.task.max_positions(), *(model.max_positions() for model in self.models)
+        )
         # A prompt shares the positions with its continuation.
         room = self._symbols_before() if hasattr(self.model, "encoder") else max(1, search.min_len)
         limit = (positions[0] if isinstance(positions, tuple) else positions) - room
@@ -161,7 +166,7 @@ class TextGenerator:
             return cut_batches(lengths, lambda length: max(1, max_tokens // length))
         lengths = np.asarray(lengths)
         sentences = capacity(
-            self.model,
+            self.models,
             search,
             read_bytes(str(memory_budget)),
             lambda length: name(int(np.argmax(lengths == length))),
@@ -205,7 +210,7 @@ class TextGenerator:
         place = {number: row for row, number in enumerate(sample["id"].tolist())}
         device = next(self.model.parameters()).device
         sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-        hypotheses = self.task.inference_step(search, [self.model], sample)
+        hypotheses = self.task.inference_step(search, self.models, sample)
         return [hypotheses[place[number]] for number in range(len(sources))]
 
     def text(self, tokens: torch.Tensor) -> str:
@@ -247,7 +252,8 @@ def load(
     """Load a checkpoint of a Transformer, BART or language model, trained by fairseq or by elseq.
 
     Args:
-        path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
+        path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt. Several, separated by
+            colons, are an ensemble: the search reads the mean of their probabilities. They have the same dictionaries.
         attention: the decoding method: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
         dtype: type of the parameters, or int8: linear layers in int8, on a CPU. Default: float32 for any checkpoint, as
@@ -285,21 +291,26 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     check_choice("attention", loading.attention, decode_attention_names())
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
     loading.check()
-    checkpoint = Checkpoint.read(path)
+    checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
-    dictionaries = checkpoint.dictionaries(folder, loading.languages)
     options = loading.of_task() | {"decode_dtype": dtype}
-    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
+    task = checkpoint.build_task(
+        folder, checkpoint.dictionaries(folder, loading.languages), loading.attention, **options
+    )
+    for other in others:
+        check_same_task(checkpoint, task, other, loading)
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)
     else:
         subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
-    model = checkpoint.build_model(task)
-    generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
-    task.set_dtype(model)
-    if dtype == INT8:
-        prepared(model, dtype).fresh_parameters = partial(_parameters, checkpoint.path, task)
+    models = [each.build_model(task) for each in (checkpoint, *others)]
+    models = [model.to(device=device, dtype=DTYPES.get(dtype)) for model in models]
+    generator = TextGenerator(models, task, subwords)
+    for model, each in zip(models, (checkpoint, *others), strict=True):
+        task.set_dtype(model)
+        if dtype == INT8:
+            prepared(model, dtype).fresh_parameters = partial(_parameters, each.path, task)
     return generator
 
 

@@ -20,7 +20,7 @@ from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos
 from elseq.models.stock import EQUIVALENT
-from elseq.options import as_path
+from elseq.options import Loading, as_path
 from elseq.precision import DTYPES
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import check_options
@@ -221,16 +221,57 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     return name
 
 
+def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading) -> None:
+    """Check that two checkpoints can be an ensemble.
+
+    Args:
+        first: a checkpoint.
+        task: the first one's task.
+        other: another checkpoint.
+        loading: how both are loaded.
+
+    Raises:
+        UserError: they are of different kinds, or read or write text in different words.
+    """
+    if other.is_language_model != first.is_language_model:
+        raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
+    folder = other.folder(loading.data)
+    dictionaries = other.dictionaries(folder, loading.languages)
+    others = other.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    for name in ("source_dictionary", "target_dictionary"):
+        if getattr(others, name).symbols != getattr(task, name).symbols:
+            raise UserError(
+                f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
+            )
+    for name in ("first_source_symbol", "first_target_symbol"):
+        if getattr(others, name, None) != getattr(task, name, None):
+            raise UserError(
+                f"{other.path} and {first.path} are no ensemble: their texts begin with different symbols; give one of "
+                "them"
+            )
+
+
+def checkpoint_paths(path: str | Path) -> list[Path]:
+    """The files of an ensemble, separated by colons, or of one checkpoint.
+
+    Raises:
+        UserError: a folder has no checkpoint, or the argument is not a path.
+    """
+    path = as_path(path, "path")
+    parts = [str(path)] if path.exists() else utils.split_paths(str(path))
+    return [checkpoint_path(part) for part in parts]
+
+
 def checkpoint_path(path: str | Path) -> Path:
     """The file of a checkpoint: the path itself, or a file in the folder.
 
     Raises:
-        UserError: the folder has no checkpoint, or the argument is not a path.
+        UserError: the folder has no checkpoint, or the argument is not the path of one.
     """
     path = as_path(path, "path")
     parts = utils.split_paths(str(path))
     if len(parts) > 1 and not path.exists():
-        raise UserError(f"{path} names {len(parts)} checkpoints; give one, or decode the ensemble by fairseq-generate")
+        raise UserError(f"{path} names {len(parts)} checkpoints; give one")
     if not path.is_dir():
         return path
     for name in CHECKPOINT_NAMES:

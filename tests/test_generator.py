@@ -313,6 +313,58 @@ def test_codes_that_are_half_given(tiny_translation):
         load(bpe="nmt", bpe_codes="codes")
 
 
+# --- ensembles
+
+
+@pytest.fixture(scope="module")
+def other_translation(translation_data, tmp_path_factory):
+    save_dir = tmp_path_factory.mktemp("other")
+    return helpers.train("transformer", translation_data, save_dir, "--seed=2", "--max-update=60")
+
+
+def number_of(line):
+    return int(line[0])
+
+
+@pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
+def test_an_ensemble(tiny_translation, other_translation, attention, beam):
+    """As fairseq-generate has it."""
+    paths = f"{tiny_translation.checkpoint}:{other_translation}"
+    command = ["fairseq-generate", tiny_translation.data, "--path", paths, f"--beam={beam}", "--max-len-b=20", "--cpu"]
+    log = helpers.run_here([*command, "--task=translation", "--num-workers=0"]).stdout
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()
+    ensemble = elseq.load(paths, attention, data=tiny_translation.data)
+    assert ensemble.generate(lines, beam=beam, max_len_b=20) == expected
+    alone = [elseq.load(path, data=tiny_translation.data) for path in paths.split(":")]
+    assert all(model.generate(lines, beam=beam, max_len_b=20) != expected for model in alone)
+    if attention != "stock":
+        assert ensemble.generate(lines, beam=beam, max_len_b=20, memory_budget="400K") == expected
+
+
+def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    shutil.copy(tiny_translation.checkpoint, first / "model.pt")
+    for name in ("dict.src.txt", "dict.tgt.txt"):
+        shutil.copy(tiny_translation.data / name, first)
+    other = shutil.copytree(first, tmp_path / "other")
+    for path in other.glob("dict.*.txt"):
+        path.write_text(path.read_text().replace("w1 ", "v1 "))
+    with pytest.raises(
+        UserError,
+        match="^.*other/model.pt and .*first/model.pt are no ensemble: they have different dictionaries; give",
+    ):
+        elseq.load(f"{first}:{other}")
+    for trained, reason in (
+        (tiny_language_model, "one is a language model"),
+        (tiny_bart, "their texts begin with different symbols"),
+    ):
+        with pytest.raises(UserError, match=f"are no ensemble: {reason}; give one of them$"):
+            elseq.load(f"{first}:{trained.checkpoint}")
+
+
 @pytest.mark.parametrize("word, expected", [("▁in", " in"), ("in", "in")])
 def test_white_space_before_a_continuation(tiny_language_model, word, expected, tmp_path):
     """sentencepiece takes it from the start of a text, and a continuation is none."""

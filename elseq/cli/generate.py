@@ -150,7 +150,12 @@ def _parse(arguments: list[str]):
     add_fields(files, Format)
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="FILE", help="a checkpoint of fairseq or elseq, or its folder")
+    model.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint of fairseq or elseq, or its folder; several with colons between them are an ensemble",
+    )
     add_fields(model, Loading)
     model.add_argument("--threads", **THREADS)
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()

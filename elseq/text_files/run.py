@@ -26,7 +26,7 @@ from elseq.files import (
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, load_by
-from elseq.loading import checkpoint_path
+from elseq.loading import checkpoint_paths
 from elseq.options import SEARCH_OPTIONS, Batching, Loading
 from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
@@ -235,8 +235,8 @@ class Run:
         Raises:
             UserError: the output is one of the inputs.
         """
-        job, checkpoint = self.job, checkpoint_path(self.job.model)
-        inputs = [checkpoint, checkpoint.parent, *job.loading.inputs(), *more]
+        job, checkpoints = self.job, checkpoint_paths(self.job.model)
+        inputs = [*checkpoints, *(path.parent for path in checkpoints), *job.loading.inputs(), *more]
         inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
         if job.output is None:
             check_standard_output(*inputs)
@@ -294,7 +294,8 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
 
 
 def _folders(job: Job) -> list[Path]:
-    return [*([Path(job.loading.data)] if job.loading.data else []), checkpoint_path(job.model).parent]
+    data = [Path(job.loading.data)] if job.loading.data else []
+    return [*data, *(path.parent for path in checkpoint_paths(job.model))]
 
 
 def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
@@ -302,7 +303,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
     return {
         "input": lines.digest,
-        "model": digest_file(checkpoint_path(job.model)),
+        "model": " ".join(map(digest_file, checkpoint_paths(job.model))),
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),

@@ -159,6 +159,17 @@ def test_dictionaries_and_pieces_in_two_folders(tiny_translation, source, run, e
     assert refused.stderr.endswith("is an input: give another file\n")
 
 
+def test_an_ensemble(tiny_translation, tiny_multi_query, source, run):
+    paths = f"{tiny_translation.checkpoint}:{tiny_multi_query.checkpoint}"
+    both = helpers.Trained(tiny_translation.raw, tiny_translation.data, paths)
+    run(model=both)
+    assert read(run.output) == elseq.load(paths, data=tiny_translation.data).generate(read(source), **SEARCH)
+    link = run.output.parent / "link"
+    link.symlink_to(tiny_multi_query.checkpoint)
+    refused = run("--overwrite", f"--output={link}", model=both, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
+
+
 def test_threads(run, expected, monkeypatch, threads):
     """Those of the run, not of the process after it."""
     decode, there = TextGenerator._decode, set()

@@ -143,7 +143,7 @@ def test_before_the_model_is_loaded(run, tmp_path, monkeypatch, options, sentenc
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        (["--model=a.pt:b.pt"], "a.pt:b.pt names 2 checkpoints; give one, or decode the ensemble by fairseq-generate$"),
+        (["--model=a.pt:b.pt"], r"checkpoint a.pt cannot be read \(No such file or directory\): check the path$"),
         (["--device=meta"], "--device 'meta' cannot be used; there is cpu"),
         (["--model=none.pt"], "checkpoint none.pt cannot be read .No such file or directory.: check the path"),
         (["--data=/"], "--data / holds no dictionary .dict.*.txt.; name another folder$"),

@@ -132,7 +132,7 @@ def test_as_many_sentences_as_fit(family):
     model, search = searching(family)
     for length in (2, 17, 100):
         budget = batch_bytes(model, search, 1, length) * 5
-        number = capacity(model, search, budget, str)(length)
+        number = capacity([model], search, budget, str)(length)
         assert batch_bytes(model, search, number, length) <= budget < batch_bytes(model, search, number + 1, length)
 
 
@@ -148,8 +148,8 @@ def test_auto_is_the_larger():
 def test_symbols_that_the_task_adds_count():
     model, search = searching()
     budget = batch_bytes(model, search, 4, 30)
-    assert capacity(model, search, budget, str)(30) == 4
-    assert capacity(model, search, budget, str, extra=1)(30) == 3
+    assert capacity([model], search, budget, str)(30) == 4
+    assert capacity([model], search, budget, str, extra=1)(30) == 3
 
 
 def test_a_sentence_beyond_the_budget():
@@ -157,13 +157,13 @@ def test_a_sentence_beyond_the_budget():
     with pytest.raises(
         UserError, match=r"^line of 30 tokens alone needs about [\d.]+ KiB of memory and the budget is "
     ):
-        capacity(model, search, 1000, lambda length: f"line of {length} tokens")(30)
+        capacity([model], search, 1000, lambda length: f"line of {length} tokens")(30)
 
 
 def test_models_that_no_budget_is_known_for():
     model, search = searching("bart", "stock")
     with pytest.raises(UserError, match="give a number of tokens instead"):
-        capacity(model, search, 10**9, str)
+        capacity([model], search, 10**9, str)
 
 
 @pytest.mark.parametrize(
