@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from elseq.arguments import read_bytes
@@ -51,6 +52,7 @@ class TextGenerator:
         truncate: bool = False,
         progress: bool | None = None,
         seed: int | None = None,
+        prefixes: Iterable[str] | None = None,
         **options,
     ) -> list[str] | list[list[str]]:
         """Generate the output for each text; for a language model, its continuation.
@@ -63,6 +65,7 @@ class TextGenerator:
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
+            prefixes: what the output for each text begins with; a blank one is none. The output holds it.
             options: search options of fairseq-generate, with their names there; see
                 `elseq.options.Search`.
 
@@ -91,7 +94,16 @@ class TextGenerator:
             if text.strip():
                 encoded[index], _ = self.encode(text, search, f"text {index}", truncate, "set truncate=True")
         lengths = [encoded[index].numel() if index in encoded else 0 for index in range(len(texts))]
-        decode = self.batch_decoder(search, encoded, lengths, lambda index: f"text {index}", seed)
+        forced = {}
+        if prefixes is not None:
+            prefixes = list(prefixes)
+            if len(prefixes) != len(texts):
+                raise UserError(f"has {len(prefixes)} texts for {len(texts)} sources: give one for each", "prefixes")
+            forced["prefixes"] = {
+                index: self.encode_prefix(prefixes[index], search, source.numel(), f"prefix {index}")
+                for index, source in encoded.items()
+            }
+        decode = self.batch_decoder(search, encoded, lengths, lambda index: f"text {index}", seed, **forced)
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
             bar.update(len(texts) - len(encoded))
             for batch in self.cut_batches(search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"):
@@ -143,6 +155,27 @@ class TextGenerator:
             )
         return torch.cat((tokens[: limit - 1], tokens[-1:])), True
 
+    def encode_prefix(self, text: str, search, length: int, name: str) -> torch.Tensor:
+        """The tokens that a hypothesis must begin with.
+
+        Args:
+            text: their text, which may be blank.
+            search: see `make_search`.
+            length: tokens of the source.
+            name: name of the text in errors.
+
+        Raises:
+            UserError: the model has no encoder, or no hypothesis may have so many tokens.
+        """
+        if not hasattr(self.model, "encoder"):
+            raise UserError("prefixes are for models with an encoder: add them to the prompts of a language model")
+        pieces = self.bpe.encode(text) if self.bpe and text.strip() else text
+        tokens = self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
+        limit = min(search.max_len - 2, max(search.min_len, int(search.max_len_a * length + search.max_len_b)))
+        if tokens.numel() > limit:
+            raise UserError(f"{name} has {tokens.numel()} tokens and its output may have {limit}: shorten it")
+        return tokens
+
     def cut_batches(
         self,
         search,
@@ -185,6 +218,7 @@ class TextGenerator:
         lengths: Sequence[int],
         name: Callable[[int], str],
         seed: int | None,
+        **forced: Mapping[int, torch.Tensor],
     ) -> SplittingDecoder:
         """A function that decodes a batch, given the indices of its texts, and splits it if memory runs out.
 
@@ -194,23 +228,38 @@ class TextGenerator:
             lengths: number of tokens of each text.
             name: gives the name of a text in errors from its index.
             seed: seed of the random numbers. Those of a batch depend on the seed and the batch, not on earlier batches.
+            forced: for each text, what `_decode` takes.
         """
 
         def decode(numbers: list[int]) -> list[list[dict]]:
             if seed is not None:
                 utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
-            return self._decode(search, [sources[number] for number in numbers])
+            given = {name: [of_text[number] for number in numbers] for name, of_text in forced.items()}
+            return self._decode(search, [sources[number] for number in numbers], **given)
 
         return SplittingDecoder(decode, lengths, name)
 
-    def _decode(self, search, sources: list[torch.Tensor]) -> list[list[dict]]:
-        """The hypotheses of each source of a batch, in their order."""
+    def _decode(
+        self, search, sources: list[torch.Tensor], prefixes: list[torch.Tensor] | None = None
+    ) -> list[list[dict]]:
+        """The hypotheses of each source of a batch, in their order.
+
+        Args:
+            search: see `make_search`.
+            sources: the tokens of each.
+            prefixes: the tokens that the hypotheses of each begin with.
+        """
         dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
         sample = dataset.collater([dataset[index] for index in range(len(dataset))])
         place = {number: row for row, number in enumerate(sample["id"].tolist())}
         device = next(self.model.parameters()).device
         sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-        hypotheses = self.task.inference_step(search, self.models, sample)
+        options = {}
+        if prefixes is not None and any(prefix.numel() for prefix in prefixes):
+            rows = [prefixes[number] for number in sample["id"].tolist()]
+            padded = pad_sequence(rows, batch_first=True, padding_value=self.task.target_dictionary.pad())
+            options["prefix_tokens"] = padded.to(device)
+        hypotheses = self.task.inference_step(search, self.models, sample, **options)
         return [hypotheses[place[number]] for number in range(len(sources))]
 
     def text(self, tokens: torch.Tensor) -> str:

@@ -313,6 +313,45 @@ def test_codes_that_are_half_given(tiny_translation):
         load(bpe="nmt", bpe_codes="codes")
 
 
+# --- what is forced
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+@pytest.mark.parametrize("kind", ["translation", "bart"])
+def test_prefixes(request, kind, attention):
+    """As fairseq-generate --prefix-size has them, whose prefixes are those of the references."""
+    trained = request.getfixturevalue(f"tiny_{kind}")
+    size = 2 + (kind == "bart")  # its targets begin with <s>
+    options = ["--task=elseq_translation", f"--decode-attention={attention}", f"--prefix-size={size}", "--beam=3"]
+    command = ["fairseq-generate", trained.data, "--path", trained.checkpoint, *options, "--max-len-b=20", "--cpu"]
+    log = helpers.run_here([*command, "--num-workers=0"]).stdout
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (trained.raw / "test.src").read_text().splitlines()
+    references = (trained.raw / "test.tgt").read_text().splitlines()
+    prefixes = [" ".join(line.split()[:2]) for line in references]
+    model = elseq.load(trained.checkpoint, attention, data=trained.data)
+    found = model.generate(lines, prefixes=prefixes, beam=3, max_len_b=20)
+    assert found == expected
+    assert all(text.startswith(prefix) for text, prefix in zip(found, prefixes, strict=True))
+    free = model.generate(lines, beam=3, max_len_b=20)
+    assert found != free
+    some = [prefix * (number % 2) for number, prefix in enumerate(prefixes)]
+    mixed = [(expected if number % 2 else free)[number] for number in range(len(lines))]
+    if attention != "stock":  # whose limit is that of the batch
+        assert model.generate([*lines, ""], prefixes=[*some, "w1"], beam=3, max_len_b=20) == [*mixed, ""]
+
+
+def test_prefixes_that_cannot_be(tiny_translation, translator, tiny_language_model):
+    with pytest.raises(UserError, match="^prefixes has 2 texts for 1 sources: give one for each$"):
+        translator.generate(["w1"], prefixes=["w1", "w2"])
+    with pytest.raises(UserError, match="^prefix 1 has 4 tokens and its output may have 3: shorten it$"):
+        translator.generate(["w1", "w2"], prefixes=["w1 w1 w1", "w1 w1 w1 w1"], max_len_b=3)
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    with pytest.raises(UserError, match="^prefixes are for models with an encoder: add them to the prompts of a"):
+        model.generate(["w1"], prefixes=["w1"])
+
+
 # --- ensembles
 
 
@@ -354,7 +393,7 @@ def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, t
         path.write_text(path.read_text().replace("w1 ", "v1 "))
     with pytest.raises(
         UserError,
-        match="^.*other/model.pt and .*first/model.pt are no ensemble: they have different dictionaries; give",
+        match="^.*other/model.pt and .*first/model.pt are no ensemble: they have different dict",
     ):
         elseq.load(f"{first}:{other}")
     for trained, reason in (

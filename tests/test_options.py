@@ -51,7 +51,7 @@ def test_help_needs_no_torch(name):
             ["elseq-generate", "--model=x", "--bpe=fastbpe"],
             "--bpe-codes is missing: name the file of the codes of fastbpe",
         ),
-        (["elseq-benchmark", "x", "--batch=3"], "unrecognized arguments: --batch=3; see elseq-benchmark --help"),
+        (["elseq-benchmark", "x", "--batches=3"], "unrecognized arguments: --batches=3; see elseq-benchmark --help"),
         (["elseq-convert", "from-hf", "x"], "the following arguments are required: --output; see elseq-convert "),
         (["elseq-score", "rouge", "x", "--stem"], "the following arguments are required: REFERENCES; see elseq-score "),
     ],

@@ -126,6 +126,7 @@ def _job(args):
         search,
         _taken(Format, args),
         args.threads,
+        args.prefix_file,
     )
 
 
@@ -146,6 +147,11 @@ def _parse(arguments: list[str]):
     )
     files.add_argument(
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
+    )
+    files.add_argument(
+        "--prefix-file",
+        metavar="FILE",
+        help="what each output begins with, a line for each of the input",
     )
     add_fields(files, Format)
     add_fields(files, Batching, "truncate")

@@ -51,6 +51,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
         search=search,
         threads=cfg.get("threads"),
+        prefix_file=cfg.get("prefix_file"),
     )
     beam = search_configuration(search).beam
     begun = []

@@ -21,6 +21,7 @@ from elseq.files import (
     check_overwrite,
     check_standard_output,
     is_within,
+    read_lines,
     real_path,
 )
 from elseq.generation.batches import SplittingDecoder
@@ -57,6 +58,7 @@ class Job:
     search: dict = field(default_factory=dict)  # of `Search`
     form: Format = Format()
     threads: int | None = None  # None: as many as torch has
+    prefix_file: str | None = None
 
 
 class Progress:
@@ -145,16 +147,18 @@ class Run:
                 lines, lambda text, name: generator.encode(text, search, name, batching.truncate, "give --truncate")
             )
             _check_words(job, lines, sources, generator)
+            prefixes = None if job.prefix_file is None else _encode_prefixes(job, generator, search, sources)
             batches = generator.cut_batches(
                 search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
             )
             blank = np.asarray(sources.lengths) == 0
             texts = list(lines) if job.form.with_source else ()
-            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank, texts)
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources, prefixes), blank, texts)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
-                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
+                forced = {} if prefixes is None else {"prefixes": prefixes}
+                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed, **forced)
                 self._decode(batches, finished, decode, partial(job.form.line, generator, texts), cfg.nbest)
                 if self.processes.is_first:
                     others = range(1, self.processes.count)
@@ -237,7 +241,7 @@ class Run:
         """
         job, checkpoints = self.job, checkpoint_paths(self.job.model)
         inputs = [*checkpoints, *(path.parent for path in checkpoints), *job.loading.inputs(), *more]
-        inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
+        inputs += [Path(path) for path in (job.input, job.prefix_file) if path not in (STANDARD_INPUT, None)]
         if job.output is None:
             check_standard_output(*inputs)
             return
@@ -293,12 +297,31 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
 
 
+def _encode_prefixes(job: Job, generator: TextGenerator, search, sources: Sources) -> Sources:
+    """The prefix of each line; blank ones and those of blank lines have no tokens."""
+    path = Path(job.prefix_file).expanduser()
+    texts = list(read_lines(path))
+    if len(texts) != len(sources):
+        raise UserError(
+            f"--prefix-file {path} has {len(texts):,} lines and the input has {len(sources):,}: give a line for each"
+        )
+    prefixes = Sources()
+    for index, (text, length) in enumerate(zip(texts, sources.lengths, strict=True)):
+        tokens = None
+        if length and text.strip():
+            tokens = generator.encode_prefix(text, search, length, f"line {index + 1} of {path}")
+        prefixes.append(tokens)
+    return prefixes
+
+
 def _folders(job: Job) -> list[Path]:
     data = [Path(job.loading.data)] if job.loading.data else []
     return [*data, *(path.parent for path in checkpoint_paths(job.model))]
 
 
-def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
+def _fingerprint(
+    job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources, prefixes: Sources | None
+) -> Fingerprint:
     parameter = next(generator.model.parameters())
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
     return {
@@ -306,6 +329,7 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         "model": " ".join(map(digest_file, checkpoint_paths(job.model))),
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
+        **({} if prefixes is None else {"prefixes": prefixes.digest()}),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),
         "--device": parameter.device.type,

@@ -170,6 +170,22 @@ def test_an_ensemble(tiny_translation, tiny_multi_query, source, run):
     assert refused.stderr.endswith("is an input: give another file\n")
 
 
+def test_prefixes(tiny_translation, source, run, tmp_path):
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    prefixes = [f"w{number % 20}" * (number % 3 > 0) for number in range(len(read(source)))]
+    path = tmp_path / "prefixes"
+    path.write_text("".join(f"{line}\n" for line in prefixes))
+    run("--prefix-file", path)
+    assert read(run.output) == model.generate(read(source), prefixes=prefixes, **SEARCH)
+    refused = run("--prefix-file", path, "--overwrite", "--output", path, check=False)
+    assert refused.stderr.endswith("prefixes is an input: give another file\n")
+    path.write_text("w1\n")
+    refused = run("--prefix-file", path, "--overwrite", check=False)
+    assert refused.stderr.endswith(
+        f"--prefix-file {path} has 1 lines and the input has {len(prefixes)}: give a line for each\n"
+    )
+
+
 def test_threads(run, expected, monkeypatch, threads):
     """Those of the run, not of the process after it."""
     decode, there = TextGenerator._decode, set()
