@@ -10,6 +10,7 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.token_generation_constraints import pack_constraints
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
@@ -58,7 +59,8 @@ class TextGenerator:
         """Generate the output for each text; for a language model, its continuation.
 
         Args:
-            texts: the sources or prompts. The output for a blank text is blank.
+            texts: the sources or prompts. The output for a blank text is blank. With the option constraints, phrases
+                that the output must contain stand after a source, each after a tab, as in fairseq-interactive.
             max_tokens: size of a batch: sentences times the longest source, in tokens.
             memory_budget: bytes of a batch without the model, such as "16G", instead of max_tokens; see
                 `elseq.generation.budget.batch_bytes`.
@@ -89,12 +91,14 @@ class TextGenerator:
         nbest = cfg.nbest
         search = self.make_search(cfg)
         results: list = ["" if nbest == 1 else [""] for _ in texts]
-        encoded = {}
+        encoded, forced = {}, {}
         for index, text in enumerate(texts):
             if text.strip():
-                encoded[index], _ = self.encode(text, search, f"text {index}", truncate, "set truncate=True")
+                source, constraints = self.split_constraints(text, cfg)
+                encoded[index], _ = self.encode(source, search, f"text {index}", truncate, "set truncate=True")
+                if constraints is not None:
+                    forced.setdefault("constraints", {})[index] = constraints
         lengths = [encoded[index].numel() if index in encoded else 0 for index in range(len(texts))]
-        forced = {}
         if prefixes is not None:
             prefixes = list(prefixes)
             if len(prefixes) != len(texts):
@@ -155,6 +159,28 @@ class TextGenerator:
             )
         return torch.cat((tokens[: limit - 1], tokens[-1:])), True
 
+    def split_constraints(self, text: str, cfg: GenerationConfig) -> tuple[str, list[torch.Tensor] | None]:
+        """The source in a text, and the tokens of each phrase that its output must contain.
+
+        Args:
+            text: a source, and with the option constraints phrases, each after a tab.
+            cfg: see `make_search`. Without the option, the whole text is the source, and there are no phrases (None).
+
+        Raises:
+            UserError: the model has no encoder.
+        """
+        if cfg.constraints is None:
+            return text, None
+        if not hasattr(self.model, "encoder"):
+            raise UserError(f"{cfg.constraints} is for models with an encoder: leave it out", "constraints")
+        source, *phrases = text.split("\t")
+        return source, [self._encode_target(phrase) for phrase in phrases if phrase.strip()]
+
+    def _encode_target(self, text: str) -> torch.Tensor:
+        """The tokens of a part of an output, which may be blank."""
+        pieces = self.bpe.encode(text) if self.bpe and text.strip() else text
+        return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
+
     def encode_prefix(self, text: str, search, length: int, name: str) -> torch.Tensor:
         """The tokens that a hypothesis must begin with.
 
@@ -169,8 +195,7 @@ class TextGenerator:
         """
         if not hasattr(self.model, "encoder"):
             raise UserError("prefixes are for models with an encoder: add them to the prompts of a language model")
-        pieces = self.bpe.encode(text) if self.bpe and text.strip() else text
-        tokens = self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
+        tokens = self._encode_target(text)
         limit = min(search.max_len - 2, max(search.min_len, int(search.max_len_a * length + search.max_len_b)))
         if tokens.numel() > limit:
             raise UserError(f"{name} has {tokens.numel()} tokens and its output may have {limit}: shorten it")
@@ -240,7 +265,11 @@ class TextGenerator:
         return SplittingDecoder(decode, lengths, name)
 
     def _decode(
-        self, search, sources: list[torch.Tensor], prefixes: list[torch.Tensor] | None = None
+        self,
+        search,
+        sources: list[torch.Tensor],
+        prefixes: list[torch.Tensor] | None = None,
+        constraints: list[list[torch.Tensor]] | None = None,
     ) -> list[list[dict]]:
         """The hypotheses of each source of a batch, in their order.
 
@@ -248,13 +277,15 @@ class TextGenerator:
             search: see `make_search`.
             sources: the tokens of each.
             prefixes: the tokens that the hypotheses of each begin with.
+            constraints: the tokens of each phrase that the hypotheses of each contain.
         """
-        dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
+        packed = {} if constraints is None else {"constraints": pack_constraints(constraints)}
+        dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources], **packed)
         sample = dataset.collater([dataset[index] for index in range(len(dataset))])
         place = {number: row for row, number in enumerate(sample["id"].tolist())}
         device = next(self.model.parameters()).device
         sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-        options = {}
+        options = {} if constraints is None else {"constraints": sample["constraints"]}
         if prefixes is not None and any(prefix.numel() for prefix in prefixes):
             rows = [prefixes[number] for number in sample["id"].tolist()]
             padded = pad_sequence(rows, batch_first=True, padding_value=self.task.target_dictionary.pad())

@@ -33,6 +33,7 @@ BPE = {
     "hugging_face": ("tokenizer_json",),
 }
 BPE_FILES = tuple(dict.fromkeys(name for names in BPE.values() for name in names))
+CONSTRAINTS = ("ordered", "unordered")
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
 
@@ -216,6 +217,13 @@ class Search:
     diverse_beam_groups: int = _option(-1, type=int, help="groups of diverse beam search; -1: none")
     diverse_beam_strength: float = _option(0.5, type=float, help="penalty for words of earlier groups")
     diversity_rate: float = _option(-1.0, type=float, help="penalty of diverse siblings search; -1: none")
+    constraints: str | None = _option(
+        choices=CONSTRAINTS,
+        nargs="?",
+        const=CONSTRAINTS[0],
+        help="phrases that the output must contain follow the text in its line, each after a tab; ordered: in this "
+        "order",
+    )
     early_stopping: str = _option(
         FIRST,
         choices=RULES,
@@ -237,9 +245,10 @@ def add_search_options(group) -> None:
         options, default = dict(each.metadata), each.default
         if isinstance(default, bool):
             options |= {"action": "store_const", "const": True}
-        else:
+        elif default is not None:
             options["help"] += f" (default: {default})"
-            options |= {} if "choices" in options else {"metavar": "N"}
+        if options.get("type") in (int, float):
+            options["metavar"] = "N"
         group.add_argument(as_option(each.name), **options)
 
 

@@ -111,7 +111,7 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"max_tokens": "4096"}, "^max_tokens '4096' is not a whole number above 0$"),
         (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),
         (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
-        (["a"], {"constraints": "ordered"}, "no option 'constraints'; it takes beam, "),
+        (["a"], {"constraints": "some"}, "^constraints 'some' cannot be used: "),
         (["a"], {"prefix_size": 1}, "no option 'prefix_size'"),
         (["a"], {"replace_unk": "@@ "}, "no option 'replace_unk'"),
         (["a"], {"print_alignment": "hard"}, "no option 'print_alignment'"),
@@ -350,6 +350,46 @@ def test_prefixes_that_cannot_be(tiny_translation, translator, tiny_language_mod
     model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
     with pytest.raises(UserError, match="^prefixes are for models with an encoder: add them to the prompts of a"):
         model.generate(["w1"], prefixes=["w1"])
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+@pytest.mark.parametrize("order", ["ordered", "unordered"])
+def test_constraints(tiny_translation, attention, order, tmp_path):
+    """As fairseq-interactive has them, in the same lines."""
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()[:8]
+    phrases = ["w3", "w7 w8\tw3", "", "w1\tw2 w2", "w19 w1", "w4", "w5\tw6\tw7", ""]
+    texts = [f"{line}\t{phrase}" if phrase else line for line, phrase in zip(lines, phrases, strict=True)]
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in texts))
+    files = [
+        "--path",
+        tiny_translation.checkpoint,
+        "--input",
+        tmp_path / "texts",
+        "--buffer-size=8",
+        "--max-tokens=999",
+    ]
+    options = [
+        "--task=translation",
+        "-s=src",
+        "-t=tgt",
+        f"--constraints={order}",
+        "--beam=4",
+        "--max-len-b=30",
+        "--cpu",
+    ]
+    log = helpers.run_here(["fairseq-interactive", tiny_translation.data, *files, *options, "--cpu"]).stdout
+    expected = re.findall(r"^H-\d+\t.*\t(.*)$", log, re.MULTILINE)
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
+    found = model.generate([*texts, ""], constraints=order, beam=4, max_len_b=30)
+    assert found == [*expected, ""]
+    assert all(phrase in text for line, text in zip(phrases, expected, strict=True) for phrase in line.split("\t"))
+    assert model.generate(texts, beam=4, max_len_b=30) != expected
+
+
+def test_constraints_of_a_language_model(tiny_language_model):
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    with pytest.raises(UserError, match="^constraints ordered is for models with an encoder: leave it out$"):
+        model.generate(["w1"], constraints="ordered")
 
 
 # --- ensembles

@@ -6,6 +6,7 @@ import sys
 from collections.abc import Callable, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -143,9 +144,15 @@ class Run:
             data = Path(generator.task.options.data)
             self._check_output_is_no_input(data)
             search = generator.make_search(cfg)
-            sources = encode_lines(
-                lines, lambda text, name: generator.encode(text, search, name, batching.truncate, "give --truncate")
-            )
+            constraints: list[list[torch.Tensor]] = []  # of each line that is not blank
+
+            def encode(text: str, name: str) -> tuple[torch.Tensor, bool]:
+                source, phrases = generator.split_constraints(text, cfg)
+                if phrases is not None:
+                    constraints.append(phrases)
+                return generator.encode(source, search, name, batching.truncate, "give --truncate")
+
+            sources = encode_lines(lines, encode)
             _check_words(job, lines, sources, generator)
             prefixes = None if job.prefix_file is None else _encode_prefixes(job, generator, search, sources)
             batches = generator.cut_batches(
@@ -158,6 +165,8 @@ class Run:
             with closing(self.progress):
                 ready(generator)
                 forced = {} if prefixes is None else {"prefixes": prefixes}
+                if cfg.constraints is not None:
+                    forced["constraints"] = dict(zip(np.flatnonzero(~blank).tolist(), constraints, strict=True))
                 decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed, **forced)
                 self._decode(batches, finished, decode, partial(job.form.line, generator, texts), cfg.nbest)
                 if self.processes.is_first:
@@ -336,7 +345,12 @@ def _fingerprint(
         "--dtype": INT8 if job.loading.dtype == INT8 else str(parameter.dtype).removeprefix("torch."),
         **job.batching.deciding(),
         **job.form.deciding(),
-        **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
+        **{as_option(name): _plain(cfg[name]) for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,
         "torch": torch.__version__,
     }
+
+
+def _plain(value):
+    """An option without fairseq's enumerations."""
+    return str(value) if isinstance(value, Enum) else value

@@ -186,6 +186,19 @@ def test_prefixes(tiny_translation, source, run, tmp_path):
     )
 
 
+def test_constraints(tiny_translation, source, run, tmp_path):
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    texts = [f"{line}\tw{number % 20}" if line.strip() else line for number, line in enumerate(read(source))]
+    path = tmp_path / "texts"
+    path.write_text("".join(f"{line}\n" for line in texts))
+    run("--constraints", input=path)
+    found = read(run.output)
+    assert found == model.generate(texts, constraints="ordered", **SEARCH)
+    assert all(text.split("\t")[1] in line.split() for text, line in zip(texts, found, strict=True) if "\t" in text)
+    run("--constraints=unordered", "--overwrite", "--max-tokens=20", input=path)
+    assert read(run.output) == model.generate(texts, constraints="unordered", **SEARCH)
+
+
 def test_threads(run, expected, monkeypatch, threads):
     """Those of the run, not of the process after it."""
     decode, there = TextGenerator._decode, set()
