@@ -19,7 +19,15 @@ from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
-from elseq.loading import Checkpoint, check_same_task, checkpoint_paths, import_plugins, usable_device, usable_dtype
+from elseq.loading import (
+    Checkpoint,
+    check_same_task,
+    checkpoint_paths,
+    import_plugins,
+    load_language_model,
+    usable_device,
+    usable_dtype,
+)
 from elseq.options import Loading, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords, read_subwords
@@ -28,18 +36,20 @@ from elseq.subwords.finding import find_subwords, read_subwords
 class TextGenerator:
     """A model, or an ensemble, with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
 
-    def __init__(self, models: Sequence, task, bpe=None):
+    def __init__(self, models: Sequence, task, bpe=None, language_model=None):
         """
         Args:
             models: fairseq models, an ensemble if several.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
             bpe: an `elseq.subwords.base.Subwords`, or None if texts consist of words of the dictionary.
+            language_model: a model whose log-probabilities are added with the option lm_weight, or None.
         """
         self.models = list(models)
         self.model = self.models[0]  # the others are of its kind, and on its device
         self.task = task
         self.bpe = bpe
-        for model in self.models:
+        self.language_model = language_model
+        for model in self.models if language_model is None else [*self.models, language_model]:
             model.eval()
             model.make_generation_fast_()
             model.train = partial(_refuse_training, model)
@@ -122,8 +132,14 @@ class TextGenerator:
 
     def make_search(self, cfg: GenerationConfig):
         """The generator (fairseq's or elseq's) for a configuration of `search_configuration`."""
+        if cfg.lm_weight and self.language_model is None:
+            raise UserError(f"{cfg.lm_weight:g} needs a language model, and none is loaded: name one", "lm_weight")
+        fused = {} if self.language_model is None else {"lm_model": self.language_model, "lm_weight": cfg.lm_weight}
         with renamed(_as_keyword):
-            return self.task.build_generator(self.models, cfg)
+            search = self.task.build_generator(self.models, cfg, extra_gen_cls_kwargs=fused)
+        if self.language_model is not None:
+            search.max_len = min(search.max_len, self.language_model.max_positions())
+        return search
 
     def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
         """The tokens of a text, including the end symbol, and whether they were truncated.
@@ -325,6 +341,7 @@ def load(
     gpt2_encoder_json: str | Path | None = None,
     gpt2_vocab_bpe: str | Path | None = None,
     tokenizer_json: str | Path | None = None,
+    lm_path: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -349,6 +366,7 @@ def load(
         sentencepiece_model: file of sentencepiece.
         gpt2_encoder_json, gpt2_vocab_bpe: files of gpt2.
         tokenizer_json: file of hugging_face.
+        lm_path: checkpoint of a language model of the target's dictionary, for the option lm_weight of `generate`.
         apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
         apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
@@ -360,7 +378,7 @@ def load(
     top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
     subwords = {"bpe": bpe, "bpe_codes": bpe_codes, "sentencepiece_model": sentencepiece_model}
     subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
-    subwords["tokenizer_json"] = tokenizer_json
+    subwords |= {"tokenizer_json": tokenizer_json, "lm_path": lm_path}
     return load_by(path, Loading(attention, device, dtype, data, languages, user_dir, **subwords, **top_k))
 
 
@@ -374,9 +392,8 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
     options = loading.of_task() | {"decode_dtype": dtype}
-    task = checkpoint.build_task(
-        folder, checkpoint.dictionaries(folder, loading.languages), loading.attention, **options
-    )
+    dictionaries = checkpoint.dictionaries(folder, loading.languages)
+    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
     for other in others:
         check_same_task(checkpoint, task, other, loading)
     known = task.source_dictionary.symbols, checkpoint.is_language_model
@@ -386,7 +403,11 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
         subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
     models = [each.build_model(task) for each in (checkpoint, *others)]
     models = [model.to(device=device, dtype=DTYPES.get(dtype)) for model in models]
-    generator = TextGenerator(models, task, subwords)
+    language_model = None
+    if loading.lm_path is not None:
+        language_model = load_language_model(loading.lm_path, dictionaries[1], loading.attention)
+        language_model = language_model.to(device=device, dtype=DTYPES.get(dtype))
+    generator = TextGenerator(models, task, subwords, language_model)
     for model, each in zip(models, (checkpoint, *others), strict=True):
         task.set_dtype(model)
         if dtype == INT8:

@@ -221,6 +221,28 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     return name
 
 
+def load_language_model(path: str | Path, target: Path, attention: str):
+    """A language model whose log-probabilities a search adds to those of its model, on the CPU.
+
+    Args:
+        path: its checkpoint.
+        target: the dictionary file of the search's model. It stands in for a dict.txt beside the checkpoint or its
+            training data.
+        attention: a value of --decode-attention.
+
+    Raises:
+        UserError: it is no language model, or cannot be loaded with the dictionary.
+    """
+    checkpoint = Checkpoint.read(path)
+    if not checkpoint.is_language_model:
+        raise UserError(f"{checkpoint.path} is no language model: give one", "lm_path")
+    dictionary = target
+    with contextlib.suppress(UserError):
+        if (own := checkpoint.folder() / "dict.txt").exists():
+            dictionary = own  # fairseq's check for equal dictionaries reads it
+    return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention))
+
+
 def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading) -> None:
     """Check that two checkpoints can be an ensemble.
 

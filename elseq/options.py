@@ -101,6 +101,9 @@ class Loading:
     gpt2_encoder_json: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
     gpt2_vocab_bpe: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
     tokenizer_json: str | Path | None = _option(metavar="FILE", help="for --bpe hugging_face")
+    lm_path: str | Path | None = _option(
+        metavar="FILE", help="a language model of the target's dictionary, for --lm-weight (default: none)"
+    )
     apply_top_k: int | None = _option(
         metavar="K",
         type=int,
@@ -124,7 +127,8 @@ class Loading:
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""
-        named = [as_path(path, name) for name in ("data", *BPE_FILES) if (path := getattr(self, name)) is not None]
+        names = ("data", "lm_path", *BPE_FILES)
+        named = [as_path(path, name) for name in names if (path := getattr(self, name)) is not None]
         folders = user_dirs(str(self.user_dir)) if self.user_dir is not None else []
         return named + [path for folder in folders for path in Path(folder).rglob("*.py")]
 
@@ -224,6 +228,7 @@ class Search:
         help="phrases that the output must contain follow the text in its line, each after a tab; ordered: in this "
         "order",
     )
+    lm_weight: float = _option(0.0, type=float, help="of the log-probabilities of --lm-path, which are added")
     early_stopping: str = _option(
         FIRST,
         choices=RULES,

@@ -392,6 +392,35 @@ def test_constraints_of_a_language_model(tiny_language_model):
         model.generate(["w1"], constraints="ordered")
 
 
+# --- fusion with a language model
+
+
+@pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
+def test_fusion(tiny_translation, fused, attention, beam):
+    """As fairseq-generate has it."""
+    data, path = fused
+    options = ["--task=translation", f"--beam={beam}", "--max-len-b=20", "--lm-path", path, "--lm-weight=0.5"]
+    command = ["fairseq-generate", data, "--path", tiny_translation.checkpoint, *options, "--cpu", "--num-workers=0"]
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", helpers.run_here(command).stdout, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()
+    model = elseq.load(tiny_translation.checkpoint, attention, data=data, lm_path=path)
+    assert model.generate(lines, beam=beam, max_len_b=20, lm_weight=0.5) == expected
+    free = elseq.load(tiny_translation.checkpoint, attention, data=data).generate(lines, beam=beam, max_len_b=20)
+    assert model.generate(lines, beam=beam, max_len_b=20) == free != expected
+    assert model.make_search(search_configuration({})).max_len == 40  # the language model's positions
+
+
+def test_fusion_that_cannot_be(tiny_translation, translator, tiny_language_model):
+    with pytest.raises(UserError, match="^lm_weight 0.5 needs a language model, and none is loaded: name one$"):
+        translator.generate(["w1"], lm_weight=0.5)
+    with pytest.raises(UserError, match="^lm_path .*.pt is no language model: give one$"):
+        elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_translation.checkpoint)
+    other = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_language_model.checkpoint)
+    with pytest.raises(UserError, match="the language model has a dictionary of its own .32 words"):
+        other.generate(["w1"], lm_weight=0.5)
+
+
 # --- ensembles
 
 

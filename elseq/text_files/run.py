@@ -28,7 +28,7 @@ from elseq.files import (
 from elseq.generation.batches import SplittingDecoder
 from elseq.generation.options import search_configuration
 from elseq.generator import TextGenerator, check_max_tokens, load_by
-from elseq.loading import checkpoint_paths
+from elseq.loading import checkpoint_path, checkpoint_paths
 from elseq.options import SEARCH_OPTIONS, Batching, Loading
 from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
@@ -333,12 +333,14 @@ def _fingerprint(
 ) -> Fingerprint:
     parameter = next(generator.model.parameters())
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
+    fused = job.loading.lm_path
     return {
         "input": lines.digest,
         "model": " ".join(map(digest_file, checkpoint_paths(job.model))),
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         **({} if prefixes is None else {"prefixes": prefixes.digest()}),
+        **({} if fused is None else {"language model": digest_file(checkpoint_path(fused))}),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),
         "--device": parameter.device.type,

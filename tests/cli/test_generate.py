@@ -194,9 +194,21 @@ def test_constraints(tiny_translation, source, run, tmp_path):
     run("--constraints", input=path)
     found = read(run.output)
     assert found == model.generate(texts, constraints="ordered", **SEARCH)
-    assert all(text.split("\t")[1] in line.split() for text, line in zip(texts, found, strict=True) if "\t" in text)
+    assert all(text.split("\t")[1] in line.split() for text, line in zip(texts, found, strict=True) if "\tw" in text)
     run("--constraints=unordered", "--overwrite", "--max-tokens=20", input=path)
     assert read(run.output) == model.generate(texts, constraints="unordered", **SEARCH)
+
+
+def test_fusion(tiny_translation, fused, source, run, tmp_path):
+    data, path = fused
+    trained = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    model = elseq.load(trained.checkpoint, data=data, lm_path=path)
+    run(f"--lm-path={path}", "--lm-weight=0.5", model=trained)
+    assert read(run.output) == model.generate(read(source), lm_weight=0.5, **SEARCH)
+    refused = run("--lm-weight=0.5", "--overwrite", model=trained, check=False)
+    assert refused.stderr.endswith("--lm-weight 0.5 needs a language model, and none is loaded: name one\n")
+    refused = run(f"--lm-path={path}", "--lm-weight=0.5", "--overwrite", f"--output={path}", model=trained, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
 
 
 def test_threads(run, expected, monkeypatch, threads):
