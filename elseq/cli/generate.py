@@ -82,7 +82,8 @@ def _how_far(run, args) -> str:
         return f"all {run.progress.total} lines are done and in {args.output}"
     done = f"{run.progress.finished} of {run.progress.total} lines are done"
     if args.output is None:
-        return f"{done} and lost, since there is no --output to keep them by"
+        written = f"; {run.journal.written} of them are written, and the others" if run.journal.written else " and"
+        return f"{done}{written} lost, since there is no --output to keep them by"
     return f"{done}; repeat the same command to continue"
 
 
@@ -143,7 +144,9 @@ def _parse(arguments: list[str]):
         "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text, one per line (default: the standard input)"
     )
     files.add_argument(
-        "--output", metavar="FILE", help="default: the standard output, at the end; an interrupted run keeps nothing"
+        "--output",
+        metavar="FILE",
+        help="default: the standard output, each line as soon as all before it are done; such a run cannot continue",
     )
     files.add_argument(
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"

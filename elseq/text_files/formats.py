@@ -70,10 +70,10 @@ class Format:
             generator: the model; it may be None where there are no hypotheses.
             texts: the lines of the input, for --with-source.
             index: the line.
-            hypotheses: tensors of `read` on the CPU, best first. A blank line has none in jsonl.
+            hypotheses: tensors of `read` on the CPU, best first. A blank line has none.
         """
         if self.format == TEXT:
-            return in_one_line(generator.text(hypotheses[0]["tokens"]))
+            return in_one_line(generator.text(hypotheses[0]["tokens"])) if hypotheses else ""
         record = {"id": index} | ({"source": texts[index]} if self.with_source else {})
         record["hypotheses"] = [self._hypothesis(generator, each) for each in hypotheses]
         return json.dumps(record, ensure_ascii=False, allow_nan=False)

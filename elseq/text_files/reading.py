@@ -79,7 +79,7 @@ class Sources:
         self._tokens = array("i")
         self._starts = array("q", [0])
         self.lengths = array("i")  # of each text; 0 if blank
-        self.truncated = 0
+        self.truncated = array("q")  # indices
 
     def append(self, tokens: torch.Tensor | None) -> None:
         """Add a text; None is a blank one."""
@@ -115,6 +115,7 @@ def encode_lines(lines: InputLines, encode: Callable[[str, str], tuple[torch.Ten
         tokens = None
         if text.strip():
             tokens, was_cut = encode(text, lines.name(index))
-            sources.truncated += was_cut
+            if was_cut:
+                sources.truncated.append(index)
         sources.append(tokens)
     return sources

@@ -35,7 +35,7 @@ from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
 from elseq.text_files.formats import Format
-from elseq.text_files.journal import Journal, NamelessJournal
+from elseq.text_files.journal import Journal, StandardOutput
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import InputLines, Sources, encode_lines
 
@@ -43,6 +43,7 @@ logger = logging.getLogger(__name__)
 
 # Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
+MOST_NAMED = 20  # truncated lines
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
@@ -117,7 +118,7 @@ class Run:
         self.job = job
         self.processes = processes
         # The target of a link, because publishing replaces the file.
-        self.journal = NamelessJournal() if job.output is None else Journal(real_path(job.output), processes.rank)
+        self.journal = StandardOutput() if job.output is None else Journal(real_path(job.output), processes.rank)
         self.progress: Progress | None = None
 
     def __call__(self, ready: Callable[[TextGenerator], None] = lambda generator: None) -> None:
@@ -178,7 +179,9 @@ class Run:
         if not self.processes.is_first:
             self.processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
-            logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
+            cut, names = len(sources.truncated), ", ".join(str(index + 1) for index in sources.truncated[:MOST_NAMED])
+            more = f" and {cut - MOST_NAMED:,} more" if cut > MOST_NAMED else ""
+            logger.warning("%d of %d lines were too long and were truncated: %s%s", cut, len(lines), names, more)
 
     def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, texts: Sequence[str]) -> np.ndarray:
         """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
@@ -199,7 +202,7 @@ class Run:
         if processes.is_first:
             if not finished.all():
                 self._check_overwrite()
-            if not self.job.form.keeps_blank_lines:
+            if not self.job.form.keeps_blank_lines or self.job.output is None:
                 for index in np.flatnonzero(blank & ~written).tolist():
                     journal.append([index], [self.job.form.line(None, texts, index, [])])
             processes.announce("begun")

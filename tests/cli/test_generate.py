@@ -250,6 +250,22 @@ def test_standard_output(tiny_translation, source, expected, monkeypatch, capfdb
     assert b"lines are done and lost, since there is no --output to keep them by" in captured.err
 
 
+def test_lines_are_written_in_their_turn(tiny_translation, source, expected, monkeypatch, capfdbinary):
+    """Here, each before the next is decoded: the first is the longest."""
+    lines = sorted(read(source), key=len, reverse=True)
+    source.write_text("".join(f"{line}\n" for line in lines))
+    whole = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data).generate(lines, **SEARCH)
+    assert sorted(whole) == sorted(expected)
+    options = ["--model", tiny_translation.checkpoint, "--data", tiny_translation.data, *OPTIONS]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_after(patch, 4)
+        call(patch, *options, "--input", source, "--max-tokens=1")
+    captured = capfdbinary.readouterr()
+    written = captured.out.decode().splitlines()
+    assert written == whole[: len(written)] and 1 <= len(written) <= 4
+    assert f"lines are done; {len(written)} of them are written, and the others lost, since".encode() in captured.err
+
+
 def test_nothing_is_left_of_a_run_to_the_standard_output(tiny_translation, source, tmp_path, monkeypatch, capfdbinary):
     """Whatever ends it, SIGKILL too: there is no name to be removed."""
     temporary = tmp_path / "temporary"

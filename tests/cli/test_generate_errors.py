@@ -53,7 +53,7 @@ def test_bad_lines(run, source, content, sentence):
 def test_long_lines_can_be_cut(run, source):
     source.write_bytes(b"w1\n" + b"w2 " * 100_000 + b"\n\n" + b"w3 " * 200)
     result = run("--truncate")
-    assert "2 of 4 lines were too long and were truncated" in result.stdout
+    assert "2 of 4 lines were too long and were truncated: 2, 4" in result.stdout
     assert [bool(line) for line in read(run.output)] == [True, True, False, True]
 
 
