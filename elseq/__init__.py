@@ -6,18 +6,45 @@ models, architectures, tasks and subwords.
 
 __version__ = "0.1.0"
 
+import functools
+import sys
+from pathlib import Path
+
 from elseq import streams
 from elseq.errors import install_excepthook
 
 streams.install()
-install_excepthook()  # before the imports below, which take seconds, so that Ctrl-C gives no traceback
+install_excepthook()  # before `set_up`, which takes seconds, so that Ctrl-C gives no traceback
 
-from elseq import compat  # noqa: E402
+COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
 
-compat.apply()
 
-from elseq import models, tasks  # noqa: E402, F401
-from elseq.generator import load  # noqa: E402
-from elseq.subwords import fairseq_bpe  # noqa: E402, F401
+@functools.cache
+def set_up() -> None:
+    """Repair fairseq, and register the models, architectures, tasks and subwords. A second call has no effect."""
+    from elseq import compat
 
-__all__ = ["load"]
+    compat.apply()
+
+    from elseq import generator, models, tasks  # noqa: F401
+    from elseq.subwords import fairseq_bpe  # noqa: F401
+
+
+def __getattr__(name: str):
+    if name != "load":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    set_up()
+    from elseq.generator import load
+
+    return load
+
+
+def _is_command() -> bool:
+    """Whether this process was started as a command of elseq."""
+    return Path(getattr(sys.modules.get("__main__"), "__file__", None) or "").name in COMMANDS
+
+
+if not _is_command():  # which reads its options first: they need neither torch nor fairseq
+    set_up()
+
+__all__ = ["load", "set_up"]

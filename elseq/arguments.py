@@ -4,8 +4,10 @@ import argparse
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
 
-from elseq.compat.commands import import_user_dirs
+import elseq
 from elseq.errors import UserError, as_option
+
+UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
 
 class Parser(argparse.ArgumentParser):
@@ -79,6 +81,9 @@ def folders_of_plugins(text: str) -> str:
     Raises:
         UserError: a folder that cannot be imported.
     """
+    elseq.set_up()  # a plugin registers with fairseq as elseq has repaired it
+    from elseq.compat.commands import import_user_dirs
+
     try:
         import_user_dirs(text)
     except UserError as error:
@@ -104,6 +109,24 @@ def count_or_zero(text: str) -> int:
     if not text.strip().isdecimal():
         raise UserError(f"{text!r} is neither 0 nor a whole number above it")
     return int(text)
+
+
+def read_bytes(text: str) -> int:
+    """A number of bytes such as 16G, 800M or 1.5g; K, M, G and T are powers of 1,024.
+
+    Raises:
+        UserError: it is none.
+    """
+    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), ""
+    if number[-1:] in UNITS:
+        number, unit = number[:-1], number[-1:]
+    try:
+        size = int(float(number) * UNITS[unit])
+    except (ValueError, OverflowError):
+        size = 0
+    if size < 1:
+        raise UserError(f"{text!r} is not a size in bytes; give one such as 16G or 800M")
+    return size
 
 
 def counts(text: str) -> list[int]:

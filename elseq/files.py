@@ -14,6 +14,7 @@ from typing import IO
 
 from elseq.errors import UserError
 
+STANDARD_INPUT = "-"
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
 # The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
 DICTIONARIES = "dict*.txt"
@@ -108,6 +109,25 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: copy it again")
     return content
+
+
+def check_dictionaries(folder: Path) -> Path:
+    """The folder, if it has dictionaries.
+
+    Raises:
+        UserError: it has none, or one of them or of its subword vocabularies is a pipe or a device.
+    """
+    if not any(folder.glob(DICTIONARIES)):
+        raise UserError(f"{folder} holds no dictionary ({DICTIONARIES}); name another folder", "data")
+    for pattern in (DICTIONARIES, *SUBWORDS):
+        for path in folder.glob(pattern):
+            check_ordinary(path)
+    return folder
+
+
+def user_dirs(text: str) -> list[str]:
+    """The folders in a value of --user-dir."""
+    return [text] if os.path.exists(text) else text.split(os.pathsep)
 
 
 def make_folder(folder: Path, *sources: Path | None) -> None:

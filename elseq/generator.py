@@ -2,7 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass
 from functools import partial
 from numbers import Integral
 from pathlib import Path
@@ -11,47 +11,28 @@ import numpy as np
 import torch
 from fairseq import utils
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.token_generation_constraints import pack_constraints
+from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from elseq.arguments import count
-from elseq.errors import UserError, as_option, check_choice, renamed
+from elseq.arguments import read_bytes
+from elseq.errors import UserError, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
-from elseq.generation.budget import capacity, read_bytes
+from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
-from elseq.loading import Checkpoint, Loading, import_plugins, usable_codes, usable_device, usable_dtype
+from elseq.loading import (
+    Checkpoint,
+    check_same_task,
+    checkpoint_paths,
+    import_plugins,
+    load_language_model,
+    usable_device,
+    usable_dtype,
+)
+from elseq.options import Loading, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
-from elseq.subwords.finding import find_subwords
-from elseq.tasks.decoding import decode_attention_names
-
-
-@dataclass(frozen=True)
-class Batching:
-    """How texts are decoded together."""
-
-    max_tokens: int = field(
-        default=4096, metadata={"type": count, "metavar": "N", "help": "of a batch: texts times the longest text"}
-    )
-    memory_budget: int | str | None = field(
-        default=None,
-        metadata={
-            "type": read_bytes,
-            "metavar": "BYTES",
-            "help": "memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
-            "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "
-            "and what the allocator loses: leave a tenth of the memory for that. With --attention auto it assumes the "
-            "larger of kv and el. A batch that runs out of memory is split in any case",
-        },
-    )
-    truncate: bool = field(default=False, metadata={"help": "cut texts that are too long instead of refusing them"})
-    seed: int | None = field(
-        default=None, metadata={"type": int, "metavar": "N", "help": "seed of the random numbers for --sampling"}
-    )
-
-    def deciding(self) -> dict:
-        """The options that decide the output, by their names on the command line."""
-        options = {as_option(each.name): getattr(self, each.name) for each in fields(self)}
-        return options | {"--max-tokens": self.max_tokens if self.memory_budget is None else None}
+from elseq.subwords.finding import find_subwords, read_subwords
 
 
 @dataclass(frozen=True)
@@ -68,20 +49,25 @@ class Hypothesis:
 
 
 class TextGenerator:
-    """A model with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
+    """A model, or an ensemble, with its dictionaries and its subword vocabulary. `elseq.load` makes one."""
 
-    def __init__(self, model, task, bpe=None):
+    def __init__(self, models: Sequence, task, bpe=None, language_model=None):
         """
         Args:
-            model: a fairseq model.
+            models: fairseq models, an ensemble if several.
             task: an ElseqTranslationTask or ElseqLanguageModelingTask.
             bpe: an `elseq.subwords.base.Subwords`, or None if texts consist of words of the dictionary.
+            language_model: a model whose log-probabilities are added with the option lm_weight, or None.
         """
-        self.model = model.eval()
+        self.models = list(models)
+        self.model = self.models[0]  # the others are of its kind, and on its device
         self.task = task
         self.bpe = bpe
-        model.make_generation_fast_()
-        model.train = partial(_refuse_training, model)
+        self.language_model = language_model
+        for model in self.models if language_model is None else [*self.models, language_model]:
+            model.eval()
+            model.make_generation_fast_()
+            model.train = partial(_refuse_training, model)
 
     def generate(
         self,
@@ -94,13 +80,15 @@ class TextGenerator:
         seed: int | None = None,
         source_lang: str | Sequence[str] | None = None,
         target_lang: str | Sequence[str] | None = None,
+        prefixes: Iterable[str] | None = None,
         return_scores: bool = False,
         **options,
     ) -> list[str] | list[list[str]] | list[Hypothesis] | list[list[Hypothesis]]:
         """Generate the output for each text; for a language model, its continuation.
 
         Args:
-            texts: the sources or prompts. The output for a blank text is blank.
+            texts: the sources or prompts. The output for a blank text is blank. With the option constraints, phrases
+                that the output must contain stand after a source, each after a tab, as in fairseq-interactive.
             max_tokens: size of a batch: sentences times the longest source, in tokens.
             memory_budget: bytes of a batch without the model, such as "16G", instead of max_tokens; see
                 `elseq.generation.budget.batch_bytes`.
@@ -108,10 +96,11 @@ class TextGenerator:
             progress: show a progress bar. Default: if standard error is a terminal.
             seed: seed of the random numbers for sampling.
             source_lang, target_lang: languages of a multilingual model, of all texts or of each. Default: as in `load`.
+            prefixes: what the output for each text begins with; a blank one is none. The output holds it.
             return_scores: return a `Hypothesis` for each string, with its score, tokens and log-probabilities. That of
                 a blank text has no tokens and the score 0.
             options: search options of fairseq-generate, with their names there; see
-                `elseq.generation.options.SEARCH_OPTIONS`.
+                `elseq.options.Search`.
 
         Returns:
             One string or `Hypothesis` for each text, in their order; with nbest above 1, lists of them, best first.
@@ -124,23 +113,36 @@ class TextGenerator:
         cfg = search_configuration(options)
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
+        if prefixes is not None:
+            prefixes = list(prefixes)
+            if len(prefixes) != len(texts):
+                raise UserError(f"has {len(prefixes)} texts for {len(texts)} sources: give one for each", "prefixes")
         blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
         results: list = [blank if nbest == 1 else [blank] for _ in texts]
         parts = []
         for generator, indices in self._by_languages(len(texts), source_lang, target_lang):
             search = generator.make_search(cfg)
-            sources = {
-                index: generator.encode(texts[index], search, f"text {index}", truncate, "set truncate=True")[0]
-                for index in indices
-                if texts[index].strip()
-            }
-            parts.append((generator, search, sources))
-        without_text = len(texts) - sum(len(sources) for _, _, sources in parts)
+            sources, forced = {}, {}
+            for index in indices:
+                if not texts[index].strip():
+                    continue
+                source, constraints = generator.split_constraints(texts[index], cfg)
+                sources[index], _ = generator.encode(source, search, f"text {index}", truncate, "set truncate=True")
+                if constraints is not None:
+                    forced.setdefault("constraints", {})[index] = constraints
+                if prefixes is not None:
+                    length = sources[index].numel()
+                    prefix = generator.encode_prefix(prefixes[index], search, length, f"prefix {index}")
+                    forced.setdefault("prefixes", {})[index] = prefix
+            parts.append((generator, search, sources, forced))
+        without_text = len(texts) - sum(len(sources) for _, _, sources, _ in parts)
         with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
             bar.update(without_text)
-            for generator, search, sources in parts:
+            for generator, search, sources, forced in parts:
                 lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]
-                decode = generator.batch_decoder(search, sources, lengths, lambda index: f"text {index}", seed)
+                decode = generator.batch_decoder(
+                    search, sources, lengths, lambda index: f"text {index}", seed, **forced
+                )
                 for batch in generator.cut_batches(
                     search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"
                 ):
@@ -185,8 +187,11 @@ class TextGenerator:
             A `Hypothesis` for each target, in their order. Its text is the target, its score the sum of log_probs.
 
         Raises:
-            UserError: something that is no list of strings, lists of different lengths, or a text that is too long.
+            UserError: something that is no list of strings, lists of different lengths, a text that is too long, or an
+                ensemble.
         """
+        if len(self.models) > 1:
+            raise UserError(f"score takes one model, and this is an ensemble of {len(self.models)}: load one")
         if source_lang is not None or target_lang is not None:
             options = {"max_tokens": max_tokens, "truncate": truncate, "progress": progress}
             return self.for_languages(source_lang, target_lang).score(sources, targets, **options)
@@ -221,7 +226,8 @@ class TextGenerator:
             UserError: a language is not the model's, or the model is not multilingual.
         """
         with renamed(_as_keyword):
-            return TextGenerator(self.model, self.task.for_languages(source, target), self.bpe)
+            task = self.task.for_languages(source, target)
+            return TextGenerator(self.models, task, self.bpe, self.language_model)
 
     def _by_languages(self, count: int, source, target) -> list[tuple["TextGenerator", Sequence[int]]]:
         """The generator of each pair of languages among so many texts, with the texts' indices.
@@ -246,8 +252,14 @@ class TextGenerator:
 
     def make_search(self, cfg: GenerationConfig):
         """The generator (fairseq's or elseq's) for a configuration of `search_configuration`."""
+        if cfg.lm_weight and self.language_model is None:
+            raise UserError(f"{cfg.lm_weight:g} needs a language model, and none is loaded: name one", "lm_weight")
+        fused = {} if self.language_model is None else {"lm_model": self.language_model, "lm_weight": cfg.lm_weight}
         with renamed(_as_keyword):
-            return self.task.build_generator([self.model], cfg)
+            search = self.task.build_generator(self.models, cfg, extra_gen_cls_kwargs=fused)
+        if self.language_model is not None:
+            search.max_len = min(search.max_len, self.language_model.max_positions())
+        return search
 
     def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
         """The tokens of a text, including the end symbol, and whether they were truncated.
@@ -277,7 +289,9 @@ class TextGenerator:
 
     def _positions(self) -> int:
         """Of a source or a prompt."""
-        positions = utils.resolve_max_positions(self.task.max_positions(), self.model.max_positions())
+        positions = utils.resolve_max_positions(
+            self.task.max_positions(), *(model.max_positions() for model in self.models)
+        )
         return positions[0] if isinstance(positions, tuple) else positions
 
     def _encode(self, text: str, limit: int, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
@@ -306,6 +320,48 @@ class TextGenerator:
             raise UserError(f"{name} has {tokens.numel()} tokens and the model generates {limit}; shorten it")
         return tokens
 
+    def split_constraints(self, text: str, cfg: GenerationConfig) -> tuple[str, list[torch.Tensor] | None]:
+        """The source in a text, and the tokens of each phrase that its output must contain.
+
+        Args:
+            text: a source, and with the option constraints phrases, each after a tab.
+            cfg: see `make_search`. Without the option, the whole text is the source, and there are no phrases (None).
+
+        Raises:
+            UserError: the model has no encoder.
+        """
+        if cfg.constraints is None:
+            return text, None
+        if not self._has_encoder:
+            raise UserError(f"{cfg.constraints} is for models with an encoder: leave it out", "constraints")
+        source, *phrases = text.split("\t")
+        return source, [self._encode_words(phrase) for phrase in phrases if phrase.strip()]
+
+    def _encode_words(self, text: str) -> torch.Tensor:
+        """The tokens of a part of an output, which may be blank."""
+        pieces = self.bpe.encode(text) if self.bpe and text.strip() else text
+        return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
+
+    def encode_prefix(self, text: str, search, length: int, name: str) -> torch.Tensor:
+        """The tokens that a hypothesis must begin with.
+
+        Args:
+            text: their text, which may be blank.
+            search: see `make_search`.
+            length: tokens of the source.
+            name: name of the text in errors.
+
+        Raises:
+            UserError: the model has no encoder, or no hypothesis may have so many tokens.
+        """
+        if not self._has_encoder:
+            raise UserError("prefixes are for models with an encoder: add them to the prompts of a language model")
+        tokens = self._encode_words(text)
+        limit = min(search.max_len - 2, max(search.min_len, int(search.max_len_a * length + search.max_len_b)))
+        if tokens.numel() > limit:
+            raise UserError(f"{name} has {tokens.numel()} tokens and its output may have {limit}: shorten it")
+        return tokens
+
     def cut_batches(
         self,
         search,
@@ -329,7 +385,7 @@ class TextGenerator:
             return cut_batches(lengths, lambda length: max(1, max_tokens // length))
         lengths = np.asarray(lengths)
         sentences = capacity(
-            self.model,
+            self.models,
             search,
             read_bytes(str(memory_budget)),
             lambda length: name(int(np.argmax(lengths == length))),
@@ -344,6 +400,7 @@ class TextGenerator:
         lengths: Sequence[int],
         name: Callable[[int], str],
         seed: int | None,
+        **forced: Mapping[int, torch.Tensor],
     ) -> SplittingDecoder:
         """A function that decodes a batch, given the indices of its texts, and splits it if memory runs out.
 
@@ -353,28 +410,49 @@ class TextGenerator:
             lengths: number of tokens of each text.
             name: gives the name of a text in errors from its index.
             seed: seed of the random numbers. Those of a batch depend on the seed and the batch, not on earlier batches.
+            forced: for each text, what `_decode` takes.
         """
 
         def decode(numbers: list[int]) -> list[list[dict]]:
             if seed is not None:
                 utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
-            return self._decode(search, [sources[number] for number in numbers])
+            given = {name: [of_text[number] for number in numbers] for name, of_text in forced.items()}
+            return self._decode(search, [sources[number] for number in numbers], **given)
 
         return SplittingDecoder(decode, lengths, name)
 
-    def _decode(self, search, sources: list[torch.Tensor]) -> list[list[dict]]:
-        """The hypotheses of each source of a batch, in their order."""
-        sample, order = self._sample(sources)
-        return _in_order(self.task.inference_step(search, [self.model], sample), order)
+    def _decode(
+        self,
+        search,
+        sources: list[torch.Tensor],
+        prefixes: list[torch.Tensor] | None = None,
+        constraints: list[list[torch.Tensor]] | None = None,
+    ) -> list[list[dict]]:
+        """The hypotheses of each source of a batch, in their order.
+
+        Args:
+            search: see `make_search`.
+            sources: the tokens of each.
+            prefixes: the tokens that the hypotheses of each begin with.
+            constraints: the tokens of each phrase that the hypotheses of each contain.
+        """
+        packed = {} if constraints is None else {"constraints": pack_constraints(constraints)}
+        sample, order = self._sample(sources, **packed)
+        options = {} if constraints is None else {"constraints": sample["constraints"]}
+        if prefixes is not None and any(prefix.numel() for prefix in prefixes):
+            rows = [prefixes[number] for number in order]
+            padded = pad_sequence(rows, batch_first=True, padding_value=self.task.target_dictionary.pad())
+            options["prefix_tokens"] = padded.to(next(self.model.parameters()).device)
+        return _in_order(self.task.inference_step(search, self.models, sample, **options), order)
 
     def _score(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[dict]:
         """The target of each pair of source and target with its log-probabilities."""
         sample, order = self._sample([source for source, _ in pairs])
         return _in_order(self.task.score_step(self.model, sample, [pairs[number][1] for number in order]), order)
 
-    def _sample(self, sources: list[torch.Tensor]) -> tuple[dict, list[int]]:
+    def _sample(self, sources: list[torch.Tensor], **constraints) -> tuple[dict, list[int]]:
         """A batch as the model takes it, and the source of each row."""
-        dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources])
+        dataset = self.task.build_dataset_for_inference(sources, [source.numel() for source in sources], **constraints)
         sample = dataset.collater([dataset[index] for index in range(len(dataset))])
         device = next(self.model.parameters()).device
         return utils.apply_to_sample(lambda tensor: tensor.to(device), sample), sample["id"].tolist()
@@ -437,6 +515,11 @@ def load(
     user_dir: str | Path | None = None,
     bpe: str | None = None,
     bpe_codes: str | Path | None = None,
+    sentencepiece_model: str | Path | None = None,
+    gpt2_encoder_json: str | Path | None = None,
+    gpt2_vocab_bpe: str | Path | None = None,
+    tokenizer_json: str | Path | None = None,
+    lm_path: str | Path | None = None,
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
@@ -444,7 +527,8 @@ def load(
     """Load a checkpoint of a Transformer, BART or language model, trained by fairseq or by elseq.
 
     Args:
-        path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
+        path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt. Several, separated by
+            colons, are an ensemble: the search reads the mean of their probabilities. They have the same dictionaries.
         attention: the decoding method: auto, kv, el, or stock for fairseq's own decoding.
         device: default: the first GPU if there is one, else the CPU.
         dtype: type of the parameters, or int8: linear layers in int8, on a CPU. Default: float32 for any checkpoint, as
@@ -456,8 +540,13 @@ def load(
             Default: as in the checkpoint.
         target_lang: the same of the targets.
         user_dir: folder of a plugin that has the architecture; several are separated by colons.
-        bpe: program of bpe_codes, subword_nmt or fastbpe, instead of a subword vocabulary.
-        bpe_codes: file of the codes.
+        bpe: kind of the subword vocabulary in the files that are named, as in fairseq-interactive: subword_nmt,
+            fastbpe, sentencepiece, gpt2, or hugging_face. Default: the one in the folder of data or of the checkpoint.
+        bpe_codes: file of the codes of subword_nmt or fastbpe.
+        sentencepiece_model: file of sentencepiece.
+        gpt2_encoder_json, gpt2_vocab_bpe: files of gpt2.
+        tokenizer_json: file of hugging_face.
+        lm_path: checkpoint of a language model of the target's dictionary, for the option lm_weight of `generate`.
         apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
         apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
@@ -467,9 +556,11 @@ def load(
         UserError: a file is missing or cannot be used, or an argument is invalid.
     """
     top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-    codes = {"bpe": bpe, "bpe_codes": bpe_codes}
+    subwords = {"bpe": bpe, "bpe_codes": bpe_codes, "sentencepiece_model": sentencepiece_model}
+    subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
+    subwords |= {"tokenizer_json": tokenizer_json, "lm_path": lm_path}
     languages = {"source_lang": source_lang, "target_lang": target_lang}
-    return load_by(path, Loading(attention, device, dtype, data, **languages, user_dir=user_dir, **codes, **top_k))
+    return load_by(path, Loading(attention, device, dtype, data, **languages, user_dir=user_dir, **subwords, **top_k))
 
 
 @renamed(lambda option: _as_keyword(option))
@@ -478,27 +569,37 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     import_plugins(loading.user_dir)
     check_choice("attention", loading.attention, decode_attention_names())
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
-    codes = usable_codes(loading.bpe, loading.bpe_codes)
-    checkpoint = Checkpoint.read(path)
+    loading.check()
+    checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
     languages = loading.source_lang, loading.target_lang
     by_words = checkpoint.begins_with_languages and any(languages)
     source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
-    dictionaries = checkpoint.dictionaries(folder, found)
     options = loading.of_task() | {"decode_dtype": dtype}
+    dictionaries = checkpoint.dictionaries(folder, found)
     if not checkpoint.is_language_model:
         options |= {"source_lang": source, "target_lang": target}
     task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
     if by_words:
         task = task.for_languages(*languages)
-    model = checkpoint.build_model(task)
-    subwords = codes or find_subwords(
-        (folder, checkpoint.path.parent), task.source_dictionary.symbols, checkpoint.is_language_model
-    )
-    generator = TextGenerator(model.to(device=device, dtype=DTYPES.get(dtype)), task, subwords)
-    task.set_dtype(model)
-    if dtype == INT8:
-        prepared(model, dtype).fresh_parameters = partial(_parameters, checkpoint.path, task)
+    for other in others:
+        check_same_task(checkpoint, task, other, loading)
+    known = task.source_dictionary.symbols, checkpoint.is_language_model
+    if loading.bpe is None:
+        subwords = find_subwords((folder, checkpoint.path.parent), *known)
+    else:
+        subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
+    models = [each.build_model(task) for each in (checkpoint, *others)]
+    models = [model.to(device=device, dtype=DTYPES.get(dtype)) for model in models]
+    language_model = None
+    if loading.lm_path is not None:
+        language_model = load_language_model(loading.lm_path, dictionaries[1], loading.attention)
+        language_model = language_model.to(device=device, dtype=DTYPES.get(dtype))
+    generator = TextGenerator(models, task, subwords, language_model)
+    for model, each in zip(models, (checkpoint, *others), strict=True):
+        task.set_dtype(model)
+        if dtype == INT8:
+            prepared(model, dtype).fresh_parameters = partial(_parameters, each.path, task)
     return generator
 
 

@@ -1,9 +1,8 @@
-"""Loads a checkpoint, its dictionaries, its task and its model, for every command."""
+"""Loads a checkpoint, its dictionaries, its task and its model, for every command. `elseq.options` has the options."""
 
 import contextlib
-import os
 from argparse import ArgumentParser, Namespace
-from dataclasses import dataclass, field, fields, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
 import torch
@@ -12,21 +11,19 @@ from fairseq.data import Dictionary, data_utils
 from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from elseq import arguments
-from elseq.attention.methods import AUTO
-from elseq.compat.commands import import_user_dirs, user_dirs
+from elseq.compat.commands import import_user_dirs
 from elseq.compat.parameters import adopted
 from elseq.compat.settings import model_class, values
-from elseq.errors import UserError, about, as_option
-from elseq.files import DICTIONARIES, SUBWORDS, check_ordinary
+from elseq.errors import UserError, about
+from elseq.files import DICTIONARIES, check_dictionaries, check_ordinary
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
+from elseq.options import Loading, as_path
 from elseq.precision import DTYPES
-from elseq.subwords.codes import KINDS, Codes
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import DecodingConfig, check_options, decode_attention_names
+from elseq.tasks.decoding import check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
@@ -83,15 +80,12 @@ class Checkpoint:
             UserError: none of them has a dictionary.
         """
         if data is not None:
-            folder = as_path(data, "data")
-            if not any(folder.glob(DICTIONARIES)):
-                raise UserError(f"{folder} holds no dictionary ({DICTIONARIES}); name another folder", "data")
-            return _checked(folder)
+            return check_dictionaries(as_path(data, "data"))
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):  # an invalid path, or one that is too long
                 if any(folder.glob(DICTIONARIES)):
-                    return _checked(folder)
+                    return check_dictionaries(folder)
         looked = " and ".join(str(folder) for folder in folders)
         raise UserError(
             f"is missing, and no dictionary ({DICTIONARIES}) was found in {looked}; name its folder", "data"
@@ -237,75 +231,6 @@ class Checkpoint:
         return model
 
 
-def _checked(folder: Path) -> Path:
-    for pattern in (DICTIONARIES, *SUBWORDS):
-        for path in folder.glob(pattern):
-            check_ordinary(path)
-    return folder
-
-
-def _option(default=None, **metadata):
-    return field(default=default, metadata=metadata)
-
-
-def _help_of_task(name: str) -> str:
-    return next(each.metadata["help"] for each in fields(DecodingConfig) if each.name == name)
-
-
-@dataclass(frozen=True)
-class Loading:
-    """The options of loading a checkpoint: the keywords of `elseq.load`, and options of the commands that load one."""
-
-    attention: str = _option(AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names)
-    device: str | torch.device | None = _option(
-        help="cpu, cuda or cuda:1 (default: a GPU if there is one, one per process)"
-    )
-    dtype: str | torch.dtype | None = _option(
-        help="type of the parameters, or int8 linear layers, on a CPU (default: float32, as in fairseq-generate)",
-        choices=tuple(DTYPES),
-    )
-    data: str | Path | None = _option(
-        metavar="FOLDER",
-        help="folder of dictionaries and subword vocabulary (default: the checkpoint's, else its training data's)",
-    )
-    source_lang: str | None = _option(
-        metavar="LANGUAGE",
-        help="language of the sources: one of a multilingual model's, or that in the name of the dictionary (default: "
-        "the checkpoint's)",
-    )
-    target_lang: str | None = _option(metavar="LANGUAGE", help="the same of the targets")
-    user_dir: str | Path | None = _option(
-        metavar="FOLDER",
-        type=arguments.folders_of_plugins,
-        help="folder of a plugin that has the model's architecture; separate several by colons",
-    )
-    bpe: str | None = _option(
-        choices=KINDS, help="program of --bpe-codes, if there is no subword vocabulary (default: none)"
-    )
-    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of subword-nmt or fastBPE")
-    apply_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_top_k"))
-    apply_top_k_in: str | None = _option(metavar="PLACES", help=_help_of_task("apply_top_k_in"))
-    apply_ffn_top_k: int | None = _option(metavar="K", type=int, help=_help_of_task("apply_ffn_top_k"))
-
-    def of_task(self) -> dict:
-        """The options of the elseq tasks that are set, with their names there."""
-        names = {each.name for each in fields(DecodingConfig)}
-        set_here = {each.name: getattr(self, each.name) for each in fields(self) if each.name in names}
-        return {name: value for name, value in set_here.items() if value is not None}
-
-    def inputs(self) -> list[Path]:
-        """The files and folders that these options name."""
-        named = [as_path(path, name) for name in ("data", "bpe_codes") if (path := getattr(self, name)) is not None]
-        folders = user_dirs(str(self.user_dir)) if self.user_dir is not None else []
-        return named + [path for folder in folders for path in Path(folder).rglob("*.py")]
-
-    def deciding(self) -> dict:
-        """The options on which the output depends, with their names on the command line. The effect of the others is in
-        the dictionaries, the tokens and the parameters."""
-        names = ("attention", "source_lang", "target_lang", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
-        return {as_option(name): getattr(self, name) for name in names}
-
-
 def import_plugins(user_dir: str | Path | None) -> None:
     """Import the folders of plugins, separated by colons. Call it before names are looked up.
 
@@ -345,28 +270,79 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     return name
 
 
-def usable_codes(bpe: str | None, bpe_codes: str | Path | None) -> Codes | None:
-    """
+def load_language_model(path: str | Path, target: Path, attention: str):
+    """A language model whose log-probabilities a search adds to those of its model, on the CPU.
+
+    Args:
+        path: its checkpoint.
+        target: the dictionary file of the search's model. It stands in for a dict.txt beside the checkpoint or its
+            training data.
+        attention: a value of --decode-attention.
+
     Raises:
-        UserError: one option without the other, or the codes cannot be read.
+        UserError: it is no language model, or cannot be loaded with the dictionary.
     """
-    if bpe is not None and bpe_codes is None:
-        raise UserError(f"is missing: name the file of the codes of {bpe}", "bpe_codes")
-    if bpe is None and bpe_codes is not None:
-        raise UserError("is missing: say whose codes they are, subword_nmt or fastbpe", "bpe")
-    return None if bpe is None else Codes(bpe, as_path(bpe_codes, "bpe_codes"))
+    checkpoint = Checkpoint.read(path)
+    if not checkpoint.is_language_model:
+        raise UserError(f"{checkpoint.path} is no language model: give one", "lm_path")
+    dictionary = target
+    with contextlib.suppress(UserError):
+        if (own := checkpoint.folder() / "dict.txt").exists():
+            dictionary = own  # fairseq's check for equal dictionaries reads it
+    return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention))
+
+
+def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading) -> None:
+    """Check that two checkpoints can be an ensemble.
+
+    Args:
+        first: a checkpoint.
+        task: the first one's task.
+        other: another checkpoint.
+        loading: how both are loaded.
+
+    Raises:
+        UserError: they are of different kinds, or read or write text in different words.
+    """
+    if other.is_language_model != first.is_language_model:
+        raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
+    folder = other.folder(loading.data)
+    dictionaries = other.dictionaries(folder, loading.languages)
+    others = other.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    for name in ("source_dictionary", "target_dictionary"):
+        if getattr(others, name).symbols != getattr(task, name).symbols:
+            raise UserError(
+                f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
+            )
+    for name in ("first_source_symbol", "first_target_symbol"):
+        if getattr(others, name, None) != getattr(task, name, None):
+            raise UserError(
+                f"{other.path} and {first.path} are no ensemble: their texts begin with different symbols; give one of "
+                "them"
+            )
+
+
+def checkpoint_paths(path: str | Path) -> list[Path]:
+    """The files of an ensemble, separated by colons, or of one checkpoint.
+
+    Raises:
+        UserError: a folder has no checkpoint, or the argument is not a path.
+    """
+    path = as_path(path, "path")
+    parts = [str(path)] if path.exists() else utils.split_paths(str(path))
+    return [checkpoint_path(part) for part in parts]
 
 
 def checkpoint_path(path: str | Path) -> Path:
     """The file of a checkpoint: the path itself, or a file in the folder.
 
     Raises:
-        UserError: the folder has no checkpoint, or the argument is not a path.
+        UserError: the folder has no checkpoint, or the argument is not the path of one.
     """
     path = as_path(path, "path")
     parts = utils.split_paths(str(path))
     if len(parts) > 1 and not path.exists():
-        raise UserError(f"{path} names {len(parts)} checkpoints; give one, or decode the ensemble by fairseq-generate")
+        raise UserError(f"{path} names {len(parts)} checkpoints; give one")
     if not path.is_dir():
         return path
     for name in CHECKPOINT_NAMES:
@@ -378,13 +354,3 @@ def checkpoint_path(path: str | Path) -> Path:
             "--output DIR` writes"
         )
     raise UserError(f"{path} holds none of {', '.join(CHECKPOINT_NAMES)}; give the path of a checkpoint")
-
-
-def as_path(value, argument: str) -> Path:
-    """
-    Raises:
-        UserError: it is not a path.
-    """
-    if not isinstance(value, str | os.PathLike):
-        raise UserError(f"{value!r} is no path; give one", argument)
-    return Path(value).expanduser()

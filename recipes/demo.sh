@@ -3,11 +3,11 @@
 # is sentences from the docstrings of Python and the installed packages. Then decode the test set three ways: by fairseq
 # itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
 #
-# Usage: recipes/demo.sh [--fresh | --help]      finished stages are not run again unless --fresh is given
+# Usage: recipes/demo.sh [--fresh] [--dry-run] [--help]      finished stages are not run again unless --fresh is given
 # Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 2000)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-fresh_or_help "$@"
+read_options "$@"
 work=${ELSEQ_DEMO_DIR:-$root/demo_output}
 updates=${DEMO_UPDATES:-2000}
 beam=4
@@ -16,10 +16,10 @@ begin
 user_dir=$(elseq-user-dir)
 settings="$updates updates, beam $beam"
 
-corpus() { python "$root/recipes/corpora/docstrings.py" "$work/corpus"; }
+corpus() { run python "$root/recipes/corpora/docstrings.py" "$work/corpus"; }
 
 train() {
-  fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
+  shown=updates_done logged train fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0 \
     --encoder-normalize-before --decoder-normalize-before --clip-norm 1 \
@@ -27,18 +27,22 @@ train() {
     --total-num-update "$updates" --max-update "$updates" --max-tokens 1024 \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 \
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --no-last-checkpoints --seed 1 \
-    --log-format json --log-interval 10 2>&1 | tee "$work/train.log" |
-    python -P "$root/elseq/reports/train_progress.py" "$updates"
+    --log-format json --log-interval 10
 }
 
+updates_done() { python -P "$root/elseq/reports/train_progress.py" "$updates"; }
+
 generate() {
-  local mode=$1 sentences
-  sentences=$(($(wc -l <"$work/corpus/test.target")))
-  python "$root/scripts/measure.py" "$work/$mode.json" \
+  local mode=$1
+  shown=sentences_done logged "generate-$mode" python "$root/scripts/measure.py" "$work/$mode.json" \
     fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
     --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --beam $beam --max-len-b 60 --batch-size 100 \
-    --remove-bpe sentencepiece --no-progress-bar 2>&1 | tee "$work/generate-$mode.log" |
-    grep --line-buffered '^H-' | python -m tqdm --total "$sentences" --unit " sentences" --mininterval 1 >/dev/null
+    --remove-bpe sentencepiece --no-progress-bar
+}
+
+sentences_done() {
+  grep --line-buffered '^H-' |
+    python -m tqdm --total $(($(wc -l <"$work/corpus/test.target"))) --unit " sentences" --mininterval 1 >/dev/null
 }
 
 stage corpus "1/6 Sentences from the docstrings of Python and its packages" corpus
@@ -49,4 +53,4 @@ for mode in stock kv el; do
   stage "generate-$mode" "5/6 fairseq-generate --decode-attention $mode" generate $mode
 done
 echo "== 6/6 What came out"
-python -m elseq.reports.demo "$work"
+run python -m elseq.reports.demo "$work"

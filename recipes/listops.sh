@@ -4,14 +4,14 @@
 # their accuracy, of what can be had without following the structure of an expression, and of the difference with its
 # confidence interval; and curves (listops.png). About 20 minutes on 2 cores.
 #
-# Usage: recipes/listops.sh [--fresh | --help]
+# Usage: recipes/listops.sh [--fresh] [--dry-run] [--help]
 # Environment: LENGTHS: short (default): 20 to 100 tokens, which two cores learn from
 #                       published: 500 to 2,000 tokens, the Arena's, for a GPU
 #              TOP_K (default: 8; published: 128), UPDATES (default: 2000; published: 5000), SEED (default: 1)
 #              ELSEQ_WORK (default: listops_output in the checkout, listops_published_output for the published lengths)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-fresh_or_help "$@"
+read_options "$@"
 case ${LENGTHS:-short} in
   short)
     work=${ELSEQ_WORK:-$root/listops_output} top_k=${TOP_K:-8} updates=${UPDATES:-2000}
@@ -35,11 +35,11 @@ begin
 settings="$expressions, $model, $batches, $updates updates, seed $seed"
 
 # The tokens of an expression are the pieces that the model reads.
-generate() { python "$root/recipes/corpora/listops.py" "$work/pieces" $expressions; }
+generate() { run python "$root/recipes/corpora/listops.py" "$work/pieces" $expressions; }
 
 # train NAME TOP_K: 0 keeps all scores.
 train() {
-  mkdir -p "$work/$1"
+  run mkdir -p "$work/$1"
   logged "$1/train" fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
     --arch elseq_transformer $model --decoder-layers 1 --share-all-embeddings \
     --encoder-normalize-before --decoder-normalize-before --attention-top-k "$2" --max-source-positions 2048 --dropout 0.0 \
@@ -50,9 +50,9 @@ train() {
 }
 
 evaluate() {
-  fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --max-source-positions 2048 \
+  logged "$1/test" fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --max-source-positions 2048 \
     --path "$work/$1/checkpoint_best.pt" --gen-subset test --beam 1 --max-len-b 1 --max-tokens 32000 \
-    --no-progress-bar >"$work/$1/test.log" 2>&1
+    --no-progress-bar
 }
 
 stage generate "Expressions" generate
@@ -62,5 +62,5 @@ anew "$work/top-$top_k" "train-top-$top_k" "Top-k attention: $top_k scores of ea
 for name in full "top-$top_k"; do
   stage "evaluate-$name" "fairseq-generate: $name" evaluate "$name"
 done
-python -m elseq.reports.listops "$work/pieces" "$work/full" "$work/top-$top_k" --curves "$work/listops.png" |
-  tee "$work/listops.md"
+noted listops.md python -m elseq.reports.listops "$work/pieces" "$work/full" "$work/top-$top_k" \
+  --curves "$work/listops.png"

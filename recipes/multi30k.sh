@@ -2,12 +2,12 @@
 # Train a German-English Transformer with stock fairseq on Multi30k until it translates, then show that kv and el give
 # stock fairseq's hypotheses: beam 1, 4 and 5, with and without length penalty. About 30 minutes on 2 cores.
 #
-# Usage: recipes/multi30k.sh [--fresh | --help]
+# Usage: recipes/multi30k.sh [--fresh] [--dry-run] [--help]
 # Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz
 #              ELSEQ_WORK (default: multi30k_output in the checkout), EPOCHS (default: 10)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-fresh_or_help "$@"
+read_options "$@"
 work=${ELSEQ_WORK:-$root/multi30k_output}
 epochs=${EPOCHS:-10}
 whole_numbers EPOCHS 1 "$epochs"
@@ -17,20 +17,21 @@ user_dir=$(elseq-user-dir)
 settings="$epochs epochs"
 
 train() {
-  fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
+  shown=updates_done logged train fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512 \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --dropout 0.2 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 500 \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-epoch "$epochs" \
-    --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 100 2>&1 |
-    tee "$work/train.log" | grep --line-buffered 'train_inner\|valid on'
+    --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 100
 }
+
+updates_done() { grep --line-buffered 'train_inner\|valid on'; }
 
 generate() {
   local name=$1 mode=$2; shift 2
-  fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention "$mode" \
-    --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --max-tokens 4000 "$@" \
-    --remove-bpe sentencepiece --no-progress-bar >"$work/$name-$mode.log" 2>&1
+  logged "$name-$mode" fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation \
+    --decode-attention "$mode" --path "$work/checkpoints/checkpoint_best.pt" --gen-subset test --max-tokens 4000 "$@" \
+    --remove-bpe sentencepiece --no-progress-bar
 }
 
 stage unpack "Multi30k" unpack_multi30k
@@ -48,4 +49,4 @@ for beam in 1 4 5; do
     done
   done
 done
-python -m elseq.reports.equality "$work" "${names[@]}" | tee "$work/equality.md"
+noted equality.md python -m elseq.reports.equality "$work" "${names[@]}"

@@ -4,13 +4,13 @@
 # table (multi_query.md) of losses, perplexities, sacreBLEU and decoding state, and curves (multi_query.png). About an hour
 # a seed on 2 cores.
 #
-# Usage: recipes/multi_query.sh [--fresh | --help]
+# Usage: recipes/multi_query.sh [--fresh] [--dry-run] [--help]
 # Environment: ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz
 #              ELSEQ_WORK (default: multi_query_output in the checkout), UPDATES (default: 800)
 #              SEEDS (default: 1; with several, as in SEEDS="1 2 3", the table has means and standard deviations)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-fresh_or_help "$@"
+read_options "$@"
 work=${ELSEQ_WORK:-$root/multi_query_output}
 updates=${UPDATES:-800} seeds=${SEEDS:-1}
 whole_numbers UPDATES 20 "$updates" # fewer leave nothing in the log for the curves
@@ -21,23 +21,23 @@ settings="$updates updates, seed 1"
 
 # train NAME KV_HEADS FFN_WIDTH: 4 heads. What fewer key/value heads save is given to the feed-forward layers.
 train() {
-  mkdir -p "$work/$1"
-  fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --arch elseq_transformer \
+  run mkdir -p "$work/$1"
+  logged "$1/train" fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+    --arch elseq_transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim "$3" \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --num-kv-heads "$2" --share-all-embeddings \
     --encoder-normalize-before --decoder-normalize-before --dropout 0.2 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
     --validate-interval-updates 100 --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" \
-    --log-format simple --log-interval 20 2>&1 |
-    tee "$work/$1/train.log" | grep --line-buffered 'num. shared model params\|valid on'
+    --log-format simple --log-interval 20
 }
 
 # Keys and values, shared by the beam: what fewer key/value heads make smaller. Batches are the same for every model.
 translate() {
-  fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --decode-attention kv \
+  logged "$1/test" fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --decode-attention kv \
     --path "$work/$1/checkpoint_best.pt" --gen-subset test --beam 4 --max-tokens 4000 \
-    --remove-bpe sentencepiece --no-progress-bar >"$work/$1/test.log" 2>&1
+    --remove-bpe sentencepiece --no-progress-bar
 }
 
 stage unpack "Multi30k" unpack_multi30k
@@ -58,5 +58,5 @@ for seed in $seeds; do
     folders+=("$work/$name$suffix")
   done
 done
-python -m elseq.reports.training attention "${folders[@]}" --references "$work/corpus/test.target" \
-  --curves "$work/multi_query.png" | tee "$work/multi_query.md"
+noted multi_query.md python -m elseq.reports.training attention "${folders[@]}" \
+  --references "$work/corpus/test.target" --curves "$work/multi_query.png"

@@ -198,7 +198,7 @@ claim() {
 }
 
 run_stages() {
-  local from=fetch to=benchmark fresh= printing= name title index
+  local from=fetch to=benchmark fresh= name title index
   while [ $# -gt 0 ]; do
     case $1 in
       --from | --to)
@@ -207,7 +207,7 @@ run_stages() {
         [ "$1" = --to ] && to=$2 || from=$2
         shift ;;
       --fresh) fresh=yes ;;
-      --dry-run) printing=yes ;;
+      --dry-run) dry_run=yes ;;
       -h | --help) usage; return ;;
       *) refuse "$1 is unknown; the options are --from STAGE, --to STAGE, --fresh, --dry-run and --help" ;;
     esac
@@ -222,16 +222,15 @@ run_stages() {
   ! is_bart || [ -n "$BART" ] || echo "BART is not set: training starts from random weights, not from a pretrained BART."
   [ "$from" != fetch ] || { [ -n "$text" ] && [ -d "$text/$folder" ]; } ||
     echo "There is no ELSEQ_DATA with $folder/: fetch downloads the corpus."
-  [ -z "$printing" ] || echo "Nothing is run. The commands of each stage:"
+  [ -z "$dry_run" ] || echo "Nothing is run. The commands of each stage:"
   for name in "${STAGES[@]:0:$(place "$from")}"; do
-    [ -n "$printing" ] || [ -e "$work/$name.done" ] ||
+    [ -n "$dry_run" ] || [ -e "$work/$name.done" ] ||
       refuse "the stage $name has not finished in $work; begin with it, not with $from"
   done
   for ((index = $(place "$from"); index <= $(place "$to"); index++)); do
     name=${STAGES[index]} title="$((index + 1))/${#STAGES[@]} ${STAGES[index]}: ${TITLES[${STAGES[index]}]}"
-    if [ -n "$printing" ]; then
-      if [ -z "$fresh" ] && up_to_date "$name" "run_$name"; then echo "== $title: done before"; else again=yes; echo "== $title"; fi
-      wanted "run_$name"
+    if [ -n "$dry_run" ]; then
+      stage "$name" "$title" "run_$name"
     else
       claim
       [ -z "$fresh" ] || rm -f "$work/$name".{done,begun}

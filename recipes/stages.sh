@@ -32,15 +32,16 @@ positive() {
 # What the recipe says of itself at its beginning.
 about() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
-# fresh_or_help OPTION...: the options of recipes that have no others.
+# read_options OPTION...: the options of recipes that have no others.
 fresh=
-fresh_or_help() {
+read_options() {
   local option
   for option; do
     case $option in
       --fresh) fresh=yes ;;
+      --dry-run) dry_run=yes ;;
       -h | --help) about; exit ;;
-      *) refuse "$option is unknown; the options are --fresh and --help" ;;
+      *) refuse "$option is unknown; the options are --fresh, --dry-run and --help" ;;
     esac
   done
   need_elseq
@@ -55,6 +56,7 @@ make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be
 
 # The work folder, empty after --fresh. A recipe has looked at its settings by then.
 begin() {
+  [ -z "$dry_run" ] || { echo "Nothing is run. The commands of each stage:"; return; }
   [ -z "$fresh" ] || rm -rf "$work"
   make_work
 }
@@ -64,6 +66,11 @@ begin() {
 again=
 stage() {
   local name=$1 title=$2 start=$SECONDS; shift 2
+  if [ -n "$dry_run" ]; then
+    if [ -z "$fresh" ] && up_to_date "$name" "$@"; then echo "== $title: done before"; else again=yes; echo "== $title"; fi
+    "$@"
+    return
+  fi
   if up_to_date "$name" "$@"; then
     echo "== $title: done before"
     return
@@ -87,26 +94,37 @@ up_to_date() {
 # an earlier run, with other settings perhaps, and its log would begin in the middle.
 anew() {
   local folder=$1; shift
-  up_to_date "$1" "${@:3}" || rm -rf "$folder"
+  [ -n "$dry_run" ] || up_to_date "$1" "${@:3}" || rm -rf "$folder"
   stage "$@"
 }
 
-# The commands of a stage that go through these three are printed, not run, where `dry_run` is set.
+# The commands of a stage that go through these are printed, not run, where `dry_run` is set.
 dry_run=
 
 run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }
 
-# noted FILE COMMAND...: its standard output goes to the screen and to $work/FILE.
-noted() {
-  local file=$work/$1; shift
-  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" | tee "$file"; fi
+# into FILE COMMAND...: its standard output goes to the file.
+into() {
+  local file=$1; shift
+  if [ -n "$dry_run" ]; then echo "$(quoted "$@") > $(quoted "$file")"; else "$@" >"$file"; fi
 }
 
-# logged NAME COMMAND...: all it says goes to $work/NAME.log; of that, to the screen what fairseq says of a validation.
+# noted FILE COMMAND...: its standard output goes to the screen and to $work/FILE; with -a at the end of that.
+noted() {
+  local append=
+  [ "$1" != -a ] || { append=-a; shift; }
+  local file=$work/$1; shift
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" | tee $append "$file"; fi
+}
+
+# logged NAME COMMAND...: all it says goes to $work/NAME.log, and to the screen what `shown` makes of that.
 logged() {
   local log=$work/$1.log; shift
-  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | sed -un '/num. shared model params\|valid on\|^elseq: error:/p'; fi
+  if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | "${shown:-validations}"; fi
 }
+
+# Of a log, what fairseq says of a validation, and errors.
+validations() { sed -un '/num. shared model params\|valid on\|^elseq: error:/p'; }
 
 quoted() {
   local word line=()
@@ -136,10 +154,10 @@ use_multi30k() {
 }
 
 unpack_multi30k() {
-  mkdir -p "$work/corpus"
+  run mkdir -p "$work/corpus"
   local pair
   for pair in train:train val:valid test_2016_flickr:test; do
-    gzip -dc "$text/${pair%:*}.de.gz" >"$work/corpus/${pair#*:}.source"
-    gzip -dc "$text/${pair%:*}.en.gz" >"$work/corpus/${pair#*:}.target"
+    into "$work/corpus/${pair#*:}.source" gzip -dc "$text/${pair%:*}.de.gz"
+    into "$work/corpus/${pair#*:}.target" gzip -dc "$text/${pair%:*}.en.gz"
   done
 }

@@ -5,7 +5,7 @@
 # and sacreBLEU against k, the smallest k within 1% of the model as it was, and a plot (top_k.png). About 20 minutes on 2
 # cores.
 #
-# Usage: recipes/top_k.sh [--fresh | --help]      after recipes/multi30k.sh, whose model this takes
+# Usage: recipes/top_k.sh [--fresh] [--dry-run] [--help]      after recipes/multi30k.sh, whose model this takes
 # Environment: CHECKPOINT, DATA, REFERENCES (default: the model, the binarized data and test.target of multi30k_output)
 #              TOP_K (default: 1 2 4 ... 256), FFN_TOP_K (default: 8 16 ... 256)
 #              GENERATE_OPTIONS (default: --beam 4 --max-len-a 1.2 --max-len-b 10 --max-tokens 4000
@@ -16,7 +16,7 @@
 #              ELSEQ_WORK (default: top_k_output in the checkout)
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
-fresh_or_help "$@"
+read_options "$@"
 work=${ELSEQ_WORK:-$root/top_k_output}
 checkpoint=${CHECKPOINT:-$root/multi30k_output/checkpoints/checkpoint_best.pt}
 data=${DATA:-$root/multi30k_output/data}
@@ -47,8 +47,8 @@ settings="$checkpoint $(cksum <"$checkpoint") $data $options"
 # translate NAME CHECKPOINT [OPTION...]
 translate() {
   local name=$1 model=$2; shift 2
-  fairseq-generate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$model" --gen-subset test \
-    $options --no-progress-bar "$@" >"$work/$name.log" 2>&1
+  logged "$name" fairseq-generate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$model" \
+    --gen-subset test $options --no-progress-bar "$@"
 }
 
 # score NAME CHECKPOINT [OPTION...]: of the references.
@@ -63,7 +63,7 @@ both() {
 
 # finetune NAME TOP_K: 0 keeps all scores. Adam's moments begin anew for both.
 finetune() {
-  rm -rf "$work/$1" && mkdir -p "$work/$1"
+  run rm -rf "$work/$1" && run mkdir -p "$work/$1"
   logged "$1/train" fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
     --arch elseq_transformer $architecture --attention-top-k "$2" --restore-file "$checkpoint" \
     --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
@@ -84,8 +84,8 @@ done
 for k in $ffn_top_ks; do
   both "ffn-$k" "Feed-forward layers, k = $k" "$checkpoint" --apply-ffn-top-k "$k"
 done
-report() { python -m elseq.reports.top_k "$@" "$work" --references "$references"; }
-report quality --top-k $top_ks --ffn-top-k $ffn_top_ks --plot "$work/top_k.png" | tee "$work/top_k.md"
+noted top_k.md python -m elseq.reports.top_k quality --top-k $top_ks --ffn-top-k $ffn_top_ks \
+  --plot "$work/top_k.png" "$work" --references "$references"
 
 [ "$updates" -gt 0 ] || exit 0
 settings="$settings, $architecture, $updates updates at $rate"
@@ -95,7 +95,6 @@ full="$work/full-tuned/checkpoint_last.pt"
 both full-tuned "Full attention, trained on" "$full"
 both "full-tuned-top-$tuned_k" "The same, k = $tuned_k" "$full" --apply-top-k "$tuned_k"
 both "top-$tuned_k-tuned" "k = $tuned_k, trained on" "$work/top-$tuned_k-tuned/checkpoint_last.pt"
-{
-  echo
-  report finetuning --top-k "$tuned_k" --updates "$updates"
-} | tee -a "$work/top_k.md"
+noted -a top_k.md echo
+noted -a top_k.md python -m elseq.reports.top_k finetuning --top-k "$tuned_k" --updates "$updates" \
+  "$work" --references "$references"

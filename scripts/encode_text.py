@@ -86,7 +86,7 @@ class Subwords:
                     raise UserError(f"{path / name} is missing; --gpt2-bpe takes a folder with {files}")
             dictionary = path / "dict.txt"
             symbols = {line.split(" ")[0] for line in read_lines(dictionary)} if dictionary.exists() else ()
-            found = gpt2.read_gpt2(path, symbols)
+            found = gpt2.read_gpt2(*(path / name for name in gpt2.FILES), symbols)
             self.vocabulary_size = found.tokenizer.get_vocab_size(with_added_tokens=False)
         elif kind == "tokenizer_json":
             found = tokens.read_tokens(path)

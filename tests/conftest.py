@@ -2,6 +2,7 @@
 
 import multiprocessing.process
 import os
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -142,6 +143,20 @@ def tiny_language_model(raw_text, language_model_data, tmp_path_factory):
     """A stock transformer_lm on lines of "source => target"."""
     checkpoint = helpers.train("transformer_lm", language_model_data, tmp_path_factory.mktemp("transformer_lm"))
     return helpers.Trained(raw_text, language_model_data, checkpoint)
+
+
+@pytest.fixture(scope="session")
+def fused(tiny_translation, tmp_path_factory):
+    """The translation data beside the dictionary of a language model, and one of its targets."""
+    data = shutil.copytree(tiny_translation.data, tmp_path_factory.mktemp("fused") / "data")
+    shutil.copy(data / "dict.tgt.txt", data / "dict.txt")
+    lines = tmp_path_factory.mktemp("lines")
+    prefixes = [f"--{split}pref={tiny_translation.raw / f'{split}.tgt'}" for split in ("train", "valid")]
+    options = ["--only-source", "--srcdict", data / "dict.txt", *prefixes]
+    helpers.run_here(["fairseq-preprocess", "--destdir", lines, *options])
+    return data, helpers.train(
+        "transformer_lm", lines, tmp_path_factory.mktemp("lm"), "--max-update=60", "--tokens-per-sample=40"
+    )
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ files tables bounds numerics native
 compat precision
 attention
 arguments models
+options
 generation
 tasks subwords
 interop

@@ -2,7 +2,7 @@
 
 import pytest
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts
+from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes
 from elseq.errors import UserError, as_option
 
 
@@ -49,3 +49,17 @@ def test_complaints_are_errors_of_the_user(parser, capsys, line, sentence):
 
 def test_keywords_as_options():
     assert as_option("max_len_b") == "--max-len-b"
+
+
+@pytest.mark.parametrize(
+    "text, size",
+    [("1", 1), ("800M", 800 * 2**20), ("1.5g", 3 * 2**29), (" 16GiB", 2**34), ("2KB", 2048), ("1T", 2**40)],
+)
+def test_sizes(text, size):
+    assert read_bytes(text) == size
+
+
+@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "0.1", "nan", "infG", "1P", "16 G B", "much"])
+def test_what_is_no_size(text):
+    with pytest.raises(UserError, match="is not a size in bytes; give one such as 16G or 800M"):
+        read_bytes(text)

@@ -147,7 +147,7 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"max_tokens": "4096"}, "^max_tokens '4096' is not a whole number above 0$"),
         (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),
         (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
-        (["a"], {"constraints": "ordered"}, "no option 'constraints'; it takes beam, "),
+        (["a"], {"constraints": "some"}, "^constraints 'some' cannot be used: "),
         (["a"], {"prefix_size": 1}, "no option 'prefix_size'"),
         (["a"], {"replace_unk": "@@ "}, "no option 'replace_unk'"),
         (["a"], {"print_alignment": "hard"}, "no option 'print_alignment'"),
@@ -343,8 +343,170 @@ def test_codes_that_are_half_given(tiny_translation):
         load(bpe="fastbpe")
     with pytest.raises(UserError, match="^bpe is missing: say whose codes they are, subword_nmt or fastbpe$"):
         load(bpe_codes="codes")
-    with pytest.raises(UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe$"):
+    with pytest.raises(
+        UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe, sentencepiece, gpt2, hugging_face$"
+    ):
         load(bpe="nmt", bpe_codes="codes")
+
+
+# --- what is forced
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+@pytest.mark.parametrize("kind", ["translation", "bart"])
+def test_prefixes(request, kind, attention):
+    """As fairseq-generate --prefix-size has them, whose prefixes are those of the references."""
+    trained = request.getfixturevalue(f"tiny_{kind}")
+    size = 2 + (kind == "bart")  # its targets begin with <s>
+    options = ["--task=elseq_translation", f"--decode-attention={attention}", f"--prefix-size={size}", "--beam=3"]
+    command = ["fairseq-generate", trained.data, "--path", trained.checkpoint, *options, "--max-len-b=20", "--cpu"]
+    log = helpers.run_here([*command, "--num-workers=0"]).stdout
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (trained.raw / "test.src").read_text().splitlines()
+    references = (trained.raw / "test.tgt").read_text().splitlines()
+    prefixes = [" ".join(line.split()[:2]) for line in references]
+    model = elseq.load(trained.checkpoint, attention, data=trained.data)
+    found = model.generate(lines, prefixes=prefixes, beam=3, max_len_b=20)
+    assert found == expected
+    assert all(text.startswith(prefix) for text, prefix in zip(found, prefixes, strict=True))
+    free = model.generate(lines, beam=3, max_len_b=20)
+    assert found != free
+    some = [prefix * (number % 2) for number, prefix in enumerate(prefixes)]
+    mixed = [(expected if number % 2 else free)[number] for number in range(len(lines))]
+    if attention != "stock":  # whose limit is that of the batch
+        assert model.generate([*lines, ""], prefixes=[*some, "w1"], beam=3, max_len_b=20) == [*mixed, ""]
+
+
+def test_prefixes_that_cannot_be(tiny_translation, translator, tiny_language_model):
+    with pytest.raises(UserError, match="^prefixes has 2 texts for 1 sources: give one for each$"):
+        translator.generate(["w1"], prefixes=["w1", "w2"])
+    with pytest.raises(UserError, match="^prefix 1 has 4 tokens and its output may have 3: shorten it$"):
+        translator.generate(["w1", "w2"], prefixes=["w1 w1 w1", "w1 w1 w1 w1"], max_len_b=3)
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    with pytest.raises(UserError, match="^prefixes are for models with an encoder: add them to the prompts of a"):
+        model.generate(["w1"], prefixes=["w1"])
+
+
+@pytest.mark.parametrize("attention", ["auto", "stock"])
+@pytest.mark.parametrize("order", ["ordered", "unordered"])
+def test_constraints(tiny_translation, attention, order, tmp_path):
+    """As fairseq-interactive has them, in the same lines."""
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()[:8]
+    phrases = ["w3", "w7 w8\tw3", "", "w1\tw2 w2", "w19 w1", "w4", "w5\tw6\tw7", ""]
+    texts = [f"{line}\t{phrase}" if phrase else line for line, phrase in zip(lines, phrases, strict=True)]
+    (tmp_path / "texts").write_text("".join(f"{text}\n" for text in texts))
+    files = [
+        "--path",
+        tiny_translation.checkpoint,
+        "--input",
+        tmp_path / "texts",
+        "--buffer-size=8",
+        "--max-tokens=999",
+    ]
+    options = [
+        "--task=translation",
+        "-s=src",
+        "-t=tgt",
+        f"--constraints={order}",
+        "--beam=4",
+        "--max-len-b=30",
+        "--cpu",
+    ]
+    log = helpers.run_here(["fairseq-interactive", tiny_translation.data, *files, *options, "--cpu"]).stdout
+    expected = re.findall(r"^H-\d+\t.*\t(.*)$", log, re.MULTILINE)
+    model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
+    found = model.generate([*texts, ""], constraints=order, beam=4, max_len_b=30)
+    assert found == [*expected, ""]
+    assert all(phrase in text for line, text in zip(phrases, expected, strict=True) for phrase in line.split("\t"))
+    assert model.generate(texts, beam=4, max_len_b=30) != expected
+
+
+def test_constraints_of_a_language_model(tiny_language_model):
+    model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
+    with pytest.raises(UserError, match="^constraints ordered is for models with an encoder: leave it out$"):
+        model.generate(["w1"], constraints="ordered")
+
+
+# --- fusion with a language model
+
+
+@pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
+def test_fusion(tiny_translation, fused, attention, beam):
+    """As fairseq-generate has it."""
+    data, path = fused
+    options = ["--task=translation", f"--beam={beam}", "--max-len-b=20", "--lm-path", path, "--lm-weight=0.5"]
+    command = ["fairseq-generate", data, "--path", tiny_translation.checkpoint, *options, "--cpu", "--num-workers=0"]
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", helpers.run_here(command).stdout, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()
+    model = elseq.load(tiny_translation.checkpoint, attention, data=data, lm_path=path)
+    assert model.generate(lines, beam=beam, max_len_b=20, lm_weight=0.5) == expected
+    free = elseq.load(tiny_translation.checkpoint, attention, data=data).generate(lines, beam=beam, max_len_b=20)
+    assert model.generate(lines, beam=beam, max_len_b=20) == free != expected
+    assert model.make_search(search_configuration({})).max_len == 40  # the language model's positions
+
+
+def test_fusion_that_cannot_be(tiny_translation, translator, tiny_language_model):
+    with pytest.raises(UserError, match="^lm_weight 0.5 needs a language model, and none is loaded: name one$"):
+        translator.generate(["w1"], lm_weight=0.5)
+    with pytest.raises(UserError, match="^lm_path .*.pt is no language model: give one$"):
+        elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_translation.checkpoint)
+    other = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_language_model.checkpoint)
+    with pytest.raises(UserError, match="the language model has a dictionary of its own .32 words"):
+        other.generate(["w1"], lm_weight=0.5)
+
+
+# --- ensembles
+
+
+@pytest.fixture(scope="module")
+def other_translation(translation_data, tmp_path_factory):
+    save_dir = tmp_path_factory.mktemp("other")
+    return helpers.train("transformer", translation_data, save_dir, "--seed=2", "--max-update=60")
+
+
+def number_of(line):
+    return int(line[0])
+
+
+@pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
+def test_an_ensemble(tiny_translation, other_translation, attention, beam):
+    """As fairseq-generate has it."""
+    paths = f"{tiny_translation.checkpoint}:{other_translation}"
+    command = ["fairseq-generate", tiny_translation.data, "--path", paths, f"--beam={beam}", "--max-len-b=20", "--cpu"]
+    log = helpers.run_here([*command, "--task=translation", "--num-workers=0"]).stdout
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
+    expected = [text for _, text in sorted(best, key=number_of)]
+    lines = (tiny_translation.raw / "test.src").read_text().splitlines()
+    ensemble = elseq.load(paths, attention, data=tiny_translation.data)
+    assert ensemble.generate(lines, beam=beam, max_len_b=20) == expected
+    alone = [elseq.load(path, data=tiny_translation.data) for path in paths.split(":")]
+    assert all(model.generate(lines, beam=beam, max_len_b=20) != expected for model in alone)
+    if attention != "stock":
+        assert ensemble.generate(lines, beam=beam, max_len_b=20, memory_budget="400K") == expected
+
+
+def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, tmp_path):
+    first = tmp_path / "first"
+    first.mkdir()
+    shutil.copy(tiny_translation.checkpoint, first / "model.pt")
+    for name in ("dict.src.txt", "dict.tgt.txt"):
+        shutil.copy(tiny_translation.data / name, first)
+    other = shutil.copytree(first, tmp_path / "other")
+    for path in other.glob("dict.*.txt"):
+        path.write_text(path.read_text().replace("w1 ", "v1 "))
+    with pytest.raises(
+        UserError,
+        match="^.*other/model.pt and .*first/model.pt are no ensemble: they have different dict",
+    ):
+        elseq.load(f"{first}:{other}")
+    for trained, reason in (
+        (tiny_language_model, "one is a language model"),
+        (tiny_bart, "their texts begin with different symbols"),
+    ):
+        with pytest.raises(UserError, match=f"are no ensemble: {reason}; give one of them$"):
+            elseq.load(f"{first}:{trained.checkpoint}")
 
 
 @pytest.mark.parametrize("word, expected", [("▁in", " in"), ("in", "in")])

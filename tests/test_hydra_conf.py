@@ -19,7 +19,7 @@ from fairseq.models import build_model
 from hydra import compose, initialize_config_dir
 
 from elseq.attention import Attention
-from elseq.benchmark.runs import modes
+from elseq.benchmark.arguments import modes
 from tests import helpers
 from tests.models.building import make_task
 

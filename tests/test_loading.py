@@ -10,9 +10,10 @@ import yaml
 import elseq
 from elseq.cli import generate
 from elseq.errors import UserError, as_option
-from elseq.generator import Batching, TextGenerator
-from elseq.loading import Checkpoint, Loading, checkpoint_path
-from elseq.text_files.reading import InputFormat
+from elseq.generator import TextGenerator
+from elseq.loading import Checkpoint, checkpoint_path
+from elseq.options import Batching, Loading
+from elseq.text_files.formats import InputFormat
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[1]

@@ -1,19 +1,35 @@
-"""What the commands that measure are told, and what reads it."""
+"""What the commands that measure are told, and what reads it, without torch; see `elseq.options`."""
 
 import argparse
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-import torch
-
-from elseq.arguments import add_fields, choices, count, count_or_zero, counts
-from elseq.benchmark.runs import STOCK_MODES, modes
-from elseq.benchmark.scores import NAMES
+from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
 from elseq.errors import UserError
-from elseq.loading import Loading
-from elseq.precision import INT8
+from elseq.options import AUTO, INT8, THREADS, Loading, registered_methods
 
+STOCK_MODES = ("stock", "stock-copied", "stock-shared")
+FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
 FLOATS = ("float32", "bfloat16", "float16")
+METRICS = ("bleu", "rouge")  # of `elseq.scoring.metrics.METRICS`
+EPILOG = """\
+Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
+Runs of the same batch size and beam take turns: each decodes once, then each once more, and another is the first. So a
+machine that is busy for a while slows all of them alike.
+Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
+sentence share the keys and values of the source; kv, el and auto are elseq's; ctranslate2 and huggingface need those
+packages. What stands after -- are model options of fairseq-train for --arch, such as -- --encoder-layers 2.
+
+With -m or with NAME=VALUE the command is a sweep with Hydra, of hydra_conf/benchmark.yaml: elseq-benchmark -m
+model=el_bart_base decode=stock,el batch=8,32. docs/sweeps.md says more.
+
+elseq-benchmark multi-query and elseq-benchmark top-k measure what those two papers have measured; see their --help.
+"""
+
+
+def modes() -> tuple[str, ...]:
+    """All that can be measured."""
+    return (*STOCK_MODES, *registered_methods(), AUTO, *FOREIGN_MODES)
 
 
 def device(text: str) -> str:
@@ -21,6 +37,10 @@ def device(text: str) -> str:
     Raises:
         UserError: a device that is not here.
     """
+    if text == "cpu":
+        return text
+    import torch  # it takes seconds
+
     try:
         found = torch.device(text)
     except RuntimeError as error:
@@ -52,7 +72,7 @@ class Settings:
         help="with --source: score the hypotheses against this, one line for each source; text if the model has a "
         "subword vocabulary beside its dictionary, otherwise pieces of the dictionary"
     )
-    metric: str = _option(NAMES[0], choices=NAMES, help="of the reference: sacreBLEU or ROUGE")
+    metric: str = _option(METRICS[0], choices=METRICS, help="of the reference: sacreBLEU or ROUGE")
     source_length: int = _option(512, type=count, help="positions of random sources, one batch")
     output_length: int | None = _option(type=count, help="tokens of every output, whatever the model would say")
     min_len: int = _option(1, type=count, help="tokens at least")
@@ -84,8 +104,40 @@ class Settings:
         help=f"of {', '.join((*FLOATS, INT8))}; int8 is for a CPU, stock is float32 beside it (default: float32)",
     )
     device: str = _option("cpu", type=device, help="cpu, cuda or cuda:1")
-    threads: int = _option(torch.get_num_threads, type=count)
+    threads: int | None = _option(**THREADS)
     model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
+
+
+def parse(arguments: list[str]) -> tuple[Settings, str]:
+    """What is measured, and the folder for the results.
+
+    Raises:
+        UserError: a value that cannot be used.
+    """
+    model_options: list[str] = []
+    if "--" in arguments:
+        place = arguments.index("--")
+        arguments, model_options = arguments[:place], arguments[place + 1 :]
+    parser = Parser(
+        prog="elseq-benchmark",
+        description="Stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources.",
+        epilog=EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    model = parser.add_argument_group("model")
+    model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
+    add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
+    work = parser.add_argument_group("what is decoded")
+    add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
+    add_fields(
+        work, Settings, "reference", "metric", "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size"
+    )
+    runs = parser.add_argument_group("runs")
+    add_fields(runs, Settings, "modes", "stock", "batch_sizes", "beams")
+    add_run_options(runs, several_dtypes=True)
+    options = vars(parser.parse_args(arguments))
+    output = options.pop("output")
+    return Settings(**options, model_options=model_options), output
 
 
 def add_run_options(parser: argparse._ActionsContainer, several_dtypes: bool = False) -> None:

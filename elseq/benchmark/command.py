@@ -1,15 +1,15 @@
-"""What elseq-benchmark reads from the command line, and the runs that it asks for."""
+"""The runs that elseq-benchmark is asked for."""
 
-import argparse
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
 
-from elseq.arguments import Parser, add_fields
+import torch
+
 from elseq.benchmark import report
-from elseq.benchmark.arguments import Settings, add_run_options
+from elseq.benchmark.arguments import Settings
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
 from elseq.benchmark.scores import Scorer
@@ -17,55 +17,8 @@ from elseq.benchmark.sources import check_positions, count_positions, random_sou
 from elseq.errors import UserError, as_option, renamed
 from elseq.precision import INT8
 
-EPILOG = """\
-Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
-Runs of the same batch size and beam take turns: each decodes once, then each once more, and another is the first. So a
-machine that is busy for a while slows all of them alike.
-Modes: stock is fairseq as it installs; stock-copied and stock-shared are the same, told whether the hypotheses of a
-sentence share the keys and values of the source; kv, el and auto are elseq's; ctranslate2 and huggingface need those
-packages. What stands after -- are model options of fairseq-train for --arch, such as -- --encoder-layers 2.
-
-With -m or with NAME=VALUE the command is a sweep with Hydra, of hydra_conf/benchmark.yaml: elseq-benchmark -m
-model=el_bart_base decode=stock,el batch=8,32. docs/sweeps.md says more.
-
-elseq-benchmark multi-query and elseq-benchmark top-k measure what those two papers have measured; see their --help.
-"""
-
-
-_OF_GRID = ("modes", "batch_sizes", "beams", "device", "threads", "repeats")
+_OF_GRID = ("modes", "batch_sizes", "beams", "device", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
-
-
-def parse(arguments: list[str]) -> tuple[Settings, str]:
-    """What is measured, and the folder for the results.
-
-    Raises:
-        UserError: a value that cannot be used.
-    """
-    model_options: list[str] = []
-    if "--" in arguments:
-        place = arguments.index("--")
-        arguments, model_options = arguments[:place], arguments[place + 1 :]
-    parser = Parser(
-        prog="elseq-benchmark",
-        description="Stock fairseq, elseq's ways of decoding and other programs, on the same weights and sources.",
-        epilog=EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
-    )
-    model = parser.add_argument_group("model")
-    model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
-    add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
-    work = parser.add_argument_group("what is decoded")
-    add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
-    add_fields(
-        work, Settings, "reference", "metric", "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size"
-    )
-    runs = parser.add_argument_group("runs")
-    add_fields(runs, Settings, "modes", "stock", "batch_sizes", "beams")
-    add_run_options(runs, several_dtypes=True)
-    options = vars(parser.parse_args(arguments))
-    output = options.pop("output")
-    return Settings(**options, model_options=model_options), output
 
 
 def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] = as_option) -> Grid:
@@ -107,6 +60,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
         scorer=scorer,
         dtypes=settings.dtype,
         interleave=settings.device == "cpu" if settings.interleave is None else settings.interleave,
+        threads=settings.threads or torch.get_num_threads(),
         **{each: getattr(settings, each) for each in _OF_GRID},
     )
 
@@ -143,6 +97,6 @@ def title(settings: Settings, grid: Grid) -> list[list[str]]:
     return [
         [grid.model_file.name, *["random weights"] * settings.random_weights],
         [source, *output],
-        report.machine(settings.device, settings.threads, ", ".join(settings.dtype)),
+        report.machine(settings.device, grid.threads, ", ".join(settings.dtype)),
         report.versions(),
     ]

@@ -9,8 +9,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from elseq.attention.methods import AUTO, KV, METHODS
+from elseq.attention.methods import KV
 from elseq.benchmark import measure
+from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
@@ -20,14 +21,6 @@ from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import make_batches
 from elseq.generation.method_choice import Choice
 from elseq.precision import DTYPES, INT8
-
-STOCK_MODES = ("stock", "stock-copied", "stock-shared")
-FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
-
-
-def modes() -> tuple[str, ...]:
-    """All that can be measured."""
-    return (*STOCK_MODES, *METHODS, AUTO, *FOREIGN_MODES)
 
 
 class Cell(NamedTuple):

@@ -14,15 +14,13 @@ from elseq.scoring.metrics import METRICS
 from elseq.subwords.base import Subwords
 from elseq.subwords.finding import find_subwords
 
-NAMES = ("bleu", "rouge")
-
 
 @dataclass(frozen=True)
 class Scorer:
     """Scores hypotheses as text, if the model has a subword vocabulary, and otherwise in words of its dictionary."""
 
     references: list[str]
-    metric: str  # of `NAMES`
+    metric: str  # of `elseq.benchmark.arguments.METRICS`
     dictionary: Dictionary  # of the target
     subwords: Subwords | None
     is_language_model: bool

@@ -9,22 +9,33 @@ from dataclasses import asdict, replace
 from importlib import import_module
 from pathlib import Path
 
-from elseq.benchmark import PAPERS, report
-from elseq.benchmark.arguments import make_output_folder
-from elseq.benchmark.command import make_grid, parse, title
-from elseq.benchmark.publishing import run_and_publish
-from elseq.benchmark.runs import run_grid
+import elseq
+from elseq.benchmark import PAPERS
+from elseq.benchmark.arguments import Settings, make_output_folder, parse
 from elseq.files import check_output_file
-from elseq.sweeps.benchmark import job
 from elseq.sweeps.launch import is_sweep, sweep
 
 
 def main() -> None:
     if is_sweep(sys.argv[1:]):
+        elseq.set_up()
+        from elseq.sweeps.benchmark import job
+
         return sweep("benchmark", job)
     if sys.argv[1:2] and sys.argv[1] in PAPERS:
+        elseq.set_up()
         return import_module(f"{PAPERS[sys.argv[1]]}.command").main(sys.argv[2:])
     settings, folder = parse(sys.argv[1:])
+    elseq.set_up()
+    _measure(settings, folder)
+
+
+def _measure(settings: Settings, folder: str) -> None:
+    from elseq.benchmark import report
+    from elseq.benchmark.command import make_grid, title
+    from elseq.benchmark.publishing import run_and_publish
+    from elseq.benchmark.runs import run_grid
+
     with ExitStack() as stack:
         grid = make_grid(settings, stack)
         others = [mode for mode in grid.modes if mode != "stock"]
@@ -51,7 +62,7 @@ def main() -> None:
             len(grid.cells()),
             *files[:2],
             report,
-            lambda rows: {"title": heading(rows), "options": asdict(settings)},
+            lambda rows: {"title": heading(rows), "options": asdict(replace(settings, threads=grid.threads))},
             lambda rows: report.text(heading(rows), rows),
             plot,
         )

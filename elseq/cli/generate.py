@@ -10,19 +10,13 @@ from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
-import elseq  # noqa: F401  # repairs fairseq
+import elseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
-from elseq.generation.options import SEARCH_OPTIONS, SearchConfig
-from elseq.generation.stopping import RULES
-from elseq.generator import Batching
-from elseq.loading import Loading
-from elseq.sweeps.generation import job
+from elseq.files import STANDARD_INPUT
+from elseq.options import SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
 from elseq.sweeps.launch import is_sweep, sweep
-from elseq.text_files.formats import Format
-from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT, InputFormat
-from elseq.text_files.run import Job, Run
+from elseq.text_files.formats import Format, InputFormat
 
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
@@ -47,8 +41,21 @@ class _Terminated(KeyboardInterrupt):
 
 def main() -> None:
     if is_sweep(sys.argv[1:]):
+        elseq.set_up()
+        from elseq.sweeps.generation import job
+
         return sweep("generate", job)
     args = _parse(sys.argv[1:])
+    with renamed(as_option):
+        _taken(Loading, args).check()
+    elseq.set_up()  # only now: it takes seconds
+    _generate(args)
+
+
+def _generate(args) -> None:
+    from elseq.text_files.processes import Processes
+    from elseq.text_files.run import Run
+
     with contextlib.ExitStack() as stack:
         _end_like_an_interrupt(stack)
         run = None
@@ -68,14 +75,15 @@ def main() -> None:
             sys.exit(128 + (stop.args[0] if isinstance(stop, _Terminated) else signal.SIGINT))
 
 
-def _how_far(run: Run | None, args) -> str:
+def _how_far(run, args) -> str:
     if run is None or run.progress is None:
         return "no line was done yet; what was done before is kept, give the same command again"
     if args.output is not None and run.journal.is_published():
         return f"all {run.progress.total} lines are done and in {args.output}"
     done = f"{run.progress.finished} of {run.progress.total} lines are done"
     if args.output is None:
-        return f"{done} and lost, since there is no --output to keep them by"
+        written = f"; {run.journal.written} of them are written, and the others" if run.journal.written else " and"
+        return f"{done}{written} lost, since there is no --output to keep them by"
     return f"{done}; repeat the same command to continue"
 
 
@@ -88,7 +96,7 @@ def _end_like_an_interrupt(stack: contextlib.ExitStack) -> None:
             stack.callback(signal.signal, number, signal.signal(number, terminate))
 
 
-def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
+def _log_to_console(stack: contextlib.ExitStack, processes) -> None:
     """The first process logs what elseq decides; all processes log warnings."""
     handler = logging.StreamHandler(sys.stderr)
     handler.setFormatter(logging.Formatter("elseq: %(message)s"))
@@ -100,14 +108,28 @@ def _log_to_console(stack: contextlib.ExitStack, processes: Processes) -> None:
     stack.enter_context(logging_redirect_tqdm([logger]))
 
 
-def _job(args) -> Job:
-    def taken(kind: type):
-        return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
+def _taken(kind: type, args):
+    """The options of a dataclass among those of the command line."""
+    return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
+
+
+def _job(args):
+    from elseq.text_files.run import Job
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
-    formats = taken(Format), taken(InputFormat)
-    return Job(args.model, output, args.input, taken(Loading), taken(Batching), args.overwrite, search, *formats)
+    return Job(
+        args.model,
+        output,
+        args.input,
+        *(_taken(kind, args) for kind in (Loading, Batching)),
+        args.overwrite,
+        search,
+        _taken(Format, args),
+        args.threads,
+        args.prefix_file,
+        _taken(InputFormat, args),
+    )
 
 
 def _parse(arguments: list[str]):
@@ -124,37 +146,36 @@ def _parse(arguments: list[str]):
     )
     add_fields(files, InputFormat)
     files.add_argument(
-        "--output", metavar="FILE", help="default: the standard output, at the end; an interrupted run keeps nothing"
+        "--output",
+        metavar="FILE",
+        help="default: the standard output, each line as soon as all before it are done; such a run cannot continue",
     )
     files.add_argument(
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
+    files.add_argument(
+        "--prefix-file",
+        metavar="FILE",
+        help="what each output begins with, a line for each of the input",
+    )
     add_fields(files, Format)
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
-    model.add_argument("--model", required=True, metavar="FILE", help="a checkpoint of fairseq or elseq, or its folder")
+    model.add_argument(
+        "--model",
+        required=True,
+        metavar="FILE",
+        help="a checkpoint of fairseq or elseq, or its folder; several with colons between them are an ensemble",
+    )
     add_fields(model, Loading)
+    model.add_argument("--threads", **THREADS)
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")
-    _add_search_options(search)
+    add_search_options(search)
     add_fields(search, Batching, "seed")
     parser.set_defaults(seed=1)
     return parser.parse_args(arguments)
-
-
-def _add_search_options(group) -> None:
-    known = {each.name: each for each in fields(SearchConfig)}
-    for name in SEARCH_OPTIONS:
-        option, default = known[name], known[name].default
-        text = option.metadata.get("help", "").replace("%", "%%")
-        if name == "early_stopping":
-            group.add_argument(as_option(name), choices=RULES, help=f"{text} (default: {default})")
-        elif isinstance(default, bool):
-            group.add_argument(as_option(name), action="store_const", const=True, help=text)
-        else:
-            kind = int if option.type is int else float
-            group.add_argument(as_option(name), type=kind, metavar="N", help=f"{text} (default: {default})")
 
 
 if __name__ == "__main__":

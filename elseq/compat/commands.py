@@ -19,6 +19,7 @@ from omegaconf import open_dict
 
 from elseq.compat.patching import wrap
 from elseq.errors import UserError, as_option, user_sentence
+from elseq.files import user_dirs
 
 logger = logging.getLogger(__name__)
 
@@ -48,11 +49,6 @@ def import_user_dirs(text: str) -> None:
         UserError: a folder does not exist, or its name is that of another module.
     """
     utils.import_user_module(Namespace(user_dir=text))
-
-
-def user_dirs(text: str) -> list[str]:
-    """The folders in a value of --user-dir."""
-    return [text] if os.path.exists(text) else text.split(os.pathsep)
 
 
 def _import_user_modules(load, args):

@@ -14,26 +14,7 @@ from elseq.generation.search import SequenceGenerator
 from elseq.models import Decoder
 from elseq.precision import multiplied_rows
 
-UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 INDEX_BYTES = 8
-
-
-def read_bytes(text: str) -> int:
-    """A number of bytes such as 16G, 800M or 1.5g; K, M, G and T are powers of 1,024.
-
-    Raises:
-        UserError: it is none.
-    """
-    number, unit = text.strip().upper().removesuffix("B").removesuffix("I"), ""
-    if number[-1:] in UNITS:
-        number, unit = number[:-1], number[-1:]
-    try:
-        size = int(float(number) * UNITS[unit])
-    except (ValueError, OverflowError):
-        size = 0
-    if size < 1:
-        raise UserError(f"{text!r} is not a size in bytes; give one such as 16G or 800M")
-    return size
 
 
 def write_bytes(size: float) -> str:
@@ -42,12 +23,12 @@ def write_bytes(size: float) -> str:
     return f"{size / 1024**unit:.{min(unit, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
 
 
-def capacity(model, search, budget: int, name: Callable[[int], str], extra: int = 0) -> Callable[[int], int]:
+def capacity(models, search, budget: int, name: Callable[[int], str], extra: int = 0) -> Callable[[int], int]:
     """How many sentences of a length a batch may have.
 
     Args:
-        model: what decodes.
-        search: its generator.
+        models: what decodes, an ensemble if several.
+        search: their generator.
         budget: bytes.
         name: what to call the longest sentence of a length in an error.
         extra: positions that the task adds to each source.
@@ -56,16 +37,18 @@ def capacity(model, search, budget: int, name: Callable[[int], str], extra: int 
         UserError: the model is not decoded by elseq's own state; or, when called, a sentence that is too long for the
             budget, even alone.
     """
-    if not isinstance(search, SequenceGenerator) or not isinstance(getattr(model, "decoder", None), Decoder):
+    ours = all(isinstance(getattr(model, "decoder", None), Decoder) for model in models)
+    if not isinstance(search, SequenceGenerator) or not ours:
         raise UserError("a memory budget needs a model that elseq decodes by kv or el: give a number of tokens instead")
 
     def sentences(length: int) -> int:
-        number = largest(lambda number: batch_bytes(model, search, number, length + extra) <= budget)
+        def needed(number: int) -> int:
+            return sum(batch_bytes(model, search, number, length + extra) for model in models)
+
+        number = largest(lambda number: needed(number) <= budget)
         if not number:
-            needed = write_bytes(batch_bytes(model, search, 1, length + extra))
-            raise UserError(
-                f"{name(length)} alone needs about {needed} of memory and the budget is {write_bytes(budget)}: raise it"
-            )
+            least, given = write_bytes(needed(1)), write_bytes(budget)
+            raise UserError(f"{name(length)} alone needs about {least} of memory and the budget is {given}: raise it")
         return number
 
     return sentences

@@ -9,18 +9,10 @@ from omegaconf.errors import ValidationError
 
 from elseq.bounds import check_bounds
 from elseq.errors import UserError
-from elseq.generation.stopping import FIRST, RULES, Stopping
+from elseq.generation.stopping import Stopping
+from elseq.options import FIRST, SEARCH_OPTIONS, Search, help_of
 
 STOPPING_OPTIONS = ("early_stopping", "beam_patience")
-
-# fairseq's and ours. Its others are about files and output.
-SEARCH_OPTIONS = (
-    "beam", "nbest", "lenpen", "unnormalized", "unkpen", "temperature", "no_repeat_ngram_size",
-    "min_len", "max_len_a", "max_len_b", "match_source_len",
-    "sampling", "sampling_topk", "sampling_topp",
-    "diverse_beam_groups", "diverse_beam_strength", "diversity_rate",
-    *STOPPING_OPTIONS,
-)  # fmt: skip
 
 
 @dataclass
@@ -29,15 +21,11 @@ class StoppingConfig(FairseqDataclass):
 
     early_stopping: str = field(
         default=FIRST,
-        metadata={
-            "help": f"when beam search ends: {', '.join(RULES)}. first: --beam hypotheses have ended; bound: "
-            "and no other scores more at its present length; never: and none can up to the maximum length. "
-            "transformers' early_stopping is True, False and never"
-        },
+        metadata={"help": help_of(Search, "early_stopping")},
     )
     beam_patience: float = field(
         default=1.0,
-        metadata={"help": "with --early-stopping first, search until this times --beam hypotheses have ended"},
+        metadata={"help": help_of(Search, "beam_patience")},
     )
 
 

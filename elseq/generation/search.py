@@ -31,8 +31,9 @@ from elseq.generation.logits_processors import (
 )
 from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import Ensemble, make_stepper
-from elseq.generation.stopping import BY_DEFAULT, FIRST, Stopping
+from elseq.generation.stopping import BY_DEFAULT, Stopping
 from elseq.numerics import explain_nan
+from elseq.options import FIRST
 from elseq.precision import restore
 
 logger = logging.getLogger(__name__)

@@ -4,8 +4,7 @@ from dataclasses import dataclass
 
 from elseq.bounds import check_bounds
 from elseq.errors import UserError, check_choice
-
-FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")
+from elseq.options import FIRST, NEVER, RULES
 
 
 @dataclass(frozen=True)

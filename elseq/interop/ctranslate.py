@@ -9,9 +9,6 @@ from fairseq.data import Dictionary
 from elseq.errors import UserError, as_option
 from elseq.models.stock import as_stock, elseq_configuration
 
-QUANTIZATIONS = (
-    "int8", "int8_float32", "int8_float16", "int8_bfloat16", "int16", "float16", "bfloat16", "float32",
-)  # fmt: skip
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
 # Its converter for fairseq ignores these.
 _PASSED_OVER = (
@@ -30,7 +27,7 @@ def to_ctranslate2(
         cfg: the whole configuration of its checkpoint.
         source, target: its dictionaries; for a language model the same one.
         folder: the output folder.
-        quantization: one of `QUANTIZATIONS`. Default: the type of the parameters.
+        quantization: one of `elseq.interop.QUANTIZATIONS`. Default: the type of the parameters.
 
     Raises:
         UserError: CTranslate2 does not have the model, or is not installed.

@@ -13,10 +13,9 @@ from torch import Tensor
 from elseq.attention import Attention
 from elseq.attention.module import split_joint_projections
 from elseq.errors import UserError
+from elseq.interop import PLACES
 from elseq.models.config import divisors
 
-METHODS = ("mean", "first", "random")
-PLACES = {"encoder": "encoder self-attention", "decoder": "decoder self-attention", "cross": "cross-attention"}
 _LAYERS = {
     "encoder": r"(encoder\.layers\.\d+\.self_attn)\.k_proj\.weight",
     "decoder": r"(decoder\.layers\.\d+\.self_attn)\.k_proj\.weight",

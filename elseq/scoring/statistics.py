@@ -6,10 +6,10 @@ from typing import NamedTuple
 import numpy as np
 
 from elseq.errors import UserError
+from elseq.scoring import SEED
 
 INTERVAL = 0.95
 MOST_RESAMPLES = 1_000_000
-SEED = 1
 ROUNDING = 1e-9  # of sums, in percent
 
 

@@ -9,10 +9,10 @@ import io
 from pathlib import Path
 
 from elseq.errors import UserError
+from elseq.options import CODES_PROGRAMS
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_text
 
-KINDS = ("subword_nmt", "fastbpe")  # with fairseq's names
 SEPARATOR = "@@"
 _VERSION = "#version:"
 
@@ -25,8 +25,8 @@ class Codes(Subwords):
         Raises:
             UserError: the kind is unknown, or the file is missing or has no codes of this kind.
         """
-        if kind not in KINDS:
-            raise UserError(f"{kind!r} is unknown; choose one of {', '.join(KINDS)}", "bpe")
+        if kind not in CODES_PROGRAMS:
+            raise UserError(f"{kind!r} is unknown; choose one of {', '.join(CODES_PROGRAMS)}", "bpe")
         try:
             from subword_nmt.apply_bpe import BPE
         except ImportError as error:
@@ -54,7 +54,7 @@ class Codes(Subwords):
 
 def kind_of_codes(path: Path) -> str | None:
     """The program that made a file, or None."""
-    for kind in KINDS:
+    for kind in CODES_PROGRAMS:
         try:
             _read_codes(kind, path)
         except UserError:

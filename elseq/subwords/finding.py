@@ -1,14 +1,14 @@
-"""Finds the subword vocabulary beside a model."""
+"""Finds the subword vocabulary beside a model, or reads the one that is named."""
 
 import logging
-from collections.abc import Collection, Iterable
+from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from elseq.errors import UserError
 from elseq.files import CODES, ENCODER, SENTENCEPIECE, TOKENIZER
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
-from elseq.subwords.codes import kind_of_codes
+from elseq.subwords.codes import Codes, kind_of_codes
 from elseq.subwords.pieces import Sentencepiece
 from elseq.subwords.tokens import Tokens
 
@@ -29,8 +29,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
     for folder in folders:
         path = folder / TOKENIZER
         if path.exists():
-            found = tokens.read_tokens(path)
-            _check_words(path, found, words)
+            found = _read_tokenizer(path, words)
             logger.info("subwords: the tokenizer %s", path)
             return found
         encoder, merges = (folder / name for name in gpt2.FILES)
@@ -39,7 +38,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
             raise UserError(f"{folder} has {there.name} but no {missing.name}; the subwords need both: copy it there")
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
-            return gpt2.read_gpt2(folder, words, is_language_model)
+            return gpt2.read_gpt2(encoder, merges, words, is_language_model)
         models = sorted(folder.glob(SENTENCEPIECE))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
@@ -47,6 +46,32 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
             logger.info("subwords: sentencepiece %s", models[0])
             return Sentencepiece(models[0])
     return None
+
+
+def read_subwords(kind: str, files: Sequence[Path], words: Collection[str], is_language_model: bool) -> Subwords:
+    """The subword vocabulary in files that a user has named.
+
+    Args:
+        kind: a value of --bpe.
+        files: in the order of `elseq.options.BPE`.
+        words, is_language_model: as for `find_subwords`.
+
+    Raises:
+        UserError: files cannot be used, or belong to another model.
+    """
+    if kind == "sentencepiece":
+        return Sentencepiece(*files)
+    if kind == "gpt2":
+        return gpt2.read_gpt2(*files, words, is_language_model)
+    if kind == "hugging_face":
+        return _read_tokenizer(*files, words)
+    return Codes(kind, *files)
+
+
+def _read_tokenizer(path: Path, words: Collection[str]) -> Tokens:
+    found = tokens.read_tokens(path)
+    _check_words(path, found, words)
+    return found
 
 
 def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:

@@ -19,17 +19,16 @@ MASK = "<mask>"
 FILES = (ENCODER, MERGES)
 
 
-def read_gpt2(folder: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
+def read_gpt2(encoder: Path, merges: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
     """
     Args:
-        folder: folder of encoder.json and vocab.bpe.
+        encoder, merges: encoder.json and vocab.bpe.
         symbols: symbols of the dictionary, which may include <mask>.
         is_language_model: whether GPT-2's end of text is the end symbol.
 
     Raises:
         UserError: a file is missing or cannot be used, or the files belong to different vocabularies.
     """
-    encoder, merges = (folder / name for name in FILES)
     numbers, pairs = read_numbers(encoder), read_merges(merges)
     check_pieces(encoder, numbers, merges, pairs)
     tokenizer = byte_level(numbers, pairs, encoder)

@@ -8,10 +8,10 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
-from elseq.benchmark.arguments import Settings
+from elseq.benchmark.arguments import STOCK_MODES, Settings
 from elseq.benchmark.command import make_grid, title
 from elseq.benchmark.rows import Row
-from elseq.benchmark.runs import STOCK_MODES, run_grid
+from elseq.benchmark.runs import run_grid
 from elseq.errors import UserError
 from elseq.models.stock import elseq_configuration, training_options
 from elseq.precision import INT8

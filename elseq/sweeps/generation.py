@@ -12,15 +12,16 @@ from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 from elseq.files import read_lines
-from elseq.generation.options import SEARCH_OPTIONS, search_configuration
-from elseq.generator import Batching, TextGenerator
-from elseq.loading import DTYPES, Loading
+from elseq.generation.options import search_configuration
+from elseq.generator import TextGenerator
+from elseq.options import SEARCH_OPTIONS, Batching, Loading
+from elseq.precision import DTYPES
 from elseq.scoring.inputs import check_equal_lengths
 from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
+from elseq.text_files.formats import InputFormat
 from elseq.text_files.processes import Processes
-from elseq.text_files.reading import InputFormat
 from elseq.text_files.run import Job, Run
 
 OUTPUT = "output.txt"
@@ -51,6 +52,8 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
         search=search,
+        threads=cfg.get("threads"),
+        prefix_file=cfg.get("prefix_file"),
     )
     beam = search_configuration(search).beam
     begun = []

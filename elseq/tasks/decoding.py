@@ -22,6 +22,7 @@ from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
+from elseq.options import STOCK, Loading, decode_attention_names, help_of
 from elseq.precision import DTYPES, INT8
 
 logger = logging.getLogger(__name__)
@@ -29,7 +30,6 @@ logger = logging.getLogger(__name__)
 # And how one trains with them.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
 DTYPE = "--decode-dtype"
-STOCK = "stock"  # everything is left to fairseq: its modules and its generator
 
 
 @dataclass
@@ -51,20 +51,12 @@ class DecodingConfig(StoppingConfig):
     )
     apply_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
-        metadata={
-            "help": "decode a trained model with the k largest scores of each query only; 0: with all (default: as "
-            "--attention-top-k was in its training)"
-        },
+        metadata={"help": help_of(Loading, "apply_top_k")},
     )
-    apply_top_k_in: str = field(
-        default=",".join(PLACES), metadata={"help": "where --apply-top-k counts: of encoder, decoder, cross"}
-    )
+    apply_top_k_in: str = field(default=",".join(PLACES), metadata={"help": help_of(Loading, "apply_top_k_in")})
     apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
-        metadata={
-            "help": "decode a trained model with the k most activated units of a feed-forward layer only, for each "
-            "token; 0: with all (default: as --ffn-top-k was in its training)"
-        },
+        metadata={"help": help_of(Loading, "apply_ffn_top_k")},
     )
     query_chunk_size: Optional[int] = field(  # noqa: UP045
         default=None,
@@ -76,11 +68,6 @@ class DecodingConfig(StoppingConfig):
             "help": "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
         },
     )
-
-
-def decode_attention_names() -> tuple[str, ...]:
-    """The values of --decode-attention."""
-    return (*methods.names(), STOCK)
 
 
 def check_options(options) -> None:

@@ -12,6 +12,8 @@ Fingerprint = dict[str, str | int | float | bool | None]
 # Entries that are not options of the command line.
 _WORDS = {"input": "the input was another", "model": "the model was another"}
 _WORDS["dictionaries"] = "the dictionaries were others"
+_WORDS["language model"] = "the language model was another"
+_WORDS["prefixes"] = "the prefixes were others"
 _TOKENS = _WORDS["subwords"] = "the subword vocabulary was another"
 
 

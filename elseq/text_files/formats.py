@@ -1,18 +1,133 @@
-"""The formats of the output of elseq-generate."""
+"""The formats of the input and the output of elseq-generate."""
 
 import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import TYPE_CHECKING
 
-import torch
+from elseq.errors import UserError, as_option, check_choice
 
-from elseq.errors import UserError, as_option
-from elseq.generator import Hypothesis, TextGenerator
-from elseq.text_files.reading import FORMATS, JSONL, TEXT, InputLines
+if TYPE_CHECKING:  # it needs torch; see `elseq.options`
+    from elseq.generator import Hypothesis, TextGenerator
+    from elseq.text_files.reading import InputLines
 
+FORMATS = TEXT, JSONL = "text", "jsonl"
+FIELD = "text"
+MOST_DIGITS = 1000  # Python refuses to write more than a few thousand
 HYPOTHESES, SOURCE = "hypotheses", "source"
+
+
+@dataclass(frozen=True)
+class InputFormat:
+    """What a line of the input holds."""
+
+    input_format: str | None = field(
+        default=None,
+        metadata={
+            "choices": FORMATS,
+            "help": "text: a text on each line; jsonl: a JSON object on each line (default: jsonl if the name of "
+            f"--input ends with .{JSONL}, otherwise text)",
+        },
+    )
+    input_field: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "with --input-format jsonl: the field with the text. With --format jsonl the other fields are "
+            f"written to the output (default: {FIELD})",
+        },
+    )
+
+    def of(self, path: str) -> "InputFormat":
+        """With the defaults for the path of an input.
+
+        Raises:
+            UserError: the format is unknown, or a field of lines of text is named.
+        """
+        check_choice("input_format", self.input_format, FORMATS)
+        kind = self.input_format or (JSONL if Path(path).suffix == f".{JSONL}" else TEXT)
+        if kind == TEXT and self.input_field is not None:
+            raise UserError("needs --input-format jsonl: a line of text has no fields", "input_field")
+        return replace(self, input_format=kind, input_field=FIELD if self.input_field is None else self.input_field)
+
+    def deciding(self) -> dict:
+        """The options that decide the output, by their names on the command line; none for text, as before them."""
+        if self.input_format == TEXT:
+            return {}
+        return {as_option("input_format"): JSONL, as_option("input_field"): repr(self.input_field)}
+
+    def parse(self, line: str, name: str) -> tuple[str, dict]:
+        """The text of a line, and its other fields.
+
+        Args:
+            line: without its end.
+            name: its name in errors.
+
+        Raises:
+            UserError: the line is not a JSON object with a string in the field.
+        """
+        if self.input_format == TEXT:
+            return line, {}
+        fields = _parse_json(line, name)
+        if not isinstance(fields, dict):
+            raise UserError(f"{name} is no JSON object: give one with the field {self.input_field!r}")
+        if self.input_field not in fields:
+            known = ", ".join(repr(each[:40]) for each in list(fields)[:5]) or "none"
+            raise UserError(
+                f"{name} has no field {self.input_field!r} (but {known}): name the field of the text as --input-field"
+            )
+        text = fields.pop(self.input_field)
+        if not isinstance(text, str):
+            raise UserError(f"the field {self.input_field!r} of {name} is no string: give the text as one")
+        if not _is_unicode(text):
+            raise UserError(
+                f"the field {self.input_field!r} of {name} holds half a character (a lone surrogate): write it in full"
+            )
+        return text, fields
+
+
+LINES_OF_TEXT = InputFormat()
+
+
+def _parse_json(line: str, name: str):
+    try:
+        return json.loads(line, parse_constant=_refuse, parse_float=_number, parse_int=_integer)
+    except (ValueError, RecursionError) as error:
+        reason = str(error)
+        if isinstance(error, json.JSONDecodeError):
+            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
+        elif isinstance(error, RecursionError):
+            reason = "it is nested too deeply"
+        raise UserError(
+            f"{name} is no JSON ({reason}): give a JSON object on each line, or --input-format text"
+        ) from error
+
+
+def _refuse(constant: str):
+    raise ValueError(f"{constant} is no number")
+
+
+def _number(text: str) -> float:
+    if not math.isfinite(number := float(text)):
+        raise ValueError(f"{text[:40]} is too large a number")
+    return number
+
+
+def _integer(text: str) -> int:
+    if len(text) > MOST_DIGITS:
+        raise ValueError(f"a number has {len(text)} digits")
+    return int(text)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 @dataclass(frozen=True)
@@ -60,28 +175,30 @@ class Format:
         """The fields that the input must not bring: `id` is the one of a line that has one."""
         return () if self.format == TEXT else (HYPOTHESES, SOURCE) if self.with_source else (HYPOTHESES,)
 
-    def kept(self, hypothesis: dict) -> dict:
-        """What `line` reads of a hypothesis, on the CPU."""
-        names = ["tokens"] if self.format == TEXT else ["tokens", "score", "positional_scores"]
-        return {name: torch.as_tensor(hypothesis[name]).cpu() for name in names}
+    @property
+    def read(self) -> list[str]:
+        """What `line` reads of a hypothesis."""
+        return ["tokens"] if self.format == TEXT else ["tokens", "score", "positional_scores"]
 
-    def line(self, generator: TextGenerator | None, lines: InputLines, index: int, hypotheses: Sequence[dict]) -> str:
+    def line(
+        self, generator: "TextGenerator | None", lines: "InputLines", index: int, hypotheses: Sequence[dict]
+    ) -> str:
         """The line of the output for a line of the input, without its end.
 
         Args:
             generator: the model; it may be None where there are no hypotheses.
             lines: the input.
             index: the line.
-            hypotheses: by `kept`, best first. A blank line has none in jsonl.
+            hypotheses: tensors of `read` on the CPU, best first. A blank line has none.
         """
         if self.format == TEXT:
-            return in_one_line(generator.text(hypotheses[0]["tokens"]))
+            return in_one_line(generator.text(hypotheses[0]["tokens"])) if hypotheses else ""
         record = {"id": index} | lines.fields(index) | ({SOURCE: lines[index]} if self.with_source else {})
         record[HYPOTHESES] = [self._record(generator.hypothesis(each)) for each in hypotheses]
         written = json.dumps(record, ensure_ascii=False, allow_nan=False)
         return _HALF_A_CHARACTER.sub(lambda half: f"\\u{ord(half[0]):04x}", written)
 
-    def _record(self, hypothesis: Hypothesis) -> dict:
+    def _record(self, hypothesis: "Hypothesis") -> dict:
         record = {"text": hypothesis.text, "score": _finite(hypothesis.score)}
         if self.with_tokens:
             record |= {"tokens": hypothesis.tokens, "log_probs": list(map(_finite, hypothesis.log_probs))}

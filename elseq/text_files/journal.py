@@ -7,7 +7,7 @@ process that is killed while writing leaves a record that is too short or has a 
 the next writer truncates the journal there. A complete record that cannot be from this run is refused, and never
 published. No link, pipe or file with a second hard link is opened in that folder.
 
-If the output is a stream, the journal is an unnamed file, which disappears with the process.
+The standard output has no journal: `StandardOutput` writes the lines in their order.
 """
 
 import contextlib
@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import IO
 
 import numpy as np
+from tqdm import tqdm
 
 from elseq.errors import UserError
 from elseq.files import PlainFolder, check_output_file
@@ -356,11 +357,17 @@ class Journal:
         return UserError(f"--output {self.output} cannot be written ({error.strerror}): {remedy}")
 
 
-class NamelessJournal(Journal):
-    """The journal of a run that writes to the standard output: an unnamed file, which is not kept."""
+class StandardOutput:
+    """Writes each line to the standard output as soon as all lines before it are written.
+
+    The methods are those of a `Journal`. Lines that are finished before it is their turn wait in an unnamed file, which
+    disappears with the process.
+    """
 
     def __init__(self):
-        super().__init__(Path("the standard output"))
+        self.written = 0  # lines
+        self._size = 0
+        self._file: IO[bytes] | None = None
 
     def lock(self) -> None:
         """
@@ -368,15 +375,14 @@ class NamelessJournal(Journal):
             UserError: a temporary file cannot be created.
         """
         try:
-            self._temporary = tempfile.TemporaryFile(buffering=0)  # noqa: SIM115  # `close` closes it
+            self._file = tempfile.TemporaryFile()  # noqa: SIM115  # `close` closes it
         except OSError as error:
-            raise self._cannot_be_written(error) from error
-        self._file = self._temporary.fileno()
+            raise self._cannot_be_kept(error) from error
 
     def close(self) -> None:
         if self._file is not None:
+            self._file.close()
             self._file = None
-            self._temporary.close()
 
     def is_new(self) -> bool:
         return True
@@ -384,24 +390,48 @@ class NamelessJournal(Journal):
     def is_published(self) -> bool:
         return False
 
-    def _names(self) -> list[str]:
-        return ["the temporary file"]
+    def begin(self, fingerprint: Fingerprint, lines: int, overwrite: bool = False) -> np.ndarray:
+        """No line is finished, bool [lines]."""
+        self._places = np.zeros((lines, 2), dtype=np.int64)  # start and length in the file; 0: none
+        return np.zeros(lines, dtype=bool)
 
-    @contextlib.contextmanager
-    def _opened(self, name: str, flags: int) -> Iterator[int]:
-        yield self._file
+    def append(self, indices: Sequence[int], texts: Sequence[str]) -> None:
+        """Write the lines whose turn it is, and keep the others.
 
-    def _write_output(self, contents: dict[str, Content], places: Places) -> None:
+        Args:
+            indices: indices of the lines in the input.
+            texts: their outputs, without line feeds.
+
+        Raises:
+            UserError: the standard output or the unnamed file cannot be written.
+        """
         try:
-            with open(sys.stdout.fileno(), "wb", closefd=False) as file:
-                _write_lines(file, contents, places)
+            for index, text in zip(indices, texts, strict=True):
+                line = text.encode("utf-8", "replace") + b"\n"
+                self._places[index] = self._size, len(line)
+                self._size += self._file.write(line)
+            self._file.flush()
+        except OSError as error:
+            raise self._cannot_be_kept(error) from error
+        stop = self.written
+        while stop < len(self._places) and self._places[stop, 1]:
+            stop += 1
+        if stop > self.written:
+            self._write(self._places[self.written : stop].tolist())
+            self.written = stop
+
+    def _write(self, places: list[list[int]]) -> None:
+        try:
+            with tqdm.external_write_mode(file=sys.stdout), open(sys.stdout.fileno(), "wb", closefd=False) as file:
+                for start, length in places:
+                    file.write(os.pread(self._file.fileno(), length, start))
         except OSError as error:
             raise UserError(f"the standard output cannot be written ({error.strerror}): give --output FILE") from error
 
-    def _tidy(self) -> None:
-        pass
+    def publish(self, blank: np.ndarray) -> None:
+        """Nothing to do: all lines are written."""
 
-    def _cannot_be_written(self, error: OSError) -> UserError:
+    def _cannot_be_kept(self, error: OSError) -> UserError:
         return UserError(
             f"the temporary folder cannot be written ({error.strerror}): give --output FILE, or name a folder with "
             "room in TMPDIR"

@@ -4,131 +4,17 @@ import codecs
 import contextlib
 import hashlib
 import io
-import json
-import math
 import sys
 from array import array
 from collections.abc import Callable, Collection, Iterator
-from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import IO
 
 import torch
 
-from elseq.errors import UserError, as_option, check_choice
-from elseq.files import bounded_lines, decode_line, decode_lines
-
-STANDARD_INPUT = "-"
-FORMATS = TEXT, JSONL = "text", "jsonl"
-FIELD = "text"
-MOST_DIGITS = 1000  # Python refuses to write more than a few thousand
-
-
-@dataclass(frozen=True)
-class InputFormat:
-    """What a line of the input holds."""
-
-    input_format: str | None = field(
-        default=None,
-        metadata={
-            "choices": FORMATS,
-            "help": "text: a text on each line; jsonl: a JSON object on each line (default: jsonl if the name of "
-            f"--input ends with .{JSONL}, otherwise text)",
-        },
-    )
-    input_field: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "NAME",
-            "help": "with --input-format jsonl: the field with the text. With --format jsonl the other fields are "
-            f"written to the output (default: {FIELD})",
-        },
-    )
-
-    def of(self, path: str) -> "InputFormat":
-        """With the defaults for the path of an input.
-
-        Raises:
-            UserError: the format is unknown, or a field of lines of text is named.
-        """
-        check_choice("input_format", self.input_format, FORMATS)
-        kind = self.input_format or (JSONL if Path(path).suffix == f".{JSONL}" else TEXT)
-        if kind == TEXT and self.input_field is not None:
-            raise UserError("needs --input-format jsonl: a line of text has no fields", "input_field")
-        return replace(self, input_format=kind, input_field=FIELD if self.input_field is None else self.input_field)
-
-    def deciding(self) -> dict:
-        """The options that decide the output, by their names on the command line; none for text, as before them."""
-        if self.input_format == TEXT:
-            return {}
-        return {as_option("input_format"): JSONL, as_option("input_field"): repr(self.input_field)}
-
-    def parse(self, line: str, name: str) -> tuple[str, dict]:
-        """The text of a line, and its other fields.
-
-        Args:
-            line: without its end.
-            name: its name in errors.
-
-        Raises:
-            UserError: the line is not a JSON object with a string in the field.
-        """
-        if self.input_format == TEXT:
-            return line, {}
-        fields = _parse_json(line, name)
-        if not isinstance(fields, dict):
-            raise UserError(f"{name} is no JSON object: give one with the field {self.input_field!r}")
-        if self.input_field not in fields:
-            known = ", ".join(repr(each[:40]) for each in list(fields)[:5]) or "none"
-            raise UserError(
-                f"{name} has no field {self.input_field!r} (but {known}): name the field of the text as --input-field"
-            )
-        text = fields.pop(self.input_field)
-        if not isinstance(text, str):
-            raise UserError(f"the field {self.input_field!r} of {name} is no string: give the text as one")
-        if not _is_unicode(text):
-            raise UserError(
-                f"the field {self.input_field!r} of {name} holds half a character (a lone surrogate): write it in full"
-            )
-        return text, fields
-
-
-def _parse_json(line: str, name: str):
-    try:
-        return json.loads(line, parse_constant=_refuse, parse_float=_finite, parse_int=_integer)
-    except (ValueError, RecursionError) as error:
-        reason = str(error)
-        if isinstance(error, json.JSONDecodeError):
-            reason = f"{error.msg.removesuffix(' at')} at column {error.colno}"
-        elif isinstance(error, RecursionError):
-            reason = "it is nested too deeply"
-        raise UserError(
-            f"{name} is no JSON ({reason}): give a JSON object on each line, or --input-format text"
-        ) from error
-
-
-def _refuse(constant: str):
-    raise ValueError(f"{constant} is no number")
-
-
-def _finite(text: str) -> float:
-    if not math.isfinite(number := float(text)):
-        raise ValueError(f"{text[:40]} is too large a number")
-    return number
-
-
-def _integer(text: str) -> int:
-    if len(text) > MOST_DIGITS:
-        raise ValueError(f"a number has {len(text)} digits")
-    return int(text)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
+from elseq.errors import UserError
+from elseq.files import STANDARD_INPUT, bounded_lines, decode_line, decode_lines
+from elseq.text_files.formats import LINES_OF_TEXT, InputFormat
 
 
 class InputLines:
@@ -137,7 +23,7 @@ class InputLines:
     `elseq.files.read_lines` defines line ends.
     """
 
-    def __init__(self, path: str, form: InputFormat = InputFormat(), reserved: Collection[str] = ()):
+    def __init__(self, path: str, form: InputFormat = LINES_OF_TEXT, reserved: Collection[str] = ()):
         """Read all lines.
 
         Args:
@@ -217,7 +103,7 @@ class Sources:
         self._tokens = array("i")
         self._starts = array("q", [0])
         self.lengths = array("i")  # of each text; 0 if blank
-        self.truncated = 0
+        self.truncated = array("q")  # indices
 
     def append(self, tokens: torch.Tensor | None) -> None:
         """Add a text; None is a blank one."""
@@ -253,6 +139,7 @@ def encode_lines(lines: InputLines, encode: Callable[[str, str], tuple[torch.Ten
         tokens = None
         if text.strip():
             tokens, was_cut = encode(text, lines.name(index))
-            sources.truncated += was_cut
+            if was_cut:
+                sources.truncated.append(index)
         sources.append(tokens)
     return sources

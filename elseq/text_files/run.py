@@ -4,8 +4,9 @@ import logging
 import os
 import sys
 from collections.abc import Callable
-from contextlib import closing
+from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
+from enum import Enum
 from functools import partial
 from pathlib import Path
 
@@ -15,25 +16,35 @@ from tqdm import tqdm
 
 import elseq
 from elseq.errors import UserError, as_option
-from elseq.files import check_output_file, check_overwrite, check_standard_output, is_within, real_path
+from elseq.files import (
+    STANDARD_INPUT,
+    check_output_file,
+    check_overwrite,
+    check_standard_output,
+    is_within,
+    read_lines,
+    real_path,
+)
 from elseq.generation.batches import SplittingDecoder
-from elseq.generation.options import SEARCH_OPTIONS, search_configuration
-from elseq.generator import Batching, TextGenerator, check_max_tokens, load_by
-from elseq.loading import Loading, checkpoint_path
+from elseq.generation.options import search_configuration
+from elseq.generator import TextGenerator, check_max_tokens, load_by
+from elseq.loading import checkpoint_path, checkpoint_paths
+from elseq.options import SEARCH_OPTIONS, Batching, Loading
 from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
-from elseq.text_files.formats import Format
-from elseq.text_files.journal import Journal, NamelessJournal
+from elseq.text_files.formats import Format, InputFormat
+from elseq.text_files.journal import Journal, StandardOutput
 from elseq.text_files.processes import Processes
-from elseq.text_files.reading import STANDARD_INPUT, InputFormat, InputLines, Sources, encode_lines
+from elseq.text_files.reading import InputLines, Sources, encode_lines
 
 logger = logging.getLogger(__name__)
 
 # Shares of words that are not in the dictionary.
 NOTABLE, UNUSABLE = 0.1, 0.9
 BLANK_LINES = 1000  # that are written at once
+MOST_NAMED = 20  # truncated lines
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
@@ -47,8 +58,10 @@ class Job:
     loading: Loading = Loading()
     batching: Batching = Batching(seed=1)
     overwrite: bool = False
-    search: dict = field(default_factory=dict)  # of `SEARCH_OPTIONS`
+    search: dict = field(default_factory=dict)  # of `Search`
     form: Format = Format()
+    threads: int | None = None  # None: as many as torch has
+    prefix_file: str | None = None
     input_form: InputFormat = InputFormat()
 
 
@@ -107,7 +120,7 @@ class Run:
         self.job = job
         self.processes = processes
         # The target of a link, because publishing replaces the file.
-        self.journal = NamelessJournal() if job.output is None else Journal(real_path(job.output), processes.rank)
+        self.journal = StandardOutput() if job.output is None else Journal(real_path(job.output), processes.rank)
         self.progress: Progress | None = None
 
     def __call__(self, ready: Callable[[TextGenerator], None] = lambda generator: None) -> None:
@@ -125,7 +138,7 @@ class Run:
         self._check_input_is_shareable()
         self._check_output_is_no_input()
         lines = InputLines(job.input, job.input_form, job.form.own_fields)
-        with closing(self.journal):
+        with closing(self.journal), _threads(job.threads):
             if self.processes.is_first:
                 self.journal.lock()
                 if self.journal.is_new():
@@ -134,19 +147,29 @@ class Run:
             data = Path(generator.task.options.data)
             self._check_output_is_no_input(data)
             search = generator.make_search(cfg)
-            sources = encode_lines(
-                lines, lambda text, name: generator.encode(text, search, name, batching.truncate, "give --truncate")
-            )
+            constraints: list[list[torch.Tensor]] = []  # of each line that is not blank
+
+            def encode(text: str, name: str) -> tuple[torch.Tensor, bool]:
+                source, phrases = generator.split_constraints(text, cfg)
+                if phrases is not None:
+                    constraints.append(phrases)
+                return generator.encode(source, search, name, batching.truncate, "give --truncate")
+
+            sources = encode_lines(lines, encode)
             _check_words(job, lines, sources, generator)
+            prefixes = None if job.prefix_file is None else _encode_prefixes(job, generator, search, sources)
             batches = generator.cut_batches(
                 search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
             )
             blank = np.asarray(sources.lengths) == 0
-            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources), blank, lines)
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources, prefixes), blank, lines)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
-                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed)
+                forced = {} if prefixes is None else {"prefixes": prefixes}
+                if cfg.constraints is not None:
+                    forced["constraints"] = dict(zip(np.flatnonzero(~blank).tolist(), constraints, strict=True))
+                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed, **forced)
                 self._decode(batches, finished, decode, partial(job.form.line, generator, lines), cfg.nbest)
                 if self.processes.is_first:
                     others = range(1, self.processes.count)
@@ -157,7 +180,9 @@ class Run:
         if not self.processes.is_first:
             self.processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
-            logger.warning("%d of %d lines were too long and were truncated", sources.truncated, len(lines))
+            cut, names = len(sources.truncated), ", ".join(str(index + 1) for index in sources.truncated[:MOST_NAMED])
+            more = f" and {cut - MOST_NAMED:,} more" if cut > MOST_NAMED else ""
+            logger.warning("%d of %d lines were too long and were truncated: %s%s", cut, len(lines), names, more)
 
     def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, lines: InputLines) -> np.ndarray:
         """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
@@ -178,7 +203,7 @@ class Run:
         if processes.is_first:
             if not finished.all():
                 self._check_overwrite()
-            if not self.job.form.keeps_blank_lines:
+            if not self.job.form.keeps_blank_lines or self.job.output is None:
                 missing = np.flatnonzero(blank & ~written).tolist()
                 for first in range(0, len(missing), BLANK_LINES):
                     part = missing[first : first + BLANK_LINES]
@@ -197,8 +222,12 @@ class Run:
             while (number := self.processes.take_number()) < len(batches):
                 rest = [index for index in batches[number].tolist() if not finished[index]]
                 for part, hypotheses in decode(rest) if rest else ():
-                    kept = [list(map(self.job.form.kept, found[:nbest])) for found in hypotheses]
+                    kept = [list(map(self._kept, found[:nbest])) for found in hypotheses]
                     background.give(finish, part, kept)
+
+    def _kept(self, hypothesis: dict) -> dict:
+        """What the format reads of a hypothesis, on the CPU."""
+        return {name: torch.as_tensor(hypothesis[name]).cpu() for name in self.job.form.read}
 
     def _publish(self, finished: np.ndarray, blank: np.ndarray, data: Path) -> None:
         """Check once more: the run may have taken days."""
@@ -225,9 +254,9 @@ class Run:
         Raises:
             UserError: the output is one of the inputs.
         """
-        job, checkpoint = self.job, checkpoint_path(self.job.model)
-        inputs = [checkpoint, checkpoint.parent, *job.loading.inputs(), *more]
-        inputs += [Path(path) for path in (job.input,) if path != STANDARD_INPUT]
+        job, checkpoints = self.job, checkpoint_paths(self.job.model)
+        inputs = [*checkpoints, *(path.parent for path in checkpoints), *job.loading.inputs(), *more]
+        inputs += [Path(path) for path in (job.input, job.prefix_file) if path not in (STANDARD_INPUT, None)]
         if job.output is None:
             check_standard_output(*inputs)
             return
@@ -239,6 +268,19 @@ class Run:
     def _check_overwrite(self) -> None:
         if self.job.output is not None:
             check_overwrite(self.job.output, self.job.overwrite)
+
+
+@contextmanager
+def _threads(number: int | None):
+    """torch has this many threads, within the context."""
+    before = torch.get_num_threads()
+    if number is not None:
+        torch.set_num_threads(number)
+    try:
+        yield
+    finally:
+        if number is not None:
+            torch.set_num_threads(before)
 
 
 def _on_own_device(loading: Loading) -> Loading:
@@ -264,24 +306,47 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
         raise UserError(
             f"{unknown:.0%} of the words of {lines.path} are not in the model's dictionary, and no subword vocabulary "
             "(tokenizer.json, encoder.json and vocab.bpe, or a sentencepiece .model) is beside it: copy it there, or "
-            "give its folder as --data, or codes by --bpe and --bpe-codes"
+            "give its folder as --data, or its files by --bpe and the options of its kind"
         )
     if unknown > NOTABLE:
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
 
 
+def _encode_prefixes(job: Job, generator: TextGenerator, search, sources: Sources) -> Sources:
+    """The prefix of each line; blank ones and those of blank lines have no tokens."""
+    path = Path(job.prefix_file).expanduser()
+    texts = list(read_lines(path))
+    if len(texts) != len(sources):
+        raise UserError(
+            f"--prefix-file {path} has {len(texts):,} lines and the input has {len(sources):,}: give a line for each"
+        )
+    prefixes = Sources()
+    for index, (text, length) in enumerate(zip(texts, sources.lengths, strict=True)):
+        tokens = None
+        if length and text.strip():
+            tokens = generator.encode_prefix(text, search, length, f"line {index + 1} of {path}")
+        prefixes.append(tokens)
+    return prefixes
+
+
 def _folders(job: Job) -> list[Path]:
-    return [*([Path(job.loading.data)] if job.loading.data else []), checkpoint_path(job.model).parent]
+    data = [Path(job.loading.data)] if job.loading.data else []
+    return [*data, *(path.parent for path in checkpoint_paths(job.model))]
 
 
-def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources) -> Fingerprint:
+def _fingerprint(
+    job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources, prefixes: Sources | None
+) -> Fingerprint:
     parameter = next(generator.model.parameters())
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
+    fused = job.loading.lm_path
     return {
         "input": lines.digest,
-        "model": digest_file(checkpoint_path(job.model)),
+        "model": " ".join(map(digest_file, checkpoint_paths(job.model))),
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
+        **({} if prefixes is None else {"prefixes": prefixes.digest()}),
+        **({} if fused is None else {"language model": digest_file(checkpoint_path(fused))}),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),
         "--device": parameter.device.type,
@@ -289,7 +354,12 @@ def _fingerprint(job: Job, generator: TextGenerator, cfg, lines: InputLines, sou
         **job.batching.deciding(),
         **lines.form.deciding(),
         **job.form.deciding(),
-        **{as_option(name): cfg[name] for name in SEARCH_OPTIONS},
+        **{as_option(name): _plain(cfg[name]) for name in SEARCH_OPTIONS},
         "elseq": elseq.__version__,
         "torch": torch.__version__,
     }
+
+
+def _plain(value):
+    """An option without fairseq's enumerations."""
+    return str(value) if isinstance(value, Enum) else value

@@ -9,7 +9,7 @@ import torch
 from sacrebleu.metrics import BLEU
 
 import elseq
-from elseq.benchmark import runs
+from elseq.benchmark.arguments import FOREIGN_MODES
 from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
 from elseq.errors import UserError
@@ -29,7 +29,7 @@ def run(monkeypatch, *arguments):
 
 def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     # whether or not it is installed: a missing program is a line in the report
-    monkeypatch.setitem(runs.FOREIGN_MODES, "ctranslate2", "no_such_package")
+    monkeypatch.setitem(FOREIGN_MODES, "ctranslate2", "no_such_package")
     arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
     arguments += ["--modes=el,kv,ctranslate2", f"--output={tmp_path}", "--", *ENCODER_DECODER]
     run(monkeypatch, *arguments)

@@ -2,14 +2,19 @@
 
 import copy
 import random
+import re
+import shutil
 import sys
 
 import pytest
+import sentencepiece
 import torch
 
 import elseq
 from elseq.cli import generate as command
 from elseq.generator import TextGenerator
+from elseq.text_files.processes import Processes
+from tests import helpers
 from tests.generating import OPTIONS, SEARCH, interrupt_after, read
 
 
@@ -132,6 +137,96 @@ def test_top_k(tiny_translation, source, run, expected, top_k):
     assert (read(run.output) == expected) == (not any(top_k.values()))
 
 
+def test_dictionaries_and_pieces_in_two_folders(tiny_translation, source, run, expected, tmp_path):
+    """As recipes/demo.sh leaves them; its pieces are the tiny model's words."""
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+    for path in data.glob("dict.*.txt"):
+        path.write_text(re.sub(r"^w", "▁w", path.read_text(), flags=re.MULTILINE))
+    (tmp_path / "pieces").mkdir()
+    model = tmp_path / "pieces" / "sentencepiece.model"
+    words = " ".join(f"w{number}" for number in range(20))
+    with model.open("wb") as file:
+        sentencepiece.SentencePieceTrainer.train(
+            sentence_iterator=iter([words] * 20), model_writer=file, model_type="word", vocab_size=23, minloglevel=2
+        )
+    other = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    named = ["--bpe=sentencepiece", f"--sentencepiece-model={model}"]
+    run(*named, model=other)
+    assert read(run.output) == expected
+    loaded = elseq.load(tiny_translation.checkpoint, data=data, bpe="sentencepiece", sentencepiece_model=model)
+    assert loaded.generate(read(source), **SEARCH) == expected
+    refused = run(*named, f"--output={model}", model=other, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
+
+
+def test_an_ensemble(tiny_translation, tiny_multi_query, source, run):
+    paths = f"{tiny_translation.checkpoint}:{tiny_multi_query.checkpoint}"
+    both = helpers.Trained(tiny_translation.raw, tiny_translation.data, paths)
+    run(model=both)
+    assert read(run.output) == elseq.load(paths, data=tiny_translation.data).generate(read(source), **SEARCH)
+    link = run.output.parent / "link"
+    link.symlink_to(tiny_multi_query.checkpoint)
+    refused = run("--overwrite", f"--output={link}", model=both, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
+
+
+def test_prefixes(tiny_translation, source, run, tmp_path):
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    prefixes = [f"w{number % 20}" * (number % 3 > 0) for number in range(len(read(source)))]
+    path = tmp_path / "prefixes"
+    path.write_text("".join(f"{line}\n" for line in prefixes))
+    run("--prefix-file", path)
+    assert read(run.output) == model.generate(read(source), prefixes=prefixes, **SEARCH)
+    refused = run("--prefix-file", path, "--overwrite", "--output", path, check=False)
+    assert refused.stderr.endswith("prefixes is an input: give another file\n")
+    path.write_text("w1\n")
+    refused = run("--prefix-file", path, "--overwrite", check=False)
+    assert refused.stderr.endswith(
+        f"--prefix-file {path} has 1 lines and the input has {len(prefixes)}: give a line for each\n"
+    )
+
+
+def test_constraints(tiny_translation, source, run, tmp_path):
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    texts = [f"{line}\tw{number % 20}" if line.strip() else line for number, line in enumerate(read(source))]
+    path = tmp_path / "texts"
+    path.write_text("".join(f"{line}\n" for line in texts))
+    run("--constraints", input=path)
+    found = read(run.output)
+    assert found == model.generate(texts, constraints="ordered", **SEARCH)
+    assert all(text.split("\t")[1] in line.split() for text, line in zip(texts, found, strict=True) if "\tw" in text)
+    run("--constraints=unordered", "--overwrite", "--max-tokens=20", input=path)
+    assert read(run.output) == model.generate(texts, constraints="unordered", **SEARCH)
+
+
+def test_fusion(tiny_translation, fused, source, run, tmp_path):
+    data, path = fused
+    trained = helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint)
+    model = elseq.load(trained.checkpoint, data=data, lm_path=path)
+    run(f"--lm-path={path}", "--lm-weight=0.5", model=trained)
+    assert read(run.output) == model.generate(read(source), lm_weight=0.5, **SEARCH)
+    refused = run("--lm-weight=0.5", "--overwrite", model=trained, check=False)
+    assert refused.stderr.endswith("--lm-weight 0.5 needs a language model, and none is loaded: name one\n")
+    refused = run(f"--lm-path={path}", "--lm-weight=0.5", "--overwrite", f"--output={path}", model=trained, check=False)
+    assert refused.stderr.endswith("is an input: give another file\n")
+
+
+def test_threads(run, expected, monkeypatch, threads):
+    """Those of the run, not of the process after it."""
+    decode, there = TextGenerator._decode, set()
+
+    def decode_and_look(self, search, sources):
+        there.add(torch.get_num_threads())
+        return decode(self, search, sources)
+
+    monkeypatch.setattr(TextGenerator, "_decode", decode_and_look)
+    run("--threads=3")
+    assert read(run.output) == expected
+    assert (there, torch.get_num_threads()) == ({3}, threads)
+    sentence = run("--threads=0", check=False).stderr.splitlines()[-1]
+    assert sentence == "elseq: error: --threads '0' is not a whole number above 0"
+
+
 # --- the standard input and output
 
 
@@ -153,6 +248,22 @@ def test_standard_output(tiny_translation, source, expected, monkeypatch, capfdb
     captured = capfdbinary.readouterr()
     assert captured.out == b""
     assert b"lines are done and lost, since there is no --output to keep them by" in captured.err
+
+
+def test_lines_are_written_in_their_turn(tiny_translation, source, expected, monkeypatch, capfdbinary):
+    """Here, each before the next is decoded: the first is the longest."""
+    lines = sorted(read(source), key=len, reverse=True)
+    source.write_text("".join(f"{line}\n" for line in lines))
+    whole = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data).generate(lines, **SEARCH)
+    assert sorted(whole) == sorted(expected)
+    options = ["--model", tiny_translation.checkpoint, "--data", tiny_translation.data, *OPTIONS]
+    with monkeypatch.context() as patch, pytest.raises(SystemExit):
+        interrupt_after(patch, 4)
+        call(patch, *options, "--input", source, "--max-tokens=1")
+    captured = capfdbinary.readouterr()
+    written = captured.out.decode().splitlines()
+    assert written == whole[: len(written)] and 1 <= len(written) <= 4
+    assert f"lines are done; {len(written)} of them are written, and the others lost, since".encode() in captured.err
 
 
 def test_nothing_is_left_of_a_run_to_the_standard_output(tiny_translation, source, tmp_path, monkeypatch, capfdbinary):
@@ -184,12 +295,10 @@ def test_a_temporary_folder_that_cannot_be_written(tiny_translation, source, mon
 
 
 def test_several_processes_need_files(tiny_translation, source, monkeypatch, tmp_path):
-    monkeypatch.setattr(command.Processes, "of_environment", lambda: command.Processes(None, 1, 2))
+    monkeypatch.setattr(Processes, "of_environment", lambda: Processes(None, 1, 2))
     model = ["--model", tiny_translation.checkpoint]
     with pytest.raises(elseq.errors.UserError, match="cannot share the standard output: give --output FILE"):
         call(monkeypatch, *model, "--input", source)
-    monkeypatch.setattr(
-        command.Processes, "of_environment", lambda: command.Processes(torch.distributed.HashStore(), 1, 2)
-    )
+    monkeypatch.setattr(Processes, "of_environment", lambda: Processes(torch.distributed.HashStore(), 1, 2))
     with pytest.raises(elseq.errors.UserError, match="cannot share the standard input: give --input FILE"):
         call(monkeypatch, *model, "--output", tmp_path / "output")

@@ -10,7 +10,7 @@ from torch.utils._pytree import tree_leaves
 from elseq import native
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
-from elseq.generation.budget import batch_bytes, capacity, read_bytes, write_bytes
+from elseq.generation.budget import batch_bytes, capacity, write_bytes
 from elseq.generation.search import Usage
 from elseq.precision import kernels, packed
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
@@ -132,7 +132,7 @@ def test_as_many_sentences_as_fit(family):
     model, search = searching(family)
     for length in (2, 17, 100):
         budget = batch_bytes(model, search, 1, length) * 5
-        number = capacity(model, search, budget, str)(length)
+        number = capacity([model], search, budget, str)(length)
         assert batch_bytes(model, search, number, length) <= budget < batch_bytes(model, search, number + 1, length)
 
 
@@ -148,8 +148,8 @@ def test_auto_is_the_larger():
 def test_symbols_that_the_task_adds_count():
     model, search = searching()
     budget = batch_bytes(model, search, 4, 30)
-    assert capacity(model, search, budget, str)(30) == 4
-    assert capacity(model, search, budget, str, extra=1)(30) == 3
+    assert capacity([model], search, budget, str)(30) == 4
+    assert capacity([model], search, budget, str, extra=1)(30) == 3
 
 
 def test_a_sentence_beyond_the_budget():
@@ -157,27 +157,13 @@ def test_a_sentence_beyond_the_budget():
     with pytest.raises(
         UserError, match=r"^line of 30 tokens alone needs about [\d.]+ KiB of memory and the budget is "
     ):
-        capacity(model, search, 1000, lambda length: f"line of {length} tokens")(30)
+        capacity([model], search, 1000, lambda length: f"line of {length} tokens")(30)
 
 
 def test_models_that_no_budget_is_known_for():
     model, search = searching("bart", "stock")
     with pytest.raises(UserError, match="give a number of tokens instead"):
-        capacity(model, search, 10**9, str)
-
-
-@pytest.mark.parametrize(
-    "text, size",
-    [("1", 1), ("800M", 800 * 2**20), ("1.5g", 3 * 2**29), (" 16GiB", 2**34), ("2KB", 2048), ("1T", 2**40)],
-)
-def test_sizes(text, size):
-    assert read_bytes(text) == size
-
-
-@pytest.mark.parametrize("text", ["", "G", "-1G", "0", "0.1", "nan", "infG", "1P", "16 G B", "much"])
-def test_what_is_no_size(text):
-    with pytest.raises(UserError, match="is not a size in bytes; give one such as 16G or 800M"):
-        read_bytes(text)
+        capacity([model], search, 10**9, str)
 
 
 @pytest.mark.parametrize(

@@ -13,6 +13,7 @@ VALUES = {
     "no_repeat_ngram_size": 2, "min_len": 3, "max_len_a": 1.2, "max_len_b": 30, "match_source_len": True,
     "sampling": True, "sampling_topk": 4, "sampling_topp": 0.9,
     "diverse_beam_groups": 7, "diverse_beam_strength": 0.7, "diversity_rate": 0.3,
+    "constraints": "unordered", "lm_weight": 0.2,
 }  # fmt: skip
 
 

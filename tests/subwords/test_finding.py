@@ -8,9 +8,9 @@ from tokenizers import Tokenizer
 from tokenizers.models import WordLevel
 
 from elseq.errors import UserError
+from elseq.options import BPE
 from elseq.subwords.codes import kind_of_codes
-from elseq.subwords.finding import find_codes, find_subwords
-from elseq.subwords.gpt2 import read_gpt2
+from elseq.subwords.finding import find_codes, find_subwords, read_subwords
 from tests.subwords import test_gpt2
 
 TEXT = "the inner thing"
@@ -33,7 +33,7 @@ def write_sentencepiece(folder, name="spm.model"):
 
 
 def write_gpt2(folder):
-    return read_gpt2(test_gpt2.write(folder)).encode(TEXT)
+    return test_gpt2.read(test_gpt2.write(folder)).encode(TEXT)
 
 
 @pytest.mark.parametrize("first, second", [(1, 2), (0, 2)])
@@ -93,3 +93,23 @@ def test_codes(tmp_path, name, line, kind):
     assert find_codes([tmp_path, path.parent]) is None
     path.write_text(f"{line}\n")
     assert find_codes([tmp_path, path.parent]) == (kind, path) == (kind_of_codes(path), path)
+
+
+@pytest.mark.parametrize(
+    "kind, write, names",
+    [
+        ("sentencepiece", write_sentencepiece, ["spm.model"]),
+        ("gpt2", write_gpt2, ["encoder.json", "vocab.bpe"]),
+        ("hugging_face", write_tokenizer, ["tokenizer.json"]),
+    ],
+)
+def test_files_that_are_named(tmp_path, kind, write, names):
+    expected = write(tmp_path)
+    assert len(BPE[kind]) == len(names)
+    assert read_subwords(kind, [tmp_path / name for name in names], [], False).encode(TEXT) == expected
+
+
+def test_a_tokenizer_of_another_model(tmp_path):
+    write_tokenizer(tmp_path)
+    with pytest.raises(UserError, match="tokenizer.json is not the model's tokenizer, or encoder.json is missing"):
+        read_subwords("hugging_face", [tmp_path / "tokenizer.json"], ["7"], False)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from elseq.subwords.gpt2 import read_gpt2
+from elseq.subwords.gpt2 import FILES, read_gpt2
 from elseq.subwords.tokens import END_OF_TEXT
 
 MERGES = ["t h", "Ġ th", "Ġth e", "i n", "Ġ a", "e r", "Ġ in"]
@@ -22,6 +22,10 @@ def write(folder, numbers=NUMBERS, merges=MERGES):
     return folder
 
 
+def read(folder, **options):
+    return read_gpt2(*(folder / name for name in FILES), **options)
+
+
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory):
     return write(tmp_path_factory.mktemp("gpt2"))
@@ -30,17 +34,17 @@ def folder(tmp_path_factory):
 @given(text=st.text(st.sampled_from("then ai\n\t'sé–😀ø1") | st.characters(exclude_categories=["Cs"])))
 def test_as_fairseqs_own(folder, text):
     own = Encoder(NUMBERS, [tuple(merge.split()) for merge in MERGES])
-    tokens = read_gpt2(folder)
+    tokens = read(folder)
     assert tokens.encode(text).split() == [str(number) for number in own.encode(text)]
     assert tokens.decode(tokens.encode(text)) == text
 
 
 def test_special_symbols(folder):
-    plain, masked = read_gpt2(folder), read_gpt2(folder, symbols=["<mask>"])
+    plain, masked = read(folder), read(folder, symbols=["<mask>"])
     assert plain.encode("a</s>in").split() == [str(NUMBERS["a"]), "</s>", str(NUMBERS["in"])]
     assert masked.encode("a <mask>").split() == [str(NUMBERS["a"]), "<mask>"]  # with the space before it
     assert "<mask>" not in plain.encode("a <mask>")
-    of_language_model = read_gpt2(folder, is_language_model=True)
+    of_language_model = read(folder, is_language_model=True)
     assert of_language_model.encode(f"a{END_OF_TEXT}") == f"{NUMBERS['a']} </s>"
     assert "</s>" not in plain.encode(f"a{END_OF_TEXT}")
 
@@ -57,4 +61,4 @@ def test_special_symbols(folder):
 )
 def test_files_that_cannot_be_used(tmp_path, numbers, merges, sentence):
     with pytest.raises(UserError, match=sentence):
-        read_gpt2(write(tmp_path, numbers, merges))
+        read(write(tmp_path, numbers, merges))

@@ -8,6 +8,7 @@ from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
 
 from elseq.benchmark import command, runs
+from elseq.benchmark.arguments import parse
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import _configuration
 from elseq.sweeps.benchmark import read_settings
@@ -264,10 +265,10 @@ def test_the_same_settings_from_the_configuration_and_the_command_line():
     overrides += "checkpoint=x.pt"
     options = "x.pt --modes=el --batch-sizes=2 --beams=3 --data=data --source-length=7 --output-length=5 --min-len=2 "
     options += "--max-len-b=9 --lenpen=2 --no-repeat-ngram-size=3 --dtype=bfloat16 --threads=1 --repeats=2 "
-    expected, _ = command.parse(f"{options} --vocabulary-size=9".split())
+    expected, _ = parse(f"{options} --vocabulary-size=9".split())
     with initialize_config_dir(str(ROOT / "hydra_conf"), version_base="1.1"):
         assert read_settings(compose("benchmark", overrides.split())) == expected
-        defaults, _ = command.parse(["x.pt", "--modes=auto"])
+        defaults, _ = parse(["x.pt", "--modes=auto"])
         assert read_settings(compose("benchmark", ["checkpoint=x.pt"])) == defaults
 
 

@@ -1,6 +1,7 @@
 """What recipes refuse: at once, in one sentence, before anything is made."""
 
 import os
+import shlex
 import shutil
 import subprocess
 
@@ -83,15 +84,36 @@ def test_numbers_that_are_none_too_few(number, tmp_path):
     assert result.returncode == 0 and f"--stop-time-hours {number}" in result.stdout
 
 
+FAIRSEQ = {f"fairseq-{name}" for name in ("preprocess", "train", "generate", "validate")}
 NAMES = sorted(path.stem for path in RECIPES.glob("*.sh") if path.stem not in ("stages", "pipeline", "summarization"))
 
 
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FOLDERS])
 def test_other_options(name, tmp_path):
-    result = run_recipe(name, "--fresh", "--dry-run", ELSEQ_WORK=tmp_path / "work", ELSEQ_DEMO_DIR=tmp_path / "work")
+    result = run_recipe(name, "--fresh", "--from", ELSEQ_WORK=tmp_path / "work", ELSEQ_DEMO_DIR=tmp_path / "work")
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr == "elseq: error: --dry-run is unknown; the options are --fresh and --help\n"
+    assert result.stderr == "elseq: error: --from is unknown; the options are --fresh, --dry-run and --help\n"
     assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", [name for name in NAMES if name not in FOLDERS])
+def test_dry_run(name, tmp_path):
+    """What is printed are commands that a shell can read; what is there stays as it is."""
+    (tmp_path / "multi30k").mkdir()
+    for file in ("multi30k/train.de.gz", "dict.source.txt", "work/kept"):
+        (tmp_path / file).parent.mkdir(exist_ok=True)
+        (tmp_path / file).touch()
+    taken = {"CHECKPOINT": __file__, "DATA": tmp_path, "REFERENCES": __file__, "ELSEQ_DATA": tmp_path}
+    work = dict.fromkeys(("ELSEQ_WORK", "ELSEQ_DEMO_DIR"), tmp_path / "work")
+    before = sorted(tmp_path.rglob("*"))
+    result = run_recipe(name, "--fresh", "--dry-run", **taken, **work)
+    assert (result.returncode, result.stderr) == (0, "")
+    first, *lines = result.stdout.splitlines()
+    assert first == "Nothing is run. The commands of each stage:" and lines[0].startswith("== ")
+    commands = [shlex.split(line)[0] for line in lines if not line.startswith("==")]
+    assert set(commands) <= {"echo", "elseq-convert", "gzip", "mkdir", "python", "rm"} | FAIRSEQ
+    assert commands[-1] == "python" and set(commands) & FAIRSEQ
+    assert sorted(tmp_path.rglob("*")) == before
 
 
 @pytest.mark.parametrize("name", NAMES)

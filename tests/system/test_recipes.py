@@ -13,7 +13,7 @@ from fairseq import options
 from fairseq.models import build_model
 
 from elseq.attention import methods
-from elseq.benchmark import command as benchmark
+from elseq.benchmark import arguments as benchmark
 from elseq.cli import generate
 from tests import helpers
 from tests.models.building import make_task

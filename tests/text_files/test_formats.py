@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.generator import TextGenerator
-from elseq.text_files.formats import Format, in_one_line
-from elseq.text_files.reading import JSONL, InputFormat, InputLines
+from elseq.text_files.formats import JSONL, Format, InputFormat, in_one_line
+from elseq.text_files.reading import InputLines
 from tests.tiny_models import make_dictionary
 
 TEXT_FORMAT, JSONL_FORMAT = Format(), Format(JSONL)

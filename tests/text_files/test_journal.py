@@ -19,7 +19,7 @@ from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.text_files import journal as journal_module
-from elseq.text_files.journal import Journal, make_record, read_records
+from elseq.text_files.journal import Journal, StandardOutput, make_record, read_records
 
 FINGERPRINT = {"input": "abc", "--beam": 4, "--lenpen": 1.5}
 LINES = 12
@@ -491,3 +491,32 @@ def test_a_fingerprint_of_another_program(tmp_path):
     path.write_bytes(make_record(json.dumps(dict.fromkeys(map(str, range(10_000)), 1)).encode()))
     with pytest.raises(UserError, match="0.journal is damaged .it does not say of which run it is"):
         begin(tmp_path / "output")
+
+
+# --- the standard output
+
+
+def test_the_standard_output_in_order(capfdbinary):
+    """Each line as soon as all before it are there."""
+    output = StandardOutput()
+    output.lock()
+    assert not output.begin({}, 6).any()
+    seen = []
+    for indices, texts in (([3], [""]), ([1, 2], ["b", "ü"]), ([0], ["a"]), ([5], ["f"]), ([4], ["e"])):
+        output.append(indices, texts)
+        seen.append(capfdbinary.readouterr().out.decode())
+    assert seen == ["", "", "a\nb\nü\n\n", "", "e\nf\n"]
+    assert output.written == 6
+    output.close()
+
+
+def test_a_standard_output_that_is_full(monkeypatch):
+    output = StandardOutput()
+    output.lock()
+    output.begin({}, 1)
+    with (
+        open("/dev/full", "w") as full,
+        pytest.raises(UserError, match="^the standard output cannot be written .No sp"),
+    ):
+        monkeypatch.setattr("sys.stdout", full)
+        output.append([0], ["a"])

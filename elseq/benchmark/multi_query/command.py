@@ -48,7 +48,7 @@ def _plan(args) -> Plan:
         sizing=TINY if args.tiny else Sizing(),
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads,
+        threads=args.threads or torch.get_num_threads(),
         repeats=args.repeats,
     )
 

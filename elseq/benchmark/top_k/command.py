@@ -64,7 +64,7 @@ def _plan(args) -> Plan:
         memory_limit=args.memory_limit,
         dtype=args.dtype,
         device=args.device,
-        threads=args.threads,
+        threads=args.threads or torch.get_num_threads(),
         repeats=args.repeats,
     )
 

@@ -13,8 +13,8 @@ that the same prompt for Hugging Face is "<|endoftext|>" and the text.
 import sys
 
 from elseq.errors import UserError, as_option
-from elseq.generation.stopping import BOUND, FIRST, NEVER
 from elseq.interop.hugging_face.options import shown
+from elseq.options import BOUND, FIRST, NEVER
 
 DEFAULTS = {
     "num_beams": 1,

@@ -1,0 +1,164 @@
+"""The conversions of elseq-convert. Each takes the options of its command."""
+
+import shlex
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+
+from elseq.cli.convert import DEFAULT_PLACES
+from elseq.errors import about, as_option, renamed
+from elseq.files import check_output_file, check_overwrite
+from elseq.generator import TextGenerator, load
+from elseq.interop import ctranslate, heads
+from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
+from elseq.interop.hugging_face import conversion, folders
+from elseq.interop.output import check_output_folder, new_folder, save
+from elseq.loading import Checkpoint, checkpoint_path
+from elseq.models.stock import as_stock, elseq_configuration, training_options
+from elseq.options import Loading
+from elseq.subwords.tokens import Tokens
+
+# The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
+TASKS = {
+    "translation": "elseq_translation",
+    "denoising": "elseq_translation",
+    "language_modeling": "elseq_language_modeling",
+}
+
+
+# --- fewer heads
+
+
+def convert_heads(args) -> None:
+    path = checkpoint_path(args.model)
+    output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
+    check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
+    check_overwrite(output, args.overwrite)
+    state = Checkpoint.read(path).state
+    before = heads.upgrade_projections(state["model"])
+    present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
+    places = args.places or present or DEFAULT_PLACES
+    with about(path):
+        configuration = elseq_configuration(state["cfg"].model)
+        after, configuration = heads.pool_heads(
+            before, configuration, args.num_kv_heads, places, args.method, args.seed
+        )
+    cfg = plain_configuration(state["cfg"]) | {"model": configuration}
+    save(make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state")), output)
+    print(_report(args, places, before, after, configuration))
+    task = getattr(state["cfg"].task, "_name", None) or "translation"
+    print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
+    print(_training_command(TASKS.get(task, task), configuration, output))
+
+
+def _report(args, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
+    lines = []
+    for place in places:
+        number = configuration["encoder_attention_heads" if place == "encoder" else "decoder_attention_heads"]
+        if number == args.num_kv_heads:
+            lines.append(f"{heads.PLACES[place]}: it has {number} key/value heads, nothing was changed")
+        else:
+            lines.append(f"{heads.PLACES[place]}: {number} key/value heads -> {args.num_kv_heads} ({args.method})")
+    lines.append(f"parameters: {heads.count_parameters(before):,} -> {heads.count_parameters(after):,}")
+    for place, position in (("decoder", "generated token"), ("cross", "source token")):
+        if place in heads.places_of(before):
+            sizes = [heads.state_bytes(model, place) for model in (before, after)]
+            lines.append(f"keys and values of a {position}: {sizes[0]:,} -> {sizes[1]:,} bytes")
+    return "\n".join(lines)
+
+
+def _training_command(task: str, configuration: dict, output: Path) -> str:
+    restore = ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
+    restore += ["--reset-meters", "--reset-dataloader"]
+    options = shlex.join(["--task", task, *training_options(configuration), *restore])
+    return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {options}'
+
+
+# --- other programs
+
+
+def convert_from_hugging_face(args) -> None:
+    folder, output = Path(args.folder), Path(args.output)
+    data = [Path(args.data)] if args.data else []
+    check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder, *data)
+    converted = conversion.from_hugging_face(folder, Path(args.data) if args.data else None)
+    with new_folder(output) as new:
+        for name, text in converted.files.items():
+            (new / name).write_text(text, encoding="utf-8")
+        save(converted.checkpoint, new / "model.pt")
+    for note in converted.notes:
+        print(f"note: {note}")
+    print(f"written: {output} ({', '.join(['model.pt', *converted.files])})")
+    print(f"to generate with the model's own settings:\n\n{_generation_command(converted, output)}")
+
+
+def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
+    task = converted.checkpoint["cfg"]["task"]
+    arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]], *converted.task_arguments]
+    arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / "tokenizer.json")]
+    for name, value in converted.generation.items():
+        arguments += [as_option(name), *([] if value is True else [str(value)])]
+    return f'fairseq-generate DATA --user-dir "$(elseq-user-dir)" {shlex.join(arguments)}'
+
+
+def convert_to_hugging_face(args) -> None:
+    path, output, state = _prepare(args, conversion.WRITTEN)
+    dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
+    loaded = _load(path, args.data, dtype)
+    check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
+    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
+    tensors = loaded.model.state_dict()
+    # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
+    tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
+    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens) else None
+    forced_start = getattr(loaded.task, "force_bos", False)
+    with about(path):
+        converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, tokens)
+    with new_folder(output) as new:
+        folders.write(new, converted.config, converted.settings, converted.tensors)
+        for name, text in converted.files.items():
+            (new / name).write_text(text, encoding="utf-8")
+    for note in converted.notes:
+        print(f"note: {note}")
+    if not converted.files:
+        files = "tokenizer.json, nor encoder.json with vocab.bpe"
+        print(f"note: no tokenizer was written: the model's folder has no {files}")
+    print(f"written: {output}")
+
+
+def convert_to_ctranslate2(args) -> None:
+    path, output, state = _prepare(args, ctranslate.WRITTEN)
+    loaded = _load(path, args.data, torch.float32)
+    check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
+    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
+    with new_folder(output) as new, about(path):
+        ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
+    print(f"written: {output}")
+
+
+def convert_to_fairseq(args) -> None:
+    path, output = checkpoint_path(args.model), Path(args.output)
+    check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
+    check_overwrite(output, args.overwrite)
+    state = Checkpoint.read(path).state
+    with about(path):
+        converted = to_stock(state)
+    save(converted, output)
+    print(f"written: {output}")
+
+
+def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
+    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built."""
+    path, output = checkpoint_path(args.model), Path(args.output)
+    data = [Path(args.data).expanduser()] if args.data else []
+    check_output_folder(output, args.overwrite, names, path, *data)
+    state = Checkpoint.read(path, multilingual=False).state
+    with about(path):
+        as_stock(elseq_configuration(state["cfg"].model))
+    return path, output, state
+
+
+def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
+    with renamed(as_option):
+        return load(path, device="cpu", dtype=dtype, data=data)
