@@ -129,6 +129,7 @@ def _job(args):
         args.threads,
         args.prefix_file,
         _taken(InputFormat, args),
+        args.languages_file,
     )
 
 
@@ -157,6 +158,12 @@ def _parse(arguments: list[str]):
         "--prefix-file",
         metavar="FILE",
         help="what each output begins with, a line for each of the input",
+    )
+    files.add_argument(
+        "--languages-file",
+        metavar="FILE",
+        help="the languages of source and target, such as de fr, a line for each of the input (default: --source-lang "
+        "and --target-lang for all)",
     )
     add_fields(files, Format)
     add_fields(files, Batching, "truncate")

@@ -54,6 +54,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         search=search,
         threads=cfg.get("threads"),
         prefix_file=cfg.get("prefix_file"),
+        languages_file=cfg.get("languages_file"),
     )
     beam = search_configuration(search).beam
     begun = []

@@ -127,18 +127,18 @@ class Sources:
         return hashlib.sha256(self._tokens.tobytes() + self.lengths.tobytes()).hexdigest()
 
 
-def encode_lines(lines: InputLines, encode: Callable[[str, str], tuple[torch.Tensor, bool]]) -> Sources:
+def encode_lines(lines: InputLines, encode: Callable[[str, int], tuple[torch.Tensor, bool]]) -> Sources:
     """The tokens of all lines.
 
     Args:
         lines: the input.
-        encode: takes a text and its name, and returns its tokens and whether they were truncated.
+        encode: takes a text and its index, and returns its tokens and whether they were truncated.
     """
     sources = Sources()
     for index, text in enumerate(lines):
         tokens = None
         if text.strip():
-            tokens, was_cut = encode(text, lines.name(index))
+            tokens, was_cut = encode(text, index)
             if was_cut:
                 sources.truncated.append(index)
         sources.append(tokens)

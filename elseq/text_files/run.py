@@ -3,11 +3,10 @@
 import logging
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
-from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import elseq
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError, as_option, renamed
 from elseq.files import (
     STANDARD_INPUT,
     check_output_file,
@@ -63,6 +62,7 @@ class Job:
     threads: int | None = None  # None: as many as torch has
     prefix_file: str | None = None
     input_form: InputFormat = InputFormat()
+    languages_file: str | None = None
 
 
 class Progress:
@@ -143,34 +143,55 @@ class Run:
                 self.journal.lock()
                 if self.journal.is_new():
                     self._check_overwrite()
-            generator = load_by(job.model, _on_own_device(job.loading))
+            pairs = None
+            if job.languages_file is not None:
+                pairs = _Pairs.read(Path(job.languages_file).expanduser(), len(lines))
+            generator = load_by(job.model, _loading(job.loading, pairs))
             data = Path(generator.task.options.data)
             self._check_output_is_no_input(data)
-            search = generator.make_search(cfg)
+            parts, part_of = _parts(generator, cfg, pairs, len(lines))
             constraints: list[list[torch.Tensor]] = []  # of each line that is not blank
 
-            def encode(text: str, name: str) -> tuple[torch.Tensor, bool]:
-                source, phrases = generator.split_constraints(text, cfg)
+            def encode(text: str, index: int) -> tuple[torch.Tensor, bool]:
+                part = parts[part_of[index]]
+                source, phrases = part.generator.split_constraints(text, cfg)
                 if phrases is not None:
                     constraints.append(phrases)
-                return generator.encode(source, search, name, batching.truncate, "give --truncate")
+                name = lines.name(index)
+                return part.generator.encode(source, part.search, name, batching.truncate, "give --truncate")
 
             sources = encode_lines(lines, encode)
             _check_words(job, lines, sources, generator)
-            prefixes = None if job.prefix_file is None else _encode_prefixes(job, generator, search, sources)
-            batches = generator.cut_batches(
-                search, sources.lengths, batching.max_tokens, batching.memory_budget, lines.name
-            )
-            blank = np.asarray(sources.lengths) == 0
-            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources, prefixes), blank, lines)
+            prefixes = None if job.prefix_file is None else _encode_prefixes(job, parts, part_of, sources)
+            lengths = np.asarray(sources.lengths)
+            blank = lengths == 0
+            batches = []
+            for number, part in enumerate(parts):
+                of_part = np.where(part_of == number, lengths, 0)  # a line without tokens is in no batch
+                batches += part.generator.cut_batches(
+                    part.search, of_part, batching.max_tokens, batching.memory_budget, lines.name
+                )
+            finished = self._begin(_fingerprint(job, generator, cfg, lines, sources, prefixes, pairs), blank, lines)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
             with closing(self.progress):
                 ready(generator)
                 forced = {} if prefixes is None else {"prefixes": prefixes}
                 if cfg.constraints is not None:
                     forced["constraints"] = dict(zip(np.flatnonzero(~blank).tolist(), constraints, strict=True))
-                decode = generator.batch_decoder(search, sources, sources.lengths, lines.name, batching.seed, **forced)
-                self._decode(batches, finished, decode, partial(job.form.line, generator, lines), cfg.nbest)
+                decoders = [
+                    part.generator.batch_decoder(
+                        part.search, sources, sources.lengths, lines.name, batching.seed, **forced
+                    )
+                    for part in parts
+                ]
+
+                def decode(batch: list[int]):
+                    return decoders[part_of[batch[0]]](batch)
+
+                def line(index: int, hypotheses: list[dict]) -> str:
+                    return job.form.line(parts[part_of[index]].generator, lines, index, hypotheses)
+
+                self._decode(batches, finished, decode, line, cfg.nbest)
                 if self.processes.is_first:
                     others = range(1, self.processes.count)
                     self.processes.wait_for("finished", others, meanwhile=self.progress.refresh)
@@ -256,7 +277,11 @@ class Run:
         """
         job, checkpoints = self.job, checkpoint_paths(self.job.model)
         inputs = [*checkpoints, *(path.parent for path in checkpoints), *job.loading.inputs(), *more]
-        inputs += [Path(path) for path in (job.input, job.prefix_file) if path not in (STANDARD_INPUT, None)]
+        inputs += [
+            Path(path)
+            for path in (job.input, job.prefix_file, job.languages_file)
+            if path not in (STANDARD_INPUT, None)
+        ]
         if job.output is None:
             check_standard_output(*inputs)
             return
@@ -283,8 +308,62 @@ def _threads(number: int | None):
             torch.set_num_threads(before)
 
 
-def _on_own_device(loading: Loading) -> Loading:
-    """Without --device, each process of a machine gets its own GPU."""
+@dataclass(frozen=True)
+class _Pairs:
+    """The languages of the lines."""
+
+    distinct: list[tuple[str, str]]  # of source and target
+    of_line: np.ndarray  # int64 [L]: which of them a line has
+    digest: str
+
+    @classmethod
+    def read(cls, path: Path, count: int) -> "_Pairs":
+        """
+        Args:
+            path: a file with two languages on each line.
+            count: lines of the input.
+
+        Raises:
+            UserError: the file cannot be read, has another number of lines, or a line is not two languages.
+        """
+        numbers: dict[tuple[str, ...], int] = {}
+        of_line = []
+        for index, line in enumerate(read_lines(path)):
+            pair = tuple(line.split())
+            if len(pair) != 2:
+                raise UserError(
+                    f"line {index + 1} of {path} is not two languages: give those of source and target, such as de fr"
+                )
+            of_line.append(numbers.setdefault(pair, len(numbers)))
+        if len(of_line) != count:
+            raise UserError(
+                f"--languages-file {path} has {len(of_line):,} lines and the input has {count:,}: give a line for each"
+            )
+        return cls(list(numbers), np.asarray(of_line, np.int64), digest_file(path))
+
+
+@dataclass(frozen=True)
+class _Part:
+    """The lines of a pair of languages; most often all lines."""
+
+    generator: TextGenerator
+    search: object  # of `TextGenerator.make_search`
+
+
+def _parts(generator: TextGenerator, cfg, pairs: _Pairs | None, count: int) -> tuple[list[_Part], np.ndarray]:
+    """The parts, and the number of that of each line, int64 [L]."""
+    if pairs is None:
+        return [_Part(generator, generator.make_search(cfg))], np.zeros(count, np.int64)
+    with renamed(as_option):
+        generators = [generator.for_languages(*pair) for pair in pairs.distinct]
+    return [_Part(each, each.make_search(cfg)) for each in generators], pairs.of_line
+
+
+def _loading(loading: Loading, pairs: _Pairs | None) -> Loading:
+    """Without --device, each process of a machine gets its own GPU. The languages of lines go before those of all."""
+    if pairs is not None:
+        source, target = pairs.distinct[0]
+        loading = replace(loading, source_lang=source, target_lang=target)
     if loading.device is None and torch.cuda.is_available():
         return replace(loading, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return loading
@@ -312,7 +391,7 @@ def _check_words(job: Job, lines: InputLines, sources: Sources, generator: TextG
         logger.warning("%.0f%% of the words of %s are not in the model's dictionary", 100 * unknown, lines.path)
 
 
-def _encode_prefixes(job: Job, generator: TextGenerator, search, sources: Sources) -> Sources:
+def _encode_prefixes(job: Job, parts: Sequence[_Part], part_of: np.ndarray, sources: Sources) -> Sources:
     """The prefix of each line; blank ones and those of blank lines have no tokens."""
     path = Path(job.prefix_file).expanduser()
     texts = list(read_lines(path))
@@ -324,7 +403,8 @@ def _encode_prefixes(job: Job, generator: TextGenerator, search, sources: Source
     for index, (text, length) in enumerate(zip(texts, sources.lengths, strict=True)):
         tokens = None
         if length and text.strip():
-            tokens = generator.encode_prefix(text, search, length, f"line {index + 1} of {path}")
+            part = parts[part_of[index]]
+            tokens = part.generator.encode_prefix(text, part.search, length, f"line {index + 1} of {path}")
         prefixes.append(tokens)
     return prefixes
 
@@ -335,7 +415,13 @@ def _folders(job: Job) -> list[Path]:
 
 
 def _fingerprint(
-    job: Job, generator: TextGenerator, cfg, lines: InputLines, sources: Sources, prefixes: Sources | None
+    job: Job,
+    generator: TextGenerator,
+    cfg,
+    lines: InputLines,
+    sources: Sources,
+    prefixes: Sources | None,
+    pairs: _Pairs | None,
 ) -> Fingerprint:
     parameter = next(generator.model.parameters())
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
@@ -346,6 +432,7 @@ def _fingerprint(
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         **({} if prefixes is None else {"prefixes": prefixes.digest()}),
+        **({} if pairs is None else {"languages": pairs.digest}),
         **({} if fused is None else {"language model": digest_file(checkpoint_path(fused))}),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),

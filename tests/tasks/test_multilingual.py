@@ -219,6 +219,39 @@ def test_scores_of_targets_are_those_of_the_search(family, name):
         assert other.log_probs == pytest.approx(each.log_probs, abs=1e-4)
 
 
+@pytest.mark.parametrize("name", ["m2m", "mbart25"])
+def test_a_file_of_languages(family, name, tmp_path):
+    model = family(name)
+    texts, languages, expected = [], [], []
+    for number in range(4):
+        for pair in PAIRS:
+            line = model.lines(pair)[number] if number != 1 else ""
+            source, target = pair.split("-")
+            texts.append(line)
+            languages.append(f"{source}{chr(32 - number % 2 * 23)}{target}")
+            alone = elseq.load(model.checkpoint, data=model.data, source_lang=source, target_lang=target)
+            expected += alone.generate([line], beam=2, max_len_b=12)
+    (tmp_path / "input").write_text("".join(f"{text}\n" for text in texts))
+    (tmp_path / "languages").write_text("".join(f"{pair}\n" for pair in languages))
+    command = ["elseq-generate", "--model", model.checkpoint, "--data", model.data, "--input", tmp_path / "input"]
+    command += ["--beam=2", "--max-len-b=12", "--output", tmp_path / "output"]
+    command += ["--languages-file", tmp_path / "languages"]
+    helpers.run_here(command)
+    assert (tmp_path / "output").read_text().splitlines() == expected
+    for lines, sentence in (
+        (languages[1:], r"--languages-file \S+ has 11 lines and the input has 12: give a line for each"),
+        (
+            [*languages[1:], "aa"],
+            r"line 12 of \S+ is not two languages: give those of source and target, such as de fr",
+        ),
+        ([*languages[1:], "aa dd"], "--target-lang dd is not a language of the model: give one of aa, bb, cc"),
+    ):
+        (tmp_path / "languages").write_text("".join(f"{pair}\n" for pair in lines))
+        result = helpers.run_here([*command, "--overwrite"], check=False)
+        assert result.returncode == 1
+        assert re.search(f"elseq: error: {sentence}$", result.stderr.splitlines()[-1])
+
+
 def test_a_long_text_leaves_room_for_the_symbol(family):
     model = family("m2m")
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
