@@ -14,7 +14,7 @@ import torch
 from tqdm import tqdm
 
 import elseq
-from elseq.errors import UserError, as_option, renamed
+from elseq.errors import UserError, as_option
 from elseq.files import (
     STANDARD_INPUT,
     check_output_file,
@@ -354,8 +354,7 @@ def _parts(generator: TextGenerator, cfg, pairs: _Pairs | None, count: int) -> t
     """The parts, and the number of that of each line, int64 [L]."""
     if pairs is None:
         return [_Part(generator, generator.make_search(cfg))], np.zeros(count, np.int64)
-    with renamed(as_option):
-        generators = [generator.for_languages(*pair) for pair in pairs.distinct]
+    generators = [generator.for_languages(*pair) for pair in pairs.distinct]
     return [_Part(each, each.make_search(cfg)) for each in generators], pairs.of_line
 
 

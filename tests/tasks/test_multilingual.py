@@ -249,7 +249,7 @@ def test_a_file_of_languages(family, name, tmp_path):
         (tmp_path / "languages").write_text("".join(f"{pair}\n" for pair in lines))
         result = helpers.run_here([*command, "--overwrite"], check=False)
         assert result.returncode == 1
-        assert re.search(f"elseq: error: {sentence}$", result.stderr.splitlines()[-1])
+        assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
 
 
 def test_a_long_text_leaves_room_for_the_symbol(family):
