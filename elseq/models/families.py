@@ -86,7 +86,7 @@ def check_task_of_model(cfg, multilingual: str | None) -> None:
     _check_task_name(name)
     if name in MULTILINGUAL and name != multilingual:
         raise UserError(
-            f"the checkpoint is of the task {name}, which knows the symbols of its languages: give --task elseq_{name}"
+            f"only the task {name} knows the symbols of the languages of this checkpoint: give --task elseq_{name}"
         )
 
 
