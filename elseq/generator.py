@@ -200,8 +200,8 @@ class TextGenerator:
         return cut_batches(lengths, sentences)
 
     def _symbols_before(self) -> int:
-        """Number of symbols that the task puts before a source: the <s> of a BART, a language."""
-        return int(getattr(self.task, "first_source_symbol", None) is not None)
+        """Number of symbols that the task puts around a source: the <s> of a BART, a language."""
+        return getattr(self.task, "symbols_of_source", 0)
 
     def batch_decoder(
         self,

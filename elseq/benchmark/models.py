@@ -136,7 +136,7 @@ def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile
         dictionary=str(source),
         target_dictionary=str(target),
         is_language_model=is_language_model,
-        special_positions=1 if is_language_model or task.first_source_symbol is None else 2,
+        special_positions=1 if is_language_model else 1 + task.symbols_of_source,
         source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,
         target_positions=target_positions,
     )

@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import CODES, ENCODER, SENTENCEPIECE, TOKENIZER
+from elseq.files import CODES, ENCODER, SENTENCEPIECE, SYMBOLS_FILE, TOKENIZER
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import kind_of_codes
-from elseq.subwords.pieces import Sentencepiece
+from elseq.subwords.pieces import NUMBERS, NumberedPieces, Sentencepiece
 from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -40,6 +40,10 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(folder, words, is_language_model)
+        if all((folder / name).exists() for name in (NUMBERS, SYMBOLS_FILE)):
+            numbered = NumberedPieces(folder)
+            logger.info("subwords: sentencepiece %s, numbered by %s", numbered.path, NUMBERS)
+            return numbered
         models = sorted(folder.glob(SENTENCEPIECE))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")

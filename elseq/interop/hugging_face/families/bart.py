@@ -27,7 +27,7 @@ _PER_SIDE = {
     "attention_heads": "attention_heads",
     "layerdrop": "layerdrop",
 }
-_SIDES = ("encoder", "decoder")
+SIDES = ("encoder", "decoder")
 _UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
@@ -37,6 +37,7 @@ _REQUIRED = {
     "layernorm_embedding": True,
     "no_cross_attention": False,
     "encoder_layers_to_keep": None,
+    "output_bias": False,
 }
 
 
@@ -87,15 +88,11 @@ class BARTFamily(EncoderDecoder):
 
     def fairseq_options(self, config: dict) -> dict:
         options.check_features(config, self.features)
-        if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
-            raise UserError(
-                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
-                f"decode with the end symbol, which is {config['eos_token_id']}"
-            )
-        for side in _SIDES:
+        self.check_start(config)
+        for side in SIDES:
             options.check_heads(config, "d_model", f"{side}_attention_heads")
-        sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()}
-        widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
+        sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in SIDES for theirs, ours in _PER_SIDE.items()}
+        widths = {f"{side}_embed_dim": config["d_model"] for side in SIDES}
         positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
         return {
             **self.fixed_options,
@@ -109,6 +106,17 @@ class BARTFamily(EncoderDecoder):
             "share_decoder_input_output_embed": config["tie_word_embeddings"],
         }
 
+    def check_start(self, config: dict) -> None:
+        """
+        Raises:
+            UserError: decoding starts from a symbol that it does not start from in fairseq.
+        """
+        if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
+            raise UserError(
+                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
+                f"decode with the end symbol, which is {config['eos_token_id']}"
+            )
+
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
         if not is_joined:
             raise UserError(
@@ -121,7 +129,7 @@ class BARTFamily(EncoderDecoder):
         }
         options.check_expressible(configuration, required, self.title)
         sides = {
-            f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()
+            f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in SIDES for theirs, ours in _PER_SIDE.items()
         }
         return {
             "architectures": [self.model_class],
@@ -141,7 +149,7 @@ class BARTFamily(EncoderDecoder):
         width = config["d_model"]
         embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
         found = dict.fromkeys(embeddings, (config["vocab_size"], width))
-        for side in _SIDES:
+        for side in SIDES:
             if self.has_learned_positions:
                 found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
             inner, layer = config[f"{side}_ffn_dim"], {}
@@ -178,7 +186,7 @@ class BARTFamily(EncoderDecoder):
         for name in _UNTIED:
             ours = name.replace("lm_head", "decoder.output_projection")
             renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
-        return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
+        return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
 
     def last_norm(self, configuration: dict) -> str:
         if self.has_final_norms:
@@ -187,7 +195,7 @@ class BARTFamily(EncoderDecoder):
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
-        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in _SIDES)
+        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
         embeddings = {"model.shared.weight": encoder}
         if not config["tie_word_embeddings"]:  # the shared one is read by nothing
             embeddings |= {
@@ -202,7 +210,7 @@ class BARTFamily(EncoderDecoder):
             **{
                 f"model.{name}": tensor
                 for name, tensor in tensors.items()
-                if name.startswith(_SIDES) and not name.endswith(own)
+                if name.startswith(SIDES) and not name.endswith(own)
             },
         }
 
