@@ -22,7 +22,7 @@ from elseq.interop.hugging_face.rows import (
     unused_bias,
     unused_row,
 )
-from elseq.models.stock import as_stock, elseq_configuration
+from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
@@ -123,7 +123,7 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     notes += words.notes
 
     configuration = elseq_configuration(Namespace(arch=family.architecture, **model_options))
-    if not configuration["output_bias"]:
+    if why_not_stock(configuration) is None:
         configuration = as_stock(configuration)
     orders = family.fairseq_orders(words, config)
     model = family.to_fairseq(tensors, config)
@@ -177,7 +177,7 @@ def check_features(configuration: dict) -> None:
     Raises:
         UserError: no model of Hugging Face's has a feature of it.
     """
-    as_stock(configuration | {"output_bias": False})  # which Marian has
+    as_stock(configuration | {"output_bias": False, "activation_fn": "relu"})  # swish is there, and Marian has a bias
 
 
 def to_hugging_face(
