@@ -8,6 +8,7 @@ from elseq.interop.hugging_face.families.family import Family
 from elseq.interop.hugging_face.families.gpt2 import GPT2
 from elseq.interop.hugging_face.families.marian import MARIAN
 from elseq.interop.hugging_face.families.multilingual import M2M100, MBART
+from elseq.interop.hugging_face.families.pegasus import PEGASUS
 
 # By the model_type in config.json. Of those that a fairseq model can be, it becomes the first.
-FAMILIES: dict[str, Family] = {family.name: family for family in (BART, GPT2, MBART, M2M100, MARIAN)}
+FAMILIES: dict[str, Family] = {family.name: family for family in (BART, GPT2, MBART, M2M100, MARIAN, PEGASUS)}

@@ -31,6 +31,7 @@ class Sinusoidal(BARTFamily):
     architecture = "transformer"
     has_learned_positions = False
     has_embedding_norm = False
+    saves_positions = False  # a folder has them as a tensor
 
     def fairseq_options(self, config: dict) -> dict:
         apart = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
@@ -102,7 +103,9 @@ class Sinusoidal(BARTFamily):
         tensors["decoder.embed_tokens.weight"] = tensors["encoder.embed_tokens.weight"]
         for side in SIDES:
             table = tensors.pop(f"{side}.{_POSITIONS}")[_FIRST_POSITION:]
-            if not torch.equal(table, sines(*table.shape).to(table.dtype)):
+            if self.saves_positions:
+                tensors[f"{side}.{_POSITIONS}"] = table
+            elif not torch.equal(table, sines(*table.shape).to(table.dtype)):
                 raise UserError(f"Hugging Face's {self.title} has sines as positions, and this model others")
         return super().from_fairseq(tensors, config)
 

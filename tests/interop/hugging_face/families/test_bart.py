@@ -52,6 +52,7 @@ def test_logits(pair, attention):
     "options",
     [
         {"activation_function": "gelu_new"},
+        {"activation_function": "silu"},  # of elseq's models
         {"activation_function": "relu", "scale_embedding": True},
         {"tie_word_embeddings": False},
         {"encoder_attention_heads": 8, "decoder_attention_heads": 2, "decoder_layers": 1, "dropout": 0.3},
