@@ -63,11 +63,12 @@ class GPT2Class(TokenizerClass):
     """Made anew from the pieces and merges."""
 
     tokens = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
+    add_prefix_space = False  # where tokenizer_config.json says nothing
 
     def contradiction(self, content: dict, config: dict) -> str | None:
         cutting = content.get("pre_tokenizer") or {}
         model = content.get("model") or {}
-        wanted = bool(config.get("add_prefix_space"))
+        wanted = self._has_space_before(config)
         if content.get("normalizer"):
             return f"the normalizer {content['normalizer'].get('type')}"
         if cutting.get("type") != "ByteLevel" or not cutting.get("use_regex", True):
@@ -77,7 +78,10 @@ class GPT2Class(TokenizerClass):
         return next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
 
     def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer:
-        return byte_level(pieces, merges, folder / "vocab.json", bool(config.get("add_prefix_space")))
+        return byte_level(pieces, merges, folder / "vocab.json", self._has_space_before(config))
+
+    def _has_space_before(self, config: dict) -> bool:
+        return bool(config.get("add_prefix_space", self.add_prefix_space))
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         before, after = (

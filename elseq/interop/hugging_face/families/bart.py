@@ -28,6 +28,8 @@ _PER_SIDE = {
     "layerdrop": "layerdrop",
 }
 SIDES = ("encoder", "decoder")
+POSITIONS = "embed_positions.weight"
+FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
 _UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
@@ -49,6 +51,7 @@ class BARTFamily(EncoderDecoder):
     required = _REQUIRED
     fixed_options: dict = {}  # of fairseq's model, beside the architecture's
     has_learned_positions = True
+    first_position = FIRST_POSITION  # its row in the table of learned positions
     has_embedding_norm = True
     has_final_norms = False  # one after the last layer of each side
     has_output_bias = True  # which must be 0
@@ -151,7 +154,8 @@ class BARTFamily(EncoderDecoder):
         found = dict.fromkeys(embeddings, (config["vocab_size"], width))
         for side in SIDES:
             if self.has_learned_positions:
-                found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
+                rows = config["max_position_embeddings"] + self.first_position
+                found[f"{side}.{POSITIONS}"] = (rows, width)
             inner, layer = config[f"{side}_ffn_dim"], {}
             for attention in ("self_attn", "encoder_attn")[: 1 if side == "encoder" else 2]:
                 for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -186,7 +190,12 @@ class BARTFamily(EncoderDecoder):
         for name in _UNTIED:
             ours = name.replace("lm_head", "decoder.output_projection")
             renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
-        return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
+        others = {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
+        unread = FIRST_POSITION - self.first_position
+        for name, table in others.items():
+            if name.endswith(POSITIONS) and unread:
+                others[name] = torch.cat((table.new_zeros(unread, table.size(1)), table))
+        return renamed | others
 
     def last_norm(self, configuration: dict) -> str:
         if self.has_final_norms:
@@ -203,6 +212,8 @@ class BARTFamily(EncoderDecoder):
                 "model.decoder.embed_tokens.weight": decoder,
                 "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
             }
+        unread = FIRST_POSITION - self.first_position
+        tensors = {name: it[unread:] if name.endswith(POSITIONS) else it for name, it in tensors.items()}
         bias = {"final_logits_bias": encoder.new_zeros(1, len(encoder))} if self.has_output_bias else {}
         return {
             **bias,

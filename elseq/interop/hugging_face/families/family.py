@@ -5,7 +5,7 @@ from pathlib import Path
 
 from torch import Tensor
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
@@ -13,6 +13,7 @@ from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
+SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")  # options of elseq's task that name one
 
 
 class Family(ABC):
@@ -206,10 +207,16 @@ class EncoderDecoder(Family):
                     f"{option}: {config[option]}: name the folder of the model's own by --data"
                 )
         start, end = config["bos_token_id"], config["eos_token_id"]
-        if words.surroundings != ([start], [end]):
+        if words.surroundings != self.surroundings(config):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
+            if self.surroundings(config) == ([], [end]):
+                wanted = f"nothing before and {end} after it (eos_token_id)"
             raise other_surroundings(words, folder, wanted)
         return False
+
+    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
+        """The numbers before and after a source."""
+        return [config["bos_token_id"]], [config["eos_token_id"]]
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), (config["eos_token_id"],))
@@ -227,7 +234,8 @@ class EncoderDecoder(Family):
         return cfg
 
     def task_arguments(self, task: dict) -> list[str]:
-        return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
+        given = [f"{as_option(name)}={task[name]}" for name in SYMBOLS if task.get(name)]
+        return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"], *given]
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
         ends = dict.fromkeys(("decoder_start_token_id", "forced_eos_token_id"), symbols["eos_token_id"])

@@ -10,16 +10,12 @@ import torch
 from torch import Tensor
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.families.bart import SIDES, BARTFamily
-from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, BARTFamily
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import read_pieces
 from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL
-
-_POSITIONS = "embed_positions.weight"
-_FIRST_POSITION = 2  # fairseq's: the row after that of <pad>
 
 
 class Sinusoidal(BARTFamily):
@@ -29,7 +25,7 @@ class Sinusoidal(BARTFamily):
     """
 
     architecture = "transformer"
-    has_learned_positions = False
+    first_position = 0
     has_embedding_norm = False
     saves_positions = False  # a folder has them as a tensor
 
@@ -57,33 +53,24 @@ class Sinusoidal(BARTFamily):
                     f"the tokenizer in {folder} is of another model, since its {symbol} is {place}, and config.json "
                     f"has {option}: {config[option]}: name the folder of the model's own by --data"
                 )
-        if words.surroundings != ([], [config["eos_token_id"]]):
-            raise other_surroundings(
-                words, folder, f"nothing before and {config['eos_token_id']} after it (eos_token_id)"
-            )
-        return False
+        return super().check_vocabulary(words, config, folder)
+
+    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
+        return [], [config["eos_token_id"]]
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
         no_start = config | {"bos_token_id": None}  # whatever config.json says, no text begins with one
         return {"": fairseq_order(words, no_start, config["vocab_size"])}
-
-    def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
-        shape = config["max_position_embeddings"], config["d_model"]
-        return super().shapes(config) | {f"{side}.{_POSITIONS}": shape for side in SIDES}
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         tensors = super().normalize(tensors, config)
         if "shared.weight" not in tensors:
             return tensors
         table = sines(config["max_position_embeddings"], config["d_model"]).to(tensors["shared.weight"].dtype)
-        return {f"{side}.{_POSITIONS}": table for side in SIDES} | tensors
+        return {f"{side}.{POSITIONS}": table for side in SIDES} | tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = super().to_fairseq(tensors, config)
-        for side in SIDES:
-            table = tensors[f"{side}.{_POSITIONS}"]
-            unused = table.new_zeros(_FIRST_POSITION, table.size(1))
-            renamed[f"{side}.{_POSITIONS}"] = torch.cat((unused, table))
         embedding = tensors["shared.weight"].clone()
         embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
         return renamed | {"decoder.embed_tokens.weight": embedding}
@@ -101,13 +88,12 @@ class Sinusoidal(BARTFamily):
                 f"Hugging Face's {self.title} has one embedding, which this model has not: it was trained further"
             )
         tensors["decoder.embed_tokens.weight"] = tensors["encoder.embed_tokens.weight"]
-        for side in SIDES:
-            table = tensors.pop(f"{side}.{_POSITIONS}")[_FIRST_POSITION:]
-            if self.saves_positions:
-                tensors[f"{side}.{_POSITIONS}"] = table
-            elif not torch.equal(table, sines(*table.shape).to(table.dtype)):
+        renamed = super().from_fairseq(tensors, config)
+        for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
+            table = renamed.pop(name)
+            if not torch.equal(table, sines(*table.shape).to(table.dtype)):
                 raise UserError(f"Hugging Face's {self.title} has sines as positions, and this model others")
-        return super().from_fairseq(tensors, config)
+        return renamed
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
         pad = symbols["pad_token_id"]

@@ -4,7 +4,7 @@ import re
 from dataclasses import replace
 from pathlib import Path
 
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError
 from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import BARTFamily
 from elseq.interop.hugging_face.families.family import other_surroundings
@@ -18,7 +18,6 @@ from elseq.subwords.pieces import MODEL, NUMBERS
 
 # en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB
 _LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
-_SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")  # options of the task
 _NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 _FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
 
@@ -80,10 +79,6 @@ class Multilingual(BARTFamily):
             cfg["task"][option] = names.get(row[0] if isinstance(row, list) else row)
         cfg["task"]["force_bos"] = "no"
         return cfg
-
-    def task_arguments(self, task: dict) -> list[str]:
-        given = [f"{as_option(name)}={task[name]}" for name in _SYMBOLS if task[name]]
-        return [*super().task_arguments(task), *given]
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
