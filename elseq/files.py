@@ -18,12 +18,12 @@ STANDARD_INPUT = "-"
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
 # The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
 DICTIONARIES = "dict*.txt"
-SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model")
-TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE = SUBWORDS
+SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model", "*.spm", "vocab.json")
+TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE, *_ = SUBWORDS
 CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 READ_OF_FOLDERS = (
     DICTIONARIES, *SUBWORDS, *CODES, "*.bpe", "*codes*", "*.bin", "*.idx", "*.safetensors", "*.index.json",
-    "vocab.json", "merges.txt", "vocab.txt", "config.json", "generation_config.json",
+    "merges.txt", "vocab.txt", "config.json", "generation_config.json",
     "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
 )  # fmt: skip
 

@@ -573,7 +573,7 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
     languages = loading.source_lang, loading.target_lang
-    by_words = checkpoint.begins_with_languages and any(languages)
+    by_words = checkpoint.has_words_of_languages and any(languages)
     source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
     options = loading.of_task() | {"decode_dtype": dtype}
     dictionaries = checkpoint.dictionaries(folder, found)

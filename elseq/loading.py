@@ -100,10 +100,10 @@ class Checkpoint:
         return MULTILINGUAL_TASKS.get(task_name(self.cfg))
 
     @property
-    def begins_with_languages(self) -> bool:
-        """Whether the languages are words of the dictionary that the translation task puts first, as from-hf records
+    def has_words_of_languages(self) -> bool:
+        """Whether the languages are words that options of the translation task put around texts, as from-hf records
         them."""
-        return getattr(self.cfg.task, "source_start", None) is not None
+        return any(getattr(self.cfg.task, option, None) is not None for option in ("source_start", "source_end"))
 
     def languages(self, folder: Path, source: str | None = None, target: str | None = None) -> tuple[str | None, ...]:
         """The languages of source and target: those given, otherwise as in the checkpoint, otherwise as in the names of

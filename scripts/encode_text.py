@@ -21,7 +21,7 @@ from tqdm import tqdm
 from elseq.arguments import Parser, count
 from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, make_folder, read_lines, written_whole
-from elseq.subwords import gpt2, pieces, tokens
+from elseq.subwords import fairseq_bpe, gpt2, pieces
 
 SIDES = ("source", "target")
 BATCH_SIZE = 250  # lines that a process takes at a time
@@ -89,8 +89,8 @@ class Subwords:
             found = gpt2.read_gpt2(*(path / name for name in gpt2.FILES), symbols)
             self.vocabulary_size = found.tokenizer.get_vocab_size(with_added_tokens=False)
         elif kind == "tokenizer_json":
-            found = tokens.read_tokens(path)
-            self.vocabulary_size = found.tokenizer.get_vocab_size()
+            found = fairseq_bpe.read_converted(path)
+            self.vocabulary_size = len(found.words)
         else:
             found = pieces.Sentencepiece(path)
             self.vocabulary_size = found.processor.get_piece_size()

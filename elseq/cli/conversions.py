@@ -1,22 +1,23 @@
 """The conversions of elseq-convert. Each takes the options of its command."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
 
 from elseq.cli.convert import DEFAULT_PLACES
 from elseq.errors import about, as_option, renamed
-from elseq.files import check_output_file, check_overwrite
+from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load
 from elseq.interop import ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
-from elseq.interop.output import check_output_folder, new_folder, save
+from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
 from elseq.options import Loading
+from elseq.subwords.pieces import NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 # The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
@@ -84,8 +85,7 @@ def convert_from_hugging_face(args) -> None:
     check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder, *data)
     converted = conversion.from_hugging_face(folder, Path(args.data) if args.data else None)
     with new_folder(output) as new:
-        for name, text in converted.files.items():
-            (new / name).write_text(text, encoding="utf-8")
+        write_files(new, converted.files)
         save(converted.checkpoint, new / "model.pt")
     for note in converted.notes:
         print(f"note: {note}")
@@ -96,14 +96,15 @@ def convert_from_hugging_face(args) -> None:
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
     task = converted.checkpoint["cfg"]["task"]
     arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]], *converted.task_arguments]
-    arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / "tokenizer.json")]
+    tokenizer = TOKENIZER if TOKENIZER in converted.files else NUMBERS
+    arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / tokenizer)]
     for name, value in converted.generation.items():
         arguments += [as_option(name), *([] if value is True else [str(value)])]
     return f'fairseq-generate DATA --user-dir "$(elseq-user-dir)" {shlex.join(arguments)}'
 
 
 def convert_to_hugging_face(args) -> None:
-    path, output, state = _prepare(args, conversion.WRITTEN)
+    path, output, state = _prepare(args, conversion.WRITTEN, conversion.check_features)
     dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
     loaded = _load(path, args.data, dtype)
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
@@ -111,14 +112,13 @@ def convert_to_hugging_face(args) -> None:
     tensors = loaded.model.state_dict()
     # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
     tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
-    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens) else None
+    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
     forced_start = getattr(loaded.task, "force_bos", False)
     with about(path):
         converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, tokens)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
-        for name, text in converted.files.items():
-            (new / name).write_text(text, encoding="utf-8")
+        write_files(new, converted.files)
     for note in converted.notes:
         print(f"note: {note}")
     if not converted.files:
@@ -128,7 +128,7 @@ def convert_to_hugging_face(args) -> None:
 
 
 def convert_to_ctranslate2(args) -> None:
-    path, output, state = _prepare(args, ctranslate.WRITTEN)
+    path, output, state = _prepare(args, ctranslate.WRITTEN, as_stock)
     loaded = _load(path, args.data, torch.float32)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
@@ -148,14 +148,19 @@ def convert_to_fairseq(args) -> None:
     print(f"written: {output}")
 
 
-def _prepare(args, names: tuple[str, ...]) -> tuple[Path, Path, dict]:
-    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built."""
+def _prepare(args, names: tuple[str, ...], check: Callable[[dict], object]) -> tuple[Path, Path, dict]:
+    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built.
+
+    Args:
+        names: of the files that are written; see `check_output_folder`.
+        check: refuses the configurations of elseq models that cannot be written.
+    """
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
     state = Checkpoint.read(path, multilingual=False).state
     with about(path):
-        as_stock(elseq_configuration(state["cfg"].model))
+        check(elseq_configuration(state["cfg"].model))
     return path, output, state
 
 

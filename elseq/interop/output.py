@@ -50,6 +50,12 @@ def save(checkpoint: dict, output: Path) -> None:
         torch.save(checkpoint, file)
 
 
+def write_files(folder: Path, files: dict[str, str | bytes]) -> None:
+    """Write the content of each file, by its name."""
+    for name, content in files.items():
+        (folder / name).write_bytes(content if isinstance(content, bytes) else content.encode())
+
+
 @contextlib.contextmanager
 def new_folder(output: Path) -> Iterator[Path]:
     """A new folder that replaces `output` at the end. After an error, `output` is unchanged.

@@ -7,9 +7,10 @@ from argparse import Namespace
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Optional
 
-from fairseq.dataclass import FairseqDataclass
+from fairseq.dataclass import ChoiceEnum, FairseqDataclass
 from fairseq.models.transformer import TransformerConfig
 from fairseq.models.transformer_lm import TransformerLanguageModelConfig
+from fairseq.utils import get_available_activation_fns
 from omegaconf import II, DictConfig, OmegaConf
 
 from elseq.attention import methods
@@ -24,6 +25,8 @@ _DERIVED = {
     "decoder_input_dim": II("model.decoder_embed_dim"),
     "decoder_output_dim": II("model.decoder_embed_dim"),
 }
+SWISH = "swish"  # which fairseq's layers name and do not compute
+_ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), SWISH])
 _TEXT = {"encoder_layers_to_keep", "decoder_layers_to_keep", "adaptive_softmax_cutoff"}
 
 
@@ -37,6 +40,7 @@ def _flat_fields(nested: type, prefix: str = ""):
             yield from _flat_fields(default, name + "_")
             continue
         kind = Optional[str] if name in _TEXT else entry.type  # noqa: UP045 (fairseq's parser knows only this way)
+        kind = _ACTIVATIONS if name == "activation_fn" else kind
         metadata = dict(entry.metadata)
         if name in _DERIVED:
             # Without a help text fairseq leaves an option with a derived default off the command line.
@@ -71,6 +75,9 @@ class AttentionConfig(FairseqDataclass):
     local_attention_radius: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={"help": "a target position sees itself and those before it, so many in all (default: every one)"},
+    )
+    output_bias: bool = field(
+        default=False, metadata={"help": "the output layer has a bias, as in Marian: one number for each word"}
     )
 
 
@@ -117,6 +124,7 @@ class ElseqBARTConfig(ElseqTransformerConfig):
 
 @dataclass
 class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig, TopKConfig):
+    activation_fn: _ACTIVATIONS = field(default="relu", metadata={"help": "activation function to use"})
     decoder_input_dim: int = field(
         default=II("model.decoder_embed_dim"), metadata={"help": "width of the token embeddings"}
     )
@@ -177,10 +185,13 @@ def check_configuration(cfg: Namespace) -> None:
     """The checks before a model is built.
 
     Raises:
-        UserError: an unknown decoding method; and see `check_supported`, `check_heads` and `check_top_k`.
+        UserError: an unknown decoding method, or an adaptive softmax with a bias; and see `check_supported`,
+            `check_heads` and `check_top_k`.
     """
     check_supported(cfg)
     check_choice("--decode-attention", getattr(cfg, "decode_attention", AUTO), methods.names())
+    if getattr(cfg, "output_bias", False) and getattr(cfg, "adaptive_softmax_cutoff", None):
+        raise UserError("--output-bias does not go with --adaptive-softmax-cutoff: leave out one of them")
     check_heads(cfg)
     check_top_k(cfg)
 

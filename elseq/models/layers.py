@@ -3,6 +3,7 @@
 from collections.abc import Callable
 
 import torch
+import torch.nn.functional as F
 from fairseq import utils
 from fairseq.modules import transformer_layer
 from fairseq.modules.fairseq_dropout import FairseqDropout
@@ -11,7 +12,7 @@ from torch import Tensor, nn
 
 from elseq.attention import Attention, LayerState
 from elseq.attention.top_k import top_k_feed_forward
-from elseq.models.config import num_kv_heads
+from elseq.models.config import SWISH, num_kv_heads
 from elseq.precision import activated
 
 
@@ -44,8 +45,8 @@ IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 
 
 def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """fairseq's activation function of this name. Without gradients it may overwrite its input."""
-    function = utils.get_activation_fn(name)
+    """fairseq's activation function of this name, or swish. Without gradients it may overwrite its input."""
+    function = F.silu if name == SWISH else utils.get_activation_fn(name)  # fairseq has the class of a module there
     in_place = IN_PLACE.get(name, function)
     return lambda x: function(x) if torch.is_grad_enabled() else in_place(x)
 

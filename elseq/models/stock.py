@@ -23,7 +23,7 @@ from elseq.compat.checkpoints import unknown
 from elseq.compat.settings import model_class, model_name
 from elseq.errors import UserError, as_option
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
-from elseq.models.config import AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
+from elseq.models.config import SWISH, AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
 
 # By exact class, because the forward pass of a subclass may differ.
 EQUIVALENT = {
@@ -124,7 +124,7 @@ def as_stock(configuration: dict) -> dict:
     Raises:
         UserError: fairseq has no equivalent of the model.
     """
-    reason = _why_not_stock(Namespace(**configuration))
+    reason = why_not_stock(configuration)
     if reason is not None:
         raise UserError(f"the model has {reason}, which stock fairseq does not have")
     name = _STOCK_NAMES[configuration["_name"]]
@@ -132,7 +132,9 @@ def as_stock(configuration: dict) -> dict:
     return {**options, "_name": name}
 
 
-def _why_not_stock(cfg: Namespace) -> str | None:
+def why_not_stock(configuration: dict) -> str | None:
+    """What an elseq model of this configuration has that no stock model has, or None."""
+    cfg = Namespace(**configuration)
     for where in ("encoder", "decoder", "cross"):
         side = "encoder" if where == "encoder" else "decoder"
         heads, kv_heads = getattr(cfg, f"{side}_attention_heads", None), num_kv_heads(cfg, where)
@@ -143,6 +145,10 @@ def _why_not_stock(cfg: Namespace) -> str | None:
             return f"heads of a width of their own (--head-dim {cfg.head_dim})"
     if cfg.local_attention_radius is not None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
+    if cfg.output_bias:
+        return "a bias in its output layer (--output-bias)"
+    if cfg.activation_fn == SWISH:
+        return f"another activation (--activation-fn {SWISH})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
         if getattr(cfg, option):
             return f"top-k {kind} ({as_option(option)} {getattr(cfg, option)})"

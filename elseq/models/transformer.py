@@ -52,6 +52,11 @@ class Decoder(TransformerDecoderBase):
         self.is_trained = True  # or may be, until `make_generation_fast_`
         self.need_attn = False
 
+    def build_output_projection(self, cfg, dictionary, embed_tokens):
+        super().build_output_projection(cfg, dictionary, embed_tokens)
+        if getattr(cfg, "output_bias", False):
+            self.output_projection.bias = nn.Parameter(torch.zeros(len(dictionary)))
+
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
         return wrap_layer(DecoderLayer(cfg, no_encoder_attn), cfg)
 

@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import CODES, ENCODER, SENTENCEPIECE, TOKENIZER
+from elseq.files import CODES, ENCODER, SENTENCEPIECE, SYMBOLS_FILE, TOKENIZER
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import Codes, kind_of_codes
-from elseq.subwords.pieces import Sentencepiece
+from elseq.subwords.pieces import NUMBERS, NumberedPieces, Sentencepiece
 from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -39,6 +39,10 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(encoder, merges, words, is_language_model)
+        if all((folder / name).exists() for name in (NUMBERS, SYMBOLS_FILE)):
+            numbered = NumberedPieces(folder)
+            logger.info("subwords: sentencepiece %s, numbered by %s", numbered.path, NUMBERS)
+            return numbered
         models = sorted(folder.glob(SENTENCEPIECE))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
@@ -64,7 +68,8 @@ def read_subwords(kind: str, files: Sequence[Path], words: Collection[str], is_l
     if kind == "gpt2":
         return gpt2.read_gpt2(*files, words, is_language_model)
     if kind == "hugging_face":
-        return _read_tokenizer(*files, words)
+        (path,) = files
+        return NumberedPieces(path.parent) if path.name == NUMBERS else _read_tokenizer(path, words)
     return Codes(kind, *files)
 
 

@@ -1,13 +1,17 @@
-"""sentencepiece models."""
+"""sentencepiece models, alone, and as transformers has them beside vocab.json."""
 
 import functools
 import hashlib
+import json
+import re
 from pathlib import Path
 
 import sentencepiece
 
 from elseq.errors import UserError
+from elseq.files import SYMBOLS_FILE, read_json
 from elseq.subwords.base import Subwords
+from elseq.subwords.files import read_numbers
 
 
 class Sentencepiece(Subwords):
@@ -39,3 +43,65 @@ class Sentencepiece(Subwords):
 
     def digest(self) -> str:
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
+
+
+MODEL, SOURCE_MODEL, TARGET_MODEL, NUMBERS = "sentencepiece.bpe.model", "source.spm", "target.spm", "vocab.json"
+_SPACE = "\u2581"
+_CODE = re.compile(r">>.*?<<", re.DOTALL)
+
+
+class NumberedPieces(Sentencepiece):
+    """A sentencepiece model beside vocab.json, which numbers its pieces, and fairseq_symbols.json.
+
+    The special tokens that fairseq_symbols.json names are found in a text before sentencepiece reads it, as in
+    transformers, and say nothing in decoding. Every other piece is a word of the dictionary.
+
+    With source.spm and target.spm, the model of the source encodes and the target's decodes, and ">>LANGUAGE<<" at the
+    start of a text is one word (Marian).
+    """
+
+    def __init__(self, folder: Path):
+        """
+        Raises:
+            UserError: a file is missing or cannot be used.
+        """
+        self.is_pair = (folder / SOURCE_MODEL).exists()
+        self.path = folder / (SOURCE_MODEL if self.is_pair else MODEL)
+        super().__init__(self.path)
+        self._decoder = Sentencepiece(folder / TARGET_MODEL).processor if self.is_pair else self.processor
+        models = (SOURCE_MODEL, TARGET_MODEL) if self.is_pair else (MODEL,)
+        self.files = [folder / name for name in (*models, NUMBERS)]
+        numbers = read_numbers(folder / NUMBERS)
+        symbols = {str(token): symbol for symbol, token in read_json(folder / SYMBOLS_FILE).items()}
+        self._symbols = symbols
+        longest_first = sorted(symbols, key=len, reverse=True)
+        self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
+        self.words = {number: symbols.get(piece, piece) for piece, number in numbers.items()}
+        self.numbers = {word: number for number, word in self.words.items()}
+        self._silent = set(symbols.values())
+
+    def token(self, number: int) -> str | None:
+        return self.words.get(number)
+
+    def pieces(self, text: str) -> list[str]:
+        pieces = []
+        for part in self._split.split(text):
+            if part in self._symbols:
+                pieces.append(self._symbols[part])
+            elif part:
+                code = _CODE.match(part) if self.is_pair else None
+                if code is not None:
+                    pieces.append(code[0])
+                    part = part[code.end() :]
+                pieces += super().pieces(part)
+        return ["<unk>" if piece.split() != [piece] else piece for piece in pieces]
+
+    def decode(self, words: str) -> str:
+        pieces = [word for word in words.split() if word in self.numbers and word not in self._silent]
+        # What the model does not know, it copies with its letter for a space.
+        return self._decoder.decode_pieces(pieces).replace(_SPACE, " ").strip()
+
+    def digest(self) -> str:
+        models = {self.processor.serialized_model_proto(), self._decoder.serialized_model_proto()}
+        content = json.dumps([self.words, self._symbols]).encode()
+        return hashlib.sha256(b"".join([*sorted(models), content])).hexdigest()

@@ -66,6 +66,9 @@ class Tokens(Subwords):
         numbers = [self.numbers[word] for word in words.split() if word in self.numbers]
         return self.tokenizer.decode(numbers, skip_special_tokens=True)
 
+    def token(self, number: int) -> str | None:
+        return self.tokenizer.id_to_token(number)
+
     def is_beginning_of_word(self, word: str) -> bool:
         return self.decode(word).startswith(" ")
 

@@ -6,6 +6,7 @@ from typing import Optional
 
 import torch
 from fairseq import utils
+from fairseq.data import AppendTokenDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import OmegaConf
@@ -28,19 +29,24 @@ def _yes_or_no(text: str):
     return field(default=None, metadata={"help": text + "; yes or no (default: yes for BART)", "argparse_const": "yes"})
 
 
-def _word(what: str, example: str):
-    return field(
-        default=None,
-        metadata={"help": f"word of the dictionary before every {what}, such as {example} (default: none)"},
-    )
+def _word(place: str, default: str = "none"):
+    return field(default=None, metadata={"help": f"word of the dictionary {place} (default: {default})"})
 
 
 @dataclass
 class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
     prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
     force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
-    source_start: Optional[str] = _word("source", "that of the source's language")  # noqa: UP045
-    target_start: Optional[str] = _word("generated target", "that of the target's language")  # noqa: UP045
+    source_start: Optional[str] = _word(  # noqa: UP045
+        "before every source, such as that of the source's language"
+    )
+    source_end: Optional[str] = _word("after the end symbol of every source, as in mBART-25")  # noqa: UP045
+    target_start: Optional[str] = _word(  # noqa: UP045
+        "before every generated target, such as that of the target's language"
+    )
+    decoder_start: Optional[str] = _word(  # noqa: UP045
+        "that decoding starts from, such as the target's language in mBART-25", "the end symbol"
+    )
 
 
 @register_task("elseq_translation", dataclass=ElseqTranslationConfig)
@@ -90,26 +96,37 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return self._first(self.src_dict, "source_start", self.prepend_source_bos)
 
     @property
+    def last_source_symbol(self) -> int | None:
+        """The row of what is put after the end symbol of every source."""
+        return self._row(self.src_dict, "source_end")
+
+    @property
+    def symbols_of_source(self) -> int:
+        """How many symbols are put around a source and its end symbol."""
+        return sum(symbol is not None for symbol in (self.first_source_symbol, self.last_source_symbol))
+
+    @property
     def first_target_symbol(self) -> int | None:
         """The row of what every generated target begins with."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
 
     @property
+    def _options_of_languages(self) -> tuple[str, str]:
+        """Those whose words are the languages of source and target: that of mBART-25's source follows its end, and its
+        target starts from one."""
+        return ("source_end", "decoder_start") if self.cfg.source_end else ("source_start", "target_start")
+
+    @property
     def languages_of_texts(self) -> tuple[str | None, str | None]:
-        return self.cfg.source_start, self.cfg.target_start
+        source, target = self._options_of_languages
+        return self.cfg[source], self.cfg[target]
 
     def for_languages(self, source, target):
         if self.languages_of_texts == (None, None):
             return super().for_languages(source, target)
-        starts = {}
-        for option, language, dictionary in (
-            ("source_start", source, self.src_dict),
-            ("target_start", target, self.tgt_dict),
-        ):
-            if language is not None:
-                starts[option] = self._word(language, dictionary)
-        cfg = OmegaConf.merge(self.cfg, starts)
-        task = type(self)(cfg, self.src_dict, self.tgt_dict)
+        named = zip(self._options_of_languages, (source, target), (self.src_dict, self.tgt_dict), strict=True)
+        words = {option: self._word(language, known) for option, language, known in named if language is not None}
+        task = type(self)(OmegaConf.merge(self.cfg, words), self.src_dict, self.tgt_dict)
         task.trained_with_bos = self.trained_with_bos
         return task
 
@@ -119,17 +136,17 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return f"__{language}__" if f"__{language}__" in dictionary else language
 
     @property
-    def symbols_of_source(self) -> int:
-        return int(self.first_source_symbol is not None)
-
-    @property
     def symbols_of_target(self) -> int:
         return int(self.first_target_symbol is not None)
 
     def _first(self, dictionary, option: str, with_bos: bool) -> int | None:
+        row = self._row(dictionary, option)
+        return dictionary.bos() if row is None and with_bos else row
+
+    def _row(self, dictionary, option: str) -> int | None:
         word = getattr(self.cfg, option)
         if word is None:
-            return dictionary.bos() if with_bos else None
+            return None
         if word not in dictionary:
             near = difflib.get_close_matches(word, dictionary.symbols, cutoff=0.5)
             instead = f": give another, such as {', '.join(near)}" if near else ": give one that it has"
@@ -142,10 +159,11 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        """As fairseq does; and with <s> or a language's symbol before sources, and <s> before targets.
+        """As fairseq does; and with <s> or a language's symbol around sources, and <s> before targets.
 
         Raises:
-            UserError: training of a model whose targets begin with another symbol than <s>.
+            UserError: training of a model whose targets begin with another symbol than <s>; or a symbol after sources
+                that are padded to the lengths of buckets.
         """
         if self.cfg.target_start is not None and split == self.cfg.train_subset:
             raise UserError(
@@ -153,12 +171,18 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
                 "leave the option out",
                 "--target-start",
             )
-        first = self.first_source_symbol
-        if first is None:
+        first, last, start = (
+            self.first_source_symbol,
+            self.last_source_symbol,
+            self._row(self.tgt_dict, "decoder_start"),
+        )
+        if (first, last, start) == (None, None, None):
             return super().load_dataset(split, epoch, combine, **kwargs)
+        if last is not None and self.cfg.num_batch_buckets > 0:
+            raise UserError("does not go with --num-batch-buckets: leave out one", "--source-end")
         paths = utils.split_paths(self.cfg.data)
         path = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
-        self.datasets[split] = load_langpair_dataset(
+        dataset = self.datasets[split] = load_langpair_dataset(
             path,
             split,
             self.cfg.source_lang,
@@ -170,7 +194,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             upsample_primary=self.cfg.upsample_primary,
             left_pad_source=self.cfg.left_pad_source,
             left_pad_target=self.cfg.left_pad_target,
-            max_source_positions=self.cfg.max_source_positions - 1,  # for --truncate-source: room for it
+            max_source_positions=self.cfg.max_source_positions - self.symbols_of_source,  # for --truncate-source
             max_target_positions=self.cfg.max_target_positions,
             prepend_bos=self.force_bos,
             load_alignments=self.cfg.load_alignments,
@@ -180,25 +204,36 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             pad_to_multiple=self.cfg.required_seq_len_multiple,
             prepend_bos_src=first,
         )
+        if last is not None:
+            dataset.src = AppendTokenDataset(dataset.src, last)
+            dataset.src_sizes = dataset.src.sizes
+            dataset.sizes = dataset.sizes + 1 if dataset.tgt is None else dataset.sizes + (1, 0)
+        if start is not None:
+            dataset.eos = start  # which its batches put before the targets that the decoder reads
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        if (symbol := self.first_source_symbol) is not None:
-            first = torch.tensor([symbol])
-            src_tokens = [torch.cat((first, tokens)) for tokens in src_tokens]
-            src_lengths = [length + 1 for length in src_lengths]
+        symbols = self.first_source_symbol, self.last_source_symbol
+        if symbols != (None, None):
+            before, after = (torch.tensor([] if symbol is None else [symbol]).long() for symbol in symbols)
+            src_tokens = [torch.cat((before, tokens, after)) for tokens in src_tokens]
+            src_lengths = [length + self.symbols_of_source for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         if (symbol := self.first_target_symbol) is not None:
             prefix_tokens = self._with_first(symbol, sample, prefix_tokens)
-        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        start = self._row(self.tgt_dict, "decoder_start")
+        if start is None:
+            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        with torch.no_grad():
+            return generator.generate(models, sample, prefix_tokens, constraints=constraints, bos_token=start)
 
     def score_step(self, model, sample, targets):
         """As the base class; each target begins with the symbol with which generated ones begin."""
         if (symbol := self.first_target_symbol) is not None:
             first = torch.tensor([symbol])
             targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
-        return super().score_step(model, sample, targets)
+        return super().score_step(model, sample, targets, self._row(self.tgt_dict, "decoder_start"))
 
     @staticmethod
     def _with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:

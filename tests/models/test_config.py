@@ -124,6 +124,7 @@ def test_an_option_that_is_off_is_not_refused(value):
         ("transformer", {"head_dim": 0}, "--head-dim 0"),
         ("bart", {"local_attention_radius": 0}, "--local-attention-radius 0"),
         ("transformer", {"head_dim": 3, "scale_heads": True}, "--scale-heads"),
+        ("transformer", {"output_bias": True, "adaptive_softmax_cutoff": "10"}, "--output-bias does not go with"),
     ],
 )
 def test_heads_that_cannot_be_are_refused_by_name(kind, options, named):

@@ -5,7 +5,7 @@ from fairseq.modules import transformer_layer
 
 from elseq.attention import Attention, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import EL, KV
-from elseq.models.layers import DecoderLayer, EncoderLayer, build_attention
+from elseq.models.layers import DecoderLayer, EncoderLayer, activation_function, build_attention
 from tests.models.building import configuration
 
 
@@ -19,6 +19,14 @@ def layers(stock_class, our_class, **options):
             parameter.add_(0.3 * torch.randn_like(parameter))
     ours.load_state_dict(stock.state_dict())
     return stock, ours
+
+
+@pytest.mark.parametrize("gradients", [True, False])
+def test_swish(gradients):
+    """x * sigmoid(x)."""
+    x = torch.linspace(-3, 3, 7, dtype=torch.float64)
+    with torch.set_grad_enabled(gradients):
+        torch.testing.assert_close(activation_function("swish")(x), x * x.sigmoid())
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -66,6 +66,8 @@ OWN = {
     },
     "wide heads": {"head_dim": 7},
     "local attention": {"local_attention_radius": 3},
+    "swish": {"activation_fn": "swish"},
+    "bias of the output layer": {"output_bias": True, "share_decoder_input_output_embed": True},
     "multi-query, wide heads, local attention": {"num_kv_heads": 1, "head_dim": 7, "local_attention_radius": 4},
 }
 
@@ -85,6 +87,21 @@ def test_one_seed_makes_the_model_that_it_makes_of_stock(kind):
     for (name, parameter), (stock_name, other) in zip(*(model.named_parameters() for model in models), strict=True):
         assert name == stock_name
         assert torch.equal(parameter, other)
+
+
+@pytest.mark.parametrize("kind", ["transformer", "transformer_lm"])
+@pytest.mark.parametrize("shared", [True, False])
+@torch.no_grad()
+def test_a_bias_of_the_output_layer_is_added_to_the_logits_of_the_stock_model(kind, shared):
+    options = {"share_decoder_input_output_embed": shared}
+    stock, _ = pair(kind, **options)
+    model = ours(kind, output_bias=True, **options)
+    missing, unexpected = model.load_state_dict(stock.state_dict(), strict=False)
+    assert missing == ["decoder.output_projection.bias"] and not unexpected
+    batch, tokens = source(), target()
+    added = (forward(model, batch, tokens)[0] - forward(stock, batch, tokens)[0])[tokens != PAD]
+    torch.testing.assert_close(added, model.decoder.output_projection.bias.expand_as(added), rtol=1e-4, atol=1e-5)
+    assert model.decoder.output_projection.bias.std() > 0.1
 
 
 TRAINED = [name for name in VARIANTS if name not in ("layer drop", "quantization noise")]  # these are random

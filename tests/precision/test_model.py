@@ -260,6 +260,25 @@ def test_int8_is_near(family):
     assert (found - expected).abs().max() < 0.05 * expected.abs().max()
 
 
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_bias_of_the_output_layer(family, method, dtype, always_packed):
+    """It chooses the words: one that it raises by much comes in every place, one that it lowers in none."""
+    model = make_models(family, DICTIONARY)[method]
+    model.decoder.output_projection.bias = torch.nn.Parameter(torch.zeros(len(DICTIONARY)))
+    model.decoder.decode_dtype = dtype
+    before = [hypothesis["tokens"].tolist() for hypothesis in search(model, family)[0]]
+    lowered = before[0][0]
+    with torch.no_grad():
+        model.decoder.output_projection.bias[lowered] = -100.0
+        model.decoder.output_projection.bias[7] = 100.0
+    model = copy.deepcopy(model)  # what was prepared had the bias of before
+    for hypotheses in search(model, family):
+        words = hypotheses[0]["tokens"].tolist()
+        assert lowered not in words[:-1] and words[:-1] == [7] * 12
+
+
 def test_int8_does_not_depend_on_the_batch():
     model = make_models("transformer", DICTIONARY)["kv"]
     model.decoder.decode_dtype = "int8"

@@ -1,6 +1,7 @@
 """sentencepiece models against the library called plainly."""
 
 import io
+import json
 
 import pytest
 import sentencepiece
@@ -8,7 +9,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError
-from elseq.subwords.pieces import Sentencepiece
+from elseq.subwords.finding import find_subwords
+from elseq.subwords.pieces import NumberedPieces, Sentencepiece
 
 
 def train(path, **options):
@@ -64,3 +66,72 @@ def test_files_that_cannot_be_used(tmp_path):
     with pytest.raises(UserError, match="a.model is no sentencepiece model: ") as error:
         Sentencepiece(tmp_path / "a.model")
     assert "\n" not in str(error.value)
+
+
+# --- beside vocab.json
+
+SIDES = ("source", "target")
+
+
+@pytest.fixture
+def numbered(tmp_path):
+    """A pair of models, as Marian's, of which the target's alone has some pieces."""
+    train(tmp_path / "source.spm")
+    sentencepiece.SentencePieceTrainer.train(
+        sentence_iterator=iter(["der Fluss in der Stadt", "ein Schloss"] * 50),
+        model_prefix=str(tmp_path / "target"),
+        vocab_size=40,
+        hard_vocab_limit=False,
+        minloglevel=2,
+    )
+    (tmp_path / "target.model").rename(tmp_path / "target.spm")
+    models = [sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / f"{side}.spm")) for side in SIDES]
+    pieces = [model.id_to_piece(number) for model in models for number in range(model.get_piece_size())]
+    names = list(dict.fromkeys(["</s>", "<unk>", ">>fr<<", *pieces, "<pad>"]))
+    (tmp_path / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    symbols = {symbol: symbol for symbol in ("</s>", "<unk>", "<pad>", "<hl>")}
+    (tmp_path / "fairseq_symbols.json").write_text(json.dumps(symbols))
+    return tmp_path, *models
+
+
+def test_symbols_are_found_before_pieces(numbered):
+    folder, source, _ = numbered
+    subwords = find_subwords([folder], (), False)
+    parts = [source.encode(text, out_type=str) for text in ("the ", " river")]
+    assert subwords.encode("the </s> river<pad>").split() == [*parts[0], "</s>", *parts[1], "<pad>"]
+    parts = [source.encode(text, out_type=str) for text in ("the <", ">")]
+    assert subwords.encode("the <</s>>").split() == [*parts[0], "</s>", *parts[1]]
+
+
+def test_a_language_at_the_start_of_a_text(numbered):
+    folder, source, _ = numbered
+    subwords = NumberedPieces(folder)
+    pieces = source.encode(" the river", out_type=str)
+    assert subwords.encode(">>fr<< the river").split() == [">>fr<<", *pieces]
+    assert subwords.encode("the >>fr<<").split() == source.encode("the >>fr<<", out_type=str)
+
+
+def test_the_target_decodes(numbered):
+    folder, _, target = numbered
+    subwords = NumberedPieces(folder)
+    text = "ein Fluss in der Stadt"
+    pieces = target.encode(text, out_type=str)
+    assert subwords.decode(" ".join(["<pad>", *pieces, "madeupword0001", "</s>"])) == text
+
+
+def test_the_digest_is_of_all_files(numbered):
+    folder, _, _ = numbered
+    digests = {NumberedPieces(folder).digest()}
+    (folder / "fairseq_symbols.json").write_text("{}")
+    digests.add(NumberedPieces(folder).digest())
+    (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
+    digests.add(NumberedPieces(folder).digest())
+    assert len(digests) == 3
+
+
+@pytest.mark.parametrize("name", ["target.spm", "vocab.json"])
+def test_files_that_are_missing(numbered, name):
+    folder, _, _ = numbered
+    (folder / name).unlink()
+    with pytest.raises(UserError, match=name):
+        NumberedPieces(folder)

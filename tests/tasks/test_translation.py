@@ -1,7 +1,9 @@
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.models.bart import BARTHubInterface, BARTModel
+from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.tasks.translation import TranslationTask
 
 from elseq.errors import UserError
@@ -97,6 +99,35 @@ def test_transformers_have_no_beginning_unless_asked(tiny_translation):
     batch = make_batch(task)
     assert set(first_tokens(task, batch)) == {bos}
     assert all(best["tokens"][0] == bos for [best, *_] in generate(task, model, batch))
+
+
+@pytest.mark.parametrize("truncated", [False, True])
+def test_symbols_after_the_source_and_at_the_start_of_decoding(tiny_translation, truncated):
+    limits = {"truncate_source": True, "max_source_positions": 5} if truncated else {}
+    plain, _ = load_translation(tiny_translation)
+    after, start = plain.source_dictionary.symbols[8], plain.target_dictionary.symbols[9]
+    task, model = load_translation(tiny_translation, source_end=after, decoder_start=start, **limits)
+    batch, _ = make_batch(task), make_batch(plain)
+    pad, end = plain.source_dictionary.pad(), plain.source_dictionary.eos()
+    for number, row in zip(batch["id"].tolist(), batch["net_input"]["src_tokens"].tolist(), strict=True):
+        sentence = plain.dataset("test")[number]["source"].tolist()
+        assert [token for token in row if token != pad] == [*sentence[:-1][: 3 if truncated else None], end, 8]
+    # fairseq counts the end symbol of a source that it need not truncate twice.
+    sizes = [[min(size, 3) + 2 if truncated else size + 1, other] for size, other in plain.dataset("test").sizes]
+    assert task.dataset("test").sizes.tolist() == sizes
+    assert batch["net_input"]["prev_output_tokens"][:, 0].tolist() == [9] * 5
+
+    typed = interactive_batch(task, ["w1 w2", "w3"])["net_input"]["src_tokens"][:, -2:].tolist()
+    assert typed == [[end, 8]] * 2
+    stock = plain.build_generator([model], GenerationConfig(beam=4, max_len_b=12), StockGenerator)
+    expected = stock.generate([model], batch, bos_token=9)
+    assert_same_hypotheses(generate(task, model, batch), expected)
+
+
+def test_symbols_after_sources_of_buckets(tiny_translation):
+    task, _ = load_translation(tiny_translation, source_end="</s>", num_batch_buckets=2)
+    with pytest.raises(UserError, match="--source-end does not go with --num-batch-buckets"):
+        task.load_dataset("test")
 
 
 def test_switches_are_yes_or_no(tiny_bart):

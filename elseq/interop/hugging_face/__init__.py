@@ -8,6 +8,9 @@ _MODEL_CLASSES = {
     "GPT-2": "GPT2LMHeadModel",
     "mBART": "MBartForConditionalGeneration",
     "M2M-100": "M2M100ForConditionalGeneration",
+    "Marian": "MarianMTModel",
+    "Pegasus": "PegasusForConditionalGeneration",
+    "Blenderbot": "BlenderbotForConditionalGeneration",
 }
 
 

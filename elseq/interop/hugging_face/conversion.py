@@ -15,12 +15,15 @@ from elseq.interop.hugging_face import folders, generation, options, vocabulary
 from elseq.interop.hugging_face.families import FAMILIES, Family
 from elseq.interop.hugging_face.rows import (
     ADDED,
+    OUTPUT_BIAS,
     are_added_rows,
     is_steady,
     take_rows,
+    unused_bias,
     unused_row,
 )
-from elseq.models.stock import as_stock, elseq_configuration
+from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
+from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
@@ -32,6 +35,8 @@ WRITTEN = (
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
+    "sentencepiece.bpe.model",
+    "*.spm",
 )
 WRITTEN_FOR_FAIRSEQ = (
     "model.pt",
@@ -41,16 +46,19 @@ WRITTEN_FOR_FAIRSEQ = (
     "tokenizer.json",
     "tokenizer_config.json",
     "fairseq_symbols.json",
+    "vocab.json",
+    "sentencepiece.bpe.model",
+    "*.spm",
 )
 
 
 @dataclass
 class ForFairseq:
-    """A converted model: the checkpoint, the text of the files beside it, what a command needs beside the name of the
-    task, options of generation, and what its user is told."""
+    """A converted model: the checkpoint, the content of the files beside it, what a command needs beside the name of
+    the task, options of generation, and what its user is told."""
 
     checkpoint: dict
-    files: dict[str, str]
+    files: dict[str, str | bytes]
     task_arguments: list[str]
     generation: dict
     notes: list[str] = field(default_factory=list)
@@ -59,13 +67,13 @@ class ForFairseq:
 @dataclass
 class ForHuggingFace:
     """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words, the
-    text of the tokenizer's files, and what its user is told."""
+    content of the tokenizer's files, and what its user is told."""
 
     config: dict
     settings: dict
     tensors: dict[str, Tensor]
     order: list[int]
-    files: dict[str, str]
+    files: dict[str, str | bytes]
     notes: list[str] = field(default_factory=list)
 
 
@@ -114,7 +122,9 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     add_bos_token = family.check_vocabulary(words, config, data)
     notes += words.notes
 
-    configuration = as_stock(elseq_configuration(Namespace(arch=family.architecture, **model_options)))
+    configuration = elseq_configuration(Namespace(arch=family.architecture, **model_options))
+    if why_not_stock(configuration) is None:
+        configuration = as_stock(configuration)
     orders = family.fairseq_orders(words, config)
     model = family.to_fairseq(tensors, config)
     norm = [model[f"{family.last_norm(configuration)}.{part}"] for part in ("weight", "bias")]
@@ -122,9 +132,10 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     files, without_row = family.fairseq_files(words, orders)
     notes += without_row
     file, settings = folders.read_settings(folder, given)
+    settings = generation.without_padding(settings, config.get("pad_token_id"))
     generation.check_settings(settings, file)
     notes += generation.of_tasks(given, settings)
-    symbols = family.fixed_symbols(config), family.forced_symbols(config)
+    symbols = family.fixed_symbols(config, words), family.forced_symbols(config)
     settings, not_forced = generation.special_symbols(settings, file, *symbols)
     search, what_it_lacks = generation.fairseq_options(settings, family.is_language_model)
     cfg = family.checkpoint_configuration(configuration, settings, words, add_bos_token)
@@ -136,7 +147,11 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
 def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, bias: Tensor) -> list[str]:
     """Put the embeddings in fairseq's order; returns what is wrong with its new symbols."""
     unused, notes = None, []
-    if any(None in order for order in orders.values()):
+    if OUTPUT_BIAS in model:
+        unused = torch.zeros_like(weight)
+        order = next(order for beginning, order in orders.items() if OUTPUT_BIAS.startswith(beginning))
+        model[OUTPUT_BIAS] = take_rows(model[OUTPUT_BIAS], order, unused_bias())
+    elif any(None in order for order in orders.values()):
         unused = unused_row(weight, bias)
         if unused is None:
             notes.append(f"{NEW_SYMBOLS} take part in its probabilities: its last layer norm is as before training")
@@ -154,13 +169,24 @@ def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, 
     return notes
 
 
+def check_features(configuration: dict) -> None:
+    """
+    Args:
+        configuration: of an elseq model.
+
+    Raises:
+        UserError: no model of Hugging Face's has a feature of it.
+    """
+    as_stock(configuration | {"output_bias": False, "activation_fn": "relu"})  # swish is there, and Marian has a bias
+
+
 def to_hugging_face(
     tensors: dict[str, Tensor],
     cfg,
     source: Dictionary,
     target: Dictionary,
     forced_start: bool = False,
-    tokens: Tokens | None = None,
+    tokens: Tokens | NumberedPieces | None = None,
 ) -> ForHuggingFace:
     """
     Args:
@@ -175,7 +201,7 @@ def to_hugging_face(
     """
     folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
-    as_stock(configuration)
+    check_features(configuration)
     family, config = _family_of(configuration, source == target)
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
@@ -187,16 +213,17 @@ def to_hugging_face(
     end = order.index(target.eos())
     special = {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
     has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
-    start = special["<s>"] if has_start else end
+    start = special["<s>"] if has_start else end  # None in families without
     symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
     config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
     if order != list(range(len(embedding))):
-        of_words = ("embed_tokens.weight", "output_projection.weight")
+        of_words = ("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)
         tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
-    symbols |= family.decoding_symbols(start, end, forced_start)
-    if target_start := getattr(cfg.task, "target_start", None):
-        symbols["forced_bos_token_id"] = order.index(target.index(target_start))
-    config |= symbols
+    symbols |= family.decoding_symbols(symbols, forced_start)
+    for option, name in (("target_start", "forced_bos_token_id"), ("decoder_start", "decoder_start_token_id")):
+        if word := getattr(cfg.task, option, None):
+            symbols[name] = order.index(target.index(word))
+    config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
     renamed = family.from_fairseq(tensors, config)
     positions = config[family.positions]
     settings, notes = generation.hugging_face_settings(cfg.generation, family.is_language_model, positions)
@@ -240,7 +267,7 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
     return words
 
 
-def _order_of_tokenizer(words: list[str], tokens: Tokens, embedding: Tensor) -> list[int]:
+def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embedding: Tensor) -> list[int]:
     """The rows in the order of the tokenizer's numbers; rows without a token in between; see `rows.fairseq_order`.
 
     Raises:
@@ -257,7 +284,7 @@ def _order_of_tokenizer(words: list[str], tokens: Tokens, embedding: Tensor) -> 
     if max(order, default=0) >= count:
         lacking = next(number for number in range(count) if number not in order)
         raise UserError(
-            f"the dictionary lacks tokens of {tokens.path}, such as {tokens.tokenizer.id_to_token(lacking)!r}, and "
+            f"the dictionary lacks tokens of {tokens.path}, such as {tokens.token(lacking)!r}, and "
             "without them the others' numbers cannot be kept: give the folder of the model's own dictionary by --data"
         )
     rest = iter(others)

@@ -134,8 +134,13 @@ def of_tasks(config: dict, settings: dict) -> list[str]:
     return notes
 
 
+def without_padding(settings: dict, pad: int | None) -> dict:
+    """The settings without the rule that padding is not generated: in fairseq it never is."""
+    return settings | {"bad_words_ids": None} if settings.get("bad_words_ids") == [[pad]] else settings
+
+
 def special_symbols(
-    settings: dict, file: str, fixed: dict[str, int], forcible: dict[str, int | range | None]
+    settings: dict, file: str, fixed: dict[str, tuple[int, ...]], forcible: dict[str, int | range | None]
 ) -> tuple[dict, list[str]]:
     """
     Args:
@@ -150,9 +155,10 @@ def special_symbols(
         UserError: decoding begins or ends with another symbol than in fairseq.
     """
     notes = []
-    for name, symbol in fixed.items():
+    for name, (symbol, *others) in fixed.items():
         given = settings.get(name)
         symbols = given if isinstance(given, list) else [given]
+        symbol = next((other for other in others if symbols == [other]), symbol)
         if given is None:
             does = "ends no text before the maximum length" if name == "eos_token_id" else "begins with bos_token_id"
             notes.append(f"{file} has no {name}: transformers 5 {does} then, fairseq has {symbol}")

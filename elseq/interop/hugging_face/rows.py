@@ -9,6 +9,7 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
 
 ADDED = (0, 1, 3)  # rows of the special symbols <s>, <pad> and <unk>; the fourth, </s>, every model has
+OUTPUT_BIAS = "decoder.output_projection.bias"
 _NEVER = -1000.0  # a logit that even of the largest models' leaves a probability of 0
 _LARGEST_ERROR = 100.0
 
@@ -40,11 +41,16 @@ def fairseq_order(vocabulary: Vocabulary, config: dict, rows: int) -> list[int |
 
 
 def take_rows(embedding: Tensor, order: list[int | None], unused: Tensor | None = None) -> Tensor:
-    """An embedding [R, D] with its rows in another order, and the unused one [D] where there is none."""
+    """An embedding [R, D] with its rows in another order, and the unused one [D] where there is none. Or a bias [R]."""
     if order == list(range(len(embedding))):
         return embedding
     rows = [unused.to(embedding.dtype) if row is None else embedding[row] for row in order]
     return torch.stack(rows)
+
+
+def unused_bias() -> Tensor:
+    """The bias of a word that is never chosen, whose row is 0."""
+    return torch.tensor(_NEVER)
 
 
 def unused_row(weight: Tensor, bias: Tensor) -> Tensor | None:

@@ -1,4 +1,4 @@
-"""A folder's tokenizer as transformers 5 loads it, from tokenizer.json, or from vocab.json with merges.txt.
+"""A folder's tokenizer as transformers 5 loads it: from tokenizer.json, vocab.json with merges.txt, or sentencepiece.
 
 tokenizer.json is followed, whatever its kind. Those of the classes of GPT-2, BART and RoBERTa, however, transformers
 makes anew from the vocabulary, so that another normalizer or another cutting into words, that tokenizer.json may have,
@@ -28,15 +28,32 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 class TokenizerClass:
     """A class of transformers' tokenizers, and what it makes of a folder's files: what tokenizer.json says."""
 
-    tokens: Mapping[str, str] = {}  # what it has where tokenizer_config.json says nothing
+    tokens: Mapping[str, str | dict] = {}  # what it has where tokenizer_config.json says nothing
+    model_file: str | None = None  # the file of sentencepiece that it can be made of
+    checks_file = True  # `contradiction` tells all that it would make otherwise
 
     def contradiction(self, content: dict, config: dict) -> str | None:
         """What of a tokenizer.json it would make otherwise by tokenizer_config.json, in words."""
         return None
 
-    def make(self, pieces: Mapping[str, int], merges: Sequence[str], path: Path, config: dict) -> Tokenizer | None:
-        """What it makes of vocab.json, at this path, and merges.txt; None: nothing."""
+    def named(self, config: dict) -> dict:
+        """The special tokens by their options in tokenizer_config.json."""
+        return self.tokens | {
+            name: token for name, token in config.items() if name in _NAMED or _is_special(name, token)
+        }
+
+    def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer | None:
+        """What it makes of a folder without tokenizer.json; None: nothing.
+
+        Args:
+            config: tokenizer_config.json.
+            pieces, merges: of vocab.json and merges.txt.
+        """
         return None
+
+    def unnumbered(self, config: dict) -> Sequence[str | dict]:
+        """The special tokens that follow the pieces where no file gives them numbers, before the named ones."""
+        return ()
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         """Put around a text, by a tokenizer of `make`, what the class puts there; `named` are its special tokens."""
@@ -46,11 +63,12 @@ class GPT2Class(TokenizerClass):
     """Made anew from the pieces and merges."""
 
     tokens = dict.fromkeys(("unk_token", "bos_token", "eos_token"), END_OF_TEXT)
+    add_prefix_space = False  # where tokenizer_config.json says nothing
 
     def contradiction(self, content: dict, config: dict) -> str | None:
         cutting = content.get("pre_tokenizer") or {}
         model = content.get("model") or {}
-        wanted = bool(config.get("add_prefix_space"))
+        wanted = self._has_space_before(config)
         if content.get("normalizer"):
             return f"the normalizer {content['normalizer'].get('type')}"
         if cutting.get("type") != "ByteLevel" or not cutting.get("use_regex", True):
@@ -59,8 +77,11 @@ class GPT2Class(TokenizerClass):
             return f"add_prefix_space {not wanted}"
         return next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
 
-    def make(self, pieces: Mapping[str, int], merges: Sequence[str], path: Path, config: dict) -> Tokenizer:
-        return byte_level(pieces, merges, path, bool(config.get("add_prefix_space")))
+    def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer:
+        return byte_level(pieces, merges, folder / "vocab.json", self._has_space_before(config))
+
+    def _has_space_before(self, config: dict) -> bool:
+        return bool(config.get("add_prefix_space", self.add_prefix_space))
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         before, after = (
@@ -150,9 +171,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         UserError: files that cannot be used, or that contradict one another.
     """
     config, path = read_config(folder), folder / TOKENIZER
-    kind = config.get("tokenizer_class") or default
-    kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
-    made = CLASSES.get(kind, TokenizerClass())
+    kind, made = class_of(config, default)
     if path.exists():
         content = read_json(path)
         tokenizer = parse_tokenizer(content, path)
@@ -164,30 +183,38 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
             )
     else:
         path = folder / "vocab.json"
-        tokenizer = made.make(pieces, merges, path, config)
+        tokenizer = made.make(folder, config, pieces, merges)
     if tokenizer is None:
         raise UserError(
             f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER} describes, and that is missing: write it "
             "by the save_pretrained of transformers"
         )
-    named = made.tokens | {name: token for name, token in config.items() if name in _NAMED or _is_special(name, token)}
+    named = made.named(config)
     try:
-        _add(tokenizer, [each for _, each in sorted(_added(folder, config, path).items())])
+        added = [each for _, each in sorted(added_tokens(folder, config).items())]
+        _add(tokenizer, added or [_token(each) for each in made.unnumbered(config)])
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
-        _add(tokenizer, [_token(each) for each in _extra(config)])
+        _add(tokenizer, [_token(each) for each in extra_tokens(config)])
     except (AttributeError, TypeError, ValueError) as error:
         raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
     if not (folder / TOKENIZER).exists():
-        made.surround(tokenizer, {name: _text(token) for name, token in named.items()}, config)
-    given = {_text(token) for name, token in config.items() if name in named} | set(map(_text, _extra(config)))
-    return tokenizer, set(tokenizer.get_vocab()) - known - given
+        made.surround(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
+    given = {text_of(token) for name, token in config.items() if name in named}
+    return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
+
+
+def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:
+    """The class of a tokenizer by tokenizer_config.json, which may have none, and its name."""
+    kind = config.get("tokenizer_class") or default
+    kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
+    return kind, CLASSES.get(kind, TokenizerClass())
 
 
 def class_unlike_file(config: dict) -> str | None:
-    """A class of tokenizers that transformers may make anew in a way that is not known here."""
+    """A class of tokenizers that transformers may make anew, otherwise than tokenizer.json says."""
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
-    return None if kind in ("", *CLASSES) else kind
+    return None if not kind or (kind in CLASSES and CLASSES[kind].checks_file) else kind
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
@@ -204,7 +231,12 @@ def _is_special(name: str, token) -> bool:
     return name.endswith("_token") and isinstance(token, str | dict) and not name.startswith("add_")
 
 
-def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
+def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
+    """The tokens beside the pieces to which the files of a folder give numbers.
+
+    Raises:
+        UserError: a file that cannot be used.
+    """
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"]
         if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,7}", number) for number in decoder):
@@ -212,16 +244,17 @@ def _added(folder: Path, config: dict, path: Path) -> dict[int, AddedToken]:
         return {int(number): _token(token) for number, token in config["added_tokens_decoder"].items()}
     if not (folder / ADDED).exists():
         return {}
-    special = {_text(config[name]) for name in _NAMED if config.get(name)}
-    special |= set(map(_text, _listed(config.get("extra_special_tokens"))))
+    special = {text_of(config[name]) for name in _NAMED if config.get(name)}
+    special |= set(map(text_of, _listed(config.get("extra_special_tokens"))))
     return {
         number: AddedToken(token, normalized=token not in special, special=token in special)
         for token, number in read_json(folder / ADDED).items()
     }
 
 
-def _extra(config: dict) -> list:
-    # The old name is that of special_tokens_map.json here; as in transformers, `_added` does not know it yet.
+def extra_tokens(config: dict) -> list:
+    """The special tokens without an option of their own."""
+    # The old name is that of special_tokens_map.json here; as in transformers, `added_tokens` does not know it yet.
     return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
 
 
@@ -229,7 +262,8 @@ def _listed(tokens: list | dict | None) -> list:
     return list(tokens.values() if isinstance(tokens, dict) else tokens or [])
 
 
-def _text(token) -> str | None:
+def text_of(token: str | dict | None) -> str | None:
+    """The text of a token of tokenizer_config.json."""
     return token.get("content") if isinstance(token, dict) else token
 
 

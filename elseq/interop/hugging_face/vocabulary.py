@@ -22,13 +22,16 @@ from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,
+    class_of,
     class_unlike_file,
     is_byte_level,
     is_plain,
     read_config,
     read_tokenizer,
+    surroundings,
 )
 from elseq.subwords.files import check_numbers, read_merges, read_text
+from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
@@ -51,7 +54,7 @@ class Vocabulary:
 
     `unmade` are the few pieces that no merge makes, so that they are found in no text. `config` is
     tokenizer_config.json, `languages` are the tokens that name a language. A tokenizer that is no byte-level
-    BPE has no merges here.
+    BPE has no merges here. Of `unlike_file` see `class_unlike_file`.
     """
 
     rows: dict[str, int]
@@ -60,6 +63,7 @@ class Vocabulary:
     tokenizer: Tokenizer | None = None
     config: dict = field(default_factory=dict)
     languages: tuple[str, ...] = ()
+    unlike_file: str | None = None
 
     @property
     def notes(self) -> list[str]:
@@ -67,11 +71,17 @@ class Vocabulary:
         notes = []
         if self.unmade:
             notes.append(f"no merge makes {', '.join(map(repr, self.unmade))}, so that no text has it in its tokens")
-        if (kind := class_unlike_file(self.config)) is not None:
+        if self.unlike_file is not None:
+            kind = self.unlike_file
             notes.append(
                 f"texts are cut as {TOKENIZER} says; if transformers makes a {kind} of its own, compare the two"
             )
         return notes
+
+    @property
+    def surroundings(self) -> tuple[list[int], list[int]]:
+        """The numbers that stand before and after a text."""
+        return surroundings(self.tokenizer)
 
     @property
     def is_byte_level(self) -> bool:
@@ -82,6 +92,29 @@ class Vocabulary:
         found = {row: name for name, row in self.rows.items()}
         fillers = (name for name in map("madeupword{:04d}".format, range(2 * rows)) if name not in self.rows)
         return [found[row] if row in found else next(fillers) for row in range(rows)]
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        """The tokens that are words of the dictionary themselves, beside fairseq's symbols."""
+        return self.languages
+
+    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+        """The word of each row of an embedding.
+
+        Args:
+            numbers: of encoder.json, where there is one.
+        """
+        symbols = set(self.symbols)
+        tokens = {row for name, row in self.rows.items() if name not in symbols}
+        pieces = self.tokenizer.get_vocab(with_added_tokens=False)
+        return [
+            dictionary_word(name, row, numbers, pieces) if row in tokens else name
+            for row, name in enumerate(self.names(rows))
+        ]
+
+    def tokenizer_files(self) -> dict[str, str | bytes]:
+        """The content of the tokenizer's own files, by name."""
+        return {TOKENIZER: self.tokenizer.to_str()}
 
 
 def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
@@ -105,6 +138,9 @@ def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0)
         return _with_tokenizer(folder, checked, kind, pieces)
     if (folder / TOKENIZER).exists():
         return _read_tokenizer(folder, kind)
+    model = class_of(read_config(folder), kind)[1].model_file
+    if model is not None and (folder / model).exists():
+        return _with_tokenizer(folder, Vocabulary({}, []), kind, {})
     if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
         pieces, merges = read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe")
         numbers = pieces
@@ -120,7 +156,9 @@ def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dic
     rows = {name: row for name, row in tokenizer.get_vocab().items() if name not in by_default}
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
-    return Vocabulary(rows, vocabulary.merges, vocabulary.unmade, tokenizer, read_config(folder))
+    config = read_config(folder)
+    kind = class_unlike_file(config) if (folder / TOKENIZER).exists() else None
+    return Vocabulary(rows, vocabulary.merges, vocabulary.unmade, tokenizer, config, unlike_file=kind)
 
 
 def with_mask(words: list[str], rows: int) -> list[str]:
@@ -211,8 +249,8 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
 
 def fairseq_files(
     vocabulary: Vocabulary, order: list[int | None], by_dictionary: bool, dictionaries: Iterable[str]
-) -> dict[str, str]:
-    """The text of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
+) -> dict[str, str | bytes]:
+    """The content of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
 
     Args:
         order: the row of Hugging Face at each row of fairseq; see `rows.fairseq_order`.
@@ -224,25 +262,22 @@ def fairseq_files(
     rows = sum(row is not None for row in order)
     names = {row: name for name, row in vocabulary.rows.items()}
     numbers = None
-    pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
     if vocabulary.is_byte_level and by_dictionary:
         numbers = gpt2_numbers(vocabulary)
     elif vocabulary.is_byte_level:
+        pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
         numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
-    words = [
-        dictionary_word(name, row, numbers, pieces) if row in names and name not in vocabulary.languages else name
-        for row, name in enumerate(vocabulary.names(rows))
-    ]
+    words = vocabulary.dictionary_words(rows, numbers)
     words = [words[row] for row in order[len(SPECIAL) :]]
     bad = next((word for word in words if word.split() != [word] or word in SPECIAL), None)
     if bad is not None:
         raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
     symbols = {symbol: names[row] for symbol, row in zip(SPECIAL, order, strict=False) if row in names}
-    symbols |= {language: language for language in vocabulary.languages}
+    symbols |= {symbol: symbol for symbol in vocabulary.symbols if symbol not in symbols.values()}
     dictionary = "".join(f"{word} 0\n" for word in words)
     files = {
         **dict.fromkeys(dictionaries, dictionary),
-        TOKENIZER: vocabulary.tokenizer.to_str(),
+        **vocabulary.tokenizer_files(),
         CONFIG: _as_json(vocabulary.config),
         SYMBOLS_FILE: _as_json(symbols),
     }
@@ -288,12 +323,15 @@ def merges_of(tokens: Tokens) -> list[str]:
     return [" ".join(merge) for merge in merges]
 
 
-def tokenizer_files(tokens: Tokens) -> dict[str, str]:
-    """The text of each file of a tokenizer that came from Hugging Face, as it came."""
-    content = tokens.tokenizer.to_str()
+def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
+    """The content of each file of a tokenizer that came from Hugging Face, as it came."""
     config = tokens.path.with_name(CONFIG)
-    files = {TOKENIZER: content}
-    if is_byte_level(json.loads(content)):
-        pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
-        files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
+    if isinstance(tokens, NumberedPieces):
+        files = {path.name: path.read_bytes() for path in tokens.files}
+    else:
+        content = tokens.tokenizer.to_str()
+        files = {TOKENIZER: content}
+        if is_byte_level(json.loads(content)):
+            pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
+            files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
     return files | {CONFIG: read_text(config) if config.exists() else "{}\n"}

@@ -9,6 +9,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 import elseq
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
+from elseq.interop.output import write_files
 
 LETTERS = list(bytes_to_unicode().values())
 MERGES = ["t h", "Ġ th", "Ġth e", "i n", "Ġ a", "e r", "Ġ in"]
@@ -78,8 +79,7 @@ def convert(folder, output, data=None):
     """Write what `from_hugging_face` makes of a folder."""
     converted = from_hugging_face(folder, data)
     output.mkdir()
-    for name, text in converted.files.items():
-        (output / name).write_text(text, encoding="utf-8")
+    write_files(output, converted.files)
     torch.save(converted.checkpoint, output / "model.pt")
     return converted
 

@@ -31,12 +31,11 @@ def test_it_is_read(folder):
     assert set(from_hugging_face(folder).files) >= {"dict.txt", "dict.source.txt", "encoder.json", "vocab.bpe"}
 
 
-@pytest.mark.parametrize("kind", ["marian", "t5", "llama", None])
+@pytest.mark.parametrize("kind", ["longt5", "t5", "llama", None])
 def test_other_families(folder, kind):
     change(folder / "config.json", model_type=kind)
-    with pytest.raises(
-        UserError, match=f"is of the model_type {kind!r}: only bart or gpt2 or mbart or m2m_100 can be converted"
-    ):
+    families = "bart or gpt2 or mbart or m2m_100 or marian or pegasus or blenderbot"
+    with pytest.raises(UserError, match=f"is of the model_type {kind!r}: only {families} can be converted"):
         from_hugging_face(folder)
 
 

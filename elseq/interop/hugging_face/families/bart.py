@@ -27,7 +27,9 @@ _PER_SIDE = {
     "attention_heads": "attention_heads",
     "layerdrop": "layerdrop",
 }
-_SIDES = ("encoder", "decoder")
+SIDES = ("encoder", "decoder")
+POSITIONS = "embed_positions.weight"
+FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
 _UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
@@ -37,6 +39,7 @@ _REQUIRED = {
     "layernorm_embedding": True,
     "no_cross_attention": False,
     "encoder_layers_to_keep": None,
+    "output_bias": False,
 }
 
 
@@ -48,6 +51,7 @@ class BARTFamily(EncoderDecoder):
     required = _REQUIRED
     fixed_options: dict = {}  # of fairseq's model, beside the architecture's
     has_learned_positions = True
+    first_position = FIRST_POSITION  # its row in the table of learned positions
     has_embedding_norm = True
     has_final_norms = False  # one after the last layer of each side
     has_output_bias = True  # which must be 0
@@ -87,15 +91,11 @@ class BARTFamily(EncoderDecoder):
 
     def fairseq_options(self, config: dict) -> dict:
         options.check_features(config, self.features)
-        if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
-            raise UserError(
-                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
-                f"decode with the end symbol, which is {config['eos_token_id']}"
-            )
-        for side in _SIDES:
+        self.check_start(config)
+        for side in SIDES:
             options.check_heads(config, "d_model", f"{side}_attention_heads")
-        sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()}
-        widths = {f"{side}_embed_dim": config["d_model"] for side in _SIDES}
+        sides = {f"{side}_{ours}": config[f"{side}_{theirs}"] for side in SIDES for theirs, ours in _PER_SIDE.items()}
+        widths = {f"{side}_embed_dim": config["d_model"] for side in SIDES}
         positions = {f"max_{side}_positions": config["max_position_embeddings"] for side in ("source", "target")}
         return {
             **self.fixed_options,
@@ -109,6 +109,17 @@ class BARTFamily(EncoderDecoder):
             "share_decoder_input_output_embed": config["tie_word_embeddings"],
         }
 
+    def check_start(self, config: dict) -> None:
+        """
+        Raises:
+            UserError: decoding starts from a symbol that it does not start from in fairseq.
+        """
+        if config["decoder_start_token_id"] not in (None, config["eos_token_id"]):
+            raise UserError(
+                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and fairseq begins to "
+                f"decode with the end symbol, which is {config['eos_token_id']}"
+            )
+
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
         if not is_joined:
             raise UserError(
@@ -121,7 +132,7 @@ class BARTFamily(EncoderDecoder):
         }
         options.check_expressible(configuration, required, self.title)
         sides = {
-            f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in _SIDES for theirs, ours in _PER_SIDE.items()
+            f"{side}_{theirs}": configuration[f"{side}_{ours}"] for side in SIDES for theirs, ours in _PER_SIDE.items()
         }
         return {
             "architectures": [self.model_class],
@@ -141,9 +152,10 @@ class BARTFamily(EncoderDecoder):
         width = config["d_model"]
         embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
         found = dict.fromkeys(embeddings, (config["vocab_size"], width))
-        for side in _SIDES:
+        for side in SIDES:
             if self.has_learned_positions:
-                found[f"{side}.embed_positions.weight"] = (config["max_position_embeddings"] + 2, width)
+                rows = config["max_position_embeddings"] + self.first_position
+                found[f"{side}.{POSITIONS}"] = (rows, width)
             inner, layer = config[f"{side}_ffn_dim"], {}
             for attention in ("self_attn", "encoder_attn")[: 1 if side == "encoder" else 2]:
                 for projection in ("q_proj", "k_proj", "v_proj", "out_proj"):
@@ -178,7 +190,12 @@ class BARTFamily(EncoderDecoder):
         for name in _UNTIED:
             ours = name.replace("lm_head", "decoder.output_projection")
             renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
-        return renamed | {name: tensor for name, tensor in tensors.items() if name.startswith(_SIDES)}
+        others = {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
+        unread = FIRST_POSITION - self.first_position
+        for name, table in others.items():
+            if name.endswith(POSITIONS) and unread:
+                others[name] = torch.cat((table.new_zeros(unread, table.size(1)), table))
+        return renamed | others
 
     def last_norm(self, configuration: dict) -> str:
         if self.has_final_norms:
@@ -187,7 +204,7 @@ class BARTFamily(EncoderDecoder):
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
-        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in _SIDES)
+        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
         embeddings = {"model.shared.weight": encoder}
         if not config["tie_word_embeddings"]:  # the shared one is read by nothing
             embeddings |= {
@@ -195,6 +212,8 @@ class BARTFamily(EncoderDecoder):
                 "model.decoder.embed_tokens.weight": decoder,
                 "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
             }
+        unread = FIRST_POSITION - self.first_position
+        tensors = {name: it[unread:] if name.endswith(POSITIONS) else it for name, it in tensors.items()}
         bias = {"final_logits_bias": encoder.new_zeros(1, len(encoder))} if self.has_output_bias else {}
         return {
             **bias,
@@ -202,7 +221,7 @@ class BARTFamily(EncoderDecoder):
             **{
                 f"model.{name}": tensor
                 for name, tensor in tensors.items()
-                if name.startswith(_SIDES) and not name.endswith(own)
+                if name.startswith(SIDES) and not name.endswith(own)
             },
         }
 

@@ -5,15 +5,15 @@ from pathlib import Path
 
 from torch import Tensor
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
-from elseq.interop.hugging_face.tokenizer import surroundings
 from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
+SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")  # options of elseq's task that name one
 
 
 class Family(ABC):
@@ -113,8 +113,8 @@ class Family(ABC):
         return vocabulary.fairseq_files(words, order, self.by_dictionary, self.dictionaries), notes
 
     @abstractmethod
-    def fixed_symbols(self, config: dict) -> dict[str, int]:
-        """The settings of generation whose symbol fairseq has fixed, and that symbol."""
+    def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
+        """The settings of generation whose symbol fairseq has fixed, and that symbol, before others that it may be."""
 
     @abstractmethod
     def forced_symbols(self, config: dict) -> dict[str, int | range | None]:
@@ -162,11 +162,11 @@ class Family(ABC):
         """
         return list(range(len(words)))
 
-    def decoding_symbols(self, start: int, end: int, forced_start: bool) -> dict[str, int]:
+    def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
         """The settings of generation that name a symbol, beside those that every model has.
 
         Args:
-            start, end: the numbers of <s> and </s>.
+            symbols: bos_token_id, eos_token_id and pad_token_id.
             forced_start: whether generation begins with <s>.
         """
         return {}
@@ -207,13 +207,19 @@ class EncoderDecoder(Family):
                     f"{option}: {config[option]}: name the folder of the model's own by --data"
                 )
         start, end = config["bos_token_id"], config["eos_token_id"]
-        if surroundings(words.tokenizer) != ([start], [end]):
+        if words.surroundings != self.surroundings(config):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
+            if self.surroundings(config) == ([], [end]):
+                wanted = f"nothing before and {end} after it (eos_token_id)"
             raise other_surroundings(words, folder, wanted)
         return False
 
-    def fixed_symbols(self, config: dict) -> dict[str, int]:
-        return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), config["eos_token_id"])
+    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
+        """The numbers before and after a source."""
+        return [config["bos_token_id"]], [config["eos_token_id"]]
+
+    def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
+        return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), (config["eos_token_id"],))
 
     def forced_symbols(self, config: dict) -> dict[str, int | None]:
         return {"forced_bos_token_id": config["bos_token_id"], "forced_eos_token_id": config["eos_token_id"]}
@@ -228,11 +234,12 @@ class EncoderDecoder(Family):
         return cfg
 
     def task_arguments(self, task: dict) -> list[str]:
-        return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"]]
+        given = [f"{as_option(name)}={task[name]}" for name in SYMBOLS if task.get(name)]
+        return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"], *given]
 
-    def decoding_symbols(self, start: int, end: int, forced_start: bool) -> dict[str, int]:
-        symbols = {"decoder_start_token_id": end, "forced_eos_token_id": end}
-        return symbols | ({"forced_bos_token_id": start} if forced_start else {})
+    def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
+        ends = dict.fromkeys(("decoder_start_token_id", "forced_eos_token_id"), symbols["eos_token_id"])
+        return ends | ({"forced_bos_token_id": symbols["bos_token_id"]} if forced_start else {})
 
 
 class LanguageModel(Family):
@@ -252,13 +259,13 @@ class LanguageModel(Family):
                 f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text "
                 f"ends (eos_token_id), is {name!r}: name the folder of the model's own by --data"
             )
-        before, after = surroundings(words.tokenizer)
+        before, after = words.surroundings
         if after or before not in ([], [end], [start]):
             raise other_surroundings(words, folder, "nothing")
         return before == [start] != [end]
 
-    def fixed_symbols(self, config: dict) -> dict[str, int]:
-        return {"eos_token_id": config["eos_token_id"]}
+    def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
+        return {"eos_token_id": (config["eos_token_id"],)}
 
     def forced_symbols(self, config: dict) -> dict[str, int | None]:
         return {"forced_bos_token_id": None, "forced_eos_token_id": config["eos_token_id"]}
@@ -287,7 +294,7 @@ class LanguageModel(Family):
 
 
 def other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
-    before, after = surroundings(words.tokenizer)
+    before, after = words.surroundings
     return UserError(
         f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
         f"and fairseq {wanted}"

@@ -27,6 +27,7 @@ _IS_GPT2 = {
     "no_scale_embedding": True,
     "layernorm_embedding": False,
     "character_embeddings": False,
+    "output_bias": False,
 }
 
 

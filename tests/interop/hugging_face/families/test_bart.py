@@ -52,6 +52,7 @@ def test_logits(pair, attention):
     "options",
     [
         {"activation_function": "gelu_new"},
+        {"activation_function": "silu"},  # of elseq's models
         {"activation_function": "relu", "scale_embedding": True},
         {"tie_word_embeddings": False},
         {"encoder_attention_heads": 8, "decoder_attention_heads": 2, "decoder_layers": 1, "dropout": 0.3},
@@ -187,7 +188,7 @@ def test_forced_start_is_kept(tmp_path, forced):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"activation_function": "silu"}, "activation_function: 'silu'; fairseq has gelu, "),
+        ({"activation_function": "quick_gelu"}, "activation_function: 'quick_gelu'; fairseq has gelu, "),
         ({"normalize_before": True}, "has normalize_before: True, which fairseq's model does not have"),
         ({"add_final_layer_norm": True}, "has add_final_layer_norm: True"),
         ({"decoder_start_token_id": 0}, "decoder_start_token_id: 0, and fairseq begins to decode with the end symbol"),

@@ -203,7 +203,7 @@ def test_length_where_none_is_given(pair):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"activation_function": "silu"}, "activation_function: 'silu'; fairseq has"),
+        ({"activation_function": "quick_gelu"}, "activation_function: 'quick_gelu'; fairseq has"),
         ({"add_cross_attention": True}, "has add_cross_attention: True, which fairseq's model does not have"),
         ({"layer_norm_epsilon": 1e-6}, "has layer_norm_epsilon: 1e-06"),
         ({"n_head": 5}, "n_embd: 32, which n_head: 5 does not divide"),

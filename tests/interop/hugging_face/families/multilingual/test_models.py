@@ -1,4 +1,4 @@
-"""mBART-50, M2M-100 and NLLB against transformers: logits, hypotheses, tokens, and the way back."""
+"""mBART, M2M-100 and NLLB against transformers: logits, hypotheses, tokens, and the way back."""
 
 import json
 from argparse import Namespace
@@ -16,6 +16,7 @@ from tests.interop.hugging_face.making import change, convert, load, padded, unt
 transformers = pytest.importorskip("transformers")
 
 LANGUAGES = {
+    "mbart25": ["ar_AR", "de_DE", "en_XX"],
     "mbart": ["ar_AR", "de_DE", "en_XX"],
     "m2m_100": ["__ar__", "__de__", "__en__"],
     "nllb": ["ace_Arab", "deu_Latn", "eng_Latn"],
@@ -34,8 +35,8 @@ SIZES = {
 }
 
 
-def make_tokenizer(folder, languages, place="before"):
-    """A unigram tokenizer, with the source's language before the text, or after its end as in mBART-25."""
+def make_tokenizer(folder, languages, around="{0} $A </s>"):
+    """A unigram tokenizer, with the source's language before the text, or elsewhere."""
     pieces = ["<s>", "<pad>", "</s>", "<unk>", "▁"]
     pieces += sorted({f"▁{word}" for word in TEXT.split()} | set("abcdefghijklmnopqrstuvwxyz0123456789"))
     vocabulary = [(piece, -float(number % 7) - 2) for number, piece in enumerate(pieces)]
@@ -46,9 +47,8 @@ def make_tokenizer(folder, languages, place="before"):
     special = ["<s>", "<pad>", "</s>", "<unk>", *languages, "<mask>"]
     tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in special])
     source = languages[-1]
-    single = f"{source} $A </s>" if place == "before" else f"$A </s> {source}"
     symbols = [(token, tokenizer.token_to_id(token)) for token in ("</s>", source)]
-    tokenizer.post_processor = processors.TemplateProcessing(single=single, special_tokens=symbols)
+    tokenizer.post_processor = processors.TemplateProcessing(single=around.format(source), special_tokens=symbols)
     folder.mkdir(parents=True, exist_ok=True)
     tokenizer.save(str(folder / "tokenizer.json"))
     named = {"bos_token": "<s>", "pad_token": "<pad>", "eos_token": "</s>", "unk_token": "<unk>"}
@@ -57,11 +57,19 @@ def make_tokenizer(folder, languages, place="before"):
     return tokenizer
 
 
-def make(folder, name, place="before", **options):
-    tokenizer = make_tokenizer(folder, LANGUAGES[name], place)
-    kind = "MBart" if name == "mbart" else "M2M100"
+def make(folder, name, **options):
+    """In mBART-25 the language follows the source's end, and decoding starts from the target's."""
+    is_25 = name == "mbart25"
+    tokenizer = make_tokenizer(folder, LANGUAGES[name], *(["$A </s> {0}"] if is_25 else []))
     target = tokenizer.token_to_id(LANGUAGES[name][1])
-    sizes = SIZES | {"vocab_size": tokenizer.get_vocab_size(), "decoder_start_token_id": 2} | options
+    start = target if is_25 else 2
+    sizes = {"vocab_size": tokenizer.get_vocab_size(), "decoder_start_token_id": start}
+    return make_model(folder, name, None if is_25 else target, **sizes, **options)
+
+
+def make_model(folder, name, target, **options):
+    kind = "MBart" if "mbart" in name else "M2M100"
+    sizes = SIZES | options
     config = getattr(transformers, f"{kind}Config")(**sizes)
     torch.manual_seed(2)
     model = getattr(transformers, f"{kind}ForConditionalGeneration")(config).eval()
@@ -69,7 +77,7 @@ def make(folder, name, place="before", **options):
         for parameter in model.parameters():
             parameter.add_(0.2 * torch.randn_like(parameter))
         end = model.lm_head.weight[2]
-        model.model.decoder.layer_norm.bias += (1.5 if name == "mbart" else 3) * end / end.norm() ** 2
+        model.model.decoder.layer_norm.bias += (1.5 if kind == "MBart" else 3) * end / end.norm() ** 2
     model.generation_config.forced_bos_token_id = target
     model.generation_config.num_beams, model.generation_config.early_stopping = 5, True
     model.generation_config.max_length = 40
@@ -80,26 +88,31 @@ def make(folder, name, place="before", **options):
 @pytest.fixture(scope="module", params=LANGUAGES)
 def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp(request.param)
-    scale = {"scale_embedding": True} if request.param == "mbart" else {}
+    scale = {"scale_embedding": True} if "mbart" in request.param else {}
     model = make(folder / "theirs", request.param, **scale)
     convert(folder / "theirs", folder / "ours")
     return request.param, model, folder
 
 
-def sources(model, number=50):
+def texts(model, number=50):
+    """With their end symbols."""
     generator = torch.Generator().manual_seed(3)
     last = model.config.vocab_size - 4
-    language = model.config.vocab_size - 2  # before <mask>
     lengths = torch.randint(1, 20, (number,), generator=generator).tolist()
-    return [[language, *torch.randint(5, last, (length,), generator=generator).tolist(), 2] for length in lengths]
+    return [[*torch.randint(5, last, (length,), generator=generator).tolist(), 2] for length in lengths]
+
+
+def sources(name, model):
+    language = model.config.vocab_size - 2  # before <mask>
+    return [[*row, language] if name == "mbart25" else [language, *row] for row in texts(model)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
-    _, theirs, folder = pair
-    rows = padded(sources(theirs))
-    targets = padded([[2, *row[1:-1]] for row in sources(theirs)])
+    name, theirs, folder = pair
+    rows = padded(sources(name, theirs))
+    targets = padded([[2, *row[:-1]] for row in texts(theirs)])
     expected = theirs(input_ids=rows, attention_mask=rows.ne(1).long(), decoder_input_ids=targets).logits
     found = load(folder / "ours", attention).model(rows, rows.ne(1).sum(dim=1), targets)[0]
     words = targets.ne(1)
@@ -111,9 +124,8 @@ def test_logits(pair, attention):
 @pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (5, 0.0)])
 def test_same_hypotheses(pair, beam, lenpen):
     """With a beam where scores are not divided by lengths: transformers does not count the forced symbol's."""
-    _, theirs, folder = pair
-    rows = sources(theirs)
-    batch = padded(rows)
+    name, theirs, folder = pair
+    batch = padded(sources(name, theirs))
     expected = theirs.generate(
         batch,
         attention_mask=batch.ne(1).long(),
@@ -128,7 +140,8 @@ def test_same_hypotheses(pair, beam, lenpen):
     loaded = load(folder / "ours")
     options = {"beam": beam, "nbest": 1, "lenpen": lenpen, "max_len_b": 38, "min_len": 7, "no_repeat_ngram_size": 2}
     generator = loaded.task.build_generator([loaded.model], Namespace(**options))
-    dataset = loaded.task.build_dataset_for_inference([torch.tensor(row[1:]) for row in rows], [*map(len, rows)])
+    rows = texts(theirs)
+    dataset = loaded.task.build_dataset_for_inference([torch.tensor(row) for row in rows], [*map(len, rows)])
     sample = dataset.collater([dataset[number] for number in range(len(dataset))])
     found = loaded.task.inference_step(generator, [loaded.model], sample)
     ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
@@ -144,9 +157,9 @@ def test_tokens(pair):
     assert [dictionary.index(language) for language in LANGUAGES[name]] == theirs.convert_tokens_to_ids(LANGUAGES[name])
     for line in (line.format(LANGUAGES[name][0]) for line in LINES):
         words = loaded.bpe.encode(line)
-        ours = [*dictionary.encode_line(words, add_if_not_exist=False).tolist()]
-        first = loaded.task.first_source_symbol
-        assert [first, *ours] == theirs(line)["input_ids"]
+        ours = dictionary.encode_line(words, add_if_not_exist=False).long()
+        dataset = loaded.task.build_dataset_for_inference([ours], [len(ours)])
+        assert dataset[0]["source"].tolist() == theirs(line)["input_ids"]
 
 
 def test_text(pair):
@@ -162,7 +175,7 @@ def test_round_trip(pair, tmp_path):
     state = torch.load(folder / "ours" / "model.pt", weights_only=False)
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     cfg = Namespace(**{name: as_namespace(value) for name, value in state["cfg"].items()})
-    cfg.generation, cfg.task.target_start = state["cfg"]["generation"], loaded.task.cfg.target_start
+    cfg.generation = state["cfg"]["generation"]
     back = to_hugging_face(loaded.model.state_dict(), cfg, *dictionaries, tokens=loaded.bpe)
     folders.write(tmp_path, back.config, back.settings, back.tensors)
     original = load_file(folder / "theirs" / "model.safetensors")
@@ -170,7 +183,8 @@ def test_round_trip(pair, tmp_path):
     assert again.keys() - {"final_logits_bias"} == original.keys() - {"final_logits_bias"}
     assert all(torch.equal(again[name], tensor) for name, tensor in original.items())
     assert back.config["model_type"] == theirs.config.model_type
-    assert back.settings["forced_bos_token_id"] == theirs.generation_config.forced_bos_token_id
+    for setting in ("forced_bos_token_id", "decoder_start_token_id"):
+        assert back.settings.get(setting) == getattr(theirs.generation_config, setting)
 
 
 def as_namespace(value):
@@ -181,7 +195,7 @@ def as_namespace(value):
     "options, sentence",
     [
         ({"decoder_start_token_id": 9}, "decoder_start_token_id: 9, and fairseq begins to decode with the end symbol"),
-        ({"activation_function": "silu"}, "activation_function: 'silu'; fairseq has gelu, "),
+        ({"activation_function": "quick_gelu"}, "activation_function: 'quick_gelu'; fairseq has gelu, "),
     ],
 )
 def test_other_configurations(tmp_path, options, sentence):
@@ -191,11 +205,25 @@ def test_other_configurations(tmp_path, options, sentence):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_language_after_the_text(tmp_path):
-    """mBART-25's."""
-    make(tmp_path / "theirs", "mbart", place="after")
-    with pytest.raises(UserError, match="and fairseq the number of a language before and 2 after it: set src_lang"):
+def test_symbols_elsewhere(tmp_path):
+    make(tmp_path / "theirs", "mbart")
+    make_tokenizer(tmp_path / "theirs", LANGUAGES["mbart"], around="{0} </s> $A")
+    with pytest.raises(UserError, match="language before and 2 after it, or both after it: set src_lang"):
         convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_start_of_the_settings(tmp_path):
+    """generation_config.json stands over config.json, and names a language or the end symbol."""
+    make(tmp_path / "theirs", "mbart25")
+    other = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs").convert_tokens_to_ids("ar_AR")
+    change(tmp_path / "theirs" / "generation_config.json", decoder_start_token_id=other)
+    converted = convert(tmp_path / "theirs", tmp_path / "ours")
+    assert converted.checkpoint["cfg"]["task"]["decoder_start"] == "ar_AR"
+    assert "--decoder-start=ar_AR" in converted.task_arguments
+    assert "--source-end=en_XX" in converted.task_arguments
+    change(tmp_path / "theirs" / "generation_config.json", decoder_start_token_id=9)
+    with pytest.raises(UserError, match="decoder_start_token_id: 9, where fairseq has the end symbol, 2"):
+        convert(tmp_path / "theirs", tmp_path / "again")
 
 
 def test_unknown_language(tmp_path):

@@ -1,0 +1,181 @@
+"""Marian: no norm of the embeddings, a bias of the output layer, sines as positions, and <pad> as decoding's start.
+
+What it shares with other families without learned positions: `Sinusoidal`.
+"""
+
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, BARTFamily
+from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
+from elseq.interop.hugging_face.sentencepieces import read_pieces
+from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
+from elseq.interop.hugging_face.vocabulary import Vocabulary
+from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL
+
+
+class Sinusoidal(BARTFamily):
+    """Sines in an order of their own, as a table of positions; and the row of <pad> as that from which decoding starts.
+
+    fairseq's decoder reads </s> only there, so that its embedding there can be another than where it is generated.
+    """
+
+    architecture = "transformer"
+    first_position = 0
+    has_embedding_norm = False
+    saves_positions = False  # a folder has them as a tensor
+
+    def fairseq_options(self, config: dict) -> dict:
+        apart = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
+        learned = {f"{side}_learned_pos": True for side in SIDES}
+        return super().fairseq_options(config) | learned | apart
+
+    def check_start(self, config: dict) -> None:
+        if config["decoder_start_token_id"] != config["pad_token_id"]:
+            raise UserError(
+                f"config.json has decoder_start_token_id: {config['decoder_start_token_id']}, and the family's models "
+                f"begin to decode with pad_token_id, which is {config['pad_token_id']}"
+            )
+
+    def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
+        return {"eos_token_id": (config["eos_token_id"],), "decoder_start_token_id": (config["pad_token_id"],)}
+
+    def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
+        for symbol, option in (("<pad>", "pad_token_id"), ("</s>", "eos_token_id")):
+            row = words.rows.get(symbol)
+            if row != config[option]:
+                place = "missing" if row is None else f"number {row}"
+                raise UserError(
+                    f"the tokenizer in {folder} is of another model, since its {symbol} is {place}, and config.json "
+                    f"has {option}: {config[option]}: name the folder of the model's own by --data"
+                )
+        return super().check_vocabulary(words, config, folder)
+
+    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
+        return [], [config["eos_token_id"]]
+
+    def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
+        no_start = config | {"bos_token_id": None}  # whatever config.json says, no text begins with one
+        return {"": fairseq_order(words, no_start, config["vocab_size"])}
+
+    def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        tensors = super().normalize(tensors, config)
+        if "shared.weight" not in tensors:
+            return tensors
+        table = sines(config["max_position_embeddings"], config["d_model"]).to(tensors["shared.weight"].dtype)
+        return {f"{side}.{POSITIONS}": table for side in SIDES} | tensors
+
+    def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        renamed = super().to_fairseq(tensors, config)
+        embedding = tensors["shared.weight"].clone()
+        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
+        return renamed | {"decoder.embed_tokens.weight": embedding}
+
+    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
+        return super().hugging_face_options(configuration, is_joined) | {"tie_word_embeddings": True}
+
+    def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        tensors = dict(tensors)
+        embedding = tensors["encoder.embed_tokens.weight"].clone()
+        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
+        is_tied = torch.equal(tensors["encoder.embed_tokens.weight"], tensors["decoder.output_projection.weight"])
+        if not is_tied or not torch.equal(embedding, tensors["decoder.embed_tokens.weight"]):
+            raise UserError(
+                f"Hugging Face's {self.title} has one embedding, which this model has not: it was trained further"
+            )
+        tensors["decoder.embed_tokens.weight"] = tensors["encoder.embed_tokens.weight"]
+        renamed = super().from_fairseq(tensors, config)
+        for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
+            table = renamed.pop(name)
+            if not torch.equal(table, sines(*table.shape).to(table.dtype)):
+                raise UserError(f"Hugging Face's {self.title} has sines as positions, and this model others")
+        return renamed
+
+    def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
+        pad = symbols["pad_token_id"]
+        own = {"decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
+        return super().decoding_symbols(symbols, forced_start) | own
+
+
+def sines(positions: int, width: int) -> Tensor:
+    """[P, C]: sin(p / 10000^(2i/C)) for each i below C/2, and after these the cosines; by 1706.03762, section 3.5."""
+    angles = torch.arange(positions, dtype=torch.float64)[:, None]
+    angles = angles / 10000 ** (torch.arange(0, width, 2, dtype=torch.float64) / width)
+    return torch.cat((angles.sin(), angles[:, : width // 2].cos()), dim=1).float()
+
+
+class MarianClass(TokenizerClass):
+    """With it transformers reads a text by sentencepiece itself."""
+
+    tokens = {"unk_token": "<unk>", "eos_token": "</s>", "pad_token": "<pad>"}
+    checks_file = False
+
+
+CLASSES["MarianTokenizer"] = MarianClass()
+
+
+class MarianFamily(Sinusoidal):
+    name = "marian"
+    title = "Marian"
+    model_class = "MarianMTModel"
+    tokenizer_class = "MarianTokenizer"
+    features = {
+        "normalize_before": False,
+        "normalize_embedding": False,
+        "add_final_layer_norm": False,
+        "add_bias_logits": False,
+        "static_position_embeddings": True,
+        "is_encoder_decoder": True,
+        "share_encoder_decoder_embeddings": True,
+        "tie_word_embeddings": True,
+    }
+    required = BARTFamily.required | {
+        "layernorm_embedding": False,
+        "share_all_embeddings": False,
+        "share_decoder_input_output_embed": False,
+        "output_bias": True,
+    }
+    fixed_options = {"output_bias": True}
+    defaults = BARTFamily.defaults | {
+        "vocab_size": 58101,
+        "bos_token_id": None,
+        "pad_token_id": 58100,
+        "eos_token_id": 0,
+        "decoder_start_token_id": 58100,
+    }
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
+        names = SOURCE_MODEL, TARGET_MODEL, NUMBERS
+        missing = [name for name in names if not (folder / name).exists()]
+        if len(missing) == len(names):
+            return None
+        if missing:
+            raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there")
+        if read_config(folder).get("separate_vocabs"):
+            raise UserError(
+                f"the tokenizer in {folder} has separate_vocabs: only models with one vocabulary are converted"
+            )
+        words = read_pieces(folder, MarianClass.tokens, [SOURCE_MODEL, TARGET_MODEL])
+        return replace(words, around=([], [config["eos_token_id"]]))
+
+    def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
+        return super().shapes(config) | {"final_logits_bias": (1, config["vocab_size"])}
+
+    def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        bias = tensors.get("final_logits_bias", torch.zeros(1, config["vocab_size"]))
+        others = {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
+        return super().normalize(others, config) | {"final_logits_bias": bias}
+
+    def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        return super().to_fairseq(tensors, config) | {OUTPUT_BIAS: tensors["final_logits_bias"].flatten()}
+
+    def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
+        others = {name: tensor for name, tensor in tensors.items() if name != OUTPUT_BIAS}
+        return super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
+
+
+MARIAN = MarianFamily()

@@ -1,0 +1,146 @@
+"""mBART, M2M-100 and NLLB: BART's layers with the norms first; a language's symbol stands beside source and target."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+from elseq.errors import UserError
+from elseq.files import TOKENIZER
+from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
+from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
+from elseq.interop.hugging_face.options import shown
+from elseq.interop.hugging_face.sentencepieces import read_pieces
+from elseq.interop.hugging_face.tokenizer import CONFIG, read_config
+from elseq.interop.hugging_face.vocabulary import Vocabulary
+from elseq.subwords.pieces import MODEL, NUMBERS
+
+# en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB
+_LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
+_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
+_FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
+
+
+class Multilingual(BARTFamily):
+    """A source is its language's symbol, the text and </s>; decoding begins with </s> and the target's language.
+
+    Or, in mBART-25, a source is the text, </s> and the language; and decoding begins with the target's language alone.
+    """
+
+    architecture = "transformer"
+    features = _FEATURES
+    has_final_norms = True
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
+        words = super().read_vocabulary(folder, config)
+        if words is None:
+            return None
+        added = {token.content for token in words.tokenizer.get_added_tokens_decoder().values()}
+        languages = tuple(sorted((name for name in added if _LANGUAGE.fullmatch(name)), key=words.rows.get))
+        return replace(words, languages=languages)
+
+    def check_start(self, config: dict) -> None:
+        """It may be a language: `check_vocabulary` knows them."""
+
+    def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
+        languages = {words.rows[name] for name in words.languages}
+        if config["decoder_start_token_id"] not in languages:
+            super().check_start(config)
+        if _source_language(words, config) is None:
+            wanted = (
+                f"the number of a language before and {config['eos_token_id']} after it, or both after it: set "
+                "src_lang, and save the tokenizer by the save_pretrained of transformers"
+            )
+            raise other_surroundings(words, folder, wanted)
+        return False
+
+    def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
+        symbols = super().fixed_symbols(config, words)
+        starts = *symbols["decoder_start_token_id"], *(words.rows[name] for name in words.languages)
+        return symbols | {"decoder_start_token_id": starts}
+
+    def forced_symbols(self, config: dict) -> dict[str, int | range | None]:
+        return super().forced_symbols(config) | {"forced_bos_token_id": range(config["vocab_size"])}
+
+    def checkpoint_configuration(
+        self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
+    ) -> dict:
+        cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
+        names = {words.rows[name]: name for name in words.languages}
+        before, after = words.surroundings
+        symbols = {
+            "source_start": before[0] if before else None,
+            "source_end": after[1] if after[1:] else None,
+            "target_start": settings.get("forced_bos_token_id"),
+            "decoder_start": settings.get("decoder_start_token_id"),
+        }
+        for option, row in symbols.items():
+            cfg["task"][option] = names.get(row[0] if isinstance(row, list) else row)
+        cfg["task"]["force_bos"] = "no"
+        return cfg
+
+
+def _source_language(words: Vocabulary, config: dict) -> str | None:
+    """That which the tokenizer puts beside a text, if it puts nothing else there but </s> after it."""
+    before, after = words.surroundings
+    if after[:1] != [config["eos_token_id"]] or len(before + after) != 2:
+        return None
+    return next((name for name in words.languages if words.rows[name] in before + after[1:]), None)
+
+
+class MBARTFamily(Multilingual):
+    name = "mbart"
+    title = "mBART"
+    model_class = "MBartForConditionalGeneration"
+    tokenizer_class = "MBartTokenizer"
+    defaults = BARTFamily.defaults | {"decoder_start_token_id": None}
+    required = BARTFamily.required | _NORMS_FIRST
+    fixed_options = _NORMS_FIRST | {
+        "encoder_learned_pos": True,
+        "decoder_learned_pos": True,
+        "layernorm_embedding": True,
+    }
+
+
+class M2M100Family(Multilingual):
+    name = "m2m_100"
+    title = "M2M-100"
+    model_class = "M2M100ForConditionalGeneration"
+    tokenizer_class = "M2M100Tokenizer"
+    defaults = BARTFamily.defaults | {
+        "vocab_size": 128112,
+        "encoder_layerdrop": 0.05,
+        "decoder_layerdrop": 0.05,
+        "activation_function": "relu",
+        "attention_dropout": 0.1,
+        "scale_embedding": True,
+    }
+    required = (
+        BARTFamily.required
+        | _NORMS_FIRST
+        | {"encoder_learned_pos": False, "decoder_learned_pos": False, "layernorm_embedding": False}
+    )
+    fixed_options = _NORMS_FIRST
+    has_learned_positions = False
+    has_embedding_norm = False
+    has_output_bias = False
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
+        """Without tokenizer.json, of vocab.json and the sentencepiece model beside it."""
+        names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+        if TOKENIZER in names or not {MODEL, NUMBERS} <= names:
+            return super().read_vocabulary(folder, config)
+        settings = read_config(folder)
+        kind = settings.get("language_codes") or "m2m100"
+        if kind not in M2M_100:
+            raise UserError(f"{CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}")
+        languages = [f"__{code}__" for code in M2M_100[kind]]
+        words = read_pieces(folder, M2M100Class.tokens, [MODEL], languages)
+        source = f"__{settings.get('src_lang') or 'en'}__"
+        if source not in languages:
+            raise UserError(f"{CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages")
+        return replace(words, around=([words.rows[source]], [config["eos_token_id"]]))
+
+
+MBART, M2M100 = MBARTFamily(), M2M100Family()

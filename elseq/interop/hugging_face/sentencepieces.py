@@ -1,0 +1,219 @@
+"""Tokenizers that ship as a sentencepiece model, without tokenizer.json.
+
+Of some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. With others it reads a text
+by sentencepiece itself, and vocab.json numbers the pieces: `PieceVocabulary`.
+"""
+
+import struct
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_tokenizers
+from tokenizers.models import BPE, Unigram
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face.tokenizer import TokenizerClass, added_tokens, extra_tokens, read_config, text_of
+from elseq.interop.hugging_face.vocabulary import Vocabulary
+from elseq.subwords.files import read_numbers
+from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece
+
+SPACE = "\u2581"  # sentencepiece's letter for a space
+_CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
+
+
+@dataclass(frozen=True)
+class Model:
+    """The content of a sentencepiece model.
+
+    `pieces` and their scores are in the order of their numbers, `symbols` are those of them that a text is searched
+    for first, and `charsmap` is the compiled normalization.
+    """
+
+    pieces: list[tuple[str, float]]
+    symbols: list[AddedToken]
+    charsmap: bytes
+
+
+def read_model(path: Path) -> Model:
+    """
+    Raises:
+        UserError: the file is missing or is not a sentencepiece model.
+    """
+    content = Sentencepiece(path).processor.serialized_model_proto()
+    pieces, symbols, charsmap = [], [], b""
+    for number, value in _fields(content):  # of ModelProto
+        if number == 1:
+            piece = {1: b"", 2: struct.pack("<f", 0), 3: 1} | dict(_fields(value))
+            text = piece[1].decode()
+            pieces.append((text, struct.unpack("<f", piece[2])[0]))
+            if piece[3] in (_CONTROL, _USER_DEFINED):
+                symbols.append(AddedToken(text, normalized=False, special=piece[3] == _CONTROL))
+        elif number == 3:  # NormalizerSpec
+            charsmap = dict(_fields(value)).get(2, b"")
+    return Model(pieces, symbols, charsmap)
+
+
+def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
+    """Number and value of each field of a protobuf message, which sentencepiece has written itself."""
+    at = 0
+    while at < len(message):
+        key, at = _varint(message, at)
+        kind = key & 7
+        if kind == 0:
+            value, at = _varint(message, at)
+        else:
+            size, at = _varint(message, at) if kind == 2 else ({1: 8, 5: 4}[kind], at)
+            value, at = message[at : at + size], at + size
+        yield key >> 3, value
+
+
+def _varint(message: bytes, at: int) -> tuple[int, int]:
+    value = shift = 0
+    while True:
+        byte = message[at]
+        value |= (byte & 0x7F) << shift
+        at, shift = at + 1, shift + 7
+        if byte < 0x80:
+            return value, at
+
+
+class SentencepieceClass(TokenizerClass):
+    """Made of the pieces of a sentencepiece model. A tokenizer.json, however, is followed as it is."""
+
+    model_file = MODEL
+    checks_file = False
+
+    def tokenizer(self, model: Model, named: dict[str, str | None], config: dict) -> Tokenizer:
+        """
+        Args:
+            named: the special tokens, such as eos_token.
+            config: tokenizer_config.json.
+        """
+        raise NotImplementedError
+
+    def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer | None:
+        if not (folder / self.model_file).exists():
+            return None
+        model = read_model(folder / self.model_file)
+        named = {name: text_of(token) for name, token in self.named(config).items()}
+        tokenizer = self.tokenizer(model, named, config)
+        tokenizer.add_tokens(model.symbols)
+        return tokenizer
+
+
+def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
+    """By the scores of the pieces. Spaces are parts of words, and before a text stands one."""
+    return _spaced(Tokenizer(Unigram(list(pieces), unk_id=unknown, byte_fallback=False)))
+
+
+def bpe(numbers: Mapping[str, int], order: Mapping[str, int], unknown: str) -> Tokenizer:
+    """By merges, as `unigram` besides.
+
+    Args:
+        numbers: of the pieces.
+        order: the pieces as their model has them: the earliest is made first, of any two.
+        unknown: the piece for what is none.
+    """
+    merges = [
+        (piece[:cut], piece[cut:])
+        for piece in order
+        for cut in range(1, len(piece))
+        if piece[:cut] in order and piece[cut:] in order
+    ]
+    merges.sort(key=lambda pair: (order["".join(pair)], len(pair[0])))
+    return _spaced(Tokenizer(BPE(vocab=dict(numbers), merges=merges, unk_token=unknown, fuse_unk=True)))
+
+
+def _spaced(tokenizer: Tokenizer) -> Tokenizer:
+    tokenizer.pre_tokenizer = pre_tokenizers.Metaspace(SPACE, prepend_scheme="always", split=True)
+    tokenizer.decoder = decoders.Metaspace(SPACE, prepend_scheme="always", split=True)
+    return tokenizer
+
+
+def normalizer(charsmap: bytes, *others: normalizers.Normalizer) -> normalizers.Normalizer:
+    """The model's own normalization, these, and one space for several."""
+    own = [normalizers.Precompiled(charsmap)] if charsmap else []
+    return normalizers.Sequence([*own, *others, normalizers.Replace(Regex(" {2,}"), " ")])
+
+
+@dataclass(frozen=True)
+class PieceVocabulary(Vocabulary):
+    """A sentencepiece model as it is, with the rows of its pieces and of other tokens.
+
+    `special` are the tokens that are found in a text before sentencepiece reads it, `around` the numbers that stand
+    before and after a text, and `files` the tokenizer's own, by their names in a converted folder.
+    """
+
+    special: tuple[str, ...] = ()
+    around: tuple[list[int], list[int]] = ([], [])
+    files: dict[str, str | bytes] = field(default_factory=dict)
+
+    @property
+    def surroundings(self) -> tuple[list[int], list[int]]:
+        return self.around
+
+    @property
+    def symbols(self) -> tuple[str, ...]:
+        return tuple(dict.fromkeys((*self.special, *self.languages)))
+
+    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+        return self.names(rows)
+
+    def tokenizer_files(self) -> dict[str, str | bytes]:
+        return self.files
+
+
+def read_pieces(
+    folder: Path, named: Mapping[str, str], models: Sequence[str], languages: Sequence[str] = ()
+) -> PieceVocabulary:
+    """
+    Args:
+        folder: of vocab.json and the models.
+        named: the special tokens that the tokenizer's class has where tokenizer_config.json says nothing.
+        models: the names of the files of sentencepiece.
+        languages: tokens that have the numbers after those of vocab.json.
+
+    Returns:
+        The vocabulary, which puts nothing around a text yet.
+
+    Raises:
+        UserError: a file that cannot be used.
+    """
+    config, path = read_config(folder), folder / NUMBERS
+    rows = read_numbers(path)
+    number = len(rows)
+    added = added_tokens(folder, config)
+    _check_plain(added.values(), folder)
+    rows = rows | {token.content: row for row, token in added.items()}
+    for language in languages:
+        rows.setdefault(language, number)
+        number += 1
+    special = [text_of(config.get(name, token)) for name, token in named.items()]
+    special += [text_of(token) for token in extra_tokens(config)] + [token.content for token in added.values()]
+    special = [token for token in dict.fromkeys(special) if token]
+    for token in special:
+        rows.setdefault(token, len(rows))
+    if len(set(rows.values())) < len(rows):
+        raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
+    files = {model: _content(folder / model) for model in models}
+    files[NUMBERS] = path.read_text(encoding="utf-8")
+    return PieceVocabulary(rows, [], config=config, languages=tuple(languages), special=tuple(special), files=files)
+
+
+def _content(model: Path) -> bytes:
+    return Sentencepiece(model).processor.serialized_model_proto()
+
+
+def _check_plain(tokens: Iterable[AddedToken], folder: Path) -> None:
+    """
+    Raises:
+        UserError: a token that takes spaces beside it away, is one only between spaces, or is said.
+    """
+    for token in tokens:
+        if token.lstrip or token.rstrip or token.single_word or not token.special:
+            raise UserError(
+                f"the tokenizer in {folder} has the token {token.content!r}, which is not special, or has lstrip, "
+                "rstrip or single_word, and with its sentencepiece model that is not supported: change its "
+                "tokenizer_config.json"
+            )

@@ -1,0 +1,136 @@
+"""Blenderbot against transformers: logits, hypotheses, tokens, and the way back."""
+
+import pytest
+import tokenizers
+import torch
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face.conversion import from_hugging_face
+from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
+from tests.interop.hugging_face.making import PIECES, change, convert, load, padded, save_tokenizer
+from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+
+transformers = pytest.importorskip("transformers")
+
+NAMES = ["<pad>", "<s>", "</s>", "<unk>", *PIECES, "<mask>"]
+LINES = [*LINES, "a</s>b", "the <unk> dog", " <mask> in", "<pad> "]
+TEXT = "the inner circle thinks there are three ways in the thin air"
+
+
+def make(folder, with_file=True, **options):
+    """With the tokenizer.json of the models on the Hub, which ends a text, or without one."""
+    folder.mkdir(parents=True)
+    save_tokenizer(folder, NAMES)
+    tokenizer = transformers.BlenderbotTokenizer.from_pretrained(folder)
+    tokenizer._tokenizer.post_processor = tokenizers.processors.TemplateProcessing(
+        single="$A </s>", special_tokens=[("</s>", 2)]
+    )
+    if with_file:
+        tokenizer.save_pretrained(folder)
+    fixed = {"vocab_size": len(NAMES), "scale_embedding": True, "encoder_no_repeat_ngram_size": 0}
+    old = {"normalize_before": True, "add_final_layer_norm": True, "normalize_embedding": False}
+    config = transformers.BlenderbotConfig(**(SIZES | fixed | old | options))
+    torch.manual_seed(2)
+    model = transformers.BlenderbotForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for parameter in model.parameters():
+            parameter.add_(0.2 * torch.randn_like(parameter))
+        end = model.lm_head.weight[2]
+        model.model.decoder.layer_norm.bias += 3 * end / end.norm() ** 2
+    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "length_penalty": 0.65}
+    settings |= {"no_repeat_ngram_size": 2, "min_length": 8, "bad_words_ids": [[0]]}
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("blenderbot")
+    model, tokenizer = make(folder / "theirs")
+    convert(folder / "theirs", folder / "ours")
+    return model, tokenizer, folder
+
+
+def fairseq_rows(size):
+    """fairseq has <s> before <pad>."""
+    return torch.tensor([1, 0, *range(2, size)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_logits(pair, attention):
+    theirs, _, folder = pair
+    rows = fairseq_rows(theirs.config.vocab_size)
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 20, (40,), generator=generator).tolist()
+    texts = [[*torch.randint(4, len(rows), (length,), generator=generator).tolist(), 2] for length in lengths]
+    batch, targets = padded(texts, 0), padded([[1, *row[:-1]] for row in texts], 0)
+    mask = batch.ne(0)
+    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
+    found = load(folder / "ours", attention).model(rows[batch], mask.sum(dim=1), rows[targets])[0]
+    words = targets.ne(0)
+    assert expected[words].std() > 0.5
+    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["kv", "el"])
+@pytest.mark.parametrize("settings", [{"num_beams": 1}, {}], ids=["greedy", "its own settings"])
+def test_same_hypotheses(pair, attention, settings):
+    theirs, tokenizer, folder = pair
+    lines = [TEXT[start : start + 5 + 2 * start] for start in range(20)]
+    batch = tokenizer(lines, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    found = theirs.generate(**batch, **settings)
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
+    options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
+    assert load(folder / "ours", attention).generate(lines, **options) == expected
+    assert len(set(expected)) > 3
+
+
+@pytest.mark.parametrize("with_file", [True, False])
+def test_tokens(tmp_path, with_file):
+    _, tokenizer = make(tmp_path / "theirs", with_file)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    rows = fairseq_rows(len(tokenizer))
+    for line in LINES:
+        tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
+        assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
+
+
+def test_round_trip(pair, tmp_path):
+    theirs, tokenizer, folder = pair
+    again = back(folder / "ours", tmp_path / "again")
+    assert_same_tensors(folder / "theirs", again)
+    loaded = transformers.BlenderbotForConditionalGeneration.from_pretrained(again)
+    settings, expected = (each.generation_config for each in (loaded, theirs))
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "num_beams", "max_length", "length_penalty"):
+        assert getattr(settings, name) == getattr(expected, name), name
+    found = transformers.AutoTokenizer.from_pretrained(again)
+    assert found.get_vocab() == tokenizer.get_vocab()
+    assert [found(line)["input_ids"] for line in LINES] == [tokenizer(line)["input_ids"] for line in LINES]
+
+
+@pytest.mark.parametrize("start", [1, 2])
+def test_start_of_the_settings(tmp_path, start):
+    make(tmp_path / "theirs")
+    change(tmp_path / "theirs" / "generation_config.json", decoder_start_token_id=start)
+    converted = convert(tmp_path / "theirs", tmp_path / "ours")
+    assert ("--decoder-start=<s>" in converted.task_arguments) == (start == 1)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"normalize_before": False}, "has normalize_before: False, which fairseq's model does not have"),
+        ({"decoder_start_token_id": 5}, "decoder_start_token_id: 5, and the family's models begin to decode with bos"),
+    ],
+)
+def test_other_configurations(tmp_path, options, sentence):
+    make(tmp_path / "theirs")
+    change(tmp_path / "theirs" / "config.json", **options)
+    with pytest.raises(UserError, match=sentence):
+        convert(tmp_path / "theirs", tmp_path / "ours")

@@ -1,0 +1,153 @@
+"""Pegasus against transformers: logits, hypotheses, tokens, and the way back."""
+
+import json
+
+import pytest
+import sentencepiece
+import torch
+
+from elseq.errors import UserError
+from elseq.interop.hugging_face.conversion import from_hugging_face
+from elseq.interop.hugging_face.sentencepieces import read_model
+from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
+from tests.interop.hugging_face.making import change, convert, load, padded
+from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+from tests.interop.hugging_face.test_sentencepieces import TEXT, train
+
+transformers = pytest.importorskip("transformers")
+converters = pytest.importorskip("transformers.convert_slow_tokenizer")
+
+ODD = ["a</s>b", "the <unk> dog", "<mask_1> the <mask_2>", "<unk_7> dog", "<pad> ", "two\nlines", " the "]
+SYMBOLS = {"pad_id": 0, "eos_id": 1, "unk_id": 2, "bos_id": -1}
+
+
+def make_tokenizer(folder, **options):
+    """transformers' own, of the content of the folder's model."""
+    folder.mkdir(parents=True)
+    path = train(folder / "spiece.model", **SYMBOLS, **options)
+    processor = sentencepiece.SentencePieceProcessor(model_file=str(path))
+    pieces = [(processor.id_to_piece(number), processor.get_score(number)) for number in range(len(processor))]
+    content = converters.PegasusConverter.convert_from_spm(vocab=pieces)
+    charsmap = read_model(path).charsmap or None
+    return transformers.PegasusTokenizer(**content, _spm_precompiled_charsmap=charsmap)
+
+
+def make(folder, seed=2, **options):
+    tokenizer = make_tokenizer(folder, **options)
+    symbols = {"vocab_size": len(tokenizer) + 3, "bos_token_id": 0}  # as in the files of Google's models
+    old = {"static_position_embeddings": True, "normalize_before": True, "add_final_layer_norm": True}
+    fixed = {"activation_function": "relu", "scale_embedding": True}
+    config = transformers.PegasusConfig(**(SIZES | symbols | fixed | old))
+    torch.manual_seed(seed)
+    model = transformers.PegasusForConditionalGeneration(config).eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if "embed_positions" not in name:
+                parameter.add_(0.2 * torch.randn_like(parameter))
+        model.model.shared.weight[0] = 0
+        end = model.lm_head.weight[1]
+        model.model.decoder.layer_norm.bias += 4 * end / end.norm() ** 2
+    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "length_penalty": 0.8}
+    settings |= {"no_repeat_ngram_size": 2, "min_length": 8, "bad_words_ids": [[0]]}
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    return model, tokenizer
+
+
+@pytest.fixture(scope="module")
+def pair(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pegasus")
+    model, tokenizer = make(folder / "theirs")
+    convert(folder / "theirs", folder / "ours")
+    return model, tokenizer, folder
+
+
+def fairseq_rows(size):
+    """fairseq's row of each of transformers' numbers: <pad> is 1 there, </s> 2, <unk> 3, and <s> nothing."""
+    first = {0: 1, 1: 2, 105: 3}
+    others = iter(range(4, size + 1))
+    return torch.tensor([first[number] if number in first else next(others) for number in range(size)])
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["kv", "el", "stock"])
+def test_logits(pair, attention):
+    theirs, _, folder = pair
+    rows = fairseq_rows(theirs.config.vocab_size)
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 20, (40,), generator=generator).tolist()
+    texts = [[*torch.randint(105, len(rows), (length,), generator=generator).tolist(), 1] for length in lengths]
+    batch, targets = padded(texts, 0), padded([[0, *row[:-1]] for row in texts], 0)
+    mask = batch.ne(0)
+    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
+    our_targets = rows[targets]
+    our_targets[:, 0] = 2
+    found = load(folder / "ours", attention).model(rows[batch], mask.sum(dim=1), our_targets)[0]
+    words = targets.ne(0)
+    words[:, 0] = True
+    assert expected[words].std() > 0.5
+    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
+    assert found[words].softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Pegasus has not
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("attention", ["kv", "el"])
+@pytest.mark.parametrize("settings", [{"num_beams": 1}, {}], ids=["greedy", "its own settings"])
+def test_same_hypotheses(pair, attention, settings):
+    theirs, tokenizer, folder = pair
+    lines = [TEXT[start : start + 20 + 3 * start] for start in range(25)]
+    batch = tokenizer(lines, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    found = theirs.generate(**batch, **settings)
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
+    options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
+    assert load(folder / "ours", attention).generate(lines, **options) == expected
+    assert len(set(expected)) > 3 and max(row.ne(0).sum() for row in found) < 59
+
+
+@pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
+def test_tokens(tmp_path, rule):
+    _, tokenizer = make(tmp_path / "theirs", normalization_rule_name=rule)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    rows = fairseq_rows(len(tokenizer) + 3)
+    for line in (*LINES, *ODD):
+        tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
+        assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
+
+
+def test_round_trip(pair, tmp_path):
+    theirs, tokenizer, folder = pair
+    again = back(folder / "ours", tmp_path / "again")
+    assert_same_tensors(folder / "theirs", again)
+    loaded = transformers.PegasusForConditionalGeneration.from_pretrained(again)
+    settings, expected = (each.generation_config for each in (loaded, theirs))
+    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "num_beams", "max_length", "length_penalty"):
+        assert getattr(settings, name) == getattr(expected, name), name
+    found = transformers.AutoTokenizer.from_pretrained(again)
+    assert found.get_vocab() == tokenizer.get_vocab()
+    for line in (*LINES, *ODD):
+        assert found(line)["input_ids"] == tokenizer(line)["input_ids"]
+
+
+@pytest.mark.parametrize(
+    "file, options, sentence",
+    [
+        (
+            "config.json",
+            {"normalize_before": False},
+            "has normalize_before: False, which fairseq's",
+        ),
+        ("config.json", {"decoder_start_token_id": 5}, "decoder_start_token_id: 5, and the family's models begin to"),
+        ("tokenizer_config.json", {"offset": "many"}, "has offset: 'many', where a whole number from 2 to 1000"),
+        ("tokenizer_config.json", {"unk_token": "[UNK]"}, r"spiece.model has no piece '\[UNK\]'"),
+    ],
+)
+def test_other_configurations(tmp_path, file, options, sentence):
+    make(tmp_path / "theirs")
+    if not (tmp_path / "theirs" / file).exists():
+        (tmp_path / "theirs" / file).write_text(json.dumps({}))
+    change(tmp_path / "theirs" / file, **options)
+    with pytest.raises(UserError, match=sentence):
+        convert(tmp_path / "theirs", tmp_path / "ours")
