@@ -48,8 +48,8 @@ def score_targets(
     if prompt is not None and len(words) > 1 and prompt.size(1) + words.size(1) > max_positions([model]):
         # Each prompt fits with its own target, but perhaps not with the longest one.
         return [
-            score_targets(model, _row(net_input, row), [target], dictionary, tokens[tokens.ne(pad)].unsqueeze(0))[0]
-            for row, (target, tokens) in enumerate(zip(targets, prompt_tokens, strict=True))
+            score_targets(model, _row(net_input, row), [target], dictionary, own[own.ne(pad)].unsqueeze(0))[0]
+            for row, (target, own) in enumerate(zip(targets, prompt_tokens, strict=True))
         ]
     stepper = make_stepper(model)
     try:
@@ -60,8 +60,8 @@ def score_targets(
         read = tokens if prompt is None else torch.cat((prompt, tokens), dim=1)
         raise not_a_number([model], net_input, ((row, each[each.ne(pad)][:-1]) for row, each in enumerate(read)))
     return [
-        {"tokens": target, "positional_scores": found, "score": found.sum()}
-        for target, found in ((target, row[: len(target)]) for target, row in zip(targets, log_probs, strict=True))
+        {"tokens": target, "positional_scores": row[: len(target)], "score": row[: len(target)].sum()}
+        for target, row in zip(targets, log_probs, strict=True)
     ]
 
 

@@ -183,6 +183,69 @@ def test_killed_twenty_times_over_news(tmp_path):
     assert len(read(tmp_path / "whole")) == 300
 
 
+LINES = 100_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="needs /proc")
+def test_killed_over_many_json_lines(tmp_path):
+    """The memory does not grow with the lines that are done, and the lines keep their order."""
+    sizes = {"layers": 1, "embed-dim": 16, "ffn-embed-dim": 16, "attention-heads": 2}
+    options = [f"--{side}-{name}={size}" for side in ("encoder", "decoder") for name, size in sizes.items()]
+    random_model("transformer", 100, [*options, "--share-all-embeddings"], tmp_path)
+    draw = random.Random(1)
+    with (tmp_path / "input.jsonl").open("w") as file:
+        for index in range(LINES):
+            # Of nearly the same length, so that a batch at the end has as many lines as one at the beginning.
+            text = " ".join(f"piece{draw.randrange(96)}" for _ in range(draw.choice((0, 8, 9, 9))))
+            print(json.dumps({"key": f"k{index}", "text": text, "more": [index, "é\n"]}), file=file)
+
+    def options_for(output):
+        files = ["--input", tmp_path / "input.jsonl", "--output", tmp_path / output, "--format=jsonl", "--with-source"]
+        search = ["--with-tokens", "--beam=2", "--nbest=2", "--max-len-b=4", "--max-tokens=4000", "--attention=kv"]
+        return ["elseq-generate", "--model", tmp_path / "random.pt", *files, *search]
+
+    process, journals, memory = start(options_for("whole")), tmp_path / "whole.partial", []
+    while process.poll() is None:
+        with contextlib.suppress(OSError, AttributeError):  # it ends meanwhile
+            written = (journals / "0.journal").stat().st_size
+            memory.append((written, anonymous_bytes(process.pid)))
+        time.sleep(0.05)
+    assert process.returncode == 0, process.stderr.read()
+    whole = (tmp_path / "whole").read_bytes()
+    early = max(size for written, size in memory if written <= len(whole) / 10)
+    assert max(size for _, size in memory) < early + len(whole) / 2  # what an allocator loses is less
+
+    with (tmp_path / "input.jsonl").open() as lines, (tmp_path / "whole").open() as outputs:
+        for index, (line, output) in enumerate(zip(lines, outputs, strict=True)):
+            record, found = json.loads(line), json.loads(output)
+            assert list(found) == ["id", "key", "more", "source", "hypotheses"]
+            assert (found["id"], found["source"]) == (index, record["text"])
+            assert (found["key"], found["more"]) == (record["key"], record["more"])
+            assert len(found["hypotheses"]) == (2 if record["text"] else 0)
+
+    def written():
+        journal = tmp_path / "killed.partial" / "0.journal"
+        return journal.stat().st_size if journal.exists() else 0
+
+    for _ in range(5):
+        process = start(options_for("killed"))
+        enough = written() + draw.randint(1, len(whole) // 6)
+        wait_until(lambda: written() >= enough, process)  # noqa: B023
+        time.sleep(draw.random() / 20)
+        process.kill()
+        process.communicate()
+    assert not (tmp_path / "killed").exists()
+    result = helpers.run(options_for("killed"))
+    assert result.returncode == 0, result.stderr
+    assert (tmp_path / "killed").read_bytes() == whole
+
+
+def anonymous_bytes(process):
+    """Of its memory: without the pages of files that it maps, as the journal."""
+    return int(re.search(r"^RssAnon:\s+(\d+) kB$", Path(f"/proc/{process}/status").read_text(), re.MULTILINE)[1]) * 1024
+
+
 def descendants(parent):
     """Process ids, the children's own children included."""
     found = []
