@@ -62,7 +62,13 @@ class Settings:
     modes: list[str] = _option(
         lambda: [mode for mode in modes() if mode not in STOCK_MODES[1:]],
         type=lambda text: choices(modes())(text),  # those of plugins, too
-        help=f"of {', '.join(modes())}; stock is always measured (default: all but stock-*)",
+        help=f"of {', '.join(modes())} (default: all but stock-*)",
+    )
+    stock: bool = _option(
+        True,
+        action=argparse.BooleanOptionalAction,
+        help="measure stock too, first: the others are compared with it. Its beam search with long prompts of a "
+        "language model takes minutes (default: yes)",
     )
     batch_sizes: list[int] = _option(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
     beams: list[int] = _option(lambda: [4], type=counts, help="such as 1,4 (default: 4)")

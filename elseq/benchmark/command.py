@@ -61,7 +61,7 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
         work, Settings, "reference", "metric", "output_length", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size"
     )
     runs = parser.add_argument_group("runs")
-    add_fields(runs, Settings, "modes", "batch_sizes", "beams")
+    add_fields(runs, Settings, "modes", "stock", "batch_sizes", "beams")
     add_run_options(runs, several_dtypes=True)
     options = vars(parser.parse_args(arguments))
     output = options.pop("output")

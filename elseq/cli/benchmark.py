@@ -27,7 +27,8 @@ def main() -> None:
     settings, folder = parse(sys.argv[1:])
     with ExitStack() as stack:
         grid = make_grid(settings, stack)
-        grid = replace(grid, modes=["stock", *(mode for mode in grid.modes if mode != "stock")])
+        others = [mode for mode in grid.modes if mode != "stock"]
+        grid = replace(grid, modes=["stock", *others] if settings.stock else others)
         common = title(settings, grid)
         output = make_output_folder(folder)
         files = [output / name for name in ("results.json", "table.md", "plot.png")]
