@@ -5,12 +5,13 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
+from fairseq import checkpoint_utils
 
 from elseq.cli.convert import DEFAULT_PLACES
-from elseq.errors import about, as_option, renamed
+from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load
-from elseq.interop import ctranslate, heads
+from elseq.interop import averaging, ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
@@ -74,6 +75,37 @@ def _training_command(task: str, configuration: dict, output: Path) -> str:
     restore += ["--reset-meters", "--reset-dataloader"]
     options = shlex.join(["--task", task, *training_options(configuration), *restore])
     return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {options}'
+
+
+# --- the mean of several
+
+
+def convert_average(args) -> None:
+    output = Path(args.output)
+    paths = [Path(path).expanduser() for path in args.checkpoints]
+    if args.last is None and args.by_updates:
+        raise UserError("--by-updates needs --last N: the number of checkpoints")
+    if args.last is not None:
+        if len(paths) > 1 or not paths[0].is_dir():
+            raise UserError(f"--last {args.last} needs the folder of one training: give it, or leave --last out")
+        paths = averaging.last_checkpoints(paths[0], args.last, args.by_updates)
+    paths = [checkpoint_path(path) for path in paths]
+    check_output_file(output, *paths)
+    check_overwrite(output, args.overwrite)
+    state = {}
+
+    def models():
+        for path in paths:
+            state.clear()
+            state.update(checkpoint_utils.load_checkpoint_to_cpu(str(path)))
+            yield path, state["model"]
+
+    mean = averaging.mean(models())
+    state["model"] = mean
+    state["cfg"] = plain_configuration(state["cfg"])
+    state.pop("last_optimizer_state", None)
+    save(state, output)
+    print(f"written: {output}, the mean of {', '.join(path.name for path in paths)}")
 
 
 # --- other programs

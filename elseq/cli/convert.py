@@ -1,4 +1,4 @@
-"""elseq-convert: convert checkpoints: from and to other programs, and to fewer key/value heads."""
+"""elseq-convert: convert checkpoints: from and to other programs, to fewer key/value heads, to their mean."""
 
 import argparse
 import sys
@@ -24,6 +24,22 @@ def _parse(arguments: list[str]):
     parser = Parser(prog="elseq-convert", description=__doc__.partition(": ")[2])
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
     _add_heads(commands)
+    command = _add(
+        commands,
+        "average",
+        "convert_average",
+        "several checkpoints of a training to the mean of their parameters",
+        "Write a checkpoint with the mean of the parameters, for decoding or further training. It has no state of the "
+        "optimizer. The rest is that of the last checkpoint.",
+    )
+    command.add_argument(
+        "checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints, or with --last the folder of the training"
+    )
+    command.add_argument("--last", type=count, metavar="N", help="the N last checkpoints of the folder, by epochs")
+    command.add_argument(
+        "--by-updates", action="store_true", help="with --last: those of --save-interval-updates instead of epochs"
+    )
+    _add_output(command, "FILE", "file to write")
     families = " or ".join(model_classes())
     classes = " or a ".join(model_classes().values())
     command = _add(

@@ -2,6 +2,7 @@
 
 import copy
 import functools
+import importlib.util
 import logging
 import math
 import os
@@ -202,15 +203,39 @@ def _refuse_what_interactive_lacks(parsed):
 def explain_values_that_cannot_be():
     """Invalid seeds, counts below their minimum, unknown subwords, a --results-path that is a file, and a
     --context-window that leaves nothing of a block give tracebacks, some of them after the first batch, or end the
-    process (--required-batch-size-multiple 0)."""
+    process (--required-batch-size-multiple 0). A tracker of trainings that is not installed is a line of the log."""
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
-        for check in (_check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window):
+        for check in (
+            _check_seed,
+            _check_counts,
+            _check_lengths,
+            _check_subwords,
+            _check_results,
+            _check_window,
+            _check_trackers,
+        ):
             check(parsed)
         return parsed
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+# What records the figures of a training, by option: the modules, of which fairseq imports the first that it finds, and
+# the package.
+_TRACKERS = {
+    "tensorboard_logdir": (("tensorboard", "tensorboardX"), "tensorboard"),
+    "wandb_project": (("wandb",), "wandb"),
+    "aim_repo": (("aim",), "aim"),
+    "azureml_logging": (("azureml",), "azureml-core"),
+}
+
+
+def _check_trackers(parsed):
+    for option, (modules, package) in _TRACKERS.items():
+        if getattr(parsed, option, None) and not any(map(importlib.util.find_spec, modules)):
+            raise UserError(f"{as_option(option)} needs a package that is not installed: pip install {package}")
 
 
 def _check_seed(parsed):

@@ -1,3 +1,4 @@
+import importlib.util
 import logging
 import re
 import sys
@@ -147,6 +148,41 @@ def commands_on(translation, language_model, tmp_path):
         "eval-lm": ["fairseq-eval-lm", language_model.data, "--path", language_model.checkpoint, *common],
         "train": helpers.train_command("transformer", translation.data, tmp_path / "save", "--max-update=1"),
     }
+
+
+@pytest.mark.parametrize(
+    ("option", "module", "package"),
+    [
+        ("--tensorboard-logdir=logs", "tensorboard", "tensorboard"),
+        ("--wandb-project=mine", "wandb", "wandb"),
+        ("--aim-repo=mine", "aim", "aim"),
+        ("--azureml-logging", "azureml", "azureml-core"),
+    ],
+)
+def test_a_tracker_that_is_not_installed(translation_data, tmp_path, monkeypatch, option, module, package):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(module) else find(name))
+    command = helpers.train_command("transformer", translation_data, tmp_path / "save", option)
+    result = helpers.run_here([*command, "--task=elseq_translation", "--user-dir", helpers.USER_DIR], check=False)
+    sentence = f"{option.partition('=')[0]} needs a package that is not installed: pip install {package}"
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
+    assert not (tmp_path / "save").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("option", "module", "written"),
+    [("--tensorboard-logdir", "tensorboardX", "train_inner/events*"), ("--wandb-project", "wandb", "offline-run-*")],
+)
+def test_a_tracker(translation_data, tmp_path, option, module, written):
+    pytest.importorskip(module)
+    folder = tmp_path / "logs"
+    folder.mkdir()
+    value = folder if option == "--tensorboard-logdir" else "mine"
+    command = helpers.train_command("transformer", translation_data, tmp_path / "save", option, value)
+    command += ["--task=elseq_translation", "--user-dir", helpers.USER_DIR, "--max-update=3", "--log-interval=1"]
+    helpers.run(command, check=True, WANDB_MODE="offline", WANDB_DIR=str(folder))
+    assert list(folder.rglob(written))
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,86 @@
+"""The mean of the parameters of several checkpoints of a training."""
+
+import re
+from collections.abc import Iterable
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from elseq.errors import UserError
+
+_OF_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
+_OF_UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt")
+
+
+def last_checkpoints(folder: Path, count: int, by_updates: bool) -> list[Path]:
+    """The last checkpoints of a training, oldest first.
+
+    Args:
+        folder: --save-dir of the training.
+        count: how many.
+        by_updates: take those of --save-interval-updates, otherwise those of epochs.
+
+    Raises:
+        UserError: there are fewer.
+    """
+    pattern, example = (_OF_UPDATE, "checkpoint_1_1000.pt") if by_updates else (_OF_EPOCH, "checkpoint1.pt")
+    found = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    if len(found) < count:
+        raise UserError(f"{folder} has {len(found)} checkpoints such as {example}: give a lower --last than {count}")
+    return [path for _, path in sorted(found)[-count:]]
+
+
+def mean(models: Iterable[tuple[Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
+    """The mean of each parameter, summed in float32 and in the type that it has. Tied parameters stay tied.
+
+    Args:
+        models: the file and the parameters by name of each model. One is held at a time, beside the sum.
+
+    Raises:
+        UserError: the models have different parameters.
+    """
+    sums: dict[str, Tensor] = {}
+    number, first = 0, None
+    for path, model in models:
+        if first is None:
+            first, shapes = path, {name: (tensor.shape, tensor.dtype) for name, tensor in model.items()}
+            same = _tied(model)
+            sums = {name: tensor.to(_wide(tensor), copy=True) for name, tensor in model.items() if same[name] == name}
+        else:
+            _compare(first, shapes, path, model)
+            for name, total in sums.items():
+                if total.is_floating_point():
+                    total += model[name]
+                elif not torch.equal(total, model[name]):
+                    raise UserError(f"{path} and {first} differ in {name}, which has no mean: give others")
+        number += 1
+    means = {
+        name: (total / number).to(shapes[name][1]) if total.is_floating_point() else total
+        for name, total in sums.items()
+    }
+    return {name: means[same[name]] for name in shapes}
+
+
+def _wide(tensor: Tensor) -> torch.dtype:
+    return torch.promote_types(tensor.dtype, torch.float32) if tensor.is_floating_point() else tensor.dtype
+
+
+def _tied(model: dict[str, Tensor]) -> dict[str, str]:
+    """For each name, the first name of the same tensor."""
+    first = {}
+    return {
+        name: first.setdefault((tensor.data_ptr(), tensor.shape, tensor.stride()), name)
+        for name, tensor in model.items()
+    }
+
+
+def _compare(first: Path, shapes: dict, path: Path, model: dict[str, Tensor]) -> None:
+    if different := sorted(shapes.keys() ^ model.keys()):
+        raise UserError(f"{path} and {first} differ in the parameter {different[0]}: give those of one training")
+    for name, (shape, _) in shapes.items():
+        if model[name].shape != shape:
+            raise UserError(
+                f"{name} has the shape {list(model[name].shape)} in {path} and {list(shape)} in {first}: give those of "
+                "one training"
+            )
