@@ -102,6 +102,6 @@ class NumberedPieces(Sentencepiece):
         return self._decoder.decode_pieces(pieces).replace(_SPACE, " ").strip()
 
     def digest(self) -> str:
-        models = {self.processor.serialized_model_proto(), self._decoder.serialized_model_proto()}
+        models = [each.serialized_model_proto() for each in (self.processor, self._decoder)]
         content = json.dumps([self.words, self._symbols]).encode()
-        return hashlib.sha256(b"".join([*sorted(models), content])).hexdigest()
+        return hashlib.sha256(b"".join([*models, content])).hexdigest()

@@ -124,9 +124,11 @@ def test_the_digest_is_of_all_files(numbered):
     digests = {NumberedPieces(folder).digest()}
     (folder / "fairseq_symbols.json").write_text("{}")
     digests.add(NumberedPieces(folder).digest())
-    (folder / "target.spm").write_bytes((folder / "source.spm").read_bytes())
-    digests.add(NumberedPieces(folder).digest())
-    assert len(digests) == 3
+    source, target = ((folder / f"{side}.spm").read_bytes() for side in SIDES)
+    for side, content in (("target", source), ("source", target)):
+        (folder / f"{side}.spm").write_bytes(content)
+        digests.add(NumberedPieces(folder).digest())
+    assert len(digests) == 4
 
 
 @pytest.mark.parametrize("name", ["target.spm", "vocab.json"])

@@ -115,9 +115,9 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
     words = family.read_vocabulary(data, config)
     if words is None:
         raise UserError(
-            f"{data} has no tokenizer (vocab.json with merges.txt, or tokenizer.json): name its folder, or one with "
-            "fairseq's dict.txt, encoder.json and vocab.bpe, by --data; of another kind of files (vocab.txt, "
-            "spiece.model) the save_pretrained of transformers makes a tokenizer.json"
+            f"{data} has no tokenizer (vocab.json with merges.txt, tokenizer.json, or the sentencepiece model of its "
+            "family): name its folder, or one with fairseq's dict.txt, encoder.json and vocab.bpe, by --data; of "
+            "another kind of files (vocab.txt) the save_pretrained of transformers makes a tokenizer.json"
         )
     add_bos_token = family.check_vocabulary(words, config, data)
     notes += words.notes

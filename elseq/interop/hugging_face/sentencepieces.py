@@ -13,7 +13,15 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE, Unigram
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.tokenizer import TokenizerClass, added_tokens, extra_tokens, read_config, text_of
+from elseq.interop.hugging_face.tokenizer import (
+    CONFIG,
+    TokenizerClass,
+    added_tokens,
+    extra_tokens,
+    read_config,
+    text_of,
+    tokens_checked,
+)
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.files import read_numbers
 from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece
@@ -96,10 +104,28 @@ class SentencepieceClass(TokenizerClass):
         if not (folder / self.model_file).exists():
             return None
         model = read_model(folder / self.model_file)
-        named = {name: text_of(token) for name, token in self.named(config).items()}
+        with tokens_checked(folder):
+            names = self.named(config)
+            named = dict(zip(names, _texts(names.values()), strict=True))
+        lacking = next((name for name in self.tokens if named[name] is None and name != "mask_token"), None)
+        if lacking is not None:
+            raise UserError(f"{folder / CONFIG} has no {lacking}: copy it again")
         tokenizer = self.tokenizer(model, named, config)
         tokenizer.add_tokens(model.symbols)
         return tokenizer
+
+
+def _texts(tokens: Iterable) -> list[str | None]:
+    """Of tokens in tokenizer_config.json.
+
+    Raises:
+        TypeError: one that is none.
+    """
+    texts = [text_of(token) for token in tokens]
+    wrong = next((token for token in texts if not isinstance(token, str | None)), None)
+    if wrong is not None:
+        raise TypeError(wrong)
+    return texts
 
 
 def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
@@ -183,14 +209,15 @@ def read_pieces(
     config, path = read_config(folder), folder / NUMBERS
     rows = read_numbers(path)
     number = len(rows)
-    added = added_tokens(folder, config)
+    with tokens_checked(folder):
+        added = added_tokens(folder, config)
+        special = _texts(config.get(name, token) for name, token in named.items())
+        special += _texts(extra_tokens(config)) + [token.content for token in added.values()]
     _check_plain(added.values(), folder)
     rows = rows | {token.content: row for row, token in added.items()}
     for language in languages:
         rows.setdefault(language, number)
         number += 1
-    special = [text_of(config.get(name, token)) for name, token in named.items()]
-    special += [text_of(token) for token in extra_tokens(config)] + [token.content for token in added.values()]
     special = [token for token in dict.fromkeys(special) if token]
     for token in special:
         rows.setdefault(token, len(rows))

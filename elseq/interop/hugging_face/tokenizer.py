@@ -5,9 +5,10 @@ makes anew from the vocabulary, so that another normalizer or another cutting in
 is not theirs: such a folder is refused, since which of the two the model was trained by is not known.
 """
 
+import contextlib
 import json
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
@@ -190,18 +191,28 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
             "by the save_pretrained of transformers"
         )
     named = made.named(config)
-    try:
+    with tokens_checked(folder):
         added = [each for _, each in sorted(added_tokens(folder, config).items())]
         _add(tokenizer, added or [_token(each) for each in made.unnumbered(config)])
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
-    except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
     if not (folder / TOKENIZER).exists():
         made.surround(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
     given = {text_of(token) for name, token in config.items() if name in named}
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
+
+
+@contextlib.contextmanager
+def tokens_checked(folder: Path) -> Iterator[None]:
+    """
+    Raises:
+        UserError: a token in tokenizer_config.json that is none.
+    """
+    try:
+        yield
+    except (AttributeError, TypeError, ValueError) as error:
+        raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
 
 
 def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:

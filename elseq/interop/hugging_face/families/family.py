@@ -1,6 +1,7 @@
 """The interface of a family of Hugging Face's models, and what its encoder-decoders and its language models share."""
 
 from abc import ABC, abstractmethod
+from collections.abc import Sequence
 from pathlib import Path
 
 from torch import Tensor
@@ -9,10 +10,11 @@ from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
-from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
+_NAMES = {"bos_token_id": "<s>", "pad_token_id": "<pad>", "eos_token_id": "</s>"}
 SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")  # options of elseq's task that name one
 
 
@@ -199,13 +201,8 @@ class EncoderDecoder(Family):
     dictionaries = ("dict.txt", *(f"dict.{language}.txt" for language in LANGUAGES))
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
-        for name, option in zip(SPECIAL, ("bos_token_id", "pad_token_id", "eos_token_id"), strict=False):
-            if words.is_byte_level and words.rows.get(name) != config[option]:
-                place = f"number {words.rows[name]}" if name in words.rows else "missing"
-                raise UserError(
-                    f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
-                    f"{option}: {config[option]}: name the folder of the model's own by --data"
-                )
+        if words.is_byte_level:
+            self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         start, end = config["bos_token_id"], config["eos_token_id"]
         if words.surroundings != self.surroundings(config):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
@@ -213,6 +210,23 @@ class EncoderDecoder(Family):
                 wanted = f"nothing before and {end} after it (eos_token_id)"
             raise other_surroundings(words, folder, wanted)
         return False
+
+    def check_symbols(self, words: Vocabulary, config: dict, folder: Path, options: Sequence[str]) -> None:
+        """
+        Args:
+            options: those in config.json whose symbol, of fairseq's name, must have the number that they say.
+
+        Raises:
+            UserError: the vocabulary is of another model.
+        """
+        for option in options:
+            name = _NAMES[option]
+            if words.rows.get(name) != config[option]:
+                place = f"number {words.rows[name]}" if name in words.rows else "missing"
+                raise UserError(
+                    f"the tokenizer in {folder} is of another model, since its {name} is {place}, and config.json has "
+                    f"{option}: {config[option]}: name the folder of the model's own by --data"
+                )
 
     def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
         """The numbers before and after a source."""

@@ -45,14 +45,7 @@ class Sinusoidal(BARTFamily):
         return {"eos_token_id": (config["eos_token_id"],), "decoder_start_token_id": (config["pad_token_id"],)}
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
-        for symbol, option in (("<pad>", "pad_token_id"), ("</s>", "eos_token_id")):
-            row = words.rows.get(symbol)
-            if row != config[option]:
-                place = "missing" if row is None else f"number {row}"
-                raise UserError(
-                    f"the tokenizer in {folder} is of another model, since its {symbol} is {place}, and config.json "
-                    f"has {option}: {config[option]}: name the folder of the model's own by --data"
-                )
+        self.check_symbols(words, config, folder, ("pad_token_id", "eos_token_id"))
         return super().check_vocabulary(words, config, folder)
 
     def surroundings(self, config: dict) -> tuple[list[int], list[int]]:

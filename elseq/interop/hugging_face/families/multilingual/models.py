@@ -133,10 +133,11 @@ class M2M100Family(Multilingual):
             return super().read_vocabulary(folder, config)
         settings = read_config(folder)
         kind = settings.get("language_codes") or "m2m100"
-        if kind not in M2M_100:
+        if kind not in [*M2M_100]:
             raise UserError(f"{CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}")
         languages = [f"__{code}__" for code in M2M_100[kind]]
         words = read_pieces(folder, M2M100Class.tokens, [MODEL], languages)
+        self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         source = f"__{settings.get('src_lang') or 'en'}__"
         if source not in languages:
             raise UserError(f"{CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages")

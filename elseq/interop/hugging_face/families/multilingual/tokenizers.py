@@ -36,9 +36,9 @@ class _Multilingual(SentencepieceClass):
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         source, end = config.get("src_lang") or self.source_language, named["eos_token"]
         around = [source, "$A", end] if self.is_language_first(config) else ["$A", end, source]
-        symbols = [(symbol, tokenizer.token_to_id(symbol)) for symbol in (source, end)]
-        if symbols[0][1] is None:
+        if not isinstance(source, str) or tokenizer.token_to_id(source) is None:
             raise UserError(f"{CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language")
+        symbols = [(symbol, tokenizer.token_to_id(symbol)) for symbol in (source, end)]
         tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=symbols)
 
     def is_language_first(self, config: dict) -> bool:
@@ -49,7 +49,7 @@ class MBart50Class(_Multilingual):
     languages = MBART_50
 
     def tokenizer(self, model: Model, named: Mapping[str, str | None], config: dict) -> Tokenizer:
-        after = [*self.languages, named["mask_token"]]
+        after = [*self.languages, *([named["mask_token"]] if named["mask_token"] else [])]
         symbols = [(symbol, 0.0) for symbol in self.symbols(named)]
         tokenizer = unigram([*symbols, *model.pieces[_OWN:], *((symbol, 0.0) for symbol in after)], _UNKNOWN)
         tokenizer.normalizer = normalizer(model.charsmap)
@@ -87,7 +87,8 @@ class NllbClass(_Multilingual):
 
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
         languages = [text_of(token) for token in extra_tokens(config)] or NLLB
-        return [*languages, self.named(config)["mask_token"]]
+        mask = self.named(config)["mask_token"]
+        return [*languages, *([mask] if mask else [])]
 
     def is_language_first(self, config: dict) -> bool:
         return not config.get("legacy_behaviour")

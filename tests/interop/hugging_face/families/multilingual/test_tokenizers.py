@@ -198,6 +198,11 @@ def test_nllb_of_former_times(tmp_path):
     "kind, config, sentence",
     [
         ("mbart25", {"src_lang": "xx_XX"}, "has src_lang: 'xx_XX', which is no token: give the code of a language"),
+        ("mbart25", {"src_lang": ["en_XX"]}, "has src_lang: \\['en_XX'\\], which is no token"),
+        ("mbart25", {"eos_token": 5}, "has a token that is none .'5'.: copy it again"),
+        ("mbart25", {"eos_token": {"text": "</s>"}}, "has no eos_token: copy it again"),
+        ("m2m_100", {"language_codes": ["m2m100"]}, "has language_codes: .'m2m100'., which are none of m2m100"),
+        ("m2m_100", {"additional_special_tokens": [7]}, "has a token that is none .'7'.: copy it again"),
         ("m2m_100", {"src_lang": "xx"}, "has src_lang: 'xx', which is none of its languages"),
         ("m2m_100", {"language_codes": "other"}, "has language_codes: 'other', which are none of m2m100, wmt21"),
         (
