@@ -9,6 +9,7 @@ import torch
 from sacrebleu.metrics import BLEU
 
 import elseq
+from elseq.benchmark import runs
 from elseq.benchmark.arguments import FOREIGN_MODES
 from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
@@ -157,11 +158,8 @@ def test_blocking_that_stock_does_not_do_is_told(monkeypatch, tmp_path, capsys):
 
 
 def test_no_row_at_all(monkeypatch, tmp_path):
-    monkeypatch.setattr(
-        benchmark,
-        "run_grid",
-        lambda grid, done: done(Row("stock", 8, 4, failure="out of memory"), None),
-    )
+    failed = Row("stock", 8, 4, failure="out of memory")
+    monkeypatch.setattr(runs, "run_grid", lambda grid, done: done(failed, None))
     with pytest.raises(UserError, match="nothing could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
 
@@ -171,7 +169,7 @@ def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
         done(Row("stock", 8, 4, samples_per_second=2.0), [])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(benchmark, "run_grid", interrupted)
+    monkeypatch.setattr(runs, "run_grid", interrupted)
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
     assert ended.value.code == 130

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 import elseq
-from elseq.cli import convert
+from elseq.cli import conversions, convert
 from elseq.errors import UserError
 from elseq.interop.hugging_face.families import FAMILIES
 from tests import helpers
@@ -152,7 +152,7 @@ def test_interruptions_leave_what_was_there(run, theirs, monkeypatch, tmp_path, 
         path.write_bytes(b"half of it")
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(convert, "save", interrupted)
+    monkeypatch.setattr(conversions, "save", interrupted)
     with pytest.raises(KeyboardInterrupt):
         run("from-hf", folder, "--output", output, "--overwrite")
     assert output.exists() == before
