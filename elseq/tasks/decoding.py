@@ -119,6 +119,23 @@ def missing_files_named():
         raise UserError(f"{error.filename} is not a folder; give that of the data") from error
 
 
+def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
+    """What hypotheses begin with, int64 [B, P]: the symbol, and then the prefix, unless that begins with it.
+
+    Args:
+        symbol: the row of a language or of <s>.
+        sample: a batch of B sentences.
+        prefix_tokens: [B, Q], or None.
+    """
+    source = sample["net_input"]["src_tokens"]
+    first = source.new_full((source.size(0), 1), symbol)
+    if prefix_tokens is None:
+        return first
+    if bool(prefix_tokens[:, :1].eq(first).all()):
+        return prefix_tokens
+    return torch.cat((first, prefix_tokens), dim=1)
+
+
 class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 

@@ -25,7 +25,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from elseq.errors import UserError, as_option
-from elseq.tasks.decoding import STOCK, DecodingConfig, DecodingTask, check_options, missing_files_named
+from elseq.tasks.decoding import STOCK, DecodingConfig, DecodingTask, check_options, missing_files_named, with_first
 
 # Words that the NLLB branch of fairseq adds to a dictionary, after the languages. They are put before sources that are
 # not from human translators, in training only.
@@ -174,6 +174,12 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     @property
     def symbols_of_target(self) -> int:
         return len(self.symbols_of_language) if not self.args.lang_tok_replacing_bos_eos else 0
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        if prefix_tokens is not None and self.symbols_of_target:  # fairseq leaves the language out
+            (first,) = self.symbols_of_language
+            prefix_tokens = with_first(first, sample, prefix_tokens)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def score_step(self, model, sample, targets):
         first = torch.tensor(list(self.symbols_of_language), dtype=torch.int64)

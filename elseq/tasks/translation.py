@@ -10,7 +10,6 @@ from fairseq.data import AppendTokenDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import OmegaConf
-from torch import Tensor
 
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation.cuda_graphs import release_memory
@@ -20,6 +19,7 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_options,
     missing_files_named,
+    with_first,
 )
 
 YES_OR_NO = ("yes", "no")
@@ -221,7 +221,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         if (symbol := self.first_target_symbol) is not None:
-            prefix_tokens = self._with_first(symbol, sample, prefix_tokens)
+            prefix_tokens = with_first(symbol, sample, prefix_tokens)
         start = self._row(self.tgt_dict, "decoder_start")
         if start is None:
             return super().inference_step(generator, models, sample, prefix_tokens, constraints)
@@ -234,13 +234,3 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             first = torch.tensor([symbol])
             targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
         return super().score_step(model, sample, targets, self._row(self.tgt_dict, "decoder_start"))
-
-    @staticmethod
-    def _with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
-        source = sample["net_input"]["src_tokens"]
-        first = source.new_full((source.size(0), 1), symbol)
-        if prefix_tokens is None:
-            return first
-        if bool(prefix_tokens[:, :1].eq(first).all()):
-            return prefix_tokens
-        return torch.cat((first, prefix_tokens), dim=1)

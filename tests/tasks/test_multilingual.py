@@ -252,6 +252,23 @@ def test_a_file_of_languages(family, name, tmp_path):
         assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
 
 
+@pytest.mark.parametrize("name", ["m2m", "mbart25"])
+def test_a_prefix_follows_the_symbol(family, name):
+    """The score of a hypothesis is that of a search without a prefix, because only the choice differs."""
+    model = family(name)
+    generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
+    lines = model.lines()
+    found = generator.generate(
+        lines, beam=2, lenpen=0, max_len_b=15, prefixes=["w3 w4"] * len(lines), return_scores=True
+    )
+    assert all(each.text.startswith("w3 w4") for each in found)
+    scored = generator.score(lines, [each.text for each in found])
+    for each, other in zip(found, scored, strict=True):
+        if each.tokens == other.tokens:
+            assert other.score == pytest.approx(each.score, abs=1e-4)
+    assert any(each.tokens == other.tokens for each, other in zip(found, scored, strict=True))
+
+
 def test_a_long_text_leaves_room_for_the_symbol(family):
     model = family("m2m")
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
