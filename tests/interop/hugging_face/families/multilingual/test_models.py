@@ -8,6 +8,7 @@ import torch
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
+import elseq
 from elseq.errors import UserError
 from elseq.interop.hugging_face import folders
 from elseq.interop.hugging_face.conversion import to_hugging_face
@@ -147,6 +148,29 @@ def test_same_hypotheses(pair, beam, lenpen):
     ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
     assert [until_end(best["tokens"].tolist()) for _, (best, *_) in ordered] == expected
     assert len(set(map(tuple, expected))) > 2
+
+
+@torch.no_grad()
+def test_other_languages_than_the_folders(pair):
+    name, theirs, folder = pair
+    before, _, target = (theirs.config.vocab_size - number for number in (4, 3, 2))
+    rows = texts(theirs)
+    batch = padded([[*row, before] if name == "mbart25" else [before, *row] for row in rows])
+    start = {"decoder_start_token_id": target} if name == "mbart25" else {"forced_bos_token_id": target}
+    options = {"num_beams": 1, "min_length": 8, "suppress_tokens": [1], "no_repeat_ngram_size": 2, **start}
+    expected = theirs.generate(batch, attention_mask=batch.ne(1).long(), **options)
+    expected = [until_end(row[1:]) for row in expected.tolist()]
+    source, _, wanted = (language.strip("_") for language in LANGUAGES[name])
+    loaded = load(folder / "ours").for_languages(source, wanted)
+    assert loaded.task.languages_of_texts == (LANGUAGES[name][0], LANGUAGES[name][2])
+    cfg = Namespace(beam=1, nbest=1, max_len_b=38, min_len=7, no_repeat_ngram_size=2)
+    search = loaded.task.build_generator([loaded.model], cfg)
+    found = loaded._decode(search, [torch.tensor(row) for row in rows])
+    assert [until_end(best["tokens"].tolist()) for best, *_ in found] == expected
+    same = elseq.load(folder / "ours", source_lang=source, target_lang=wanted)
+    assert same.task.languages_of_texts == loaded.task.languages_of_texts
+    with pytest.raises(UserError, match="the dictionary does not have 'xx'"):
+        load(folder / "ours").generate(["the dog"], source_lang="xx")
 
 
 def test_tokens(pair):
