@@ -572,16 +572,7 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     loading.check()
     checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
-    languages = loading.source_lang, loading.target_lang
-    by_words = checkpoint.has_words_of_languages and any(languages)
-    source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
-    options = loading.of_task() | {"decode_dtype": dtype}
-    dictionaries = checkpoint.dictionaries(folder, found)
-    if not checkpoint.is_language_model:
-        options |= {"source_lang": source, "target_lang": target}
-    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
-    if by_words:
-        task = task.for_languages(*languages)
+    task, dictionaries = checkpoint.task_by(loading, folder, decode_dtype=dtype)
     for other in others:
         check_same_task(checkpoint, task, other, loading)
     known = task.source_dictionary.symbols, checkpoint.is_language_model

@@ -23,7 +23,7 @@ from elseq.models.stock import EQUIVALENT
 from elseq.options import Loading, as_path
 from elseq.precision import DTYPES
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import check_options
+from elseq.tasks.decoding import DecodingTask, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
@@ -199,6 +199,27 @@ class Checkpoint:
         same = target == source
         return ElseqTranslationTask(cfg, source_dictionary, source_dictionary if same else Dictionary.load(str(target)))
 
+    def task_by(self, loading: Loading, folder: Path, **options) -> tuple[DecodingTask, tuple[Path, Path]]:
+        """The task, in the languages of the options, and the files of its dictionaries.
+
+        Args:
+            loading: how the checkpoint is loaded.
+            folder: see `folder`.
+            options: others of `elseq.tasks.decoding.DecodingConfig`.
+
+        Raises:
+            UserError: as `languages`, `dictionaries` and `build_task`.
+        """
+        given = loading.source_lang, loading.target_lang
+        by_words = self.has_words_of_languages and any(given)
+        source, target = languages = self.languages(folder, *(() if by_words else given))
+        dictionaries = self.dictionaries(folder, languages)
+        options = loading.of_task() | options
+        if not self.is_language_model:
+            options |= {"source_lang": source, "target_lang": target}
+        task = self.build_task(folder, dictionaries, loading.attention, **options)
+        return task.for_languages(*given) if by_words else task, dictionaries
+
     def _build_multilingual_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """See `build_task`."""
         parser = ArgumentParser()
@@ -306,15 +327,15 @@ def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading
     """
     if other.is_language_model != first.is_language_model:
         raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
-    folder = other.folder(loading.data)
-    dictionaries = other.dictionaries(folder, loading.languages)
-    others = other.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    others, _ = other.task_by(loading, other.folder(loading.data))
+    if type(others) is not type(task):
+        raise UserError(f"{other.path} and {first.path} are no ensemble: they are of different tasks; give one of them")
     for name in ("source_dictionary", "target_dictionary"):
         if getattr(others, name).symbols != getattr(task, name).symbols:
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
             )
-    for name in ("first_source_symbol", "first_target_symbol"):
+    for name in ("first_source_symbol", "first_target_symbol", "symbols_of_source", "symbols_of_target"):
         if getattr(others, name, None) != getattr(task, name, None):
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: their texts begin with different symbols; give one of "

@@ -112,7 +112,7 @@ def family(text, tmp_path_factory):
 
 def hypotheses(printed: str) -> list[tuple[int, float, str]]:
     found = re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", printed, re.MULTILINE)
-    return sorted((int(number), float(score), text) for number, score, text in found)
+    return sorted(((int(number), float(score), text) for number, score, text in found), key=lambda each: each[0])
 
 
 def generated(model: Family, task, *options, pair="aa-bb"):
@@ -379,6 +379,24 @@ def test_the_list_of_languages_lies_beside_the_dictionaries(family, tmp_path):
     assert found == elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb").generate(
         model.lines()[:3]
     )
+
+
+def test_an_ensemble(family, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    for tensor in state["model"].values():
+        if tensor.is_floating_point():
+            tensor *= 1.1
+    torch.save(state, tmp_path / "other.pt")
+    both = f"{model.checkpoint}:{tmp_path / 'other.pt'}"
+    expected = hypotheses(generated(Family(model.raw, model.data, both, model.task, "both"), model.task).stdout)
+    options = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
+    found = elseq.load(both, **options).generate(model.lines(), beam=4, max_len_b=15, nbest=2)
+    assert [text for texts in found for text in texts] == [
+        text for *_, text in sorted(expected, key=lambda each: each[0])
+    ]
+    with pytest.raises(UserError, match="are no ensemble: they are of different tasks; give one of them$"):
+        elseq.load(f"{model.checkpoint}:{family('mbart25').checkpoint}", **options)
 
 
 def test_int8(family):
