@@ -11,6 +11,7 @@ from elseq.cli import convert as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.families.marian import sines
+from elseq.subwords.pieces import as_word
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.making import change, convert, load, padded
 from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
@@ -22,10 +23,11 @@ TARGET_TEXT = "der schnelle braune fuchs springt über den faulen hund und der i
 ODD = ["a</s>b", "the <unk> dog", ">>fra<< the dog", ">>xyz<< the dog", "the >>fra<< dog", ">>fra<<", "<pad> ", ">>"]
 
 
-def make(folder, seed=2, **options):
+def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **options):
     """As opus-mt's: pad is the last word, its row is 0, and a bias tells frequent words."""
     folder.mkdir(parents=True)
-    paths = train(folder / "source.spm"), train(folder / "target.spm", text=TARGET_TEXT)
+    rule = {"normalization_rule_name": normalization_rule_name}
+    paths = train(folder / "source.spm", text=text, **rule), train(folder / "target.spm", text=TARGET_TEXT)
     models = [sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in paths]
     pieces = [model.id_to_piece(number) for model in models for number in range(3, model.get_piece_size())]
     names = [*dict.fromkeys(["</s>", "<unk>", *pieces, ">>fra<<"]), "<pad>"]
@@ -75,7 +77,8 @@ def texts(model, number=40):
 def fairseq_rows(loaded, folder):
     """fairseq's row of each of transformers' numbers."""
     numbers = json.loads((folder / "vocab.json").read_text())
-    return torch.tensor([loaded.task.source_dictionary.index(name) for name in sorted(numbers, key=numbers.get)])
+    words = [as_word(name) for name in sorted(numbers, key=numbers.get)]
+    return torch.tensor([loaded.task.source_dictionary.index(word) for word in words])
 
 
 @torch.no_grad()
@@ -130,6 +133,23 @@ def test_tokens(pair):
         tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
         assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
         assert loaded.task.build_dataset_for_inference([tokens], [1])[0]["source"].tolist() == tokens.tolist()
+
+
+def test_pieces_with_white_space(tmp_path):
+    """No word of a dictionary has any."""
+    text = " ".join(f"{word}\x85\u2028{word}" for word in TEXT.split())
+    make(tmp_path / "theirs", text=text, normalization_rule_name="identity")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    rows = fairseq_rows(loaded, tmp_path / "theirs")
+    for line in ("the\x85\u2028the dog", "a\u2028b", "a\u3000b", "\x85"):
+        numbers = tokenizer(line)["input_ids"]
+        words = loaded.bpe.encode(line)
+        tokens = loaded.task.source_dictionary.encode_line(words, add_if_not_exist=False)
+        assert tokens.tolist() == rows[numbers].tolist()
+        assert loaded.bpe.decode(words) == tokenizer.decode(numbers, skip_special_tokens=True)
+    assert rows.unique().numel() == len(rows) and any("\x85" in name for name in tokenizer.get_vocab())
 
 
 def test_text(pair):
