@@ -1,6 +1,8 @@
 """Marian against transformers: logits, hypotheses, tokens, and the way back."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -205,7 +207,28 @@ def test_fairseqs_commands(pair, tmp_path):
     assert f"\t{text}\n" in log
 
 
+def test_fewer_heads(pair, tmp_path):
+    """The bias and the table of positions come along."""
+    _, folder = pair
+    shutil.copytree(folder / "ours", tmp_path / "model")
+    arguments = {"model": str(tmp_path / "model"), "output": str(tmp_path / "model" / "checkpoint_best.pt")}
+    options = {"num_kv_heads": 4, "places": None, "method": "mean", "seed": 1, "overwrite": False, "user_dir": None}
+    command.convert_heads(SimpleNamespace(**arguments, **options))
+    (tmp_path / "model" / "model.pt").unlink()
+    lines = ["the lazy dog", "three ways"]
+    assert load(tmp_path / "model").generate(lines, max_len_b=20) == load(folder / "ours").generate(lines, max_len_b=20)
+
+
 # --- what cannot be
+
+
+@pytest.mark.parametrize("convert_to", [command.convert_to_ctranslate2, command.convert_to_fairseq])
+def test_programs_without_the_bias(pair, tmp_path, convert_to):
+    _, folder = pair
+    args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
+    with pytest.raises(UserError, match="the model has a bias in its output layer .--output-bias."):
+        convert_to(SimpleNamespace(**args, quantization=None, user_dir=None))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
