@@ -50,11 +50,16 @@ _SPACE = "\u2581"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
 
 
+def as_word(piece: str) -> str:
+    """The word of a dictionary for a piece: white space in it, which no word has, is named by its number in Unicode."""
+    return "".join(f"<U+{ord(letter):04X}>" if letter.isspace() else letter for letter in piece)
+
+
 class NumberedPieces(Sentencepiece):
     """A sentencepiece model beside vocab.json, which numbers its pieces, and fairseq_symbols.json.
 
     The special tokens that fairseq_symbols.json names are found in a text before sentencepiece reads it, as in
-    transformers, and say nothing in decoding. Every other piece is a word of the dictionary.
+    transformers, and say nothing in decoding. Every other piece is a word of the dictionary (see `as_word`).
 
     With source.spm and target.spm, the model of the source encodes and the target's decodes, and ">>LANGUAGE<<" at the
     start of a text is one word (Marian).
@@ -76,9 +81,9 @@ class NumberedPieces(Sentencepiece):
         self._symbols = symbols
         longest_first = sorted(symbols, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self.words = {number: symbols.get(piece, piece) for piece, number in numbers.items()}
+        self.words = {number: symbols.get(piece) or as_word(piece) for piece, number in numbers.items()}
         self.numbers = {word: number for number, word in self.words.items()}
-        self._silent = set(symbols.values())
+        self._said = {as_word(piece): piece for piece in numbers if piece not in symbols}
 
     def token(self, number: int) -> str | None:
         return self.words.get(number)
@@ -94,10 +99,10 @@ class NumberedPieces(Sentencepiece):
                     pieces.append(code[0])
                     part = part[code.end() :]
                 pieces += super().pieces(part)
-        return ["<unk>" if piece.split() != [piece] else piece for piece in pieces]
+        return [as_word(piece) for piece in pieces]
 
     def decode(self, words: str) -> str:
-        pieces = [word for word in words.split() if word in self.numbers and word not in self._silent]
+        pieces = [self._said[word] for word in words.split() if word in self._said]
         # What the model does not know, it copies with its letter for a space.
         return self._decoder.decode_pieces(pieces).replace(_SPACE, " ").strip()
 

@@ -24,7 +24,7 @@ from elseq.interop.hugging_face.tokenizer import (
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.files import read_numbers
-from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece
+from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece, as_word
 
 SPACE = "\u2581"  # sentencepiece's letter for a space
 _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
@@ -184,7 +184,7 @@ class PieceVocabulary(Vocabulary):
         return tuple(dict.fromkeys((*self.special, *self.languages)))
 
     def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
-        return self.names(rows)
+        return [as_word(name) for name in self.names(rows)]
 
     def tokenizer_files(self) -> dict[str, str | bytes]:
         return self.files

@@ -12,7 +12,7 @@ TEXT = "the quick brown fox jumps over the lazy dog and the inner circle thinks 
 
 
 def train(path, algorithm="unigram", text=TEXT, **options):
-    model, text = io.BytesIO(), text.split()
+    model, text = io.BytesIO(), text.split(" ")
     lines = [" ".join(text[start : start + 5]) for start in range(len(text))] * 20
     fixed = {"vocab_size": 80, "hard_vocab_limit": False, "character_coverage": 1.0, "minloglevel": 2}
     sentencepiece.SentencePieceTrainer.train(

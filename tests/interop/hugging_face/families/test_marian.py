@@ -1,6 +1,8 @@
 """Marian against transformers: logits, hypotheses, tokens, and the way back."""
 
 import json
+import shutil
+from types import SimpleNamespace
 
 import pytest
 import sentencepiece
@@ -11,6 +13,7 @@ from elseq.cli import convert as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.families.marian import sines
+from elseq.subwords.pieces import as_word
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.making import change, convert, load, padded
 from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
@@ -22,10 +25,11 @@ TARGET_TEXT = "der schnelle braune fuchs springt über den faulen hund und der i
 ODD = ["a</s>b", "the <unk> dog", ">>fra<< the dog", ">>xyz<< the dog", "the >>fra<< dog", ">>fra<<", "<pad> ", ">>"]
 
 
-def make(folder, seed=2, **options):
+def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **options):
     """As opus-mt's: pad is the last word, its row is 0, and a bias tells frequent words."""
     folder.mkdir(parents=True)
-    paths = train(folder / "source.spm"), train(folder / "target.spm", text=TARGET_TEXT)
+    rule = {"normalization_rule_name": normalization_rule_name}
+    paths = train(folder / "source.spm", text=text, **rule), train(folder / "target.spm", text=TARGET_TEXT)
     models = [sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in paths]
     pieces = [model.id_to_piece(number) for model in models for number in range(3, model.get_piece_size())]
     names = [*dict.fromkeys(["</s>", "<unk>", *pieces, ">>fra<<"]), "<pad>"]
@@ -75,7 +79,8 @@ def texts(model, number=40):
 def fairseq_rows(loaded, folder):
     """fairseq's row of each of transformers' numbers."""
     numbers = json.loads((folder / "vocab.json").read_text())
-    return torch.tensor([loaded.task.source_dictionary.index(name) for name in sorted(numbers, key=numbers.get)])
+    words = [as_word(name) for name in sorted(numbers, key=numbers.get)]
+    return torch.tensor([loaded.task.source_dictionary.index(word) for word in words])
 
 
 @torch.no_grad()
@@ -132,6 +137,23 @@ def test_tokens(pair):
         assert loaded.task.build_dataset_for_inference([tokens], [1])[0]["source"].tolist() == tokens.tolist()
 
 
+def test_pieces_with_white_space(tmp_path):
+    """No word of a dictionary has any."""
+    text = " ".join(f"{word}\x85\u2028{word}" for word in TEXT.split())
+    make(tmp_path / "theirs", text=text, normalization_rule_name="identity")
+    tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    rows = fairseq_rows(loaded, tmp_path / "theirs")
+    for line in ("the\x85\u2028the dog", "a\u2028b", "a\u3000b", "\x85"):
+        numbers = tokenizer(line)["input_ids"]
+        words = loaded.bpe.encode(line)
+        tokens = loaded.task.source_dictionary.encode_line(words, add_if_not_exist=False)
+        assert tokens.tolist() == rows[numbers].tolist()
+        assert loaded.bpe.decode(words) == tokenizer.decode(numbers, skip_special_tokens=True)
+    assert rows.unique().numel() == len(rows) and any("\x85" in name for name in tokenizer.get_vocab())
+
+
 def test_text(pair):
     _, folder = pair
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
@@ -185,7 +207,28 @@ def test_fairseqs_commands(pair, tmp_path):
     assert f"\t{text}\n" in log
 
 
+def test_fewer_heads(pair, tmp_path):
+    """The bias and the table of positions come along."""
+    _, folder = pair
+    shutil.copytree(folder / "ours", tmp_path / "model")
+    arguments = {"model": str(tmp_path / "model"), "output": str(tmp_path / "model" / "checkpoint_best.pt")}
+    options = {"num_kv_heads": 4, "places": None, "method": "mean", "seed": 1, "overwrite": False, "user_dir": None}
+    command.convert_heads(SimpleNamespace(**arguments, **options))
+    (tmp_path / "model" / "model.pt").unlink()
+    lines = ["the lazy dog", "three ways"]
+    assert load(tmp_path / "model").generate(lines, max_len_b=20) == load(folder / "ours").generate(lines, max_len_b=20)
+
+
 # --- what cannot be
+
+
+@pytest.mark.parametrize("convert_to", [command.convert_to_ctranslate2, command.convert_to_fairseq])
+def test_programs_without_the_bias(pair, tmp_path, convert_to):
+    _, folder = pair
+    args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
+    with pytest.raises(UserError, match="the model has a bias in its output layer .--output-bias."):
+        convert_to(SimpleNamespace(**args, quantization=None, user_dir=None))
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize(
