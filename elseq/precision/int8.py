@@ -22,6 +22,7 @@ LARGEST = 127
 SMALLEST = 1e-36  # a row without a larger magnitude is a row of zeros; its inverse would be infinite
 # Rows that are quantized, multiplied and scaled before the next, so that they stay in the cache.
 BLOCK = 128
+PART = 1024  # products that have an exact sum in float32
 
 
 def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -78,6 +79,15 @@ class KernelProduct(_QuantizedProduct):
     def embedding(self, indices: Tensor) -> Tensor:
         return kernels.embedding(self._weight, self._scale, indices)
 
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        copy = is_scattered * rows * inputs * itemsize
+        return cls.input_bytes(rows, inputs, itemsize) + max(copy, cls.output_bytes(rows, outputs, itemsize))
+
+    @staticmethod
+    def input_bytes(rows: int, inputs: int, itemsize: int) -> int:
+        return rows * (inputs + -inputs % kernels.GROUP + itemsize)
+
 
 class QuantizedInputs:
     """Quantizes inputs of layers, once where several layers have the same: query, key and value projections."""
@@ -122,13 +132,23 @@ class TorchProduct(_QuantizedProduct):
     def embedding(self, indices: Tensor) -> Tensor:
         return self._weight[indices] * self._scale[indices].unsqueeze(-1)
 
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        block = min(rows, BLOCK)
+        quantizing = block * (inputs * (2 * torch.float64.itemsize + 1) + 32)  # with the integers of the block before
+        # The integers and, where torch cannot multiply them, the numbers that stand for them.
+        multiplying = block * (inputs + outputs * itemsize)
+        if not _torch_multiplies_int8():
+            part = min(inputs, PART)
+            multiplying += (block * (outputs + part) + outputs * part) * itemsize
+        return super().multiplying_bytes(rows, inputs, outputs, itemsize, is_scattered) + max(quantizing, multiplying)
+
 
 def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     """int8 [M, K] times int8 [N, K] to [M, N], int32 or float32."""
     if _torch_multiplies_int8():
         return torch._int_mm(rows, weight.t())
-    # Sums of so few products are exact in float32.
-    parts = zip(rows.split(1024, dim=1), weight.split(1024, dim=1), strict=True)
+    parts = zip(rows.split(PART, dim=1), weight.split(PART, dim=1), strict=True)
     return sum(F.linear(part.float(), columns.float()) for part, columns in parts)
 
 

@@ -34,6 +34,44 @@ class Product(ABC):
         """Whether this was made of a weight [N, K]."""
         raise NotImplementedError
 
+    # Those of the class `Product` itself are of an ordinary layer.
+
+    @staticmethod
+    def output_bytes(rows: int, outputs: int, itemsize: int) -> int:
+        """What the output of `multiply` takes as long as it lives.
+
+        Args:
+            rows, outputs: M and N.
+            itemsize: bytes of a number.
+        """
+        return rows * outputs * itemsize
+
+    @staticmethod
+    def input_bytes(rows: int, inputs: int, itemsize: int) -> int:
+        """What is made of an input, for all layers that read it, and kept as long as it is the last one."""
+        return 0
+
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        """The most that `multiply` holds at a time, its output included, its input not.
+
+        Args:
+            rows, inputs, outputs, itemsize: M, K and N; as for `output_bytes`.
+            is_scattered: whether the rows of the input are not adjacent in memory, so that it is copied.
+        """
+        copy = is_scattered * rows * inputs * itemsize
+        block = min(inputs, 512) * min(outputs, 64) * itemsize
+        return copy + cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rows, outputs, itemsize, block)
+
+
+def narrow_sums(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
+    """What oneDNN adds up numbers narrower than float32 in, bytes: each thread has sums in float32, and a block of the
+    weight, unless it is packed."""
+    if itemsize >= torch.float32.itemsize:
+        return 0
+    sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize
+    return torch.get_num_threads() * (sums + block + 1024) + 1024
+
 
 @dataclass
 class _Decoding:

@@ -143,10 +143,11 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
     return packed.PackedProduct if can_pack else None
 
 
-def multiplied_rows(model: nn.Module, rows: int) -> int:
-    """How many rows linear layers of a model multiply for these."""
-    is_packed = model.decoder.decode_dtype != INT8 and _maker(model, None) is not None
-    return packed.rounded(rows) if is_packed else rows
+def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:
+    """How the linear layers of a model are evaluated under a value of --dtype, as for `PreparedModel`; `Product`
+    itself, where they are ordinary ones."""
+    make = _maker(model, dtype)
+    return Product if make is None else getattr(make, "func", make)  # a partial, where it has arguments
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

@@ -7,7 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elseq.precision.linear import Product
+from elseq.precision.linear import Product, narrow_sums
 
 # For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
 ROWS = 32
@@ -33,6 +33,17 @@ class PackedProduct(Product):
 
     def weight(self) -> Tensor:
         return self._weight.to_dense()
+
+    @staticmethod
+    def output_bytes(rows: int, outputs: int, itemsize: int) -> int:
+        return rounded(rows) * outputs * itemsize
+
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        copy = is_scattered * rows * inputs * itemsize
+        padded = rounded(rows) * inputs * itemsize if rounded(rows) > rows else 0
+        output = cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rounded(rows), outputs, itemsize)
+        return max(copy + padded, (padded or copy) + output)
 
 
 def rounded(rows: int) -> int:
