@@ -55,9 +55,12 @@ class _QuantizedProduct(Product):
     _scale: Tensor
 
     def is_of(self, weight: Tensor) -> bool:
+        return all(map(self._has_rows, torch.arange(len(weight)).split(kernels.BLOCK), weight.split(kernels.BLOCK)))
+
+    def _has_rows(self, numbers: Tensor, weight: Tensor) -> bool:
         quantized, scale = quantize_columns(weight)
-        rows = self.embedding(torch.arange(len(weight), device=weight.device))
-        return torch.allclose(rows, quantized * scale.unsqueeze(1), rtol=0, atol=0, equal_nan=True)
+        expected = quantized * scale.unsqueeze(1)
+        return torch.allclose(self.embedding(numbers), expected, rtol=0, atol=0, equal_nan=True)
 
 
 class KernelProduct(_QuantizedProduct):
@@ -66,8 +69,13 @@ class KernelProduct(_QuantizedProduct):
     activations = ("relu", "gelu")
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
-        weight, self._scale = quantize_columns(linear.weight)
-        self._weight = kernels.pack(weight)
+        weight = linear.weight.detach()
+        self._weight = kernels.PackedWeight.empty(*weight.shape)
+        self._scale = weight.new_empty(len(weight))
+        for start in range(0, len(weight), kernels.BLOCK):  # an int8 copy of a whole table is large
+            block = slice(start, start + kernels.BLOCK)
+            rows, self._scale[block] = quantize_columns(weight[block])
+            self._weight.put(start, rows)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         self._inputs = inputs
 

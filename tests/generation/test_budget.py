@@ -1,10 +1,7 @@
 """What a batch is said to take, against every tensor that is alive while it is decoded."""
 
-from itertools import accumulate
-
 import pytest
 import torch
-from torch.profiler import ProfilerActivity, profile
 
 from elseq import native
 from elseq.errors import UserError
@@ -13,16 +10,8 @@ from elseq.generation.beams import Candidates
 from elseq.generation.budget import batch_bytes, capacity, read_bytes, write_bytes
 from elseq.generation.search import Usage
 from elseq.precision import packed
+from tests.helpers import peak_memory
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
-
-
-def peak_memory(call):
-    """The most bytes that torch's allocator had given at a time, as the profiler of torch records them."""
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
-        call()
-    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
-    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
-    return max(accumulate(sizes))
 
 
 def test_the_measure():
