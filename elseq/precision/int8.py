@@ -54,6 +54,9 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 class _QuantizedProduct(Product):
     _scale: Tensor
 
+    def embeds(self, weight: Tensor) -> bool:
+        return True  # of the quantized numbers, which are those of the projection
+
     def is_of(self, weight: Tensor) -> bool:
         return all(map(self._has_rows, torch.arange(len(weight)).split(kernels.BLOCK), weight.split(kernels.BLOCK)))
 

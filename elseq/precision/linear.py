@@ -22,8 +22,12 @@ class Product(ABC):
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
 
+    def embeds(self, weight: Tensor) -> bool:
+        """Whether `embedding` gives the rows of the weight [N, K] that this was made of."""
+        return False
+
     def embedding(self, indices: Tensor) -> Tensor:
-        """Rows of the weight, int64 [...] to [..., K], for an embedding that is tied to it."""
+        """Rows of the weight, int64 [...] to [..., K], for an embedding that is tied to it. First ask `embeds`."""
         raise NotImplementedError
 
     def weight(self) -> Tensor | None:
@@ -82,6 +86,8 @@ class _Decoding:
     product: Product | None = None
     made_of: tuple[int, int] | None = None  # address and version of the weight
     searches: int = 0  # that are running
+    is_tied: bool = False  # to an embedding
+    embeds: bool = False  # whether that reads the product
     releases: bool = False  # whether the weight is dropped once there is a product
     is_released: bool = False
     is_read: bool = False  # whether a search also reads the weight itself; then it is not dropped again
@@ -155,7 +161,8 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             if version != decoding.made_of:
                 decoding.product = None
                 decoding.product, decoding.made_of = decoding.make(self), version
-            if decoding.releases and not decoding.is_read:
+                decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
+            if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
                 self.release()
         return decoding.product
 
@@ -191,7 +198,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
 
 
 class DecodingEmbedding(_DecodingModule, nn.Embedding):
-    """An embedding that searches read from the product of the output projection that it is tied to."""
+    """An embedding that searches read from the product of the output projection that it is tied to, if that can."""
 
     kind = nn.Embedding
     extra = "projection"
@@ -201,11 +208,14 @@ class DecodingEmbedding(_DecodingModule, nn.Embedding):
         if type(embedding) is nn.Embedding:
             embedding.__class__ = cls
             embedding.__dict__["projection"] = projection  # not a submodule: state_dict has the same names
+        projection.decoding.is_tied = True
 
     def forward(self, indices: Tensor) -> Tensor:
         projection = self.__dict__["projection"]
         if projection.decoding.searches:
-            return projection.product().embedding(indices)
+            product = projection.product()
+            if projection.decoding.embeds:
+                return product.embedding(indices)
         return super().forward(indices)
 
     def restore(self) -> None:

@@ -48,9 +48,7 @@ class PreparedModel:
         self._embeddings = [  # with the output projection that each is tied to
             (module, weights[id(module._parameters["weight"])])
             for module in model.modules()
-            if type(module) in (nn.Embedding, DecodingEmbedding)
-            and id(module._parameters["weight"]) in weights
-            and dtype == INT8
+            if type(module) in (nn.Embedding, DecodingEmbedding) and id(module._parameters["weight"]) in weights
         ]
         read_here = {id(embedding) for embedding, _ in self._embeddings}
         # How many modules read a weight themselves. What several read is not dropped.
