@@ -14,12 +14,23 @@ from importlib.metadata import entry_points
 from pathlib import Path
 from unittest import mock
 
+from torch.profiler import ProfilerActivity, profile
+
 from elseq.compat.commands import silence_old_code
 from elseq.errors import user_sentence
 
 USER_DIR = Path(__file__).resolve().parents[1] / "elseq"
 DATA = Path(os.environ.get("ELSEQ_DATA") or "no ELSEQ_DATA")  # real text; tests that need it skip where it is not
 SEPARATOR = "=>"  # between prompt and target in a line of language-model data
+
+
+def peak_memory(call):
+    """The most bytes that torch's allocator had given at a time while this ran, as the profiler records them."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as recorded:
+        call()
+    events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
+    sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
+    return max(itertools.accumulate(sizes))
 
 
 @dataclass

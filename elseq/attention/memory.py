@@ -10,7 +10,7 @@ of capacity. The tensors of a memory are [B or N, ..., S, width].
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -25,6 +25,8 @@ if TYPE_CHECKING:
 
 # Buffers grow by this many positions at a time.
 GROWTH = 8
+# Memory of sentences that leave is given up in so many parts, each of which is copied as a whole.
+PARTS = 8
 
 
 class Stretch(NamedTuple):
@@ -61,12 +63,13 @@ class SentenceMemory:
     @torch.no_grad()
     def keep(self, sentences: Tensor) -> None:
         """Keep these sentences, int64 [B'], in this order. They move to the front of the buffer."""
-        selected = tuple(tensor.index_select(0, sentences) for tensor in self.tensors)
         if len(sentences) > len(self.tensors[0]):  # fairseq's protocol may repeat sentences
-            self.tensors = self.method.lay_out(selected)
+            self.tensors = self.method.lay_out(tuple(tensor.index_select(0, sentences) for tensor in self.tensors))
         else:
-            pairs = zip(self.tensors, selected, strict=True)
-            self.tensors = tuple(tensor[: len(sentences)].copy_(rows) for tensor, rows in pairs)
+            for tensor in self.tensors:
+                for part in tensor.split(max(1, -(-tensor.size(1) // PARTS)), dim=1):
+                    part[: len(sentences)] = part.index_select(0, sentences)
+            self.tensors = tuple(tensor[: len(sentences)] for tensor in self.tensors)
         if self.mask is not None:
             self.mask = self.mask.index_select(0, sentences)
 
@@ -107,14 +110,26 @@ class GrowingMemory:
         """Allocate larger buffers, without the positions that no later position attends to."""
         if self._rows is not None and len(self._rows) < len(self._buffers[0]):
             self._move_rows()
-        seen = self._seen()
+        first, end = self._first_seen(), self.length
         if self._rows is not None:
-            self._rows = self._rows[:, self._first_seen() :]
-        self.length -= self._first_seen()
+            self._rows = self._rows[:, first:]
+        self.length -= first
         capacity = -(-(self.length + new[0].size(-2)) // GROWTH) * GROWTH
-        self._buffers = tuple(tensor.new_empty(*tensor.shape[:-2], capacity, tensor.size(-1)) for tensor in new)
-        for buffer, tensor in zip(self._buffers, seen, strict=False):  # empty at the first call
-            buffer[..., : self.length, :] = tensor
+
+        def larger(buffer: Tensor) -> Tensor:
+            room = buffer.new_empty(*buffer.shape[:-2], capacity, buffer.size(-1))
+            room[..., : self.length, :] = buffer[..., first:end, :]
+            return room
+
+        self._buffers = self._buffers or new  # of which nothing is copied yet
+        self._replace(larger)
+
+    def _replace(self, make: Callable[[Tensor], Tensor]) -> None:
+        """Make other buffers of these, one after the other: only one is in memory twice."""
+        buffers, self._buffers = list(self._buffers), ()
+        for number in range(len(buffers)):
+            buffers[number] = make(buffers[number])
+        self._buffers = tuple(buffers)
 
     def _first_seen(self) -> int:
         return 0 if self.window is None else max(0, self.length - self.newest - self.window + 1)
@@ -156,7 +171,8 @@ class GrowingMemory:
             spare: an unused tensor, which is overwritten if it has the right shape.
 
         Returns:
-            Another unused tensor. Writing to recently used memory is much faster than writing to new memory.
+            Another unused tensor of that shape, or None. Writing to recently used memory is much faster than writing to
+            new memory.
         """
         if self._read_unmoved and len(order) <= len(self._buffers[0]):
             before = order.new_empty(len(self._buffers[0]), 0) if self._rows is None else self._rows
@@ -164,13 +180,17 @@ class GrowingMemory:
             self._rows = torch.cat((before.index_select(0, order), others), dim=1)
             return spare
         self.tensors()
-        buffers = []
-        for buffer in self._buffers:
+
+        def reordered(buffer: Tensor) -> Tensor:
+            nonlocal spare
             shape = (order.numel(), *buffer.shape[1:])
-            target = spare if spare is not None and spare.shape == shape else buffer.new_empty(shape)
-            buffers.append(torch.index_select(buffer, 0, order, out=target))
-            spare = buffer
-        self._buffers = tuple(buffers)
+            if spare is None or spare.shape != shape:
+                spare = None
+                spare = buffer.new_empty(shape)
+            target, spare = spare, buffer if buffer.shape == shape else None
+            return torch.index_select(buffer, 0, order, out=target)
+
+        self._replace(reordered)
         return spare
 
     @torch.no_grad()
@@ -181,13 +201,14 @@ class GrowingMemory:
         positions = torch.arange(capacity, device=rows.device)
         own = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand(-1, capacity - rows.size(1))
         rows = torch.cat((rows, own), dim=1).unsqueeze(1)  # [N, 1, C]
-        moved = []
-        for buffer in self._buffers:
+
+        def moved(buffer: Tensor) -> Tensor:
             heads = buffer.flatten(1, -3).size(1) if buffer.dim() > 3 else 1
             places = (rows * heads + torch.arange(heads, device=rows.device).unsqueeze(1)) * capacity + positions
             selected = buffer.view(-1, buffer.size(-1)).index_select(0, places.flatten())
-            moved.append(selected.view(len(rows), *buffer.shape[1:]))
-        self._buffers = tuple(moved)
+            return selected.view(len(rows), *buffer.shape[1:])
+
+        self._replace(moved)
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""

@@ -32,7 +32,13 @@ class BeamSearch(search.BeamSearch):
             CPU, where asking costs nothing, fairseq chooses among equal scores.
         """
         best, words = torch.topk(lprobs, min(self.needed(lprobs.size(1)), lprobs.size(2)), dim=2)
-        return self.select(step, best, words, scores) or super().step(step, lprobs, scores)
+        found = self.select(step, best, words, scores)
+        if found is None:
+            # It copies the log-probabilities that it is given: of one sentence at a time.
+            ours = [None] * len(lprobs) if scores is None else scores.split(1)
+            each = [super(BeamSearch, self).step(step, *pair) for pair in zip(lprobs.split(1), ours, strict=True)]
+            found = tuple(map(torch.cat, zip(*each, strict=True)))
+        return found
 
     @staticmethod
     def needed(beam: int) -> int:

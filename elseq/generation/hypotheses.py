@@ -59,11 +59,12 @@ class FinishedHypotheses:
             if self.stopping.is_bounded or len(self._found[sentence]) < self._wanted:
                 self._found[sentence].append(
                     {
-                        "tokens": ended[row],
+                        # Copies: a row would keep those of all the others.
+                        "tokens": ended[row].clone(),
                         "score": totals[row],
-                        "attention": torch.empty(0) if attention is None else attention[row],
+                        "attention": torch.empty(0) if attention is None else attention[row].clone(),
                         "alignment": torch.empty(0),
-                        "positional_scores": positional[row],
+                        "positional_scores": positional[row].clone(),
                     }
                 )
 

@@ -23,7 +23,7 @@ class NextWords:
         """
         Args:
             log_probs: [N, V]; or instead of these
-            logits: [N, V], and
+            logits: [N, V], which may be overwritten, and
             normalize: what makes log-probabilities of the logits.
         """
         self._log_probs = log_probs
@@ -36,9 +36,11 @@ class NextWords:
         if self._log_probs is None:
             if self.offers_best and not native.is_recorded():
                 logits = self._logits.float()
-                self._log_probs = _log_probs(logits, logits, *kernels.log_softmax_top(logits, 1))
+                value, word = kernels.log_softmax_top(logits, 1)
+                self._log_probs = logits.sub_(logits.gather(1, word)).add_(value)
             else:
                 self._log_probs = self._normalize(self._logits)
+            self._logits = None
         return self._log_probs
 
     @property
@@ -56,14 +58,6 @@ class NextWords:
             return None
         logits = self._logits.float()
         values, words = kernels.log_softmax_top(logits, count)
-        return _log_probs(logits.gather(1, words), logits, values[:, :1], words[:, :1]), words
-
-
-def _log_probs(some: Tensor, logits: Tensor, best: Tensor, word: Tensor) -> Tensor:
-    """Of some logits, [N, W]: the same numbers whether all are asked for or the best ones, which depends on the batch.
-
-    Args:
-        logits: [N, V].
-        best, word: [N, 1]: the best log-probability of each row, and its word.
-    """
-    return (some - logits.gather(1, word)).add_(best)
+        # The same numbers as in `log_probs`: which of them is asked for depends on the batch.
+        chosen = logits.gather(1, words)
+        return (chosen - chosen[:, :1]).add_(values[:, :1]), words

@@ -241,6 +241,7 @@ class SequenceGenerator(nn.Module):
             at_limit = beams.limits <= step if step >= shortest else None
             candidates, was_nan = self._candidates(Step(step, beams, at_limit), next_words)
             is_nan = is_nan | was_nan
+            del next_words  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses.
             remaining = None

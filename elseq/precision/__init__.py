@@ -4,7 +4,7 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import activated
-from elseq.precision.model import DTYPES, INT8, PreparedModel, multiplied_rows, prepared, restore
+from elseq.precision.linear import Product, activated
+from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
-__all__ = ["DTYPES", "INT8", "PreparedModel", "activated", "multiplied_rows", "prepared", "restore"]
+__all__ = ["DTYPES", "INT8", "PreparedModel", "Product", "activated", "kind_of_product", "prepared", "restore"]

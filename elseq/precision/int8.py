@@ -22,6 +22,7 @@ LARGEST = 127
 SMALLEST = 1e-36  # a row without a larger magnitude is a row of zeros; its inverse would be infinite
 # Rows that are quantized, multiplied and scaled before the next, so that they stay in the cache.
 BLOCK = 128
+PART = 1024  # products that have an exact sum in float32
 
 
 def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
@@ -53,10 +54,16 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 class _QuantizedProduct(Product):
     _scale: Tensor
 
+    def embeds(self, weight: Tensor) -> bool:
+        return True  # of the quantized numbers, which are those of the projection
+
     def is_of(self, weight: Tensor) -> bool:
+        return all(map(self._has_rows, torch.arange(len(weight)).split(kernels.BLOCK), weight.split(kernels.BLOCK)))
+
+    def _has_rows(self, numbers: Tensor, weight: Tensor) -> bool:
         quantized, scale = quantize_columns(weight)
-        rows = self.embedding(torch.arange(len(weight), device=weight.device))
-        return torch.allclose(rows, quantized * scale.unsqueeze(1), rtol=0, atol=0, equal_nan=True)
+        expected = quantized * scale.unsqueeze(1)
+        return torch.allclose(self.embedding(numbers), expected, rtol=0, atol=0, equal_nan=True)
 
 
 class KernelProduct(_QuantizedProduct):
@@ -65,8 +72,13 @@ class KernelProduct(_QuantizedProduct):
     activations = ("relu", "gelu")
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
-        weight, self._scale = quantize_columns(linear.weight)
-        self._weight = kernels.pack(weight)
+        weight = linear.weight.detach()
+        self._weight = kernels.PackedWeight.empty(*weight.shape)
+        self._scale = weight.new_empty(len(weight))
+        for start in range(0, len(weight), kernels.BLOCK):  # an int8 copy of a whole table is large
+            block = slice(start, start + kernels.BLOCK)
+            rows, self._scale[block] = quantize_columns(weight[block])
+            self._weight.put(start, rows)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         self._inputs = inputs
 
@@ -77,6 +89,15 @@ class KernelProduct(_QuantizedProduct):
 
     def embedding(self, indices: Tensor) -> Tensor:
         return kernels.embedding(self._weight, self._scale, indices)
+
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        copy = is_scattered * rows * inputs * itemsize
+        return cls.input_bytes(rows, inputs, itemsize) + max(copy, cls.output_bytes(rows, outputs, itemsize))
+
+    @staticmethod
+    def input_bytes(rows: int, inputs: int, itemsize: int) -> int:
+        return rows * (inputs + -inputs % kernels.GROUP + itemsize)
 
 
 class QuantizedInputs:
@@ -122,13 +143,23 @@ class TorchProduct(_QuantizedProduct):
     def embedding(self, indices: Tensor) -> Tensor:
         return self._weight[indices] * self._scale[indices].unsqueeze(-1)
 
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        block = min(rows, BLOCK)
+        quantizing = block * (inputs * (2 * torch.float64.itemsize + 1) + 32)  # with the integers of the block before
+        # The integers and, where torch cannot multiply them, the numbers that stand for them.
+        multiplying = block * (inputs + outputs * itemsize)
+        if not _torch_multiplies_int8():
+            part = min(inputs, PART)
+            multiplying += (block * (outputs + part) + outputs * part) * itemsize
+        return super().multiplying_bytes(rows, inputs, outputs, itemsize, is_scattered) + max(quantizing, multiplying)
+
 
 def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
     """int8 [M, K] times int8 [N, K] to [M, N], int32 or float32."""
     if _torch_multiplies_int8():
         return torch._int_mm(rows, weight.t())
-    # Sums of so few products are exact in float32.
-    parts = zip(rows.split(1024, dim=1), weight.split(1024, dim=1), strict=True)
+    parts = zip(rows.split(PART, dim=1), weight.split(PART, dim=1), strict=True)
     return sum(F.linear(part.float(), columns.float()) for part, columns in parts)
 
 

@@ -15,6 +15,7 @@ from elseq import native
 
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
 GROUP, COLUMNS = 4, 64  # inputs that an instruction adds up, outputs of a tile
+BLOCK = 256  # rows that are packed together
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
@@ -32,6 +33,28 @@ class PackedWeight:
         native.address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
         native.address("offset", self.offset, torch.int32, panels * COLUMNS)
 
+    @classmethod
+    def empty(cls, outputs: int, inputs: int) -> "PackedWeight":
+        """For a weight [N, K] of which every row is then `put`.
+
+        Raises:
+            ValueError: K above 132,104.
+        """
+        if inputs > MAX_INPUTS:
+            raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+        panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
+        tiles = torch.empty(panels, groups, COLUMNS, GROUP, dtype=torch.int8)
+        return cls(tiles, torch.empty(panels * COLUMNS, dtype=torch.int32), outputs, inputs)
+
+    def put(self, start: int, rows: Tensor) -> None:
+        """Rows of the weight, int8 [R, K], from row `start` on. That and R are multiples of 64, except at the end."""
+        padded = torch.nn.functional.pad(rows, (0, -self.inputs % GROUP, 0, -len(rows) % COLUMNS))
+        panels = padded.view(len(padded) // COLUMNS, COLUMNS, padded.size(1) // GROUP, GROUP).transpose(1, 2)
+        first = start // COLUMNS
+        self.tiles[first : first + len(panels)] = panels
+        # torch makes an int32 tensor of all that it is to add.
+        self.offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
+
 
 def available() -> bool:
     """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
@@ -46,15 +69,10 @@ def pack(weight: Tensor) -> PackedWeight:
     """
     if weight.dtype != torch.int8 or weight.dim() != 2:
         raise ValueError("a weight is int8 [N, K]")
-    outputs, inputs = weight.shape
-    if inputs > MAX_INPUTS:
-        raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-    padded = torch.nn.functional.pad(weight, (0, -inputs % GROUP, 0, -outputs % COLUMNS))
-    panels, groups = padded.size(0) // COLUMNS, padded.size(1) // GROUP
-    tiles = padded.view(panels, COLUMNS, groups, GROUP).transpose(1, 2).contiguous()
-    # torch makes an int32 tensor of all that it is to add.
-    sums = torch.cat([block.sum(1, dtype=torch.int32) for block in padded.split(1024)])
-    return PackedWeight(tiles, -128 * sums, outputs, inputs)
+    packed = PackedWeight.empty(*weight.shape)
+    for start in range(0, len(weight), BLOCK):
+        packed.put(start, weight[start : start + BLOCK])
+    return packed
 
 
 def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:

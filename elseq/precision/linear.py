@@ -22,8 +22,12 @@ class Product(ABC):
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
 
+    def embeds(self, weight: Tensor) -> bool:
+        """Whether `embedding` gives the rows of the weight [N, K] that this was made of."""
+        return False
+
     def embedding(self, indices: Tensor) -> Tensor:
-        """Rows of the weight, int64 [...] to [..., K], for an embedding that is tied to it."""
+        """Rows of the weight, int64 [...] to [..., K], for an embedding that is tied to it. First ask `embeds`."""
         raise NotImplementedError
 
     def weight(self) -> Tensor | None:
@@ -33,6 +37,44 @@ class Product(ABC):
     def is_of(self, weight: Tensor) -> bool:
         """Whether this was made of a weight [N, K]."""
         raise NotImplementedError
+
+    # Those of the class `Product` itself are of an ordinary layer.
+
+    @staticmethod
+    def output_bytes(rows: int, outputs: int, itemsize: int) -> int:
+        """What the output of `multiply` takes as long as it lives.
+
+        Args:
+            rows, outputs: M and N.
+            itemsize: bytes of a number.
+        """
+        return rows * outputs * itemsize
+
+    @staticmethod
+    def input_bytes(rows: int, inputs: int, itemsize: int) -> int:
+        """What is made of an input, for all layers that read it, and kept as long as it is the last one."""
+        return 0
+
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        """The most that `multiply` holds at a time, its output included, its input not.
+
+        Args:
+            rows, inputs, outputs, itemsize: M, K and N; as for `output_bytes`.
+            is_scattered: whether the rows of the input are not adjacent in memory, so that it is copied.
+        """
+        copy = is_scattered * rows * inputs * itemsize
+        block = min(inputs, 512) * min(outputs, 64) * itemsize
+        return copy + cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rows, outputs, itemsize, block)
+
+
+def narrow_sums(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
+    """What oneDNN adds up numbers narrower than float32 in, bytes: each thread has sums in float32, and a block of the
+    weight, unless it is packed."""
+    if itemsize >= torch.float32.itemsize:
+        return 0
+    sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize
+    return torch.get_num_threads() * (sums + block + 1024) + 1024
 
 
 @dataclass
@@ -44,6 +86,8 @@ class _Decoding:
     product: Product | None = None
     made_of: tuple[int, int] | None = None  # address and version of the weight
     searches: int = 0  # that are running
+    is_tied: bool = False  # to an embedding
+    embeds: bool = False  # whether that reads the product
     releases: bool = False  # whether the weight is dropped once there is a product
     is_released: bool = False
     is_read: bool = False  # whether a search also reads the weight itself; then it is not dropped again
@@ -117,7 +161,8 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             if version != decoding.made_of:
                 decoding.product = None
                 decoding.product, decoding.made_of = decoding.make(self), version
-            if decoding.releases and not decoding.is_read:
+                decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
+            if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
                 self.release()
         return decoding.product
 
@@ -153,7 +198,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
 
 
 class DecodingEmbedding(_DecodingModule, nn.Embedding):
-    """An embedding that searches read from the product of the output projection that it is tied to."""
+    """An embedding that searches read from the product of the output projection that it is tied to, if that can."""
 
     kind = nn.Embedding
     extra = "projection"
@@ -163,11 +208,14 @@ class DecodingEmbedding(_DecodingModule, nn.Embedding):
         if type(embedding) is nn.Embedding:
             embedding.__class__ = cls
             embedding.__dict__["projection"] = projection  # not a submodule: state_dict has the same names
+        projection.decoding.is_tied = True
 
     def forward(self, indices: Tensor) -> Tensor:
         projection = self.__dict__["projection"]
         if projection.decoding.searches:
-            return projection.product().embedding(indices)
+            product = projection.product()
+            if projection.decoding.embeds:
+                return product.embedding(indices)
         return super().forward(indices)
 
     def restore(self) -> None:

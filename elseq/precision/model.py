@@ -48,9 +48,7 @@ class PreparedModel:
         self._embeddings = [  # with the output projection that each is tied to
             (module, weights[id(module._parameters["weight"])])
             for module in model.modules()
-            if type(module) in (nn.Embedding, DecodingEmbedding)
-            and id(module._parameters["weight"]) in weights
-            and dtype == INT8
+            if type(module) in (nn.Embedding, DecodingEmbedding) and id(module._parameters["weight"]) in weights
         ]
         read_here = {id(embedding) for embedding, _ in self._embeddings}
         # How many modules read a weight themselves. What several read is not dropped.
@@ -143,10 +141,11 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
     return packed.PackedProduct if can_pack else None
 
 
-def multiplied_rows(model: nn.Module, rows: int) -> int:
-    """How many rows linear layers of a model multiply for these."""
-    is_packed = model.decoder.decode_dtype != INT8 and _maker(model, None) is not None
-    return packed.rounded(rows) if is_packed else rows
+def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:
+    """How the linear layers of a model are evaluated under a value of --dtype, as for `PreparedModel`; `Product`
+    itself, where they are ordinary ones."""
+    make = _maker(model, dtype)
+    return Product if make is None else getattr(make, "func", make)  # a partial, where it has arguments
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

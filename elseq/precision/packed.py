@@ -1,5 +1,6 @@
 """float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
 
+import ctypes
 import time
 from functools import cache
 
@@ -7,10 +8,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elseq.precision.linear import Product
+from elseq.precision.linear import Product, narrow_sums
 
 # For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
 ROWS = 32
+PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one input together: [N / 64, K, 64]
 
 
 class PackedProduct(Product):
@@ -21,6 +23,7 @@ class PackedProduct(Product):
     def __init__(self, linear: nn.Linear):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)
         self._bias = linear.bias
+        self._outputs = linear.out_features
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         rows = x.reshape(-1, x.size(-1))
@@ -33,6 +36,37 @@ class PackedProduct(Product):
 
     def weight(self) -> Tensor:
         return self._weight.to_dense()
+
+    def embeds(self, weight: Tensor) -> bool:
+        """Tried on every number: the layout is oneDNN's affair."""
+        count, width = weight.shape
+        panels = -(-count // PANEL)
+        try:
+            if torch.ops.mkldnn._nbytes(self._weight) != panels * PANEL * width * weight.element_size():
+                return False
+            address = torch.ops.mkldnn.data_ptr(self._weight)
+        except (AttributeError, RuntimeError):  # another torch
+            return False
+        numbers = (ctypes.c_char * (panels * PANEL * width * weight.element_size())).from_address(address)
+        self._panels = torch.frombuffer(numbers, dtype=weight.dtype).view(panels, width, PANEL)
+        pairs = zip(self._panels.split(PANEL), weight.split(PANEL * PANEL), strict=True)
+        return all(part.transpose(1, 2).flatten(0, 1)[: len(rows)].equal(rows) for part, rows in pairs)
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self._outputs:
+            raise IndexError(f"an index is not among the {self._outputs} of the table")
+        return self._panels[indices // PANEL, :, indices % PANEL]
+
+    @staticmethod
+    def output_bytes(rows: int, outputs: int, itemsize: int) -> int:
+        return rounded(rows) * outputs * itemsize
+
+    @classmethod
+    def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
+        copy = is_scattered * rows * inputs * itemsize
+        padded = rounded(rows) * inputs * itemsize if rounded(rows) > rows else 0
+        output = cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rounded(rows), outputs, itemsize)
+        return max(copy + padded, (padded or copy) + output)
 
 
 def rounded(rows: int) -> int:

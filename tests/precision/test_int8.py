@@ -8,6 +8,7 @@ from torch import nn
 
 from elseq.precision import int8, kernels
 from elseq.precision.int8 import KernelProduct, QuantizedInputs, TorchProduct, quantize_columns, quantize_rows
+from tests.helpers import peak_memory
 
 
 def brute_force(linear, x):
@@ -168,3 +169,15 @@ def test_both_ways_have_the_same_integers():
     assert numbers.sum() == 3998
     assert found[numbers].int().equal(integers[numbers].int() - 128)
     torch.testing.assert_close(found_scale.flatten(), scale, rtol=0, atol=0, equal_nan=True)
+
+
+@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+def test_a_table_is_packed_in_blocks():
+    """Nothing as large as the table is made beside what is kept of it."""
+    linear, made = nn.Linear(128, 20000, bias=False), []
+    peak = peak_memory(lambda: made.append(KernelProduct(linear, QuantizedInputs())))
+    assert 128 * 20000 < peak < 1.2 * 128 * 20000
+    assert made[0].is_of(linear.weight)
+    with torch.no_grad():
+        linear.weight[19999, 5] += 1
+    assert not made[0].is_of(linear.weight)

@@ -24,6 +24,9 @@ class Doubled(Product):
         output = 2 * nn.functional.linear(x, self.kept, self.bias)
         return output.relu() if activation == "relu" else output
 
+    def embeds(self, weight):
+        return True
+
     def embedding(self, indices):
         return 2 * self.kept[indices]
 

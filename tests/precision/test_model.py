@@ -200,7 +200,9 @@ def test_methods_in_turn_where_nobody_has_the_originals(family):
     assert model.decoder.layers[0].fc1._parameters["weight"].isnan().all()
 
 
-def test_a_table_that_is_an_embedding_as_well_is_packed_and_kept(always_packed):
+def test_a_table_that_is_an_embedding_as_well_is_packed_and_kept(always_packed, monkeypatch):
+    """Where its rows cannot be read from the packed weight."""
+    monkeypatch.setattr(packed.PackedProduct, "embeds", lambda self, weight: False)
     model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
     model.make_generation_fast_()
     search(model, "bart")
@@ -317,3 +319,21 @@ def test_an_embedding_and_the_output_projection_share_an_int8_table(shared):
     torch.testing.assert_close(model(*arguments)[0], other(*arguments)[0])
     search(model, "bart")
     assert all(weights[name].equal(weight) for name, weight in model.state_dict().items())
+
+
+@pytest.mark.parametrize("is_read", [True, False])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_a_tied_table_is_held_once_if_its_rows_can_be_read(family, is_read, always_packed, monkeypatch):
+    if not is_read:
+        monkeypatch.setattr(packed.PackedProduct, "embeds", lambda self, weight: False)
+    models = make_models(family, DICTIONARY, share_decoder_input_output_embed=True, share_all_embeddings=False)
+    model = models["kv"]
+    expected = search(models["stock"], family)
+    weight = model.decoder.embed_tokens.weight.detach().clone()
+    model.make_generation_fast_()
+    for _ in range(2):
+        assert_same_hypotheses(search(model, family), expected)
+    if not is_read:
+        assert model.decoder.embed_tokens._parameters["weight"].equal(weight)
+    assert model.decoder.embed_tokens.weight.equal(weight)
+    assert_same_hypotheses(search(model, family), expected)

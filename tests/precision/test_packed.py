@@ -106,3 +106,24 @@ def test_the_trial_draws_no_random_numbers():
     found = torch.rand(3)
     torch.manual_seed(1)
     assert torch.rand(3).equal(found)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", [(300, 128), (64, 16), (1, 8), (1030, 24)])
+def test_rows_of_a_packed_weight(shape, dtype):
+    """The layout is tried: either all rows are right, or it is not used."""
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no packed products")
+    outputs, inputs = shape
+    linear = torch.nn.Linear(inputs, outputs).to(dtype)
+    weight = linear.weight.detach()
+    product = packed.PackedProduct(linear)
+    if product.embeds(weight):
+        indices = torch.randint(outputs, (3, 5))
+        assert product.embedding(indices).equal(nn.functional.embedding(indices, weight))
+        for index in (outputs, -1):
+            with pytest.raises(IndexError):
+                product.embedding(torch.tensor([index]))
+    other = weight.clone()
+    other[outputs - 1, 0] += 1
+    assert not product.embeds(other)

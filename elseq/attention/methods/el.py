@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elseq.attention.memory import Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import Segment, multi_head_attention
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention
 
 
 class HiddenStates(DecodingMethod):
@@ -41,8 +41,11 @@ class HiddenStates(DecodingMethod):
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.memory_width
 
-    def numbers_of_step(self, sizes: AttentionSizes) -> int:
-        return 2 * sizes.num_heads * sizes.memory_width
+    def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
+        if shared and own:  # two results, and their sum
+            return sizes.num_heads * (4 * sizes.memory_width + 2 * (shared + own))
+        scores = 2 * (shared + own) if sizes.memory_width > WIDEST_FUSED_HEAD else 0
+        return sizes.num_heads * (2 * sizes.memory_width + scores)
 
 
 EL = HiddenStates()

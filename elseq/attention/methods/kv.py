@@ -9,7 +9,7 @@ import elseq.native as native
 from elseq.attention.kernels.decode_step import TYPES, decode_step, fits
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import Segment, multi_head_attention
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention
 
 
 class KeysAndValues(DecodingMethod):
@@ -17,6 +17,7 @@ class KeysAndValues(DecodingMethod):
 
     name = "kv"
     help = "keys and values are cached"
+    tensors_kept = 2
 
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return attention.keys_and_values(hidden)
@@ -78,6 +79,7 @@ class KeysAndValues(DecodingMethod):
             stored_keys = block[layer, 0].view(keys.transpose(-1, -2).shape).transpose(-1, -2)
             stored_values = block[layer, 1].view(values.shape)
             found.append(SentenceMemory(self, (stored_keys.copy_(keys), stored_values.copy_(values)), mask))
+            del keys, values  # before those of the next layer are made
         return found
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
@@ -89,8 +91,9 @@ class KeysAndValues(DecodingMethod):
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.head_dim
 
-    def numbers_of_step(self, sizes: AttentionSizes) -> int:
-        return 2 * sizes.num_heads * sizes.head_dim
+    def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
+        is_fused = not shared and sizes.head_dim <= WIDEST_FUSED_HEAD
+        return sizes.num_heads * (2 * sizes.head_dim + (0 if is_fused else 3 * (shared + own)))
 
 
 KV = KeysAndValues()

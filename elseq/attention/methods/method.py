@@ -38,6 +38,7 @@ class DecodingMethod(ABC):
     help: str  # completes "how attention is evaluated while decoding: "
     shares_memory = False  # one memory of the source serves the cross-attention of all layers
     projects_memory = True  # keys and values of a source are projected once, not at every step
+    tensors_kept = 1  # by `keep`, of the same size
 
     @abstractmethod
     def keep(self, attention: Attention, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -130,5 +131,11 @@ class DecodingMethod(ABC):
         """Floating-point operations of a step per position: scores and weighted sums of all heads."""
 
     @abstractmethod
-    def numbers_of_step(self, sizes: AttentionSizes) -> int:
-        """How many numbers a step needs besides the memory: the expanded query and the result of `attend`."""
+    def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
+        """The most numbers that `attend` holds at a time for the query of a hypothesis, besides query and memory: the
+        expanded query, the scores, the result.
+
+        Args:
+            sizes: of the layer.
+            shared, own: the positions of the sentence, and those of the hypothesis, that it attends to.
+        """
