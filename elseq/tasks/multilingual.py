@@ -206,10 +206,10 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
-        args.fixed_dictionary = args.source_dict = args.target_dict = None
-        of_target = f"dict.{args.target_lang}.txt"
+        args.langs, args.lang_dict = cls.languages_of(args), None  # of which fairseq would log more each time
+        args.fixed_dictionary, args.source_dict, args.target_dict = None, "source", "target"
         langs, dicts, training = MultilingualDatasetManager.prepare(
-            lambda path: target if path.endswith(of_target) else source, args
+            {"source": source, "target": target}.__getitem__, args
         )
         return cls(args, langs, dicts, training)
 

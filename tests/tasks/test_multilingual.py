@@ -11,6 +11,7 @@ import torch
 
 import elseq
 from elseq.errors import UserError
+from elseq.loading import Checkpoint
 from tests import helpers
 
 LANGUAGES = ("aa", "bb", "cc")
@@ -379,6 +380,41 @@ def test_the_list_of_languages_lies_beside_the_dictionaries(family, tmp_path):
     assert found == elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb").generate(
         model.lines()[:3]
     )
+
+
+@pytest.mark.parametrize("options", [("fixed_dictionary",), ("source_dict", "target_dict")])
+def test_the_dictionary_that_the_training_named(family, options, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    for option in options:
+        setattr(state["cfg"]["task"], option, "/gone/named.txt")
+    torch.save(state, tmp_path / "model.pt")
+    words = (model.data / "dict.aa.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "dict.aa.txt").write_text("".join(words[::-1]))
+    (tmp_path / "dict.bb.txt").write_text("".join(words[::-1]))
+    languages = {"source_lang": "aa", "target_lang": "bb"}
+    if len(options) == 2:
+        sentence = f"^/gone/named.txt was the source dictionary of the training .* copy it to {tmp_path}$"
+        with pytest.raises(UserError, match=sentence):
+            elseq.load(tmp_path / "model.pt", **languages)
+    (tmp_path / "named.txt").write_text("".join(words))
+    expected = elseq.load(model.checkpoint, data=model.data, **languages).generate(model.lines())
+    assert elseq.load(tmp_path / "model.pt", **languages).generate(model.lines()) == expected
+
+
+def test_source_and_target_of_one_language_keep_their_dictionaries(family, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    words = (model.data / "dict.aa.txt").read_text().splitlines(keepends=True)
+    for side, lines in (("source", words), ("target", words[::-1])):
+        (tmp_path / f"{side}.txt").write_text("".join(lines))
+        setattr(task, f"{side}_dict", str(tmp_path / f"{side}.txt"))
+    torch.save(state, tmp_path / "model.pt")
+    checkpoint = Checkpoint.read(tmp_path / "model.pt")
+    dictionaries = checkpoint.dictionaries(model.data, ("aa", "aa"))
+    found = checkpoint.build_task(model.data, dictionaries, "kv", source_lang="aa", target_lang="aa")
+    assert found.source_dictionary.symbols[4:24] == found.target_dictionary.symbols[4:24][::-1]
 
 
 def test_int8(family):
