@@ -1,6 +1,7 @@
 """Loads a checkpoint, its dictionaries, its task and its model, for every command. `elseq.options` has the options."""
 
 import contextlib
+import os
 from argparse import ArgumentParser, Namespace
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
@@ -147,7 +148,10 @@ class Checkpoint:
         if self.is_language_model:
             return (folder / "dict.txt",) * 2
         languages = languages or self.languages(folder)
-        named = tuple(folder / f"dict.{language}.txt" for language in languages)
+        named = tuple(
+            self._dictionary_of_training(side, folder) or folder / f"dict.{language}.txt"
+            for side, language in zip(("source", "target"), languages, strict=True)
+        )
         if all(path.exists() for path in named):
             return named
         present = sorted(folder.glob(DICTIONARIES))
@@ -158,6 +162,36 @@ class Checkpoint:
         raise UserError(
             f"is missing, and which of {names} in {folder} is the {missing}'s is not known", f"{missing}_lang"
         )
+
+    def _dictionary_of_training(self, side: str, folder: Path) -> Path | None:
+        """The file that the training of a multilingual model named for all languages of a side, if it did.
+
+        Raises:
+            UserError: it has no file of this name.
+        """
+        if not self.multilingual:
+            return None
+        if getattr(self.cfg.task, option := f"{side}_dict", None) is None:
+            return self._named("fixed_dictionary", folder)  # or the files of the folder: it is for all languages
+        if (path := self._named(option, folder)) is None:
+            raise UserError(
+                f"{getattr(self.cfg.task, option)} was the {side} dictionary of the training and does not exist: copy "
+                f"it to {folder}"
+            )
+        return path
+
+    def _named(self, option: str, folder: Path) -> Path | None:
+        """The file that an option of the training names: the one of its name in the folder, otherwise itself, or None.
+
+        Raises:
+            UserError: the option is no path, or the file is a pipe or a device.
+        """
+        if not self.multilingual or getattr(self.cfg.task, option, None) is None:
+            return None
+        path = as_path(getattr(self.cfg.task, option), option)
+        found = next((each for each in (folder / path.name, path) if os.path.isfile(each)), None)
+        check_ordinary(path if found is None else found)
+        return found
 
     def build_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """The elseq task for the checkpoint, without data, with the options of its training.
@@ -229,10 +263,7 @@ class Checkpoint:
         settings |= {name: value for name, value in trained.items() if name not in STOPPING_OPTIONS}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if settings.get("lang_dict"):
-            path = as_path(settings["lang_dict"], "lang_dict")
-            path = beside if (beside := folder / path.name).exists() else path
-            check_ordinary(path)
-            settings["lang_dict"] = str(path)
+            settings["lang_dict"] = str(self._named("lang_dict", folder) or settings["lang_dict"])
         args = Namespace(**settings)
         check_options(args)
         self.multilingual.check_languages(args, needed=True)

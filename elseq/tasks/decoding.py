@@ -87,7 +87,7 @@ def check_options(options) -> None:
             raise UserError(f"{value} is not possible: give 1 or more, or 0 for all", as_option(name))
     for name in ("query_chunk_size", "ffn_chunk_size"):
         value = getattr(options, name)
-        if value is not None and value < 1:
+        if value is not None and not (isinstance(value, int) and value >= 1):
             raise UserError(f"{value} is not possible: give 1 or more", as_option(name))
     if not isinstance(options.apply_top_k_in, str):
         raise UserError(f"{options.apply_top_k_in} is not possible: give names with commas", "--apply-top-k-in")

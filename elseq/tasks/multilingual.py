@@ -12,12 +12,13 @@ A task says where the symbols of the languages stand:
 
 import difflib
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 
 import torch
 from fairseq.data import Dictionary
 from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
+from fairseq.data.multilingual.multilingual_utils import LangTokStyle
 from fairseq.dataclass.utils import gen_parser_from_dataclass
 from fairseq.tasks import register_task
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
@@ -25,6 +26,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 
 from elseq.errors import UserError, as_option
+from elseq.files import check_ordinary
 from elseq.tasks.decoding import STOCK, DecodingConfig, DecodingTask, check_options, missing_files_named, with_first
 
 # Words that the NLLB branch of fairseq adds to a dictionary, after the languages. They are put before sources that are
@@ -104,7 +106,7 @@ class MultilingualTask:
             if language is None and (needed or args.source_lang is not None or args.target_lang is not None):
                 raise UserError(f"is missing: give one of {_some(languages)}", as_option(side))
             if language is not None and language not in languages:
-                near = difflib.get_close_matches(language, languages, n=3, cutoff=0.4)
+                near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
                 instead = " or ".join(near) or f"one of {_some(languages)}"
                 raise UserError(f"{language} is not a language of the model: give {instead}", as_option(side))
 
@@ -132,11 +134,37 @@ def _pairs(args) -> list[str]:
     """
     if not args.lang_pairs:
         raise UserError("is missing: give the pairs of the training, such as de-en,en-de", "--lang-pairs")
-    pairs = args.lang_pairs.split(",") if isinstance(args.lang_pairs, str) else list(args.lang_pairs)
+    return _checked_pairs(_names(args, "lang_pairs"), "--lang-pairs")
+
+
+def _checked_pairs(pairs: list[str], option: str) -> list[str]:
     for pair in pairs:
         if len(pair.split("-")) != 2:
-            raise UserError(f"{pair} is no pair of languages: give such as de-en", "--lang-pairs")
+            raise UserError(f"{pair} is no pair of languages: give such as de-en", option)
     return pairs
+
+
+def _names(args, option: str) -> list[str]:
+    """
+    Raises:
+        UserError: the option is neither names with commas nor a list of names.
+    """
+    given = getattr(args, option)
+    names = given.split(",") if isinstance(given, str) else given
+    if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
+        raise UserError(f"{given!r:.60} is no list of names: give names with commas", as_option(option))
+    return list(names)
+
+
+def _table(args, option: str) -> dict:
+    """
+    Raises:
+        UserError: the option is no dictionary.
+    """
+    given = getattr(args, option)
+    if given is not None and not isinstance(given, Mapping):
+        raise UserError(f"{given!r:.60} is no dictionary: give it as in the training", as_option(option))
+    return dict(given or {})
 
 
 def _languages_of(pairs: Sequence[str]) -> list[str]:
@@ -165,6 +193,13 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
                 for word in DATA_SOURCES:
                     dictionary.add_symbol(word)
         super().__init__(args, langs, dicts, training)
+        if not training:
+            before, first = args.langtoks["main"]
+            try:
+                self.data_manager.get_encoder_langtok(args.source_lang, args.target_lang, before)
+                self.data_manager.get_decoder_langtok(args.target_lang, first)
+            except AssertionError as error:
+                raise UserError(f"{error}: give --langtoks-specs as in the training", "--langtoks") from error
 
     @property
     def symbols_of_source(self) -> int:
@@ -201,15 +236,65 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             raise UserError("does not go with --langs: give one of them", "--lang-dict")
         if not args.langs and not args.lang_dict:
             return _languages_of(pairs)
-        with missing_files_named():
-            return MultilingualDatasetManager.load_langs(args)
+        if args.langs:
+            return _names(args, "langs")
+        check_ordinary(args.lang_dict)
+        try:
+            with missing_files_named():
+                languages = MultilingualDatasetManager.load_langs(args)
+        except (OSError, UnicodeDecodeError) as error:
+            reason = getattr(error, "strerror", None) or error
+            raise UserError(f"{args.lang_dict} cannot be read ({reason}): give a text file", "--lang-dict") from error
+        if not languages:
+            raise UserError(f"{args.lang_dict} names no language: give one on each line", "--lang-dict")
+        return languages
+
+    @classmethod
+    def check_languages(cls, args, needed=False) -> None:
+        super().check_languages(args, needed)
+        languages = cls.languages_of(args)
+        if args.source_lang is None and args.target_lang is None:
+            unknown = [language for language in _languages_of(_pairs(args)) if language not in languages]
+            if unknown:
+                raise UserError(f"{unknown[0]} is none of the languages, {_some(languages)}: add it", "--lang-pairs")
+        cls._check_symbols(args)
+
+    @classmethod
+    def _check_symbols(cls, args) -> None:
+        """
+        Raises:
+            UserError: an option that says which symbols the languages have, or where they stand, has none of its
+                values. fairseq looks at them when it reads the data, or never.
+        """
+        styles = [style.value for style in LangTokStyle]
+        if args.lang_tok_style not in styles:
+            raise UserError(f"{args.lang_tok_style} is unknown; choose one of {', '.join(styles)}", "--lang-tok-style")
+        _names(args, "langtoks_specs")
+        _table(args, "extra_data")
+        for pairs in _table(args, "extra_lang_pairs").values():
+            if not isinstance(pairs, str):
+                raise UserError(f"{pairs!r:.60} is no text: give pairs with commas", "--extra-lang-pairs")
+            _checked_pairs(pairs.split(","), "--extra-lang-pairs")
+        places = _table(args, "langtoks")
+        for pair in places.values():
+            if (
+                isinstance(pair, str)
+                or not isinstance(pair, Sequence)
+                or len(pair) != 2
+                or not all(place is None or isinstance(place, str) and place for place in pair)
+            ):
+                raise UserError(
+                    f"{pair!r:.60} does not say where symbols stand: give two, such as ('src', 'tgt') or (None, 'tgt')",
+                    "--langtoks",
+                )
+        args.langtoks = {name: tuple(pair) for name, pair in places.items()}
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
-        args.fixed_dictionary = args.source_dict = args.target_dict = None
-        of_target = f"dict.{args.target_lang}.txt"
+        args.langs, args.lang_dict = cls.languages_of(args), None  # of which fairseq would log more each time
+        args.fixed_dictionary, args.source_dict, args.target_dict = None, "source", "target"
         langs, dicts, training = MultilingualDatasetManager.prepare(
-            lambda path: target if path.endswith(of_target) else source, args
+            {"source": source, "target": target}.__getitem__, args
         )
         return cls(args, langs, dicts, training)
 
@@ -224,13 +309,14 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     def __init__(self, args, src_dict, tgt_dict):
         self.args = args  # fairseq reads it and does not set it
         self.languages = self.languages_of(args)
+        args.langs = ",".join(self.languages)
         super().__init__(args, src_dict, tgt_dict)
 
     @classmethod
     def languages_of(cls, args) -> list[str]:
         if not args.langs:
             raise UserError("is missing: give the languages of the training, in their order", "--langs")
-        return args.langs.split(",")
+        return _names(args, "langs")
 
     @classmethod
     def of_dictionaries(cls, args, source, target):

@@ -11,6 +11,7 @@ import torch
 
 import elseq
 from elseq.errors import UserError
+from elseq.loading import Checkpoint
 from tests import helpers
 
 LANGUAGES = ("aa", "bb", "cc")
@@ -397,6 +398,89 @@ def test_an_ensemble(family, tmp_path):
     ]
     with pytest.raises(UserError, match="are no ensemble: they are of different tasks; give one of them$"):
         elseq.load(f"{model.checkpoint}:{family('mbart25').checkpoint}", **options)
+
+
+@pytest.mark.parametrize("options", [("fixed_dictionary",), ("source_dict", "target_dict")])
+def test_the_dictionary_that_the_training_named(family, options, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    for option in options:
+        setattr(state["cfg"]["task"], option, "/gone/named.txt")
+    torch.save(state, tmp_path / "model.pt")
+    words = (model.data / "dict.aa.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "dict.aa.txt").write_text("".join(words[::-1]))
+    (tmp_path / "dict.bb.txt").write_text("".join(words[::-1]))
+    languages = {"source_lang": "aa", "target_lang": "bb"}
+    if len(options) == 2:
+        sentence = f"^/gone/named.txt was the source dictionary of the training .* copy it to {tmp_path}$"
+        with pytest.raises(UserError, match=sentence):
+            elseq.load(tmp_path / "model.pt", **languages)
+    (tmp_path / "named.txt").write_text("".join(words))
+    expected = elseq.load(model.checkpoint, data=model.data, **languages).generate(model.lines())
+    assert elseq.load(tmp_path / "model.pt", **languages).generate(model.lines()) == expected
+
+
+def test_source_and_target_of_one_language_keep_their_dictionaries(family, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    words = (model.data / "dict.aa.txt").read_text().splitlines(keepends=True)
+    for side, lines in (("source", words), ("target", words[::-1])):
+        (tmp_path / f"{side}.txt").write_text("".join(lines))
+        setattr(task, f"{side}_dict", str(tmp_path / f"{side}.txt"))
+    torch.save(state, tmp_path / "model.pt")
+    checkpoint = Checkpoint.read(tmp_path / "model.pt")
+    dictionaries = checkpoint.dictionaries(model.data, ("aa", "aa"))
+    found = checkpoint.build_task(model.data, dictionaries, "kv", source_lang="aa", target_lang="aa")
+    assert found.source_dictionary.symbols[4:24] == found.target_dictionary.symbols[4:24][::-1]
+
+
+@pytest.mark.parametrize(
+    ("name", "option", "value", "sentence"),
+    [
+        ("m2m", "langs", 5, "langs 5 is no list of names: give names with commas"),
+        ("m2m", "langs", ["aa", 2], r"langs \['aa', 2\] is no list of names"),
+        ("mbart25", "langs", 5, "langs 5 is no list of names"),
+        ("m2m", "lang_pairs", 5, "lang_pairs 5 is no list of names"),
+        ("m2m", "lang_dict", "/", "lang_dict / cannot be read .*: give a text file"),
+        ("m2m", "lang_dict", "x" * 5000, "lang_dict x* cannot be read .*: give a text file"),
+        ("m2m", "langtoks", "open('f')", "langtoks .* is no dictionary: give it as in the training"),
+        ("m2m", "langtoks", {"main": 5}, "langtoks 5 does not say where symbols stand: give two, such as"),
+        ("m2m", "langtoks", {"main": ("src",)}, "langtoks .*src.* does not say where symbols stand"),
+        ("m2m", "langtoks", {"main": ("src.dae", "tgt")}, "langtoks .*__aa_dae__ .*: give --langtoks-specs"),
+        ("m2m", "langtoks_specs", 5, "langtoks_specs 5 is no list of names"),
+        ("m2m", "lang_tok_style", None, "lang_tok_style None is unknown; choose one of multilingual, mbart"),
+        ("m2m", "extra_data", 5, "extra_data 5 is no dictionary"),
+        ("m2m", "extra_lang_pairs", {"mined": 5}, "extra_lang_pairs 5 is no text"),
+        ("m2m", "query_chunk_size", "x", "query_chunk_size x is not possible"),
+        ("m2m", "source_lang", 5, "source_lang 5 is not a language of the model"),
+    ],
+)
+def test_settings_that_were_changed(family, name, option, value, sentence, tmp_path):
+    model = family(name)
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    if option == "lang_dict":
+        task.langs = None
+    task.source_lang, task.target_lang = "aa", "bb"
+    setattr(task, option, value)
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match=f"^{sentence}"):
+        elseq.load(tmp_path / "model.pt", data=model.data)
+
+
+@pytest.mark.parametrize(
+    ("added", "sentence"),
+    [
+        ("--lang-pairs=aa-bb,bb-dd", "--lang-pairs dd is none of the languages, aa, bb, cc: add it"),
+        ("--extra-lang-pairs={'mined': 'aa'}", "--extra-lang-pairs aa is no pair of languages: give such as de-en"),
+    ],
+)
+def test_options_that_train_refuses(text, added, sentence, tmp_path):
+    task = [option.replace("--task=", "--task=elseq_") for option in FAMILIES["m2m"][1]]
+    command = helpers.train_command("transformer", text[1], tmp_path, *task, "--user-dir", helpers.USER_DIR)
+    result = helpers.run_here([*command, added], check=False)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
 
 
 def test_int8(family):
