@@ -23,6 +23,7 @@ from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
 from elseq.loading import (
     Checkpoint,
+    check_same_kind,
     check_same_task,
     checkpoint_paths,
     import_plugins,
@@ -571,19 +572,10 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     device, dtype = usable_device(loading.device), usable_dtype(loading.dtype)
     loading.check()
     checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
-    folder = checkpoint.folder(loading.data)
-    languages = loading.source_lang, loading.target_lang
-    by_words = checkpoint.has_words_of_languages and any(languages)
-    source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
-    options = loading.of_task() | {"decode_dtype": dtype}
-    dictionaries = checkpoint.dictionaries(folder, found)
-    if not checkpoint.is_language_model:
-        options |= {"source_lang": source, "target_lang": target}
-    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
-    if by_words:
-        task = task.for_languages(*languages)
+    folder, dictionaries, task = _task(checkpoint, loading, dtype)
     for other in others:
-        check_same_task(checkpoint, task, other, loading)
+        check_same_kind(checkpoint, other)
+        check_same_task(checkpoint, task, other, _task(other, loading, dtype)[-1])
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)
@@ -601,6 +593,20 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
         if dtype == INT8:
             prepared(model, dtype).fresh_parameters = partial(_parameters, each.path, task)
     return generator
+
+
+def _task(checkpoint: Checkpoint, loading: Loading, dtype: str | None) -> tuple[Path, tuple[Path, Path], object]:
+    """The folder of the dictionaries, the dictionaries, and the task."""
+    folder = checkpoint.folder(loading.data)
+    languages = loading.source_lang, loading.target_lang
+    by_words = checkpoint.has_words_of_languages and any(languages)
+    source, target = found = checkpoint.languages(folder, *(() if by_words else languages))
+    options = loading.of_task() | {"decode_dtype": dtype}
+    dictionaries = checkpoint.dictionaries(folder, found)
+    if not checkpoint.is_language_model:
+        options |= {"source_lang": source, "target_lang": target}
+    task = checkpoint.build_task(folder, dictionaries, loading.attention, **options)
+    return folder, dictionaries, task.for_languages(*languages) if by_words else task
 
 
 def _parameters(path: Path, task) -> dict[str, torch.Tensor]:

@@ -21,7 +21,7 @@ from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
-from elseq.options import Loading, as_path
+from elseq.options import as_path
 from elseq.precision import DTYPES
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import check_options
@@ -323,33 +323,40 @@ def load_language_model(path: str | Path, target: Path, attention: str):
     return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention))
 
 
-def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading) -> None:
-    """Check that two checkpoints can be an ensemble.
-
-    Args:
-        first: a checkpoint.
-        task: the first one's task.
-        other: another checkpoint.
-        loading: how both are loaded.
+def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:
+    """Check that two checkpoints can be an ensemble, before their tasks are built.
 
     Raises:
-        UserError: they are of different kinds, or read or write text in different words.
+        UserError: one is a language model, or they are of different tasks of several languages.
     """
     if other.is_language_model != first.is_language_model:
         raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
-    folder = other.folder(loading.data)
-    dictionaries = other.dictionaries(folder, loading.languages)
-    others = other.build_task(folder, dictionaries, loading.attention, **loading.of_task())
+    if other.multilingual is not first.multilingual:
+        raise UserError(
+            f"{other.path} and {first.path} are no ensemble: their tasks put symbols of languages elsewhere; "
+            "give one of them"
+        )
+
+
+def check_same_task(first: Checkpoint, task, other: Checkpoint, others) -> None:
+    """Check that two checkpoints can be an ensemble.
+
+    Args:
+        first, other: the checkpoints.
+        task, others: their tasks.
+
+    Raises:
+        UserError: they read or write text in different words.
+    """
     for name in ("source_dictionary", "target_dictionary"):
         if getattr(others, name).symbols != getattr(task, name).symbols:
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
             )
-    for name in ("first_source_symbol", "first_target_symbol"):
+    for name in ("first_source_symbol", "first_target_symbol", "places_of_languages"):
         if getattr(others, name, None) != getattr(task, name, None):
             raise UserError(
-                f"{other.path} and {first.path} are no ensemble: their texts begin with different symbols; give one of "
-                "them"
+                f"{other.path} and {first.path} are no ensemble: their texts have different symbols; give one of them"
             )
 
 

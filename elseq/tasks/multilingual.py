@@ -202,6 +202,11 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
                 raise UserError(f"{error}: give --langtoks-specs as in the training", "--langtoks") from error
 
     @property
+    def places_of_languages(self) -> tuple:
+        """Where the symbols stand."""
+        return self.args.langtoks["main"], bool(self.args.lang_tok_replacing_bos_eos)
+
+    @property
     def symbols_of_source(self) -> int:
         before, _ = self.args.langtoks["main"]
         return int(before is not None and not self.args.lang_tok_replacing_bos_eos)

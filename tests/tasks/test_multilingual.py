@@ -465,6 +465,20 @@ def test_options_that_train_refuses(text, added, sentence, tmp_path):
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
 
 
+def test_an_ensemble(family, tmp_path):
+    model = family("m2m")
+    languages = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
+    expected = elseq.load(model.checkpoint, **languages).generate(model.lines())
+    assert elseq.load(f"{model.checkpoint}:{model.checkpoint}", **languages).generate(model.lines()) == expected
+    state = torch.load(model.checkpoint)
+    state["cfg"]["task"].encoder_langtok, state["cfg"]["task"].langtoks = "tgt", None
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="are no ensemble: their texts have different symbols; give one of them$"):
+        elseq.load(f"{model.checkpoint}:{tmp_path / 'model.pt'}", **languages)
+    with pytest.raises(UserError, match="are no ensemble: their tasks put symbols of languages elsewhere; give one"):
+        elseq.load(f"{model.checkpoint}:{family('mbart25').checkpoint}", **languages)
+
+
 def test_int8(family):
     model = family("m2m")
     options = {"data": model.data, "source_lang": "aa", "target_lang": "bb", "dtype": "int8"}
