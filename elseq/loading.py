@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -235,9 +235,7 @@ class Checkpoint:
 
     def _build_multilingual_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """See `build_task`."""
-        parser = ArgumentParser()
-        self.multilingual.add_args(parser)
-        settings = vars(parser.parse_args([str(folder)])) | {"seed": 1}
+        settings = self.multilingual.defaults(str(folder)) | {"seed": 1}
         trained = {name: value for name, value in values(self.cfg.task).items() if name in settings}
         settings |= {name: value for name, value in trained.items() if name not in STOPPING_OPTIONS}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}

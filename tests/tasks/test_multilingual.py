@@ -39,6 +39,11 @@ FAMILIES = {
         ["--share-all-embeddings"],
     ),
     "mbart25": ("mbart_large", ["--task=translation_from_pretrained_bart", f"--langs={','.join(LANGUAGES)}"], BART),
+    "bos": (
+        "mbart_large",
+        ["--task=translation_from_pretrained_bart", f"--langs={','.join(LANGUAGES)}", "--prepend-bos"],
+        BART,
+    ),
     "shared": (
         "multilingual_transformer",
         [*SEVERAL, "--encoder-langtok=tgt"],
@@ -150,7 +155,7 @@ def test_generate_has_stock_hypotheses(family, name):
 @pytest.mark.parametrize("name", EACH)
 def test_load_has_stock_hypotheses(family, name):
     model = family(name)
-    pair = "aa-bb" if name == "mbart25" else "bb-cc"
+    pair = "aa-bb" if name in ("mbart25", "bos") else "bb-cc"
     source, target = pair.split("-")
     expected = {
         number: text
@@ -206,7 +211,7 @@ def test_each_text_with_its_languages(family, name):
         generator.generate(texts, target_lang="ab")
 
 
-@pytest.mark.parametrize("name", [*QUICK, pytest.param("replacing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*QUICK, "bos", pytest.param("replacing", marks=pytest.mark.slow)])
 def test_scores_of_targets_are_those_of_the_search(family, name):
     model = family(name)
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
@@ -463,6 +468,17 @@ def test_options_that_train_refuses(text, added, sentence, tmp_path):
     command = helpers.train_command("transformer", text[1], tmp_path, *task, "--user-dir", helpers.USER_DIR)
     result = helpers.run_here([*command, added], check=False)
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
+
+
+@pytest.mark.parametrize("name", QUICK)
+def test_validate_has_the_stock_loss(family, name):
+    model = family(name)
+    command = ["fairseq-validate", model.data, "--path", model.checkpoint, "--cpu", "--max-tokens=200"]
+    losses = [
+        re.search(r"valid on 'valid' subset \| loss (\S+)", helpers.run_here([*command, *task]).stdout)[1]
+        for task in (model.task, model.elseq_task)
+    ]
+    assert losses[0] == losses[1]
 
 
 def test_an_ensemble(family, tmp_path):
