@@ -23,6 +23,7 @@ from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
 from elseq.loading import (
     Checkpoint,
+    check_same_kind,
     check_same_task,
     checkpoint_paths,
     import_plugins,
@@ -574,7 +575,9 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     folder = checkpoint.folder(loading.data)
     task, dictionaries = checkpoint.task_by(loading, folder, decode_dtype=dtype)
     for other in others:
-        check_same_task(checkpoint, task, other, loading)
+        check_same_kind(checkpoint, other)
+        others_task, _ = other.task_by(loading, other.folder(loading.data), decode_dtype=dtype)
+        check_same_task(checkpoint, task, other, others_task)
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)

@@ -2,7 +2,7 @@
 
 import contextlib
 import os
-from argparse import ArgumentParser, Namespace
+from argparse import Namespace
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 
@@ -256,9 +256,7 @@ class Checkpoint:
 
     def _build_multilingual_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """See `build_task`."""
-        parser = ArgumentParser()
-        self.multilingual.add_args(parser)
-        settings = vars(parser.parse_args([str(folder)])) | {"seed": 1}
+        settings = self.multilingual.defaults(str(folder)) | {"seed": 1}
         trained = {name: value for name, value in values(self.cfg.task).items() if name in settings}
         settings |= {name: value for name, value in trained.items() if name not in STOPPING_OPTIONS}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
@@ -344,33 +342,40 @@ def load_language_model(path: str | Path, target: Path, attention: str):
     return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention))
 
 
-def check_same_task(first: Checkpoint, task, other: Checkpoint, loading: Loading) -> None:
-    """Check that two checkpoints can be an ensemble.
-
-    Args:
-        first: a checkpoint.
-        task: the first one's task.
-        other: another checkpoint.
-        loading: how both are loaded.
+def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:
+    """Check that two checkpoints can be an ensemble, before their tasks are built.
 
     Raises:
-        UserError: they are of different kinds, or read or write text in different words.
+        UserError: one is a language model, or they are of different tasks of several languages.
     """
     if other.is_language_model != first.is_language_model:
         raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
-    others, _ = other.task_by(loading, other.folder(loading.data))
-    if type(others) is not type(task):
-        raise UserError(f"{other.path} and {first.path} are no ensemble: they are of different tasks; give one of them")
+    if other.multilingual is not first.multilingual:
+        raise UserError(
+            f"{other.path} and {first.path} are no ensemble: their tasks put symbols of languages elsewhere; "
+            "give one of them"
+        )
+
+
+def check_same_task(first: Checkpoint, task, other: Checkpoint, others) -> None:
+    """Check that two checkpoints can be an ensemble.
+
+    Args:
+        first, other: the checkpoints.
+        task, others: their tasks.
+
+    Raises:
+        UserError: they read or write text in different words.
+    """
     for name in ("source_dictionary", "target_dictionary"):
         if getattr(others, name).symbols != getattr(task, name).symbols:
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
             )
-    for name in ("first_source_symbol", "first_target_symbol", "symbols_of_source", "symbols_of_target"):
+    for name in ("first_source_symbol", "first_target_symbol", "places_of_languages"):
         if getattr(others, name, None) != getattr(task, name, None):
             raise UserError(
-                f"{other.path} and {first.path} are no ensemble: their texts begin with different symbols; give one of "
-                "them"
+                f"{other.path} and {first.path} are no ensemble: their texts have different symbols; give one of them"
             )
 
 

@@ -503,7 +503,7 @@ def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, t
         elseq.load(f"{first}:{other}")
     for trained, reason in (
         (tiny_language_model, "one is a language model"),
-        (tiny_bart, "their texts begin with different symbols"),
+        (tiny_bart, "their texts have different symbols"),
     ):
         with pytest.raises(UserError, match=f"are no ensemble: {reason}; give one of them$"):
             elseq.load(f"{first}:{trained.checkpoint}")

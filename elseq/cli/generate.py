@@ -162,7 +162,7 @@ def _parse(arguments: list[str]):
     files.add_argument(
         "--languages-file",
         metavar="FILE",
-        help="the languages of source and target, such as de fr, a line for each of the input (default: --source-lang "
+        help="the languages of source and target, such as de fr, a line for each of the input"
         "and --target-lang for all)",
     )
     add_fields(files, Format)

@@ -8,10 +8,12 @@ A task says where the symbols of the languages stand:
 | the same, --lang-tok-replacing-bos-eos | | a language | the target's language | `</s>` |
 | translation_from_pretrained_bart | | `</s>`, the source's language | the target's language | the target's language |
 | multilingual_translation | | a language or `</s>` | the target's language or `</s>` | `</s>` |
+
+With --prepend-bos, <s> is the first word of sources and targets of translation_from_pretrained_bart.
 """
 
 import difflib
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
 
@@ -49,12 +51,26 @@ class MultilingualTask:
         gen_parser_from_dataclass(parser, DecodingConfig())
 
     @classmethod
+    def defaults(cls, data: str) -> dict:
+        """All options of the task.
+
+        Args:
+            data: the folder of the data.
+        """
+        parser = ArgumentParser()
+        cls.add_args(parser)
+        return vars(parser.parse_args([data]))
+
+    @classmethod
     def setup_task(cls, args, **kwargs):
         """
         Raises:
             UserError: an option is missing or has none of its values, a language is not the model's, or a file is
                 missing.
         """
+        for name, value in cls.defaults(str(args.data)).items():
+            if not hasattr(args, name):  # fairseq-validate takes those of the training
+                setattr(args, name, value)
         check_options(args)
         cls.check_languages(args)
         with missing_files_named():
@@ -202,6 +218,11 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
                 raise UserError(f"{error}: give --langtoks-specs as in the training", "--langtoks") from error
 
     @property
+    def places_of_languages(self) -> tuple:
+        """Where the symbols stand."""
+        return self.args.langtoks["main"], bool(self.args.lang_tok_replacing_bos_eos)
+
+    @property
     def symbols_of_source(self) -> int:
         before, _ = self.args.langtoks["main"]
         return int(before is not None and not self.args.lang_tok_replacing_bos_eos)
@@ -304,7 +325,6 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     """mBART-25."""
 
     multilingual = "translation_from_pretrained_bart"
-    symbols_of_source = symbols_of_target = 1
 
     def __init__(self, args, src_dict, tgt_dict):
         self.args = args  # fairseq reads it and does not set it
@@ -331,7 +351,32 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
     def score_step(self, model, sample, targets):
         (end,) = self.symbols_of_language
-        return super().score_step(model, sample, [torch.cat((each, each.new_tensor([end]))) for each in targets], end)
+        first = [self.target_dictionary.bos()] * self.args.prepend_bos
+        targets = [torch.cat((each.new_tensor(first), each, each.new_tensor([end]))) for each in targets]
+        return super().score_step(model, sample, targets, end)
+
+    @property
+    def symbols_of_source(self) -> int:
+        return 1 + self.args.prepend_bos
+
+    symbols_of_target = symbols_of_source
+
+    @property
+    def places_of_languages(self) -> tuple:
+        """What differs in texts."""
+        return (self.args.prepend_bos,)
+
+    def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
+        if self.args.prepend_bos:  # fairseq does it for data alone
+            first = self.source_dictionary.bos()
+            src_tokens = [torch.cat((each.new_tensor([first]), each)) for each in src_tokens]
+            src_lengths = [length + 1 for length in src_lengths]
+        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        if self.args.prepend_bos and prefix_tokens is not None:
+            prefix_tokens = with_first(self.target_dictionary.bos(), sample, prefix_tokens)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """As for other tasks, but the hypotheses start and end with the symbol of the target's language."""

@@ -145,6 +145,11 @@ class Run:
                     self._check_overwrite()
             pairs = None
             if job.languages_file is not None:
+                for option in ("source_lang", "target_lang"):
+                    if getattr(job.loading, option) is not None:
+                        raise UserError(
+                            "does not go with --languages-file, which has those of each line: leave it out", option
+                        )
                 pairs = _Pairs.read(Path(job.languages_file).expanduser(), len(lines))
             generator = load_by(job.model, _loading(job.loading, pairs))
             data = Path(generator.task.options.data)

@@ -39,6 +39,11 @@ FAMILIES = {
         ["--share-all-embeddings"],
     ),
     "mbart25": ("mbart_large", ["--task=translation_from_pretrained_bart", f"--langs={','.join(LANGUAGES)}"], BART),
+    "bos": (
+        "mbart_large",
+        ["--task=translation_from_pretrained_bart", f"--langs={','.join(LANGUAGES)}", "--prepend-bos"],
+        BART,
+    ),
     "shared": (
         "multilingual_transformer",
         [*SEVERAL, "--encoder-langtok=tgt"],
@@ -150,7 +155,7 @@ def test_generate_has_stock_hypotheses(family, name):
 @pytest.mark.parametrize("name", EACH)
 def test_load_has_stock_hypotheses(family, name):
     model = family(name)
-    pair = "aa-bb" if name == "mbart25" else "bb-cc"
+    pair = "aa-bb" if name in ("mbart25", "bos") else "bb-cc"
     source, target = pair.split("-")
     expected = {
         number: text
@@ -206,7 +211,7 @@ def test_each_text_with_its_languages(family, name):
         generator.generate(texts, target_lang="ab")
 
 
-@pytest.mark.parametrize("name", [*QUICK, pytest.param("replacing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("name", [*QUICK, "bos", pytest.param("replacing", marks=pytest.mark.slow)])
 def test_scores_of_targets_are_those_of_the_search(family, name):
     model = family(name)
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
@@ -251,6 +256,8 @@ def test_a_file_of_languages(family, name, tmp_path):
         result = helpers.run_here([*command, "--overwrite"], check=False)
         assert result.returncode == 1
         assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
+    result = helpers.run_here([*command, "--overwrite", "--source-lang=aa"], check=False)
+    assert "error: --source-lang does not go with --languages-file, which has those of each" in result.stderr
 
 
 @pytest.mark.parametrize("name", ["m2m", "mbart25"])
@@ -382,24 +389,6 @@ def test_the_list_of_languages_lies_beside_the_dictionaries(family, tmp_path):
     )
 
 
-def test_an_ensemble(family, tmp_path):
-    model = family("m2m")
-    state = torch.load(model.checkpoint)
-    for tensor in state["model"].values():
-        if tensor.is_floating_point():
-            tensor *= 1.1
-    torch.save(state, tmp_path / "other.pt")
-    both = f"{model.checkpoint}:{tmp_path / 'other.pt'}"
-    expected = hypotheses(generated(Family(model.raw, model.data, both, model.task, "both"), model.task).stdout)
-    options = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
-    found = elseq.load(both, **options).generate(model.lines(), beam=4, max_len_b=15, nbest=2)
-    assert [text for texts in found for text in texts] == [
-        text for *_, text in sorted(expected, key=lambda each: each[0])
-    ]
-    with pytest.raises(UserError, match="are no ensemble: they are of different tasks; give one of them$"):
-        elseq.load(f"{model.checkpoint}:{family('mbart25').checkpoint}", **options)
-
-
 @pytest.mark.parametrize("options", [("fixed_dictionary",), ("source_dict", "target_dict")])
 def test_the_dictionary_that_the_training_named(family, options, tmp_path):
     model = family("m2m")
@@ -481,6 +470,31 @@ def test_options_that_train_refuses(text, added, sentence, tmp_path):
     command = helpers.train_command("transformer", text[1], tmp_path, *task, "--user-dir", helpers.USER_DIR)
     result = helpers.run_here([*command, added], check=False)
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
+
+
+@pytest.mark.parametrize("name", ["m2m", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK[1:])])
+def test_validate_has_the_stock_loss(family, name):
+    model = family(name)
+    command = ["fairseq-validate", model.data, "--path", model.checkpoint, "--cpu", "--max-tokens=200"]
+    losses = [
+        re.search(r"valid on 'valid' subset \| loss (\S+)", helpers.run_here([*command, *task]).stdout)[1]
+        for task in (model.task, model.elseq_task)
+    ]
+    assert losses[0] == losses[1]
+
+
+def test_an_ensemble(family, tmp_path):
+    model = family("m2m")
+    languages = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
+    expected = elseq.load(model.checkpoint, **languages).generate(model.lines())
+    assert elseq.load(f"{model.checkpoint}:{model.checkpoint}", **languages).generate(model.lines()) == expected
+    state = torch.load(model.checkpoint)
+    state["cfg"]["task"].encoder_langtok, state["cfg"]["task"].langtoks = "tgt", None
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="are no ensemble: their texts have different symbols; give one of them$"):
+        elseq.load(f"{model.checkpoint}:{tmp_path / 'model.pt'}", **languages)
+    with pytest.raises(UserError, match="are no ensemble: their tasks put symbols of languages elsewhere; give one"):
+        elseq.load(f"{model.checkpoint}:{family('mbart25').checkpoint}", **languages)
 
 
 def test_int8(family):
