@@ -162,8 +162,7 @@ def _parse(arguments: list[str]):
     files.add_argument(
         "--languages-file",
         metavar="FILE",
-        help="the languages of source and target, such as de fr, a line for each of the input"
-        "and --target-lang for all)",
+        help="the languages of source and target, such as de fr, a line for each of the input",
     )
     add_fields(files, Format)
     add_fields(files, Batching, "truncate")
