@@ -10,7 +10,7 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from safetensors.torch import load_file
 
-from elseq.cli import convert as command
+from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
 from elseq.interop.hugging_face import options

@@ -9,7 +9,7 @@ import sentencepiece
 import torch
 from safetensors.torch import load_file, save_file
 
-from elseq.cli import convert as command
+from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.families.marian import sines

@@ -9,7 +9,7 @@ import pytest
 import sentencepiece
 from safetensors.torch import load_file
 
-from elseq.cli import convert as command
+from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.sentencepieces import read_model
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, make_model
