@@ -136,7 +136,7 @@ def assert_same(found, expected):
 
 
 # Those that differ in more than where a symbol stands.
-QUICK = ("m2m", "mbart25", "apart")
+QUICK = ("m2m", "mbart25")
 EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FAMILIES]
 
 
@@ -166,7 +166,7 @@ def test_load_has_stock_hypotheses(family, name):
     assert found == [expected[number] for number in range(len(found))]
 
 
-@pytest.mark.parametrize("name", ["m2m", "mbart25", "apart"])
+@pytest.mark.parametrize("name", [*QUICK, pytest.param("apart", marks=pytest.mark.slow)])
 def test_interactive_and_elseq_generate(family, name, tmp_path):
     model = family(name)
     lines = model.lines()
@@ -211,7 +211,9 @@ def test_each_text_with_its_languages(family, name):
         generator.generate(texts, target_lang="ab")
 
 
-@pytest.mark.parametrize("name", [*QUICK, "bos", pytest.param("replacing", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", [*QUICK, *(pytest.param(name, marks=pytest.mark.slow) for name in ("apart", "bos", "replacing"))]
+)
 def test_scores_of_targets_are_those_of_the_search(family, name):
     model = family(name)
     generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
@@ -472,7 +474,9 @@ def test_options_that_train_refuses(text, added, sentence, tmp_path):
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
 
 
-@pytest.mark.parametrize("name", ["m2m", *(pytest.param(name, marks=pytest.mark.slow) for name in QUICK[1:])])
+@pytest.mark.parametrize(
+    "name", ["m2m", *(pytest.param(name, marks=pytest.mark.slow) for name in ("mbart25", "apart"))]
+)
 def test_validate_has_the_stock_loss(family, name):
     model = family(name)
     command = ["fairseq-validate", model.data, "--path", model.checkpoint, "--cpu", "--max-tokens=200"]
