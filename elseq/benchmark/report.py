@@ -130,7 +130,8 @@ def notes(rows: list[Row]) -> str:
             "identical: best hypotheses that are exactly stock fairseq's.",
         ]
     if any(row.dtype == INT8 for row in rows):
-        sentences.append("int8: linear layers in int8, all else in float32; compared with stock fairseq in float32.")
+        compared = "; compared with stock fairseq in float32" if "ratio_to_stock" in told else ""
+        sentences.append(f"int8: linear layers in int8, all else in float32{compared}.")
     if "ngrams_repeat" in told:
         sentences.append(
             "Stock fairseq blocks n-grams by its CUDA extension only, which is not there: its hypotheses repeat them, "
