@@ -92,19 +92,17 @@ def convert_average(args) -> None:
     paths = [checkpoint_path(path) for path in paths]
     check_output_file(output, *paths)
     check_overwrite(output, args.overwrite)
-    state = {}
+    state = {}  # of the last one that was read, without its parameters
 
     def models():
         for path in paths:
             state.clear()
             state.update(checkpoint_utils.load_checkpoint_to_cpu(str(path)))
-            yield path, state["model"]
+            state.pop("last_optimizer_state", None)
+            yield path, state.pop("model")
 
     mean = averaging.mean(models())
-    state["model"] = mean
-    state["cfg"] = plain_configuration(state["cfg"])
-    state.pop("last_optimizer_state", None)
-    save(state, output)
+    save({**state, "cfg": plain_configuration(state["cfg"]), "model": mean}, output)
     print(f"written: {output}, the mean of {', '.join(path.name for path in paths)}")
 
 

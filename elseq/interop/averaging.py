@@ -55,6 +55,7 @@ def mean(models: Iterable[tuple[Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
                 elif not torch.equal(total, model[name]):
                     raise UserError(f"{path} and {first} differ in {name}, which has no mean: give others")
         number += 1
+        del model  # before the next one is read
     means = {
         name: (total / number).to(shapes[name][1]) if total.is_floating_point() else total
         for name, total in sums.items()

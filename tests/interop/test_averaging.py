@@ -1,5 +1,6 @@
 import copy
 import re
+import weakref
 
 import numpy as np
 import pytest
@@ -26,6 +27,19 @@ def test_mean(dtype):
     assert found["version"] == 3
     for model, old in zip(models, before, strict=True):
         assert torch.equal(model["a"], old["a"])  # the models are left as they were
+
+
+def test_one_model_is_held_at_a_time():
+    gone = []
+
+    def models():
+        for number in range(3):
+            assert all(tensor() is None for tensor in gone)
+            held = [{"a": torch.ones(2)}]
+            gone.append(weakref.ref(held[0]["a"]))
+            yield f"{number}.pt", held.pop()
+
+    assert mean(models())["a"].eq(1).all()
 
 
 def test_tied_parameters_stay_tied():
