@@ -72,13 +72,15 @@ class KernelProduct(_QuantizedProduct):
     activations = ("relu", "gelu")
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
-        weight = linear.weight.detach()
-        self._weight = kernels.PackedWeight.empty(*weight.shape)
-        self._scale = weight.new_empty(len(weight))
-        for start in range(0, len(weight), kernels.BLOCK):  # an int8 copy of a whole table is large
-            block = slice(start, start + kernels.BLOCK)
-            rows, self._scale[block] = quantize_columns(weight[block])
-            self._weight.put(start, rows)
+        scales = []
+
+        def quantize(rows: Tensor) -> Tensor:
+            quantized, scale = quantize_columns(rows)
+            scales.append(scale)
+            return quantized
+
+        self._weight = kernels.pack(linear.weight.detach(), quantize)
+        self._scale = torch.cat(scales)
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         self._inputs = inputs
 

@@ -5,6 +5,7 @@ its rows, found when the layer runs. Sums are integers and exact: a row's result
 the number of threads. There are no gradients.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -33,46 +34,41 @@ class PackedWeight:
         native.address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
         native.address("offset", self.offset, torch.int32, panels * COLUMNS)
 
-    @classmethod
-    def empty(cls, outputs: int, inputs: int) -> "PackedWeight":
-        """For a weight [N, K] of which every row is then `put`.
-
-        Raises:
-            ValueError: K above 132,104.
-        """
-        if inputs > MAX_INPUTS:
-            raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-        panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
-        tiles = torch.empty(panels, groups, COLUMNS, GROUP, dtype=torch.int8)
-        return cls(tiles, torch.empty(panels * COLUMNS, dtype=torch.int32), outputs, inputs)
-
-    def put(self, start: int, rows: Tensor) -> None:
-        """Rows of the weight, int8 [R, K], from row `start` on. That and R are multiples of 64, except at the end."""
-        padded = torch.nn.functional.pad(rows, (0, -self.inputs % GROUP, 0, -len(rows) % COLUMNS))
-        panels = padded.view(len(padded) // COLUMNS, COLUMNS, padded.size(1) // GROUP, GROUP).transpose(1, 2)
-        first = start // COLUMNS
-        self.tiles[first : first + len(panels)] = panels
-        # torch makes an int32 tensor of all that it is to add.
-        self.offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
-
 
 def available() -> bool:
     """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
     return native.library() is not None
 
 
-def pack(weight: Tensor) -> PackedWeight:
-    """Packs an int8 weight [N, K] of N outputs and K inputs.
+def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: rows) -> PackedWeight:
+    """Packs a weight [N, K] of N outputs and K inputs.
+
+    Args:
+        weight: int8, or what `quantize` makes int8.
+        quantize: takes some rows [R, K] and returns them as int8. It is called for `BLOCK` rows after the other,
+            because an int8 copy of a whole table is large.
 
     Raises:
         ValueError: another type or shape, or K above 132,104.
     """
-    if weight.dtype != torch.int8 or weight.dim() != 2:
+    if weight.dim() != 2:
         raise ValueError("a weight is int8 [N, K]")
-    packed = PackedWeight.empty(*weight.shape)
-    for start in range(0, len(weight), BLOCK):
-        packed.put(start, weight[start : start + BLOCK])
-    return packed
+    outputs, inputs = weight.shape
+    if inputs > MAX_INPUTS:
+        raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+    panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
+    tiles = torch.empty(panels, groups, COLUMNS, GROUP, dtype=torch.int8)
+    offset = torch.empty(panels * COLUMNS, dtype=torch.int32)
+    for start in range(0, outputs, BLOCK):
+        rows = quantize(weight[start : start + BLOCK])
+        if rows.dtype != torch.int8:
+            raise ValueError("a weight is int8 [N, K]")
+        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % COLUMNS))
+        first, count = start // COLUMNS, len(padded) // COLUMNS
+        tiles[first : first + count] = padded.view(count, COLUMNS, groups, GROUP).transpose(1, 2)
+        # torch makes an int32 tensor of all that it is to add.
+        offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
+    return PackedWeight(tiles, offset, outputs, inputs)
 
 
 def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
