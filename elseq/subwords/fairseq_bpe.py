@@ -6,9 +6,7 @@ from pathlib import Path
 from fairseq.data.encoders import register_bpe
 from fairseq.dataclass import FairseqDataclass
 
-from elseq.subwords.base import Subwords
-from elseq.subwords.pieces import NUMBERS, NumberedPieces
-from elseq.subwords.tokens import read_tokens
+from elseq.subwords.finding import read_converted
 
 
 @dataclass
@@ -20,17 +18,6 @@ class HuggingFaceTokenizerConfig(FairseqDataclass):
             "beside"
         },
     )
-
-
-def read_converted(path: Path) -> Subwords:
-    """
-    Args:
-        path: tokenizer.json, or where there is none vocab.json, of a converted model.
-
-    Raises:
-        UserError: a file is missing or cannot be used.
-    """
-    return NumberedPieces(path.parent) if path.name == NUMBERS else read_tokens(path)
 
 
 @register_bpe("hugging_face", dataclass=HuggingFaceTokenizerConfig)

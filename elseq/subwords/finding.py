@@ -29,7 +29,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
     for folder in folders:
         path = folder / TOKENIZER
         if path.exists():
-            found = _read_tokenizer(path, words)
+            found = read_converted(path, words)
             logger.info("subwords: the tokenizer %s", path)
             return found
         encoder, merges = (folder / name for name in gpt2.FILES)
@@ -68,12 +68,22 @@ def read_subwords(kind: str, files: Sequence[Path], words: Collection[str], is_l
     if kind == "gpt2":
         return gpt2.read_gpt2(*files, words, is_language_model)
     if kind == "hugging_face":
-        (path,) = files
-        return NumberedPieces(path.parent) if path.name == NUMBERS else _read_tokenizer(path, words)
+        return read_converted(*files, words)
     return Codes(kind, *files)
 
 
-def _read_tokenizer(path: Path, words: Collection[str]) -> Tokens:
+def read_converted(path: Path, words: Collection[str] = ()) -> Subwords:
+    """The subword vocabulary of a converted model.
+
+    Args:
+        path: its tokenizer.json, or where there is none its vocab.json.
+        words: words of the dictionary, of which a tokenizer.json must have the numbers.
+
+    Raises:
+        UserError: a file is missing or cannot be used, or belongs to another model.
+    """
+    if path.name == NUMBERS:
+        return NumberedPieces(path.parent)
     found = tokens.read_tokens(path)
     _check_words(path, found, words)
     return found
