@@ -120,7 +120,7 @@ class TextGenerator:
                 raise UserError(f"has {len(prefixes)} texts for {len(texts)} sources: give one for each", "prefixes")
         blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
         results: list = [blank if nbest == 1 else [blank] for _ in texts]
-        parts = []
+        name, parts = "text {}".format, []
         for generator, indices in self._by_languages(len(texts), source_lang, target_lang):
             search = generator.make_search(cfg)
             sources, forced = {}, {}
@@ -128,7 +128,7 @@ class TextGenerator:
                 if not texts[index].strip():
                     continue
                 source, constraints = generator.split_constraints(texts[index], cfg)
-                sources[index], _ = generator.encode(source, search, f"text {index}", truncate, "set truncate=True")
+                sources[index], _ = generator.encode(source, search, name(index), truncate, "set truncate=True")
                 if constraints is not None:
                     forced.setdefault("constraints", {})[index] = constraints
                 if prefixes is not None:
@@ -141,12 +141,8 @@ class TextGenerator:
             bar.update(without_text)
             for generator, search, sources, forced in parts:
                 lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]
-                decode = generator.batch_decoder(
-                    search, sources, lengths, lambda index: f"text {index}", seed, **forced
-                )
-                for batch in generator.cut_batches(
-                    search, lengths, max_tokens, memory_budget, lambda index: f"text {index}"
-                ):
+                decode = generator.batch_decoder(search, sources, lengths, name, seed, **forced)
+                for batch in generator.cut_batches(search, lengths, max_tokens, memory_budget, name):
                     for part, hypotheses in decode(batch):
                         for index, found in zip(part, hypotheses, strict=True):
                             best = [

@@ -186,7 +186,7 @@ class Checkpoint:
         Raises:
             UserError: the option is no path, or the file is a pipe or a device.
         """
-        if not self.multilingual or getattr(self.cfg.task, option, None) is None:
+        if getattr(self.cfg.task, option, None) is None:
             return None
         path = as_path(getattr(self.cfg.task, option), option)
         found = next((each for each in (folder / path.name, path) if os.path.isfile(each)), None)
@@ -226,12 +226,10 @@ class Checkpoint:
                 f"the task's settings in the checkpoint cannot be used ({reason}): it was changed"
             ) from error
         check_options(cfg)
-        source, target = dictionaries
-        source_dictionary = Dictionary.load(str(source))
+        source, target = _load_dictionaries(dictionaries)
         if self.is_language_model:
-            return ElseqLanguageModelingTask(cfg, source_dictionary)
-        same = target == source
-        return ElseqTranslationTask(cfg, source_dictionary, source_dictionary if same else Dictionary.load(str(target)))
+            return ElseqLanguageModelingTask(cfg, source)
+        return ElseqTranslationTask(cfg, source, target)
 
     def task_by(self, loading: Loading, folder: Path, **options) -> tuple[DecodingTask, tuple[Path, Path]]:
         """The task, in the languages of the options, and the files of its dictionaries.
@@ -265,8 +263,7 @@ class Checkpoint:
         args = Namespace(**settings)
         check_options(args)
         self.multilingual.check_languages(args, needed=True)
-        source, target = (Dictionary.load(str(path)) for path in dictionaries)
-        return self.multilingual.of_dictionaries(args, source, target if dictionaries[0] != dictionaries[1] else source)
+        return self.multilingual.of_dictionaries(args, *_load_dictionaries(dictionaries))
 
     def build_model(self, task):
         """The model as the task decodes it, on the CPU. It takes the tensors of `state` as its parameters,
@@ -279,6 +276,12 @@ class Checkpoint:
             (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
         self.state["model"].clear()  # whoever else holds it: a weight that the model drops is to be gone
         return model
+
+
+def _load_dictionaries(paths: tuple[Path, Path]) -> tuple[Dictionary, Dictionary]:
+    """Of source and target: one object if they have one file."""
+    source = Dictionary.load(str(paths[0]))
+    return source, source if paths[1] == paths[0] else Dictionary.load(str(paths[1]))
 
 
 def import_plugins(user_dir: str | Path | None) -> None:

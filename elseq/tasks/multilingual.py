@@ -273,8 +273,8 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     @classmethod
     def check_languages(cls, args, needed=False) -> None:
         super().check_languages(args, needed)
-        languages = cls.languages_of(args)
         if args.source_lang is None and args.target_lang is None:
+            languages = cls.languages_of(args)
             unknown = [language for language in _languages_of(_pairs(args)) if language not in languages]
             if unknown:
                 raise UserError(f"{unknown[0]} is none of the languages, {_some(languages)}: add it", "--lang-pairs")

@@ -216,7 +216,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         if symbols != (None, None):
             before, after = (torch.tensor([] if symbol is None else [symbol]).long() for symbol in symbols)
             src_tokens = [torch.cat((before, tokens, after)) for tokens in src_tokens]
-            src_lengths = [length + self.symbols_of_source for length in src_lengths]
+            added = before.numel() + after.numel()
+            src_lengths = [length + added for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
