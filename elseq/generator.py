@@ -35,6 +35,8 @@ from elseq.options import Loading, decode_attention_names
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords, read_subwords
 
+REMEDIES = "set truncate=True", "load the model with long_input=True"  # for texts that are too long
+
 
 @dataclass(frozen=True)
 class Hypothesis:
@@ -128,7 +130,7 @@ class TextGenerator:
                 if not texts[index].strip():
                     continue
                 source, constraints = generator.split_constraints(texts[index], cfg)
-                sources[index], _ = generator.encode(source, search, name(index), truncate, "set truncate=True")
+                sources[index], _ = generator.encode(source, search, name(index), truncate, REMEDIES)
                 if constraints is not None:
                     forced.setdefault("constraints", {})[index] = constraints
                 if prefixes is not None:
@@ -200,7 +202,7 @@ class TextGenerator:
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
             wanted = self._encode_target(target, f"target {index}")
             room = self.task.symbols_of_source if self._has_encoder else wanted.numel() - 1
-            source, _ = self._encode(source, self._positions() - room, f"source {index}", truncate, "set truncate=True")
+            source, _ = self._encode(source, self._positions() - room, f"source {index}", truncate, REMEDIES)
             pairs.append((source, wanted))
         together = max if self._has_encoder else sum
         lengths = [together((source.numel(), target.numel())) for source, target in pairs]
@@ -258,7 +260,9 @@ class TextGenerator:
             search.max_len = min(search.max_len, self.language_model.max_positions())
         return search
 
-    def encode(self, text: str, search, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
+    def encode(
+        self, text: str, search, name: str, truncate: bool, remedies: tuple[str, str]
+    ) -> tuple[torch.Tensor, bool]:
         """The tokens of a text, including the end symbol, and whether they were truncated.
 
         Args:
@@ -266,7 +270,7 @@ class TextGenerator:
             search: see `make_search`.
             name: name of the text in errors.
             truncate: truncate the text to the model's positions.
-            remedy: what else the error tells the user to do.
+            remedies: what else the error tells the user to do: to truncate, and to encode in windows.
 
         Raises:
             UserError: the text is too long, and truncate is not set.
@@ -278,7 +282,7 @@ class TextGenerator:
             raise UserError(
                 f"{search.min_len} leaves no room for {name}: the model has {positions} positions; lower it", "min_len"
             )
-        return self._encode(text, positions - room, name, truncate, remedy)
+        return self._encode(text, positions - room, name, truncate, remedies)
 
     @property
     def _has_encoder(self) -> bool:
@@ -291,13 +295,16 @@ class TextGenerator:
         )
         return positions[0] if isinstance(positions, tuple) else positions
 
-    def _encode(self, text: str, limit: int, name: str, truncate: bool, remedy: str) -> tuple[torch.Tensor, bool]:
+    def _encode(
+        self, text: str, limit: int, name: str, truncate: bool, remedies: tuple[str, str]
+    ) -> tuple[torch.Tensor, bool]:
         """As `encode`, to at most `limit` tokens."""
         pieces = self.bpe.encode(text) if self.bpe else text
         tokens = self.task.source_dictionary.encode_line(pieces, add_if_not_exist=False).long()
         if tokens.numel() <= limit:
             return tokens, False
         if limit < 1 or not truncate:
+            remedy = " or ".join(remedies if self._has_encoder else remedies[:1])
             raise UserError(
                 f"{name} has {tokens.numel()} tokens and the model takes {max(limit, 0)}; shorten it or {remedy}"
             )
@@ -520,6 +527,9 @@ def load(
     apply_top_k: int | None = None,
     apply_top_k_in: str | None = None,
     apply_ffn_top_k: int | None = None,
+    long_input: bool = False,
+    source_window: int | None = None,
+    source_window_overlap: int | None = None,
 ) -> TextGenerator:
     """Load a checkpoint of a Transformer, BART or language model, trained by fairseq or by elseq.
 
@@ -548,6 +558,11 @@ def load(
         apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
             training.
+        long_input: sources of any length: the encoder reads windows of as many tokens as it has positions, which
+            overlap by half, and each query of the decoder attends to as many states, those of the largest scores.
+            Default: as in training.
+        source_window: encode a source of more tokens in windows of so many; 0: none. Default: as in training.
+        source_window_overlap: tokens that neighbouring windows have in common. Default: half of a window.
 
     Raises:
         UserError: a file is missing or cannot be used, or an argument is invalid.
@@ -557,7 +572,9 @@ def load(
     subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
     subwords |= {"tokenizer_json": tokenizer_json, "lm_path": lm_path}
     languages = {"source_lang": source_lang, "target_lang": target_lang}
-    return load_by(path, Loading(attention, device, dtype, data, **languages, user_dir=user_dir, **subwords, **top_k))
+    windows = {"long_input": long_input, "source_window": source_window, "source_window_overlap": source_window_overlap}
+    options = languages | subwords | top_k | windows
+    return load_by(path, Loading(attention, device, dtype, data, user_dir=user_dir, **options))
 
 
 @renamed(lambda option: _as_keyword(option))

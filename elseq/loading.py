@@ -21,7 +21,7 @@ from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
-from elseq.options import Loading, as_path
+from elseq.options import WINDOWS, Loading, as_path
 from elseq.precision import DTYPES
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import DecodingTask, check_options
@@ -30,6 +30,8 @@ from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
 
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")
+# Options of a checkpoint's task that the model takes by itself, or that are those of each search or of training.
+_NOT_OF_THE_TASK = {*STOPPING_OPTIONS, *WINDOWS, "train_windows"}
 
 
 @dataclass(frozen=True)
@@ -208,7 +210,7 @@ class Checkpoint:
         if self.multilingual:
             return self._build_multilingual_task(folder, dictionaries, attention, **options)
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
-        names = {field.name for field in fields(config)} - {*STOPPING_OPTIONS}  # which are for each search
+        names = {field.name for field in fields(config)} - _NOT_OF_THE_TASK
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
@@ -256,7 +258,7 @@ class Checkpoint:
         """See `build_task`."""
         settings = self.multilingual.defaults(str(folder)) | {"seed": 1}
         trained = {name: value for name, value in values(self.cfg.task).items() if name in settings}
-        settings |= {name: value for name, value in trained.items() if name not in STOPPING_OPTIONS}
+        settings |= {name: value for name, value in trained.items() if name not in _NOT_OF_THE_TASK}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if settings.get("lang_dict"):
             settings["lang_dict"] = str(self._named("lang_dict", folder) or settings["lang_dict"])

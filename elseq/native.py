@@ -10,11 +10,12 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 2  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 3  # as in kernels.cpp; a library of another number was compiled from other sources
 FUNCTIONS = {
     "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
     "elseq_linear": [_POINTER] * 9 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
+    "elseq_attend_to_largest": [_POINTER] * 3 + [_SIZE] * 9 + [_NUMBER] * 2,
     "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
 }
 

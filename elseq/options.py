@@ -34,6 +34,9 @@ BPE = {
 }
 BPE_FILES = tuple(dict.fromkeys(name for names in BPE.values() for name in names))
 CONSTRAINTS = ("ordered", "unordered")
+WINDOWS = ("long_input", "source_window", "source_window_overlap")
+# Options of `Loading` that the elseq tasks have as well, with the same names.
+OF_TASK = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k", *WINDOWS)
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
 
@@ -120,11 +123,24 @@ class Loading:
         help="decode a trained model with the k most activated units of a feed-forward layer only, for each token; "
         "0: with all (default: as --ffn-top-k was in its training)",
     )
+    long_input: bool = _option(
+        False,
+        help="sources of any length: the encoder reads windows of as many tokens as it has positions, which overlap by "
+        "half, and each query of the decoder attends to as many states, those of the largest scores. --source-window, "
+        "--source-window-overlap and --apply-top-k change these numbers (default: as in the training)",
+    )
+    source_window: int | None = _option(
+        metavar="W",
+        type=int,
+        help="encode a source of more than W tokens in windows of W; 0: none (default: as in the training)",
+    )
+    source_window_overlap: int | None = _option(
+        metavar="O", type=int, help="tokens that neighbouring windows have in common (default: half of a window)"
+    )
 
     def of_task(self) -> dict:
         """The options of the elseq tasks that are set, with their names there."""
-        names = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
-        return {name: value for name in names if (value := getattr(self, name)) is not None}
+        return {name: value for name, value in ((each, getattr(self, each)) for each in OF_TASK) if value is not None}
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""
@@ -170,8 +186,7 @@ class Loading:
     def deciding(self) -> dict:
         """The options on which the output depends, with their names on the command line. The effect of the others is in
         the dictionaries, the tokens and the parameters."""
-        names = ("attention", "source_lang", "target_lang", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k")
-        return {as_option(name): getattr(self, name) for name in names}
+        return {as_option(name): getattr(self, name) for name in ("attention", "source_lang", "target_lang", *OF_TASK)}
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,6 @@ if is_bart; then
     [ -e "$bpe/$file" ] || refuse "$bpe/$file is missing; set BART to a folder with a BART of fairseq and the GPT-2 BPE"
   done
 fi
-gpu() { [ "${CUDA_VISIBLE_DEVICES-all}" != "" ] && [[ $(nvidia-smi -L 2>/dev/null) = GPU* ]]; }
 
 # published_or_small PUBLISHED SMALL
 published_or_small() { if small; then echo "$2"; else echo "$1"; fi; }

@@ -132,6 +132,9 @@ quoted() {
   echo "${line[*]}"
 }
 
+# Whether CUDA has a device that this process may use.
+gpu() { [ "${CUDA_VISIBLE_DEVICES-all}" != "" ] && [[ $(nvidia-smi -L 2>/dev/null) = GPU* ]]; }
+
 # pieces [OPTION...]: the subwords of $work/corpus, by a sentencepiece vocabulary of its own unless the options say otherwise.
 pieces() { noted pieces.log python "$root/scripts/encode_text.py" "$work/corpus" "$work/pieces" "$@"; }
 

@@ -225,6 +225,84 @@ def test_top_k(tiny_translation, translator, lines, attention):
     assert found != translator.generate(lines, beam=4)
 
 
+# --- sources of any length
+
+LONG = ["w1 " * 150 + "w2", "w3 w4 w5", " ".join(f"w{number % 9}" for number in range(200))]  # of 64 positions
+
+
+@pytest.mark.parametrize("family", ["translation", "bart"])
+@pytest.mark.parametrize("attention", ["kv", "el"])
+@pytest.mark.parametrize(
+    "options", [{"long_input": True}, {"source_window": 20, "source_window_overlap": 3}, {"source_window": 64}], ids=str
+)
+def test_sources_of_any_length(family, attention, options, request, tmp_path):
+    """As fairseq-interactive decodes them, whatever stands in the batch."""
+    trained = request.getfixturevalue(f"tiny_{family}")
+    model = elseq.load(trained.checkpoint, attention, data=trained.data, **options)
+    found = model.generate(LONG, beam=3)
+    assert found == [model.generate([text], beam=3)[0] for text in LONG]
+    (tmp_path / "input").write_text("\n".join(LONG) + "\n")
+    command = ["fairseq-interactive", trained.data, "--path", trained.checkpoint, "--beam=3", "--max-tokens=4000"]
+    command += ["--source-lang=src", "--target-lang=tgt", "--buffer-size=5", "--input", tmp_path / "input"]
+    command += [
+        f"--{name.replace('_', '-')}" + ("" if value is True else f"={value}") for name, value in options.items()
+    ]
+    task = ["--task=elseq_translation", "--decode-attention", attention, "--user-dir", helpers.USER_DIR]
+    log = helpers.run_here([*command, *task, "--cpu"]).stdout
+    assert found == re.findall(r"^D-\d+\t.*?\t(.*)$", log, re.MULTILINE)
+
+
+def test_windows_matter_to_long_sources_only(tiny_translation):
+    load = functools.partial(elseq.load, tiny_translation.checkpoint, "el", data=tiny_translation.data)
+    plain, windows = load(), load(long_input=True)
+    short = [text for text in LONG if len(text.split()) < 64]
+    assert windows.generate(short, return_scores=True) == plain.generate(short, return_scores=True)
+    with pytest.raises(
+        UserError,
+        match="^text 0 has 152 tokens and the model takes 64; shorten it or set truncate=True or load the "
+        "model with long_input=True$",
+    ):
+        plain.generate(LONG)
+    truncated = plain.generate(LONG, truncate=True, return_scores=True)
+    assert windows.generate(LONG, return_scores=True)[2] != truncated[2]
+
+
+def test_scores_of_long_sources(tiny_translation):
+    model = elseq.load(tiny_translation.checkpoint, "kv", data=tiny_translation.data, long_input=True, apply_top_k=0)
+    found = model.generate(LONG, return_scores=True, lenpen=0, beam=4)
+    scores = model.score(LONG, [each.text for each in found])
+    assert [each.score for each in scores] == pytest.approx([each.score for each in found], abs=1e-4)
+
+
+def test_a_language_model_has_no_windows(tiny_language_model):
+    with pytest.raises(UserError, match="^long_input is for a model with an encoder: a language model has one row of"):
+        elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data, long_input=True)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        ({"source_window": 65}, "^source_window 65 is more than the encoder's 64 positions: give these or fewer$"),
+        (
+            {"source_window": 20, "source_window_overlap": 20},
+            "^source_window_overlap 20 does not go with windows of 20",
+        ),
+        ({"source_window": "20"}, "^source_window 20 is not possible: give a number$"),
+        ({"long_input": True, "apply_top_k": -1}, "^apply_top_k -1 is not possible"),
+        ({"long_input": True, "attention": "stock"}, "^long_input does not go with stock"),
+    ],
+)
+def test_windows_that_cannot_be(tiny_translation, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        elseq.load(**{"path": tiny_translation.checkpoint, "data": tiny_translation.data, **options})
+
+
+def test_a_source_that_does_not_fit_the_budget(tiny_translation):
+    model = elseq.load(tiny_translation.checkpoint, "el", data=tiny_translation.data, long_input=True)
+    with pytest.raises(UserError, match="^text 0 alone needs about [0-9.]+ MiB of memory and the budget is 1.0 MiB"):
+        model.generate(["w1 " * 20000], memory_budget="1M")
+
+
 def test_paths_may_begin_at_home(tiny_translation, translator, lines, tmp_path, monkeypatch):
     monkeypatch.setenv("HOME", str(tmp_path))
     (tmp_path / "data").symlink_to(tiny_translation.data)

@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.kernels.largest import attend_to_largest, fits
 from elseq.attention.top_k import keep_largest, top_k_attention
 
 # The fused kernels of PyTorch are optimized for narrow heads. For wider ones (with EL-attention as wide as the model)
@@ -80,7 +81,11 @@ def multi_head_attention(
         segments = [*segments[:-1], _with_causal_mask(segments[-1], length, window)]
     if fused:
         return _fused(query, segments[0], dropout), None
-    scores = [_scores(query, segment) for segment in segments]
+    if top_k is not None and len(segments) == 1 and not need_weights and not has_bias and not dropout:
+        [segment] = segments
+        if fits(query, segment.key, segment.value):
+            return _ungroup(attend_to_largest(_scores(query, segment), segment.value, top_k), query), None
+    scores = [_biased(_scores(query, segment), query, segment) for segment in segments]
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if top_k is not None:
         scores = keep_largest(scores, top_k)
@@ -110,10 +115,16 @@ def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False
 
 
 def _scores(query: Tensor, segment: Segment) -> Tensor:
+    """Without the bias, as `_group` orders the rows: [M, G, (N/M)(H/G)T, S]."""
     rows = _group(query, segment)
     scores = torch.matmul(rows, segment.key.transpose(-1, -2))
     if segment.mask is not None:
         scores.masked_fill_(_spread_mask(segment.mask, rows.size(2) // query.size(2)), float("-inf"))
+    return scores
+
+
+def _biased(scores: Tensor, query: Tensor, segment: Segment) -> Tensor:
+    """[N, H, T, S]."""
     scores = _ungroup(scores, query)
     return scores if segment.bias is None else scores + segment.bias
 

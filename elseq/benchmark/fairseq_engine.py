@@ -37,7 +37,9 @@ class FairseqEngine:
         self.model_file = ModelFile(**request["model_file"])
         dtype = request["dtype"]
         precision = INT8 if dtype == INT8 else None
-        self.model, self.task = load(self.model_file, self.mode, decode_dtype=precision)
+        self.model, self.task = load(
+            self.model_file, self.mode, decode_dtype=precision, **request.get("task_options", {})
+        )
         self.model.to(device=request["device"], dtype=DTYPES[dtype])
         tokens = [torch.tensor(source) for source in request["sources"]]
         self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])

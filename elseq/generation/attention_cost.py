@@ -34,10 +34,10 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
         attention: the layer.
         workload: sizes of the batch.
     """
-    positions = max(SHORTEST, _power_of_two(workload.source_length))
     weight = next(attention.parameters())  # not by its layer, which would bring back a weight that was dropped
-    most = max(1, MOST.get(weight.device.type, MOST["cuda"]) // positions)
-    sentences = min(_power_of_two(workload.sentences), most)
+    most = MOST.get(weight.device.type, MOST["cuda"])
+    positions = min(most, max(SHORTEST, _power_of_two(workload.source_length)))
+    sentences = min(_power_of_two(workload.sentences), most // positions)
     sizes = (attention.embed_dim, *astuple(attention.sizes))
     once, step = _measured(method, sizes, weight.dtype, weight.device, sentences, workload.beam, positions)
     scale = workload.sentences * workload.source_length / (sentences * positions)

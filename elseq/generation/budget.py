@@ -6,6 +6,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from elseq.attention import DecodingMethod
+from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
 from elseq.attention.methods import AUTO, EL, KV
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD
@@ -190,26 +191,47 @@ class _Batch:
         return self.length * (self.steps + 1) * self.wide if self.search.print_alignment else 0
 
     def _encoding(self) -> int:
-        """The encoder, and the memory that is made of its output. Beside them are a mask and the embeddings."""
-        rows = self._rows(self.sentences * self.length)
-        hidden = rows.tensor(self.encoder.layers[0].embed_dim)
-        layers = [
-            rows.layer(
-                layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn), keeps=True)
-            )
-            for layer in self.encoder.layers
-        ]
+        """The encoder, and the memory that is made of its output."""
+        whole = self._rows(self.sentences * self.length)
+        hidden = whole.tensor(self.encoder.layers[0].embed_dim)
+        windows = self.encoder.source_windows
+        is_cut = windows is not None and self.length > windows.length
         remembering = hidden + self._state(replace(self.workload, target_length=0))
         projected = [layer.encoder_attn for layer in self.decoder.layers if layer.encoder_attn is not None]
         if projected and self.methods.cross.projects_memory:
-            remembering += max(self._projecting(rows, attention) for attention in projected)
-        return rows.count + hidden + max(3 * hidden, *layers, remembering)
+            is_scattered = is_cut and self.sentences > 1
+            remembering += max(self._projecting(whole, attention, is_scattered) for attention in projected)
+        elif is_cut:
+            remembering -= hidden  # it is the memory itself
+        if not is_cut:
+            return whole.count + hidden + max(self._layers(whole, self.length), remembering)
+        # Beside the states of all windows, some are encoded, with their tokens and embeddings.
+        cut = windows.cut([self.length] * self.sentences)
+        some = self._rows(windows.length * max(len(each) for each in windows.passes(cut, self.device)))
+        encoding = some.count * (1 + 2 * INDEX_BYTES) + some.tensor(self.encoder.layers[0].embed_dim)
+        return whole.count + max(hidden + encoding + self._layers(some, windows.length), remembering)
 
-    def _projecting(self, rows: _Rows, attention) -> int:
-        """Keys and values of a source, and the same rounded."""
+    def _layers(self, rows: _Rows, length: int) -> int:
+        """The most that the encoder holds at a time, beside a mask and the embeddings.
+
+        Args:
+            rows: the positions that it reads.
+            length: how many of them attend to one another.
+        """
+        layers = [
+            rows.layer(
+                layer,
+                rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length), keeps=True),
+            )
+            for layer in self.encoder.layers
+        ]
+        return max(3 * rows.tensor(self.encoder.layers[0].embed_dim), *layers)
+
+    def _projecting(self, rows: _Rows, attention, is_scattered: bool) -> int:
+        """Keys and values of a source, and the same rounded. is_scattered: see `Product.multiplying_bytes`."""
         key, value = rows.output(attention.k_proj), rows.output(attention.v_proj)
         rounding = rows.input(attention.v_proj) + value + self._rounding(rows, attention, self.methods.cross)
-        return key + max(rows.multiplying(attention.v_proj), rounding)
+        return key + max(rows.multiplying(attention.v_proj, is_scattered), rounding)
 
     def _rounding(self, rows: _Rows, attention, method: DecodingMethod) -> int:
         to, kept = self.decoder.round_to, method.dtype_kept(self.dtype, self.decoder.round_to)
@@ -224,7 +246,7 @@ class _Batch:
             return 0
         rows, own = self._rows(self.sentences * length), self.methods.own
         layers = [
-            rows.layer(layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn)))
+            rows.layer(layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length)))
             for layer in self.decoder.layers
         ]
         ending = [
@@ -240,16 +262,16 @@ class _Batch:
         remembered = self.sentences * room * numbers * self.dtype.itemsize
         return remembered + 3 * rows.count * INDEX_BYTES + max(*layers, *ending)
 
-    def _attending_to_all(self, rows: _Rows, attention) -> int:
-        """The positions of a sentence to one another: the result, and sums of exponentials."""
+    def _attending_to_all(self, rows: _Rows, attention, length: int) -> int:
+        """So many positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
         if attention.num_kv_heads != attention.num_heads:
             attending += 2 * query
-        if attention.top_k is not None and attention.top_k < self.length:
+        if attention.top_k is not None and attention.top_k < length:
             most = MOST_SCORES["cpu" if rows.is_cpu else "other"]
-            attending += 5 * query + 2 * min(scores * self.length, most) * self.wide
+            attending += 5 * query + 2 * min(scores * length, most) * self.wide
         return attending
 
     def _step(self) -> int:
@@ -281,12 +303,22 @@ class _Batch:
             copies = 1 if self.dtype == torch.float32 else 2
             return copies * rows.count * query.numel() * self.wide, True
         numbers = method.numbers_of_step(attention.sizes, shared, own)
+        if attention.top_k is not None and attention.top_k < shared + own:
+            numbers = method.numbers_of_step(attention.sizes, 1, 0)  # besides the scores
+            numbers += attention.num_heads * self._choosing(query, attention.top_k, shared, own, need_weights)
         copied = 0
         is_split = shared or attention.sizes.memory_width > WIDEST_FUSED_HEAD
         if own and is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy what has room to grow
             copied = (rows.count * own + self.sentences * shared) * method.numbers_kept(attention.sizes)
             copied = copied // method.tensors_kept * self.dtype.itemsize
         return rows.tensor(numbers) + copied, False
+
+    def _choosing(self, query, top_k: int, shared: int, own: int, need_weights: bool) -> int:
+        """Numbers that the scores of a query take, and the choice of the largest of them."""
+        scores = shared + own
+        if fits(query, query, query) and not (shared and own) and not need_weights:
+            return scores if self.dtype == torch.float32 else 3 * scores  # for the kernel, in float32
+        return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""

@@ -14,6 +14,7 @@ from elseq.attention.methods import AUTO, KV
 from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
+from elseq.models.windows import UNLIMITED, SourceWindows
 from elseq.precision import INT8
 
 STATE = "elseq.decode_state"  # key of our state in fairseq's incremental_state
@@ -32,9 +33,21 @@ class Encoder(TransformerEncoderBase):
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
         name_dropout(self, "TransformerEncoder")
+        self.source_windows: SourceWindows | None = None  # for sources that are longer than one
 
     def build_encoder_layer(self, cfg):
         return wrap_layer(EncoderLayer(cfg, return_fc=self.return_fc), cfg)
+
+    def forward(self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None):
+        windows = self.source_windows
+        if windows is None or src_tokens.size(1) <= windows.length:
+            return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
+        if token_embeddings is not None:
+            raise ValueError("token_embeddings are for a source of one window")
+        return windows.encode(super().forward, src_tokens, self.padding_idx)
+
+    def max_positions(self):
+        return super().max_positions() if self.source_windows is None else UNLIMITED
 
 
 class Decoder(TransformerDecoderBase):

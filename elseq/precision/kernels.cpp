@@ -159,7 +159,7 @@ extern "C" {
 // The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
 // argument or structure that crosses the boundary.
 int elseq_available() {
-    constexpr int interface = 2;
+    constexpr int interface = 3;
     return interface * (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
                         __builtin_cpu_supports("avx512vnni"));
 }

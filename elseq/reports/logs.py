@@ -82,6 +82,20 @@ def read_finished(path: Path) -> GenerationLog:
     return log
 
 
+def read_token_scores(path: Path) -> dict[int, list[float]]:
+    """Of each sentence the scores of its tokens, base 2.
+
+    Raises:
+        UserError: a file that is missing, cannot be read, or has no scores.
+    """
+    if not path.exists():
+        raise UserError(f"{path} is missing; run the recipe again")
+    scores = read_generation(path).token_scores
+    if not any(scores.values()):
+        raise UserError(f"{path}: there are no scores in it")
+    return scores
+
+
 def read_training(path: Path) -> TrainingLog:
     """
     Raises:

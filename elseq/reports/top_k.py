@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from elseq.errors import UserError
 from elseq.files import check_output_file, read_lines, save_figure
-from elseq.reports.logs import read_finished, read_generation
+from elseq.reports.logs import read_finished, read_token_scores
 from elseq.reports.training import score
 from elseq.tables import markdown
 
@@ -87,11 +87,7 @@ class Reader:
 
 
 def read_loss(path):
-    if not path.exists():
-        raise UserError(f"{path} is missing; run the recipe again")
-    scores = list(chain.from_iterable(read_generation(path).token_scores.values()))
-    if not scores:
-        raise UserError(f"{path}: there are no scores in it")
+    scores = list(chain.from_iterable(read_token_scores(path).values()))
     return -sum(scores) / len(scores)
 
 

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
-from elseq.compat.settings import model_class
+from elseq.compat.settings import model_class, values
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
 from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
@@ -22,7 +22,8 @@ from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
-from elseq.options import STOCK, Loading, decode_attention_names, help_of
+from elseq.models.windows import UNLIMITED, SourceWindows, chosen_windows
+from elseq.options import STOCK, WINDOWS, Loading, decode_attention_names, help_of
 from elseq.precision import DTYPES, INT8
 
 logger = logging.getLogger(__name__)
@@ -68,6 +69,19 @@ class DecodingConfig(StoppingConfig):
             "help": "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
         },
     )
+    long_input: bool = field(default=False, metadata={"help": help_of(Loading, "long_input")})
+    source_window: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": help_of(Loading, "source_window")},
+    )
+    source_window_overlap: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": help_of(Loading, "source_window_overlap")},
+    )
+    train_windows: Optional[int] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": "in training, gradients flow through so many random windows of a source (default: all)"},
+    )
 
 
 def check_options(options) -> None:
@@ -89,6 +103,7 @@ def check_options(options) -> None:
         value = getattr(options, name)
         if value is not None and not (isinstance(value, int) and value >= 1):
             raise UserError(f"{value} is not possible: give 1 or more", as_option(name))
+    windows_of(options)
     if not isinstance(options.apply_top_k_in, str):
         raise UserError(f"{options.apply_top_k_in} is not possible: give names with commas", "--apply-top-k-in")
     for place in _places(options.apply_top_k_in):
@@ -98,6 +113,23 @@ def check_options(options) -> None:
             f"{options.apply_top_k_in} says where the k largest scores count, and there is no k: give both",
             "--apply-top-k-in",
         )
+
+
+def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
+    """
+    Args:
+        options: of a task.
+        positions: of the encoder.
+
+    Raises:
+        UserError: options that are no numbers, or do not go together or with the positions.
+    """
+    given = {name: getattr(options, name, None) for name in (*WINDOWS, "train_windows")}
+    for name, value in given.items():
+        if value is not None and not isinstance(value, int):
+            raise UserError(f"{value} is not possible: give a number", as_option(name))
+    with renamed(as_option):
+        return chosen_windows(positions, **given)
 
 
 def _places(text: str) -> tuple[str, ...]:
@@ -134,6 +166,13 @@ def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tenso
     if bool(prefix_tokens[:, :1].eq(first).all()):
         return prefix_tokens
     return torch.cat((first, prefix_tokens), dim=1)
+
+
+def _task_settings(cfg) -> dict:
+    """The settings of the task in the configuration of a checkpoint, of whose model this is the part."""
+    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
+    settings = parent.task if parent is not None and "task" in parent else cfg
+    return values(settings)
 
 
 class DecodingTask(FairseqTask):
@@ -187,8 +226,10 @@ class DecodingTask(FairseqTask):
 
     def _build(self, cfg, from_checkpoint: bool):
         wanted = self.decode_attention
-        applied = next((name for name in APPLIED if getattr(self.options, name) is not None), None)
-        if applied is not None and not from_checkpoint:
+        given = [name for name in APPLIED if getattr(self.options, name) is not None]
+        given += [name for name in WINDOWS if getattr(self.options, name)]
+        applied = next(iter(given), None)
+        if applied in APPLIED and not from_checkpoint:
             raise UserError(
                 "is for a model that is trained: to train with top-k give an architecture of elseq's, such as "
                 f"elseq_transformer, and {APPLIED[applied]}",
@@ -221,6 +262,7 @@ class DecodingTask(FairseqTask):
         if wanted not in (None, STOCK):
             model.decoder.decode_attention = wanted
         self._apply_top_k(model)
+        self._apply_windows(model, _task_settings(cfg) if from_checkpoint else {})
         return model
 
     def _apply_top_k(self, model) -> None:
@@ -230,6 +272,34 @@ class DecodingTask(FairseqTask):
         if options.apply_ffn_top_k is not None:
             apply_ffn_top_k(model, options.apply_ffn_top_k or None)
         set_chunk_sizes(model, options.query_chunk_size, options.ffn_chunk_size)
+
+    def _apply_windows(self, model, trained: dict) -> None:
+        """Of these options or, if there are none, of those of a checkpoint's training, which become this task's.
+
+        Raises:
+            UserError: a model without an encoder, or windows that are longer than its positions.
+        """
+        options = self.options
+        if not options.long_input and options.source_window is None:
+            for name in WINDOWS:
+                if trained.get(name) is not None:
+                    setattr(options, name, trained[name])
+        if windows_of(options) is None:
+            return
+        if self.decodes_language_models:
+            raise UserError(
+                "is for a model with an encoder: a language model has one row of positions for prompt and output",
+                as_option("long_input" if options.long_input else "source_window"),
+            )
+        windows = windows_of(options, model.encoder.max_positions())
+        model.encoder.source_windows = windows
+        if options.long_input and options.apply_top_k is None:
+            for layer in model.decoder.layers:
+                layer.encoder_attn.top_k = layer.encoder_attn.top_k or windows.length
+
+    def positions_of_windows(self, positions: tuple[int, int]) -> tuple[int, int]:
+        """The positions of sources and targets, if the model has these: in windows, sources have any number."""
+        return positions if windows_of(self.options) is None else (UNLIMITED, positions[1])
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""

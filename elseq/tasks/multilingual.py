@@ -29,7 +29,15 @@ from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleE
 
 from elseq.errors import UserError, as_option
 from elseq.files import check_ordinary
-from elseq.tasks.decoding import STOCK, DecodingConfig, DecodingTask, check_options, missing_files_named, with_first
+from elseq.options import STOCK
+from elseq.tasks.decoding import (
+    DecodingConfig,
+    DecodingTask,
+    check_options,
+    missing_files_named,
+    windows_of,
+    with_first,
+)
 
 # Words that the NLLB branch of fairseq adds to a dictionary, after the languages. They are put before sources that are
 # not from human translators, in training only.
@@ -128,6 +136,9 @@ class MultilingualTask:
 
     def build_model(self, cfg, from_checkpoint=False):
         return DecodingTask.build_model(self, cfg, from_checkpoint)
+
+    def max_positions(self):
+        return self.positions_of_windows(super().max_positions())
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         if constraints is not None:
@@ -428,6 +439,8 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
     def build_model(self, cfg, from_checkpoint=False):
         """For decoding, the Transformer of the pair, with the parameters of fairseq's `models.SOURCE-TARGET`."""
         if not from_checkpoint or self.training:
+            if windows_of(self.args) is not None:
+                raise UserError("windows are not for the training of several pairs: leave them out", "--source-window")
             return MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
         self._check_training(cfg)
         if self.decode_attention == STOCK:
@@ -463,8 +476,8 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
 
     def max_positions(self):
         if self.training:
-            return super().max_positions()
-        return self.args.max_source_positions, self.args.max_target_positions
+            return MultilingualTranslationTask.max_positions(self)
+        return self.positions_of_windows((self.args.max_source_positions, self.args.max_target_positions))
 
 
 def _of_pair(cfg) -> Namespace:

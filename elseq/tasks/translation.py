@@ -82,6 +82,9 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         self.trained_with_bos |= is_trained_with_bos(cfg)
         return model
 
+    def max_positions(self):
+        return self.positions_of_windows(super().max_positions())
+
     @property
     def prepend_source_bos(self) -> bool:
         return self._switch("prepend_source_bos")

@@ -44,6 +44,7 @@ logger = logging.getLogger(__name__)
 NOTABLE, UNUSABLE = 0.1, 0.9
 BLANK_LINES = 1000  # that are written at once
 MOST_NAMED = 20  # truncated lines
+REMEDIES = "give --truncate", "give --long-input"  # for lines that are too long
 LOG_INTERVAL = 60  # seconds between two progress lines without a terminal
 
 
@@ -163,7 +164,7 @@ class Run:
                 if phrases is not None:
                     constraints.append(phrases)
                 name = lines.name(index)
-                return part.generator.encode(source, part.search, name, batching.truncate, "give --truncate")
+                return part.generator.encode(source, part.search, name, batching.truncate, REMEDIES)
 
             sources = encode_lines(lines, encode)
             _check_words(job, lines, sources, generator)

@@ -11,6 +11,7 @@ import re
 import shutil
 import urllib.request
 from collections import Counter
+from itertools import chain
 from typing import NamedTuple
 
 from corpus_files import SPLITS, commands, counted, find, one_line, read_json, require, write_split
@@ -124,8 +125,20 @@ def cut_around(paragraph, start, length, number):
     return paragraph[words[first - left].start() : words[min(last + room - left, len(words) - 1)].end()]
 
 
-def make_samples(entries, paragraph_words, faults):
-    """Samples, in order. What is wrong with an entry is counted in `faults`."""
+class Question(NamedTuple):
+    identifier: str
+    text: str
+    answer: str
+    paragraph: str
+    start: int  # of the answer, in characters of the paragraph
+
+    def excerpt(self, words):
+        """Its paragraph in one line, or so many words of it around the answer."""
+        return one_line(cut_around(self.paragraph, self.start, len(self.answer), words) if words else self.paragraph)
+
+
+def read_questions(entries, faults):
+    """The questions in which nothing is missing, in order. What is wrong with the others is counted in `faults`."""
     identifiers = set()
     for paragraph, entry in entries:
         if entry["id"] in identifiers:
@@ -141,45 +154,69 @@ def make_samples(entries, paragraph_words, faults):
             faults["answers that their paragraph does not have"] += 1
             continue
         faults["with a line break inside"] += any("\n" in text for text in (paragraph, entry["question"]))
-        if paragraph_words:
-            paragraph = cut_around(paragraph, start, len(answer["text"]), paragraph_words)
-        yield Sample(one_line(f"{answer['text']} {SEPARATOR} {paragraph}"), one_line(entry["question"]))
+        yield Question(entry["id"], entry["question"], answer["text"], paragraph, start)
 
 
-def prepare(options):
-    paths = {name: find(options.folder, name) for name in dict.fromkeys(ORIGIN.values())}
+def make_samples(entries, paragraph_words, faults):
+    """Samples, in order; of a paragraph, so many words. What is wrong with an entry is counted in `faults`."""
+    for question in read_questions(entries, faults):
+        source = f"{one_line(question.answer)} {SEPARATOR} {question.excerpt(paragraph_words)}"
+        yield Sample(source, one_line(question.text))
+
+
+def read_splits(folder, partial=False):
+    """Of each split its name and, for each of its articles, the entries as `read_articles` gives them.
+
+    Args:
+        partial: accept fewer questions than the published split has.
+
+    Raises:
+        UserError: files that are missing, are not as SQuAD's are, or do not belong together.
+    """
+    paths = {name: find(folder, name) for name in dict.fromkeys(ORIGIN.values())}
     for name, path in paths.items():
         if path is None:
-            raise UserError(f"{options.folder / name} is missing; run the stage fetch again")
+            raise UserError(f"{folder / name} is missing; run the stage fetch again")
     articles = {name: read_articles(path) for name, path in paths.items()}
     for split in SPLITS:
-        known, doclist = articles[ORIGIN[split]], options.folder / DOCLISTS[split]
-        entries, titles = [], 0
+        known, doclist = articles[ORIGIN[split]], folder / DOCLISTS[split]
+        chosen = []
         for number, line in enumerate(read_lines(doclist), start=1):
             for title in line.split():
                 if title not in known:
                     raise UserError(
                         f"{paths[ORIGIN[split]]} lacks {title} of line {number} of {doclist}; fetch SQuAD v1.1 again"
                     )
-                entries += known[title]
-                titles += 1
-        if len(entries) != QUESTIONS[split] and not options.partial:
+                chosen.append(known[title])
+        questions = sum(map(len, chosen))
+        if questions != QUESTIONS[split] and not partial:
             raise UserError(
-                f"{split} has {len(entries)} questions, where the published split has {QUESTIONS[split]}; fetch SQuAD "
+                f"{split} has {questions} questions, where the published split has {QUESTIONS[split]}; fetch SQuAD "
                 "v1.1 again, or give --partial for a part of it"
             )
+        yield split, chosen
+
+
+def prepare(options):
+    for split, articles in read_splits(options.folder, options.partial):
+        entries = list(chain.from_iterable(articles))
         faults = Counter()
         samples = list(make_samples(entries, options.paragraph_words, faults))
         written = write_split(options.output, split, samples, options.size.get(split))
-        print(f"{split}: {len(entries)} questions in {titles} articles, {written} written{counted(faults)}")
+        print(f"{split}: {len(entries)} questions in {len(articles)} articles, {written} written{counted(faults)}")
+
+
+def add_options(parser):
+    """Those of each script that reads SQuAD."""
+    parser.add_argument(
+        "--paragraph-words", type=count, help="of each paragraph, so many words around the answer (default: all)"
+    )
+    parser.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
 
 
 def main(arguments=None):
     parser, preparing = commands(__doc__, fetch, prepare)
-    preparing.add_argument(
-        "--paragraph-words", type=count, help="of each paragraph, so many words around the answer (default: all)"
-    )
-    preparing.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
+    add_options(preparing)
     options = parser.parse_args(arguments)
     options.run(options)
 

@@ -9,6 +9,8 @@ from elseq.generation import SequenceGenerator
 from elseq.generation.beams import Candidates
 from elseq.generation.budget import batch_bytes, capacity, write_bytes
 from elseq.generation.search import Usage
+from elseq.models import windows
+from elseq.models.top_k import apply_attention_top_k
 from elseq.precision import packed
 from tests.helpers import peak_memory
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
@@ -42,6 +44,9 @@ def measure(
     is_wide=False,
     is_padded=False,
     searching=(),
+    windows=None,
+    top_k=None,
+    positions=400,
     **options,
 ):
     """What is planned for a batch, what its decoding takes, and the largest decoding state."""
@@ -50,7 +55,11 @@ def measure(
         sides = ["decoder"] if family == "language_model" else ["encoder", "decoder"]
         options |= {f"{side}_{name}": size for side in sides for name, size in WIDE.items()}
         options |= {"decoder_input_dim": WIDE["embed_dim"], "decoder_output_dim": WIDE["embed_dim"]}
-    model = make_models(family, dictionary, positions=400, **options)[method].to(dtype)
+    model = make_models(family, dictionary, positions=positions, **options)[method].to(dtype)
+    if windows is not None:
+        model.encoder.source_windows = windows
+    if top_k is not None:
+        apply_attention_top_k(model, top_k, ("cross",))
     model.decoder.decode_dtype = decode_dtype
     model.make_generation_fast_()
     limits = {"max_len_b": max_len, "min_len": max_len}
@@ -88,6 +97,32 @@ def measure(
 def test_a_batch_takes_no_more_than_planned(family, method, sizes):
     planned, peak, state = measure(family, method, **sizes)
     assert state < peak <= planned < 1.5 * peak, planned / peak
+
+
+@pytest.mark.parametrize("way", ["kernels", pytest.param("torch", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("top_k", [None, 30])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("sentences, length", [(3, 3000), pytest.param(1, 9000, marks=pytest.mark.slow)])
+def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
+    """The states of a source decide, not the encoder, which reads a few windows at a time."""
+    if way == "torch":
+        without_kernels(monkeypatch)
+    monkeypatch.setitem(windows.MOST_TOKENS, "cpu", 128)
+    planned, peak, state = measure(
+        "transformer",
+        method,
+        sentences,
+        length,
+        beam=2,
+        windows=windows.SourceWindows(64, 32),
+        top_k=top_k,
+        positions=64,
+        max_len=6,
+        is_wide=True,
+    )
+    assert state < peak <= planned < 1.15 * peak, planned / peak
+    hidden = sentences * length * 128 * 4
+    assert peak < hidden * (1.3 if method == "el" else 8.2)  # kv: twice the memory of two layers at most
 
 
 def without_kernels(monkeypatch):

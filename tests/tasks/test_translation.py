@@ -6,9 +6,12 @@ from fairseq.models.bart import BARTHubInterface, BARTModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.tasks.translation import TranslationTask
 
+import elseq
 from elseq.errors import UserError
+from elseq.models.windows import SourceWindows
 from elseq.tasks import ElseqTranslationTask
 from elseq.tasks.translation import ElseqTranslationConfig
+from tests import helpers
 from tests.tasks.loading import generate, interactive_batch, load_translation, make_batch
 from tests.tiny_models import assert_same_hypotheses, task_configuration
 
@@ -158,3 +161,49 @@ def test_folder_that_holds_no_data(tmp_path, data, sentence):
     with pytest.raises(UserError) as raised:
         ElseqTranslationTask.setup_task(cfg)
     assert str(raised.value).startswith(sentence.format(tmp_path))
+
+
+# --- sources in windows
+
+
+@pytest.fixture(scope="module")
+def trained_in_windows(raw_text, translation_data, tmp_path_factory):
+    """By the command, of 64 positions; the sources are shorter than these, and longer than a window."""
+    options = ["--task=elseq_translation", "--source-window=6", "--source-window-overlap=2", "--train-windows=1"]
+    folder = tmp_path_factory.mktemp("windows")
+    return helpers.Trained(raw_text, translation_data, helpers.train("transformer", translation_data, folder, *options))
+
+
+def test_a_model_trained_in_windows_decodes_in_them(trained_in_windows):
+    task, model = load_translation(trained_in_windows)
+    assert model.encoder.source_windows == SourceWindows(6, 2)
+    batch = make_batch(task)
+    found = generate(task, model, batch)
+    task, asked = load_translation(trained_in_windows, source_window=6, source_window_overlap=2)
+    assert_same_hypotheses(found, generate(task, asked, batch), tolerance=0)
+    task, whole = load_translation(trained_in_windows, source_window=0)
+    assert whole.encoder.source_windows is None
+    assert task.max_positions() == (1024, 1024)
+
+
+def test_a_model_trained_in_windows_is_loaded_with_them(trained_in_windows):
+    """Without the windows through which training has gradients, which are no option of decoding."""
+    lines = (trained_in_windows.raw / "test.src").read_text().splitlines()
+    found, asked, whole = (
+        elseq.load(trained_in_windows.checkpoint, data=trained_in_windows.data, **options).generate(lines, beam=2)
+        for options in ({}, {"source_window": 6, "source_window_overlap": 2}, {"source_window": 0})
+    )
+    assert found == asked and found != whole
+
+
+def test_longer_sources_are_trained_and_resumed(raw_text, tmp_path):
+    """Sources beyond the positions, of two updates; then two more."""
+    options = ["--task=elseq_translation", "--max-source-positions=8", "--long-input", "--update-freq=2"]
+    data = helpers.binarize(raw_text, tmp_path / "data")
+    first = helpers.train("elseq_transformer", data, tmp_path / "run", *options, "--max-update=2")
+    state = torch.load(first, weights_only=False)
+    assert state["cfg"]["task"]["long_input"]
+    helpers.train("elseq_transformer", data, tmp_path / "run", *options, "--max-update=4")
+    whole = helpers.train("elseq_transformer", data, tmp_path / "whole", *options, "--max-update=4")
+    resumed, expected = (torch.load(path, weights_only=False)["model"] for path in (first, whole))
+    assert all(torch.equal(resumed[name], expected[name]) for name in expected)

@@ -1,7 +1,9 @@
 // Attention of a decoding step by AVX-512. decode_step.py describes the function and checks its arguments.
 
 #include <algorithm>
+#include <cstring>
 #include <limits>
+#include <type_traits>
 #include <vector>
 
 #include "../../native.hpp"
@@ -25,6 +27,7 @@ struct Own {
 namespace {
 
 constexpr int64_t MOST = 6;  // queries of a tile: 24 of 32 registers accumulate
+constexpr int64_t CACHED = 1 << 19;  // bytes of values that several queries read
 
 struct Step {
     const float *query;
@@ -225,9 +228,130 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
     }
 }
 
+// How many of some numbers are at least as large as this.
+int64_t count_from(const float *x, int64_t count, float least) {
+    const __m512 bound = _mm512_set1_ps(least);
+    int64_t found = 0;
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 there = first(count - i);
+        found += __builtin_popcount(_mm512_mask_cmp_ps_mask(there, load(x + i, there), bound, _CMP_GE_OQ));
+    }
+    return found;
+}
+
+// Integers in the order of the floating-point numbers.
+int32_t as_key(float x) {
+    int32_t bits;
+    std::memcpy(&bits, &x, sizeof bits);
+    return bits ^ (bits >> 31 & 0x7fffffff);
+}
+float as_number(int32_t key) {
+    key ^= key >> 31 & 0x7fffffff;
+    float x;
+    std::memcpy(&x, &key, sizeof x);
+    return x;
+}
+
+// The places of the k largest of more than k numbers, ascending, and these numbers. Of equal ones the first are taken.
+// False: one is not a number.
+bool select_largest(const float *x, int64_t count, int64_t k, int32_t *places, float *largest) {
+    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), least = _mm512_sub_ps(_mm512_setzero_ps(), most);
+    __mmask16 no_number = 0;
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 there = first(count - i);
+        const __m512 numbers = load(x + i, there);
+        no_number |= _mm512_mask_cmp_ps_mask(there, numbers, numbers, _CMP_UNORD_Q);
+        most = _mm512_mask_max_ps(most, there, most, numbers);
+        least = _mm512_mask_min_ps(least, there, least, numbers);
+    }
+    if (no_number) return false;
+    // The k-th largest is from `low` on and below `high`: its bits are found in 32 passes at most.
+    int64_t low = as_key(_mm512_reduce_min_ps(least)), high = int64_t(as_key(_mm512_reduce_max_ps(most))) + 1;
+    while (high - low > 1) {
+        const int64_t middle = low + (high - low) / 2, found = count_from(x, count, as_number(middle));
+        (found >= k ? low : high) = middle;
+        if (found == k) break;
+    }
+    const __m512 bound = _mm512_set1_ps(as_number(low));
+    int64_t above = 0;
+    for (int64_t i = 0; i < count; i += 16) {
+        const __mmask16 there = first(count - i);
+        above += __builtin_popcount(_mm512_mask_cmp_ps_mask(there, load(x + i, there), bound, _CMP_GT_OQ));
+    }
+    int64_t equal = k - above, taken = 0;
+    __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
+    for (int64_t i = 0; i < count && taken < k; i += 16, place = _mm512_add_epi32(place, _mm512_set1_epi32(16))) {
+        const __mmask16 there = first(count - i);
+        const __m512 numbers = load(x + i, there);
+        __mmask16 chosen = _mm512_mask_cmp_ps_mask(there, numbers, bound, _CMP_GT_OQ);
+        __mmask16 same = _mm512_mask_cmp_ps_mask(there, numbers, bound, _CMP_EQ_OQ);
+        while (__builtin_popcount(same) > equal) same &= ~(1 << (31 - __builtin_clz(same)));
+        equal -= __builtin_popcount(same);
+        chosen |= same;
+        _mm512_mask_compressstoreu_epi32(places + taken, chosen, place);
+        _mm512_mask_compressstoreu_ps(largest + taken, chosen, numbers);
+        taken += __builtin_popcount(chosen);
+    }
+    return true;
+}
+
+// For each row of scores the places of the k largest, ascending, and their softmax; NaN where there is no such.
+void choose(const float *scores, int64_t positions, int64_t k, int32_t *places, float *weights) {
+    if (select_largest(scores, positions, k, places, weights)) {
+        const float share = 1 / exponentials(weights, k);
+        for (int64_t i = 0; i < k; i++) weights[i] *= share;
+    } else {
+        std::fill_n(weights, k, std::numeric_limits<float>::quiet_NaN());
+        for (int64_t i = 0; i < k; i++) places[i] = i;
+    }
+}
+
+// Adds up 16 J columns of the chosen values of all rows of a set. All rows go through the positions together, in blocks
+// that stay in the cache.
+template <int J, class T>
+void add_chosen(const float *weights, const int32_t *places, int64_t rows, int64_t positions, int64_t k, int64_t padded,
+                const T *values, int64_t stride, int64_t column, int64_t width, float *out) {
+    const int64_t block = CACHED / (16 * J * sizeof(T));
+    std::vector<int64_t> next(rows, 0);
+    for (int64_t r = 0; r < rows; r++) std::fill_n(out + r * width + column, std::min<int64_t>(16 * J, width - column), 0.f);
+    for (int64_t end = block; end < positions + block; end += block) {
+        for (int64_t r = 0; r < rows; r++) {
+            const int32_t *chosen = places + r * padded;
+            const int64_t begin = next[r];
+            while (next[r] < k && chosen[next[r]] < end) next[r]++;
+            add<1, J>(weights + r * padded + begin, 0, next[r] - begin,
+                      [&](int64_t s) { return values + chosen[begin + s] * stride; }, column, width, out + r * width, 0);
+        }
+    }
+}
+
 }  // namespace
 
 extern "C" {
+
+// Scores [sequences, heads, rows, positions], out [sequences, heads, rows, width]; values of float32 or bfloat16.
+void elseq_attend_to_largest(const float *scores, const void *values, float *out, int64_t sequences, int64_t heads,
+                             int64_t rows, int64_t positions, int64_t k, int64_t width, int64_t value_sequence,
+                             int64_t value_head, int64_t value_position, int bfloat16, int threads) {
+    const int64_t sets = sequences * heads, padded = k + 16;  // vectors are stored whole
+    std::vector<float> weights(sets * rows * padded);
+    std::vector<int32_t> places(sets * rows * padded);
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < sets * rows; i++)
+        choose(scores + i * positions, positions, k, places.data() + i * padded, weights.data() + i * padded);
+    const int64_t columns = width <= 64 ? 64 : 128, parts = (width + columns - 1) / columns;
+#pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
+    for (int64_t i = 0; i < sets * parts; i++) {
+        const int64_t set = i / parts, start = set / heads * value_sequence + set % heads * value_head;
+        const auto add = [&](const auto *from) {
+            const auto call = columns == 64 ? add_chosen<4, std::decay_t<decltype(*from)>> : add_chosen<8, std::decay_t<decltype(*from)>>;
+            call(weights.data() + set * rows * padded, places.data() + set * rows * padded, rows, positions, k, padded,
+                 from + start, value_position, i % parts * columns, width, out + set * rows * width);
+        };
+        if (bfloat16) add(static_cast<const uint16_t *>(values));
+        else add(static_cast<const float *>(values));
+    }
+}
 
 void elseq_decode_step(const float *query, float *out, int64_t query_row, int64_t query_head, int64_t queries,
                        int64_t heads, int64_t kv_heads, int64_t width, const Shared *shared, const Own *own, int threads) {

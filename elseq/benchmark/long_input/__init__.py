@@ -1,0 +1,1 @@
+"""Sources longer than the encoder's positions, measured: elseq-benchmark long-input."""

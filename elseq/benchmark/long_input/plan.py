@@ -1,0 +1,123 @@
+"""What is measured of sources in windows. Every run is a process of its own, `elseq.benchmark.long_input.measure`."""
+
+import tempfile
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
+
+from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.processes import in_turns
+from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.sources import random_sources
+from elseq.errors import UserError, as_option, renamed
+from elseq.models.windows import chosen_windows
+
+SCORES = ("exact", "top-k")
+PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
+TINY = [
+    f"--{side}-{name}"
+    for side in ("encoder", "decoder")
+    for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=4")
+]
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is measured."""
+
+    arch: str
+    lengths: list[int]  # tokens of a source, special symbols included
+    methods: list[str]
+    scores: list[str]  # of SCORES
+    window: int
+    overlap: int
+    top_k: int
+    batch: int
+    beam: int
+    output_length: int  # tokens, the end symbol included
+    model_options: tuple[str, ...]  # as fairseq-train has them
+    vocabulary_size: int
+    dtype: str
+    device: str
+    threads: int
+    repeats: int
+
+    def cells(self) -> list[tuple[int, str, str]]:
+        """Length, method and scores of each run. Up to k states, top-k is exact."""
+        return [
+            (length, method, scores)
+            for length in self.lengths
+            for method in self.methods
+            for scores in self.scores
+            if scores == "exact" or length > self.top_k
+        ]
+
+
+@dataclass
+class Row:
+    """A method at a length. What is not known is None."""
+
+    length: int
+    method: str
+    scores: str
+    failure: str | None = None  # a sentence; nothing is measured then
+    seconds: dict[str, list[float]] | None = None  # of each repeat, by part: encoder, decoder
+    output_lengths: list[int] | None = None
+    state_bytes: int | None = None
+    predicted_bytes: int | None = None  # of a batch, by which --memory-budget plans
+    loaded_mebibytes: float | None = None
+    peak_mebibytes: float | None = None
+    peak_includes_loading: bool | None = None
+    parameters: int | None = None
+
+    def to_dict(self) -> dict:
+        return as_json(self)
+
+
+def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
+    """Measure all runs; those of a length take turns.
+
+    Args:
+        plan: what is measured.
+        done: called with each row as soon as it is there.
+
+    Raises:
+        UserError: the model cannot be built or has no encoder, or windows that it cannot have.
+    """
+    with tempfile.TemporaryDirectory(prefix="elseq-long-input-") as folder:
+        with renamed(as_option):
+            if issubclass(ARCH_MODEL_REGISTRY.get(plan.arch, object), FairseqLanguageModel):
+                raise UserError(f"{plan.arch} is a language model, which has no encoder: give another", "arch")
+            model_file = random_model(plan.arch, plan.vocabulary_size, list(plan.model_options), Path(folder))
+            chosen_windows(model_file.source_positions, source_window=plan.window, source_window_overlap=plan.overlap)
+        for length in plan.lengths:
+            cells = [cell for cell in plan.cells() if cell[0] == length]
+            requests = [_request(plan, model_file, *cell) for cell in cells]
+            found = in_turns(PROGRAM, requests, Path(folder), interleave=plan.device == "cpu")
+            for cell, measurement in zip(cells, found, strict=True):
+                row = Row(*cell)
+                fill(row, measurement)
+                done(row)
+
+
+def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores: str) -> dict:
+    limit = plan.output_length - 1  # what a search calls the length is without the end symbol
+    options = {"source_window": plan.window, "source_window_overlap": plan.overlap}
+    if scores != "exact":
+        options |= {"apply_top_k": plan.top_k, "apply_top_k_in": "cross"}
+    return {
+        "mode": method,
+        "model_file": model_file.to_dict(),
+        "task_options": options,
+        "sources": random_sources(model_file, length, plan.batch),
+        "source_length": length,
+        "target_length": plan.output_length,
+        "beam": plan.beam,
+        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
+        "dtype": plan.dtype,
+        "device": plan.device,
+        "threads": plan.threads,
+        "repeats": plan.repeats,
+    }

@@ -1,0 +1,120 @@
+"""The rows of the long-input benchmark as tables and a picture."""
+
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from elseq.benchmark.long_input.plan import Plan, Row
+from elseq.benchmark.report import MEBIBYTE, NOISE
+from elseq.files import save_figure
+from elseq.tables import markdown, number
+
+COLOURS = {"kv": "C0", "el": "C1"}
+STYLES = {"exact": "-", "top-k": "--"}
+
+
+def compare(rows: list[Row]) -> list[dict]:
+    """How many times as long a decoder takes with the k largest scores as with all; failed rows are left out."""
+    found = {(row.length, row.method, row.scores): row for row in rows if row.failure is None}
+    return [
+        {"length": length, "method": method, "decoder": _seconds(row, "decoder") / _seconds(exact, "decoder")}
+        for (length, method, scores), row in found.items()
+        if scores != "exact" and (exact := found.get((length, method, "exact"))) is not None
+    ]
+
+
+def tables(rows: list[Row]) -> str:
+    """A table in Markdown for each measure, and a line for each row that failed."""
+    measures = {
+        "milliseconds per output token": lambda row: 1000 * _seconds(row, "decoder") / _tokens(row),
+        "seconds to encode": lambda row: _seconds(row, "encoder"),
+        "decoding state, MiB": lambda row: row.state_bytes / MEBIBYTE,
+        "peak above the model, MiB": lambda row: row.peak_mebibytes - row.loaded_mebibytes,
+        "predicted, MiB": lambda row: row.predicted_bytes / MEBIBYTE,
+    }
+    parts = [_table(rows, name, value) for name, value in measures.items()]
+    failures = "\n".join(f"- {failure(row)}" for row in rows if row.failure is not None)
+    return "\n\n".join([*parts, failures]).strip()
+
+
+def _table(rows: list[Row], name: str, value: Callable[[Row], float]) -> str:
+    lengths = sorted({row.length for row in rows})
+    found = {(row.method, row.scores, row.length): row for row in rows if row.failure is None}
+    lines = []
+    for method, scores in dict.fromkeys((row.method, row.scores) for row in rows):
+        cells = [found.get((method, scores, length)) for length in lengths]
+        lines.append([f"{method}, {scores}", *("-" if row is None else number(value(row)) for row in cells)])
+    return markdown([name, *(f"{length:,}" for length in lengths)], lines)
+
+
+def _seconds(row: Row, part: str) -> float:
+    return statistics.median(row.seconds[part])
+
+
+def _tokens(row: Row) -> int:
+    return row.output_lengths[0]
+
+
+def name(row: Row) -> str:
+    return f"{row.length:,} tokens, {row.method}, {row.scores}"
+
+
+def failure(row: Row) -> str:
+    return f"{name(row)}: {row.failure.removesuffix('.')}."
+
+
+def progress(row: Row) -> str:
+    """A line about a row that is there."""
+    if row.failure is not None:
+        return failure(row)
+    return f"{name(row)}: encoder {number(_seconds(row, 'encoder'))} s, decoder {number(_seconds(row, 'decoder'))} s"
+
+
+def notes(plan: Plan, rows: list[Row]) -> str:
+    """What the figures mean."""
+    sentences = [
+        f"Median of {plan.repeats}; the rows of a length take turns.",
+        "Per output token: the time of the decoder for a token of all hypotheses of the batch; for kv the projection "
+        "of the source to keys and values is in it.",
+        f"Exact: attention to all states; top-k: to the {plan.top_k} of the largest scores, for each query and head.",
+        "Peak: of the process (on a GPU: of its allocator) above what it has with the model loaded; predicted: what "
+        "--memory-budget counts.",
+        "kv keeps keys and values of each layer, el the encoder's states once: less by twice the number of layers.",
+        "Unlimiformer (2305.01625) reads such states too, but projects the k of each head and layer again at every "
+        "step, one source at a time.",
+    ]
+    busy = [
+        name(row)
+        for row in rows
+        if any(max(seconds) > NOISE * min(seconds) for seconds in (row.seconds or {}).values())
+    ]
+    if busy:
+        sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(busy)}.")
+    return " ".join(sentences)
+
+
+def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
+    """Time of a token and decoding state against the length, on logarithmic axes."""
+    from matplotlib.figure import Figure  # half a second, and only here
+
+    figure = Figure(figsize=(11, 4.5), layout="constrained")
+    axes = figure.subplots(1, 2)
+    measured = [row for row in rows if row.failure is None]
+    values = {
+        "milliseconds per output token": lambda row: 1000 * _seconds(row, "decoder") / _tokens(row),
+        "decoding state, MiB": lambda row: row.state_bytes / MEBIBYTE,
+    }
+    for axis, (label, value) in zip(axes, values.items(), strict=True):
+        for method, scores in dict.fromkeys((row.method, row.scores) for row in measured):
+            points = [(row.length, value(row)) for row in measured if (row.method, row.scores) == (method, scores)]
+            style = {"color": COLOURS.get(method), "ls": STYLES[scores], "marker": "o", "ms": 4}
+            axis.plot(*zip(*points, strict=True), label=f"{method}, {scores}", **style)
+        axis.set_xscale("log", base=2)
+        axis.set_yscale("log")
+        axis.set_xlabel("tokens of the source")
+        axis.set_ylabel(label)
+        axis.grid(alpha=0.3)
+    axes[0].legend(fontsize="small")
+    figure.suptitle(title, fontsize="small")
+    save_figure(figure, path)
+    return [path]
