@@ -1,4 +1,4 @@
-"""The speed table of the multi-query attention paper (1911.02150, table 3): what is measured.
+"""What is measured of the speed table of the multi-query attention paper.
 
 A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
 Every variant and column is a process of its own, `elseq.benchmark.multi_query.measure`.
@@ -14,38 +14,10 @@ import torch
 
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
 from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.sources import random_sources
-
-BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column
-PARTS = [
-    ("training", "step"),
-    ("greedy", "encoder"),
-    ("greedy", "decoder"),
-    ("beam", "encoder"),
-    ("beam", "decoder"),
-]
-
-
-@dataclass(frozen=True)
-class Variant:
-    label: str
-    arch: str
-    is_local: bool  # the decoder's self-attention
-    mode: str  # of `elseq.benchmark.models.load`
-    published: tuple[float, ...]  # microseconds per token, a figure for each of PARTS
-
-
-# They stand beside stock fairseq's as well: that is how such a model is decoded without elseq.
-_MULTI_HEAD = (13.2, 1.7, 46, 2.0, 203)
-VARIANTS = {
-    "multi-head": Variant("multi-head", "transformer_shazeer", False, "kv", _MULTI_HEAD),
-    "stock": Variant("multi-head, stock fairseq", "transformer_shazeer", False, "stock", _MULTI_HEAD),
-    "multi-query": Variant("multi-query", "mq_transformer_shazeer", False, "kv", (13.0, 1.5, 3.8, 1.6, 32)),
-    "multi-head-local": Variant("multi-head local", "transformer_shazeer", True, "kv", (13.2, 1.7, 23, 1.9, 47)),
-    "multi-query-local": Variant("multi-query local", "mq_transformer_shazeer", True, "kv", (13.0, 1.5, 3.3, 1.6, 16)),
-}
 
 
 @dataclass(frozen=True)

@@ -2,7 +2,8 @@
 
 from collections.abc import Iterator
 
-from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan, Row
+from elseq.benchmark.multi_query.plan import Plan, Row
+from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
 from elseq.benchmark.report import MEBIBYTE, NOISE
 from elseq.tables import markdown, number
 

@@ -10,7 +10,7 @@ from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.multi_query import plan, report
 from elseq.benchmark.multi_query.measure import measure
-from elseq.benchmark.multi_query.plan import PARTS, VARIANTS
+from elseq.benchmark.multi_query.variants import PARTS, VARIANTS
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
 
