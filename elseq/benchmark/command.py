@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from elseq.benchmark import report
-from elseq.benchmark.arguments import Settings
+from elseq.benchmark.arguments import Settings, check_int8
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
 from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
-from elseq.precision import INT8
 
 _OF_GRID = ("modes", "batch_sizes", "beams", "device", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
@@ -32,8 +31,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
     Raises:
         UserError: settings that do not go together, or a model or sources that cannot be used.
     """
-    if INT8 in settings.dtype and settings.device != "cpu":
-        raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
+    check_int8(settings.dtype, settings.device, name)
     shortest, longest = settings.min_len, settings.max_len_b
     if settings.output_length is not None:
         shortest = longest = settings.output_length

@@ -7,8 +7,10 @@ with and without local attention in the decoder, and the first under stock fairs
 import argparse
 
 from elseq.arguments import Parser, choices, count
-from elseq.benchmark.arguments import add_run_options
+from elseq.benchmark.arguments import FLOATS, add_run_options, check_int8
 from elseq.benchmark.multi_query.variants import BEAMS, VARIANTS
+from elseq.errors import UserError
+from elseq.options import INT8
 
 # Sentences. On a GPU as in the paper (training: 32,768 target tokens), if they fit; on a CPU a run takes minutes.
 GPU_BATCHES = {"training": 256, "greedy": 1024, "beam": 1024}
@@ -30,7 +32,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         "--variants", type=choices(VARIANTS), default=list(VARIANTS), help=f"of {','.join(VARIANTS)} (default: all)"
     )
     parser.add_argument(
-        "--columns", type=choices(BEAMS), default=list(BEAMS), help=f"of {','.join(BEAMS)} (default: all)"
+        "--columns", type=choices(BEAMS), help=f"of {','.join(BEAMS)} (default: all; in int8 all but training)"
     )
     parser.add_argument("--batch", type=count, help="sentences in a batch, in every column")
     for name, column in (("train", "training"), ("greedy", "greedy"), ("beam", "beam")):
@@ -40,6 +42,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             type=count,
             help=f"the same in one column (default: {CPU_BATCHES[column]} on a CPU, {GPU_BATCHES[column]} on a GPU)",
         )
-    add_run_options(parser)
+    add_run_options(parser, dtypes=(*FLOATS, INT8))
     parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    check_int8([args.dtype], args.device)
+    if args.columns is None:
+        args.columns = [column for column in BEAMS if (args.dtype, column) != (INT8, "training")]
+    elif args.dtype == INT8 and "training" in args.columns:
+        raise UserError("--columns training has no int8, in which models only decode: leave it out")
+    return args

@@ -10,14 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
+from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.sources import random_sources
+from elseq.options import INT8, STOCK
 
 
 @dataclass(frozen=True)
@@ -56,6 +55,10 @@ class Plan:
     threads: int
     repeats: int
 
+    def dtype_of(self, variant: Variant) -> str:
+        """fairseq has no int8: what is compared with it there is compared with its float32."""
+        return "float32" if self.dtype == INT8 and variant.mode == STOCK else self.dtype
+
 
 @dataclass
 class Row:
@@ -65,6 +68,7 @@ class Row:
     column: str
     batch_size: int
     failure: str | None = None  # a sentence; nothing is measured then
+    dtype: str | None = None  # where it is another than the plan's
     parameters: int | None = None
     output_lengths: list[int] | None = None
     state_bytes: int | None = None
@@ -106,6 +110,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
 
 def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> Row:
     sizing, variant = plan.sizing, VARIANTS[name]
+    dtype = plan.dtype_of(variant)
     limit = sizing.length - 1  # what a search calls the length is without the end symbol
     request = {
         "column": column,
@@ -115,13 +120,13 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "target_length": sizing.length,
         "beam": BEAMS[column],
         "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
-        "dtype": plan.dtype,
+        "dtype": dtype,
         "device": plan.device,
         "threads": plan.threads,
         "repeats": plan.repeats,
     }
     found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
-    row = Row(name, column, batch_size)
+    row = Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype)
     fill(row, found)
     if found.failure is not None:
         return row
@@ -135,8 +140,6 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
     if column != "training" and not variant.is_local:  # the formulae know no local attention
         whole = statistics.median(map(sum, zip(*found.seconds.values(), strict=True)))
         batch = Batch(BEAMS[column], (sizing.length,) * batch_size, sizing.length)
-        read = bytes_read(
-            Sizes(**found.sizes), batch, Decoding(copied=found.copied), getattr(torch, plan.dtype).itemsize
-        )
+        read = bytes_read(Sizes(**found.sizes), batch, Decoding(copied=found.copied), *item_sizes(dtype))
         row.gigabytes_per_second = read / whole / 1e9
     return row
