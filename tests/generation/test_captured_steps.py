@@ -21,6 +21,9 @@ SEARCHES = {
     "beam": {"beam_size": 4, "max_len_b": 17},
     "limits of each sentence": {"beam_size": 3, "max_len_a": 1.5, "max_len_b": 2},
     "n-gram blocking": {"beam_size": 4, "max_len_b": 14, "no_repeat_ngram_size": 2, "min_len": 8},
+    "patience": {"beam_size": 4, "max_len_b": 17, "beam_patience": 2.0},
+    "bound": {"beam_size": 4, "max_len_b": 17, "early_stopping": "bound"},
+    "never": {"beam_size": 4, "max_len_b": 17, "early_stopping": "never", "len_penalty": 1.5},
 }
 
 
