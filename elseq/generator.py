@@ -16,7 +16,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from elseq.arguments import read_bytes
-from elseq.errors import UserError, check_choice, renamed
+from elseq.errors import UserError, as_keyword, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
 from elseq.generation.options import search_configuration
@@ -222,7 +222,7 @@ class TextGenerator:
         Raises:
             UserError: a language is not the model's, or the model is not multilingual.
         """
-        with renamed(_as_keyword):
+        with renamed(as_keyword):
             task = self.task.for_languages(source, target)
             return TextGenerator(self.models, task, self.bpe, self.language_model)
 
@@ -252,7 +252,7 @@ class TextGenerator:
         if cfg.lm_weight and self.language_model is None:
             raise UserError(f"{cfg.lm_weight:g} needs a language model, and none is loaded: name one", "lm_weight")
         fused = {} if self.language_model is None else {"lm_model": self.language_model, "lm_weight": cfg.lm_weight}
-        with renamed(_as_keyword):
+        with renamed(as_keyword):
             search = self.task.build_generator(self.models, cfg, extra_gen_cls_kwargs=fused)
         if self.language_model is not None:
             search.max_len = min(search.max_len, self.language_model.max_positions())
@@ -560,7 +560,7 @@ def load(
     return load_by(path, Loading(attention, device, dtype, data, **languages, user_dir=user_dir, **subwords, **top_k))
 
 
-@renamed(lambda option: _as_keyword(option))
+@renamed(as_keyword)
 def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     """As `load`."""
     import_plugins(loading.user_dir)
@@ -596,11 +596,6 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
 def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
     """Of the checkpoint, once more."""
     return dict(Checkpoint.read(path).build_model(task).named_parameters())
-
-
-def _as_keyword(option: str) -> str:
-    """Keyword of an option of our tasks."""
-    return option.removeprefix("--").removeprefix("decode-").replace("-", "_")
 
 
 def check_max_tokens(max_tokens: int) -> None:

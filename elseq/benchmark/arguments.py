@@ -7,7 +7,7 @@ from pathlib import Path
 
 from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
 from elseq.errors import UserError, as_option
-from elseq.options import AUTO, INT8, THREADS, Loading, registered_methods
+from elseq.options import AUTO, CHECKPOINT, INT8, THREADS, Loading, registered_methods
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
@@ -58,13 +58,18 @@ def _option(default=None, **metadata):
     return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
 
 
+_OF_LOADING = {each.name: each.metadata for each in fields(Loading)}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What elseq-benchmark measures: the options of its command line, the settings of its sweeps."""
 
     checkpoint: str | None = None
     data: str | None = _option(help="folder of its dictionaries (default: the checkpoint's)")
-    user_dir: str | None = _option(**{each.name: each.metadata for each in fields(Loading)}["user_dir"])
+    source_lang: str | None = _option(**_OF_LOADING["source_lang"])
+    target_lang: str | None = _option(**_OF_LOADING["target_lang"])
+    user_dir: str | None = _option(**_OF_LOADING["user_dir"])
     arch: str | None = _option(help="an architecture of fairseq or elseq, instead of a checkpoint")
     random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
     vocabulary_size: int = _option(50264, type=count, help="with --arch")
@@ -126,8 +131,10 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = parser.add_argument_group("model")
-    model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
-    add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
+    model.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
+    add_fields(
+        model, Settings, "data", "source_lang", "target_lang", "user_dir", "arch", "random_weights", "vocabulary_size"
+    )
     work = parser.add_argument_group("what is decoded")
     add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
     add_fields(

@@ -70,7 +70,11 @@ def _model_file(settings: Settings, stack: ExitStack) -> ModelFile:
         if settings.random_weights or settings.model_options:
             raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
         data = None if settings.data is None else Path(settings.data)
-        return checkpoint_model(Path(settings.checkpoint), data, settings.user_dir)
+        languages = settings.source_lang, settings.target_lang
+        return checkpoint_model(Path(settings.checkpoint), data, settings.user_dir, *languages)
+    for option in ("source_lang", "target_lang"):
+        if (language := getattr(settings, option)) is not None:
+            raise UserError(f"{language} is of a checkpoint, and random weights have no language: leave it out", option)
     if not settings.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))
