@@ -17,8 +17,8 @@ from tqdm import tqdm
 
 from elseq.arguments import read_bytes
 from elseq.errors import UserError, as_keyword, check_choice, renamed
-from elseq.generation.batches import SplittingDecoder, cut_batches
-from elseq.generation.budget import capacity
+from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
+from elseq.generation.budget import capacity, scoring_capacity
 from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
 from elseq.loading import (
@@ -159,6 +159,7 @@ class TextGenerator:
         targets: Iterable[str],
         *,
         max_tokens: int = 4096,
+        memory_budget: int | str | None = None,
         truncate: bool = False,
         progress: bool | None = None,
         source_lang: str | None = None,
@@ -176,6 +177,7 @@ class TextGenerator:
                 model has subwords.
             max_tokens: size of a batch: sentences times the longest source or target, in tokens; for a language model
                 times the longest prompt with its target.
+            memory_budget: as for `generate`, instead of max_tokens; see `elseq.generation.budget.scoring_bytes`.
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
             source_lang, target_lang: languages of a multilingual model. Default: as in `load`.
@@ -184,13 +186,14 @@ class TextGenerator:
             A `Hypothesis` for each target, in their order. Its text is the target, its score the sum of log_probs.
 
         Raises:
-            UserError: something that is no list of strings, lists of different lengths, a text that is too long, or an
-                ensemble.
+            UserError: something that is no list of strings, lists of different lengths, a text that is too long, an
+                ensemble, or a memory budget that is invalid or too small.
         """
         if len(self.models) > 1:
             raise UserError(f"score takes one model, and this is an ensemble of {len(self.models)}: load one")
         if source_lang is not None or target_lang is not None:
-            options = {"max_tokens": max_tokens, "truncate": truncate, "progress": progress}
+            options = {"max_tokens": max_tokens, "memory_budget": memory_budget}
+            options |= {"truncate": truncate, "progress": progress}
             return self.for_languages(source_lang, target_lang).score(sources, targets, **options)
         sources, targets = _strings(sources, "score", "source"), _strings(targets, "score", "target")
         if len(sources) != len(targets):
@@ -204,12 +207,18 @@ class TextGenerator:
             pairs.append((source, wanted))
         together = max if self._has_encoder else sum
         lengths = [together((source.numel(), target.numel())) for source, target in pairs]
-        decode = SplittingDecoder(
-            lambda numbers: self._score([pairs[number] for number in numbers]), lengths, lambda index: f"pair {index}"
-        )
+        name = "pair {}".format
+        decode = SplittingDecoder(lambda numbers: self._score([pairs[number] for number in numbers]), lengths, name)
+        if memory_budget is None:
+            batches = cut_batches(lengths, lambda length: max(1, max_tokens // length))
+        else:
+            added = self.task.symbols_of_source, self.task.symbols_of_target
+            sizes = np.array([[each.numel() for each in pair] for pair in pairs]).reshape(-1, 2) + added
+            pairs_of = scoring_capacity(self.model, read_bytes(str(memory_budget)), *sizes.T, name)
+            batches = cut_by(lengths, pairs_of)
         results: list = [None] * len(pairs)
         with tqdm(total=len(pairs), unit=" texts", disable=None if progress is None else not progress) as bar:
-            for batch in cut_batches(lengths, lambda length: max(1, max_tokens // length)):
+            for batch in batches:
                 for part, found in decode(batch):
                     for index, each in zip(part, found, strict=True):
                         results[index] = self.hypothesis(each, targets[index])
