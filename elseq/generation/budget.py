@@ -309,17 +309,16 @@ class _Batch:
         remembered = self.sentences * _room(length) * numbers * self.dtype.itemsize
         return remembered + 3 * rows.count * INDEX_BYTES + max(*layers, *ending)
 
-    def _attending_to_all(self, rows: _Rows, attention, seen: int | None = None) -> int:
-        """Positions of a sentence to one another, or each to so many: the result, and sums of exponentials."""
-        seen = seen or self.length
+    def _attending_to_all(self, rows: _Rows, attention) -> int:
+        """The positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
         if attention.num_kv_heads != attention.num_heads:
             attending += 2 * query
-        if attention.top_k is not None and attention.top_k < seen:
+        if attention.top_k is not None and attention.top_k < self.length:
             most = MOST_SCORES["cpu" if rows.is_cpu else "other"]
-            attending += 5 * query + 2 * min(scores * seen, most) * self.wide
+            attending += 5 * query + 2 * min(scores * self.length, most) * self.wide
         return attending
 
 
@@ -472,7 +471,7 @@ class _Scoring(_Batch):
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
             layers.append(rows.layer(layer, *attentions))
         words = self.sentences * (self.workload.target_length + 1) * (4 * INDEX_BYTES + self.wide)
-        reading = self._state() + self._growing() + max(*layers, self._logits(rows))
+        reading = self._state() + max(self._growing() + max(layers), self._logits(rows))
         return SCALARS + words + max(self._reading(), reading)
 
     def _state(self) -> int:
@@ -480,26 +479,37 @@ class _Scoring(_Batch):
         for layer in self.decoder.layers:
             if (window := layer.self_attn.window) is not None:  # which is behind all positions that are read together
                 more = _room(min(target, self.width + window)) - _room(min(target, window + 1))
-                state += self.sentences * more * self.methods.own.numbers_kept(layer.self_attn.sizes) * self.dtype.itemsize
+                numbers = self.methods.own.numbers_kept(layer.self_attn.sizes)
+                state += self.sentences * more * numbers * self.dtype.itemsize
         return state
 
     def _attending(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
         """Of positions to the source (prompt_length: None), or to a prompt and to those before them."""
-        sizes, itemsize = attention.sizes, rows.itemsize
-        target = self.workload.target_length
-        seen = self.workload.source_length if prompt_length is None else prompt_length + target
+        sizes, target = attention.sizes, self.workload.target_length
+        is_split, is_own = bool(prompt_length), prompt_length is not None
+        seen = prompt_length + target if is_own else self.workload.source_length
+        chooses = attention.top_k is not None and attention.top_k < seen
         query, scores = rows.tensor(attention.q_proj.out_features), rows.tensor(attention.num_heads * seen)
-        if attention.top_k is not None and attention.top_k < seen:
-            return self._attending_to_all(rows, attention, seen)
-        if not method.projects_memory:
-            wide = rows.tensor(attention.num_heads * sizes.memory_width)
-            return query + 2 * wide + (2 * scores if prompt_length or sizes.memory_width > WIDEST_FUSED_HEAD else 0)
-        mask = 0 if prompt_length is None else self.width * target * (1 + itemsize)
-        if prompt_length == 0 and sizes.head_dim <= WIDEST_FUSED_HEAD:
-            return query + mask + rows.count * attention.num_heads * self.wide
-        kept = self.sentences * (prompt_length if prompt_length is not None else seen) * method.numbers_kept(sizes)
-        is_rounded = method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
-        return 2 * query + 2 * scores + mask + is_rounded * kept * itemsize
+        if method.projects_memory:
+            # The keys of a source are not laid out for the fused kernels.
+            is_fused = is_own and not is_split and not chooses and sizes.head_dim <= WIDEST_FUSED_HEAD
+            held = (1 if is_fused else 3 if is_split else 6 if chooses else 2) * query
+            if method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype:
+                stored = self.workload.prompt_length if is_own else seen
+                held += self.sentences * stored * method.numbers_kept(sizes) * self.dtype.itemsize
+        else:
+            is_fused = not is_split and not chooses and sizes.memory_width <= WIDEST_FUSED_HEAD
+            expanded = rows.tensor(attention.num_heads * sizes.memory_width)
+            held = query + (4 if is_split else 3 if chooses else 2) * expanded
+        if is_own:
+            held += self.width * target * (1 + self.dtype.itemsize)  # the mask, as bool and as numbers
+        if is_fused:
+            return held + rows.count * attention.num_heads * self.wide
+        if chooses and is_split:
+            held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
+        if is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy the weights of a part
+            held += scores * max(prompt_length, target) // seen
+        return held + (3 if chooses else 2) * scores
 
     def _growing(self) -> int:
         """Second copies of what a layer has of the target, as its room grows."""

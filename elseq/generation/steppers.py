@@ -31,7 +31,7 @@ MOST_LOGITS = 2**25  # that scoring computes at once
 
 
 def positions_at_once(sentences: int, words: int) -> int:
-    """How many positions of the targets of so many sentences scoring reads together, with a dictionary of so many words."""
+    """How many positions of the targets of so many sentences scoring reads together; words: of the dictionary."""
     return max(1, MOST_LOGITS // (sentences * words))
 
 

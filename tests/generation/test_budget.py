@@ -236,7 +236,7 @@ def test_a_language_model_that_is_fused(family, method, sizes, dtype):
     without, alone, _ = measure(family, method, **options)
     language_model = make("language_model", method, sizes["words"], options["dtype"], None, True)
     planned, peak, state = measure(family, method, **options, searching={"lm_model": language_model})
-    assert without < planned and alone < peak
+    assert without <= planned and alone <= peak
     assert state < peak <= planned < 1.1 * peak, planned / peak
 
 
