@@ -248,7 +248,7 @@ def test_the_folder_of_another_sweep(requests, tmp_path):
         setting = other.split()[-1].partition("=")[0]
         assert (ended.returncode, ended.stdout) == (1, "")
         assert ended.stderr == f"elseq: error: {setting} {sentence}"
-    other = ["elseq-generate", *SMALL.split(), *line.split()]
+    other = ["elseq-generate", "-m", "decode=kv,el", f"hydra.sweep.dir={tmp_path}"]  # of another configuration
     assert helpers.run_here(other, check=False).stderr.endswith(sentence)
     assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
     assert requests == []
