@@ -1,6 +1,7 @@
 """Models that are measured, against fairseq's own building and forward pass."""
 
 import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -12,6 +13,8 @@ from fairseq.models.bart import BARTModel
 from fairseq.models.multilingual_transformer import MultilingualTransformerModel
 from fairseq.models.transformer import TransformerModel
 
+from elseq.benchmark.arguments import parse
+from elseq.benchmark.command import make_grid
 from elseq.benchmark.models import checkpoint_model, load, random_model
 from elseq.errors import UserError
 from elseq.models import Decoder, ElseqBARTModel, ElseqTransformerModel
@@ -115,3 +118,8 @@ def test_several_languages(family, name, stock):
         assert task.languages_of_texts == ("aa", "bb")
     with pytest.raises(UserError, match="^target_lang dd is not a language of the model: give one of aa, bb, cc$"):
         checkpoint_model(model.checkpoint, model.data, source_lang="aa", target_lang="dd")
+    command = [str(model.checkpoint), f"--data={model.data}", "--source-lang=aa", "--target-lang=bb"]
+    with ExitStack() as stack:
+        assert make_grid(parse([*command, "--source-length=5"])[0], stack).model_file == found
+        with pytest.raises(UserError, match="^--target-lang dd is not a language of the model: give one of aa, bb"):
+            make_grid(parse([*command, "--target-lang=dd"])[0], stack)
