@@ -59,6 +59,11 @@ def as_option(name: str) -> str:
     return f"--{name.replace('_', '-')}"
 
 
+def as_keyword(option: str) -> str:
+    """The keyword of `elseq.load` and its like for an option of our tasks, or for a keyword itself; see `renamed`."""
+    return option.removeprefix("--").removeprefix("decode-").replace("-", "_")
+
+
 def check_choice(option: str, value: str | None, choices: Collection[str]) -> None:
     """
     Raises:

@@ -16,9 +16,9 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from elseq.arguments import read_bytes
-from elseq.errors import UserError, check_choice, renamed
-from elseq.generation.batches import SplittingDecoder, cut_batches
-from elseq.generation.budget import capacity
+from elseq.errors import UserError, as_keyword, check_choice, renamed
+from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
+from elseq.generation.budget import capacity, scoring_capacity
 from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
 from elseq.loading import (
@@ -161,6 +161,7 @@ class TextGenerator:
         targets: Iterable[str],
         *,
         max_tokens: int = 4096,
+        memory_budget: int | str | None = None,
         truncate: bool = False,
         progress: bool | None = None,
         source_lang: str | None = None,
@@ -178,6 +179,7 @@ class TextGenerator:
                 model has subwords.
             max_tokens: size of a batch: sentences times the longest source or target, in tokens; for a language model
                 times the longest prompt with its target.
+            memory_budget: as for `generate`, instead of max_tokens; see `elseq.generation.budget.scoring_bytes`.
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
             source_lang, target_lang: languages of a multilingual model. Default: as in `load`.
@@ -186,13 +188,14 @@ class TextGenerator:
             A `Hypothesis` for each target, in their order. Its text is the target, its score the sum of log_probs.
 
         Raises:
-            UserError: something that is no list of strings, lists of different lengths, a text that is too long, or an
-                ensemble.
+            UserError: something that is no list of strings, lists of different lengths, a text that is too long, an
+                ensemble, or a memory budget that is invalid or too small.
         """
         if len(self.models) > 1:
             raise UserError(f"score takes one model, and this is an ensemble of {len(self.models)}: load one")
         if source_lang is not None or target_lang is not None:
-            options = {"max_tokens": max_tokens, "truncate": truncate, "progress": progress}
+            options = {"max_tokens": max_tokens, "memory_budget": memory_budget}
+            options |= {"truncate": truncate, "progress": progress}
             return self.for_languages(source_lang, target_lang).score(sources, targets, **options)
         sources, targets = _strings(sources, "score", "source"), _strings(targets, "score", "target")
         if len(sources) != len(targets):
@@ -206,12 +209,18 @@ class TextGenerator:
             pairs.append((source, wanted))
         together = max if self._has_encoder else sum
         lengths = [together((source.numel(), target.numel())) for source, target in pairs]
-        decode = SplittingDecoder(
-            lambda numbers: self._score([pairs[number] for number in numbers]), lengths, lambda index: f"pair {index}"
-        )
+        name = "pair {}".format
+        decode = SplittingDecoder(lambda numbers: self._score([pairs[number] for number in numbers]), lengths, name)
+        if memory_budget is None:
+            batches = cut_batches(lengths, lambda length: max(1, max_tokens // length))
+        else:
+            added = self.task.symbols_of_source, self.task.symbols_of_target
+            sizes = np.array([[each.numel() for each in pair] for pair in pairs]).reshape(-1, 2) + added
+            pairs_of = scoring_capacity(self.model, read_bytes(str(memory_budget)), *sizes.T, name)
+            batches = cut_by(lengths, pairs_of)
         results: list = [None] * len(pairs)
         with tqdm(total=len(pairs), unit=" texts", disable=None if progress is None else not progress) as bar:
-            for batch in cut_batches(lengths, lambda length: max(1, max_tokens // length)):
+            for batch in batches:
                 for part, found in decode(batch):
                     for index, each in zip(part, found, strict=True):
                         results[index] = self.hypothesis(each, targets[index])
@@ -224,7 +233,7 @@ class TextGenerator:
         Raises:
             UserError: a language is not the model's, or the model is not multilingual.
         """
-        with renamed(_as_keyword):
+        with renamed(as_keyword):
             task = self.task.for_languages(source, target)
             return TextGenerator(self.models, task, self.bpe, self.language_model)
 
@@ -254,7 +263,7 @@ class TextGenerator:
         if cfg.lm_weight and self.language_model is None:
             raise UserError(f"{cfg.lm_weight:g} needs a language model, and none is loaded: name one", "lm_weight")
         fused = {} if self.language_model is None else {"lm_model": self.language_model, "lm_weight": cfg.lm_weight}
-        with renamed(_as_keyword):
+        with renamed(as_keyword):
             search = self.task.build_generator(self.models, cfg, extra_gen_cls_kwargs=fused)
         if self.language_model is not None:
             search.max_len = min(search.max_len, self.language_model.max_positions())
@@ -577,7 +586,7 @@ def load(
     return load_by(path, Loading(attention, device, dtype, data, user_dir=user_dir, **options))
 
 
-@renamed(lambda option: _as_keyword(option))
+@renamed(as_keyword)
 def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     """As `load`."""
     import_plugins(loading.user_dir)
@@ -613,11 +622,6 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
 def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
     """Of the checkpoint, once more."""
     return dict(Checkpoint.read(path).build_model(task).named_parameters())
-
-
-def _as_keyword(option: str) -> str:
-    """Keyword of an option of our tasks."""
-    return option.removeprefix("--").removeprefix("decode-").replace("-", "_")
 
 
 def check_max_tokens(max_tokens: int) -> None:

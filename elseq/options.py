@@ -55,7 +55,9 @@ def _option(default=None, **metadata):
     return field(default=default, metadata=metadata)
 
 
+CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")  # in a folder that is given as one
 # The same in every command that decodes.
+CHECKPOINT = f"a checkpoint of fairseq or elseq, or its folder (with {', '.join(CHECKPOINT_NAMES)})"
 THREADS = {
     "type": arguments.count,
     "metavar": "N",

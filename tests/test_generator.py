@@ -723,6 +723,19 @@ def test_a_batch_to_score_that_runs_out_of_memory_is_split(translator, lines, mo
     assert sizes == [6, 3, 2, 1, 2, 1]
 
 
+def test_a_memory_budget_for_scores(translator, lines, monkeypatch):
+    expected = translator.score(lines, lines)
+    score, sizes = type(translator)._score, []
+    monkeypatch.setattr(type(translator), "_score", lambda self, pairs: sizes.append(len(pairs)) or score(self, pairs))
+    for one, other in zip(translator.score(lines, lines, memory_budget="100K"), expected, strict=True):
+        assert one.text == other.text and one.score == pytest.approx(other.score, abs=1e-4)
+    assert len(sizes) > 1 and max(sizes) > 1
+    assert translator.score([], [], memory_budget="100K") == []
+    with pytest.raises(UserError, match="^pair 1 alone needs about .* and the budget is 2.0 KiB: raise it$"):
+        longest = max(lines, key=len)
+        translator.score(["w1", longest], ["w1", longest], memory_budget=2048)
+
+
 @pytest.mark.parametrize(
     "text, words", [(" in", "▁in"), ("in", "in"), ("ver", "v er"), ("", ""), (" in the", "▁in ▁the")]
 )

@@ -10,7 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from elseq import options, precision
 from elseq.attention import methods
-from elseq.benchmark import arguments
+from elseq.benchmark import PAPERS, arguments
 from elseq.errors import UserError
 from elseq.interop import hugging_face
 from elseq.interop.hugging_face.families import FAMILIES
@@ -34,11 +34,11 @@ def imported(*command):
     return ended.returncode, ended.stdout.decode(), errors, names
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_needs_no_torch(name):
-    returncode, printed, errors, names = imported(name, "--help")
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"elseq-benchmark {paper}" for paper in PAPERS)])
+def test_help_needs_no_torch(command):
+    returncode, printed, errors, names = imported(*command.split(), "--help")
     assert (returncode, errors) == (0, [])
-    assert printed.startswith(f"usage: {name} ")
+    assert printed.startswith(f"usage: {command} ")
     assert not names & SLOW
 
 
@@ -52,6 +52,8 @@ def test_help_needs_no_torch(name):
             "--bpe-codes is missing: name the file of the codes of fastbpe",
         ),
         (["elseq-benchmark", "x", "--batches=3"], "unrecognized arguments: --batches=3; see elseq-benchmark --help"),
+        (["elseq-benchmark", "multi-query", "--batch=0"], "--batch '0' is not a whole number above 0"),
+        (["elseq-benchmark", "top-k", "--methods=sdpa", "--what=chunks"], "--methods sdpa has none for --what chunks"),
         (["elseq-convert", "from-hf", "x"], "the following arguments are required: --output; see elseq-convert "),
         (["elseq-score", "rouge", "x", "--stem"], "the following arguments are required: REFERENCES; see elseq-score "),
     ],

@@ -1,6 +1,7 @@
 """What elseq-benchmark does: the same decoding by several programs, each measured in a process of its own.
 
-A folder here measures what a paper has measured. `elseq-benchmark NAME` runs `main` in its command.py.
+A folder here measures what a paper has measured. `elseq-benchmark NAME` reads its options by `parse` in its
+arguments.py, which imports neither torch nor fairseq, and then runs `main` in its command.py.
 """
 
 from pkgutil import iter_modules

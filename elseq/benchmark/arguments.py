@@ -1,12 +1,13 @@
 """What the commands that measure are told, and what reads it, without torch; see `elseq.options`."""
 
 import argparse
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
 from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
-from elseq.errors import UserError
-from elseq.options import AUTO, INT8, THREADS, Loading, registered_methods
+from elseq.errors import UserError, as_option
+from elseq.options import AUTO, CHECKPOINT, INT8, THREADS, Loading, registered_methods
 
 STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
@@ -57,13 +58,18 @@ def _option(default=None, **metadata):
     return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
 
 
+_OF_LOADING = {each.name: each.metadata for each in fields(Loading)}
+
+
 @dataclass(frozen=True)
 class Settings:
     """What elseq-benchmark measures: the options of its command line, the settings of its sweeps."""
 
     checkpoint: str | None = None
     data: str | None = _option(help="folder of its dictionaries (default: the checkpoint's)")
-    user_dir: str | None = _option(**{each.name: each.metadata for each in fields(Loading)}["user_dir"])
+    source_lang: str | None = _option(**_OF_LOADING["source_lang"])
+    target_lang: str | None = _option(**_OF_LOADING["target_lang"])
+    user_dir: str | None = _option(**_OF_LOADING["user_dir"])
     arch: str | None = _option(help="an architecture of fairseq or elseq, instead of a checkpoint")
     random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
     vocabulary_size: int = _option(50264, type=count, help="with --arch")
@@ -125,8 +131,10 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     model = parser.add_argument_group("model")
-    model.add_argument("checkpoint", nargs="?", help="a checkpoint of fairseq")
-    add_fields(model, Settings, "data", "user_dir", "arch", "random_weights", "vocabulary_size")
+    model.add_argument("checkpoint", nargs="?", help=CHECKPOINT)
+    add_fields(
+        model, Settings, "data", "source_lang", "target_lang", "user_dir", "arch", "random_weights", "vocabulary_size"
+    )
     work = parser.add_argument_group("what is decoded")
     add_fields(work.add_mutually_exclusive_group(), Settings, "source", "source_length")
     add_fields(
@@ -140,12 +148,35 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     return Settings(**options, model_options=model_options), output
 
 
-def add_run_options(parser: argparse._ActionsContainer, several_dtypes: bool = False) -> None:
-    """How and where each run is made, and where the results go."""
+def add_run_options(
+    parser: argparse._ActionsContainer, several_dtypes: bool = False, dtypes: Collection[str] = FLOATS
+) -> None:
+    """How and where each run is made, and where the results go.
+
+    Args:
+        parser: the parser or group.
+        several_dtypes: whether runs may have different ones, of all that there are.
+        dtypes: those that all runs may have, otherwise.
+    """
     add_fields(parser, Settings, "repeats", *(("interleave", "dtype") if several_dtypes else ()), "device", "threads")
     if not several_dtypes:
-        parser.add_argument("--dtype", choices=FLOATS, default="float32", help="(default: %(default)s)")
+        told = "int8 is for decoding on a CPU, stock is float32 beside it " if INT8 in dtypes else ""
+        parser.add_argument("--dtype", choices=dtypes, default="float32", help=f"{told}(default: %(default)s)")
     parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
+
+
+def check_int8(dtypes: Collection[str], device: str, name: Callable[[str], str] = as_option) -> None:
+    """
+    Args:
+        dtypes: those that are measured.
+        device: where.
+        name: how errors call the option.
+
+    Raises:
+        UserError: int8, and the device is no CPU.
+    """
+    if INT8 in dtypes and device != "cpu":
+        raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
 
 
 def make_output_folder(name: str) -> Path:

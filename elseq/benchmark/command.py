@@ -9,13 +9,12 @@ from pathlib import Path
 import torch
 
 from elseq.benchmark import report
-from elseq.benchmark.arguments import Settings
+from elseq.benchmark.arguments import Settings, check_int8
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
 from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
-from elseq.precision import INT8
 
 _OF_GRID = ("modes", "batch_sizes", "beams", "device", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
@@ -32,8 +31,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
     Raises:
         UserError: settings that do not go together, or a model or sources that cannot be used.
     """
-    if INT8 in settings.dtype and settings.device != "cpu":
-        raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
+    check_int8(settings.dtype, settings.device, name)
     shortest, longest = settings.min_len, settings.max_len_b
     if settings.output_length is not None:
         shortest = longest = settings.output_length
@@ -72,7 +70,11 @@ def _model_file(settings: Settings, stack: ExitStack) -> ModelFile:
         if settings.random_weights or settings.model_options:
             raise UserError("--random-weights and model options are for --arch; leave them out with a checkpoint")
         data = None if settings.data is None else Path(settings.data)
-        return checkpoint_model(Path(settings.checkpoint), data, settings.user_dir)
+        languages = settings.source_lang, settings.target_lang
+        return checkpoint_model(Path(settings.checkpoint), data, settings.user_dir, *languages)
+    for option in ("source_lang", "target_lang"):
+        if (language := getattr(settings, option)) is not None:
+            raise UserError(f"{language} is of a checkpoint, and random weights have no language: leave it out", option)
     if not settings.random_weights:
         raise UserError("--arch alone has no weights; add --random-weights or give a checkpoint")
     folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="elseq-benchmark-model-"))

@@ -17,6 +17,7 @@ from torch import nn
 
 from elseq.attention import DecodingMethod
 from elseq.attention.methods import KV, AttentionSizes
+from elseq.precision import DTYPES, INT8
 
 
 @dataclass(frozen=True)
@@ -133,6 +134,12 @@ def bytes_read(
             numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
         numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
     return numbers * number_bytes + weights * (weight_bytes or number_bytes)
+
+
+def item_sizes(dtype: str) -> tuple[int, int]:
+    """Bytes of a number and of a number in a weight, for `bytes_read`, in a value of --dtype."""
+    number_bytes = DTYPES[dtype].itemsize
+    return number_bytes, 1 if dtype == INT8 else number_bytes
 
 
 def _linear(module: nn.Module) -> int:

@@ -2,6 +2,7 @@
 
 import json
 import sys
+from argparse import Namespace
 from pathlib import Path
 
 import torch
@@ -9,7 +10,7 @@ from fairseq import checkpoint_utils
 
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.models import ModelFile, load
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 from elseq.interop import ctranslate
 from elseq.interop.hugging_face import conversion, folders
 
@@ -27,7 +28,9 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
         UserError: the engine does not take this model; the text is the reason.
     """
     model, task = load(model_file, "stock")
+    _check_symbols(engine, task)
     cfg = checkpoint_utils.load_checkpoint_to_cpu(model_file.path)["cfg"]
+    cfg = Namespace(model=cfg.model, task=task.options, generation=cfg.generation)  # in the languages that were given
     folder.mkdir(parents=True, exist_ok=True)
     dataset = task.build_dataset_for_inference(
         [torch.tensor(source) for source in sources], [len(source) for source in sources]
@@ -37,7 +40,8 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
         numbers = [sample["net_input"]["src_tokens"][0].tolist() for sample in samples]
     else:
         numbers = [dataset[index]["source"].tolist() for index in range(len(sources))]
-    forced_start = getattr(task, "force_bos", False)
+    first = getattr(task, "first_target_symbol", None)
+    forced = [] if first is None else [first]
     contents = {"is_language_model": model_file.is_language_model}
     dictionaries = task.source_dictionary, task.target_dictionary
     if engine == "ctranslate2":
@@ -49,15 +53,29 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
             "target_symbols": ctranslate.symbols(task.target_dictionary),
         }
     else:
+        forced_start = first == task.target_dictionary.bos()
         exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, forced_start)
         folders.write(folder, exported.config, exported.settings, exported.tensors)
         places = {row: number for number, row in enumerate(exported.order)}
         if any(row not in places for source in numbers for row in source):
             raise UserError("it has no <unk>, and the sources have words that are not in the dictionary")
         numbers = [[places[row] for row in source] for source in numbers]
+        forced = [places[row] for row in forced]
         contents["rows"] = exported.order
-    contents |= {"sources": numbers, "forced": [task.target_dictionary.bos()] if forced_start else []}
+    contents |= {"sources": numbers, "forced": forced}
     (folder / "sources.json").write_text(json.dumps(contents))
+
+
+def _check_symbols(engine: str, task) -> None:
+    """
+    Raises:
+        UserError: the engine puts no such symbols around texts as the task does.
+    """
+    if task.multilingual is not None:
+        raise UserError(f"only the task {task.multilingual} knows where the symbols of its languages stand")
+    for option in ("source_end", "decoder_start"):
+        if engine == "ctranslate2" and (word := getattr(task.options, option, None)) is not None:
+            raise UserError(f"it has no {as_option(option)}, which is {word} here")
 
 
 def main() -> None:

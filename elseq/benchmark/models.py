@@ -11,11 +11,11 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_keyword, renamed
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration
 from elseq.loading import Checkpoint, import_plugins
 from elseq.models.stock import stock_configuration
-from elseq.tasks.decoding import STOCK
+from elseq.options import STOCK, Loading
 
 SEED = 1
 SPECIAL_SYMBOLS = 4  # of every dictionary
@@ -35,6 +35,9 @@ class ModelFile:
     source_positions: int  # the longest source, special symbols included; 0 for a language model
     target_positions: int
     user_dir: str | None = None  # of a plugin that other processes will import, too
+    source_lang: str | None = None  # as they were given
+    target_lang: str | None = None
+    symbols_of_language: tuple[int, ...] = ()  # rows of the target's dictionary that texts do not have
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -68,22 +71,32 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     torch.manual_seed(SEED)
     model = task.build_model(cfg.model)
     torch.save(make_checkpoint(plain_configuration(cfg), model.state_dict()), checkpoint.path)
-    return _describe(arch, checkpoint, folder)
+    return _describe(arch, checkpoint, Loading(data=folder))
 
 
-def checkpoint_model(path: Path, data: Path | None, user_dir: str | None = None) -> ModelFile:
+def checkpoint_model(
+    path: Path,
+    data: Path | None,
+    user_dir: str | None = None,
+    source_lang: str | None = None,
+    target_lang: str | None = None,
+) -> ModelFile:
     """Look into a checkpoint.
 
     Args:
         path: of the checkpoint, or of its folder.
         data: folder of its dictionaries. Default: the checkpoint's own folder, else that of its training.
         user_dir: of a plugin, imported already; other processes will import it, too.
+        source_lang, target_lang: as in `Loading`.
 
     Raises:
-        UserError: a file that is missing or is no checkpoint, or one without its dictionaries.
+        UserError: a file that is missing or is no checkpoint, one without its dictionaries, or a language that is
+            missing or is not the model's.
     """
-    checkpoint = Checkpoint.read(path, multilingual=False)
-    return replace(_describe(checkpoint.path.name, checkpoint, data), user_dir=user_dir)
+    checkpoint = Checkpoint.read(path)
+    loading = Loading(data=data, source_lang=source_lang, target_lang=target_lang)
+    with renamed(as_keyword):
+        return replace(_describe(checkpoint.path.name, checkpoint, loading), user_dir=user_dir)
 
 
 def load(model_file: ModelFile, mode: str, for_training: bool = False, **options):
@@ -97,12 +110,13 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False, **options
         options: others of the task, such as decode_dtype.
     """
     import_plugins(model_file.user_dir)
-    checkpoint = Checkpoint.read(model_file.path, multilingual=False)
+    checkpoint = Checkpoint.read(model_file.path)
     is_stock = mode.startswith(STOCK)
     if is_stock:
         checkpoint = checkpoint.as_stock()
-    folder = Path(model_file.data)
-    task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK if is_stock else mode, **options)
+    languages = {"source_lang": model_file.source_lang, "target_lang": model_file.target_lang}
+    loading = Loading(STOCK if is_stock else mode, **languages)
+    task, _ = checkpoint.task_by(loading, Path(model_file.data), **options)
     model = checkpoint.build_model(task)
     if for_training:
         return model.train(), task
@@ -122,15 +136,15 @@ def _configuration(arguments: list[str]):
     return convert_namespace_to_omegaconf(options.parse_args_and_arch(parser, arguments))
 
 
-def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile:
-    folder = checkpoint.folder(data)
-    source, target = dictionaries = checkpoint.dictionaries(folder)
+def _describe(name: str, checkpoint: Checkpoint, loading: Loading) -> ModelFile:
+    folder = checkpoint.folder(loading.data)
+    task, (source, target) = checkpoint.task_by(replace(loading, attention=STOCK), folder)
     is_language_model = checkpoint.is_language_model
-    task = checkpoint.build_task(folder, dictionaries, STOCK)
+    languages = "-".join(filter(None, task.languages_of_texts))
     full = stock_configuration(checkpoint.cfg.model)
     target_positions = getattr(full, "max_target_positions", None) or getattr(full, "tokens_per_sample", None) or 1024
     return ModelFile(
-        name=name,
+        name=f"{name} ({languages})" if languages else name,
         path=str(checkpoint.path),
         data=str(folder),
         dictionary=str(source),
@@ -139,4 +153,7 @@ def _describe(name: str, checkpoint: Checkpoint, data: Path | None) -> ModelFile
         special_positions=1 + task.symbols_of_source,
         source_positions=0 if is_language_model else getattr(full, "max_source_positions", None) or 1024,
         target_positions=target_positions,
+        source_lang=loading.source_lang,
+        target_lang=loading.target_lang,
+        symbols_of_language=tuple(sorted(task.symbols_of_language)),
     )

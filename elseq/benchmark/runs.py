@@ -12,7 +12,7 @@ from typing import NamedTuple
 from elseq.attention.methods import KV
 from elseq.benchmark import measure
 from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
-from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes, operations
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
 from elseq.benchmark.processes import in_process, in_turns
@@ -154,8 +154,6 @@ def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positio
     seconds = statistics.median(found.seconds)
     methods = Choice.named(found.method or KV.name)
     decoding = Decoding(methods.own, methods.cross, found.copied)
-    number_bytes = DTYPES[request["dtype"]].itemsize
-    weight_bytes = 1 if request["dtype"] == INT8 else number_bytes
     flops = read = 0
     for indices in request["batches"]:
         # A sentence is decoded until the longest of its hypotheses ends.
@@ -164,7 +162,7 @@ def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positio
         lengths = {"prompt_length": length - 1} if sizes.memory_width == 0 else {"source_length": length}
         batch = Batch(request["beam"], steps, **lengths)
         flops += operations(sizes, batch, decoding)
-        read += bytes_read(sizes, batch, decoding, number_bytes, weight_bytes)
+        read += bytes_read(sizes, batch, decoding, *item_sizes(request["dtype"]))
     row.gigaflops_per_second, row.gigabytes_per_second = flops / seconds / 1e9, read / seconds / 1e9
 
 

@@ -24,6 +24,7 @@ class Scorer:
     dictionary: Dictionary  # of the target
     subwords: Subwords | None
     is_language_model: bool
+    symbols_of_language: tuple[int, ...] = ()  # that texts do not have
 
     @classmethod
     def read(cls, model_file: ModelFile, source: str | None, reference: str, metric: str) -> "Scorer":
@@ -42,7 +43,8 @@ class Scorer:
         dictionary = Dictionary.load(model_file.target_dictionary)
         folders = Path(model_file.data), Path(model_file.path).parent
         subwords = find_subwords(folders, dictionary.symbols, model_file.is_language_model)
-        return cls(references, metric, dictionary, subwords, model_file.is_language_model)
+        hidden = tuple(model_file.symbols_of_language)
+        return cls(references, metric, dictionary, subwords, model_file.is_language_model, hidden)
 
     def how(self) -> list[str]:
         """How the scores are computed."""
@@ -57,7 +59,8 @@ class Scorer:
         return METRICS[self.metric]([self._text(words) for words in hypotheses], self.references)[0]
 
     def _text(self, hypothesis: list[int]) -> str:
-        words = self.dictionary.string(torch.tensor(hypothesis, dtype=torch.long))
+        tokens = torch.tensor(hypothesis, dtype=torch.long)
+        words = self.dictionary.string(tokens, extra_symbols_to_ignore=set(self.symbols_of_language))
         if self.subwords is None:
             return words
         return self.subwords.decode_continuation(words) if self.is_language_model else self.subwords.decode(words)

@@ -23,8 +23,10 @@ def main() -> None:
 
         return sweep("benchmark", job)
     if sys.argv[1:2] and sys.argv[1] in PAPERS:
+        paper = PAPERS[sys.argv[1]]
+        args = import_module(f"{paper}.arguments").parse(sys.argv[2:])
         elseq.set_up()
-        return import_module(f"{PAPERS[sys.argv[1]]}.command").main(sys.argv[2:])
+        return import_module(f"{paper}.command").main(args)
     settings, folder = parse(sys.argv[1:])
     elseq.set_up()
     _measure(settings, folder)

@@ -14,7 +14,7 @@ import elseq
 from elseq.arguments import Parser, add_fields
 from elseq.errors import UserError, as_option, renamed
 from elseq.files import STANDARD_INPUT
-from elseq.options import SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
+from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format, InputFormat
 
@@ -171,7 +171,7 @@ def _parse(arguments: list[str]):
         "--model",
         required=True,
         metavar="FILE",
-        help="a checkpoint of fairseq or elseq, or its folder; several with colons between them are an ensemble",
+        help=f"{CHECKPOINT}; several with colons between them are an ensemble",
     )
     add_fields(model, Loading)
     model.add_argument("--threads", **THREADS)

@@ -14,13 +14,23 @@ logger = logging.getLogger(__name__)
 
 
 def cut_batches(lengths: Sequence[int], capacity: Callable[[int], int]) -> list[np.ndarray]:
+    """As `cut_by`, where the longest sentence of a batch decides how many it holds.
+
+    Args:
+        lengths: of each sentence; those of length 0 are in no batch.
+        capacity: how many sentences of a length a batch may hold, at least 1.
+    """
+    return cut_by(lengths, lambda order: capacity(int(lengths[order[0]])))
+
+
+def cut_by(lengths: Sequence[int], capacity: Callable[[np.ndarray], int]) -> list[np.ndarray]:
     """Batches of sentences of similar length, the longest first, so that what does not fit fails at once.
 
     Equal lengths give equal batches: a run that goes on another day, or in other processes, cuts the same.
 
     Args:
         lengths: of each sentence; those of length 0 are in no batch.
-        capacity: how many sentences of a length a batch may hold, at least 1.
+        capacity: how many of some sentences, the first ones, a batch may hold, at least 1.
 
     Returns:
         Indices into `lengths`.
@@ -29,7 +39,7 @@ def cut_batches(lengths: Sequence[int], capacity: Callable[[int], int]) -> list[
     order = np.argsort(-lengths, kind="stable")[: np.count_nonzero(lengths)]
     batches = []
     while len(order):
-        size = capacity(int(lengths[order[0]]))
+        size = capacity(order)
         batches.append(order[:size])
         order = order[size:]
     return batches

@@ -3,12 +3,13 @@
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 
+import numpy as np
 import torch
 
 from elseq.attention import DecodingMethod
 from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
-from elseq.attention.methods import AUTO, EL, KV
+from elseq.attention.methods import AUTO, EL, KV, METHODS
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.errors import UserError
@@ -18,6 +19,7 @@ from elseq.generation.method_choice import Choice
 from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
+from elseq.generation.steppers import positions_at_once
 from elseq.models import Decoder
 from elseq.models.layers import IN_PLACE, WIDEST
 from elseq.precision import Product, kind_of_product
@@ -46,21 +48,73 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
         UserError: the model is not decoded by elseq's own state; or, when called, a sentence that is too long for the
             budget, even alone.
     """
-    ours = all(isinstance(getattr(model, "decoder", None), Decoder) for model in models)
-    if not isinstance(search, SequenceGenerator) or not ours:
-        raise UserError("a memory budget needs a model that elseq decodes by kv or el: give a number of tokens instead")
+    if not isinstance(search, SequenceGenerator):
+        raise _unknown("a model")
+    _check(*models)
+    if search.lm_model is not None:
+        _check(search.lm_model, what="a language model")
 
     def sentences(length: int) -> int:
         def needed(number: int) -> int:
             return sum(batch_bytes(model, search, number, length + extra) for model in models)
 
-        number = largest(lambda number: needed(number) <= budget)
-        if not number:
-            least, given = write_bytes(needed(1)), write_bytes(budget)
-            raise UserError(f"{name(length)} alone needs about {least} of memory and the budget is {given}: raise it")
-        return number
+        return _most(needed, budget, lambda: name(length))
 
     return sentences
+
+
+def scoring_capacity(
+    model, budget: int, sources: np.ndarray, targets: np.ndarray, name: Callable[[int], str]
+) -> Callable[[np.ndarray], int]:
+    """How many of some pairs of a source and a target, the first ones, a batch may have.
+
+    Args:
+        model: what scores the targets.
+        budget: bytes.
+        sources, targets: tokens of each pair, int64 [P], with the symbols that the task adds: P pairs.
+        name: what to call a pair in an error.
+
+    Raises:
+        UserError: as `capacity`.
+    """
+    _check(model)
+
+    def pairs(order: np.ndarray) -> int:
+        def needed(number: int) -> int:
+            if number > len(order):
+                return budget + 1
+            lengths = (int(each[order[:number]].max()) for each in (sources, targets))
+            return scoring_bytes(model, number, *lengths)
+
+        return _most(needed, budget, lambda: name(int(order[0])))
+
+    return pairs
+
+
+def _check(*models, what: str = "a model") -> None:
+    """
+    Raises:
+        UserError: a model is not decoded by elseq's own state.
+    """
+    if not all(isinstance(getattr(model, "decoder", None), Decoder) for model in models):
+        raise _unknown(what)
+
+
+def _unknown(what: str) -> UserError:
+    return UserError(f"a memory budget needs {what} that elseq decodes by kv or el: give a number of tokens instead")
+
+
+def _most(needed: Callable[[int], int], budget: int, name: Callable[[], str]) -> int:
+    """The largest number of sentences for which the bytes that they need fit the budget.
+
+    Raises:
+        UserError: not even one fits.
+    """
+    number = largest(lambda number: needed(number) <= budget)
+    if not number:
+        least, given = write_bytes(needed(1)), write_bytes(budget)
+        raise UserError(f"{name()} alone needs about {least} of memory and the budget is {given}: raise it")
+    return number
 
 
 def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -> int:
@@ -77,9 +131,31 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
         sentences: in the batch.
         length: tokens of each source, or of each prompt, with the symbols that the task adds.
     """
+    sizes = search, sentences, length
+    fused = [None]
+    if search.lm_model is not None:
+        fused = [_Search(search.lm_model, method, *sizes) for method in _methods(search.lm_model)]
+    batches = [_Search(model, method, *sizes) for method in _methods(model)]
+    return max(batch.bytes(language_model) for batch in batches for language_model in fused)
+
+
+def scoring_bytes(model, sentences: int, source_length: int, target_length: int) -> int:
+    """As `batch_bytes`, while given targets are scored.
+
+    Args:
+        model: an elseq model.
+        sentences: in the batch.
+        source_length: tokens of each source, or of each prompt, with the symbols that the task adds.
+        target_length: tokens of each target, the same.
+    """
+    method = METHODS.get(model.decoder.decode_attention, KV)  # as `ElseqStepper.score`
+    return _Scoring(model, Choice(method, method), sentences, source_length, target_length).bytes()
+
+
+def _methods(model) -> list[Choice]:
+    """Those that may decode a model."""
     name = model.decoder.decode_attention
-    methods = [Choice(KV, KV), Choice(KV, EL), Choice(EL, EL)] if name == AUTO else [Choice.named(name)]
-    return max(_Batch(model, search, sentences, length, method).bytes() for method in methods)
+    return [Choice(KV, KV), Choice(KV, EL), Choice(EL, EL)] if name == AUTO else [Choice.named(name)]
 
 
 @dataclass(frozen=True)
@@ -150,45 +226,39 @@ class _Rows:
         return hidden * (1 + layer.normalize_before) + max(parts)
 
 
-class _Batch:
-    """What a batch takes at each stage of a search, in bytes."""
+def _room(positions: int) -> int:
+    """The positions of the buffers that so many need."""
+    return -(-positions // GROWTH) * GROWTH
 
-    def __init__(self, model, search: SequenceGenerator, sentences: int, length: int, methods: Choice):
+
+class _Batch:
+    """What a model takes at each stage of a batch, in bytes."""
+
+    def __init__(self, model, methods: Choice, workload: Workload):
         self.decoder, self.encoder = model.decoder, getattr(model, "encoder", None)
-        self.search, self.methods = search, methods
-        self.sentences, self.length, self.beam = sentences, length, search.beam_size
+        self.methods, self.workload = methods, workload
+        self.sentences, self.beam = workload.sentences, workload.beam
+        self.length = workload.source_length or workload.prompt_length + 1
         weight = next(self.decoder.parameters())
         self.dtype, self.device = weight.dtype, weight.device
         self.wide = max(torch.float32.itemsize, self.dtype.itemsize)  # of what is float32 at least
         self.product = kind_of_product(model, self.decoder.decode_dtype)
-        prompt = None if self.encoder is not None else torch.full((1, length), search.eos)
-        [limit] = search.length_limits(torch.tensor([length]), prompt)
-        self.steps = limit + 1
-        source, prompt = (length, 0) if self.encoder is not None else (0, length - 1)
-        self.workload = Workload(sentences, self.beam, source, self.steps, prompt)
 
-    def bytes(self) -> int:
-        """At most at a time."""
-        reading = self._reading_prompts() if self.encoder is None else self._encoding()
-        step = self._state(self.workload) + self._step()
-        # On a GPU a captured step has memory of its own, which reading the source cannot use.
-        return SCALARS + self._hypotheses() + (max(reading, step) if self.device.type == "cpu" else reading + step)
+    def _state(self) -> int:
+        """At the end."""
+        return decoding_state_bytes(self.decoder, self.workload, self.methods.own, self.dtype, self.methods.cross)
 
-    def _state(self, workload: Workload) -> int:
+    def _memory(self) -> int:
+        """The state at the beginning."""
+        workload = replace(self.workload, target_length=0)
         return decoding_state_bytes(self.decoder, workload, self.methods.own, self.dtype, self.methods.cross)
 
     def _rows(self, count: int) -> _Rows:
         return _Rows(count, self.dtype.itemsize, self.product, self.device.type == "cpu")
 
-    def _hypotheses(self) -> int:
-        """Words and scores, and the attention to the source, of those that are searched and of the finished ones."""
-        finished = min(self.search.stopping.finished(self.beam), self.beam * self.steps)
-        each = self.steps * (INDEX_BYTES + self.wide) + 5 * INDEX_BYTES + self._alignment()
-        return self.sentences * (1 + self.beam + finished) * each
-
-    def _alignment(self) -> int:
-        """The attention of a hypothesis to the source."""
-        return self.length * (self.steps + 1) * self.wide if self.search.print_alignment else 0
+    def _reading(self) -> int:
+        """All that happens before the first word of a target."""
+        return self._reading_prompts() if self.encoder is None else self._encoding()
 
     def _encoding(self) -> int:
         """The encoder, and the memory that is made of its output."""
@@ -196,7 +266,7 @@ class _Batch:
         hidden = whole.tensor(self.encoder.layers[0].embed_dim)
         windows = self.encoder.source_windows
         is_cut = windows is not None and self.length > windows.length
-        remembering = hidden + self._state(replace(self.workload, target_length=0))
+        remembering = hidden + self._memory()
         projected = [layer.encoder_attn for layer in self.decoder.layers if layer.encoder_attn is not None]
         if projected and self.methods.cross.projects_memory:
             is_scattered = is_cut and self.sentences > 1
@@ -257,9 +327,8 @@ class _Batch:
             for layer in self.decoder.layers
         ]
         # As the prompt is read it is remembered like what a hypothesis has, one for each sentence.
-        room = -(-length // GROWTH) * GROWTH
         numbers = sum(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers)
-        remembered = self.sentences * room * numbers * self.dtype.itemsize
+        remembered = self.sentences * _room(length) * numbers * self.dtype.itemsize
         return remembered + 3 * rows.count * INDEX_BYTES + max(*layers, *ending)
 
     def _attending_to_all(self, rows: _Rows, attention, length: int) -> int:
@@ -274,8 +343,50 @@ class _Batch:
             attending += 5 * query + 2 * min(scores * length, most) * self.wide
         return attending
 
-    def _step(self) -> int:
-        """A step of decoding, the last one, besides the state."""
+
+class _Search(_Batch):
+    """A search, of one of its models or of its language model."""
+
+    def __init__(self, model, methods: Choice, search: SequenceGenerator, sentences: int, length: int):
+        has_source = hasattr(search.models[0], "encoder")
+        prompt = None if has_source else torch.full((1, length), search.eos)
+        [limit] = search.length_limits(torch.tensor([length]), prompt)
+        self.search, self.steps = search, limit + 1
+        source = length if hasattr(model, "encoder") else 0
+        workload = Workload(sentences, search.beam_size, source, self.steps, 0 if has_source else length - 1)
+        super().__init__(model, methods, workload)
+
+    def bytes(self, language_model: "_Search | None" = None) -> int:
+        """At most at a time.
+
+        Args:
+            language_model: whose log-probabilities are added in each step.
+        """
+        reading, state = self._reading(), self._state()
+        kept, most = self._step()
+        if language_model is not None:
+            other_kept, other_most = language_model._step()
+            words = self.sentences * self.beam * self.search.vocab_size * self.wide  # of the model; its step is over
+            reading = max(reading, self._memory() + language_model._reading())
+            state += language_model._state()
+            kept += other_kept
+            most = max(most, words + max(other_most, 2 * words))
+        step = state + kept + most
+        # On a GPU a captured step has memory of its own, which reading the source cannot use.
+        return SCALARS + self._hypotheses() + (max(reading, step) if self.device.type == "cpu" else reading + step)
+
+    def _hypotheses(self) -> int:
+        """Words and scores, and the attention to the source, of those that are searched and of the finished ones."""
+        finished = min(self.search.stopping.finished(self.beam), self.beam * self.steps)
+        each = self.steps * (INDEX_BYTES + self.wide) + 5 * INDEX_BYTES + self._alignment()
+        return self.sentences * (1 + self.beam + finished) * each
+
+    def _alignment(self) -> int:
+        """The attention of a hypothesis to the source."""
+        return self.length * (self.steps + 1) * self.wide if self.search.print_alignment else 0
+
+    def _step(self) -> tuple[int, int]:
+        """A step of decoding, the last one, besides the state: what is there from step to step, and the most beside."""
         rows = self._rows(self.sentences * self.beam)
         layers, tables = [], 0
         for layer in self.decoder.layers:
@@ -292,7 +403,7 @@ class _Batch:
             tables += is_unmoved * (self.beam > 1) * rows.count * self.steps * INDEX_BYTES
         candidates = rows.count * (2 * self.beam + 2) * 5 * INDEX_BYTES
         finishing = rows.count * (self.steps * (2 * INDEX_BYTES + 4 * self.wide) + self._alignment())
-        return tables + max(*layers, self._logits(rows) + candidates, finishing, self._leaving())
+        return tables, max(*layers, self._logits(rows) + candidates, finishing, self._leaving())
 
     def _attending(self, rows: _Rows, attention, method: DecodingMethod, shared: int, own: int) -> tuple[int, bool]:
         """What `DecodingMethod.attend` holds, and whether a kernel attends."""
@@ -323,7 +434,7 @@ class _Batch:
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""
         longest = self.steps if attention.window is None else min(self.steps, attention.window + 1)
-        room = -(-longest // GROWTH) * GROWTH
+        room = _room(longest)
         if attention.window is None and (is_unmoved or self.beam == 1):
             room -= GROWTH
         method = self.methods.own
@@ -334,7 +445,7 @@ class _Batch:
         """The logits, and what is made of them to choose words."""
         vocabulary, search = self.search.vocab_size, self.search
         words = rows.count * vocabulary * self.wide
-        is_plain = isinstance(search.search, BeamSearch) and search.lm_model is None and len(search.models) == 1
+        is_plain = isinstance(search.search, BeamSearch) and len(search.models) == 1
         if self.decoder.adaptive_softmax is not None:
             return 4 * words
         output = self.decoder.output_projection
@@ -346,7 +457,9 @@ class _Batch:
             is_converted = self.dtype.itemsize < self.wide
             copies = is_converted if offers_best else 1 + is_converted
             # Where words have the same score, as at the maximum length, those of a sentence are there once more.
-            beside = copies * words + self.beam * vocabulary * self.wide
+            beside = copies * words
+            if search.lm_model is None:
+                beside += self.beam * vocabulary * self.wide
         scaled = rows.tensor(vocabulary) if search.model.steppers[0].temperature != 1 else 0
         hidden = 2 * rows.tensor(output.in_features)
         return max(hidden + rows.multiplying(output), logits + max(scaled, beside))
@@ -366,3 +479,83 @@ class _Batch:
                     parts = min(PARTS, attention.num_kv_heads if method.projects_memory else length)
                     most = max(most, numbers * method.dtype_kept(self.dtype, self.decoder.round_to).itemsize // parts)
         return most
+
+
+class _Scoring(_Batch):
+    """The scores of given targets, which are read some positions at a time; see `ElseqStepper.score`."""
+
+    def __init__(self, model, methods: Choice, sentences: int, source_length: int, target_length: int):
+        has_source = hasattr(model, "encoder")
+        source, prompt = (source_length, 0) if has_source else (0, source_length - 1)
+        super().__init__(model, methods, Workload(sentences, 1, source, target_length, prompt))
+        width = positions_at_once(sentences, len(self.decoder.dictionary))
+        self.width = min(width, max(1, target_length - 1))  # the first one is read alone
+
+    def bytes(self) -> int:
+        """At most at a time."""
+        rows = self._rows(self.sentences * self.width)
+        layers = []
+        for layer in self.decoder.layers:
+            own = self._attending(rows, layer.self_attn, self.methods.own, self.workload.prompt_length)
+            attentions = [rows.attention(layer.self_attn, own, self.methods.own.projects_memory)]
+            if layer.encoder_attn is not None:
+                cross = self._attending(rows, layer.encoder_attn, self.methods.cross, None)
+                attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
+            layers.append(rows.layer(layer, *attentions))
+        words = self.sentences * (self.workload.target_length + 1) * (4 * INDEX_BYTES + self.wide)
+        reading = self._state() + max(self._growing() + max(layers), self._logits(rows))
+        return SCALARS + words + max(self._reading(), reading)
+
+    def _state(self) -> int:
+        state, target = super()._state(), self.workload.target_length
+        for layer in self.decoder.layers:
+            if (window := layer.self_attn.window) is not None:  # which is behind all positions that are read together
+                more = _room(min(target, self.width + window)) - _room(min(target, window + 1))
+                numbers = self.methods.own.numbers_kept(layer.self_attn.sizes)
+                state += self.sentences * more * numbers * self.dtype.itemsize
+        return state
+
+    def _attending(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
+        """Of positions to the source (prompt_length: None), or to a prompt and to those before them."""
+        sizes, target = attention.sizes, self.workload.target_length
+        is_split, is_own = bool(prompt_length), prompt_length is not None
+        seen = prompt_length + target if is_own else self.workload.source_length
+        chooses = attention.top_k is not None and attention.top_k < seen
+        query, scores = rows.tensor(attention.q_proj.out_features), rows.tensor(attention.num_heads * seen)
+        if method.projects_memory:
+            # The keys of a source are not laid out for the fused kernels.
+            is_fused = is_own and not is_split and not chooses and sizes.head_dim <= WIDEST_FUSED_HEAD
+            held = (1 if is_fused else 3 if is_split else 6 if chooses else 2) * query
+            if method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype:
+                stored = self.workload.prompt_length if is_own else seen
+                held += self.sentences * stored * method.numbers_kept(sizes) * self.dtype.itemsize
+        else:
+            is_fused = not is_split and not chooses and sizes.memory_width <= WIDEST_FUSED_HEAD
+            expanded = rows.tensor(attention.num_heads * sizes.memory_width)
+            held = query + (4 if is_split else 3 if chooses else 2) * expanded
+        if is_own:
+            held += self.width * target * (1 + self.dtype.itemsize)  # the mask, as bool and as numbers
+        if is_fused:
+            return held + rows.count * attention.num_heads * self.wide
+        if chooses and is_split:
+            held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
+        if is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy the weights of a part
+            held += scores * max(prompt_length, target) // seen
+        return held + (3 if chooses else 2) * scores
+
+    def _growing(self) -> int:
+        """Second copies of what a layer has of the target, as its room grows."""
+        own = self.methods.own
+        numbers = max(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers) // own.tensors_kept
+        before = max(1, self.workload.target_length - self.width)
+        return self.sentences * _room(before) * numbers * self.dtype.itemsize
+
+    def _logits(self, rows: _Rows) -> int:
+        """The logits, and the log-probabilities of all words."""
+        words = rows.count * len(self.decoder.dictionary) * self.wide
+        if self.decoder.adaptive_softmax is not None:
+            return 4 * words
+        output = self.decoder.output_projection
+        is_converted = self.dtype.itemsize < self.wide
+        hidden = 2 * rows.tensor(output.in_features)
+        return max(hidden + rows.multiplying(output), rows.output(output) + (1 + is_converted) * words)

@@ -30,6 +30,11 @@ from elseq.precision import PreparedModel, prepared
 MOST_LOGITS = 2**25  # that scoring computes at once
 
 
+def positions_at_once(sentences: int, words: int) -> int:
+    """How many positions of the targets of so many sentences scoring reads together; words: of the dictionary."""
+    return max(1, MOST_LOGITS // (sentences * words))
+
+
 class ElseqStepper:
     """Decodes an elseq model. What belongs to a sentence is held once, whatever the beam."""
 
@@ -93,7 +98,7 @@ class ElseqStepper:
         before, words = tokens[:, :-1], tokens[:, 1:]
         # Some positions after the others: the logits of all would not fit the memory. The first one alone, as in a
         # search: `el` reads several first ones by other weights, which int8 rounds.
-        width = max(1, MOST_LOGITS // (len(tokens) * len(decoder.dictionary)))
+        width = positions_at_once(len(tokens), len(decoder.dictionary))
         widths = [1, *(min(width, words.size(1) - start) for start in range(1, words.size(1), width))]
         found = [
             _log_probs_of(self.model, following, decoder.decode(read, self.state)[0])

@@ -10,15 +10,20 @@ from pathlib import Path
 from hydra.core.utils import JobReturn
 from hydra.experimental.callback import Callback
 from hydra.types import RunMode
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError
 
 from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.benchmark.runs import compare
+from elseq.errors import UserError
 from elseq.files import written_whole
 from elseq.precision import INT8
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
+# What Hydra writes: the configuration of a sweep, and a folder in that of each job.
+SWEEP, JOB = "multirun.yaml", ".hydra"
 _MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
 _COLUMNS = (*_MODE, "batch", "beam")  # overrides that have a column anyway
 
@@ -36,10 +41,17 @@ class Gather(Callback):
     # Hydra calls no end function if a sweep is interrupted or a training has failed.
 
     def on_multirun_start(self, config: DictConfig, **kwargs) -> None:
-        atexit.register(self._end_early, sweep_folder(config), "hydra.sweep.dir")
+        self._begin(sweep_folder(config), "hydra.sweep.dir", _settings(config))
 
     def on_run_start(self, config: DictConfig, **kwargs) -> None:
-        atexit.register(self._end_early, Path(config.hydra.runtime.cwd, config.hydra.run.dir), "hydra.run.dir")
+        self._begin(Path(config.hydra.runtime.cwd, config.hydra.run.dir), "hydra.run.dir")
+
+    def _begin(self, folder: Path, setting: str, settings: list[str] | None = None) -> None:
+        with self._told():
+            _check_folder(folder, setting, settings)
+        if self._has_failed:
+            sys.exit(1)
+        atexit.register(self._end_early, folder, setting)
 
     def on_job_end(self, config: DictConfig, job_return: JobReturn, **kwargs) -> None:
         if config.hydra.mode == RunMode.MULTIRUN:
@@ -124,6 +136,30 @@ class Gather(Callback):
 
 def sweep_folder(config: DictConfig) -> Path:
     return Path(config.hydra.runtime.cwd, config.hydra.sweep.dir)
+
+
+def _settings(config: DictConfig) -> list[str]:
+    """The name of a sweep's configuration, and its overrides."""
+    overrides = OmegaConf.to_container(config.hydra.overrides.task, resolve=False)
+    return [str(OmegaConf.select(config, "hydra.job.config_name")), *overrides]
+
+
+def _check_folder(folder: Path, setting: str, settings: list[str] | None) -> None:
+    """
+    Args:
+        folder: of the sweep or the run that begins.
+        setting: by which a user names it.
+        settings: `_settings` of the sweep; None: it is a run.
+
+    Raises:
+        UserError: it has jobs of another sweep, whose rows would be in the table.
+    """
+    try:
+        before = _settings(OmegaConf.load(folder / SWEEP))
+    except (OSError, ValueError, YAMLError, OmegaConfBaseException):  # there is none, or it is not whole
+        return
+    if before != settings and any(folder.rglob(JOB)):  # a sweep whose settings are refused leaves no job
+        raise UserError(f"{folder} is of another sweep, {' '.join(before)}: repeat it, or give another folder", setting)
 
 
 def with_settings(results: Sequence[Result]) -> list[Row]:

@@ -3,7 +3,7 @@
 import pytest
 
 from elseq.attention import methods
-from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, operations
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes, operations
 from elseq.benchmark.models import load, random_model
 
 ENCODER_DECODER = Sizes(
@@ -66,6 +66,7 @@ def test_bytes(method, expected):
 def test_bytes_of_weights_in_int8():
     weights, state = 100 + 3 * 74 + 16, 2 * 2 * 6 * 8 + 2 * 15 * 8
     assert bytes_read(ENCODER_DECODER, Batch(2, (3,), source_length=5), KV, 4, 1) == weights + 4 * state
+    assert (item_sizes("int8"), item_sizes("bfloat16")) == ((4, 1), (2, 2))
 
 
 def test_language_model():

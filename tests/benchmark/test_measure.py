@@ -8,8 +8,11 @@ from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
 from elseq.benchmark.measure import CTranslate2Engine, TransformersEngine
 from elseq.benchmark.models import checkpoint_model
+from elseq.benchmark.scores import Scorer
+from elseq.benchmark.sources import read_sources
 from elseq.errors import UserError
 from tests.interop.hugging_face.making import BART_NAMES, GPT2_NAMES, convert, make_bart, make_gpt2
+from tests.multilingual import generated, hypotheses
 
 ENGINES = {"ctranslate2": CTranslate2Engine, "transformers": TransformersEngine}
 SOURCES = [[20, 30, 40, 2], [55, 21, 9, 2], [100, 7, 31, 2], [60, 2], [99, 2]]
@@ -90,3 +93,54 @@ def test_a_type_that_the_machine_does_not_have(folders, tmp_path, monkeypatch):
     request = SimpleNamespace(exported=str(tmp_path), beam=1, device="cpu", dtype="bfloat16", threads=1)
     with pytest.raises(UserError, match="^CTranslate2 has no bfloat16 on this cpu, but float32, int8$"):
         CTranslate2Engine(vars(request))
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart25", pytest.param("apart", marks=pytest.mark.slow)])
+def test_several_languages(family, name, tmp_path):
+    """Every mode finds what fairseq-generate does with the task of the training; the others say why they do not."""
+    model = family(name)
+    model_file = checkpoint_model(model.checkpoint, model.data, source_lang="aa", target_lang="bb")
+    source, reference = (model.raw / f"test.aa-bb.{language}" for language in ("aa", "bb"))
+    sources = read_sources(model_file, source)
+    search = {"min_len": 1, "max_len_b": 15, "lenpen": 1.0, "no_repeat_ngram_size": 0}
+    request = {"model_file": model_file.to_dict(), "sources": sources, "beam": 4, "search": search}
+    request |= {"dtype": "float32", "device": "cpu", "threads": 1}
+    found = {}
+    for mode in ("stock", "stock-copied", "kv", "el"):
+        decoded = FairseqEngine(request | {"mode": mode}).decode(range(len(sources)))
+        found[mode] = [best for best, *_ in decoded]
+        assert found[mode] == found["stock"]
+    scorer = Scorer.read(model_file, source, reference, "bleu")
+    texts = {number: text for number, _, text in hypotheses(generated(model, model.task, "--nbest=1").stdout)}
+    assert [scorer._text(words) for words in found["stock"]] == [texts[number] for number in range(len(sources))]
+    for engine in ENGINES:
+        with pytest.raises(UserError, match="^only the task .* knows where the symbols of its languages stand$"):
+            export(engine, model_file, sources, tmp_path)
+
+
+@pytest.mark.parametrize("package", list(ENGINES))
+@pytest.mark.parametrize("name", ["m2m_100", "mbart25"])
+def test_languages_of_converted_models(tmp_path, name, package):
+    """Others than those that the folder says, from words of the dictionary around texts."""
+    pytest.importorskip(package)
+    pytest.importorskip("transformers")
+    from tests.interop.hugging_face.families.multilingual.test_models import LANGUAGES, make
+
+    make(tmp_path / "theirs", name)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    source, _, target = LANGUAGES[name]
+    sources = [[number % 40 + 5 if number > 2 else number for number in row] for row in SOURCES]
+    model_file = checkpoint_model(tmp_path / "ours", None, source_lang=source, target_lang=target)
+    assert model_file.special_positions == 2
+    if (name, package) == ("mbart25", "ctranslate2"):
+        with pytest.raises(UserError, match=f"^it has no --source-end, which is {source} here$"):
+            export(package, model_file, sources, tmp_path / "exported")
+        return
+    export(package, model_file, sources, tmp_path / "exported")
+    # transformers does not count a forced symbol in the length
+    search = {"min_len": 2, "max_len_b": LONGEST, "lenpen": 0.0, "no_repeat_ngram_size": 2}
+    request = {"model_file": model_file.to_dict(), "exported": str(tmp_path / "exported"), "sources": sources}
+    request |= {"beam": 1, "search": search, "mode": "kv", "dtype": "float32", "device": "cpu", "threads": 1}
+    expected = best_of(FairseqEngine(request))
+    assert best_of(ENGINES[package](request)) == expected
+    assert len(set(map(tuple, expected.values()))) > 1

@@ -1,5 +1,7 @@
 """Models that are measured, against fairseq's own building and forward pass."""
 
+import shutil
+from contextlib import ExitStack
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -7,11 +9,15 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
+from fairseq.models.bart import BARTModel
+from fairseq.models.multilingual_transformer import MultilingualTransformerModel
 from fairseq.models.transformer import TransformerModel
 
-from elseq.benchmark.models import load, random_model
+from elseq.benchmark.arguments import parse
+from elseq.benchmark.command import make_grid
+from elseq.benchmark.models import checkpoint_model, load, random_model
 from elseq.errors import UserError
-from elseq.models.transformer import ElseqTransformerModel
+from elseq.models import Decoder, ElseqBARTModel, ElseqTransformerModel
 
 OPTIONS = [f"--{side}-{name}" for side in ("encoder", "decoder") for name in ("layers=1", "embed-dim=16")]
 OPTIONS += [f"--{side}-{name}" for side in ("encoder", "decoder") for name in ("ffn-embed-dim=16", "attention-heads=2")]
@@ -76,3 +82,44 @@ def test_bart_has_two_special_positions(tmp_path):
 def test_bad_arguments(tmp_path, arch, size, sentence):
     with pytest.raises(UserError, match=sentence):
         random_model(arch, size, [], tmp_path)
+
+
+def test_a_folder_is_its_checkpoint(model_file, tmp_path):
+    """The first of the names that a folder may have."""
+    for name in ("dict.txt", "random.pt"):
+        shutil.copy(Path(model_file.data) / name, tmp_path)
+    (tmp_path / "random.pt").rename(tmp_path / "checkpoint_last.pt")
+    assert checkpoint_model(tmp_path, None).name == "checkpoint_last.pt"
+    shutil.copy(tmp_path / "checkpoint_last.pt", tmp_path / "model.pt")
+    found = checkpoint_model(tmp_path, None)
+    assert (found.name, found.path) == ("model.pt", str(tmp_path / "model.pt"))
+    load(found, "kv")
+
+
+@pytest.mark.parametrize(
+    ("name", "stock"),
+    [
+        ("m2m", TransformerModel),
+        ("mbart25", BARTModel),
+        pytest.param("apart", MultilingualTransformerModel, marks=pytest.mark.slow),
+    ],
+)
+def test_several_languages(family, name, stock):
+    model = family(name)
+    found = checkpoint_model(model.checkpoint, model.data, source_lang="aa", target_lang="bb")
+    assert found.name == "checkpoint_last.pt (aa-bb)"
+    added = {"m2m": 1, "mbart25": 1, "apart": 0}[name]  # beside </s>; apart has a symbol in the place of the target's
+    assert found.special_positions == 1 + added
+    assert len(found.symbols_of_language) == added
+    for mode in ("stock", "kv"):
+        loaded, task = load(found, mode)
+        assert isinstance(loaded, stock if mode == "stock" else (ElseqTransformerModel, ElseqBARTModel))
+        assert isinstance(loaded.decoder, Decoder) == (mode == "kv")
+        assert task.languages_of_texts == ("aa", "bb")
+    with pytest.raises(UserError, match="^target_lang dd is not a language of the model: give one of aa, bb, cc$"):
+        checkpoint_model(model.checkpoint, model.data, source_lang="aa", target_lang="dd")
+    command = [str(model.checkpoint), f"--data={model.data}", "--source-lang=aa", "--target-lang=bb"]
+    with ExitStack() as stack:
+        assert make_grid(parse([*command, "--source-length=5"])[0], stack).model_file == found
+        with pytest.raises(UserError, match="^--target-lang dd is not a language of the model: give one of aa, bb"):
+            make_grid(parse([*command, "--target-lang=dd"])[0], stack)

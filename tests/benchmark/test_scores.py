@@ -22,7 +22,9 @@ def files(tmp_path):
 @pytest.fixture
 def model_file(files):
     dictionary = str(files / "dict.txt")
-    return SimpleNamespace(target_dictionary=dictionary, data=str(files), path=dictionary, is_language_model=False)
+    return SimpleNamespace(
+        target_dictionary=dictionary, data=str(files), path=dictionary, is_language_model=False, symbols_of_language=()
+    )
 
 
 def test_words_of_the_dictionary(model_file, files):

@@ -203,6 +203,7 @@ TINY = ["--arch=bart_base", *RANDOM]
             "not fairseq-train's .unrecognized arguments: --no-such-option.",
         ),
         ([*TINY, "--reference=file", "--", *ENCODER_DECODER], "^--reference is of sources from a file: name theirs"),
+        ([*TINY, "--target-lang=de"], "^--target-lang de is of a checkpoint, and random weights have no language"),
         ([*TINY, "--source-length=2", "--", *ENCODER_DECODER], "--source-length 2 leaves no room .* at least 3"),
         ([*TINY, "--source-length=65", "--", *ENCODER_DECODER], "up to 65 positions, the model has 64"),
         (

@@ -1,13 +1,15 @@
 """What a batch is said to take, against every tensor that is alive while it is decoded."""
 
+import numpy as np
 import pytest
 import torch
 
 from elseq import native
 from elseq.errors import UserError
-from elseq.generation import SequenceGenerator
+from elseq.generation import SequenceGenerator, steppers
 from elseq.generation.beams import Candidates
-from elseq.generation.budget import batch_bytes, capacity, write_bytes
+from elseq.generation.budget import batch_bytes, capacity, scoring_bytes, scoring_capacity, write_bytes
+from elseq.generation.scorer import score_targets
 from elseq.generation.search import Usage
 from elseq.models import windows
 from elseq.models.top_k import apply_attention_top_k
@@ -31,6 +33,26 @@ def test_the_measure():
 WIDE = {"embed_dim": 128, "ffn_embed_dim": 512, "attention_heads": 8}
 
 
+def make(family, method, words, dtype, decode_dtype, is_wide, positions=400, **options):
+    if is_wide:
+        sides = ["decoder"] if family == "language_model" else ["encoder", "decoder"]
+        options |= {f"{side}_{name}": size for side in sides for name, size in WIDE.items()}
+        options |= {"decoder_input_dim": WIDE["embed_dim"], "decoder_output_dim": WIDE["embed_dim"]}
+    model = make_models(family, make_dictionary(words), positions=positions, **options)[method].to(dtype)
+    model.decoder.decode_dtype = decode_dtype
+    model.make_generation_fast_()
+    return model
+
+
+def make_batch(family, dictionary, lengths):
+    """Sources, or prompts, with so many tokens."""
+    rows = make_sources(dictionary, [length - 1 for length in lengths])
+    if family != "language_model":
+        return make_sample(dictionary, rows), {}
+    sample = make_sample(dictionary, [[dictionary.eos(), *row[:-1]] for row in rows], left=False)
+    return sample, {"prompt_tokens": sample["net_input"]["src_tokens"]}
+
+
 def measure(
     family,
     method,
@@ -50,27 +72,15 @@ def measure(
     **options,
 ):
     """What is planned for a batch, what its decoding takes, and the largest decoding state."""
-    dictionary = make_dictionary(words)
-    if is_wide:
-        sides = ["decoder"] if family == "language_model" else ["encoder", "decoder"]
-        options |= {f"{side}_{name}": size for side in sides for name, size in WIDE.items()}
-        options |= {"decoder_input_dim": WIDE["embed_dim"], "decoder_output_dim": WIDE["embed_dim"]}
-    model = make_models(family, dictionary, positions=positions, **options)[method].to(dtype)
+    model = make(family, method, words, dtype, decode_dtype, is_wide, positions=positions, **options)
+    dictionary = model.decoder.dictionary
     if windows is not None:
         model.encoder.source_windows = windows
     if top_k is not None:
         apply_attention_top_k(model, top_k, ("cross",))
-    model.decoder.decode_dtype = decode_dtype
-    model.make_generation_fast_()
     limits = {"max_len_b": max_len, "min_len": max_len}
     search = SequenceGenerator([model], dictionary, beam_size=beam, **{**limits, **dict(searching)})
-    rows = make_sources(dictionary, [length - 1 - is_padded * number for number in range(sentences)])
-    prompt = {}
-    if family == "language_model":
-        sample = make_sample(dictionary, [[dictionary.eos(), *row[:-1]] for row in rows], left=False)
-        prompt = {"prompt_tokens": sample["net_input"]["src_tokens"]}
-    else:
-        sample = make_sample(dictionary, rows)
+    sample, prompt = make_batch(family, dictionary, [length - is_padded * number for number in range(sentences)])
     search.generate([model], sample, **prompt)  # the first batch prepares the weights, which are no part of a batch
     states = []
     with pytest.MonkeyPatch.context() as patch:
@@ -244,6 +254,112 @@ def test_a_batch_in_int8(family, method, way, monkeypatch):
         assert state < in_float32 if method == "kv" and native.library() is not None else state == in_float32
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("bart", {"sentences": 12, "length": 20, "max_len": 25, "words": 3000}),  # the logits decide
+        ("transformer", {"sentences": 3, "length": 300, "max_len": 10, "words": 500}),  # the encoder
+        ("transformer", {"sentences": 6, "length": 12, "max_len": 50, "words": 300}),  # the hypotheses
+        ("language_model", {"sentences": 6, "length": 90, "max_len": 20, "words": 500}),  # the prompts
+    ],
+)
+def test_a_language_model_that_is_fused(family, method, sizes, dtype):
+    """Its state, and its activations beside the log-probabilities of the model."""
+    options = {"beam": 4, "is_wide": True, "dtype": getattr(torch, dtype), **sizes}
+    without, alone, _ = measure(family, method, **options)
+    language_model = make("language_model", method, sizes["words"], options["dtype"], None, True)
+    planned, peak, state = measure(family, method, **options, searching={"lm_model": language_model})
+    assert without <= planned and alone <= peak
+    assert state < peak <= planned < 1.1 * peak, planned / peak
+
+
+def measure_scoring(
+    family,
+    method,
+    sentences,
+    length,
+    target_length,
+    dtype=torch.float32,
+    words=40,
+    decode_dtype=None,
+    is_wide=False,
+    **options,
+):
+    """What is planned for a batch of targets, and what scoring it takes."""
+    model = make(family, method, words, dtype, decode_dtype, is_wide, **options)
+    dictionary = model.decoder.dictionary
+    sample, prompt = make_batch(family, dictionary, [length] * sentences)
+    targets = [torch.tensor(row) for row in make_sources(dictionary, [target_length - 1] * sentences)]
+
+    def score():
+        score_targets(model, sample["net_input"], targets, dictionary, **prompt)
+
+    score()
+    return scoring_bytes(model, sentences, length, target_length), peak_memory(score)
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        {"sentences": 1, "length": 5, "target_length": 1},
+        {"sentences": 2, "length": 7, "target_length": 6},
+        {"sentences": 9, "length": 60, "target_length": 20},
+        {"sentences": 4, "length": 10, "target_length": 30, "words": 5000},
+        {"sentences": 5, "length": 30, "target_length": 40, "dtype": torch.bfloat16},
+        {"sentences": 3, "length": 20, "target_length": 25, "attention_top_k": 8},
+        {"sentences": 3, "length": 20, "target_length": 45, "local_attention_radius": 9},
+    ],
+    ids=str,
+)
+def test_scoring_takes_no_more_than_planned(family, method, sizes):
+    planned, peak = measure_scoring(family, method, **sizes)
+    assert peak <= planned < 1.5 * peak, planned / peak
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("bart", {"sentences": 12, "length": 20, "target_length": 25, "words": 3000}),  # the logits decide
+        ("transformer", {"sentences": 3, "length": 300, "target_length": 10, "words": 500}),  # the encoder
+        ("transformer", {"sentences": 6, "length": 40, "target_length": 150, "words": 100}),  # the layers
+        ("language_model", {"sentences": 6, "length": 90, "target_length": 20, "words": 500}),  # the prompts
+    ],
+)
+def test_the_prediction_for_scoring_is_within_a_tenth(family, method, sizes, dtype):
+    types = {"decode_dtype": dtype} if dtype == "int8" else {"dtype": getattr(torch, dtype)}
+    planned, peak = measure_scoring(family, method, is_wide=True, **sizes, **types)
+    assert peak <= planned < 1.1 * peak, planned / peak
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_logits_of_some_positions_after_the_others(method, monkeypatch):
+    sizes = {"sentences": 4, "length": 10, "target_length": 60, "words": 3000, "is_wide": True}
+    at_once, peak_at_once = measure_scoring("transformer", method, **sizes)
+    monkeypatch.setattr(steppers, "MOST_LOGITS", 2**17)
+    planned, peak = measure_scoring("transformer", method, **sizes)
+    assert peak <= planned < 1.1 * peak, planned / peak
+    assert planned < at_once / 2 and peak < peak_at_once / 2
+
+
+def test_as_many_pairs_as_fit():
+    """The longest source and the longest target of a batch decide, which may be those of different pairs."""
+    model, _ = searching("transformer", "kv")
+    sources, targets = np.array([30, 5, 20, 3]), np.array([4, 30, 5, 3])
+    budget = scoring_bytes(model, 2, 30, 30)
+    pairs = scoring_capacity(model, budget, sources, targets, str)
+    assert pairs(np.array([0, 1, 2, 3])) == 2
+    assert pairs(np.array([3])) == 1
+    assert scoring_capacity(model, scoring_bytes(model, 4, 30, 30), sources, targets, str)(np.arange(4)) == 4
+    with pytest.raises(UserError, match=r"^pair 1 alone needs about [\d.]+ KiB of memory and the budget is 1000 bytes"):
+        scoring_capacity(model, 1000, sources, targets, "pair {}".format)(np.array([1, 2]))
+
+
 def searching(family="bart", method="el", **options):
     dictionary = make_dictionary(40)
     models = make_models(family, dictionary, positions=200)
@@ -285,8 +401,15 @@ def test_a_sentence_beyond_the_budget():
 
 
 def test_models_that_no_budget_is_known_for():
-    model, search = searching("bart", "stock")
-    with pytest.raises(UserError, match="give a number of tokens instead"):
+    stock, search = searching("bart", "stock")
+    with pytest.raises(UserError, match="^a memory budget needs a model .* give a number of tokens instead$"):
+        capacity([stock], search, 10**9, str)
+    with pytest.raises(UserError, match="^a memory budget needs a model .* give a number of tokens instead$"):
+        scoring_capacity(stock, 10**9, np.array([3]), np.array([3]), str)
+    model, _ = searching("bart", "kv")
+    other = searching("language_model", "stock")[0]
+    search = SequenceGenerator([model], model.decoder.dictionary, lm_model=other)
+    with pytest.raises(UserError, match="^a memory budget needs a language model .* give a number of tokens instead$"):
         capacity([model], search, 10**9, str)
 
 

@@ -96,6 +96,25 @@ def test_the_same_hypotheses(begin_to_capture, family, method, options):
     assert TapedWork.replays > 3
 
 
+@pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(
+    "rule", [{"beam_patience": 2.0}, {"early_stopping": "bound"}, {"early_stopping": "never"}], ids=str
+)
+def test_rules_of_stopping(begin_to_capture, family, method, rule):
+    """With weights for which each of them finds other hypotheses than fairseq's rule."""
+    model = make_models(family, DICTIONARY, seed=4)[method]
+    rows = make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 4))
+    sample = make_sample(DICTIONARY, rows, left=family != "language_model")
+    options = {"beam_size": 4, "max_len_b": 12 if family == "language_model" else 17, "len_penalty": 2.0}
+    by_default, expected = search(model, sample, **options), search(model, sample, **options, **rule)
+    begin_to_capture()
+    assert_same_hypotheses(search(model, sample, **options, **rule), expected)
+    assert TapedWork.replays > 3
+    words = [[[each["tokens"].tolist() for each in sentence] for sentence in found] for found in (by_default, expected)]
+    assert words[0] != words[1]
+
+
 @pytest.mark.parametrize("learned_pos", [True, False])
 @pytest.mark.parametrize("method", ["kv", "el"])
 def test_prompts(begin_to_capture, method, learned_pos):

@@ -11,6 +11,7 @@ from elseq.benchmark import command, runs
 from elseq.benchmark.arguments import parse
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import _configuration
+from elseq.sweeps import gather
 from elseq.sweeps.benchmark import read_settings
 from tests import helpers
 from tests.sweeps.conftest import ROOT
@@ -227,9 +228,40 @@ def test_a_table_that_cannot_be_written_is_an_error(requests, tmp_path, line):
 
 
 def test_another_configuration_is_measured_again(requests, tmp_path):
-    benchmark(f"-m decode=kv batch=2 hydra.sweep.dir={tmp_path}")
-    benchmark(f"-m decode=kv batch=4 hydra.sweep.dir={tmp_path}")
+    benchmark(f"decode=kv batch=2 hydra.run.dir={tmp_path}")
+    benchmark(f"decode=kv batch=4 hydra.run.dir={tmp_path}")
     assert [len(request["sources"]) for request in requests] == [2, 4]
+
+
+def test_the_folder_of_another_sweep(requests, tmp_path):
+    """Its rows would be in the table."""
+    line = f"-m decode=kv,el batch=2 hydra.sweep.dir={tmp_path}"
+    benchmark(line)
+    requests.clear()
+    before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    sentence = (
+        f"{tmp_path} is of another sweep, benchmark model=small threads=1 decode=kv,el batch=2: repeat it, or give "
+        "another folder\n"
+    )
+    for other in (f"-m decode=kv batch=4 hydra.sweep.dir={tmp_path}", f"decode=kv batch=2 hydra.run.dir={tmp_path}"):
+        ended = benchmark(other, check=False)
+        setting = other.split()[-1].partition("=")[0]
+        assert (ended.returncode, ended.stdout) == (1, "")
+        assert ended.stderr == f"elseq: error: {setting} {sentence}"
+    other = ["elseq-generate", "-m", "decode=kv,el", f"hydra.sweep.dir={tmp_path}"]  # of another configuration
+    assert helpers.run_here(other, check=False).stderr.endswith(sentence)
+    assert {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()} == before
+    assert requests == []
+    assert [row["mode"] for row in read_rows(tmp_path)] == ["kv", "el"]
+    benchmark(line)
+    assert requests == []
+
+
+def test_a_sweep_that_was_refused_has_no_folder(requests, tmp_path):
+    assert benchmark(f"-m decode=kv,fast hydra.sweep.dir={tmp_path}", check=False).returncode == 1
+    assert (tmp_path / gather.SWEEP).exists()
+    benchmark(f"-m decode=kv,el hydra.sweep.dir={tmp_path}")
+    assert [row["mode"] for row in read_rows(tmp_path)] == ["kv", "el"]
 
 
 def test_search_of_the_group_decoding(requests, tmp_path):

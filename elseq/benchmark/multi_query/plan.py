@@ -1,4 +1,4 @@
-"""The speed table of the multi-query attention paper (1911.02150, table 3): what is measured.
+"""What is measured of the speed table of the multi-query attention paper.
 
 A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
 Every variant and column is a process of its own, `elseq.benchmark.multi_query.measure`.
@@ -10,42 +10,13 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch
-
-from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
 from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.sources import random_sources
-
-BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column
-PARTS = [
-    ("training", "step"),
-    ("greedy", "encoder"),
-    ("greedy", "decoder"),
-    ("beam", "encoder"),
-    ("beam", "decoder"),
-]
-
-
-@dataclass(frozen=True)
-class Variant:
-    label: str
-    arch: str
-    is_local: bool  # the decoder's self-attention
-    mode: str  # of `elseq.benchmark.models.load`
-    published: tuple[float, ...]  # microseconds per token, a figure for each of PARTS
-
-
-# They stand beside stock fairseq's as well: that is how such a model is decoded without elseq.
-_MULTI_HEAD = (13.2, 1.7, 46, 2.0, 203)
-VARIANTS = {
-    "multi-head": Variant("multi-head", "transformer_shazeer", False, "kv", _MULTI_HEAD),
-    "stock": Variant("multi-head, stock fairseq", "transformer_shazeer", False, "stock", _MULTI_HEAD),
-    "multi-query": Variant("multi-query", "mq_transformer_shazeer", False, "kv", (13.0, 1.5, 3.8, 1.6, 32)),
-    "multi-head-local": Variant("multi-head local", "transformer_shazeer", True, "kv", (13.2, 1.7, 23, 1.9, 47)),
-    "multi-query-local": Variant("multi-query local", "mq_transformer_shazeer", True, "kv", (13.0, 1.5, 3.3, 1.6, 16)),
-}
+from elseq.options import INT8, STOCK
 
 
 @dataclass(frozen=True)
@@ -84,6 +55,10 @@ class Plan:
     threads: int
     repeats: int
 
+    def dtype_of(self, variant: Variant) -> str:
+        """fairseq has no int8: what is compared with it there is compared with its float32."""
+        return "float32" if self.dtype == INT8 and variant.mode == STOCK else self.dtype
+
 
 @dataclass
 class Row:
@@ -93,6 +68,7 @@ class Row:
     column: str
     batch_size: int
     failure: str | None = None  # a sentence; nothing is measured then
+    dtype: str | None = None  # where it is another than the plan's
     parameters: int | None = None
     output_lengths: list[int] | None = None
     state_bytes: int | None = None
@@ -134,6 +110,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
 
 def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> Row:
     sizing, variant = plan.sizing, VARIANTS[name]
+    dtype = plan.dtype_of(variant)
     limit = sizing.length - 1  # what a search calls the length is without the end symbol
     request = {
         "column": column,
@@ -143,13 +120,13 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "target_length": sizing.length,
         "beam": BEAMS[column],
         "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
-        "dtype": plan.dtype,
+        "dtype": dtype,
         "device": plan.device,
         "threads": plan.threads,
         "repeats": plan.repeats,
     }
     found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
-    row = Row(name, column, batch_size)
+    row = Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype)
     fill(row, found)
     if found.failure is not None:
         return row
@@ -163,8 +140,6 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
     if column != "training" and not variant.is_local:  # the formulae know no local attention
         whole = statistics.median(map(sum, zip(*found.seconds.values(), strict=True)))
         batch = Batch(BEAMS[column], (sizing.length,) * batch_size, sizing.length)
-        read = bytes_read(
-            Sizes(**found.sizes), batch, Decoding(copied=found.copied), getattr(torch, plan.dtype).itemsize
-        )
+        read = bytes_read(Sizes(**found.sizes), batch, Decoding(copied=found.copied), *item_sizes(dtype))
         row.gigabytes_per_second = read / whole / 1e9
     return row

@@ -2,8 +2,10 @@
 
 from collections.abc import Iterator
 
-from elseq.benchmark.multi_query.plan import BEAMS, PARTS, VARIANTS, Plan, Row
+from elseq.benchmark.multi_query.plan import Plan, Row
+from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
 from elseq.benchmark.report import MEBIBYTE, NOISE
+from elseq.options import INT8
 from elseq.tables import markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
@@ -117,6 +119,9 @@ def notes(plan: Plan, rows: list[Row]) -> str:
         "State: what is kept from step to step, at its largest; a ratio is of bytes at the same batch.",
         "Peak: of the whole process (on a GPU: of its allocator). GB/s: an estimate from the sizes of the model.",
     ]
+    if plan.dtype == INT8:
+        others = "; stock fairseq has no int8 and is in float32" if any(row.dtype for row in rows) else ""
+        sentences.append(f"int8: linear layers in int8, all else in float32{others}.")
     busy = [
         f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}"
         for row in rows

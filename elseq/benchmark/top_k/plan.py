@@ -17,13 +17,9 @@ from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.method_choice import free_memory_bytes
 
-METHODS = {
-    "attention": ("vanilla", "chunked", "top-k", "sdpa"),
-    "feed-forward": ("vanilla", "top-k"),
-    "chunks": ("chunked", "top-k"),
-}
 # The power of the size with which time grows, at least and at most.
 GROWTH = {"attention": (1.0, 2.0), "feed-forward": (0.0, 1.0), "chunks": (0.0, 0.0)}
 INDEX_BYTES = 4

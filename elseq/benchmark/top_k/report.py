@@ -4,7 +4,8 @@ import statistics
 from pathlib import Path
 
 from elseq.benchmark.report import NOISE
-from elseq.benchmark.top_k.plan import METHODS, Plan, Row
+from elseq.benchmark.top_k.arguments import METHODS
+from elseq.benchmark.top_k.plan import Plan, Row
 from elseq.files import save_figure
 from elseq.tables import markdown, number
 

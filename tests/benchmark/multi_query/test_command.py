@@ -5,12 +5,13 @@ import sys
 from dataclasses import asdict
 
 import pytest
+import torch
 
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.multi_query import plan, report
 from elseq.benchmark.multi_query.measure import measure
-from elseq.benchmark.multi_query.plan import PARTS, VARIANTS
+from elseq.benchmark.multi_query.variants import PARTS, VARIANTS
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
 
@@ -92,6 +93,39 @@ def test_whole_table(run_here, tmp_path, capsys):
     assert len({line.count("|") for line in memory}) == 1
     assert "(203)" in times[2] and "(12.1)" in times[7]
     assert str(tmp_path) not in (tmp_path / "multi_query.json").read_text()
+
+
+def test_int8(run_here, capsys):
+    """Decoding alone; stock is in float32 beside it."""
+    results = run_here("--dtype=int8", "--variants=multi-head,stock,multi-query")
+    assert [(request["mode"], request["column"], request["dtype"]) for request in run_here.requests] == [
+        (mode, column, dtype)
+        for mode, dtype in (("kv", "int8"), ("stock", "float32"), ("kv", "int8"))
+        for column in ("greedy", "beam")
+    ]
+    rows = {(row["variant"], row["column"]): row for row in results["rows"]}
+    for (variant, column), row in rows.items():
+        assert "failure" not in row
+        assert row.get("dtype") == ("float32" if variant == "stock" else None)
+        assert row["output_lengths"] == [LENGTH]
+        assert row["parameters"] == rows["multi-query" if variant == "multi-query" else "stock", column]["parameters"]
+    assert results["dtype"] == "int8"
+    text = capsys.readouterr().out
+    assert ", int8; torch " in text.splitlines()[0]
+    assert "int8: linear layers in int8, all else in float32; stock fairseq has no int8 and is in float32." in text
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--columns=greedy,training"], "^--columns training has no int8, in which models only decode: leave it out$"),
+        (["--device=cuda"], "^--dtype int8 is for a CPU: on a GPU give float16 or bfloat16$"),
+    ],
+)
+def test_what_int8_is_not_for(run, monkeypatch, options, sentence):
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
+    with pytest.raises(UserError, match=sentence):
+        run("--dtype=int8", *options)
 
 
 def test_runs_are_processes_of_their_own(run):

@@ -12,7 +12,8 @@ from elseq.attention.top_k import top_k_attention
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.top_k import measure, plan
-from elseq.benchmark.top_k.plan import METHODS, estimate_bytes, estimate_seconds
+from elseq.benchmark.top_k.arguments import METHODS
+from elseq.benchmark.top_k.plan import estimate_bytes, estimate_seconds
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
 

@@ -1,0 +1,3 @@
+"""Models of several languages."""
+
+from tests.multilingual import family, text  # noqa: F401
