@@ -172,8 +172,7 @@ def test_fairseqs_commands(pair, tmp_path):
 def ids(loaded, line):
     """As the model reads them."""
     tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False).long()
-    [item] = [loaded.task.build_dataset_for_inference([tokens], [len(tokens)])[0]["source"]]
-    return item.tolist()
+    return loaded.task.build_dataset_for_inference([tokens], [len(tokens)])[0]["source"].tolist()
 
 
 def test_tokens(pair):
@@ -201,7 +200,7 @@ def test_tokens_of_random_texts(pair):
 @pytest.mark.parametrize(
     "config", [{}, {"clean_up_tokenization_spaces": True}, {"additional_special_tokens": ["[a.b]"]}]
 )
-def test_texts(pair, tmp_path, config):
+def test_texts(tmp_path, config):
     tokenizer = save_tokenizer(tmp_path / "theirs", **config)
     make(tmp_path / "model", vocab_size=len(tokenizer))
     convert(tmp_path / "model", tmp_path / "ours", tmp_path / "theirs")
@@ -219,9 +218,8 @@ def test_texts(pair, tmp_path, config):
         assert loaded.bpe.decode(words) == expected
 
 
-def test_added_tokens(pair, tmp_path):
+def test_added_tokens(tmp_path):
     """Also those that are not special are found in the text as it is, with its capital letters."""
-    theirs, _, _ = pair
     tokenizer = save_tokenizer(tmp_path / "tokenizer")
     tokenizer.add_tokens(["[LAUGH]", "Don't"])
     tokenizer.add_special_tokens({"additional_special_tokens": ["<s>"]})
