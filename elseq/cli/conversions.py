@@ -135,6 +135,7 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
 
 def convert_to_hugging_face(args) -> None:
     path, output, state = _prepare(args, conversion.WRITTEN, conversion.check_features)
+    settings = Checkpoint.read(checkpoint_path(args.settings)).cfg if args.settings else None
     dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
     loaded = _load(path, args.data, dtype)
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
@@ -145,7 +146,9 @@ def convert_to_hugging_face(args) -> None:
     tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
     forced_start = getattr(loaded.task, "force_bos", False)
     with about(path):
-        converted = conversion.to_hugging_face(tensors, state["cfg"], *dictionaries, forced_start, tokens)
+        converted = conversion.to_hugging_face(
+            tensors, state["cfg"], *dictionaries, forced_start, tokens, args.family, settings
+        )
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         write_files(new, converted.files)

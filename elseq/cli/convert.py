@@ -61,6 +61,17 @@ def _parse(arguments: list[str]):
         f"Write a folder that transformers loads as a {classes}.",
     )
     _add_model(command)
+    command.add_argument(
+        "--family",
+        metavar="NAME",
+        help="the model_type to write, of those that the model can be (default: the first of them)",
+    )
+    command.add_argument(
+        "--settings",
+        metavar="MODEL",
+        help="a checkpoint, or its folder, whose settings of generation are written, such as the one that the training "
+        "began with (default: MODEL, though fairseq-train records none)",
+    )
     _add_output(command, "DIR", "folder to write")
     command = _add(
         commands,

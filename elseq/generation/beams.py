@@ -51,6 +51,7 @@ class Beams:
         source_lengths: Tensor,
         sample_ids: Tensor,
         prefix: Tensor | None,
+        uncounted: int = 0,
     ):
         """
         Args:
@@ -62,6 +63,7 @@ class Beams:
             source_lengths: int64 [B].
             sample_ids: int64 [B]: what a search strategy calls each sentence.
             prefix: int64 [B, P], padded on the right: words that the hypotheses begin with; or None.
+            uncounted: how many of these, from the first on, have the log-probability 0.
         """
         sentences, device = source_lengths.numel(), source_lengths.device
         self.beam = beam
@@ -75,6 +77,7 @@ class Beams:
         self.source_lengths = source_lengths
         self.sample_ids = sample_ids
         self.prefix = prefix
+        self.uncounted = uncounted
         self._left_over = torch.zeros(sentences, beam, dtype=torch.bool, device=device)
         self._all_rows = torch.arange(sentences * beam, device=device).view(sentences, beam)
 

@@ -93,7 +93,7 @@ class Prefix:
             return
         has_word = words.ne(self.pad) if step.at_limit is None else words.ne(self.pad) & ~step.at_limit
         rows = has_word.repeat_interleave(step.beams.beam)
-        _only(log_probs, rows, words.repeat_interleave(step.beams.beam))
+        _only(log_probs, rows, words.repeat_interleave(step.beams.beam), counts=step.number >= step.beams.uncounted)
         step.settle(rows)
         ends = has_word & words.eq(self.eos)
         if bool(ends.any()):
@@ -160,9 +160,11 @@ def _forbid(log_probs: Tensor, word: int, settled: Tensor | None) -> None:
         log_probs[:, word].masked_fill_(~settled, -math.inf)
 
 
-def _only(log_probs: Tensor, rows: Tensor, words: Tensor) -> None:
-    """In these rows, bool [N], only this word, int64 [N], may follow."""
+def _only(log_probs: Tensor, rows: Tensor, words: Tensor, counts: bool = True) -> None:
+    """In these rows, bool [N], only this word, int64 [N], may follow; unless it counts, by the log-probability 0."""
     words = words.unsqueeze(1)
     kept = log_probs.gather(1, words)
+    if not counts:
+        kept = kept.masked_fill(rows.unsqueeze(1), 0.0)
     log_probs.masked_fill_(rows.unsqueeze(1), -math.inf)
     log_probs.scatter_(1, words, kept)

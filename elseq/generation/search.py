@@ -172,7 +172,7 @@ class SequenceGenerator(nn.Module):
 
     @torch.no_grad()
     def generate(
-        self, models, sample, prefix_tokens=None, constraints=None, bos_token=None, prompt_tokens=None
+        self, models, sample, prefix_tokens=None, constraints=None, bos_token=None, prompt_tokens=None, uncounted=0
     ) -> list[list[dict[str, Tensor]]]:
         """Generate for a batch of B sentences.
 
@@ -185,6 +185,7 @@ class SequenceGenerator(nn.Module):
             bos_token: the symbol a hypothesis starts from. Default: the end symbol.
             prompt_tokens: int64 [B, P], padded on the right: what each hypothesis continues, the starting symbol
                 included. It is read in one pass, and it is in neither hypothesis, length nor score.
+            uncounted: how many words of prefix_tokens, from the first on, count in the length alone.
 
         Returns:
             For each sentence its hypotheses, best first: "tokens" [T] ending with the end symbol, "score",
@@ -198,9 +199,9 @@ class SequenceGenerator(nn.Module):
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
-            return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints)
+            return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints, uncounted)
         try:
-            finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens)
+            finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted)
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
@@ -211,7 +212,7 @@ class SequenceGenerator(nn.Module):
             align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
 
-    def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens):
+    def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted):
         net_input = sample["net_input"]
         source_lengths = _source_lengths(net_input, self.eos, self.pad)
         batch, device = source_lengths.numel(), source_lengths.device
@@ -223,7 +224,8 @@ class SequenceGenerator(nn.Module):
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
             prompt_tokens, start = split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
-        beams = Beams(start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens)
+        places = self.beam_size, self.pad, limits, source_lengths, ids
+        beams = Beams(start, longest + 1, *places, prefix_tokens, uncounted)
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
 
@@ -454,7 +456,7 @@ class SequenceGenerator(nn.Module):
         ragged = bool(prompt_tokens.eq(self.pad).any())
         return not ragged or all(stepper.reads_ragged_prompts for stepper in self._steppers())
 
-    def _generate_by_prompt_length(self, sample, prompt_tokens, prefix_tokens, constraints):
+    def _generate_by_prompt_length(self, sample, prompt_tokens, prefix_tokens, constraints, uncounted):
         """For models of fairseq: one batch for each length of prompt."""
         lengths = prompt_tokens.ne(self.pad).sum(dim=1)
         results: list = [None] * len(lengths)
@@ -468,6 +470,7 @@ class SequenceGenerator(nn.Module):
                 prefix_tokens=None if prefix_tokens is None else prefix_tokens[rows],
                 constraints=None if constraints is None else constraints[rows],
                 prompt_tokens=prompt_tokens[rows, :length],
+                uncounted=uncounted,
             )
             for row, hypotheses in zip(rows.tolist(), found, strict=True):
                 results[row] = hypotheses

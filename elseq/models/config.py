@@ -79,6 +79,13 @@ class AttentionConfig(FairseqDataclass):
     output_bias: bool = field(
         default=False, metadata={"help": "the output layer has a bias, as in Marian: one number for each word"}
     )
+    norm_before_positions: bool = field(
+        default=False,
+        metadata={
+            "help": "with --layernorm-embedding: the decoder normalizes the embeddings of words, unscaled, before it "
+            "adds those of positions, as in Blenderbot-small"
+        },
+    )
 
 
 @dataclass
@@ -185,13 +192,15 @@ def check_configuration(cfg: Namespace) -> None:
     """The checks before a model is built.
 
     Raises:
-        UserError: an unknown decoding method, or an adaptive softmax with a bias; and see `check_supported`,
-            `check_heads` and `check_top_k`.
+        UserError: an unknown decoding method, an adaptive softmax with a bias, or a place for a missing norm; and see
+            `check_supported`, `check_heads` and `check_top_k`.
     """
     check_supported(cfg)
     check_choice("--decode-attention", getattr(cfg, "decode_attention", AUTO), methods.names())
     if getattr(cfg, "output_bias", False) and getattr(cfg, "adaptive_softmax_cutoff", None):
         raise UserError("--output-bias does not go with --adaptive-softmax-cutoff: leave out one of them")
+    if getattr(cfg, "norm_before_positions", False) and not getattr(cfg, "layernorm_embedding", False):
+        raise UserError("--norm-before-positions needs a norm of the embeddings: give --layernorm-embedding")
     check_heads(cfg)
     check_top_k(cfg)
 

@@ -147,6 +147,8 @@ def why_not_stock(configuration: dict) -> str | None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
     if cfg.output_bias:
         return "a bias in its output layer (--output-bias)"
+    if cfg.norm_before_positions:
+        return "a norm of the decoder's embeddings before positions are added (--norm-before-positions)"
     if cfg.activation_fn == SWISH:
         return f"another activation (--activation-fn {SWISH})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):

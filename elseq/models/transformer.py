@@ -64,6 +64,9 @@ class Decoder(TransformerDecoderBase):
         self.decode_dtype: str | None = None
         self.is_trained = True  # or may be, until `make_generation_fast_`
         self.need_attn = False
+        self.norm_before_positions = getattr(cfg, "norm_before_positions", False)
+        if self.norm_before_positions:
+            self.embed_scale = 1.0  # which the norm would take away
 
     def build_output_projection(self, cfg, dictionary, embed_tokens):
         super().build_output_projection(cfg, dictionary, embed_tokens)
@@ -203,9 +206,11 @@ class Decoder(TransformerDecoderBase):
             x = self.quant_noise(x)
         if self.project_in_dim is not None:
             x = self.project_in_dim(x)
+        if self.norm_before_positions:
+            x = self.layernorm_embedding(x)
         if positions is not None:
             x = x + positions
-        if self.layernorm_embedding is not None:
+        if self.layernorm_embedding is not None and not self.norm_before_positions:
             x = self.layernorm_embedding(x)
         return self.dropout_module(x).transpose(0, 1)
 

@@ -4,14 +4,17 @@ import difflib
 from dataclasses import dataclass, field
 from typing import Optional
 
+import numpy as np
 import torch
 from fairseq import utils
-from fairseq.data import AppendTokenDataset
+from fairseq.data import AppendTokenDataset, BaseWrapperDataset
 from fairseq.tasks import register_task
 from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_langpair_dataset
 from omegaconf import OmegaConf
+from torch import Tensor
 
 from elseq.errors import UserError, as_option, check_choice
+from elseq.generation import SequenceGenerator
 from elseq.generation.cuda_graphs import release_memory
 from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
@@ -23,10 +26,11 @@ from elseq.tasks.decoding import (
 )
 
 YES_OR_NO = ("yes", "no")
+SWITCHES = ("prepend_source_bos", "force_bos", "append_source_eos", "score_target_start")
 
 
-def _yes_or_no(text: str):
-    return field(default=None, metadata={"help": text + "; yes or no (default: yes for BART)", "argparse_const": "yes"})
+def _yes_or_no(text: str, default: str = "yes for BART"):
+    return field(default=None, metadata={"help": f"{text}; yes or no (default: {default})", "argparse_const": "yes"})
 
 
 def _word(place: str, default: str = "none"):
@@ -37,6 +41,12 @@ def _word(place: str, default: str = "none"):
 class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
     prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
     force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
+    append_source_eos: Optional[str] = _yes_or_no(  # noqa: UP045
+        "end every source with the end symbol, without which a Blenderbot-small was trained", "yes"
+    )
+    score_target_start: Optional[str] = _yes_or_no(  # noqa: UP045
+        "count the log-probability of the symbol that every target begins with, as transformers does not", "yes"
+    )
     source_start: Optional[str] = _word(  # noqa: UP045
         "before every source, such as that of the source's language"
     )
@@ -58,8 +68,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     @classmethod
     def setup_task(cls, cfg, **kwargs):
         check_options(cfg)
-        check_choice("--prepend-source-bos", cfg.prepend_source_bos, YES_OR_NO)
-        check_choice("--force-bos", cfg.force_bos, YES_OR_NO)
+        for switch in SWITCHES:
+            check_choice(as_option(switch), getattr(cfg, switch), YES_OR_NO)
         try:
             with missing_files_named():
                 return super().setup_task(cfg, **kwargs)
@@ -104,14 +114,23 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return self._row(self.src_dict, "source_end")
 
     @property
+    def append_source_eos(self) -> bool:
+        return self.cfg.append_source_eos != "no"
+
+    @property
     def symbols_of_source(self) -> int:
-        """How many symbols are put around a source and its end symbol."""
-        return sum(symbol is not None for symbol in (self.first_source_symbol, self.last_source_symbol))
+        """How many symbols are put around a source and its end symbol; -1: that is taken away."""
+        added = sum(symbol is not None for symbol in (self.first_source_symbol, self.last_source_symbol))
+        return added - (not self.append_source_eos)
 
     @property
     def first_target_symbol(self) -> int | None:
         """The row of what every generated target begins with."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
+
+    @property
+    def score_target_start(self) -> bool:
+        return self.first_target_symbol is None or self.cfg.score_target_start != "no"
 
     @property
     def _options_of_languages(self) -> tuple[str, str]:
@@ -165,7 +184,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         """As fairseq does; and with <s> or a language's symbol around sources, and <s> before targets.
 
         Raises:
-            UserError: training of a model whose targets begin with another symbol than <s>; or a symbol after sources
+            UserError: training of a model whose targets begin with another symbol than <s>; or another end of sources
                 that are padded to the lengths of buckets.
         """
         if self.cfg.target_start is not None and split == self.cfg.train_subset:
@@ -179,10 +198,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             self.last_source_symbol,
             self._row(self.tgt_dict, "decoder_start"),
         )
-        if (first, last, start) == (None, None, None):
+        if (first, last, start) == (None, None, None) and self.append_source_eos:
             return super().load_dataset(split, epoch, combine, **kwargs)
-        if last is not None and self.cfg.num_batch_buckets > 0:
-            raise UserError("does not go with --num-batch-buckets: leave out one", "--source-end")
+        ends_otherwise = last is not None or not self.append_source_eos
+        if ends_otherwise and self.cfg.num_batch_buckets > 0:
+            option = "--append-source-eos" if last is None else "--source-end"
+            raise UserError("does not go with --num-batch-buckets: leave out one", option)
         paths = utils.split_paths(self.cfg.data)
         path = paths[(epoch - 1) % len(paths)] if split == self.cfg.train_subset else paths[0]
         dataset = self.datasets[split] = load_langpair_dataset(
@@ -207,15 +228,22 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             pad_to_multiple=self.cfg.required_seq_len_multiple,
             prepend_bos_src=first,
         )
+        if not self.append_source_eos:
+            dataset.src = _WithoutEnd(dataset.src)
         if last is not None:
             dataset.src = AppendTokenDataset(dataset.src, last)
+        if ends_otherwise:
             dataset.src_sizes = dataset.src.sizes
-            dataset.sizes = dataset.sizes + 1 if dataset.tgt is None else dataset.sizes + (1, 0)
+            sizes = dataset.src_sizes, dataset.tgt_sizes
+            dataset.sizes = dataset.src_sizes if dataset.tgt is None else np.stack(sizes, axis=1)
         if start is not None:
             dataset.eos = start  # which its batches put before the targets that the decoder reads
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         symbols = self.first_source_symbol, self.last_source_symbol
+        if not self.append_source_eos:
+            src_tokens = [_without_end(tokens) for tokens in src_tokens]
+            src_lengths = [len(tokens) for tokens in src_tokens]
         if symbols != (None, None):
             before, after = (torch.tensor([] if symbol is None else [symbol]).long() for symbol in symbols)
             src_tokens = [torch.cat((before, tokens, after)) for tokens in src_tokens]
@@ -226,15 +254,38 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         if (symbol := self.first_target_symbol) is not None:
             prefix_tokens = with_first(symbol, sample, prefix_tokens)
-        start = self._row(self.tgt_dict, "decoder_start")
-        if start is None:
-            return super().inference_step(generator, models, sample, prefix_tokens, constraints)
+        options = {"prefix_tokens": prefix_tokens, "constraints": constraints}
+        if (start := self._row(self.tgt_dict, "decoder_start")) is not None:
+            options["bos_token"] = start
+        if not self.score_target_start and isinstance(generator, SequenceGenerator):  # fairseq's counts it always
+            options["uncounted"] = 1
         with torch.no_grad():
-            return generator.generate(models, sample, prefix_tokens, constraints=constraints, bos_token=start)
+            return generator.generate(models, sample, **options)
 
     def score_step(self, model, sample, targets):
         """As the base class; each target begins with the symbol with which generated ones begin."""
         if (symbol := self.first_target_symbol) is not None:
             first = torch.tensor([symbol])
             targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
-        return super().score_step(model, sample, targets, self._row(self.tgt_dict, "decoder_start"))
+        found = super().score_step(model, sample, targets, self._row(self.tgt_dict, "decoder_start"))
+        if not self.score_target_start:
+            for each in found:
+                each["positional_scores"][0] = 0
+                each["score"] = each["positional_scores"].sum()
+        return found
+
+
+class _WithoutEnd(BaseWrapperDataset):
+    """Sources without their end symbol."""
+
+    def __getitem__(self, index):
+        return _without_end(self.dataset[index])
+
+    @property
+    def sizes(self):
+        return np.maximum(np.asarray(self.dataset.sizes) - 1, 1)
+
+
+def _without_end(source: Tensor) -> Tensor:
+    """A source that has nothing else keeps its end symbol: a model must read something."""
+    return source[:-1] if len(source) > 1 else source

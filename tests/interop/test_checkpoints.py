@@ -97,6 +97,7 @@ def test_stock_checkpoints_stay_what_they_are(request, kind):
         ({"head_dim": 10}, "heads of a width of their own .--head-dim 10."),
         ({"local_attention_radius": 4}, "local attention .--local-attention-radius 4."),
         ({"output_bias": True}, "a bias in its output layer .--output-bias., which stock fairseq does not have"),
+        ({"norm_before_positions": True}, "embeddings before positions are added .--norm-before-positions."),
         ({"activation_fn": "swish"}, "another activation .--activation-fn swish."),
         ({"attention_top_k": 8}, "top-k attention .--attention-top-k 8."),
         ({"ffn_top_k": 8}, "top-k feed-forward layers .--ffn-top-k 8."),

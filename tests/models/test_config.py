@@ -125,6 +125,7 @@ def test_an_option_that_is_off_is_not_refused(value):
         ("bart", {"local_attention_radius": 0}, "--local-attention-radius 0"),
         ("transformer", {"head_dim": 3, "scale_heads": True}, "--scale-heads"),
         ("transformer", {"output_bias": True, "adaptive_softmax_cutoff": "10"}, "--output-bias does not go with"),
+        ("transformer", {"norm_before_positions": True}, "--norm-before-positions needs a norm of the embeddings"),
     ],
 )
 def test_heads_that_cannot_be_are_refused_by_name(kind, options, named):

@@ -68,6 +68,7 @@ OWN = {
     "local attention": {"local_attention_radius": 3},
     "swish": {"activation_fn": "swish"},
     "bias of the output layer": {"output_bias": True, "share_decoder_input_output_embed": True},
+    "norm before positions": {"layernorm_embedding": True, "norm_before_positions": True, "decoder_learned_pos": True},
     "multi-query, wide heads, local attention": {"num_kv_heads": 1, "head_dim": 7, "local_attention_radius": 4},
 }
 
@@ -102,6 +103,25 @@ def test_a_bias_of_the_output_layer_is_added_to_the_logits_of_the_stock_model(ki
     added = (forward(model, batch, tokens)[0] - forward(stock, batch, tokens)[0])[tokens != PAD]
     torch.testing.assert_close(added, model.decoder.output_projection.bias.expand_as(added), rtol=1e-4, atol=1e-5)
     assert model.decoder.output_projection.bias.std() > 0.1
+
+
+@pytest.mark.parametrize("kind", ["transformer", "transformer_lm"])
+@torch.no_grad()
+def test_a_norm_before_positions_is_that_of_the_words_alone(kind):
+    """Stock's model with a table of normalized words computes the same, in its decoder, without a norm of its own."""
+    options = {"decoder_learned_pos": True, "share_decoder_input_output_embed": False, "share_all_embeddings": False}
+    model = ours(kind, layernorm_embedding=True, norm_before_positions=True, **options)
+    stock, _ = pair(kind, no_scale_embedding=True, **options)
+    state = model.state_dict()
+    norm = model.decoder.layernorm_embedding
+    state["decoder.embed_tokens.weight"] = norm(state["decoder.embed_tokens.weight"])
+    decoder = {name: tensor for name, tensor in state.items() if name.startswith("decoder.") and "norm_emb" not in name}
+    missing, unexpected = stock.load_state_dict(decoder, strict=False)
+    assert not unexpected and not any(name.startswith("decoder.") for name in missing)
+    tokens = target()
+    read = [] if kind == "transformer_lm" else [model.encoder(**source())]
+    found, expected = (each.decoder(tokens, *read)[0][tokens != PAD] for each in (model, stock))
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-5)
 
 
 TRAINED = [name for name in VARIANTS if name not in ("layer drop", "quantization noise")]  # these are random

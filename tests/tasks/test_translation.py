@@ -133,6 +133,55 @@ def test_symbols_after_sources_of_buckets(tiny_translation):
         task.load_dataset("test")
 
 
+@pytest.mark.parametrize("truncated", [False, True])
+def test_sources_without_their_end(tiny_translation, truncated):
+    limits = {"truncate_source": True, "max_source_positions": 3} if truncated else {}
+    plain, _ = load_translation(tiny_translation)
+    task, model = load_translation(tiny_translation, append_source_eos="no", **limits)
+    batch, _ = make_batch(task), make_batch(plain)
+    pad = plain.source_dictionary.pad()
+    for number, row in zip(batch["id"].tolist(), batch["net_input"]["src_tokens"].tolist(), strict=True):
+        sentence = plain.dataset("test")[number]["source"].tolist()
+        assert [token for token in row if token != pad] == sentence[:-1][: 3 if truncated else None]
+    if not truncated:
+        assert task.dataset("test").sizes.tolist() == [[size - 1, other] for size, other in plain.dataset("test").sizes]
+    stock = plain.build_generator([model], GenerationConfig(beam=4, max_len_b=12), StockGenerator)
+    assert_same_hypotheses(generate(task, model, batch), stock.generate([model], batch))
+
+    typed = interactive_batch(task, ["w1 w2", "w3", ""])["net_input"]
+    known = plain.source_dictionary
+    first, second, third = (known.index(f"w{number}") for number in (1, 2, 3))
+    # of nothing a model makes nothing
+    assert typed["src_tokens"].tolist() == [[first, second], [pad, third], [pad, known.eos()]]
+    assert typed["src_lengths"].tolist() == [2, 1, 1]
+
+
+def test_sources_without_their_end_in_buckets(tiny_translation):
+    task, _ = load_translation(tiny_translation, append_source_eos="no", num_batch_buckets=2)
+    with pytest.raises(UserError, match="--append-source-eos does not go with --num-batch-buckets"):
+        task.load_dataset("test")
+
+
+@pytest.mark.parametrize("options", [{}, {"target_start": "w4"}])
+def test_a_first_symbol_that_counts_in_the_length_alone(tiny_bart, options):
+    """The log-probability is 0, and the rest of the score is that of the same hypothesis."""
+    counted, model = load_translation(tiny_bart, **options)
+    task, _ = load_translation(tiny_bart, score_target_start="no", **options)
+    batch = make_batch(task)
+    for [best, *_] in generate(task, model, batch):
+        assert best["positional_scores"][0] == 0
+        total = best["positional_scores"].sum()
+        torch.testing.assert_close(best["score"], total / len(best["tokens"]), rtol=1e-5, atol=1e-6)
+    sample = {"net_input": batch["net_input"]}
+    targets = [best["tokens"] for [best, *_] in generate(task, model, batch)]
+    scored, other = (each.score_step(model, sample, targets) for each in (task, counted))
+    for found, expected, [best, *_] in zip(scored, other, generate(task, model, batch), strict=True):
+        torch.testing.assert_close(found["positional_scores"], best["positional_scores"], rtol=1e-5, atol=1e-5)
+        assert expected["positional_scores"][0] < 0
+        assert torch.equal(found["positional_scores"][1:], expected["positional_scores"][1:])
+        torch.testing.assert_close(found["score"], found["positional_scores"].sum())
+
+
 def test_switches_are_yes_or_no(tiny_bart):
     with pytest.raises(UserError, match="^--prepend-source-bos maybe is unknown; choose one of yes, no$"):
         load_translation(tiny_bart, prepend_source_bos="maybe")

@@ -11,6 +11,7 @@ _MODEL_CLASSES = {
     "Marian": "MarianMTModel",
     "Pegasus": "PegasusForConditionalGeneration",
     "Blenderbot": "BlenderbotForConditionalGeneration",
+    "Blenderbot-small": "BlenderbotSmallForConditionalGeneration",
 }
 
 

@@ -177,7 +177,8 @@ def check_features(configuration: dict) -> None:
     Raises:
         UserError: no model of Hugging Face's has a feature of it.
     """
-    as_stock(configuration | {"output_bias": False, "activation_fn": "relu"})  # swish is there, and Marian has a bias
+    theirs = {"output_bias": False, "norm_before_positions": False, "activation_fn": "relu"}  # they have swish, too
+    as_stock(configuration | theirs)
 
 
 def to_hugging_face(
@@ -187,6 +188,8 @@ def to_hugging_face(
     target: Dictionary,
     forced_start: bool = False,
     tokens: Tokens | NumberedPieces | None = None,
+    kind: str | None = None,
+    settings_of=None,
 ) -> ForHuggingFace:
     """
     Args:
@@ -195,6 +198,9 @@ def to_hugging_face(
         source, target: its dictionaries; for a language model the same.
         forced_start: whether generation begins with <s>.
         tokens: its tokenizer, if it has one.
+        kind: name of the family. Default: the first that the model can be of.
+        settings_of: the whole configuration of the checkpoint whose settings of generation are written, with what
+            targets begin with. Default: `cfg`.
 
     Raises:
         UserError: a model that Hugging Face's library does not have, or one with a number that is none.
@@ -202,7 +208,8 @@ def to_hugging_face(
     folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
     check_features(configuration)
-    family, config = _family_of(configuration, source == target)
+    family, config = _family_of(configuration, source == target, kind)
+    family.check_task(cfg.task)
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
@@ -220,16 +227,24 @@ def to_hugging_face(
         of_words = ("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)
         tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
     symbols |= family.decoding_symbols(symbols, forced_start)
-    for option, name in (("target_start", "forced_bos_token_id"), ("decoder_start", "decoder_start_token_id")):
-        if word := getattr(cfg.task, option, None):
-            symbols[name] = order.index(target.index(word))
+    told = cfg if settings_of is None else settings_of
+    for task, option, name in (
+        (told.task, "target_start", "forced_bos_token_id"),
+        (cfg.task, "decoder_start", "decoder_start_token_id"),
+    ):
+        if word := getattr(task, option, None):
+            symbols[name] = order.index(_row(target, word))
     config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
+    config |= family.options_of_tensors(tensors, config)
     renamed = family.from_fairseq(tensors, config)
-    positions = config[family.positions]
-    settings, notes = generation.hugging_face_settings(cfg.generation, family.is_language_model, positions)
+    positions, forces_end = config[family.positions], "forced_eos_token_id" in symbols
+    settings, notes = generation.hugging_face_settings(told.generation, family.is_language_model, positions, forces_end)
+    if settings_of is None and generation.are_default(cfg.generation):
+        notes.append("the checkpoint records no settings of generation, and fairseq's are written: give --settings")
+    notes += family.notes_of_tensors(renamed)
     files = {}
     if theirs is not None:
-        files = vocabulary.tokenizer_files(theirs)
+        files = family.tokenizer_files(theirs, names)
     elif tokens is not None:
         words = [names[row] for row in order]
         if len(order) < len(names):
@@ -241,21 +256,33 @@ def to_hugging_face(
     return ForHuggingFace(config, {**symbols, **settings}, renamed, order, files, notes)
 
 
-def _family_of(configuration: dict, is_joined: bool) -> tuple[Family, dict]:
+def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[Family, dict]:
     """The first family that a model can be, and its config.json, as `Family.hugging_face_options` makes it.
+
+    Args:
+        kind: name of the only family to ask.
 
     Raises:
         UserError: it can be of none; the reason is that of the first.
     """
     is_language_model = configuration["_name"] == "elseq_transformer_lm"
+    if kind is not None and (kind not in FAMILIES or FAMILIES[kind].is_language_model != is_language_model):
+        known = [name for name, family in FAMILIES.items() if family.is_language_model == is_language_model]
+        raise UserError(f"{kind} is no family of such models: give one of {', '.join(known)}", "--family")
     reasons = []
-    for family in FAMILIES.values():
+    for family in FAMILIES.values() if kind is None else [FAMILIES[kind]]:
         if family.is_language_model == is_language_model:
             try:
                 return family, family.hugging_face_options(configuration, is_joined)
             except UserError as error:
                 reasons.append(error)
     raise reasons[0]
+
+
+def _row(dictionary: Dictionary, word: str) -> int:
+    if word not in dictionary:
+        raise UserError(f"the dictionary does not have {word!r}, with which its texts begin: name its folder by --data")
+    return dictionary.index(word)
 
 
 def _words(dictionary: Dictionary, rows: int) -> list[str]:

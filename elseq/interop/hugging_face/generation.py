@@ -4,13 +4,15 @@ The two count alike but for lengths. Hugging Face's max_length and min_length co
 and the end symbol; fairseq's count neither. With forced_eos_token_id the last token of max_length is the end symbol;
 without, it is a word, and the text has no end.
 
-The search is the same, as long as no hypothesis reaches the maximum length: there fairseq
-adds the log-probability of the end symbol, and Hugging Face nothing. So it is with a forced <s>: fairseq counts its
-log-probability, which is about 0 in a trained BART. A language model's prompt begins with the end symbol in fairseq, so
-that the same prompt for Hugging Face is "<|endoftext|>" and the text.
+The search is the same, as long as no hypothesis reaches the maximum length: there fairseq adds the log-probability of
+the end symbol, and Hugging Face nothing. So it is with a forced <s> or language, unless the task has
+--score-target-start no. A language model's prompt begins with the end symbol in fairseq, so that the same prompt for
+Hugging Face is "<|endoftext|>" and the text.
 """
 
 import sys
+
+from fairseq.dataclass.configs import GenerationConfig
 
 from elseq.errors import UserError, as_option
 from elseq.interop.hugging_face.options import shown
@@ -279,17 +281,26 @@ def _with_prompt(name: str, value: int, option: str) -> str:
     return f"{name} {value} counts the tokens of the prompt, {option} does not: give it {value} less that many"
 
 
+def are_default(options) -> bool:
+    """Whether options, as for `hugging_face_settings`, are those of fairseq-generate where none is given."""
+    defaults = vars(GenerationConfig())
+    return all(options.get(name, value) == value for name, value in defaults.items() if name != "_name")
+
+
 def _settings_of_rule(rule: str) -> bool | str:
     return next(setting for setting, name in _RULES.items() if name == rule)
 
 
-def hugging_face_settings(options: dict, is_language_model: bool, positions: int) -> tuple[dict, list[str]]:
+def hugging_face_settings(
+    options: dict, is_language_model: bool, positions: int, forces_end: bool = True
+) -> tuple[dict, list[str]]:
     """generation_config.json for fairseq's options, without the special symbols, and what it does not say.
 
     Args:
         options: of fairseq-generate, by their names in its configuration.
         is_language_model: a model without an encoder; then the lengths are those of what is generated.
         positions: the most tokens that the model reads.
+        forces_end: the last token of max_length is the end symbol (forced_eos_token_id).
     """
     settings = {
         "num_beams": options["beam"],
@@ -304,7 +315,8 @@ def hugging_face_settings(options: dict, is_language_model: bool, positions: int
         settings |= {"max_new_tokens": options["max_len_b"], "min_new_tokens": options["min_len"]}
     else:
         longest = min(options["max_len_b"], positions - 1)
-        settings |= {"max_length": longest + 2, "min_length": min(options["min_len"], longest) + 1}
+        shortest = min(options["min_len"], longest)
+        settings |= {"max_length": longest + 1 + forces_end, "min_length": shortest + 1}
     notes = [
         f"{as_option(name)} {options[name]} is left out: transformers has no such option"
         for name, nothing in _OURS_ALONE.items()

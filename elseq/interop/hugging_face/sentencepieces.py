@@ -19,7 +19,7 @@ from elseq.interop.hugging_face.tokenizer import (
     added_tokens,
     extra_tokens,
     read_config,
-    text_of,
+    texts_of,
     tokens_checked,
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary
@@ -106,26 +106,13 @@ class SentencepieceClass(TokenizerClass):
         model = read_model(folder / self.model_file)
         with tokens_checked(folder):
             names = self.named(config)
-            named = dict(zip(names, _texts(names.values()), strict=True))
+            named = dict(zip(names, texts_of(names.values()), strict=True))
         lacking = next((name for name in self.tokens if named[name] is None and name != "mask_token"), None)
         if lacking is not None:
             raise UserError(f"{folder / CONFIG} has no {lacking}: copy it again")
         tokenizer = self.tokenizer(model, named, config)
         tokenizer.add_tokens(model.symbols)
         return tokenizer
-
-
-def _texts(tokens: Iterable) -> list[str | None]:
-    """Of tokens in tokenizer_config.json.
-
-    Raises:
-        TypeError: one that is none.
-    """
-    texts = [text_of(token) for token in tokens]
-    wrong = next((token for token in texts if not isinstance(token, str | None)), None)
-    if wrong is not None:
-        raise TypeError(wrong)
-    return texts
 
 
 def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
@@ -211,8 +198,8 @@ def read_pieces(
     number = len(rows)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
-        special = _texts(config.get(name, token) for name, token in named.items())
-        special += _texts(extra_tokens(config)) + [token.content for token in added.values()]
+        special = texts_of(config.get(name, token) for name, token in named.items())
+        special += texts_of(extra_tokens(config)) + [token.content for token in added.values()]
     _check_plain(added.values(), folder)
     rows = rows | {token.content: row for row, token in added.items()}
     for language in languages:

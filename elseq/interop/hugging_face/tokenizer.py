@@ -8,7 +8,7 @@ is not theirs: such a folder is refused, since which of the two the model was tr
 import contextlib
 import json
 import re
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
@@ -276,6 +276,19 @@ def _listed(tokens: list | dict | None) -> list:
 def text_of(token: str | dict | None) -> str | None:
     """The text of a token of tokenizer_config.json."""
     return token.get("content") if isinstance(token, dict) else token
+
+
+def texts_of(tokens: Iterable) -> list[str | None]:
+    """Of tokens of tokenizer_config.json.
+
+    Raises:
+        TypeError: one that is none; see `tokens_checked`.
+    """
+    texts = [text_of(token) for token in tokens]
+    wrong = next((token for token in texts if not isinstance(token, str | None)), None)
+    if wrong is not None:
+        raise TypeError(wrong)
+    return texts
 
 
 def _token(token) -> AddedToken:

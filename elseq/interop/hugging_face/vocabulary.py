@@ -294,10 +294,15 @@ def _as_json(content: dict) -> str:
 
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
+    rows = {name: row for row, name in enumerate(names)}
+    return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: _as_json(tokenizer)}
+
+
+def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:
+    """The text of vocab.json and merges.txt."""
     return {
-        "vocab.json": json.dumps({name: row for row, name in enumerate(names)}, ensure_ascii=False),
-        "merges.txt": "\n".join([_HEADER, *_usable(merges, set(names)), ""]),
-        CONFIG: _as_json(tokenizer),
+        "vocab.json": json.dumps(rows, ensure_ascii=False),
+        "merges.txt": "\n".join([_HEADER, *merges, ""]),
     }
 
 
@@ -325,7 +330,6 @@ def merges_of(tokens: Tokens) -> list[str]:
 
 def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
     """The content of each file of a tokenizer that came from Hugging Face, as it came."""
-    config = tokens.path.with_name(CONFIG)
     if isinstance(tokens, NumberedPieces):
         files = {path.name: path.read_bytes() for path in tokens.files}
     else:
@@ -334,4 +338,10 @@ def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
         if is_byte_level(json.loads(content)):
             pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
             files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
-    return files | {CONFIG: read_text(config) if config.exists() else "{}\n"}
+    return files | config_of(tokens)
+
+
+def config_of(tokens: Tokens | NumberedPieces) -> dict[str, str]:
+    """The content of tokenizer_config.json, as it came."""
+    config = tokens.path.with_name(CONFIG)
+    return {CONFIG: read_text(config) if config.exists() else "{}\n"}

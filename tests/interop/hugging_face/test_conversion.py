@@ -23,10 +23,10 @@ from tests.models import building
 MAKERS = {"bart": make_bart, "gpt2": make_gpt2}
 
 
-def back(folder, output, data=None):
+def back(folder, output, data=None, **options):
     """elseq-convert to-hf."""
-    args = SimpleNamespace(model=str(folder), output=str(output), overwrite=False, data=data and str(data))
-    command.convert_to_hugging_face(args)
+    options = {"overwrite": False, "data": data and str(data), "family": None, "settings": None} | options
+    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=str(output), **options))
     return output
 
 

@@ -34,7 +34,7 @@ def test_it_is_read(folder):
 @pytest.mark.parametrize("kind", ["longt5", "t5", "llama", None])
 def test_other_families(folder, kind):
     change(folder / "config.json", model_type=kind)
-    families = "bart or gpt2 or mbart or m2m_100 or marian or pegasus or blenderbot"
+    families = "bart or gpt2 or mbart or m2m_100 or marian or pegasus or blenderbot or blenderbot-small"
     with pytest.raises(UserError, match=f"is of the model_type {kind!r}: only {families} can be converted"):
         from_hugging_face(folder)
 

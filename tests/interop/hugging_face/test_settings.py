@@ -53,6 +53,8 @@ def bart_hypotheses(folder, output):
     [
         (BEAM | {"length_penalty": 2.0, "min_length": 8}, None),
         (FORCED | OLD, None),  # distilbart's
+        (FORCED | OLD | {"length_penalty": 2.0}, None),
+        (FORCED | OLD | {"length_penalty": 0.5, "early_stopping": False}, None),
         (FORCED | OLD, SYMBOLS | FORCED),  # not read where there is a newer file
         ({}, SYMBOLS | OLD | FORCED),
         ({}, SYMBOLS | OLD | FORCED | {"_from_model_config": True}),

@@ -30,7 +30,7 @@ _PER_SIDE = {
 SIDES = ("encoder", "decoder")
 POSITIONS = "embed_positions.weight"
 FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
-_UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
+UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
@@ -40,6 +40,7 @@ _REQUIRED = {
     "no_cross_attention": False,
     "encoder_layers_to_keep": None,
     "output_bias": False,
+    "norm_before_positions": False,
 }
 
 
@@ -88,6 +89,10 @@ class BARTFamily(EncoderDecoder):
         "num_attention_heads": "encoder_attention_heads",
     }
     layers = {"encoder_layers": "encoder.layers", "decoder_layers": "decoder.layers"}
+
+    def has_one_embedding(self, config: dict) -> bool:
+        """For encoder, decoder and output layer."""
+        return config["tie_word_embeddings"]
 
     def fairseq_options(self, config: dict) -> dict:
         options.check_features(config, self.features)
@@ -150,7 +155,7 @@ class BARTFamily(EncoderDecoder):
 
     def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
         width = config["d_model"]
-        embeddings = ["shared.weight"] if config["tie_word_embeddings"] else _UNTIED
+        embeddings = ["shared.weight"] if self.has_one_embedding(config) else UNTIED
         found = dict.fromkeys(embeddings, (config["vocab_size"], width))
         for side in SIDES:
             if self.has_learned_positions:
@@ -175,21 +180,21 @@ class BARTFamily(EncoderDecoder):
         bias = tensors.pop("final_logits_bias", None)
         if bias is not None and bool(bias.any()):
             raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
-        if config["tie_word_embeddings"]:
-            for name in _UNTIED:
+        if self.has_one_embedding(config):
+            for name in UNTIED:
                 copy = tensors.pop(name, None)
                 if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
                     raise UserError(f"{name} differs from the embedding with which config.json has it shared")
         elif (shared := tensors.pop("shared.weight", None)) is not None:  # for what has no embedding of its own
-            tensors = dict.fromkeys(_UNTIED[:2], shared) | tensors
+            tensors = dict.fromkeys(UNTIED[:2], shared) | tensors
         return tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         version = torch.tensor([3.0])  # of fairseq's layers: they have their norms
         renamed = {"encoder.version": version, "decoder.version": version}
-        for name in _UNTIED:
+        for name in UNTIED:
             ours = name.replace("lm_head", "decoder.output_projection")
-            renamed[ours] = tensors["shared.weight" if config["tie_word_embeddings"] else name]
+            renamed[ours] = tensors["shared.weight" if self.has_one_embedding(config) else name]
         others = {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
         unread = FIRST_POSITION - self.first_position
         for name, table in others.items():
@@ -206,7 +211,7 @@ class BARTFamily(EncoderDecoder):
         own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
         encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
         embeddings = {"model.shared.weight": encoder}
-        if not config["tie_word_embeddings"]:  # the shared one is read by nothing
+        if not self.has_one_embedding(config):  # the shared one is read by nothing
             embeddings |= {
                 "model.encoder.embed_tokens.weight": encoder.clone(),
                 "model.decoder.embed_tokens.weight": decoder,
@@ -224,6 +229,12 @@ class BARTFamily(EncoderDecoder):
                 if name.startswith(SIDES) and not name.endswith(own)
             },
         }
+
+    def notes_of_tensors(self, tensors: dict[str, Tensor]) -> list[str]:
+        shared, encoder, decoder = (f"model.{name}" for name in ("shared.weight", *UNTIED[:2]))
+        if not {shared, encoder} <= tensors.keys() or torch.equal(tensors[encoder], tensors[decoder]):
+            return []
+        return ["encoder and decoder have embeddings of their own, which only transformers 5 and later reads"]
 
     def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
         config = super().tokenizer_config(pieces, special, end, positions)

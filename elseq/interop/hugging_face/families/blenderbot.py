@@ -84,7 +84,7 @@ class BlenderbotFamily(BARTFamily):
         self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
     ) -> dict:
         cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
-        is_end = settings.get("decoder_start_token_id") == words.rows["</s>"]
+        is_end = settings.get("decoder_start_token_id") == words.rows[self.symbol_names["eos_token_id"]]
         cfg["task"]["decoder_start"] = None if is_end else "<s>"
         return cfg
 

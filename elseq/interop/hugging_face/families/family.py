@@ -11,11 +11,13 @@ from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
 from elseq.interop.hugging_face.vocabulary import Vocabulary
+from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
-_NAMES = {"bos_token_id": "<s>", "pad_token_id": "<pad>", "eos_token_id": "</s>"}
-SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")  # options of elseq's task that name one
+# Options of elseq's task: those that name a symbol, and others that a checkpoint records.
+SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")
+_SWITCHES = ("append_source_eos", "score_target_start")
 
 
 class Family(ABC):
@@ -150,9 +152,30 @@ class Family(ABC):
             UserError: a model that those of the family cannot be.
         """
 
+    def check_task(self, task) -> None:
+        """
+        Args:
+            task: the options of a checkpoint's task.
+
+        Raises:
+            UserError: sources end otherwise than the family's.
+        """
+        if getattr(task, "append_source_eos", None) == "no":
+            raise UserError(
+                f"its sources have no end symbol (--append-source-eos no), and those of Hugging Face's {self.title} do"
+            )
+
+    def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
+        """What of config.json the tensors alone tell; arguments as for `from_fairseq`."""
+        return {}
+
     @abstractmethod
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         """Tensors under Hugging Face's names; the rows of the embeddings are in its order already."""
+
+    def notes_of_tensors(self, tensors: dict[str, Tensor]) -> list[str]:
+        """What a user should know of those that `from_fairseq` returned."""
+        return []
 
     def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
         """The rows in Hugging Face's order, of a model without a tokenizer of Hugging Face's.
@@ -172,6 +195,14 @@ class Family(ABC):
             forced_start: whether generation begins with <s>.
         """
         return {}
+
+    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str]) -> dict[str, str | bytes]:
+        """The content of the files of a tokenizer that came from Hugging Face.
+
+        Args:
+            words: of the dictionary.
+        """
+        return vocabulary.tokenizer_files(tokens)
 
     def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
         """tokenizer_config.json.
@@ -199,6 +230,8 @@ class EncoderDecoder(Family):
     by_dictionary = True
     positions = "max_position_embeddings"
     dictionaries = ("dict.txt", *(f"dict.{language}.txt" for language in LANGUAGES))
+    symbol_names = {"bos_token_id": "<s>", "pad_token_id": "<pad>", "eos_token_id": "</s>"}  # the tokenizer's
+    forces_end = True  # at the maximum length, where the settings of generation say nothing else
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
         if words.is_byte_level:
@@ -214,13 +247,13 @@ class EncoderDecoder(Family):
     def check_symbols(self, words: Vocabulary, config: dict, folder: Path, options: Sequence[str]) -> None:
         """
         Args:
-            options: those in config.json whose symbol, of fairseq's name, must have the number that they say.
+            options: those in config.json whose symbol must have the number that they say.
 
         Raises:
             UserError: the vocabulary is of another model.
         """
         for option in options:
-            name = _NAMES[option]
+            name = self.symbol_names[option]
             if words.rows.get(name) != config[option]:
                 place = f"number {words.rows[name]}" if name in words.rows else "missing"
                 raise UserError(
@@ -243,16 +276,19 @@ class EncoderDecoder(Family):
     ) -> dict:
         languages = f"--source-lang={LANGUAGES[0]}", f"--target-lang={LANGUAGES[1]}"
         cfg = training_configuration(configuration, self.task, *languages)
-        # elseq's task does it by default
-        cfg["task"]["force_bos"] = "yes" if settings.get("forced_bos_token_id") is not None else "no"
+        is_forced = settings.get("forced_bos_token_id") is not None
+        # elseq's task does both by default
+        cfg["task"]["force_bos"] = "yes" if is_forced else "no"
+        cfg["task"]["score_target_start"] = "no" if is_forced else None
         return cfg
 
     def task_arguments(self, task: dict) -> list[str]:
-        given = [f"{as_option(name)}={task[name]}" for name in SYMBOLS if task.get(name)]
+        given = [f"{as_option(name)}={task[name]}" for name in (*SYMBOLS, *_SWITCHES) if task.get(name)]
         return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"], *given]
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
-        ends = dict.fromkeys(("decoder_start_token_id", "forced_eos_token_id"), symbols["eos_token_id"])
+        names = ("decoder_start_token_id", *(["forced_eos_token_id"] if self.forces_end else []))
+        ends = dict.fromkeys(names, symbols["eos_token_id"])
         return ends | ({"forced_bos_token_id": symbols["bos_token_id"]} if forced_start else {})
 
 

@@ -28,6 +28,7 @@ _IS_GPT2 = {
     "layernorm_embedding": False,
     "character_embeddings": False,
     "output_bias": False,
+    "norm_before_positions": False,
 }
 
 

@@ -1,6 +1,7 @@
 """Marian: no norm of the embeddings, a bias of the output layer, sines as positions, and <pad> as decoding's start.
 
-What it shares with other families without learned positions: `Sinusoidal`.
+What it shares with other families without learned positions: `Sinusoidal`. A model that was trained further has three
+embeddings, and positions that are no longer sines.
 """
 
 from dataclasses import replace
@@ -10,7 +11,8 @@ import torch
 from torch import Tensor
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, BARTFamily
+from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, UNTIED, BARTFamily
+from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import read_pieces
 from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
@@ -57,41 +59,45 @@ class Sinusoidal(BARTFamily):
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         tensors = super().normalize(tensors, config)
-        if "shared.weight" not in tensors:
+        embedding = next((tensors[name] for name in ("shared.weight", *UNTIED) if name in tensors), None)
+        if embedding is None:
             return tensors
-        table = sines(config["max_position_embeddings"], config["d_model"]).to(tensors["shared.weight"].dtype)
+        table = sines(config["max_position_embeddings"], config["d_model"]).to(embedding.dtype)
         return {f"{side}.{POSITIONS}": table for side in SIDES} | tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = super().to_fairseq(tensors, config)
-        embedding = tensors["shared.weight"].clone()
-        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
+        embedding = _with_row(renamed["decoder.embed_tokens.weight"], config["eos_token_id"], config["pad_token_id"])
         return renamed | {"decoder.embed_tokens.weight": embedding}
 
-    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
-        return super().hugging_face_options(configuration, is_joined) | {"tie_word_embeddings": True}
+    def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
+        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
+        is_one = torch.equal(encoder, tensors["decoder.output_projection.weight"]) and torch.equal(
+            decoder, _with_row(encoder, config["eos_token_id"], config["pad_token_id"])
+        )
+        return {"tie_word_embeddings": is_one}
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-        tensors = dict(tensors)
-        embedding = tensors["encoder.embed_tokens.weight"].clone()
-        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
-        is_tied = torch.equal(tensors["encoder.embed_tokens.weight"], tensors["decoder.output_projection.weight"])
-        if not is_tied or not torch.equal(embedding, tensors["decoder.embed_tokens.weight"]):
-            raise UserError(
-                f"Hugging Face's {self.title} has one embedding, which this model has not: it was trained further"
-            )
-        tensors["decoder.embed_tokens.weight"] = tensors["encoder.embed_tokens.weight"]
-        renamed = super().from_fairseq(tensors, config)
+        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
+        start = _with_row(decoder, config["pad_token_id"], config["eos_token_id"])
+        embedding = encoder if self.has_one_embedding(config) else start
+        renamed = super().from_fairseq(tensors | {"decoder.embed_tokens.weight": embedding}, config)
         for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
-            table = renamed.pop(name)
-            if not torch.equal(table, sines(*table.shape).to(table.dtype)):
-                raise UserError(f"Hugging Face's {self.title} has sines as positions, and this model others")
+            if torch.equal(renamed[name], sines(*renamed[name].shape).to(renamed[name].dtype)):
+                del renamed[name]
         return renamed
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
         pad = symbols["pad_token_id"]
         own = {"decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
         return super().decoding_symbols(symbols, forced_start) | own
+
+
+def _with_row(embedding: Tensor, row: int, other: int) -> Tensor:
+    """A copy with another row in the place of one."""
+    embedding = embedding.clone()
+    embedding[row] = embedding[other]
+    return embedding
 
 
 def sines(positions: int, width: int) -> Tensor:
@@ -123,8 +129,6 @@ class MarianFamily(Sinusoidal):
         "add_bias_logits": False,
         "static_position_embeddings": True,
         "is_encoder_decoder": True,
-        "share_encoder_decoder_embeddings": True,
-        "tie_word_embeddings": True,
     }
     required = BARTFamily.required | {
         "layernorm_embedding": False,
@@ -139,7 +143,19 @@ class MarianFamily(Sinusoidal):
         "pad_token_id": 58100,
         "eos_token_id": 0,
         "decoder_start_token_id": 58100,
+        "share_encoder_decoder_embeddings": True,
     }
+
+    def has_one_embedding(self, config: dict) -> bool:
+        return config["tie_word_embeddings"] and config["share_encoder_decoder_embeddings"]
+
+    def fairseq_options(self, config: dict) -> dict:
+        if (rows := config.get("decoder_vocab_size")) not in (None, config["vocab_size"]):
+            raise UserError(
+                f"config.json has vocab_size: {config['vocab_size']} and decoder_vocab_size: {shown(rows)}: only "
+                "models with one vocabulary are converted"
+            )
+        return super().fairseq_options(config)
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         names = SOURCE_MODEL, TARGET_MODEL, NUMBERS
@@ -160,15 +176,36 @@ class MarianFamily(Sinusoidal):
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         bias = tensors.get("final_logits_bias", torch.zeros(1, config["vocab_size"]))
+        is_shared, (_, decoder, output) = config["share_encoder_decoder_embeddings"], UNTIED
         others = {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
-        return super().normalize(others, config) | {"final_logits_bias": bias}
+        if not is_shared:  # then transformers has no such tensor
+            others = {name: tensor for name, tensor in others.items() if not name.endswith("shared.weight")}
+        tensors = super().normalize(others, config) | {"final_logits_bias": bias}
+        if config["tie_word_embeddings"] and not is_shared and decoder in tensors:
+            tensors[output] = tensors[decoder]
+        return tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         return super().to_fairseq(tensors, config) | {OUTPUT_BIAS: tensors["final_logits_bias"].flatten()}
 
+    def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
+        given = super().options_of_tensors(tensors, config)
+        return given | {"share_encoder_decoder_embeddings": given["tie_word_embeddings"]}
+
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         others = {name: tensor for name, tensor in tensors.items() if name != OUTPUT_BIAS}
-        return super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
+        renamed = super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
+        if not self.has_one_embedding(config):
+            del renamed["model.shared.weight"]
+        return renamed
+
+    def notes_of_tensors(self, tensors: dict[str, Tensor]) -> list[str]:
+        if not any(name.endswith(POSITIONS) for name in tensors):
+            return []
+        return [
+            "training has changed the positions, which were sines: transformers reads them from this folder, and its "
+            "save_pretrained leaves them out"
+        ]
 
 
 MARIAN = MarianFamily()

@@ -67,7 +67,6 @@ class PegasusFamily(Sinusoidal):
         "add_bias_logits": False,
         "static_position_embeddings": True,
         "is_encoder_decoder": True,
-        "tie_word_embeddings": True,
     }
     required = (
         BARTFamily.required

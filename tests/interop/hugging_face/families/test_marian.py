@@ -48,7 +48,7 @@ def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **option
         for name, parameter in model.named_parameters():
             if "embed_positions" not in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-        model.model.shared.weight[pad] = 0
+        model.model.decoder.embed_tokens.weight[pad] = 0
         model.final_logits_bias.copy_(0.5 * torch.randn_like(model.final_logits_bias))
         model.final_logits_bias[0, 0] += 6  # so that texts end
         model.final_logits_bias[0, pad] = 0
@@ -83,10 +83,13 @@ def fairseq_rows(loaded, folder):
     return torch.tensor([loaded.task.source_dictionary.index(word) for word in words])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
-    theirs, folder = pair
+    assert_same_logits(*pair, attention)
+
+
+@torch.no_grad()
+def assert_same_logits(theirs, folder, attention):
     pad = theirs.config.pad_token_id
     loaded = load(folder / "ours", attention)
     rows = fairseq_rows(loaded, folder / "theirs")
@@ -235,7 +238,7 @@ def test_programs_without_the_bias(pair, tmp_path, convert_to):
     "options, sentence",
     [
         ({"decoder_start_token_id": 5}, "decoder_start_token_id: 5, and the family's models begin to decode with pad"),
-        ({"share_encoder_decoder_embeddings": False}, "has share_encoder_decoder_embeddings: False"),
+        ({"share_encoder_decoder_embeddings": False}, "lacks tensor encoder.embed_tokens.weight and 4 more"),
         ({"normalize_before": True}, "has normalize_before: True, which fairseq's model does not have"),
         ({"pad_token_id": 5, "decoder_start_token_id": 5}, "of another model, since its <pad> is number"),
     ],
@@ -272,18 +275,39 @@ def test_positions_in_the_file(tmp_path):
     assert torch.equal(state["decoder.embed_positions.weight"][2:], sines(64, 32))
 
 
-@pytest.mark.parametrize(
-    "name, sentence",
-    [
-        ("decoder.output_projection.weight", "has one embedding, which this model has not: it was trained further"),
-        ("encoder.embed_positions.weight", "has sines as positions, and this model others"),
-    ],
-)
-def test_after_a_training(tmp_path, name, sentence):
+@torch.no_grad()
+@pytest.mark.parametrize("is_tied", [True, False])
+def test_embeddings_of_their_own(tmp_path, is_tied):
+    """Those of encoder and decoder, or also that of the output layer."""
+    options = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": is_tied}
+    theirs = make(tmp_path / "theirs", **options)
+    embeddings = theirs.model.encoder.embed_tokens, theirs.model.decoder.embed_tokens, theirs.lm_head
+    assert [torch.equal(one.weight, embeddings[1].weight) for one in embeddings] == [False, True, is_tied]
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    assert_same_logits(theirs, tmp_path, "kv")
+    again = back(tmp_path / "ours", tmp_path / "again")
+    loaded = transformers.MarianMTModel.from_pretrained(again)
+    batch = torch.tensor([[5, 9, 7, 0]])
+    read = torch.tensor([[theirs.config.pad_token_id, 9, 5]])
+    expected, found = (model(input_ids=batch, decoder_input_ids=read).logits for model in (theirs, loaded))
+    assert torch.equal(found, expected)
+
+
+def test_positions_of_their_own(tmp_path, capsys):
+    """After a training they are no sines; transformers reads them from the folder."""
     make(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     state = torch.load(tmp_path / "ours" / "model.pt", weights_only=False)
-    state["model"][name] = state["model"][name] + 0.1
+    state["model"]["encoder.embed_positions.weight"][2:] += 0.1
     torch.save(state, tmp_path / "ours" / "model.pt")
-    with pytest.raises(UserError, match=sentence):
-        back(tmp_path / "ours", tmp_path / "again")
+    again = back(tmp_path / "ours", tmp_path / "again")
+    assert "note: training has changed the positions, which were sines: transformers reads" in capsys.readouterr().out
+    assert_same_logits(transformers.MarianMTModel.from_pretrained(again).eval(), tmp_path, "kv")
+
+
+@pytest.mark.parametrize("rows", [7, "many"])
+def test_vocabularies_of_two_sizes(tmp_path, rows):
+    make(tmp_path / "theirs")
+    change(tmp_path / "theirs" / "config.json", decoder_vocab_size=rows)
+    with pytest.raises(UserError, match=f"and decoder_vocab_size: {rows!r}: only models with one vocabulary"):
+        convert(tmp_path / "theirs", tmp_path / "ours")

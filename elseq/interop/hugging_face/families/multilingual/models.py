@@ -125,6 +125,7 @@ class M2M100Family(Multilingual):
     has_learned_positions = False
     has_embedding_norm = False
     has_output_bias = False
+    forces_end = False
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         """Without tokenizer.json, of vocab.json and the sentencepiece model beside it."""

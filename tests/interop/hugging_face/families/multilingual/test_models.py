@@ -1,6 +1,7 @@
 """mBART, M2M-100 and NLLB against transformers: logits, hypotheses, tokens, and the way back."""
 
 import json
+import shutil
 from argparse import Namespace
 
 import pytest
@@ -13,6 +14,7 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face import folders
 from elseq.interop.hugging_face.conversion import to_hugging_face
 from tests.interop.hugging_face.making import change, convert, load, padded, until_end
+from tests.interop.hugging_face.test_conversion import back
 
 transformers = pytest.importorskip("transformers")
 
@@ -124,7 +126,7 @@ def test_logits(pair, attention):
 @torch.no_grad()
 @pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (5, 0.0)])
 def test_same_hypotheses(pair, beam, lenpen):
-    """With a beam where scores are not divided by lengths: transformers does not count the forced symbol's."""
+    """And see `test_same_ranking`."""
     name, theirs, folder = pair
     batch = padded(sources(name, theirs))
     expected = theirs.generate(
@@ -148,6 +150,72 @@ def test_same_hypotheses(pair, beam, lenpen):
     ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
     assert [until_end(best["tokens"].tolist()) for _, (best, *_) in ordered] == expected
     assert len(set(map(tuple, expected))) > 2
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    "rule, lenpen", [("first", 0.5), ("first", 2.0), ("bound", 0.5), ("bound", 2.0), ("never", 0.5), ("never", 1.0)]
+)
+def test_same_ranking(pair, rule, lenpen):
+    """Of several hypotheses, with their scores: neither counts the log-probability of the language, and both its place.
+
+    Of those that end in the last step of `first`, transformers keeps the best, fairseq as many as there is room for.
+    """
+    name, theirs, folder = pair
+    batch = padded(sources(name, theirs))
+    found = theirs.generate(
+        batch,
+        attention_mask=batch.ne(1).long(),
+        num_beams=5,
+        num_return_sequences=3,
+        length_penalty=lenpen,
+        early_stopping={"first": True, "bound": False}.get(rule, rule),
+        min_length=8,
+        max_length=60,
+        no_repeat_ngram_size=2,
+        suppress_tokens=[1],
+        return_dict_in_generate=True,
+        output_scores=True,
+    )
+    words = [until_end(row[1:]) for row in found.sequences.tolist()]
+    expected = list(zip(words, found.sequences_scores.tolist(), strict=True))
+    loaded = load(folder / "ours")
+    cfg = Namespace(beam=5, nbest=3, lenpen=lenpen, max_len_b=58, min_len=7, no_repeat_ngram_size=2)
+    cfg.early_stopping = rule
+    search = loaded.task.build_generator([loaded.model], cfg)
+    compared = 0
+    for index, hypotheses in enumerate(loaded._decode(search, [torch.tensor(row) for row in texts(theirs)])):
+        of_source = expected[3 * index : 3 * index + (1 if rule == "first" else 3)]
+        if max(len(row) for row, _ in of_source) < 58:  # fairseq scores the longest otherwise
+            found = [(until_end(each["tokens"].tolist()), each["score"].item()) for each in hypotheses]
+            assert [row for row, _ in found[: len(of_source)]] == [row for row, _ in of_source]
+            scores = [score for _, score in of_source]
+            assert [score for _, score in found[: len(of_source)]] == pytest.approx(scores, abs=1e-4)
+            compared += 1
+    assert compared > 10
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("longest", [3, 6, 12])
+def test_maximum_length(pair, tmp_path, longest):
+    """It counts the symbol that decoding starts from and the target's language; and a forced end, if there is one."""
+    name, theirs, folder = pair
+    shutil.copytree(folder / "theirs", tmp_path / "theirs")
+    settings = {"num_beams": 1, "max_length": longest, "early_stopping": False}
+    change(tmp_path / "theirs" / "generation_config.json", **settings)
+    converted = convert(tmp_path / "theirs", tmp_path / "ours")
+    batch = padded(sources(name, theirs))
+    found = theirs.generate(batch, attention_mask=batch.ne(1).long(), suppress_tokens=[1], **settings)
+    expected = [until_end(row[1:]) for row in found.tolist()]
+    loaded = load(tmp_path / "ours")
+    search = loaded.task.build_generator([loaded.model], Namespace(**{"nbest": 1, **converted.generation}))
+    hypotheses = loaded._decode(search, [torch.tensor(row) for row in texts(theirs)])
+    assert [until_end(best["tokens"].tolist()) for best, *_ in hypotheses] == expected
+    forced = theirs.generation_config.forced_eos_token_id
+    assert max(map(len, expected)) == longest - 1 - (forced is not None)
+
+    again = json.loads((back(tmp_path / "ours", tmp_path / "again") / "generation_config.json").read_text())
+    assert again["max_length"] == longest and again.get("forced_eos_token_id") == forced
 
 
 @torch.no_grad()
