@@ -7,10 +7,12 @@ from argparse import Namespace
 import torch
 from fairseq import options, trainer, utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.compat.patching import Overlay, wrap
-from elseq.errors import UserError
+from elseq.compat.settings import json_object
+from elseq.errors import UserError, as_option
 
 
 def clip_gradients_where_they_are():
@@ -67,6 +69,18 @@ def _check_metric(cfg, task):
     is_needed = cfg.checkpoint.best_checkpoint_metric == "bleu" and not cfg.dataset.disable_validation
     if is_needed and getattr(of_task, "eval_bleu", None) is False:
         raise UserError("--best-checkpoint-metric bleu needs --eval-bleu: give both, or neither")
+
+
+def explain_arguments_that_are_no_json():
+    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback."""
+
+    def build_model(build, task, *args, **kwargs):
+        if task.cfg.eval_bleu:
+            for name in ("eval_bleu_args", "eval_bleu_detok_args"):
+                json_object(getattr(task.cfg, name), as_option(name))
+        return build(task, *args, **kwargs)
+
+    wrap(TranslationTask, "build_model", build_model)
 
 
 def train_from_pretrained_bart():
