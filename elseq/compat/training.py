@@ -3,16 +3,18 @@
 import os
 import sys
 from argparse import Namespace
+from dataclasses import fields
 
 import torch
 from fairseq import options, trainer, utils
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError
 
 
 def clip_gradients_where_they_are():
@@ -72,12 +74,16 @@ def _check_metric(cfg, task):
 
 
 def explain_arguments_that_are_no_json():
-    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback."""
+    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number."""
 
     def build_model(build, task, *args, **kwargs):
         if task.cfg.eval_bleu:
-            for name in ("eval_bleu_args", "eval_bleu_detok_args"):
-                json_object(getattr(task.cfg, name), as_option(name))
+            json_object(task.cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
+            given = json_object(task.cfg.eval_bleu_args, "--eval-bleu-args")
+            for each in fields(GenerationConfig):
+                value = given.get(each.name, 0)
+                if each.type in (int, float) and not isinstance(value, int | float):
+                    raise UserError(f"has {value!r:.60} for {each.name}: give a number", "--eval-bleu-args")
         return build(task, *args, **kwargs)
 
     wrap(TranslationTask, "build_model", build_model)

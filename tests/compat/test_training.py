@@ -1,3 +1,4 @@
+import json
 import sys
 from pathlib import Path
 
@@ -77,6 +78,18 @@ def test_arguments_that_are_no_json(train, without, option):
     without(TranslationTask, "build_model")
     with pytest.raises(ValueError, match="Expecting value"):
         train("--eval-bleu", f"{option}=beam")
+
+
+@pytest.mark.parametrize(("name", "value"), [("beam", '"five"'), ("max_len_a", "null"), ("sampling_topk", "[]")])
+def test_numbers_of_the_validation(train, without, name, value):
+    bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", f'--eval-bleu-args={{"sampling": true, "{name}": {value}}}']
+    bleu.append("--validate-interval=1")
+    found = f"elseq: error: --eval-bleu-args has {json.loads(value)!r} for {name}: give a number"
+    for task in ("translation", "elseq_translation"):
+        assert error_of(train("--task", task, *bleu)) == found
+    without(TranslationTask, "build_model")
+    with pytest.raises(TypeError):
+        train(*bleu)
 
 
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
