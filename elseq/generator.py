@@ -67,6 +67,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         self.language_model = language_model
+        self.inputs: tuple[Path, ...] = ()  # that `load_by` has read beside those that its options name
         for model in self.models if language_model is None else [*self.models, language_model]:
             model.eval()
             model.make_generation_fast_()
@@ -596,10 +597,13 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     checkpoint, *others = map(Checkpoint.read, checkpoint_paths(path))
     folder = checkpoint.folder(loading.data)
     task, dictionaries = checkpoint.task_by(loading, folder, decode_dtype=dtype)
+    inputs = [folder, *dictionaries, checkpoint.list_of_languages(folder)]
     for other in others:
         check_same_kind(checkpoint, other)
-        others_task, _ = other.task_by(loading, other.folder(loading.data), decode_dtype=dtype)
+        others_folder = other.folder(loading.data)
+        others_task, others_dictionaries = other.task_by(loading, others_folder, decode_dtype=dtype)
         check_same_task(checkpoint, task, other, others_task)
+        inputs += [others_folder, *others_dictionaries, other.list_of_languages(others_folder)]
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)
@@ -609,9 +613,11 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     models = [model.to(device=device, dtype=DTYPES.get(dtype)) for model in models]
     language_model = None
     if loading.lm_path is not None:
-        language_model = load_language_model(loading.lm_path, dictionaries[1], loading.attention)
+        language_model, dictionary = load_language_model(loading.lm_path, dictionaries[1], loading.attention)
+        inputs.append(dictionary)
         language_model = language_model.to(device=device, dtype=DTYPES.get(dtype))
     generator = TextGenerator(models, task, subwords, language_model)
+    generator.inputs = tuple(path for path in inputs if path is not None)
     for model, each in zip(models, (checkpoint, *others), strict=True):
         task.set_dtype(model)
         if dtype == INT8:

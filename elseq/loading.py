@@ -1,6 +1,7 @@
 """Loads a checkpoint, its dictionaries, its task and its model, for every command. `elseq.options` has the options."""
 
 import contextlib
+import filecmp
 import os
 from argparse import Namespace
 from dataclasses import dataclass, fields, replace
@@ -181,6 +182,14 @@ class Checkpoint:
             )
         return path
 
+    def list_of_languages(self, folder: Path) -> Path | None:
+        """The file that the training of a multilingual model named for the codes of its languages, if there is one.
+
+        Args:
+            folder: see `folder`.
+        """
+        return self._named("lang_dict", folder) if self.multilingual else None
+
     def _named(self, option: str, folder: Path) -> Path | None:
         """The file that an option of the training names: the one of its name in the folder, otherwise itself, or None.
 
@@ -260,7 +269,7 @@ class Checkpoint:
         settings |= {name: value for name, value in trained.items() if name not in _NOT_OF_THE_TASK}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if settings.get("lang_dict"):
-            settings["lang_dict"] = str(self._named("lang_dict", folder) or settings["lang_dict"])
+            settings["lang_dict"] = str(self.list_of_languages(folder) or settings["lang_dict"])
         args = Namespace(**settings)
         check_options(args)
         self.multilingual.check_languages(args, needed=True)
@@ -280,9 +289,11 @@ class Checkpoint:
 
 
 def _load_dictionaries(paths: tuple[Path, Path]) -> tuple[Dictionary, Dictionary]:
-    """Of source and target: one object if they have one file."""
+    """Of source and target: one object if their files are equal, as in mBART-50, whose 250,000 words take a while."""
     source = Dictionary.load(str(paths[0]))
-    return source, source if paths[1] == paths[0] else Dictionary.load(str(paths[1]))
+    if paths[1].is_file() and filecmp.cmp(*paths, shallow=False):
+        return source, source
+    return source, Dictionary.load(str(paths[1]))
 
 
 def import_plugins(user_dir: str | Path | None) -> None:
@@ -324,8 +335,9 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     return name
 
 
-def load_language_model(path: str | Path, target: Path, attention: str):
-    """A language model whose log-probabilities a search adds to those of its model, on the CPU.
+def load_language_model(path: str | Path, target: Path, attention: str) -> tuple:
+    """A language model whose log-probabilities a search adds to those of its model, on the CPU, and the file of its
+    dictionary.
 
     Args:
         path: its checkpoint.
@@ -343,7 +355,7 @@ def load_language_model(path: str | Path, target: Path, attention: str):
     with contextlib.suppress(UserError):
         if (own := checkpoint.folder() / "dict.txt").exists():
             dictionary = own  # fairseq's check for equal dictionaries reads it
-    return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention))
+    return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention)), dictionary
 
 
 def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:

@@ -54,6 +54,18 @@ def test_what_decides_the_output_is_in_the_fingerprint(name):
     assert as_option(name) in Loading().deciding()
 
 
+def test_equal_dictionaries_are_one(tiny_translation, tmp_path):
+    checkpoint = Checkpoint.read(tiny_translation.checkpoint)
+    files = checkpoint.dictionaries(tiny_translation.data)
+    assert files[0] != files[1] and files[0].read_bytes() == files[1].read_bytes()
+    task = checkpoint.build_task(tiny_translation.data, files, "auto")
+    assert task.source_dictionary is task.target_dictionary
+    words = files[1].read_text().splitlines(keepends=True)
+    (tmp_path / "other.txt").write_text("".join(words[::-1]))
+    task = checkpoint.build_task(tiny_translation.data, (files[0], tmp_path / "other.txt"), "auto")
+    assert task.source_dictionary.symbols[4:] == task.target_dictionary.symbols[:3:-1]
+
+
 def test_a_bart_is_known_by_its_training(tiny_bart, tiny_translation):
     for trained, value in ((tiny_bart, True), (tiny_translation, False)):
         checkpoint = Checkpoint.read(trained.checkpoint)

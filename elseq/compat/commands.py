@@ -14,6 +14,7 @@ import torch
 from fairseq import checkpoint_utils, options, utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq_cli import generate
 from hydra._internal import utils as hydra_utils
 from omegaconf import open_dict
@@ -106,6 +107,18 @@ def keep_stock_from_the_model():
             cfg.model.decode_attention = before
 
     wrap(checkpoint_utils, "overwrite_args_by_name", overwrite_args_by_name)
+
+
+def validate_one_pair():
+    """fairseq-validate of multilingual_translation with --source-lang and --target-lang looks for the pair in batches
+    that hold nothing else. It finds no sentence, and ends with a ZeroDivisionError."""
+
+    def valid_step(validate, task, sample, model, criterion):
+        if not task.training:
+            sample = {f"{task.args.source_lang}-{task.args.target_lang}": sample}
+        return validate(task, sample, model, criterion)
+
+    wrap(MultilingualTranslationTask, "valid_step", valid_step)
 
 
 def explain_missing_path():

@@ -1,9 +1,12 @@
 """Settings of a model or task: a namespace in old checkpoints and on the command line, otherwise a configuration."""
 
+import json
 from argparse import Namespace
 from collections.abc import Mapping
 
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+
+from elseq.errors import UserError
 
 
 def values(settings) -> Mapping:
@@ -20,3 +23,18 @@ def model_class(settings) -> type | None:
     """The class that fairseq builds for a model's settings, or None if it is unknown."""
     name = model_name(settings)
     return ARCH_MODEL_REGISTRY.get(name) or MODEL_REGISTRY.get(name)
+
+
+def json_object(text, option: str) -> dict:
+    """The settings that an option holds in JSON.
+
+    Raises:
+        UserError: the text is no JSON, or no object.
+    """
+    try:
+        found = json.loads(text)
+    except (TypeError, ValueError, RecursionError):
+        found = None
+    if not isinstance(found, dict):
+        raise UserError(f"{text!r:.60} is no JSON object: give one such as '{{\"NAME\": VALUE}}'", option)
+    return found

@@ -3,13 +3,17 @@
 import os
 import sys
 from argparse import Namespace
+from dataclasses import fields
 
 import torch
 from fairseq import options, trainer, utils
+from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.compat.patching import Overlay, wrap
+from elseq.compat.settings import json_object
 from elseq.errors import UserError
 
 
@@ -67,6 +71,22 @@ def _check_metric(cfg, task):
     is_needed = cfg.checkpoint.best_checkpoint_metric == "bleu" and not cfg.dataset.disable_validation
     if is_needed and getattr(of_task, "eval_bleu", None) is False:
         raise UserError("--best-checkpoint-metric bleu needs --eval-bleu: give both, or neither")
+
+
+def explain_arguments_that_are_no_json():
+    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number."""
+
+    def build_model(build, task, *args, **kwargs):
+        if task.cfg.eval_bleu:
+            json_object(task.cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
+            given = json_object(task.cfg.eval_bleu_args, "--eval-bleu-args")
+            for each in fields(GenerationConfig):
+                value = given.get(each.name, 0)
+                if each.type in (int, float) and not isinstance(value, int | float):
+                    raise UserError(f"has {value!r:.60} for {each.name}: give a number", "--eval-bleu-args")
+        return build(task, *args, **kwargs)
+
+    wrap(TranslationTask, "build_model", build_model)
 
 
 def train_from_pretrained_bart():

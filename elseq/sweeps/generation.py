@@ -47,7 +47,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
         input=str(cfg.input),
-        input_form=InputFormat(cfg.input_format, cfg.input_field),
+        input_form=InputFormat(**{each.name: settings.get(each.name) for each in fields(InputFormat)}),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings

@@ -1,10 +1,10 @@
 """The common settings of the benchmark's and generation's configurations."""
 
-import json
 from collections.abc import Collection
 
 from omegaconf import DictConfig, OmegaConf
 
+from elseq.compat.settings import json_object
 from elseq.errors import UserError
 
 
@@ -18,9 +18,9 @@ def search_options(cfg: DictConfig, names: Collection[str]) -> dict:
         names: names of the possible options.
 
     Raises:
-        UserError: the group sets another option.
+        UserError: the group sets another option, or is no JSON.
     """
-    options = json.loads(OmegaConf.select(cfg, "task.eval_bleu_args") or "{}")
+    options = json_object(OmegaConf.select(cfg, "task.eval_bleu_args") or "{}", "task.eval_bleu_args")
     for name in options:
         if name not in names:
             raise UserError(f"{name} of the group decoding is no setting here: take another decoding, or none")

@@ -137,10 +137,13 @@ def _places(text: str) -> tuple[str, ...]:
 
 
 @contextlib.contextmanager
-def missing_files_named():
+def missing_files_named(data: str | None = None):
     """
+    Args:
+        data: the folder in which fairseq looks for the languages, if it does.
+
     Raises:
-        UserError: instead of a FileNotFoundError or a NotADirectoryError.
+        UserError: instead of a FileNotFoundError or a NotADirectoryError, or where the folder shows no languages.
     """
     try:
         yield
@@ -149,6 +152,13 @@ def missing_files_named():
         raise UserError(f"{what}; check the data folder, the languages and the subset") from error
     except NotADirectoryError as error:
         raise UserError(f"{error.filename} is not a folder; give that of the data") from error
+    except Exception as error:
+        if not str(error).startswith("Could not infer language pair"):
+            raise
+        raise UserError(
+            f"{data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, or give "
+            "--source-lang and --target-lang"
+        ) from error
 
 
 def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
@@ -236,9 +246,8 @@ class DecodingTask(FairseqTask):
                 as_option(applied),
             )
         if self.options.decode_dtype is not None and not from_checkpoint and not getattr(self.options, "eval_bleu", 0):
-            raise UserError(
-                "is for decoding, and this training does not decode: leave it out, or give --eval-bleu", DTYPE
-            )
+            remedy = "leave it out, or give --eval-bleu" if "eval_bleu" in self.options else "leave it out"
+            raise UserError(f"is for decoding, and this training does not decode: {remedy}", DTYPE)
         stock = model_class(cfg)
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)

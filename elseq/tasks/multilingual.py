@@ -81,7 +81,7 @@ class MultilingualTask:
                 setattr(args, name, value)
         check_options(args)
         cls.check_languages(args)
-        with missing_files_named():
+        with missing_files_named(args.data):
             return super().setup_task(args, **kwargs)
 
     @classmethod
@@ -166,20 +166,36 @@ def _pairs(args) -> list[str]:
 
 def _checked_pairs(pairs: list[str], option: str) -> list[str]:
     for pair in pairs:
-        if len(pair.split("-")) != 2:
-            raise UserError(f"{pair} is no pair of languages: give such as de-en", option)
+        _check_hyphens(pair, 1, option)
+        if len(list(filter(None, pair.split("-")))) != 2:
+            raise UserError(f"{pair or repr(pair)} is no pair of languages: give such as de-en", option)
     return pairs
+
+
+def _check_hyphens(name: str, most: int, option: str) -> None:
+    """
+    Raises:
+        UserError: the code of a language has a hyphen.
+    """
+    if name.count("-") > most:
+        raise UserError(
+            f"{name} has a language with a hyphen, and fairseq takes pairs apart at hyphens: write such as zh_CN for "
+            "zh-CN, also in the names of the data files",
+            option,
+        )
 
 
 def _names(args, option: str) -> list[str]:
     """
     Raises:
-        UserError: the option is neither names with commas nor a list of names.
+        UserError: the option is neither names with commas nor a list of names, or has no name.
     """
     given = getattr(args, option)
     names = given.split(",") if isinstance(given, str) else given
     if not isinstance(names, Sequence) or not all(isinstance(name, str) for name in names):
         raise UserError(f"{given!r:.60} is no list of names: give names with commas", as_option(option))
+    if not any(names):
+        raise UserError("is empty: give names with commas", as_option(option))
     return list(names)
 
 
@@ -212,6 +228,12 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             action="store_true",
             help=f"the dictionary ends with {' '.join(DATA_SOURCES)}, as in NLLB",
         )
+
+    @classmethod
+    def setup_task(cls, args, **kwargs):
+        for side in ("source_lang", "target_lang"):
+            _check_hyphens(str(getattr(args, side, None) or ""), 0, as_option(side))
+        return super().setup_task(args, **kwargs)
 
     def __init__(self, args, langs, dicts, training):
         self.languages = langs
@@ -324,6 +346,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     @classmethod
     def of_dictionaries(cls, args, source, target):
         args.langs, args.lang_dict = cls.languages_of(args), None  # of which fairseq would log more each time
+        args.lang_pairs = _names(args, "lang_pairs")[:1]  # of NLLB's 40,000, which each `for_languages` would read
         args.fixed_dictionary, args.source_dict, args.target_dict = None, "source", "target"
         langs, dicts, training = MultilingualDatasetManager.prepare(
             {"source": source, "target": target}.__getitem__, args
@@ -473,6 +496,9 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
 
     def score_step(self, model, sample, targets):
         return super().score_step(model, sample, targets, self.get_decoder_langtok(self.args.target_lang))
+
+    def _per_lang_pair_valid_loss(self, lang_pair, model, criterion, sample):
+        return criterion(getattr(model, "models", {lang_pair: model})[lang_pair], sample[lang_pair])
 
     def max_positions(self):
         if self.training:

@@ -70,16 +70,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         check_options(cfg)
         for switch in SWITCHES:
             check_choice(as_option(switch), getattr(cfg, switch), YES_OR_NO)
-        try:
-            with missing_files_named():
-                return super().setup_task(cfg, **kwargs)
-        except Exception as error:
-            if not str(error).startswith("Could not infer language pair"):
-                raise
-            raise UserError(
-                f"{cfg.data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, "
-                "or give --source-lang and --target-lang"
-            ) from error
+        with missing_files_named(cfg.data):
+            return super().setup_task(cfg, **kwargs)
 
     def valid_step(self, sample, model, criterion):
         try:

@@ -16,6 +16,7 @@ if TYPE_CHECKING:  # it needs torch; see `elseq.options`
 
 FORMATS = TEXT, JSONL = "text", "jsonl"
 FIELD = "text"
+LANGUAGE_FIELDS = {"source_lang_field": "source_lang", "target_lang_field": "target_lang"}  # and the default of each
 MOST_DIGITS = 1000  # Python refuses to write more than a few thousand
 HYPOTHESES, SOURCE = "hypotheses", "source"
 
@@ -40,24 +41,42 @@ class InputFormat:
             f"written to the output (default: {FIELD})",
         },
     )
+    source_lang_field: str | None = field(
+        default=None,
+        metadata={
+            "metavar": "NAME",
+            "help": "with --input-format jsonl: the field with the language of the source, for a multilingual model; "
+            "lines without it are as --source-lang says",
+        },
+    )
+    target_lang_field: str | None = field(
+        default=None, metadata={"metavar": "NAME", "help": "the same of the target and --target-lang"}
+    )
 
     def of(self, path: str) -> "InputFormat":
         """With the defaults for the path of an input.
 
         Raises:
-            UserError: the format is unknown, or a field of lines of text is named.
+            UserError: the format is unknown, a field of lines of text is named, or one for two things.
         """
         check_choice("input_format", self.input_format, FORMATS)
         kind = self.input_format or (JSONL if Path(path).suffix == f".{JSONL}" else TEXT)
-        if kind == TEXT and self.input_field is not None:
-            raise UserError("needs --input-format jsonl: a line of text has no fields", "input_field")
-        return replace(self, input_format=kind, input_field=FIELD if self.input_field is None else self.input_field)
+        for name in ("input_field", *LANGUAGE_FIELDS):
+            if kind == TEXT and getattr(self, name) is not None:
+                raise UserError("needs --input-format jsonl: a line of text has no fields", name)
+        text = FIELD if self.input_field is None else self.input_field
+        for name in LANGUAGE_FIELDS:
+            if getattr(self, name) == text:
+                raise UserError(f"{text} is the field of the text: name another", name)
+        return replace(self, input_format=kind, input_field=text)
 
     def deciding(self) -> dict:
         """The options that decide the output, by their names on the command line; none for text, as before them."""
         if self.input_format == TEXT:
             return {}
-        return {as_option("input_format"): JSONL, as_option("input_field"): repr(self.input_field)}
+        named = {name: repr(getattr(self, name)) for name in LANGUAGE_FIELDS if getattr(self, name) is not None}
+        named = {"input_format": JSONL, "input_field": repr(self.input_field)} | named
+        return {as_option(name): value for name, value in named.items()}
 
     def parse(self, line: str, name: str) -> tuple[str, dict]:
         """The text of a line, and its other fields.
@@ -88,8 +107,33 @@ class InputFormat:
             )
         return text, fields
 
+    def languages(self, fields: dict, name: str, default: Sequence[str | None]) -> tuple[str | None, ...]:
+        """The languages of source and target that the fields of a line name.
+
+        Args:
+            fields: those beside the text.
+            name: the line's name in errors.
+            default: the languages of lines that have no such fields, or None.
+
+        Raises:
+            UserError: the line lacks a field, and there is no default, or the field holds no code.
+        """
+        return tuple(
+            known if getattr(self, option) is None else _language(fields, getattr(self, option), name, known, side)
+            for (option, side), known in zip(LANGUAGE_FIELDS.items(), default, strict=True)
+        )
+
 
 LINES_OF_TEXT = InputFormat()
+
+
+def _language(fields: dict, field: str, name: str, default: str | None, option: str) -> str:
+    if field not in fields and default is None:
+        raise UserError(f"{name} has no field {field!r}: give it the code of a language, or give {as_option(option)}")
+    language = fields.get(field, default)
+    if not isinstance(language, str) or not language:
+        raise UserError(f"the field {field!r} of {name} is no code of a language: give one")
+    return language
 
 
 def _parse_json(line: str, name: str):

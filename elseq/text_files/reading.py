@@ -6,7 +6,7 @@ import hashlib
 import io
 import sys
 from array import array
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -86,6 +86,10 @@ class InputLines:
     def fields(self, index: int) -> dict:
         """The other fields of a line."""
         return self._parse(index)[1]
+
+    def languages(self, index: int, default: Sequence[str | None]) -> tuple[str | None, ...]:
+        """Those of source and target that a line names; see `InputFormat.languages`."""
+        return self.form.languages(self.fields(index), self.name(index), default)
 
     def _parse(self, index: int) -> tuple[str, dict]:
         end = self._starts[index + 1] if index + 1 < len(self) else None

@@ -3,7 +3,7 @@
 import logging
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, field, replace
 from enum import Enum
@@ -33,7 +33,7 @@ from elseq.precision import INT8
 from elseq.subwords.finding import find_codes
 from elseq.text_files.background import Background
 from elseq.text_files.fingerprint import Fingerprint, digest_file, digest_symbols
-from elseq.text_files.formats import Format, InputFormat
+from elseq.text_files.formats import LANGUAGE_FIELDS, Format, InputFormat
 from elseq.text_files.journal import Journal, StandardOutput
 from elseq.text_files.processes import Processes
 from elseq.text_files.reading import InputLines, Sources, encode_lines
@@ -144,18 +144,11 @@ class Run:
                 self.journal.lock()
                 if self.journal.is_new():
                     self._check_overwrite()
-            pairs = None
-            if job.languages_file is not None:
-                for option in ("source_lang", "target_lang"):
-                    if getattr(job.loading, option) is not None:
-                        raise UserError(
-                            "does not go with --languages-file, which has those of each line: leave it out", option
-                        )
-                pairs = _Pairs.read(Path(job.languages_file).expanduser(), len(lines))
-            generator = load_by(job.model, _loading(job.loading, pairs))
-            data = Path(generator.task.options.data)
-            self._check_output_is_no_input(data)
-            parts, part_of = _parts(generator, cfg, pairs, len(lines))
+            pairs = _Pairs.of(job, lines)
+            with pairs.about(0):
+                generator = load_by(job.model, _loading(job.loading, pairs))
+            self._check_output_is_no_input(*generator.inputs)
+            parts, part_of = _parts(generator, cfg, pairs), pairs.of_line
             constraints: list[list[torch.Tensor]] = []  # of each line that is not blank
 
             def encode(text: str, index: int) -> tuple[torch.Tensor, bool]:
@@ -203,7 +196,7 @@ class Run:
                     self.processes.wait_for("finished", others, meanwhile=self.progress.refresh)
                 self.progress.refresh()
             if self.processes.is_first:
-                self._publish(finished, blank & job.form.keeps_blank_lines, data)
+                self._publish(finished, blank & job.form.keeps_blank_lines, generator.inputs)
         if not self.processes.is_first:
             self.processes.announce("finished")  # after closing the journal, because the first process removes it
         elif sources.truncated:
@@ -256,9 +249,9 @@ class Run:
         """What the format reads of a hypothesis, on the CPU."""
         return {name: torch.as_tensor(hypothesis[name]).cpu() for name in self.job.form.read}
 
-    def _publish(self, finished: np.ndarray, blank: np.ndarray, data: Path) -> None:
+    def _publish(self, finished: np.ndarray, blank: np.ndarray, inputs: Sequence[Path]) -> None:
         """Check once more: the run may have taken days."""
-        self._check_output_is_no_input(data)
+        self._check_output_is_no_input(*inputs)
         if not finished.all():
             self._check_overwrite()
         self.journal.publish(blank)
@@ -318,34 +311,82 @@ def _threads(number: int | None):
 class _Pairs:
     """The languages of the lines."""
 
-    distinct: list[tuple[str, str]]  # of source and target
+    distinct: list[tuple[str | None, str | None]]  # of source and target
     of_line: np.ndarray  # int64 [L]: which of them a line has
-    digest: str
+    lines: InputLines
+    digest: str | None = None  # None: that of the input covers them
 
     @classmethod
-    def read(cls, path: Path, count: int) -> "_Pairs":
+    def of(cls, job: Job, lines: InputLines) -> "_Pairs":
+        """
+        Raises:
+            UserError: as `of_file` and `InputFormat.languages`, or they are given in two ways.
+        """
+        if job.languages_file is not None:
+            given = vars(job.loading) | vars(job.input_form)
+            for option in (*LANGUAGE_FIELDS.values(), *LANGUAGE_FIELDS):
+                if given[option] is not None:
+                    raise UserError(
+                        "does not go with --languages-file, which has those of each line: leave it out", option
+                    )
+            return cls.of_file(Path(job.languages_file).expanduser(), lines)
+        default = job.loading.source_lang, job.loading.target_lang
+        if not any(getattr(lines.form, option) is not None for option in LANGUAGE_FIELDS):
+            return cls([default], np.zeros(len(lines), np.int64), lines)
+        return cls(*_numbered(lines.languages(index, default) for index in range(len(lines))), lines)
+
+    @classmethod
+    def of_file(cls, path: Path, lines: InputLines) -> "_Pairs":
         """
         Args:
             path: a file with two languages on each line.
-            count: lines of the input.
+            lines: the input.
 
         Raises:
             UserError: the file cannot be read, has another number of lines, or a line is not two languages.
         """
-        numbers: dict[tuple[str, ...], int] = {}
-        of_line = []
-        for index, line in enumerate(read_lines(path)):
-            pair = tuple(line.split())
-            if len(pair) != 2:
-                raise UserError(
-                    f"line {index + 1} of {path} is not two languages: give those of source and target, such as de fr"
-                )
-            of_line.append(numbers.setdefault(pair, len(numbers)))
-        if len(of_line) != count:
+
+        def pairs():
+            for index, line in enumerate(read_lines(path)):
+                pair = tuple(line.split())
+                if len(pair) != 2:
+                    raise UserError(
+                        f"line {index + 1} of {path} is not two languages: give those of source and target, such as "
+                        "de fr"
+                    )
+                yield pair
+
+        distinct, of_line = _numbered(pairs())
+        if len(of_line) != len(lines):
             raise UserError(
-                f"--languages-file {path} has {len(of_line):,} lines and the input has {count:,}: give a line for each"
+                f"--languages-file {path} has {len(of_line):,} lines and the input has {len(lines):,}: give a line for "
+                "each"
             )
-        return cls(list(numbers), np.asarray(of_line, np.int64), digest_file(path))
+        return cls(distinct, of_line, lines, digest_file(path))
+
+    @contextmanager
+    def about(self, number: int):
+        """Errors name the first line with this pair, if its field names the language.
+
+        Raises:
+            UserError: the error.
+        """
+        try:
+            yield
+        except UserError as error:
+            options = {side: option for option, side in LANGUAGE_FIELDS.items()}
+            field = getattr(self.lines.form, options.get(error.argument, ""), None)
+            if field is None:
+                raise
+            name = self.lines.name(int(np.argmax(self.of_line == number)))
+            raise UserError(f"the field {field!r} of {name}: {error.sentence}") from error
+
+
+def _numbered(pairs: Iterable[tuple]) -> tuple[list[tuple], np.ndarray]:
+    """The distinct ones in the order of their first lines, and the number of that of each line, int64 [L]."""
+    numbers: dict[tuple, int] = {}
+    of_line = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
+    return list(numbers), np.asarray(of_line, np.int64)
 
 
 @dataclass(frozen=True)
@@ -356,19 +397,19 @@ class _Part:
     search: object  # of `TextGenerator.make_search`
 
 
-def _parts(generator: TextGenerator, cfg, pairs: _Pairs | None, count: int) -> tuple[list[_Part], np.ndarray]:
-    """The parts, and the number of that of each line, int64 [L]."""
-    if pairs is None:
-        return [_Part(generator, generator.make_search(cfg))], np.zeros(count, np.int64)
-    generators = [generator.for_languages(*pair) for pair in pairs.distinct]
-    return [_Part(each, each.make_search(cfg)) for each in generators], pairs.of_line
+def _parts(generator: TextGenerator, cfg, pairs: _Pairs) -> list[_Part]:
+    """One for each pair; the generator is that of the first."""
+    generators = [generator]
+    for number, pair in enumerate(pairs.distinct[1:], start=1):
+        with pairs.about(number):
+            generators.append(generator.for_languages(*pair))
+    return [_Part(each, each.make_search(cfg)) for each in generators]
 
 
-def _loading(loading: Loading, pairs: _Pairs | None) -> Loading:
-    """Without --device, each process of a machine gets its own GPU. The languages of lines go before those of all."""
-    if pairs is not None:
-        source, target = pairs.distinct[0]
-        loading = replace(loading, source_lang=source, target_lang=target)
+def _loading(loading: Loading, pairs: _Pairs) -> Loading:
+    """For the first pair. Without --device, each process of a machine gets its own GPU."""
+    source, target = pairs.distinct[0]
+    loading = replace(loading, source_lang=source, target_lang=target)
     if loading.device is None and torch.cuda.is_available():
         return replace(loading, device=f"cuda:{os.environ.get('LOCAL_RANK', 0)}")
     return loading
@@ -426,7 +467,7 @@ def _fingerprint(
     lines: InputLines,
     sources: Sources,
     prefixes: Sources | None,
-    pairs: _Pairs | None,
+    pairs: _Pairs,
 ) -> Fingerprint:
     parameter = next(generator.model.parameters())
     dictionaries = (generator.task.source_dictionary, generator.task.target_dictionary)
@@ -437,7 +478,7 @@ def _fingerprint(
         "dictionaries": digest_symbols(dictionaries),
         "tokens": sources.digest(),
         **({} if prefixes is None else {"prefixes": prefixes.digest()}),
-        **({} if pairs is None else {"languages": pairs.digest}),
+        **({} if pairs.digest is None else {"languages": pairs.digest}),
         **({} if fused is None else {"language model": digest_file(checkpoint_path(fused))}),
         "subwords": None if generator.bpe is None else generator.bpe.digest(),
         **job.loading.deciding(),

@@ -1,9 +1,11 @@
+import json
 import sys
 from pathlib import Path
 
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 
@@ -63,6 +65,31 @@ def test_bleu_that_nothing_computes(train, without):
     without(Trainer, "__init__")
     with pytest.raises(KeyError, match="bleu"):
         train(*bleu, "--restore-file=checkpoint_last.pt", "--max-update=6")
+
+
+@pytest.mark.parametrize("option", ["--eval-bleu-args", "--eval-bleu-detok-args"])
+def test_arguments_that_are_no_json(train, without, option):
+    for task in ("translation", "elseq_translation"):
+        for value in ("beam=4", "{'beam': 4}", "[4]", ""):
+            bleu = ["--user-dir", helpers.USER_DIR, "--task", task, "--eval-bleu", f"{option}={value}"]
+            found = f"elseq: error: {option} {value!r} is no JSON object: give one such as '{{\"NAME\": VALUE}}'"
+            assert error_of(train(*bleu)) == found
+    train(f"{option}=none", "--max-update=1", check=True)  # without --eval-bleu nothing reads it
+    without(TranslationTask, "build_model")
+    with pytest.raises(ValueError, match="Expecting value"):
+        train("--eval-bleu", f"{option}=beam")
+
+
+@pytest.mark.parametrize(("name", "value"), [("beam", '"five"'), ("max_len_a", "null"), ("sampling_topk", "[]")])
+def test_numbers_of_the_validation(train, without, name, value):
+    bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", f'--eval-bleu-args={{"sampling": true, "{name}": {value}}}']
+    bleu.append("--validate-interval=1")
+    found = f"elseq: error: --eval-bleu-args has {json.loads(value)!r} for {name}: give a number"
+    for task in ("translation", "elseq_translation"):
+        assert error_of(train("--task", task, *bleu)) == found
+    without(TranslationTask, "build_model")
+    with pytest.raises(TypeError):
+        train(*bleu)
 
 
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):

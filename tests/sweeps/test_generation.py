@@ -139,6 +139,8 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
         ("dtype=int4", "dtype=int4 is unknown: choose one of float32, float16, bfloat16, float64, int8"),
         ("beam=many", "beam 'many' cannot be used"),
+        ("source_lang_field=from", "source_lang_field needs --input-format jsonl: a line of text has no fields"),
+        ("decoding=beam task.eval_bleu_args=beam", "task.eval_bleu_args 'beam' is no JSON object"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
     ],

@@ -1,15 +1,19 @@
 """Checkpoints of fairseq's tasks of several languages, against fairseq's own decoding with those tasks."""
 
+import inspect
+import json
 import re
 import shutil
 
 import pytest
 import torch
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 
 import elseq
 from elseq.errors import UserError
 from elseq.loading import Checkpoint
 from tests import helpers
+from tests.generating import interrupt_after
 from tests.multilingual import FAMILIES, PAIRS, SIZES, Family, generated, hypotheses
 
 
@@ -148,6 +152,75 @@ def test_a_file_of_languages(family, name, tmp_path):
 
 
 @pytest.mark.parametrize("name", ["m2m", "mbart25"])
+def test_fields_of_languages(family, name, tmp_path):
+    model = family(name)
+    records, expected = [], []
+    for number in range(4):
+        for pair in PAIRS:
+            line = model.lines(pair)[number] if number != 1 else ""
+            source, target = pair.split("-")
+            records.append({"from": source, "text": line, "to": target})
+            alone = elseq.load(model.checkpoint, data=model.data, source_lang=source, target_lang=target)
+            expected += alone.generate([line], beam=2, max_len_b=12)
+    del records[3]["from"]  # it is that of --source-lang
+
+    def write(records):
+        (tmp_path / "input.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+
+    write(records)
+    command = ["elseq-generate", "--model", model.checkpoint, "--data", model.data, "--input", tmp_path / "input.jsonl"]
+    command += ["--beam=2", "--max-len-b=12", "--output", tmp_path / "output", "--max-tokens=20"]
+    fields = ["--source-lang-field=from", "--target-lang-field=to"]
+    with pytest.MonkeyPatch.context() as patch:
+        interrupt_after(patch, 3)
+        assert helpers.run_here([*command, *fields, "--source-lang=aa"], check=False).returncode == 130
+    result = helpers.run_here([*command, fields[0], "--target-lang-field=To", "--source-lang=aa"], check=False)
+    assert "line 1 of " in result.stderr and "has no field 'To'" in result.stderr
+    result = helpers.run_here([*command, *fields, "--source-lang=bb"], check=False)
+    assert "in which --source-lang was aa and not bb: " in result.stderr
+    helpers.run_here([*command, *fields, "--source-lang=aa"])
+    assert (tmp_path / "output").read_text().splitlines() == expected
+    helpers.run_here([*command, *fields, "--source-lang=aa", "--format=jsonl", "--overwrite"])
+    for line, record, text in zip((tmp_path / "output").read_text().splitlines(), records, expected, strict=True):
+        found = json.loads(line)
+        assert [each["text"] for each in found.pop("hypotheses")] == ([text] if record["text"] else [])
+        assert found == {"id": found["id"]} | {field: record[field] for field in ("from", "to") if field in record}
+    result = helpers.run_here([*command, *fields, "--overwrite"], check=False)
+    assert result.stderr.splitlines()[-1] == (
+        f"elseq: error: line 4 of {tmp_path}/input.jsonl has no field 'from': give it the code of a language, or give "
+        "--source-lang"
+    )
+    for number in (0, 4):
+        write([*records[:number], {**records[number], "to": "dd"}, *records[number + 1 :]])
+        result = helpers.run_here([*command, *fields, "--source-lang=aa", "--overwrite"], check=False)
+        assert result.returncode == 1 and result.stderr.splitlines()[-1] == (
+            f"elseq: error: the field 'to' of line {number + 1} of {tmp_path}/input.jsonl: dd is not a language of the "
+            "model: give one of aa, bb, cc"
+        )
+    result = helpers.run_here(
+        [*command, fields[0], "--languages-file", tmp_path / "input.jsonl", "--overwrite"], check=False
+    )
+    sentence = "--source-lang-field does not go with --languages-file, which has those of each line: leave it out"
+    assert result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
+
+
+def test_a_field_of_one_side(family, tmp_path):
+    """The other side is as the option says."""
+    model = family("m2m")
+    lines = [model.lines(pair)[0] for pair in PAIRS]
+    records = [{"text": line, "from": pair[:2]} for line, pair in zip(lines, PAIRS, strict=True)]
+    (tmp_path / "input.jsonl").write_text("".join(f"{json.dumps(record)}\n" for record in records))
+    command = ["elseq-generate", "--model", model.checkpoint, "--data", model.data, "--input", tmp_path / "input.jsonl"]
+    command += ["--source-lang-field=from", "--output", tmp_path / "output"]
+    result = helpers.run_here(command, check=False)
+    assert result.stderr.splitlines()[-1] == "elseq: error: --target-lang is missing: give one of aa, bb, cc"
+    helpers.run_here([*command, "--target-lang=bb"])
+    generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
+    expected = generator.generate(lines, source_lang=[pair[:2] for pair in PAIRS])
+    assert (tmp_path / "output").read_text().splitlines() == expected
+
+
+@pytest.mark.parametrize("name", ["m2m", "mbart25"])
 def test_a_prefix_follows_the_symbol(family, name):
     """The score of a hypothesis is that of a search without a prefix, because only the choice differs."""
     model = family(name)
@@ -210,6 +283,25 @@ def test_languages_that_load_refuses(family, name, options, sentence):
             "none.txt does not exist; check the data folder",
         ),
         ("mbart25", "--langs", (), "--langs is missing: give the languages of the training, in their order"),
+        ("m2m", "--lang-pairs", ["--lang-pairs="], "--lang-pairs is missing: give the pairs of the training"),
+        ("m2m", "--lang-pairs", ["--lang-pairs=aa-bb,"], "--lang-pairs '' is no pair of languages: give such as de-en"),
+        ("m2m", "--lang-pairs", ["--lang-pairs=-aa"], "--lang-pairs -aa is no pair of languages: give such as de-en"),
+        (
+            "m2m",
+            "--lang-pairs",
+            ["--lang-pairs=zh-CN-aa"],
+            "--lang-pairs zh-CN-aa has a language with a hyphen, and fairseq takes pairs apart at hyphens: write such "
+            "as zh_CN for zh-CN, also in the names of the data files",
+        ),
+        (
+            "m2m",
+            "--langs",
+            ["--langs=aa,bb,cc,zh-CN", "--source-lang=zh-CN"],
+            "--source-lang zh-CN has a language with a hyphen",
+        ),
+        ("m2m", "--langs", ["--langs="], "--langs is empty: give names with commas"),
+        ("mbart25", "--langs", ["--langs="], "--langs is missing: give the languages of the training"),
+        ("apart", "--lang-pairs", ["--lang-pairs="], "--lang-pairs is missing: give the pairs of the training"),
         ("mbart25", "none", ["--source-lang=dd"], "--source-lang dd is not a language of the model"),
         ("apart", "--lang-pairs", (), "--lang-pairs is missing"),
         ("apart", "--lang-pairs", ["--lang-pairs=aa-bb"], ".*--lang-pairs differs from the training's: give aa-bb,"),
@@ -296,6 +388,27 @@ def test_the_dictionary_that_the_training_named(family, options, tmp_path):
     assert elseq.load(tmp_path / "model.pt", **languages).generate(model.lines()) == expected
 
 
+def test_what_the_checkpoint_names_is_no_output(family, tmp_path):
+    model = family("m2m")
+    (tmp_path / "elsewhere").mkdir()
+    named = {"lang_dict": tmp_path / "elsewhere" / "languages", "fixed_dictionary": tmp_path / "elsewhere" / "words"}
+    named["lang_dict"].write_text("aa\nbb\ncc\n")
+    shutil.copy(model.data / "dict.aa.txt", named["fixed_dictionary"])
+    state = torch.load(model.checkpoint)
+    vars(state["cfg"]["task"]).update({name: str(path) for name, path in named.items()}, langs=None)
+    torch.save(state, tmp_path / "model.pt")
+    (tmp_path / "input").write_text("w1 w2\n")
+    command = ["elseq-generate", "--model", tmp_path / "model.pt", "--data", model.data, "--input", tmp_path / "input"]
+    command += ["--source-lang=aa", "--target-lang=bb", "--overwrite", "--output"]
+    for path in named.values():
+        before = path.read_text()
+        result = helpers.run_here([*command, path], check=False)
+        assert result.returncode == 1
+        assert result.stderr.splitlines()[-1] == f"elseq: error: --output {path} is an input: give another file"
+        assert path.read_text() == before
+    helpers.run_here([*command, tmp_path / "elsewhere" / "output"])
+
+
 def test_source_and_target_of_one_language_keep_their_dictionaries(family, tmp_path):
     model = family("m2m")
     state = torch.load(model.checkpoint)
@@ -349,6 +462,9 @@ def test_settings_that_were_changed(family, name, option, value, sentence, tmp_p
     ("added", "sentence"),
     [
         ("--lang-pairs=aa-bb,bb-dd", "--lang-pairs dd is none of the languages, aa, bb, cc: add it"),
+        ("--langs=", "--langs is empty: give names with commas"),
+        ("--lang-pairs=", "--lang-pairs is missing: give the pairs of the training, such as de-en,en-de"),
+        ("--decode-dtype=int8", "--decode-dtype is for decoding, and this training does not decode: leave it out"),
         ("--extra-lang-pairs={'mined': 'aa'}", "--extra-lang-pairs aa is no pair of languages: give such as de-en"),
     ],
 )
@@ -370,6 +486,63 @@ def test_validate_has_the_stock_loss(family, name):
         for task in (model.task, model.elseq_task)
     ]
     assert losses[0] == losses[1]
+
+
+@pytest.mark.parametrize("name", ["apart", pytest.param("shared", marks=pytest.mark.slow)])
+def test_validate_of_each_pair(family, name, monkeypatch):
+    """The losses of the pairs are parts of that of all, which stock fairseq gives."""
+    model = family(name)
+    command = ["fairseq-validate", model.data, "--path", model.checkpoint, "--cpu", "--max-tokens=200"]
+
+    def loss(*options):
+        printed = helpers.run_here([*command, *options]).stdout
+        return float(re.search(r"valid on 'valid' subset \| loss (\S+)", printed)[1])
+
+    words = [
+        sum(len(line.split()) + 1 for line in (model.raw / f"valid.{pair}.{pair[3:]}").read_text().splitlines())
+        for pair in PAIRS
+    ]
+    whole = loss(*model.task)
+    for task in (model.task, model.elseq_task, [*model.elseq_task, "--decode-attention=stock"]):
+        losses = [loss(*task, f"-s={pair[:2]}", f"-t={pair[3:]}") for pair in PAIRS]
+        assert len(set(losses)) == len(PAIRS)
+        total = sum(each * count for each, count in zip(losses, words, strict=True))
+        assert total / sum(words) == pytest.approx(whole, abs=2e-3)
+    without = inspect.unwrap(MultilingualTranslationTask.valid_step)
+    monkeypatch.setattr(MultilingualTranslationTask, "valid_step", without)
+    with pytest.raises(ZeroDivisionError):
+        loss(*model.task, "-s=aa", "-t=bb")
+
+
+def test_codes_with_hyphens(text, tmp_path):
+    """translation_from_pretrained_bart takes no pairs apart, so that they work there."""
+    codes = {"aa": "zh-CN", "bb": "pt-BR"}
+    data = tmp_path / "data"
+    data.mkdir()
+    for path in [*text[1].glob("*.aa-bb.*"), *(text[1] / f"dict.{code}.txt" for code in codes)]:
+        name = path.name.replace("aa-bb", "-".join(codes.values()))
+        for old, new in codes.items():
+            name = name.replace(f".{old}.", f".{new}.")
+        shutil.copy(path, data / name)
+    task = ["--task=translation_from_pretrained_bart", "--langs=zh-CN,pt-BR"]
+    languages = ["--source-lang=zh-CN", "--target-lang=pt-BR"]
+    command = helpers.train_command("mbart_base", data, tmp_path, *task, *languages, "--max-update=40")
+    helpers.run_here(command)
+    model = Family(text[0], data, tmp_path / "checkpoint_last.pt", task, "hyphens")
+    command = ["fairseq-generate", data, "--path", model.checkpoint, "--cpu", "--max-len-b=12"]
+    expected = hypotheses(helpers.run_here([*command, *languages, *task]).stdout)
+    assert_same(hypotheses(helpers.run_here([*command, *languages, *model.elseq_task]).stdout), expected)
+    generator = elseq.load(model.checkpoint, data=data, source_lang="zh-CN", target_lang="pt-BR")
+    assert generator.generate(model.lines(), max_len_b=12) == [text for *_, text in expected]
+    result = helpers.run_here([*command, *model.elseq_task], check=False)
+    assert re.search(r"dict.(zh|pt).txt does not exist; check the data folder and the languages$", result.stderr)
+    (tmp_path / "empty").mkdir()
+    command[1] = tmp_path / "empty"
+    result = helpers.run_here([*command, *model.elseq_task], check=False)
+    assert result.stderr.splitlines()[-1] == (
+        f"elseq: error: {tmp_path}/empty holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the "
+        "data folder, or give --source-lang and --target-lang"
+    )
 
 
 def test_an_ensemble(family, tmp_path):

@@ -111,12 +111,35 @@ def test_which_format(name, form, expected):
         (InputFormat(input_field="b"), "^input_field needs --input-format jsonl: a line of text has no fields$"),
         (InputFormat(TEXT, "text"), "^input_field needs --input-format jsonl"),
         (InputFormat("json"), "^input_format json is unknown; choose one of text, jsonl$"),
+        (InputFormat(source_lang_field="a"), "^source_lang_field needs --input-format jsonl: a line of text has no "),
+        (InputFormat(JSONL, target_lang_field="text"), "^target_lang_field text is the field of the text: name anothe"),
+        (InputFormat(JSONL, "b", "b"), "^source_lang_field b is the field of the text: name another$"),
     ],
     ids=str,
 )
 def test_impossible_formats(form, sentence):
     with pytest.raises(UserError, match=sentence):
         form.of("a")
+
+
+def test_languages(tmp_path):
+    content = b'{"text": "a", "from": "de", "to": "fr"}\n{"text": "b", "to": "en"}\n{"text": "c", "from": ""}\n'
+    lines = read(tmp_path, content, InputFormat(JSONL, source_lang_field="from", target_lang_field="to"))
+    assert lines.languages(0, (None, None)) == ("de", "fr")
+    assert lines.languages(1, ("cs", "it")) == ("cs", "en")
+    assert lines.form.deciding() == {
+        "--input-format": JSONL,
+        "--input-field": "'text'",
+        "--source-lang-field": "'from'",
+        "--target-lang-field": "'to'",
+    }
+    with pytest.raises(UserError, match="^line 2 of .* has no field 'from': give it the code of a language, or "):
+        lines.languages(1, (None, "it"))
+    with pytest.raises(UserError, match="^the field 'from' of line 3 of .* is no code of a language: give one$"):
+        lines.languages(2, ("cs", "it"))
+    one = read(tmp_path, content, InputFormat(JSONL, target_lang_field="to"))
+    assert one.languages(0, (None, "it")) == (None, "fr")
+    assert one.languages(2, ("cs", "it")) == ("cs", "it")
 
 
 GOOD = '{"text": "a"}'
