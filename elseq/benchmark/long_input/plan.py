@@ -14,13 +14,12 @@ from elseq.benchmark.sources import random_sources
 from elseq.errors import UserError, as_option, renamed
 from elseq.models.windows import chosen_windows
 
-SCORES = ("exact", "top-k")
 PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
-TINY = [
+TINY_MODEL = tuple(
     f"--{side}-{name}"
     for side in ("encoder", "decoder")
     for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=4")
-]
+)
 
 
 @dataclass(frozen=True)
@@ -30,7 +29,7 @@ class Plan:
     arch: str
     lengths: list[int]  # tokens of a source, special symbols included
     methods: list[str]
-    scores: list[str]  # of SCORES
+    scores: list[str]  # of `arguments.SCORES`
     window: int
     overlap: int
     top_k: int
