@@ -14,6 +14,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 
 import elseq
+from elseq import native
 from elseq.errors import UserError
 from elseq.generation.options import search_configuration
 from elseq.generator import Hypothesis
@@ -223,6 +224,15 @@ def test_top_k(tiny_translation, translator, lines, attention):
     expected = dict(re.findall(r"^H-(\d+)\t.*?\t(.*)$", log, re.MULTILINE))
     assert found == [expected[str(number)] for number in range(len(lines))]
     assert found != translator.generate(lines, beam=4)
+
+
+@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+def test_int8_does_not_depend_on_the_batch(tiny_bart):
+    """Not by a bit: what rounds to another number of int8 would be another one."""
+    model = elseq.load(tiny_bart.checkpoint, "kv", data=tiny_bart.data, dtype="int8", device="cpu")
+    texts = [" ".join(f"w{number % 20}" for number in range(first, 2 * first)) for first in range(1, 30)]
+    together = model.generate(texts, beam=3, return_scores=True)
+    assert together == model.generate(texts, beam=3, return_scores=True, max_tokens=30)
 
 
 # --- sources of any length

@@ -7,6 +7,7 @@ import numpy as np
 import torch
 
 from elseq.attention import DecodingMethod
+from elseq.attention.kernels.decode_step import fits_texts
 from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
 from elseq.attention.methods import AUTO, EL, KV, METHODS
@@ -316,7 +317,9 @@ class _Batch:
             return 0
         rows, own = self._rows(self.sentences * length), self.methods.own
         layers = [
-            rows.layer(layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length)))
+            rows.layer(
+                layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length, True))
+            )
             for layer in self.decoder.layers
         ]
         ending = [
@@ -331,9 +334,12 @@ class _Batch:
         remembered = self.sentences * _room(length) * numbers * self.dtype.itemsize
         return remembered + 3 * rows.count * INDEX_BYTES + max(*layers, *ending)
 
-    def _attending_to_all(self, rows: _Rows, attention, length: int) -> int:
+    def _attending_to_all(self, rows: _Rows, attention, length: int, is_causal: bool = False) -> int:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
+        probe = torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)
+        if attention.top_k is None and not is_causal and attention.head_dim <= WIDEST_FUSED_HEAD and fits_texts(probe):
+            return 2 * query + rows.tensor(attention.k_proj.out_features)  # queries and keys laid out, the result
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
         if attention.num_kv_heads != attention.num_heads:

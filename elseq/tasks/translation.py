@@ -241,7 +241,9 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             src_tokens = [torch.cat((before, tokens, after)) for tokens in src_tokens]
             added = before.numel() + after.numel()
             src_lengths = [length + added for length in src_lengths]
-        return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+        dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
+        dataset.left_pad_source = False  # behind a source, padding does not change how its sums are rounded
+        return dataset
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
         if (symbol := self.first_target_symbol) is not None:

@@ -132,6 +132,31 @@ def decode_step(
     return out.to(query.dtype)
 
 
+def fits_texts(query: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether `attend_to_texts` computes this query, [N, H, T, K]: as `fits`, of float32. mask: as there."""
+    return query.dtype == torch.float32 and fits(query[:, :, :1]) and (mask is None or mask.size(1) == 1)
+
+
+def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
+    """Attention of all positions of a text to one another, as in an encoder.
+
+    It is about as fast as PyTorch's fused attention, and adds up the positions one after the other: how many others are
+    masked behind them makes no difference, so a text has the same result in any batch.
+
+    Args:
+        query: [N, H, T, K], already scaled.
+        key, value: [N, G, S, K].
+        mask: bool [N or 1, 1, S], True at positions that are not attended to, or None.
+
+    Returns:
+        [N, H, T, K].
+    """
+    texts, heads, length, width = query.shape
+    rows = query.transpose(1, 2).reshape(texts * length, heads, 1, width)
+    keys = key.transpose(2, 3).contiguous().transpose(2, 3)
+    return decode_step(rows, (keys, value, mask)).view(texts, length, heads, width).transpose(1, 2)
+
+
 def _type(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype in TYPES else torch.float32
 

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from elseq import native
-from elseq.attention.kernels.decode_step import decode_step, fits
+from elseq.attention.kernels.decode_step import attend_to_texts, decode_step, fits, fits_texts
 from tests.attention.reference import naive_attention, quick, seeds
 
 pytestmark = pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
@@ -187,3 +187,36 @@ def test_fits(monkeypatch):
         assert fits(query)
         monkeypatch.setattr(native, "library", lambda: None)
         assert not fits(query)
+
+
+@quick
+@given(seeds, st.integers(1, 3), lengths, st.integers(1, 3), st.integers(1, 3), widths, st.booleans())
+def test_whole_texts(seed, texts, length, kv_heads, ratio, width, is_padded):
+    torch.manual_seed(seed)
+    query = torch.randn(length, texts, kv_heads * ratio, width).permute(1, 2, 0, 3) * 2 / width**0.5
+    key, value = (torch.randn(length, texts, kv_heads, width).permute(1, 2, 0, 3) for _ in range(2))
+    mask = None
+    if is_padded:
+        mask = torch.rand(texts, 1, length) < 0.3
+        mask[:, :, 0] = False
+    found = attend_to_texts(query, key, value, mask)
+    wide = [(key.double(), value.double(), mask)]
+    torch.testing.assert_close(found.double(), naive_attention(query.double(), wide)[0], rtol=0, atol=1e-5)
+
+
+@pytest.mark.parametrize("more", [1, 7, 40])
+def test_masked_positions_behind_a_text_change_no_bit(more):
+    torch.manual_seed(1)
+    query, key, value = torch.randn(3, 2, 3, 29, 16)
+    found = attend_to_texts(query, key, value, None)
+    longer = [torch.nn.functional.pad(tensor, (0, 0, 0, more), value=3.0) for tensor in (query, key, value)]
+    mask = torch.arange(29 + more).view(1, 1, -1).expand(2, -1, -1) >= 29
+    assert torch.equal(attend_to_texts(*longer, mask)[:, :, :29], found)
+
+
+def test_texts_that_it_does_not_compute():
+    query = torch.randn(1, 2, 5, 8)
+    assert fits_texts(query) and fits_texts(query, torch.zeros(1, 1, 5, dtype=torch.bool))
+    assert not fits_texts(query.bfloat16())
+    assert not fits_texts(query, torch.zeros(1, 5, 5, dtype=torch.bool))
+    assert not fits_texts(query.requires_grad_())
