@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils
 
+from elseq.attention.methods import AUTO
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.models import ModelFile, load
 from elseq.errors import UserError
@@ -26,7 +27,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     Raises:
         UserError: the engine does not take this model; the text is the reason.
     """
-    model, task = load(model_file, "stock")
+    model, task = load(model_file, AUTO)
     cfg = checkpoint_utils.load_checkpoint_to_cpu(model_file.path)["cfg"]
     folder.mkdir(parents=True, exist_ok=True)
     dataset = task.build_dataset_for_inference(
@@ -51,7 +52,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     else:
         exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, forced_start)
         folders.write(folder, exported.config, exported.settings, exported.tensors)
-        places = {row: number for number, row in enumerate(exported.order)}
+        places = {row: number for number, row in enumerate(exported.source_order)}
         if any(row not in places for source in numbers for row in source):
             raise UserError("it has no <unk>, and the sources have words that are not in the dictionary")
         numbers = [[places[row] for row in source] for source in numbers]

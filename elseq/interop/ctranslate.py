@@ -3,10 +3,12 @@
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 
 from elseq.errors import UserError, as_option
+from elseq.interop.hugging_face.rows import unused_bias
 from elseq.models.stock import as_stock, elseq_configuration
 
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
@@ -37,7 +39,7 @@ def to_ctranslate2(
     except ImportError as error:
         raise UserError("to write for CTranslate2 its package is needed: pip install ctranslate2") from error
     configuration = elseq_configuration(cfg.model)
-    options = as_stock(configuration)
+    options = as_stock(configuration, extended=True)
     args = Namespace(**options, arch=options["_name"])
     passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
     if passed_over is not None:
@@ -58,6 +60,8 @@ def to_ctranslate2(
                 spec.register_target_vocabulary(symbols(target))
                 spec.config.decoder_start_token = spec.config.eos_token
                 spec.config.add_source_eos = True
+            if configuration["output_bias"]:
+                spec.decoder.projection.bias = without_padding(model.decoder.output_projection.bias, target)
             return spec
 
     model.requires_grad_(False)
@@ -66,6 +70,13 @@ def to_ctranslate2(
             ModelConverter().convert(str(folder), quantization=quantization, force=True)
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"CTranslate2 does not have this model: {' '.join(str(error).split())}") from error
+
+
+def without_padding(bias: torch.Tensor, dictionary: Dictionary) -> np.ndarray:
+    """The bias of the output layer by which padding is never generated, as in fairseq: CTranslate2 has no such rule."""
+    bias = bias.clone()
+    bias[dictionary.pad()] = unused_bias()
+    return bias.numpy()
 
 
 def symbols(dictionary: Dictionary) -> list[str]:

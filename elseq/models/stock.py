@@ -115,16 +115,17 @@ def elseq_configuration(cfg) -> dict:
     return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
 
 
-def as_stock(configuration: dict) -> dict:
+def as_stock(configuration: dict, extended: bool = False) -> dict:
     """The configuration of the stock model with the same parameters: `_name` and every option.
 
     Args:
         configuration: configuration of an elseq model, from `elseq_configuration`.
+        extended: with what other programs compute besides: an output bias, and swish.
 
     Raises:
         UserError: fairseq has no equivalent of the model.
     """
-    reason = why_not_stock(configuration)
+    reason = why_not_stock(configuration, extended)
     if reason is not None:
         raise UserError(f"the model has {reason}, which stock fairseq does not have")
     name = _STOCK_NAMES[configuration["_name"]]
@@ -132,8 +133,8 @@ def as_stock(configuration: dict) -> dict:
     return {**options, "_name": name}
 
 
-def why_not_stock(configuration: dict) -> str | None:
-    """What an elseq model of this configuration has that no stock model has, or None."""
+def why_not_stock(configuration: dict, extended: bool = False) -> str | None:
+    """What an elseq model of this configuration has that no stock model has, or None. Of `extended` see `as_stock`."""
     cfg = Namespace(**configuration)
     for where in ("encoder", "decoder", "cross"):
         side = "encoder" if where == "encoder" else "decoder"
@@ -145,9 +146,9 @@ def why_not_stock(configuration: dict) -> str | None:
             return f"heads of a width of their own (--head-dim {cfg.head_dim})"
     if cfg.local_attention_radius is not None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
-    if cfg.output_bias:
+    if cfg.output_bias and not extended:
         return "a bias in its output layer (--output-bias)"
-    if cfg.activation_fn == SWISH:
+    if cfg.activation_fn == SWISH and not extended:
         return f"another activation (--activation-fn {SWISH})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
         if getattr(cfg, option):

@@ -31,7 +31,7 @@ WRITTEN = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
-    "vocab.json",
+    "*vocab.json",
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,7 +46,7 @@ WRITTEN_FOR_FAIRSEQ = (
     "tokenizer.json",
     "tokenizer_config.json",
     "fairseq_symbols.json",
-    "vocab.json",
+    "*vocab.json",
     "sentencepiece.bpe.model",
     "*.spm",
 )
@@ -66,13 +66,14 @@ class ForFairseq:
 
 @dataclass
 class ForHuggingFace:
-    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words, the
-    content of the tokenizer's files, and what its user is told."""
+    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words and
+    of those of sources, the content of the tokenizer's files, and what its user is told."""
 
     config: dict
     settings: dict
     tensors: dict[str, Tensor]
     order: list[int]
+    source_order: list[int]
     files: dict[str, str | bytes]
     notes: list[str] = field(default_factory=list)
 
@@ -169,17 +170,6 @@ def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, 
     return notes
 
 
-def check_features(configuration: dict) -> None:
-    """
-    Args:
-        configuration: of an elseq model.
-
-    Raises:
-        UserError: no model of Hugging Face's has a feature of it.
-    """
-    as_stock(configuration | {"output_bias": False, "activation_fn": "relu"})  # swish is there, and Marian has a bias
-
-
 def to_hugging_face(
     tensors: dict[str, Tensor],
     cfg,
@@ -201,24 +191,28 @@ def to_hugging_face(
     """
     folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
-    check_features(configuration)
-    family, config = _family_of(configuration, source == target)
+    as_stock(configuration, extended=True)
+    family, config = _family_of(configuration, source == target, tensors)
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
-    if theirs is not None:
-        order = _order_of_tokenizer(names, theirs, embedding)
-    else:
-        order = family.order(names, tokens, embedding)
-    end = order.index(target.eos())
-    special = {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+    order = source_order = _order(family, names, tokens and tokens.of_targets, embedding)
+    if source != target:
+        read = tensors["encoder.embed_tokens.weight"]
+        source_order = _order(family, _words(source, len(read)), tokens, read)
+    end, special = order.index(target.eos()), _special(order)
+    if any(_special(source_order)[name] != special[name] for name in ("<pad>", "</s>")):
+        raise UserError(
+            "<pad> or </s> has one number in sources and another in targets, and in Hugging Face's models it has one: "
+            "give the folder of the model's own tokenizer by --data"
+        )
     has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
     start = special["<s>"] if has_start else end  # None in families without
     symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
-    config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
-    if order != list(range(len(embedding))):
-        of_words = ("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)
-        tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
+    config |= {"vocab_size": len(source_order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
+    if source_order is not order:
+        config["decoder_vocab_size"] = len(order)
+    tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
     symbols |= family.decoding_symbols(symbols, forced_start)
     for option, name in (("target_start", "forced_bos_token_id"), ("decoder_start", "decoder_start_token_id")):
         if word := getattr(cfg.task, option, None):
@@ -230,7 +224,7 @@ def to_hugging_face(
     files = {}
     if theirs is not None:
         files = vocabulary.tokenizer_files(theirs)
-    elif tokens is not None:
+    elif tokens is not None and source_order is order:
         words = [names[row] for row in order]
         if len(order) < len(names):
             words[end] = str(end)
@@ -238,10 +232,10 @@ def to_hugging_face(
         settings_of_tokenizer = family.tokenizer_config(pieces, special, end, positions)
         files = vocabulary.hugging_face_files(pieces, vocabulary.merges_of(tokens), settings_of_tokenizer)
     symbols = {name: row for name, row in symbols.items() if row is not None}
-    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, files, notes)
+    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, source_order, files, notes)
 
 
-def _family_of(configuration: dict, is_joined: bool) -> tuple[Family, dict]:
+def _family_of(configuration: dict, is_joined: bool, tensors: dict[str, Tensor]) -> tuple[Family, dict]:
     """The first family that a model can be, and its config.json, as `Family.hugging_face_options` makes it.
 
     Raises:
@@ -252,7 +246,7 @@ def _family_of(configuration: dict, is_joined: bool) -> tuple[Family, dict]:
     for family in FAMILIES.values():
         if family.is_language_model == is_language_model:
             try:
-                return family, family.hugging_face_options(configuration, is_joined)
+                return family, family.hugging_face_options(configuration, is_joined, tensors)
             except UserError as error:
                 reasons.append(error)
     raise reasons[0]
@@ -265,6 +259,27 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
             f"the dictionary has {len(words)} words, and the model {rows}: name the model's folder by --data"
         )
     return words
+
+
+def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | None, embedding: Tensor) -> list[int]:
+    """The rows in Hugging Face's order."""
+    if tokens is None or tokens.path is None:
+        return family.order(words, tokens, embedding)
+    return _order_of_tokenizer(words, tokens, embedding)
+
+
+def _special(order: list[int]) -> dict[str, int | None]:
+    """The places of fairseq's special symbols in an order."""
+    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+
+
+def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[int]) -> Tensor:
+    """A tensor with its rows in Hugging Face's order, if they are words."""
+    if not name.endswith(("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)):
+        return tensor
+    rows = source_order if name.startswith("encoder.") else order
+    most = max(len(rows), len(tensor))  # a loaded output layer may lack the row of <mask>
+    return tensor if rows == list(range(most)) else tensor[rows]
 
 
 def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embedding: Tensor) -> list[int]:

@@ -92,7 +92,7 @@ class GPT2Family(LanguageModel):
         embedded, others = config["embd_pdrop"], config["resid_pdrop"]
         return [f"embd_pdrop {embedded} is left out: fairseq has {others} there too"] if embedded != others else []
 
-    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
+    def hugging_face_options(self, configuration: dict, is_joined: bool, tensors: dict[str, Tensor]) -> dict:
         width = configuration["decoder_embed_dim"]
         required = _IS_GPT2 | {"decoder_input_dim": width, "decoder_output_dim": width}
         options.check_expressible(configuration, required, self.title)

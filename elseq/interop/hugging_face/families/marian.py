@@ -3,19 +3,26 @@
 What it shares with other families without learned positions: `Sinusoidal`.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elseq.errors import UserError
+from elseq.interop.hugging_face import options
 from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, BARTFamily
+from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
-from elseq.interop.hugging_face.sentencepieces import read_pieces
+from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
 from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
-from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL
+from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.subwords.files import read_numbers, read_text
+from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL, TARGET_NUMBERS
+
+_ENCODER, _DECODER = (f"{side}.embed_tokens.weight" for side in SIDES)
+_OUTPUT = "decoder.output_projection.weight"
+_SHARED, _SEPARATE = "share_encoder_decoder_embeddings", "separate_vocabs"  # of config.json, of the tokenizer's
 
 
 class Sinusoidal(BARTFamily):
@@ -52,36 +59,39 @@ class Sinusoidal(BARTFamily):
         return [], [config["eos_token_id"]]
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
+        return {"": self._fairseq_order(words, config, config["vocab_size"])}
+
+    def _fairseq_order(self, words: Vocabulary, config: dict, rows: int) -> list[int | None]:
         no_start = config | {"bos_token_id": None}  # whatever config.json says, no text begins with one
-        return {"": fairseq_order(words, no_start, config["vocab_size"])}
+        order = fairseq_order(words, no_start, rows)
+        if order[SPECIAL.index("<pad>")] is None:
+            pad = config["pad_token_id"]
+            raise UserError(f"config.json has pad_token_id: {pad}, and the embedding has {rows} rows")
+        return order
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         tensors = super().normalize(tensors, config)
-        if "shared.weight" not in tensors:
+        embedding = tensors.get(self.tied_embeddings(config)["lm_head.weight"])
+        if embedding is None:
             return tensors
-        table = sines(config["max_position_embeddings"], config["d_model"]).to(tensors["shared.weight"].dtype)
+        table = sines(config["max_position_embeddings"], config["d_model"]).to(embedding.dtype)
         return {f"{side}.{POSITIONS}": table for side in SIDES} | tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = super().to_fairseq(tensors, config)
-        embedding = tensors["shared.weight"].clone()
-        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
-        return renamed | {"decoder.embed_tokens.weight": embedding}
+        return renamed | {_DECODER: _read_by_decoder(renamed[_OUTPUT], config)}
 
-    def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
-        return super().hugging_face_options(configuration, is_joined) | {"tie_word_embeddings": True}
+    def hugging_face_options(self, configuration: dict, is_joined: bool, tensors: dict[str, Tensor]) -> dict:
+        return super().hugging_face_options(configuration, is_joined, tensors) | {"tie_word_embeddings": True}
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-        tensors = dict(tensors)
-        embedding = tensors["encoder.embed_tokens.weight"].clone()
-        embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
-        is_tied = torch.equal(tensors["encoder.embed_tokens.weight"], tensors["decoder.output_projection.weight"])
-        if not is_tied or not torch.equal(embedding, tensors["decoder.embed_tokens.weight"]):
+        output = tensors[_OUTPUT]
+        is_tied = _ENCODER not in self.tied_embeddings(config) or torch.equal(tensors[_ENCODER], output)
+        if not is_tied or not torch.equal(tensors[_DECODER], _read_by_decoder(output, config)):
             raise UserError(
                 f"Hugging Face's {self.title} has one embedding, which this model has not: it was trained further"
             )
-        tensors["decoder.embed_tokens.weight"] = tensors["encoder.embed_tokens.weight"]
-        renamed = super().from_fairseq(tensors, config)
+        renamed = super().from_fairseq(tensors | {_DECODER: output}, config)
         for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
             table = renamed.pop(name)
             if not torch.equal(table, sines(*table.shape).to(table.dtype)):
@@ -92,6 +102,13 @@ class Sinusoidal(BARTFamily):
         pad = symbols["pad_token_id"]
         own = {"decoder_start_token_id": pad, "bad_words_ids": [[pad]]}
         return super().decoding_symbols(symbols, forced_start) | own
+
+
+def _read_by_decoder(embedding: Tensor, config: dict) -> Tensor:
+    """The embedding with the row of <pad> as that of </s>."""
+    embedding = embedding.clone()
+    embedding[config["eos_token_id"]] = embedding[config["pad_token_id"]]
+    return embedding
 
 
 def sines(positions: int, width: int) -> Tensor:
@@ -111,11 +128,26 @@ class MarianClass(TokenizerClass):
 CLASSES["MarianTokenizer"] = MarianClass()
 
 
+@dataclass(frozen=True)
+class PairVocabulary:
+    """A vocabulary for each side, of a model whose sides have embeddings of their own."""
+
+    source: PieceVocabulary
+    target: PieceVocabulary
+
+    @property
+    def notes(self) -> list[str]:
+        return self.source.notes
+
+
 class MarianFamily(Sinusoidal):
+    """Its sides share vocabulary and embedding, or have one each."""
+
     name = "marian"
     title = "Marian"
     model_class = "MarianMTModel"
     tokenizer_class = "MarianTokenizer"
+    may_have_two_dictionaries = True
     features = {
         "normalize_before": False,
         "normalize_embedding": False,
@@ -123,7 +155,6 @@ class MarianFamily(Sinusoidal):
         "add_bias_logits": False,
         "static_position_embeddings": True,
         "is_encoder_decoder": True,
-        "share_encoder_decoder_embeddings": True,
         "tie_word_embeddings": True,
     }
     required = BARTFamily.required | {
@@ -139,36 +170,110 @@ class MarianFamily(Sinusoidal):
         "pad_token_id": 58100,
         "eos_token_id": 0,
         "decoder_start_token_id": 58100,
+        _SHARED: True,
     }
 
-    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
-        names = SOURCE_MODEL, TARGET_MODEL, NUMBERS
-        missing = [name for name in names if not (folder / name).exists()]
-        if len(missing) == len(names):
+    def fairseq_options(self, config: dict) -> dict:
+        options.complete(config, {"decoder_vocab_size": None}, {})  # it is checked; the default is vocab_size
+        return super().fairseq_options(config)
+
+    def tied_embeddings(self, config: dict) -> dict[str, str]:
+        return super().tied_embeddings(config) if config.get(_SHARED, True) else {"lm_head.weight": _DECODER}
+
+    def target_rows(self, config: dict) -> int:
+        """How many words the output layer has."""
+        return config["vocab_size"] if config[_SHARED] else config.get("decoder_vocab_size") or config["vocab_size"]
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | PairVocabulary | None:
+        names = [SOURCE_MODEL, TARGET_MODEL, NUMBERS]
+        if not any((folder / name).exists() for name in names):
             return None
+        has_two, is_shared = bool(read_config(folder).get(_SEPARATE)), config[_SHARED]
+        missing = [name for name in [*names, *([TARGET_NUMBERS] if has_two else [])] if not (folder / name).exists()]
         if missing:
             raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there")
-        if read_config(folder).get("separate_vocabs"):
+        if has_two and is_shared:
             raise UserError(
-                f"the tokenizer in {folder} has separate_vocabs: only models with one vocabulary are converted"
+                f"config.json has {_SHARED}: True, and the tokenizer in {folder} {_SEPARATE}: it is of another model; "
+                "name the folder of the model's own by --data"
             )
         words = read_pieces(folder, MarianClass.tokens, [SOURCE_MODEL, TARGET_MODEL])
-        return replace(words, around=([], [config["eos_token_id"]]))
+        words = replace(words, around=([], [config["eos_token_id"]]))
+        if is_shared:
+            return words
+        return PairVocabulary(words, _read_target(folder, words) if has_two else words)
+
+    def check_vocabulary(self, words: Vocabulary | PairVocabulary, config: dict, folder: Path) -> bool:
+        if isinstance(words, PairVocabulary):
+            super().check_vocabulary(words.target, config, folder)
+            words = words.source
+        return super().check_vocabulary(words, config, folder)
+
+    def fairseq_orders(self, words: Vocabulary | PairVocabulary, config: dict) -> dict[str, list[int | None]]:
+        if not isinstance(words, PairVocabulary):
+            return super().fairseq_orders(words, config)
+        orders = (
+            self._fairseq_order(words.source, config, config["vocab_size"]),
+            self._fairseq_order(words.target, config, self.target_rows(config)),
+        )
+        return {f"{side}.": order for side, order in zip(SIDES, orders, strict=True)}
+
+    def fairseq_files(
+        self, words: Vocabulary | PairVocabulary, orders: dict[str, list[int | None]]
+    ) -> tuple[dict[str, str | bytes], list[str]]:
+        if not isinstance(words, PairVocabulary):
+            return super().fairseq_files(words, orders)
+        files, notes = {}, []
+        for language, side, of_side in zip(LANGUAGES, SIDES, (words.source, words.target), strict=True):
+            written, said = self.files_of(of_side, orders[f"{side}."], [f"dict.{language}.txt"])
+            files = written | files  # a symbol that only the source's vocabulary has is a symbol for both
+            notes += [f"{language}: {note}" for note in said]
+        return files, notes
 
     def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
-        return super().shapes(config) | {"final_logits_bias": (1, config["vocab_size"])}
+        rows, output = self.target_rows(config), self.tied_embeddings(config)["lm_head.weight"]
+        return super().shapes(config) | {output: (rows, config["d_model"]), "final_logits_bias": (1, rows)}
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-        bias = tensors.get("final_logits_bias", torch.zeros(1, config["vocab_size"]))
+        bias = tensors.get("final_logits_bias", torch.zeros(1, self.target_rows(config)))
         others = {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
         return super().normalize(others, config) | {"final_logits_bias": bias}
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         return super().to_fairseq(tensors, config) | {OUTPUT_BIAS: tensors["final_logits_bias"].flatten()}
 
+    def hugging_face_options(self, configuration: dict, is_joined: bool, tensors: dict[str, Tensor]) -> dict:
+        found = super().hugging_face_options(configuration, is_joined, tensors)
+        is_shared = is_joined and torch.equal(tensors[_ENCODER], tensors[_OUTPUT])
+        return found if is_shared else found | {_SHARED: False}
+
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         others = {name: tensor for name, tensor in tensors.items() if name != OUTPUT_BIAS}
-        return super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
+        renamed = super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
+        if not config.get(_SHARED, True):
+            renamed |= {f"model.{_ENCODER}": renamed.pop("model.shared.weight"), f"model.{_DECODER}": tensors[_OUTPUT]}
+        return renamed
+
+
+def _read_target(folder: Path, source: PieceVocabulary) -> PieceVocabulary:
+    """The vocabulary of the targets of a folder with two.
+
+    Raises:
+        UserError: it cannot be used, or does not have the special tokens of the source's in their places.
+    """
+    path = folder / TARGET_NUMBERS
+    rows = read_numbers(path)
+    tokens = {row: token for token, row in rows.items()}
+    if len(tokens) < len(rows):
+        raise UserError(f"{path} has two tokens of the same number: copy it again")
+    for token in source.special:
+        row = source.rows[token]
+        if rows.get(token, row) != row or tokens.get(row, token) != token:
+            raise UserError(
+                f"{path} does not have {token!r} where {NUMBERS} has it, as number {row}, and a special token has one "
+                "number: copy both again"
+            )
+    return replace(source, rows=rows, files={TARGET_NUMBERS: read_text(path)})
 
 
 MARIAN = MarianFamily()

@@ -66,7 +66,7 @@ def test_a_new_family(plbart, tmp_path, capsys, monkeypatch):
 
 def refusing(reason):
     class Refusing(BARTFamily):
-        def hugging_face_options(self, configuration, is_joined):
+        def hugging_face_options(self, configuration, is_joined, tensors):
             raise UserError(reason)
 
     return Refusing()
