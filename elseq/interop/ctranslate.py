@@ -58,7 +58,8 @@ def to_ctranslate2(
                 fairseq.set_transformer_decoder(spec.decoder, model.decoder)
                 spec.register_source_vocabulary(symbols(source))
                 spec.register_target_vocabulary(symbols(target))
-                spec.config.decoder_start_token = spec.config.eos_token
+                start = getattr(cfg.task, "decoder_start", None)
+                spec.config.decoder_start_token = start or spec.config.eos_token
                 spec.config.add_source_eos = True
             if configuration["output_bias"]:
                 spec.decoder.projection.bias = without_padding(model.decoder.output_projection.bias, target)
