@@ -18,7 +18,7 @@ STANDARD_INPUT = "-"
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
 # The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
 DICTIONARIES = "dict*.txt"
-SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model", "*.spm", "vocab.json")
+SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model", "*.spm", "*vocab.json")
 TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE, *_ = SUBWORDS
 CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
 READ_OF_FOLDERS = (

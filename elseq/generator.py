@@ -327,7 +327,8 @@ class TextGenerator:
             UserError: the text is too long.
         """
         if self.bpe is not None:
-            text = self.bpe.encode(text) if self._has_encoder else self.bpe.encode_continuation(text)
+            bpe = self.bpe.of_targets
+            text = bpe.encode(text) if self._has_encoder else bpe.encode_continuation(text)
         tokens = self.task.target_dictionary.encode_line(text, add_if_not_exist=False).long()
         limit = max_positions([self.model]) - self.task.symbols_of_target
         if tokens.numel() > limit:
@@ -353,7 +354,7 @@ class TextGenerator:
 
     def _encode_words(self, text: str) -> torch.Tensor:
         """The tokens of a part of an output, which may be blank."""
-        pieces = self.bpe.encode(text) if self.bpe and text.strip() else text
+        pieces = self.bpe.of_targets.encode(text) if self.bpe and text.strip() else text
         return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
 
     def encode_prefix(self, text: str, search, length: int, name: str) -> torch.Tensor:

@@ -96,8 +96,9 @@ class Subwords:
             self.vocabulary_size = found.processor.get_piece_size()
         self._subwords = found
 
-    def encode(self, line):
-        return self._subwords.encode(line).split()
+    def encode(self, line, is_target=False):
+        subwords = self._subwords.of_targets if is_target else self._subwords
+        return subwords.encode(line).split()
 
 
 # In the processes that encode.
@@ -114,10 +115,10 @@ def _start(make_encoder):
 
 def _encode_batch(batch):
     """The lines as text, how many there are, how many of them were cut, and by how many subwords in all."""
-    lines, limit = batch
+    lines, is_target, limit = batch
     encoded, cut = [], []
     for line in lines:
-        subwords = _encoder.encode(line)
+        subwords = _encoder.encode(line, is_target)
         if limit is not None and len(subwords) > limit:
             cut.append(len(subwords) - limit)
             del subwords[limit:]
@@ -128,16 +129,17 @@ def _encode_batch(batch):
 # In the parent.
 
 
-def batches(lines, limit):
+def batches(lines, *options):
     while batch := list(itertools.islice(lines, BATCH_SIZE)):
-        yield batch, limit
+        yield batch, *options
 
 
 def encode_file(pool, path, output, limit, bar):
     """Returns how many lines were cut, and by how many subwords in all."""
     cut_lines = cut_subwords = 0
+    todo = batches(read_lines(path), path.suffix == ".target", limit)
     with written_whole(output) as file:
-        for text, lines, cut, subwords in pool.imap(_encode_batch, batches(read_lines(path), limit)):
+        for text, lines, cut, subwords in pool.imap(_encode_batch, todo):
             file.write(text)
             cut_lines += cut
             cut_subwords += subwords

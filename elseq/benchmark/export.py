@@ -8,9 +8,10 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils
 
+from elseq.attention.methods import AUTO
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.models import ModelFile, load
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError
 from elseq.interop import ctranslate
 from elseq.interop.hugging_face import conversion, folders
 
@@ -27,7 +28,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     Raises:
         UserError: the engine does not take this model; the text is the reason.
     """
-    model, task = load(model_file, "stock")
+    model, task = load(model_file, AUTO)
     _check_symbols(engine, task)
     cfg = checkpoint_utils.load_checkpoint_to_cpu(model_file.path)["cfg"]
     cfg = Namespace(model=cfg.model, task=task.options, generation=cfg.generation)  # in the languages that were given
@@ -46,7 +47,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     dictionaries = task.source_dictionary, task.target_dictionary
     if engine == "ctranslate2":
         ctranslate.to_ctranslate2(model, cfg, *dictionaries, folder)
-        if not model_file.is_language_model:
+        if not model_file.is_language_model and getattr(task, "append_source_eos", True):
             numbers = [source[:-1] for source in numbers]  # it adds the end symbol itself
         contents |= {
             "source_symbols": ctranslate.symbols(task.source_dictionary),
@@ -56,11 +57,11 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
         forced_start = first == task.target_dictionary.bos()
         exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, forced_start)
         folders.write(folder, exported.config, exported.settings, exported.tensors)
-        places = {row: number for number, row in enumerate(exported.order)}
+        places = {row: number for number, row in enumerate(exported.source_order)}
         if any(row not in places for source in numbers for row in source):
             raise UserError("it has no <unk>, and the sources have words that are not in the dictionary")
         numbers = [[places[row] for row in source] for source in numbers]
-        forced = [places[row] for row in forced]
+        forced = [exported.order.index(row) for row in forced]
         contents["rows"] = exported.order
     contents |= {"sources": numbers, "forced": forced}
     (folder / "sources.json").write_text(json.dumps(contents))
@@ -73,9 +74,8 @@ def _check_symbols(engine: str, task) -> None:
     """
     if task.multilingual is not None:
         raise UserError(f"only the task {task.multilingual} knows where the symbols of its languages stand")
-    for option in ("source_end", "decoder_start"):
-        if engine == "ctranslate2" and (word := getattr(task.options, option, None)) is not None:
-            raise UserError(f"it has no {as_option(option)}, which is {word} here")
+    if engine == "ctranslate2" and (word := getattr(task.options, "source_end", None)) is not None:
+        raise UserError(f"it has no --source-end, which is {word} here")
 
 
 def main() -> None:

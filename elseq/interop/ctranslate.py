@@ -3,13 +3,16 @@
 from argparse import Namespace
 from pathlib import Path
 
+import numpy as np
 import torch
 from fairseq.data import Dictionary
 
 from elseq.errors import UserError, as_option
+from elseq.interop.hugging_face.rows import unused_bias
 from elseq.models.stock import as_stock, elseq_configuration
 
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
+FEATURES = ("output_bias", "activation_fn")  # what it has and fairseq does not
 # Its converter for fairseq ignores these.
 _PASSED_OVER = (
     "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention",
@@ -37,7 +40,7 @@ def to_ctranslate2(
     except ImportError as error:
         raise UserError("to write for CTranslate2 its package is needed: pip install ctranslate2") from error
     configuration = elseq_configuration(cfg.model)
-    options = as_stock(configuration)
+    options = as_stock(configuration, FEATURES)
     args = Namespace(**options, arch=options["_name"])
     passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
     if passed_over is not None:
@@ -56,8 +59,11 @@ def to_ctranslate2(
                 fairseq.set_transformer_decoder(spec.decoder, model.decoder)
                 spec.register_source_vocabulary(symbols(source))
                 spec.register_target_vocabulary(symbols(target))
-                spec.config.decoder_start_token = spec.config.eos_token
-                spec.config.add_source_eos = True
+                start = getattr(cfg.task, "decoder_start", None)
+                spec.config.decoder_start_token = start or spec.config.eos_token
+                spec.config.add_source_eos = getattr(cfg.task, "append_source_eos", None) != "no"
+            if configuration["output_bias"]:
+                spec.decoder.projection.bias = without_padding(model.decoder.output_projection.bias, target)
             return spec
 
     model.requires_grad_(False)
@@ -66,6 +72,13 @@ def to_ctranslate2(
             ModelConverter().convert(str(folder), quantization=quantization, force=True)
         except (ValueError, NotImplementedError) as error:
             raise UserError(f"CTranslate2 does not have this model: {' '.join(str(error).split())}") from error
+
+
+def without_padding(bias: torch.Tensor, dictionary: Dictionary) -> np.ndarray:
+    """The bias of the output layer by which padding is never generated, as in fairseq: CTranslate2 has no such rule."""
+    bias = bias.clone()
+    bias[dictionary.pad()] = unused_bias()
+    return bias.numpy()
 
 
 def symbols(dictionary: Dictionary) -> list[str]:

@@ -2,6 +2,7 @@
 
 import contextlib
 from argparse import Namespace
+from collections.abc import Collection
 from dataclasses import fields
 from typing import get_args
 
@@ -115,16 +116,18 @@ def elseq_configuration(cfg) -> dict:
     return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
 
 
-def as_stock(configuration: dict) -> dict:
+def as_stock(configuration: dict, besides: Collection[str] = ()) -> dict:
     """The configuration of the stock model with the same parameters: `_name` and every option.
 
     Args:
         configuration: configuration of an elseq model, from `elseq_configuration`.
+        besides: the options whose values need not be fairseq's, because another program has more: "output_bias",
+            "norm_before_positions" and "activation_fn" (swish).
 
     Raises:
         UserError: fairseq has no equivalent of the model.
     """
-    reason = why_not_stock(configuration)
+    reason = why_not_stock(configuration, besides)
     if reason is not None:
         raise UserError(f"the model has {reason}, which stock fairseq does not have")
     name = _STOCK_NAMES[configuration["_name"]]
@@ -132,8 +135,8 @@ def as_stock(configuration: dict) -> dict:
     return {**options, "_name": name}
 
 
-def why_not_stock(configuration: dict) -> str | None:
-    """What an elseq model of this configuration has that no stock model has, or None."""
+def why_not_stock(configuration: dict, besides: Collection[str] = ()) -> str | None:
+    """What an elseq model of this configuration has that no stock model has, or None. Of `besides` see `as_stock`."""
     cfg = Namespace(**configuration)
     for where in ("encoder", "decoder", "cross"):
         side = "encoder" if where == "encoder" else "decoder"
@@ -145,11 +148,11 @@ def why_not_stock(configuration: dict) -> str | None:
             return f"heads of a width of their own (--head-dim {cfg.head_dim})"
     if cfg.local_attention_radius is not None:
         return f"local attention (--local-attention-radius {cfg.local_attention_radius})"
-    if cfg.output_bias:
+    if cfg.output_bias and "output_bias" not in besides:
         return "a bias in its output layer (--output-bias)"
-    if cfg.norm_before_positions:
+    if cfg.norm_before_positions and "norm_before_positions" not in besides:
         return "a norm of the decoder's embeddings before positions are added (--norm-before-positions)"
-    if cfg.activation_fn == SWISH:
+    if cfg.activation_fn == SWISH and "activation_fn" not in besides:
         return f"another activation (--activation-fn {SWISH})"
     for option, kind in (("attention_top_k", "attention"), ("ffn_top_k", "feed-forward layers")):
         if getattr(cfg, option):

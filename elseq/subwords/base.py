@@ -12,6 +12,11 @@ class Subwords:
         """The text of words. Words that are not in the vocabulary are omitted."""
         raise NotImplementedError
 
+    @property
+    def of_targets(self) -> "Subwords":
+        """The vocabulary of targets: this one, unless the model has one for each side."""
+        return self
+
     def decode_continuation(self, words: str) -> str:
         """The text of words that continue others, with the white space before it.
 

@@ -45,7 +45,8 @@ class Sentencepiece(Subwords):
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
 
 
-MODEL, SOURCE_MODEL, TARGET_MODEL, NUMBERS = "sentencepiece.bpe.model", "source.spm", "target.spm", "vocab.json"
+MODEL, SOURCE_MODEL, TARGET_MODEL = "sentencepiece.bpe.model", "source.spm", "target.spm"
+NUMBERS, TARGET_NUMBERS = "vocab.json", "target_vocab.json"
 _SPACE = "\u2581"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
 
@@ -61,29 +62,42 @@ class NumberedPieces(Sentencepiece):
     The special tokens that fairseq_symbols.json names are found in a text before sentencepiece reads it, as in
     transformers, and say nothing in decoding. Every other piece is a word of the dictionary (see `as_word`).
 
-    With source.spm and target.spm, the model of the source encodes and the target's decodes, and ">>LANGUAGE<<" at the
-    start of a text is one word (Marian).
+    A folder with source.spm and target.spm (Marian) has a model for each side. target_vocab.json numbers the pieces of
+    targets, if it is there. This object encodes sources and decodes targets, and `of_targets` does both for targets.
+    ">>LANGUAGE<<" at the start of a text is one word.
     """
 
-    def __init__(self, folder: Path):
+    def __init__(self, folder: Path, is_target: bool = False):
         """
+        Args:
+            folder: of the files.
+            is_target: whether this is `of_targets` of a folder with two models.
+
         Raises:
             UserError: a file is missing or cannot be used.
         """
         self.is_pair = (folder / SOURCE_MODEL).exists()
-        self.path = folder / (SOURCE_MODEL if self.is_pair else MODEL)
+        model, numbers = (SOURCE_MODEL if self.is_pair else MODEL), NUMBERS
+        if is_target:
+            model, numbers = TARGET_MODEL, (TARGET_NUMBERS if (folder / TARGET_NUMBERS).exists() else NUMBERS)
+        self.path = folder / model
         super().__init__(self.path)
-        self._decoder = Sentencepiece(folder / TARGET_MODEL).processor if self.is_pair else self.processor
-        models = (SOURCE_MODEL, TARGET_MODEL) if self.is_pair else (MODEL,)
-        self.files = [folder / name for name in (*models, NUMBERS)]
-        numbers = read_numbers(folder / NUMBERS)
+        self._of_targets = NumberedPieces(folder, is_target=True) if self.is_pair and not is_target else self
+        self.files = [self.path, folder / numbers]
+        if self._of_targets is not self:
+            self.files += self._of_targets.files
+        pieces = read_numbers(folder / numbers)
         symbols = {str(token): symbol for symbol, token in read_json(folder / SYMBOLS_FILE).items()}
         self._symbols = symbols
         longest_first = sorted(symbols, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self.words = {number: symbols.get(piece) or as_word(piece) for piece, number in numbers.items()}
+        self.words = {number: symbols.get(piece) or as_word(piece) for piece, number in pieces.items()}
         self.numbers = {word: number for number, word in self.words.items()}
-        self._said = {as_word(piece): piece for piece in numbers if piece not in symbols}
+        self._said = {as_word(piece): piece for piece in pieces if piece not in symbols}
+
+    @property
+    def of_targets(self) -> "NumberedPieces":
+        return self._of_targets
 
     def token(self, number: int) -> str | None:
         return self.words.get(number)
@@ -102,11 +116,14 @@ class NumberedPieces(Sentencepiece):
         return [as_word(piece) for piece in pieces]
 
     def decode(self, words: str) -> str:
+        if self._of_targets is not self:
+            return self._of_targets.decode(words)
         pieces = [self._said[word] for word in words.split() if word in self._said]
         # What the model does not know, it copies with its letter for a space.
-        return self._decoder.decode_pieces(pieces).replace(_SPACE, " ").strip()
+        return self.processor.decode_pieces(pieces).replace(_SPACE, " ").strip()
 
     def digest(self) -> str:
-        models = [each.serialized_model_proto() for each in (self.processor, self._decoder)]
-        content = json.dumps([self.words, self._symbols]).encode()
-        return hashlib.sha256(b"".join([*models, content])).hexdigest()
+        content = json.dumps([self.words, self._symbols])
+        if self._of_targets is not self:
+            content += self._of_targets.digest()
+        return hashlib.sha256(self.processor.serialized_model_proto() + content.encode()).hexdigest()

@@ -60,6 +60,32 @@ def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
         assert engine.found.copied is (beam > 1)
 
 
+@pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies"])
+@pytest.mark.parametrize("package", list(ENGINES))
+def test_the_words_of_kv(tmp_path, kind, package):
+    """A Marian has a bias, which stock fairseq does not have, and two dictionaries, or one."""
+    pytest.importorskip(package)
+    pytest.importorskip("transformers")
+    from tests.interop.hugging_face.families.test_marian import make
+
+    make(tmp_path / "theirs", kind)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    model_file = checkpoint_model(tmp_path / "ours", None)
+    sources = [[5, 30, 40, 2], [15, 21, 9, 2], [33, 7, 31, 2], [40, 2], [19, 2]]
+    request = {
+        "model_file": model_file.to_dict(),
+        "exported": str(tmp_path / "exported"),
+        "sources": sources,
+        "beam": 1,
+        "search": {"min_len": 8, "max_len_b": LONGEST, "lenpen": 1.0, "no_repeat_ngram_size": 2},
+        **{"mode": "kv", "dtype": "float32", "device": "cpu", "threads": 1},
+    }
+    export(package, model_file, sources, tmp_path / "exported")
+    expected = best_of(FairseqEngine(request))
+    assert best_of(ENGINES[package](request)) == expected
+    assert len(set(map(tuple, expected.values()))) > 2
+
+
 @pytest.mark.parametrize("mode", ["kv", "el"])
 @pytest.mark.parametrize("name", ["gpt2", "bart"])
 def test_int8(folders, name, mode):

@@ -11,7 +11,7 @@ from fairseq import checkpoint_utils
 import elseq
 from elseq.errors import UserError
 from elseq.interop import ctranslate
-from tests.interop.hugging_face.making import convert, make_gpt2
+from tests.interop.hugging_face.making import convert, make_bart, make_gpt2
 from tests.tiny_models import make_sources
 
 LENGTHS = [5, 9, 2, 7, 1, 6]
@@ -95,6 +95,22 @@ def test_language_model(request, tmp_path, model, beam, lenpen):
         )
         found.append(result.sequences[0])
     assert_same_words(found, expected)
+
+
+def test_swish(tmp_path):
+    """Which fairseq does not have."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    make_bart(tmp_path / "theirs", activation_function="silu", seed=7)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    trained = SimpleNamespace(checkpoint=tmp_path / "ours" / "model.pt", data=tmp_path / "ours")
+    loaded, folder = converted(trained, tmp_path)
+    sources = make_sources(loaded.task.source_dictionary, LENGTHS)
+    words = [["<s>", *symbols_of(loaded, row[:-1])] for row in sources]
+    found = ctranslate2.Translator(folder, intra_threads=1).translate_batch(
+        words, beam_size=4, max_decoding_length=LONGEST, min_decoding_length=1
+    )
+    loaded.task.cfg.force_bos = "no"
+    assert_same_words([result.hypotheses[0] for result in found], search(loaded, sources, beam=4))
 
 
 def test_quantization(tiny_translation, tmp_path):

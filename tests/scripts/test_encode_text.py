@@ -273,3 +273,20 @@ def test_a_tokenizer_of_hugging_face(tmp_path, corpus):
     encode_text.main([str(corpus), str(tmp_path / "out"), *options])
     th, e, of = (str(GPT2_NAMES.index(name)) for name in ("th", "e", "Ġin"))
     assert lines_of(tmp_path / "out" / "test.source")[0].split() == [th, e, "</s>", of]
+
+
+def test_a_vocabulary_for_each_side(tmp_path):
+    pytest.importorskip("transformers")
+    from tests.interop.hugging_face.families.test_marian import KINDS, make
+
+    make(tmp_path / "theirs", KINDS[1])
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    line = "der lazy fuchs"
+    (tmp_path / "corpus").mkdir()
+    for side in encode_text.SIDES:
+        (tmp_path / "corpus" / f"test.{side}").write_text(f"{line}\n")
+    options = ["--tokenizer-json", str(tmp_path / "ours" / "vocab.json")]
+    encode_text.main([str(tmp_path / "corpus"), str(tmp_path / "out"), *options])
+    for side in encode_text.SIDES:
+        model = sentencepiece.SentencePieceProcessor(model_file=str(tmp_path / "theirs" / f"{side}.spm"))
+        assert lines_of(tmp_path / "out" / f"test.{side}") == [" ".join(model.encode(line, out_type=str))]

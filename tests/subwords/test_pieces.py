@@ -137,3 +137,40 @@ def test_files_that_are_missing(numbered, name):
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
         NumberedPieces(folder)
+
+
+TARGET_TEXT = "ein Fluss in der Stadt"
+
+
+@pytest.mark.parametrize("has_own", [False, True])
+def test_targets(numbered, has_own):
+    """The target's model encodes them, and target_vocab.json gives their pieces other numbers."""
+    folder, source, target = numbered
+    names = [target.id_to_piece(number) for number in range(target.get_piece_size())]
+    if has_own:
+        (folder / "target_vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
+    subwords = NumberedPieces(folder)
+    targets = subwords.of_targets
+    assert subwords.encode(TARGET_TEXT).split() == source.encode(TARGET_TEXT, out_type=str)
+    assert targets.encode(f">>fr<<{TARGET_TEXT}").split() == [">>fr<<", *target.encode(TARGET_TEXT, out_type=str)]
+    assert targets.of_targets is targets
+    assert targets.decode(targets.encode(TARGET_TEXT)) == subwords.decode(targets.encode(TARGET_TEXT)) == TARGET_TEXT
+    assert (targets.numbers == subwords.numbers) is not has_own
+    assert [targets.token(number) for number in range(3, len(names))] == names[3:] or not has_own
+    files = {"source.spm", "target.spm", "vocab.json", *(["target_vocab.json"] if has_own else [])}
+    assert {path.name for path in subwords.files} == files
+
+
+def test_the_digest_is_of_the_vocabulary_of_targets(numbered):
+    folder, _, target = numbered
+    digests = {NumberedPieces(folder).digest()}
+    for first in (0, 1):
+        pieces = {target.id_to_piece(number): first + number for number in range(target.get_piece_size())}
+        (folder / "target_vocab.json").write_text(json.dumps(pieces))
+        digests.add(NumberedPieces(folder).digest())
+    assert len(digests) == 3
+
+
+def test_one_model_for_both_sides(path):
+    subwords = Sentencepiece(path)
+    assert subwords.of_targets is subwords

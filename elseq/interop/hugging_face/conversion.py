@@ -26,12 +26,14 @@ from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
+# What families have and fairseq does not.
+FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
 WRITTEN = (
     "config.json",
     "generation_config.json",
     "model.safetensors",
-    "vocab.json",
+    "*vocab.json",
     "merges.txt",
     "tokenizer.json",
     "tokenizer_config.json",
@@ -46,7 +48,7 @@ WRITTEN_FOR_FAIRSEQ = (
     "tokenizer.json",
     "tokenizer_config.json",
     "fairseq_symbols.json",
-    "vocab.json",
+    "*vocab.json",
     "sentencepiece.bpe.model",
     "*.spm",
 )
@@ -66,13 +68,14 @@ class ForFairseq:
 
 @dataclass
 class ForHuggingFace:
-    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words, the
-    content of the tokenizer's files, and what its user is told."""
+    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words and
+    of those of sources, the content of the tokenizer's files, and what its user is told."""
 
     config: dict
     settings: dict
     tensors: dict[str, Tensor]
     order: list[int]
+    source_order: list[int]
     files: dict[str, str | bytes]
     notes: list[str] = field(default_factory=list)
 
@@ -169,18 +172,6 @@ def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, 
     return notes
 
 
-def check_features(configuration: dict) -> None:
-    """
-    Args:
-        configuration: of an elseq model.
-
-    Raises:
-        UserError: no model of Hugging Face's has a feature of it.
-    """
-    theirs = {"output_bias": False, "norm_before_positions": False, "activation_fn": "relu"}  # they have swish, too
-    as_stock(configuration | theirs)
-
-
 def to_hugging_face(
     tensors: dict[str, Tensor],
     cfg,
@@ -207,25 +198,29 @@ def to_hugging_face(
     """
     folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
-    check_features(configuration)
+    as_stock(configuration, FEATURES)
     family, config = _family_of(configuration, source == target, kind)
     family.check_task(cfg.task)
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
-    if theirs is not None:
-        order = _order_of_tokenizer(names, theirs, embedding)
-    else:
-        order = family.order(names, tokens, embedding)
-    end = order.index(target.eos())
-    special = {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+    order = source_order = _order(family, names, tokens and tokens.of_targets, embedding)
+    if source != target:
+        read = tensors["encoder.embed_tokens.weight"]
+        source_order = _order(family, _words(source, len(read)), tokens, read)
+    end, special = order.index(target.eos()), _special(order)
+    if any(_special(source_order)[name] != special[name] for name in ("<pad>", "</s>")):
+        raise UserError(
+            "<pad> or </s> has one number in sources and another in targets, and in Hugging Face's models it has one: "
+            "give the folder of the model's own tokenizer by --data"
+        )
     has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
     start = special["<s>"] if has_start else end  # None in families without
     symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
-    config |= {"vocab_size": len(order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
-    if order != list(range(len(embedding))):
-        of_words = ("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)
-        tensors = {name: it[order] if name.endswith(of_words) else it for name, it in tensors.items()}
+    config |= {"vocab_size": len(source_order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
+    if source_order is not order:
+        config["decoder_vocab_size"] = len(order)
+    tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
     symbols |= family.decoding_symbols(symbols, forced_start)
     told = cfg if settings_of is None else settings_of
     for task, option, name in (
@@ -245,7 +240,7 @@ def to_hugging_face(
     files = {}
     if theirs is not None:
         files = family.tokenizer_files(theirs, names)
-    elif tokens is not None:
+    elif tokens is not None and source_order is order:
         words = [names[row] for row in order]
         if len(order) < len(names):
             words[end] = str(end)
@@ -253,7 +248,7 @@ def to_hugging_face(
         settings_of_tokenizer = family.tokenizer_config(pieces, special, end, positions)
         files = vocabulary.hugging_face_files(pieces, vocabulary.merges_of(tokens), settings_of_tokenizer)
     symbols = {name: row for name, row in symbols.items() if row is not None}
-    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, files, notes)
+    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, source_order, files, notes)
 
 
 def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[Family, dict]:
@@ -292,6 +287,27 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
             f"the dictionary has {len(words)} words, and the model {rows}: name the model's folder by --data"
         )
     return words
+
+
+def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | None, embedding: Tensor) -> list[int]:
+    """The rows in Hugging Face's order."""
+    if tokens is None or tokens.path is None:
+        return family.order(words, tokens, embedding)
+    return _order_of_tokenizer(words, tokens, embedding)
+
+
+def _special(order: list[int]) -> dict[str, int | None]:
+    """The places of fairseq's special symbols in an order."""
+    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+
+
+def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[int]) -> Tensor:
+    """A tensor with its rows in Hugging Face's order, if they are words."""
+    if not name.endswith(("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)):
+        return tensor
+    rows = source_order if name.startswith("encoder.") else order
+    most = max(len(rows), len(tensor))  # a loaded output layer may lack the row of <mask>
+    return tensor if rows == list(range(most)) else tensor[rows]
 
 
 def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embedding: Tensor) -> list[int]:

@@ -25,13 +25,15 @@ LINES = [TEXT[start : start + 12 + 2 * start] for start in range(20)]
 def train(model, folder, *options):
     """Three updates of the model in a folder, by the options that a user gives; returns the checkpoint."""
     loaded = load(model)
+    sides = (("source", LINES, loaded.bpe), ("target", LINES[::-1], loaded.bpe.of_targets))
     for split in ("train", "valid", "test"):
-        for language, lines in (("source", LINES), ("target", LINES[::-1])):
+        for language, lines, bpe in sides:
             path = folder / "raw" / f"{split}.{language}"
             path.parent.mkdir(parents=True, exist_ok=True)
-            path.write_text("".join(f"{loaded.bpe.encode(line)}\n" for line in lines))
+            path.write_text("".join(f"{bpe.encode(line)}\n" for line in lines))
     prefixes = [f"--{split}pref={folder / 'raw' / split}" for split in ("train", "valid", "test")]
-    dictionaries = ["--srcdict", model / "dict.txt", "--tgtdict", model / "dict.txt"]
+    one, names = model / "dict.txt", {"--srcdict": "dict.source.txt", "--tgtdict": "dict.target.txt"}
+    dictionaries = [it for option, name in names.items() for it in (option, one if one.exists() else model / name)]
     languages = ["-s", "source", "-t", "target"]
     helpers.run_here(["fairseq-preprocess", *languages, "--destdir", folder / "data", *prefixes, *dictionaries])
     configuration = elseq_configuration(Checkpoint.read(model / "model.pt").state["cfg"].model)
@@ -45,13 +47,18 @@ def train(model, folder, *options):
     return folder / "checkpoints" / "checkpoint_last.pt"
 
 
-def make_marian(folder):
-    test_marian.make(folder)
+def make_marian(folder, kind=test_marian.KINDS[0]):
+    test_marian.make(folder, kind)
     return transformers.AutoTokenizer.from_pretrained(folder)
 
 
 KINDS = {
     "marian": (make_marian, "MarianMTModel", []),
+    "marian with two vocabularies": (
+        lambda folder: make_marian(folder, test_marian.KINDS[1]),
+        "MarianMTModel",
+        [],
+    ),
     "pegasus": (lambda folder: test_pegasus.make(folder)[1], "PegasusForConditionalGeneration", []),
     "blenderbot": (
         lambda folder: test_blenderbot.make(folder)[1],
@@ -82,7 +89,7 @@ def scores_by(model, tokenizer, pad, sources, targets):
     """The log-probability of each target, by transformers, for its start."""
     found = []
     for source, target in zip(sources, targets, strict=True):
-        words = torch.tensor([tokenizer(target)["input_ids"]])
+        words = torch.tensor([tokenizer(text_target=target)["input_ids"]])
         if words[0, -1] != model.config.eos_token_id:
             words = torch.cat((words, torch.tensor([[model.config.eos_token_id]])), dim=1)
         read = torch.cat((torch.tensor([[model.config.decoder_start_token_id]]), words[:, :-1]), dim=1)

@@ -56,6 +56,7 @@ class BARTFamily(EncoderDecoder):
     has_embedding_norm = True
     has_final_norms = False  # one after the last layer of each side
     has_output_bias = True  # which must be 0
+    may_have_two_dictionaries = False
     title = "BART"
     model_class = "BartForConditionalGeneration"
     tokenizer_class = "BartTokenizer"
@@ -90,10 +91,6 @@ class BARTFamily(EncoderDecoder):
     }
     layers = {"encoder_layers": "encoder.layers", "decoder_layers": "decoder.layers"}
 
-    def has_one_embedding(self, config: dict) -> bool:
-        """For encoder, decoder and output layer."""
-        return config["tie_word_embeddings"]
-
     def fairseq_options(self, config: dict) -> dict:
         options.check_features(config, self.features)
         self.check_start(config)
@@ -125,8 +122,12 @@ class BARTFamily(EncoderDecoder):
                 f"decode with the end symbol, which is {config['eos_token_id']}"
             )
 
+    def tied_embeddings(self, config: dict) -> dict[str, str]:
+        """The embeddings that are the same tensor as another, and that one, which alone is in a folder."""
+        return dict.fromkeys(UNTIED, "shared.weight") if config["tie_word_embeddings"] else {}
+
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
-        if not is_joined:
+        if not is_joined and not self.may_have_two_dictionaries:
             raise UserError(
                 f"source and target have dictionaries of their own, and in Hugging Face's {self.title} they share one"
             )
@@ -155,8 +156,8 @@ class BARTFamily(EncoderDecoder):
 
     def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
         width = config["d_model"]
-        embeddings = ["shared.weight"] if self.has_one_embedding(config) else UNTIED
-        found = dict.fromkeys(embeddings, (config["vocab_size"], width))
+        tied = self.tied_embeddings(config)
+        found = {tied.get(name, name): (config["vocab_size"], width) for name in UNTIED}
         for side in SIDES:
             if self.has_learned_positions:
                 rows = config["max_position_embeddings"] + self.first_position
@@ -180,21 +181,22 @@ class BARTFamily(EncoderDecoder):
         bias = tensors.pop("final_logits_bias", None)
         if bias is not None and bool(bias.any()):
             raise UserError("the weights have a final_logits_bias, and fairseq's output layer has no bias")
-        if self.has_one_embedding(config):
-            for name in UNTIED:
-                copy = tensors.pop(name, None)
-                if copy is not None and not torch.equal(tensors.setdefault("shared.weight", copy), copy):
-                    raise UserError(f"{name} differs from the embedding with which config.json has it shared")
-        elif (shared := tensors.pop("shared.weight", None)) is not None:  # for what has no embedding of its own
+        tied = self.tied_embeddings(config)
+        for name, original in tied.items():
+            copy = tensors.pop(name, None)
+            if copy is not None and not torch.equal(tensors.setdefault(original, copy), copy):
+                raise UserError(f"{name} differs from the embedding with which config.json has it shared")
+        shared = None if tied else tensors.pop("shared.weight", None)
+        if shared is not None:  # for what has no embedding of its own
             tensors = dict.fromkeys(UNTIED[:2], shared) | tensors
         return tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         version = torch.tensor([3.0])  # of fairseq's layers: they have their norms
         renamed = {"encoder.version": version, "decoder.version": version}
+        tied = self.tied_embeddings(config)
         for name in UNTIED:
-            ours = name.replace("lm_head", "decoder.output_projection")
-            renamed[ours] = tensors["shared.weight" if self.has_one_embedding(config) else name]
+            renamed[name.replace("lm_head", "decoder.output_projection")] = tensors[tied.get(name, name)]
         others = {name: tensor for name, tensor in tensors.items() if name.startswith(SIDES)}
         unread = FIRST_POSITION - self.first_position
         for name, table in others.items():
@@ -209,14 +211,12 @@ class BARTFamily(EncoderDecoder):
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         own = ("version", "embed_tokens.weight", "output_projection.weight", "_float_tensor")
-        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
-        embeddings = {"model.shared.weight": encoder}
-        if not self.has_one_embedding(config):  # the shared one is read by nothing
-            embeddings |= {
-                "model.encoder.embed_tokens.weight": encoder.clone(),
-                "model.decoder.embed_tokens.weight": decoder,
-                "lm_head.weight": tensors["decoder.output_projection.weight"].clone(),
-            }
+        tied, encoder = self.tied_embeddings(config), tensors[UNTIED[0]]
+        embeddings = {"model.shared.weight": encoder}  # without others tied to it nothing reads it
+        for name in UNTIED:
+            if name not in tied:
+                ours = name.replace("lm_head", "decoder.output_projection")
+                embeddings[f"model.{name}" if name.startswith(SIDES) else name] = tensors[ours].clone()
         unread = FIRST_POSITION - self.first_position
         tensors = {name: it[unread:] if name.endswith(POSITIONS) else it for name, it in tensors.items()}
         bias = {"final_logits_bias": encoder.new_zeros(1, len(encoder))} if self.has_output_bias else {}

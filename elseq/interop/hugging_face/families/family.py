@@ -107,14 +107,20 @@ class Family(ABC):
         Raises:
             UserError: a token that cannot stand in a dictionary.
         """
-        order, notes = orders[""], []
+        return self.files_of(words, orders[""], self.dictionaries)
+
+    def files_of(
+        self, words: Vocabulary, order: list[int | None], dictionaries: Sequence[str]
+    ) -> tuple[dict[str, str], list[str]]:
+        """As `fairseq_files`, of one order, with the dictionary under these names."""
+        notes = []
         rows = sum(row is not None for row in order)
         known = sum(row < rows for row in words.rows.values())
         if known < rows:
             notes.append(f"{rows - known} rows of the embedding are of no word in the vocabulary")
         if known < len(words.rows):
             notes.append(f"{len(words.rows) - known} words of the vocabulary have no row in the embedding")
-        return vocabulary.fairseq_files(words, order, self.by_dictionary, self.dictionaries), notes
+        return vocabulary.fairseq_files(words, order, self.by_dictionary, dictionaries), notes
 
     @abstractmethod
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:

@@ -4,20 +4,26 @@ What it shares with other families without learned positions: `Sinusoidal`. A mo
 embeddings, and positions that are no longer sines.
 """
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from elseq.errors import UserError
+from elseq.interop.hugging_face import options
 from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, UNTIED, BARTFamily
-from elseq.interop.hugging_face.options import shown
+from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
-from elseq.interop.hugging_face.sentencepieces import read_pieces
+from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
 from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
-from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL
+from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.subwords.files import read_numbers, read_text
+from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL, TARGET_NUMBERS
+
+_ENCODER, _DECODER = (f"{side}.embed_tokens.weight" for side in SIDES)
+_OUTPUT = "decoder.output_projection.weight"
+_SHARED, _SEPARATE = "share_encoder_decoder_embeddings", "separate_vocabs"  # of config.json, of the tokenizer's
 
 
 class Sinusoidal(BARTFamily):
@@ -54,8 +60,15 @@ class Sinusoidal(BARTFamily):
         return [], [config["eos_token_id"]]
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
+        return {"": self._fairseq_order(words, config, config["vocab_size"])}
+
+    def _fairseq_order(self, words: Vocabulary, config: dict, rows: int) -> list[int | None]:
         no_start = config | {"bos_token_id": None}  # whatever config.json says, no text begins with one
-        return {"": fairseq_order(words, no_start, config["vocab_size"])}
+        order = fairseq_order(words, no_start, rows)
+        if order[SPECIAL.index("<pad>")] is None:
+            pad = config["pad_token_id"]
+            raise UserError(f"config.json has pad_token_id: {pad}, and the embedding has {rows} rows")
+        return order
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         tensors = super().normalize(tensors, config)
@@ -67,21 +80,22 @@ class Sinusoidal(BARTFamily):
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = super().to_fairseq(tensors, config)
-        embedding = _with_row(renamed["decoder.embed_tokens.weight"], config["eos_token_id"], config["pad_token_id"])
-        return renamed | {"decoder.embed_tokens.weight": embedding}
+        embedding = _with_row(renamed[_DECODER], config["eos_token_id"], config["pad_token_id"])
+        return renamed | {_DECODER: embedding}
 
     def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
-        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
-        is_one = torch.equal(encoder, tensors["decoder.output_projection.weight"]) and torch.equal(
-            decoder, _with_row(encoder, config["eos_token_id"], config["pad_token_id"])
-        )
-        return {"tie_word_embeddings": is_one}
+        is_shared = torch.equal(tensors[_ENCODER], tensors[_OUTPUT])
+        return {"tie_word_embeddings": is_shared and self.is_read_by_decoder(tensors[_OUTPUT], tensors, config)}
+
+    def is_read_by_decoder(self, embedding: Tensor, tensors: dict[str, Tensor], config: dict) -> bool:
+        """Whether the decoder's embedding is this one, with the row of <pad> as that of </s>."""
+        read = _with_row(embedding, config["eos_token_id"], config["pad_token_id"])
+        return torch.equal(tensors[_DECODER], read)
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-        encoder, decoder = (tensors[f"{side}.embed_tokens.weight"] for side in SIDES)
-        start = _with_row(decoder, config["pad_token_id"], config["eos_token_id"])
-        embedding = encoder if self.has_one_embedding(config) else start
-        renamed = super().from_fairseq(tensors | {"decoder.embed_tokens.weight": embedding}, config)
+        is_tied = "lm_head.weight" in self.tied_embeddings(config)
+        start = _with_row(tensors[_DECODER], config["pad_token_id"], config["eos_token_id"])
+        renamed = super().from_fairseq(tensors | {_DECODER: tensors[_OUTPUT] if is_tied else start}, config)
         for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
             if torch.equal(renamed[name], sines(*renamed[name].shape).to(renamed[name].dtype)):
                 del renamed[name]
@@ -117,11 +131,26 @@ class MarianClass(TokenizerClass):
 CLASSES["MarianTokenizer"] = MarianClass()
 
 
+@dataclass(frozen=True)
+class PairVocabulary:
+    """A vocabulary for each side, of a model whose sides have embeddings of their own."""
+
+    source: PieceVocabulary
+    target: PieceVocabulary
+
+    @property
+    def notes(self) -> list[str]:
+        return self.source.notes
+
+
 class MarianFamily(Sinusoidal):
+    """Its sides share vocabulary and embedding, or have one each."""
+
     name = "marian"
     title = "Marian"
     model_class = "MarianMTModel"
     tokenizer_class = "MarianTokenizer"
+    may_have_two_dictionaries = True
     features = {
         "normalize_before": False,
         "normalize_embedding": False,
@@ -143,59 +172,92 @@ class MarianFamily(Sinusoidal):
         "pad_token_id": 58100,
         "eos_token_id": 0,
         "decoder_start_token_id": 58100,
-        "share_encoder_decoder_embeddings": True,
+        _SHARED: True,
     }
 
-    def has_one_embedding(self, config: dict) -> bool:
-        return config["tie_word_embeddings"] and config["share_encoder_decoder_embeddings"]
-
     def fairseq_options(self, config: dict) -> dict:
-        if (rows := config.get("decoder_vocab_size")) not in (None, config["vocab_size"]):
-            raise UserError(
-                f"config.json has vocab_size: {config['vocab_size']} and decoder_vocab_size: {shown(rows)}: only "
-                "models with one vocabulary are converted"
-            )
+        options.complete(config, {"decoder_vocab_size": None}, {})  # it is checked; the default is vocab_size
         return super().fairseq_options(config)
 
-    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
-        names = SOURCE_MODEL, TARGET_MODEL, NUMBERS
-        missing = [name for name in names if not (folder / name).exists()]
-        if len(missing) == len(names):
+    def tied_embeddings(self, config: dict) -> dict[str, str]:
+        tied = super().tied_embeddings(config)
+        return tied if config[_SHARED] or not tied else {"lm_head.weight": _DECODER}
+
+    def target_rows(self, config: dict) -> int:
+        """How many words the output layer has."""
+        return config["vocab_size"] if config[_SHARED] else config.get("decoder_vocab_size") or config["vocab_size"]
+
+    def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | PairVocabulary | None:
+        names = [SOURCE_MODEL, TARGET_MODEL, NUMBERS]
+        if not any((folder / name).exists() for name in names):
             return None
+        has_two, is_shared = bool(read_config(folder).get(_SEPARATE)), config[_SHARED]
+        missing = [name for name in [*names, *([TARGET_NUMBERS] if has_two else [])] if not (folder / name).exists()]
         if missing:
             raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there")
-        if read_config(folder).get("separate_vocabs"):
+        if has_two and is_shared:
             raise UserError(
-                f"the tokenizer in {folder} has separate_vocabs: only models with one vocabulary are converted"
+                f"config.json has {_SHARED}: True, and the tokenizer in {folder} {_SEPARATE}: it is of another model; "
+                "name the folder of the model's own by --data"
             )
         words = read_pieces(folder, MarianClass.tokens, [SOURCE_MODEL, TARGET_MODEL])
-        return replace(words, around=([], [config["eos_token_id"]]))
+        words = replace(words, around=([], [config["eos_token_id"]]))
+        if is_shared:
+            return words
+        return PairVocabulary(words, _read_target(folder, words) if has_two else words)
+
+    def check_vocabulary(self, words: Vocabulary | PairVocabulary, config: dict, folder: Path) -> bool:
+        if isinstance(words, PairVocabulary):
+            super().check_vocabulary(words.target, config, folder)
+            words = words.source
+        return super().check_vocabulary(words, config, folder)
+
+    def fairseq_orders(self, words: Vocabulary | PairVocabulary, config: dict) -> dict[str, list[int | None]]:
+        if not isinstance(words, PairVocabulary):
+            return super().fairseq_orders(words, config)
+        orders = (
+            self._fairseq_order(words.source, config, config["vocab_size"]),
+            self._fairseq_order(words.target, config, self.target_rows(config)),
+        )
+        return {f"{side}.": order for side, order in zip(SIDES, orders, strict=True)}
+
+    def fairseq_files(
+        self, words: Vocabulary | PairVocabulary, orders: dict[str, list[int | None]]
+    ) -> tuple[dict[str, str | bytes], list[str]]:
+        if not isinstance(words, PairVocabulary):
+            return super().fairseq_files(words, orders)
+        files, notes = {}, []
+        for language, side, of_side in zip(LANGUAGES, SIDES, (words.source, words.target), strict=True):
+            written, said = self.files_of(of_side, orders[f"{side}."], [f"dict.{language}.txt"])
+            files = written | files  # a symbol that only the source's vocabulary has is a symbol for both
+            notes += [f"{language}: {note}" for note in said]
+        return files, notes
 
     def shapes(self, config: dict) -> dict[str, tuple[int, ...]]:
-        return super().shapes(config) | {"final_logits_bias": (1, config["vocab_size"])}
+        rows, tied = self.target_rows(config), self.tied_embeddings(config)
+        of_targets = {tied.get(name, name): (rows, config["d_model"]) for name in UNTIED[1:]}
+        return super().shapes(config) | of_targets | {"final_logits_bias": (1, rows)}
 
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
-        bias = tensors.get("final_logits_bias", torch.zeros(1, config["vocab_size"]))
-        is_shared, (_, decoder, output) = config["share_encoder_decoder_embeddings"], UNTIED
+        bias = tensors.get("final_logits_bias", torch.zeros(1, self.target_rows(config)))
         others = {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
-        if not is_shared:  # then transformers has no such tensor
+        if not config[_SHARED]:  # then transformers has no such tensor
             others = {name: tensor for name, tensor in others.items() if not name.endswith("shared.weight")}
-        tensors = super().normalize(others, config) | {"final_logits_bias": bias}
-        if config["tie_word_embeddings"] and not is_shared and decoder in tensors:
-            tensors[output] = tensors[decoder]
-        return tensors
+        return super().normalize(others, config) | {"final_logits_bias": bias}
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         return super().to_fairseq(tensors, config) | {OUTPUT_BIAS: tensors["final_logits_bias"].flatten()}
 
     def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
-        given = super().options_of_tensors(tensors, config)
-        return given | {"share_encoder_decoder_embeddings": given["tie_word_embeddings"]}
+        is_shared = super().options_of_tensors(tensors, config)["tie_word_embeddings"]
+        is_tied = self.is_read_by_decoder(tensors[_OUTPUT], tensors, config)
+        # Of two vocabularies each has its own, even if they are equal.
+        return {"tie_word_embeddings": is_tied, _SHARED: is_shared and "decoder_vocab_size" not in config}
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         others = {name: tensor for name, tensor in tensors.items() if name != OUTPUT_BIAS}
         renamed = super().from_fairseq(others, config) | {"final_logits_bias": tensors[OUTPUT_BIAS][None]}
-        if not self.has_one_embedding(config):
+        if not config[_SHARED]:
             del renamed["model.shared.weight"]
         return renamed
 
@@ -206,6 +268,27 @@ class MarianFamily(Sinusoidal):
             "training has changed the positions, which were sines: transformers reads them from this folder, and its "
             "save_pretrained leaves them out"
         ]
+
+
+def _read_target(folder: Path, source: PieceVocabulary) -> PieceVocabulary:
+    """The vocabulary of the targets of a folder with two.
+
+    Raises:
+        UserError: it cannot be used, or does not have the special tokens of the source's in their places.
+    """
+    path = folder / TARGET_NUMBERS
+    rows = read_numbers(path)
+    tokens = {row: token for token, row in rows.items()}
+    if len(tokens) < len(rows):
+        raise UserError(f"{path} has two tokens of the same number: copy it again")
+    for token in source.special:
+        row = source.rows[token]
+        if rows.get(token, row) != row or tokens.get(row, token) != token:
+            raise UserError(
+                f"{path} does not have {token!r} where {NUMBERS} has it, as number {row}, and a special token has one "
+                "number: copy both again"
+            )
+    return replace(source, rows=rows, files={TARGET_NUMBERS: read_text(path)})
 
 
 MARIAN = MarianFamily()

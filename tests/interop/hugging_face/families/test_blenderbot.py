@@ -1,9 +1,12 @@
 """Blenderbot against transformers: logits, hypotheses, tokens, and the way back."""
 
+from types import SimpleNamespace
+
 import pytest
 import tokenizers
 import torch
 
+from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
@@ -87,6 +90,27 @@ def test_same_hypotheses(pair, attention, settings):
     expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
     options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
     assert load(folder / "ours", attention).generate(lines, **options) == expected
+    assert len(set(expected)) > 3
+
+
+def test_ctranslate2(pair, tmp_path):
+    """It starts from <s>, too."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    _, _, folder = pair
+    args = {"model": str(folder / "ours"), "output": str(tmp_path / "model"), "data": None, "overwrite": False}
+    command.convert_to_ctranslate2(SimpleNamespace(**args, quantization=None))
+    loaded = load(folder / "ours")
+    lines = [TEXT[start : start + 5 + 2 * start] for start in range(20)]
+    options = {"beam": 1, "min_len": 7, "max_len_b": 58, "no_repeat_ngram_size": 2}
+    expected = [found.tokens[:-1] for found in loaded.generate(lines, return_scores=True, **options)]
+    found = ctranslate2.Translator(str(tmp_path / "model"), intra_threads=1).translate_batch(
+        [loaded.bpe.encode(line).split() for line in lines],
+        beam_size=1,
+        min_decoding_length=7,
+        max_decoding_length=58,
+        no_repeat_ngram_size=2,
+    )
+    assert [tuple(result.hypotheses[0]) for result in found] == expected
     assert len(set(expected)) > 3
 
 

@@ -25,19 +25,34 @@ TARGET_TEXT = "der schnelle braune fuchs springt über den faulen hund und der i
 ODD = ["a</s>b", "the <unk> dog", ">>fra<< the dog", ">>xyz<< the dog", "the >>fra<< dog", ">>fra<<", "<pad> ", ">>"]
 
 
-def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **options):
-    """As opus-mt's: pad is the last word, its row is 0, and a bias tells frequent words."""
+KINDS = ["one vocabulary", "two vocabularies"]
+NUMBERS = {"source": "vocab.json", "target": "target_vocab.json"}
+
+
+def make(folder, kind=KINDS[0], seed=2, text=TEXT, rule="nmt_nfkc", pad_bias=0.0, end_bias=6.0, **options):
+    """As opus-mt's: the row of <pad> is 0, and a bias tells frequent words.
+
+    With one vocabulary <pad> is the last word. With two it is the third of both, which have different sizes.
+    """
     folder.mkdir(parents=True)
-    rule = {"normalization_rule_name": normalization_rule_name}
-    paths = train(folder / "source.spm", text=text, **rule), train(folder / "target.spm", text=TARGET_TEXT)
+    source = train(folder / "source.spm", text=text, normalization_rule_name=rule)
+    paths = source, train(folder / "target.spm", text=TARGET_TEXT)
     models = [sentencepiece.SentencePieceProcessor(model_file=str(path)) for path in paths]
-    pieces = [model.id_to_piece(number) for model in models for number in range(3, model.get_piece_size())]
-    names = [*dict.fromkeys(["</s>", "<unk>", *pieces, ">>fra<<"]), "<pad>"]
-    (folder / "vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
-    languages = {"source_lang": "en", "target_lang": "de"}
-    (folder / "tokenizer_config.json").write_text(json.dumps(languages))
-    pad = len(names) - 1
-    symbols = {"vocab_size": len(names), "pad_token_id": pad, "decoder_start_token_id": pad}
+    pieces = [[model.id_to_piece(number) for number in range(3, model.get_piece_size())] for model in models]
+    settings = {"source_lang": "en", "target_lang": "de"}
+    if kind == KINDS[0]:
+        names = [*dict.fromkeys(["</s>", "<unk>", *pieces[0], *pieces[1], ">>fra<<"]), "<pad>"]
+        pad, names = len(names) - 1, {"source": names}
+        symbols = {}
+    else:
+        names = {side: ["</s>", "<unk>", "<pad>", *own] for side, own in zip(NUMBERS, pieces, strict=True)}
+        names["source"].append(">>fra<<")
+        settings["separate_vocabs"], pad = True, 2
+        symbols = {"decoder_vocab_size": len(names["target"]), "share_encoder_decoder_embeddings": False}
+    for side, words in names.items():
+        (folder / NUMBERS[side]).write_text(json.dumps({name: number for number, name in enumerate(words)}))
+    (folder / "tokenizer_config.json").write_text(json.dumps(settings))
+    symbols |= {"vocab_size": len(names["source"]), "pad_token_id": pad, "decoder_start_token_id": pad}
     symbols |= {"bos_token_id": 0, "eos_token_id": 0, "forced_eos_token_id": 0}
     old = {"static_position_embeddings": True, "normalize_embedding": False, "add_bias_logits": False}
     fixed = {"activation_function": "swish", "scale_embedding": True}
@@ -48,10 +63,11 @@ def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **option
         for name, parameter in model.named_parameters():
             if "embed_positions" not in name:
                 parameter.add_(0.3 * torch.randn_like(parameter))
-        model.model.decoder.embed_tokens.weight[pad] = 0
+        for embedding in (model.model.encoder.embed_tokens, model.model.decoder.embed_tokens):
+            embedding.weight[pad] = 0
         model.final_logits_bias.copy_(0.5 * torch.randn_like(model.final_logits_bias))
-        model.final_logits_bias[0, 0] += 6  # so that texts end
-        model.final_logits_bias[0, pad] = 0
+        model.final_logits_bias[0, 0] += end_bias  # so that texts end
+        model.final_logits_bias[0, pad] = pad_bias
     settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "bad_words_ids": [[pad]]}
     settings |= {"no_repeat_ngram_size": 2, "min_length": 8}  # else a random model repeats one word
     for name, value in settings.items():
@@ -60,27 +76,31 @@ def make(folder, seed=2, text=TEXT, normalization_rule_name="nmt_nfkc", **option
     return model
 
 
-@pytest.fixture(scope="module")
-def pair(tmp_path_factory):
+@pytest.fixture(scope="module", params=KINDS)
+def pair(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("marian")
-    model = make(folder / "theirs")
+    model = make(folder / "theirs", request.param)
     convert(folder / "theirs", folder / "ours")
     return model, folder
 
 
-def texts(model, number=40):
+def texts(model, number=40, side="source"):
     """With their end symbols, in transformers' numbers."""
     generator = torch.Generator().manual_seed(3)
     lengths = torch.randint(1, 20, (number,), generator=generator).tolist()
-    last = model.config.vocab_size - 1
-    return [[*torch.randint(1, last, (length,), generator=generator).tolist(), 0] for length in lengths]
+    rows = model.config.decoder_vocab_size if side == "target" else model.config.vocab_size
+    words = torch.tensor([row for row in range(1, rows) if row != model.config.pad_token_id])
+    drawn = [torch.randint(len(words), (length,), generator=generator) for length in lengths]
+    return [[*words[row].tolist(), 0] for row in drawn]
 
 
-def fairseq_rows(loaded, folder):
+def fairseq_rows(loaded, folder, side="source"):
     """fairseq's row of each of transformers' numbers."""
-    numbers = json.loads((folder / "vocab.json").read_text())
+    path = folder / NUMBERS[side]
+    numbers = json.loads((path if path.exists() else folder / NUMBERS["source"]).read_text())
     words = [as_word(name) for name in sorted(numbers, key=numbers.get)]
-    return torch.tensor([loaded.task.source_dictionary.index(word) for word in words])
+    dictionary = getattr(loaded.task, f"{side}_dictionary")
+    return torch.tensor([dictionary.index(word) for word in words])
 
 
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
@@ -93,40 +113,59 @@ def assert_same_logits(theirs, folder, attention):
     pad = theirs.config.pad_token_id
     loaded = load(folder / "ours", attention)
     rows = fairseq_rows(loaded, folder / "theirs")
+    target_rows = fairseq_rows(loaded, folder / "theirs", "target")
     batch = padded(texts(theirs), pad)
-    targets = padded([[pad, *row[:-1]] for row in texts(theirs)], pad)
+    targets = padded([[pad, *row[:-1]] for row in texts(theirs, side="target")], pad)
     mask = batch.ne(pad)
     expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
-    our_targets = rows[targets]
+    our_targets = target_rows[targets]
     our_targets[:, 0] = 2  # decoding starts from </s> in fairseq
     found = loaded.model(rows[batch], mask.sum(dim=1), our_targets)[0]
     words = targets.ne(pad)
     words[:, 0] = True
     assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
+    torch.testing.assert_close(found[words][:, target_rows], expected[words], rtol=1e-5, atol=1e-5)
     assert found[words].softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Marian has not
+
+
+SETTINGS = {
+    "greedy": ({"num_beams": 1}, {"beam": 1}),
+    "its own settings": ({}, {}),
+    "early_stopping false": ({"early_stopping": False}, {"early_stopping": "bound"}),
+    "early_stopping never": ({"early_stopping": "never"}, {"early_stopping": "never"}),
+}
+SOURCES = [TEXT[start : start + 20 + 3 * start] for start in range(50)]
 
 
 @torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
-@pytest.mark.parametrize("settings", [{"num_beams": 1}, {}], ids=["greedy", "its own settings"])
+@pytest.mark.parametrize("settings", SETTINGS)
 def test_same_hypotheses(pair, attention, settings):
     theirs, folder = pair
     loaded = load(folder / "ours", attention)
-    lines = [TEXT[start : start + 20 + 3 * start] for start in range(25)]
+    settings, options = SETTINGS[settings]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
-    batch = tokenizer(lines, return_tensors="pt", padding=True)
+    batch = tokenizer(SOURCES, return_tensors="pt", padding=True)
     expected = theirs.generate(**batch, **settings)
     expected = [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
-    options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
-    assert loaded.generate(lines, **options) == expected
+    assert loaded.generate(SOURCES, **(from_hugging_face(folder / "theirs").generation | options)) == expected
     assert len(set(expected)) > 3 and max(map(len, expected)) > 2
 
 
-def test_notes(tmp_path):
+@pytest.mark.parametrize("kind", KINDS)
+def test_notes(tmp_path, kind):
     """Nothing is left out: padding, which the settings forbid, fairseq never generates."""
-    make(tmp_path / "theirs")
+    make(tmp_path / "theirs", kind)
     assert convert(tmp_path / "theirs", tmp_path / "ours").notes == []
+
+
+def test_notes_of_a_side(tmp_path):
+    make(tmp_path / "theirs", KINDS[1])
+    path = tmp_path / "theirs" / "target_vocab.json"
+    numbers = json.loads(path.read_text())
+    path.write_text(json.dumps({name: number for name, number in numbers.items() if number != 9}))
+    notes = ["target: 1 rows of the embedding are of no word in the vocabulary"]
+    assert convert(tmp_path / "theirs", tmp_path / "ours").notes == notes
 
 
 def test_tokens(pair):
@@ -140,10 +179,31 @@ def test_tokens(pair):
         assert loaded.task.build_dataset_for_inference([tokens], [1])[0]["source"].tolist() == tokens.tolist()
 
 
+def test_tokens_of_targets(pair):
+    """The target's model and vocabulary encode what a target begins with, and what is to be scored."""
+    theirs, folder = pair
+    tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
+    loaded = load(folder / "ours")
+    rows = fairseq_rows(loaded, folder / "theirs", "target")
+    lines = [*LINES, *ODD, "der schnelle fuchs", "faulen"]
+    for line in lines:
+        words = loaded.bpe.of_targets.encode(line)
+        tokens = loaded.task.target_dictionary.encode_line(words, add_if_not_exist=False)
+        assert tokens.tolist() == rows[tokenizer(text_target=line)["input_ids"]].tolist(), line
+    lines = [line for line in lines if "</s>" not in line]  # whose row the decoder has not, but as that of the start
+    with torch.no_grad():
+        for found in loaded.score(["the lazy dog"] * len(lines), lines):
+            batch = tokenizer("the lazy dog", text_target=found.text, return_tensors="pt")
+            assert len(found.tokens) == batch["labels"].size(1)
+            assert found.score == pytest.approx(-theirs(**batch).loss.item() * len(found.tokens), rel=1e-4)
+    [text] = loaded.generate(["the lazy dog"], prefixes=["der schnelle"], max_len_b=20)
+    assert text.startswith("der schnelle")
+
+
 def test_pieces_with_white_space(tmp_path):
     """No word of a dictionary has any."""
     text = " ".join(f"{word}\x85\u2028{word}" for word in TEXT.split())
-    make(tmp_path / "theirs", text=text, normalization_rule_name="identity")
+    make(tmp_path / "theirs", text=text, rule="identity")
     tokenizer = transformers.AutoTokenizer.from_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     loaded = load(tmp_path / "ours")
@@ -161,20 +221,22 @@ def test_text(pair):
     _, folder = pair
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
     loaded = load(folder / "ours")
-    rows = fairseq_rows(loaded, folder / "theirs")
-    for numbers in texts(pair[0], 20):
+    rows = fairseq_rows(loaded, folder / "theirs", "target")
+    for numbers in texts(pair[0], 20, "target"):
         words = loaded.task.target_dictionary.string(rows[numbers])
         assert loaded.bpe.decode(words) == tokenizer.decode(numbers, skip_special_tokens=True)
 
 
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
-def test_round_trip(tmp_path, dtype):
-    model = make(tmp_path / "theirs").to(dtype)
+def test_round_trip(tmp_path, kind, dtype):
+    model = make(tmp_path / "theirs", kind).to(dtype)
     model.save_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     again = back(tmp_path / "ours", tmp_path / "again")
     assert_same_tensors(tmp_path / "theirs", again)
-    for name in ("source.spm", "target.spm", "vocab.json"):
+    own = [NUMBERS["target"]] if kind == KINDS[1] else []
+    for name in ("source.spm", "target.spm", "vocab.json", *own):
         assert (again / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
     loaded = transformers.MarianMTModel.from_pretrained(again)
     settings, expected = (each.generation_config for each in (loaded, model))
@@ -182,9 +244,28 @@ def test_round_trip(tmp_path, dtype):
         assert getattr(settings, name) == getattr(expected, name), name
     for name in ("num_beams", "early_stopping", "max_length"):
         assert getattr(settings, name) == getattr(expected, name), name
-    assert loaded.config.vocab_size == model.config.vocab_size
+    for name in ("vocab_size", "decoder_vocab_size", "share_encoder_decoder_embeddings", "pad_token_id"):
+        assert getattr(loaded.config, name) == getattr(model.config, name), name
     tokenizers = [transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("theirs", "again")]
-    assert tokenizers[0](TEXT)["input_ids"] == tokenizers[1](TEXT)["input_ids"]
+    for side in ("text", "text_target"):
+        assert tokenizers[0](**{side: TEXT})["input_ids"] == tokenizers[1](**{side: TEXT})["input_ids"]
+
+
+@pytest.mark.parametrize("has_two", [False, True])
+def test_embeddings_of_their_own_for_one_vocabulary(tmp_path, has_two):
+    """Or for two that are equal."""
+    theirs = make(tmp_path / "theirs", share_encoder_decoder_embeddings=False)
+    if has_two:
+        change(tmp_path / "theirs" / "tokenizer_config.json", separate_vocabs=True)
+        shutil.copy(tmp_path / "theirs" / "vocab.json", tmp_path / "theirs" / "target_vocab.json")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    again = back(tmp_path / "ours", tmp_path / "again")
+    assert_same_tensors(tmp_path / "theirs", again)
+    tokenizer = transformers.AutoTokenizer.from_pretrained(again)
+    batch = tokenizer(SOURCES[:10], return_tensors="pt", padding=True)
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in theirs.generate(**batch)]
+    options = from_hugging_face(tmp_path / "theirs").generation
+    assert load(tmp_path / "ours").generate(SOURCES[:10], **options) == expected
 
 
 def test_sines():
@@ -222,15 +303,85 @@ def test_fewer_heads(pair, tmp_path):
     assert load(tmp_path / "model").generate(lines, max_len_b=20) == load(folder / "ours").generate(lines, max_len_b=20)
 
 
+# --- CTranslate2
+
+
+def to_ctranslate2(folder, output, **options):
+    args = {"model": str(folder), "output": str(output), "data": None, "overwrite": False}
+    command.convert_to_ctranslate2(SimpleNamespace(**(args | {"quantization": None} | options)))
+    return str(output)
+
+
+def translate(folder, sources, **options):
+    """The words of CTranslate2's best hypothesis of each source."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    translator = ctranslate2.Translator(folder, intra_threads=1)
+    return [result.hypotheses[0] for result in translator.translate_batch(sources, max_decoding_length=58, **options)]
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("beam", [1, 4])
+def test_ctranslate2(tmp_path, kind, beam):
+    """It divides the probability of words that are excluded among the others. So in beam search none is here."""
+    options = {"pad_bias": -30.0, "seed": 4, "end_bias": 5.0} if beam > 1 else {}
+    make(tmp_path / "theirs", kind, **options)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    loaded = load(tmp_path / "ours")
+    shortest, ngram = (7, 2) if beam == 1 else (0, 0)
+    found = translate(
+        to_ctranslate2(tmp_path / "ours", tmp_path / "model"),
+        [loaded.bpe.encode(line).split() for line in SOURCES],
+        beam_size=beam,
+        min_decoding_length=shortest,
+        no_repeat_ngram_size=ngram,
+    )
+    limits = {"min_len": shortest, "max_len_b": 58, "no_repeat_ngram_size": ngram}
+    expected = loaded.generate(SOURCES, beam=beam, return_scores=True, **limits)
+    whole = [number for number, hypothesis in enumerate(expected) if len(hypothesis.tokens) <= 58]
+    assert [found[number] for number in whole] == [list(expected[number].tokens[:-1]) for number in whole]
+    assert len(whole) >= 35 and len({tuple(found[number]) for number in whole}) > 4
+
+
+@pytest.mark.parametrize("beam", [1, 4])
+def test_ctranslate2_as_by_its_own_converter(tmp_path, beam):
+    """Which omits the row of <pad>, and converts no model with two vocabularies."""
+    converters = pytest.importorskip("ctranslate2.converters")
+    make(tmp_path / "theirs")
+    converters.TransformersConverter(str(tmp_path / "theirs")).convert(str(tmp_path / "own"))
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    bpe = load(tmp_path / "ours").bpe
+    words = [bpe.encode(line).split() for line in SOURCES]
+    options = {"beam_size": beam, "min_decoding_length": 7, "no_repeat_ngram_size": 2}
+    own = translate(str(tmp_path / "own"), [[*source, "</s>"] for source in words], **options)
+    found = translate(to_ctranslate2(tmp_path / "ours", tmp_path / "model"), words, **options)
+    assert found == own and len(set(map(tuple, own))) > 3
+
+
+def test_ctranslate2_in_int8(pair, tmp_path):
+    _, folder = pair
+    model = to_ctranslate2(folder / "ours", tmp_path / "model", quantization="int8")
+    [words] = translate(model, [load(folder / "ours").bpe.encode("the lazy dog").split()], min_decoding_length=7)
+    assert len(words) >= 7
+
+
+def test_what_ctranslate2_does_not_have(tmp_path):
+    pytest.importorskip("ctranslate2")
+    make(tmp_path / "theirs", decoder_attention_heads=2)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    sentence = "CTranslate2 does not have this model: .*--encoder-attention-heads and --decoder-attention-heads must"
+    with pytest.raises(UserError, match=sentence) as error:
+        to_ctranslate2(tmp_path / "ours", tmp_path / "model")
+    assert "\n" not in str(error.value) and not (tmp_path / "model").exists()
+
+
 # --- what cannot be
 
 
-@pytest.mark.parametrize("convert_to", [command.convert_to_ctranslate2, command.convert_to_fairseq])
-def test_programs_without_the_bias(pair, tmp_path, convert_to):
+def test_fairseq_without_the_bias(pair, tmp_path):
     _, folder = pair
     args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
     with pytest.raises(UserError, match="the model has a bias in its output layer .--output-bias."):
-        convert_to(SimpleNamespace(**args, quantization=None, user_dir=None))
+        command.convert_to_fairseq(SimpleNamespace(**args, quantization=None, user_dir=None))
     assert not (tmp_path / "out").exists()
 
 
@@ -238,7 +389,10 @@ def test_programs_without_the_bias(pair, tmp_path, convert_to):
     "options, sentence",
     [
         ({"decoder_start_token_id": 5}, "decoder_start_token_id: 5, and the family's models begin to decode with pad"),
-        ({"share_encoder_decoder_embeddings": False}, "lacks tensor encoder.embed_tokens.weight and 4 more"),
+        ({"share_encoder_decoder_embeddings": False}, "lacks tensor encoder.embed_tokens.weight and 3 more"),
+        ({"share_encoder_decoder_embeddings": 1}, "share_encoder_decoder_embeddings: 1, where true or false is needed"),
+        ({"decoder_vocab_size": "all"}, "has decoder_vocab_size: 'all', where a whole number above 0 is needed"),
+        ({"tie_word_embeddings": False}, "lacks tensor lm_head.weight"),
         ({"normalize_before": True}, "has normalize_before: True, which fairseq's model does not have"),
         ({"pad_token_id": 5, "decoder_start_token_id": 5}, "of another model, since its <pad> is number"),
     ],
@@ -250,17 +404,43 @@ def test_other_configurations(tmp_path, options, sentence):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_two_vocabularies(tmp_path):
+def test_two_vocabularies_of_one_embedding(tmp_path):
     make(tmp_path / "theirs")
     change(tmp_path / "theirs" / "tokenizer_config.json", separate_vocabs=True)
-    with pytest.raises(UserError, match="has separate_vocabs: only models with one vocabulary are converted"):
+    shutil.copy(tmp_path / "theirs" / "vocab.json", tmp_path / "theirs" / "target_vocab.json")
+    with pytest.raises(UserError, match="embeddings: True, and the tokenizer in .* separate_vocabs: it is of another"):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 
-def test_a_missing_part_of_the_tokenizer(tmp_path):
+@pytest.mark.parametrize("name, number", [("<unk>", 70), ("</s>", 0), ("other", 2)])
+def test_symbols_with_two_numbers(tmp_path, name, number):
+    """transformers knows one number of each: that in vocab.json."""
+    make(tmp_path / "theirs", KINDS[1])
+    path = tmp_path / "theirs" / "target_vocab.json"
+    numbers = json.loads(path.read_text())
+    if name == "</s>":
+        del numbers[name]
+    elif name == "other":
+        del numbers["<pad>"]
+    path.write_text(json.dumps(numbers | {"other" if name == "</s>" else name: number}))
+    with pytest.raises(UserError, match="target_vocab.json does not have '<?.*>' where vocab.json has it, as number"):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_padding_without_a_row(tmp_path):
     make(tmp_path / "theirs")
-    (tmp_path / "theirs" / "target.spm").unlink()
-    with pytest.raises(UserError, match="target.spm, a part of the tokenizer, is missing: copy it there"):
+    numbers = json.loads((tmp_path / "theirs" / "vocab.json").read_text())
+    (tmp_path / "theirs" / "vocab.json").write_text(json.dumps(numbers | {"<pad>": 5000}))
+    change(tmp_path / "theirs" / "config.json", pad_token_id=5000, decoder_start_token_id=5000)
+    with pytest.raises(UserError, match="config.json has pad_token_id: 5000, and the embedding has"):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+@pytest.mark.parametrize("name", ["target.spm", "target_vocab.json"])
+def test_a_missing_part_of_the_tokenizer(tmp_path, name):
+    make(tmp_path / "theirs", KINDS[1])
+    (tmp_path / "theirs" / name).unlink()
+    with pytest.raises(UserError, match=f"{name}, a part of the tokenizer, is missing: copy it there"):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 
@@ -276,26 +456,29 @@ def test_positions_in_the_file(tmp_path):
 
 
 @torch.no_grad()
+@pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_tied", [True, False])
-def test_embeddings_of_their_own(tmp_path, is_tied):
+def test_embeddings_of_their_own(tmp_path, kind, is_tied):
     """Those of encoder and decoder, or also that of the output layer."""
     options = {"share_encoder_decoder_embeddings": False, "tie_word_embeddings": is_tied}
-    theirs = make(tmp_path / "theirs", **options)
+    theirs = make(tmp_path / "theirs", kind, **options)
     embeddings = theirs.model.encoder.embed_tokens, theirs.model.decoder.embed_tokens, theirs.lm_head
     assert [torch.equal(one.weight, embeddings[1].weight) for one in embeddings] == [False, True, is_tied]
     convert(tmp_path / "theirs", tmp_path / "ours")
     assert_same_logits(theirs, tmp_path, "kv")
     again = back(tmp_path / "ours", tmp_path / "again")
     loaded = transformers.MarianMTModel.from_pretrained(again)
+    assert loaded.config.tie_word_embeddings is is_tied
     batch = torch.tensor([[5, 9, 7, 0]])
     read = torch.tensor([[theirs.config.pad_token_id, 9, 5]])
     expected, found = (model(input_ids=batch, decoder_input_ids=read).logits for model in (theirs, loaded))
     assert torch.equal(found, expected)
 
 
-def test_positions_of_their_own(tmp_path, capsys):
+@pytest.mark.parametrize("kind", KINDS)
+def test_positions_of_their_own(tmp_path, kind, capsys):
     """After a training they are no sines; transformers reads them from the folder."""
-    make(tmp_path / "theirs")
+    make(tmp_path / "theirs", kind)
     convert(tmp_path / "theirs", tmp_path / "ours")
     state = torch.load(tmp_path / "ours" / "model.pt", weights_only=False)
     state["model"]["encoder.embed_positions.weight"][2:] += 0.1
@@ -305,9 +488,12 @@ def test_positions_of_their_own(tmp_path, capsys):
     assert_same_logits(transformers.MarianMTModel.from_pretrained(again).eval(), tmp_path, "kv")
 
 
-@pytest.mark.parametrize("rows", [7, "many"])
-def test_vocabularies_of_two_sizes(tmp_path, rows):
-    make(tmp_path / "theirs")
-    change(tmp_path / "theirs" / "config.json", decoder_vocab_size=rows)
-    with pytest.raises(UserError, match=f"and decoder_vocab_size: {rows!r}: only models with one vocabulary"):
-        convert(tmp_path / "theirs", tmp_path / "ours")
+def test_dictionaries_of_another_tokenizer(tmp_path):
+    """<pad> and </s> have one number in config.json."""
+    make(tmp_path / "theirs", KINDS[1])
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    path = tmp_path / "ours" / "target_vocab.json"
+    numbers = json.loads(path.read_text())
+    path.write_text(json.dumps(numbers | {"</s>": 2, "<pad>": 0}))
+    with pytest.raises(UserError, match="<pad> or </s> has one number in sources and another in targets"):
+        back(tmp_path / "ours", tmp_path / "again")
