@@ -16,10 +16,10 @@
 #              FINETUNE_WINDOWS (default: 2): windows of a source that a training with windows has gradients through
 #   of the Transformer:
 #              LENGTHS (default: 512 1024 2048 4096 8192 16384): tokens of the sources
-#              QUESTIONS (default: 200): of the test set; PARAGRAPH_WORDS (default: 40): of each paragraph
-#              VOCABULARY (default: 8000), MODEL_OPTIONS (default: 3+3 layers, width 256, feed-forward width 512)
-#              UPDATES (default: 3000), LR (default: 1e-3)
-#              FINETUNE_UPDATES (default: 100; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
+#              QUESTIONS (default: 100): of the test set; PARAGRAPH_WORDS (default: 16): of each paragraph
+#              VOCABULARY (default: 4000), MODEL_OPTIONS (default: 2+2 layers, width 128, feed-forward width 256)
+#              UPDATES (default: 1000), LR (default: 3e-3)
+#              FINETUNE_UPDATES (default: 30; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
 #   of a BART: BART: folder with model.pt, dict.txt, encoder.json and vocab.bpe
 #              DOCUMENTS: folder with test.jsonl, and to train train.jsonl and valid.jsonl, each or .gz: on each line
 #              {"document": ..., "summary": ...}
@@ -38,9 +38,9 @@ whole_numbers FINETUNE_WINDOWS 1 "$windows"
 # The Transformer and SQuAD.
 
 questions_in_windows() {
-  window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} questions=${QUESTIONS:-200}
-  words=${PARAGRAPH_WORDS:-40} vocabulary=${VOCABULARY:-8000} updates=${UPDATES:-3000} rate=${LR:-1e-3}
-  tuning=${FINETUNE_UPDATES:-100} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
+  window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} questions=${QUESTIONS:-100}
+  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-1000} rate=${LR:-3e-3}
+  tuning=${FINETUNE_UPDATES:-30} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
   whole_numbers WINDOW 2 "$window"
   whole_numbers LENGTHS 2 $lengths
   whole_numbers QUESTIONS 1 "$questions"
@@ -52,9 +52,9 @@ questions_in_windows() {
   positive LR "$rate"
   positive FINETUNE_LR "$tuning_rate"
   begin
-  architecture=${MODEL_OPTIONS:---encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim 512
+  architecture=${MODEL_OPTIONS:---encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --encoder-normalize-before
-    --decoder-normalize-before --dropout 0.1}
+    --decoder-normalize-before --dropout 0}
   settings="$words words, windows of $window, $updates updates at $rate, $architecture"
   local first="$work/first/checkpoint_best.pt" tuned="$work/tuned/checkpoint_last.pt" full="$work/full/checkpoint_last.pt"
   local length method of_tuning=()

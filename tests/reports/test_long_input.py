@@ -97,15 +97,17 @@ def test_tables(folder, capsys):
     assert output.startswith("The paragraph alone: 4.0") and "That the model uses the paragraph is shown.\n" in output
     rows = table_rows(output)
     assert rows[0] == ["tokens", *long_input.TITLES.values()]
-    assert [row[0] for row in rows] == 3 * ["tokens", *rows[1][:1], "512", "4,096"]
+    assert [row[0] for row in rows] == 4 * ["tokens", *rows[1][:1], "512", "4,096"]
     losses = [[float(cell.split()[0]) if cell != "-" else None for cell in row[1:]] for row in rows[2:4]]
     assert losses[0] == pytest.approx([4.2, 4.2, 4.1, 4.1, 4.1], abs=0.03)
     assert losses[1][:4] == pytest.approx([5.0, 4.75, 4.9, 4.25], abs=0.03) and losses[1][4] is None
     assert rows[4] == ["tokens", *list(long_input.TITLES.values())[1:]]
     shares = [float(cell.split("%")[0]) for cell in rows[7][1:4]]
     assert shares == pytest.approx([25, 10, 75], abs=4) and rows[7][4] == "-"
-    assert rows[8] == ["tokens", "kv", "el"]
-    assert rows[10:] == [["512", "1.00", "0.250"], ["4,096", "8.00", "2.00"]]
+    differences = [float(cell.split()[0]) for cell in rows[11][1:]]
+    assert differences == pytest.approx([-0.25, -0.65], abs=0.04) and rows[10][1:] != rows[11][1:]
+    assert rows[12] == ["tokens", "kv", "el"]
+    assert rows[14:] == [["512", "1.00", "0.250"], ["4,096", "8.00", "2.00"]]
     assert "of 40 questions" in output
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
