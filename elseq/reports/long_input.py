@@ -32,7 +32,11 @@ TITLES = {
     TUNED: "trained in windows, in windows",
     FULL: "trained on whole sources, whole",
 }
-PAIRS = {WINDOWS: CUT, TUNED: TUNED_CUT}  # of one model: in windows, and cut
+DIFFERENCES = {
+    "in windows - cut": (WINDOWS, CUT),
+    "trained in windows: in windows - cut": (TUNED, TUNED_CUT),
+    "in windows - whole, each trained so": (TUNED, FULL),
+}
 
 
 class Value(NamedTuple):
@@ -131,8 +135,11 @@ def report(options):
         value = recovered(losses[f"{CUT}-{length}"], losses[OWN], losses[f"{name}-{length}"])
         return "-" if value is None else value.write(".0%")
 
-    def difference(name, length):
-        return losses[f"{name}-{length}"].minus(losses[f"{PAIRS[name]}-{length}"]).write("+.3f")
+    def difference(title, length):
+        if not all(length in lengths[name] for name in DIFFERENCES[title]):
+            return "-"
+        system, other = (losses[f"{name}-{length}"] for name in DIFFERENCES[title])
+        return system.minus(other).write("+.3f")
 
     def state(method, length):
         return number(states[method][length] / MEBIBYTE)
@@ -141,9 +148,8 @@ def report(options):
     print(f"\nLoss\n\n{by_length(systems, options.lengths, loss)}")
     others = {name: title for name, title in systems.items() if name != CUT}
     print(f"\nRecovered of what cutting costs\n\n{by_length(others, options.lengths, share)}")
-    pairs = {name: TITLES[name] for name in PAIRS if name in systems}
-    print("\nIn windows instead of cut, the same model: what is added to the loss\n")
-    print(by_length(pairs, options.lengths, difference))
+    differences = {title: title for title, compared in DIFFERENCES.items() if {*compared} <= {*systems}}
+    print(f"\nDifferences of losses\n\n{by_length(differences, options.lengths, difference)}")
     print(f"\nDecoding state in windows, MiB\n\n{by_length({m: m for m in METHODS}, options.lengths, state)}")
     print(
         f"\nLoss: cross-entropy of the references, base 2, of a token, of {questions:,} questions; in brackets: "

@@ -104,8 +104,9 @@ def test_tables(folder, capsys):
     assert rows[4] == ["tokens", *list(long_input.TITLES.values())[1:]]
     shares = [float(cell.split("%")[0]) for cell in rows[7][1:4]]
     assert shares == pytest.approx([25, 10, 75], abs=4) and rows[7][4] == "-"
-    differences = [float(cell.split()[0]) for cell in rows[11][1:]]
-    assert differences == pytest.approx([-0.25, -0.65], abs=0.04) and rows[10][1:] != rows[11][1:]
+    assert rows[8] == ["tokens", *long_input.DIFFERENCES]
+    differences = [float(cell.split()[0]) for cell in rows[11][1:3]]
+    assert differences == pytest.approx([-0.25, -0.65], abs=0.04) and rows[11][3] == "-" != rows[10][3]
     assert rows[12] == ["tokens", "kv", "el"]
     assert rows[14:] == [["512", "1.00", "0.250"], ["4,096", "8.00", "2.00"]]
     assert "of 40 questions" in output
