@@ -174,7 +174,7 @@ def read_state(folder, method, length):
 
 def plot(path, lengths, losses, states):
     """Losses and decoding state against the length."""
-    figure = Figure(figsize=(11, 4), layout="constrained")
+    figure = Figure(figsize=(11, 5), layout="constrained")
     quality, memory = figure.subplots(1, 2)
     for place, (name, own) in enumerate(lengths.items()):
         if own:
@@ -202,7 +202,7 @@ def plot(path, lengths, losses, states):
         axis.set_xscale("log", base=2)
         axis.set_xlabel("tokens of the source")
         axis.grid(alpha=0.3)
-        axis.legend(fontsize="small")
+        axis.legend(fontsize="small", loc="upper center", bbox_to_anchor=(0.5, -0.14), ncols=2)
     save_figure(figure, path)
 
 
