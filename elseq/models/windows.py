@@ -6,7 +6,7 @@ Unlimiformer (2305.01625): its own positions are those of the output, so the sou
 
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import groupby
+from itertools import groupby, pairwise
 from typing import NamedTuple
 
 import torch
@@ -68,11 +68,8 @@ class SourceWindows:
     def _cut(self, row: int, length: int) -> Iterator[Window]:
         last = max(0, length - self.length)
         starts = [*range(0, last, self.length - self.overlap), last]
-        ends = [
-            (start + following + self.length + 1) // 2 for start, following in zip(starts, starts[1:], strict=False)
-        ]
-        firsts = [0, *ends]
-        for start, first, end in zip(starts, firsts, [*ends, length], strict=True):
+        middles = [(start + after + self.length + 1) // 2 for start, after in pairwise(starts)]  # of what two share
+        for start, first, end in zip(starts, [0, *middles], [*middles, length], strict=True):
             yield Window(row, start, min(start + self.length, length), first, end)
 
     def passes(self, windows: Sequence[Window], device: torch.device) -> Iterator[Sequence[Window]]:
