@@ -60,15 +60,18 @@ def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
         assert engine.found.copied is (beam > 1)
 
 
-@pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies"])
+@pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies", "blenderbot"])
 @pytest.mark.parametrize("package", list(ENGINES))
 def test_the_words_of_kv(tmp_path, kind, package):
-    """A Marian has a bias, which stock fairseq does not have, and two dictionaries, or one."""
+    """A Marian has a bias, which stock fairseq has not, and one or two dictionaries; a Blenderbot starts from <s>."""
     pytest.importorskip(package)
     pytest.importorskip("transformers")
-    from tests.interop.hugging_face.families.test_marian import make
+    from tests.interop.hugging_face.families import test_blenderbot, test_marian
 
-    make(tmp_path / "theirs", kind)
+    if kind == "blenderbot":
+        test_blenderbot.make(tmp_path / "theirs")
+    else:
+        test_marian.make(tmp_path / "theirs", kind)
     convert(tmp_path / "theirs", tmp_path / "ours")
     model_file = checkpoint_model(tmp_path / "ours", None)
     sources = [[5, 30, 40, 2], [15, 21, 9, 2], [33, 7, 31, 2], [40, 2], [19, 2]]

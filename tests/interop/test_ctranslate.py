@@ -113,6 +113,22 @@ def test_swish(tmp_path):
     assert_same_words([result.hypotheses[0] for result in found], search(loaded, sources, beam=4))
 
 
+@pytest.mark.parametrize("ends", [True, False])
+def test_sources_without_an_end(tiny_translation, tmp_path, ends):
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    cfg = checkpoint_utils.load_checkpoint_to_cpu(str(tiny_translation.checkpoint))["cfg"]
+    cfg.task = Namespace(append_source_eos="yes" if ends else "no")
+    loaded = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, device="cpu")
+    loaded.task.cfg.append_source_eos = cfg.task.append_source_eos
+    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
+    ctranslate.to_ctranslate2(loaded.model, cfg, *dictionaries, tmp_path / "model")
+    sources = make_sources(dictionaries[0], LENGTHS)
+    words = [symbols_of(loaded, row[:-1]) for row in sources]
+    translator = ctranslate2.Translator(str(tmp_path / "model"), intra_threads=1)
+    found = translator.translate_batch(words, beam_size=4, max_decoding_length=LONGEST)
+    assert_same_words([result.hypotheses[0] for result in found], search(loaded, sources, beam=4))
+
+
 def test_quantization(tiny_translation, tmp_path):
     ctranslate2 = pytest.importorskip("ctranslate2")
     _, folder = converted(tiny_translation, tmp_path, quantization="int8")

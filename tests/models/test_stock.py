@@ -20,6 +20,7 @@ from elseq.compat.settings import model_class
 from elseq.errors import UserError
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
 from elseq.models.stock import (
+    as_stock,
     elseq_configuration,
     equivalent_model,
     stock_configuration,
@@ -192,6 +193,21 @@ def test_none_of_old_checkpoints_is_the_default():
 def test_models_without_an_equivalent(cfg, reason):
     with pytest.raises(UserError, match=f"cannot become one of elseq's, because {reason}"):
         elseq_configuration(cfg)
+
+
+@pytest.mark.parametrize(
+    "option, value",
+    [("output_bias", True), ("norm_before_positions", True), ("activation_fn", "swish")],
+)
+def test_what_other_programs_have_besides(option, value):
+    configuration = elseq_configuration(
+        Namespace(arch="elseq_transformer", layernorm_embedding=True, **{option: value})
+    )
+    others = [name for name in ("output_bias", "norm_before_positions", "activation_fn") if name != option]
+    with pytest.raises(UserError, match=f"--{option.replace('_', '-')}.*, which stock fairseq does not have"):
+        as_stock(configuration, others)
+    options = as_stock(configuration, [option])
+    assert options["_name"] == "transformer" and "output_bias" not in options
 
 
 def test_what_stock_leaves_out_of_language_models(language_model_data, tmp_path):

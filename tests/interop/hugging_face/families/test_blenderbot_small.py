@@ -3,10 +3,12 @@
 import json
 import random
 from collections import Counter
+from types import SimpleNamespace
 
 import pytest
 import torch
 
+from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
@@ -253,6 +255,16 @@ def test_round_trip(pair, tmp_path):
     assert found.get_vocab() == tokenizer.get_vocab()
     for line in (*LINES, *ODD):
         assert found(line)["input_ids"] == tokenizer(line)["input_ids"]
+
+
+def test_other_programs(pair, tmp_path):
+    """CTranslate2 and fairseq add positions before the norm."""
+    folder = pair[-1]
+    args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
+    for convert_to in (command.convert_to_ctranslate2, command.convert_to_fairseq):
+        with pytest.raises(UserError, match="before positions are added .--norm-before-positions."):
+            convert_to(SimpleNamespace(**args, quantization=None, user_dir=None))
+        assert not (tmp_path / "out").exists()
 
 
 def test_trained_with_the_end_of_sources(pair, tmp_path):
