@@ -388,7 +388,14 @@ def check_same_task(first: Checkpoint, task, other: Checkpoint, others) -> None:
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
             )
-    for name in ("first_source_symbol", "append_source_eos", "first_target_symbol", "places_of_languages"):
+    names = (
+        "first_source_symbol",
+        "append_source_eos",
+        "first_target_symbol",
+        "score_target_start",
+        "places_of_languages",
+    )
+    for name in names:
         if getattr(others, name, None) != getattr(task, name, None):
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: their texts have different symbols; give one of them"

@@ -102,8 +102,7 @@ def multi_head_attention(
 def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:
     key, value, mask, _ = segment
     if key.size(0) == query.size(0) and query.size(2) > 1:
-        is_plain = not causal and not dropout and query.size(-1) == value.size(-1) and value.stride(-1) == 1
-        if is_plain and fits_texts(query, mask):
+        if not causal and not dropout and fits_texts(query, key, value, mask):
             return attend_to_texts(query, key, value, mask)
         # Whole texts: the kernel itself handles heads that share a key.
         mask = None if mask is None else ~mask.unsqueeze(1)

@@ -17,7 +17,7 @@ from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
-from elseq.options import Loading
+from elseq.options import WINDOWS, Loading
 from elseq.subwords.pieces import NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
 
@@ -177,6 +177,7 @@ def convert_to_fairseq(args) -> None:
     state = Checkpoint.read(path).state
     with about(path):
         converted = to_stock(state)
+    _note_windows(state)
     save(converted, output)
     print(f"written: {output}")
 
@@ -194,7 +195,14 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str]) -> tuple[Pat
     state = Checkpoint.read(path, multilingual=False).state
     with about(path):
         as_stock(elseq_configuration(state["cfg"].model), features)
+    _note_windows(state)
     return path, output, state
+
+
+def _note_windows(state: dict) -> None:
+    """Tell of what a checkpoint records of its training and other programs do not have."""
+    if any(getattr(state["cfg"].task, name, None) for name in WINDOWS):
+        print("note: the model was trained on sources in windows; what is written reads sources of one window")
 
 
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:

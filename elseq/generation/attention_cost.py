@@ -39,7 +39,8 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
     positions = min(most, max(SHORTEST, _power_of_two(workload.source_length)))
     sentences = min(_power_of_two(workload.sentences), most // positions)
     sizes = (attention.embed_dim, *astuple(attention.sizes))
-    once, step = _measured(method, sizes, weight.dtype, weight.device, sentences, workload.beam, positions)
+    top_k = attention.top_k if attention.top_k is not None and attention.top_k < positions else None
+    once, step = _measured(method, sizes, top_k, weight.dtype, weight.device, sentences, workload.beam, positions)
     scale = workload.sentences * workload.source_length / (sentences * positions)
     return scale * (once + workload.target_length * step)
 
@@ -52,6 +53,7 @@ def _power_of_two(number: int) -> int:
 def _measured(
     method: DecodingMethod,
     sizes: tuple[int, ...],
+    top_k: int | None,
     dtype: torch.dtype,
     device: torch.device,
     sentences: int,
@@ -59,21 +61,23 @@ def _measured(
     positions: int,
 ) -> tuple[float, float]:
     """Seconds of making the memory of a layer, and of a step. From the file if it has them."""
-    name = " ".join(map(str, (method.name, *sizes, dtype, _machine(device), sentences, beam, positions)))
+    chosen = [] if top_k is None else [f"top {top_k}"]
+    name = " ".join(map(str, (method.name, *sizes, *chosen, dtype, _machine(device), sentences, beam, positions)))
     known = _read()
     if name not in known:
-        known[name] = list(_measure(method, sizes, dtype, device, sentences, beam, positions))
+        known[name] = list(_measure(method, sizes, top_k, dtype, device, sentences, beam, positions))
         _write(known)
     once, step = known[name]
     return once, step
 
 
 @torch.no_grad()
-def _measure(method, sizes, dtype, device, sentences, beam, positions) -> tuple[float, float]:
+def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) -> tuple[float, float]:
     embed_dim, heads, head_dim, kv_heads, width = sizes
     with torch.random.fork_rng(devices=[]):  # a search may have been seeded
         generator = torch.Generator().manual_seed(0)
-        layer = Attention(embed_dim, heads, kv_heads, width, width, head_dim=head_dim, encoder_decoder_attention=True)
+        options = {"head_dim": head_dim, "encoder_decoder_attention": True, "top_k": top_k}
+        layer = Attention(embed_dim, heads, kv_heads, width, width, **options)
         hidden = torch.randn(positions, sentences, width, generator=generator).to(device, dtype)
         query = torch.randn(1, sentences * beam, embed_dim, generator=generator).to(device, dtype)
     layer = layer.to(device, dtype).eval()

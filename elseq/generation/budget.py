@@ -337,8 +337,8 @@ class _Batch:
     def _attending_to_all(self, rows: _Rows, attention, length: int, is_causal: bool = False) -> int:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
-        probe = torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)
-        if attention.top_k is None and not is_causal and attention.head_dim <= WIDEST_FUSED_HEAD and fits_texts(probe):
+        probe = [torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)] * 3
+        if attention.top_k is None and not is_causal and attention.head_dim <= WIDEST_FUSED_HEAD and fits_texts(*probe):
             return 2 * query + rows.tensor(attention.k_proj.out_features)  # queries and keys laid out, the result
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
@@ -428,13 +428,16 @@ class _Search(_Batch):
         if own and is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy what has room to grow
             copied = (rows.count * own + self.sentences * shared) * method.numbers_kept(attention.sizes)
             copied = copied // method.tensors_kept * self.dtype.itemsize
+        is_rounded = method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
+        if is_rounded and shared and not own and (attention.top_k is not None or need_weights):  # no kernel reads these
+            copied = self.sentences * shared * method.numbers_kept(attention.sizes) * self.dtype.itemsize
         return rows.tensor(numbers) + copied, False
 
     def _choosing(self, query, top_k: int, shared: int, own: int, need_weights: bool) -> int:
         """Numbers that the scores of a query take, and the choice of the largest of them."""
         scores = shared + own
         if fits(query, query, query) and not (shared and own) and not need_weights:
-            return scores if self.dtype == torch.float32 else 3 * scores  # for the kernel, in float32
+            return (scores if self.dtype == torch.float32 else 3 * scores) + 2 * top_k  # for the kernel, in float32
         return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:

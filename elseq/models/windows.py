@@ -94,7 +94,8 @@ class SourceWindows:
         begins = (~padding).int().argmax(dim=1).tolist()  # the first token of each row
         with_gradients, others = self._divided(self.cut(lengths.tolist()))
         hidden = None
-        for windows, has_gradients in ((others, False), (with_gradients, torch.is_grad_enabled())):
+        # In this order: weights that autocast has converted without gradients would serve those with gradients as well.
+        for windows, has_gradients in ((with_gradients, torch.is_grad_enabled()), (others, False)):
             for some in self.passes(windows, tokens.device):
                 texts = [tokens[each.row, begins[each.row] :][each.start : each.stop] for each in some]
                 with torch.set_grad_enabled(has_gradients):

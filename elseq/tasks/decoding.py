@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+from argparse import Namespace
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Optional
@@ -132,6 +133,11 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
         return chosen_windows(positions, **given)
 
 
+def option_of_windows(options) -> str:
+    """The one that asks for windows."""
+    return as_option("long_input" if options.long_input else "source_window")
+
+
 def _places(text: str) -> tuple[str, ...]:
     return tuple(place.strip() for place in text.split(","))
 
@@ -189,6 +195,7 @@ class DecodingTask(FairseqTask):
     """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
 
     decodes_language_models = False
+    has_windows = False  # one of the models has
     multilingual: str | None = None  # of the tasks `families.MULTILINGUAL`, the one that this is
 
     # Number of symbols that the task adds to a source, beside its end.
@@ -236,9 +243,7 @@ class DecodingTask(FairseqTask):
 
     def _build(self, cfg, from_checkpoint: bool):
         wanted = self.decode_attention
-        given = [name for name in APPLIED if getattr(self.options, name) is not None]
-        given += [name for name in WINDOWS if getattr(self.options, name)]
-        applied = next(iter(given), None)
+        applied = self._applied()
         if applied in APPLIED and not from_checkpoint:
             raise UserError(
                 "is for a model that is trained: to train with top-k give an architecture of elseq's, such as "
@@ -252,8 +257,7 @@ class DecodingTask(FairseqTask):
         if stock in EQUIVALENT.values():
             model = super().build_model(cfg, from_checkpoint)
         elif wanted == STOCK:
-            if applied is not None:
-                raise UserError("does not go with stock, fairseq's own decoding: leave out one", as_option(applied))
+            self.check_stock(cfg, from_checkpoint)
             return super().build_model(cfg, from_checkpoint)
         else:
             kind, reason = equivalent_model(cfg)
@@ -274,6 +278,25 @@ class DecodingTask(FairseqTask):
         self._apply_windows(model, _task_settings(cfg) if from_checkpoint else {})
         return model
 
+    def _applied(self) -> str | None:
+        """An option that changes what a model computes."""
+        given = [name for name in APPLIED if getattr(self.options, name) is not None]
+        return next(iter((*given, *(name for name in WINDOWS if getattr(self.options, name)))), None)
+
+    def check_stock(self, cfg, from_checkpoint: bool) -> None:
+        """
+        Args:
+            cfg, from_checkpoint: as for `build_model`.
+
+        Raises:
+            UserError: an option that fairseq's own decoding does not have.
+        """
+        applied = self._applied()
+        if applied is not None:
+            raise UserError("does not go with stock, fairseq's own decoding: leave out one", as_option(applied))
+        if from_checkpoint and any(_task_settings(cfg).get(name) for name in WINDOWS):
+            logger.warning("the model was trained on sources in windows, which stock, fairseq's own decoding, has not")
+
     def _apply_top_k(self, model) -> None:
         options = self.options
         if options.apply_top_k is not None:
@@ -283,32 +306,32 @@ class DecodingTask(FairseqTask):
         set_chunk_sizes(model, options.query_chunk_size, options.ffn_chunk_size)
 
     def _apply_windows(self, model, trained: dict) -> None:
-        """Of these options or, if there are none, of those of a checkpoint's training, which become this task's.
+        """Of these options or, if there are none, of those of the checkpoint's training.
 
         Raises:
             UserError: a model without an encoder, or windows that are longer than its positions.
         """
-        options = self.options
-        if not options.long_input and options.source_window is None:
-            for name in WINDOWS:
-                if trained.get(name) is not None:
-                    setattr(options, name, trained[name])
+        given = {name: getattr(self.options, name) for name in (*WINDOWS, "train_windows")}
+        if not given["long_input"] and given["source_window"] is None:
+            given |= {name: trained.get(name) for name in WINDOWS}
+        options = Namespace(**given)
         if windows_of(options) is None:
             return
         if self.decodes_language_models:
             raise UserError(
                 "is for a model with an encoder: a language model has one row of positions for prompt and output",
-                as_option("long_input" if options.long_input else "source_window"),
+                option_of_windows(options),
             )
-        windows = windows_of(options, model.encoder.max_positions())
-        model.encoder.source_windows = windows
-        if options.long_input and options.apply_top_k is None:
+        windows = model.encoder.source_windows = windows_of(options, model.encoder.max_positions())
+        self.has_windows = True
+        if options.long_input and self.options.apply_top_k is None:
             for layer in model.decoder.layers:
                 layer.encoder_attn.top_k = layer.encoder_attn.top_k or windows.length
 
     def positions_of_windows(self, positions: tuple[int, int]) -> tuple[int, int]:
-        """The positions of sources and targets, if the model has these: in windows, sources have any number."""
-        return positions if windows_of(self.options) is None else (UNLIMITED, positions[1])
+        """The positions of sources and targets, if the model has these: in windows, sources have any number. A model of
+        an ensemble that has no windows limits the others by its own."""
+        return (UNLIMITED, positions[1]) if self.has_windows else positions
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
         """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""

@@ -35,6 +35,7 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_options,
     missing_files_named,
+    option_of_windows,
     windows_of,
     with_first,
 )
@@ -112,7 +113,9 @@ class MultilingualTask:
         source, target = source or known[0], target or known[1]
         args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
         self.check_languages(args)
-        return self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
+        task = self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
+        task.has_windows = self.has_windows
+        return task
 
     @classmethod
     def check_languages(cls, args, needed: bool = False) -> None:
@@ -463,10 +466,11 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         """For decoding, the Transformer of the pair, with the parameters of fairseq's `models.SOURCE-TARGET`."""
         if not from_checkpoint or self.training:
             if windows_of(self.args) is not None:
-                raise UserError("windows are not for the training of several pairs: leave them out", "--source-window")
+                raise UserError("is not for the training of several pairs: leave it out", option_of_windows(self.args))
             return MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
         self._check_training(cfg)
         if self.decode_attention == STOCK:
+            self.check_stock(cfg, from_checkpoint)
             model = MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
             model.max_positions = model.models[self.lang_pairs[0]].max_positions  # as `self.max_positions`
             return model

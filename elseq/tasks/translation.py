@@ -141,7 +141,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         named = zip(self._options_of_languages, (source, target), (self.src_dict, self.tgt_dict), strict=True)
         words = {option: self._word(language, known) for option, language, known in named if language is not None}
         task = type(self)(OmegaConf.merge(self.cfg, words), self.src_dict, self.tgt_dict)
-        task.trained_with_bos = self.trained_with_bos
+        task.trained_with_bos, task.has_windows = self.trained_with_bos, self.has_windows
         return task
 
     @staticmethod

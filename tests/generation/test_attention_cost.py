@@ -30,7 +30,7 @@ def measured(monkeypatch):
     """Measurements without a stopwatch: what was measured is recorded."""
     calls = []
 
-    def measure(method, sizes, dtype, device, sentences, beam, positions):
+    def measure(method, sizes, top_k, dtype, device, sentences, beam, positions):
         calls.append((method, sizes, dtype, sentences, beam, positions))
         return 4.0, 0.5
 
@@ -86,3 +86,14 @@ def test_measuring_draws_no_random_numbers_and_leaves_the_layer(attention, metho
     assert 0 < cross_attention_seconds(method, layer, WORKLOAD) < 60
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_long_sources_and_the_largest_scores(measured):
+    """No more positions than are measured at once, and the same number of largest scores."""
+    attention = Attention(16, 4, 2, encoder_decoder_attention=True, top_k=50).eval()
+    tops = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(attention_cost, "_measure", lambda *asked: tops.append((asked[2], asked[-1])) or (4.0, 0.5))
+        for length in (40, 64, 100_000):
+            attention_cost.cross_attention_seconds(KV, attention, Workload(1, 2, length, 10))
+    assert tops == [(50, 64), (50, 2048)]  # that of 40 and 64 is one measurement

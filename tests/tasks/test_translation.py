@@ -152,7 +152,7 @@ def test_sources_without_their_end(tiny_translation, truncated):
     known = plain.source_dictionary
     first, second, third = (known.index(f"w{number}") for number in (1, 2, 3))
     # of nothing a model makes nothing
-    assert typed["src_tokens"].tolist() == [[first, second], [pad, third], [pad, known.eos()]]
+    assert typed["src_tokens"].tolist() == [[first, second], [third, pad], [known.eos(), pad]]
     assert typed["src_lengths"].tolist() == [2, 1, 1]
 
 
@@ -243,6 +243,27 @@ def test_a_model_trained_in_windows_is_loaded_with_them(trained_in_windows):
         for options in ({}, {"source_window": 6, "source_window_overlap": 2}, {"source_window": 0})
     )
     assert found == asked and found != whole
+
+
+def test_each_model_of_an_ensemble_has_its_own_windows(trained_in_windows, tiny_translation):
+    ensemble = f"{trained_in_windows.checkpoint}:{tiny_translation.checkpoint}"
+    for paths in (ensemble, ":".join(reversed(ensemble.split(":")))):
+        generator = elseq.load(paths, "kv", data=trained_in_windows.data)
+        windows = {model.encoder.source_windows for model in generator.models}
+        assert windows == {SourceWindows(6, 2), None}
+        with pytest.raises(UserError, match="has 81 tokens and the model takes 64; shorten it"):
+            generator.generate(["w1 " * 80])
+    generator = elseq.load(ensemble, "kv", data=trained_in_windows.data, source_window=8)
+    assert [model.encoder.source_windows for model in generator.models] == [SourceWindows(8, 4)] * 2
+
+
+def test_stock_has_no_windows(trained_in_windows, caplog):
+    _, model = load_translation(trained_in_windows, decode_attention="stock")
+    assert (
+        "the model was trained on sources in windows, which stock, fairseq's own decoding, has not" in caplog.messages
+    )
+    with pytest.raises(UserError, match="^--source-window does not go with stock"):
+        load_translation(trained_in_windows, decode_attention="stock", source_window=5)
 
 
 def test_longer_sources_are_trained_and_resumed(raw_text, tmp_path):

@@ -309,17 +309,18 @@ void choose(const float *scores, int64_t positions, int64_t k, int32_t *places, 
 // Adds up 16 J columns of the chosen values of all rows of a set. All rows go through the positions together, in blocks
 // that stay in the cache.
 template <int J, class T>
-void add_chosen(const float *weights, const int32_t *places, int64_t rows, int64_t positions, int64_t k, int64_t padded,
-                const T *values, int64_t stride, int64_t column, int64_t width, float *out) {
+void add_chosen(const float *weights, const int32_t *places, int64_t rows, int64_t positions, int64_t k, const T *values,
+                int64_t stride, int64_t column, int64_t width, float *out) {
     const int64_t block = CACHED / (16 * J * sizeof(T));
-    std::vector<int64_t> next(rows, 0);
+    static thread_local std::vector<int64_t> next;
+    next.assign(rows, 0);
     for (int64_t r = 0; r < rows; r++) std::fill_n(out + r * width + column, std::min<int64_t>(16 * J, width - column), 0.f);
     for (int64_t end = block; end < positions + block; end += block) {
         for (int64_t r = 0; r < rows; r++) {
-            const int32_t *chosen = places + r * padded;
+            const int32_t *chosen = places + r * k;
             const int64_t begin = next[r];
             while (next[r] < k && chosen[next[r]] < end) next[r]++;
-            add<1, J>(weights + r * padded + begin, 0, next[r] - begin,
+            add<1, J>(weights + r * k + begin, 0, next[r] - begin,
                       [&](int64_t s) { return values + chosen[begin + s] * stride; }, column, width, out + r * width, 0);
         }
     }
@@ -329,24 +330,24 @@ void add_chosen(const float *weights, const int32_t *places, int64_t rows, int64
 
 extern "C" {
 
-// Scores [sequences, heads, rows, positions], out [sequences, heads, rows, width]; values of float32 or bfloat16.
-void elseq_attend_to_largest(const float *scores, const void *values, float *out, int64_t sequences, int64_t heads,
-                             int64_t rows, int64_t positions, int64_t k, int64_t width, int64_t value_sequence,
-                             int64_t value_head, int64_t value_position, int bfloat16, int threads) {
-    const int64_t sets = sequences * heads, padded = k + 16;  // vectors are stored whole
-    std::vector<float> weights(sets * rows * padded);
-    std::vector<int32_t> places(sets * rows * padded);
+// Scores [sequences, heads, rows, positions], weights and places [sequences, heads, rows, k] for what is found on the way,
+// out [sequences, heads, rows, width]; values of float32 or bfloat16.
+void elseq_attend_to_largest(const float *scores, const void *values, float *weights, int32_t *places, float *out,
+                             int64_t sequences, int64_t heads, int64_t rows, int64_t positions, int64_t k, int64_t width,
+                             int64_t value_sequence, int64_t value_head, int64_t value_position, int bfloat16, int threads) {
+    const int64_t sets = sequences * heads;
+    if (sets * rows * positions < SMALL / 8) threads = 1;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t i = 0; i < sets * rows; i++)
-        choose(scores + i * positions, positions, k, places.data() + i * padded, weights.data() + i * padded);
+        choose(scores + i * positions, positions, k, places + i * k, weights + i * k);
     const int64_t columns = width <= 64 ? 64 : 128, parts = (width + columns - 1) / columns;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t i = 0; i < sets * parts; i++) {
         const int64_t set = i / parts, start = set / heads * value_sequence + set % heads * value_head;
         const auto add = [&](const auto *from) {
             const auto call = columns == 64 ? add_chosen<4, std::decay_t<decltype(*from)>> : add_chosen<8, std::decay_t<decltype(*from)>>;
-            call(weights.data() + set * rows * padded, places.data() + set * rows * padded, rows, positions, k, padded,
-                 from + start, value_position, i % parts * columns, width, out + set * rows * width);
+            call(weights + set * rows * k, places + set * rows * k, rows, positions, k, from + start, value_position,
+                 i % parts * columns, width, out + set * rows * width);
         };
         if (bfloat16) add(static_cast<const uint16_t *>(values));
         else add(static_cast<const float *>(values));

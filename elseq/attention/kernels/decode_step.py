@@ -132,9 +132,17 @@ def decode_step(
     return out.to(query.dtype)
 
 
-def fits_texts(query: Tensor, mask: Tensor | None = None) -> bool:
-    """Whether `attend_to_texts` computes this query, [N, H, T, K]: as `fits`, of float32. mask: as there."""
-    return query.dtype == torch.float32 and fits(query[:, :, :1]) and (mask is None or mask.size(1) == 1)
+def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:
+    """Whether `attend_to_texts` computes this attention: float32 on a CPU, the numbers of a value adjacent, values as
+    wide as keys, no mask for each position, and otherwise as `fits`."""
+    return (
+        query.dtype == torch.float32
+        and query.size(-1) == value.size(-1)
+        and (value.size(-1) == 1 or value.stride(-1) == 1)
+        and (mask is None or mask.size(1) == 1)
+        and not (torch.is_grad_enabled() and (key.requires_grad or value.requires_grad))
+        and fits(query[:, :, :1])
+    )
 
 
 def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
@@ -154,6 +162,7 @@ def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     texts, heads, length, width = query.shape
     rows = query.transpose(1, 2).reshape(texts * length, heads, 1, width)
     keys = key.transpose(2, 3).contiguous().transpose(2, 3)
+    mask = None if mask is None else mask.contiguous()
     return decode_step(rows, (keys, value, mask)).view(texts, length, heads, width).transpose(1, 2)
 
 

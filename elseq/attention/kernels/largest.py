@@ -48,10 +48,14 @@ def attend_to_largest(scores: Tensor, value: Tensor, top_k: int) -> Tensor:
     has_shape = value.shape == (sequences, heads, positions, width)
     if not 0 < top_k < positions < 2**31 or not has_shape or not fits(scores, scores, value):
         raise ValueError(f"{top_k} of the scores {list(scores.shape)} of values {list(value.shape)}, {value.dtype}")
+    weights = numbers.new_empty(sequences, heads, rows, top_k)
+    places = weights.new_empty(weights.shape, dtype=torch.int32)
     out = numbers.new_empty(sequences, heads, rows, width)
     native.loaded().elseq_attend_to_largest(
         numbers.data_ptr(),
         value.data_ptr(),
+        weights.data_ptr(),
+        places.data_ptr(),
         out.data_ptr(),
         sequences,
         heads,

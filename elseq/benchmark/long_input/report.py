@@ -29,7 +29,9 @@ def tables(rows: list[Row]) -> str:
         "milliseconds per output token": lambda row: 1000 * _seconds(row, "decoder") / _tokens(row),
         "seconds to encode": lambda row: _seconds(row, "encoder"),
         "decoding state, MiB": lambda row: row.state_bytes / MEBIBYTE,
-        "peak above the model, MiB": lambda row: row.peak_mebibytes - row.loaded_mebibytes,
+        "peak above the model, MiB": lambda row: (
+            None if row.loaded_mebibytes is None else row.peak_mebibytes - row.loaded_mebibytes
+        ),
         "predicted, MiB": lambda row: row.predicted_bytes / MEBIBYTE,
     }
     parts = [_table(rows, name, value) for name, value in measures.items()]
@@ -43,7 +45,8 @@ def _table(rows: list[Row], name: str, value: Callable[[Row], float]) -> str:
     lines = []
     for method, scores in dict.fromkeys((row.method, row.scores) for row in rows):
         cells = [found.get((method, scores, length)) for length in lengths]
-        lines.append([f"{method}, {scores}", *("-" if row is None else number(value(row)) for row in cells)])
+        values = [None if row is None else value(row) for row in cells]
+        lines.append([f"{method}, {scores}", *("-" if each is None else number(each) for each in values)])
     return markdown([name, *(f"{length:,}" for length in lengths)], lines)
 
 

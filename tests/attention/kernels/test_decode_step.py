@@ -214,9 +214,25 @@ def test_masked_positions_behind_a_text_change_no_bit(more):
     assert torch.equal(attend_to_texts(*longer, mask)[:, :, :29], found)
 
 
+def test_a_mask_of_transposed_tokens():
+    torch.manual_seed(1)
+    query, key, value = torch.randn(3, 2, 3, 9, 16)
+    mask = torch.zeros(9, 1, 2, dtype=torch.bool)
+    mask[5:, :, 1] = True
+    mask = mask.transpose(0, 2)
+    assert torch.equal(attend_to_texts(query, key, value, mask), attend_to_texts(query, key, value, mask.contiguous()))
+
+
 def test_texts_that_it_does_not_compute():
-    query = torch.randn(1, 2, 5, 8)
-    assert fits_texts(query) and fits_texts(query, torch.zeros(1, 1, 5, dtype=torch.bool))
-    assert not fits_texts(query.bfloat16())
-    assert not fits_texts(query, torch.zeros(1, 5, 5, dtype=torch.bool))
-    assert not fits_texts(query.requires_grad_())
+    query, key, value = torch.randn(3, 1, 2, 5, 8)
+    assert fits_texts(query, key, value, torch.zeros(1, 1, 5, dtype=torch.bool))
+    assert not fits_texts(query.bfloat16(), key, value)
+    assert not fits_texts(query, key, value, torch.zeros(1, 5, 5, dtype=torch.bool))
+    assert not fits_texts(query, key, value[..., :4])
+    assert not fits_texts(query, key, value.transpose(2, 3).contiguous().transpose(2, 3))
+    for trained in (query, key, value):
+        trained.requires_grad_()
+        assert not fits_texts(query, key, value)
+        with torch.no_grad():
+            assert fits_texts(query, key, value)
+        trained.requires_grad_(False)
