@@ -124,7 +124,9 @@ def test_a_type_that_the_machine_does_not_have(folders, tmp_path, monkeypatch):
         CTranslate2Engine(vars(request))
 
 
-@pytest.mark.parametrize("name", ["m2m", "mbart25", pytest.param("apart", marks=pytest.mark.slow)])
+@pytest.mark.parametrize(
+    "name", ["m2m", *(pytest.param(each, marks=pytest.mark.slow) for each in ("mbart25", "apart"))]
+)
 def test_several_languages(family, name, tmp_path):
     """Every mode finds what fairseq-generate does with the task of the training; the others say why they do not."""
     model = family(name)

@@ -214,11 +214,9 @@ def multilingual(translation_data, tmp_path_factory):
 
 def test_a_multilingual_checkpoint_where_it_cannot_go(multilingual, translation_data, tmp_path):
     sentence = "only the task translation_from_pretrained_bart knows the symbols of "
-    benchmark = ["--data", translation_data, "--output", tmp_path / "benchmark"]
     for command in (
         ["fairseq-generate", translation_data, "--path", multilingual],
         ["fairseq-interactive", translation_data, "--path", multilingual],
-        ["elseq-benchmark", multilingual, *benchmark],
         ["elseq-convert", "to-hf", multilingual, "--output", tmp_path / "hf"],
     ):
         options = ["--task=elseq_translation", "--user-dir", helpers.USER_DIR, "--cpu"]

@@ -488,7 +488,8 @@ def test_validate_has_the_stock_loss(family, name):
     assert losses[0] == losses[1]
 
 
-@pytest.mark.parametrize("name", ["apart", pytest.param("shared", marks=pytest.mark.slow)])
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["apart", "shared"])
 def test_validate_of_each_pair(family, name, monkeypatch):
     """The losses of the pairs are parts of that of all, which stock fairseq gives."""
     model = family(name)
@@ -514,6 +515,7 @@ def test_validate_of_each_pair(family, name, monkeypatch):
         loss(*model.task, "-s=aa", "-t=bb")
 
 
+@pytest.mark.slow
 def test_codes_with_hyphens(text, tmp_path):
     """translation_from_pretrained_bart takes no pairs apart, so that they work there."""
     codes = {"aa": "zh-CN", "bb": "pt-BR"}

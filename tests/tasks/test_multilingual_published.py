@@ -199,7 +199,7 @@ def published(tmp_path_factory):
     return published
 
 
-MODELS = [m2m100, nllb200, *(pytest.param(make, marks=pytest.mark.slow) for make in (mbart50, mbart25))]
+MODELS = [nllb200, *(pytest.param(make, marks=pytest.mark.slow) for make in (m2m100, mbart50, mbart25))]
 SEARCH = ["--beam=5", "--max-len-b=12", "--cpu"]
 
 

@@ -2,12 +2,14 @@
 
 import json
 import sys
+from dataclasses import asdict
 
 import pytest
 
 from elseq.benchmark.long_input import measure as program
-from elseq.benchmark.long_input import report
+from elseq.benchmark.long_input import plan, report
 from elseq.benchmark.long_input.plan import Row
+from elseq.benchmark.measure import Measurement
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
 
@@ -25,7 +27,14 @@ def run(monkeypatch, tmp_path):
     return run_command
 
 
-def test_whole_table(run, tmp_path, capsys):
+def test_whole_table(run, tmp_path, capsys, monkeypatch):
+    def in_turns(command, requests, folder, interleave):
+        assert command == ["-m", "elseq.benchmark.long_input.measure"] and interleave
+        for request in requests:
+            yield Measurement(**json.loads(json.dumps(asdict(program.measure(json.loads(json.dumps(request)))))))
+
+    monkeypatch.setattr(plan, "in_turns", in_turns)  # without the seconds that a process takes to import torch
+    monkeypatch.setattr(program, "wait_for_turn", lambda mebibytes: None)
     rows = run("--repeats=2", "--batch=2")["rows"]
     cells = [(row["length"], row["method"], row["scores"]) for row in rows]
     assert cells == [
@@ -47,6 +56,11 @@ def test_whole_table(run, tmp_path, capsys):
     assert "milliseconds per output token" in text
     assert (tmp_path / "long_input.png").stat().st_size
     assert "written: " in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_process_for_each_run(run):
+    assert all("failure" not in row for row in run("--repeats=1", "--lengths=64")["rows"])
 
 
 def test_what_does_not_fit(monkeypatch):
