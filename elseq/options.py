@@ -142,7 +142,7 @@ class Loading:
 
     def of_task(self) -> dict:
         """The options of the elseq tasks that are set, with their names there."""
-        return {name: value for name, value in ((each, getattr(self, each)) for each in OF_TASK) if value is not None}
+        return {name: value for name in OF_TASK if (value := getattr(self, name)) is not None}
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""

@@ -148,10 +148,21 @@ def notes(rows: list[Row]) -> str:
         )
     if "gigaflops_per_second" in told:
         sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
-    busy = [_label(row) for row in rows if row.seconds and max(row.seconds) > NOISE * min(row.seconds)]
-    if busy:
-        sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {', '.join(busy)}.")
+    sentences += about_noise([_label(row) for row in rows if is_noisy(row.seconds)], ", ")
     return " ".join(sentences)
+
+
+def is_noisy(seconds: list[float] | dict[str, list[float]] | None) -> bool:
+    """Whether repeats differed by more than `NOISE`. seconds: of each repeat, or by part, as in a row."""
+    parts = seconds.values() if isinstance(seconds, dict) else [seconds]
+    return any(part and max(part) > NOISE * min(part) for part in parts)
+
+
+def about_noise(names: list[str], separator: str = "; ") -> list[str]:
+    """A sentence about the rows that are noisy, if there are any."""
+    if not names:
+        return []
+    return [f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {separator.join(names)}."]
 
 
 def heading(groups: list[list[str]]) -> str:

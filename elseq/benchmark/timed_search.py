@@ -1,11 +1,14 @@
 """A search whose encoder and decoder are timed apart."""
 
+import gc
 import time
 from argparse import Namespace
+from collections.abc import Callable
 
 import torch
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
+from elseq.benchmark.measure import Measurement, memory_mebibytes, reset_peak
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
 
@@ -54,6 +57,30 @@ class TimedSearch(FairseqEngine):
             return encoder_out
 
         self.model.encoder.forward_torchscript = timed_encode
+
+
+def time_parts(engine, wait: Callable[[float], None] = lambda mebibytes: None) -> Measurement:
+    """Warm an engine up, then time it as often as its request says.
+
+    Args:
+        engine: has `request`, `found`, `warm_up`, and `time`, which gives seconds by part.
+        wait: called before each repeat with the most memory that was needed; see `measure.wait_for_turn`.
+
+    Returns:
+        What the engine has found, with the seconds of each repeat by part, and memory.
+    """
+    device, found = engine.request["device"], engine.found
+    gc.collect()
+    found.loaded_mebibytes, loading_peak = memory_mebibytes(device)
+    found.peak_includes_loading = reset_peak(device)
+    engine.warm_up()
+    repeats = []
+    for _ in range(engine.request["repeats"]):
+        wait(max(loading_peak or 0, memory_mebibytes(device)[1] or 0))
+        repeats.append(engine.time())
+    found.seconds = {part: [seconds[part] for seconds in repeats] for part in repeats[0]}
+    found.peak_mebibytes = memory_mebibytes(device)[1]
+    return found
 
 
 def now(device: str) -> float:

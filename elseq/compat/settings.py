@@ -14,6 +14,13 @@ def values(settings) -> Mapping:
     return vars(settings) if isinstance(settings, Namespace) else settings
 
 
+def whole_of(settings):
+    """The whole configuration of which a model's settings are a part; None for those of old checkpoints, which are one
+    namespace of all options."""
+    parent = settings._get_parent() if hasattr(settings, "_get_parent") else None
+    return parent if parent is not None and "task" in parent else None
+
+
 def model_name(settings) -> str | None:
     """The name of the model, or of its architecture."""
     return getattr(settings, "_name", None) or getattr(settings, "arch", None)

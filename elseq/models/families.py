@@ -9,7 +9,7 @@ from fairseq.models.nat import FairseqNATModel
 from fairseq.tasks import TASK_REGISTRY
 
 from elseq.compat.checkpoints import unknown
-from elseq.compat.settings import model_class, model_name
+from elseq.compat.settings import model_class, model_name, whole_of
 from elseq.errors import UserError
 
 # Tasks of several languages that elseq has as well, as elseq_NAME.
@@ -79,10 +79,8 @@ def check_task_of_model(cfg, multilingual: str | None) -> None:
     Raises:
         UserError: as `check_task`; or this task does not know the symbols of the checkpoint's languages.
     """
-    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
-    # Old checkpoints have one namespace of all options.
-    old = Namespace(task=Namespace(task=getattr(cfg, "task", None)))
-    name = task_name(parent if parent is not None and "task" in parent else old)
+    whole = whole_of(cfg)
+    name = task_name(Namespace(task=Namespace(task=getattr(cfg, "task", None))) if whole is None else whole)
     _check_task_name(name)
     if name in MULTILINGUAL and name != multilingual:
         raise UserError(

@@ -147,7 +147,7 @@ def chosen_windows(
     Raises:
         UserError: options that do not go together, or a window longer than the positions.
     """
-    if not long_input and not source_window or source_window == 0:
+    if source_window == 0 or source_window is None and not long_input:
         for name, value in (("source_window_overlap", source_window_overlap), ("train_windows", train_windows)):
             if value is not None:
                 raise UserError(f"{value} is for a source in windows: also give source_window or long_input", name)

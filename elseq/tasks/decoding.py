@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
-from elseq.compat.settings import model_class, values
+from elseq.compat.settings import model_class, values, whole_of
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
 from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
@@ -32,6 +32,7 @@ logger = logging.getLogger(__name__)
 # And how one trains with them.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
 DTYPE = "--decode-dtype"
+OPTIONS_OF_WINDOWS = (*WINDOWS, "train_windows")
 
 
 @dataclass
@@ -125,7 +126,7 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
     Raises:
         UserError: options that are no numbers, or do not go together or with the positions.
     """
-    given = {name: getattr(options, name, None) for name in (*WINDOWS, "train_windows")}
+    given = {name: getattr(options, name, None) for name in OPTIONS_OF_WINDOWS}
     for name, value in given.items():
         if value is not None and not isinstance(value, int):
             raise UserError(f"{value} is not possible: give a number", as_option(name))
@@ -186,9 +187,8 @@ def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tenso
 
 def _task_settings(cfg) -> dict:
     """The settings of the task in the configuration of a checkpoint, of whose model this is the part."""
-    parent = cfg._get_parent() if hasattr(cfg, "_get_parent") else None
-    settings = parent.task if parent is not None and "task" in parent else cfg
-    return values(settings)
+    whole = whole_of(cfg)
+    return values(cfg if whole is None else whole.task)
 
 
 class DecodingTask(FairseqTask):
@@ -311,7 +311,7 @@ class DecodingTask(FairseqTask):
         Raises:
             UserError: a model without an encoder, or windows that are longer than its positions.
         """
-        given = {name: getattr(self.options, name) for name in (*WINDOWS, "train_windows")}
+        given = {name: getattr(self.options, name) for name in OPTIONS_OF_WINDOWS}
         if not given["long_input"] and given["source_window"] is None:
             given |= {name: trained.get(name) for name in WINDOWS}
         options = Namespace(**given)

@@ -29,20 +29,20 @@ class _Own(ctypes.Structure):
     ]
 
 
-def fits(query: Tensor) -> bool:
-    """Whether `decode_step` computes this query, [N, H, T, K].
-
-    It is one position in float32 or bfloat16 on a CPU, without gradients, and no mode of torch records or counts
-    operations.
-    """
+def computes(*tensors: Tensor) -> bool:
+    """Whether kernels compute with these: float32 or bfloat16 on a CPU, without gradients, and no mode of torch records
+    or counts operations."""
     return (
-        query.is_cpu
-        and query.dtype in TYPES
-        and query.size(2) == 1
-        and not (query.requires_grad and torch.is_grad_enabled())
+        all(each.is_cpu and each.dtype in TYPES for each in tensors)
+        and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
         and not native.is_recorded()
         and native.library() is not None
     )
+
+
+def fits(query: Tensor) -> bool:
+    """Whether `decode_step` computes this query, [N, H, T, K]: it is one position; and see `computes`."""
+    return query.size(2) == 1 and computes(query)
 
 
 def decode_step(
@@ -134,14 +134,13 @@ def decode_step(
 
 def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:
     """Whether `attend_to_texts` computes this attention: float32 on a CPU, the numbers of a value adjacent, values as
-    wide as keys, no mask for each position, and otherwise as `fits`."""
+    wide as keys, no mask for each position, and see `computes`."""
     return (
         query.dtype == torch.float32
         and query.size(-1) == value.size(-1)
         and (value.size(-1) == 1 or value.stride(-1) == 1)
         and (mask is None or mask.size(1) == 1)
-        and not (torch.is_grad_enabled() and (key.requires_grad or value.requires_grad))
-        and fits(query[:, :, :1])
+        and computes(query, key, value)
     )
 
 

@@ -8,20 +8,13 @@ import torch
 from torch import Tensor
 
 import elseq.native as native
-from elseq.attention.kernels.decode_step import TYPES
+from elseq.attention.kernels.decode_step import computes
 
 
 def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
-    """Whether `attend_to_largest` computes this attention: float32 or bfloat16 on a CPU, the numbers of a value
-    adjacent, without gradients, and no mode of torch records or counts operations."""
-    tensors = query, key, value
-    return (
-        all(each.is_cpu and each.dtype in TYPES for each in tensors)
-        and (value.size(-1) == 1 or value.stride(-1) == 1)
-        and not (torch.is_grad_enabled() and any(each.requires_grad for each in tensors))
-        and not native.is_recorded()
-        and native.library() is not None
-    )
+    """Whether `attend_to_largest` computes this attention: the numbers of a value are adjacent; and see
+    `decode_step.computes`."""
+    return (value.size(-1) == 1 or value.stride(-1) == 1) and computes(query, key, value)
 
 
 def attend_to_largest(scores: Tensor, value: Tensor, top_k: int) -> Tensor:

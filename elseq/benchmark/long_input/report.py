@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elseq.benchmark.long_input.plan import Plan, Row
-from elseq.benchmark.report import MEBIBYTE, NOISE
+from elseq.benchmark.report import MEBIBYTE, about_noise, is_noisy
 from elseq.files import save_figure
 from elseq.tables import markdown, number
 
@@ -86,13 +86,7 @@ def notes(plan: Plan, rows: list[Row]) -> str:
         "Unlimiformer (2305.01625) reads such states too, but projects the k of each head and layer again at every "
         "step, one source at a time.",
     ]
-    busy = [
-        name(row)
-        for row in rows
-        if any(max(seconds) > NOISE * min(seconds) for seconds in (row.seconds or {}).values())
-    ]
-    if busy:
-        sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(busy)}.")
+    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
     return " ".join(sentences)
 
 

@@ -4,14 +4,12 @@ Run as a program, so that its memory is this run's alone. The request has what `
 "target_length" and "repeats".
 """
 
-import gc
-
 import torch
 import torch.nn.functional as F
 
-from elseq.benchmark.measure import Measurement, main, memory_mebibytes, reset_peak
+from elseq.benchmark.measure import Measurement, main
 from elseq.benchmark.models import ModelFile, load
-from elseq.benchmark.timed_search import TimedSearch, now
+from elseq.benchmark.timed_search import TimedSearch, now, time_parts
 
 
 def measure(request: dict) -> Measurement:
@@ -20,16 +18,7 @@ def measure(request: dict) -> Measurement:
     Returns:
         seconds of each repeat, by part ("step", or "encoder" and "decoder"); memory; what the engine knows of itself.
     """
-    engine = (Training if request["column"] == "training" else TimedSearch)(request)
-    gc.collect()
-    found = engine.found
-    found.loaded_mebibytes, _ = memory_mebibytes(request["device"])
-    found.peak_includes_loading = reset_peak(request["device"])
-    engine.warm_up()
-    repeats = [engine.time() for _ in range(request["repeats"])]
-    found.seconds = {part: [seconds[part] for seconds in repeats] for part in repeats[0]}
-    found.peak_mebibytes = memory_mebibytes(request["device"])[1]
-    return found
+    return time_parts((Training if request["column"] == "training" else TimedSearch)(request))
 
 
 class Training:

@@ -3,7 +3,7 @@
 import statistics
 from pathlib import Path
 
-from elseq.benchmark.report import NOISE
+from elseq.benchmark.report import about_noise, is_noisy
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.benchmark.top_k.plan import Plan, Row
 from elseq.files import save_figure
@@ -135,9 +135,7 @@ def notes(plan: Plan, rows: list[Row]) -> str:
         "Sdpa: PyTorch's scaled_dot_product_attention.",
         "Published: 2106.06899, figures of the official repository, on a GPU that is not stated.",
     ]
-    busy = [name(row) for row in rows if row.seconds is not None and max(row.seconds) > NOISE * min(row.seconds)]
-    if busy:
-        sentences.append(f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(busy)}.")
+    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
     return " ".join(sentences)
 
 
