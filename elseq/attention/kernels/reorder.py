@@ -27,7 +27,7 @@ def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) ->
 def has_kernel(buffer: Tensor) -> bool:
     """Whether a kernel reorders this buffer. It has then proved itself on the buffer's GPU."""
     device, dtype = buffer.device, buffer.dtype
-    return buffer.is_cuda and usable(f"reordering of {dtype}", device, lambda: _trial(device, dtype))
+    return buffer.is_cuda and usable("reordering", device, lambda: _trial(device, dtype), (dtype,))
 
 
 def _reorder(buffer: Tensor, order: Tensor) -> None:
@@ -40,8 +40,7 @@ def _trial(device: torch.device, dtype: torch.dtype) -> Trial:
     sentences, beam, room = 8, 4, 64
     taken = torch.full((1,), room // 2, device=device)
     kernels, plain = (draw(sentences * beam, 16, room, 64, device=device, dtype=dtype) for _ in range(2))
-    order = torch.arange(0, sentences * beam, beam).repeat_interleave(beam) + torch.tensor([1, 0, 3, 3]).repeat(sentences)
-    order = order.to(device)
+    order = (torch.arange(0, sentences * beam, beam).unsqueeze(1) + torch.tensor([1, 0, 3, 3])).flatten().to(device)
 
     def by_kernel():
         launch(kernels, order, beam, taken)

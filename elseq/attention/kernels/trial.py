@@ -17,7 +17,8 @@ RUNS = 10  # timed together, so that the resolution of CUDA's events does not ma
 ROUNDS = 3  # of which the fastest counts
 HEAD_START = 2_000_000  # cycles that the GPU waits, so that launching does not count: a CUDA graph does not launch
 
-_verdicts: dict[tuple[str, torch.device], bool] = {}
+_verdicts: dict[tuple[str, torch.device, tuple], bool] = {}
+_allocated: dict[torch.device, int] = {}  # bytes by trials
 
 
 class Trial(NamedTuple):
@@ -28,26 +29,43 @@ class Trial(NamedTuple):
     expected: Tensor  # what both should return, computed in float64
 
 
-def usable(name: str, device: torch.device, case: Callable[[], Trial]) -> bool:
+def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tuple = ()) -> bool:
     """Whether a kernel has proved itself on a device. The first call tries it; the others return the same verdict.
 
-    A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and one line in
-    the log says why. While a CUDA graph is captured nothing can be tried: a kernel without a verdict is then not used,
-    and a later call tries it.
+    A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
+    why: in a warning for the first sizes, and for others at the level debug. While a CUDA graph is captured nothing can
+    be tried: a kernel without a verdict is then not used, and a later call tries it. So it is where memory runs out.
 
     Args:
-        name: of the kernel and of what it was compiled for, such as the type of its numbers.
+        name: of the kernel.
         device: a GPU, with its index.
         case: makes the trial. It leaves PyTorch's generators of random numbers as they are, and may raise anything.
+        sizes: for which the verdict holds, and the type of the numbers.
     """
-    if (name, device) not in _verdicts:
+    key = name, device, sizes
+    if key not in _verdicts:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return False
-        reason = _objection(device, case)
+        before = allocated(device)
+        try:
+            reason = _objection(device, case)
+        except torch.OutOfMemoryError:
+            return False
+        finally:
+            _allocated[device] = _allocated.get(device, 0) + allocated(device) - before
         if reason is not None:
-            logger.warning("%s: PyTorch computes it on %s, because %s", name, device, reason)
-        _verdicts[name, device] = reason is None
-    return _verdicts[name, device]
+            is_known = any(not found and tried[:2] == key[:2] for tried, found in _verdicts.items())
+            level = logging.DEBUG if is_known else logging.WARNING
+            logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
+        _verdicts[key] = reason is None
+    return _verdicts[key]
+
+
+def allocated(device: torch.device) -> int:
+    """Bytes that the process has allocated on a GPU so far, the freed ones included, but not those of trials."""
+    if device.type != "cuda":
+        return 0
+    return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)
 
 
 def current(device: torch.device) -> AbstractContextManager:
@@ -57,7 +75,8 @@ def current(device: torch.device) -> AbstractContextManager:
 
 def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Normally distributed numbers of this shape, the same in each call."""
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device, dtype)
+    generator = torch.Generator(device).manual_seed(seed)
+    return torch.randn(shape, generator=generator, device=device).to(dtype)
 
 
 def _objection(device: torch.device, case: Callable[[], Trial]) -> str | None:
@@ -71,6 +90,8 @@ def _objection(device: torch.device, case: Callable[[], Trial]) -> str | None:
                 return error
             trial.plain()  # libraries set themselves up
             kernel, plain = _milliseconds(trial.kernel, trial.plain)
+    except torch.OutOfMemoryError:
+        raise
     except Exception as error:  # errors of Triton, its C compiler or the driver
         return f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
     return None if kernel < plain else f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.attention.kernels.reorder import has_kernel, reorder_in_place
+from elseq.attention.kernels.reorder import _trial, has_kernel, reorder_in_place
 from tests.attention.reference import quick, seeds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -48,6 +48,14 @@ def test_a_large_beam(beam):
     from elseq.attention.kernels.reorder_triton import launch
 
     check(launch, 1, (2, 7, 150), 2, beam, 5)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
+def test_its_trial_finds_it_right(dtype):
+    case = _trial(torch.device(DEVICE), dtype)
+    assert torch.equal(case.kernel(), case.expected)
+    assert torch.equal(case.plain(), case.expected)
 
 
 @pytest.mark.gpu

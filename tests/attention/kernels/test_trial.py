@@ -97,6 +97,26 @@ def test_without_triton(monkeypatch, caplog):
     assert record.getMessage().endswith("because Triton is not installed")
 
 
+def test_only_the_first_of_its_sizes_is_a_warning(monkeypatch, caplog):
+    caplog.set_level("DEBUG")
+    assert usable("sums", DEVICE, case, (1,))
+    time(monkeypatch, 2.0, 1.0)
+    for size in (2, 3, 2):
+        assert not usable("sums", DEVICE, case, (size,))
+    assert not usable("products", DEVICE, case, (2,))
+    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "WARNING"]
+    assert "sums(3,): PyTorch" in caplog.records[1].getMessage()
+
+
+def test_where_memory_runs_out_it_is_tried_again(caplog):
+    def runs_out():
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    assert not usable("sums", DEVICE, runs_out)
+    assert not caplog.records
+    assert usable("sums", DEVICE, case)
+
+
 def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch, verdicts):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
