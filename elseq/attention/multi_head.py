@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.decode_step import attend_to_texts, fits_texts
 from elseq.attention.kernels.largest import attend_to_largest, fits
 from elseq.attention.top_k import keep_largest, top_k_attention
@@ -60,6 +61,23 @@ def multi_head_attention(
     """
     if top_k is not None and top_k >= sum(segment.key.size(2) for segment in segments):
         top_k = None
+    is_plain = top_k is None and not causal and not dropout and not need_weights
+    if is_plain and flash_decoding.fits(query, segments, _by_torch):
+        return flash_decoding.flash_decoding(query, segments), None
+    return _by_torch(query, segments, causal, window, dropout, need_weights, top_k, query_chunk_size)
+
+
+def _by_torch(
+    query: Tensor,
+    segments: Sequence[Segment],
+    causal: bool = False,
+    window: int | None = None,
+    dropout: float = 0.0,
+    need_weights: bool = False,
+    top_k: int | None = None,
+    query_chunk_size: int | None = None,
+) -> tuple[Tensor, Tensor | None]:
+    """`multi_head_attention` without the kernel that it has for a GPU. top_k is below the number of positions."""
     has_bias = any(segment.bias is not None for segment in segments)
     if top_k is not None and len(segments) == 1 and not need_weights and query.size(2) > 1 and not has_bias:
         key, value, mask, _ = segments[0]

@@ -6,6 +6,8 @@ from typing import NamedTuple
 
 import torch
 
+from elseq.attention.kernels.trial import allocated
+
 logger = logging.getLogger(__name__)
 
 
@@ -35,17 +37,14 @@ class CapturedWork:
         elif self._is_tried or not CapturedWork.is_possible:
             work()
         elif not self._bytes:
-            before = self._allocated()
+            before = allocated(self._device)
             work()
-            self._bytes = self._allocated() - before
+            self._bytes = allocated(self._device) - before
         else:
             self._is_tried = True
             if has_memory(self._device, self._bytes):
                 self._graph = capture(work, self._device)
             self(work)
-
-    def _allocated(self) -> int:
-        return torch.cuda.memory_stats(self._device)["allocated_bytes.all.allocated"]
 
 
 def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGraph | None:

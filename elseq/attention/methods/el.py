@@ -82,7 +82,10 @@ def el_attention(
         [N, H, T, K], and the weights [N, H, T, S] or None.
     """
     heads, head_dim = query.size(1), query.size(3)
-    segments = [Segment(states.unsqueeze(1), states.unsqueeze(1), *more) for states, *more in hidden]
+    segments = []
+    for states, *more in hidden:
+        states = states.unsqueeze(1)
+        segments.append(Segment(states, states, *more))  # one object: see `flash_decoding`
     if dropout > 0:
         # With dropout the weights do not sum to one. A column of ones in the values gives their sum for the bias below.
         segments = [segment._replace(value=F.pad(segment.value, (0, 1), value=1.0)) for segment in segments]

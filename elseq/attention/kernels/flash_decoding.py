@@ -1,0 +1,156 @@
+"""Flash-decoding: on a GPU, attention of one position of each hypothesis in one pass over keys and values.
+
+Blocks of positions are read one after the other, and scores, softmax and weighted sum of each are computed at once
+(online softmax, 2205.14135, section 3.1). All queries that attend to the same keys are rows of the same matrix
+products. With EL-attention these are the heads of all hypotheses of a sentence, and the values are the keys, so each
+hidden state is read once for both. Where a GPU has more processors than there are such matrices, several share the
+positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). Likewise the results for
+several segments.
+
+Shapes: N hypotheses (those of a sentence are adjacent) of M sequences, H heads, G key/value heads, S positions, K width
+of keys and values.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+from torch import Tensor
+
+import elseq.native as native
+from elseq.attention.kernels.trial import Trial, current, draw, usable
+
+if TYPE_CHECKING:
+    from elseq.attention.multi_head import Segment
+
+TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of everything that is read; it is computed in float32
+WIDEST = 1024
+SHARED_MEMORY = 99 * 1024  # bytes that a program can have on GPUs since compute capability 8.0, at least
+# Sizes of a trial, which is small: it is to take milliseconds.
+MOST_SEQUENCES = 16
+POSITIONS = (64, 512)
+
+
+def fits(
+    query: Tensor,
+    segments: Sequence[Segment],
+    plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]],
+) -> bool:
+    """Whether `flash_decoding` is to compute this attention: one position of each hypothesis on a GPU, without
+    gradients, numbers of one type, keys as wide as values. The kernel has then been tried on the GPU at about these
+    sizes.
+
+    Args:
+        query, segments: as for `flash_decoding`.
+        plain: the same attention by PyTorch, in any type, and None; for the trial.
+    """
+    return (
+        query.is_cuda
+        and query.size(2) == 1
+        and query.dtype in TYPES
+        and 0 < query.size(3) <= WIDEST
+        and query.size(0) > 0
+        and not torch.is_autocast_enabled(query.device.type)
+        and not native.is_recorded()
+        and all(_fits(query, segment) for segment in segments)
+        and all(_is_usable(query, segment, plain) for segment in segments)
+    )
+
+
+def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """Attend to all segments under one softmax.
+
+    Args:
+        query: [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
+        segments: keys and values [M, G, S, K] of the query's type, S at least 1. Where the value is the key, the same
+            object, it is read once. What a mask hides at both ends is not read, also when it is another mask at each
+            replay of a CUDA graph; in between there have to be finite numbers, as for PyTorch.
+
+    Returns:
+        [N, H, 1, K] in the type of the query; zero where all positions are masked.
+    """
+    from elseq.attention.kernels.flash_decoding_triton import GPU, launch  # cannot be imported without Triton
+
+    gpu = GPU(1, SHARED_MEMORY)  # Triton's interpreter
+    if query.is_cuda:
+        found = torch.cuda.get_device_properties(query.device)
+        shared_memory = getattr(found, "shared_memory_per_block_optin", SHARED_MEMORY)  # since PyTorch 2.5
+        gpu = GPU(found.multi_processor_count, shared_memory)
+    with current(query.device):
+        return launch(query, segments, gpu)
+
+
+def _fits(query: Tensor, segment: Segment) -> bool:
+    key, value, mask, bias = segment
+    return (
+        key.dtype == value.dtype == query.dtype
+        and key.shape == value.shape
+        and key.numel() > 0
+        and (bias is None or not bias.requires_grad)
+        and not (torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)))
+    )
+
+
+class Sizes(NamedTuple):
+    """Of an attention, rounded: one trial serves those of about the same sizes."""
+
+    dtype: torch.dtype
+    width: int
+    heads: int
+    kv_heads: int
+    sequences: int
+    hypotheses: int  # of each sequence
+    positions: int
+    has_one_tensor: bool  # the values are the keys
+    is_transposed: bool  # the positions of the keys are adjacent
+
+    @classmethod
+    def of(cls, query: Tensor, segment: Segment) -> Sizes:
+        hypotheses, heads, _, width = query.shape
+        sequences, kv_heads, positions, _ = segment.key.shape
+        return cls(
+            query.dtype,
+            width,
+            heads,
+            kv_heads,
+            min(_power_of_two(sequences), MOST_SEQUENCES),
+            hypotheses // sequences,
+            max(POSITIONS[0], min(_power_of_two(positions), POSITIONS[1])),
+            segment.value is segment.key,
+            segment.key.stride(2) == 1 < width,
+        )
+
+    def draw(self, device: torch.device, segment: Segment) -> tuple[Tensor, Segment]:
+        """A query and a segment of these sizes, half of whose sequences are padded."""
+        query = draw(self.sequences * self.hypotheses, self.heads, 1, self.width, device=device, dtype=self.dtype)
+        shape = self.sequences, self.kv_heads, self.positions, self.width
+        key = draw(*shape, device=device, dtype=self.dtype, seed=1)
+        if self.is_transposed:
+            key = key.transpose(2, 3).contiguous().transpose(2, 3)
+        lengths = self.positions - torch.arange(self.sequences, device=device) % 2 * (self.positions // 3)
+        mask = torch.arange(self.positions, device=device) >= lengths.view(-1, 1, 1)
+        value = key if self.has_one_tensor else draw(*shape, device=device, dtype=self.dtype, seed=2)
+        return query / self.width**0.5, segment._replace(key=key, value=value, mask=mask, bias=None)
+
+
+def _is_usable(query: Tensor, segment: Segment, plain) -> bool:
+    sizes, device = Sizes.of(query, segment), query.device
+    return usable("flash-decoding", device, lambda: _trial(sizes, device, segment, plain), sizes)
+
+
+def _trial(sizes: Sizes, device: torch.device, segment: Segment, plain) -> Trial:
+    query, drawn = sizes.draw(device, segment)
+    key = drawn.key.double()
+    wide = drawn._replace(key=key, value=key if sizes.has_one_tensor else drawn.value.double())
+    return Trial(
+        lambda: flash_decoding(query, [drawn]),
+        lambda: plain(query, [drawn])[0],
+        plain(query.double(), [wide])[0],
+    )
+
+
+def _power_of_two(number: int) -> int:
+    """The least one that is not smaller."""
+    return 1 << (number - 1).bit_length()

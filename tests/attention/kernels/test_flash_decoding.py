@@ -1,0 +1,395 @@
+"""The kernel of a decoding step on a GPU, against attention written out in float64.
+
+Without a GPU, Triton's interpreter runs it on CPU tensors. It knows no products of bfloat16.
+"""
+
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from elseq.attention import Attention, DecodeState, LayerState, Segment, SelfAttentionMemory, multi_head_attention
+from elseq.attention.kernels import flash_decoding, trial
+from elseq.attention.kernels.flash_decoding import Sizes, fits
+from elseq.attention.memory import Cursor, FixedMemory
+from elseq.attention.methods import EL, KV
+from elseq.attention.multi_head import _by_torch
+from tests.attention.reference import naive_attention, padding_mask, quick, seeds
+
+pytestmark = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+A100 = 163 * 1024  # bytes of shared memory that a program can have
+TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
+
+
+def launch(query, segments, processors=4):
+    from elseq.attention.kernels import flash_decoding_triton
+
+    gpu = flash_decoding_triton.GPU(processors, A100)
+    return flash_decoding_triton.launch(query.to(DEVICE), [moved(segment) for segment in segments], gpu).cpu()
+
+
+def moved(segment):
+    key, value, mask, bias = (None if each is None else each.to(DEVICE) for each in segment)
+    return Segment(key, key if segment.value is segment.key else value, mask, bias)
+
+
+def expected(query, segments):
+    wide = [
+        Segment(key.double(), value.double(), mask, None if bias is None else bias.double())
+        for key, value, mask, bias in segments
+    ]
+    return naive_attention(query.double(), wide)[0]
+
+
+def check(query, segments, processors=4):
+    found = launch(query, segments, processors)
+    assert found.dtype == query.dtype
+    tolerance = TOLERANCE[query.dtype]
+    torch.testing.assert_close(found.double(), expected(query, segments), rtol=tolerance, atol=tolerance)
+
+
+def draw_query(hypotheses, heads, width, dtype=torch.float32):
+    return (torch.randn(hypotheses, 1, heads, width).transpose(1, 2) * 2 / width**0.5).to(dtype)
+
+
+def draw_segment(sequences, kv_heads, positions, width, shares=False, transposed=False, dtype=torch.float32):
+    key, value = torch.randn(2, sequences, kv_heads, positions, width, dtype=dtype)
+    if transposed:
+        key = key.transpose(2, 3).contiguous().transpose(2, 3)
+    return Segment(key, key if shares else value)
+
+
+def hide(segment, lengths):
+    """Positions from these lengths on, one for each sequence or for all, are masked, and hold no numbers."""
+    mask = padding_mask(lengths, segment.key.size(2), "right").unsqueeze(1)
+    hidden = mask.view(len(mask), 1, -1, 1)
+    key, value = (tensor.masked_fill(hidden, torch.nan) for tensor in (segment.key, segment.value))
+    found = segment._replace(key=key, value=key if segment.value is segment.key else value, mask=mask)
+    zeros = Segment(found.key.nan_to_num(), found.value.nan_to_num(), mask)  # for the reference
+    return found, zeros
+
+
+lengths = st.sampled_from([1, 2, 17, 64, 65, 130])
+
+
+@st.composite
+def problems(draw):
+    torch.manual_seed(draw(seeds))
+    sentences, beam = draw(st.integers(1, 2)), draw(st.integers(1, 5))
+    kv_heads, group = draw(st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
+    width = draw(st.sampled_from([1, 16, 40, 64, 80]))
+    query = draw_query(sentences * beam, kv_heads * group, width)
+    segments, references = [], []
+    for sequences in draw(st.sampled_from([[sentences], [sentences * beam], [sentences, sentences * beam]])):
+        positions = draw(lengths)
+        segment = draw_segment(sequences, kv_heads, positions, width, draw(st.booleans()), draw(st.booleans()))
+        reference = segment
+        rows = draw(st.sampled_from([0, 1, sequences]))
+        if rows:
+            segment, reference = hide(segment, [draw(st.integers(1, positions)) for _ in range(rows)])
+        if draw(st.booleans()):
+            shape = [draw(st.sampled_from([1, size])) for size in query.shape[:2]]
+            bias = torch.randn(*shape, 1, positions)
+            segment, reference = segment._replace(bias=bias), reference._replace(bias=bias)
+        segments.append(segment)
+        references.append(reference)
+    return query, segments, references
+
+
+@settings(quick, max_examples=min(8, quick.max_examples))
+@given(problems(), st.sampled_from([1, 4, 100]))
+def test_attention_of_all_kinds(problem, processors):
+    query, segments, references = problem
+    found = launch(query, segments, processors)
+    torch.testing.assert_close(found.double(), expected(query, references), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("width, processors", [(128, 1), (320, 1), (512, 1), (768, 16), (1000, 1), (1024, 16)])
+def test_hidden_states(width, processors):
+    """EL-attention: one key/value head as wide as the model, whose values are its keys."""
+    torch.manual_seed(width)
+    segment, reference = hide(draw_segment(1, 1, 50, width, shares=True), [41])
+    query = draw_query(3, 8, width)
+    found = launch(query, [segment], processors)
+    torch.testing.assert_close(found.double(), expected(query, [reference]), rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.parametrize("width, shares", [(64, False), (512, True)])
+def test_half_precision(width, shares):
+    torch.manual_seed(1)
+    segments = [draw_segment(count, 1, 50, width, shares, dtype=torch.float16) for count in (2, 4)]
+    check(draw_query(4, 4, width, torch.float16), segments)
+
+
+@pytest.mark.parametrize("beam", [1, 5, 20])
+def test_many_heads(beam):
+    """More rows than a program has."""
+    torch.manual_seed(beam)
+    check(draw_query(beam, 16, 64), [draw_segment(1, 1, 20, 64)])
+
+
+def test_parts_of_which_all_is_masked():
+    torch.manual_seed(1)
+    segment, reference = hide(draw_segment(2, 1, 200, 16), [3, 120])
+    query = draw_query(4, 2, 16)
+    for processors in (1, 100):
+        found = launch(query, [segment], processors)
+        torch.testing.assert_close(found.double(), expected(query, [reference]), rtol=2e-6, atol=2e-6)
+
+
+@pytest.mark.parametrize("processors", [1, 100])
+def test_any_mask(processors):
+    """Padding on the left, and holes: what is in them are numbers."""
+    torch.manual_seed(1)
+    segment = draw_segment(2, 1, 150, 16)
+    mask = torch.rand(2, 1, 150) < torch.tensor([0.5, 0.0]).view(2, 1, 1)
+    mask[0, 0, :70] = True
+    mask[1, 0, :3] = True
+    check(draw_query(4, 2, 16), [segment._replace(mask=mask)], processors)
+
+
+@pytest.mark.parametrize("processors", [1, 100])
+def test_nothing_to_attend_to_is_zero(processors):
+    segment, _ = hide(draw_segment(2, 1, 200, 16), [0, 150])
+    found = launch(draw_query(2, 2, 16), [segment], processors)
+    assert not found[0].any()
+    assert found[1].isfinite().all() and found[1].any()
+
+
+def test_large_scores():
+    torch.manual_seed(1)
+    segment = draw_segment(1, 2, 200, 16)
+    query = (draw_query(2, 2, 16) * 50).round()
+    for processors in (1, 100):
+        check(query, [segment._replace(key=segment.key.round())], processors)  # exact scores
+
+
+@pytest.mark.parametrize("shape", [(2,), ()])
+@pytest.mark.parametrize("position", [0, 1, 30, 63])
+def test_memory_of_fixed_addresses(shape, position):
+    """Of keys and values, and of hidden states: the positions up to the cursor's."""
+    torch.manual_seed(position)
+    device = torch.device(DEVICE)
+    tensors = torch.randn(2, 3, *shape, 64, 32, device=device)
+    cursor = Cursor(position, 64, device)
+    memory = FixedMemory(tuple(tensors), 64, 64, cursor, 3)
+    cursor.begin()
+    [((key, value), mask, _)] = memory.read()
+    if not shape:
+        key = value = key.unsqueeze(1)
+    query = draw_query(3, 4, 32)
+    found = launch(query, [Segment(key, value, mask)])
+    seen = Segment(key[:, :, : position + 1].cpu(), value[:, :, : position + 1].cpu())
+    torch.testing.assert_close(found.double(), expected(query, [seen]), rtol=2e-6, atol=2e-6)
+
+
+def steps(method, prompt, kv_heads):
+    """Outputs of a layer that decodes a few tokens of four hypotheses, in the end in memory of fixed addresses."""
+    torch.manual_seed(1)
+    layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval()
+    memory = SelfAttentionMemory(method)
+    state = DecodeState([LayerState(memory)])
+    outputs = []
+    with torch.no_grad():
+        if prompt:
+            layer(torch.randn(prompt, 2, 16), causal=True, state=memory, need_weights=False)
+            state.length = prompt
+            state.end_prompt(padding_mask([prompt, 1], prompt, "left"))
+        for number in range(4):
+            if number == 2:
+                state.fix(8, 2)
+            if number >= 2:
+                state.cursor.begin()
+            outputs.append(layer(torch.randn(1, 4, 16), state=memory, need_weights=False)[0])
+            state.length += 1
+            if number >= 2:
+                state.cursor.end()
+            state.reorder(torch.tensor([1, 1, 3, 2]))
+    return torch.stack(outputs)
+
+
+@pytest.mark.parametrize("prompt, kv_heads", [(0, 1), (3, 2)])
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
+def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv_heads, monkeypatch):
+    without = steps(method, prompt, kv_heads)
+    calls = []
+
+    def all_of_one_position(query, segments, plain):
+        calls.append(query.size(2))
+        return query.size(2) == 1
+
+    monkeypatch.setattr("elseq.attention.methods.kv.fits", lambda query: False)  # the kernel of a CPU
+    monkeypatch.setattr(flash_decoding, "fits", all_of_one_position)
+    torch.testing.assert_close(steps(method, prompt, kv_heads), without, rtol=0, atol=2e-6)
+    assert calls.count(1) == 4
+
+
+class OnGPU(torch.Tensor):
+    """A tensor that says that it is on a GPU."""
+
+    is_cuda = True
+
+
+def test_what_it_computes(monkeypatch):
+    monkeypatch.setattr(flash_decoding, "usable", lambda *_: True)
+    query, segment = draw_query(4, 2, 16), draw_segment(2, 2, 9, 16)
+    assert not fits(query, [segment], _by_torch)
+
+    def does(query, segment):
+        return fits(query.as_subclass(OnGPU), [segment], _by_torch)
+
+    assert does(query, segment)
+    assert does(query.half(), segment._replace(key=segment.key.half(), value=segment.value.half()))
+    assert not does(query.half(), segment)
+    assert not does(query.double(), Segment(segment.key.double(), segment.value.double()))
+    assert not does(query.expand(-1, -1, 2, -1), segment)
+    assert not does(query, segment._replace(value=segment.value[..., :8]))
+    assert not does(query[:0], segment)
+    assert not does(query, Segment(segment.key[:, :, :0], segment.value[:, :, :0]))
+    assert not does(draw_query(4, 2, 1025), draw_segment(2, 2, 9, 1025))
+    with torch.autocast("cpu", torch.bfloat16):
+        assert not does(query, segment)
+    trained = segment._replace(key=segment.key.clone().requires_grad_())
+    assert not does(query, trained)
+    with torch.no_grad():
+        assert does(query, trained)
+    monkeypatch.setattr(flash_decoding, "usable", lambda *_: False)
+    assert not does(query, segment)
+
+
+def test_weights_dropout_and_the_largest_scores_are_not_for_it(monkeypatch):
+    query, segment = draw_query(4, 2, 16), draw_segment(2, 2, 9, 16)
+    monkeypatch.setattr(flash_decoding, "fits", lambda *_: True)
+    monkeypatch.setattr(flash_decoding, "flash_decoding", lambda query, segments: "the kernel")
+    assert multi_head_attention(query, [segment])[0] == "the kernel"
+    assert multi_head_attention(query, [segment], top_k=9)[0] == "the kernel"
+    for options in ({"need_weights": True}, {"dropout": 0.1}, {"top_k": 3}, {"causal": True}):
+        assert isinstance(multi_head_attention(query, [segment], **options)[0], torch.Tensor)
+
+
+@pytest.mark.parametrize("shares, transposed, kv_heads", [(True, False, 1), (False, True, 2)])
+def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch):
+    monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(trial, "_milliseconds", lambda *_: [1.0, 2.0])
+    query = draw_query(10, 4, 32).to(DEVICE)
+    segment = moved(draw_segment(2, kv_heads, 70, 32, shares, transposed))
+    assert flash_decoding._is_usable(query, segment, _by_torch)
+    [(name, device, sizes)] = trial._verdicts
+    assert (name, device) == ("flash-decoding", query.device)
+    assert sizes == Sizes(torch.float32, 32, 4, kv_heads, 2, 5, 128, shares, transposed)
+    drawn_query, drawn = sizes.draw(query.device, segment)
+    assert Sizes.of(drawn_query, drawn) == sizes
+    assert bool(drawn.mask.any())
+
+
+COMPILE = """
+import sys, torch
+from triton.backends.compiler import GPUTarget
+from triton.runtime import JITFunction, driver
+from elseq.attention import Segment
+from elseq.attention.kernels.flash_decoding_triton import GPU, launch
+
+dtype, capability, shared_memory = getattr(torch, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
+
+class Absent:
+    get_current_target = staticmethod(lambda: GPUTarget("cuda", capability, 32))
+    get_current_device = staticmethod(lambda: 0)
+    get_current_stream = staticmethod(lambda device: 0)
+
+def compile_only(self, *arguments, grid, warmup, **options):
+    print(run(self, *arguments, grid=grid, warmup=True, **options).metadata.shared)
+
+driver.set_active(Absent)
+run, JITFunction.run = JITFunction.run, compile_only
+for width in (64, 128, 256, 512, 768, 1024):
+    segments = []
+    for sequences, mask in ((2, torch.zeros(1, 1, 96, dtype=torch.bool)), (8, None)):
+        key, value = torch.zeros(2, sequences, 1, 96, width, dtype=dtype)
+        segments.append(Segment(key, key if width > 256 else value, mask))
+    launch(torch.zeros(8, 16, 1, width, dtype=dtype), segments, GPU(132, shared_memory))
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "dtype, capability, shared_memory",
+    [
+        ("bfloat16", 80, A100),
+        ("float32", 80, A100),
+        ("bfloat16", 86, 99 * 1024),
+        ("float16", 90, 227 * 1024),
+    ],
+)
+def test_it_compiles_for_gpus(dtype, capability, shared_memory, tmp_path):
+    """Which needs none of them."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    options = [dtype, str(capability), str(shared_memory)]
+    done = subprocess.run([sys.executable, "-c", COMPILE, *options], env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    of_kernels = [int(line) for line in done.stdout.split()]
+    assert len(of_kernels) == 6 * 3 and max(of_kernels) <= shared_memory  # for two segments, and to join them
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width, kv_heads, shares", [(64, 16, False), (64, 1, False), (512, 1, True), (1024, 1, True)])
+def test_on_a_gpu(width, kv_heads, shares, dtype):
+    torch.manual_seed(1)
+    segments = [draw_segment(count, kv_heads, 300, width, shares, dtype=dtype) for count in (2, 8)]
+    hidden = [hide(segments[0], [300, 100]), hide(segments[1], [77])]
+    query = draw_query(8, 16, width, dtype)
+    for chosen in (hidden[:1], hidden[1:], hidden):
+        found = launch(query, [segment for segment, _ in chosen], 132)
+        wide = expected(query, [reference for _, reference in chosen])
+        torch.testing.assert_close(found.double(), wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@pytest.mark.gpu
+def test_in_a_cuda_graph():
+    """A replayed step attends to what the cursor has reached."""
+    device = torch.device("cuda")
+    torch.manual_seed(1)
+    states = torch.randn(4, 64, 512, device=device)
+    cursor = Cursor(5, 64, device)
+    memory = FixedMemory((states,), 64, 64, cursor, 4)
+    query = draw_query(4, 8, 512).to(device)
+    found = torch.zeros(4, 8, 1, 512, device=device)
+
+    def step():
+        cursor.begin()
+        [((hidden,), mask, _)] = memory.read()
+        hidden = hidden.unsqueeze(1)
+        found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask)]))
+        cursor.end()
+
+    step()  # compiles
+    torch.cuda.synchronize()
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        step()
+    for position in range(6, 20):
+        graph.replay()
+        seen = states[:, None, : position + 1].cpu()
+        wide = expected(query.cpu(), [Segment(seen, seen)])
+        torch.testing.assert_close(found.cpu().double(), wide, rtol=4e-6, atol=4e-6)
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", TOLERANCE)
+@pytest.mark.parametrize("width, heads, kv_heads", [(1024, 16, 1), (64, 16, 16), (64, 8, 1)])
+def test_attention_is_right_with_the_kernel_or_without(width, heads, kv_heads, dtype, monkeypatch):
+    """Whatever the trial finds."""
+    monkeypatch.setattr(trial, "_verdicts", {})
+    torch.manual_seed(1)
+    segment = draw_segment(4, kv_heads, 400, width, shares=kv_heads == 1 < heads // 8, dtype=dtype)
+    query = draw_query(16, heads, width, dtype)
+    found, _ = multi_head_attention(query.cuda(), [moved(segment)])
+    wide = expected(query, [segment])
+    torch.testing.assert_close(found.cpu().double(), wide, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+    assert len(trial._verdicts) == 1
