@@ -1,6 +1,7 @@
 """Tiny data sets and models for tests, made by fairseq's own commands, and ways to run those."""
 
 import contextlib
+import fcntl
 import io
 import itertools
 import logging
@@ -31,6 +32,19 @@ def peak_memory(call):
     events = [event for event in recorded.profiler.kineto_results.events() if event.name() == "[memory]"]
     sizes = [event.nbytes() for event in sorted(events, key=lambda event: event.start_ns())]
     return max(itertools.accumulate(sizes))
+
+
+def once(tmp_path_factory, name, make):
+    """A folder of this run that `make` fills, in the first of its processes that asks for it."""
+    base = tmp_path_factory.getbasetemp()
+    folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
+    folder.mkdir(exist_ok=True)
+    with (folder / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (folder / "made").exists():
+            make(folder)
+            (folder / "made").touch()
+    return folder
 
 
 @dataclass

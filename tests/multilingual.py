@@ -74,7 +74,11 @@ def spoken(language, numbers):
 @pytest.fixture(scope="session")
 def text(tmp_path_factory):
     """Sentences in three languages, each with its own permutation of 20 words; translations are in the same order."""
-    folder = tmp_path_factory.mktemp("languages")
+    folder = helpers.once(tmp_path_factory, "languages", write_languages)
+    return folder, folder / "data"
+
+
+def write_languages(folder):
     generator = random.Random(3)
     data = folder / "data"
     for number, pair in enumerate(PAIRS):
@@ -89,7 +93,6 @@ def text(tmp_path_factory):
         command = ["fairseq-preprocess", "-s", source, "-t", target, "--joined-dictionary", *prefixes, *known]
         helpers.run_here([*command, "--destdir", folder / pair])
         shutil.copytree(folder / pair, data, dirs_exist_ok=True)
-    return folder, data
 
 
 @pytest.fixture(scope="session")
@@ -103,9 +106,14 @@ def family(text, tmp_path_factory):
             arch, task, options = FAMILIES[name]
             if "from_pretrained" in task[0]:
                 task = [*task, "--source-lang=aa", "--target-lang=bb"]
-            save_dir = tmp_path_factory.mktemp("family")
-            command = [each for each in helpers.train_command(arch, data, save_dir) if each != "--share-all-embeddings"]
-            helpers.run_here([*command, *task, *options, "--max-update=150", "--lr=0.005"])
+
+            def train(folder):
+                command = [
+                    each for each in helpers.train_command(arch, data, folder) if each != "--share-all-embeddings"
+                ]
+                helpers.run_here([*command, *task, *options, "--max-update=150", "--lr=0.005"])
+
+            save_dir = helpers.once(tmp_path_factory, f"family_{name.replace(' ', '_')}", train)
             trained[name] = Family(raw, data, save_dir / "checkpoint_last.pt", task, name)
         return trained[name]
 

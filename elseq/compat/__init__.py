@@ -69,7 +69,7 @@ REPAIRS = (
     training.clip_gradients_where_they_are,
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
-    training.explain_missing_bleu,
+    training.explain_missing_metrics,
     training.explain_arguments_that_are_no_json,
     training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,

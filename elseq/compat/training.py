@@ -9,12 +9,13 @@ import torch
 from fairseq import options, trainer, utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.logging import metrics
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option
 
 
 def clip_gradients_where_they_are():
@@ -52,7 +53,7 @@ def explain_missing_hardware():
     _check_before_training(_check_hardware)
 
 
-def _check_hardware(cfg, task):
+def _check_hardware(cfg, *_):
     common = cfg.common
     has_gpu = torch.cuda.is_available() and not common.cpu
     if common.fp16 and not (has_gpu or common.memory_efficient_fp16):
@@ -61,16 +62,69 @@ def _check_hardware(cfg, task):
         raise UserError("--tpu needs torch_xla, which is not installed: leave it out")
 
 
-def explain_missing_bleu():
-    """--best-checkpoint-metric bleu without --eval-bleu gives a KeyError after the first epoch."""
+# What a validation computes only by a switch of the task or of the criterion.
+_BY_SWITCH = {"bleu": "eval_bleu", "accuracy": "report_accuracy"}
+
+
+def explain_missing_metrics():
+    """--best-checkpoint-metric with a name that no validation computes, such as bleu without --eval-bleu, gives a
+    KeyError after the first epoch."""
     _check_before_training(_check_metric)
 
 
-def _check_metric(cfg, task):
+def _check_metric(cfg, task, criterion):
+    if cfg.dataset.disable_validation:
+        return
+    name = cfg.checkpoint.best_checkpoint_metric
     of_task = getattr(task, "cfg", None) or getattr(task, "args", None)
-    is_needed = cfg.checkpoint.best_checkpoint_metric == "bleu" and not cfg.dataset.disable_validation
-    if is_needed and getattr(of_task, "eval_bleu", None) is False:
-        raise UserError("--best-checkpoint-metric bleu needs --eval-bleu: give both, or neither")
+    if name in _BY_SWITCH:
+        switches = [getattr(options, _BY_SWITCH[name], None) for options in (of_task, cfg.criterion)]
+        if False in switches:
+            switch = as_option(_BY_SWITCH[name])
+            raise UserError(f"--best-checkpoint-metric {name} needs {switch}: give both, or neither")
+    computed = _computed(task, criterion)
+    if computed is not None and name not in computed:
+        raise UserError(
+            f"--best-checkpoint-metric {name} is not computed by the validation of this task and criterion: give one "
+            f"of {', '.join(each for each in computed if each not in _OF_BATCHES)}"
+        )
+
+
+_OF_BATCHES = ("wpb", "wps", "bsz", "num_updates")
+
+
+class _AnyOutput(dict):
+    """The logging output of a batch, with a number of its own for each name."""
+
+    def __missing__(self, name):
+        return self.setdefault(name, len(self) + 1)
+
+    def get(self, name, default=None):
+        return self[name]
+
+    def __contains__(self, name):
+        return True
+
+    def __iter__(self):
+        raise LookupError("the names are not known")
+
+    keys = values = items = __iter__
+
+
+def _computed(task, criterion) -> list[str] | None:
+    """The names of all that a validation may compute; None if that is not known before."""
+    packages = {type(each).__module__.partition(".")[0] for each in (task, criterion)}
+    if hasattr(task, "post_validate") or not packages <= {"fairseq", "elseq"}:
+        return None
+    by_tokens = getattr(criterion, "sentence_avg", None) is False  # then the loss of a token is not computed apart
+    output = _AnyOutput(dict.fromkeys(("ntokens", "sample_size"), 1) if by_tokens else {})
+    with metrics.aggregate(new_root=True) as meters:
+        try:
+            task.reduce_metrics([output], criterion)
+        except Exception:  # it asks which names there are, or for more than numbers
+            return None
+    names = ["loss", *(name for name in meters if not name.startswith("_")), "num_updates"]  # these two always
+    return list(dict.fromkeys(names))
 
 
 def explain_arguments_that_are_no_json():
@@ -106,7 +160,7 @@ def refuse_processes_that_are_strangers():
     _check_before_training(_check_processes)
 
 
-def _check_processes(cfg, task):
+def _check_processes(cfg, *_):
     count = os.environ.get("WORLD_SIZE", "1")
     if count != "1" and cfg.distributed_training.distributed_world_size == 1:
         raise UserError(
@@ -116,8 +170,8 @@ def _check_processes(cfg, task):
 
 
 def _check_before_training(check):
-    def init(original, self, cfg, task, *args, **kwargs):
-        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task)
-        original(self, cfg, task, *args, **kwargs)
+    def init(original, self, cfg, task, model, criterion, *args, **kwargs):
+        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, criterion)
+        original(self, cfg, task, model, criterion, *args, **kwargs)
 
     wrap(trainer.Trainer, "__init__", init)

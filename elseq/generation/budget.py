@@ -275,28 +275,30 @@ class _Batch:
         elif is_cut:
             remembering -= hidden  # it is the memory itself
         if not is_cut:
-            return whole.count + hidden + max(self._layers(whole, self.length), remembering)
+            reading = max(3 * hidden, self._layers(self.encoder.layers, whole, self.length))
+            return whole.count + hidden + max(reading, remembering)
         # Beside the states of all windows, some are encoded, with their tokens and embeddings.
         cut = windows.cut([self.length] * self.sentences)
         some = self._rows(windows.length * max(len(each) for each in windows.passes(cut, self.device)))
-        encoding = some.count * (1 + 2 * INDEX_BYTES) + some.tensor(self.encoder.layers[0].embed_dim)
-        return whole.count + max(hidden + encoding + self._layers(some, windows.length), remembering)
+        embedded = some.tensor(self.encoder.layers[0].embed_dim)
+        reading = max(3 * embedded, self._layers(self.encoder.layers, some, windows.length))
+        encoding = some.count * (1 + 2 * INDEX_BYTES) + embedded + reading
+        return whole.count + max(hidden + encoding, remembering)
 
-    def _layers(self, rows: _Rows, length: int) -> int:
-        """The most that the encoder holds at a time, beside a mask and the embeddings.
+    def _layers(self, layers, rows: _Rows, length: int, is_causal: bool = False) -> int:
+        """The most that layers hold at a time, each with its input.
 
         Args:
-            rows: the positions that it reads.
+            layers: of the encoder, or if is_causal of the decoder, without the attention to a source.
+            rows: the positions that they read.
             length: how many of them attend to one another.
         """
-        layers = [
-            rows.layer(
-                layer,
-                rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length), keeps=True),
-            )
-            for layer in self.encoder.layers
-        ]
-        return max(3 * rows.tensor(self.encoder.layers[0].embed_dim), *layers)
+
+        def most(layer) -> int:
+            attending = self._attending_to_all(rows, layer.self_attn, length, is_causal)
+            return rows.layer(layer, rows.attention(layer.self_attn, attending, keeps=not is_causal))
+
+        return max(map(most, layers))
 
     def _projecting(self, rows: _Rows, attention, is_scattered: bool) -> int:
         """Keys and values of a source, and the same rounded. is_scattered: see `Product.multiplying_bytes`."""
@@ -316,12 +318,6 @@ class _Batch:
         if not length:
             return 0
         rows, own = self._rows(self.sentences * length), self.methods.own
-        layers = [
-            rows.layer(
-                layer, rows.attention(layer.self_attn, self._attending_to_all(rows, layer.self_attn, length, True))
-            )
-            for layer in self.decoder.layers
-        ]
         ending = [
             self._rounding(rows, layer.self_attn, own)
             + rows.count
@@ -332,7 +328,8 @@ class _Batch:
         # As the prompt is read it is remembered like what a hypothesis has, one for each sentence.
         numbers = sum(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers)
         remembered = self.sentences * _room(length) * numbers * self.dtype.itemsize
-        return remembered + 3 * rows.count * INDEX_BYTES + max(*layers, *ending)
+        reading = self._layers(self.decoder.layers, rows, length, is_causal=True)
+        return remembered + 3 * rows.count * INDEX_BYTES + max(reading, *ending)
 
     def _attending_to_all(self, rows: _Rows, attention, length: int, is_causal: bool = False) -> int:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""

@@ -110,10 +110,15 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return self.cfg.append_source_eos != "no"
 
     @property
+    def symbols_around_source(self) -> tuple[list[int], list[int]]:
+        """The rows of what is put before a source and after it, the end symbol included."""
+        first, last = ([] if row is None else [row] for row in (self.first_source_symbol, self.last_source_symbol))
+        return first, [self.src_dict.eos()] * self.append_source_eos + last
+
+    @property
     def symbols_of_source(self) -> int:
         """How many symbols are put around a source and its end symbol; -1: that is taken away."""
-        added = sum(symbol is not None for symbol in (self.first_source_symbol, self.last_source_symbol))
-        return added - (not self.append_source_eos)
+        return sum(map(len, self.symbols_around_source)) - 1
 
     @property
     def first_target_symbol(self) -> int | None:
@@ -221,7 +226,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             prepend_bos_src=first,
         )
         if not self.append_source_eos:
-            dataset.src = _WithoutEnd(dataset.src)
+            dataset.src = _WithoutEnd(dataset.src, keeps_one=last is None)
         if last is not None:
             dataset.src = AppendTokenDataset(dataset.src, last)
         if ends_otherwise:
@@ -234,7 +239,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         symbols = self.first_source_symbol, self.last_source_symbol
         if not self.append_source_eos:
-            src_tokens = [_without_end(tokens) for tokens in src_tokens]
+            src_tokens = [_without_end(tokens, keeps_one=symbols == (None, None)) for tokens in src_tokens]
             src_lengths = [len(tokens) for tokens in src_tokens]
         if symbols != (None, None):
             before, after = (torch.tensor([] if symbol is None else [symbol]).long() for symbol in symbols)
@@ -272,14 +277,22 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 class _WithoutEnd(BaseWrapperDataset):
     """Sources without their end symbol."""
 
+    def __init__(self, dataset, keeps_one: bool):
+        super().__init__(dataset)
+        self.keeps_one = keeps_one
+
     def __getitem__(self, index):
-        return _without_end(self.dataset[index])
+        return _without_end(self.dataset[index], self.keeps_one)
 
     @property
     def sizes(self):
-        return np.maximum(np.asarray(self.dataset.sizes) - 1, 1)
+        return np.maximum(np.asarray(self.dataset.sizes) - 1, int(self.keeps_one))
 
 
-def _without_end(source: Tensor) -> Tensor:
-    """A source that has nothing else keeps its end symbol: a model must read something."""
-    return source[:-1] if len(source) > 1 else source
+def _without_end(source: Tensor, keeps_one: bool) -> Tensor:
+    """
+    Args:
+        source: int64 [S], S tokens.
+        keeps_one: keep the end symbol of a source of that alone: a model must read something.
+    """
+    return source[:-1] if len(source) > 1 or not keeps_one else source

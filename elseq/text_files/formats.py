@@ -128,9 +128,13 @@ LINES_OF_TEXT = InputFormat()
 
 
 def _language(fields: dict, field: str, name: str, default: str | None, option: str) -> str:
-    if field not in fields and default is None:
-        raise UserError(f"{name} has no field {field!r}: give it the code of a language, or give {as_option(option)}")
-    language = fields.get(field, default)
+    if field not in fields:
+        if default is None:
+            raise UserError(
+                f"{name} has no field {field!r}: give it the code of a language, or give {as_option(option)}"
+            )
+        return default
+    language = fields[field]
     if not isinstance(language, str) or not language:
         raise UserError(f"the field {field!r} of {name} is no code of a language: give one")
     return language

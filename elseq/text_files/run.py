@@ -314,7 +314,8 @@ class _Pairs:
     distinct: list[tuple[str | None, str | None]]  # of source and target
     of_line: np.ndarray  # int64 [L]: which of them a line has
     lines: InputLines
-    digest: str | None = None  # None: that of the input covers them
+    file: Path | None = None  # that has them on its lines; None: the input or the options have them
+    digest: str | None = None  # of the file
 
     @classmethod
     def of(cls, job: Job, lines: InputLines) -> "_Pairs":
@@ -362,11 +363,11 @@ class _Pairs:
                 f"--languages-file {path} has {len(of_line):,} lines and the input has {len(lines):,}: give a line for "
                 "each"
             )
-        return cls(distinct, of_line, lines, digest_file(path))
+        return cls(distinct, of_line, lines, path, digest_file(path))
 
     @contextmanager
     def about(self, number: int):
-        """Errors name the first line with this pair, if its field names the language.
+        """Errors about a language of this pair name the first line that has it, if a line has.
 
         Raises:
             UserError: the error.
@@ -374,12 +375,22 @@ class _Pairs:
         try:
             yield
         except UserError as error:
-            options = {side: option for option, side in LANGUAGE_FIELDS.items()}
-            field = getattr(self.lines.form, options.get(error.argument, ""), None)
-            if field is None:
+            place = self._place(number, error.argument)
+            if place is None:
                 raise
-            name = self.lines.name(int(np.argmax(self.of_line == number)))
-            raise UserError(f"the field {field!r} of {name}: {error.sentence}") from error
+            raise UserError(f"{place}: {error.sentence}") from error
+
+    def _place(self, number: int, argument: str | None) -> str | None:
+        """Where a pair's language of this argument is first, in words; None: in no line."""
+        option = next((option for option, name in LANGUAGE_FIELDS.items() if name == argument), None)
+        if option is None:
+            return None
+        indices = np.flatnonzero(self.of_line == number).tolist()
+        if self.file is not None:
+            return f"line {indices[0] + 1} of {self.file}"
+        field = getattr(self.lines.form, option)
+        index = next((index for index in indices if field in self.lines.fields(index)), None)
+        return None if index is None else f"the field {field!r} of {self.lines.name(index)}"
 
 
 def _numbered(pairs: Iterable[tuple]) -> tuple[list[tuple], np.ndarray]:

@@ -1,8 +1,10 @@
 """Other programs as they are measured, against stock fairseq on the same checkpoint."""
 
+import json
 from types import SimpleNamespace
 
 import pytest
+import torch
 
 from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
@@ -60,20 +62,30 @@ def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
         assert engine.found.copied is (beam > 1)
 
 
-@pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies", "blenderbot"])
+@pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies", "blenderbot", "without an end"])
 @pytest.mark.parametrize("package", list(ENGINES))
 def test_the_words_of_kv(tmp_path, kind, package):
-    """A Marian has a bias, which stock fairseq has not, and one or two dictionaries; a Blenderbot starts from <s>."""
+    """A Marian has a bias, which stock fairseq has not, and one or two dictionaries; a Blenderbot starts from <s>.
+
+    Without an end: sources, of a Blenderbot-small, or in CTranslate2 of a Blenderbot that was trained so.
+    """
     pytest.importorskip(package)
     pytest.importorskip("transformers")
-    from tests.interop.hugging_face.families import test_blenderbot, test_marian
+    from tests.interop.hugging_face.families import test_blenderbot, test_blenderbot_small, test_marian
 
-    if kind == "blenderbot":
+    if kind == "without an end" and package == "transformers":
+        test_blenderbot_small.make(tmp_path / "theirs")
+    elif kind in ("blenderbot", "without an end"):
         test_blenderbot.make(tmp_path / "theirs")
     else:
         test_marian.make(tmp_path / "theirs", kind)
     convert(tmp_path / "theirs", tmp_path / "ours")
+    if kind == "without an end":
+        state = torch.load(tmp_path / "ours" / "model.pt", weights_only=False)
+        state["cfg"]["task"]["append_source_eos"] = "no"
+        torch.save(state, tmp_path / "ours" / "model.pt")
     model_file = checkpoint_model(tmp_path / "ours", None)
+    assert model_file.special_positions == (kind != "without an end")
     sources = [[5, 30, 40, 2], [15, 21, 9, 2], [33, 7, 31, 2], [40, 2], [19, 2]]
     request = {
         "model_file": model_file.to_dict(),
@@ -84,6 +96,9 @@ def test_the_words_of_kv(tmp_path, kind, package):
         **{"mode": "kv", "dtype": "float32", "device": "cpu", "threads": 1},
     }
     export(package, model_file, sources, tmp_path / "exported")
+    exported = json.loads((tmp_path / "exported" / "sources.json").read_text())["sources"]
+    has_end = kind != "without an end" and package == "transformers"  # CTranslate2 adds it itself
+    assert list(map(len, exported)) == [len(source) - (not has_end) for source in sources]
     expected = best_of(FairseqEngine(request))
     assert best_of(ENGINES[package](request)) == expected
     assert len(set(map(tuple, expected.values()))) > 2

@@ -5,10 +5,12 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.logging import metrics
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 
+from elseq.compat import training
 from tests import helpers
 
 
@@ -65,6 +67,68 @@ def test_bleu_that_nothing_computes(train, without):
     without(Trainer, "__init__")
     with pytest.raises(KeyError, match="bleu"):
         train(*bleu, "--restore-file=checkpoint_last.pt", "--max-update=6")
+
+
+SEVERAL = ["--lang-pairs=src-tgt", "--langs=src,tgt"]
+PRETRAINED = ["--langs=src,tgt", "-s", "src", "-t", "tgt"]
+
+
+@pytest.mark.parametrize(
+    ("task", "metric", "sentence"),
+    [
+        (
+            "translation_multi_simple_epoch",
+            "bleu",
+            "is not computed by the validation of this task and criterion: give",
+        ),
+        ("multilingual_translation", "bleu", "is not computed by the validation of this task and criterion: "),
+        ("translation_from_pretrained_bart", "bleu", "needs --eval-bleu: give both, or neither"),
+        ("translation", "rouge", "is not computed by the validation of this task and criterion: give one of loss, ppl"),
+        ("translation", "nll_loss", "is not computed by the validation of this task and criterion: give one of loss, "),
+        ("translation", "accuracy", "is not computed by the validation of this task and criterion: give one of loss, "),
+    ],
+)
+def test_metrics_that_nothing_computes(translation_data, tmp_path, task, metric, sentence):
+    arch, options = "transformer", []
+    if task == "multilingual_translation":
+        arch, options = "multilingual_transformer", SEVERAL[:1]
+    elif task != "translation":
+        options = PRETRAINED if "pretrained" in task else SEVERAL
+    for prefix in ("", "elseq_"):
+        own = ["--user-dir", helpers.USER_DIR, f"--task={prefix}{task}", f"--best-checkpoint-metric={metric}"]
+        command = helpers.train_command(arch, translation_data, tmp_path, *options, *own, "--max-update=1")
+        assert error_of(helpers.run_here(command, check=False)).startswith(
+            f"elseq: error: --best-checkpoint-metric {metric} {sentence}"
+        )
+
+
+def test_accuracy_that_nothing_computes(train):
+    best = ["--user-dir", helpers.USER_DIR, "--criterion=label_smoothed_cross_entropy", "--validate-interval=1"]
+    best += ["--best-checkpoint-metric=accuracy", "--maximize-best-checkpoint-metric"]
+    assert error_of(train(*best)) == (
+        "elseq: error: --best-checkpoint-metric accuracy needs --report-accuracy: give both, or neither"
+    )
+    train(*best, "--report-accuracy", check=True)
+
+
+@pytest.mark.parametrize("criterion", ["cross_entropy", "label_smoothed_cross_entropy", "adaptive_loss"])
+def test_all_that_a_validation_computes_is_known(train, monkeypatch, criterion):
+    """Whatever it computes may be the metric of the best checkpoint."""
+    known, computed = [], []
+    find = training._computed
+    options = ["--adaptive-softmax-cutoff=10", "--ddp-backend=legacy_ddp"] if criterion == "adaptive_loss" else []
+    monkeypatch.setattr(training, "_computed", lambda *given: known.append(find(*given)) or known[-1])
+    reduce = Trainer._reduce_and_log_stats
+
+    def reduced(self, *given):
+        with metrics.aggregate() as meters:
+            found = reduce(self, *given)
+        computed.append(set(meters.get_smoothed_values()))
+        return found
+
+    monkeypatch.setattr(Trainer, "_reduce_and_log_stats", reduced)
+    train(f"--criterion={criterion}", *options, "--user-dir", helpers.USER_DIR, "--validate-interval=1", check=True)
+    assert {"loss", "ppl"} <= computed[-1] <= set(known[0])  # of the last batch of the validation
 
 
 @pytest.mark.parametrize("option", ["--eval-bleu-args", "--eval-bleu-detok-args"])

@@ -141,7 +141,11 @@ def test_a_file_of_languages(family, name, tmp_path):
             [*languages[1:], "aa"],
             r"line 12 of \S+ is not two languages: give those of source and target, such as de fr",
         ),
-        ([*languages[1:], "aa dd"], "--target-lang dd is not a language of the model: give one of aa, bb, cc"),
+        (
+            [*languages[1:], "aa dd"],
+            rf"line 12 of {tmp_path}/languages: dd is not a language of the model: give one of aa, bb, cc",
+        ),
+        (["dd aa", *languages[1:]], rf"line 1 of {tmp_path}/languages: dd is not a language of the model: give one"),
     ):
         (tmp_path / "languages").write_text("".join(f"{pair}\n" for pair in lines))
         result = helpers.run_here([*command, "--overwrite"], check=False)
@@ -196,6 +200,13 @@ def test_fields_of_languages(family, name, tmp_path):
         assert result.returncode == 1 and result.stderr.splitlines()[-1] == (
             f"elseq: error: the field 'to' of line {number + 1} of {tmp_path}/input.jsonl: dd is not a language of the "
             "model: give one of aa, bb, cc"
+        )
+    for named in ({}, {"from": "dd"}):  # in line 5, what --source-lang names for line 4
+        write([*records[:3], {**records[3], "to": "bb"}, {**records[4], "to": "bb", **named}])
+        result = helpers.run_here([*command, *fields, "--source-lang=dd", "--overwrite"], check=False)
+        place = f"the field 'from' of line 5 of {tmp_path}/input.jsonl:" if named else "--source-lang"
+        assert result.stderr.splitlines()[-1] == (
+            f"elseq: error: {place} dd is not a language of the model: give one of aa, bb, cc"
         )
     result = helpers.run_here(
         [*command, fields[0], "--languages-file", tmp_path / "input.jsonl", "--overwrite"], check=False

@@ -156,6 +156,33 @@ def test_sources_without_their_end(tiny_translation, truncated):
     assert typed["src_lengths"].tolist() == [2, 1, 1]
 
 
+@pytest.mark.parametrize(
+    ("options", "blank"),
+    [
+        ({}, ["</s>"]),
+        ({"source_start": "w4"}, ["w4"]),
+        ({"source_end": "w4"}, ["w4"]),
+        ({"source_start": "w4", "source_end": "w5"}, ["w4", "w5"]),
+    ],
+)
+def test_a_blank_source_without_its_end(tiny_translation, tmp_path, options, blank):
+    """In data as in texts it keeps its end symbol only where it has no other symbol."""
+    raw = helpers.write_text(tmp_path / "raw", (("train", 2), ("valid", 2), ("test", 2)))
+    (raw / "test.src").write_text("w1 w2\n\n")
+    data = helpers.binarize(raw, tmp_path / "data", "--srcdict", tiny_translation.data / "dict.src.txt")
+    trained = helpers.Trained(raw, data, tiny_translation.checkpoint)
+    task, model = load_translation(trained, append_source_eos="no", **options)
+    start, end = ([options[name]] if name in options else [] for name in ("source_start", "source_end"))
+    for batch in (make_batch(task, 2), interactive_batch(task, ["w1 w2", ""])):
+        rows = dict(zip(batch["id"].tolist(), batch["net_input"]["src_tokens"].tolist(), strict=True))
+        words = [[task.source_dictionary[token] for token in rows[number]] for number in (0, 1)]
+        words = [[word for word in row if word != "<pad>"] for row in words]
+        assert words == [[*start, "w1", "w2", *end], blank]
+        assert sorted(batch["net_input"]["src_lengths"].tolist()) == sorted(map(len, words))
+    assert task.dataset("test").src_sizes.tolist() == list(map(len, words))
+    assert len(generate(task, model, batch)) == 2
+
+
 def test_sources_without_their_end_in_buckets(tiny_translation):
     task, _ = load_translation(tiny_translation, append_source_eos="no", num_batch_buckets=2)
     with pytest.raises(UserError, match="--append-source-eos does not go with --num-batch-buckets"):

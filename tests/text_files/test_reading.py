@@ -137,6 +137,7 @@ def test_languages(tmp_path):
         lines.languages(1, (None, "it"))
     with pytest.raises(UserError, match="^the field 'from' of line 3 of .* is no code of a language: give one$"):
         lines.languages(2, ("cs", "it"))
+    assert lines.languages(1, ("", "it")) == ("", "en")  # no field says it, and the option is refused as such
     one = read(tmp_path, content, InputFormat(JSONL, target_lang_field="to"))
     assert one.languages(0, (None, "it")) == (None, "fr")
     assert one.languages(2, ("cs", "it")) == ("cs", "it")

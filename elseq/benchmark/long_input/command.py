@@ -11,6 +11,8 @@ from elseq.benchmark.long_input import report
 from elseq.benchmark.long_input.plan import TINY_MODEL, Plan, run_plan
 from elseq.benchmark.publishing import publish_paper
 from elseq.benchmark.report import device_name, heading, machine, versions
+from elseq.errors import as_option, renamed
+from elseq.models.windows import UNLIMITED, chosen_windows
 
 
 def main(args) -> None:
@@ -18,14 +20,18 @@ def main(args) -> None:
     Args:
         args: what `elseq.benchmark.long_input.arguments.parse` returns.
     """
+    with renamed(as_option):
+        windows = chosen_windows(
+            UNLIMITED, source_window=args.source_window, source_window_overlap=args.source_window_overlap
+        )
     plan = Plan(
         arch=args.arch,
         lengths=sorted(set(args.lengths)),
         methods=args.modes,
         scores=args.scores,
-        window=args.source_window,
-        overlap=args.source_window // 2 if args.source_window_overlap is None else args.source_window_overlap,
-        top_k=args.apply_top_k or args.source_window,
+        window=windows.length,
+        overlap=windows.overlap,
+        top_k=args.apply_top_k or windows.length,
         batch=args.batch,
         beam=args.beam,
         output_length=args.output_length,
