@@ -24,7 +24,7 @@ packages. What stands after -- are model options of fairseq-train for --arch, su
 With -m or with NAME=VALUE the command is a sweep with Hydra, of hydra_conf/benchmark.yaml: elseq-benchmark -m
 model=el_bart_base decode=stock,el batch=8,32. docs/sweeps.md says more.
 
-elseq-benchmark multi-query and elseq-benchmark top-k measure what those two papers have measured; see their --help.
+elseq-benchmark NAME measures what a paper has measured: el-attention, multi-query, top-k; see its --help.
 """
 
 

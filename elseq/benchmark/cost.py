@@ -11,7 +11,8 @@ Letters: B sentences, beam hypotheses each; S source positions, padding included
 sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.
 """
 
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
+from typing import NamedTuple
 
 from torch import nn
 
@@ -134,6 +135,32 @@ def bytes_read(
             numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
         numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
     return numbers * number_bytes + weights * (weight_bytes or number_bytes)
+
+
+class StepCost(NamedTuple):
+    """Of one decoding step of a whole batch."""
+
+    bytes: int
+    operations: int
+
+
+def step_cost(
+    sizes: Sizes, batch: Batch, decoding: Decoding, words: int, number_bytes: int, weight_bytes: int | None = None
+) -> StepCost:
+    """Bytes and floating-point operations of the last step of a batch, in which all sentences are still decoded.
+
+    To the bytes of `bytes_read` are added the logits, of which each is written once and read once.
+
+    Args:
+        sizes, batch, decoding, number_bytes, weight_bytes: as for `bytes_read`.
+        words: of the dictionary.
+    """
+    before = replace(batch, steps=tuple(steps - 1 for steps in batch.steps))
+    numbers = number_bytes, weight_bytes
+    read, read_before = (bytes_read(sizes, each, decoding, *numbers) for each in (batch, before))
+    done, done_before = (operations(sizes, each, decoding) for each in (batch, before))
+    logits = 2 * len(batch.steps) * batch.beam * words * number_bytes
+    return StepCost(read - read_before + logits, done - done_before)
 
 
 def item_sizes(dtype: str) -> tuple[int, int]:

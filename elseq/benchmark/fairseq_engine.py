@@ -30,7 +30,6 @@ class FairseqEngine:
 
     def __init__(self, request: dict):
         self.request = request
-        self.beam = request["beam"]
         self.look_closely = False
         torch.set_num_threads(request["threads"])
         self.mode = request["mode"]
@@ -43,8 +42,16 @@ class FairseqEngine:
         self.model.to(device=request["device"], dtype=DTYPES[dtype])
         tokens = [torch.tensor(source) for source in request["sources"]]
         self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
-        self.generator = self._build_generator()
         self.is_stock = self.mode.startswith("stock")
+        self.set_search(request["beam"], request["search"])
+        if not self.is_stock and isinstance(self.model.decoder, Decoder):
+            self._watch_method()
+            # as in a model of elseq.load
+            prepared(self.model, precision).fresh_parameters = self._parameters
+
+    def set_search(self, beam: int, search: dict) -> None:
+        self.beam, self.search = beam, search
+        self.generator = self._build_generator()
         sizes = Sizes.of(self.model)
         self.found = Measurement(
             version=fairseq.__version__,
@@ -53,22 +60,25 @@ class FairseqEngine:
             state_bytes=0,
             copied=self._is_copied(),
         )
-        if self.is_stock and request["search"]["no_repeat_ngram_size"] and not _stock_blocks_ngrams():
-            self.found.ngrams_repeat = True
         if self.is_stock:
+            if search["no_repeat_ngram_size"] and not _stock_blocks_ngrams():
+                self.found.ngrams_repeat = True
             self._watch_stock_state()
-        elif isinstance(self.model.decoder, Decoder):
-            self._watch_method()
-            # as in a model of elseq.load
-            prepared(self.model, precision).fresh_parameters = self._parameters
+
+    def encode(self, batch) -> None:
+        """What `decode` does first, if there is an encoder."""
+        if hasattr(self.model, "encoder"):
+            sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
+            with torch.inference_mode():
+                self.model.encoder.forward_torchscript(sample["net_input"])
 
     def decode(self, batch):
         sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
         prompt_length = 0
         if self.model_file.is_language_model and self.is_stock:
             prompt_length = sample["net_input"]["src_tokens"].size(1) - 1  # to fairseq it is a part of the output
-        self.generator.min_len = self.request["search"]["min_len"] + prompt_length
-        self.generator.max_len_b = self.request["search"]["max_len_b"] + prompt_length
+        self.generator.min_len = self.search["min_len"] + prompt_length
+        self.generator.max_len_b = self.search["max_len_b"] + prompt_length
         found = self.task.inference_step(self.generator, [self.model], sample)
         if self.look_closely and not self.is_stock:
             self.found.state_bytes = self.generator.usage.state_bytes
@@ -83,7 +93,7 @@ class FairseqEngine:
     def _build_generator(self):
         if self.mode == "stock-copied" and hasattr(self.model, "set_beam_size"):
             self.model.set_beam_size = lambda beam: None
-        generator = self.task.build_generator([self.model], Namespace(beam=self.beam, **self.request["search"]))
+        generator = self.task.build_generator([self.model], Namespace(beam=self.beam, **self.search))
         if self.mode == "stock-shared" and self.beam > 1 and hasattr(self.model, "encoder"):
             BARTModel.set_beam_size(self.model, self.beam)
         return generator

@@ -10,7 +10,7 @@ import os
 import resource
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
@@ -24,6 +24,8 @@ class Measurement:
 
     failure: str | None = None  # a sentence; nothing else is known then
     seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
+    encoder_seconds: float | None = None  # of a batch, the encoder alone
+    batch_size: int | None = None  # where it was found, and not given
     hypotheses: list[list[list[int]]] | None = None  # of each source, best first, without end symbols and prompts
     loaded_mebibytes: float | None = None  # memory after loading
     peak_mebibytes: float | None = None  # at the highest point after that
@@ -32,7 +34,7 @@ class Measurement:
     sizes: dict | None = None  # of the model, as `elseq.benchmark.cost.Sizes` has them
     parameters: int | None = None
     state_bytes: int | None = None  # of the decoding state at its largest
-    predicted_bytes: int | None = None  # of a batch, as `elseq.generation.budget` counts
+    predicted_bytes: int | None = None  # by count, of what is measured
     copied: bool | None = None  # each hypothesis has keys and values of the source, or of the prompt, of its own
     method: str | None = None
     ngrams_repeat: bool | None = None
@@ -44,9 +46,9 @@ def measure(request: dict) -> Measurement:
     """Decode all batches once to warm up and to look at, then `repeats` times by the clock, each in its turn.
 
     Args:
-        request: engine, and what `start` of that engine reads; sources, batches (lists of indices), repeats, threads.
+        request: engine, and what that engine reads; sources, batches (lists of indices), repeats, threads.
     """
-    engine = _start(request)
+    engine = start_engine(request)
     gc.collect()
     device = request["device"]
     found = engine.found
@@ -69,6 +71,92 @@ def measure(request: dict) -> Measurement:
     return found
 
 
+def measure_cases(request: dict) -> Iterator[Measurement]:
+    """Decode by one program, loaded once, what several cases ask for; memory is counted anew in each.
+
+    Args:
+        request: as for `measure`, with "cases" for batches, beam and search. A case has beam and search; "batch",
+            indices of the sources; "shrinks", whether four fifths of the batch are tried, again and again, where it
+            does not fit the memory; and "memory_limit_bytes", as for `limit_memory`.
+    """
+    first, *_ = request["cases"]
+    engine = start_engine(request | {name: first[name] for name in ("beam", "search")})
+    for case in request["cases"]:
+        try:
+            yield _measure_case(engine, case)
+        except Exception as error:
+            yield failed(error)
+
+
+def _measure_case(engine, case: dict) -> Measurement:
+    limit_memory(engine.request["device"], case["memory_limit_bytes"])
+    batch = case["batch"]
+    while True:
+        try:
+            return _measure_batch(engine, case, batch)
+        except Exception as error:
+            if not case["shrinks"] or len(batch) == 1 or not failed(error).failure.startswith("out of memory"):
+                raise
+        batch = batch[: len(batch) * 4 // 5]
+
+
+def _measure_batch(engine, case: dict, batch: list[int]) -> Measurement:
+    device = engine.request["device"]
+    engine.set_search(case["beam"], case["search"])
+    _release(device)
+    found = engine.found
+    found.loaded_mebibytes, _ = memory_mebibytes(device)
+    found.peak_includes_loading = reset_peak(device)
+    engine.look_closely = True
+    hypotheses = engine.decode(batch)
+    engine.look_closely = False
+    found.batch_size = len(batch)
+    found.output_lengths = sorted({len(best) for best, *_ in hypotheses})
+    found.seconds = []
+    for _ in range(engine.request["repeats"]):
+        start = time.perf_counter()
+        engine.decode(batch)
+        found.seconds.append(time.perf_counter() - start)
+    found.peak_mebibytes = memory_mebibytes(device)[1]
+    if hasattr(engine, "encode"):
+        engine.encode(batch)
+        start = now(device)
+        engine.encode(batch)
+        found.encoder_seconds = now(device) - start
+    return found
+
+
+def now(device: str) -> float:
+    """Seconds by the clock when the device has done what it was told."""
+    if device != "cpu":
+        sys.modules["torch"].cuda.synchronize(device)
+    return time.perf_counter()
+
+
+def limit_memory(device: str, limit: int | None) -> None:
+    """So that what does not fit fails here, and takes no memory away from other processes.
+
+    Args:
+        device: on a GPU, what torch allocates there is limited; on a CPU, all of this process.
+        limit: bytes; None: all there is.
+    """
+    if device == "cpu":
+        hard = resource.getrlimit(resource.RLIMIT_DATA)[1]
+        resource.setrlimit(resource.RLIMIT_DATA, (hard if limit is None else limit, hard))
+    elif "torch" in sys.modules:
+        torch = sys.modules["torch"]
+        index = torch.device(device).index or 0
+        share = 1.0 if limit is None else min(1.0, limit / torch.cuda.mem_get_info(index)[1])
+        torch.cuda.set_per_process_memory_fraction(share, index)
+
+
+def _release(device: str) -> None:
+    """Give back what nothing refers to any more."""
+    gc.collect()
+    if device != "cpu" and "torch" in sys.modules:
+        sys.modules["torch"].cuda.empty_cache()
+
+
 def wait_for_turn(mebibytes: float) -> None:
     """Tell `elseq.benchmark.processes.Process` the most memory that was needed, and wait until it says to go on."""
     print(f"\n{WAITING}{mebibytes}", flush=True)
@@ -76,7 +164,8 @@ def wait_for_turn(mebibytes: float) -> None:
         sys.exit("the process that measures has ended")
 
 
-def _start(request: dict):
+def start_engine(request: dict):
+    """The engine of a request, with its model loaded."""
     if request["engine"] == "fairseq":
         from elseq.benchmark.fairseq_engine import FairseqEngine as engine
     elif request["engine"] == "ctranslate2":
@@ -92,7 +181,7 @@ def memory_mebibytes(device: str) -> tuple[float | None, float | None]:
     if device != "cpu":
         if torch is None:
             return None, None
-        return torch.cuda.memory_allocated() / MEBIBYTE, torch.cuda.max_memory_allocated() / MEBIBYTE
+        return torch.cuda.memory_allocated(device) / MEBIBYTE, torch.cuda.max_memory_allocated(device) / MEBIBYTE
     try:
         status = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
         return tuple(int(status[key].split()[0]) / 1024 for key in ("VmRSS", "VmHWM"))
@@ -106,7 +195,7 @@ def reset_peak(device: str) -> bool | None:
     """Forget the peak of loading, which for a moment needs the weights twice; True where that fails."""
     if device != "cpu":
         if "torch" in sys.modules:
-            sys.modules["torch"].cuda.reset_peak_memory_stats()
+            sys.modules["torch"].cuda.reset_peak_memory_stats(device)
         return None
     try:
         Path("/proc/self/clear_refs").write_text("5")
@@ -116,8 +205,8 @@ def reset_peak(device: str) -> bool | None:
 
 
 # An engine is a program with a model in it. It has `decode`, which gives the n-best lists of a batch without end
-# symbols and prompts; `found`, with what it knows of itself; and `look_closely`, set for the warm-up: it may take time
-# to find more.
+# symbols and prompts; `set_search`, after which it decodes otherwise; `found`, with what it knows of itself; and
+# `look_closely`, set for the warm-up: it may take time to find more. Those of fairseq have `encode`, too.
 
 
 class CTranslate2Engine:
@@ -127,8 +216,8 @@ class CTranslate2Engine:
         import ctranslate2
 
         self.request = request
-        self.beam = request["beam"]
         self.look_closely = False
+        self.version = ctranslate2.__version__
 
         exported = json.loads((Path(request["exported"]) / "sources.json").read_text())
         symbols, targets = exported["source_symbols"], exported["target_symbols"]
@@ -150,11 +239,15 @@ class CTranslate2Engine:
             intra_threads=request["threads"],
             inter_threads=1,
         )
+        self.set_search(request["beam"], request["search"])
+
+    def set_search(self, beam: int, search: dict) -> None:
+        self.beam, self.search = beam, search
         # A prompt becomes a part of each hypothesis.
-        self.found = Measurement(version=ctranslate2.__version__, copied=self.is_language_model and self.beam > 1)
+        self.found = Measurement(version=self.version, copied=self.is_language_model and beam > 1)
 
     def decode(self, batch):
-        search = self.request["search"]
+        search = self.search
         sources = [self.sources[index] for index in batch]
         options = {
             "beam_size": self.beam,
@@ -179,7 +272,6 @@ class TransformersEngine:
 
     def __init__(self, request: dict):
         self.request = request
-        self.beam = request["beam"]
         self.look_closely = False
         os.environ["HF_HUB_OFFLINE"] = "1"
         import torch
@@ -198,10 +290,15 @@ class TransformersEngine:
         )
         self.model.to(request["device"]).eval()
         self.torch = torch
-        self.found = Measurement(version=transformers.__version__, copied=self.beam > 1)
+        self.version = transformers.__version__
+        self.set_search(request["beam"], request["search"])
+
+    def set_search(self, beam: int, search: dict) -> None:
+        self.beam, self.search = beam, search
+        self.found = Measurement(version=self.version, copied=beam > 1)
 
     def decode(self, batch):
-        torch, config, search = self.torch, self.model.config, self.request["search"]
+        torch, config, search = self.torch, self.model.config, self.search
         sources = [torch.tensor(self.sources[index]) for index in batch]
         end, pad = config.eos_token_id, config.pad_token_id
         if self.is_language_model:  # prompts of one length
@@ -235,16 +332,35 @@ class TransformersEngine:
         return [self.rows[number] for number in (row[: row.index(end)] if end in row else row)]
 
 
-def main(measure: Callable[[dict], Measurement] = measure) -> None:
-    """Measure what the file named first on the command line asks for, and write to the one named second."""
+def failed(error: Exception) -> Measurement:
+    """What is told of a run that ended so."""
+    failure = error.with_traceback(None)  # whose frames hold the model
+    from elseq.benchmark.failures import describe_failure
+
+    return Measurement(failure=describe_failure(failure))
+
+
+def of_request(request: dict) -> Measurement | Iterator[Measurement]:
+    """What the request asks for: one search, or several cases."""
+    return measure_cases(request) if "cases" in request else measure(request)
+
+
+def main(measure: Callable[[dict], Measurement | Iterator[Measurement]] = of_request) -> None:
+    """Measure what the file named first on the command line asks for, and write to the one named second.
+
+    Args:
+        measure: gives a measurement, or several one after the other: each of them is written, and waits to be read.
+    """
     request_path, result_path = map(Path, sys.argv[1:])
     try:
         result = measure(json.loads(request_path.read_text()))
+        if isinstance(result, Iterator):
+            for each in result:
+                result_path.write_text(json.dumps(asdict(each)))
+                wait_for_turn(0.0)
+            return
     except Exception as error:
-        failure = error.with_traceback(None)  # whose frames hold the model
-        from elseq.benchmark.failures import describe_failure
-
-        result = Measurement(failure=describe_failure(failure))
+        result = failed(error)
     result_path.write_text(json.dumps(asdict(result)))
 
 

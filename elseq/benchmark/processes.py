@@ -62,11 +62,17 @@ class Process(contextlib.AbstractContextManager):
         """What it has found when it has ended."""
         code = self._process.wait()
         if self._result.exists():
-            return Measurement(**json.loads(self._result.read_text()))
+            return self.take()
         if code == -9:
             return Measurement(failure="out of memory (the system ended the process)")
         lines = self._errors.read_text(errors="replace").strip().splitlines() or [""]
         return Measurement(failure=f"the process ended with {code}: {lines[-1]}")
+
+    def take(self) -> Measurement:
+        """What it has found so far, while it waits."""
+        found = Measurement(**json.loads(self._result.read_text()))
+        self._result.unlink()
+        return found
 
     def __exit__(self, *_) -> None:
         self._process.kill()
@@ -81,6 +87,29 @@ def in_process(program: Sequence[str], request: dict, folder: Path) -> Measureme
     with Process(program, request, folder) as process:
         process.proceed()
         return process.result()
+
+
+def one_by_one(program: Sequence[str], request: dict, folder: Path) -> Iterator[Measurement]:
+    """Run a program that measures each of several cases with what it has loaded once, and waits after each.
+
+    Args:
+        program, folder: as for `Process`.
+        request: with "cases". If the program ends in one of them, it is started again for those behind it; if in the
+            first of its cases, all have failed for that reason.
+    """
+    rest = request["cases"]
+    while rest:
+        measured = 0
+        with Process(program, {**request, "cases": rest}, folder) as process:
+            process.proceed()
+            while process.is_waiting:
+                yield process.take()
+                measured += 1
+                process.proceed()
+            ended = process.result() if measured < len(rest) else None
+        count = len(rest) if measured == 0 else min(1, len(rest) - measured)
+        yield from [ended] * count
+        rest = rest[measured + count :]
 
 
 def in_turns(program: Sequence[str], requests: list[dict], folder: Path, interleave: bool) -> Iterator[Measurement]:

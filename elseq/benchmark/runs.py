@@ -73,13 +73,13 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
             has no hypotheses.
     """
     stock: dict[tuple, tuple[Row, list]] = {}  # row and best hypotheses of the baseline
-    exported: dict[str, str | None] = {}  # engine: why it cannot take the model, or None
+    exported: dict[str, str | None] = {}
     sizes = None
     with tempfile.TemporaryDirectory(prefix="elseq-benchmark-") as name:
         folder = Path(name)
         for _, cells in itertools.groupby(grid.cells(), lambda cell: (cell.batch_size, cell.beam)):
             requests = {cell: _request(grid, cell, folder) for cell in cells}
-            failures = {cell: _why_not(request, grid, exported) for cell, request in requests.items()}
+            failures = {cell: why_not(request, grid.sources, exported) for cell, request in requests.items()}
             possible = [request for cell, request in requests.items() if failures[cell] is None]
             measured = in_turns([measure.__file__], possible, folder, grid.interleave)
             for cell, request in requests.items():
@@ -126,8 +126,15 @@ def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
     }
 
 
-def _why_not(request: dict, grid: Grid, exported: dict) -> str | None:
-    """Why another program cannot be measured, or None; it is given the model the first time."""
+def why_not(request: dict, sources: list[list[int]], exported: dict[str, str | None]) -> str | None:
+    """Why another program cannot be measured, or None; it is given the model the first time.
+
+    Args:
+        request: what the run reads.
+        sources: of all runs.
+        exported: what is remembered from one call to the next: programs that were given the model, and why they did
+            not take it.
+    """
     engine = request["engine"]
     if engine == "fairseq":
         return None
@@ -136,7 +143,7 @@ def _why_not(request: dict, grid: Grid, exported: dict) -> str | None:
     if engine == "transformers" and request["dtype"] == INT8:
         return "not measured in int8, for which transformers needs another package"
     if engine not in exported:
-        whole, folder = {**request, "sources": grid.sources}, Path(request["exported"]).with_suffix(".export")
+        whole, folder = {**request, "sources": sources}, Path(request["exported"]).with_suffix(".export")
         exported[engine] = in_process(["-m", "elseq.benchmark.export"], whole, folder).failure
     return exported[engine] and f"{engine} does not take this model: {exported[engine]}"
 

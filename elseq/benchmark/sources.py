@@ -10,20 +10,28 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 
 
-def random_sources(model_file: ModelFile, length: int, count: int) -> list[list[int]]:
+def random_sources(model_file: ModelFile, length: int, count: int, shortest: int | None = None) -> list[list[int]]:
     """Sources that take `length` positions each, the special symbols that the model sees included.
+
+    Args:
+        model_file, length: as told.
+        count: how many.
+        shortest: positions of the shortest, where lengths are drawn, all as often; `length` is that of the first.
 
     Raises:
         UserError: a length that leaves no room for a word.
     """
     dictionary = Dictionary.load(model_file.dictionary)
-    words = length - model_file.special_positions
-    if words < 1:
-        raise UserError(f"{length} leaves no room for a word; give at least {length - words + 1}", "source_length")
+    added = model_file.special_positions
+    if (shortest or length) <= added:
+        raise UserError(f"{shortest or length} leaves no room for a word; give at least {added + 1}", "source_length")
     draw = random.Random(SEED)
+    lengths = (
+        [length] * count if shortest is None else [length, *(draw.randint(shortest, length) for _ in range(count - 1))]
+    )
     return [
-        [draw.randrange(SPECIAL_SYMBOLS, len(dictionary)) for _ in range(words)] + [dictionary.eos()]
-        for _ in range(count)
+        [draw.randrange(SPECIAL_SYMBOLS, len(dictionary)) for _ in range(each - added)] + [dictionary.eos()]
+        for each in lengths
     ]
 
 

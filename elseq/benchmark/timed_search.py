@@ -1,14 +1,11 @@
 """A search whose encoder and decoder are timed apart."""
 
 import gc
-import time
 from argparse import Namespace
 from collections.abc import Callable
 
-import torch
-
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import Measurement, memory_mebibytes, reset_peak
+from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
 
@@ -81,10 +78,3 @@ def time_parts(engine, wait: Callable[[float], None] = lambda mebibytes: None) -
     found.seconds = {part: [seconds[part] for seconds in repeats] for part in repeats[0]}
     found.peak_mebibytes = memory_mebibytes(device)[1]
     return found
-
-
-def now(device: str) -> float:
-    """Seconds by the clock when the device has done what it was told."""
-    if device != "cpu":
-        torch.cuda.synchronize(device)
-    return time.perf_counter()

@@ -99,12 +99,20 @@ def _explain(choice: str, reason: str, device: str) -> None:
 def free_memory_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
-        free, _ = torch.cuda.mem_get_info(device)
-        unused = torch.cuda.memory_reserved(device) - torch.cuda.memory_allocated(device)
-        return free + unused
+        free, total = torch.cuda.mem_get_info(device)
+        allocated = torch.cuda.memory_allocated(device)
+        unused = torch.cuda.memory_reserved(device) - allocated
+        return min(free + unused, int(_share_of_memory(device) * total) - allocated)
     try:
         with open("/proc/meminfo") as file:
             available = next(line for line in file if line.startswith("MemAvailable:"))
         return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+
+
+def _share_of_memory(device: torch.device) -> float:
+    """Of a GPU, what this process may allocate: `torch.cuda.set_per_process_memory_fraction`."""
+    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not in every torch
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return 1.0 if share is None else share(index)

@@ -3,7 +3,7 @@
 import pytest
 
 from elseq.attention import methods
-from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes, operations
+from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes, operations, step_cost
 from elseq.benchmark.models import load, random_model
 
 ENCODER_DECODER = Sizes(
@@ -84,6 +84,26 @@ def test_sentences_add_up():
     one, other = (Batch(2, (steps,), source_length=5) for steps in (3, 7))
     both = Batch(2, (3, 7), source_length=5)
     assert operations(ENCODER_DECODER, both, EL) == sum(operations(ENCODER_DECODER, part, EL) for part in (one, other))
+
+
+# The third step of two sentences, beam 2: the weights once for the bytes and for each hypothesis for the operations, 3
+# positions of each hypothesis, 5 of each source, and 2 x 2 x 10 logits, written and read.
+@pytest.mark.parametrize(
+    ("method", "weights", "self_pair", "copies"), [(KV, 74, 16, 1), (COPIED, 74, 16, 2), (EL, 90, 32, 1)]
+)
+def test_a_step(method, weights, self_pair, copies):
+    numbers = 2 * 2 * 2 * 3 * 8 + 2 * 2 * copies * 5 * 8 + 2 * 2 * 2 * 10
+    done = 2 * 2 * (2 * weights + 2 * (3 + 5) * self_pair)
+    batch = Batch(2, (3, 3), source_length=5)
+    assert step_cost(ENCODER_DECODER, batch, method, 10, 4) == (4 * (weights + numbers), done)
+    assert step_cost(ENCODER_DECODER, batch, method, 10, 4, 1).bytes == weights + 4 * numbers
+
+
+def test_a_step_after_a_prompt():
+    """The prompt of 4 positions is read once a sentence, by all of its hypotheses."""
+    found = step_cost(LANGUAGE_MODEL, Batch(2, (1,), prompt_length=4), KV, 10, 2)
+    assert found.bytes == 2 * (90 + 2 * 2 * 1 * 8 + 2 * 4 * 8 + 2 * 2 * 10)
+    assert found.operations == 2 * (2 * 90 + 2 * (4 + 1) * 16)
 
 
 def test_sizes_of_a_model(tmp_path):

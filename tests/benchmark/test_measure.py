@@ -6,9 +6,10 @@ from types import SimpleNamespace
 import pytest
 import torch
 
+from elseq.benchmark import measure
 from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import CTranslate2Engine, TransformersEngine
+from elseq.benchmark.measure import CTranslate2Engine, Measurement, TransformersEngine
 from elseq.benchmark.models import checkpoint_model
 from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import read_sources
@@ -190,3 +191,85 @@ def test_languages_of_converted_models(tmp_path, name, package):
     expected = best_of(FairseqEngine(request))
     assert best_of(ENGINES[package](request)) == expected
     assert len(set(map(tuple, expected.values()))) > 1
+
+
+class FakeEngine:
+    """Has room for so many sources; one of its searches fails in another way."""
+
+    def __init__(self, request):
+        self.request, self.look_closely, self.room = request, False, request["room"]
+        self.decoded, self.searches = [], []
+
+    def set_search(self, beam, search):
+        self.searches.append((beam, search))
+        self.found = Measurement()
+
+    def decode(self, batch):
+        self.decoded.append((len(batch), self.look_closely))
+        if self.searches[-1][1] == "broken":
+            raise ValueError("no such search")
+        if len(batch) > self.room:
+            raise MemoryError
+        return [[[7] * 3] * self.searches[-1][0] for _ in batch]
+
+
+def test_cases(monkeypatch):
+    """Each with its own search, batch and memory; the largest batch is found from above, four fifths at a time."""
+
+    def start(request):
+        engines.append(FakeEngine(request))
+        return engines[0]
+
+    def case(size, shrinks, beam=1, search="first"):
+        batch = list(range(10, 10 + size))
+        return {"beam": beam, "search": search, "batch": batch, "shrinks": shrinks, "memory_limit_bytes": None}
+
+    engines = []
+    monkeypatch.setattr(measure, "start_engine", start)
+    monkeypatch.setattr(measure, "reset_peak", lambda device: None)
+    cases = [
+        case(3, True),
+        case(12, True, 2, "second"),
+        case(12, False),
+        case(2, False, search="broken"),
+        case(5, True),
+    ]
+    request = {"device": "cpu", "repeats": 2, "room": 5, "cases": cases}
+    found = list(measure.measure_cases(request))
+    assert [each.batch_size or each.failure for each in found] == [
+        3,
+        5,
+        "out of memory",
+        "ValueError: no such search",
+        5,
+    ]
+    [engine] = engines
+    assert engine.request["search"] == "first"
+    sizes = [size for size, looks in engine.decoded if looks]
+    assert sizes == [3, 12, 9, 7, 5, 12, 2, 5]
+    assert [each.seconds and len(each.seconds) for each in found] == [2, 2, None, None, 2]
+    assert found[0].output_lengths == [3] and found[0].encoder_seconds is None
+    assert engine.searches.count((2, "second")) == 4  # begun anew for every size
+
+
+def test_no_source_fits(monkeypatch):
+    monkeypatch.setattr(measure, "start_engine", FakeEngine)
+    monkeypatch.setattr(measure, "reset_peak", lambda device: None)
+    case = {"beam": 1, "search": "first", "batch": [4, 5], "shrinks": True, "memory_limit_bytes": None}
+    [found] = measure.measure_cases({"device": "cpu", "repeats": 2, "room": 0, "cases": [case]})
+    assert found == Measurement(failure="out of memory")
+
+
+def test_memory_limits(monkeypatch):
+    """Of a process on a CPU, of torch's allocator on a GPU; and none again."""
+    limits, shares = [], []
+    monkeypatch.setattr(measure.resource, "getrlimit", lambda kind: (5, 9))
+    monkeypatch.setattr(measure.resource, "setrlimit", lambda kind, limit: limits.append(limit))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda index: (50, 100))
+    monkeypatch.setattr(torch.cuda, "set_per_process_memory_fraction", lambda *told: shares.append(told))
+    for limit in (7, None):
+        measure.limit_memory("cpu", limit)
+        measure.limit_memory("cuda:1", limit)
+    measure.limit_memory("cuda", 200)
+    assert limits == [(7, 9), (9, 9)]
+    assert shares == [(0.07, 1), (1.0, 1), (1.0, 0)]

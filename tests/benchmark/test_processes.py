@@ -104,3 +104,34 @@ def test_who_waits_for_nobody_ends(tmp_path):
         assert (process.is_waiting, process.needed_bytes) == (True, 2 * 2**20)
     assert process.result().failure.startswith("out of memory")
     assert json.loads((tmp_path / "request.json").read_text()) == {"threads": 1}
+
+
+CASES = """
+import json, os, sys
+from pathlib import Path
+
+request = json.loads(Path(sys.argv[1]).read_text())
+for case in request["cases"]:
+    if case == "killed":
+        os.kill(os.getpid(), 9)
+    if case == "ends":
+        sys.exit("no such thing")
+    Path(sys.argv[2]).write_text(json.dumps({"version": case}))
+    wait_for_turn(0)
+"""
+KILLED, ENDED = "out of memory (the system ended the process)", "the process ended with 1: no such thing"
+
+
+@pytest.mark.parametrize(
+    ("cases", "expected"),
+    [
+        (["a"], ["a"]),
+        (["a", "b", "c"], ["a", "b", "c"]),
+        (["a", "killed", "b", "ends", "c"], ["a", KILLED, "b", ENDED, "c"]),
+        (["ends", "a", "b"], [ENDED] * 3),  # as where a model cannot be loaded
+        ([], []),
+    ],
+)
+def test_cases_of_a_program_that_is_loaded_once(tmp_path, cases, expected):
+    found = processes.one_by_one(["-c", f"{WAIT}\n{CASES}"], {"threads": 1, "cases": cases}, tmp_path)
+    assert [each.failure or each.version for each in found] == expected

@@ -78,3 +78,11 @@ def test_checkpoint(tiny_translation, tmp_path):
     assert len(sources) == 21
     with pytest.raises(UserError, match="holds no dictionary .*; name another folder"):
         checkpoint_model(tiny_translation.checkpoint, tmp_path)
+
+
+def test_random_sources_of_different_lengths(model_file):
+    """The longest first, so that there is one of them; all lengths occur."""
+    positions = count_positions(model_file(), random_sources(model_file(), 5, 30, shortest=3))
+    assert positions[0] == 5 and set(positions) == {3, 4, 5}
+    with pytest.raises(UserError, match="^source_length 1 leaves no room for a word; give at least 2$"):
+        random_sources(model_file(), 5, 30, shortest=1)

@@ -124,3 +124,16 @@ def test_free_memory_on_systems_without_proc(monkeypatch):
     before = free_memory_bytes(torch.device("cpu"))
     monkeypatch.setattr(builtins, "open", refuse)
     assert 0 < free_memory_bytes(torch.device("cpu")) < 100 * before
+
+
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 70), (0.5, 50 - 10), (0.05, 5 - 10)])
+def test_free_memory_is_what_the_process_may_allocate(monkeypatch, share, expected):
+    """Of 100 bytes of a GPU 50 are free, 30 reserved, and 10 of these in use."""
+    for name, value in (
+        ("mem_get_info", (50, 100)),
+        ("memory_reserved", 30),
+        ("memory_allocated", 10),
+        ("get_per_process_memory_fraction", share),
+    ):
+        monkeypatch.setattr(torch.cuda, name, lambda device, value=value: value)
+    assert free_memory_bytes(torch.device("cuda:0")) == expected

@@ -3,14 +3,12 @@
 from dataclasses import asdict
 from functools import partial
 
-import torch
-
-import elseq
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.long_input import report
 from elseq.benchmark.long_input.plan import TINY_MODEL, Plan, run_plan
+from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import device_name, heading, machine, versions
+from elseq.benchmark.report import heading, machine, versions
 from elseq.errors import as_option, renamed
 from elseq.models.windows import UNLIMITED, chosen_windows
 
@@ -37,18 +35,13 @@ def main(args) -> None:
         output_length=args.output_length,
         model_options=TINY_MODEL if args.tiny else (),
         vocabulary_size=64 if args.tiny else 50264,
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads or torch.get_num_threads(),
-        repeats=args.repeats,
+        **read_conditions(args),
     )
     output = make_output_folder(args.output)
     settings = {
         "benchmark": "sources of any length in windows",
         **asdict(plan),
-        "device": device_name(plan.device),
-        "torch": torch.__version__,
-        "elseq": elseq.__version__,
+        **plan.environment(),
     }
     model = [plan.arch, "random weights", f"windows of {plan.window}, overlap {plan.overlap}, k {plan.top_k}"]
     work = [f"batch {plan.batch}", f"beam {plan.beam}", f"output {plan.output_length}"]

@@ -8,6 +8,7 @@ from pathlib import Path
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
 from elseq.benchmark.models import ModelFile, random_model
+from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_turns
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.sources import random_sources
@@ -23,7 +24,7 @@ TINY_MODEL = tuple(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Conditions):
     """What is measured."""
 
     arch: str
@@ -38,10 +39,6 @@ class Plan:
     output_length: int  # tokens, the end symbol included
     model_options: tuple[str, ...]  # as fairseq-train has them
     vocabulary_size: int
-    dtype: str
-    device: str
-    threads: int
-    repeats: int
 
     def cells(self) -> list[tuple[int, str, str]]:
         """Length, method and scores of each run. Up to k states, top-k is exact."""
@@ -115,8 +112,5 @@ def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores
         "target_length": plan.output_length,
         "beam": plan.beam,
         "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
-        "dtype": plan.dtype,
-        "device": plan.device,
-        "threads": plan.threads,
-        "repeats": plan.repeats,
+        **plan.conditions(),
     }

@@ -2,16 +2,14 @@
 
 from functools import partial
 
-import torch
-
-import elseq
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.arguments import CPU_BATCHES, GPU_BATCHES
 from elseq.benchmark.multi_query.plan import TINY, Plan, Sizing, run_plan
 from elseq.benchmark.multi_query.variants import BEAMS
+from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import device_name, fairseq_version, heading, machine, versions
+from elseq.benchmark.report import heading, machine, versions
 
 
 def main(args) -> None:
@@ -41,10 +39,7 @@ def _plan(args) -> Plan:
         batches={column: given[column] or defaults[column] for column in args.columns},
         halving={column for column in args.columns if given[column] is None},
         sizing=TINY if args.tiny else Sizing(),
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads or torch.get_num_threads(),
-        repeats=args.repeats,
+        **read_conditions(args),
     )
 
 
@@ -53,16 +48,10 @@ def _settings(plan: Plan, is_tiny: bool) -> dict:
     return {
         "benchmark": "multi-query attention, 1911.02150, table 3",
         "sizes": "tiny, for a test" if is_tiny else "the paper's",
-        "device": device_name(plan.device),
-        "threads": plan.threads,
-        "dtype": plan.dtype,
-        "repeats": plan.repeats,
         "batches": plan.batches,
         "vocabulary_size": plan.sizing.vocabulary_size,
         "source_length": plan.sizing.length,
         "target_length": plan.sizing.length,
         "local_attention_radius": plan.sizing.radius,
-        "torch": torch.__version__,
-        "fairseq": fairseq_version(),
-        "elseq": elseq.__version__,
+        **plan.environment(),
     }

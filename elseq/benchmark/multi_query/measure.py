@@ -7,9 +7,9 @@ Run as a program, so that its memory is this run's alone. The request has what `
 import torch
 import torch.nn.functional as F
 
-from elseq.benchmark.measure import Measurement, main
+from elseq.benchmark.measure import Measurement, main, now
 from elseq.benchmark.models import ModelFile, load
-from elseq.benchmark.timed_search import TimedSearch, now, time_parts
+from elseq.benchmark.timed_search import TimedSearch, time_parts
 
 
 def measure(request: dict) -> Measurement:

@@ -13,6 +13,7 @@ from pathlib import Path
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
+from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.sources import random_sources
@@ -42,7 +43,7 @@ TINY = Sizing(
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Conditions):
     """What is measured."""
 
     variants: list[str]
@@ -50,10 +51,6 @@ class Plan:
     batches: dict[str, int]  # sentences, by column
     halving: set[str]  # columns in which half the batch is tried where one does not fit
     sizing: Sizing
-    dtype: str
-    device: str
-    threads: int
-    repeats: int
 
     def dtype_of(self, variant: Variant) -> str:
         """fairseq has no int8: what is compared with it there is compared with its float32."""
@@ -120,10 +117,8 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "target_length": sizing.length,
         "beam": BEAMS[column],
         "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
+        **plan.conditions(),
         "dtype": dtype,
-        "device": plan.device,
-        "threads": plan.threads,
-        "repeats": plan.repeats,
     }
     found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
     row = Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype)

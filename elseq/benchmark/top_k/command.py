@@ -3,12 +3,10 @@
 from dataclasses import asdict
 from functools import partial
 
-import torch
-
-import elseq
 from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import device_name, heading, machine
+from elseq.benchmark.report import heading, machine
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan
 
@@ -43,10 +41,7 @@ def _plan(args) -> Plan:
         query_chunk_size=args.query_chunk_size,
         seconds_limit=args.seconds_limit,
         memory_limit=args.memory_limit,
-        dtype=args.dtype,
-        device=args.device,
-        threads=args.threads or torch.get_num_threads(),
-        repeats=args.repeats,
+        **read_conditions(args),
     )
 
 
@@ -55,8 +50,6 @@ def _settings(plan: Plan) -> dict:
     return {
         "benchmark": "top-k attention and feed-forward layers, 2106.06899",
         **asdict(plan),
-        "device": device_name(plan.device),
+        **plan.environment(),
         "published": {what: report.published(plan, what) for what in plan.sizes},
-        "torch": torch.__version__,
-        "elseq": elseq.__version__,
     }

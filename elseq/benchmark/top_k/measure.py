@@ -9,8 +9,6 @@ sdpa: `torch.nn.functional.scaled_dot_product_attention`.
 """
 
 import gc
-import resource
-import time
 from collections.abc import Callable
 
 import torch
@@ -19,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
-from elseq.benchmark.measure import Measurement, main, memory_mebibytes, reset_peak
+from elseq.benchmark.measure import Measurement, limit_memory, main, memory_mebibytes, now, reset_peak
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
@@ -36,7 +34,7 @@ def measure(request: dict) -> Measurement:
         outputs, what is kept for the backward pass, what is alive for a moment, and gradients.
     """
     torch.set_num_threads(request["threads"])
-    _limit_memory(request)
+    limit_memory(request["device"], request["memory_limit_bytes"])
     torch.manual_seed(1)
     small = {key: min(size, request[key]) for key, size in SMALL.items() if key in request}
     Layer({**request, **small}).time()
@@ -72,14 +70,9 @@ class Layer:
         """Seconds of a forward and backward pass."""
         for tensor in self.inputs:
             tensor.grad = None
-        start = self._now()
+        start = now(self.request["device"])
         self.forward(*self.inputs).backward(self.gradient)
-        return self._now() - start
-
-    def _now(self) -> float:
-        if self.request["device"] != "cpu":
-            torch.cuda.synchronize()
-        return time.perf_counter()
+        return now(self.request["device"]) - start
 
 
 def attention(request: dict) -> tuple[Callable[..., Tensor], list[Tensor]]:
@@ -151,17 +144,6 @@ def feed_forward(request: dict) -> tuple[Callable[..., Tensor], list[Tensor]]:
 
 def _random(request: dict, *shape: int) -> Tensor:
     return torch.randn(shape, device=request["device"], dtype=getattr(torch, request["dtype"]))
-
-
-def _limit_memory(request: dict) -> None:
-    """So that what does not fit fails here, and takes no memory away from other processes."""
-    limit = request["memory_limit_bytes"]
-    if request["device"] != "cpu":
-        torch.cuda.set_device(torch.device(request["device"]).index or 0)
-        total = torch.cuda.mem_get_info()[1]
-        torch.cuda.set_per_process_memory_fraction(min(1.0, limit / total))
-    else:
-        resource.setrlimit(resource.RLIMIT_DATA, (limit, resource.getrlimit(resource.RLIMIT_DATA)[1]))
 
 
 if __name__ == "__main__":

@@ -15,6 +15,7 @@ import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.measure import Measurement
+from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
 from elseq.benchmark.top_k.arguments import METHODS
@@ -27,7 +28,7 @@ GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
-class Plan:
+class Plan(Conditions):
     """What is measured: one causal layer of attention, or a stack of them, and one feed-forward layer."""
 
     sizes: dict[str, list[int]]  # by what is measured, ascending
@@ -42,10 +43,6 @@ class Plan:
     query_chunk_size: int | None  # None: the rule of `top_k_attention`
     seconds_limit: float  # of one forward and backward pass
     memory_limit: float | None  # GiB; None: what is available
-    dtype: str
-    device: str
-    threads: int
-    repeats: int
 
     def cells(self) -> list[tuple[str, int, str]]:
         """What, size and method of each run, in order."""
@@ -61,10 +58,7 @@ class Plan:
         """What `elseq.benchmark.top_k.measure` reads."""
         request = {
             "method": method,
-            "dtype": self.dtype,
-            "device": self.device,
-            "threads": self.threads,
-            "repeats": self.repeats,
+            **self.conditions(),
             "seconds_limit": self.seconds_limit,
         }
         if what == "feed-forward":

@@ -1,0 +1,100 @@
+"""EL-attention: the tables of 2105.04779 measured here, beside their figures, and NVIDIA's protocol for BART.
+
+speed: samples a second of beam search, diverse beam search and greedy search, by the Transformer of 270 million
+  parameters, BART-large and GPT-2, at the largest batch that fits the memory.
+batch: samples a second of BART-large by batch.
+memory: what BART-large keeps of the sources by batch and length, by count and as it is there.
+nvidia: documents a second of BART-large as TensorRT-LLM's documentation measures it: greedy, sources of 260 to 440
+  tokens, 128 tokens out.
+
+Models have random weights, and all outputs the same length. Stock fairseq is measured with keys and values copied for
+each hypothesis, as its Transformer has them, and shared by the hypotheses of a sentence, as its BART has them.
+"""
+
+import argparse
+
+from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes
+from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES, add_run_options
+from elseq.benchmark.el_attention.settings import BATCHES, MEMORY, NVIDIA, SEARCHES, SETTINGS
+from elseq.errors import UserError
+from elseq.options import AUTO, registered_methods
+
+TABLES = ("speed", "batch", "memory", "nvidia")
+V100_BYTES = 16 * 2**30
+DEVICE = "device"  # a memory cap that is none
+# On a CPU a run with the paper's batches takes minutes.
+GPU_MOST, CPU_MOST = 1024, 8
+CPU_BATCHES = [2, 4, 8]
+SMALL = {"most": 3, "batch_sizes": [2, 3], "lengths": [8, 16], "repeats": 1}
+
+
+def parse(arguments: list[str]) -> argparse.Namespace:
+    """
+    Raises:
+        UserError: an option or a value that cannot be used.
+    """
+    parser = Parser(
+        prog="elseq-benchmark el-attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    modes = (*STOCK_MODES[1:], *registered_methods(), AUTO, *FOREIGN_MODES)
+    work = parser.add_argument_group("what is measured")
+    for name, known, told in (
+        ("tables", TABLES, ""),
+        ("models", SETTINGS, ", of the table speed"),
+        ("searches", SEARCHES, ", of the table speed"),
+        ("modes", modes, ""),
+    ):
+        help = f"of {','.join(known)}{told} (default: all)"
+        work.add_argument(f"--{name}", type=choices(known), default=list(known), help=help)
+    listed = {",".join(map(str, batches)) for batches in (BATCHES, *NVIDIA.values())}
+    work.add_argument(
+        "--batch-sizes",
+        type=counts,
+        help=f"of the tables batch, memory and nvidia (default: the published ones, {' and '.join(sorted(listed))}; on "
+        f"a CPU {','.join(map(str, CPU_BATCHES))})",
+    )
+    lengths = sorted({length for _, length in MEMORY})
+    work.add_argument(
+        "--lengths", type=counts, default=lengths, help=f"of the table memory (default: {','.join(map(str, lengths))})"
+    )
+    work.add_argument(
+        "--most",
+        type=count,
+        help="sentences from which on down the largest batch is looked for, four fifths at a time (default: "
+        f"{GPU_MOST}, on a CPU {CPU_MOST})",
+    )
+    work.add_argument(
+        "--memory-cap",
+        type=_caps,
+        help="bytes such as 16GB, device for all of the device's, or several with commas; on a GPU of torch's "
+        "allocator, on a CPU of the process (default: 16GB,device, on a CPU device)",
+    )
+    work.add_argument(
+        "--no-repeat-ngram-size",
+        type=count_or_zero,
+        default=0,
+        help="3 in the paper's settings of BART, which stock fairseq does not block without its CUDA extension, and "
+        "yet takes time for (default: 0)",
+    )
+    runs = parser.add_argument_group("runs")
+    add_run_options(runs)
+    runs.add_argument("--small", action="store_true", help="tiny models, to see in minutes whether all of it runs")
+    if "--small" in arguments:
+        parser.set_defaults(**SMALL)
+    args = parser.parse_args(arguments)
+    of_models = list(dict.fromkeys(search for name in args.models for search in SETTINGS[name].searches))
+    if "speed" in args.tables and not set(args.searches) & set(of_models):
+        searches, models = ",".join(args.searches), ",".join(args.models)
+        raise UserError(f"--searches {searches} is not among those of --models {models}: {', '.join(of_models)}")
+    on_cpu = args.device == "cpu"
+    if args.memory_cap is None:
+        args.memory_cap = [None] if on_cpu else [V100_BYTES, None]
+    if args.most is None:
+        args.most = CPU_MOST if on_cpu else GPU_MOST
+    if args.batch_sizes is None and on_cpu:
+        args.batch_sizes = CPU_BATCHES
+    return args
+
+
+def _caps(text: str) -> list[int | None]:
+    return list(dict.fromkeys(None if part == DEVICE else read_bytes(part) for part in text.split(",")))

@@ -1,0 +1,45 @@
+"""The tables of 2105.04779, measured: elseq-benchmark el-attention."""
+
+from dataclasses import asdict
+from functools import partial
+
+from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.el_attention import report
+from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
+from elseq.benchmark.plans import read_conditions
+from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.report import heading, machine, versions
+
+
+def main(args) -> None:
+    """
+    Args:
+        args: what `elseq.benchmark.el_attention.arguments.parse` returns.
+    """
+    plan = Plan(
+        tables=args.tables,
+        models=args.models,
+        searches=args.searches,
+        modes=args.modes,
+        batch_sizes=args.batch_sizes,
+        lengths=args.lengths,
+        most=args.most,
+        memory_caps=args.memory_cap,
+        no_repeat_ngram_size=args.no_repeat_ngram_size,
+        is_small=args.small,
+        **read_conditions(args),
+    )
+    output = make_output_folder(args.output)
+    limits = find_limits(plan)
+    settings = {
+        "benchmark": "EL-attention, 2105.04779",
+        **asdict(plan),
+        **plan.environment(),
+        "limits": None if limits is None else asdict(limits),
+    }
+    model = ["sizes: tiny, for a test" if plan.is_small else "sizes: the paper's", "random weights"]
+    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
+    texts = report.tables, partial(report.notes, plan, limits)
+    plot = partial(report.plot, output / "el_attention.png", title)
+    run = partial(run_plan, plan, limits)
+    publish_paper(run, plan.runs(), output / "el_attention", report, settings, title, *texts, plot)

@@ -1,0 +1,276 @@
+"""The rows of the EL-attention benchmark as tables and a picture, beside the published figures."""
+
+from collections.abc import Callable, Iterator
+from operator import attrgetter
+from pathlib import Path
+from typing import NamedTuple
+
+from elseq.attention.methods import AUTO
+from elseq.benchmark.el_attention.plan import Plan, Row
+from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
+from elseq.benchmark.limits import Limits
+from elseq.benchmark.report import MEBIBYTE, about_noise, is_noisy
+from elseq.files import save_figure
+from elseq.precision import DTYPES
+from elseq.tables import markdown, number
+
+GIBIBYTE = 2**30
+BASELINE = "stock-copied"
+TITLES = {
+    "speed": "Speed at the largest batch",
+    "batch": "Speed by batch, BART-large, CNN/DailyMail, beam 4",
+    "memory": "What the decoder keeps of the sources, BART-large, beam 4",
+    "nvidia": "NVIDIA's protocol for BART-large: greedy, sources of 260 to 440 tokens, 128 tokens out",
+}
+PUBLISHED = {
+    "speed": "published, V100",
+    "batch": "published, V100, float16",
+    "memory": "published GiB, float16",
+    "nvidia": "published, H100",
+}
+
+
+class Part(NamedTuple):
+    """Rows that stand in one table."""
+
+    table: str
+    memory_cap: int | None
+
+    @property
+    def title(self) -> str:
+        if self.memory_cap is None:
+            return TITLES[self.table]
+        return f"{TITLES[self.table]}, in {self.memory_cap / GIBIBYTE:g} GiB"
+
+
+class Column(NamedTuple):
+    heading: str
+    value: Callable[[Row], float | str | None]
+    scale: float = 1.0
+
+    def cell(self, row: Row) -> str:
+        value = self.value(row)
+        return value or "-" if value is None or isinstance(value, str) else number(value * self.scale)
+
+
+def parts(rows: list[Row]) -> dict[Part, list[Row]]:
+    """The rows of each table; programs that were measured in the same case stand beside each other."""
+    names = "table", "model", "search", "mode"
+    orders = {name: list(dict.fromkeys(map(attrgetter(name), rows))) for name in names}
+
+    def place(row: Row) -> tuple[int, ...]:
+        table, model, search, mode = (orders[name].index(getattr(row, name)) for name in names)
+        size = 0 if row.table == "speed" else row.batch_size
+        return table, model, search, size, row.source_length or 0, mode
+
+    found: dict[Part, list[Row]] = {}
+    for row in sorted(rows, key=place):
+        found.setdefault(Part(row.table, row.memory_cap), []).append(row)
+    return found
+
+
+def compare(rows: list[Row]) -> list[dict]:
+    """The speed of each program relative to stock fairseq's with copied keys and values; in the table memory, the bytes
+    of that relative to the program's. Failed rows are left out."""
+    names = "table", "memory_cap", "model", "search", "batch_size", "source_length", "mode"
+    return [
+        {name: value for name in names if (value := getattr(row, name)) is not None} | {"ratio": ratio}
+        for row, ratio in _ratios(rows)
+    ]
+
+
+def _ratios(rows: list[Row]) -> Iterator[tuple[Row, float]]:
+    def case(row: Row) -> tuple:
+        size = None if row.table == "speed" else row.batch_size
+        return row.table, row.memory_cap, row.model, row.search, size, row.source_length
+
+    measured = [row for row in rows if row.failure is None]
+    baselines = {case(row): row for row in measured if row.mode == BASELINE}
+    for row in measured:
+        baseline = baselines.get(case(row))
+        if baseline is not None and row is not baseline:
+            if row.table == "memory":
+                yield row, baseline.state_bytes / row.state_bytes
+            else:
+                yield row, row.samples_per_second / baseline.samples_per_second
+
+
+def _label(row: Row) -> str:
+    """The program, and of stock fairseq whether the hypotheses have keys and values of the source of their own."""
+    if row.mode == AUTO and row.method is not None:
+        return f"{AUTO} ({row.method})"
+    stock, _, kind = row.mode.partition("-")
+    return row.mode if not kind else stock if row.beam == 1 else f"{stock}, {kind}"
+
+
+def _ran_out(row: Row) -> bool:
+    return (row.failure or "").startswith("out of memory")
+
+
+def _columns(table: str, rows: list[Row]) -> list[Column]:
+    ratios = {id(row): ratio for row, ratio in _ratios(rows)}
+    program, published = Column("program", _label), Column(PUBLISHED[table], attrgetter("published"))
+    batch = Column("batch", lambda row: f"{row.batch_size:,}")
+    ratio = Column("stock : this" if table == "memory" else "x stock", lambda row: ratios.get(id(row)))
+    if table == "memory":
+        return [
+            program,
+            batch,
+            Column("length", lambda row: f"{row.source_length:,}"),
+            Column("GiB by count", attrgetter("predicted_bytes"), 1 / GIBIBYTE),
+            Column("measured", lambda row: OUT_OF_MEMORY if _ran_out(row) else row.state_bytes, 1 / GIBIBYTE),
+            ratio,
+            published,
+        ]
+    return [
+        *([Column("model", attrgetter("model")), Column("search", attrgetter("search"))] if table == "speed" else []),
+        program,
+        batch,
+        Column("samples/s", lambda row: OUT_OF_MEMORY if _ran_out(row) else row.samples_per_second),
+        ratio,
+        published,
+        Column("peak GiB", attrgetter("peak_mebibytes"), 1 / 1024),
+        Column("state MiB", lambda row: row.state_bytes or None, 1 / MEBIBYTE),
+        Column("a step: ms", attrgetter("step_seconds"), 1e3),
+        Column("GB", attrgetter("step_bytes"), 1e-9),
+        Column("GFLOP", attrgetter("step_operations"), 1e-9),
+        Column("GB/s", lambda row: row.step_seconds and row.step_bytes / row.step_seconds, 1e-9),
+        Column("TFLOP/s", lambda row: row.step_seconds and row.step_operations / row.step_seconds, 1e-12),
+        Column("of the limit", lambda row: row.share_of_limit and f"{row.share_of_limit:.0%}"),
+    ]
+
+
+def tables(rows: list[Row]) -> str:
+    """A table in Markdown for each that was asked for and each memory cap, and a line for each row that failed."""
+    texts = []
+    for part, own in parts(rows).items():
+        shown = [row for row in own if row.failure is None or _ran_out(row)]
+        if shown:
+            texts += [f"{part.title}:", _markdown(part.table, shown)]
+    failures = [f"- {failure(row)}" for row in rows if row.failure is not None and not _ran_out(row)]
+    return "\n\n".join([*texts, "\n".join(failures)]).strip()
+
+
+def _markdown(table: str, rows: list[Row]) -> str:
+    columns = _columns(table, rows)
+    lines = [{column.heading: column.cell(row) for column in columns} for row in rows]
+    for program, size, figure in _without_rows(table, rows):
+        cell = figure if isinstance(figure, str) else number(figure)
+        lines.append({"program": program, "batch": f"{size:,}", PUBLISHED[table]: cell})
+    headings = [column.heading for column in columns]
+    headings = [heading for heading in headings if any(line.get(heading, "-") != "-" for line in lines)]
+    cells = [[line.get(heading, "-") for heading in headings] for line in lines]
+    return markdown(headings, cells, [heading for heading in ("model", "search", "program") if heading in headings])
+
+
+def _without_rows(table: str, rows: list[Row]) -> list[tuple[str, int, float | str]]:
+    """Programs that are not measured, the batch of each, and the published figure."""
+    sizes = dict.fromkeys(row.batch_size for row in rows)
+    if table == "batch":
+        known = {"multi-head without a cache": BATCHES_WITHOUT_CACHE}
+    else:
+        known = NVIDIA if table == "nvidia" else {}
+    return [(program, size, of[size]) for program, of in known.items() for size in sizes if size in of]
+
+
+def name(row: Row) -> str:
+    cap = [] if row.memory_cap is None else [f"{row.memory_cap / GIBIBYTE:g} GiB"]
+    length = [] if row.source_length is None else [f"length {row.source_length:,}"]
+    return ", ".join([row.table, row.model, row.search, row.mode, f"batch {row.batch_size:,}", *length, *cap])
+
+
+def failure(row: Row) -> str:
+    return f"{name(row)}: {row.failure.removesuffix('.')}."
+
+
+def progress(row: Row) -> str:
+    """A line about a row that is there."""
+    if row.failure is not None:
+        return failure(row)
+    if row.table == "memory":
+        return f"{name(row)}: {number(row.state_bytes / GIBIBYTE)} GiB"
+    return f"{name(row)}: {number(row.samples_per_second)} samples/s"
+
+
+def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
+    """What the figures mean."""
+    tables = {row.table for row in rows}
+    sentences = []
+    if tables != {"memory"}:
+        sentences += [
+            f"Samples/s: without loading, median of {plan.repeats}; x stock: of stock fairseq with copied keys and "
+            "values at the same settings.",
+            "Copied or shared: whether in stock fairseq each hypothesis has keys and values of the source of its own, "
+            "as in its Transformer, or those of its sentence, as in its BART.",
+            f"{OUT_OF_MEMORY}: out of memory.",
+        ]
+    if tables & {"speed", "batch"}:
+        sentences.append(
+            "Published: 2105.04779, stock fairseq of that time and EL-attention, on a V100 with 16 GB, on real text."
+        )
+    if "speed" in tables:
+        sentences.append(
+            "Batch: found from above, four fifths of the one before until it fits the memory, from at most "
+            f"{plan.most:,} sentences."
+        )
+    if any(row.step_seconds is not None for row in rows):
+        sentences.append(
+            "A step: the mean time of all beside the encoder; bytes and operations of a step in the middle by count "
+            "(weights, state and logits; see elseq/benchmark/cost.py)."
+        )
+    if limits is not None and any(row.share_of_limit is not None for row in rows):
+        sentences.append(
+            "Of the limit: the time of a step at the limits of the device, of the measured one; the limits are "
+            f"{number(limits.bytes_per_second / 1e9)} GB/s and {number(limits.operations_per_second / 1e12)} TFLOP/s "
+            f"({limits.source})."
+        )
+    if "memory" in tables:
+        size = DTYPES[plan.dtype].itemsize
+        sentences.append(
+            f"Measured: the tensors that are there. A number takes {size} bytes; in the published figures, "
+            "which are of multi-head attention and of EL-attention, 2."
+        )
+    if "nvidia" in tables:
+        sentences.append("NVIDIA's figures are those of TensorRT-LLM's documentation, in bfloat16.")
+    if any(row.ngrams_repeat for row in rows):
+        sentences.append("Stock fairseq blocks n-grams by its CUDA extension only, which is not there.")
+    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
+    return " ".join(sentences)
+
+
+def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
+    """Bars of samples/s, or of GiB, with the published figures as crosses: a panel for each table."""
+    from matplotlib.figure import Figure  # half a second, and only here
+
+    panels = {part: [row for row in own if row.failure is None] for part, own in parts(rows).items()}
+    panels = {part: own for part, own in panels.items() if own}
+    modes = list(dict.fromkeys(row.mode for row in rows))
+    groups = {part: list(dict.fromkeys(map(_group, own))) for part, own in panels.items()}
+    size = (max(8, 1.1 * max(map(len, groups.values())) + 3), 3.5 * len(panels))
+    figure = Figure(figsize=size, layout="constrained")
+    axes = figure.subplots(len(panels), squeeze=False)[:, 0]
+    width = 0.8 / len(modes)
+    for axis, (part, own) in zip(axes, panels.items(), strict=True):
+        for row in own:
+            offset = (modes.index(row.mode) - (len(modes) - 1) / 2) * width
+            place = groups[part].index(_group(row)) + offset
+            value = row.state_bytes / GIBIBYTE if row.table == "memory" else row.samples_per_second
+            axis.bar(place, value, width, color=f"C{modes.index(row.mode)}")
+            if isinstance(row.published, int | float):
+                axis.plot(place, row.published, "kx")
+        axis.set_xticks(range(len(groups[part])), groups[part], fontsize="x-small")
+        axis.set_yscale("log")
+        axis.set_ylabel("GiB" if part.table == "memory" else "samples/s")
+        axis.set_title(part.title, fontsize="small")
+    handles = [axes[0].bar(0, 0, color=f"C{index}", label=mode) for index, mode in enumerate(modes)]
+    handles += axes[0].plot([], [], "kx", label="published")
+    axes[0].legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
+    figure.suptitle(title, fontsize="small", wrap=True)
+    save_figure(figure, path)
+    return [path]
+
+
+def _group(row: Row) -> str:
+    if row.table == "speed":
+        return f"{row.model.replace(', ', chr(10))}\n{row.search}"
+    return f"batch {row.batch_size:,}" + (f"\nlength {row.source_length:,}" if row.source_length else "")

@@ -1,0 +1,96 @@
+"""What a device can do at most: bytes that it reads and writes in a second, and its floating-point operations.
+
+As a program it measures both on the device that a request names.
+"""
+
+from dataclasses import dataclass
+
+import torch
+
+from elseq.benchmark.measure import Measurement, main, now
+
+COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than caches hold
+MATMUL_ROWS = {"cpu": 2048, "cuda": 8192}
+REPEATS = 5  # of which the fastest counts
+
+# NVIDIA's data sheets, dense: words in the name of a device, GB/s, TFLOP/s of float16 (and bfloat16), of float32.
+_DATA_SHEETS = [
+    (("H200",), 4800, 989, 67),
+    (("H100", "PCIe"), 2000, 756, 51),
+    (("H100", "HBM3"), 3350, 989, 67),
+    (("A100", "SXM", "80GB"), 2039, 312, 19.5),
+    (("A100", "PCIe", "80GB"), 1935, 312, 19.5),
+    (("A100", "40GB"), 1555, 312, 19.5),
+    (("V100", "SXM2"), 900, 125, 15.7),
+    (("V100", "PCIE"), 900, 112, 14),
+]
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Of a device, in one dtype."""
+
+    bytes_per_second: float
+    operations_per_second: float
+    source: str  # where they are from
+
+    def share(self, read: float, operations: float, seconds: float) -> float:
+        """The time that the device would need at its limits, of the time that it took."""
+        return max(read / self.bytes_per_second, operations / self.operations_per_second) / seconds
+
+
+def known_limits(name: str, dtype: str) -> Limits | None:
+    """Those of the data sheet, None of a device that is not in the table.
+
+    Args:
+        name: of the device, as torch tells it.
+        dtype: float32, float16 or bfloat16.
+    """
+    for words, gigabytes, half, single in _DATA_SHEETS:
+        if all(word in name for word in words) and not ("V100" in words and dtype == "bfloat16"):
+            return Limits(gigabytes * 1e9, (single if dtype == "float32" else half) * 1e12, "NVIDIA's data sheet")
+    return None
+
+
+def measured_limits(found: Measurement, device: str) -> Limits | None:
+    """Those that this program has measured. None: it failed.
+
+    Args:
+        found: what it has found.
+        device: cpu, cuda or cuda:1.
+    """
+    if found.failure is not None:
+        return None
+    kind = device.partition(":")[0]
+    copy, matmul = (min(found.seconds[part]) for part in ("copy", "matmul"))
+    return Limits(2 * COPY_BYTES[kind] / copy, 2 * MATMUL_ROWS[kind] ** 3 / matmul, "measured by a copy and a product")
+
+
+def measure(request: dict) -> Measurement:
+    """Seconds of copying memory, and of a product of square matrices.
+
+    Args:
+        request: dtype, device, threads.
+    """
+    torch.set_num_threads(request["threads"])
+    device = request["device"]
+    kind = device.partition(":")[0]
+    options = {"device": device, "dtype": getattr(torch, request["dtype"])}
+    source = torch.zeros(COPY_BYTES[kind], dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    one, other = (torch.rand(MATMUL_ROWS[kind], MATMUL_ROWS[kind], **options) for _ in range(2))
+    seconds = {
+        "copy": [_seconds(device, lambda: target.copy_(source)) for _ in range(REPEATS + 1)][1:],
+        "matmul": [_seconds(device, lambda: one @ other) for _ in range(REPEATS + 1)][1:],
+    }
+    return Measurement(seconds=seconds)
+
+
+def _seconds(device: str, work) -> float:
+    start = now(device)
+    work()
+    return now(device) - start
+
+
+if __name__ == "__main__":
+    main(measure)

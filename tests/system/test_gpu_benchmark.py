@@ -1,0 +1,82 @@
+"""benchmarks/gpu.sh: what it would run, and that it ends whatever its steps do."""
+
+import re
+import shlex
+from pathlib import Path
+
+import pytest
+
+from elseq.benchmark import PAPERS
+from elseq.cli.benchmark import import_module
+from tests.system.recipes import run
+
+SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
+STEPS = ["kernels", "tests", "bart_large", "nvidia", "bart_large_16gb", "multi_query", "gpt2", "top_k"]
+STEP = re.compile(r"(\w+), (\d+) s: (.+)")
+
+
+def steps(*options):
+    result = run(SCRIPT, "--dry-run", *options)
+    assert result.returncode == 0, result.stderr
+    return {name: (int(seconds), shlex.split(command)) for name, seconds, command in STEP.findall(result.stdout)}
+
+
+def test_order_and_limits():
+    found = steps()
+    assert list(found) == STEPS
+    assert sum(seconds for seconds, _ in found.values()) == 9 * 60
+    assert sum(seconds for seconds, _ in steps("--minutes", "3").values()) <= 3 * 60
+
+
+@pytest.mark.parametrize(
+    "options", [["--device", "cpu"], ["--device", "cpu", "--small"], ["--device", "cpu", "--dtype", "bfloat16"]]
+)
+def test_commands_are_understood(options):
+    for _, command in steps(*options).values():
+        assert command[:2] == ["python", "-m"]
+        if command[2] == "elseq.cli.benchmark":
+            args = import_module(f"{PAPERS[command[3]]}.arguments").parse(command[4:])
+            assert (args.device, args.dtype) == ("cpu", "bfloat16" if "bfloat16" in options else "float32")
+            assert "--small" not in options or args.small if command[3] == "el-attention" else True
+
+
+def test_a_step_that_fails_or_takes_too_long_ends_no_other(tmp_path):
+    """With a python that does not what it should."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text(
+        '#!/bin/sh\ncase "$*" in *kernels*) sleep 60 ;; *top-k*) echo "1 MiB" ;; *) echo no error; exit 3 ;; esac\n'
+    )
+    python.chmod(0o755)
+    output = tmp_path / "results"
+    result = run(SCRIPT, "--device", "cpu", "--minutes", "1", "--output", output, PATH=f"{python.parent}:/usr/bin:/bin")
+    assert result.returncode == 0, result.stderr
+    lines = (output / "summary.md").read_text().splitlines()
+    table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "step" not in line]
+    assert [cells[0] for cells in table] == STEPS
+    assert [cells[2] for cells in table] == ["cut off", *["failed (3)"] * 6, "finished"]
+    assert table[1][3] == "no error" and table[-1][3] == "1 MiB"
+    assert (output / "top_k.log").read_text() == "1 MiB\n"
+    assert f"written: {output}" in result.stdout
+
+
+def test_help():
+    result = run(SCRIPT, "--help")
+    assert result.returncode == 0 and "--small" in result.stdout and "set -" not in result.stdout
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--device", "tpu"], "--device tpu is unknown; give cpu, cuda or cuda:1"),
+        (["--dtype", "int4"], "--dtype int4 is unknown; choose one of float32, float16, bfloat16"),
+        (["--minutes", "0"], "--minutes is 0; give a whole number, 1 or more"),
+        (["--fast"], "--fast is unknown; the options are --device, "),
+        (["--output"], "--output needs a value; see --help"),
+        (["--output", "/dev/null/there"], "--output /dev/null/there cannot be made; name another folder"),
+    ],
+)
+def test_bad_options_are_one_sentence(options, sentence):
+    result = run(SCRIPT, *options)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"elseq: error: {sentence}") and result.stderr.count("\n") == 1
