@@ -1,13 +1,9 @@
 """Reordering the hypotheses of each sentence within the memory that holds them."""
 
-import logging
-from functools import cache
-from importlib.util import find_spec
-
 import torch
 from torch import Tensor
 
-logger = logging.getLogger(__name__)
+from elseq.attention.kernels.trial import Trial, current, draw, usable
 
 
 def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
@@ -19,28 +15,40 @@ def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) ->
         beam: hypotheses of each sentence; divides N.
         taken: int64 [1], the number of used positions. The content of the others is undefined afterwards.
     """
-    launch = _kernel(buffer.device) if buffer.is_cuda else None
-    if launch is None:
-        buffer.copy_(buffer.index_select(0, order))
-    else:
-        with torch.cuda.device(buffer.device):  # Triton launches on the current one
+    if has_kernel(buffer):
+        from elseq.attention.kernels.reorder_triton import launch  # cannot be imported without Triton
+
+        with current(buffer.device):
             launch(buffer, order, beam, taken)
+    else:
+        _reorder(buffer, order)
 
 
-@cache
-def _kernel(device: torch.device):
-    """The function that launches the kernel, after a trial on the device; None if the kernel cannot run there."""
-    if find_spec("triton") is None:
-        return None
-    from elseq.attention.kernels.reorder_triton import launch  # cannot be imported without Triton
+def has_kernel(buffer: Tensor) -> bool:
+    """Whether a kernel reorders this buffer. It has then proved itself on the buffer's GPU."""
+    device, dtype = buffer.device, buffer.dtype
+    return buffer.is_cuda and usable(f"reordering of {dtype}", device, lambda: _trial(device, dtype))
 
-    try:
-        with torch.cuda.device(device):
-            two = torch.arange(2, device=device)
-            launch(torch.zeros(2, 1, 1, device=device), two, 2, two[:1])
-    except Exception as error:  # errors of Triton, its C compiler or the driver
-        logger.warning(
-            "Triton cannot compile for this GPU, so PyTorch reorders hypotheses: %s", str(error).split("\n")[0]
-        )
-        return None
-    return launch
+
+def _reorder(buffer: Tensor, order: Tensor) -> None:
+    buffer.copy_(buffer.index_select(0, order))
+
+
+def _trial(device: torch.device, dtype: torch.dtype) -> Trial:
+    from elseq.attention.kernels.reorder_triton import launch
+
+    sentences, beam, room = 8, 4, 64
+    taken = torch.full((1,), room // 2, device=device)
+    kernels, plain = (draw(sentences * beam, 16, room, 64, device=device, dtype=dtype) for _ in range(2))
+    order = torch.arange(0, sentences * beam, beam).repeat_interleave(beam) + torch.tensor([1, 0, 3, 3]).repeat(sentences)
+    order = order.to(device)
+
+    def by_kernel():
+        launch(kernels, order, beam, taken)
+        return kernels[:, :, : room // 2]
+
+    def by_torch():
+        _reorder(plain, order)
+        return plain[:, :, : room // 2]
+
+    return Trial(by_kernel, by_torch, plain[order][:, :, : room // 2])

@@ -1,0 +1,129 @@
+"""A trial's verdict on kernels that are right, wrong, slow or cannot run; the times are given by the test."""
+
+from importlib.util import find_spec
+
+import pytest
+import torch
+
+from elseq.attention.kernels import trial
+from elseq.attention.kernels.trial import Trial, draw, usable
+
+DEVICE = torch.device("cpu")
+NUMBERS = torch.tensor([1.0, -2.0, 4.0])
+
+
+@pytest.fixture(autouse=True)
+def verdicts(monkeypatch):
+    monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(trial, "find_spec", lambda name: name)
+    time(monkeypatch, 1.0, 2.0)
+    return trial._verdicts
+
+
+def time(monkeypatch, kernel, plain):
+    monkeypatch.setattr(trial, "_milliseconds", lambda *functions: [kernel, plain])
+
+
+def case(found=NUMBERS, dtype=torch.float32):
+    return Trial(lambda: found.to(dtype), lambda: NUMBERS.to(dtype), NUMBERS.double())
+
+
+def test_a_kernel_that_is_right_and_faster(caplog):
+    assert usable("sums", DEVICE, case)
+    assert not caplog.records
+
+
+def test_one_verdict_for_each_name_and_device():
+    def fails():
+        raise AssertionError("tried again")
+
+    assert usable("sums", DEVICE, case)
+    assert usable("sums", DEVICE, fails)
+    assert not usable("products", DEVICE, fails)
+    assert not usable("products", DEVICE, case)
+    assert not usable("sums", torch.device("meta"), fails)
+
+
+@pytest.mark.parametrize(
+    "found, reason",
+    [
+        (NUMBERS + torch.tensor([0.0, 0.0, 0.1]), "errs by 0.1, and 4e-05 is allowed"),
+        (NUMBERS * torch.nan, "errs by nan"),
+        (NUMBERS * torch.inf, "errs by inf"),
+        (NUMBERS[:2], r"returns \[2\] instead of \[3\]"),
+    ],
+)
+def test_wrong_numbers(found, reason, caplog):
+    assert not usable("sums", DEVICE, lambda: case(found))
+    [record] = caplog.records
+    assert record.getMessage().startswith("sums: PyTorch computes it on cpu, because the kernel ")
+    caplog.clear()
+    with pytest.raises(AssertionError, match=reason):
+        raise AssertionError(record.getMessage())
+
+
+@pytest.mark.parametrize("dtype", trial.TOLERANCES)
+def test_rounding_is_no_error(dtype):
+    rounding = 2 * torch.finfo(dtype).eps
+    assert usable("sums", DEVICE, lambda: case(NUMBERS.double() * (1 + rounding), dtype))
+
+
+def test_other_types_are_exact():
+    assert usable("places", DEVICE, lambda: case(dtype=torch.int64))
+    assert not usable("ranks", DEVICE, lambda: case(NUMBERS + 1, dtype=torch.int64))
+
+
+@pytest.mark.parametrize("kernel", [2.0, 2.5])
+def test_a_kernel_that_is_not_faster(kernel, monkeypatch, caplog):
+    time(monkeypatch, kernel, 2.0)
+    assert not usable("sums", DEVICE, case)
+    [record] = caplog.records
+    assert record.getMessage().endswith(f"because the kernel takes {kernel:.3f} ms, and PyTorch 2.000 ms")
+
+
+def test_a_kernel_that_cannot_run(caplog):
+    def raises():
+        raise RuntimeError("no compiler\nand a long output")
+
+    assert not usable("sums", DEVICE, lambda: Trial(raises, raises, NUMBERS))
+    [record] = caplog.records
+    assert record.getMessage().endswith("because the kernel cannot run there: RuntimeError: no compiler")
+
+
+def test_without_triton(monkeypatch, caplog):
+    monkeypatch.setattr(trial, "find_spec", lambda name: None)
+    assert not usable("sums", DEVICE, case)
+    [record] = caplog.records
+    assert record.getMessage().endswith("because Triton is not installed")
+
+
+def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch, verdicts):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert not usable("sums", DEVICE, case)
+    assert not verdicts
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
+    assert usable("sums", DEVICE, case)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
+    assert usable("sums", DEVICE, case)
+
+
+def test_draws_are_repeated_and_leave_the_generators_alone():
+    torch.manual_seed(1)
+    expected = torch.randn(5)
+    torch.manual_seed(1)
+    first = draw(3, 4, device=DEVICE)
+    assert torch.equal(torch.randn(5), expected)
+    assert torch.equal(first, draw(3, 4, device=DEVICE))
+    assert not torch.equal(first, draw(3, 4, device=DEVICE, seed=1))
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+def test_on_a_gpu(monkeypatch):
+    monkeypatch.undo()
+    few, many = torch.ones(2**10, device="cuda"), torch.ones(2**26, device="cuda")
+    less, more = (lambda: (few * 2)[:9]), (lambda: (many * 2)[:9])
+    expected = torch.full((9,), 2.0, device="cuda")
+    assert usable("little work", few.device, lambda: Trial(less, more, expected))
+    assert not usable("much work", few.device, lambda: Trial(more, less, expected))
