@@ -88,6 +88,20 @@ def test_measuring_draws_no_random_numbers_and_leaves_the_layer(attention, metho
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
 
 
+def test_a_step_is_measured_as_a_search_runs_it(attention, monkeypatch):
+    """Captured, where it is captured."""
+    runs = []
+
+    class Work(attention_cost.CapturedWork):
+        def __call__(self, work):
+            runs.append(self)
+            super().__call__(work)
+
+    monkeypatch.setattr(attention_cost, "CapturedWork", Work)
+    assert cross_attention_seconds(KV, attention, WORKLOAD) > 0
+    assert len(runs) == 1 + attention_cost.CALLS >= 4 and len(set(runs)) == 1
+
+
 def test_long_sources_and_the_largest_scores(measured):
     """No more positions than are measured at once, and the same number of largest scores."""
     attention = Attention(16, 4, 2, encoder_decoder_attention=True, top_k=50).eval()
