@@ -312,6 +312,35 @@ def test_room_and_idle_sentences(monkeypatch, method):
     assert sentences == [6, 6, 6, 6, 5, 5, 5, 2, 2, 2, 2]
 
 
+def test_captures_of_a_batch_of_summaries(monkeypatch):
+    """32 texts, a beam of 4: one for each room of 32, 64, 128 and 141, and one when half of all are idle."""
+    rooms = []
+    monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: lambda work: work())
+
+    def ignore(*_):
+        pass
+
+    def decode(tokens, state):
+        state.length += 1
+        return tokens.float()
+
+    cursor = SimpleNamespace(position=torch.zeros(1), begin=ignore, end=ignore)
+    state = SimpleNamespace(
+        length=0, cursor=cursor, keep=ignore, reorder=ignore, fix=lambda room, *_: rooms.append(room)
+    )
+    beam, sentences = 4, 32
+    steps = CapturedSteps(decode, state, beam, 141)
+    for length in range(1, 142):
+        steps.step(torch.zeros(sentences * beam, length, dtype=torch.long))
+        order = torch.arange(sentences * beam)
+        if length > 56 and not length % 3 and sentences > 1:
+            sentences -= 1
+            steps.keep(torch.arange(sentences))
+            order = order[: sentences * beam]
+        steps.reorder(order)
+    assert rooms == [32, 64, 128, 128, 141]
+
+
 class OnGpu:
     """A decoder, but for where its parameters are."""
 

@@ -1,6 +1,9 @@
 """The best words by the kernels, against float64; they run on CPU tensors, interpreted, where there is no GPU."""
 
 import math
+import os
+import subprocess
+import sys
 from importlib.util import find_spec
 
 import pytest
@@ -73,6 +76,32 @@ def test_the_trial_expects_what_both_compute(dtype):
     trial = module._trial(torch.device(DEVICE), dtype, rows=2, width=300)
     for function in (trial.plain, trial.kernel):
         torch.testing.assert_close(function().double(), trial.expected, rtol=1e-5, atol=1e-5)
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from elseq.generation.kernels.best_words_triton import BLOCK, best, log_sums
+
+types = {"logits": f"*{sys.argv[1]}", "sums": "*fp32", "values": "*fp32", "words": "*i64", "block": "constexpr"}
+for kernel in (log_sums, best):
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index("block"),): BLOCK})
+    assert compile(source, GPUTarget("cuda", int(sys.argv[2]), 32), {}).asm["cubin"]
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "capability"), [("fp16", 80), ("bf16", 80), ("fp16", 90), ("fp32", 90)])
+def test_they_compile_for_gpus(number, capability, tmp_path):
+    """Which needs none of them."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, number, str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
 
 
 @pytest.mark.gpu
