@@ -13,9 +13,11 @@ from torch import Tensor
 from elseq.attention import DecodeState
 from elseq.generation.cuda_graphs import CapturedWork
 
-# Positions that the first captured step has room for. The room doubles when it is full: a capture costs as much time as
-# a few steps do without, and a step may read all the room that there is.
+# Positions that a captured step has room for at least. The room doubles when it is full: a capture costs as much time
+# as a few steps do without, and a step may read all the room that there is.
 ROOM = 32
+# Bytes of room, in all layers, that need not be saved: to read them in all steps costs less than a capture.
+CHEAP = 2**28
 # Hypotheses that are left out of a captured step once so many are idle. Fewer cost less than a capture.
 IDLE = 64
 # Outputs so short are not worth a capture.
@@ -116,7 +118,8 @@ class CapturedSteps:
             if self._rows is not None:
                 order = order.index_select(0, self._rows)
                 self._state.keep(self._sentences)
-        self._room = min(ROOM << (self._state.length // ROOM).bit_length(), self._max_length)
+        cheap = CHEAP // self._state.bytes_of_position()
+        self._room = min(max(ROOM << (self._state.length // ROOM).bit_length(), cheap), self._max_length)
         self._state.fix(self._room, self._beam, order)
         device = self._state.cursor.position.device
         self._tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)

@@ -80,6 +80,7 @@ def begin_to_capture(monkeypatch):
 
     def begin():
         monkeypatch.setattr(captured_steps, "ROOM", 5)
+        monkeypatch.setattr(captured_steps, "CHEAP", 0)
         monkeypatch.setattr(captured_steps, "IDLE", 1)
         monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
         monkeypatch.setattr(TapedWork, "replays", 0)
@@ -278,6 +279,7 @@ def test_nothing_is_held_between_batches(begin_to_capture):
 def test_room_and_idle_sentences(monkeypatch, method):
     """What a step reads doubles; finished sentences are dropped then, or when they are half of all."""
     monkeypatch.setattr(captured_steps, "ROOM", 4)
+    monkeypatch.setattr(captured_steps, "CHEAP", 0)
     monkeypatch.setattr(captured_steps, "IDLE", 1)
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
@@ -312,8 +314,9 @@ def test_room_and_idle_sentences(monkeypatch, method):
     assert sentences == [6, 6, 6, 6, 5, 5, 5, 2, 2, 2, 2]
 
 
-def test_captures_of_a_batch_of_summaries(monkeypatch):
-    """32 texts, a beam of 4: one for each room of 32, 64, 128 and 141, and one when half of all are idle."""
+@pytest.mark.parametrize(("sentences", "expected"), [(1, [141]), (8, [141]), (32, [42, 64, 128, 128, 141])])
+def test_captures_of_a_batch_of_summaries(monkeypatch, sentences, expected):
+    """In float16 by BART-large, a beam of 4: one for each room, and one when half of many hypotheses are idle."""
     rooms = []
     monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: lambda work: work())
 
@@ -328,7 +331,8 @@ def test_captures_of_a_batch_of_summaries(monkeypatch):
     state = SimpleNamespace(
         length=0, cursor=cursor, keep=ignore, reorder=ignore, fix=lambda room, *_: rooms.append(room)
     )
-    beam, sentences = 4, 32
+    beam = 4
+    state.bytes_of_position = lambda: 12 * 2 * 1024 * 2 * beam * sentences
     steps = CapturedSteps(decode, state, beam, 141)
     for length in range(1, 142):
         steps.step(torch.zeros(sentences * beam, length, dtype=torch.long))
@@ -338,7 +342,7 @@ def test_captures_of_a_batch_of_summaries(monkeypatch):
             steps.keep(torch.arange(sentences))
             order = order[: sentences * beam]
         steps.reorder(order)
-    assert rooms == [32, 64, 128, 128, 141]
+    assert rooms == expected
 
 
 class OnGpu:

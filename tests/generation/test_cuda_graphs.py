@@ -62,6 +62,7 @@ def gpu(monkeypatch):
 def begin_to_capture(monkeypatch, gpu, as_on_gpu):
     def begin():
         monkeypatch.setattr(captured_steps, "ROOM", 5)
+        monkeypatch.setattr(captured_steps, "CHEAP", 0)
         monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: CapturedWork(GPU))
         monkeypatch.setattr(steppers, "can_capture", lambda *asked: True)
 
