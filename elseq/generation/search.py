@@ -363,7 +363,7 @@ class SequenceGenerator(nn.Module):
         Args:
             finished: the finished hypotheses.
             look: at the step.
-            beams: those that are still searched. What others do is of no interest.
+            beams: those that are still searched. What other sentences do is of no interest.
             limits: of all sentences of the batch.
             prompt_tokens: as for `generate`.
 
@@ -372,11 +372,12 @@ class SequenceGenerator(nn.Module):
         """
         then, step = look.beams, look.step
         searched = set(beams.sentences)
+        width = min(self.beam_size, look.candidates.ending.size(1))
         ended, must_end = [], {place for place, sentence in enumerate(then.sentences) if limits[sentence] <= step}
         for place, column in look.marks.tolist():
-            if column < self.beam_size:
+            if column < width:
                 ended.append([place, column])
-            elif column == self.beam_size:
+            elif column == width:
                 must_end.add(place)
             else:
                 raise _NotANumber(self._read_so_far(then, step, prompt_tokens))
