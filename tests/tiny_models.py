@@ -34,7 +34,30 @@ def make_models(family: str, dictionary: Dictionary, seed: int = 1, positions: i
 
     The output layer is scaled up: distributions are peaked, and no two hypotheses have the same score.
     """
-    stock_class, elseq_class, arch = FAMILIES[family]
+    stock_class, elseq_class, _ = FAMILIES[family]
+    args, task = make_arguments(family, dictionary, positions, **options)
+    torch.manual_seed(seed)
+    stock = make_peaked(stock_class.build_model(Namespace(**vars(args)), task).eval())
+    models = {"stock": stock}
+    for method in ("kv", "el"):
+        model = elseq_class.build_model(Namespace(**vars(args)), task).eval()
+        model.load_state_dict(stock.state_dict())
+        model.decoder.decode_attention = method
+        models[method] = model
+    return models
+
+
+def make_elseq_model(family: str, dictionary: Dictionary, method: str, seed: int = 1, **options):
+    """A model with options that stock models do not have."""
+    torch.manual_seed(seed)
+    model = make_peaked(FAMILIES[family][1].build_model(*make_arguments(family, dictionary, **options)).eval())
+    model.decoder.decode_attention = method
+    return model
+
+
+def make_arguments(family: str, dictionary: Dictionary, positions: int = 40, **options):
+    """What `build_model` takes."""
+    arch = FAMILIES[family][2]
     sizes = {"layers": 2, "embed_dim": 16, "ffn_embed_dim": 32, "attention_heads": 4, "learned_pos": True}
     sizes = {f"{side}_{name}": size for side in ("encoder", "decoder") for name, size in sizes.items()}
     limits = {name: positions for name in ("max_source_positions", "max_target_positions", "tokens_per_sample")}
@@ -46,21 +69,16 @@ def make_models(family: str, dictionary: Dictionary, seed: int = 1, positions: i
         }
     args = Namespace(**{**defaults, **sizes, **limits, **inputs, "share_decoder_input_output_embed": False, **options})
     ARCH_CONFIG_REGISTRY[arch](args)
-    task = SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
-    torch.manual_seed(seed)
-    stock = stock_class.build_model(Namespace(**vars(args)), task).eval()
-    with torch.no_grad():
-        stock.decoder.output_projection.weight *= 4
-        for name, parameter in stock.named_parameters():
-            if name.endswith("bias"):
-                parameter.uniform_(-0.5, 0.5)
-    models = {"stock": stock}
-    for method in ("kv", "el"):
-        model = elseq_class.build_model(Namespace(**vars(args)), task).eval()
-        model.load_state_dict(stock.state_dict())
-        model.decoder.decode_attention = method
-        models[method] = model
-    return models
+    return args, SimpleNamespace(source_dictionary=dictionary, target_dictionary=dictionary)
+
+
+@torch.no_grad()
+def make_peaked(model):
+    model.decoder.output_projection.weight *= 4
+    for name, parameter in model.named_parameters():
+        if name.endswith("bias"):
+            parameter.uniform_(-0.5, 0.5)
+    return model
 
 
 def task_configuration(task_config):

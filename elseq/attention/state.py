@@ -83,6 +83,11 @@ class DecodeState:
             self.prompt_lengths = self.prompt_lengths.index_select(0, sentences)
             self.longest_prompt = int(self.prompt_lengths.max())
 
+    def bytes_of_position(self) -> int:
+        """Bytes of a generated position of all hypotheses, in all layers."""
+        kept = (tensor for layer in self.layers for tensor in layer.self_attention.generated.tensors())
+        return sum(tensor.nbytes // tensor.size(-2) for tensor in kept)
+
     def size_bytes(self) -> int:
         """Bytes of the state. Memory that layers share counts once."""
         per_hypothesis = sum(layer.self_attention.generated.size_bytes() for layer in self.layers)

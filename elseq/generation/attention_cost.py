@@ -12,8 +12,10 @@ from pathlib import Path
 import torch
 
 from elseq.attention import Attention, DecodingMethod
+from elseq.attention.kernels.trial import HEAD_START, current
 from elseq.errors import UserError
 from elseq.files import written_whole
+from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.planner import Workload
 from elseq.precision import prepared
 
@@ -86,26 +88,35 @@ def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) ->
     try:
         once = _seconds(lambda: method.memories([layer], hidden, None), device)
         [memory] = method.memories([layer], hidden, None)
-        step = _seconds(lambda: layer(query, need_weights=False, state=memory), device)
+        work = CapturedWork(device)  # as a search's steps
+        step = _seconds(lambda: work(lambda: layer(query, need_weights=False, state=memory)), device)
     finally:
         precision.end()
     return once, step
 
 
 def _seconds(call, device: torch.device) -> float:
-    times = []
-    for _ in range(1 + CALLS):  # the first one compiles and allocates
-        _wait(device)
-        start = time.perf_counter()
-        call()
-        _wait(device)
-        times.append(time.perf_counter() - start)
-    return min(times[1:])
+    clock = _seconds_on_gpu if device.type == "cuda" else _seconds_on_cpu
+    with current(device):
+        times = [clock(call) for _ in range(1 + CALLS)]
+    return min(times[1:])  # the first one compiles and allocates, and the second one captures
 
 
-def _wait(device: torch.device) -> None:
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
+def _seconds_on_cpu(call) -> float:
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
+
+
+def _seconds_on_gpu(call) -> float:
+    """By its own clock: it waits until all has been launched."""
+    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+    torch.cuda._sleep(HEAD_START)
+    start.record()
+    call()
+    end.record()
+    end.synchronize()
+    return start.elapsed_time(end) / 1000
 
 
 @cache

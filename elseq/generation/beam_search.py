@@ -4,6 +4,8 @@ import torch
 from fairseq import search
 from torch import Tensor
 
+from elseq.generation import transfers
+
 
 class BeamSearch(search.BeamSearch):
     """fairseq's beam search. It selects within each hypothesis before it compares hypotheses.
@@ -64,7 +66,7 @@ class BeamSearch(search.BeamSearch):
             best = best + scores[:, :, step - 1 :]
         candidates = min(2 * beam, best.size(1) * width - 1)
         best, index = torch.topk(best.reshape(sentences, -1), candidates + 1, dim=1)
-        if not best.is_cuda and bool((best[:, 1:] == best[:, :-1]).any()):
+        if transfers.is_free(best.device) and bool((best[:, 1:] == best[:, :-1]).any()):
             return None
         best, index = best[:, :-1], index[:, :-1]
         return best, words.reshape(sentences, -1).gather(1, index), index // width

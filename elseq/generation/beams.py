@@ -10,6 +10,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
+from elseq.generation.transfers import to_device
+
 
 class Candidates(NamedTuple):
     """Continuations of each sentence, best first."""
@@ -77,6 +79,7 @@ class Beams:
         self.source_lengths = source_lengths
         self.sample_ids = sample_ids
         self.prefix = prefix
+        self._prefixes = None if prefix is None else prefix.tolist()  # of all sentences of the batch
         self.uncounted = uncounted
         self._left_over = torch.zeros(sentences, beam, dtype=torch.bool, device=device)
         self._all_rows = torch.arange(sentences * beam, device=device).view(sentences, beam)
@@ -89,6 +92,10 @@ class Beams:
     def prefix_words(self, step: int) -> Tensor | None:
         """The word that must come now, int64 [B], padding where any may; None: any may everywhere."""
         return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None
+
+    def has_in_prefix(self, word: int, step: int) -> bool:
+        """Whether it is the word that must come now, for some sentence."""
+        return any(self._prefixes[sentence][step] == word for sentence in self.sentences)
 
     def attend(self, step: int, weights: Tensor | None) -> None:
         """Remember the attention to the source, [N, S], with which the next word is chosen."""
@@ -107,12 +114,18 @@ class Beams:
         hypotheses = rows.view(len(sentences), self.beam, -1)
         return torch.where(sentences.view(-1, 1, 1), hypotheses[:, :1], hypotheses).view_as(rows)
 
-    def select(self, sentences: Tensor) -> None:
-        """Go on with these sentences only, int64 [B']; `go_on` drops the hypotheses of the others."""
-        self.sentences = [self.sentences[index] for index in sentences.tolist()]
+    def select(self, places: list[int]) -> Tensor:
+        """Go on with the sentences at these places only; `go_on` drops the hypotheses of the others.
+
+        Returns:
+            The places, int64 [B'].
+        """
+        self.sentences = [self.sentences[place] for place in places]
+        sentences = to_device(places, self.limits.device)
         self.limits, self.source_lengths = self.limits[sentences], self.source_lengths[sentences]
         self.sample_ids, self._left_over = self.sample_ids[sentences], self._left_over[sentences]
         self.prefix = None if self.prefix is None else self.prefix[sentences]
+        return sentences
 
     def go_on(self, step: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Take the best `beam` candidates of each sentence that do not end.

@@ -13,9 +13,13 @@ from torch import Tensor
 from elseq.attention import DecodeState
 from elseq.generation.cuda_graphs import CapturedWork
 
-# Positions by which the room of a captured step grows: a capture costs as much time as a few steps do without, and
-# every step computes with all the room that there is.
+# Positions that a captured step has room for at least. The room doubles when it is full: a capture costs as much time
+# as a few steps do without, and a step may read all the room that there is.
 ROOM = 32
+# Bytes of room, in all layers, that need not be saved: to read them in all steps costs less than a capture.
+CHEAP = 2**28
+# Hypotheses that are left out of a captured step once so many are idle. Fewer cost less than a capture.
+IDLE = 64
 # Outputs so short are not worth a capture.
 SHORTEST = 8
 
@@ -42,13 +46,14 @@ class CapturedSteps:
     """Reads one token after the other into a decoding state. It stands in for `decode` and the state's own methods.
 
     Shapes: N hypotheses of B sentences are still searched for; V words. A captured step has a fixed number of
-    hypotheses. Sentences that are finished stay in it, unread, until it has to be captured anew or half of it is idle.
+    hypotheses. Sentences that are finished stay in it, unread, until it has to be captured anew, or half of it and
+    `IDLE` hypotheses are idle.
     """
 
     def __init__(self, decode: Callable[[Tensor, DecodeState], Tensor], state: DecodeState, beam: int, max_length: int):
         """
         Args:
-            decode: reads tokens, int64 [N, 1], into the state and returns log-probabilities [N, V].
+            decode: reads tokens, int64 [N, 1], into the state and returns logits or log-probabilities [N, V].
             state: has read nothing yet, but for prompts.
             beam: hypotheses of each sentence.
             max_length: tokens that will be read at most.
@@ -63,7 +68,8 @@ class CapturedSteps:
         self._work: CapturedWork | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
-        """Read the last of the tokens, int64 [N, L]; return log-probabilities [N, V]."""
+        """Read the last of the tokens, int64 [N, L]; return what `decode` returns, [N, V], the caller's to change until
+        the next step."""
         tokens = tokens[:, -1:]
         if not self._state.length:  # not yet: the state shows its shapes only now
             return self._decode(tokens, self._state)
@@ -76,7 +82,7 @@ class CapturedSteps:
         length = self._state.length
         self._work(self._advance)
         self._state.length = length + 1  # a replayed step moves the cursor on the device and nothing here
-        return self._log_probs if self._rows is None else self._log_probs.index_select(0, self._rows)
+        return self._output if self._rows is None else self._output.index_select(0, self._rows)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N]: at the next step."""
@@ -99,7 +105,10 @@ class CapturedSteps:
         self._rows = hypotheses.view(-1, self._beam).index_select(0, self._sentences).flatten()
 
     def _is_half_idle(self) -> bool:
-        return self._rows is not None and 2 * len(self._rows) <= len(self._order)
+        if self._rows is None:
+            return False
+        idle = len(self._order) - len(self._rows)
+        return idle >= max(IDLE, len(self._rows))
 
     def _capture_anew(self, hypotheses: int) -> None:
         """More room, and only the hypotheses still searched for."""
@@ -109,23 +118,24 @@ class CapturedSteps:
             if self._rows is not None:
                 order = order.index_select(0, self._rows)
                 self._state.keep(self._sentences)
-        self._room = min(-(-(self._state.length + 1) // ROOM) * ROOM, self._max_length)
+        cheap = CHEAP // self._state.bytes_of_position()
+        self._room = min(max(ROOM << (self._state.length // ROOM).bit_length(), cheap), self._max_length)
         self._state.fix(self._room, self._beam, order)
         device = self._state.cursor.position.device
         self._tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
         self._order = torch.arange(hypotheses, device=device)
         self._sentences = self._rows = None
-        self._log_probs: Tensor | None = None
+        self._output: Tensor | None = None
         self._work = CapturedWork(device)
 
     def _advance(self) -> None:
         if self._beam > 1:
             self._state.reorder(self._order)
         self._state.cursor.begin()
-        log_probs = self._decode(self._tokens, self._state)
+        output = self._decode(self._tokens, self._state)
         self._state.cursor.end()
-        if self._log_probs is None:
-            self._log_probs = log_probs
+        if self._output is None:
+            self._output = output
         else:
             # What is made in a capture may be overwritten by another, of another model in an ensemble.
-            self._log_probs.copy_(log_probs)
+            self._output.copy_(output)

@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Callable
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -44,6 +45,8 @@ class CapturedWork:
             self._is_tried = True
             if has_memory(self._device, self._bytes):
                 self._graph = capture(work, self._device)
+            else:
+                _warn("the free memory is too small to capture them as CUDA graphs")
             self(work)
 
 
@@ -55,9 +58,15 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
             return _capture(work, shared.pool, shared.stream)
     except RuntimeError as error:
         reason = str(error.__context__ or error).splitlines()[0]
-        logger.warning("decoding steps are slower, because they cannot be captured as CUDA graphs: %s", reason)
+        _warn(f"they cannot be captured as CUDA graphs: {reason}")
         CapturedWork.is_possible = False
         return None
+
+
+@cache
+def _warn(reason: str) -> None:
+    """Once for each reason, not once for each capture."""
+    logger.warning("decoding steps are slower, because %s", reason)
 
 
 def _capture(work: Callable[[], None], pool, stream: torch.cuda.Stream) -> torch.cuda.CUDAGraph:

@@ -5,6 +5,7 @@ Shapes: B sentences, N = B * beam hypotheses (those of a sentence stand together
 
 import math
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import Protocol
 
 import torch
@@ -12,6 +13,7 @@ from torch import Tensor
 
 from elseq.generation.beams import Beams
 from elseq.generation.ngrams import block_repeated_ngrams, repeated_words
+from elseq.generation.transfers import to_device
 
 
 @dataclass
@@ -47,7 +49,7 @@ class OnlyNumbers:
         log_probs[:, self.pad] = -math.inf
 
     def forbids(self, step: Step) -> Tensor | None:
-        return _words([self.pad], step)
+        return _words((self.pad,), step)
 
 
 class UnknownPenalty:
@@ -61,7 +63,7 @@ class UnknownPenalty:
         log_probs[:, self.unk] -= self.penalty
 
     def forbids(self, step: Step) -> Tensor | None:
-        return _words([], step) if self.penalty == 0 else None
+        return _words((), step) if self.penalty == 0 else None
 
 
 class MaximumLength:
@@ -77,7 +79,7 @@ class MaximumLength:
             step.settle(rows)
 
     def forbids(self, step: Step) -> Tensor | None:
-        return _words([], step) if step.at_limit is None else None
+        return _words((), step) if step.at_limit is None else None
 
 
 class Prefix:
@@ -95,21 +97,21 @@ class Prefix:
         rows = has_word.repeat_interleave(step.beams.beam)
         _only(log_probs, rows, words.repeat_interleave(step.beams.beam), counts=step.number >= step.beams.uncounted)
         step.settle(rows)
-        ends = has_word & words.eq(self.eos)
-        if bool(ends.any()):
+        if step.beams.has_in_prefix(self.eos, step.number):
+            ends = has_word & words.eq(self.eos)
             # Only the first hypothesis has a finite score, and the sentence is finished once all have ended.
             step.beams.copy_first(ends)
             log_probs.copy_(step.beams.first_of(log_probs, ends))
 
     def forbids(self, step: Step) -> Tensor | None:
-        return _words([], step) if step.beams.prefix_words(step.number) is None else None
+        return _words((), step) if step.beams.prefix_words(step.number) is None else None
 
 
 class Suppressed:
     """Words that never follow, unless they are forced."""
 
     def __init__(self, words: list[int]):
-        self.words = words
+        self.words = tuple(words)
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
         for word in self.words:
@@ -131,7 +133,7 @@ class MinimumLength:
             _forbid(log_probs, self.eos, step.settled)
 
     def forbids(self, step: Step) -> Tensor | None:
-        return _words([self.eos] if step.number < self.length else [], step)
+        return _words((self.eos,) if step.number < self.length else (), step)
 
 
 class NoRepeatNgrams:
@@ -149,8 +151,13 @@ class NoRepeatNgrams:
         return repeated_words(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
 
 
-def _words(words: list[int], step: Step) -> Tensor:
-    return torch.tensor([words], dtype=torch.long, device=step.beams.tokens.device)
+def _words(words: tuple[int, ...], step: Step) -> Tensor:
+    return _row(words, step.beams.tokens.device)
+
+
+@lru_cache
+def _row(words: tuple[int, ...], device: torch.device) -> Tensor:
+    return to_device([words], device)
 
 
 def _forbid(log_probs: Tensor, word: int, settled: Tensor | None) -> None:

@@ -1,11 +1,14 @@
 """Log-probabilities of the next word, of all words or of the best ones only."""
 
+import math
 from collections.abc import Callable
 
 import torch
 from torch import Tensor
 
 from elseq import native
+from elseq.generation import transfers
+from elseq.generation.kernels.best_words import best_words, has_kernel
 from elseq.precision import kernels
 
 MOST = 64  # words that are found one by one while the others are read
@@ -14,7 +17,7 @@ MOST = 64  # words that are found one by one while the others are read
 class NextWords:
     """Log-probabilities of the word that follows each of N hypotheses, of V words.
 
-    On a CPU most searches only ask for the best words. Then the others get no log-probability, and no memory.
+    Most searches only ask for the best words. Then kernels give the others no log-probability, and no memory.
     """
 
     def __init__(
@@ -34,7 +37,7 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            if self.offers_best and not native.is_recorded():
+            if self.offers_best and transfers.is_free(self._logits.device) and not native.is_recorded():
                 logits = self._logits.float()
                 value, word = kernels.log_softmax_top(logits, 1)
                 self._log_probs = logits.sub_(logits.gather(1, word)).add_(value)
@@ -45,19 +48,44 @@ class NextWords:
 
     @property
     def offers_best(self) -> bool:
-        """Whether `best` finds words without reading `log_probs`."""
-        logits = self._logits
-        return (
-            logits is not None and logits.device.type == "cpu" and logits.dtype != torch.float64 and kernels.available()
-        )
+        """Whether `best` finds words by less work than `log_probs` and a choice among them."""
+        numbers = self._log_probs if self._logits is None else self._logits
+        if numbers.dtype == torch.float64:
+            return False
+        return not transfers.is_free(numbers.device) or (self._logits is not None and kernels.available())
 
-    def best(self, count: int) -> tuple[Tensor, Tensor] | None:
-        """Log-probabilities and words, each [N, count], best first, NaN where a row has no numbers; None: find them in
-        `log_probs`."""
-        if not (self.offers_best and MOST >= count <= self._logits.size(1)):
+    def best(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The best words. Afterwards there is nothing else to ask for, unless none are found.
+
+        Args:
+            count: how many; on a GPU all, if there are fewer words.
+            forbidden: int64 [N, W], words that are not among them.
+
+        Returns:
+            Log-probabilities, -inf where there is no number or the word is forbidden; words; each [N, count or more],
+            best first, but for the forbidden ones; and whether a log-probability was no number, bool []. None: find
+            them in `log_probs`.
+        """
+        if not self.offers_best:
+            return None
+        if not transfers.is_free(forbidden.device):
+            values, words = self._best_on_gpu(count, forbidden)
+            is_nan = values.isnan().any()
+            return values.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), words, is_nan
+        count += forbidden.size(1)
+        if not MOST >= count <= self._logits.size(1):
             return None
         logits = self._logits.float()
         values, words = kernels.log_softmax_top(logits, count)
         # The same numbers as in `log_probs`: which of them is asked for depends on the batch.
         chosen = logits.gather(1, words)
-        return (chosen - chosen[:, :1]).add_(values[:, :1]), words
+        values = (chosen - chosen[:, :1]).add_(values[:, :1])
+        is_nan = values.isnan().any()
+        is_forbidden = (words.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
+        return values.nan_to_num_(nan=-math.inf, neginf=-math.inf).masked_fill_(is_forbidden, -math.inf), words, is_nan
+
+    def _best_on_gpu(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+        if self._logits is not None and has_kernel(self._logits, count):
+            return best_words(self._logits, min(count, self._logits.size(1)), forbidden)
+        log_probs = self.log_probs.scatter_(1, forbidden, -math.inf)
+        return torch.topk(log_probs, min(count, log_probs.size(1)), dim=1)

@@ -2,6 +2,8 @@
 
 from torch import Tensor
 
+from elseq.generation import transfers
+
 
 def block_repeated_ngrams(
     log_probs: Tensor, tokens: Tensor, size: int, unused: int, exempt: Tensor | None = None
@@ -22,13 +24,16 @@ def block_repeated_ngrams(
 
 
 def repeated_words(tokens: Tensor, size: int, unused: int) -> Tensor:
-    """The words that `block_repeated_ngrams` blocks, int64 [N, W]; in rows with fewer than others, `unused` besides."""
+    """The words that `block_repeated_ngrams` blocks, int64 [N, W], and `unused`. On a CPU some row needs all W."""
     found = _completed(tokens, size, None)
     if found is None:
         return tokens[:, :0]
     words, repeats = found
+    words = words.masked_fill(~repeats, unused)
+    if not transfers.is_free(tokens.device):
+        return words
     count, order = repeats.sum(dim=1).max(), repeats.int().argsort(dim=1, descending=True)
-    return words.masked_fill(~repeats, unused).gather(1, order[:, : int(count)])
+    return words.gather(1, order[:, : int(count)])
 
 
 def _completed(tokens: Tensor, size: int, exempt: Tensor | None) -> tuple[Tensor, Tensor] | None:

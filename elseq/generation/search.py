@@ -1,10 +1,12 @@
 """The search loop: fairseq's `SequenceGenerator` for any fairseq model, with sentences that share what they can."""
 
+import copy
 import logging
 import math
 import sys
 import weakref
 from collections.abc import Iterable
+from typing import NamedTuple
 
 import torch
 from fairseq import search
@@ -14,6 +16,7 @@ from torch import Tensor, nn
 from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds
 from elseq.errors import UserError, as_option, renamed
+from elseq.generation import transfers
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates
@@ -32,6 +35,7 @@ from elseq.generation.logits_processors import (
 from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import Ensemble, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
+from elseq.generation.transfers import Places, to_device
 from elseq.numerics import explain_nan
 from elseq.options import FIRST
 from elseq.precision import restore
@@ -228,6 +232,8 @@ class SequenceGenerator(nn.Module):
         beams = Beams(start, longest + 1, *places, prefix_tokens, uncounted)
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
+        looks: list[_Look] = []
+        delay = 1 if self._looks_later(device) else 0
 
         self.search.init_constraints(constraints, self.beam_size)
         for stepper in self._steppers():
@@ -246,24 +252,20 @@ class SequenceGenerator(nn.Module):
             del next_words  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses.
-            remaining = None
             is_forced = at_limit is not None or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
-                ended, stuck = self._look(candidates, is_nan, beams, step, prompt_tokens)
-                self._finish(finished, step, ended, candidates, beams)
-                must_end = stuck | set(() if at_limit is None else at_limit.nonzero().flatten().tolist())
-                self._finish_best(finished, step, must_end, beams)
-                if ended or must_end or self.stopping.is_bounded:
-                    remaining = self._remaining(finished, step, must_end, candidates, beams)
-                    if not remaining:
-                        break
-                    if len(remaining) == len(beams.sentences):
-                        remaining = None
+                now = copy.copy(beams) if delay else beams
+                looks.append(_Look(step, now, candidates, self._marks(candidates, is_nan)))
+            over: set[int] = set()
+            if looks and looks[0].step + delay <= step:
+                over = self._end(finished, looks.pop(0), beams, limits, prompt_tokens)
 
             # 3. Finished sentences leave the batch.
-            if remaining is not None:
-                kept = torch.tensor(remaining, device=device)
-                beams.select(kept)
+            if over:
+                places = [place for place, sentence in enumerate(beams.sentences) if sentence not in over]
+                if not places:
+                    return finished.ranked()
+                kept = beams.select(places)
                 candidates = candidates.select(kept)
                 self.search.prune_sentences(kept)
                 for stepper in self._steppers():
@@ -272,9 +274,11 @@ class SequenceGenerator(nn.Module):
             # 4. The best `beam` that do not end go on.
             order, active = beams.go_on(step, candidates)
             self.search.update_constraints(active)
-            if self.beam_size > 1 or remaining is not None:
+            if self.beam_size > 1 or over:
                 for stepper in self._steppers():
                     stepper.reorder(order)
+        for look in looks:
+            self._end(finished, look, beams, limits, prompt_tokens)
         return finished.ranked()
 
     def _candidates(self, step: Step, next_words: NextWords) -> tuple[Candidates, Tensor]:
@@ -307,14 +311,11 @@ class SequenceGenerator(nn.Module):
                 return None
             forbidden.append(words.expand(len(step.beams.tokens), -1))
         forbidden = torch.cat(forbidden, dim=1)
-        found = next_words.best(self.search.needed(self.beam_size) + forbidden.size(1))
+        found = next_words.best(self.search.needed(self.beam_size), forbidden)
         if found is None:
             return None
-        log_probs, words = found
-        is_nan = log_probs.isnan().any()
-        is_forbidden = (words.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
-        log_probs = log_probs.nan_to_num_(nan=-math.inf, neginf=-math.inf).masked_fill_(is_forbidden, -math.inf)
-        best, words, scores = (self._by_sentence(each, step.beams) for each in (log_probs, words, step.beams.scores))
+        *found, is_nan = found
+        best, words, scores = (self._by_sentence(each, step.beams) for each in (*found, step.beams.scores))
         selected = self.search.select(step.number, best, words, scores[:, :, : step.number])
         return None if selected is None else (selected, is_nan)
 
@@ -337,24 +338,56 @@ class SequenceGenerator(nn.Module):
             words = NextWords(words.log_probs + self.language_model.step(tokens)[0].log_probs * self.lm_weight)
         return words, weights
 
-    def _look(
-        self, candidates: Candidates, is_nan: Tensor, beams: Beams, step: int, prompt_tokens
-    ) -> tuple[list[list[int]], set[int]]:
-        """The sentence and the candidate of each hypothesis that ends, and the sentences that nothing can go on with.
+    def _looks_later(self, device: torch.device) -> bool:
+        """Whether the host looks at a step when it has told the device to do the next one, which then need not wait.
 
-        All that the host has to know of a step, in one transfer.
+        A finished sentence is searched for one step more, which must change nothing: no numbers are drawn, and no
+        strategy remembers its sentences. The rules of stopping by scores ask for these at once.
         """
+        return (
+            not transfers.is_free(device)
+            and isinstance(self.search, BeamSearch)
+            and not self.stopping.is_bounded
+            and not self.print_alignment  # attention is large, and would be kept twice
+            and not any(getattr(module, "apply_during_inference", False) for module in self.modules())
+        )
+
+    def _marks(self, candidates: Candidates, is_nan: Tensor) -> Places:
+        """All that the host has to know of a step: what of the first `beam` ends, where nothing goes on, no number."""
         ending = candidates.ending[:, : self.beam_size]
-        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1).nonzero()
-        ended, stuck = [], set()
-        for sentence, column in marks.tolist():
-            if column < ending.size(1):
-                ended.append([sentence, column])
-            elif column == ending.size(1):
-                stuck.add(sentence)
+        return Places(torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1))
+
+    def _end(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> set[int]:
+        """Add what ended at a step to the finished hypotheses.
+
+        Args:
+            finished: the finished hypotheses.
+            look: at the step.
+            beams: those that are still searched. What other sentences do is of no interest.
+            limits: of all sentences of the batch.
+            prompt_tokens: as for `generate`.
+
+        Returns:
+            The sentences whose search is over.
+        """
+        then, step = look.beams, look.step
+        searched = set(beams.sentences)
+        width = min(self.beam_size, look.candidates.ending.size(1))
+        ended, must_end = [], {place for place, sentence in enumerate(then.sentences) if limits[sentence] <= step}
+        for place, column in look.marks.tolist():
+            if column < width:
+                ended.append([place, column])
+            elif column == width:
+                must_end.add(place)
             else:
-                raise _NotANumber(self._read_so_far(beams, step, prompt_tokens))
-        return ended, stuck
+                raise _NotANumber(self._read_so_far(then, step, prompt_tokens))
+        ended = [[place, column] for place, column in ended if then.sentences[place] in searched]
+        must_end = {place for place in must_end if then.sentences[place] in searched}
+        self._finish(finished, step, ended, look.candidates, then)
+        self._finish_best(finished, step, must_end, then)
+        if not (ended or must_end or self.stopping.is_bounded):
+            return set()
+        return searched & {then.sentences[place] for place in must_end | self._full(finished, look, must_end, limits)}
 
     def _read_so_far(self, beams: Beams, step: int, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
@@ -369,7 +402,7 @@ class SequenceGenerator(nn.Module):
         """Add the candidates at `ended`, pairs of sentence and candidate."""
         if not ended:
             return
-        sentence, candidate = torch.tensor(ended, device=candidates.rows.device).unbind(1)
+        sentence, candidate = to_device(ended, candidates.rows.device).unbind(1)
         row = candidates.rows[sentence, candidate]
         finished.add(
             [beams.sentences[index] for index, _ in ended],
@@ -380,18 +413,19 @@ class SequenceGenerator(nn.Module):
             rejected=step > beams.source_lengths[sentence] if self.match_source_len else None,
         )
 
-    def _remaining(self, finished, step: int, must_end: set[int], candidates: Candidates, beams: Beams) -> list[int]:
-        """The sentences whose search goes on."""
-        full = {index for index, sentence in enumerate(beams.sentences) if finished.is_full(sentence)} - must_end
+    def _full(self, finished, look: "_Look", must_end: set[int], limits: list[int]) -> set[int]:
+        """The places of the other sentences that have found what they search for."""
+        sentences, candidates = look.beams.sentences, look.candidates
+        full = {index for index, sentence in enumerate(sentences) if finished.is_full(sentence)} - must_end
         if full and self.stopping.is_bounded:
             totals = candidates.scores.masked_fill(candidates.ending, -math.inf).amax(dim=1).tolist()
-            maxima = (beams.limits + 1).tolist()
+            maxima = [limits[sentence] + 1 for sentence in sentences]
             full = {
                 index
                 for index in full
-                if not finished.can_improve(beams.sentences[index], totals[index], step + 1, maxima[index])
+                if not finished.can_improve(sentences[index], totals[index], look.step + 1, maxima[index])
             }
-        return [index for index in range(len(beams.sentences)) if index not in must_end | full]
+        return full
 
     def _finish_best(self, finished, step: int, must_end: set[int], beams: Beams) -> None:
         """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
@@ -475,6 +509,15 @@ class SequenceGenerator(nn.Module):
             for row, hypotheses in zip(rows.tolist(), found, strict=True):
                 results[row] = hypotheses
         return results
+
+
+class _Look(NamedTuple):
+    """What is known of a step when the host looks at it."""
+
+    step: int
+    beams: Beams  # before any sentence leaves
+    candidates: Candidates
+    marks: Places  # see `SequenceGenerator._marks`
 
 
 class _NotANumber(Exception):

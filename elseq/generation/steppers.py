@@ -68,7 +68,7 @@ class ElseqStepper:
         workload = Workload(sentences, beam, source_length, max_length, prompt_length)
         self._read(encoder_out, prompt, *choose_methods(decoder.decode_attention, decoder, workload))
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
-            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0].log_probs, self.state, beam, max_length)
+            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
 
     def _encode(self, net_input: dict) -> dict | None:
         decoder = self.model.decoder
@@ -109,16 +109,20 @@ class ElseqStepper:
     def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
         """Read the last of the tokens, int64 [N, L]; return what may follow, and attention [N, S] or None."""
         if self.captured is not None:
-            return NextWords(self.captured.step(tokens)), None
-        return self._decode(tokens[:, -1:], self.state)
+            output, weights = self.captured.step(tokens), None
+        else:
+            output, weights = self._decode(tokens[:, -1:], self.state)
+        if not self._normalizes_by_softmax:
+            return NextWords(output), weights
+        return NextWords(logits=output, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
 
-    def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[NextWords, Tensor | None]:
+    def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[Tensor, Tensor | None]:
+        """Logits, or log-probabilities where these are not their softmax, [N, V]; attention [N, S] or None."""
         output, weights = self.model.decoder.decode(tokens, state, self.need_weights)
         weights = None if weights is None else weights[:, -1]
         if not self._normalizes_by_softmax:
-            return NextWords(_log_probs(self.model, output, self.temperature)), weights
-        logits = _at_temperature(output, self.temperature)[:, -1]
-        return NextWords(logits=logits, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
+            return _log_probs(self.model, output, self.temperature), weights
+        return _at_temperature(output, self.temperature)[:, -1], weights
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']."""

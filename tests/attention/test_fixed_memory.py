@@ -42,8 +42,10 @@ def test_attention_reads_both_alike(method, kv_heads, prompt):
         for state in states:
             state.reorder(places.flatten())
     # Keys and values, or hidden states, of 8 positions for each hypothesis, and of the prompt for each sentence.
-    numbers = (2 * 4 * kv_heads if method is KV else width) * (8 * sentences * beam + prompt * sentences)
-    assert fixed.size_bytes() == 4 * numbers
+    numbers = 2 * 4 * kv_heads if method is KV else width
+    assert fixed.size_bytes() == 4 * numbers * (8 * sentences * beam + prompt * sentences)
+    for state in states:
+        assert state.bytes_of_position() == 4 * numbers * sentences * beam
 
 
 @torch.no_grad()

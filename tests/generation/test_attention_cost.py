@@ -1,4 +1,5 @@
 import json
+from contextlib import nullcontext
 
 import pytest
 import torch
@@ -86,6 +87,44 @@ def test_measuring_draws_no_random_numbers_and_leaves_the_layer(attention, metho
     assert 0 < cross_attention_seconds(method, layer, WORKLOAD) < 60
     assert torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(value, before[name]) for name, value in layer.state_dict().items())
+
+
+def test_a_step_is_measured_as_a_search_runs_it(attention, monkeypatch):
+    """Captured, where it is captured."""
+    runs = []
+
+    class Work(attention_cost.CapturedWork):
+        def __call__(self, work):
+            runs.append(self)
+            super().__call__(work)
+
+    monkeypatch.setattr(attention_cost, "CapturedWork", Work)
+    assert cross_attention_seconds(KV, attention, WORKLOAD) > 0
+    assert len(runs) == 1 + attention_cost.CALLS >= 4 and len(set(runs)) == 1
+
+
+def test_the_clock_of_a_gpu(monkeypatch):
+    """It starts when the GPU does, which waits until all has been launched; and it ends when the GPU has done it."""
+    told = []
+
+    class Event:
+        def __init__(self, enable_timing):
+            assert enable_timing
+
+        def record(self):
+            told.append("record")
+
+        def synchronize(self):
+            told.append("synchronize")
+
+        def elapsed_time(self, end):
+            return 3.0 if "call" in told[-3:] else 2.0
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "_sleep", lambda cycles: told.append("sleep"), raising=False)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    assert attention_cost._seconds(lambda: told.append("call"), torch.device("cuda", 0)) == 3e-3
+    assert told == ["sleep", "record", "call", "record", "synchronize"] * (1 + attention_cost.CALLS)
 
 
 def test_long_sources_and_the_largest_scores(measured):

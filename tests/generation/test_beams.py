@@ -56,8 +56,7 @@ def test_the_best_that_do_not_end_go_on(beam, steps, seed):
             expected[index].go_on(list(zip(*rows, strict=True)))
         if step == 2:  # the first one leaves
             sentences = sentences[1:]
-            beams.select(torch.tensor([1, 2]))
-            candidates = candidates.select(torch.tensor([1, 2]))
+            candidates = candidates.select(beams.select([1, 2]))
         order, _ = beams.go_on(step, candidates)
         assert len(order) == len(sentences) * beam
     assert beams.sentences == sentences

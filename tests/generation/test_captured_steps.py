@@ -5,6 +5,8 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from fairseq import search as strategies
+from fairseq.token_generation_constraints import pack_constraints
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
@@ -13,7 +15,15 @@ from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, captured_steps, steppers
 from elseq.generation.captured_steps import CapturedSteps, can_capture
-from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
+from tests.tiny_models import (
+    assert_same_hypotheses,
+    make_dictionary,
+    make_elseq_model,
+    make_models,
+    make_sample,
+    make_sources,
+    pad_rows,
+)
 
 DICTIONARY = make_dictionary(20)
 SEARCHES = {
@@ -70,6 +80,8 @@ def begin_to_capture(monkeypatch):
 
     def begin():
         monkeypatch.setattr(captured_steps, "ROOM", 5)
+        monkeypatch.setattr(captured_steps, "CHEAP", 0)
+        monkeypatch.setattr(captured_steps, "IDLE", 1)
         monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
         monkeypatch.setattr(TapedWork, "replays", 0)
         monkeypatch.setattr(steppers, "can_capture", lambda decoder, max_length, positions: decoder.reach(positions))
@@ -93,6 +105,91 @@ def test_the_same_hypotheses(begin_to_capture, family, method, options):
     expected = search(model, sample, **options)
     begin_to_capture()
     assert_same_hypotheses(search(model, sample, **options), expected)
+    assert TapedWork.replays > 3
+
+
+def allowed_words(sentence, words):
+    start = DICTIONARY.nspecial + (sentence + len(words)) % 3
+    return [*range(start, len(DICTIONARY), 3), *([DICTIONARY.eos()] if len(words) > 4 else [])]
+
+
+def constrained(dictionary):
+    return strategies.LexicallyConstrainedBeamSearch(dictionary, "unordered")
+
+
+WORDS = [[[5, 9], [11]], [[20]], [], [[7], [8], [6]], [[4]], [], [[9]]]
+OPTIONS = {
+    "greedy, n-grams": ({"beam_size": 1, "no_repeat_ngram_size": 2}, {}),
+    "sums": ({"normalize_scores": False}, {}),
+    "suppressed words": ({"tokens_to_suppress": ["w1", "w5", "w7"]}, {}),
+    "unknown words": ({"unk_penalty": -3.0, "temperature": 1.7}, {}),
+    "as long as the source": ({"match_source_len": True}, {}),
+    "sampling": ({"strategy": strategies.Sampling}, {}),
+    "one sample": ({"strategy": strategies.Sampling, "beam_size": 1}, {}),
+    "sampling, top-k": ({"strategy": lambda words: strategies.Sampling(words, sampling_topk=3)}, {}),
+    "sampling, top-p": ({"strategy": lambda words: strategies.Sampling(words, sampling_topp=0.6)}, {}),
+    "diverse groups": ({"strategy": lambda words: strategies.DiverseBeamSearch(words, 2, 0.7)}, {}),
+    "diverse siblings": ({"strategy": lambda words: strategies.DiverseSiblingsSearch(words, 0.8)}, {}),
+    "allowed words": ({"strategy": lambda words: strategies.PrefixConstrainedBeamSearch(words, allowed_words)}, {}),
+    "constraints": (
+        {"strategy": constrained, "beam_size": 6},
+        {"constraints": pack_constraints([[torch.tensor(phrase) for phrase in phrases] for phrases in WORDS])},
+    ),
+    "prefixes": ({}, {"prefix_tokens": pad_rows([[5, 6, 7], [8], [9, 2], [], [4, 4], [10], []], DICTIONARY.pad())}),
+}
+
+
+@pytest.mark.parametrize("where", ["as on a CPU", "as on a GPU"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(("options", "extra"), OPTIONS.values(), ids=OPTIONS)
+def test_options(begin_to_capture, request, where, method, options, extra):
+    model = make_models("transformer", DICTIONARY)[method]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 14)))
+    expected = seeded_search([model], sample, extra, **options)
+    if where == "as on a GPU":
+        request.getfixturevalue("as_on_gpu")
+    begin_to_capture()
+    assert_same_hypotheses(seeded_search([model], sample, extra, **options), expected)
+    assert TapedWork.replays > 3
+
+
+def seeded_search(models, sample, extra=None, strategy=None, **options):
+    given = {} if strategy is None else {"search_strategy": strategy(DICTIONARY)}
+    generator = SequenceGenerator(models, DICTIONARY, **{"beam_size": 4, "max_len_b": 17, **options, **given})
+    torch.manual_seed(1)
+    return generator.generate(models, sample, **(extra or {}))
+
+
+MODELS = {
+    "multi-query": {"num_kv_heads": 1},
+    "grouped-query": {"num_kv_heads": 2, "cross_num_kv_heads": 1},
+    "wide heads": {"head_dim": 8},
+    "top-k": {"attention_top_k": 3, "ffn_top_k": 10},
+    "norms before": {"decoder_normalize_before": True},
+}
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("options", MODELS.values(), ids=MODELS)
+def test_models(begin_to_capture, as_on_gpu, family, method, options):
+    model = make_elseq_model(family, DICTIONARY, method, **options)
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)), left=family != "language_model")
+    options = {"min_len": 7, "max_len_b": 12}
+    expected = seeded_search([model], sample, **options)
+    begin_to_capture()
+    assert_same_hypotheses(seeded_search([model], sample, **options), expected)
+    assert TapedWork.replays > 3
+
+
+@pytest.mark.parametrize("strategy", [None, strategies.Sampling])
+def test_ensembles_and_language_models(begin_to_capture, as_on_gpu, strategy):
+    models = [make_models("bart", DICTIONARY, seed)[method] for seed, method in ((1, "kv"), (2, "el"), (3, "stock"))]
+    options = {"lm_model": make_models("language_model", DICTIONARY)["kv"], "lm_weight": 0.6, "strategy": strategy}
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
+    expected = seeded_search(models, sample, **options)
+    begin_to_capture()
+    assert_same_hypotheses(seeded_search(models, sample, **options), expected)
     assert TapedWork.replays > 3
 
 
@@ -180,8 +277,10 @@ def test_nothing_is_held_between_batches(begin_to_capture):
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
 def test_room_and_idle_sentences(monkeypatch, method):
-    """What a step reads grows by `ROOM`; finished sentences are dropped then, or when they are half of all."""
+    """What a step reads doubles; finished sentences are dropped then, or when they are half of all."""
     monkeypatch.setattr(captured_steps, "ROOM", 4)
+    monkeypatch.setattr(captured_steps, "CHEAP", 0)
+    monkeypatch.setattr(captured_steps, "IDLE", 1)
     model = make_models("transformer", DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 4)))
     decoder, encoder_out = model.decoder, model.encoder.forward_torchscript(sample["net_input"])
@@ -213,6 +312,37 @@ def test_room_and_idle_sentences(monkeypatch, method):
     assert rooms == [0, 4, 4, 4, 8, 8, 8, 8, 11, 11, 11]
     # One leaves after the third step and is gone when room has to grow, at the fifth; after the eighth half are idle.
     assert sentences == [6, 6, 6, 6, 5, 5, 5, 2, 2, 2, 2]
+
+
+@pytest.mark.parametrize(("sentences", "expected"), [(1, [141]), (8, [141]), (32, [42, 64, 128, 128, 141])])
+def test_captures_of_a_batch_of_summaries(monkeypatch, sentences, expected):
+    """In float16 by BART-large, a beam of 4: one for each room, and one when half of many hypotheses are idle."""
+    rooms = []
+    monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: lambda work: work())
+
+    def ignore(*_):
+        pass
+
+    def decode(tokens, state):
+        state.length += 1
+        return tokens.float()
+
+    cursor = SimpleNamespace(position=torch.zeros(1), begin=ignore, end=ignore)
+    state = SimpleNamespace(
+        length=0, cursor=cursor, keep=ignore, reorder=ignore, fix=lambda room, *_: rooms.append(room)
+    )
+    beam = 4
+    state.bytes_of_position = lambda: 12 * 2 * 1024 * 2 * beam * sentences
+    steps = CapturedSteps(decode, state, beam, 141)
+    for length in range(1, 142):
+        steps.step(torch.zeros(sentences * beam, length, dtype=torch.long))
+        order = torch.arange(sentences * beam)
+        if length > 56 and not length % 3 and sentences > 1:
+            sentences -= 1
+            steps.keep(torch.arange(sentences))
+            order = order[: sentences * beam]
+        steps.reorder(order)
+    assert rooms == expected
 
 
 class OnGpu:

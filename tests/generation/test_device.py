@@ -49,6 +49,7 @@ def test_captured_graphs_share_their_memory(monkeypatch, caplog):
     capture = cuda_graphs.capture
     monkeypatch.setattr(cuda_graphs, "capture", lambda *args: captured.append(capture(*args)) or captured[-1])
     monkeypatch.setattr(captured_steps, "ROOM", 4)
+    monkeypatch.setattr(captured_steps, "CHEAP", 0)
     models = [make_models("bart", DICTIONARY, seed)["el"].to(DEVICE) for seed in (1, 2)]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5)))
     sample = utils.apply_to_sample(lambda tensor: tensor.to(DEVICE), sample)

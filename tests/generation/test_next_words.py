@@ -8,7 +8,7 @@ from elseq.generation.next_words import MOST, NextWords
 from elseq.precision import kernels
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
-pytestmark = pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
 DICTIONARY = make_dictionary(200)
 SEARCHES = {
     "greedy": {"beam_size": 1},
@@ -21,13 +21,15 @@ SEARCHES = {
     "temperature": {"beam_size": 3, "temperature": 1.7},
     "wide": {"beam_size": 40},
 }
+NONE = torch.zeros(1, 0, dtype=torch.long)
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
 def test_the_best_words(dtype):
     logits = torch.randn(5, 300).to(dtype)
     words = NextWords(logits=logits, normalize=lambda logits: torch.log_softmax(logits.double(), dim=-1))
-    found = words.best(9)
+    found = words.best(9, NONE)
     if dtype == torch.float64:
         assert found is None
         return
@@ -40,13 +42,46 @@ def test_the_best_words(dtype):
 @pytest.mark.parametrize("count", [MOST + 1, 21])
 def test_more_than_are_found_one_by_one(count):
     words = NextWords(logits=torch.randn(2, 20 if count == 21 else 500), normalize=None)
-    assert words.best(count) is None
+    assert words.best(count, NONE) is None
 
 
 def test_log_probabilities_offer_no_best():
     assert not NextWords(torch.randn(2, 20)).offers_best
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("are_logits", [True, False])
+def test_the_best_words_on_a_gpu(as_on_gpu, dtype, are_logits):
+    """All that there are, where there are fewer; words that are forbidden have their share all the same."""
+    logits = torch.randn(5, 300).to(dtype)
+    exact = torch.log_softmax(logits.double(), dim=-1)
+    forbidden = torch.topk(exact, 4, dim=1)[1][:, [0, 2, 0]]
+    expected = torch.topk(exact.scatter(1, forbidden, -torch.inf), 300, dim=1)[0]
+    for count in (9, 400):
+        words = NextWords(exact.float())
+        if are_logits:
+            words = NextWords(logits=logits, normalize=lambda logits: logits.float().log_softmax(dim=-1))
+        values, numbers, is_nan = words.best(count, forbidden)
+        assert not is_nan and values.size(1) == numbers.size(1) == min(count, 300)
+        torch.testing.assert_close(values.double(), expected[:, :count], rtol=1e-5, atol=1e-5)
+        finite = values.isfinite()
+        torch.testing.assert_close(exact.gather(1, numbers)[finite], expected[:, :count][finite])
+
+
+@pytest.mark.parametrize("place", ["as on a CPU", "as on a GPU"])
+def test_no_number(request, place):
+    if place == "as on a GPU":
+        request.getfixturevalue("as_on_gpu")
+    elif not kernels.available():
+        pytest.skip("needs the kernels")
+    logits = torch.randn(3, 20)
+    logits[1, 7] = torch.nan
+    words = NextWords(logits=logits, normalize=lambda logits: logits.log_softmax(dim=-1))
+    values, _, is_nan = words.best(3, torch.tensor([[7]]).expand(3, 1))
+    assert is_nan and values[1].isneginf().all() and values[::2, :3].isfinite().any(dim=1).all()
+
+
+@needs_kernels
 @pytest.mark.parametrize("family", ["transformer", "bart"])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_searches_find_the_same(family, name, monkeypatch):
@@ -55,7 +90,7 @@ def test_searches_find_the_same(family, name, monkeypatch):
     options = {"max_len_b": 15, **SEARCHES[name]}
     called = []
     best = NextWords.best
-    monkeypatch.setattr(NextWords, "best", lambda self, count: called.append(count) or best(self, count))
+    monkeypatch.setattr(NextWords, "best", lambda self, *asked: called.append(asked) or best(self, *asked))
     found = SequenceGenerator([model], DICTIONARY, **options).generate(None, sample)
     assert bool(called) == (name != "penalty of unknown words")
     monkeypatch.setattr(NextWords, "offers_best", False)
@@ -73,10 +108,11 @@ def test_the_prefix_and_the_end_take_all_words():
     assert_same_hypotheses(found.generate(None, sample, prefix), expected.generate(None, sample, prefix))
 
 
+@needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_same_numbers_whether_all_are_asked_for_or_the_best(dtype):
     logits = (torch.randn(50, 300) * 4).to(dtype)
-    values, words = NextWords(logits=logits).best(9)
+    values, words, _ = NextWords(logits=logits).best(9, NONE)
     assert torch.equal(NextWords(logits=logits).log_probs.gather(1, words), values)
 
 

@@ -1,0 +1,1 @@
+"""Kernels of a search. Where one cannot run, PyTorch computes the same."""

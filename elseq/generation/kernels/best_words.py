@@ -1,0 +1,64 @@
+"""The best words and their log-probabilities, without the log-probabilities of all words."""
+
+import math
+
+import torch
+from torch import Tensor
+
+from elseq.attention.kernels.trial import Trial, current, draw, usable
+
+MOST = 32  # words that the kernel finds: one after the other
+TYPES = (torch.float16, torch.bfloat16, torch.float32)
+
+
+def has_kernel(logits: Tensor, count: int) -> bool:
+    """Whether `best_words` finds so many words on this device. The kernel has then proved itself there."""
+    device, dtype = logits.device, logits.dtype
+    return (
+        logits.is_cuda
+        and dtype in TYPES
+        and count <= MOST
+        and logits.stride(1) == 1
+        and usable(f"the best words of {dtype}", device, lambda: _trial(device, dtype))
+    )
+
+
+def best_words(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+    """The largest log-probabilities of each row.
+
+    Args:
+        logits: [N, V]: N rows of V words, each row contiguous; -inf at the forbidden words afterwards.
+        count: at most V and `MOST`.
+        forbidden: int64 [N, W], words that are not chosen but have their share of the probability.
+
+    Returns:
+        float32 [N, count], in descending order, NaN in a row with a NaN; int64 [N, count], the words. What has the
+        log-probability -inf may stand there with any word.
+    """
+    from elseq.generation.kernels.best_words_triton import launch_best, launch_log_sums  # need Triton
+
+    with current(logits.device):
+        normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
+        logits.scatter_(1, forbidden, -math.inf)
+        values, words = launch_best(logits, count)
+    values, index = torch.topk(values, count, dim=1)
+    return values - normalizers, words.gather(1, index)
+
+
+def _trial(device: torch.device, dtype: torch.dtype, rows: int = 128, width: int = 50_000) -> Trial:
+    count = 9
+    logits = draw(rows, width, device=device, dtype=dtype).mul_(4)
+    forbidden = torch.arange(rows * 100, device=device).view(rows, 100)
+    log_probs = torch.log_softmax(logits.double(), dim=1)
+    expected = torch.topk(log_probs.scatter(1, forbidden, -math.inf), count, dim=1)[0]
+
+    def at_words(found: tuple[Tensor, Tensor]) -> Tensor:
+        """The values found, and what the words found have."""
+        values, places = found
+        return torch.stack((values, log_probs.gather(1, places).float()))
+
+    def by_torch() -> Tensor:
+        values = torch.log_softmax(logits, dim=1, dtype=torch.float32).scatter_(1, forbidden, -math.inf)
+        return at_words(torch.topk(values, count, dim=1))
+
+    return Trial(lambda: at_words(best_words(logits, count, forbidden)), by_torch, torch.stack((expected, expected)))

@@ -1,0 +1,112 @@
+"""The best words by the kernels, against float64; they run on CPU tensors, interpreted, where there is no GPU."""
+
+import math
+import os
+import subprocess
+import sys
+from importlib.util import find_spec
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from elseq.generation.kernels import best_words as module
+from elseq.generation.kernels.best_words import MOST, best_words, has_kernel
+from tests.attention.reference import quick, seeds
+
+DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
+needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+
+
+def check(logits, count, forbidden):
+    exact = torch.log_softmax(logits.double(), dim=1).scatter(1, forbidden, -math.inf)
+    values, words = best_words(logits.clone(), count, forbidden)
+    assert values.dtype == torch.float32 and words.dtype == torch.long
+    expected = torch.topk(exact, count, dim=1)[0]
+    torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
+    finite = expected.isfinite()
+    torch.testing.assert_close(exact.gather(1, words)[finite], expected[finite])
+    for row, is_one in zip(words.tolist(), finite.tolist(), strict=True):
+        chosen = [word for word, one in zip(row, is_one, strict=True) if one]
+        assert len(set(chosen)) == len(chosen)
+
+
+@needs_triton
+@quick
+@given(seeds, st.sampled_from([torch.float32, torch.float16, torch.bfloat16]), st.integers(1, 3), st.data())
+def test_several_parts(seed, dtype, rows, data):
+    torch.manual_seed(seed)
+    width = data.draw(st.sampled_from([1, 7, 4095, 4096, 4097, 9000]))
+    count = data.draw(st.integers(1, min(width, 9)))
+    logits = (torch.randn(rows, width, device=DEVICE) * 4).to(dtype)
+    forbidden = torch.randint(width, (rows, data.draw(st.integers(0, 5))), device=DEVICE)
+    check(logits, count, forbidden)
+
+
+@needs_triton
+def test_rows_that_are_not_adjacent():
+    check(torch.randn(3, 2, 50, device=DEVICE)[:, -1], 5, torch.tensor([[1]], device=DEVICE).expand(3, 1))
+
+
+@needs_triton
+def test_the_largest_may_be_forbidden_twice():
+    logits = torch.tensor([[9.0, 1.0, 2.0, -math.inf, 3.0]], device=DEVICE)
+    check(logits, 4, torch.tensor([[0, 4, 0]], device=DEVICE))
+
+
+@needs_triton
+def test_a_row_without_numbers():
+    """The others are not concerned."""
+    logits = torch.randn(3, 20, device=DEVICE)
+    expected = torch.topk(torch.log_softmax(logits, dim=1), 3, dim=1)[0]
+    logits[1, 4], logits[2] = math.nan, -math.inf
+    values, _ = best_words(logits, 3, torch.zeros(3, 0, dtype=torch.long, device=DEVICE))
+    torch.testing.assert_close(values[0], expected[0])
+    assert values[1:].isnan().all()
+
+
+def test_no_kernel_on_a_cpu():
+    assert not has_kernel(torch.randn(2, 20), 3)
+
+
+@needs_triton
+@pytest.mark.parametrize("dtype", module.TYPES)
+def test_the_trial_expects_what_both_compute(dtype):
+    trial = module._trial(torch.device(DEVICE), dtype, rows=2, width=300)
+    for function in (trial.plain, trial.kernel):
+        torch.testing.assert_close(function().double(), trial.expected, rtol=1e-5, atol=1e-5)
+
+
+COMPILE = """
+import sys
+from triton import compile
+from triton.backends.compiler import GPUTarget
+from triton.compiler import ASTSource
+from elseq.generation.kernels.best_words_triton import BLOCK, best, log_sums
+
+types = {"logits": f"*{sys.argv[1]}", "sums": "*fp32", "values": "*fp32", "words": "*i64", "block": "constexpr"}
+for kernel in (log_sums, best):
+    signature = {name: types.get(name, "i32") for name in kernel.arg_names}
+    source = ASTSource(kernel, signature, {(kernel.arg_names.index("block"),): BLOCK})
+    assert compile(source, GPUTarget("cuda", int(sys.argv[2]), 32), {}).asm["cubin"]
+"""
+
+
+@needs_triton
+@pytest.mark.slow
+@pytest.mark.parametrize(("number", "capability"), [("fp16", 80), ("bf16", 80), ("fp16", 90), ("fp32", 90)])
+def test_they_compile_for_gpus(number, capability, tmp_path):
+    """Which needs none of them."""
+    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
+    command = [sys.executable, "-c", COMPILE, number, str(capability)]
+    done = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("dtype", module.TYPES)
+def test_on_a_gpu(dtype):
+    logits = torch.randn(64, 50_264, device=DEVICE).to(dtype)
+    assert has_kernel(logits, 9) and not has_kernel(logits, MOST + 1)
+    check(logits, 9, torch.randint(50_264, (64, 140), device=DEVICE))

@@ -1,0 +1,130 @@
+"""Captures, those that fail, and those without memory; by a stand-in for a GPU, which replays work by doing it."""
+
+import math
+from contextlib import nullcontext
+from types import SimpleNamespace
+
+import pytest
+import torch
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs, steppers
+from elseq.generation.cuda_graphs import CapturedWork
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
+
+DICTIONARY = make_dictionary(20)
+GPU = torch.device("cuda")
+
+
+class Gpu(TorchDispatchMode):
+    """While work is captured nothing is written. The capture fails after a number of operations."""
+
+    def __init__(self, fails_after):
+        super().__init__()
+        self.fails_after = fails_after
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.fails_after -= 1
+        if self.fails_after < 0:
+            raise torch.OutOfMemoryError("no memory is left\nat all")
+        if function._schema.is_mutable:
+            return (kwargs or {}).get("out", args[0])
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.fixture
+def gpu(monkeypatch):
+    """After how many operations captures fail, how many bytes are free, and how many captures there were."""
+    found = SimpleNamespace(fails_after=math.inf, free=1000, captures=0, runs=0)
+
+    def run(work, pool, stream):
+        found.captures += 1
+        with Gpu(found.fails_after):
+            work()
+        return SimpleNamespace(replay=work)
+
+    def allocated(self):
+        found.runs += 1
+        return 10 * found.runs
+
+    monkeypatch.setattr(CapturedWork, "is_possible", True)
+    monkeypatch.setattr(CapturedWork, "_allocated", allocated)
+    monkeypatch.setattr(cuda_graphs, "_capture", run)
+    monkeypatch.setattr(cuda_graphs, "_shared_by", lambda device: SimpleNamespace(pool=None, stream=None))
+    monkeypatch.setattr(cuda_graphs, "_free", lambda device: found.free)
+    monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    cuda_graphs._warn.cache_clear()
+    return found
+
+
+@pytest.fixture
+def begin_to_capture(monkeypatch, gpu, as_on_gpu):
+    def begin():
+        monkeypatch.setattr(captured_steps, "ROOM", 5)
+        monkeypatch.setattr(captured_steps, "CHEAP", 0)
+        monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: CapturedWork(GPU))
+        monkeypatch.setattr(steppers, "can_capture", lambda *asked: True)
+
+    return begin
+
+
+def generate(method, beam):
+    model = make_models("transformer", DICTIONARY)[method]
+    generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, min_len=8, max_len_b=17, no_repeat_ngram_size=3)
+    return generator.generate([model], make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2))))
+
+
+@pytest.mark.parametrize("beam", [1, 3])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("fails_after", [0, 1, 7, 40])
+def test_a_capture_that_fails(begin_to_capture, gpu, caplog, method, beam, fails_after):
+    expected = generate(method, beam)
+    begin_to_capture()
+    gpu.fails_after = fails_after
+    assert_same_hypotheses(generate(method, beam), expected)
+    assert gpu.captures == 1
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "decoding steps are slower, because they cannot be captured as CUDA graphs: no memory is left"
+    )
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_too_little_memory(begin_to_capture, gpu, caplog, method):
+    expected = generate(method, 3)
+    begin_to_capture()
+    gpu.free = 9
+    assert_same_hypotheses(generate(method, 3), expected)
+    assert gpu.captures == 0
+    [record] = caplog.records
+    assert record.getMessage() == (
+        "decoding steps are slower, because the free memory is too small to capture them as CUDA graphs"
+    )
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_captures_of_a_search(begin_to_capture, gpu, caplog, method):
+    """One for each room: 5, 10 and 18 positions."""
+    expected = generate(method, 3)
+    begin_to_capture()
+    assert_same_hypotheses(generate(method, 3), expected)
+    assert gpu.captures == 3
+    assert not caplog.records
+
+
+def test_work_is_run_once_captured_once_and_then_replayed(gpu):
+    captured, numbers = CapturedWork(GPU), torch.zeros(1)
+    captures = []
+    for _ in range(5):
+        captured(lambda: numbers.add_(1))
+        captures.append(gpu.captures)
+    assert captures == [0, 1, 1, 1, 1]
+    assert numbers.item() == 5
+
+
+def test_work_on_a_cpu_is_not_captured():
+    captured, calls = CapturedWork(torch.device("cpu")), []
+    for _ in range(3):
+        captured(lambda: calls.append(1))
+    assert len(calls) == 3
