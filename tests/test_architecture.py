@@ -12,6 +12,7 @@ ORDER = """
 streams
 errors
 files tables bounds numerics native
+measurements
 compat precision
 attention
 arguments models

@@ -1,22 +1,16 @@
-"""What cross-attention costs under a decoding method: measured once on a machine, and kept in a file of the user's."""
+"""What cross-attention costs under a decoding method: measured once on a machine."""
 
-import contextlib
-import json
-import os
-import platform
 import time
 from dataclasses import astuple
-from functools import cache
-from pathlib import Path
+from functools import cache, partial
 
 import torch
 
 from elseq.attention import Attention, DecodingMethod
 from elseq.attention.kernels.trial import HEAD_START, current
-from elseq.errors import UserError
-from elseq.files import written_whole
 from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.planner import Workload
+from elseq.measurements import measured
 from elseq.precision import prepared
 
 # Positions that are measured at once, by type of device: the time is proportional to them beyond.
@@ -62,14 +56,11 @@ def _measured(
     beam: int,
     positions: int,
 ) -> tuple[float, float]:
-    """Seconds of making the memory of a layer, and of a step. From the file if it has them."""
+    """Seconds of making the memory of a layer, and of a step."""
     chosen = [] if top_k is None else [f"top {top_k}"]
-    name = " ".join(map(str, (method.name, *sizes, *chosen, dtype, _machine(device), sentences, beam, positions)))
-    known = _read()
-    if name not in known:
-        known[name] = list(_measure(method, sizes, top_k, dtype, device, sentences, beam, positions))
-        _write(known)
-    once, step = known[name]
+    name = " ".join(map(str, ("attention", method.name, *sizes, *chosen, dtype, sentences, beam, positions)))
+    measure = partial(_measure, method, sizes, top_k, dtype, device, sentences, beam, positions)
+    once, step = measured(name, device, measure)
     return once, step
 
 
@@ -117,41 +108,3 @@ def _seconds_on_gpu(call) -> float:
     end.record()
     end.synchronize()
     return start.elapsed_time(end) / 1000
-
-
-@cache
-def _machine(device: torch.device) -> str:
-    """What runs the products, as far as their times depend on it."""
-    if device.type == "cuda":
-        name = torch.cuda.get_device_name(device)
-    else:
-        name = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{name}, torch {torch.__version__}"
-
-
-def _processor() -> str:
-    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
-        return next(line for line in file if line.startswith("model name")).partition(":")[2].strip()
-    return platform.processor() or platform.machine()
-
-
-def cache_file() -> Path:
-    """Where the measurements are kept. It may be removed at any time."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "elseq" / "attention_seconds.json"
-
-
-def _read() -> dict[str, list[float]]:
-    """What is in the file; nothing, where it is missing or spoilt."""
-    try:
-        found = json.loads(cache_file().read_text())
-        return {name: [float(seconds) for seconds in pair] for name, pair in found.items() if len(pair) == 2}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: no home
-        return {}
-
-
-def _write(known: dict[str, list[float]]) -> None:
-    with contextlib.suppress(OSError, RuntimeError, UserError):  # then it is measured again by the next process
-        cache_file().parent.mkdir(parents=True, exist_ok=True)
-        with written_whole(cache_file()) as file:
-            json.dump(known, file, indent=1)

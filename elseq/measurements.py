@@ -1,0 +1,67 @@
+"""What is measured once on a machine, and kept in a file of the user's: later processes choose as the first one did."""
+
+import contextlib
+import json
+import os
+import platform
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import torch
+
+from elseq.errors import UserError
+from elseq.files import written_whole
+
+
+def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, float]]) -> list[float]:
+    """The two times, in seconds, of what has this name: from the file if it has them.
+
+    Args:
+        name: of what is measured, with all sizes that its time depends on.
+        device: where it runs. Measurements of another processor, number of threads or version of torch are others.
+        measure: returns the times. It is called only where they are not known.
+    """
+    name = f"{name} {_machine(device)}"
+    known = _read()
+    if name not in known:
+        known[name] = list(measure())
+        _write(known)
+    return known[name]
+
+
+def _machine(device: torch.device) -> str:
+    if device.type == "cuda":
+        found = torch.cuda.get_device_name(device)
+    else:
+        found = f"{_processor()}, {torch.get_num_threads()} threads"
+    return f"{found}, torch {torch.__version__}"
+
+
+@cache
+def _processor() -> str:
+    with contextlib.suppress(OSError, StopIteration), open("/proc/cpuinfo") as file:
+        return next(line for line in file if line.startswith("model name")).partition(":")[2].strip()
+    return platform.processor() or platform.machine()
+
+
+def cache_file() -> Path:
+    """Where the measurements are kept. It may be removed at any time."""
+    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(home) / "elseq" / "measurements.json"
+
+
+def _read() -> dict[str, list[float]]:
+    """What is in the file; nothing, where it is missing or spoilt."""
+    try:
+        found = json.loads(cache_file().read_text())
+        return {name: [float(each) for each in seconds] for name, seconds in found.items() if len(seconds) == 2}
+    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: no home
+        return {}
+
+
+def _write(known: dict[str, list[float]]) -> None:
+    with contextlib.suppress(OSError, RuntimeError, UserError):  # then it is measured again by the next process
+        cache_file().parent.mkdir(parents=True, exist_ok=True)
+        with written_whole(cache_file()) as file:
+            json.dump(known, file, indent=1)
