@@ -286,6 +286,18 @@ def test_files_as_calibration_text(run, tmp_path, tiny_translation):
         run(tiny_translation.checkpoint, *options, *files[:2], "--output", tiny_translation.raw / "train.src")
 
 
+def test_half_precision_is_fitted_in_float32(run, tmp_path, tiny_translation):
+    def halve(state):
+        state["model"] = {name: tensor.half() for name, tensor in state["model"].items()}
+
+    options = ["--num-kv-heads=1", "--method=fitted", *calibration(tiny_translation)]
+    single = losses(run(tiny_translation.checkpoint, *options))
+    half = losses(run(save(tmp_path, tiny_translation, halve), *options, "--overwrite"))
+    assert half == pytest.approx(single, abs=0.01)
+    model = torch.load(tmp_path / "out.pt")["model"]
+    assert {tensor.dtype for tensor in model.values() if tensor.numel() > 1} == {torch.float16}
+
+
 def test_a_budget_of_the_decoding_state(run, tmp_path, tiny_translation):
     options = ["--state-budget=0.6", "--method=fitted"]
     printed = run(tiny_translation.checkpoint, *options, *calibration(tiny_translation))
