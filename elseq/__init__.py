@@ -1,7 +1,7 @@
 """elseq: faster fairseq generation in less memory, with identical output.
 
 Importing this package (fairseq's --user-dir does) repairs fairseq on today's Python, torch and numpy, and registers the
-models, architectures, tasks and subwords.
+models, architectures, tasks, subwords and the criterion of distillation.
 """
 
 __version__ = "0.1.0"
@@ -21,12 +21,13 @@ COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
 
 @functools.cache
 def set_up() -> None:
-    """Repair fairseq, and register the models, architectures, tasks and subwords. A second call has no effect."""
+    """Repair fairseq, and register the models, architectures, tasks, subwords and a criterion. A second call has no
+    effect."""
     from elseq import compat
 
     compat.apply()
 
-    from elseq import generator, models, tasks  # noqa: F401
+    from elseq import distillation, generator, models, tasks  # noqa: F401
     from elseq.subwords import fairseq_bpe  # noqa: F401
 
 

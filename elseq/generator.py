@@ -228,6 +228,33 @@ class TextGenerator:
                     bar.update(len(part))
         return results
 
+    def training_sample(self, source: str, target: str | None, name: str) -> dict:
+        """A batch of one text as in training: what the model is given, "net_input", and the words that it is to
+        predict, "target" [1, T].
+
+        Args:
+            source: the source, or for a language model the text. It is truncated to the model's positions.
+            target: the target; None for a language model.
+            name: name of the text in errors.
+
+        Raises:
+            UserError: the target is too long.
+        """
+        if target is None:
+            words, _ = self._encode(source, self._positions(), name, True, REMEDIES)
+            sample, _ = self._sample([words])
+            return sample | {"target": words.unsqueeze(0)}
+        words = self.task.whole_target(self._encode_target(target, name))
+        source, _ = self._encode(source, self._positions() - self.task.symbols_of_source, name, True, REMEDIES)
+        sample, _ = self._sample([source])
+        start = self.task.decoder_start_symbol
+        start = self.task.target_dictionary.eos() if start is None else start
+        read = torch.cat((words.new_tensor([start]), words[:-1])).unsqueeze(0)
+        return sample | {
+            "net_input": sample["net_input"] | {"prev_output_tokens": read},
+            "target": words.unsqueeze(0),
+        }
+
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
         """The same model for other languages; None stands for that of this generator.
 

@@ -21,7 +21,7 @@ generation
 tasks subwords
 interop
 loading
-generator
+distillation generator
 text_files scoring
 reports benchmark
 sweeps

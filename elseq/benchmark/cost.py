@@ -34,7 +34,8 @@ class Sizes:
     decoder_layers: int
     decoder_width: int
     memory_width: int  # D, 0 for a language model
-    key_width: int  # K: of the keys of all key/value heads
+    key_widths: tuple[int, ...]  # K of each layer: of the keys of all its key/value heads
+    cross_key_widths: tuple[int, ...]  # the same of cross-attention
     heads: int
     head_dim: int
 
@@ -59,14 +60,22 @@ class Sizes:
             decoder_layers=len(layers),
             decoder_width=attention.embed_dim,
             memory_width=cross[0].k_proj.in_features if cross else 0,
-            key_width=attention.k_proj.out_features,
+            key_widths=tuple(layer.self_attn.k_proj.out_features for layer in layers),
+            cross_key_widths=tuple(layer.k_proj.out_features for layer in cross),
             heads=attention.num_heads,
             head_dim=attention.head_dim,
         )
 
-    def of_attention(self, memory_width: int) -> AttentionSizes:
-        """Of a decoder layer's attention to hidden states of this width."""
-        return AttentionSizes(self.heads, self.head_dim, self.key_width // self.head_dim, memory_width)
+    def of_self_attention(self) -> list[AttentionSizes]:
+        """Of each decoder layer."""
+        return [self._of_attention(width, self.decoder_width) for width in self.key_widths]
+
+    def of_cross_attention(self) -> list[AttentionSizes]:
+        """Of each decoder layer that has one."""
+        return [self._of_attention(width, self.memory_width) for width in self.cross_key_widths]
+
+    def _of_attention(self, key_width: int, memory_width: int) -> AttentionSizes:
+        return AttentionSizes(self.heads, self.head_dim, key_width // self.head_dim, memory_width)
 
     def to_dict(self) -> dict:
         return asdict(self)
@@ -104,13 +113,13 @@ def operations(sizes: Sizes, batch: Batch, decoding: Decoding) -> int:
     prompt_weights = sizes.decoder + (sizes.output if decoding.copied else 0)
     total += sentences * copies * prompt * 2 * prompt_weights
     total += sentences * copies * sizes.decoder_layers * 4 * sizes.decoder_width * _sum_to(prompt)
-    self_pair = decoding.self_attention.operations(sizes.of_attention(sizes.decoder_width))
-    cross_pair = decoding.cross_attention.operations(sizes.of_attention(sizes.memory_width))
+    self_pair = sum(map(decoding.self_attention.operations, sizes.of_self_attention()))
+    cross_pair = sum(map(decoding.cross_attention.operations, sizes.of_cross_attention()))
     for steps in batch.steps:
         total += batch.beam * steps * 2 * _step_weights(sizes, decoding)
         pairs = steps * prompt + _sum_to(steps)
-        total += batch.beam * sizes.decoder_layers * pairs * self_pair
-        total += batch.beam * sizes.decoder_layers * steps * source * cross_pair
+        total += batch.beam * pairs * self_pair
+        total += batch.beam * steps * source * cross_pair
     return total
 
 
@@ -119,8 +128,8 @@ def bytes_read(
 ) -> int:
     """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes, or weights of their own."""
     copies = batch.beam if decoding.copied else 1
-    own = decoding.self_attention.numbers_read(sizes.of_attention(sizes.decoder_width))
-    memory = decoding.cross_attention.numbers_read(sizes.of_attention(sizes.memory_width))
+    own = sum(map(decoding.self_attention.numbers_read, sizes.of_self_attention()))
+    memory = sum(map(decoding.cross_attention.numbers_read, sizes.of_cross_attention()))
     passes = max(batch.steps)
     if batch.prompt_length:
         passes += batch.prompt_length if decoding.copied else 1
@@ -129,11 +138,11 @@ def bytes_read(
         weights += sizes.cross_key_value
     numbers = 0
     for steps in batch.steps:
-        numbers += sizes.decoder_layers * batch.beam * _sum_to(steps) * own
-        numbers += sizes.decoder_layers * copies * steps * batch.prompt_length * own
+        numbers += batch.beam * _sum_to(steps) * own
+        numbers += copies * steps * batch.prompt_length * own
         if decoding.copied and batch.prompt_length:
-            numbers += sizes.decoder_layers * copies * _sum_to(batch.prompt_length) * own
-        numbers += sizes.decoder_layers * copies * steps * batch.source_length * memory
+            numbers += copies * _sum_to(batch.prompt_length) * own
+        numbers += copies * steps * batch.source_length * memory
     return numbers * number_bytes + weights * (weight_bytes or number_bytes)
 
 

@@ -7,10 +7,11 @@ from pathlib import Path
 import torch
 from fairseq import checkpoint_utils
 
+from elseq.cli.calibration import read_calibration
 from elseq.cli.convert import DEFAULT_PLACES
 from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
-from elseq.generator import TextGenerator, load
+from elseq.generator import TextGenerator, load, load_by
 from elseq.interop import averaging, ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
@@ -34,34 +35,71 @@ TASKS = {
 
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
-    output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{args.num_kv_heads}kv.pt")
-    check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
+    name = f"{path.stem}.{args.num_kv_heads or format(args.state_budget, 'g')}kv.pt"
+    output = Path(args.output) if args.output else path.with_name(name)
+    loading = Loading("kv", "cpu", data=args.data, user_dir=args.user_dir)
+    texts = [Path(text) for text in (args.calibration, args.calibration_target) if text is not None]
+    check_output_file(output, path, path.parent, *loading.inputs(), *texts)
     check_overwrite(output, args.overwrite)
-    state = Checkpoint.read(path).state
+    checkpoint = Checkpoint.read(path)
+    state = checkpoint.state
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
+    notes, record = [], {"method": args.method, "grouping": args.grouping}
     with about(path):
         configuration = elseq_configuration(state["cfg"].model)
-        after, configuration = heads.pool_heads(
-            before, configuration, args.num_kv_heads, places, args.method, args.seed
+        heads.check_heads(before, configuration, args.num_kv_heads or 1, places)
+        if args.calibration is None:
+            after, configuration = heads.pool_heads(
+                before, configuration, args.num_kv_heads, places, args.method, args.seed
+            )
+    if args.calibration is not None:
+        after, configuration, record["calibration"], notes = _by_calibration(
+            args, checkpoint, loading, before, configuration, places
         )
     cfg = plain_configuration(state["cfg"]) | {"model": configuration}
-    save(make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state")), output)
-    print(_report(args, places, before, after, configuration))
+    converted = make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state"))
+    converted["extra_state"]["fewer_heads"] = record
+    save(converted, output)
+    print("\n".join([_report(args.method, places, before, after, configuration), *notes]))
     task = getattr(state["cfg"].task, "_name", None) or "translation"
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
     print(_training_command(TASKS.get(task, task), configuration, output))
 
 
-def _report(args, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
+def _by_calibration(
+    args, checkpoint: Checkpoint, loading: Loading, before: dict, configuration: dict, places: Sequence[str]
+) -> tuple[dict, dict, dict, list[str]]:
+    """The tensors and the configuration, what the checkpoint records of the calibration text, and lines to print."""
+    if checkpoint.multilingual:
+        raise UserError("calibration text is not for a multilingual task: give --method mean, and leave it out")
+    with renamed(as_option):
+        generator = load_by(checkpoint.path, loading)
+    model = generator.model
+    needed = max(layer.self_attn.q_proj.out_features for layer in model.decoder.layers)
+    texts = (args.calibration, args.calibration_target)
+    calibration = read_calibration(generator, *texts, args.calibration_sentences, needed)
+    how = (places, args.method, args.grouping, model, calibration.texts)
+    loss = calibration.loss(model)
+    numbers = args.num_kv_heads
+    if numbers is None:
+        numbers = heads.kv_heads_within(args.state_budget, *how, lambda: calibration.loss(model))
+    after, configuration = heads.fit_heads(before, configuration, numbers, *how)
+    text = f"{len(calibration.samples)} sentences of {calibration.name}, {calibration.tokens:,} tokens"
+    notes = [f"loss on {text}: {loss:.3f} -> {calibration.loss(model):.3f} bits per token"]
+    return after, configuration, calibration.record(), notes
+
+
+def _report(method: str, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
     lines = []
     for place in places:
         number = configuration["encoder_attention_heads" if place == "encoder" else "decoder_attention_heads"]
-        if number == args.num_kv_heads:
+        left = ",".join(map(str, heads.kv_heads_of(after, configuration, place)))
+        if left == str(number):
             lines.append(f"{heads.PLACES[place]}: it has {number} key/value heads, nothing was changed")
         else:
-            lines.append(f"{heads.PLACES[place]}: {number} key/value heads -> {args.num_kv_heads} ({args.method})")
+            lines.append(f"{heads.PLACES[place]}: {number} key/value heads -> {left} ({method})")
     lines.append(f"parameters: {heads.count_parameters(before):,} -> {heads.count_parameters(after):,}")
     for place, position in (("decoder", "generated token"), ("cross", "source token")):
         if place in heads.places_of(before):

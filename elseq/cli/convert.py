@@ -5,7 +5,8 @@ import sys
 
 import elseq
 from elseq.arguments import Parser, add_fields, choices, count
-from elseq.interop import HEAD_METHODS, PLACES, QUANTIZATIONS
+from elseq.errors import UserError
+from elseq.interop import CALIBRATED, GROUPINGS, HEAD_METHODS, NEIGHBOURS, PLACES, QUANTIZATIONS, SIMILAR
 from elseq.interop.hugging_face import model_classes
 from elseq.options import Loading
 
@@ -98,7 +99,48 @@ def _parse(arguments: list[str]):
     )
     command.add_argument("model", metavar="MODEL", help="a checkpoint, or its folder")
     _add_output(command, "FILE", "file to write")
-    return parser.parse_args(arguments)
+    args = parser.parse_args(arguments)
+    if args.convert == "convert_heads":
+        _check_heads(args)
+    return args
+
+
+def _share(text: str) -> float:
+    """
+    Raises:
+        UserError: the text is no number above 0 and up to 1.
+    """
+    try:
+        share = float(text)
+    except ValueError:
+        share = 0.0
+    if not 0 < share <= 1:
+        raise UserError(f"{text!r} is no share: give a number above 0 and up to 1, such as 0.25")
+    return share
+
+
+def _check_heads(args) -> None:
+    """
+    Raises:
+        UserError: calibration text is missing where it is needed, or given where it is not read.
+    """
+    if args.grouping == SIMILAR and args.method == "random":
+        raise UserError("--grouping similar is for heads that are kept: leave it out, or give another --method")
+    readers = {
+        f"--method {args.method}": args.method in CALIBRATED,
+        f"--grouping {SIMILAR}": args.grouping == SIMILAR,
+        "--state-budget": args.state_budget is not None,
+    }
+    reader = next((option for option, reads in readers.items() if reads), None)
+    if args.state_budget is not None and args.method == "random":
+        raise UserError("--state-budget is for heads that are kept: give another --method than random")
+    if reader is not None and args.calibration is None:
+        raise UserError(f"{reader} needs calibration text: give --calibration, a split of --data or a file")
+    if reader is None and args.calibration is not None:
+        options = f"--method {' or '.join(CALIBRATED)}, --grouping {SIMILAR} and --state-budget"
+        raise UserError(f"--calibration is for {options}: leave it out, or give one of them")
+    if args.calibration_target is not None and args.calibration is None:
+        raise UserError("--calibration-target needs --calibration, the file of its sources: give both")
 
 
 def _add(commands, name: str, convert: str, summary: str, description: str) -> argparse.ArgumentParser:
@@ -133,14 +175,29 @@ def _add_heads(commands) -> None:
         "for which the command prints the options. 2305.13245 trains for a twentieth of the original updates.",
     )
     command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or its folder")
-    command.add_argument(
-        "--num-kv-heads", type=count, required=True, metavar="N", help="key/value heads; divides the number of heads"
+    number = command.add_mutually_exclusive_group(required=True)
+    number.add_argument("--num-kv-heads", type=count, metavar="N", help="key/value heads; divides the number of heads")
+    number.add_argument(
+        "--state-budget",
+        type=_share,
+        metavar="SHARE",
+        help="instead: keep this share of the keys and values of a position, such as 0.25, with numbers of heads in "
+        "each layer that cost least on the calibration text",
     )
     command.add_argument(
         "--method",
         choices=HEAD_METHODS,
         default="mean",
-        help="replace each group of heads by its mean, its first head, or random weights (default: mean)",
+        help="replace each group of heads by its mean; by the mean of heads that are first turned towards one another "
+        "(aligned); by the least-squares fit to their outputs (fitted); by its first head; or by random weights. "
+        f"{' and '.join(CALIBRATED)} need --calibration (default: mean)",
+    )
+    command.add_argument(
+        "--grouping",
+        choices=GROUPINGS,
+        default=NEIGHBOURS,
+        help="the heads that share a key/value head: neighbours, or those that are similar on the calibration text "
+        "(default: neighbours)",
     )
     command.add_argument(
         "--in",
@@ -149,7 +206,24 @@ def _add_heads(commands) -> None:
         metavar="PLACES",
         help=f"of {', '.join(PLACES)} (default: {','.join(DEFAULT_PLACES)}, those that the model has)",
     )
-    command.add_argument("--output", help="default: NAME.Nkv.pt in the folder of the model")
+    command.add_argument(
+        "--calibration",
+        metavar="TEXT",
+        help="calibration text: a split of the binarized data in --data, such as train, or a file of sources (of a "
+        "language model: of texts), a sentence a line",
+    )
+    command.add_argument(
+        "--calibration-target", metavar="FILE", help="the file of the targets, where --calibration is a file of sources"
+    )
+    command.add_argument(
+        "--calibration-sentences",
+        type=count,
+        default=500,
+        metavar="N",
+        help="how many are read, spread over the text (default: %(default)s)",
+    )
+    add_fields(command, Loading, "data")
+    command.add_argument("--output", help="default: NAME.Nkv.pt, or NAME.SHAREkv.pt, in the folder of the model")
     command.add_argument("--overwrite", action="store_true", help="replace an existing file")
     command.add_argument("--seed", type=int, default=1, help="seed of random weights (default: %(default)s)")
 

@@ -5,7 +5,7 @@ heads, K width of a head, D width of the projected vectors.
 """
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor
@@ -13,7 +13,18 @@ from torch import Tensor
 from elseq.attention import Attention
 from elseq.attention.module import split_joint_projections
 from elseq.errors import UserError
-from elseq.interop import PLACES
+from elseq.interop import PLACES, SIMILAR
+from elseq.interop.calibration import Texts, convert_layers
+from elseq.interop.head_sharing import (
+    Moments,
+    Projections,
+    aligned,
+    balanced,
+    fit_values,
+    fitted,
+    similar_order,
+    similarities,
+)
 from elseq.models.config import divisors
 
 _LAYERS = {
@@ -62,23 +73,183 @@ def pool_heads(
     Raises:
         UserError: the model lacks a place, its keys and values are already grouped there, or G does not divide H.
     """
+    check_heads(model, configuration, num_kv_heads, places)
     pooled = dict(model)
-    configuration = dict(configuration)
-    is_language_model = "cross_num_kv_heads" not in configuration
-    for place in places:
-        configuration["num_kv_heads" if is_language_model else f"{place}_num_kv_heads"] = num_kv_heads
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         for place in places:
-            # A language model's configuration has no encoder; the check reports that.
-            heads = configuration.get("encoder_attention_heads" if place == "encoder" else "decoder_attention_heads")
-            _check(model, place, heads, num_kv_heads)
+            heads = _heads_in(configuration, place)
             for attention in _attentions(model, place) if num_kv_heads < heads else []:
                 fresh = _fresh_projections(model, attention, heads, num_kv_heads) if method == "random" else {}
                 for name in _projections(model, attention):
                     new = fresh[name] if fresh else _pool(model[name], heads, num_kv_heads, method)
                     pooled[name] = new.to(model[name].dtype)
-    return pooled, configuration
+    return pooled, _with_kv_heads(configuration, num_kv_heads, places)
+
+
+def fit_heads(
+    model: dict[str, Tensor],
+    configuration: dict,
+    num_kv_heads: int | Mapping[str, int],
+    places: Sequence[str],
+    method: str,
+    grouping: str,
+    network,
+    texts: Sequence[dict],
+) -> tuple[dict[str, Tensor], dict]:
+    """As `pool_heads`, by what the heads compute on calibration text.
+
+    Args:
+        model, configuration, places: as there.
+        num_kv_heads: G of all attention layers in `places`, or of each by its name, from `kv_heads_within`.
+        method: mean, first, aligned or fitted.
+        grouping: which heads share: neighbours, or similar ones (2406.14963).
+        network: an elseq model with the parameters of `model`, in float32 or float64. It is converted, too.
+        texts: what it is given for each text, a batch of one; see `calibration.convert_layers`.
+
+    Returns:
+        As `pool_heads`. The query and output projections in `places` change as well.
+    """
+    names = {name: place for place in places for name in _attentions(model, place)}
+    numbers = num_kv_heads if isinstance(num_kv_heads, Mapping) else dict.fromkeys(names, num_kv_heads)
+    for place in places:
+        for number in {numbers[name] for name in names if names[name] == place} or {1}:
+            _check(model, place, _heads_in(configuration, place), number)
+    converted = dict(model)
+
+    def convert(name: str, attention: Attention, seen: Texts) -> None:
+        if numbers[name] == attention.num_heads:
+            return
+        _share(attention, seen, seen.moments(attention), numbers[name], method, grouping)
+        for part, parameter in attention.named_parameters():
+            converted[f"{name}.{part}"] = parameter.detach().to(model[f"{name}.{part}"].dtype)
+
+    convert_layers(network, texts, places, convert)
+    for place in places:
+        found = kv_heads_of(converted, configuration, place)
+        if len(found) == 1:
+            configuration = _with_kv_heads(configuration, *found, [place])
+        else:
+            configuration = configuration | {f"{place}_kv_heads_by_layer": ",".join(map(str, found))}
+    return converted, configuration
+
+
+def kv_heads_within(
+    budget: float,
+    places: Sequence[str],
+    method: str,
+    grouping: str,
+    network,
+    texts: Sequence[dict],
+    loss: Callable[[], float],
+) -> dict[str, int]:
+    """The numbers of key/value heads with which the decoding state has a share of its size, at the least cost.
+
+    What each number costs in each layer is measured: the loss of the model with that layer converted. From all heads
+    on, the layer and the number follow that cost least for each number that a position keeps less.
+
+    Args:
+        budget: the share, of the keys and values of a position in all layers of `places`.
+        places, method, grouping, network, texts: as for `fit_heads`. The network stays as it is.
+        loss: that of the network on the calibration text.
+
+    Returns:
+        G of each attention layer, by its name.
+
+    Raises:
+        UserError: one key/value head in every layer is more than the budget.
+    """
+    costs, widths = {}, {}
+    whole = loss()
+
+    def measure(name: str, attention: Attention, seen: Texts) -> None:
+        before, moments = Projections.of(attention), seen.moments(attention)
+        widths[name] = attention.head_dim
+        costs[name] = {attention.num_heads: 0.0}
+        for number in range(1, attention.num_heads):
+            if attention.num_heads % number == 0:
+                _share(attention, seen, moments, number, method, grouping)
+                costs[name][number] = loss() - whole
+                before.give_to(attention)
+
+    convert_layers(network, texts, places, measure)
+    return cheapest_numbers(costs, widths, budget)
+
+
+def cheapest_numbers(
+    costs: Mapping[str, Mapping[int, float]], widths: Mapping[str, int], budget: float
+) -> dict[str, int]:
+    """See `kv_heads_within`.
+
+    Args:
+        costs: of each layer the cost of each number of key/value heads, the largest of which it has now.
+        widths: K of each layer.
+        budget: the share.
+    """
+    chosen = {name: max(numbers) for name, numbers in costs.items()}
+    total = sum(number * widths[name] for name, number in chosen.items())
+    least = sum(min(costs[name]) * widths[name] for name in costs) / total
+    if budget < least:
+        raise UserError(
+            f"{budget:g} is less than {least:.3g}, which one key/value head in every layer needs: give that or more",
+            "--state-budget",
+        )
+    while sum(number * widths[name] for name, number in chosen.items()) > budget * total:
+        _, name, number = min(
+            ((numbers[fewer] - numbers[chosen[name]]) / ((chosen[name] - fewer) * widths[name]), name, fewer)
+            for name, numbers in costs.items()
+            for fewer in numbers
+            if fewer < chosen[name]
+        )
+        chosen[name] = number
+    return chosen
+
+
+def _share(attention: Attention, seen: Texts, moments: Moments, num_kv_heads: int, method: str, grouping: str) -> None:
+    """Let a layer have fewer key/value heads."""
+    projections = Projections.of(attention)
+    if grouping == SIMILAR:
+        order = similar_order(similarities(moments), num_kv_heads)
+        projections, moments = projections.reordered(order), moments.reordered(order)
+    if method == "fitted":
+        fit = fitted(projections, moments, num_kv_heads)
+        fit.projections.give_to(attention)  # whose attention distributions are those of the new keys from here on
+        projections = balanced(fit_values(fit, seen.attended(attention, fit.components)))
+    else:
+        if method == "aligned":
+            projections = aligned(projections, moments, num_kv_heads)
+        projections = projections.merged(num_kv_heads, method)
+    projections.give_to(attention)
+
+
+def _with_kv_heads(configuration: dict, num_kv_heads: int, places: Sequence[str]) -> dict:
+    is_language_model = "cross_num_kv_heads" not in configuration
+    return configuration | {
+        "num_kv_heads" if is_language_model else f"{place}_num_kv_heads": num_kv_heads for place in places
+    }
+
+
+def check_heads(model: dict[str, Tensor], configuration: dict, num_kv_heads: int, places: Sequence[str]) -> None:
+    """
+    Raises:
+        UserError: as `pool_heads`.
+    """
+    for place in places:
+        _check(model, place, _heads_in(configuration, place), num_kv_heads)
+
+
+def _heads_in(configuration: dict, place: str) -> int | None:
+    # A language model's configuration has no encoder; the check reports that.
+    return configuration.get("encoder_attention_heads" if place == "encoder" else "decoder_attention_heads")
+
+
+def kv_heads_of(model: dict[str, Tensor], configuration: dict, place: str) -> list[int]:
+    """G of each attention layer in a place, or of all if they are equal."""
+    heads, found = _heads_in(configuration, place), []
+    for attention in sorted(_attentions(model, place), key=lambda name: int(name.split(".")[2])):
+        query, key = (model[f"{attention}.{kind}_proj.weight"].size(0) for kind in "qk")
+        found.append(key * heads // query)
+    return found if len(set(found)) > 1 else found[:1]
 
 
 def count_parameters(model: dict[str, Tensor]) -> int:

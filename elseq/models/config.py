@@ -3,6 +3,7 @@
 Inside, the models use fairseq's nested `TransformerConfig`, which it builds from a flat namespace.
 """
 
+import copy
 from argparse import Namespace
 from dataclasses import dataclass, field, fields, is_dataclass, make_dataclass
 from typing import Optional
@@ -28,6 +29,7 @@ _DERIVED = {
 SWISH = "swish"  # which fairseq's layers name and do not compute
 _ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), SWISH])
 _TEXT = {"encoder_layers_to_keep", "decoder_layers_to_keep", "adaptive_softmax_cutoff"}
+PLACES = ("encoder", "decoder", "cross")  # where layers have attention
 
 
 def _flat_fields(nested: type, prefix: str = ""):
@@ -53,6 +55,16 @@ _FlatTransformerConfig = make_dataclass(
 )
 
 
+def kv_heads_by_layer_field(where: str):
+    return field(
+        default=None,
+        metadata={
+            "help": f"key/value heads of each layer {where}, from the first, with commas, such as 4,2,1 (default: as "
+            "many in all layers)"
+        },
+    )
+
+
 def kv_heads_field(where: str, default: str):
     return field(
         default=None,
@@ -69,6 +81,9 @@ class AttentionConfig(FairseqDataclass):
 
     decode_attention: str = field(default=AUTO, metadata={"help": methods.describe()})
     num_kv_heads: Optional[int] = kv_heads_field("of every attention layer", "as many as heads")  # noqa: UP045
+    decoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field(  # noqa: UP045
+        "in the self-attention of the decoder"
+    )
     head_dim: Optional[int] = field(  # noqa: UP045
         default=None, metadata={"help": "width of a head (default: width of the layer / heads)"}
     )
@@ -117,6 +132,10 @@ class ElseqTransformerConfig(_FlatTransformerConfig, AttentionConfig, TopKConfig
     )
     cross_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
         "in the attention of the decoder to the encoder", "--num-kv-heads"
+    )
+    encoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field("in the encoder")  # noqa: UP045
+    cross_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field(  # noqa: UP045
+        "in the attention of the decoder to the encoder"
     )
 
 
@@ -183,6 +202,35 @@ def num_kv_heads(cfg, where: str) -> int | None:
     return getattr(cfg, "num_kv_heads", None) if own is None else own
 
 
+def kv_heads_by_layer(cfg, where: str) -> list[int] | None:
+    """The numbers of key/value heads of the layers, where each has its own.
+
+    Raises:
+        UserError: what is given is no list of numbers.
+    """
+    text = getattr(cfg, f"{where}_kv_heads_by_layer", None)
+    if text is None:
+        return None
+    try:
+        return [int(part) for part in str(text).split(",")]
+    except ValueError as error:
+        raise UserError(
+            f"{text!r} is no list of numbers: give one for each layer, such as 4,2,1", f"--{where}-kv-heads-by-layer"
+        ) from error
+
+
+def of_layer(cfg, number: int):
+    """The configuration with the numbers of key/value heads that a layer has, counted from 0."""
+    own = {where: kv_heads_by_layer(cfg, where) for where in PLACES}
+    if not any(own.values()):
+        return cfg
+    cfg = copy.copy(cfg)
+    for where, numbers in own.items():
+        if numbers is not None and number < len(numbers):  # the encoder may have more layers than the decoder
+            setattr(cfg, f"{where}_num_kv_heads", numbers[number])
+    return cfg
+
+
 def divisors(heads: int) -> str:
     """The possible numbers of key/value heads, as text."""
     return ", ".join(str(number) for number in range(1, min(heads, 1024) + 1) if heads % number == 0)
@@ -210,9 +258,10 @@ def check_heads(cfg: Namespace) -> None:
     Raises:
         UserError: a number of key/value heads that does not divide the heads, a width or a radius below 1.
     """
-    for where in ("encoder", "decoder", "cross"):
+    for where in PLACES:
         side = "encoder" if where == "encoder" else "decoder"
         heads, kv_heads = getattr(cfg, f"{side}_attention_heads", None), num_kv_heads(cfg, where)
+        _check_by_layer(cfg, where, side, heads)
         if heads is not None and kv_heads is not None and (kv_heads < 1 or heads % kv_heads):
             own = getattr(cfg, f"{where}_num_kv_heads", None) is not None
             option = f"--{where}-num-kv-heads" if own else "--num-kv-heads"
@@ -222,6 +271,22 @@ def check_heads(cfg: Namespace) -> None:
     _check_least(cfg, head_dim=1, local_attention_radius=1)
     if getattr(cfg, "scale_heads", False) and getattr(cfg, "head_dim", None) is not None:
         raise UserError("--scale-heads needs heads that together are as wide as the layer: leave out --head-dim")
+
+
+def _check_by_layer(cfg: Namespace, where: str, side: str, heads: int | None) -> None:
+    numbers = kv_heads_by_layer(cfg, where)
+    if numbers is None:
+        return
+    option, text = f"--{where}-kv-heads-by-layer", ",".join(map(str, numbers))
+    kept = getattr(cfg, f"{side}_layers_to_keep", None)
+    layers = len(kept.split(",")) if kept else getattr(cfg, f"{side}_layers", len(numbers))
+    if len(numbers) != layers:
+        raise UserError(f"{text} has {len(numbers)} numbers for {layers} layers: give one for each", option)
+    for number in numbers:
+        if heads is not None and (number < 1 or heads % number):
+            raise UserError(
+                f"{text}: {number} does not divide --{side}-attention-heads {heads}; give of {divisors(heads)}", option
+            )
 
 
 def check_top_k(cfg: Namespace) -> None:

@@ -24,7 +24,16 @@ from elseq.compat.checkpoints import unknown
 from elseq.compat.settings import model_class, model_name
 from elseq.errors import UserError, as_option
 from elseq.models import ElseqBARTModel, ElseqTransformerLanguageModel, ElseqTransformerModel
-from elseq.models.config import SWISH, AttentionConfig, TopKConfig, num_kv_heads, to_namespace, why_unsupported
+from elseq.models.config import (
+    PLACES,
+    SWISH,
+    AttentionConfig,
+    TopKConfig,
+    kv_heads_by_layer,
+    num_kv_heads,
+    to_namespace,
+    why_unsupported,
+)
 
 # By exact class, because the forward pass of a subclass may differ.
 EQUIVALENT = {
@@ -41,7 +50,7 @@ _STOCK_NAMES = {
 # Options that fairseq's language model ignores: its checkpoints have no such parameters.
 _DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
-_OWN_OPTIONS |= {f"{where}_num_kv_heads" for where in ("encoder", "decoder", "cross")}
+_OWN_OPTIONS |= {f"{where}_{name}" for where in PLACES for name in ("num_kv_heads", "kv_heads_by_layer")}
 
 
 def equivalent_model(cfg) -> tuple[type | None, str | None]:
@@ -138,11 +147,12 @@ def as_stock(configuration: dict, besides: Collection[str] = ()) -> dict:
 def why_not_stock(configuration: dict, besides: Collection[str] = ()) -> str | None:
     """What an elseq model of this configuration has that no stock model has, or None. Of `besides` see `as_stock`."""
     cfg = Namespace(**configuration)
-    for where in ("encoder", "decoder", "cross"):
+    for where in PLACES:
         side = "encoder" if where == "encoder" else "decoder"
-        heads, kv_heads = getattr(cfg, f"{side}_attention_heads", None), num_kv_heads(cfg, where)
-        if heads is not None and kv_heads not in (None, heads):
-            return f"{kv_heads} key/value heads for {heads} heads"
+        heads = getattr(cfg, f"{side}_attention_heads", None)
+        numbers = kv_heads_by_layer(cfg, where) or [num_kv_heads(cfg, where)]
+        if heads is not None and not {*numbers} <= {None, heads}:
+            return f"{','.join(map(str, numbers))} key/value heads for {heads} heads"
         width = getattr(cfg, f"{side}_embed_dim", None)
         if heads is not None and cfg.head_dim not in (None, width // heads):
             return f"heads of a width of their own (--head-dim {cfg.head_dim})"

@@ -5,9 +5,8 @@ from torch import nn
 from elseq.attention import Attention
 from elseq.attention.top_k import ACTIVATIONS
 from elseq.errors import UserError
+from elseq.models.config import PLACES
 from elseq.models.layers import FeedForwardLayer
-
-PLACES = ("encoder", "decoder", "cross")
 
 
 def apply_attention_top_k(model: nn.Module, top_k: int | None, places: tuple[str, ...] = PLACES) -> None:

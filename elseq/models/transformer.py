@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from elseq.attention import METHODS, DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import AUTO, KV
 from elseq.errors import UserError
-from elseq.models.config import ElseqTransformerConfig, check_configuration, to_namespace
+from elseq.models.config import ElseqTransformerConfig, check_configuration, of_layer, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
 from elseq.models.windows import UNLIMITED, SourceWindows
 from elseq.precision import INT8
@@ -30,13 +30,16 @@ def wrap_layer(layer: nn.Module, cfg) -> nn.Module:
 class Encoder(TransformerEncoderBase):
     """fairseq's Transformer encoder with our layers."""
 
+    _layers_built = 0
+
     def __init__(self, cfg, dictionary, embed_tokens):
         super().__init__(cfg, dictionary, embed_tokens)
         name_dropout(self, "TransformerEncoder")
         self.source_windows: SourceWindows | None = None  # for sources that are longer than one
 
     def build_encoder_layer(self, cfg):
-        return wrap_layer(EncoderLayer(cfg, return_fc=self.return_fc), cfg)
+        self._layers_built += 1
+        return wrap_layer(EncoderLayer(of_layer(cfg, self._layers_built - 1), return_fc=self.return_fc), cfg)
 
     def forward(self, src_tokens, src_lengths=None, return_all_hiddens=False, token_embeddings=None):
         windows = self.source_windows
@@ -57,6 +60,8 @@ class Decoder(TransformerDecoderBase):
     `reorder_incremental_state`) is an adapter over them, for stock generators and tools.
     """
 
+    _layers_built = 0
+
     def __init__(self, cfg, dictionary, embed_tokens, no_encoder_attn=False):
         super().__init__(cfg, dictionary, embed_tokens, no_encoder_attn=no_encoder_attn)
         name_dropout(self, "TransformerDecoder")
@@ -74,7 +79,8 @@ class Decoder(TransformerDecoderBase):
             self.output_projection.bias = nn.Parameter(torch.zeros(len(dictionary)))
 
     def build_decoder_layer(self, cfg, no_encoder_attn=False):
-        return wrap_layer(DecoderLayer(cfg, no_encoder_attn), cfg)
+        self._layers_built += 1
+        return wrap_layer(DecoderLayer(of_layer(cfg, self._layers_built - 1), no_encoder_attn), cfg)
 
     def make_generation_fast_(self, need_attn=False, **kwargs):
         self.need_attn = bool(need_attn)

@@ -46,6 +46,10 @@ def _signed(count):
     return lambda value: f"{value:+.{count}f}"
 
 
+def _percent(value):
+    return f"{value:.1%}"
+
+
 def _factor(value):
     return f"x {value:.2f}"
 
@@ -167,6 +171,9 @@ def report_attention(options):
 
 
 class Uptraining(NamedTuple):
+    """The uptraining of one seed."""
+
+    original: float  # loss of the model before it was converted
     converted: Point | None  # None where nothing was converted
     validation: list[Point]
 
@@ -176,46 +183,65 @@ class Uptraining(NamedTuple):
             raise UserError(f"there is no validation after {updates} updates")
         return losses[0]
 
+    def recovered_at(self, updates):
+        return recovered(self.original, self.converted.loss, self.loss_at(updates)) if self.converted else None
+
+    @property
+    def curve(self):
+        return [self.converted or Point(0, self.original, 0.0), *self.validation]
+
 
 def recovered(original, converted, now):
     """Share of the loss that a conversion cost and that is gone now; None where it cost nothing."""
     return (converted - now) / (converted - original) if converted > original else None
 
 
-def uptraining_table(original, methods, at, total):
+def uptraining_table(methods, at, total):
     """Markdown.
 
     Args:
-        original: loss of the model before it was converted.
-        methods: Uptraining of each.
+        methods: the Uptraining of each method, by seed.
         at: the numbers of updates to show.
         total: updates that the original had.
     """
+
+    def cell(figures, write):
+        return spread(figures, write) if figures and None not in figures else "-"
+
     after = [f"after {updates} updates ({100 * updates / total:g}%)" for updates in at]
     rows = []
-    for name, run in methods.items():
-        losses = [run.loss_at(updates) for updates in at]
-        shares = [recovered(original, run.converted.loss, loss) if run.converted else None for loss in losses]
-        converted = "-" if run.converted is None else f"{run.converted.loss:.3f}"
-        shown = ["-" if share is None else f"{share:.1%}" for share in shares]
-        rows.append([name, f"{original:.3f}", converted, *(f"{loss:.3f}" for loss in losses), *shown])
+    for name, seeds in methods.items():
+        runs = seeds.values()
+        losses = [[run.original for run in runs], [run.converted and run.converted.loss for run in runs]]
+        losses += [[run.loss_at(updates) for run in runs] for updates in at]
+        shares = [[run.recovered_at(updates) for run in runs] for updates in at]
+        rows.append([name, *(cell(each, _digits(3)) for each in losses), *(cell(each, _percent) for each in shares)])
     headers = ["", "multi-head", "after conversion", *after, *(f"recovered at {updates}" for updates in at)]
     return markdown(headers, rows)
 
 
 def report_uptraining(options):
-    (original,) = read_validations(options.folder / "multi-head.log")
-    methods = {}
-    for name in options.methods:
-        converted = options.folder / name / "converted.log"
-        validation = read_training(options.folder / name / "train.log").validation
-        methods[name] = Uptraining(read_validations(converted)[0] if converted.exists() else None, validation)
-    print(uptraining_table(original.loss, methods, options.at, options.of))
+    methods = {name: {} for name in options.methods}
+    for seed in options.seeds:
+        (original,) = read_validations(options.folder / f"{_folder('multi-head', seed)}.log")
+        for name, seeds in methods.items():
+            folder = options.folder / _folder(name, seed)
+            log = folder / "converted.log"
+            converted = read_validations(log)[0] if log.exists() else None
+            seeds[seed] = Uptraining(original.loss, converted, read_training(folder / "train.log").validation)
+    print(uptraining_table(methods, options.at, options.of))
     print("\nValidation loss, label-smoothed, base 2. Recovered: of the loss that the conversion added.")
-    if any(run.converted is None for run in methods.values()):
+    if any(run.converted is None for seeds in methods.values() for run in seeds.values()):
         print("A row without conversion is the multi-head model itself, trained on in the same way.")
+    if len(options.seeds) > 1:
+        print(f"Mean and standard deviation of the seeds {', '.join(map(str, options.seeds))}.")
     if options.curves:
-        plot_uptraining(options.curves, original.loss, methods)
+        plot_uptraining(options.curves, methods)
+
+
+def _folder(name, seed):
+    """See `SEED`."""
+    return name if seed == 1 else f"{name}-seed{seed}"
 
 
 # Curves.
@@ -243,13 +269,23 @@ def plot_attention(path, logs):
     save_figure(figure, path)
 
 
-def plot_uptraining(path, original, methods):
-    """Validation loss against updates of uptraining, from the conversion on."""
+def plot_uptraining(path, methods):
+    """Validation loss against updates of uptraining, from the conversion on: the mean of the seeds, and a band of one
+    standard deviation."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    for name, run in methods.items():
-        start = run.converted or Point(0, original, 0.0)
-        _draw(axis, [start, *run.validation], marker=".", linewidth=1, label=name)
+    for number, (name, seeds) in enumerate(methods.items()):
+        updates, losses = [], []
+        for points in zip(*(run.curve for run in seeds.values()), strict=True):
+            updates.append(points[0].updates)
+            losses.append([point.loss for point in points])
+        means = [statistics.fmean(each) for each in losses]
+        axis.plot(updates, means, color=f"C{number}", marker=".", linewidth=1, label=name)
+        if len(seeds) > 1:
+            deviations = [statistics.stdev(each) for each in losses]
+            edges = [[mean + sign * each for mean, each in zip(means, deviations, strict=True)] for sign in (-1, 1)]
+            axis.fill_between(updates, *edges, color=f"C{number}", alpha=0.2, linewidth=0)
+    original = statistics.fmean(run.original for seeds in methods.values() for run in seeds.values())
     axis.axhline(original, color="black", linestyle="--", linewidth=1, label="multi-head, as it was")
     axis.set_xlabel("updates of uptraining")
     axis.set_ylabel("validation loss")
@@ -268,8 +304,11 @@ def main(arguments=None):
     attention.set_defaults(report=report_attention)
 
     uptraining = commands.add_parser("uptraining", help="compare ways to make key/value heads fewer")
-    uptraining.add_argument("folder", type=Path, help="with multi-head.log and, of each method, its folder")
-    uptraining.add_argument("methods", nargs="+", help="folders with train.log and, if converted, converted.log")
+    uptraining.add_argument("folder", type=Path, help="with multi-head.log and the folders of the methods")
+    uptraining.add_argument(
+        "methods", nargs="+", help="folders METHOD or METHOD-seedN with train.log and, if converted, converted.log"
+    )
+    uptraining.add_argument("--seeds", type=int, nargs="+", default=[1], help="the seeds (default: 1)")
     updates = {"type": int, "required": True, "metavar": "UPDATES"}
     uptraining.add_argument("--at", nargs="+", **updates, help="where losses are shown")
     uptraining.add_argument("--of", **updates, help="how many the multi-head model had")
@@ -279,7 +318,7 @@ def main(arguments=None):
         command.add_argument("--curves", type=Path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
     if options.curves:
-        folders = getattr(options, "folders", None) or [options.folder, *map(options.folder.joinpath, options.methods)]
+        folders = getattr(options, "folders", None) or [options.folder, *options.folder.glob("*/")]
         logs = [path for folder in folders for path in folder.glob("*.log")]
         check_output_file(
             options.curves, *filter(None, [getattr(options, "references", None)]), *logs, option="--curves"

@@ -126,6 +126,11 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return self._first(self.tgt_dict, "target_start", self.force_bos)
 
     @property
+    def decoder_start_symbol(self) -> int | None:
+        """The row of what decoding starts from, if that is not the end symbol."""
+        return self._row(self.tgt_dict, "decoder_start")
+
+    @property
     def score_target_start(self) -> bool:
         return self.first_target_symbol is None or self.cfg.score_target_start != "no"
 
@@ -193,7 +198,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         first, last, start = (
             self.first_source_symbol,
             self.last_source_symbol,
-            self._row(self.tgt_dict, "decoder_start"),
+            self.decoder_start_symbol,
         )
         if (first, last, start) == (None, None, None) and self.append_source_eos:
             return super().load_dataset(split, epoch, combine, **kwargs)
@@ -254,19 +259,24 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         if (symbol := self.first_target_symbol) is not None:
             prefix_tokens = with_first(symbol, sample, prefix_tokens)
         options = {"prefix_tokens": prefix_tokens, "constraints": constraints}
-        if (start := self._row(self.tgt_dict, "decoder_start")) is not None:
+        if (start := self.decoder_start_symbol) is not None:
             options["bos_token"] = start
         if not self.score_target_start and isinstance(generator, SequenceGenerator):  # fairseq's counts it always
             options["uncounted"] = 1
         with torch.no_grad():
             return generator.generate(models, sample, **options)
 
+    def whole_target(self, tokens: Tensor) -> Tensor:
+        """A target, int64 [T], with the symbol with which generated ones begin."""
+        symbol = self.first_target_symbol
+        if symbol is None or tokens[0] == symbol:
+            return tokens
+        return torch.cat((torch.tensor([symbol]), tokens))
+
     def score_step(self, model, sample, targets):
         """As the base class; each target begins with the symbol with which generated ones begin."""
-        if (symbol := self.first_target_symbol) is not None:
-            first = torch.tensor([symbol])
-            targets = [each if each[0] == symbol else torch.cat((first, each)) for each in targets]
-        found = super().score_step(model, sample, targets, self._row(self.tgt_dict, "decoder_start"))
+        targets = [self.whole_target(each) for each in targets]
+        found = super().score_step(model, sample, targets, self.decoder_start_symbol)
         if not self.score_target_start:
             for each in found:
                 each["positional_scores"][0] = 0

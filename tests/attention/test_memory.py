@@ -8,7 +8,7 @@ from hypothesis import strategies as st
 from elseq import native
 from elseq.attention import Attention, DecodeState, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.memory import GROWTH
-from elseq.attention.methods import EL, KV
+from elseq.attention.methods import EL, KV, AttentionSizes
 from tests.attention.reference import padding_mask, quick, seeds
 
 
@@ -162,7 +162,8 @@ def test_prompts_of_one_length_need_no_mask(lengths, kept):
 def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
     pairs = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(3)]
     mask = padding_mask([5, 1, 3], 5, "left")
-    attentions = [Mock(keys_and_values=Mock(return_value=pair)) for pair in pairs]
+    sizes = AttentionSizes(num_heads=2, head_dim=4, num_kv_heads=2, memory_width=8)
+    attentions = [Mock(keys_and_values=Mock(return_value=pair), sizes=sizes) for pair in pairs]
     states = KV.memories(attentions, torch.empty(0), mask)
     assert len({tensor.untyped_storage().data_ptr() for state in states for tensor in state.tensors}) == 1
     kept = torch.tensor([0, 2])

@@ -1,5 +1,7 @@
 """Formulae by hand, and the sizes of a model that they are fed."""
 
+from dataclasses import replace
+
 import pytest
 
 from elseq.attention import methods
@@ -16,7 +18,8 @@ ENCODER_DECODER = Sizes(
     decoder_layers=2,
     decoder_width=4,
     memory_width=4,
-    key_width=4,
+    key_widths=(4, 4),
+    cross_key_widths=(4, 4),
     heads=2,
     head_dim=2,
 )
@@ -30,7 +33,8 @@ LANGUAGE_MODEL = Sizes(
     decoder_layers=2,
     decoder_width=4,
     memory_width=0,
-    key_width=4,
+    key_widths=(4, 4),
+    cross_key_widths=(),
     heads=2,
     head_dim=2,
 )
@@ -80,6 +84,15 @@ def test_language_model():
     assert bytes_read(LANGUAGE_MODEL, batch, COPIED, 2) == 2 * (7 * 90 + own + 2 * 2 * 3 * 4 * 8 + 2 * 2 * 10 * 8)
 
 
+def test_layers_with_numbers_of_heads_of_their_own():
+    """Key/value heads of all layers together decide what is read; the operations do not depend on them."""
+    batch = Batch(2, (3,), source_length=5)
+    sizes = replace(ENCODER_DECODER, key_widths=(4, 2), cross_key_widths=(2, 2))
+    assert operations(sizes, batch, KV) == operations(ENCODER_DECODER, batch, KV)
+    assert bytes_read(sizes, batch, KV, 4) == 4 * (100 + 3 * 74 + 16 + 2 * 6 * (8 + 4) + 15 * (4 + 4))
+    assert bytes_read(sizes, batch, EL, 4) == bytes_read(ENCODER_DECODER, batch, EL, 4)
+
+
 def test_sentences_add_up():
     one, other = (Batch(2, (steps,), source_length=5) for steps in (3, 7))
     both = Batch(2, (3, 7), source_length=5)
@@ -120,7 +133,8 @@ def test_sizes_of_a_model(tmp_path):
         decoder_layers=2,
         decoder_width=32,
         memory_width=32,
-        key_width=32,
+        key_widths=(32, 32),
+        cross_key_widths=(32, 32),
         heads=4,
         head_dim=8,
     )

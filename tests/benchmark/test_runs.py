@@ -13,7 +13,7 @@ FOUND = {  # by mode: seconds, and all hypotheses of both sources
     "stock": ([2.0, 1.0, 9.0], [[[7, 8], [7]], [[9, 9, 9, 9], [5]]]),
     "kv": ([0.5], [[[7, 8], [7]], [[9], [5]]]),
 }
-SIZES = Sizes(10, 8, 2, 3, 1, 4, 1, 4, 4, 4, 2, 2)
+SIZES = Sizes(10, 8, 2, 3, 1, 4, 1, 4, 4, (4,), (4,), 2, 2)
 
 
 @pytest.fixture

@@ -245,6 +245,119 @@ def test_task_that_is_no_name(run, tmp_path, tiny_translation, name):
         run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
 
 
+# --- by calibration text
+
+
+def calibration(trained, split="train"):
+    return ["--calibration", split, "--data", trained.data, "--calibration-sentences=60"]
+
+
+def losses(printed):
+    return [float(loss) for loss in re.search(r"tokens: ([\d.]+) -> ([\d.]+) bits per token", printed).groups()]
+
+
+def test_fitted_heads_are_decoded_and_lose_less_than_others(run, tmp_path, trained):
+    lost = {}
+    for method, grouping in (("mean", "similar"), ("aligned", "neighbours"), ("fitted", "similar")):
+        options = ["--num-kv-heads=1", "--method", method, "--grouping", grouping, "--overwrite"]
+        before, after = losses(run(trained.checkpoint, *options, *calibration(trained)))
+        lost[method] = after - before
+    assert lost["fitted"] < lost["aligned"] < lost["mean"]
+    path = tmp_path / "out.pt"
+    task = "language_modeling" if "lm" in str(trained.checkpoint) else "translation"
+    assert len(generate(trained, path, f"elseq_{task}")) == 21
+    assert_same_hypotheses(decode(trained, path, "kv"), decode(trained, path, "el"), tolerance=1e-6)
+    record = torch.load(path)["extra_state"]["fewer_heads"]
+    assert record["method"] == "fitted" and record["grouping"] == "similar"
+    assert record["calibration"]["text"] == "train" and record["calibration"]["tokens"] > 100
+
+
+def test_what_a_checkpoint_records_without_calibration_text(run, tmp_path, tiny_translation):
+    run(tiny_translation.checkpoint, "--num-kv-heads=2")
+    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == {"method": "mean", "grouping": "neighbours"}
+
+
+def test_files_as_calibration_text(run, tmp_path, tiny_translation):
+    files = ["--calibration", tiny_translation.raw / "train.src", "--calibration-target"]
+    options = ["--num-kv-heads=2", "--method=fitted", "--data", tiny_translation.data]
+    printed = run(tiny_translation.checkpoint, *options, *files, tiny_translation.raw / "train.tgt")
+    assert "loss on 400 sentences of train.src, " in printed
+    with pytest.raises(UserError, match="train.src is an input: give another file"):
+        run(tiny_translation.checkpoint, *options, *files[:2], "--output", tiny_translation.raw / "train.src")
+
+
+def test_half_precision_is_fitted_in_float32(run, tmp_path, tiny_translation):
+    def halve(state):
+        state["model"] = {name: tensor.half() for name, tensor in state["model"].items()}
+
+    options = ["--num-kv-heads=1", "--method=fitted", *calibration(tiny_translation)]
+    single = losses(run(tiny_translation.checkpoint, *options))
+    half = losses(run(save(tmp_path, tiny_translation, halve), *options, "--overwrite"))
+    assert half == pytest.approx(single, abs=0.01)
+    model = torch.load(tmp_path / "out.pt")["model"]
+    assert {tensor.dtype for tensor in model.values() if tensor.numel() > 1} == {torch.float16}
+
+
+def test_a_budget_of_the_decoding_state(run, tmp_path, tiny_translation):
+    options = ["--state-budget=0.6", "--method=fitted"]
+    printed = run(tiny_translation.checkpoint, *options, *calibration(tiny_translation))
+    sizes = re.findall(r"keys and values of a \w+ token: ([\d,]+) -> ([\d,]+) bytes", printed)
+    before, after = (sum(int(size) for size in column) for column in zip(*sizes, strict=True))
+    assert before / 4 <= after <= 0.6 * before
+    path = tmp_path / "out.pt"
+    assert_same_hypotheses(decode(tiny_translation, path, "kv"), decode(tiny_translation, path, "el"), tolerance=1e-6)
+    command = printed.splitlines()[-1].replace("DATA", str(tiny_translation.data))
+    command = command.replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    command = [*shlex.split(command), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
+    helpers.run_here([*command, "--max-update=2", "--max-tokens=800", "--cpu", "--num-workers=0"])
+    after = torch.load(tmp_path / "uptrained" / "checkpoint_last.pt")
+    assert after["cfg"]["model"] == torch.load(path)["cfg"]["model"]
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--method=fitted"], "--method fitted needs calibration text: give --calibration"),
+        (["--method=aligned"], "--method aligned needs calibration text"),
+        (["--grouping=similar"], "--grouping similar needs calibration text"),
+        (["--calibration=valid"], "--calibration is for --method aligned or fitted, --grouping similar and --state-b"),
+        (["--grouping=similar", "--method=random", "--calibration=valid"], "--grouping similar is for heads that are"),
+        (["--calibration-target=x"], "--calibration-target needs --calibration, the file of its sources"),
+        (["--state-budget=0.5"], "--state-budget: not allowed with argument --num-kv-heads"),
+    ],
+)
+def test_calibration_text_where_it_is_read(run, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path / "model.pt", "--num-kv-heads=2", *options)
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--state-budget=0.5"], "--state-budget needs calibration text"),
+        (["--state-budget=0"], "--state-budget '0' is no share: give a number above 0 and up to 1"),
+        (["--state-budget=2"], "--state-budget '2' is no share"),
+        (["--state-budget=0.5", "--method=random", "--calibration=x"], "--state-budget is for heads that are kept"),
+    ],
+)
+def test_budgets_that_cannot_be(run, tmp_path, options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        run(tmp_path / "model.pt", *options)
+
+
+def test_too_small_a_budget(run, tiny_translation):
+    with pytest.raises(
+        UserError, match="--state-budget 0.2 is less than 0.25, which one key/value head in every layer"
+    ):
+        run(tiny_translation.checkpoint, "--state-budget=0.2", "--method=mean", *calibration(tiny_translation))
+
+
+def test_too_short_a_calibration_text(run, tiny_translation):
+    options = ["--num-kv-heads=2", "--method=fitted", "--calibration=train", "--data", tiny_translation.data]
+    with pytest.raises(UserError, match="has . tokens and the heads of this model need 32 or more: give a longer"):
+        run(tiny_translation.checkpoint, *options, "--calibration-sentences=1")
+
+
 # --- where it is written
 
 
@@ -379,7 +492,7 @@ def test_files_that_are_no_checkpoint(run, tmp_path, content, sentence):
     "arguments, sentence",
     [
         ([], "arguments are required: COMMAND"),
-        (["heads", "model.pt"], "required: --num-kv-heads"),
+        (["heads", "model.pt"], "one of the arguments --num-kv-heads --state-budget is required"),
         (["heads", "model.pt", "--num-kv-heads=two"], "^--num-kv-heads 'two' is not a whole number above 0"),
         (["heads", "model.pt", "--num-kv-heads=0"], "^--num-kv-heads '0' is not a whole number above 0"),
         (["heads", "model.pt", "--num-kv-heads=2", "--seed=x"], "argument --seed: invalid int value: 'x'"),

@@ -22,6 +22,7 @@ MODELS = {
     "no cross-attention": ("transformer", {"no_cross_attention": True}),
     "bart": ("bart", {}),
     "grouped-query": ("transformer", {"decoder_num_kv_heads": 2, "cross_num_kv_heads": 1, "head_dim": 5}),
+    "heads by layer": ("transformer", {"decoder_kv_heads_by_layer": "1,4,2", "cross_kv_heads_by_layer": "2,1,4"}),
     "local attention": ("transformer", {"local_attention_radius": GROWTH + 1}),
     "language model, local attention": ("transformer_lm", {"local_attention_radius": 3, "num_kv_heads": 1}),
     "language model": ("transformer_lm", {}),

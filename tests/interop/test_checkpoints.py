@@ -94,6 +94,7 @@ def test_stock_checkpoints_stay_what_they_are(request, kind):
     [
         ({"num_kv_heads": 1}, "the model has 1 key/value heads for 4 heads, which stock fairseq does not have"),
         ({"cross_num_kv_heads": 2}, "2 key/value heads for 4 heads"),
+        ({"decoder_kv_heads_by_layer": "4,2"}, "4,2 key/value heads for 4 heads"),
         ({"head_dim": 10}, "heads of a width of their own .--head-dim 10."),
         ({"local_attention_radius": 4}, "local attention .--local-attention-radius 4."),
         ({"output_bias": True}, "a bias in its output layer .--output-bias., which stock fairseq does not have"),

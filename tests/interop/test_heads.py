@@ -11,7 +11,17 @@ from omegaconf import OmegaConf
 from elseq.attention import Attention
 from elseq.compat.settings import model_class
 from elseq.errors import UserError
-from elseq.interop.heads import count_parameters, places_of, pool_heads, state_bytes, upgrade_projections
+from elseq.interop.heads import (
+    cheapest_numbers,
+    count_parameters,
+    fit_heads,
+    kv_heads_of,
+    kv_heads_within,
+    places_of,
+    pool_heads,
+    state_bytes,
+    upgrade_projections,
+)
 from elseq.models.stock import elseq_configuration, stock_configuration
 from tests.tiny_models import make_dictionary
 
@@ -231,3 +241,95 @@ def test_a_language_model_has_one_kind_of_attention(places):
     model, configuration = make("transformer_lm")
     with pytest.raises(UserError, match="the model has no (encoder self-attention|cross-attention) to pool"):
         pool_heads(model, configuration, 2, places)
+
+
+# --- by calibration text
+
+
+def texts_for(model, number=20):
+    """Batches of one text."""
+    generator = torch.Generator().manual_seed(3)
+    for length in range(3, 3 + number):
+        source, target = torch.randint(4, 24, (2, 1, 3 + length % 9), generator=generator)
+        text = {"src_tokens": source, "src_lengths": torch.tensor([source.numel()])}
+        yield text | {"prev_output_tokens": target} if hasattr(model, "encoder") else text
+
+
+def distance(model, expected, texts):
+    return sum(float((model(**text)[0] - output).square().sum()) for text, output in zip(texts, expected, strict=True))
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("grouping", ["neighbours", "similar"])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@torch.no_grad()
+def test_fitted_heads_lose_least(family, grouping, kv_heads):
+    """And the tensors are those of the network, which the model of the configuration loads."""
+    model, configuration = make(family)
+    places = [place for place in places_of(model) if place != "encoder"]
+    network = build(configuration).eval()
+    network.load_state_dict(model)
+    texts = list(texts_for(network))
+    expected = [network(**text)[0] for text in texts]
+    found = {}
+    for method in ("mean", "first", "aligned", "fitted"):
+        network = build(configuration).eval()
+        network.load_state_dict(model)
+        tensors, grouped = fit_heads(model, configuration, kv_heads, places, method, grouping, network, texts)
+        found[method] = distance(network, expected, texts)
+        loaded = build(grouped).eval()
+        loaded.load_state_dict(tensors, strict=True)
+        assert distance(loaded, [network(**text)[0] for text in texts], texts) < 1e-6
+        assert all(tensors[name] is model[name] for name in model if "attn." not in name)
+        if method in ("mean", "first") and grouping == "neighbours":
+            pooled, same = pool_heads(model, configuration, kv_heads, places, method)
+            assert same == grouped
+            for name, tensor in pooled.items():
+                torch.testing.assert_close(tensors[name], tensor)
+    assert found["fitted"] < min(found["aligned"], found["mean"], found["first"])
+
+
+def test_fitted_precision_is_kept():
+    model, configuration = make("transformer")
+    network = build(configuration).eval()
+    network.load_state_dict(model)
+    half = {name: tensor.half() for name, tensor in model.items()}
+    tensors, _ = fit_heads(half, configuration, 1, ["cross"], "fitted", "neighbours", network, list(texts_for(network)))
+    assert {tensor.dtype for tensor in tensors.values()} == {torch.float16}
+
+
+@pytest.mark.parametrize("family", ["transformer", "transformer_lm"])
+@torch.no_grad()
+def test_numbers_of_heads_within_a_budget(family):
+    model, configuration = make(family)
+    places = [place for place in places_of(model) if place != "encoder"]
+    network = build(configuration).eval()
+    network.load_state_dict(model)
+    texts = list(texts_for(network))
+    expected = [network(**text)[0] for text in texts]
+    how = (places, "fitted", "neighbours", network, texts)
+    numbers = kv_heads_within(0.6, *how, lambda: distance(network, expected, texts))
+    assert all(torch.equal(tensor, model[name]) for name, tensor in network.state_dict().items())
+    tensors, grouped = fit_heads(model, configuration, numbers, *how)
+    for place in places:
+        kept = kv_heads_of(tensors, grouped, place)
+        assert set(kept) <= {1, 2, 4}
+    share = sum(state_bytes(tensors, place) for place in places) / sum(state_bytes(model, place) for place in places)
+    assert 0.25 <= share <= 0.6
+    loaded = build(grouped)
+    loaded.load_state_dict(tensors, strict=True)
+    attentions = {name: module.num_kv_heads for name, module in loaded.named_modules() if isinstance(module, Attention)}
+    assert {name: attentions[name] for name in numbers} == numbers
+
+
+def test_cheapest_numbers():
+    costs = {"a": {4: 0.0, 2: 1.0, 1: 9.0}, "b": {4: 0.0, 2: 2.0, 1: 2.5}, "c": {4: 0.0, 2: 5.0, 1: 20.0}}
+    widths = dict.fromkeys(costs, 8)
+    assert cheapest_numbers(costs, widths, 1) == {"a": 4, "b": 4, "c": 4}
+    assert cheapest_numbers(costs, widths, 0.9) == {"a": 2, "b": 4, "c": 4}  # 0.5 for each head; b to 1 costs 0.83
+    assert cheapest_numbers(costs, widths, 0.6) == {"a": 2, "b": 1, "c": 4}
+    assert cheapest_numbers(costs, widths, 0.25) == {"a": 1, "b": 1, "c": 1}
+    with pytest.raises(
+        UserError, match="--state-budget 0.2 is less than 0.25, which one key/value head in every layer"
+    ):
+        cheapest_numbers(costs, widths, 0.2)

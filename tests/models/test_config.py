@@ -121,6 +121,18 @@ def test_an_option_that_is_off_is_not_refused(value):
         ("transformer", {"decoder_num_kv_heads": 0}, "--decoder-num-kv-heads 0"),
         ("bart", {"cross_num_kv_heads": 3}, "--cross-num-kv-heads 3 does not divide --decoder-attention-heads 4"),
         ("transformer_lm", {"num_kv_heads": 3}, "--num-kv-heads 3 does not divide"),
+        ("transformer", {"decoder_kv_heads_by_layer": "4,3,1"}, "--decoder-kv-heads-by-layer 4,3,1: 3 does not divide"),
+        ("bart", {"cross_kv_heads_by_layer": "4"}, "--cross-kv-heads-by-layer 4 has 1 numbers for 3 layers"),
+        (
+            "transformer",
+            {"encoder_kv_heads_by_layer": "4,x"},
+            "--encoder-kv-heads-by-layer '4,x' is no list of numbers",
+        ),
+        (
+            "transformer_lm",
+            {"decoder_kv_heads_by_layer": "0,1,1"},
+            "--decoder-kv-heads-by-layer 0,1,1: 0 does not divide",
+        ),
         ("transformer", {"head_dim": 0}, "--head-dim 0"),
         ("bart", {"local_attention_radius": 0}, "--local-attention-radius 0"),
         ("transformer", {"head_dim": 3, "scale_heads": True}, "--scale-heads"),

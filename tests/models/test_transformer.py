@@ -64,6 +64,11 @@ OWN = {
         "decoder_num_kv_heads": 2,
         "cross_num_kv_heads": 1,
     },
+    "key/value heads by layer": {
+        "encoder_kv_heads_by_layer": "4,2",
+        "decoder_kv_heads_by_layer": "1,4,2",
+        "cross_kv_heads_by_layer": "2,1,4",
+    },
     "wide heads": {"head_dim": 7},
     "local attention": {"local_attention_radius": 3},
     "swish": {"activation_fn": "swish"},
@@ -224,6 +229,13 @@ def test_each_attention_has_its_own_number_of_key_value_heads():
     model = ours("transformer", num_kv_heads=1, cross_num_kv_heads=2)
     heads = [layer.num_kv_heads for layer in (model.encoder.layers[0].self_attn, model.decoder.layers[0].encoder_attn)]
     assert heads == [1, 2]
+
+
+def test_each_layer_has_its_own_number_of_key_value_heads():
+    model = ours("transformer", num_kv_heads=2, decoder_kv_heads_by_layer="1,4,2", cross_kv_heads_by_layer="4,1,1")
+    assert [layer.self_attn.num_kv_heads for layer in model.encoder.layers] == [2, 2]
+    assert [layer.self_attn.num_kv_heads for layer in model.decoder.layers] == [1, 4, 2]
+    assert [layer.encoder_attn.num_kv_heads for layer in model.decoder.layers] == [4, 1, 1]
 
 
 @torch.no_grad()

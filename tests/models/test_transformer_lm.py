@@ -77,7 +77,11 @@ def test_decoding(methods, options):
         torch.testing.assert_close(result[row], exact, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("options", [{}, {"num_kv_heads": 2, "head_dim": 3}, {"local_attention_radius": 3}], ids=str)
+@pytest.mark.parametrize(
+    "options",
+    [{}, {"num_kv_heads": 2, "head_dim": 3}, {"local_attention_radius": 3}, {"decoder_kv_heads_by_layer": "1,2,4"}],
+    ids=str,
+)
 @pytest.mark.parametrize("methods", METHOD_PAIRS[:2], ids=pair_name)
 @torch.no_grad()
 def test_prompts_leave_with_their_sentences(methods, options):

@@ -108,15 +108,24 @@ def test_share_that_is_recovered():
 
 def test_uptraining_table():
     methods = {
-        "multi-head": Uptraining(None, [Point(5, 3.9, 2.9), Point(10, 3.8, 2.8)]),
-        "mean": Uptraining(Point(0, 8.0, 7.0), [Point(5, 5.0, 4.0), Point(10, 4.5, 3.5)]),
+        "multi-head": {1: Uptraining(4.0, None, [Point(5, 3.9, 2.9), Point(10, 3.8, 2.8)])},
+        "mean": {1: Uptraining(4.0, Point(0, 8.0, 7.0), [Point(5, 5.0, 4.0), Point(10, 4.5, 3.5)])},
     }
-    rows = table_rows(training.uptraining_table(4.0, methods, at=[5, 10], total=100))
+    rows = table_rows(training.uptraining_table(methods, at=[5, 10], total=100))
     assert rows[""][2:] == ["after 5 updates (5%)", "after 10 updates (10%)", "recovered at 5", "recovered at 10"]
     assert rows["multi-head"] == ["4.000", "-", "3.900", "3.800", "-", "-"]
     assert rows["mean"] == ["4.000", "8.000", "5.000", "4.500", "75.0%", "87.5%"]
     with pytest.raises(UserError, match="no validation after 7 updates"):
-        training.uptraining_table(4.0, methods, at=[7], total=100)
+        training.uptraining_table(methods, at=[7], total=100)
+
+
+def test_uptraining_table_of_several_seeds():
+    seeds = {
+        seed: Uptraining(4.0, Point(0, converted, 7.0), [Point(10, loss, 3.5)])
+        for seed, converted, loss in ((1, 8.0, 4.5), (2, 6.0, 4.25))
+    }
+    rows = table_rows(training.uptraining_table({"mean": seeds}, at=[10], total=100))
+    assert rows["mean"] == ["4.000", "7.000 ± 1.414", "4.375 ± 0.177", "87.5%"]
 
 
 def test_uptraining_report(tmp_path, capsys):
@@ -133,3 +142,13 @@ def test_uptraining_report(tmp_path, capsys):
     assert rows["mean"] == ["7.100", "9.100", "8.100", "8.300", "50.0%", "40.0%"]
     assert re.search("A row without conversion is the multi-head model itself", output)
     assert curves.read_bytes().startswith(b"\x89PNG")
+
+    (tmp_path / "multi-head-seed2.log").write_text(validation.format(7.3))
+    for name in ("multi-head-seed2", "mean-seed2"):
+        write_run(tmp_path / name, 1, 8.1)
+    (tmp_path / "mean-seed2" / "converted.log").write_text(validation.format(9.3))
+    seeds = ["--seeds", "1", "2"]
+    training.main(["uptraining", str(tmp_path), "multi-head", "mean", *seeds, *updates, "--curves", str(curves)])
+    output = capsys.readouterr().out
+    assert table_rows(output)["mean"][:3] == ["7.200 ± 0.141", "9.200 ± 0.141", "8.100"]
+    assert "Mean and standard deviation of the seeds 1, 2." in output

@@ -76,7 +76,13 @@ UPTRAINING_MISTAKES = [
     ({"UPTRAIN_UPDATES": 1}, "UPTRAIN_UPDATES is 1; give a whole number, 2 or more"),
     ({"KV_HEADS": "half"}, "KV_HEADS is half; give a whole number, 1 or more"),
     ({"LR": "-1"}, "LR is -1; give a number above 0"),
-    ({"METHODS": "mean last"}, "METHODS last is unknown; choose one of mean, first, random"),
+    ({"METHODS": "mean last"}, "METHODS last is unknown; choose one of mean, aligned, fitted, first, random"),
+    ({"DISTILLATION": "half"}, "DISTILLATION is half; give a number above 0"),
+    ({"SEEDS": "1 x"}, "SEEDS is x; give a whole number, 0 or more"),
+    (
+        {"CHECKPOINT": f"{__file__}:{__file__}"},
+        "CHECKPOINT names 2 models for 3 SEEDS; name one for each, or one for all",
+    ),
 ]
 
 

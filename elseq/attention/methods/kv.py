@@ -71,13 +71,16 @@ class KeysAndValues(DecodingMethod):
         """One block of memory for all layers. Separate tensors would not fit the free blocks that the encoder leaves in
         the heap, and the process would grow."""
         found = []
-        block = None
-        for layer, attention in enumerate(attentions):
+        block, start = None, 0
+        for attention in attentions:
             keys, values = self.rounded(self.keep(attention, hidden), round_to)
             if block is None:
-                block = keys.new_empty(len(attentions), 2, keys.numel())
-            stored_keys = block[layer, 0].view(keys.transpose(-1, -2).shape).transpose(-1, -2)
-            stored_values = block[layer, 1].view(values.shape)
+                positions = keys.size(0) * keys.size(2)
+                block = keys.new_empty(positions * sum(self.numbers_kept(each.sizes) for each in attentions))
+            stored_keys, stored_values = block[start : start + 2 * keys.numel()].view(2, -1)
+            start += 2 * keys.numel()
+            stored_keys = stored_keys.view(keys.transpose(-1, -2).shape).transpose(-1, -2)
+            stored_values = stored_values.view(values.shape)
             found.append(SentenceMemory(self, (stored_keys.copy_(keys), stored_values.copy_(values)), mask))
             del keys, values  # before those of the next layer are made
         return found

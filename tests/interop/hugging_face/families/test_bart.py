@@ -7,8 +7,11 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from elseq.errors import UserError
+from elseq.generator import load_by
 from elseq.interop.hugging_face.families import BART
-from tests.interop.hugging_face.making import change, convert, load, make_bart, padded, until_end
+from elseq.options import Loading
+from tests import helpers
+from tests.interop.hugging_face.making import TEXTS, change, convert, load, make_bart, padded, until_end
 
 transformers = pytest.importorskip("transformers")
 
@@ -236,3 +239,19 @@ def test_shapes_are_those_of_transformers(pair):
     found = BART.shapes(config)
     assert set(expected) - set(found) == {"encoder.embed_tokens.weight", "decoder.embed_tokens.weight"}
     assert all(expected[name] == shape for name, shape in found.items())
+
+
+def test_multi_query_by_calibration_text(pair, tmp_path):
+    """In the two commands that the documentation gives; the texts are encoded by the tokenizer that came along."""
+    _, folder = pair
+    for name in ("source", "target"):
+        (tmp_path / name).write_text("".join(f"{text}\n" for text in TEXTS * 5))
+    options = ["--num-kv-heads=1", "--method=fitted", "--calibration", tmp_path / "source"]
+    options += ["--calibration-target", tmp_path / "target", "--output", tmp_path / "out.pt", "--data", folder]
+    printed = helpers.run_here(["elseq-convert", "heads", folder, *options]).stdout
+    assert "loss on 20 sentences of source" in printed
+    kv, el = (
+        load_by(tmp_path / "out.pt", Loading(attention, "cpu", "float64", folder)).generate(TEXTS, max_len_b=9)
+        for attention in ("kv", "el")
+    )
+    assert kv == el

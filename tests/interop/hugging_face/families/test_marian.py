@@ -282,7 +282,8 @@ def test_fewer_heads(pair, tmp_path):
     _, folder = pair
     shutil.copytree(folder / "ours", tmp_path / "model")
     arguments = {"model": str(tmp_path / "model"), "output": str(tmp_path / "model" / "checkpoint_best.pt")}
-    options = {"num_kv_heads": 4, "places": None, "method": "mean", "seed": 1, "overwrite": False, "user_dir": None}
+    options = {"num_kv_heads": 4, "places": None, "method": "mean", "grouping": "neighbours", "seed": 1}
+    options |= {"overwrite": False, "user_dir": None, "data": None, "calibration": None, "calibration_target": None}
     command.convert_heads(SimpleNamespace(**arguments, **options))
     (tmp_path / "model" / "model.pt").unlink()
     lines = ["the lazy dog", "three ways"]

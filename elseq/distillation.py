@@ -1,0 +1,116 @@
+"""The criterion elseq_distillation: a model learns from the targets and from the distributions of a teacher."""
+
+import contextlib
+from dataclasses import dataclass, field
+from typing import Optional
+
+import torch
+from fairseq.criterions import register_criterion
+from fairseq.criterions.label_smoothed_cross_entropy import (
+    LabelSmoothedCrossEntropyCriterion,
+    LabelSmoothedCrossEntropyCriterionConfig,
+)
+from fairseq.data import Dictionary
+from torch import Tensor
+
+from elseq.errors import UserError
+from elseq.loading import Checkpoint
+
+
+@dataclass
+class DistillationConfig(LabelSmoothedCrossEntropyCriterionConfig):
+    teacher: Optional[str] = field(  # noqa: UP045
+        default=None, metadata={"help": "checkpoint of the teacher: a model of the same dictionaries"}
+    )
+    distillation_weight: float = field(
+        default=0.5,
+        metadata={"help": "weight of the loss against the teacher, 0 to 1; the rest is that of the targets"},
+    )
+    distillation_temperature: float = field(
+        default=1.0, metadata={"help": "temperature at which teacher and model are compared"}
+    )
+
+
+@register_criterion("elseq_distillation", dataclass=DistillationConfig)
+class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
+    """Word-level distillation (1606.07947, section 3.1): label-smoothed cross-entropy with the targets, times
+    1 - weight, plus the cross-entropy with the teacher's distributions, times weight. With a temperature T both are
+    taken at T, and their cross-entropy counts T ** 2 times (1503.02531, section 2).
+
+    Validation has the label-smoothed cross-entropy alone, which compares with other trainings, and needs no teacher.
+    """
+
+    def __init__(
+        self,
+        task,
+        sentence_avg,
+        label_smoothing,
+        teacher=None,
+        distillation_weight=0.5,
+        distillation_temperature=1.0,
+        ignore_prefix_size=0,
+        report_accuracy=False,
+    ):
+        """
+        Raises:
+            UserError: no teacher, a weight that is not between 0 and 1, or a temperature that is not above 0.
+        """
+        super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
+        if teacher is None:
+            raise UserError("--criterion elseq_distillation needs --teacher: name the checkpoint of a model")
+        if not 0 <= distillation_weight <= 1:
+            raise UserError(f"{distillation_weight:g} is not possible: give 0 to 1", "--distillation-weight")
+        if not distillation_temperature > 0:
+            raise UserError(
+                f"{distillation_temperature:g} is not possible: give more than 0", "--distillation-temperature"
+            )
+        self.weight = distillation_weight
+        self.temperature = distillation_temperature
+        self.path = teacher
+        self._teacher: list = []  # not a part of this module, whose parameters are trained and saved
+
+    def compute_loss(self, model, net_output, sample, reduce=True):
+        loss, nll_loss = super().compute_loss(model, net_output, sample, reduce)
+        if not model.training or not self.weight:
+            return loss, nll_loss
+        with torch.no_grad():
+            wanted = self._log_probs(self.teacher(net_output[0])(**sample["net_input"])[0]).exp()
+        against = -(wanted * self._log_probs(net_output[0])).sum(dim=-1, keepdim=True)
+        target = sample["target"][:, self.ignore_prefix_size :].reshape(-1, 1)
+        against = against.masked_fill(target.eq(self.padding_idx), 0.0) * self.temperature**2
+        if reduce:
+            against = against.sum()
+        return (1 - self.weight) * loss + self.weight * against, nll_loss
+
+    def _log_probs(self, logits: Tensor) -> Tensor:
+        """[N, T, V] to [N T, V]."""
+        logits = logits[:, self.ignore_prefix_size :].flatten(0, 1)
+        return torch.log_softmax(logits.float() / self.temperature, dim=-1)
+
+    def teacher(self, like: Tensor):
+        """The teacher, on the device and in the type of a tensor.
+
+        Raises:
+            UserError: it cannot be loaded, or is not for the texts of this training.
+        """
+        if not self._teacher:
+            self._teacher.append(self._load())
+        return self._teacher[0].to(like)
+
+    def _load(self):
+        checkpoint = Checkpoint.read(self.path)
+        if self._dictionary(checkpoint) not in (None, self.task.target_dictionary.symbols):
+            raise UserError(f"{self.path} has another dictionary than this training: give another", "--teacher")
+        model = checkpoint.build_model(self.task)
+        if model.decoder.adaptive_softmax is not None:
+            raise UserError(
+                f"{self.path} has an adaptive softmax, which distillation does not take: give another", "--teacher"
+            )
+        return model.eval().requires_grad_(False)
+
+    @staticmethod
+    def _dictionary(checkpoint: Checkpoint) -> list[str] | None:
+        """The words of a checkpoint's targets, if they are where it was trained, or beside it."""
+        with contextlib.suppress(UserError):
+            return Dictionary.load(str(checkpoint.dictionaries(checkpoint.folder())[1])).symbols
+        return None
