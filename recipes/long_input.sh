@@ -22,7 +22,7 @@
 #              LENGTHS (default: 512 1024 2048 4096 8192 16384): tokens of the sources
 #              EXAMPLES (default: 100): of the test set; PARAGRAPH_WORDS (default: 16): of each paragraph of SQuAD
 #              VOCABULARY (default: 4000), MODEL_OPTIONS (default: 2+2 layers, width 128, feed-forward width 256)
-#              UPDATES (default: 2000), LR (default: 3e-3)
+#              UPDATES (default: 3000), LR (default: 3e-3)
 #              FINETUNE_UPDATES (default: 100; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
 #   of a BART: BART: folder with model.pt, dict.txt, encoder.json and vocab.bpe
 #              DOCUMENTS: folder with test.jsonl, and to train train.jsonl and valid.jsonl, each or .gz: on each line
@@ -45,7 +45,7 @@ whole_numbers FINETUNE_WINDOWS 1 "$windows"
 
 marked_texts_in_windows() {
   window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} examples=${EXAMPLES:-100}
-  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-2000} rate=${LR:-3e-3}
+  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-3000} rate=${LR:-3e-3}
   tuning=${FINETUNE_UPDATES:-100} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
   whole_numbers WINDOW 2 "$window"
   whole_numbers LENGTHS 2 $lengths
@@ -72,7 +72,7 @@ marked_texts_in_windows() {
   stage hide-mixed "Marked texts among others, up to $window tokens" \
     hide mixed "train=100000,valid=500" --length "$window" --texts mixed
   anew "$work/first" train "A model of one window: $updates updates" train first "$work/mixed/data" "$updates" "$rate" \
-    --max-source-positions "$window" --max-tokens 2048 --validate-interval-updates 250
+    --max-source-positions "$window" --max-tokens 4096 --validate-interval-updates 250
   if [ "$tuning" -gt 0 ]; then
     settings+=", $tuning updates with $tuned_length tokens at $tuning_rate"
     stage hide-training "Marked texts hidden in training sources of $tuned_length tokens" \

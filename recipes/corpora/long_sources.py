@@ -9,7 +9,6 @@ these and more.
 
 import argparse
 import functools
-import math
 import random
 import statistics
 from collections import Counter
@@ -89,8 +88,8 @@ class Surroundings:
 
         Args:
             source: a marked text.
-            length: tokens at most, the end symbol included. A mixed source has fewer: one in x squared has x times the
-                tokens of its marked text or more, so that all sources together have only twice as many.
+            length: tokens at most, the end symbol included. A mixed source has fewer: one in x has x times the tokens
+                of its marked text or more, so that each doubling of the length has as many tokens of all sources.
             kind: one of `KINDS`.
             seed: of what is random. The draws do not depend on the length.
 
@@ -98,7 +97,7 @@ class Surroundings:
             UserError: the other texts do not fill the source.
         """
         generator = random.Random(seed)
-        place, part = generator.random(), math.sqrt(1 - generator.random())
+        place, part = generator.random(), 1 - generator.random()
         tokens = self._count_tokens(source)
         room = length - END - tokens
         if room < 0:
