@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Sources of any length, read in windows. A small Transformer is trained to translate the marked one of several German
-# sentences (Multi30k), with sources of one window. Then the marked sentence is hidden among others in sources of up to
+# Sources of any length, read in windows. A small Transformer is trained to translate the German one of several
+# sentences (Multi30k), with sources of one window. Then the German sentence is hidden among English ones in sources of up to
 # 16,384 tokens, which the model reads cut to the window, in windows, in windows after a short training with windows, and
 # whole after as short a training with whole sources. Ends with tables (long_input.md) of the loss of the references and
 # of the decoding state against the length, and a plot (long_input.png). About an hour on 2 cores.
@@ -126,14 +126,15 @@ prepare_questions() {
 
 # hide NAME SIZES OPTION...: the splits that have a size, in $work/NAME.
 hide() {
-  local folder=$work/$1 sizes=$2 split prefixes=(); shift 2
+  local folder=$work/$1 sizes=$2 split prefixes=() others=(); shift 2
+  [ "$task" = questions ] || others=(--other-side target)
   for split in train valid test; do
     [[ ,$sizes != *,$split=* ]] || prefixes+=("--${split}pref" "$folder/pieces/$split")
   done
   # The folder first: fairseq-preprocess refuses to replace what an earlier run with other settings made.
   run rm -rf "$folder" && run mkdir -p "$folder" &&
     noted "${folder##*/}/prepare.log" python "$root/recipes/corpora/long_sources.py" "$work/corpus" "$folder/corpus" \
-      --sentencepiece "$work/pieces/sentencepiece.model" --size "$sizes" "$@" &&
+      --sentencepiece "$work/pieces/sentencepiece.model" --size "$sizes" "${others[@]}" "$@" &&
     run python "$root/scripts/encode_text.py" "$folder/corpus" "$folder/pieces" \
       --sentencepiece "$work/pieces/sentencepiece.model" &&
     logged "${folder##*/}/binarize" fairseq-preprocess --source-lang source --target-lang target --workers 2 \

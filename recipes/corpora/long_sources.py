@@ -2,9 +2,9 @@
 """Long sources, in which one text is marked among others, out of a corpus whose sources are one marked text each.
 
 A source of the corpus has the symbol [HL] before and after what its target is about, the highlight format of question
-generation (Chan & Fan 2019, D19-5821). It is placed at random among other texts of the corpus, which are drawn at
-random and have no symbols. A source of --length tokens has as many as fit, and a longer one of the same example has
-these and more.
+generation (Chan & Fan 2019, D19-5821). It is placed at random among other sources or targets of the corpus, which are
+drawn at random and have no symbols. A source of --length tokens has as many as fit, and a longer one of the same
+example has these and more.
 """
 
 import argparse
@@ -64,14 +64,16 @@ class Source(NamedTuple):
 class Surroundings:
     """The texts that stand around a marked one."""
 
-    def __init__(self, samples, count_tokens):
+    def __init__(self, samples, count_tokens, side="source"):
         """
         Args:
-            samples: of a corpus, whose sources the texts are.
+            samples: of a corpus.
             count_tokens: the number of tokens of a text.
+            side: of the samples, whose texts they are.
         """
-        self._texts = list(dict.fromkeys(without_marks(sample.source) for sample in samples))
+        self._texts = list(dict.fromkeys(without_marks(getattr(sample, side)) for sample in samples))
         self._count_tokens = count_tokens
+        self._side = side
 
     def _others(self, own, generator):
         """Texts other than this one, each once."""
@@ -83,11 +85,11 @@ class Surroundings:
                 if self._texts[drawn] != own:
                     yield self._texts[drawn]
 
-    def surround(self, source, length, kind="hidden", seed=0):
+    def surround(self, sample, length, kind="hidden", seed=0):
         """The long source of a short one, or None if that is too long itself.
 
         Args:
-            source: a marked text.
+            sample: its source is a marked text. Neither that nor its target is one of the others.
             length: tokens at most, the end symbol included. A mixed source has fewer: one in x has x times the tokens
                 of its marked text or more, so that each doubling of the length has as many tokens of all sources.
             kind: one of `KINDS`.
@@ -98,11 +100,12 @@ class Surroundings:
         """
         generator = random.Random(seed)
         place, part = generator.random(), 1 - generator.random()
+        source = sample.source
         tokens = self._count_tokens(source)
         room = length - END - tokens
         if room < 0:
             return None
-        others = self._others(without_marks(source), generator)
+        others = self._others(without_marks(getattr(sample, self._side)), generator)
         if kind == "own":
             texts = [source]
         elif kind == "other":
@@ -137,10 +140,10 @@ def write(options):
     for split, size in options.size.items():
         samples = read_split(options.folder, split)
         others = samples if options.others is None else sum((read_split(options.folder, n) for n in options.others), [])
-        surroundings = Surroundings(others, count_tokens)
+        surroundings = Surroundings(others, count_tokens, options.other_side)
         faults, written, sources = Counter(), [], []
         for number, sample in enumerate(sample_evenly(samples, size)):
-            source = surroundings.surround(sample.source, options.length, options.texts, seed=f"{split} {number}")
+            source = surroundings.surround(sample, options.length, options.texts, seed=f"{split} {number}")
             if source is None:
                 faults[f"with more than {options.length:,} tokens left out"] += 1
                 continue
@@ -183,6 +186,12 @@ def main(arguments=None):
         type=splits,
         metavar="SPLIT,...",
         help="the splits out of which the other texts are (default: the one that is written)",
+    )
+    parser.add_argument(
+        "--other-side",
+        choices=Sample._fields,
+        default="source",
+        help="the side of the corpus out of which the other texts are (default: %(default)s)",
     )
     parser.add_argument(
         "--texts",

@@ -111,6 +111,16 @@ def test_others_are_of_the_splits_that_are_given(write):
     assert found == {"train", "valid"}
 
 
+def test_others_may_be_targets(write):
+    sources, targets, _ = write(300, "--other-side=target")
+    for number, source in enumerate(sources):
+        own = marked(text("test", number), *((2, 4) if number % 2 else ()))
+        before, found, after = source.partition(own)
+        others = f"{before}{after}".replace("about", "").split()
+        assert found and len(others) > 10 and {f"about {other}" for other in others} <= set(targets)
+        assert f"test{number}" not in others  # which would tell the target
+
+
 def test_a_longer_source_has_the_texts_of_the_shorter_one(write):
     lengths = [write(length)[0] for length in (80, 200, 500)]
     for number, sources in enumerate(zip(*lengths, strict=True)):
