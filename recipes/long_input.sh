@@ -1,25 +1,29 @@
 #!/usr/bin/env bash
-# Sources of any length, read in windows. A small Transformer is trained to ask questions about a paragraph (SQuAD), with
-# sources of one window. Then the paragraph of each question is hidden among others of its article, in sources of up to
+# Sources of any length, read in windows. A small Transformer is trained to translate the German one of several
+# sentences (Multi30k), with sources of one window. Then the German sentence is hidden among English ones in sources of up to
 # 16,384 tokens, which the model reads cut to the window, in windows, in windows after a short training with windows, and
-# whole after as short a training with whole sources. Ends with tables (long_input.md) of the loss of the questions and of
-# the decoding state against the length, and a plot (long_input.png). About an hour on 2 cores.
+# whole after as short a training with whole sources. Ends with tables (long_input.md) of the loss of the references and
+# of the decoding state against the length, and a plot (long_input.png). About an hour on 2 cores.
+#
+# With TASK=questions it asks questions about the marked answers in paragraphs of SQuAD instead.
 #
 # With MODEL=bart_large BART=FOLDER DOCUMENTS=FOLDER, a BART of fairseq summarizes documents of your own, cut and in windows;
 # with UPDATES, after it was trained in both ways. Ends with ROUGE (scores.md).
 #
 # Usage: recipes/long_input.sh [--fresh] [--dry-run] [--help]      (docs/recipes/long_input.md)
 # Environment: MODEL (transformer (default), bart_base, bart_large)
-#              ELSEQ_DATA: folder with squad/ (default: SQuAD is downloaded)
-#              ELSEQ_WORK (default: long_input_output/MODEL in the checkout)
+#              ELSEQ_WORK (default: long_input_output/TASK or long_input_output/MODEL in the checkout)
 #              WINDOW (default: 512; for a BART 1024): tokens of a window, and states that each query attends to
 #              FINETUNE_WINDOWS (default: 2): windows of a source that a training with windows has gradients through
 #   of the Transformer:
+#              TASK (translation (default), questions)
+#              ELSEQ_DATA: folder with multi30k/{train,val,test_2016_flickr}.{de,en}.gz, or with squad/ (default: SQuAD is
+#              downloaded)
 #              LENGTHS (default: 512 1024 2048 4096 8192 16384): tokens of the sources
-#              QUESTIONS (default: 100): of the test set; PARAGRAPH_WORDS (default: 16): of each paragraph
+#              EXAMPLES (default: 100): of the test set; PARAGRAPH_WORDS (default: 16): of each paragraph of SQuAD
 #              VOCABULARY (default: 4000), MODEL_OPTIONS (default: 2+2 layers, width 128, feed-forward width 256)
-#              UPDATES (default: 1000), LR (default: 3e-3)
-#              FINETUNE_UPDATES (default: 30; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
+#              UPDATES (default: 3000), LR (default: 3e-3)
+#              FINETUNE_UPDATES (default: 100; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
 #   of a BART: BART: folder with model.pt, dict.txt, encoder.json and vocab.bpe
 #              DOCUMENTS: folder with test.jsonl, and to train train.jsonl and valid.jsonl, each or .gz: on each line
 #              {"document": ..., "summary": ...}
@@ -29,21 +33,23 @@
 set -euo pipefail
 . "$(dirname "$0")/stages.sh"
 read_options "$@"
-model=${MODEL:-transformer}
+model=${MODEL:-transformer} task=${TASK:-translation}
 one_of MODEL "$model" transformer bart_base bart_large
-work=${ELSEQ_WORK:-$root/long_input_output/$model}
+one_of TASK "$task" translation questions
+if [ "$model" = transformer ]; then name=$task; else name=$model; fi
+work=${ELSEQ_WORK:-$root/long_input_output/$name}
 windows=${FINETUNE_WINDOWS:-2}
 whole_numbers FINETUNE_WINDOWS 1 "$windows"
 
-# The Transformer and SQuAD.
+# The Transformer and marked texts.
 
-questions_in_windows() {
-  window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} questions=${QUESTIONS:-100}
-  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-1000} rate=${LR:-3e-3}
-  tuning=${FINETUNE_UPDATES:-30} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
+marked_texts_in_windows() {
+  window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} examples=${EXAMPLES:-100}
+  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-3000} rate=${LR:-3e-3}
+  tuning=${FINETUNE_UPDATES:-100} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
   whole_numbers WINDOW 2 "$window"
   whole_numbers LENGTHS 2 $lengths
-  whole_numbers QUESTIONS 1 "$questions"
+  whole_numbers EXAMPLES 1 "$examples"
   whole_numbers PARAGRAPH_WORDS 1 "$words"
   whole_numbers VOCABULARY 1 "$vocabulary"
   whole_numbers UPDATES 20 "$updates"
@@ -51,23 +57,25 @@ questions_in_windows() {
   whole_numbers FINETUNE_LENGTH "$window" "$tuned_length"
   positive LR "$rate"
   positive FINETUNE_LR "$tuning_rate"
+  [ "$task" = questions ] || use_multi30k
   begin
   architecture=${MODEL_OPTIONS:---encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --encoder-normalize-before
     --decoder-normalize-before --dropout 0}
-  settings="$words words, windows of $window, $updates updates at $rate, $architecture"
+  settings="$task, $words words, windows of $window, $updates updates at $rate, $architecture"
   local first="$work/first/checkpoint_best.pt" tuned="$work/tuned/checkpoint_last.pt" full="$work/full/checkpoint_last.pt"
   local length method of_tuning=()
 
-  stage fetch "SQuAD" fetch
-  stage prepare "Each question with its own paragraph" prepare
-  stage pieces "Sentencepiece" pieces --vocabulary-size "$vocabulary" --symbol '[SEP]'
+  stage prepare "Marked texts" "prepare_$task"
+  stage pieces "Sentencepiece" pieces --vocabulary-size "$vocabulary" --symbol '[HL]'
   stage binarize "fairseq-preprocess" binarize
-  anew "$work/first" train "A model of one paragraph: $updates updates" train first "$work/data" "$updates" "$rate" \
-    --max-source-positions "$window" --truncate-source --max-tokens 4096 --validate-interval-updates 250
+  stage hide-mixed "Marked texts among others, up to $window tokens" \
+    hide mixed "train=100000,valid=500" --length "$window" --texts mixed
+  anew "$work/first" train "A model of one window: $updates updates" train first "$work/mixed/data" "$updates" "$rate" \
+    --max-source-positions "$window" --max-tokens 4096 --validate-interval-updates 250
   if [ "$tuning" -gt 0 ]; then
     settings+=", $tuning updates with $tuned_length tokens at $tuning_rate"
-    stage hide-training "Paragraphs hidden in training sources of $tuned_length tokens" \
+    stage hide-training "Marked texts hidden in training sources of $tuned_length tokens" \
       hide training "train=$((tuning * 8)),valid=50" --length "$tuned_length"
     anew "$work/tuned" train-tuned "Trained on in windows: $tuning updates" finetune tuned \
       --max-source-positions "$window" --source-window "$window" --train-windows "$windows" --attention-top-k "$window"
@@ -76,16 +84,19 @@ questions_in_windows() {
     of_tuning=(--tuned "$tuned_length")
   fi
 
-  settings+=", $questions questions"
+  settings+=", $examples examples"
   for name in own other; do
-    stage "hide-$name" "Test set: the $name paragraph alone" hide "$name" "test=$questions" --length "$window" --paragraphs "$name"
-    stage "$name" "The $name paragraph alone: loss" score "$name" "$work/$name/data" "$first"
+    stage "hide-$name" "Test set: the $name text alone" hide "$name" "test=$examples" --length "$window" --texts "$name"
+    stage "$name" "The $name text alone: loss" score "$name" "$work/$name/data" "$first"
   done
   for length in $lengths; do
-    stage "hide-$length" "Test set: paragraphs hidden in sources of $length tokens" \
-      hide "hidden-$length" "test=$questions" --length "$length"
+    stage "hide-$length" "Test set: marked texts hidden in sources of $length tokens" \
+      hide "hidden-$length" "test=$examples" --length "$length" --others valid,test
     stage "cut-$length" "$length tokens, cut to $window: loss" cut "cut-$length" "$length" "$first"
-    stage "windows-$length" "$length tokens, in windows: loss" whole "windows-$length" "$length" "$first" --long-input
+    stage "windows-$length" "$length tokens, in windows: loss" \
+      whole "windows-$length" "$length" "$first" --source-window "$window"
+    stage "top-k-$length" "$length tokens, in windows, to $window states: loss" \
+      whole "top-k-$length" "$length" "$first" --long-input
     for method in kv el; do
       stage "state-$method-$length" "$length tokens, in windows: the decoding state of $method" remember "$method" "$length"
     done
@@ -101,27 +112,29 @@ questions_in_windows() {
     --plot "$work/long_input.png"
 }
 
-fetch() {
-  local have=()
-  [ ! -d "${ELSEQ_DATA:-}/squad" ] || have=(--from "$ELSEQ_DATA/squad")
-  run python "$root/recipes/corpora/squad_questions.py" fetch "$work/raw" "${have[@]}"
+prepare_translation() {
+  unpack_multi30k && run sed -i 's/.*/[HL] & [HL]/' "$work"/corpus/{train,valid,test}.source
 }
 
-prepare() {
-  noted prepare.log python "$root/recipes/corpora/squad_questions.py" prepare "$work/raw" "$work/corpus" \
-    --paragraph-words "$words" --size "valid=500,test=500"
+prepare_questions() {
+  local have=()
+  [ ! -d "${ELSEQ_DATA:-}/squad" ] || have=(--from "$ELSEQ_DATA/squad")
+  run python "$root/recipes/corpora/squad_questions.py" fetch "$work/raw" "${have[@]}" &&
+    noted prepare.log python "$root/recipes/corpora/squad_questions.py" prepare "$work/raw" "$work/corpus" --highlight \
+      --paragraph-words "$words"
 }
 
 # hide NAME SIZES OPTION...: the splits that have a size, in $work/NAME.
 hide() {
-  local folder=$work/$1 sizes=$2 split prefixes=(); shift 2
+  local folder=$work/$1 sizes=$2 split prefixes=() others=(); shift 2
+  [ "$task" = questions ] || others=(--other-side target)
   for split in train valid test; do
     [[ ,$sizes != *,$split=* ]] || prefixes+=("--${split}pref" "$folder/pieces/$split")
   done
   # The folder first: fairseq-preprocess refuses to replace what an earlier run with other settings made.
   run rm -rf "$folder" && run mkdir -p "$folder" &&
-    noted "${folder##*/}/prepare.log" python "$root/recipes/corpora/long_questions.py" "$work/raw" "$folder/corpus" \
-      --sentencepiece "$work/pieces/sentencepiece.model" --paragraph-words "$words" --size "$sizes" "$@" &&
+    noted "${folder##*/}/prepare.log" python "$root/recipes/corpora/long_sources.py" "$work/corpus" "$folder/corpus" \
+      --sentencepiece "$work/pieces/sentencepiece.model" --size "$sizes" "${others[@]}" "$@" &&
     run python "$root/scripts/encode_text.py" "$folder/corpus" "$folder/pieces" \
       --sentencepiece "$work/pieces/sentencepiece.model" &&
     logged "${folder##*/}/binarize" fairseq-preprocess --source-lang source --target-lang target --workers 2 \
@@ -158,15 +171,15 @@ generate() {
 # score NAME DATA CHECKPOINT OPTION...: of the references.
 score() { generate "$@" --score-reference --max-tokens "$(printf '%s\n' 4096 $lengths | sort -n | tail -1)"; }
 
-# whole NAME LENGTH CHECKPOINT OPTION...: of the test set with hidden paragraphs.
+# whole NAME LENGTH CHECKPOINT OPTION...: of the test set with hidden texts.
 whole() { score "$1" "$work/hidden-$2/data" "${@:3}"; }
 
 cut() { whole "$@" --truncate-source --max-source-positions "$window"; }
 
-# remember METHOD LENGTH: what it holds of the first question, decoded to the same length everywhere.
+# remember METHOD LENGTH: what it holds of the first example, decoded to the same length everywhere.
 remember() {
   generate "state-$1-$2" "$work/hidden-$2/data" "$work/first/checkpoint_best.pt" --long-input --decode-attention "$1" --batch-size 1 \
-    --distributed-world-size "$questions" --beam 4 --min-len 20 --max-len-b 20
+    --distributed-world-size "$examples" --beam 4 --min-len 20 --max-len-b 20
 }
 
 # A BART and documents.
@@ -241,4 +254,4 @@ summarize() {
     --attention el $search "${dtype[@]}" "$@"
 }
 
-if [ "$model" = transformer ]; then questions_in_windows; else documents_in_windows; fi; exit # on one line: this may change while it runs
+if [ "$model" = transformer ]; then marked_texts_in_windows; else documents_in_windows; fi; exit # on one line: this may change while it runs

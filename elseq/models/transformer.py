@@ -1,5 +1,7 @@
 """Transformer encoder-decoder: fairseq's model with our layers and one `DecodeState`."""
 
+from functools import partial
+
 import torch
 import torch.nn.functional as F
 from fairseq.distributed import fsdp_wrap
@@ -47,7 +49,8 @@ class Encoder(TransformerEncoderBase):
             return super().forward(src_tokens, src_lengths, return_all_hiddens, token_embeddings)
         if token_embeddings is not None:
             raise ValueError("token_embeddings are for a source of one window")
-        return windows.encode(super().forward, src_tokens, self.padding_idx)
+        encode = partial(super().forward, return_all_hiddens=return_all_hiddens)
+        return windows.encode(encode, src_tokens, self.padding_idx)
 
     def max_positions(self):
         return super().max_positions() if self.source_windows is None else UNLIMITED
@@ -293,6 +296,11 @@ class EncoderDecoderModel:
             return super().build_model(args, task)
         except ValueError as error:  # incompatible options or dictionaries
             raise UserError(f"the model cannot be built: {error}") from error
+
+    def forward(self, src_tokens, src_lengths, prev_output_tokens, *args, **kwargs):
+        if not args:  # the decoder does not read the states of the encoder's layers, which windows would have to join
+            kwargs.setdefault("return_all_hiddens", False)
+        return super().forward(src_tokens, src_lengths, prev_output_tokens, *args, **kwargs)
 
     @classmethod
     def build_encoder(cls, cfg, src_dict, embed_tokens):

@@ -4,6 +4,7 @@ The encoder reads each window as a text of its own. The decoder attends to the j
 Unlimiformer (2305.01625): its own positions are those of the output, so the source may have any length.
 """
 
+import random
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby, pairwise
@@ -87,44 +88,53 @@ class SourceWindows:
             pad: the word that is padding.
 
         Returns:
-            As fairseq's encoder, without embeddings and the states of inner layers: `encoder_out` is [S, B, C].
+            As fairseq's encoder, without embeddings: `encoder_out` and each of `encoder_states` is [S, B, C], and
+            zero at padding.
         """
         padding = tokens.eq(pad)
         lengths = (~padding).sum(dim=1)
         begins = (~padding).int().argmax(dim=1).tolist()  # the first token of each row
-        with_gradients, others = self._divided(self.cut(lengths.tolist()))
-        hidden = None
+        with_gradients, others = self._divided(self.cut(lengths.tolist()), tokens, pad)
+        joined = None  # what the decoder attends to and, if asked for, the states of each layer
         # In this order: weights that autocast has converted without gradients would serve those with gradients as well.
         for windows, has_gradients in ((with_gradients, torch.is_grad_enabled()), (others, False)):
             for some in self.passes(windows, tokens.device):
                 texts = [tokens[each.row, begins[each.row] :][each.start : each.stop] for each in some]
                 with torch.set_grad_enabled(has_gradients):
-                    states = encode(pad_sequence(texts, batch_first=True, padding_value=pad))["encoder_out"][0]
-                if hidden is None:
+                    encoded = encode(pad_sequence(texts, batch_first=True, padding_value=pad))
+                layers = encoded["encoder_out"] + encoded["encoder_states"]
+                if joined is None:
                     # In the order in which EL-attention keeps it, which then needs no copy.
-                    hidden = states.new_zeros(*tokens.shape, states.size(-1)).transpose(0, 1)
+                    joined = [each.new_zeros(*tokens.shape, each.size(-1)).transpose(0, 1) for each in layers]
                 for number, (row, start, _, first, end) in enumerate(some):
-                    used = states[first - start : end - start, number]
-                    hidden[begins[row] + first : begins[row] + end, row] = used
-                del states, used  # before the next ones
+                    for hidden, states in zip(joined, layers, strict=True):
+                        used = states[first - start : end - start, number]
+                        hidden[begins[row] + first : begins[row] + end, row] = used
+                del encoded, layers, states, used  # before the next ones
         return {
-            "encoder_out": [hidden],
+            "encoder_out": joined[:1],
             "encoder_padding_mask": [padding],
             "encoder_embedding": [],
-            "encoder_states": [],
+            "encoder_states": joined[1:],
             "fc_results": [],
             "src_tokens": [],
             "src_lengths": [lengths.to(torch.int32).unsqueeze(1)],
         }
 
-    def _divided(self, windows: list[Window]) -> tuple[list[Window], list[Window]]:
-        """Those through which training has gradients, and the others."""
+    def _divided(self, windows: list[Window], tokens: Tensor, pad: int) -> tuple[list[Window], list[Window]]:
+        """Those through which training has gradients, and the others.
+
+        The draw depends on the seed of the update and on the source alone. Several processes therefore train as one
+        that has the batches of all of them.
+        """
         if self.trained is None or not torch.is_grad_enabled():
             return windows, []
         drawn = set()
-        for _, of_row in groupby(windows, key=lambda window: window.row):
+        for row, of_row in groupby(windows, key=lambda window: window.row):
             own = list(of_row)
-            drawn.update(own[place] for place in torch.randperm(len(own))[: self.trained].tolist())
+            source = tokens[row][tokens[row].ne(pad)].tolist()
+            generator = random.Random(hash((torch.initial_seed(), *source)))
+            drawn.update(generator.sample(own, min(self.trained, len(own))))
         return [each for each in windows if each in drawn], [each for each in windows if each not in drawn]
 
 

@@ -1,7 +1,7 @@
 """Tables (Markdown) and a plot (PNG) of quality and memory against the length of sources.
 
-From the logs of fairseq-generate, whose sources hide the paragraph of a question among others. NAME.log has the scores
-of the references (--score-reference). NAME is own for the paragraph alone, other for another one in its place, and
+From the logs of fairseq-generate, whose sources hide a marked text among others. NAME.log has the scores of the
+references (--score-reference). NAME is own for the marked text alone, other for another one in its place, and
 SYSTEM-LENGTH for a system that reads sources of this length. state-METHOD-LENGTH.log is a generation with the decoding
 method kv or el.
 """
@@ -23,17 +23,19 @@ from elseq.tables import markdown, number
 RESAMPLES = 1000
 MEBIBYTE = 2**20
 METHODS = ("kv", "el")
-OWN, OTHER, CUT, WINDOWS, FULL = "own", "other", "cut", "windows", "full"
+OWN, OTHER, CUT, WINDOWS, TOP_K, FULL = "own", "other", "cut", "windows", "top-k", "full"
 TUNED, TUNED_CUT = "tuned", "tuned-cut"
 TITLES = {
     CUT: "cut",
     WINDOWS: "in windows",
+    TOP_K: "in windows, top-k",
     TUNED_CUT: "trained in windows, cut",
     TUNED: "trained in windows, in windows",
     FULL: "trained on whole sources, whole",
 }
 DIFFERENCES = {
     "in windows - cut": (WINDOWS, CUT),
+    "in windows: top-k - all states": (TOP_K, WINDOWS),
     "trained in windows: in windows - cut": (TUNED, TUNED_CUT),
     "in windows - whole, each trained so": (TUNED, FULL),
 }
@@ -65,7 +67,7 @@ def read_score(path):
 
 
 def read_losses(folder, names):
-    """{name: its loss}, all on the same resamples of the questions.
+    """{name: its loss}, all on the same resamples of the examples.
 
     Raises:
         UserError: a log that is missing or has no scores, or logs of different references.
@@ -82,7 +84,7 @@ def read_losses(folder, names):
 
 
 def recovered(cut, own, system):
-    """The share of what cutting adds to the loss of the paragraph alone that a system takes away again.
+    """The share of what cutting adds to the loss of the marked text alone that a system takes away again.
 
     None if it is not shown that cutting adds any.
     """
@@ -93,12 +95,12 @@ def recovered(cut, own, system):
 
 
 def use_of_source(losses):
-    """A sentence: whether the model does better with a question's own paragraph than with another."""
+    """A sentence: whether the model does better with its own text than with another."""
     gain = losses[OTHER].minus(losses[OWN])
     shown = gain.interval[0] > 0
     sentence = (
-        f"The paragraph alone: {losses[OWN].write()}; another paragraph of the article in its place: "
-        f"{losses[OTHER].write()}, {gain.write('+.3f')} more. That the model uses the paragraph is "
+        f"The marked text alone: {losses[OWN].write()}; another text in its place: "
+        f"{losses[OTHER].write()}, {gain.write('+.3f')} more. That the model uses the text is "
         f"{'shown' if shown else 'not shown'}."
     )
     return sentence if shown else f"{sentence} The other figures then say nothing: train it longer."
@@ -114,14 +116,14 @@ def report(options):
     if options.plot:
         check_output_file(options.plot, *options.folder.glob("*.log"), option="--plot")
     tuned = options.tuned
-    lengths = {name: options.lengths for name in (CUT, WINDOWS, *((TUNED_CUT, TUNED) if tuned else ()))}
+    lengths = {name: options.lengths for name in (CUT, WINDOWS, TOP_K, *((TUNED_CUT, TUNED) if tuned else ()))}
     if tuned:
         lengths[FULL] = [length for length in options.lengths if length <= tuned]
     systems = {name: TITLES[name] for name, own in lengths.items() if own}
     losses = read_losses(
         options.folder, [OWN, OTHER, *(f"{name}-{length}" for name in systems for length in lengths[name])]
     )
-    questions = len(read_token_scores(options.folder / f"{OWN}.log"))
+    examples = len(read_token_scores(options.folder / f"{OWN}.log"))
     states = {
         method: {length: read_state(options.folder, method, length) for length in options.lengths} for method in METHODS
     }
@@ -152,11 +154,12 @@ def report(options):
     print(f"\nDifferences of losses\n\n{by_length(differences, options.lengths, difference)}")
     print(f"\nDecoding state in windows, MiB\n\n{by_length({m: m for m in METHODS}, options.lengths, state)}")
     print(
-        f"\nLoss: cross-entropy of the references, base 2, of a token, of {questions:,} questions; in brackets: "
-        f"{INTERVAL:.0%} intervals by bootstrap, {RESAMPLES:,} resamples of the questions, seed {SEED}.\n"
-        "Recovered: the share of the difference between the cut source and the paragraph alone, both read by the first "
-        "model; '-' where that difference is not shown.\n"
-        "Decoding state: of one question, beam 4, 20 tokens. That of a cut source is that of its first window."
+        f"\nLoss: cross-entropy of the references, base 2, of a token, of {examples:,} examples; in brackets: "
+        f"{INTERVAL:.0%} intervals by bootstrap, {RESAMPLES:,} resamples of the examples, seed {SEED}.\n"
+        "Recovered: the share of the difference between the cut source and the marked text alone, both read by the "
+        "first model; '-' where that difference is not shown.\n"
+        "Top-k: each query attends to as many states as a window has, as it does after a training in windows.\n"
+        "Decoding state: of one example, beam 4, 20 tokens. That of a cut source is that of its first window."
     )
     if options.plot:
         plot(options.plot, lengths, losses, states)
@@ -185,7 +188,7 @@ def plot(path, lengths, losses, states):
                 [value.total for value in values], errors, color=f"C{place}", marker=".", linewidth=1, capsize=2,
                 label=TITLES[name],
             )  # fmt: skip
-    for name, style, label in ((OWN, "--", "the paragraph alone"), (OTHER, ":", "another paragraph alone")):
+    for name, style, label in ((OWN, "--", "the marked text alone"), (OTHER, ":", "another text alone")):
         quality.axhline(losses[name].total, color="black", linestyle=style, linewidth=1, label=label)
     quality.set_ylabel("loss, bits a token")
     for method, state in states.items():

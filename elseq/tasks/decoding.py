@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Optional
 
 import torch
+from fairseq.distributed import FullyShardedDataParallel
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
@@ -309,7 +310,7 @@ class DecodingTask(FairseqTask):
         """Of these options or, if there are none, of those of the checkpoint's training.
 
         Raises:
-            UserError: a model without an encoder, or windows that are longer than its positions.
+            UserError: a model without an encoder or with sharded layers, or windows longer than its positions.
         """
         given = {name: getattr(self.options, name) for name in OPTIONS_OF_WINDOWS}
         if not given["long_input"] and given["source_window"] is None:
@@ -321,6 +322,12 @@ class DecodingTask(FairseqTask):
             raise UserError(
                 "is for a model with an encoder: a language model has one row of positions for prompt and output",
                 option_of_windows(options),
+            )
+        if any(isinstance(module, FullyShardedDataParallel) for module in model.encoder.modules()):
+            raise UserError(
+                f"fully_sharded does not go with {option_of_windows(options)}: its processes gather each layer "
+                "together, and each of them has another number of windows; leave out one of the two",
+                "--ddp-backend",
             )
         windows = model.encoder.source_windows = windows_of(options, model.encoder.max_positions())
         self.has_windows = True

@@ -3,7 +3,8 @@
 
 The split is that of Du et al. 2017 (1705.00106), by articles: their training and test articles are out of SQuAD's
 training set, their validation articles are its development set. The source is "answer [SEP] paragraph", as in
-ProphetNet (2001.04063), so that a source that is cut at its end keeps the answer.
+ProphetNet (2001.04063), so that a source that is cut at its end keeps the answer. With --highlight it is the paragraph,
+in which [HL] stands before and after the answer (Chan & Fan 2019, D19-5821).
 """
 
 import http.client
@@ -20,7 +21,9 @@ from elseq.arguments import count
 from elseq.errors import UserError
 from elseq.files import make_folder, read_lines, written_whole
 
-SEPARATOR = "[SEP]"  # a single entry of the sentencepiece vocabulary; plain text for the GPT-2 BPE
+# Single entries of the sentencepiece vocabulary; plain text for the GPT-2 BPE.
+SEPARATOR = "[SEP]"  # between answer and paragraph
+HIGHLIGHT = "[HL]"  # before and after the answer in its paragraph
 # The SQuAD file that holds a split, and the list of its articles.
 ORIGIN = {"train": "train-v1.1.json", "valid": "dev-v1.1.json", "test": "train-v1.1.json"}
 DOCLISTS = {"train": "doclist-train.txt", "valid": "doclist-dev.txt", "test": "doclist-test.txt"}
@@ -132,9 +135,16 @@ class Question(NamedTuple):
     paragraph: str
     start: int  # of the answer, in characters of the paragraph
 
-    def excerpt(self, words):
-        """Its paragraph in one line, or so many words of it around the answer."""
-        return one_line(cut_around(self.paragraph, self.start, len(self.answer), words) if words else self.paragraph)
+    def source(self, words, highlight=False):
+        """The source in one line; of the paragraph, so many words around the answer, or all."""
+        paragraph, answer = self.paragraph, self.answer
+        if highlight:
+            answer = f"{HIGHLIGHT} {answer} {HIGHLIGHT}"
+            paragraph = paragraph[: self.start] + answer + paragraph[self.start + len(self.answer) :]
+            words = words and words + 2
+        if words:
+            paragraph = cut_around(paragraph, self.start, len(answer), words)
+        return one_line(paragraph if highlight else f"{answer} {SEPARATOR} {paragraph}")
 
 
 def read_questions(entries, faults):
@@ -157,11 +167,10 @@ def read_questions(entries, faults):
         yield Question(entry["id"], entry["question"], answer["text"], paragraph, start)
 
 
-def make_samples(entries, paragraph_words, faults):
+def make_samples(entries, paragraph_words, faults, highlight=False):
     """Samples, in order; of a paragraph, so many words. What is wrong with an entry is counted in `faults`."""
     for question in read_questions(entries, faults):
-        source = f"{one_line(question.answer)} {SEPARATOR} {question.excerpt(paragraph_words)}"
-        yield Sample(source, one_line(question.text))
+        yield Sample(question.source(paragraph_words, highlight), one_line(question.text))
 
 
 def read_splits(folder, partial=False):
@@ -201,22 +210,20 @@ def prepare(options):
     for split, articles in read_splits(options.folder, options.partial):
         entries = list(chain.from_iterable(articles))
         faults = Counter()
-        samples = list(make_samples(entries, options.paragraph_words, faults))
+        samples = list(make_samples(entries, options.paragraph_words, faults, options.highlight))
         written = write_split(options.output, split, samples, options.size.get(split))
         print(f"{split}: {len(entries)} questions in {len(articles)} articles, {written} written{counted(faults)}")
 
 
-def add_options(parser):
-    """Those of each script that reads SQuAD."""
-    parser.add_argument(
-        "--paragraph-words", type=count, help="of each paragraph, so many words around the answer (default: all)"
-    )
-    parser.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
-
-
 def main(arguments=None):
     parser, preparing = commands(__doc__, fetch, prepare)
-    add_options(preparing)
+    preparing.add_argument(
+        "--highlight", action="store_true", help="mark the answer in its paragraph, instead of placing it before it"
+    )
+    preparing.add_argument(
+        "--paragraph-words", type=count, help="of each paragraph, so many words around the answer (default: all)"
+    )
+    preparing.add_argument("--partial", action="store_true", help="accept fewer questions than the published split has")
     options = parser.parse_args(arguments)
     options.run(options)
 

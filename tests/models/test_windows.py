@@ -56,10 +56,12 @@ def models_in_windows(family="transformer", length=POSITIONS, overlap=5, trained
     return models
 
 
-def encoded_one_by_one(encoder, row, length, overlap):
-    """The states of a source, [tokens, width], by fairseq's encoder."""
-    starts = starts_of(len(row), length, overlap)
-    states = {start: encoder(torch.tensor([row[start : start + length]]))["encoder_out"][0][:, 0] for start in starts}
+def encoded_one_by_one(encoder, row, length, overlap, layer=None):
+    """The states of a source, [tokens, width], by fairseq's encoder: of its end, or of a layer."""
+    starts, states = starts_of(len(row), length, overlap), {}
+    for start in starts:
+        encoded = encoder(torch.tensor([row[start : start + length]]), return_all_hiddens=layer is not None)
+        [states[start]] = (encoded["encoder_out"][0] if layer is None else encoded["encoder_states"][layer]).unbind(1)
     found = []
     for token in range(len(row)):
         start = window_of(token, starts, length)
@@ -84,6 +86,38 @@ def test_states_are_those_of_windows_encoded_alone(family, left, length, overlap
         expected = encoded_one_by_one(models["stock"].encoder, row, length, overlap)
         states = found["encoder_out"][0][tokens[number].ne(DICTIONARY.pad()), number]
         torch.testing.assert_close(states, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart"])
+@torch.no_grad()
+def test_states_of_all_layers_are_joined(family):
+    models = models_in_windows(family)
+    rows = make_sources(DICTIONARY, LENGTHS)
+    tokens = pad_rows(rows, DICTIONARY.pad(), left=True)
+    found = models["kv"].encoder(tokens, return_all_hiddens=True)["encoder_states"]
+    stock = models["stock"].encoder
+    assert len(found) == len(stock.layers) + 1  # and the embeddings
+    for number, row in enumerate(rows):
+        for layer, states in enumerate(found):
+            expected = encoded_one_by_one(stock, row, POSITIONS, 5, layer)
+            torch.testing.assert_close(
+                states[tokens[number].ne(DICTIONARY.pad()), number], expected, rtol=0, atol=1e-12
+            )
+
+
+def test_training_joins_no_states_of_layers():
+    """Which nobody reads."""
+    model = models_in_windows()["kv"]
+    rows = make_sources(DICTIONARY, LENGTHS)
+    source, target = (
+        pad_rows(rows, DICTIONARY.pad(), left=True),
+        torch.tensor(make_sources(DICTIONARY, [4] * len(rows))),
+    )
+    outputs = []
+    model.encoder.register_forward_hook(lambda module, inputs, output: outputs.append(output))
+    for options in ({}, {"return_all_hiddens": True}):
+        model(source, None, target, **options)
+    assert [len(output["encoder_states"]) for output in outputs] == [0, len(model.encoder.layers) + 1]
 
 
 @torch.no_grad()
@@ -244,6 +278,24 @@ def test_gradients_flow_through_some_random_windows():
         drawn.add(frozenset(words))
         assert words <= {word for row in rows for word in row}
     assert len(drawn) > 5  # other windows at each step
+
+
+def test_random_windows_are_those_of_the_seed_and_the_source():
+    """Whatever else is in the batch."""
+    encoder = models_in_windows(trained=1)["kv"].encoder
+    rows = make_sources(DICTIONARY, [40, 30, 23])
+
+    def reached(batch, number):
+        states = encoder(pad_rows(batch, DICTIONARY.pad(), left=True))["encoder_out"][0]
+        [through] = torch.autograd.grad(states[:, number].square().sum(), encoder.embed_tokens.weight)
+        return through
+
+    for seed in range(5):
+        torch.manual_seed(seed)
+        together = [reached(rows, number) for number in range(len(rows))]
+        torch.rand(seed)
+        alone = [reached([row], 0) for row in rows]
+        torch.testing.assert_close(together, alone, rtol=0, atol=1e-12)
 
 
 def test_without_gradients_all_windows_are_alike():

@@ -29,8 +29,8 @@ def write_state(folder, method, length, size):
 
 LOSSES = {
     "own": 4.0, "other": 5.0,
-    "cut-512": 4.2, "windows-512": 4.2, "tuned-cut-512": 4.1, "tuned-512": 4.1, "full-512": 4.1,
-    "cut-4096": 5.0, "windows-4096": 4.75, "tuned-cut-4096": 4.9, "tuned-4096": 4.25,
+    "cut-512": 4.2, "windows-512": 4.2, "top-k-512": 4.2, "tuned-cut-512": 4.1, "tuned-512": 4.1, "full-512": 4.1,
+    "cut-4096": 5.0, "windows-4096": 4.75, "top-k-4096": 4.8, "tuned-cut-4096": 4.9, "tuned-4096": 4.25,
 }  # fmt: skip
 
 
@@ -94,22 +94,22 @@ def test_nothing_is_recovered_where_nothing_is_lost():
 def test_tables(folder, capsys):
     report(folder, "--tuned", "2048", "--plot", str(folder / "plot.png"))
     output = capsys.readouterr().out
-    assert output.startswith("The paragraph alone: 4.0") and "That the model uses the paragraph is shown.\n" in output
+    assert output.startswith("The marked text alone: 4.0") and "That the model uses the text is shown.\n" in output
     rows = table_rows(output)
     assert rows[0] == ["tokens", *long_input.TITLES.values()]
     assert [row[0] for row in rows] == 4 * ["tokens", *rows[1][:1], "512", "4,096"]
     losses = [[float(cell.split()[0]) if cell != "-" else None for cell in row[1:]] for row in rows[2:4]]
-    assert losses[0] == pytest.approx([4.2, 4.2, 4.1, 4.1, 4.1], abs=0.03)
-    assert losses[1][:4] == pytest.approx([5.0, 4.75, 4.9, 4.25], abs=0.03) and losses[1][4] is None
+    assert losses[0] == pytest.approx([4.2, 4.2, 4.2, 4.1, 4.1, 4.1], abs=0.03)
+    assert losses[1][:5] == pytest.approx([5.0, 4.75, 4.8, 4.9, 4.25], abs=0.03) and losses[1][5] is None
     assert rows[4] == ["tokens", *list(long_input.TITLES.values())[1:]]
-    shares = [float(cell.split("%")[0]) for cell in rows[7][1:4]]
-    assert shares == pytest.approx([25, 10, 75], abs=4) and rows[7][4] == "-"
+    shares = [float(cell.split("%")[0]) for cell in rows[7][1:5]]
+    assert shares == pytest.approx([25, 20, 10, 75], abs=4) and rows[7][5] == "-"
     assert rows[8] == ["tokens", *long_input.DIFFERENCES]
-    differences = [float(cell.split()[0]) for cell in rows[11][1:3]]
-    assert differences == pytest.approx([-0.25, -0.65], abs=0.04) and rows[11][3] == "-" != rows[10][3]
+    differences = [float(cell.split()[0]) for cell in rows[11][1:4]]
+    assert differences == pytest.approx([-0.25, 0.05, -0.65], abs=0.04) and rows[11][4] == "-" != rows[10][4]
     assert rows[12] == ["tokens", "kv", "el"]
     assert rows[14:] == [["512", "1.00", "0.250"], ["4,096", "8.00", "2.00"]]
-    assert "of 40 questions" in output
+    assert "of 40 examples" in output
     assert (folder / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
@@ -117,15 +117,13 @@ def test_without_a_training(folder, capsys):
     for path in folder.glob("tuned-*"):
         path.unlink()
     report(folder)
-    assert table_rows(capsys.readouterr().out)[0] == ["tokens", "cut", "in windows"]
+    assert table_rows(capsys.readouterr().out)[0] == ["tokens", "cut", "in windows", "in windows, top-k"]
 
 
 def test_a_model_that_does_not_use_its_source_is_named(folder, capsys):
     write_score(folder, "other", 4.0)
     report(folder)
-    assert (
-        "That the model uses the paragraph is not shown. The other figures then say nothing" in capsys.readouterr().out
-    )
+    assert "That the model uses the text is not shown. The other figures then say nothing" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("text", [None, "", "Traceback"])

@@ -5,6 +5,7 @@ import re
 import socket
 
 import pytest
+import torch
 
 from tests import helpers
 
@@ -133,19 +134,37 @@ def test_hydra_refuses_in_one_sentence(language_model_data, tmp_path):
     assert sentence == "elseq: error: --restore-file nothing.pt does not exist: check the path, or leave the option out"
 
 
+def train_together(data, folder, updates, *options):
+    """By two processes; returns what each of them says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        port = free.getsockname()[1]
+    shared = ["--distributed-world-size=2", f"--distributed-init-method=tcp://127.0.0.1:{port}"]
+    shared += ["--distributed-no-spawn", "--device-id=0", "--distributed-backend=gloo", "--ddp-backend=legacy_ddp"]
+    command = helpers.train_command("transformer", data, folder, *PLUGIN, *shared, *options)
+    commands = [[*command, f"--max-update={updates}", f"--distributed-rank={rank}"] for rank in (0, 1)]
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        return [stdout for stdout, _ in pool.map(run, commands)]
+
+
 @pytest.mark.slow
 def test_two_processes_go_on_together(translation_data, tmp_path):
-    def train(updates):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        shared = ["--distributed-world-size=2", f"--distributed-init-method=tcp://127.0.0.1:{port}"]
-        shared += ["--distributed-no-spawn", "--device-id=0", "--distributed-backend=gloo", "--ddp-backend=legacy_ddp"]
-        command = helpers.train_command("transformer", translation_data, tmp_path, *PLUGIN, *shared)
-        commands = [[*command, f"--max-update={updates}", f"--distributed-rank={rank}"] for rank in (0, 1)]
-        with concurrent.futures.ThreadPoolExecutor() as pool:
-            return [stdout for stdout, _ in pool.map(run, commands)]
-
-    train(2)
-    first, _ = train(4)
+    train_together(translation_data, tmp_path, 2)
+    first, _ = train_together(translation_data, tmp_path, 4)
     assert "@ 2 updates)" in first
+
+
+@pytest.mark.slow
+def test_two_processes_train_in_windows_as_one(translation_data, tmp_path):
+    """Through random windows of each source: as one process with the batches of both, also when they go on."""
+    options = ["--task=elseq_translation", "--source-window=6", "--source-window-overlap=2", "--train-windows=1"]
+    options += ["--dropout=0", "--max-tokens=200"]
+    train_together(translation_data, tmp_path / "two", 2, *options)
+    train_together(translation_data, tmp_path / "two", 6, *options)
+    one = helpers.train(
+        "transformer", translation_data, tmp_path / "one", *options, "--update-freq=2", "--max-update=6"
+    )
+    found = torch.load(tmp_path / "two" / "checkpoint_last.pt", weights_only=False)["model"]
+    expected = torch.load(one, weights_only=False)["model"]
+    for name, parameter in expected.items():
+        torch.testing.assert_close(found[name], parameter, rtol=0, atol=1e-6, msg=name)

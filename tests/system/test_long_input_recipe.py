@@ -41,8 +41,16 @@ def training(found, name):
 WINDOWS = ("max_source_positions", "source_window", "train_windows", "attention_top_k")
 
 
-def test_trainings(tmp_path):
-    found = commands(ELSEQ_WORK=tmp_path, WINDOW=256, FINETUNE_LENGTH=1024)
+@pytest.fixture(params=["translation", "questions"])
+def work(request, tmp_path):
+    """Settings of a task whose texts are there."""
+    (tmp_path / "multi30k").mkdir()
+    (tmp_path / "multi30k" / "train.de.gz").touch()
+    return {"TASK": request.param, "ELSEQ_DATA": tmp_path, "ELSEQ_WORK": tmp_path}
+
+
+def test_trainings(work):
+    found = commands(**work, WINDOW=256, FINETUNE_LENGTH=1024)
     first, tuned, full = (training(found, name) for name in ("first", "tuned", "full"))
     assert [first.get(name) for name in WINDOWS] == [256, None, None, None]
     assert [tuned.get(name) for name in WINDOWS] == [256, 256, 2, 256]
@@ -50,16 +58,17 @@ def test_trainings(tmp_path):
     assert {name for name in tuned if tuned[name] != full.get(name)} == {*WINDOWS, "save_dir"}
 
 
-def test_systems_of_each_length(tmp_path):
-    scored = [words for words in commands(ELSEQ_WORK=tmp_path, LENGTHS="512 2048 4096") if "--score-reference" in words]
-    assert len(scored) == 2 + 3 * 4 + 2  # whole sources: of two lengths
+def test_systems_of_each_length(work):
+    scored = [words for words in commands(**work, LENGTHS="512 2048 4096") if "--score-reference" in words]
+    assert len(scored) == 2 + 3 * 5 + 2  # whole sources: of two lengths
     assert sum("--long-input" in words for words in scored) == 3
+    assert sum("--source-window" in words for words in scored) == 6  # in windows, and cut after a training with them
     assert sum("--truncate-source" in words for words in scored) == 6
     assert all(words[words.index("--max-tokens") + 1] == "4096" for words in scored)
 
 
-def test_without_further_training(tmp_path):
-    found = commands(ELSEQ_WORK=tmp_path, FINETUNE_UPDATES=0)
+def test_without_further_training(work):
+    found = commands(**work, FINETUNE_UPDATES=0)
     assert sum(words[0] == "fairseq-train" for words in found) == 1
     assert "--tuned" not in found[-1]
 
@@ -158,18 +167,20 @@ def test_documents(bart, documents, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not (helpers.DATA / "squad").exists(), reason="SQuAD is not there (ELSEQ_DATA)")
-def test_questions(tmp_path):
+@pytest.mark.parametrize(("task", "folder"), [("translation", "multi30k"), ("questions", "squad")])
+def test_marked_texts(tmp_path, task, folder):
+    if not (helpers.DATA / folder).exists():
+        pytest.skip(f"{folder} is not there (ELSEQ_DATA)")
     given = {
-        "ELSEQ_DATA": helpers.DATA, "ELSEQ_WORK": tmp_path, "LENGTHS": "128 512", "WINDOW": 128, "QUESTIONS": 8,
-        "PARAGRAPH_WORDS": 20, "UPDATES": 20, "FINETUNE_UPDATES": 2, "FINETUNE_LENGTH": 256,
+        "ELSEQ_DATA": helpers.DATA, "ELSEQ_WORK": tmp_path, "TASK": task, "LENGTHS": "128 512", "WINDOW": 128,
+        "EXAMPLES": 8, "UPDATES": 20, "FINETUNE_UPDATES": 2, "FINETUNE_LENGTH": 256,
     }  # fmt: skip
     first = run_recipe("long_input", **given)
     assert first.returncode == 0, first.stdout + first.stderr
     table = (tmp_path / "long_input.md").read_text()
     cut, windows = re.search(r"^\| 128 +\| +(\S+) \(.*?\) +\| +(\S+) \(", table, flags=re.MULTILINE).groups()
     assert cut == windows  # one window is the whole source
-    assert "of 8 questions" in table and (tmp_path / "long_input.png").exists()
+    assert "of 8 examples" in table and (tmp_path / "long_input.png").exists()
     sizes = re.findall(r"^\| (?:128|512) +\| +(\d+\.\d+) \| +(\d+\.\d+) \|$", table, flags=re.MULTILINE)
     assert [float(kv) > 2 * float(el) for kv, el in sizes] == [True, True]
     second = run_recipe("long_input", **given)

@@ -21,9 +21,10 @@ MISTAKES = [
     ("listops", {"SEED": -1}, "SEED is -1; give a whole number, 0 or more"),
     ("listops", {"SEED": 10**12}, f"SEED is {10**12}; give a whole number, 0 or more"),
     ("long_input", {"MODEL": "gpt2"}, "MODEL gpt2 is unknown; choose one of transformer, bart_base, bart_large"),
+    ("long_input", {"TASK": "summarization"}, "TASK summarization is unknown; choose one of translation, questions"),
     ("long_input", {"LENGTHS": "512 long"}, "LENGTHS is long; give a whole number, 2 or more"),
     ("long_input", {"WINDOW": 1}, "WINDOW is 1; give a whole number, 2 or more"),
-    ("long_input", {"QUESTIONS": 0}, "QUESTIONS is 0; give a whole number, 1 or more"),
+    ("long_input", {"EXAMPLES": 0}, "EXAMPLES is 0; give a whole number, 1 or more"),
     ("long_input", {"PARAGRAPH_WORDS": "all"}, "PARAGRAPH_WORDS is all; give a whole number, 1 or more"),
     ("long_input", {"UPDATES": 5}, "UPDATES is 5; give a whole number, 20 or more"),
     ("long_input", {"FINETUNE_UPDATES": "no"}, "FINETUNE_UPDATES is no; give a whole number, 0 or more"),
@@ -135,7 +136,7 @@ def test_dry_run(name, tmp_path):
     first, *lines = result.stdout.splitlines()
     assert first == "Nothing is run. The commands of each stage:" and lines[0].startswith("== ")
     commands = [shlex.split(line)[0] for line in lines if not line.startswith("==")]
-    assert set(commands) <= {"echo", "elseq-convert", "gzip", "mkdir", "python", "rm"} | FAIRSEQ
+    assert set(commands) <= {"echo", "elseq-convert", "gzip", "mkdir", "python", "rm", "sed"} | FAIRSEQ
     assert commands[-1] == "python" and set(commands) & FAIRSEQ
     assert sorted(tmp_path.rglob("*")) == before
 

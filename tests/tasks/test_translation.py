@@ -2,12 +2,14 @@ import pytest
 import torch
 from fairseq import checkpoint_utils
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.distributed import FullyShardedDataParallel
 from fairseq.models.bart import BARTHubInterface, BARTModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.tasks.translation import TranslationTask
 
 import elseq
 from elseq.errors import UserError
+from elseq.models import transformer
 from elseq.models.windows import SourceWindows
 from elseq.tasks import ElseqTranslationTask
 from elseq.tasks.translation import ElseqTranslationConfig
@@ -291,6 +293,24 @@ def test_stock_has_no_windows(trained_in_windows, caplog):
     )
     with pytest.raises(UserError, match="^--source-window does not go with stock"):
         load_translation(trained_in_windows, decode_attention="stock", source_window=5)
+
+
+class Sharded(FullyShardedDataParallel):
+    """As fairseq wraps a layer, where fairscale is installed."""
+
+    def __init__(self, module):
+        torch.nn.Module.__init__(self)
+        self.module = module
+
+
+def test_sharded_layers_have_no_windows(translation_data, tmp_path, monkeypatch):
+    monkeypatch.setattr(transformer, "fsdp_wrap", lambda module, **_: Sharded(module))
+    options = ["--task=elseq_translation", "--source-window=6", "--user-dir", helpers.USER_DIR]
+    command = helpers.train_command("elseq_transformer", translation_data, tmp_path, *options)
+    assert helpers.run_here(command, check=False).stderr.splitlines()[-1] == (
+        "elseq: error: --ddp-backend fully_sharded does not go with --source-window: its processes gather each layer "
+        "together, and each of them has another number of windows; leave out one of the two"
+    )
 
 
 def test_longer_sources_are_trained_and_resumed(raw_text, tmp_path):

@@ -38,6 +38,24 @@ def test_source_is_answer_separator_paragraph_in_one_line():
     assert faults["with a line break inside"] == 1
 
 
+def test_answer_is_marked_in_the_paragraph():
+    samples = list(make_samples([(PARAGRAPH, entry())], None, Counter(), highlight=True))
+    marked = "Atop its ([HL] gold [HL]) dome is a statue of the Virgin Mary."
+    assert samples == [(f"The school has a Catholic character. {marked}", "What is the dome made of?")]
+
+
+@pytest.mark.parametrize("number", range(1, 20))
+@pytest.mark.parametrize("answer", ["The school", "gold", "Catholic character", "Virgin Mary", "Mary."])
+def test_marks_are_no_words_of_the_paragraph(answer, number):
+    """Without them it is what is kept before a separator."""
+    plain, marked = (
+        next(make_samples([(PARAGRAPH, entry(answer))], number, Counter(), highlight)).source
+        for highlight in (False, True)
+    )
+    assert marked.count("[HL] " + answer + " [HL]") == 1
+    assert marked.replace("[HL] ", "").replace(" [HL]", "") == plain.partition(" [SEP] ")[2]
+
+
 def test_paragraph_is_cut_around_the_answer():
     samples, _ = samples_of(entry(), words=5)
     assert samples[0][0] == "gold [SEP] Atop its (gold) dome is"
