@@ -166,7 +166,10 @@ def peak():
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024  # MiB
 
 
-@pytest.mark.parametrize("family", ["tiny_translation", "tiny_bart", "tiny_language_model", "tiny_multi_query"])
+@pytest.mark.parametrize(
+    "family",
+    ["tiny_translation", "tiny_bart", "tiny_language_model", pytest.param("tiny_multi_query", marks=pytest.mark.slow)],
+)
 def test_changed_checkpoints(family, request, tmp_path, monkeypatch):
     trained = request.getfixturevalue(family)
     monkeypatch.chdir(tmp_path)

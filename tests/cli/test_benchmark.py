@@ -65,6 +65,7 @@ def test_encoder_decoder(monkeypatch, tmp_path, capsys):
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
 
 
+@pytest.mark.slow
 def test_precisions(monkeypatch, tmp_path, capsys):
     """Of the other programs, too, as far as they are there; what has no int8 is compared with nothing in it."""
     arguments = ["--arch=bart_base", *RANDOM, "--source-length=9", "--batch-sizes=3", "--beams=2"]
