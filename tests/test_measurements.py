@@ -38,6 +38,16 @@ def test_another_number_of_threads_is_measured_anew(measure, monkeypatch):
     assert measured("a", CPU, measure) == [4.0, 1.5]
 
 
+def test_processes_that_measure_at_once_choose_alike(measure):
+    """The first one that has written is right."""
+
+    def slow():
+        measured("a", CPU, measure)
+        return 9.0, 9.0
+
+    assert measured("a", CPU, slow) == measured("a", CPU, measure) == [4.0, 0.5]
+
+
 @pytest.mark.parametrize("content", ["", "[]", "null", '{"a": 1}', '{"a": [1, "b"]}', "\udcff"])
 def test_a_spoilt_file_is_replaced(measure, cache, content):
     cache.mkdir()
