@@ -145,18 +145,16 @@ def convert_to_hugging_face(args) -> None:
     tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
     tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
     forced_start = getattr(loaded.task, "force_bos", False)
+    around = getattr(loaded.task, "symbols_around_source", None)
     with about(path):
         converted = conversion.to_hugging_face(
-            tensors, state["cfg"], *dictionaries, forced_start, tokens, args.family, settings
+            tensors, state["cfg"], *dictionaries, forced_start, tokens, args.family, settings, around
         )
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         write_files(new, converted.files)
     for note in converted.notes:
         print(f"note: {note}")
-    if not converted.files:
-        files = "tokenizer.json, nor encoder.json with vocab.bpe"
-        print(f"note: no tokenizer was written: the model's folder has no {files}")
     print(f"written: {output}")
 
 

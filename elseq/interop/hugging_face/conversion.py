@@ -22,6 +22,8 @@ from elseq.interop.hugging_face.rows import (
     unused_bias,
     unused_row,
 )
+from elseq.interop.hugging_face.tokenizer import CLASSES, RobertaClass
+from elseq.models.families import is_language_model
 from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
@@ -181,6 +183,7 @@ def to_hugging_face(
     tokens: Tokens | NumberedPieces | None = None,
     kind: str | None = None,
     settings_of=None,
+    around: tuple[list[int], list[int]] | None = None,
 ) -> ForHuggingFace:
     """
     Args:
@@ -192,6 +195,7 @@ def to_hugging_face(
         kind: name of the family. Default: the first that the model can be of.
         settings_of: the whole configuration of the checkpoint whose settings of generation are written, with what
             targets begin with. Default: `cfg`.
+        around: the rows of the symbols that its task puts before and after a source. Default: the family's.
 
     Raises:
         UserError: a model that Hugging Face's library does not have, or one with a number that is none.
@@ -200,10 +204,14 @@ def to_hugging_face(
     configuration = elseq_configuration(cfg.model)
     as_stock(configuration, FEATURES)
     family, config = _family_of(configuration, source == target, kind)
-    family.check_task(cfg.task)
+    theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
+    family.check_task(cfg.task, theirs)
+    told = cfg if settings_of is None else settings_of
+    if settings_of is not None and is_language_model(told.model) != family.is_language_model:
+        kind = "no language model" if family.is_language_model else "a language model"
+        raise UserError(f"is {kind}, unlike the model: give the checkpoint that its training began with", "--settings")
     embedding = tensors["decoder.embed_tokens.weight"]
     names = _words(target, len(embedding))
-    theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
     order = source_order = _order(family, names, tokens and tokens.of_targets, embedding)
     if source != target:
         read = tensors["encoder.embed_tokens.weight"]
@@ -222,33 +230,43 @@ def to_hugging_face(
         config["decoder_vocab_size"] = len(order)
     tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
     symbols |= family.decoding_symbols(symbols, forced_start)
-    told = cfg if settings_of is None else settings_of
-    for task, option, name in (
-        (told.task, "target_start", "forced_bos_token_id"),
-        (cfg.task, "decoder_start", "decoder_start_token_id"),
-    ):
-        if word := getattr(task, option, None):
-            symbols[name] = order.index(_row(target, word))
+    target_start, notes = _target_start(told, cfg, target)
+    starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": getattr(cfg.task, "decoder_start", None)}
+    symbols |= {name: order.index(_row(target, word)) for name, word in starts.items() if word}
     config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
     config |= family.options_of_tensors(tensors, config)
     renamed = family.from_fairseq(tensors, config)
     positions, forces_end = config[family.positions], "forced_eos_token_id" in symbols
-    settings, notes = generation.hugging_face_settings(told.generation, family.is_language_model, positions, forces_end)
-    if settings_of is None and generation.are_default(cfg.generation):
-        notes.append("the checkpoint records no settings of generation, and fairseq's are written: give --settings")
+    search, without_equal = generation.hugging_face_settings(
+        told.generation, family.is_language_model, positions, forces_end
+    )
+    notes += without_equal
+    if generation.are_default(told.generation):
+        whose, given = ("the checkpoint", "--settings") if settings_of is None else ("that of --settings", "another")
+        notes.append(f"{whose} records no settings of generation, and fairseq's are written: give {given}")
     notes += family.notes_of_tensors(renamed)
     files = {}
     if theirs is not None:
-        files = family.tokenizer_files(theirs, names)
+        files = family.tokenizer_files(theirs, names, cfg.task)
     elif tokens is not None and source_order is order:
         words = [names[row] for row in order]
         if len(order) < len(names):
             words[end] = str(end)
         pieces = vocabulary.piece_names(words, tokens)
-        settings_of_tokenizer = family.tokenizer_config(pieces, special, end, positions)
-        files = vocabulary.hugging_face_files(pieces, vocabulary.merges_of(tokens), settings_of_tokenizer)
+        parts = pieces, vocabulary.merges_of(tokens), family.tokenizer_config(pieces, special, end, positions)
+        around = around and tuple([order.index(row) for row in side] for side in around)
+        # transformers makes a BART's of vocab.json and merges.txt, with <s> and </s> around a text
+        if around is None or type(CLASSES[family.tokenizer_class]) is RobertaClass and around == ([start], [end]):
+            files = vocabulary.hugging_face_files(*parts)
+        else:
+            files = vocabulary.followed_files(*parts, around)
+    elif tokens is not None:
+        notes.append("no tokenizer was written: transformers has none of GPT-2's BPE with a vocabulary for each side")
+    else:
+        ours = "tokenizer.json, nor encoder.json with vocab.bpe"
+        notes.append(f"no tokenizer was written: the model's folder has no {ours}")
     symbols = {name: row for name, row in symbols.items() if row is not None}
-    return ForHuggingFace(config, {**symbols, **settings}, renamed, order, source_order, files, notes)
+    return ForHuggingFace(config, {**symbols, **search}, renamed, order, source_order, files, notes)
 
 
 def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[Family, dict]:
@@ -272,6 +290,34 @@ def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[
             except UserError as error:
                 reasons.append(error)
     raise reasons[0]
+
+
+def _target_start(told, cfg, target: Dictionary) -> tuple[str | None, list[str]]:
+    """The word with which generated targets begin, and why it is left out.
+
+    Args:
+        told: the whole configuration of the checkpoint whose settings of generation are written.
+        cfg: that of the model's.
+
+    Raises:
+        UserError: the checkpoint of the settings is of another dictionary.
+    """
+    word = getattr(told.task, "target_start", None)
+    if told is cfg or word is None:
+        return word, []
+    if word not in target:
+        raise UserError(
+            f"begins targets with {word!r}, which the dictionary does not have: give the checkpoint that the training "
+            "began with",
+            "--settings",
+        )
+    source, other = (getattr(each.task, "source_start", None) for each in (cfg, told))
+    if source in (None, other):
+        return word, []
+    return None, [
+        f"that targets begin with {word} is left out: in --settings it goes with sources that begin with "
+        f"{other or 'no symbol'}, and the model's begin with {source}"
+    ]
 
 
 def _row(dictionary: Dictionary, word: str) -> int:

@@ -9,13 +9,13 @@ A converted folder has both: tokenizer.json, and the words of its tokens by the 
 
 import json
 import re
-from collections.abc import Container, Iterable
+from collections.abc import Container, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
-from tokenizers import Tokenizer
+from tokenizers import AddedToken, Tokenizer, processors
 
 from elseq.errors import UserError
 from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
@@ -31,6 +31,7 @@ from elseq.interop.hugging_face.tokenizer import (
     surroundings,
 )
 from elseq.subwords.files import check_numbers, read_merges, read_text
+from elseq.subwords.gpt2 import MASK, byte_level
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import (
     END_OF_TEXT,
@@ -278,8 +279,8 @@ def fairseq_files(
     files = {
         **dict.fromkeys(dictionaries, dictionary),
         **vocabulary.tokenizer_files(),
-        CONFIG: _as_json(vocabulary.config),
-        SYMBOLS_FILE: _as_json(symbols),
+        CONFIG: as_json(vocabulary.config),
+        SYMBOLS_FILE: as_json(symbols),
     }
     if numbers is not None:
         files["encoder.json"] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
@@ -288,14 +289,35 @@ def fairseq_files(
     return files
 
 
-def _as_json(content: dict) -> str:
+def as_json(content: dict) -> str:
     return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
     rows = {name: row for row, name in enumerate(names)}
-    return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: _as_json(tokenizer)}
+    return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: as_json(tokenizer)}
+
+
+def followed_files(
+    names: list[str], merges: list[str], tokenizer: dict, around: tuple[Sequence[int], Sequence[int]]
+) -> dict[str, str]:
+    """The text of each file: a tokenizer.json that is followed as it is, and tokenizer_config.json.
+
+    Args:
+        names, merges, tokenizer: as of `hugging_face_files`.
+        around: the rows of the symbols before and after a text.
+    """
+    rows = {name: row for row, name in enumerate(names)}
+    made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER))
+    named = [token for name, token in tokenizer.items() if name.endswith("_token")]
+    texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
+    made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
+    before, after = ([names[row] for row in side] for side in around)
+    made.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after], special_tokens=[(name, rows[name]) for name in {*before, *after}]
+    )
+    return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
 
 
 def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:

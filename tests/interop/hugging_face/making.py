@@ -1,12 +1,15 @@
 """Small models with random weights and their tokenizer, as transformers saves them, and what comes of them."""
 
 import json
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
+from safetensors.torch import load_file
 
 import elseq
+from elseq.cli import conversions as command
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
 from elseq.interop.output import write_files
@@ -111,3 +114,121 @@ def change(path, **values):
     """Change options of a JSON file; None takes one away."""
     content = json.loads(path.read_text()) | values
     path.write_text(json.dumps({name: value for name, value in content.items() if value is not None}))
+
+
+# --- the same runs of several families
+
+
+def back(folder, output, data=None, **options):
+    """elseq-convert to-hf."""
+    options = {"overwrite": False, "data": data and str(data), "family": None, "settings": None} | options
+    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=str(output), **options))
+    return output
+
+
+# A random model repeats one word without the last two.
+OWN_SETTINGS = {"num_beams": 4, "early_stopping": True, "max_length": 60, "no_repeat_ngram_size": 2, "min_length": 8}
+# Of transformers, changed from these, and of fairseq.
+SETTINGS = {
+    "greedy": ({"num_beams": 1}, {"beam": 1}),
+    "its own settings": ({}, {}),
+    "early_stopping false": ({"early_stopping": False}, {"early_stopping": "bound"}),
+    "early_stopping never": ({"early_stopping": "never"}, {"early_stopping": "never"}),
+}
+
+
+def save_with_settings(model, folder, **settings):
+    """With `OWN_SETTINGS` and these."""
+    settings = OWN_SETTINGS | {"bad_words_ids": [[model.config.pad_token_id]]} | settings
+    for name, value in settings.items():
+        setattr(model.generation_config, name, value)
+    model.save_pretrained(folder)
+    return model
+
+
+def random_texts(words, end=(), number=40):
+    """Up to 19 of these words each, and what follows a text."""
+    generator = torch.Generator().manual_seed(3)
+    lengths = torch.randint(1, 20, (number,), generator=generator).tolist()
+    drawn = [torch.randint(len(words), (length,), generator=generator).tolist() for length in lengths]
+    return [[*(words[place] for place in text), *end] for text in drawn]
+
+
+@torch.no_grad()
+def assert_same_logits(theirs, loaded, sources, targets, rows, target_rows=None):
+    """After each word of the targets, and at their start.
+
+    Args:
+        theirs: transformers' model.
+        loaded: elseq's.
+        sources, targets: texts in transformers' numbers.
+        rows, target_rows: fairseq's row of each number.
+
+    Returns:
+        elseq's logits, of all rows.
+    """
+    pad, start = theirs.config.pad_token_id, theirs.config.decoder_start_token_id
+    target_rows = rows if target_rows is None else target_rows
+    batch, read = padded(sources, pad), padded([[start, *row[:-1]] for row in targets], pad)
+    mask, written = batch.ne(pad), read.ne(pad)
+    written[:, 0] = True
+    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=read).logits[written]
+    ours = target_rows[read]
+    if start == pad:
+        ours[:, 0] = loaded.task.target_dictionary.eos()  # from which decoding starts in fairseq
+    found = loaded.model(rows[batch], mask.sum(dim=1), ours)[0][written]
+    assert expected.std() > 0.5
+    torch.testing.assert_close(found[:, target_rows], expected, rtol=1e-5, atol=1e-5)
+    return found
+
+
+@torch.no_grad()
+def assert_same_hypotheses(theirs, tokenizer, folder, attention, lines, settings):
+    """By the settings of the folder, changed as `SETTINGS` has it; returns the tokens of the longest."""
+    changed, options = SETTINGS[settings]
+    batch = tokenizer(lines, return_tensors="pt", padding=True)
+    batch.pop("token_type_ids", None)
+    found = theirs.generate(**batch, **changed)
+    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
+    options = from_hugging_face(folder / "theirs").generation | options
+    assert load(folder / "ours", attention).generate(lines, **options) == expected
+    assert len(set(expected)) > 3
+    return max(row.ne(theirs.config.pad_token_id).sum() for row in found)
+
+
+def assert_same_ids(loaded, tokenizer, rows, lines):
+    """As the model reads them."""
+    for line in lines:
+        expected = rows[tokenizer(line)["input_ids"]].tolist() or [2]  # of nothing a model cannot make anything
+        assert ids(loaded, line) == expected, line
+
+
+def ids(loaded, line):
+    tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False).long()
+    return loaded.task.build_dataset_for_inference([tokens], [len(tokens)])[0]["source"].tolist()
+
+
+def assert_same_tensors(folder, other):
+    found, expected = load_file(other / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert found.keys() == expected.keys()
+    for name, tensor in expected.items():
+        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
+
+
+def assert_same_model(theirs, folder, again):
+    """Its tensors, and its settings; returns transformers' model of what was written."""
+    assert_same_tensors(folder, again)
+    loaded = type(theirs).from_pretrained(again)
+    settings, expected = (each.generation_config for each in (loaded, theirs))
+    symbols = "decoder_start_token_id", "eos_token_id", "pad_token_id"
+    for name in (*symbols, "num_beams", "early_stopping", "max_length", "length_penalty"):
+        assert getattr(settings, name) == getattr(expected, name), name
+    return loaded
+
+
+def assert_same_tokenizer(again, tokenizer, lines):
+    """Returns transformers' tokenizer of what was written."""
+    found = pytest.importorskip("transformers").AutoTokenizer.from_pretrained(again)
+    assert found.get_vocab() == tokenizer.get_vocab()
+    assert [found(line)["input_ids"] for line in lines] == [tokenizer(line)["input_ids"] for line in lines]
+    return found

@@ -13,8 +13,7 @@ from elseq.models.stock import elseq_configuration, training_options
 from tests import helpers
 from tests.interop.hugging_face.families import test_blenderbot, test_blenderbot_small, test_marian, test_pegasus
 from tests.interop.hugging_face.families.multilingual import test_models as multilingual
-from tests.interop.hugging_face.making import convert, load
-from tests.interop.hugging_face.test_conversion import back
+from tests.interop.hugging_face.making import back, convert, load, make_bart, make_gpt2
 
 transformers = pytest.importorskip("transformers")
 
@@ -168,6 +167,38 @@ def test_languages_that_are_not_recorded(tmp_path):
     again = back(tmp_path / "trained", tmp_path / "again", data=tmp_path / "ours", settings=settings)
     found = json.loads((again / "generation_config.json").read_text())
     assert found["forced_bos_token_id"] == theirs.generation_config.forced_bos_token_id is not None
+
+
+@pytest.fixture(scope="module")
+def converted(tmp_path_factory):
+    """The folder of a BART, a GPT-2 and an M2M-100 with a language for targets."""
+    folder = tmp_path_factory.mktemp("converted")
+    makers = {"bart": make_bart, "gpt2": make_gpt2, "m2m_100": lambda path: multilingual.make(path, "m2m_100")}
+    for name, make in makers.items():
+        make(folder / "theirs" / name)
+        convert(folder / "theirs" / name, folder / name)
+    return folder
+
+
+@pytest.mark.parametrize(
+    ("model", "settings", "sentence"),
+    [
+        ("bart", "gpt2", "--settings is a language model, unlike the model: give the checkpoint that its training"),
+        ("gpt2", "bart", "--settings is no language model, unlike the model: give the checkpoint that its training"),
+        ("bart", "m2m_100", "--settings begins targets with '__de__', which the dictionary does not have: give the"),
+    ],
+)
+def test_settings_of_another_model(converted, tmp_path, model, settings, sentence):
+    with pytest.raises(UserError, match=sentence) as error:
+        back(converted / model, tmp_path / "again", settings=str(converted / settings))
+    assert "\n" not in str(error.value) and not (tmp_path / "again").exists()
+
+
+def test_settings_that_hold_none(trained, tmp_path, capsys):
+    folder, checkpoint, _, _ = trained
+    back(checkpoint, tmp_path / "again", data=folder / "ours", settings=str(checkpoint))
+    sentence = "note: that of --settings records no settings of generation, and fairseq's are written: give another"
+    assert sentence in capsys.readouterr().out
 
 
 def test_a_family_by_its_name(tmp_path):

@@ -2,7 +2,6 @@
 
 import json
 import shutil
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,31 +9,26 @@ from fairseq import checkpoint_utils
 from fairseq.data import Dictionary
 from safetensors.torch import load_file
 
-from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.checkpoints import make_checkpoint, training_configuration
 from elseq.interop.hugging_face import options
 from elseq.interop.hugging_face.conversion import to_hugging_face
 from elseq.interop.hugging_face.folders import write
 from tests.interop.hugging_face import making
-from tests.interop.hugging_face.making import BART_NAMES, GPT2_NAMES, TEXTS, convert, load, make_bart, make_gpt2
+from tests.interop.hugging_face.making import (
+    BART_NAMES,
+    GPT2_NAMES,
+    TEXTS,
+    assert_same_tensors,
+    back,
+    convert,
+    load,
+    make_bart,
+    make_gpt2,
+)
 from tests.models import building
 
 MAKERS = {"bart": make_bart, "gpt2": make_gpt2}
-
-
-def back(folder, output, data=None, **options):
-    """elseq-convert to-hf."""
-    options = {"overwrite": False, "data": data and str(data), "family": None, "settings": None} | options
-    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=str(output), **options))
-    return output
-
-
-def assert_same_tensors(folder, other):
-    found, expected = load_file(other / "model.safetensors"), load_file(folder / "model.safetensors")
-    assert found.keys() == expected.keys()
-    for name, tensor in expected.items():
-        assert found[name].dtype == tensor.dtype and torch.equal(found[name], tensor), name
 
 
 @pytest.mark.parametrize("kind", MAKERS)
@@ -177,6 +171,41 @@ def test_models_of_fairseq(tmp_path, kind, options, capsys):
         assert theirs.generation_config.forced_bos_token_id == (0 if kind == "bart" else None)
     written = tokens.ne(1)
     torch.testing.assert_close(found[written], expected[written], rtol=1e-5, atol=1e-5)
+
+
+NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "family"),
+    [
+        ("bart", {}, "bart"),
+        ("transformer", BART_SHAPE, "bart"),  # whose sources have no <s>
+        ("transformer", NORMS_FIRST | {"share_all_embeddings": True}, "m2m_100"),
+        ("transformer", BART_SHAPE | NORMS_FIRST, "mbart"),
+        ("transformer", BART_SHAPE | NORMS_FIRST | {"layernorm_embedding": False}, "blenderbot"),
+    ],
+)
+def test_byte_pairs_of_fairseq(tmp_path, monkeypatch, kind, options, family):
+    """transformers' tokenizer gives what the model was trained to read, whichever the family's own class is."""
+    transformers = pytest.importorskip("transformers")
+    dictionary = Dictionary()
+    for number in range(len(making.PIECES)):
+        dictionary.add_symbol(str(number))
+    for name in ("source_dictionary", "target_dictionary"):
+        monkeypatch.setattr(building.TASK, name, dictionary)
+    fairseq_checkpoint(tmp_path / "ours", kind, **options)
+    numbers = {piece: number for number, piece in enumerate(making.PIECES)}
+    (tmp_path / "ours" / "encoder.json").write_text(json.dumps(numbers))
+    (tmp_path / "ours" / "vocab.bpe").write_text("\n".join(["#version: 0.2", *making.MERGES, ""]))
+    again = back(tmp_path / "ours", tmp_path / "theirs")
+    assert json.loads((again / "config.json").read_text())["model_type"] == family
+    tokenizer, loaded = transformers.AutoTokenizer.from_pretrained(again), load(tmp_path / "ours")
+    for text in (*TEXTS, "a</s>b", " the"):
+        assert tokenizer(text)["input_ids"] == making.ids(loaded, text), text
+        assert tokenizer.decode(tokenizer(text)["input_ids"], skip_special_tokens=True) == text.replace("</s>", "")
+    assert (making.ids(loaded, "the")[0] == 0) == (kind == "bart")
+    assert (again / "vocab.json").exists() == (kind == "bart")
 
 
 @pytest.mark.parametrize(

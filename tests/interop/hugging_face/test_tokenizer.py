@@ -17,6 +17,8 @@ from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,
     GPT2_NAMES,
+    assert_same_tensors,
+    back,
     change,
     convert,
     load,
@@ -24,7 +26,6 @@ from tests.interop.hugging_face.making import (
     make_gpt2,
     save_tokenizer,
 )
-from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
 
 transformers = pytest.importorskip("transformers")
 tokenizers = pytest.importorskip("tokenizers")

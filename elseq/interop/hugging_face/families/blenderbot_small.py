@@ -27,6 +27,7 @@ from elseq.interop.hugging_face.tokenizer import (
     class_of,
     extra_tokens,
     read_config,
+    surroundings,
     text_of,
     texts_of,
     tokens_checked,
@@ -112,17 +113,26 @@ class BlenderbotSmallFamily(BlenderbotFamily):
         cfg["task"]["append_source_eos"] = None if words.surroundings[1] else "no"
         return cfg
 
-    def check_task(self, task) -> None:
-        if getattr(task, "append_source_eos", None) != "no":
+    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
+        ends = getattr(task, "append_source_eos", None) != "no"
+        # of vocab.json and merges.txt transformers makes a tokenizer that puts nothing around a text
+        is_followed = isinstance(tokens, Tokens) and not _is_of_words(tokens)
+        has_end = is_followed and bool(surroundings(tokens.tokenizer)[1])
+        if ends and not has_end:
             raise UserError(
                 f"it was trained with the end symbol after sources, and Hugging Face's {self.title} reads none: train "
                 "it with --append-source-eos no"
             )
+        if has_end and not ends:
+            raise UserError(
+                f"its sources have no end symbol (--append-source-eos no), and {tokens.path} puts one there: train it "
+                "without that option, or give the folder of another tokenizer by --data"
+            )
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str]) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+        if not _is_of_words(tokens):
+            return super().tokenizer_files(tokens, words, task)
         content = json.loads(tokens.tokenizer.to_str())
-        if content["model"].get("end_of_word_suffix") != _LAST:
-            return super().tokenizer_files(tokens, words)
         known, first = set(words), {token["content"] for token in content["added_tokens"]}
         names = {
             number: piece if piece in first else _name(piece)
@@ -135,6 +145,15 @@ class BlenderbotSmallFamily(BlenderbotFamily):
 
 def _class(folder: Path) -> TokenizerClass:
     return class_of(read_config(folder), BlenderbotSmallFamily.tokenizer_class)[1]
+
+
+def _is_of_words(tokens: Tokens | NumberedPieces) -> bool:
+    """Whether a converted tokenizer is one that transformers makes of vocab.json and merges.txt."""
+    return (
+        isinstance(tokens, Tokens)
+        and isinstance(_class(tokens.path.parent), BlenderbotSmallClass)
+        and json.loads(tokens.tokenizer.to_str())["model"].get("end_of_word_suffix") == _LAST
+    )
 
 
 def read_words(folder: Path) -> Vocabulary:

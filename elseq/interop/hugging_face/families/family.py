@@ -158,10 +158,11 @@ class Family(ABC):
             UserError: a model that those of the family cannot be.
         """
 
-    def check_task(self, task) -> None:
+    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
         """
         Args:
             task: the options of a checkpoint's task.
+            tokens: its tokenizer that came from Hugging Face, if it has one.
 
         Raises:
             UserError: sources end otherwise than the family's.
@@ -202,11 +203,12 @@ class Family(ABC):
         """
         return {}
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str]) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
         """The content of the files of a tokenizer that came from Hugging Face.
 
         Args:
             words: of the dictionary.
+            task: the options of the checkpoint's task.
         """
         return vocabulary.tokenizer_files(tokens)
 

@@ -8,16 +8,29 @@ import torch
 
 from elseq.cli import conversions as command
 from elseq.errors import UserError
-from elseq.interop.hugging_face.conversion import from_hugging_face
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
-from tests.interop.hugging_face.making import PIECES, change, convert, load, padded, save_tokenizer
-from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+from tests.interop.hugging_face.making import (
+    PIECES,
+    assert_same_hypotheses,
+    assert_same_ids,
+    assert_same_logits,
+    assert_same_model,
+    assert_same_tokenizer,
+    back,
+    change,
+    convert,
+    load,
+    random_texts,
+    save_tokenizer,
+    save_with_settings,
+)
 
 transformers = pytest.importorskip("transformers")
 
 NAMES = ["<pad>", "<s>", "</s>", "<unk>", *PIECES, "<mask>"]
 LINES = [*LINES, "a</s>b", "the <unk> dog", " <mask> in", "<pad> "]
 TEXT = "the inner circle thinks there are three ways in the thin air"
+SOURCES = [TEXT[start : start + 5 + 2 * start] for start in range(20)]
 
 
 def make(folder, with_file=True, **options):
@@ -40,12 +53,7 @@ def make(folder, with_file=True, **options):
             parameter.add_(0.2 * torch.randn_like(parameter))
         end = model.lm_head.weight[2]
         model.model.decoder.layer_norm.bias += 3 * end / end.norm() ** 2
-    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "length_penalty": 0.65}
-    settings |= {"no_repeat_ngram_size": 2, "min_length": 8, "bad_words_ids": [[0]]}
-    for name, value in settings.items():
-        setattr(model.generation_config, name, value)
-    model.save_pretrained(folder)
-    return model, tokenizer
+    return save_with_settings(model, folder, length_penalty=0.65), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -61,36 +69,18 @@ def fairseq_rows(size):
     return torch.tensor([1, 0, *range(2, size)])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
     theirs, _, folder = pair
     rows = fairseq_rows(theirs.config.vocab_size)
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(1, 20, (40,), generator=generator).tolist()
-    texts = [[*torch.randint(4, len(rows), (length,), generator=generator).tolist(), 2] for length in lengths]
-    batch, targets = padded(texts, 0), padded([[1, *row[:-1]] for row in texts], 0)
-    mask = batch.ne(0)
-    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
-    found = load(folder / "ours", attention).model(rows[batch], mask.sum(dim=1), rows[targets])[0]
-    words = targets.ne(0)
-    assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
+    texts = random_texts(range(4, len(rows)), [2])
+    assert_same_logits(theirs, load(folder / "ours", attention), texts, texts, rows)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
-@pytest.mark.parametrize("settings", [{"num_beams": 1}, {}], ids=["greedy", "its own settings"])
+@pytest.mark.parametrize("settings", ["greedy", "its own settings"])
 def test_same_hypotheses(pair, attention, settings):
-    theirs, tokenizer, folder = pair
-    lines = [TEXT[start : start + 5 + 2 * start] for start in range(20)]
-    batch = tokenizer(lines, return_tensors="pt", padding=True)
-    batch.pop("token_type_ids", None)
-    found = theirs.generate(**batch, **settings)
-    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
-    options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
-    assert load(folder / "ours", attention).generate(lines, **options) == expected
-    assert len(set(expected)) > 3
+    assert_same_hypotheses(*pair, attention, SOURCES, settings)
 
 
 def test_ctranslate2(pair, tmp_path):
@@ -100,11 +90,10 @@ def test_ctranslate2(pair, tmp_path):
     args = {"model": str(folder / "ours"), "output": str(tmp_path / "model"), "data": None, "overwrite": False}
     command.convert_to_ctranslate2(SimpleNamespace(**args, quantization=None))
     loaded = load(folder / "ours")
-    lines = [TEXT[start : start + 5 + 2 * start] for start in range(20)]
     options = {"beam": 1, "min_len": 7, "max_len_b": 58, "no_repeat_ngram_size": 2}
-    expected = [found.tokens[:-1] for found in loaded.generate(lines, return_scores=True, **options)]
+    expected = [found.tokens[:-1] for found in loaded.generate(SOURCES, return_scores=True, **options)]
     found = ctranslate2.Translator(str(tmp_path / "model"), intra_threads=1).translate_batch(
-        [loaded.bpe.encode(line).split() for line in lines],
+        [loaded.bpe.encode(line).split() for line in SOURCES],
         beam_size=1,
         min_decoding_length=7,
         max_decoding_length=58,
@@ -118,24 +107,14 @@ def test_ctranslate2(pair, tmp_path):
 def test_tokens(tmp_path, with_file):
     _, tokenizer = make(tmp_path / "theirs", with_file)
     convert(tmp_path / "theirs", tmp_path / "ours")
-    loaded = load(tmp_path / "ours")
-    rows = fairseq_rows(len(tokenizer))
-    for line in LINES:
-        tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
-        assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
+    assert_same_ids(load(tmp_path / "ours"), tokenizer, fairseq_rows(len(tokenizer)), LINES)
 
 
 def test_round_trip(pair, tmp_path):
     theirs, tokenizer, folder = pair
     again = back(folder / "ours", tmp_path / "again")
-    assert_same_tensors(folder / "theirs", again)
-    loaded = transformers.BlenderbotForConditionalGeneration.from_pretrained(again)
-    settings, expected = (each.generation_config for each in (loaded, theirs))
-    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "num_beams", "max_length", "length_penalty"):
-        assert getattr(settings, name) == getattr(expected, name), name
-    found = transformers.AutoTokenizer.from_pretrained(again)
-    assert found.get_vocab() == tokenizer.get_vocab()
-    assert [found(line)["input_ids"] for line in LINES] == [tokenizer(line)["input_ids"] for line in LINES]
+    assert_same_model(theirs, folder / "theirs", again)
+    assert_same_tokenizer(again, tokenizer, LINES)
 
 
 @pytest.mark.parametrize("start", [1, 2])

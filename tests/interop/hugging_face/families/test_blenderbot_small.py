@@ -7,14 +7,28 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from tokenizers import Tokenizer, processors
 
 from elseq.cli import conversions as command
 from elseq.errors import UserError
-from elseq.interop.hugging_face.conversion import from_hugging_face
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.families.test_blenderbot import TEXT, fairseq_rows
-from tests.interop.hugging_face.making import change, convert, load, padded
-from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+from tests.interop.hugging_face.making import (
+    SETTINGS,
+    assert_same_hypotheses,
+    assert_same_ids,
+    assert_same_logits,
+    assert_same_model,
+    assert_same_tensors,
+    assert_same_tokenizer,
+    back,
+    change,
+    convert,
+    ids,
+    load,
+    random_texts,
+    save_with_settings,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -31,7 +45,6 @@ ODD = [
     "\n the \n",
     "日本 the日",
 ]
-EARLY_STOPPING = [True, False, "never"]
 
 
 def learned(text, number=45):
@@ -92,12 +105,7 @@ def make(folder, **options):
             parameter.add_(0.2 * torch.randn_like(parameter))
         end = model.lm_head.weight[2]
         model.model.decoder.layers[-1].final_layer_norm.bias += 3 * end / end.norm() ** 2
-    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "length_penalty": 0.65}
-    settings |= {"no_repeat_ngram_size": 2, "min_length": 8, "bad_words_ids": [[0]]}
-    for name, value in settings.items():
-        setattr(model.generation_config, name, value)
-    model.save_pretrained(folder)
-    return model, tokenizer
+    return save_with_settings(model, folder, length_penalty=0.65), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -108,48 +116,19 @@ def pair(tmp_path_factory):
     return model, tokenizer, folder
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
 def test_logits(pair, attention):
     theirs, _, folder = pair
     rows = fairseq_rows(theirs.config.vocab_size)
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(1, 20, (40,), generator=generator).tolist()
-    texts = [torch.randint(4, len(rows), (length,), generator=generator).tolist() for length in lengths]
-    batch, targets = padded(texts, 0), padded([[1, *row] for row in texts], 0)
-    mask = batch.ne(0)
-    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
-    found = load(folder / "ours", attention).model(rows[batch], mask.sum(dim=1), rows[targets])[0]
-    words = targets.ne(0)
-    assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
+    texts = random_texts(range(4, len(rows)))
+    assert_same_logits(theirs, load(folder / "ours", attention), texts, texts, rows)
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
-@pytest.mark.parametrize(
-    "settings",
-    [{"num_beams": 1}, *({"early_stopping": rule} for rule in EARLY_STOPPING)],
-    ids=["greedy", *map(str, EARLY_STOPPING)],
-)
-def test_same_hypotheses(pair, tmp_path, attention, settings):
-    """By the settings of the folder, with these changed."""
-    theirs, tokenizer, folder = pair
+@pytest.mark.parametrize("settings", SETTINGS)
+def test_same_hypotheses(pair, attention, settings):
     lines = [f"{TEXT[start % 20 :][: 5 + 2 * start]} {start}" for start in range(50)]
-    batch = tokenizer(lines, return_tensors="pt", padding=True)
-    batch.pop("token_type_ids", None)
-    found = theirs.generate(**batch, **settings)
-    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
-    changed = tmp_path / "theirs"
-    changed.mkdir()
-    for path in (folder / "theirs").iterdir():
-        (changed / path.name).symlink_to(path)
-    given = json.loads((folder / "theirs" / "generation_config.json").read_text()) | settings
-    (changed / "generation_config.json").unlink()
-    (changed / "generation_config.json").write_text(json.dumps(given))
-    options = from_hugging_face(changed).generation
-    assert load(folder / "ours", attention).generate(lines, **options) == expected
-    assert len(set(expected)) > 3 and max(row.ne(0).sum() for row in found) < 59
+    assert assert_same_hypotheses(*pair, attention, lines, settings) < 59
 
 
 def test_fairseqs_commands(pair, tmp_path):
@@ -171,32 +150,20 @@ def test_fairseqs_commands(pair, tmp_path):
 # --- the tokenizer
 
 
-def ids(loaded, line):
-    """As the model reads them."""
-    tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False).long()
-    return loaded.task.build_dataset_for_inference([tokens], [len(tokens)])[0]["source"].tolist()
-
-
 def test_tokens(pair):
     _, tokenizer, folder = pair
-    loaded = load(folder / "ours")
     rows = fairseq_rows(len(tokenizer))
-    for line in (*LINES, *ODD, TEXT, TEXT.upper()):
-        expected = rows[tokenizer(line)["input_ids"]].tolist() or [2]  # of nothing a model cannot make anything
-        assert ids(loaded, line) == expected, line
+    assert_same_ids(load(folder / "ours"), tokenizer, rows, (*LINES, *ODD, TEXT, TEXT.upper()))
 
 
 def test_tokens_of_random_texts(pair):
     _, tokenizer, folder = pair
-    loaded = load(folder / "ours")
-    rows = fairseq_rows(len(tokenizer))
     generator = random.Random(1)
     parts = [*TEXT.upper().split(), *TEXT.split(), *SYMBOLS, "\n", "\n", " ", " ", " ", *".,!?()'@:;-", "Σ", "σ", "·"]
     parts += ["@@", "</w>", "__newln__", "\t", "\x1c", "\x85", "\u3000", "\u200b", "ʰ", "İ", "é", "é", "ß"]
     parts += ["👍", "\u00ad"]
-    for _ in range(1000):
-        line = "".join(generator.choices(parts, k=generator.randrange(1, 12)))
-        assert ids(loaded, line) == (rows[tokenizer(line)["input_ids"]].tolist() or [2]), line
+    lines = ("".join(generator.choices(parts, k=generator.randrange(1, 12))) for _ in range(1000))
+    assert_same_ids(load(folder / "ours"), tokenizer, fairseq_rows(len(tokenizer)), lines)
 
 
 @pytest.mark.parametrize(
@@ -231,10 +198,8 @@ def test_added_tokens(tmp_path):
         if "config" in path.name and "tokenizer" not in path.name or path.name == "model.safetensors":
             path.rename(tmp_path / "theirs" / path.name)
     convert(tmp_path / "theirs", tmp_path / "ours")
-    loaded = load(tmp_path / "ours")
-    rows = fairseq_rows(len(tokenizer))
-    for line in ("Don't [LAUGH] don't [laugh]", "the <s> DON'T", *ODD):
-        assert ids(loaded, line) == rows[tokenizer(line)["input_ids"]].tolist(), line
+    lines = ("Don't [LAUGH] don't [laugh]", "the <s> DON'T", *ODD)
+    assert_same_ids(load(tmp_path / "ours"), tokenizer, fairseq_rows(len(tokenizer)), lines)
 
 
 # --- the way back
@@ -243,18 +208,11 @@ def test_added_tokens(tmp_path):
 def test_round_trip(pair, tmp_path):
     theirs, tokenizer, folder = pair
     again = back(folder / "ours", tmp_path / "again")
-    assert_same_tensors(folder / "theirs", again)
+    assert_same_model(theirs, folder / "theirs", again)
     assert not (again / "tokenizer.json").exists()
     assert (again / "merges.txt").read_text() == (folder / "theirs" / "merges.txt").read_text()
-    loaded = transformers.BlenderbotSmallForConditionalGeneration.from_pretrained(again)
-    settings, expected = (each.generation_config for each in (loaded, theirs))
-    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "num_beams", "max_length", "length_penalty"):
-        assert getattr(settings, name) == getattr(expected, name), name
-    found = transformers.AutoTokenizer.from_pretrained(again)
+    found = assert_same_tokenizer(again, tokenizer, (*LINES, *ODD))
     assert type(found) is transformers.BlenderbotSmallTokenizer
-    assert found.get_vocab() == tokenizer.get_vocab()
-    for line in (*LINES, *ODD):
-        assert found(line)["input_ids"] == tokenizer(line)["input_ids"]
 
 
 def test_other_programs(pair, tmp_path):
@@ -287,20 +245,56 @@ def test_a_tokenizer_json_beside(pair, tmp_path):
     assert converted.files["tokenizer.json"] == (pair[2] / "ours" / "tokenizer.json").read_text()
 
 
-def test_a_tokenizer_json_alone(pair, tmp_path):
-    """It is followed, whatever wrote it."""
-    _, tokenizer, folder = pair
-    make(tmp_path / "theirs")
+@pytest.fixture(scope="module", params=["", " __end__"], ids=["as it is", "ending texts"])
+def followed(request, pair, tmp_path_factory):
+    """A folder with a tokenizer.json alone, which is followed, whatever wrote it; and what stands after a text."""
+    _, _, folder = pair
+    own = tmp_path_factory.mktemp("followed")
+    make(own / "theirs")
     for name in ("vocab.json", "merges.txt"):
-        (tmp_path / "theirs" / name).unlink()
-    (tmp_path / "theirs" / "tokenizer.json").write_bytes((folder / "ours" / "tokenizer.json").read_bytes())
-    followed = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "__unk__"}
-    change(tmp_path / "theirs" / "tokenizer_config.json", **followed)
-    convert(tmp_path / "theirs", tmp_path / "ours")
-    loaded = load(tmp_path / "ours")
+        (own / "theirs" / name).unlink()
+    tokenizer = Tokenizer.from_file(str(folder / "ours" / "tokenizer.json"))
+    if request.param:
+        tokenizer.post_processor = processors.TemplateProcessing(
+            single=f"$A{request.param}", special_tokens=[("__end__", 2)]
+        )
+    tokenizer.save(str(own / "theirs" / "tokenizer.json"))
+    settings = {"tokenizer_class": "PreTrainedTokenizerFast", "unk_token": "__unk__"}
+    change(own / "theirs" / "tokenizer_config.json", **settings)
+    convert(own / "theirs", own / "ours")
+    return own, [2] if request.param else []
+
+
+def test_a_tokenizer_json_alone(pair, followed):
+    _, tokenizer, _ = pair
+    folder, end = followed
+    loaded = load(folder / "ours")
     rows = fairseq_rows(len(tokenizer))
     for line in ODD:
-        assert ids(loaded, line) == rows[tokenizer(line)["input_ids"]].tolist(), line
+        expected = [*rows[tokenizer(line)["input_ids"]].tolist(), *end]
+        assert ids(loaded, line) == (expected or [2]), line
+
+
+def test_a_tokenizer_json_alone_goes_back(followed, tmp_path):
+    """As it is, and to the class that reads it."""
+    folder, end = followed
+    again = back(folder / "ours", tmp_path / "again")
+    assert_same_tensors(folder / "theirs", again)
+    assert not (again / "vocab.json").exists()
+    found, expected = (transformers.AutoTokenizer.from_pretrained(path) for path in (again, folder / "theirs"))
+    assert all(found(line)["input_ids"] == expected(line)["input_ids"] for line in (*LINES, *ODD))
+    assert (found("the")["input_ids"][-1] == 2) == bool(end)
+
+    state = torch.load(folder / "ours" / "model.pt", weights_only=False)
+    task = state["cfg"]["task"]
+    task["append_source_eos"] = "no" if end else None
+    (tmp_path / "trained").mkdir()
+    torch.save(state, tmp_path / "trained" / "model.pt")
+    sentence = (
+        r"\(--append-source-eos no\), and .*tokenizer.json puts one there" if end else "reads none: train it with"
+    )
+    with pytest.raises(UserError, match=sentence):
+        back(tmp_path / "trained", tmp_path / "other", data=folder / "ours")
 
 
 def without_merges(folder):

@@ -14,9 +14,22 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.families.marian import sines
 from elseq.subwords.pieces import as_word
+from tests.interop.hugging_face import making
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
-from tests.interop.hugging_face.making import change, convert, load, padded
-from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+from tests.interop.hugging_face.making import (
+    SETTINGS,
+    assert_same_hypotheses,
+    assert_same_ids,
+    assert_same_logits,
+    assert_same_model,
+    assert_same_tensors,
+    back,
+    change,
+    convert,
+    load,
+    random_texts,
+    save_with_settings,
+)
 from tests.interop.hugging_face.test_sentencepieces import TEXT, train
 
 transformers = pytest.importorskip("transformers")
@@ -68,12 +81,7 @@ def make(folder, kind=KINDS[0], seed=2, text=TEXT, rule="nmt_nfkc", pad_bias=0.0
         model.final_logits_bias.copy_(0.5 * torch.randn_like(model.final_logits_bias))
         model.final_logits_bias[0, 0] += end_bias  # so that texts end
         model.final_logits_bias[0, pad] = pad_bias
-    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "bad_words_ids": [[pad]]}
-    settings |= {"no_repeat_ngram_size": 2, "min_length": 8}  # else a random model repeats one word
-    for name, value in settings.items():
-        setattr(model.generation_config, name, value)
-    model.save_pretrained(folder)
-    return model
+    return save_with_settings(model, folder, length_penalty=1.0)
 
 
 @pytest.fixture(scope="module", params=KINDS)
@@ -86,12 +94,8 @@ def pair(request, tmp_path_factory):
 
 def texts(model, number=40, side="source"):
     """With their end symbols, in transformers' numbers."""
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(1, 20, (number,), generator=generator).tolist()
     rows = model.config.decoder_vocab_size if side == "target" else model.config.vocab_size
-    words = torch.tensor([row for row in range(1, rows) if row != model.config.pad_token_id])
-    drawn = [torch.randint(len(words), (length,), generator=generator) for length in lengths]
-    return [[*words[row].tolist(), 0] for row in drawn]
+    return random_texts([row for row in range(1, rows) if row != model.config.pad_token_id], [0], number)
 
 
 def fairseq_rows(loaded, folder, side="source"):
@@ -105,51 +109,25 @@ def fairseq_rows(loaded, folder, side="source"):
 
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
-    assert_same_logits(*pair, attention)
+    assert_same_numbers(*pair, attention)
 
 
-@torch.no_grad()
-def assert_same_logits(theirs, folder, attention):
-    pad = theirs.config.pad_token_id
+def assert_same_numbers(theirs, folder, attention):
     loaded = load(folder / "ours", attention)
-    rows = fairseq_rows(loaded, folder / "theirs")
-    target_rows = fairseq_rows(loaded, folder / "theirs", "target")
-    batch = padded(texts(theirs), pad)
-    targets = padded([[pad, *row[:-1]] for row in texts(theirs, side="target")], pad)
-    mask = batch.ne(pad)
-    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
-    our_targets = target_rows[targets]
-    our_targets[:, 0] = 2  # decoding starts from </s> in fairseq
-    found = loaded.model(rows[batch], mask.sum(dim=1), our_targets)[0]
-    words = targets.ne(pad)
-    words[:, 0] = True
-    assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words][:, target_rows], expected[words], rtol=1e-5, atol=1e-5)
-    assert found[words].softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Marian has not
+    rows, target_rows = (fairseq_rows(loaded, folder / "theirs", side) for side in NUMBERS)
+    found = assert_same_logits(theirs, loaded, texts(theirs), texts(theirs, side="target"), rows, target_rows)
+    assert found.softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Marian has not
 
 
-SETTINGS = {
-    "greedy": ({"num_beams": 1}, {"beam": 1}),
-    "its own settings": ({}, {}),
-    "early_stopping false": ({"early_stopping": False}, {"early_stopping": "bound"}),
-    "early_stopping never": ({"early_stopping": "never"}, {"early_stopping": "never"}),
-}
 SOURCES = [TEXT[start : start + 20 + 3 * start] for start in range(50)]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_same_hypotheses(pair, attention, settings):
     theirs, folder = pair
-    loaded = load(folder / "ours", attention)
-    settings, options = SETTINGS[settings]
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
-    batch = tokenizer(SOURCES, return_tensors="pt", padding=True)
-    expected = theirs.generate(**batch, **settings)
-    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in expected]
-    assert loaded.generate(SOURCES, **(from_hugging_face(folder / "theirs").generation | options)) == expected
-    assert len(set(expected)) > 3 and max(map(len, expected)) > 2
+    assert_same_hypotheses(theirs, tokenizer, folder, attention, SOURCES, settings)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -172,11 +150,7 @@ def test_tokens(pair):
     _, folder = pair
     tokenizer = transformers.AutoTokenizer.from_pretrained(folder / "theirs")
     loaded = load(folder / "ours")
-    rows = fairseq_rows(loaded, folder / "theirs")
-    for line in (*LINES, *ODD):
-        tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
-        assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
-        assert loaded.task.build_dataset_for_inference([tokens], [1])[0]["source"].tolist() == tokens.tolist()
+    assert_same_ids(loaded, tokenizer, fairseq_rows(loaded, folder / "theirs"), (*LINES, *ODD))
 
 
 def test_tokens_of_targets(pair):
@@ -234,16 +208,12 @@ def test_round_trip(tmp_path, kind, dtype):
     model.save_pretrained(tmp_path / "theirs")
     convert(tmp_path / "theirs", tmp_path / "ours")
     again = back(tmp_path / "ours", tmp_path / "again")
-    assert_same_tensors(tmp_path / "theirs", again)
     own = [NUMBERS["target"]] if kind == KINDS[1] else []
     for name in ("source.spm", "target.spm", "vocab.json", *own):
         assert (again / name).read_bytes() == (tmp_path / "theirs" / name).read_bytes()
-    loaded = transformers.MarianMTModel.from_pretrained(again)
-    settings, expected = (each.generation_config for each in (loaded, model))
-    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "forced_eos_token_id", "bad_words_ids"):
-        assert getattr(settings, name) == getattr(expected, name), name
-    for name in ("num_beams", "early_stopping", "max_length"):
-        assert getattr(settings, name) == getattr(expected, name), name
+    loaded = assert_same_model(model, tmp_path / "theirs", again)
+    assert loaded.generation_config.bad_words_ids == model.generation_config.bad_words_ids
+    assert loaded.generation_config.forced_eos_token_id == model.generation_config.forced_eos_token_id
     for name in ("vocab_size", "decoder_vocab_size", "share_encoder_decoder_embeddings", "pad_token_id"):
         assert getattr(loaded.config, name) == getattr(model.config, name), name
     tokenizers = [transformers.AutoTokenizer.from_pretrained(tmp_path / name) for name in ("theirs", "again")]
@@ -266,6 +236,22 @@ def test_embeddings_of_their_own_for_one_vocabulary(tmp_path, has_two):
     expected = [tokenizer.decode(row, skip_special_tokens=True) for row in theirs.generate(**batch)]
     options = from_hugging_face(tmp_path / "theirs").generation
     assert load(tmp_path / "ours").generate(SOURCES[:10], **options) == expected
+
+
+def test_byte_pairs_for_two_dictionaries(tmp_path, capsys):
+    """Of fairseq's files: transformers gives the tokens of both sides the same numbers."""
+    make(tmp_path / "theirs", KINDS[1])
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    for path in (tmp_path / "ours").iterdir():
+        if path.name not in ("model.pt", "dict.source.txt", "dict.target.txt"):
+            path.unlink()
+    numbers = {piece: number for number, piece in enumerate(making.PIECES)}
+    (tmp_path / "ours" / "encoder.json").write_text(json.dumps(numbers))
+    (tmp_path / "ours" / "vocab.bpe").write_text("\n".join(["#version: 0.2", *making.MERGES, ""]))
+    again = back(tmp_path / "ours", tmp_path / "again")
+    written = "no tokenizer was written: transformers has none of GPT-2's BPE with a vocabulary for each side"
+    assert f"note: {written}\n" in capsys.readouterr().out
+    assert {path.name for path in again.iterdir()} == {"config.json", "generation_config.json", "model.safetensors"}
 
 
 def test_sines():
@@ -465,7 +451,7 @@ def test_embeddings_of_their_own(tmp_path, kind, is_tied):
     embeddings = theirs.model.encoder.embed_tokens, theirs.model.decoder.embed_tokens, theirs.lm_head
     assert [torch.equal(one.weight, embeddings[1].weight) for one in embeddings] == [False, True, is_tied]
     convert(tmp_path / "theirs", tmp_path / "ours")
-    assert_same_logits(theirs, tmp_path, "kv")
+    assert_same_numbers(theirs, tmp_path, "kv")
     again = back(tmp_path / "ours", tmp_path / "again")
     loaded = transformers.MarianMTModel.from_pretrained(again)
     assert loaded.config.tie_word_embeddings is is_tied
@@ -485,7 +471,7 @@ def test_positions_of_their_own(tmp_path, kind, capsys):
     torch.save(state, tmp_path / "ours" / "model.pt")
     again = back(tmp_path / "ours", tmp_path / "again")
     assert "note: training has changed the positions, which were sines: transformers reads" in capsys.readouterr().out
-    assert_same_logits(transformers.MarianMTModel.from_pretrained(again).eval(), tmp_path, "kv")
+    assert_same_numbers(transformers.MarianMTModel.from_pretrained(again).eval(), tmp_path, "kv")
 
 
 def test_dictionaries_of_another_tokenizer(tmp_path):

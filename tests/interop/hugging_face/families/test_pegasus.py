@@ -7,11 +7,21 @@ import sentencepiece
 import torch
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.sentencepieces import read_model
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
-from tests.interop.hugging_face.making import change, convert, load, padded
-from tests.interop.hugging_face.test_conversion import assert_same_tensors, back
+from tests.interop.hugging_face.making import (
+    assert_same_hypotheses,
+    assert_same_ids,
+    assert_same_logits,
+    assert_same_model,
+    assert_same_tokenizer,
+    back,
+    change,
+    convert,
+    load,
+    random_texts,
+    save_with_settings,
+)
 from tests.interop.hugging_face.test_sentencepieces import TEXT, train
 
 transformers = pytest.importorskip("transformers")
@@ -47,12 +57,7 @@ def make(folder, seed=2, **options):
         model.model.shared.weight[0] = 0
         end = model.lm_head.weight[1]
         model.model.decoder.layer_norm.bias += 4 * end / end.norm() ** 2
-    settings = {"num_beams": 4, "early_stopping": True, "max_length": 60, "length_penalty": 0.8}
-    settings |= {"no_repeat_ngram_size": 2, "min_length": 8, "bad_words_ids": [[0]]}
-    for name, value in settings.items():
-        setattr(model.generation_config, name, value)
-    model.save_pretrained(folder)
-    return model, tokenizer
+    return save_with_settings(model, folder, length_penalty=0.8), tokenizer
 
 
 @pytest.fixture(scope="module")
@@ -70,65 +75,34 @@ def fairseq_rows(size):
     return torch.tensor([first[number] if number in first else next(others) for number in range(size)])
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
     theirs, _, folder = pair
     rows = fairseq_rows(theirs.config.vocab_size)
-    generator = torch.Generator().manual_seed(3)
-    lengths = torch.randint(1, 20, (40,), generator=generator).tolist()
-    texts = [[*torch.randint(105, len(rows), (length,), generator=generator).tolist(), 1] for length in lengths]
-    batch, targets = padded(texts, 0), padded([[0, *row[:-1]] for row in texts], 0)
-    mask = batch.ne(0)
-    expected = theirs(input_ids=batch, attention_mask=mask.long(), decoder_input_ids=targets).logits
-    our_targets = rows[targets]
-    our_targets[:, 0] = 2
-    found = load(folder / "ours", attention).model(rows[batch], mask.sum(dim=1), our_targets)[0]
-    words = targets.ne(0)
-    words[:, 0] = True
-    assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words][:, rows], expected[words], rtol=1e-5, atol=1e-5)
-    assert found[words].softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Pegasus has not
+    texts = random_texts(range(105, len(rows)), [1])
+    found = assert_same_logits(theirs, load(folder / "ours", attention), texts, texts, rows)
+    assert found.softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Pegasus has not
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el"])
-@pytest.mark.parametrize("settings", [{"num_beams": 1}, {}], ids=["greedy", "its own settings"])
+@pytest.mark.parametrize("settings", ["greedy", "its own settings"])
 def test_same_hypotheses(pair, attention, settings):
-    theirs, tokenizer, folder = pair
     lines = [TEXT[start : start + 20 + 3 * start] for start in range(25)]
-    batch = tokenizer(lines, return_tensors="pt", padding=True)
-    batch.pop("token_type_ids", None)
-    found = theirs.generate(**batch, **settings)
-    expected = [tokenizer.decode(row, skip_special_tokens=True) for row in found]
-    options = from_hugging_face(folder / "theirs").generation | ({"beam": 1} if settings else {})
-    assert load(folder / "ours", attention).generate(lines, **options) == expected
-    assert len(set(expected)) > 3 and max(row.ne(0).sum() for row in found) < 59
+    assert assert_same_hypotheses(*pair, attention, lines, settings) < 59
 
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
 def test_tokens(tmp_path, rule):
     _, tokenizer = make(tmp_path / "theirs", normalization_rule_name=rule)
     convert(tmp_path / "theirs", tmp_path / "ours")
-    loaded = load(tmp_path / "ours")
-    rows = fairseq_rows(len(tokenizer) + 3)
-    for line in (*LINES, *ODD):
-        tokens = loaded.task.source_dictionary.encode_line(loaded.bpe.encode(line), add_if_not_exist=False)
-        assert tokens.tolist() == rows[tokenizer(line)["input_ids"]].tolist(), line
+    assert_same_ids(load(tmp_path / "ours"), tokenizer, fairseq_rows(len(tokenizer) + 3), (*LINES, *ODD))
 
 
 def test_round_trip(pair, tmp_path):
     theirs, tokenizer, folder = pair
     again = back(folder / "ours", tmp_path / "again")
-    assert_same_tensors(folder / "theirs", again)
-    loaded = transformers.PegasusForConditionalGeneration.from_pretrained(again)
-    settings, expected = (each.generation_config for each in (loaded, theirs))
-    for name in ("decoder_start_token_id", "eos_token_id", "pad_token_id", "num_beams", "max_length", "length_penalty"):
-        assert getattr(settings, name) == getattr(expected, name), name
-    found = transformers.AutoTokenizer.from_pretrained(again)
-    assert found.get_vocab() == tokenizer.get_vocab()
-    for line in (*LINES, *ODD):
-        assert found(line)["input_ids"] == tokenizer(line)["input_ids"]
+    assert_same_model(theirs, folder / "theirs", again)
+    assert_same_tokenizer(again, tokenizer, (*LINES, *ODD))
 
 
 @pytest.mark.parametrize(

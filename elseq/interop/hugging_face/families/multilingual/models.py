@@ -1,8 +1,11 @@
 """mBART, M2M-100 and NLLB: BART's layers with the norms first; a language's symbol stands beside source and target."""
 
+import json
 import re
 from dataclasses import replace
 from pathlib import Path
+
+from tokenizers import Tokenizer, processors
 
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
@@ -12,9 +15,10 @@ from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, read_config
-from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.pieces import MODEL, NUMBERS
+from elseq.interop.hugging_face.tokenizer import CONFIG, read_config, surroundings
+from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
+from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
+from elseq.subwords.tokens import Tokens
 
 # en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB
 _LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
@@ -79,6 +83,36 @@ class Multilingual(BARTFamily):
             cfg["task"][option] = names.get(row[0] if isinstance(row, list) else row)
         cfg["task"]["force_bos"] = "no"
         return cfg
+
+    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+        """With the language that the task puts beside a source, whatever the tokenizer's was.
+
+        Raises:
+            UserError: the tokenizer does not have it.
+        """
+        files = super().tokenizer_files(tokens, words, task)
+        start, end = (getattr(task, option, None) for option in ("source_start", "source_end"))
+        language = start or end
+        if language is None:
+            return files
+        if isinstance(tokens, Tokens):
+            if language not in tokens.numbers:
+                raise UserError(
+                    f"{tokens.path} does not have {language!r}, which stands beside the sources of the model: name the "
+                    "folder of the model's own tokenizer by --data"
+                )
+            tokenizer = Tokenizer.from_str(files[TOKENIZER])
+            code, last = (tokens.numbers[word] for word in (language, "</s>"))
+            around = ([code], [last]) if start else ([], [last, code])
+            if surroundings(tokenizer) == around:
+                return files
+            before, after = ([tokenizer.id_to_token(number) for number in side] for side in around)
+            tokenizer.post_processor = processors.TemplateProcessing(
+                single=[*before, "$A", *after],
+                special_tokens=[(tokenizer.id_to_token(number), number) for number in (code, last)],
+            )
+            files |= {TOKENIZER: tokenizer.to_str()}
+        return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:

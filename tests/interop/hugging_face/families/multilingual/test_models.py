@@ -13,8 +13,16 @@ import elseq
 from elseq.errors import UserError
 from elseq.interop.hugging_face import folders
 from elseq.interop.hugging_face.conversion import to_hugging_face
-from tests.interop.hugging_face.making import change, convert, load, padded, until_end
-from tests.interop.hugging_face.test_conversion import back
+from tests.interop.hugging_face.making import (
+    assert_same_logits,
+    back,
+    change,
+    convert,
+    load,
+    padded,
+    random_texts,
+    until_end,
+)
 
 transformers = pytest.importorskip("transformers")
 
@@ -99,10 +107,7 @@ def pair(request, tmp_path_factory):
 
 def texts(model, number=50):
     """With their end symbols."""
-    generator = torch.Generator().manual_seed(3)
-    last = model.config.vocab_size - 4
-    lengths = torch.randint(1, 20, (number,), generator=generator).tolist()
-    return [[*torch.randint(5, last, (length,), generator=generator).tolist(), 2] for length in lengths]
+    return random_texts(range(5, model.config.vocab_size - 4), [2], number)
 
 
 def sources(name, model):
@@ -110,17 +115,11 @@ def sources(name, model):
     return [[*row, language] if name == "mbart25" else [language, *row] for row in texts(model)]
 
 
-@torch.no_grad()
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
     name, theirs, folder = pair
-    rows = padded(sources(name, theirs))
-    targets = padded([[2, *row[:-1]] for row in texts(theirs)])
-    expected = theirs(input_ids=rows, attention_mask=rows.ne(1).long(), decoder_input_ids=targets).logits
-    found = load(folder / "ours", attention).model(rows, rows.ne(1).sum(dim=1), targets)[0]
-    words = targets.ne(1)
-    assert expected[words].std() > 0.5
-    torch.testing.assert_close(found[words], expected[words], rtol=1e-5, atol=1e-5)
+    rows = torch.arange(theirs.config.vocab_size)
+    assert_same_logits(theirs, load(folder / "ours", attention), sources(name, theirs), texts(theirs), rows)
 
 
 @torch.no_grad()

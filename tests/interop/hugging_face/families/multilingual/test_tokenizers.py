@@ -7,14 +7,14 @@ import json
 
 import pytest
 import sentencepiece
+import torch
 from safetensors.torch import load_file
 
 from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.sentencepieces import read_model
 from tests.interop.hugging_face.families.multilingual.test_models import LINES, make_model
-from tests.interop.hugging_face.making import change, convert, load
-from tests.interop.hugging_face.test_conversion import back
+from tests.interop.hugging_face.making import back, change, convert, load
 from tests.interop.hugging_face.test_sentencepieces import train
 
 transformers = pytest.importorskip("transformers")
@@ -227,3 +227,43 @@ def test_damaged_model(tmp_path, kind):
     (tmp_path / "theirs" / "sentencepiece.bpe.model").write_bytes(b"none")
     with pytest.raises(UserError, match="sentencepiece.bpe.model is no sentencepiece model"):
         convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+# --- another language of sources than the tokenizer's
+
+
+def test_the_language_of_a_training(both, tmp_path, capsys):
+    """It is written with the tokenizer, and the language of targets is not that of another pair."""
+    kind, _, _, folder = both
+    _, code = CODES[kind]
+    state = torch.load(folder / "ours" / "model.pt", weights_only=False)
+    state["cfg"]["task"]["source_end" if kind == "mbart25" else "source_start"] = code
+    (tmp_path / "trained").mkdir()
+    torch.save(state, tmp_path / "trained" / "model.pt")
+    again = back(tmp_path / "trained", tmp_path / "again", data=folder / "ours", settings=str(folder / "ours"))
+    printed = capsys.readouterr().out
+    found = transformers.AutoTokenizer.from_pretrained(again)
+    plain = back(folder / "ours", tmp_path / "plain")
+    expected = transformers.AutoTokenizer.from_pretrained(plain, src_lang=code.strip("_"))
+    for line in LINES:
+        assert found(line)["input_ids"] == expected(line)["input_ids"]
+    assert expected.convert_tokens_to_ids(code) in found("the dog")["input_ids"]
+    task = convert(again, tmp_path / "ours").checkpoint["cfg"]["task"]
+    assert (task["source_start"] or task["source_end"]) == code
+
+    settings = json.loads((again / "generation_config.json").read_text())
+    assert settings["num_beams"] == 5 and settings.get("forced_bos_token_id") is None
+    note = f"note: that targets begin with {code} is left out: in --settings it goes with sources that begin with "
+    assert (note in printed) == (kind != "mbart25")  # which decodes from the language that the training names
+
+
+def test_a_language_that_the_tokenizer_lacks(both, tmp_path):
+    kind, _, _, folder = both
+    if kind == "m2m_100":
+        pytest.skip("its tokenizer takes the language from tokenizer_config.json")
+    state = torch.load(folder / "ours" / "model.pt", weights_only=False)
+    state["cfg"]["task"]["source_start"] = "madeupword0000"
+    (tmp_path / "trained").mkdir()
+    torch.save(state, tmp_path / "trained" / "model.pt")
+    with pytest.raises(UserError, match="tokenizer.json does not have 'madeupword0000', which stands beside the sources"):
+        back(tmp_path / "trained", tmp_path / "again", data=folder / "ours")
