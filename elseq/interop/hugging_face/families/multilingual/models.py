@@ -46,15 +46,22 @@ class Multilingual(BARTFamily):
         """It may be a language: `check_vocabulary` knows them."""
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
-        languages = {words.rows[name] for name in words.languages}
+        languages = {row for name in words.languages if (row := words.rows[name]) < config["vocab_size"]}
         if config["decoder_start_token_id"] not in languages:
             super().check_start(config)
-        if _source_language(words, config) is None:
+        source = _source_language(words, config)
+        if source is None:
             wanted = (
                 f"the number of a language before and {config['eos_token_id']} after it, or both after it: set "
                 "src_lang, and save the tokenizer by the save_pretrained of transformers"
             )
             raise other_surroundings(words, folder, wanted)
+        if words.rows[source] not in languages:
+            raise UserError(
+                f"{folder} puts {source} beside a text, which has the number {words.rows[source]}, and the embedding "
+                f"has {config['vocab_size']} rows: set src_lang in {CONFIG} to another language, or name "
+                "the folder of the model's own tokenizer by --data"
+            )
         return False
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:

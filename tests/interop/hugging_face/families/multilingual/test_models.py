@@ -360,6 +360,22 @@ def test_symbols_elsewhere(tmp_path):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 
+def test_languages_without_a_row(tmp_path):
+    """Which a tokenizer got after the training of the model."""
+    make(tmp_path / "theirs", "mbart25")
+    rows = json.loads((tmp_path / "theirs" / "config.json").read_text())["vocab_size"]
+    more = [*LANGUAGES["mbart25"], "fr_XX", "it_IT"]
+    make_tokenizer(tmp_path / "theirs", more, around="$A </s> {0}")
+    sentence = f"puts it_IT beside a text, which has the number {rows}, and the embedding has {rows} rows: set src_lang"
+    with pytest.raises(UserError, match=sentence):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+    make_tokenizer(tmp_path / "theirs", [*more[2:], *more[:2]][::-1], around="$A </s> {0}")
+    for file in ("config.json", "generation_config.json"):
+        change(tmp_path / "theirs" / file, decoder_start_token_id=rows)
+    with pytest.raises(UserError, match=f"decoder_start_token_id: {rows}"):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+
+
 def test_start_of_the_settings(tmp_path):
     """generation_config.json stands over config.json, and names a language or the end symbol."""
     make(tmp_path / "theirs", "mbart25")
