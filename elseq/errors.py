@@ -55,8 +55,8 @@ def renamed(name: Callable[[str], str]):
 
 
 def as_option(name: str) -> str:
-    """The command-line option for a Python keyword; see `renamed`."""
-    return f"--{name.replace('_', '-')}"
+    """The command-line option for a Python keyword, or for an option itself; see `renamed`."""
+    return f"--{name.removeprefix('--').replace('_', '-')}"
 
 
 def as_keyword(option: str) -> str:

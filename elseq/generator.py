@@ -118,7 +118,7 @@ class TextGenerator:
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
         if prefixes is not None:
-            prefixes = list(prefixes)
+            prefixes = _strings(prefixes, "generate", "prefix")
             if len(prefixes) != len(texts):
                 raise UserError(f"has {len(prefixes)} texts for {len(texts)} sources: give one for each", "prefixes")
         blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
@@ -275,7 +275,15 @@ class TextGenerator:
             return [(self, range(count))]
         sides = []
         for name, given in (("source_lang", source), ("target_lang", target)):
-            each = [given] * count if given is None or isinstance(given, str) else given
+            if given is None or isinstance(given, str):
+                sides.append([given] * count)
+                continue
+            each = list(given) if isinstance(given, Iterable) else [given]
+            for language in each:
+                if language is not None and not isinstance(language, str):
+                    raise UserError(
+                        f"{language!r} is no string: give the code of a language, or one for each text", name
+                    )
             if len(each) != count:
                 raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
             sides.append(each)
@@ -463,6 +471,7 @@ class TextGenerator:
 
         return SplittingDecoder(decode, lengths, name)
 
+    @renamed(as_keyword)
     def _decode(
         self,
         search,
@@ -487,6 +496,7 @@ class TextGenerator:
             options["prefix_tokens"] = padded.to(next(self.model.parameters()).device)
         return _in_order(self.task.inference_step(search, self.models, sample, **options), order)
 
+    @renamed(as_keyword)
     def _score(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> list[dict]:
         """The target of each pair of source and target with its log-probabilities."""
         sample, order = self._sample([source for source, _ in pairs])
@@ -520,10 +530,15 @@ class TextGenerator:
 
 
 def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
+    """
+    Raises:
+        UserError: they are no list of strings.
+    """
+    names = f"{name}es" if name.endswith("x") else f"{name}s"
     if isinstance(texts, str):
-        raise UserError(f"{function} takes a list of {name}s and was given one string; put it into a list")
+        raise UserError(f"{function} takes a list of {names} and was given one string; put it into a list")
     if not isinstance(texts, Iterable):
-        raise UserError(f"{function} takes a list of {name}s and was given {texts!r}")
+        raise UserError(f"{function} takes a list of {names} and was given {texts!r}")
     texts = list(texts)
     for index, text in enumerate(texts):
         if not isinstance(text, str):

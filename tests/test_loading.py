@@ -44,9 +44,10 @@ def test_options_of_the_command():
 
 def test_settings_of_sweeps():
     settings = yaml.safe_load((ROOT / "hydra_conf" / "generate.yaml").read_text())
-    elsewhere = {"attention": "decode", "data": "task"}
+    groups = [group for each in settings["defaults"] if isinstance(each, dict) for group in each]
+    elsewhere = {"attention": "decode", "data": "task", "bpe": "bpe"}
     for name in [*names(Loading), *names(Batching), *names(InputFormat)]:
-        assert name in settings or elsewhere.get(name) in [*settings, "decode"], name
+        assert name in settings or elsewhere.get(name) in [*settings, *groups], name
 
 
 @pytest.mark.parametrize("name", ["attention", "apply_top_k", "apply_top_k_in", "apply_ffn_top_k"])

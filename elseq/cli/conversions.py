@@ -172,7 +172,7 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
 
 
 def convert_to_hugging_face(args) -> None:
-    path, output, state = _prepare(args, conversion.WRITTEN, conversion.FEATURES)
+    path, output, state = _prepare(args, conversion.WRITTEN, conversion.FEATURES, conversion.PROGRAM)
     settings = Checkpoint.read(checkpoint_path(args.settings)).cfg if args.settings else None
     dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
     loaded = _load(path, args.data, dtype)
@@ -197,7 +197,7 @@ def convert_to_hugging_face(args) -> None:
 
 
 def convert_to_ctranslate2(args) -> None:
-    path, output, state = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES)
+    path, output, state = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES, ctranslate.PROGRAM)
     loaded = _load(path, args.data, torch.float32)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
@@ -218,19 +218,19 @@ def convert_to_fairseq(args) -> None:
     print(f"written: {output}")
 
 
-def _prepare(args, names: tuple[str, ...], features: Sequence[str]) -> tuple[Path, Path, dict]:
+def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str) -> tuple[Path, Path, dict]:
     """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built.
 
     Args:
         names: of the files that are written; see `check_output_folder`.
-        features: what the program has and fairseq does not; see `as_stock`.
+        features, program: what the program has and fairseq does not, and its name; see `as_stock`.
     """
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
     state = Checkpoint.read(path, multilingual=False).state
     with about(path):
-        as_stock(elseq_configuration(state["cfg"].model), features)
+        as_stock(elseq_configuration(state["cfg"].model), features, program)
     _note_windows(state)
     return path, output, state
 

@@ -453,8 +453,9 @@ class SequenceGenerator(nn.Module):
         bounds = [self.max_len - prompt for prompt in prompts]
         if min(bounds) < self.min_len:
             raise UserError(
-                f"--min-len {self.min_len} is more than the {max(min(bounds), 0)} tokens that the model's positions "
-                "leave; shorten the input or lower --min-len"
+                f"{self.min_len} is more than the {max(min(bounds), 0)} tokens that the model's positions leave; "
+                "shorten the input or lower it",
+                "--min-len",
             )
         if self.match_source_len:
             wanted = lengths
@@ -478,7 +479,7 @@ class SequenceGenerator(nn.Module):
         """Whether a score can be divided by that power of the length."""
         penalty = self.length_penalty
         if penalty is not None and not abs(penalty) * math.log(length) < math.log(torch.finfo(torch.float32).max):
-            raise UserError(f"--lenpen {penalty} makes scores of {length} tokens all the same: give one nearer to 1")
+            raise UserError(f"{penalty} makes scores of {length} tokens all the same: give one nearer to 1", "--lenpen")
 
     def _index(self, word: str) -> int:
         index = self.tgt_dict.index(word)

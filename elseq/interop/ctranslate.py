@@ -12,6 +12,7 @@ from elseq.interop.hugging_face.rows import unused_bias
 from elseq.models.stock import as_stock, elseq_configuration
 
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
+PROGRAM = "CTranslate2"
 FEATURES = ("output_bias", "activation_fn")  # what it has and fairseq does not
 # Its converter for fairseq ignores these.
 _PASSED_OVER = (
@@ -40,7 +41,7 @@ def to_ctranslate2(
     except ImportError as error:
         raise UserError("to write for CTranslate2 its package is needed: pip install ctranslate2") from error
     configuration = elseq_configuration(cfg.model)
-    options = as_stock(configuration, FEATURES)
+    options = as_stock(configuration, FEATURES, PROGRAM)
     args = Namespace(**options, arch=options["_name"])
     passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
     if passed_over is not None:
@@ -61,7 +62,9 @@ def to_ctranslate2(
                 spec.register_target_vocabulary(symbols(target))
                 start = getattr(cfg.task, "decoder_start", None)
                 spec.config.decoder_start_token = start or spec.config.eos_token
-                spec.config.add_source_eos = getattr(cfg.task, "append_source_eos", None) != "no"
+                # It appends </s> behind whatever a source ends with.
+                ends_otherwise = getattr(cfg.task, "source_end", None) is not None
+                spec.config.add_source_eos = getattr(cfg.task, "append_source_eos", None) != "no" and not ends_otherwise
             if configuration["output_bias"]:
                 spec.decoder.projection.bias = without_padding(model.decoder.output_projection.bias, target)
             return spec

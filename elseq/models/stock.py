@@ -125,20 +125,21 @@ def elseq_configuration(cfg) -> dict:
     return OmegaConf.to_container(whole, resolve=True, enum_to_str=True)["model"]
 
 
-def as_stock(configuration: dict, besides: Collection[str] = ()) -> dict:
+def as_stock(configuration: dict, besides: Collection[str] = (), program: str = "stock fairseq") -> dict:
     """The configuration of the stock model with the same parameters: `_name` and every option.
 
     Args:
         configuration: configuration of an elseq model, from `elseq_configuration`.
         besides: the options whose values need not be fairseq's, because another program has more: "output_bias",
             "norm_before_positions" and "activation_fn" (swish).
+        program: its name in errors.
 
     Raises:
         UserError: fairseq has no equivalent of the model.
     """
     reason = why_not_stock(configuration, besides)
     if reason is not None:
-        raise UserError(f"the model has {reason}, which stock fairseq does not have")
+        raise UserError(f"the model has {reason}, which {program} does not have")
     name = _STOCK_NAMES[configuration["_name"]]
     options = {option: value for option, value in configuration.items() if option not in _OWN_OPTIONS}
     return {**options, "_name": name}

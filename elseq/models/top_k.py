@@ -24,7 +24,7 @@ def apply_attention_top_k(model: nn.Module, top_k: int | None, places: tuple[str
     ]
     present = {place for place, _ in attentions}
     if not present.intersection(places):
-        raise UserError(f"--apply-top-k-in {','.join(places)}: the model has attention in {', '.join(present)} only")
+        raise UserError(f"{','.join(places)}: the model has attention in {', '.join(present)} only", "--apply-top-k-in")
     for place, module in attentions:
         if place in places:
             module.top_k = top_k
@@ -44,8 +44,9 @@ def apply_ffn_top_k(model: nn.Module, top_k: int | None) -> None:
             has_norm = getattr(module, "ffn_layernorm", None) is not None
             if top_k is not None and (has_norm or module.activation not in ACTIVATIONS):
                 raise UserError(
-                    f"--apply-ffn-top-k needs the activation {' or '.join(ACTIVATIONS)} and no --scale-fc, and this "
-                    f"model has {'--scale-fc' if has_norm else module.activation}: leave it out"
+                    f"needs the activation {' or '.join(ACTIVATIONS)} and no --scale-fc, and this model has "
+                    f"{'--scale-fc' if has_norm else module.activation}: leave it out",
+                    "--apply-ffn-top-k",
                 )
             module.ffn_top_k = top_k
 

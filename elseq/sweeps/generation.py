@@ -25,6 +25,7 @@ from elseq.text_files.processes import Processes
 from elseq.text_files.run import Job, Run
 
 OUTPUT = "output.txt"
+GROUPS = ("task", "decode", "bpe")
 SEARCH = [name for name in SEARCH_OPTIONS if name != "nbest"]  # a text a line, which is scored
 
 
@@ -35,19 +36,20 @@ def _known(cfg: dict) -> Row:
 @recorded(known=_known)
 def job(cfg: DictConfig, folder: Path) -> Result:
     """Generate with the settings of the configuration."""
+    _check_single(cfg)
     if cfg.checkpoint is None or cfg.input is None:
         raise UserError("give checkpoint=FILE and input=FILE")
     score = _scorer(cfg)
     search = search_options(cfg, SEARCH)
-    named = {"data": cfg.task.data, "attention": cfg.decode.mode}  # from the groups of the configuration
+    # from the groups of the configuration
+    named = {"data": cfg.task.data, "attention": cfg.decode.mode, "bpe": OmegaConf.select(cfg, "bpe._name")}
     _choice("dtype", cfg.dtype, DTYPES)
-    settings = OmegaConf.to_container(cfg, resolve=True)
-    loading = {each.name: settings.get(each.name) for each in fields(Loading)} | named
+    loading = {each.name: cfg.get(each.name) for each in fields(Loading)} | named
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
         input=str(cfg.input),
-        input_form=InputFormat(**{each.name: settings.get(each.name) for each in fields(InputFormat)}),
+        input_form=InputFormat(**{each.name: cfg.get(each.name) for each in fields(InputFormat)}),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
@@ -81,6 +83,16 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     device = what.loading.device or ("cuda" if torch.cuda.is_available() else "cpu")
     title = [[Path(what.model).name], [f"{len(outputs)} lines of {what.input}"], [device], report.versions(), how]
     return Result(row, title, outputs)
+
+
+def _check_single(cfg: DictConfig) -> None:
+    """
+    Raises:
+        UserError: a setting that is no group has several values.
+    """
+    for name, value in OmegaConf.to_container(cfg).items():
+        if name not in GROUPS and isinstance(value, (dict, list)):
+            raise UserError(f"{name} {value!r:.60} is no single value: give one, or leave it out")
 
 
 def _choice(name: str, value: str | None, choices: dict):

@@ -128,8 +128,10 @@ def recorded(known: Callable[[dict], Row]) -> Callable[[Callable[[DictConfig, Pa
                 logger.info("%s exists already", folder / RESULTS)
                 return
             try:
+                if not isinstance(mode := configuration["decode"].get("mode"), str):
+                    raise UserError(f"decode.mode {mode!r:.60} is no name of a decoding method: give one")
                 _check_inputs(configuration, folder, Path(config.hydra.runtime.cwd, config.hydra.sweep.dir))
-            except UserError as error:  # the result file may not be writable
+            except UserError as error:  # no result file, which may not be writable
                 sys.excepthook(type(error), error, error.__traceback__)
                 raise
             try:

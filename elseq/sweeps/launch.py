@@ -99,4 +99,8 @@ def _sentence(error: Exception, folder: Path) -> str:
         return f"{found[1]} is no setting of this configuration: --cfg job prints all that are"
     if found := re.match(r"Ambiguous value for argument '(.+)'", lines[0]):
         return f"{found[1]} names several values: give -m to run a job for each, or put them into quotes or brackets"
+    if found := re.match(r"Multiple values for (\S+)\.", lines[0]):
+        return f"{found[1]} is there already: leave out the +"
+    if lines[0].endswith("Got NoneType"):
+        return "a group of settings cannot be null: leave it out"
     return lines[0].partition(", set env var")[0]

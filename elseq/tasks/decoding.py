@@ -1,6 +1,7 @@
 """What our tasks share: stock models become elseq models, and our generator serves them."""
 
 import contextlib
+import difflib
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
@@ -169,6 +170,27 @@ def missing_files_named(data: str | None = None):
         ) from error
 
 
+def check_language(language, languages: Sequence[str], side: str) -> None:
+    """
+    Args:
+        language: the code of a language.
+        languages: those of the model.
+        side: source_lang or target_lang.
+
+    Raises:
+        UserError: it is not one of the model's.
+    """
+    if language not in languages:
+        near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
+        instead = " or ".join(near) or f"one of {some(languages)}"
+        shown = language if isinstance(language, str) and language else repr(language)
+        raise UserError(f"{shown} is not a language of the model: give {instead}", as_option(side))
+
+
+def some(languages: Sequence[str], count: int = 8) -> str:
+    return ", ".join([*languages[:count], *(["..."] if len(languages) > count else [])])
+
+
 def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
     """What hypotheses begin with, int64 [B, P]: the symbol, and then the prefix, unless that begins with it.
 
@@ -217,7 +239,9 @@ class DecodingTask(FairseqTask):
         Raises:
             UserError: the model has no symbols of languages, or not these.
         """
-        raise UserError("is for a multilingual model: leave it out", "--source-lang" if source else "--target-lang")
+        raise UserError(
+            "is for a multilingual model: leave it out", "--target-lang" if source is None else "--source-lang"
+        )
 
     @property
     def options(self):

@@ -12,7 +12,6 @@ A task says where the symbols of the languages stand:
 With --prepend-bos, <s> is the first word of sources and targets of translation_from_pretrained_bart.
 """
 
-import difflib
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -33,9 +32,11 @@ from elseq.options import STOCK
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
+    check_language,
     check_options,
     missing_files_named,
     option_of_windows,
+    some,
     windows_of,
     with_first,
 )
@@ -110,7 +111,7 @@ class MultilingualTask:
 
     def for_languages(self, source, target):
         known = self.languages_of_texts
-        source, target = source or known[0], target or known[1]
+        source, target = (old if new is None else new for old, new in zip(known, (source, target), strict=True))
         args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
         self.check_languages(args)
         task = self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
@@ -131,11 +132,9 @@ class MultilingualTask:
         for side in ("source_lang", "target_lang"):
             language = getattr(args, side)
             if language is None and (needed or args.source_lang is not None or args.target_lang is not None):
-                raise UserError(f"is missing: give one of {_some(languages)}", as_option(side))
-            if language is not None and language not in languages:
-                near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
-                instead = " or ".join(near) or f"one of {_some(languages)}"
-                raise UserError(f"{language} is not a language of the model: give {instead}", as_option(side))
+                raise UserError(f"is missing: give one of {some(languages)}", as_option(side))
+            if language is not None:
+                check_language(language, languages, side)
 
     def build_model(self, cfg, from_checkpoint=False):
         return DecodingTask.build_model(self, cfg, from_checkpoint)
@@ -145,16 +144,12 @@ class MultilingualTask:
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         if constraints is not None:
-            raise UserError(f"--constraints does not go with --task elseq_{self.multilingual}: leave it out")
+            raise UserError(f"is not for models of the task {self.multilingual}: leave it out", "--constraints")
         return super().build_dataset_for_inference(src_tokens, src_lengths)
 
     @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         return super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
-
-
-def _some(languages: Sequence[str], count: int = 8) -> str:
-    return ", ".join([*languages[:count], *(["..."] if len(languages) > count else [])])
 
 
 def _pairs(args) -> list[str]:
@@ -313,7 +308,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             languages = cls.languages_of(args)
             unknown = [language for language in _languages_of(_pairs(args)) if language not in languages]
             if unknown:
-                raise UserError(f"{unknown[0]} is none of the languages, {_some(languages)}: add it", "--lang-pairs")
+                raise UserError(f"{unknown[0]} is none of the languages, {some(languages)}: add it", "--lang-pairs")
         cls._check_symbols(args)
 
     @classmethod
@@ -441,7 +436,7 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         super().check_languages(args, needed)
         pair = f"{args.source_lang}-{args.target_lang}"
         if args.source_lang is not None and pair not in _pairs(args):
-            raise UserError(f"{pair} is not a pair of the model: give one of {_some(_pairs(args))}")
+            raise UserError(f"{pair} is not a pair of the model: give one of {some(_pairs(args))}")
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
@@ -454,7 +449,7 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
 
     def for_languages(self, source, target):
         known = self.languages_of_texts
-        source, target = source or known[0], target or known[1]
+        source, target = (old if new is None else new for old, new in zip(known, (source, target), strict=True))
         if (source, target) != known:
             raise UserError(
                 f"{source}-{target} is another pair than that of the model, {self.lang_pairs[0]}: load the checkpoint "

@@ -1,6 +1,7 @@
 """Translation and BART finetuning, decoded by elseq."""
 
 import difflib
+import re
 from dataclasses import dataclass, field
 from typing import Optional
 
@@ -20,12 +21,15 @@ from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
+    check_language,
     check_options,
     missing_files_named,
     with_first,
 )
 
 YES_OR_NO = ("yes", "no")
+# Codes of languages in dictionaries: en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB.
+LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
 SWITCHES = ("prepend_source_bos", "force_bos", "append_source_eos", "score_target_start")
 
 
@@ -149,15 +153,35 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         if self.languages_of_texts == (None, None):
             return super().for_languages(source, target)
         named = zip(self._options_of_languages, (source, target), (self.src_dict, self.tgt_dict), strict=True)
-        words = {option: self._word(language, known) for option, language, known in named if language is not None}
+        sides = zip(("source_lang", "target_lang"), named, strict=True)
+        words = {
+            option: self._word_of(language, side, dictionary, self.cfg[option])
+            for side, (option, language, dictionary) in sides
+            if language is not None
+        }
         task = type(self)(OmegaConf.merge(self.cfg, words), self.src_dict, self.tgt_dict)
         task.trained_with_bos, task.has_windows = self.trained_with_bos, self.has_windows
         return task
 
     @staticmethod
-    def _word(language: str, dictionary) -> str:
-        """The word of a dictionary for a language: its own name, or in M2M-100 __en__ for en."""
-        return f"__{language}__" if f"__{language}__" in dictionary else language
+    def _word_of(language: str, side: str, dictionary, known: str | None) -> str:
+        """The word of a dictionary for a language: its own name, or in M2M-100 __en__ for en.
+
+        Args:
+            side: source_lang or target_lang.
+            known: the word for the language of this task.
+
+        Raises:
+            UserError: the dictionary has no such language.
+        """
+        words = [word for word in dictionary.symbols if LANGUAGE.fullmatch(word)]
+        if known is not None and known not in words:  # a model with codes of another form
+            words = dictionary.symbols[dictionary.nspecial :]
+        if isinstance(language, str) and language in words:
+            return language
+        names = {word.strip("_"): word for word in words}
+        check_language(language, list(names), side)
+        return names[language]
 
     @property
     def symbols_of_target(self) -> int:

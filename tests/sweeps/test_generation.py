@@ -10,6 +10,7 @@ import pytest
 import sacrebleu
 
 import elseq
+from elseq.errors import UserError
 from elseq.sweeps.generation import job
 from elseq.sweeps.launch import sweep
 
@@ -112,6 +113,21 @@ def test_top_k(generate, tiny_translation, tmp_path):
     assert (tmp_path / "0-kv" / "output.txt").read_text().splitlines() == model.generate(texts)
 
 
+def test_a_subword_vocabulary(generate, tiny_translation, tmp_path):
+    """Its kind has the name of a group of fairseq's."""
+    texts = (tiny_translation.raw / "test.src").read_text().splitlines()
+    codes = tmp_path / "codes"
+    codes.write_text("#version: 0.2\n" + "".join(f"w {digit}\n" for digit in range(3)))
+    code, _, err = generate(f"-m decode=kv bpe=subword_nmt bpe_codes={codes} beam=1,2")
+    assert code == 0, err
+    model = elseq.load(
+        tiny_translation.checkpoint, "kv", data=tiny_translation.data, bpe="subword_nmt", bpe_codes=codes
+    )
+    for number, beam in enumerate((1, 2)):
+        output = (tmp_path / f"{number}-kv" / "output.txt").read_text().splitlines()
+        assert output == model.generate(texts, beam=beam)
+
+
 def test_search_of_the_group_decoding(generate, tiny_translation, tmp_path):
     generate("decode=kv decoding=beam lenpen=0.5 max_len_b=12")
     model = elseq.load(tiny_translation.checkpoint, attention="kv", data=str(tiny_translation.data))
@@ -142,6 +158,10 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("source_lang_field=from", "source_lang_field needs --input-format jsonl: a line of text has no fields"),
         ("decoding=beam task.eval_bleu_args=beam", "task.eval_bleu_args 'beam' is no JSON object"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
+        ("bpe=byte_bpe", "'byte_bpe' is unknown; choose one of subword_nmt, fastbpe, sentencepiece"),
+        ("bpe=sentencepiece", "sentencepiece_model is missing: name the file of sentencepiece"),
+        ("+checkpoint.name=x", "is no single value"),
+        ("+task=translation +optimizer=adam", "optimizer {'_name': 'adam'"),
         ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
     ],
 )
@@ -152,6 +172,25 @@ def test_nothing_is_generated(generate, tmp_path, line, sentence):
     assert found.startswith("elseq: error: ")
     assert sentence in found
     assert not (tmp_path / "output.txt").exists()
+
+
+@pytest.mark.parametrize(
+    ("line", "sentence"),
+    [
+        ("bpe=syllables", "bpe=syllables is unknown: choose one of "),
+        ("-m +bpe=sentencepiece", "bpe is there already: leave out the +"),
+        ("decoding=null", "a group of settings cannot be null"),
+    ],
+)
+def test_groups_that_are_not_composed(generate, line, sentence):
+    with pytest.raises(UserError, match=re.escape(sentence)):
+        generate(line)
+
+
+def test_a_mode_that_is_no_name(generate):
+    code, _, err = generate("++decode.mode=[kv]")
+    assert code == 1
+    assert "decode.mode ['kv'] is no name of a decoding method" in err
 
 
 @pytest.mark.parametrize("name", ["results.json", "table.md", "output.txt"])

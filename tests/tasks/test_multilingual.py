@@ -96,6 +96,10 @@ def test_each_text_with_its_languages(family, name):
     assert with_target.task.languages_of_texts == ("aa", "cc") and with_target.model is generator.model
     with pytest.raises(UserError, match="^source_lang has 1 languages for 12 texts: give as many, or one$"):
         generator.generate(texts, source_lang=["aa"])
+    with pytest.raises(UserError, match="^constraints is not for models of the task .*: leave it out$"):
+        generator.generate(["w1\tw2"], constraints="ordered")
+    with pytest.raises(UserError, match="^source_lang '' is not a language of the model"):
+        generator.generate(texts, source_lang="")
     with pytest.raises(UserError, match="^target_lang ab is not a language of the model: give (aa|bb) or "):
         generator.generate(texts, target_lang="ab")
 

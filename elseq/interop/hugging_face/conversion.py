@@ -29,6 +29,7 @@ from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 # What families have and fairseq does not.
+PROGRAM = "transformers"
 FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
 WRITTEN = (
@@ -202,7 +203,7 @@ def to_hugging_face(
     """
     folders.check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
-    as_stock(configuration, FEATURES)
+    as_stock(configuration, FEATURES, PROGRAM)
     family, config = _family_of(configuration, source == target, kind)
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
     family.check_task(cfg.task, theirs)

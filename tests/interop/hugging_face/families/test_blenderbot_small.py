@@ -219,8 +219,10 @@ def test_other_programs(pair, tmp_path):
     """CTranslate2 and fairseq add positions before the norm."""
     folder = pair[-1]
     args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
-    for convert_to in (command.convert_to_ctranslate2, command.convert_to_fairseq):
-        with pytest.raises(UserError, match="before positions are added .--norm-before-positions."):
+    programs = ((command.convert_to_ctranslate2, "CTranslate2"), (command.convert_to_fairseq, "stock fairseq"))
+    for convert_to, program in programs:
+        sentence = f"before positions are added .--norm-before-positions., which {program} does not have"
+        with pytest.raises(UserError, match=sentence):
             convert_to(SimpleNamespace(**args, quantization=None, user_dir=None))
         assert not (tmp_path / "out").exists()
 

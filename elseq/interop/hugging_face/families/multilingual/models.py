@@ -1,7 +1,6 @@
 """mBART, M2M-100 and NLLB: BART's layers with the norms first; a language's symbol stands beside source and target."""
 
 import json
-import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -19,9 +18,8 @@ from elseq.interop.hugging_face.tokenizer import CONFIG, read_config, surroundin
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
 from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
+from elseq.tasks.translation import LANGUAGE
 
-# en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB
-_LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
 _NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 _FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
 
@@ -41,22 +39,29 @@ class Multilingual(BARTFamily):
         if words is None:
             return None
         added = {token.content for token in words.tokenizer.get_added_tokens_decoder().values()}
-        languages = tuple(sorted((name for name in added if _LANGUAGE.fullmatch(name)), key=words.rows.get))
+        languages = tuple(sorted((name for name in added if LANGUAGE.fullmatch(name)), key=words.rows.get))
         return replace(words, languages=languages)
 
     def check_start(self, config: dict) -> None:
         """It may be a language: `check_vocabulary` knows them."""
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
-        languages = {words.rows[name] for name in words.languages}
+        languages = {row for name in words.languages if (row := words.rows[name]) < config["vocab_size"]}
         if config["decoder_start_token_id"] not in languages:
             super().check_start(config)
-        if _source_language(words, config) is None:
+        source = _source_language(words, config)
+        if source is None:
             wanted = (
                 f"the number of a language before and {config['eos_token_id']} after it, or both after it: set "
                 "src_lang, and save the tokenizer by the save_pretrained of transformers"
             )
             raise other_surroundings(words, folder, wanted)
+        if words.rows[source] not in languages:
+            raise UserError(
+                f"{folder} puts {source} beside a text, which has the number {words.rows[source]}, and the embedding "
+                f"has {config['vocab_size']} rows: set src_lang in {CONFIG} to another language, or name "
+                "the folder of the model's own tokenizer by --data"
+            )
         return False
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:

@@ -6,13 +6,16 @@ from argparse import Namespace
 
 import pytest
 import torch
+from fairseq import checkpoint_utils
 from safetensors.torch import load_file
 from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers, processors
 
 import elseq
 from elseq.errors import UserError
+from elseq.interop.ctranslate import to_ctranslate2
 from elseq.interop.hugging_face import folders
 from elseq.interop.hugging_face.conversion import to_hugging_face
+from tests import helpers
 from tests.interop.hugging_face.making import (
     assert_same_logits,
     back,
@@ -236,8 +239,62 @@ def test_other_languages_than_the_folders(pair):
     assert [until_end(best["tokens"].tolist()) for best, *_ in found] == expected
     same = elseq.load(folder / "ours", source_lang=source, target_lang=wanted)
     assert same.task.languages_of_texts == loaded.task.languages_of_texts
-    with pytest.raises(UserError, match="the dictionary does not have 'xx'"):
-        load(folder / "ours").generate(["the dog"], source_lang="xx")
+
+
+@pytest.mark.parametrize("word", ["xx", "17", "a", "</s>", "<mask>", "", 5, ["en_XX"]], ids=repr)
+def test_words_that_are_no_languages(pair, word):
+    """Those of the dictionary, too."""
+    name, _, folder = pair
+    loaded = load(folder / "ours")
+    for side in ("source_lang", "target_lang"):
+        sentence = f"^{side} .* is not a language of the model: give (one of )?(ar|de|en|ace|__)"
+        with pytest.raises(UserError, match=sentence):
+            loaded.score(["the dog"], ["the dog"], **{side: word})
+        if isinstance(word, str):
+            with pytest.raises(UserError, match=sentence):
+                loaded.generate(["the dog"], **{side: word})
+
+
+def test_the_command_names_the_language_as_it_was_given(pair, tmp_path):
+    _, _, folder = pair
+    (tmp_path / "input.jsonl").write_text('{"text": "the dog", "to": "xx"}\n')
+    command = ["elseq-generate", "--model", folder / "ours", "--input", tmp_path / "input.jsonl"]
+    for options, what in (
+        (["--source-lang", "xx"], "--source-lang xx"),
+        (["--target-lang", "</s>"], "--target-lang </s>"),
+        (["--target-lang-field", "to"], f"the field 'to' of line 1 of {tmp_path}/input.jsonl: xx"),
+    ):
+        ended = helpers.run_here([*map(str, command), *options], check=False)
+        assert ended.returncode == 1
+        assert ended.stderr.splitlines()[-1].startswith(f"elseq: error: {what} is not a language of the model: give ")
+
+
+def test_ctranslate2_finds_the_same_words(pair, tmp_path):
+    """It is given what stands around a source: of an mBART-25 its end and the language."""
+    ctranslate2 = pytest.importorskip("ctranslate2")
+    name, theirs, folder = pair
+    loaded = load(folder / "ours")
+    dictionary = loaded.task.source_dictionary
+    cfg = checkpoint_utils.load_checkpoint_to_cpu(str(folder / "ours" / "model.pt"))["cfg"]
+    to_ctranslate2(loaded.model, cfg, dictionary, dictionary, tmp_path / "model")
+    search = loaded.task.build_generator([loaded.model], Namespace(beam=1, nbest=1, max_len_b=38))
+    rows = texts(theirs)
+    expected = [best["tokens"].tolist() for best, *_ in loaded._decode(search, [torch.tensor(row) for row in rows])]
+    before, after = loaded.task.symbols_around_source
+    after = after if name == "mbart25" else after[1:]
+    words = [[dictionary[number] for number in [*before, *row[:-1], *after]] for row in rows]
+    first = loaded.task.first_target_symbol
+    found = ctranslate2.Translator(str(tmp_path / "model"), intra_threads=1).translate_batch(
+        words,
+        target_prefix=None if first is None else [[dictionary[first]]] * len(words),
+        beam_size=1,
+        max_decoding_length=39,
+        min_decoding_length=1,
+    )
+    whole = [number for number, row in enumerate(expected) if len(row) < 39]
+    assert len(whole) > 10
+    found = [found[number].hypotheses[0] for number in whole]
+    assert found == [[dictionary[token] for token in expected[number][:-1]] for number in whole]
 
 
 def test_tokens(pair):
@@ -300,6 +357,22 @@ def test_symbols_elsewhere(tmp_path):
     make(tmp_path / "theirs", "mbart")
     make_tokenizer(tmp_path / "theirs", LANGUAGES["mbart"], around="{0} </s> $A")
     with pytest.raises(UserError, match="language before and 2 after it, or both after it: set src_lang"):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+
+
+def test_languages_without_a_row(tmp_path):
+    """Which a tokenizer got after the training of the model."""
+    make(tmp_path / "theirs", "mbart25")
+    rows = json.loads((tmp_path / "theirs" / "config.json").read_text())["vocab_size"]
+    more = [*LANGUAGES["mbart25"], "fr_XX", "it_IT"]
+    make_tokenizer(tmp_path / "theirs", more, around="$A </s> {0}")
+    sentence = f"puts it_IT beside a text, which has the number {rows}, and the embedding has {rows} rows: set src_lang"
+    with pytest.raises(UserError, match=sentence):
+        convert(tmp_path / "theirs", tmp_path / "ours")
+    make_tokenizer(tmp_path / "theirs", [*more[2:], *more[:2]][::-1], around="$A </s> {0}")
+    for file in ("config.json", "generation_config.json"):
+        change(tmp_path / "theirs" / file, decoder_start_token_id=rows)
+    with pytest.raises(UserError, match=f"decoder_start_token_id: {rows}"):
         convert(tmp_path / "theirs", tmp_path / "ours")
 
 

@@ -265,5 +265,7 @@ def test_a_language_that_the_tokenizer_lacks(both, tmp_path):
     state["cfg"]["task"]["source_start"] = "madeupword0000"
     (tmp_path / "trained").mkdir()
     torch.save(state, tmp_path / "trained" / "model.pt")
-    with pytest.raises(UserError, match="tokenizer.json does not have 'madeupword0000', which stands beside"):
+    with pytest.raises(
+        UserError, match="tokenizer.json does not have 'madeupword0000', which stands beside the sources"
+    ):
         back(tmp_path / "trained", tmp_path / "again", data=folder / "ours")
