@@ -1,13 +1,17 @@
 """The trial of a kernel for GPUs: a process uses it only where it has been right, and faster than PyTorch."""
 
 import logging
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+import elseq.gpu as gpu
+from elseq.errors import UserError
+from elseq.measurements import measured
 
 logger = logging.getLogger(__name__)
 
@@ -15,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 RUNS = 10  # timed together, so that the resolution of CUDA's events does not matter
 ROUNDS = 3  # of which the fastest counts
-HEAD_START = 2_000_000  # cycles that the GPU waits, so that launching does not count: a CUDA graph does not launch
+SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used
 
 _allocated: dict[torch.device, int] = {}  # bytes by trials
 
@@ -35,26 +39,36 @@ class Verdict(NamedTuple):
 _verdicts: dict[tuple[str, torch.device, tuple], Verdict] = {}
 
 
+Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and the same by PyTorch
+
+
 class Trial(NamedTuple):
-    """A small case. The first result of each function is compared, and the later calls are timed."""
+    """A small case, of which the first result of the kernel is compared, and the case that is timed."""
 
     kernel: Callable[[], Tensor]
     plain: Callable[[], Tensor]  # the same by PyTorch
     expected: Tensor  # what both should return, computed in float64
+    timed: Callable[[], Pair] | None = None  # makes the pair that is timed. Default: kernel and plain
+    timed_sizes: tuple = ()  # of that pair, where they are not those of the verdict
 
 
 def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tuple = ()) -> bool:
     """Whether a kernel has proved itself on a device. The first call tries it; the others return the same verdict.
 
     A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
-    why: in a warning for the first sizes, and for others at the level debug. `verdicts` keeps all. While a CUDA graph is captured nothing can
-    be tried: a kernel without a verdict is then not used, and a later call tries it. So it is where memory runs out.
+    why: in a warning for the first sizes, and for others at the level debug. `verdicts` returns all. Every process
+    compares the numbers, and the times are measured once on a machine: all processes use the same kernels. While a CUDA
+    graph is captured nothing can be tried: a kernel without a verdict is then not used, and a later call tries it. So
+    it is where memory runs out.
 
     Args:
         name: of the kernel.
         device: a GPU, with its index.
         case: makes the trial. It leaves PyTorch's generators of random numbers as they are, and may raise anything.
         sizes: for which the verdict holds, and the type of the numbers.
+
+    Raises:
+        UserError: the environment variable `SWITCH` has another value than on and off.
     """
     key = name, device, sizes
     if key not in _verdicts:
@@ -84,9 +98,9 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)
 
 
-def current(device: torch.device) -> AbstractContextManager:
-    """Makes it the current device, on which Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def power_of_two(number: int) -> int:
+    """The least one that is not smaller: what is tried or measured serves all sizes up to it."""
+    return 1 << max(0, number - 1).bit_length()
 
 
 def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -96,17 +110,14 @@ def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, 
 
 
 def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial]) -> Verdict:
-    reason, kernel, plain = None, None, None
+    reason, kernel, plain = _obstacle(), None, None
     try:
-        if find_spec("triton") is None:
-            reason = "Triton is not installed"
-        else:
-            with torch.no_grad(), current(device):
+        if reason is None:
+            with torch.no_grad(), gpu.on_device(device):
                 trial = case()
                 reason = _error(trial.kernel(), trial.expected)
                 if reason is None:
-                    trial.plain()  # libraries set themselves up
-                    kernel, plain = _milliseconds(trial.kernel, trial.plain)
+                    kernel, plain = _milliseconds(name, device, sizes, trial)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # errors of Triton, its C compiler or the driver
@@ -114,6 +125,16 @@ def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial
     if reason is None and not kernel < plain:
         reason = f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
     return Verdict(name, sizes, device, reason is None, reason, kernel, plain)
+
+
+def _obstacle() -> str | None:
+    """Why no kernel can be tried."""
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise UserError(f"the environment variable {SWITCH} is {switch!r}; set it to on or off")
+    if switch == "off":
+        return f"{SWITCH} is off"
+    return "Triton is not installed" if find_spec("triton") is None else None
 
 
 def _log(verdict: Verdict) -> None:
@@ -138,17 +159,17 @@ def _error(found: Tensor, expected: Tensor) -> str | None:
     return f"the kernel errs by {largest:.2g}, and {allowed:.2g} is allowed"
 
 
-def _milliseconds(*functions: Callable[[], Tensor]) -> list[float]:
-    """On the GPU, of one run of each. They take turns, so that a change of the clock concerns all of them."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, own in zip(functions, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HEAD_START)
-            start.record()
-            for _ in range(RUNS):
-                function()
-            end.record()
-            end.synchronize()
-            own.append(start.elapsed_time(end) / RUNS)
-    return [min(own) for own in times]
+def _milliseconds(name: str, device: torch.device, sizes: tuple, trial: Trial) -> list[float]:
+    """Of one run of the kernel, and of PyTorch."""
+    timed = f"kernel {name} {tuple(trial.timed_sizes or sizes)}"
+    return [1000 * each for each in measured(timed, device, lambda: _seconds(trial))]
+
+
+def _seconds(trial: Trial) -> tuple[float, float]:
+    """They take turns, so that a change of the clock concerns both."""
+    pair = (trial.kernel, trial.plain) if trial.timed is None else trial.timed()
+    for function in pair:
+        function()  # compiles for these sizes, and libraries set themselves up
+    times = [[gpu.seconds(function, RUNS) for function in pair] for _ in range(ROUNDS)]
+    kernel, plain = map(min, zip(*times, strict=True))
+    return kernel, plain
