@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams
 errors
-files tables bounds numerics native
+files tables bounds numerics native gpu
 measurements
 compat precision
 attention
@@ -70,7 +70,8 @@ def test_every_room_has_a_place():
 
 @pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) == "attention"], ids=module)
 def test_the_mathematics_knows_nothing_of_fairseq(path):
-    known, own = {"torch", "triton", *sys.stdlib_module_names}, ("elseq.attention", "elseq.precision", "elseq.native")
+    known = {"torch", "triton", *sys.stdlib_module_names}
+    own = ("elseq.attention", "elseq.precision", "elseq.native", "elseq.gpu", "elseq.errors", "elseq.measurements")
     for name in imported(path):
         assert name.split(".")[0] in known or name.startswith(own), name
 

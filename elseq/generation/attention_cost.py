@@ -6,15 +6,16 @@ from functools import cache, partial
 
 import torch
 
+from elseq import gpu
 from elseq.attention import Attention, DecodingMethod
-from elseq.attention.kernels.trial import HEAD_START, current
+from elseq.attention.kernels.trial import power_of_two
 from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.planner import Workload
 from elseq.measurements import measured
 from elseq.precision import prepared
 
 # Positions that are measured at once, by type of device: the time is proportional to them beyond.
-MOST = {"cpu": 1 << 11, "cuda": 1 << 16}
+MOST_POSITIONS = {"cpu": 1 << 11, "cuda": 1 << 16}
 SHORTEST = 32
 CALLS = 3
 
@@ -31,18 +32,14 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
         workload: sizes of the batch.
     """
     weight = next(attention.parameters())  # not by its layer, which would bring back a weight that was dropped
-    most = MOST.get(weight.device.type, MOST["cuda"])
-    positions = min(most, max(SHORTEST, _power_of_two(workload.source_length)))
-    sentences = min(_power_of_two(workload.sentences), most // positions)
+    most = MOST_POSITIONS.get(weight.device.type, MOST_POSITIONS["cuda"])
+    positions = min(most, max(SHORTEST, power_of_two(workload.source_length)))
+    sentences = min(power_of_two(workload.sentences), most // positions)
     sizes = (attention.embed_dim, *astuple(attention.sizes))
     top_k = attention.top_k if attention.top_k is not None and attention.top_k < positions else None
     once, step = _measured(method, sizes, top_k, weight.dtype, weight.device, sentences, workload.beam, positions)
     scale = workload.sentences * workload.source_length / (sentences * positions)
     return scale * (once + workload.target_length * step)
-
-
-def _power_of_two(number: int) -> int:
-    return 1 << max(0, number - 1).bit_length()
 
 
 @cache
@@ -87,8 +84,8 @@ def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) ->
 
 
 def _seconds(call, device: torch.device) -> float:
-    clock = _seconds_on_gpu if device.type == "cuda" else _seconds_on_cpu
-    with current(device):
+    clock = gpu.seconds if device.type == "cuda" else _seconds_on_cpu
+    with gpu.on_device(device):
         times = [clock(call) for _ in range(1 + CALLS)]
     return min(times[1:])  # the first one compiles and allocates, and the second one captures
 
@@ -97,14 +94,3 @@ def _seconds_on_cpu(call) -> float:
     start = time.perf_counter()
     call()
     return time.perf_counter() - start
-
-
-def _seconds_on_gpu(call) -> float:
-    """By its own clock: it waits until all has been launched."""
-    start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-    torch.cuda._sleep(HEAD_START)
-    start.record()
-    call()
-    end.record()
-    end.synchronize()
-    return start.elapsed_time(end) / 1000

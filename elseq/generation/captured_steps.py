@@ -103,6 +103,7 @@ class CapturedSteps:
         self._rows_before = hypotheses if self._rows is None else self._rows
         self._sentences = sentences if self._sentences is None else self._sentences.index_select(0, sentences)
         self._rows = hypotheses.view(-1, self._beam).index_select(0, self._sentences).flatten()
+        self._order.copy_(hypotheses)  # idle ones stay where they are, which moves nothing
 
     def _is_half_idle(self) -> bool:
         if self._rows is None:

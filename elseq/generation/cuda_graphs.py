@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from elseq.attention.kernels.trial import allocated
+from elseq.gpu import unreserved_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -107,12 +108,6 @@ def release_memory() -> None:
 
 def has_memory(device: torch.device, size: int) -> bool:
     """Whether so many bytes can be had from the device, be it that the allocator gives back what it holds unused."""
-    if _free(device) < size:
+    if unreserved_bytes(device) < size:
         torch.cuda.empty_cache()
-    return _free(device) >= size
-
-
-def _free(device: torch.device) -> int:
-    free, total = torch.cuda.mem_get_info(device)
-    limit = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)(device)
-    return min(free, int(limit * total) - torch.cuda.memory_reserved(device))
+    return unreserved_bytes(device) >= size

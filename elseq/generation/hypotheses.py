@@ -99,8 +99,9 @@ class FinishedHypotheses:
 
     def ranked(self) -> list[list[dict[str, Tensor]]]:
         """The hypotheses of each sentence, best first, at most `beam`."""
+        scores = [hypothesis["score"] for found in self._found for hypothesis in found]
+        on_host = torch.stack(scores).cpu() if scores else torch.empty(0)  # a GPU is waited for once
         ranked = []
-        for found in self._found:
-            scores = torch.stack([hypothesis["score"] for hypothesis in found]).cpu() if found else torch.empty(0)
-            ranked.append([found[index] for index in torch.sort(scores, descending=True)[1][: self.beam].tolist()])
+        for found, own in zip(self._found, on_host.split([len(found) for found in self._found]), strict=True):
+            ranked.append([found[index] for index in torch.sort(own, descending=True)[1][: self.beam].tolist()])
         return ranked

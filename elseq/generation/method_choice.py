@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import torch
 
+from elseq import gpu
 from elseq.attention import METHODS, DecodingMethod
 from elseq.attention.methods import AUTO, EL, KV
 from elseq.generation.attention_cost import cross_attention_seconds
@@ -17,8 +18,8 @@ logger = logging.getLogger(__name__)
 
 # Share of the free memory that a decoding state may take: layers, logits and reordering need the rest.
 USABLE = 0.6
-# Floating-point operations: some hundredths of a second on a CPU.
-WORTH_MEASURING = 10**10
+# Floating-point operations, by type of device: some hundredths of a second on a CPU, some milliseconds on a GPU.
+WORTH_MEASURING = {"cpu": 10**10, "cuda": 10**12}
 # A method is chosen over kv if it takes less than this share of the time of kv: measurements are no more exact.
 CLEARLY = 0.9
 
@@ -71,7 +72,9 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
 def _faster(decoder, workload: Workload) -> DecodingMethod:
     """In cross-attention."""
     attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
-    if decoder.decode_dtype == INT8 or _operations(attentions, workload) < WORTH_MEASURING:
+    device = next(decoder.parameters()).device
+    worth = WORTH_MEASURING.get(device.type, WORTH_MEASURING["cuda"])
+    if decoder.decode_dtype == INT8 or _operations(attentions, workload) < worth:
         return KV
     seconds = {
         method: sum(cross_attention_seconds(method, each, workload) for each in attentions) for method in (KV, EL)
@@ -99,20 +102,10 @@ def _explain(choice: str, reason: str, device: str) -> None:
 def free_memory_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
-        free, total = torch.cuda.mem_get_info(device)
-        allocated = torch.cuda.memory_allocated(device)
-        unused = torch.cuda.memory_reserved(device) - allocated
-        return min(free + unused, int(_share_of_memory(device) * total) - allocated)
+        return gpu.free_bytes(device)
     try:
         with open("/proc/meminfo") as file:
             available = next(line for line in file if line.startswith("MemAvailable:"))
         return int(available.split()[1]) * 1024
     except (OSError, StopIteration):
         return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
-
-
-def _share_of_memory(device: torch.device) -> float:
-    """Of a GPU, what this process may allocate: `torch.cuda.set_per_process_memory_fraction`."""
-    share = getattr(torch.cuda, "get_per_process_memory_fraction", None)  # not in every torch
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return 1.0 if share is None else share(index)

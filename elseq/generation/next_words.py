@@ -11,7 +11,7 @@ from elseq.generation import transfers
 from elseq.generation.kernels.best_words import best_words, has_kernel
 from elseq.precision import kernels
 
-MOST = 64  # words that are found one by one while the others are read
+MOST_ON_CPU = 64  # words that are found one by one while the others are read
 
 
 class NextWords:
@@ -73,7 +73,7 @@ class NextWords:
             is_nan = values.isnan().any()
             return values.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), words, is_nan
         count += forbidden.size(1)
-        if not MOST >= count <= self._logits.size(1):
+        if not MOST_ON_CPU >= count <= self._logits.size(1):
             return None
         logits = self._logits.float()
         values, words = kernels.log_softmax_top(logits, count)

@@ -221,8 +221,9 @@ class SequenceGenerator(nn.Module):
         source_lengths = _source_lengths(net_input, self.eos, self.pad)
         batch, device = source_lengths.numel(), source_lengths.device
         limits = self.length_limits(source_lengths, prompt_tokens)
-        longest, shortest = max(limits), min(limits)
+        longest = max(limits)
         self._check_length_penalty(longest + 1)
+        delay = 1 if self._looks_later(device) and self._has_position_after(longest, prompt_tokens) else 0
         start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
@@ -233,7 +234,6 @@ class SequenceGenerator(nn.Module):
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
         looks: list[_Look] = []
-        delay = 1 if self._looks_later(device) else 0
 
         self.search.init_constraints(constraints, self.beam_size)
         for stepper in self._steppers():
@@ -246,13 +246,14 @@ class SequenceGenerator(nn.Module):
             beams.attend(step, weights)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
-            at_limit = beams.limits <= step if step >= shortest else None
+            is_at_limit = any(limits[sentence] <= step for sentence in beams.sentences)
+            at_limit = beams.limits <= step if is_at_limit else None
             candidates, was_nan = self._candidates(Step(step, beams, at_limit), next_words)
             is_nan = is_nan | was_nan
             del next_words  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses.
-            is_forced = at_limit is not None or beams.prefix_words(step) is not None
+            is_forced = is_at_limit or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
                 now = copy.copy(beams) if delay else beams
                 looks.append(_Look(step, now, candidates, self._marks(candidates, is_nan)))
@@ -351,6 +352,15 @@ class SequenceGenerator(nn.Module):
             and not self.print_alignment  # attention is large, and would be kept twice
             and not any(getattr(module, "apply_during_inference", False) for module in self.modules())
         )
+
+    def _has_position_after(self, longest: int, prompt_tokens: Tensor | None) -> bool:
+        """Whether a sentence at its limit can be searched for one step more, while others go on.
+
+        Only beside a shorter prompt may the model have no further position for it.
+        """
+        if prompt_tokens is None or prompt_tokens.size(1) + longest < self.max_len:
+            return True
+        return not self._is_ragged(prompt_tokens)
 
     def _marks(self, candidates: Candidates, is_nan: Tensor) -> Places:
         """All that the host has to know of a step: what of the first `beam` ends, where nothing goes on, no number."""
@@ -488,8 +498,10 @@ class SequenceGenerator(nn.Module):
         return index
 
     def _reads(self, prompt_tokens: Tensor) -> bool:
-        ragged = bool(prompt_tokens.eq(self.pad).any())
-        return not ragged or all(stepper.reads_ragged_prompts for stepper in self._steppers())
+        return all(stepper.reads_ragged_prompts for stepper in self._steppers()) or not self._is_ragged(prompt_tokens)
+
+    def _is_ragged(self, prompt_tokens: Tensor) -> bool:
+        return bool(prompt_tokens.eq(self.pad).any())
 
     def _generate_by_prompt_length(self, sample, prompt_tokens, prefix_tokens, constraints, uncounted):
         """For models of fairseq: one batch for each length of prompt."""

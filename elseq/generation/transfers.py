@@ -26,7 +26,7 @@ class Places:
         Args:
             marks: bool. They are copied to the host, while the device goes on.
         """
-        self._marks = marks.to("cpu", non_blocking=True)
+        self._marks = marks.to("cpu", non_blocking=marks.is_cuda)  # of other devices nothing tells when
         self._copied: torch.cuda.Event | None = None
         if marks.is_cuda:
             self._copied = torch.cuda.Event()

@@ -308,6 +308,9 @@ def test_room_and_idle_sentences(monkeypatch, method):
         order = rows.flip(1).flatten() if step % 3 else rows.flatten()
         plain.reorder(order)
         steps.reorder(order)
+        if steps._rows is not None:
+            idle = torch.ones(len(steps._order), dtype=torch.bool).index_fill(0, steps._rows, False)
+            assert torch.equal(steps._order[idle], idle.nonzero().flatten())  # which moves nothing
         tokens = tokens.index_select(0, order)
     assert rooms == [0, 4, 4, 4, 8, 8, 8, 8, 11, 11, 11]
     # One leaves after the third step and is gone when room has to grow, at the fifth; after the eighth half are idle.

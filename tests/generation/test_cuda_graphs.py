@@ -48,10 +48,10 @@ def gpu(monkeypatch):
         return 10 * found.runs
 
     monkeypatch.setattr(CapturedWork, "is_possible", True)
-    monkeypatch.setattr(CapturedWork, "_allocated", allocated)
+    monkeypatch.setattr(cuda_graphs, "allocated", allocated)
     monkeypatch.setattr(cuda_graphs, "_capture", run)
     monkeypatch.setattr(cuda_graphs, "_shared_by", lambda device: SimpleNamespace(pool=None, stream=None))
-    monkeypatch.setattr(cuda_graphs, "_free", lambda device: found.free)
+    monkeypatch.setattr(cuda_graphs, "unreserved_bytes", lambda device: found.free)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
     cuda_graphs._warn.cache_clear()

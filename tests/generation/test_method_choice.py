@@ -57,7 +57,7 @@ def test_auto_takes_kv_where_hidden_states_are_larger_than_what_they_project_to(
 @pytest.fixture
 def seconds(monkeypatch):
     """Sets what cross-attention takes under each method."""
-    monkeypatch.setattr(method_choice, "WORTH_MEASURING", 0)
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 0, "cuda": 0})
     return lambda **each: monkeypatch.setattr(
         method_choice, "cross_attention_seconds", lambda method, *_: each[method.name]
     )
@@ -78,7 +78,7 @@ def test_nothing_is_measured_where_it_cannot_matter(decoder, free, seconds, monk
     monkeypatch.setattr(decoder, "decode_dtype", "int8")
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     monkeypatch.setattr(decoder, "decode_dtype", None)
-    monkeypatch.setattr(method_choice, "WORTH_MEASURING", 10**10)
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 10**10, "cuda": 10**12})
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     assert choose_methods("auto", ours("transformer_lm").decoder, WORKLOAD) == (KV, KV)
 

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from elseq.generation import SequenceGenerator
-from elseq.generation.next_words import MOST, NextWords
+from elseq.generation.next_words import MOST_ON_CPU, NextWords
 from elseq.precision import kernels
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
@@ -39,7 +39,7 @@ def test_the_best_words(dtype):
     torch.testing.assert_close(log_probs.gather(1, found[1]), values)
 
 
-@pytest.mark.parametrize("count", [MOST + 1, 21])
+@pytest.mark.parametrize("count", [MOST_ON_CPU + 1, 21])
 def test_more_than_are_found_one_by_one(count):
     words = NextWords(logits=torch.randn(2, 20 if count == 21 else 500), normalize=None)
     assert words.best(count, NONE) is None

@@ -108,6 +108,20 @@ def test_a_step_waits_for_nothing(questions, options, extra):
     assert counts[1] - counts[0] == Counter(told=3)
 
 
+@pytest.mark.parametrize("options", [{"beam_size": 1}, {"beam_size": 3}], ids=str)
+def test_the_end_waits_as_often_for_many_sentences(questions, options):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    generator = SequenceGenerator([model], DICTIONARY, **options, min_len=5, max_len_b=5)
+    counts = []
+    for sentences in (2, 5):
+        questions.found.clear()
+        sample = make_batch([3] * sentences)
+        with questions:
+            generator.generate([model], sample)
+        counts.append(questions.found["cpu"])
+    assert counts == [1, 1]
+
+
 def test_questions_are_seen(questions):
     with questions:
         marks = torch.tensor([True, False])
@@ -177,6 +191,36 @@ def test_the_same_prefixes(monkeypatch, beam):
     expected = generator.generate([model], make_batch(), prefix_tokens=prefix)
     monkeypatch.setattr(transfers, "is_free", lambda device: False)
     assert_same_hypotheses(generator.generate([model], make_batch(), prefix_tokens=prefix), expected)
+
+
+@pytest.mark.parametrize("lengths", [(35, 3), (35, 35, 34)])
+def test_no_position_beyond_the_last(monkeypatch, lengths):
+    """A sentence ends at the last position of the model, and one with a shorter prompt goes on."""
+    model = make_models("language_model", DICTIONARY, positions=40, decoder_learned_pos=True)["kv"]
+    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, [length - 1 for length in lengths])]
+    prompts = pad_rows(rows, DICTIONARY.pad())
+    sample = {"net_input": {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}}
+    generator = SequenceGenerator([model], DICTIONARY, beam_size=3, min_len=5, max_len_b=12)
+    expected = generator.generate([model], sample, prompt_tokens=prompts)
+    assert [len(found[0]["tokens"]) for found in expected] == [min(12, 40 - len(row)) + 1 for row in rows]
+    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    assert_same_hypotheses(generator.generate([model], sample, prompt_tokens=prompts), expected)
+
+
+def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_words(monkeypatch, as_on_gpu):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    options = {"beam_size": 2, "max_len_a": 1, "max_len_b": 2, "tokens_to_suppress": [DICTIONARY.eos_word]}
+    generator = SequenceGenerator([model], DICTIONARY, **options)
+    steps, candidates = {}, generator._candidates
+
+    def seen(step, next_words):
+        steps[step.number] = step.at_limit is not None
+        return candidates(step, next_words)
+
+    monkeypatch.setattr(generator, "_candidates", seen)
+    generator.generate([model], make_batch((3, 9)))
+    # The first sentence is searched for one step more.
+    assert len(steps) == 13 and [number for number, is_at_limit in steps.items() if is_at_limit] == [6, 7, 12]
 
 
 def test_places():

@@ -19,8 +19,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+import elseq.gpu as gpu
 import elseq.native as native
-from elseq.attention.kernels.trial import Trial, current, draw, usable
+from elseq.attention.kernels.trial import Pair, Trial, draw, power_of_two, usable
 
 if TYPE_CHECKING:
     from elseq.attention.multi_head import Segment
@@ -28,9 +29,12 @@ if TYPE_CHECKING:
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of everything that is read; it is computed in float32
 WIDEST = 1024
 SHARED_MEMORY = 99 * 1024  # bytes that a program can have on GPUs since compute capability 8.0, at least
-# Sizes of a trial, which is small: it is to take milliseconds.
-MOST_SEQUENCES = 16
-POSITIONS = (64, 512)
+FEWEST_POSITIONS = 64  # that are told apart
+# Largest sizes whose numbers are compared, in float64.
+COMPARED_SEQUENCES = 16
+COMPARED_POSITIONS = 512
+TIMED_NUMBERS = 2**27  # that are read: more than a GPU caches. Beyond, the time is proportional to them
+BYTES_OF_NUMBER = 16  # while it is drawn, with what PyTorch makes of it
 
 
 def fits(
@@ -73,13 +77,13 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
     """
     from elseq.attention.kernels.flash_decoding_triton import GPU, launch  # cannot be imported without Triton
 
-    gpu = GPU(1, SHARED_MEMORY)  # Triton's interpreter
+    processors = GPU(1, SHARED_MEMORY)  # Triton's interpreter
     if query.is_cuda:
         found = torch.cuda.get_device_properties(query.device)
         shared_memory = getattr(found, "shared_memory_per_block_optin", SHARED_MEMORY)  # since PyTorch 2.5
-        gpu = GPU(found.multi_processor_count, shared_memory)
-    with current(query.device):
-        return launch(query, segments, gpu)
+        processors = GPU(found.multi_processor_count, shared_memory)
+    with gpu.on_device(query.device):
+        return launch(query, segments, processors)
 
 
 def _fits(query: Tensor, segment: Segment) -> bool:
@@ -115,12 +119,37 @@ class Sizes(NamedTuple):
             width,
             heads,
             kv_heads,
-            min(_power_of_two(sequences), MOST_SEQUENCES),
+            power_of_two(sequences),
             hypotheses // sequences,
-            max(POSITIONS[0], min(_power_of_two(positions), POSITIONS[1])),
+            max(FEWEST_POSITIONS, power_of_two(positions)),
             segment.value is segment.key,
             segment.key.stride(2) == 1 < width,
         )
+
+    @property
+    def compared(self) -> Sizes:
+        return self._replace(
+            sequences=min(self.sequences, COMPARED_SEQUENCES), positions=min(self.positions, COMPARED_POSITIONS)
+        )
+
+    def timed(self, free: int | None) -> Sizes:
+        """With fewer sequences, and then positions, where there are more numbers than need be read, or than fit.
+
+        Args:
+            free: bytes of which half may be used. None: any number.
+        """
+        most = TIMED_NUMBERS if free is None else min(TIMED_NUMBERS, free // 2 // BYTES_OF_NUMBER)
+        sizes = self
+        while sizes._numbers() > most and sizes.sequences > 1:
+            sizes = sizes._replace(sequences=sizes.sequences // 2)
+        while sizes._numbers() > most and sizes.positions > FEWEST_POSITIONS:
+            sizes = sizes._replace(positions=sizes.positions // 2)
+        return sizes
+
+    def _numbers(self) -> int:
+        """Of keys, values and scores."""
+        of_position = self.kv_heads * self.width * (1 if self.has_one_tensor else 2) + self.hypotheses * self.heads
+        return self.sequences * self.positions * of_position
 
     def draw(self, device: torch.device, segment: Segment) -> tuple[Tensor, Segment]:
         """A query and a segment of these sizes, half of whose sequences are padded."""
@@ -141,16 +170,13 @@ def _is_usable(query: Tensor, segment: Segment, plain) -> bool:
 
 
 def _trial(sizes: Sizes, device: torch.device, segment: Segment, plain) -> Trial:
-    query, drawn = sizes.draw(device, segment)
+    timed = sizes.timed(gpu.free_bytes(device) if device.type == "cuda" else None)
+    query, drawn = sizes.compared.draw(device, segment)
     key = drawn.key.double()
     wide = drawn._replace(key=key, value=key if sizes.has_one_tensor else drawn.value.double())
-    return Trial(
-        lambda: flash_decoding(query, [drawn]),
-        lambda: plain(query, [drawn])[0],
-        plain(query.double(), [wide])[0],
-    )
+    exact = plain(query.double(), [wide])[0]
+    return Trial(*_pair(query, drawn, plain), exact, lambda: _pair(*timed.draw(device, segment), plain), timed)
 
 
-def _power_of_two(number: int) -> int:
-    """The least one that is not smaller."""
-    return 1 << (number - 1).bit_length()
+def _pair(query: Tensor, segment: Segment, plain) -> Pair:
+    return lambda: flash_decoding(query, [segment]), lambda: plain(query, [segment])[0]

@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from elseq.attention.kernels.trial import Trial, current, draw, usable
+from elseq.attention.kernels.trial import Trial, draw, usable
+from elseq.gpu import on_device
 
 
 def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
@@ -18,7 +19,7 @@ def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) ->
     if has_kernel(buffer):
         from elseq.attention.kernels.reorder_triton import launch  # cannot be imported without Triton
 
-        with current(buffer.device):
+        with on_device(buffer.device):
             launch(buffer, order, beam, taken)
     else:
         _reorder(buffer, order)

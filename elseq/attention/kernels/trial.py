@@ -1,13 +1,17 @@
 """The trial of a kernel for GPUs: a process uses it only where it has been right, and faster than PyTorch."""
 
 import logging
+import os
 from collections.abc import Callable
-from contextlib import AbstractContextManager, nullcontext
 from importlib.util import find_spec
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
+
+import elseq.gpu as gpu
+from elseq.errors import UserError
+from elseq.measurements import measured
 
 logger = logging.getLogger(__name__)
 
@@ -15,32 +19,56 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 RUNS = 10  # timed together, so that the resolution of CUDA's events does not matter
 ROUNDS = 3  # of which the fastest counts
-HEAD_START = 2_000_000  # cycles that the GPU waits, so that launching does not count: a CUDA graph does not launch
+SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used
 
-_verdicts: dict[tuple[str, torch.device, tuple], bool] = {}
 _allocated: dict[torch.device, int] = {}  # bytes by trials
 
 
+class Verdict(NamedTuple):
+    """What the trial of a kernel found, for one device and one set of sizes."""
+
+    name: str
+    sizes: tuple
+    device: torch.device
+    is_used: bool
+    reason: str | None  # why it is not used
+    kernel_ms: float | None  # milliseconds of one run; None: not timed
+    plain_ms: float | None  # the same by PyTorch
+
+
+_verdicts: dict[tuple[str, torch.device, tuple], Verdict] = {}
+
+
+Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and the same by PyTorch
+
+
 class Trial(NamedTuple):
-    """A small case. The first result of each function is compared, and the later calls are timed."""
+    """A small case, of which the first result of the kernel is compared, and the case that is timed."""
 
     kernel: Callable[[], Tensor]
     plain: Callable[[], Tensor]  # the same by PyTorch
     expected: Tensor  # what both should return, computed in float64
+    timed: Callable[[], Pair] | None = None  # makes the pair that is timed. Default: kernel and plain
+    timed_sizes: tuple = ()  # of that pair, where they are not those of the verdict
 
 
 def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tuple = ()) -> bool:
     """Whether a kernel has proved itself on a device. The first call tries it; the others return the same verdict.
 
     A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
-    why: in a warning for the first sizes, and for others at the level debug. While a CUDA graph is captured nothing can
-    be tried: a kernel without a verdict is then not used, and a later call tries it. So it is where memory runs out.
+    why: in a warning for the first sizes, and for others at the level debug. `verdicts` returns all. Every process
+    compares the numbers, and the times are measured once on a machine: all processes use the same kernels. While a CUDA
+    graph is captured nothing can be tried: a kernel without a verdict is then not used, and a later call tries it. So
+    it is where memory runs out.
 
     Args:
         name: of the kernel.
         device: a GPU, with its index.
         case: makes the trial. It leaves PyTorch's generators of random numbers as they are, and may raise anything.
         sizes: for which the verdict holds, and the type of the numbers.
+
+    Raises:
+        UserError: the environment variable `SWITCH` has another value than on and off.
     """
     key = name, device, sizes
     if key not in _verdicts:
@@ -48,17 +76,19 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
             return False
         before = allocated(device)
         try:
-            reason = _objection(device, case)
+            verdict = _try(name, device, sizes, case)
         except torch.OutOfMemoryError:
             return False
         finally:
             _allocated[device] = _allocated.get(device, 0) + allocated(device) - before
-        if reason is not None:
-            is_known = any(not found and tried[:2] == key[:2] for tried, found in _verdicts.items())
-            level = logging.DEBUG if is_known else logging.WARNING
-            logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
-        _verdicts[key] = reason is None
-    return _verdicts[key]
+        _log(verdict)
+        _verdicts[key] = verdict
+    return _verdicts[key].is_used
+
+
+def verdicts() -> list[Verdict]:
+    """All trials of this process so far, in their order."""
+    return list(_verdicts.values())
 
 
 def allocated(device: torch.device) -> int:
@@ -68,9 +98,9 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)
 
 
-def current(device: torch.device) -> AbstractContextManager:
-    """Makes it the current device, on which Triton launches."""
-    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+def power_of_two(number: int) -> int:
+    """The least one that is not smaller: what is tried or measured serves all sizes up to it."""
+    return 1 << max(0, number - 1).bit_length()
 
 
 def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
@@ -79,22 +109,44 @@ def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, 
     return torch.randn(shape, generator=generator, device=device).to(dtype)
 
 
-def _objection(device: torch.device, case: Callable[[], Trial]) -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial]) -> Verdict:
+    reason, kernel, plain = _obstacle(), None, None
     try:
-        with torch.no_grad(), current(device):
-            trial = case()
-            error = _error(trial.kernel(), trial.expected)
-            if error is not None:
-                return error
-            trial.plain()  # libraries set themselves up
-            kernel, plain = _milliseconds(trial.kernel, trial.plain)
+        if reason is None:
+            with torch.no_grad(), gpu.on_device(device):
+                trial = case()
+                reason = _error(trial.kernel(), trial.expected)
+                if reason is None:
+                    kernel, plain = _milliseconds(name, device, sizes, trial)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # errors of Triton, its C compiler or the driver
-        return f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
-    return None if kernel < plain else f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
+        reason = f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
+    if reason is None and not kernel < plain:
+        reason = f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
+    return Verdict(name, sizes, device, reason is None, reason, kernel, plain)
+
+
+def _obstacle() -> str | None:
+    """Why no kernel can be tried."""
+    switch = os.environ.get(SWITCH, "on")
+    if switch not in ("on", "off"):
+        raise UserError(f"the environment variable {SWITCH} is {switch!r}; set it to on or off")
+    if switch == "off":
+        return f"{SWITCH} is off"
+    return "Triton is not installed" if find_spec("triton") is None else None
+
+
+def _log(verdict: Verdict) -> None:
+    """After the trial, before the verdict is kept."""
+    name, sizes, device, is_used, reason, kernel, plain = verdict
+    if is_used:
+        found = "%s%s: the kernel computes it on %s, in %.3f ms, and PyTorch in %.3f ms"
+        logger.debug(found, name, sizes or "", device, kernel, plain)
+        return
+    is_known = any(not each.is_used and (each.name, each.device) == (name, device) for each in _verdicts.values())
+    level = logging.DEBUG if is_known else logging.WARNING
+    logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
 
 
 def _error(found: Tensor, expected: Tensor) -> str | None:
@@ -107,17 +159,17 @@ def _error(found: Tensor, expected: Tensor) -> str | None:
     return f"the kernel errs by {largest:.2g}, and {allowed:.2g} is allowed"
 
 
-def _milliseconds(*functions: Callable[[], Tensor]) -> list[float]:
-    """On the GPU, of one run of each. They take turns, so that a change of the clock concerns all of them."""
-    times: list[list[float]] = [[] for _ in functions]
-    for _ in range(ROUNDS):
-        for function, own in zip(functions, times, strict=True):
-            start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-            torch.cuda._sleep(HEAD_START)
-            start.record()
-            for _ in range(RUNS):
-                function()
-            end.record()
-            end.synchronize()
-            own.append(start.elapsed_time(end) / RUNS)
-    return [min(own) for own in times]
+def _milliseconds(name: str, device: torch.device, sizes: tuple, trial: Trial) -> list[float]:
+    """Of one run of the kernel, and of PyTorch."""
+    timed = f"kernel {name} {tuple(trial.timed_sizes or sizes)}"
+    return [1000 * each for each in measured(timed, device, lambda: _seconds(trial))]
+
+
+def _seconds(trial: Trial) -> tuple[float, float]:
+    """They take turns, so that a change of the clock concerns both."""
+    pair = (trial.kernel, trial.plain) if trial.timed is None else trial.timed()
+    for function in pair:
+        function()  # compiles for these sizes, and libraries set themselves up
+    times = [[gpu.seconds(function, RUNS) for function in pair] for _ in range(ROUNDS)]
+    kernel, plain = map(min, zip(*times, strict=True))
+    return kernel, plain

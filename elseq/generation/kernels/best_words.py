@@ -5,9 +5,10 @@ import math
 import torch
 from torch import Tensor
 
-from elseq.attention.kernels.trial import Trial, current, draw, usable
+from elseq.attention.kernels.trial import Trial, draw, usable
+from elseq.gpu import on_device
 
-MOST = 32  # words that the kernel finds: one after the other
+MOST_ON_GPU = 32  # words that the kernel finds: one after the other
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
@@ -17,7 +18,7 @@ def has_kernel(logits: Tensor, count: int) -> bool:
     return (
         logits.is_cuda
         and dtype in TYPES
-        and count <= MOST
+        and count <= MOST_ON_GPU
         and logits.stride(1) == 1
         and usable(f"the best words of {dtype}", device, lambda: _trial(device, dtype))
     )
@@ -28,7 +29,7 @@ def best_words(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, T
 
     Args:
         logits: [N, V]: N rows of V words, each row contiguous; -inf at the forbidden words afterwards.
-        count: at most V and `MOST`.
+        count: at most V and `MOST_ON_GPU`.
         forbidden: int64 [N, W], words that are not chosen but have their share of the probability.
 
     Returns:
@@ -37,7 +38,7 @@ def best_words(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, T
     """
     from elseq.generation.kernels.best_words_triton import launch_best, launch_log_sums  # need Triton
 
-    with current(logits.device):
+    with on_device(logits.device):
         normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
         logits.scatter_(1, forbidden, -math.inf)
         values, words = launch_best(logits, count)

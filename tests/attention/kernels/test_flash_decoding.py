@@ -274,9 +274,10 @@ def test_weights_dropout_and_the_largest_scores_are_not_for_it(monkeypatch):
 
 
 @pytest.mark.parametrize("shares, transposed, kv_heads", [(True, False, 1), (False, True, 2)])
-def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch):
+def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "_verdicts", {})
-    monkeypatch.setattr(trial, "_milliseconds", lambda *_: [1.0, 2.0])
+    monkeypatch.setattr(trial, "_seconds", lambda case: (1.0, 2.0))
     query = draw_query(10, 4, 32).to(DEVICE)
     segment = moved(draw_segment(2, kv_heads, 70, 32, shares, transposed))
     assert flash_decoding._is_usable(query, segment, _by_torch)
@@ -286,6 +287,35 @@ def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch):
     drawn_query, drawn = sizes.draw(query.device, segment)
     assert Sizes.of(drawn_query, drawn) == sizes
     assert bool(drawn.mask.any())
+
+
+def test_small_numbers_are_compared_and_as_many_timed_as_are_used():
+    segment = draw_segment(2, 1, 64, 32, shares=True)
+    sizes = Sizes.of(draw_query(320 * 4, 4, 32), Segment(*[torch.empty(320, 1, 1000, 32)] * 2))
+    assert (sizes.sequences, sizes.hypotheses, sizes.positions) == (512, 4, 1024)
+    assert (sizes.compared.sequences, sizes.compared.positions) == (16, 512)
+    found = flash_decoding._trial(sizes, torch.device(DEVICE), moved(segment), _by_torch)
+    assert found.expected.shape == (16 * 4, 4, 1, 32)
+    if DEVICE == "cpu":  # whose free memory is not asked for
+        assert found.timed_sizes == sizes == sizes.timed(None)
+    _, plain = flash_decoding._pair(*sizes._replace(sequences=2).draw(torch.device("cpu"), segment), _by_torch)
+    assert plain().shape == (2 * 4, 4, 1, 32)
+
+
+@pytest.mark.parametrize(
+    "free, sequences, positions",
+    [(2**40, 512, 1024), (2**30, 256, 1024), (2**29, 128, 1024), (2**21, 1, 512), (0, 1, 64)],
+)
+def test_what_is_timed_fits_half_of_the_free_memory(free, sequences, positions):
+    """A position has 64 numbers of key and value, and 16 scores."""
+    sizes = Sizes(torch.float16, 32, 4, 1, 512, 4, 1024, False, False)
+    assert sizes.timed(free) == sizes._replace(sequences=sequences, positions=positions)
+
+
+def test_what_is_timed_need_not_be_larger_than_the_caches():
+    sizes = Sizes(torch.float16, 1024, 16, 1, 1024, 4, 2048, True, False)
+    timed = sizes.timed(None)
+    assert timed.positions == 2048 and 2**26 < timed.sequences * 2048 * (1024 + 64) <= 2**27
 
 
 COMPILE = """
@@ -383,8 +413,9 @@ def test_in_a_cuda_graph():
 @pytest.mark.gpu
 @pytest.mark.parametrize("dtype", TOLERANCE)
 @pytest.mark.parametrize("width, heads, kv_heads", [(1024, 16, 1), (64, 16, 16), (64, 8, 1)])
-def test_attention_is_right_with_the_kernel_or_without(width, heads, kv_heads, dtype, monkeypatch):
+def test_attention_is_right_with_the_kernel_or_without(width, heads, kv_heads, dtype, monkeypatch, tmp_path):
     """Whatever the trial finds."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(trial, "_verdicts", {})
     torch.manual_seed(1)
     segment = draw_segment(4, kv_heads, 400, width, shares=kv_heads == 1 < heads // 8, dtype=dtype)

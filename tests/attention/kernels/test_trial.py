@@ -6,22 +6,25 @@ import pytest
 import torch
 
 from elseq.attention.kernels import trial
-from elseq.attention.kernels.trial import Trial, draw, usable
+from elseq.attention.kernels.trial import Trial, Verdict, draw, usable, verdicts
+from elseq.errors import UserError
 
 DEVICE = torch.device("cpu")
 NUMBERS = torch.tensor([1.0, -2.0, 4.0])
 
 
 @pytest.fixture(autouse=True)
-def verdicts(monkeypatch):
+def no_verdicts(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("ELSEQ_GPU_KERNELS", raising=False)
     monkeypatch.setattr(trial, "_verdicts", {})
     monkeypatch.setattr(trial, "find_spec", lambda name: name)
     time(monkeypatch, 1.0, 2.0)
-    return trial._verdicts
 
 
 def time(monkeypatch, kernel, plain):
-    monkeypatch.setattr(trial, "_milliseconds", lambda *functions: [kernel, plain])
+    """What a measurement finds, in milliseconds."""
+    monkeypatch.setattr(trial, "_seconds", lambda case: (kernel / 1000, plain / 1000))
 
 
 def case(found=NUMBERS, dtype=torch.float32):
@@ -104,8 +107,75 @@ def test_only_the_first_of_its_sizes_is_a_warning(monkeypatch, caplog):
     for size in (2, 3, 2):
         assert not usable("sums", DEVICE, case, (size,))
     assert not usable("products", DEVICE, case, (2,))
-    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "WARNING"]
-    assert "sums(3,): PyTorch" in caplog.records[1].getMessage()
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG", "WARNING"]
+    assert "sums(1,): the kernel computes it on cpu, in 1.000 ms" in caplog.records[0].getMessage()
+    assert "sums(3,): PyTorch" in caplog.records[2].getMessage()
+
+
+def test_all_verdicts_are_kept(monkeypatch):
+    assert usable("sums", DEVICE, case, (1,))
+    time(monkeypatch, 3.0, 2.0)
+    assert not usable("sums", DEVICE, case, (2,))
+    assert not usable("products", DEVICE, lambda: case(NUMBERS[:2]))
+    used, slow, wrong = verdicts()
+    assert used == Verdict("sums", (1,), DEVICE, True, None, 1.0, 2.0)
+    assert slow == ("sums", (2,), DEVICE, False, "the kernel takes 3.000 ms, and PyTorch 2.000 ms", 3.0, 2.0)
+    assert wrong == ("products", (), DEVICE, False, "the kernel returns [2] instead of [3]", None, None)
+
+
+def test_the_times_are_measured_once_on_a_machine_and_the_numbers_compared_in_each_process(monkeypatch):
+    assert usable("sums", DEVICE, case, (1,))
+    time(monkeypatch, 3.0, 2.0)
+    trial._verdicts.clear()  # as another process
+    assert usable("sums", DEVICE, case, (1,))
+    assert not usable("sums", DEVICE, case, (2,))
+    trial._verdicts.clear()
+    assert not usable("sums", DEVICE, lambda: case(NUMBERS + 1), (1,))
+
+
+def test_what_is_timed_may_have_other_sizes(monkeypatch):
+    """Those tell the measurements apart."""
+    monkeypatch.undo()
+    monkeypatch.setattr(trial, "find_spec", lambda name: name)
+    monkeypatch.setattr(trial, "_verdicts", {})
+    calls, times = [], {"large kernel": 1.0, "large plain": 2.0, "kernel": 2.0, "plain": 1.0}
+
+    def function(name):
+        return lambda: calls.append(name) or NUMBERS
+
+    def seconds(call, runs):
+        call()
+        return times[calls[-1]]
+
+    monkeypatch.setattr(trial.gpu, "seconds", seconds)
+    names = []
+    monkeypatch.setattr(trial, "measured", lambda name, device, measure: names.append(name) or measure())
+    small = Trial(function("kernel"), function("plain"), NUMBERS.double())
+    assert not usable("sums", DEVICE, lambda: small, (4,))
+    calls.clear()
+    large = small._replace(timed=lambda: (function("large kernel"), function("large plain")), timed_sizes=(7,))
+    assert usable("sums", DEVICE, lambda: large, (8,))
+    assert calls == ["kernel"] + ["large kernel", "large plain"] * (1 + trial.ROUNDS)
+    assert names == ["kernel sums (4,)", "kernel sums (7,)"]
+
+
+def test_they_can_be_switched_off(monkeypatch, caplog):
+    def fails():
+        raise AssertionError("tried")
+
+    monkeypatch.setenv("ELSEQ_GPU_KERNELS", "off")
+    assert not usable("sums", DEVICE, fails)
+    assert caplog.records[0].getMessage() == "sums: PyTorch computes it on cpu, because ELSEQ_GPU_KERNELS is off"
+    monkeypatch.setenv("ELSEQ_GPU_KERNELS", "on")
+    assert usable("products", DEVICE, case)
+    monkeypatch.setenv("ELSEQ_GPU_KERNELS", "no")
+    with pytest.raises(UserError, match="ELSEQ_GPU_KERNELS is 'no'; set it to on or off"):
+        usable("ranks", DEVICE, case)
+
+
+@pytest.mark.parametrize("number, expected", [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
+def test_powers_of_two(number, expected):
+    assert trial.power_of_two(number) == expected
 
 
 def test_where_memory_runs_out_it_is_tried_again(caplog):
@@ -117,11 +187,11 @@ def test_where_memory_runs_out_it_is_tried_again(caplog):
     assert usable("sums", DEVICE, case)
 
 
-def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch, verdicts):
+def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not usable("sums", DEVICE, case)
-    assert not verdicts
+    assert not verdicts()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert usable("sums", DEVICE, case)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
@@ -140,8 +210,9 @@ def test_draws_are_repeated_and_leave_the_generators_alone():
 
 @pytest.mark.gpu
 @pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
-def test_on_a_gpu(monkeypatch):
+def test_on_a_gpu(monkeypatch, tmp_path):
     monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     few, many = torch.ones(2**10, device="cuda"), torch.ones(2**26, device="cuda")
     less, more = (lambda: (few * 2)[:9]), (lambda: (many * 2)[:9])
     expected = torch.full((9,), 2.0, device="cuda")

@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.generation.kernels import best_words as module
-from elseq.generation.kernels.best_words import MOST, best_words, has_kernel
+from elseq.generation.kernels.best_words import MOST_ON_GPU, best_words, has_kernel
 from tests.attention.reference import quick, seeds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -108,5 +108,5 @@ def test_they_compile_for_gpus(number, capability, tmp_path):
 @pytest.mark.parametrize("dtype", module.TYPES)
 def test_on_a_gpu(dtype):
     logits = torch.randn(64, 50_264, device=DEVICE).to(dtype)
-    assert has_kernel(logits, 9) and not has_kernel(logits, MOST + 1)
+    assert has_kernel(logits, 9) and not has_kernel(logits, MOST_ON_GPU + 1)
     check(logits, 9, torch.randint(50_264, (64, 140), device=DEVICE))
