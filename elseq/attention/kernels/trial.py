@@ -17,8 +17,22 @@ RUNS = 10  # timed together, so that the resolution of CUDA's events does not ma
 ROUNDS = 3  # of which the fastest counts
 HEAD_START = 2_000_000  # cycles that the GPU waits, so that launching does not count: a CUDA graph does not launch
 
-_verdicts: dict[tuple[str, torch.device, tuple], bool] = {}
 _allocated: dict[torch.device, int] = {}  # bytes by trials
+
+
+class Verdict(NamedTuple):
+    """What the trial of a kernel found, for one device and one set of sizes."""
+
+    name: str
+    sizes: tuple
+    device: torch.device
+    is_used: bool
+    reason: str | None  # why it is not used
+    kernel_ms: float | None  # milliseconds of one run; None: not timed
+    plain_ms: float | None  # the same by PyTorch
+
+
+_verdicts: dict[tuple[str, torch.device, tuple], Verdict] = {}
 
 
 class Trial(NamedTuple):
@@ -33,7 +47,7 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
     """Whether a kernel has proved itself on a device. The first call tries it; the others return the same verdict.
 
     A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
-    why: in a warning for the first sizes, and for others at the level debug. While a CUDA graph is captured nothing can
+    why: in a warning for the first sizes, and for others at the level debug. `verdicts` keeps all. While a CUDA graph is captured nothing can
     be tried: a kernel without a verdict is then not used, and a later call tries it. So it is where memory runs out.
 
     Args:
@@ -48,17 +62,19 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
             return False
         before = allocated(device)
         try:
-            reason = _objection(device, case)
+            verdict = _try(name, device, sizes, case)
         except torch.OutOfMemoryError:
             return False
         finally:
             _allocated[device] = _allocated.get(device, 0) + allocated(device) - before
-        if reason is not None:
-            is_known = any(not found and tried[:2] == key[:2] for tried, found in _verdicts.items())
-            level = logging.DEBUG if is_known else logging.WARNING
-            logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
-        _verdicts[key] = reason is None
-    return _verdicts[key]
+        _log(verdict)
+        _verdicts[key] = verdict
+    return _verdicts[key].is_used
+
+
+def verdicts() -> list[Verdict]:
+    """All trials of this process so far, in their order."""
+    return list(_verdicts.values())
 
 
 def allocated(device: torch.device) -> int:
@@ -79,22 +95,37 @@ def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, 
     return torch.randn(shape, generator=generator, device=device).to(dtype)
 
 
-def _objection(device: torch.device, case: Callable[[], Trial]) -> str | None:
-    if find_spec("triton") is None:
-        return "Triton is not installed"
+def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial]) -> Verdict:
+    reason, kernel, plain = None, None, None
     try:
-        with torch.no_grad(), current(device):
-            trial = case()
-            error = _error(trial.kernel(), trial.expected)
-            if error is not None:
-                return error
-            trial.plain()  # libraries set themselves up
-            kernel, plain = _milliseconds(trial.kernel, trial.plain)
+        if find_spec("triton") is None:
+            reason = "Triton is not installed"
+        else:
+            with torch.no_grad(), current(device):
+                trial = case()
+                reason = _error(trial.kernel(), trial.expected)
+                if reason is None:
+                    trial.plain()  # libraries set themselves up
+                    kernel, plain = _milliseconds(trial.kernel, trial.plain)
     except torch.OutOfMemoryError:
         raise
     except Exception as error:  # errors of Triton, its C compiler or the driver
-        return f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
-    return None if kernel < plain else f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
+        reason = f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
+    if reason is None and not kernel < plain:
+        reason = f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
+    return Verdict(name, sizes, device, reason is None, reason, kernel, plain)
+
+
+def _log(verdict: Verdict) -> None:
+    """After the trial, before the verdict is kept."""
+    name, sizes, device, is_used, reason, kernel, plain = verdict
+    if is_used:
+        found = "%s%s: the kernel computes it on %s, in %.3f ms, and PyTorch in %.3f ms"
+        logger.debug(found, name, sizes or "", device, kernel, plain)
+        return
+    is_known = any(not each.is_used and (each.name, each.device) == (name, device) for each in _verdicts.values())
+    level = logging.DEBUG if is_known else logging.WARNING
+    logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
 
 
 def _error(found: Tensor, expected: Tensor) -> str | None:

@@ -6,18 +6,17 @@ import pytest
 import torch
 
 from elseq.attention.kernels import trial
-from elseq.attention.kernels.trial import Trial, draw, usable
+from elseq.attention.kernels.trial import Trial, Verdict, draw, usable, verdicts
 
 DEVICE = torch.device("cpu")
 NUMBERS = torch.tensor([1.0, -2.0, 4.0])
 
 
 @pytest.fixture(autouse=True)
-def verdicts(monkeypatch):
+def no_verdicts(monkeypatch):
     monkeypatch.setattr(trial, "_verdicts", {})
     monkeypatch.setattr(trial, "find_spec", lambda name: name)
     time(monkeypatch, 1.0, 2.0)
-    return trial._verdicts
 
 
 def time(monkeypatch, kernel, plain):
@@ -104,8 +103,20 @@ def test_only_the_first_of_its_sizes_is_a_warning(monkeypatch, caplog):
     for size in (2, 3, 2):
         assert not usable("sums", DEVICE, case, (size,))
     assert not usable("products", DEVICE, case, (2,))
-    assert [record.levelname for record in caplog.records] == ["WARNING", "DEBUG", "WARNING"]
-    assert "sums(3,): PyTorch" in caplog.records[1].getMessage()
+    assert [record.levelname for record in caplog.records] == ["DEBUG", "WARNING", "DEBUG", "WARNING"]
+    assert "sums(1,): the kernel computes it on cpu, in 1.000 ms" in caplog.records[0].getMessage()
+    assert "sums(3,): PyTorch" in caplog.records[2].getMessage()
+
+
+def test_all_verdicts_are_kept(monkeypatch):
+    assert usable("sums", DEVICE, case, (1,))
+    time(monkeypatch, 3.0, 2.0)
+    assert not usable("sums", DEVICE, case, (2,))
+    assert not usable("products", DEVICE, lambda: case(NUMBERS[:2]))
+    used, slow, wrong = verdicts()
+    assert used == Verdict("sums", (1,), DEVICE, True, None, 1.0, 2.0)
+    assert slow == ("sums", (2,), DEVICE, False, "the kernel takes 3.000 ms, and PyTorch 2.000 ms", 3.0, 2.0)
+    assert wrong == ("products", (), DEVICE, False, "the kernel returns [2] instead of [3]", None, None)
 
 
 def test_where_memory_runs_out_it_is_tried_again(caplog):
@@ -117,11 +128,11 @@ def test_where_memory_runs_out_it_is_tried_again(caplog):
     assert usable("sums", DEVICE, case)
 
 
-def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch, verdicts):
+def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
     assert not usable("sums", DEVICE, case)
-    assert not verdicts
+    assert not verdicts()
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     assert usable("sums", DEVICE, case)
     monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: True)
