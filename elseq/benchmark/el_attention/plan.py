@@ -146,6 +146,9 @@ class Row:
     ngrams_repeat: bool | None = None
     parameters: int | None = None
     version: str | None = None
+    kernels: list[dict] | None = None  # tried on a GPU
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search
+    not_captured: str | None = None  # why not all of them
     step_seconds: float | None = None  # mean of a decoding step
     step_bytes: int | None = None  # by count: what a step in the middle reads
     step_operations: int | None = None
