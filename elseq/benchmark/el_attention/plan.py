@@ -68,7 +68,7 @@ class Plan(Conditions):
     batch_sizes: list[int] | None  # None: those of each table
     lengths: list[int]  # of the table memory
     most: int  # sentences
-    memory_caps: list[int | None]
+    memory_caps: dict[str, list[int | None]]  # by table
     no_repeat_ngram_size: int
     is_small: bool = False
 
@@ -82,7 +82,7 @@ class Plan(Conditions):
             setting = self._sized(SETTINGS[BATCH_SETTING])
             found += [
                 Case("batch", setting, "beam", size, memory_cap=cap)
-                for cap in self.memory_caps
+                for cap in self.memory_caps["batch"]
                 for size in self.batch_sizes or BATCHES
             ]
         if "nvidia" in self.tables:
@@ -91,7 +91,7 @@ class Plan(Conditions):
         if "speed" in self.tables:
             found += [
                 Case("speed", setting, search, self.most, is_largest=True, memory_cap=cap)
-                for cap in self.memory_caps
+                for cap in self.memory_caps["speed"]
                 for setting in map(self._sized, map(SETTINGS.get, self.models))
                 for search in self.searches
                 if search in setting.searches
