@@ -116,11 +116,11 @@ else tests=(-m "not slow") more=(-m gpu tests --ignore "$flash" --ignore "$reord
 batches=32,128,320 most=1024 gpt2_most=128 tiny=() lengths=4096,16384,65536
 [ -z "$small" ] || { batches=2,3 most=3 gpt2_most=3 tiny=(--tiny) lengths=32; }
 
-kernel flash_decoding 25 "$flash"
-kernel reorder 10 "$reorder"
-kernel best_words 10 "$best_words"
+kernel flash_decoding 30 "$flash"
+kernel reorder 15 "$reorder"
+kernel best_words 15 "$best_words"
 step tests 45 python -m pytest -q -p no:cacheprovider "${more[@]}"
-of_paper bart_large 330 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
+of_paper bart_large 315 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
   --models bart_large_cnn_dm --searches beam --most "$most" --modes el,kv,stock-copied,stock-shared,auto,ctranslate2,huggingface
 benchmark multi_query 45 multi-query --variants multi-head,multi-query --columns greedy,beam "${tiny[@]}"
 of_paper gpt2 50 --tables speed --models gpt2_124m --searches beam --memory-cap device --most "$gpt2_most" --modes el,kv,huggingface
