@@ -70,7 +70,8 @@ step() {
     *) ended="failed ($status)" failed+=("$name") ;;
   esac
   # A bar of progress is written over and over in one line.
-  figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null | grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|error' |
+  figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null |
+    grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|error' |
     grep -av 'run/s' | tail -n 1 | sed 's/^ *//' | cut -c 1-160)
   echo "   $ended after $((SECONDS - start)) s: $figure"
   echo "| $name | $((SECONDS - start)) | $ended | $figure |" >>"$summary"
