@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Everything that is to be known of a GPU which is at hand for minutes, in the order of its worth. Each step has a time limit;
-# what it leaves of that is the next one's. A step that fails or is cut off does not end the others. Results are on the disk
-# as they come, with a summary of all steps. It uses the python that is active.
+# what it leaves of that is the next one's. A step that fails or is cut off does not end the others; where one fails, this
+# exits with 1. Results are on the disk as they come, with a summary of all steps. It uses the python that is active.
 #
 # Usage: benchmarks/gpu.sh [OPTION...]
 #   --device NAME    cuda, cuda:1, or cpu, where other tests are run (default: cuda)
@@ -9,6 +9,7 @@
 #   --small          tiny models, to see whether all of it runs
 #   --minutes N      for all of it (default: 9)
 #   --output FOLDER  for the results (default: OUT, otherwise benchmarks/results/gpu)
+#   --archive FILE   one file to copy: a .tgz of that folder, written anew after each step (default: none)
 #   --dry-run        print the commands and their time limits, and run nothing
 set -uo pipefail
 active=$PATH
@@ -16,17 +17,17 @@ active=$PATH
 PATH=$active # not that of .venv
 
 SHARES_OF=540 # seconds, the sum of those below
-device=cuda dtype= small= minutes=9 output=${OUT:-$root/benchmarks/results/gpu}
+device=cuda dtype= small= minutes=9 archive= output=${OUT:-$root/benchmarks/results/gpu}
 while [ $# -gt 0 ]; do
   case $1 in
-    --device | --dtype | --minutes | --output)
+    --device | --dtype | --minutes | --output | --archive)
       [ $# -gt 1 ] || refuse "$1 needs a value; see --help"
       printf -v "${1#--}" %s "$2"
       shift ;;
     --small) small=yes ;;
     --dry-run) dry_run=yes ;;
     -h | --help) about; exit ;;
-    *) refuse "$1 is unknown; the options are --device, --dtype, --small, --minutes, --output, --dry-run and --help" ;;
+    *) refuse "$1 is unknown; the options are --device, --dtype, --small, --minutes, --output, --archive, --dry-run and --help" ;;
   esac
   shift
 done
@@ -34,11 +35,15 @@ whole_numbers --minutes 1 "$minutes"
 [[ $device =~ ^(cpu|cuda(:[0-9]+)?)$ ]] || refuse "--device $device is unknown; give cpu, cuda or cuda:1"
 [ -n "$dtype" ] || { [ "$device" = cpu ] && dtype=float32 || dtype=float16; }
 one_of --dtype "$dtype" float32 float16 bfloat16
+# From where it was called.
+[[ $output = /* ]] || output=$PWD/$output
+[[ -z $archive || $archive = /* ]] || archive=$PWD/$archive
 cd "$root" || exit
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 summary=$output/summary.md
 allowed=0 # seconds from the beginning to the end of the step
+failed=()
 
 # step NAME SECONDS COMMAND...: its output goes to NAME.log, its results to the folder NAME.
 step() {
@@ -49,8 +54,9 @@ step() {
     echo "$name, $((share * minutes * 60 / SHARES_OF)) s: $(quoted "$@")"
     return
   fi
+  rm -f "$output/$name.log" # of a run before
   if [ "$limit" -lt 1 ]; then
-    status=124
+    status=skipped
   else
     echo "== $name, $limit s at most"
     # Where a shell runs this in the background, INT is not heard; what is killed then, the shell need not tell.
@@ -60,13 +66,22 @@ step() {
   case $status in
     0) ended="finished" ;;
     124 | 137) ended="cut off" ;;
-    *) ended="failed ($status)" ;;
+    skipped) ended="not begun" ;;
+    *) ended="failed ($status)" failed+=("$name") ;;
   esac
   # A bar of progress is written over and over in one line.
-  figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null | grep -aE 'samples/s|per token|[GM]iB$|passed|failed|error' |
+  figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null |
+    grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|error' |
     grep -av 'run/s' | tail -n 1 | sed 's/^ *//' | cut -c 1-160)
   echo "   $ended after $((SECONDS - start)) s: $figure"
   echo "| $name | $((SECONDS - start)) | $ended | $figure |" >>"$summary"
+  pack
+}
+
+# The archive, whole at any time. The shell makes the new one before tar looks at the folder: it may be in it.
+pack() {
+  [ -n "$archive" ] || return 0
+  tar -cz --exclude "./$(basename "$archive")*" -C "$output" . >"$archive.part" && mv "$archive.part" "$archive"
 }
 
 # benchmark NAME SECONDS OPTION...: of elseq-benchmark
@@ -81,28 +96,39 @@ of_paper() {
   benchmark "$name" "$share" el-attention "$@" ${small:+--small}
 }
 
-[ -n "$dry_run" ] || mkdir -p "$output" 2>/dev/null || refuse "--output $output cannot be made; name another folder"
+# kernel NAME SECONDS FILE: its tests, in a process of their own: an access to wrong memory ends the GPU for all that follow.
+kernel() { step "kernel_$1" "$2" python -m pytest -q -p no:cacheprovider "${tests[@]}" "$3"; }
+
 if [ -z "$dry_run" ]; then
+  mkdir -p "$output" 2>/dev/null || refuse "--output $output cannot be made; name another folder"
+  [ -z "$archive" ] || { mkdir -p "$(dirname "$archive")" && : >"$archive"; } 2>/dev/null ||
+    refuse "--archive $archive cannot be written; name another file"
   { nvidia-smi -L; python -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
     >"$output/machine.txt" 2>&1
   { cat "$output/machine.txt"; printf '\n| step | seconds | it | last figure |\n|---|---|---|---|\n'; } >"$summary"
 fi
 
-# Options that a small run has otherwise.
-if [ "$device" = cpu ]; then tests=(--quick) more=(tests/generation/test_planner.py)
-else tests=(-m gpu) more=(tests --ignore tests/attention/kernels); fi
+# Options that a small run has otherwise. On a GPU, tests of kernels that need none run on it, after those that do.
+flash=tests/attention/kernels/test_flash_decoding.py
+reorder=tests/attention/kernels/test_reorder.py
+best_words=tests/generation/kernels/test_best_words.py
+if [ "$device" = cpu ]; then tests=(--quick) more=("${tests[@]}" tests/generation/test_planner.py)
+else tests=(-m "not slow") more=(-m gpu tests --ignore "$flash" --ignore "$reorder" --ignore "$best_words"); fi
 batches=32,128,320 most=1024 gpt2_most=128 tiny=() lengths=4096,16384,65536
 [ -z "$small" ] || { batches=2,3 most=3 gpt2_most=3 tiny=(--tiny) lengths=32; }
-own=el,kv,stock-shared,stock-copied
 
-step kernels 45 python -m pytest -q -p no:cacheprovider "${tests[@]}" tests/attention/kernels
-step tests 45 python -m pytest -q -p no:cacheprovider "${tests[@]}" "${more[@]}"
-of_paper bart_large 180 --tables batch --batch-sizes "$batches" --memory-cap device --modes "$own,auto,ctranslate2,huggingface"
-of_paper nvidia 65 --tables nvidia --modes el,kv,stock-copied
-of_paper bart_large_16gb 85 --tables speed --models bart_large_cnn_dm --searches beam --memory-cap 16GB --most "$most" \
-  --modes "$own"
+kernel flash_decoding 30 "$flash"
+kernel reorder 15 "$reorder"
+kernel best_words 15 "$best_words"
+step tests 45 python -m pytest -q -p no:cacheprovider "${more[@]}"
+of_paper bart_large 315 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
+  --models bart_large_cnn_dm --searches beam --most "$most" --modes el,kv,stock-copied,stock-shared,auto,ctranslate2,huggingface
 benchmark multi_query 45 multi-query --variants multi-head,multi-query --columns greedy,beam "${tiny[@]}"
 of_paper gpt2 50 --tables speed --models gpt2_124m --searches beam --memory-cap device --most "$gpt2_most" --modes el,kv,huggingface
 benchmark top_k 25 top-k --what attention --lengths "$lengths" --repeats 1 --seconds-limit 5 "${tiny[@]}"
 
-[ -n "$dry_run" ] || { echo; cat "$summary"; echo; echo "written: $output"; }
+[ -z "$dry_run" ] || exit 0
+[ ${#failed[@]} = 0 ] || printf '\nFailed: %s. Their logs say why.\n' "${failed[*]}" >>"$summary"
+pack
+echo; cat "$summary"; echo; echo "written: $output"
+[ ${#failed[@]} = 0 ]

@@ -61,6 +61,7 @@ def pytest_ignore_collect(collection_path, config):
 
 
 def pytest_collection_modifyitems(config, items):
+    items.sort(key=lambda item: item.get_closest_marker("gpu") is None)  # what needs a GPU comes first
     if config.getoption("--quick"):
         tests = {}
         for item in items:

@@ -3,9 +3,10 @@
 Counted are the matrix products of the layers, the output layer and attention: two floating-point operations a
 multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not.
 
-Read are, in each step, the weights that it needs, the keys and values (kv) or twice the hidden states (el: once as keys
-and once as values) of every position attended to; and once a batch the encoder's weights. Activations are not counted,
-nor is the copying of states from step to step.
+Read are, in each step, the weights that it needs and what the method keeps of every position attended to: keys and
+values (kv), or hidden states (el), which count once although they serve as keys and as values, since one pass over them
+suffices (a program that reads them twice reads more than is counted). Once a batch, the encoder's weights are read.
+Activations are not counted, nor is the copying of states from step to step.
 
 Letters: B sentences, beam hypotheses each; S source positions, padding included; P prompt positions; T steps in which a
 sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.
@@ -128,8 +129,8 @@ def bytes_read(
 ) -> int:
     """Bytes of weights and state that a batch reads, with numbers of `number_bytes` bytes, or weights of their own."""
     copies = batch.beam if decoding.copied else 1
-    own = sum(map(decoding.self_attention.numbers_read, sizes.of_self_attention()))
-    memory = sum(map(decoding.cross_attention.numbers_read, sizes.of_cross_attention()))
+    own = sum(map(decoding.self_attention.numbers_kept, sizes.of_self_attention()))
+    memory = sum(map(decoding.cross_attention.numbers_kept, sizes.of_cross_attention()))
     passes = max(batch.steps)
     if batch.prompt_length:
         passes += batch.prompt_length if decoding.copied else 1

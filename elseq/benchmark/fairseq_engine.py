@@ -8,9 +8,11 @@ from fairseq import utils
 from fairseq.models.bart import BARTModel
 from fairseq.ngram_repeat_block import EXTENSION_BUILT
 
+from elseq.attention.kernels.trial import verdicts
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
+from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.method_choice import Choice
 from elseq.models import Decoder
 from elseq.precision import DTYPES, INT8, prepared
@@ -43,6 +45,7 @@ class FairseqEngine:
         tokens = [torch.tensor(source) for source in request["sources"]]
         self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
         self.is_stock = self.mode.startswith("stock")
+        self._captures = 0
         self.set_search(request["beam"], request["search"])
         if not self.is_stock and isinstance(self.model.decoder, Decoder):
             self._watch_method()
@@ -81,11 +84,22 @@ class FairseqEngine:
         self.generator.max_len_b = self.search["max_len_b"] + prompt_length
         found = self.task.inference_step(self.generator, [self.model], sample)
         if self.look_closely and not self.is_stock:
-            self.found.state_bytes = self.generator.usage.state_bytes
+            self.look()
         order = {number: row for row, number in enumerate(sample["id"].tolist())}
         return [
             [hypothesis["tokens"][prompt_length:-1].tolist() for hypothesis in found[order[index]]] for index in batch
         ]
+
+    def look(self) -> None:
+        """Add what the search has left: its state's size and, on a GPU, the kernels and captures."""
+        self.found.state_bytes = self.generator.usage.state_bytes
+        if self.request["device"] != "cpu":
+            self.found.kernels = [
+                verdict._asdict() | {"sizes": str(verdict.sizes), "device": str(verdict.device)}
+                for verdict in verdicts()
+            ]
+            self.found.captures = CapturedWork.captures - self._captures
+            self.found.not_captured = CapturedWork.obstacle
 
     def to_device(self, sample):
         return utils.apply_to_sample(lambda tensor: tensor.to(self.request["device"]), sample)
@@ -130,6 +144,7 @@ class FairseqEngine:
 
         def watched_new_state(encoder_out, *methods):
             self.found.method = Choice(*methods).name
+            self._captures = CapturedWork.captures  # those before are of other searches, and of the choice of a method
             return new_state(encoder_out, *methods)
 
         decoder.new_state = watched_new_state

@@ -13,17 +13,21 @@ COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than caches hold
 MATMUL_ROWS = {"cpu": 2048, "cuda": 8192}
 REPEATS = 5  # of which the fastest counts
 
-# NVIDIA's data sheets, dense: words in the name of a device, GB/s, TFLOP/s of float16 (and bfloat16), of float32.
-_DATA_SHEETS = [
-    (("H200",), 4800, 989, 67),
-    (("H100", "PCIe"), 2000, 756, 51),
-    (("H100", "HBM3"), 3350, 989, 67),
-    (("A100", "SXM", "80GB"), 2039, 312, 19.5),
-    (("A100", "PCIe", "80GB"), 1935, 312, 19.5),
-    (("A100", "40GB"), 1555, 312, 19.5),
-    (("V100", "SXM2"), 900, 125, 15.7),
-    (("V100", "PCIE"), 900, 112, 14),
-]
+# NVIDIA's data sheets, dense: GB/s, TFLOP/s of float16 (and bfloat16), of float32. By whole names: a longer one is that
+# of another product, or of a part of a device (MIG), with other figures.
+_DATA_SHEETS = {
+    "H200": (4800, 989, 67),
+    "H100 80GB HBM3": (3350, 989, 67),
+    "H100 PCIe": (2000, 756, 51),
+    "A100-SXM4-80GB": (2039, 312, 19.5),
+    "A100 80GB PCIe": (1935, 312, 19.5),
+    "A100-SXM4-40GB": (1555, 312, 19.5),
+    "A100-PCIE-40GB": (1555, 312, 19.5),
+    "V100-SXM2-16GB": (900, 125, 15.7),
+    "V100-SXM2-32GB": (900, 125, 15.7),
+    "V100-PCIE-16GB": (900, 112, 14),
+    "V100-PCIE-32GB": (900, 112, 14),
+}
 
 
 @dataclass(frozen=True)
@@ -46,10 +50,11 @@ def known_limits(name: str, dtype: str) -> Limits | None:
         name: of the device, as torch tells it.
         dtype: float32, float16 or bfloat16.
     """
-    for words, gigabytes, half, single in _DATA_SHEETS:
-        if all(word in name for word in words) and not ("V100" in words and dtype == "bfloat16"):
-            return Limits(gigabytes * 1e9, (single if dtype == "float32" else half) * 1e12, "NVIDIA's data sheet")
-    return None
+    name = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
+    if name not in _DATA_SHEETS or name.startswith("V100") and dtype == "bfloat16":  # for which it has no units
+        return None
+    gigabytes, half, single = _DATA_SHEETS[name]
+    return Limits(gigabytes * 1e9, (single if dtype == "float32" else half) * 1e12, "NVIDIA's data sheet")
 
 
 def measured_limits(found: Measurement, device: str) -> Limits | None:

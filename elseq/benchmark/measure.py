@@ -40,6 +40,10 @@ class Measurement:
     ngrams_repeat: bool | None = None
     output_lengths: list[int] | None = None  # that occurred, end symbols included
     in_turns: int | None = None  # processes that took turns, this one included
+    kernels: list[dict] | None = None  # tried on a GPU so far: see `elseq.attention.kernels.trial.Verdict`
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search on a GPU
+    not_captured: str | None = None  # why not all of them
+    is_spent: bool | None = None  # its GPU can be used no more, or captures no more: other cases need a new process
 
 
 def measure(request: dict) -> Measurement:
@@ -83,9 +87,11 @@ def measure_cases(request: dict) -> Iterator[Measurement]:
     engine = start_engine(request | {name: first[name] for name in ("beam", "search")})
     for case in request["cases"]:
         try:
-            yield _measure_case(engine, case)
+            found = _measure_case(engine, case)
         except Exception as error:
-            yield failed(error)
+            found = failed(error)
+        found.is_spent = found.is_spent or _captures_no_more() or None
+        yield found
 
 
 def _measure_case(engine, case: dict) -> Measurement:
@@ -150,10 +156,19 @@ def limit_memory(device: str, limit: int | None) -> None:
         torch.cuda.set_per_process_memory_fraction(share, index)
 
 
+def _captures_no_more() -> bool:
+    """Whether a CUDA graph could not be captured, after which the process captures none."""
+    return "elseq.generation.cuda_graphs" in sys.modules and not (
+        sys.modules["elseq.generation.cuda_graphs"].CapturedWork.is_possible
+    )
+
+
 def _release(device: str) -> None:
     """Give back what nothing refers to any more."""
     gc.collect()
     if device != "cpu" and "torch" in sys.modules:
+        if "elseq.generation.cuda_graphs" in sys.modules:
+            sys.modules["elseq.generation.cuda_graphs"].release_memory()
         sys.modules["torch"].cuda.empty_cache()
 
 
@@ -335,9 +350,9 @@ class TransformersEngine:
 def failed(error: Exception) -> Measurement:
     """What is told of a run that ended so."""
     failure = error.with_traceback(None)  # whose frames hold the model
-    from elseq.benchmark.failures import describe_failure
+    from elseq.benchmark.failures import describe_failure, ends_device
 
-    return Measurement(failure=describe_failure(failure))
+    return Measurement(failure=describe_failure(failure), is_spent=ends_device(failure) or None)
 
 
 def of_request(request: dict) -> Measurement | Iterator[Measurement]:

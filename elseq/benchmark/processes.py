@@ -94,20 +94,23 @@ def one_by_one(program: Sequence[str], request: dict, folder: Path) -> Iterator[
 
     Args:
         program, folder: as for `Process`.
-        request: with "cases". If the program ends in one of them, it is started again for those behind it; if in the
-            first of its cases, all have failed for that reason.
+        request: with "cases". If the program ends in one of them, or says after one that it is spent, it is started
+            again for those behind it; if it ends in the first of its cases, all have failed for that reason.
     """
     rest = request["cases"]
     while rest:
-        measured = 0
+        measured, is_spent = 0, None
         with Process(program, {**request, "cases": rest}, folder) as process:
             process.proceed()
-            while process.is_waiting:
-                yield process.take()
+            while process.is_waiting and not is_spent:
+                found = process.take()
+                is_spent = found.is_spent
+                yield found
                 measured += 1
-                process.proceed()
-            ended = process.result() if measured < len(rest) else None
-        count = len(rest) if measured == 0 else min(1, len(rest) - measured)
+                if not is_spent:
+                    process.proceed()
+            ended = process.result() if measured < len(rest) and not is_spent else None
+        count = 0 if ended is None else len(rest) if measured == 0 else 1
         yield from [ended] * count
         rest = rest[measured + count :]
 

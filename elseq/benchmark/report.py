@@ -148,8 +148,35 @@ def notes(rows: list[Row]) -> str:
         )
     if "gigaflops_per_second" in told:
         sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
+    sentences += about_gpu([(_name(row), row) for row in rows])
     sentences += about_noise([_label(row) for row in rows if is_noisy(row.seconds)], ", ")
     return " ".join(sentences)
+
+
+def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
+    """Sentences about the kernels of elseq that ran on a GPU, and the rows whose steps were captured as CUDA graphs.
+
+    Args:
+        rows: each with its name; they have `kernels`, `captures` and `not_captured`, as in a `Measurement`.
+    """
+    sentences = []
+    tried = [verdict for _, row in rows for verdict in row.kernels or []]
+    used = dict.fromkeys(verdict["name"] for verdict in tried if verdict["is_used"])
+    refused = {verdict["name"]: verdict["reason"] for verdict in reversed(tried) if not verdict["is_used"]}
+    if used:
+        sentences.append(f"Kernels that were right and faster than PyTorch in some sizes: {', '.join(used)}.")
+    if refused:
+        told = "; ".join(f"{name} ({reason})" for name, reason in reversed(refused.items()))
+        sentences.append(f"Kernels that were not used in some sizes: {told}.")
+    counted = [(name, row) for name, row in rows if row.captures is not None]
+    without = [
+        name + (f" ({row.not_captured})" if row.not_captured else "") for name, row in counted if not row.captures
+    ]
+    if counted and not without:
+        sentences.append("Decoding steps were captured as CUDA graphs.")
+    elif without:
+        sentences.append(f"Decoding steps were not captured as CUDA graphs in {'; '.join(without)}.")
+    return sentences
 
 
 def is_noisy(seconds: list[float] | dict[str, list[float]] | None) -> bool:

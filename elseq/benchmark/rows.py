@@ -46,6 +46,9 @@ class Row:
     ngrams_repeat: bool | None = None
     parameters: int | None = None
     version: str | None = None
+    kernels: list[dict] | None = None  # tried on a GPU
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search
+    not_captured: str | None = None  # why not all of them
     gigaflops_per_second: float | None = None
     gigabytes_per_second: float | None = None
     ratio_to_stock: float | None = None

@@ -35,7 +35,7 @@ class TimedSearch(FairseqEngine):
         self._search(self.generator)
         seconds = now(self.request["device"]) - start
         if not self.is_stock:
-            self.found.state_bytes = self.generator.usage.state_bytes
+            self.look()
         return {"encoder": self.encoder_seconds, "decoder": seconds - self.encoder_seconds}
 
     def _search(self, generator) -> None:

@@ -21,6 +21,8 @@ class CapturedWork:
     """
 
     is_possible = True  # in this process, on a GPU: PyTorch before 2.12 does not recover from a capture that failed
+    captures = 0  # in this process so far
+    obstacle: str | None = None  # why work was not captured, the last time
 
     def __init__(self, device: torch.device):
         self._device = device
@@ -56,17 +58,20 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
     try:
         with torch.cuda.device(device):
             shared = _shared_by(device)
-            return _capture(work, shared.pool, shared.stream)
+            graph = _capture(work, shared.pool, shared.stream)
     except RuntimeError as error:
         reason = str(error.__context__ or error).splitlines()[0]
         _warn(f"they cannot be captured as CUDA graphs: {reason}")
         CapturedWork.is_possible = False
         return None
+    CapturedWork.captures += 1
+    return graph
 
 
 @cache
 def _warn(reason: str) -> None:
     """Once for each reason, not once for each capture."""
+    CapturedWork.obstacle = reason
     logger.warning("decoding steps are slower, because %s", reason)
 
 

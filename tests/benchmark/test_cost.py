@@ -60,7 +60,7 @@ def test_operations(method, expected):
     [
         (KV, 100 + 3 * 74 + 16 + 2 * 2 * 6 * 8 + 2 * 15 * 8),
         (COPIED, 100 + 3 * 74 + 16 + 2 * 2 * 6 * 8 + 2 * 2 * 15 * 8),
-        (EL, 100 + 3 * 90 + 0 + 2 * 2 * 6 * 8 + 2 * 15 * 8),
+        (EL, 100 + 3 * 90 + 0 + 2 * 2 * 6 * 4 + 2 * 15 * 4),
     ],
 )
 def test_bytes(method, expected):
@@ -102,10 +102,11 @@ def test_sentences_add_up():
 # The third step of two sentences, beam 2: the weights once for the bytes and for each hypothesis for the operations, 3
 # positions of each hypothesis, 5 of each source, and 2 x 2 x 10 logits, written and read.
 @pytest.mark.parametrize(
-    ("method", "weights", "self_pair", "copies"), [(KV, 74, 16, 1), (COPIED, 74, 16, 2), (EL, 90, 32, 1)]
+    ("method", "weights", "self_pair", "kept", "copies"),
+    [(KV, 74, 16, 8, 1), (COPIED, 74, 16, 8, 2), (EL, 90, 32, 4, 1)],
 )
-def test_a_step(method, weights, self_pair, copies):
-    numbers = 2 * 2 * 2 * 3 * 8 + 2 * 2 * copies * 5 * 8 + 2 * 2 * 2 * 10
+def test_a_step(method, weights, self_pair, kept, copies):
+    numbers = 2 * 2 * 2 * 3 * kept + 2 * 2 * copies * 5 * kept + 2 * 2 * 2 * 10
     done = 2 * 2 * (2 * weights + 2 * (3 + 5) * self_pair)
     batch = Batch(2, (3, 3), source_length=5)
     assert step_cost(ENCODER_DECODER, batch, method, 10, 4) == (4 * (weights + numbers), done)

@@ -20,6 +20,9 @@ from elseq.benchmark.measure import Measurement
         ("Tesla V100-SXM2-16GB", "float16", (9e11, 125e12)),
         ("Tesla V100-SXM2-16GB", "bfloat16", None),  # it has no units for that
         ("NVIDIA H100 NVL", "float16", None),
+        ("NVIDIA H200 NVL", "float16", None),
+        ("NVIDIA GH200 480GB", "float16", None),
+        ("NVIDIA A100-SXM4-40GB MIG 1g.5gb", "float16", None),
         ("cpu", "float32", None),
     ],
 )

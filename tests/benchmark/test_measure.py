@@ -1,11 +1,13 @@
 """Other programs as they are measured, against stock fairseq on the same checkpoint."""
 
 import json
+from dataclasses import asdict
 from types import SimpleNamespace
 
 import pytest
 import torch
 
+from elseq.attention.kernels.trial import Verdict
 from elseq.benchmark import measure
 from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
@@ -14,6 +16,7 @@ from elseq.benchmark.models import checkpoint_model
 from elseq.benchmark.scores import Scorer
 from elseq.benchmark.sources import read_sources
 from elseq.errors import UserError
+from elseq.generation.cuda_graphs import CapturedWork
 from tests.interop.hugging_face.making import BART_NAMES, GPT2_NAMES, convert, make_bart, make_gpt2
 from tests.multilingual import generated, hypotheses
 
@@ -119,6 +122,37 @@ def test_int8(folders, name, mode):
     pairs = [(one, other) for index in stock for one, other in zip(stock[index], int8[index], strict=True)]
     assert len(pairs) == 8 * len(SOURCES)
     assert sum(one == other for one, other in pairs) > len(pairs) / 2
+
+
+def test_what_ran_on_a_gpu(folders, monkeypatch):
+    """Graphs that were captured before the search, such as those of a choice of method, are not its own."""
+    verdict = Verdict("reorder", (torch.float16, 4), torch.device("cuda:0"), True, None, 1.0, 2.0)
+    monkeypatch.setattr("elseq.benchmark.fairseq_engine.verdicts", lambda: [verdict])
+    monkeypatch.setattr(CapturedWork, "captures", 3)
+    monkeypatch.setattr(CapturedWork, "obstacle", "no memory")
+    search = {"min_len": 8, "max_len_b": 8, "lenpen": 1.0, "no_repeat_ngram_size": 0}
+    request = {"model_file": checkpoint_model(folders / "gpt2", None).to_dict(), "sources": SOURCES, "mode": "kv"}
+    request |= {"dtype": "float32", "device": "cpu", "threads": 1, "beam": 2, "search": search}
+    engine = FairseqEngine(request)
+    engine.look_closely = True
+    engine.decode(BATCHES[0])
+    assert engine.found.kernels is engine.found.captures is engine.found.not_captured is None
+    engine.request = request | {"device": "cuda"}
+    monkeypatch.setattr(CapturedWork, "captures", 5)
+    engine.look()
+    found = json.loads(json.dumps(asdict(engine.found)))
+    assert (found["captures"], found["not_captured"]) == (2, "no memory")
+    assert found["kernels"] == [
+        {
+            "name": "reorder",
+            "sizes": "(torch.float16, 4)",
+            "device": "cuda:0",
+            "is_used": True,
+            "reason": None,
+            "kernel_ms": 1.0,
+            "plain_ms": 2.0,
+        }
+    ]
 
 
 def test_what_cannot_be_exported(folders, tmp_path, tiny_language_model):
@@ -250,6 +284,39 @@ def test_cases(monkeypatch):
     assert [each.seconds and len(each.seconds) for each in found] == [2, 2, None, None, 2]
     assert found[0].output_lengths == [3] and found[0].encoder_seconds is None
     assert engine.searches.count((2, "second")) == 4  # begun anew for every size
+
+
+def test_a_process_without_its_device_is_spent(monkeypatch):
+    """Nor one that captures no more; memory that runs out, or a search that is not there, is no such thing."""
+
+    class Breaks(FakeEngine):
+        def decode(self, batch):
+            raise self.searches[-1][1]
+
+    monkeypatch.setattr(measure, "start_engine", lambda request: Breaks(request | {"room": 0}))
+    monkeypatch.setattr(measure, "reset_peak", lambda device: None)
+    errors = [
+        RuntimeError("CUDA error: an illegal memory access was encountered"),
+        RuntimeError("Triton Error [CUDA]: device-side assert triggered"),
+        type("AcceleratorError", (RuntimeError,), {})("unspecified launch failure"),
+        RuntimeError("CUDA error: out of memory"),
+        ValueError("no such search"),
+    ]
+    case = {"beam": 1, "batch": [4], "shrinks": False, "memory_limit_bytes": None}
+    request = {"device": "cpu", "repeats": 1, "cases": [case | {"search": error} for error in errors]}
+    assert [found.is_spent for found in measure.measure_cases(request)] == [True, True, True, None, None]
+    monkeypatch.setattr("elseq.generation.cuda_graphs.CapturedWork.is_possible", False)
+    assert [found.is_spent for found in measure.measure_cases(request)] == [True] * 5
+
+
+def test_memory_of_captures_is_given_back(monkeypatch):
+    calls = []
+    monkeypatch.setattr("elseq.generation.cuda_graphs.release_memory", lambda: calls.append("graphs"))
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: calls.append("cache"))
+    measure._release("cpu")
+    assert not calls
+    measure._release("cuda")
+    assert calls == ["graphs", "cache"]
 
 
 def test_no_source_fits(monkeypatch):

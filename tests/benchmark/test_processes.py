@@ -116,7 +116,7 @@ for case in request["cases"]:
         os.kill(os.getpid(), 9)
     if case == "ends":
         sys.exit("no such thing")
-    Path(sys.argv[2]).write_text(json.dumps({"version": case}))
+    Path(sys.argv[2]).write_text(json.dumps({"version": f"{case} of {os.getpid()}", "is_spent": case == "spent"}))
     wait_for_turn(0)
 """
 KILLED, ENDED = "out of memory (the system ended the process)", "the process ended with 1: no such thing"
@@ -134,4 +134,13 @@ KILLED, ENDED = "out of memory (the system ended the process)", "the process end
 )
 def test_cases_of_a_program_that_is_loaded_once(tmp_path, cases, expected):
     found = processes.one_by_one(["-c", f"{WAIT}\n{CASES}"], {"threads": 1, "cases": cases}, tmp_path)
-    assert [each.failure or each.version for each in found] == expected
+    assert [each.failure or each.version.split()[0] for each in found] == expected
+
+
+def test_a_program_that_is_spent_is_loaded_anew(tmp_path):
+    """After a failure of the device, too, whichever case it is in."""
+    cases = ["spent", "a", "b", "spent", "c", "spent"]
+    found = list(processes.one_by_one(["-c", f"{WAIT}\n{CASES}"], {"threads": 1, "cases": cases}, tmp_path))
+    names, numbers = zip(*(each.version.split(" of ") for each in found), strict=True)
+    assert list(names) == cases
+    assert [numbers.index(number) for number in numbers] == [0, 1, 1, 1, 4, 4]

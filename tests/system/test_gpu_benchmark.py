@@ -2,6 +2,7 @@
 
 import re
 import shlex
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,8 @@ from elseq.cli.benchmark import import_module
 from tests.system.recipes import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
-STEPS = ["kernels", "tests", "bart_large", "nvidia", "bart_large_16gb", "multi_query", "gpt2", "top_k"]
+KERNELS = ["kernel_flash_decoding", "kernel_reorder", "kernel_best_words"]
+STEPS = [*KERNELS, "tests", "bart_large", "multi_query", "gpt2", "top_k"]
 STEP = re.compile(r"(\w+), (\d+) s: (.+)")
 
 
@@ -50,14 +52,51 @@ def test_a_step_that_fails_or_takes_too_long_ends_no_other(tmp_path):
     python.chmod(0o755)
     output = tmp_path / "results"
     result = run(SCRIPT, "--device", "cpu", "--minutes", "1", "--output", output, PATH=f"{python.parent}:/usr/bin:/bin")
-    assert result.returncode == 0, result.stderr
+    assert result.returncode == 1, result.stderr
     lines = (output / "summary.md").read_text().splitlines()
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "step" not in line]
     assert [cells[0] for cells in table] == STEPS
-    assert [cells[2] for cells in table] == ["cut off", *["failed (3)"] * 6, "finished"]
-    assert table[1][3] == "no error" and table[-1][3] == "1 MiB"
+    assert [cells[2] for cells in table] == [*["cut off"] * 3, *["failed (3)"] * 4, "finished"]
+    assert table[3][3] == "no error" and table[-1][3] == "1 MiB"
+    assert lines[-1] == "Failed: tests bart_large multi_query gpt2. Their logs say why."
     assert (output / "top_k.log").read_text() == "1 MiB\n"
     assert f"written: {output}" in result.stdout
+
+
+@pytest.fixture
+def quick_python(tmp_path):
+    """In whose place every step is done at once."""
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\necho "1 passed"\n')
+    python.chmod(0o755)
+    return f"{python.parent}:/usr/bin:/bin"
+
+
+@pytest.mark.parametrize("archive", ["all.tgz", "results/all.tgz"])
+def test_one_file_to_copy(quick_python, tmp_path, monkeypatch, archive):
+    """In a folder named from where the script is called, as that of the results is."""
+    monkeypatch.chdir(tmp_path)
+    result = run(SCRIPT, "--device", "cpu", "--output", "results", "--archive", archive, PATH=quick_python)
+    assert result.returncode == 0, result.stderr
+    assert "Failed" not in (tmp_path / "results" / "summary.md").read_text()
+    with tarfile.open(tmp_path / archive) as packed:
+        names = {Path(name).name for name in packed.getnames()}
+        assert packed.extractfile("./summary.md").read() == (tmp_path / "results" / "summary.md").read_bytes()
+    assert names == {"", "machine.txt", "summary.md", *(f"{step}.log" for step in STEPS)}
+    assert not list(tmp_path.rglob("*.part"))
+
+
+def test_a_step_that_is_not_begun_has_no_figure_of_a_run_before(tmp_path):
+    python = tmp_path / "bin" / "python"
+    python.parent.mkdir()
+    python.write_text('#!/bin/sh\ncase "$*" in *flash*) trap "" INT; sleep 60 ;; esac\n')
+    python.chmod(0o755)
+    (tmp_path / "kernel_reorder.log").write_text("7 passed\n")
+    options = "--device", "cpu", "--minutes", "1", "--output", tmp_path
+    assert run(SCRIPT, *options, PATH=f"{python.parent}:/usr/bin:/bin").returncode == 0
+    summary = (tmp_path / "summary.md").read_text()
+    assert re.search(r"kernel_reorder \| 0 \| not begun \|  \|", summary) and "7 passed" not in summary
 
 
 def test_help():
@@ -74,6 +113,7 @@ def test_help():
         (["--fast"], "--fast is unknown; the options are --device, "),
         (["--output"], "--output needs a value; see --help"),
         (["--output", "/dev/null/there"], "--output /dev/null/there cannot be made; name another folder"),
+        (["--archive", "/dev/null/a.tgz"], "--archive /dev/null/a.tgz cannot be written; name another file"),
     ],
 )
 def test_bad_options_are_one_sentence(options, sentence):

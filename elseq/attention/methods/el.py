@@ -35,9 +35,6 @@ class HiddenStates(DecodingMethod):
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return sizes.memory_width
 
-    def numbers_read(self, sizes: AttentionSizes) -> int:
-        return 2 * sizes.memory_width  # once as keys, once as values
-
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.memory_width
 

@@ -88,9 +88,6 @@ class KeysAndValues(DecodingMethod):
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return 2 * sizes.num_kv_heads * sizes.head_dim
 
-    def numbers_read(self, sizes: AttentionSizes) -> int:
-        return self.numbers_kept(sizes)
-
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.head_dim
 

@@ -123,10 +123,6 @@ class DecodingMethod(ABC):
         """How many numbers `keep` returns for a position."""
 
     @abstractmethod
-    def numbers_read(self, sizes: AttentionSizes) -> int:
-        """How many numbers a step reads of a position. Those that serve as key and as value count twice."""
-
-    @abstractmethod
     def operations(self, sizes: AttentionSizes) -> int:
         """Floating-point operations of a step per position: scores and weighted sums of all heads."""
 

@@ -22,6 +22,7 @@ from elseq.options import AUTO, registered_methods
 TABLES = ("speed", "batch", "memory", "nvidia")
 V100_BYTES = 16 * 2**30
 DEVICE = "device"  # a memory cap that is none
+CAPPED = ("batch", "speed")  # tables with memory caps
 # On a CPU a run with the paper's batches takes minutes.
 GPU_MOST, CPU_MOST = 1024, 8
 CPU_BATCHES = [2, 4, 8]
@@ -66,8 +67,10 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     work.add_argument(
         "--memory-cap",
         type=_caps,
-        help="bytes such as 16GB, device for all of the device's, or several with commas; on a GPU of torch's "
-        "allocator, on a CPU of the process (default: 16GB,device, on a CPU device)",
+        default={},
+        help="bytes such as 16GB, device for all of the device's, or several with commas, of the tables "
+        f"{' and '.join(CAPPED)}, or of one of them: batch=device,speed=16GB; on a GPU of torch's allocator, on a CPU "
+        "of the process (default: 16GB,device, on a CPU device)",
     )
     work.add_argument(
         "--no-repeat-ngram-size",
@@ -87,8 +90,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         searches, models = ",".join(args.searches), ",".join(args.models)
         raise UserError(f"--searches {searches} is not among those of --models {models}: {', '.join(of_models)}")
     on_cpu = args.device == "cpu"
-    if args.memory_cap is None:
-        args.memory_cap = [None] if on_cpu else [V100_BYTES, None]
+    default = [None] if on_cpu else [V100_BYTES, None]
+    args.memory_cap = {table: args.memory_cap.get(table, default) for table in CAPPED}
     if args.most is None:
         args.most = CPU_MOST if on_cpu else GPU_MOST
     if args.batch_sizes is None and on_cpu:
@@ -96,5 +99,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     return args
 
 
-def _caps(text: str) -> list[int | None]:
-    return list(dict.fromkeys(None if part == DEVICE else read_bytes(part) for part in text.split(",")))
+def _caps(text: str) -> dict[str, list[int | None]]:
+    """Caps of the tables that the text names, or of all where it names none."""
+    found: dict[str, list[int | None]] = {}
+    for part in text.split(","):
+        table, names_one, size = part.rpartition("=")
+        cap = None if size == DEVICE else read_bytes(size)
+        for each in choices(CAPPED)(table) if names_one else CAPPED:
+            found[each] = list(dict.fromkeys([*found.get(each, []), cap]))
+    return found

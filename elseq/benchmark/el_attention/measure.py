@@ -44,8 +44,8 @@ def count_bytes(engine: FairseqEngine, sentences: int, length: int) -> int:
     """Bytes for keys and values, or hidden states, of sources of one length."""
     sizes = Sizes(**engine.found.sizes)
     method = KV if engine.is_stock else METHODS[engine.mode]
-    numbers = method.numbers_kept(sizes.of_attention(sizes.memory_width))
-    numbers *= 1 if method.shares_memory else sizes.decoder_layers
+    layers = sizes.of_cross_attention()
+    numbers = sum(map(method.numbers_kept, layers[:1] if method.shares_memory else layers))
     copies = engine.beam if engine.found.copied else 1
     return sentences * copies * length * numbers * next(engine.model.parameters()).dtype.itemsize
 

@@ -68,7 +68,7 @@ class Plan(Conditions):
     batch_sizes: list[int] | None  # None: those of each table
     lengths: list[int]  # of the table memory
     most: int  # sentences
-    memory_caps: list[int | None]
+    memory_caps: dict[str, list[int | None]]  # by table
     no_repeat_ngram_size: int
     is_small: bool = False
 
@@ -82,7 +82,7 @@ class Plan(Conditions):
             setting = self._sized(SETTINGS[BATCH_SETTING])
             found += [
                 Case("batch", setting, "beam", size, memory_cap=cap)
-                for cap in self.memory_caps
+                for cap in self.memory_caps["batch"]
                 for size in self.batch_sizes or BATCHES
             ]
         if "nvidia" in self.tables:
@@ -91,7 +91,7 @@ class Plan(Conditions):
         if "speed" in self.tables:
             found += [
                 Case("speed", setting, search, self.most, is_largest=True, memory_cap=cap)
-                for cap in self.memory_caps
+                for cap in self.memory_caps["speed"]
                 for setting in map(self._sized, map(SETTINGS.get, self.models))
                 for search in self.searches
                 if search in setting.searches
@@ -146,6 +146,9 @@ class Row:
     ngrams_repeat: bool | None = None
     parameters: int | None = None
     version: str | None = None
+    kernels: list[dict] | None = None  # tried on a GPU
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search
+    not_captured: str | None = None  # why not all of them
     step_seconds: float | None = None  # mean of a decoding step
     step_bytes: int | None = None  # by count: what a step in the middle reads
     step_operations: int | None = None

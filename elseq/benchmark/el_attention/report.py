@@ -9,7 +9,7 @@ from elseq.attention.methods import AUTO
 from elseq.benchmark.el_attention.plan import Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
 from elseq.benchmark.limits import Limits
-from elseq.benchmark.report import MEBIBYTE, about_noise, is_noisy
+from elseq.benchmark.report import MEBIBYTE, about_gpu, about_noise, is_noisy
 from elseq.files import save_figure
 from elseq.precision import DTYPES
 from elseq.tables import markdown, number
@@ -205,8 +205,12 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
             f"{OUT_OF_MEMORY}: out of memory.",
         ]
     if tables & {"speed", "batch"}:
+        size = plan.no_repeat_ngram_size
+        repeated = f"no {size}-grams are repeated" if size else "3-grams may be repeated"
         sentences.append(
-            "Published: 2105.04779, stock fairseq of that time and EL-attention, on a V100 with 16 GB, on real text."
+            "Published: 2105.04779, stock fairseq of that time and EL-attention, on a V100 with 16 GB, on real text, "
+            "by BART without repeated 3-grams and with a minimum and a maximum length; here all outputs of a model "
+            f"have one length, and {repeated}."
         )
     if "speed" in tables:
         sentences.append(
@@ -234,6 +238,7 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
         sentences.append("NVIDIA's figures are those of TensorRT-LLM's documentation, in bfloat16.")
     if any(row.ngrams_repeat for row in rows):
         sentences.append("Stock fairseq blocks n-grams by its CUDA extension only, which is not there.")
+    sentences += about_gpu([(name(row), row) for row in rows])
     sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
     return " ".join(sentences)
 

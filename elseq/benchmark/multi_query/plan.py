@@ -70,6 +70,9 @@ class Row:
     output_lengths: list[int] | None = None
     state_bytes: int | None = None
     copied: bool | None = None
+    kernels: list[dict] | None = None  # tried on a GPU
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search
+    not_captured: str | None = None  # why not all of them
     loaded_mebibytes: float | None = None
     peak_mebibytes: float | None = None
     peak_includes_loading: bool | None = None

@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 from elseq.benchmark.multi_query.plan import Plan, Row
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
-from elseq.benchmark.report import MEBIBYTE, about_noise, is_noisy
+from elseq.benchmark.report import MEBIBYTE, about_gpu, about_noise, is_noisy
 from elseq.options import INT8
 from elseq.tables import markdown, number
 
@@ -122,9 +122,9 @@ def notes(plan: Plan, rows: list[Row]) -> str:
     if plan.dtype == INT8:
         others = "; stock fairseq has no int8 and is in float32" if any(row.dtype for row in rows) else ""
         sentences.append(f"int8: linear layers in int8, all else in float32{others}.")
-    sentences += about_noise(
-        [f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}" for row in rows if is_noisy(row.seconds)]
-    )
+    named = [(f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}", row) for row in rows]
+    sentences += about_gpu(named)
+    sentences += about_noise([name for name, row in named if is_noisy(row.seconds)])
     return " ".join(sentences)
 
 

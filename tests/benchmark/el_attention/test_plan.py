@@ -21,7 +21,7 @@ PLAN = Plan(
     batch_sizes=None,
     lengths=[256, 1024],
     most=1024,
-    memory_caps=[16 * 2**30, None],
+    memory_caps=dict.fromkeys(["batch", "speed"], [16 * 2**30, None]),
     no_repeat_ngram_size=0,
     dtype="float16",
     device="cuda",
@@ -29,7 +29,7 @@ PLAN = Plan(
     repeats=3,
 )
 BEAM = Case("batch", replace(SETTINGS["bart_large_cnn_dm"], source_length=10), "beam", 32)
-SIZES = Sizes(100, 60, 16, 30, 1, 4, 2, 4, 4, 4, 2, 2)
+SIZES = Sizes(100, 60, 16, 30, 1, 4, 2, 4, 4, (4, 4), (4, 4), 2, 2)
 
 
 def test_the_cases_of_the_paper():
@@ -37,13 +37,18 @@ def test_the_cases_of_the_paper():
     by_table = {table: [case for case in cases if case.table == table] for table in PLAN.tables}
     assert len(by_table["speed"]) == 2 * 13  # GPT-2 has no diverse beam search
     assert [(case.batch_size, case.memory_cap) for case in by_table["batch"]] == [
-        (size, cap) for cap in PLAN.memory_caps for size in (32, 64, 128, 320)
+        (size, cap) for cap in PLAN.memory_caps["batch"] for size in (32, 64, 128, 320)
     ]
     assert [(case.batch_size, case.beam, case.memory_cap) for case in by_table["nvidia"]] == [
         (size, 1, None) for size in (32, 64, 128)
     ]
     assert {(size, length) for _, size, length in PLAN.memory_cases()} == set(MEMORY)
     assert PLAN.runs() == sum(len(PLAN.modes_of(case)) for case in cases) + 4 * 6
+
+
+def test_tables_have_memory_caps_of_their_own():
+    cases = replace(PLAN, memory_caps={"batch": [None], "speed": [7]}).cases()
+    assert {(case.table, case.memory_cap) for case in cases} == {("batch", None), ("nvidia", None), ("speed", 7)}
 
 
 def test_positions_suffice(tmp_path):
@@ -106,7 +111,7 @@ def test_a_row_by_hand():
     assert row.step_seconds == pytest.approx(0.2)
     hypotheses = 32 * 4
     logits = 2 * hypotheses * 50264
-    assert row.step_bytes == 2 * (90 + 2 * hypotheses * 42 * 8 + 32 * 2 * 10 * 8 + logits)
+    assert row.step_bytes == 2 * (90 + 2 * hypotheses * 42 * 4 + 32 * 2 * 10 * 4 + logits)
     assert row.step_operations == hypotheses * (2 * 90 + 2 * (42 + 10) * 32)
     assert row.share_of_limit == pytest.approx(row.step_operations / 1e6 / 0.2)
     failed = _row(PLAN, BEAM, "el", Measurement(failure="out of memory"), limits)

@@ -96,6 +96,9 @@ def test_notes_tell_what_the_rows_need():
     assert f"(was the machine busy?): batch, {CNN}, beam, el, batch 32, 16 GiB." in text
     assert "Measured: the tensors that are there." in text and "TensorRT-LLM" in text
     assert "four fifths" not in text and "n-grams" not in text
+    assert "BART without repeated 3-grams and with a minimum and a maximum length; here all outputs of a model" in text
+    assert "have one length, and 3-grams may be repeated." in text
+    assert "and no 3-grams are repeated." in report.notes(replace(PLAN, no_repeat_ngram_size=3), limits, ROWS)
     only_memory = report.notes(PLAN, None, ROWS[5:7])
     assert only_memory.startswith("Measured: the tensors that are there. A number takes 2 bytes; in ")
 
