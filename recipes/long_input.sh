@@ -3,7 +3,7 @@
 # sentences (Multi30k), with sources of one window. Then the German sentence is hidden among English ones in sources of up to
 # 16,384 tokens, which the model reads cut to the window, in windows, in windows after a short training with windows, and
 # whole after as short a training with whole sources. Ends with tables (long_input.md) of the loss of the references and
-# of the decoding state against the length, and a plot (long_input.png). About an hour on 2 cores.
+# of the decoding state against the length, and a plot (long_input.png). About half an hour on 2 cores.
 #
 # With TASK=questions it asks questions about the marked answers in paragraphs of SQuAD instead.
 #
@@ -22,8 +22,8 @@
 #              LENGTHS (default: 512 1024 2048 4096 8192 16384): tokens of the sources
 #              EXAMPLES (default: 100): of the test set; PARAGRAPH_WORDS (default: 16): of each paragraph of SQuAD
 #              VOCABULARY (default: 4000), MODEL_OPTIONS (default: 2+2 layers, width 128, feed-forward width 256)
-#              UPDATES (default: 3000), LR (default: 3e-3)
-#              FINETUNE_UPDATES (default: 100; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
+#              UPDATES (default: 1500), LR (default: 3e-3)
+#              FINETUNE_UPDATES (default: 80; 0: none), FINETUNE_LENGTH (default: 2048), FINETUNE_LR (default: 3e-4)
 #   of a BART: BART: folder with model.pt, dict.txt, encoder.json and vocab.bpe
 #              DOCUMENTS: folder with test.jsonl, and to train train.jsonl and valid.jsonl, each or .gz: on each line
 #              {"document": ..., "summary": ...}
@@ -45,8 +45,8 @@ whole_numbers FINETUNE_WINDOWS 1 "$windows"
 
 marked_texts_in_windows() {
   window=${WINDOW:-512} lengths=${LENGTHS:-512 1024 2048 4096 8192 16384} examples=${EXAMPLES:-100}
-  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-3000} rate=${LR:-3e-3}
-  tuning=${FINETUNE_UPDATES:-100} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
+  words=${PARAGRAPH_WORDS:-16} vocabulary=${VOCABULARY:-4000} updates=${UPDATES:-1500} rate=${LR:-3e-3}
+  tuning=${FINETUNE_UPDATES:-80} tuned_length=${FINETUNE_LENGTH:-2048} tuning_rate=${FINETUNE_LR:-3e-4}
   whole_numbers WINDOW 2 "$window"
   whole_numbers LENGTHS 2 $lengths
   whole_numbers EXAMPLES 1 "$examples"

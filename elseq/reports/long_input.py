@@ -135,7 +135,7 @@ def report(options):
         if length not in lengths[name]:
             return "-"
         value = recovered(losses[f"{CUT}-{length}"], losses[OWN], losses[f"{name}-{length}"])
-        return "-" if value is None else value.write(".0%")
+        return "-" if value is None else value.write("z.0%")  # not "-0%"
 
     def difference(title, length):
         if not all(length in lengths[name] for name in DIFFERENCES[title]):
