@@ -608,7 +608,8 @@ def load(
         tokenizer_json: file of hugging_face.
         lm_path: checkpoint of a language model of the target's dictionary, for the option lm_weight of `generate`.
         apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
-        apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
+        apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all;
+            with long_input cross, the attention to the source.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
             training.
         long_input: sources of any length: the encoder reads windows of as many tokens as it has positions, which

@@ -250,7 +250,14 @@ LONG = ["w1 " * 150 + "w2", "w3 w4 w5", " ".join(f"w{number % 9}" for number in 
 @pytest.mark.parametrize("family", ["translation", "bart"])
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize(
-    "options", [{"long_input": True}, {"source_window": 20, "source_window_overlap": 3}, {"source_window": 64}], ids=str
+    "options",
+    [
+        {"long_input": True},
+        {"long_input": True, "apply_top_k": 3},
+        {"source_window": 20, "source_window_overlap": 3},
+        {"source_window": 64},
+    ],
+    ids=str,
 )
 def test_sources_of_any_length(family, attention, options, request, tmp_path):
     """As fairseq-interactive decodes them, whatever stands in the batch."""
@@ -289,6 +296,23 @@ def test_scores_of_long_sources(tiny_translation):
     found = model.generate(LONG, return_scores=True, lenpen=0, beam=4)
     scores = model.score(LONG, [each.text for each in found])
     assert [each.score for each in scores] == pytest.approx([each.score for each in found], abs=1e-4)
+
+
+def test_k_of_long_sources(tiny_translation):
+    """It replaces that of the attention to the source, and leaves the self-attention as it is."""
+    load = functools.partial(elseq.load, tiny_translation.checkpoint, "kv", data=tiny_translation.data, apply_top_k=3)
+    targets = ["w1 w2 w3 w4 w5 w6 w7 w8"] * len(LONG)
+    found, cross, everywhere = (
+        load(**options).score(LONG, targets)
+        for options in (
+            {"long_input": True},
+            {"long_input": True, "apply_top_k_in": "cross"},
+            {"long_input": True, "apply_top_k_in": "encoder,decoder,cross"},
+        )
+    )
+    assert found == cross and found != everywhere
+    short = LONG[1:2], targets[:1]
+    assert load().score(*short) == load(apply_top_k_in="encoder,decoder,cross").score(*short)
 
 
 def test_a_language_model_has_no_windows(tiny_language_model):

@@ -113,6 +113,12 @@ def test_top_k(generate, tiny_translation, tmp_path):
     assert (tmp_path / "0-kv" / "output.txt").read_text().splitlines() == model.generate(texts)
 
 
+def test_the_k_of_long_sources_is_that_of_the_attention_to_them(generate, tmp_path):
+    assert generate("-m decode=kv long_input=true apply_top_k=2 apply_top_k_in=null,cross,decoder")[0] == 0
+    unsaid, cross, decoder = ((tmp_path / f"{number}-kv" / "output.txt").read_text() for number in range(3))
+    assert unsaid == cross != decoder
+
+
 def test_a_subword_vocabulary(generate, tiny_translation, tmp_path):
     """Its kind has the name of a group of fairseq's."""
     texts = (tiny_translation.raw / "test.src").read_text().splitlines()
