@@ -15,6 +15,7 @@ from torch import Tensor
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
+from elseq.bounds import check_flag, is_whole
 from elseq.compat.settings import model_class, values, whole_of
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
@@ -104,11 +105,11 @@ def check_options(options) -> None:
         Stopping(options.early_stopping, options.beam_patience)
     for name in APPLIED:
         value = getattr(options, name)
-        if value is not None and not (isinstance(value, int) and value >= 0):
+        if value is not None and not (is_whole(value) and value >= 0):
             raise UserError(f"{value} is not possible: give 1 or more, or 0 for all", as_option(name))
     for name in ("query_chunk_size", "ffn_chunk_size"):
         value = getattr(options, name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
+        if value is not None and not (is_whole(value) and value >= 1):
             raise UserError(f"{value} is not possible: give 1 or more", as_option(name))
     windows_of(options)
     if options.apply_top_k_in is None:
@@ -132,13 +133,17 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
         positions: of the encoder.
 
     Raises:
-        UserError: options that are no numbers, or do not go together or with the positions.
+        UserError: options that have not their type, or do not go together or with the positions.
     """
     given = {name: getattr(options, name, None) for name in OPTIONS_OF_WINDOWS}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, int):
-            raise UserError(f"{value} is not possible: give a number", as_option(name))
     with renamed(as_option):
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name == "long_input":
+                check_flag(name, value)
+            elif not is_whole(value):
+                raise UserError(f"{value} is not possible: give a number", name)
         return chosen_windows(positions, **given)
 
 
