@@ -1,11 +1,12 @@
-"""The ranges of the numbers of a search, in every command and in Python.
+"""The types and ranges of values, in every command and in Python.
 
-Outside these ranges float32 overflows, and the options have no meaning: a length to the power of 400 is infinite, and
-so is a logit divided by 1e-320.
+Outside the ranges of a search's numbers float32 overflows, and the options have no meaning: a length to the power of
+400 is infinite, and so is a logit divided by 1e-320.
 """
 
 import math
 from collections.abc import Callable
+from numbers import Integral
 
 from elseq.errors import UserError
 
@@ -35,6 +36,20 @@ _BOUNDS: dict[str, _Bounds] = {
     "diversity_rate": _between(0, 1e6),
     "beam_patience": (lambda value: 0 < value <= 1000, "a number above 0 and of at most 1000"),
 }
+
+
+def is_whole(value) -> bool:
+    """Whether it is a whole number, which True and False are to Python only."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
+
+
+def check_flag(name: str, value) -> None:
+    """
+    Raises:
+        UserError: it is neither True nor False.
+    """
+    if not isinstance(value, bool):
+        raise UserError(f"{value!r} is not possible: give True or False", name)
 
 
 def check_bounds(name: str, value, default) -> None:

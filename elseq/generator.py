@@ -4,7 +4,6 @@ import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from numbers import Integral
 from pathlib import Path
 
 import numpy as np
@@ -16,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
 from elseq.arguments import read_bytes
+from elseq.bounds import check_flag, is_whole
 from elseq.errors import UserError, as_keyword, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
 from elseq.generation.budget import capacity, scoring_capacity
@@ -114,6 +114,9 @@ class TextGenerator:
                 strings, or a text that is too long.
         """
         texts = _strings(texts, "generate", "text")
+        _check_flags(truncate=truncate, progress=progress, return_scores=return_scores)
+        if seed is not None and not is_whole(seed):
+            raise UserError(f"{seed!r} is not possible: give a whole number", "seed")
         cfg = search_configuration(options)
         check_max_tokens(max_tokens)
         nbest = cfg.nbest
@@ -201,6 +204,7 @@ class TextGenerator:
         sources, targets = _strings(sources, "score", "source"), _strings(targets, "score", "target")
         if len(sources) != len(targets):
             raise UserError(f"there are {len(sources)} sources and {len(targets)} targets; give one for each")
+        _check_flags(truncate=truncate, progress=progress)
         check_max_tokens(max_tokens)
         pairs = []
         for index, (source, target) in enumerate(zip(sources, targets, strict=True)):
@@ -608,7 +612,8 @@ def load(
         tokenizer_json: file of hugging_face.
         lm_path: checkpoint of a language model of the target's dictionary, for the option lm_weight of `generate`.
         apply_top_k: each query keeps only its k largest scores; 0: all. Default: as in training.
-        apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all.
+        apply_top_k_in: attentions to which apply_top_k applies: encoder, decoder, cross, comma-separated. Default: all;
+            with long_input cross, the attention to the source.
         apply_ffn_top_k: each token uses only the k most activated units of a feed-forward layer; 0: all. Default: as in
             training.
         long_input: sources of any length: the encoder reads windows of as many tokens as it has positions, which
@@ -673,10 +678,20 @@ def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
     return dict(Checkpoint.read(path).build_model(task).named_parameters())
 
 
+def _check_flags(**flags: bool | None) -> None:
+    """
+    Raises:
+        UserError: one is neither True nor False nor left to its default, None.
+    """
+    for name, value in flags.items():
+        if value is not None:
+            check_flag(name, value)
+
+
 def check_max_tokens(max_tokens: int) -> None:
     """
     Raises:
         UserError: it is not an integer above 0.
     """
-    if not isinstance(max_tokens, Integral) or max_tokens < 1:
+    if not is_whole(max_tokens) or max_tokens < 1:
         raise UserError(f"{max_tokens!r} is not a whole number above 0", "max_tokens")

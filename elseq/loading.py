@@ -22,7 +22,7 @@ from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
-from elseq.options import CHECKPOINT_NAMES, Loading, as_path
+from elseq.options import CHECKPOINT_NAMES, OF_TASK, Loading, as_path
 from elseq.precision import DTYPES
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
@@ -30,8 +30,8 @@ from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
 
-# Options of a checkpoint's task that the model takes by itself, or that are those of each search or of training.
-_NOT_OF_THE_TASK = {*STOPPING_OPTIONS, *OPTIONS_OF_WINDOWS}
+# Options of a checkpoint's task that the model takes by itself, or that are those of each search, loading or training.
+_NOT_OF_THE_TASK = {*STOPPING_OPTIONS, *OPTIONS_OF_WINDOWS, *OF_TASK}
 
 
 @dataclass(frozen=True)

@@ -117,7 +117,9 @@ class Loading:
         "--attention-top-k was in its training)",
     )
     apply_top_k_in: str | None = _option(
-        metavar="PLACES", help="where --apply-top-k counts: of encoder, decoder, cross"
+        metavar="PLACES",
+        help="where --apply-top-k counts: of encoder, decoder, cross (default: in all; for sources of any length, as "
+        "--long-input reads them, cross)",
     )
     apply_ffn_top_k: int | None = _option(
         metavar="K",

@@ -3,10 +3,11 @@
 import math
 from dataclasses import fields
 
+import numpy as np
 import pytest
 from fairseq.dataclass.configs import GenerationConfig
 
-from elseq.bounds import check_bounds
+from elseq.bounds import check_bounds, check_flag, is_whole
 from elseq.errors import UserError
 
 
@@ -40,3 +41,14 @@ def test_numbers_beyond_them(name, value, sentence):
         check_bounds(name, value, 1)
     assert str(error.value).startswith(sentence)
     assert error.value.argument == name
+
+
+def test_true_and_false_are_no_numbers():
+    for value, expected in ((0, True), (-3, True), (np.int64(3), True), (True, False), (2.0, False), ("2", False)):
+        assert is_whole(value) is expected
+
+
+@pytest.mark.parametrize("value", [1, 0, "yes", None])
+def test_what_is_no_flag(value):
+    with pytest.raises(UserError, match="^truncate .* is not possible: give True or False$"):
+        check_flag("truncate", value)

@@ -153,6 +153,11 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"diversity_rate": -2}, "^diversity_rate -2.0 is not a number from 0 to 1e.06; "),
         (["a"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
         (["a"], {"max_tokens": "4096"}, "^max_tokens '4096' is not a whole number above 0$"),
+        (["a"], {"max_tokens": True}, "^max_tokens True is not a whole number above 0$"),
+        (["a"], {"truncate": "no"}, "^truncate 'no' is not possible: give True or False$"),
+        (["a"], {"return_scores": 1}, "^return_scores 1 is not possible: give True or False$"),
+        (["a"], {"progress": 0}, "^progress 0 is not possible: give True or False$"),
+        (["a"], {"seed": True}, "^seed True is not possible: give a whole number$"),
         (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),
         (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
         (["a"], {"constraints": "some"}, "^constraints 'some' cannot be used: "),
@@ -195,6 +200,8 @@ def test_a_long_text_can_be_cut(translator):
         ({"dtype": torch.int8}, "^dtype torch.int8 cannot be used"),
         ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
         ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),
+        ({"apply_top_k": True}, "^apply_top_k True is not possible: give 1 or more, or 0 for all$"),
+        ({"apply_ffn_top_k": False}, "^apply_ffn_top_k False is not possible"),
         ({"apply_top_k": 4, "apply_top_k_in": "middle"}, "^apply_top_k_in middle is unknown; choose one of encoder, "),
         ({"apply_top_k": 4, "apply_top_k_in": ["cross"]}, "^apply_top_k_in .'cross'. is not possible: give names with"),
         ({"apply_top_k_in": "cross"}, "^apply_top_k_in cross says where the k largest scores count, and there is no k"),
@@ -250,7 +257,14 @@ LONG = ["w1 " * 150 + "w2", "w3 w4 w5", " ".join(f"w{number % 9}" for number in 
 @pytest.mark.parametrize("family", ["translation", "bart"])
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize(
-    "options", [{"long_input": True}, {"source_window": 20, "source_window_overlap": 3}, {"source_window": 64}], ids=str
+    "options",
+    [
+        {"long_input": True},
+        {"long_input": True, "apply_top_k": 3},
+        {"source_window": 20, "source_window_overlap": 3},
+        {"source_window": 64},
+    ],
+    ids=str,
 )
 def test_sources_of_any_length(family, attention, options, request, tmp_path):
     """As fairseq-interactive decodes them, whatever stands in the batch."""
@@ -291,6 +305,23 @@ def test_scores_of_long_sources(tiny_translation):
     assert [each.score for each in scores] == pytest.approx([each.score for each in found], abs=1e-4)
 
 
+def test_k_of_long_sources(tiny_translation):
+    """It replaces that of the attention to the source, and leaves the self-attention as it is."""
+    load = functools.partial(elseq.load, tiny_translation.checkpoint, "kv", data=tiny_translation.data, apply_top_k=3)
+    targets = ["w1 w2 w3 w4 w5 w6 w7 w8"] * len(LONG)
+    found, cross, everywhere = (
+        load(**options).score(LONG, targets)
+        for options in (
+            {"long_input": True},
+            {"long_input": True, "apply_top_k_in": "cross"},
+            {"long_input": True, "apply_top_k_in": "encoder,decoder,cross"},
+        )
+    )
+    assert found == cross and found != everywhere
+    short = LONG[1:2], targets[:1]
+    assert load().score(*short) == load(apply_top_k_in="encoder,decoder,cross").score(*short)
+
+
 def test_a_language_model_has_no_windows(tiny_language_model):
     with pytest.raises(UserError, match="^long_input is for a model with an encoder: a language model has one row of"):
         elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data, long_input=True)
@@ -305,6 +336,10 @@ def test_a_language_model_has_no_windows(tiny_language_model):
             "^source_window_overlap 20 does not go with windows of 20",
         ),
         ({"source_window": "20"}, "^source_window 20 is not possible: give a number$"),
+        ({"source_window": True}, "^source_window True is not possible: give a number$"),
+        ({"source_window": 20, "source_window_overlap": False}, "^source_window_overlap False is not possible: give a"),
+        ({"long_input": "yes"}, "^long_input 'yes' is not possible: give True or False$"),
+        ({"long_input": 1}, "^long_input 1 is not possible: give True or False$"),
         ({"long_input": True, "apply_top_k": -1}, "^apply_top_k -1 is not possible"),
         ({"long_input": True, "attention": "stock"}, "^long_input does not go with stock"),
     ],
@@ -700,6 +735,7 @@ def test_languages_before_targets(tiny_translation, lines):
         (["w1"], [2], {}, "^target 0 is of type int; give strings$"),
         (["w1", None], ["w2", "w3"], {}, "^source 1 is of type NoneType; give strings$"),
         (["w1"], ["w2", "w3"], {}, "^there are 1 sources and 2 targets; give one for each$"),
+        (["w1"], ["w2"], {"truncate": 0}, "^truncate 0 is not possible: give True or False$"),
         (["w1"], ["w2"], {"max_tokens": 0}, "^max_tokens 0 is not a whole number above 0$"),
         (["w1", "w1 " * 64], ["w2"] * 2, {}, "^source 1 has 65 tokens and the model takes 64; shorten it or set trunc"),
         (["w1"] * 2, ["w2", "w2 " * 64], {}, "^target 1 has 65 tokens and the model generates 64; shorten it$"),

@@ -14,7 +14,7 @@ from fairseq.sequence_generator import EnsembleModel
 from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
-from elseq.bounds import check_bounds
+from elseq.bounds import check_bounds, is_whole
 from elseq.errors import UserError, as_option, renamed
 from elseq.generation import transfers
 from elseq.generation.alignment import align
@@ -107,9 +107,9 @@ class SequenceGenerator(nn.Module):
         """
         super().__init__()
         with renamed(as_option):
-            if not isinstance(beam_size, int):
+            if not is_whole(beam_size):
                 raise UserError(f"{beam_size!r} is not a whole number above 0", "beam")
-            check_bounds("beam", beam_size, 1)
+            check_bounds("beam", int(beam_size), 1)
             self.stopping = Stopping(early_stopping, beam_patience)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")

@@ -29,7 +29,8 @@ _DERIVED = {
 SWISH = "swish"  # which fairseq's layers name and do not compute
 _ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), SWISH])
 _TEXT = {"encoder_layers_to_keep", "decoder_layers_to_keep", "adaptive_softmax_cutoff"}
-PLACES = ("encoder", "decoder", "cross")  # where layers have attention
+CROSS = "cross"  # of the decoder to the encoder
+PLACES = ("encoder", "decoder", CROSS)  # where layers have attention
 
 
 def _flat_fields(nested: type, prefix: str = ""):

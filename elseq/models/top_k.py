@@ -5,7 +5,7 @@ from torch import nn
 from elseq.attention import Attention
 from elseq.attention.top_k import ACTIVATIONS
 from elseq.errors import UserError
-from elseq.models.config import PLACES
+from elseq.models.config import CROSS, PLACES
 from elseq.models.layers import FeedForwardLayer
 
 
@@ -62,5 +62,5 @@ def set_chunk_sizes(model: nn.Module, queries: int | None, tokens: int | None) -
 
 def _place(name: str, attention: Attention) -> str:
     if attention.encoder_decoder_attention:
-        return "cross"
+        return CROSS
     return "encoder" if name.startswith("encoder.") else "decoder"

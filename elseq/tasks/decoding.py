@@ -15,6 +15,7 @@ from torch import Tensor
 
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
+from elseq.bounds import check_flag, is_whole
 from elseq.compat.settings import model_class, values, whole_of
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
@@ -24,7 +25,7 @@ from elseq.generation.stopping import Stopping
 from elseq.models import Decoder
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
-from elseq.models.top_k import PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
+from elseq.models.top_k import CROSS, PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
 from elseq.models.windows import UNLIMITED, SourceWindows, chosen_windows
 from elseq.options import STOCK, WINDOWS, Loading, decode_attention_names, help_of
 from elseq.precision import DTYPES, INT8
@@ -58,7 +59,10 @@ class DecodingConfig(StoppingConfig):
         default=None,
         metadata={"help": help_of(Loading, "apply_top_k")},
     )
-    apply_top_k_in: str = field(default=",".join(PLACES), metadata={"help": help_of(Loading, "apply_top_k_in")})
+    apply_top_k_in: Optional[str] = field(  # noqa: UP045
+        default=None,
+        metadata={"help": help_of(Loading, "apply_top_k_in")},
+    )
     apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
         default=None,
         metadata={"help": help_of(Loading, "apply_ffn_top_k")},
@@ -101,18 +105,21 @@ def check_options(options) -> None:
         Stopping(options.early_stopping, options.beam_patience)
     for name in APPLIED:
         value = getattr(options, name)
-        if value is not None and not (isinstance(value, int) and value >= 0):
+        if value is not None and not (is_whole(value) and value >= 0):
             raise UserError(f"{value} is not possible: give 1 or more, or 0 for all", as_option(name))
     for name in ("query_chunk_size", "ffn_chunk_size"):
         value = getattr(options, name)
-        if value is not None and not (isinstance(value, int) and value >= 1):
+        if value is not None and not (is_whole(value) and value >= 1):
             raise UserError(f"{value} is not possible: give 1 or more", as_option(name))
     windows_of(options)
+    if options.apply_top_k_in is None:
+        return
     if not isinstance(options.apply_top_k_in, str):
         raise UserError(f"{options.apply_top_k_in} is not possible: give names with commas", "--apply-top-k-in")
-    for place in _places(options.apply_top_k_in):
+    places = _places(options.apply_top_k_in)
+    for place in places:
         check_choice("--apply-top-k-in", place, PLACES)
-    if options.apply_top_k is None and set(_places(options.apply_top_k_in)) != set(PLACES):
+    if options.apply_top_k is None and set(places) != set(PLACES):
         raise UserError(
             f"{options.apply_top_k_in} says where the k largest scores count, and there is no k: give both",
             "--apply-top-k-in",
@@ -126,13 +133,17 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
         positions: of the encoder.
 
     Raises:
-        UserError: options that are no numbers, or do not go together or with the positions.
+        UserError: options that have not their type, or do not go together or with the positions.
     """
     given = {name: getattr(options, name, None) for name in OPTIONS_OF_WINDOWS}
-    for name, value in given.items():
-        if value is not None and not isinstance(value, int):
-            raise UserError(f"{value} is not possible: give a number", as_option(name))
     with renamed(as_option):
+        for name, value in given.items():
+            if value is None:
+                continue
+            if name == "long_input":
+                check_flag(name, value)
+            elif not is_whole(value):
+                raise UserError(f"{value} is not possible: give a number", name)
         return chosen_windows(positions, **given)
 
 
@@ -299,8 +310,9 @@ class DecodingTask(FairseqTask):
             logger.info("%s rebuilt as %s, weights untouched", stock.__name__, kind.__name__)
         if wanted not in (None, STOCK):
             model.decoder.decode_attention = wanted
-        self._apply_top_k(model)
-        self._apply_windows(model, _task_settings(cfg) if from_checkpoint else {})
+        windows = self._windows_in_force(_task_settings(cfg) if from_checkpoint else {})
+        self._apply_windows(model, windows)
+        self._apply_top_k(model, windows.long_input)
         return model
 
     def _applied(self) -> str | None:
@@ -322,24 +334,31 @@ class DecodingTask(FairseqTask):
         if from_checkpoint and any(_task_settings(cfg).get(name) for name in WINDOWS):
             logger.warning("the model was trained on sources in windows, which stock, fairseq's own decoding, has not")
 
-    def _apply_top_k(self, model) -> None:
+    def _apply_top_k(self, model, long_input: bool) -> None:
         options = self.options
         if options.apply_top_k is not None:
-            apply_attention_top_k(model, options.apply_top_k or None, places=_places(options.apply_top_k_in))
+            default = (CROSS,) if long_input else PLACES  # a k of long inputs is that of the attention to the source
+            places = default if options.apply_top_k_in is None else _places(options.apply_top_k_in)
+            apply_attention_top_k(model, options.apply_top_k or None, places)
         if options.apply_ffn_top_k is not None:
             apply_ffn_top_k(model, options.apply_ffn_top_k or None)
         set_chunk_sizes(model, options.query_chunk_size, options.ffn_chunk_size)
 
-    def _apply_windows(self, model, trained: dict) -> None:
-        """Of these options or, if there are none, of those of the checkpoint's training.
+    def _windows_in_force(self, trained: dict) -> Namespace:
+        """The `OPTIONS_OF_WINDOWS` that are given or, if there are none, those of the checkpoint's training."""
+        given = {name: getattr(self.options, name) for name in OPTIONS_OF_WINDOWS}
+        if not given["long_input"] and given["source_window"] is None:
+            given |= {name: trained.get(name) for name in WINDOWS}
+        return Namespace(**given)
+
+    def _apply_windows(self, model, options: Namespace) -> None:
+        """
+        Args:
+            options: see `_windows_in_force`.
 
         Raises:
             UserError: a model without an encoder or with sharded layers, or windows longer than its positions.
         """
-        given = {name: getattr(self.options, name) for name in OPTIONS_OF_WINDOWS}
-        if not given["long_input"] and given["source_window"] is None:
-            given |= {name: trained.get(name) for name in WINDOWS}
-        options = Namespace(**given)
         if windows_of(options) is None:
             return
         if self.decodes_language_models:

@@ -14,6 +14,7 @@ import torch
 from tqdm import tqdm
 
 import elseq
+from elseq.bounds import check_flag
 from elseq.errors import UserError, as_option
 from elseq.files import (
     STANDARD_INPUT,
@@ -136,6 +137,7 @@ class Run:
         cfg = search_configuration(job.search)
         job.form.check(cfg.nbest)
         check_max_tokens(batching.max_tokens)
+        check_flag("truncate", batching.truncate)
         self._check_input_is_shareable()
         self._check_output_is_no_input()
         lines = InputLines(job.input, job.input_form, job.form.own_fields)

@@ -137,6 +137,13 @@ def test_top_k(tiny_translation, source, run, expected, top_k):
     assert (read(run.output) == expected) == (not any(top_k.values()))
 
 
+def test_the_k_of_long_sources_is_that_of_the_attention_to_them(tiny_translation, source, run):
+    run("--long-input", "--apply-top-k=2")
+    options = {"long_input": True, "apply_top_k": 2, "apply_top_k_in": "cross"}
+    model = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, **options)
+    assert read(run.output) == model.generate(read(source), **SEARCH)
+
+
 def test_dictionaries_and_pieces_in_two_folders(tiny_translation, source, run, expected, tmp_path):
     """As recipes/demo.sh leaves them; its pieces are the tiny model's words."""
     data = shutil.copytree(tiny_translation.data, tmp_path / "data")

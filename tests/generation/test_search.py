@@ -631,6 +631,7 @@ def test_alignment_needs_a_source(models):
     [
         ({"beam_size": 0}, "--beam 0 is not a whole number above 0; leave it out for the default, 1$"),
         ({"beam_size": 2.5}, "--beam 2.5 is not a whole number above 0"),
+        ({"beam_size": True}, "--beam True is not a whole number above 0"),
         ({"beam_size": "4"}, "--beam '4' is not a whole number above 0"),
         ({"temperature": 0}, "not positive"),
     ],

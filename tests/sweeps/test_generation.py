@@ -113,6 +113,12 @@ def test_top_k(generate, tiny_translation, tmp_path):
     assert (tmp_path / "0-kv" / "output.txt").read_text().splitlines() == model.generate(texts)
 
 
+def test_the_k_of_long_sources_is_that_of_the_attention_to_them(generate, tmp_path):
+    assert generate("-m decode=kv long_input=true apply_top_k=2 apply_top_k_in=null,cross,decoder")[0] == 0
+    unsaid, cross, decoder = ((tmp_path / f"{number}-kv" / "output.txt").read_text() for number in range(3))
+    assert unsaid == cross != decoder
+
+
 def test_a_subword_vocabulary(generate, tiny_translation, tmp_path):
     """Its kind has the name of a group of fairseq's."""
     texts = (tiny_translation.raw / "test.src").read_text().splitlines()
@@ -153,6 +159,9 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("references=no.txt", "no.txt cannot be read"),
         ("references=pyproject.toml", "each line of one belongs to a line of the other"),
         ("references=pyproject.toml score=best", "score=best is unknown: choose one of bleu, rouge, qg"),
+        ("truncate=no", "'no' is not possible: give True or False"),
+        ("long_input=yes", "'yes' is not possible: give True or False"),
+        ("source_window=true", "True is not possible: give a number"),
         ("dtype=int4", "dtype=int4 is unknown: choose one of float32, float16, bfloat16, float64, int8"),
         ("beam=many", "beam 'many' cannot be used"),
         ("source_lang_field=from", "source_lang_field needs --input-format jsonl: a line of text has no fields"),

@@ -264,6 +264,41 @@ def test_a_model_trained_in_windows_decodes_in_them(trained_in_windows):
     assert task.max_positions() == (1024, 1024)
 
 
+@pytest.mark.parametrize(
+    "options, expected",
+    [
+        ({"long_input": True}, {"cross": 64}),
+        ({"long_input": True, "apply_top_k": 3}, {"cross": 3}),
+        ({"long_input": True, "apply_top_k": 0}, {}),
+        ({"long_input": True, "apply_top_k": 3, "apply_top_k_in": "encoder,cross"}, {"encoder": 3, "cross": 3}),
+        ({"source_window": 6, "apply_top_k": 3}, {"encoder": 3, "decoder": 3, "cross": 3}),
+        ({"apply_top_k": 3}, {"encoder": 3, "decoder": 3, "cross": 3}),
+    ],
+    ids=str,
+)
+def test_where_a_top_k_counts(tiny_translation, options, expected):
+    """With long sources in the attention to them, unless it is said where."""
+    assert _places_of_top_k(load_translation(tiny_translation, **options)[1]) == expected
+
+
+def _places_of_top_k(model) -> dict[str, int]:
+    encoder, decoder = model.encoder.layers[0], model.decoder.layers[0]
+    attentions = {"encoder": encoder.self_attn, "decoder": decoder.self_attn, "cross": decoder.encoder_attn}
+    return {place: each.top_k for place, each in attentions.items() if each.top_k is not None}
+
+
+def test_where_a_top_k_counts_after_training_with_long_input(tiny_translation, tmp_path):
+    """The windows in force are those of the training, and what its checkpoint says of places is not."""
+    state = torch.load(tiny_translation.checkpoint, weights_only=False)
+    said = {"long_input": True, "apply_top_k_in": "encoder,decoder,cross"}
+    state["cfg"]["task"] |= said
+    vars(state["cfg"]["model"]).update(said)  # which of a Transformer is a namespace of all options
+    torch.save(state, tmp_path / "model.pt")
+    for options, expected in (({}, {"cross": 64}), ({"apply_top_k": 3}, {"cross": 3})):
+        model = elseq.load(tmp_path / "model.pt", "kv", data=tiny_translation.data, **options).model
+        assert _places_of_top_k(model) == expected
+
+
 def test_a_model_trained_in_windows_is_loaded_with_them(trained_in_windows):
     """Without the windows through which training has gradients, which are no option of decoding."""
     lines = (trained_in_windows.raw / "test.src").read_text().splitlines()

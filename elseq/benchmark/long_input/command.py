@@ -38,12 +38,19 @@ def main(args) -> None:
         **read_conditions(args),
     )
     output = make_output_folder(args.output)
+    sizes = "tiny, for a test" if args.tiny else "the architecture's"
     settings = {
         "benchmark": "sources of any length in windows",
+        "sizes": sizes,
         **asdict(plan),
         **plan.environment(),
     }
-    model = [plan.arch, "random weights", f"windows of {plan.window}, overlap {plan.overlap}, k {plan.top_k}"]
+    model = [
+        plan.arch,
+        f"sizes: {sizes}",
+        "random weights",
+        f"windows of {plan.window}, overlap {plan.overlap}, k {plan.top_k}",
+    ]
     work = [f"batch {plan.batch}", f"beam {plan.beam}", f"output {plan.output_length}"]
     title = heading([model, work, machine(plan.device, plan.threads, plan.dtype), versions()])
     texts = report.tables, partial(report.notes, plan)

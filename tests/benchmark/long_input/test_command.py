@@ -52,7 +52,10 @@ def test_whole_table(run, tmp_path, capsys, monkeypatch):
         of_source = 2 * row["length"] * WIDTH * NUMBER_BYTES * (2 * LAYERS if row["method"] == "kv" else 1)
         assert of_source < row["state_bytes"] <= row["predicted_bytes"]
     text = (tmp_path / "long_input.md").read_text()
-    assert text.startswith("bart_large, random weights, windows of 16, overlap 8, k 16; batch 2, beam 4, output 5; cpu")
+    sizes = "sizes: tiny, for a test"
+    assert text.startswith(
+        f"bart_large, {sizes}, random weights, windows of 16, overlap 8, k 16; batch 2, beam 4, output 5; cpu"
+    )
     assert "milliseconds per output token" in text
     assert (tmp_path / "long_input.png").stat().st_size
     assert "written: " in capsys.readouterr().err
