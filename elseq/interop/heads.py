@@ -145,8 +145,9 @@ def kv_heads_within(
 ) -> dict[str, int]:
     """The numbers of key/value heads with which the decoding state has a share of its size, at the least cost.
 
-    What each number costs in each layer is measured: the loss of the model with that layer converted. From all heads
-    on, the layer and the number follow that cost least for each number that a position keeps less.
+    What each number costs in each layer is measured: the loss of the model with that layer converted. Costs of several
+    layers are taken to add up. The numbers of the least sum within the budget are found exactly: a multiple-choice
+    knapsack problem, by dynamic programming over the layers.
 
     Args:
         budget: the share, of the keys and values of a position in all layers of `places`.
@@ -186,22 +187,24 @@ def cheapest_numbers(
         widths: K of each layer.
         budget: the share.
     """
-    chosen = {name: max(numbers) for name, numbers in costs.items()}
-    total = sum(number * widths[name] for name, number in chosen.items())
-    least = sum(min(costs[name]) * widths[name] for name in costs) / total
+    total = sum(max(numbers) * widths[name] for name, numbers in costs.items())
+    least = sum(min(numbers) * widths[name] for name, numbers in costs.items()) / total
     if budget < least:
         raise UserError(
             f"{budget:g} is less than {least:.3g}, which one key/value head in every layer needs: give that or more",
             "--state-budget",
         )
-    while sum(number * widths[name] for name, number in chosen.items()) > budget * total:
-        _, name, number = min(
-            ((numbers[fewer] - numbers[chosen[name]]) / ((chosen[name] - fewer) * widths[name]), name, fewer)
-            for name, numbers in costs.items()
-            for fewer in numbers
-            if fewer < chosen[name]
-        )
-        chosen[name] = number
+    best = {0: (0.0, {})}  # of the layers so far: for each size of their state the least cost, and the numbers
+    for name, numbers in costs.items():
+        extended = {}
+        for size, (cost, chosen) in best.items():
+            for number, more in numbers.items():
+                new = size + number * widths[name]
+                if new not in extended or cost + more < extended[new][0]:
+                    extended[new] = cost + more, chosen | {name: number}
+        best = extended
+    # A quotient that the budget is to be is exactly that, which a product with the budget need not be.
+    _, _, chosen = min((cost, size, chosen) for size, (cost, chosen) in best.items() if size / total <= budget)
     return chosen
 
 
