@@ -8,7 +8,7 @@ import torch
 from fairseq import checkpoint_utils
 
 from elseq.cli.calibration import read_calibration
-from elseq.cli.convert import DEFAULT_PLACES
+from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
 from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
@@ -35,8 +35,8 @@ TASKS = {
 
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
-    name = f"{path.stem}.{args.num_kv_heads or format(args.state_budget, 'g')}kv.pt"
-    output = Path(args.output) if args.output else path.with_name(name)
+    size = f"budget-{args.state_budget:g}" if args.num_kv_heads is None else f"{args.num_kv_heads}kv"
+    output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{size}.pt")
     loading = Loading("kv", "cpu", data=args.data, user_dir=args.user_dir)
     texts = [Path(text) for text in (args.calibration, args.calibration_target) if text is not None]
     check_output_file(output, path, path.parent, *loading.inputs(), *texts)
@@ -79,7 +79,7 @@ def _by_calibration(
     model = generator.model
     needed = max(layer.self_attn.q_proj.out_features for layer in model.decoder.layers)
     texts = (args.calibration, args.calibration_target)
-    calibration = read_calibration(generator, *texts, args.calibration_sentences, needed)
+    calibration = read_calibration(generator, *texts, args.calibration_sentences or CALIBRATION_SENTENCES, needed)
     how = (places, args.method, args.grouping, model, calibration.texts)
     loss = calibration.loss(model)
     numbers = args.num_kv_heads

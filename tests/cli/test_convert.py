@@ -323,6 +323,7 @@ def test_a_budget_of_the_decoding_state(run, tmp_path, tiny_translation):
         (["--calibration=valid"], "--calibration is for --method aligned or fitted, --grouping similar and --state-b"),
         (["--grouping=similar", "--method=random", "--calibration=valid"], "--grouping similar is for heads that are"),
         (["--calibration-target=x"], "--calibration-target needs --calibration, the file of its sources"),
+        (["--calibration-sentences=5"], "--calibration-sentences needs --calibration: give both, or leave it out"),
         (["--state-budget=0.5"], "--state-budget: not allowed with argument --num-kv-heads"),
     ],
 )
@@ -367,6 +368,10 @@ def test_output_beside_the_model(monkeypatch, tmp_path, tiny_translation, capsys
     monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), "--num-kv-heads=2"])
     convert.main()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["check.point.2kv.pt", "check.point.pt"]
+    budget = ["--state-budget=1", "--method=mean", *map(str, calibration(tiny_translation))]
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), *budget])
+    convert.main()
+    assert (tmp_path / "check.point.budget-1.pt").exists() and not (tmp_path / "check.point.1kv.pt").exists()
 
 
 def test_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation):
