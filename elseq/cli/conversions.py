@@ -46,7 +46,7 @@ def convert_heads(args) -> None:
     before = heads.upgrade_projections(state["model"])
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
-    notes, record = [], {"method": args.method, "grouping": args.grouping}
+    notes, record = [], {"places": list(places), "method": args.method, "grouping": args.grouping}
     with about(path):
         configuration = elseq_configuration(state["cfg"].model)
         heads.check_heads(before, configuration, args.num_kv_heads or 1, places)
@@ -60,7 +60,7 @@ def convert_heads(args) -> None:
         )
     cfg = plain_configuration(state["cfg"]) | {"model": configuration}
     converted = make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state"))
-    converted["extra_state"]["fewer_heads"] = record
+    converted["extra_state"]["fewer_heads"] = [*_conversions_before(state), record]
     save(converted, output)
     print("\n".join([_report(args.method, places, before, after, configuration), *notes]))
     task = getattr(state["cfg"].task, "_name", None) or "translation"
@@ -89,6 +89,13 @@ def _by_calibration(
     text = f"{len(calibration.samples)} sentences of {calibration.name}, {calibration.tokens:,} tokens"
     notes = [f"loss on {text}: {loss:.3f} -> {calibration.loss(model):.3f} bits per token"]
     return after, configuration, calibration.record(), notes
+
+
+def _conversions_before(state: dict) -> list:
+    """What a checkpoint records of conversions to fewer heads that it comes from."""
+    extra_state = state.get("extra_state")
+    found = extra_state.get("fewer_heads", []) if isinstance(extra_state, dict) else []
+    return found if isinstance(found, list) else [found]
 
 
 def _report(method: str, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:

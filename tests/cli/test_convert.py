@@ -17,6 +17,7 @@ from elseq.interop import output as output_module
 from tests import helpers
 from tests.tiny_models import assert_same_hypotheses, make_sample, make_sources
 
+PLACES = "decoder", "cross"  # that are converted by default
 HEADS = 4  # of the tiny models
 PLUGIN = ["--user-dir", helpers.USER_DIR]
 
@@ -161,6 +162,8 @@ def test_own_checkpoint_in_two_steps(run, tmp_path, tiny_translation):
     run(tmp_path / "cross.pt", "--num-kv-heads=1", "--in=decoder", f"--output={tmp_path / 'both.pt'}")
     run(tiny_translation.checkpoint, "--num-kv-heads=1")
     steps, once = torch.load(tmp_path / "both.pt"), torch.load(tmp_path / "out.pt")
+    records = [each["extra_state"]["fewer_heads"] for each in (steps, once)]
+    assert [[record["places"] for record in each] for each in records] == [[["cross"], ["decoder"]], [list(PLACES)]]
     assert steps["cfg"]["model"] == once["cfg"]["model"]
     assert all(torch.equal(steps["model"][name], once["model"][name]) for name in once["model"])
 
@@ -267,14 +270,15 @@ def test_fitted_heads_are_decoded_and_lose_less_than_others(run, tmp_path, train
     task = "language_modeling" if "lm" in str(trained.checkpoint) else "translation"
     assert len(generate(trained, path, f"elseq_{task}")) == 21
     assert_same_hypotheses(decode(trained, path, "kv"), decode(trained, path, "el"), tolerance=1e-6)
-    record = torch.load(path)["extra_state"]["fewer_heads"]
+    [record] = torch.load(path)["extra_state"]["fewer_heads"]
     assert record["method"] == "fitted" and record["grouping"] == "similar"
     assert record["calibration"]["text"] == "train" and record["calibration"]["tokens"] > 100
 
 
 def test_what_a_checkpoint_records_without_calibration_text(run, tmp_path, tiny_translation):
     run(tiny_translation.checkpoint, "--num-kv-heads=2")
-    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == {"method": "mean", "grouping": "neighbours"}
+    expected = {"places": list(PLACES), "method": "mean", "grouping": "neighbours"}
+    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == [expected]
 
 
 def test_files_as_calibration_text(run, tmp_path, tiny_translation):
