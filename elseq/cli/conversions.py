@@ -18,6 +18,7 @@ from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
 from elseq.models.stock import as_stock, elseq_configuration, training_options
+from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
 from elseq.subwords.pieces import NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
@@ -44,6 +45,7 @@ def convert_heads(args) -> None:
     checkpoint = Checkpoint.read(path)
     state = checkpoint.state
     before = heads.upgrade_projections(state["model"])
+    check_finite(before, str(path))
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
     notes, record = [], {"places": list(places), "method": args.method, "grouping": args.grouping}

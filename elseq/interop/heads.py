@@ -26,6 +26,7 @@ from elseq.interop.head_sharing import (
     similarities,
 )
 from elseq.models.config import divisors
+from elseq.numerics import check_overflow
 
 _LAYERS = {
     "encoder": r"(encoder\.layers\.\d+\.self_attn)\.k_proj\.weight",
@@ -109,6 +110,9 @@ def fit_heads(
 
     Returns:
         As `pool_heads`. The query and output projections in `places` change as well.
+
+    Raises:
+        UserError: as `pool_heads`, or the numbers of a layer overflow.
     """
     names = {name: place for place in places for name in _attentions(model, place)}
     numbers = num_kv_heads if isinstance(num_kv_heads, Mapping) else dict.fromkeys(names, num_kv_heads)
@@ -120,9 +124,11 @@ def fit_heads(
     def convert(name: str, attention: Attention, seen: Texts) -> None:
         if numbers[name] == attention.num_heads:
             return
-        _share(attention, seen, seen.moments(attention), numbers[name], method, grouping)
-        for part, parameter in attention.named_parameters():
-            converted[f"{name}.{part}"] = parameter.detach().to(model[f"{name}.{part}"].dtype)
+        _share(network, name, seen, _moments(network, name, seen), numbers[name], method, grouping)
+        new = {f"{name}.{part}": parameter.detach() for part, parameter in attention.named_parameters()}
+        new = {part: parameter.to(model[part].dtype) for part, parameter in new.items()}
+        check_overflow(new.values(), name, network)
+        converted.update(new)
 
     convert_layers(network, texts, places, convert)
     for place in places:
@@ -158,18 +164,18 @@ def kv_heads_within(
         G of each attention layer, by its name.
 
     Raises:
-        UserError: one key/value head in every layer is more than the budget.
+        UserError: one key/value head in every layer is more than the budget, or the numbers of a layer overflow.
     """
     costs, widths = {}, {}
     whole = loss()
 
     def measure(name: str, attention: Attention, seen: Texts) -> None:
-        before, moments = Projections.of(attention), seen.moments(attention)
+        before, moments = Projections.of(attention), _moments(network, name, seen)
         widths[name] = attention.head_dim
         costs[name] = {attention.num_heads: 0.0}
         for number in range(1, attention.num_heads):
             if attention.num_heads % number == 0:
-                _share(attention, seen, moments, number, method, grouping)
+                _share(network, name, seen, moments, number, method, grouping)
                 costs[name][number] = loss() - whole
                 before.give_to(attention)
 
@@ -208,8 +214,23 @@ def cheapest_numbers(
     return chosen
 
 
-def _share(attention: Attention, seen: Texts, moments: Moments, num_kv_heads: int, method: str, grouping: str) -> None:
-    """Let a layer have fewer key/value heads."""
+def _moments(network, name: str, seen: Texts) -> Moments:
+    """
+    Raises:
+        UserError: what the layer computes, or is given, overflows.
+    """
+    moments = seen.moments(network.get_submodule(name))
+    check_overflow((moments.queries, moments.keys, moments.values, *seen.wanted), name, network)
+    return moments
+
+
+def _share(network, name: str, seen: Texts, moments: Moments, num_kv_heads: int, method: str, grouping: str) -> None:
+    """Let a layer have fewer key/value heads.
+
+    Raises:
+        UserError: its new parameters overflow.
+    """
+    attention = network.get_submodule(name)
     projections = Projections.of(attention)
     if grouping == SIMILAR:
         order = similar_order(similarities(moments), num_kv_heads)
@@ -217,12 +238,14 @@ def _share(attention: Attention, seen: Texts, moments: Moments, num_kv_heads: in
     if method == "fitted":
         fit = fitted(projections, moments, num_kv_heads)
         fit.projections.give_to(attention)  # whose attention distributions are those of the new keys from here on
+        check_overflow(attention.parameters(), name, network)
         projections = balanced(fit_values(fit, seen.attended(attention, fit.components)))
     else:
         if method == "aligned":
             projections = aligned(projections, moments, num_kv_heads)
         projections = projections.merged(num_kv_heads, method)
     projections.give_to(attention)
+    check_overflow(attention.parameters(), name, network)
 
 
 def _with_kv_heads(configuration: dict, num_kv_heads: int, places: Sequence[str]) -> dict:

@@ -363,6 +363,55 @@ def test_too_short_a_calibration_text(run, tiny_translation):
         run(tiny_translation.checkpoint, *options, "--calibration-sentences=1")
 
 
+def damaged(tmp_path, trained, value, *names):
+    """The checkpoint with this number in some of its parameters."""
+
+    def change(state):
+        for name in names:
+            state["model"][name].fill_(value)
+
+    return save(tmp_path, trained, change)
+
+
+QUERY, KEY, VALUE, OUTPUT = (f"decoder.layers.0.self_attn.{kind}_proj.weight" for kind in ("q", "k", "v", "out"))
+READERS = [
+    ["--num-kv-heads=1", "--method=fitted"],
+    ["--num-kv-heads=1", "--method=aligned", "--grouping=similar"],
+    ["--state-budget=0.5", "--method=fitted"],
+]
+
+
+@pytest.mark.parametrize("value, what", [(float("nan"), "NaN"), (float("inf"), "infinite numbers")])
+@pytest.mark.parametrize("options", [*READERS, ["--num-kv-heads=1"]])
+def test_parameters_that_are_no_numbers(run, tmp_path, tiny_translation, options, value, what):
+    path = damaged(tmp_path, tiny_translation, value, VALUE)
+    text = calibration(tiny_translation) if len(options) > 1 else []
+    with pytest.raises(UserError, match=f"^{VALUE} in .*changed.pt has {what}: the model was damaged"):
+        run(path, *options, *text)
+
+
+@pytest.mark.parametrize(
+    "names", [[QUERY, KEY], [VALUE, VALUE.replace("v_proj", "out_proj")], ["decoder.layers.0.fc1.weight"]]
+)
+@pytest.mark.parametrize("options", READERS)
+def test_numbers_that_overflow(run, tmp_path, tiny_translation, options, names):
+    path = damaged(tmp_path, tiny_translation, 1e38, *names)
+    with pytest.raises(UserError, match=r"the numbers of decoder\S*attn overflow; the parameter (\S+) has") as raised:
+        run(path, *options, *calibration(tiny_translation))
+    assert any(f"{name} has the largest of the model, 1e+38" in str(raised.value) for name in names)
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("options", READERS)
+def test_parameters_of_zero(run, tmp_path, tiny_translation, options):
+    """Their layer has nothing to lose."""
+    names = [f"decoder.layers.0.self_attn.{kind}_proj.{part}" for kind in "qkv" for part in ("weight", "bias")]
+    run(damaged(tmp_path, tiny_translation, 0.0, *names), *options, *calibration(tiny_translation))
+    model = torch.load(tmp_path / "out.pt")["model"]
+    assert all(bool(tensor.isfinite().all()) for tensor in model.values())
+    assert not any(model[name].any() for name in names)
+
+
 # --- where it is written
 
 
