@@ -1,14 +1,18 @@
 """The conversions of elseq-convert. Each takes the options of its command."""
 
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from elseq.cli.calibration import read_calibration
 from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
+from elseq.compat.settings import values
 from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
@@ -17,7 +21,7 @@ from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_s
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
-from elseq.models.stock import as_stock, elseq_configuration, training_options
+from elseq.models.stock import as_stock, elseq_configuration, recorded_options, training_options
 from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
 from elseq.subwords.pieces import NUMBERS, NumberedPieces
@@ -65,9 +69,8 @@ def convert_heads(args) -> None:
     converted["extra_state"]["fewer_heads"] = [*_conversions_before(state), record]
     save(converted, output)
     print("\n".join([_report(args.method, places, before, after, configuration), *notes]))
-    task = getattr(state["cfg"].task, "_name", None) or "translation"
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
-    print(_training_command(TASKS.get(task, task), configuration, output))
+    print(_training_command(cfg, output))
 
 
 def _by_calibration(
@@ -117,11 +120,26 @@ def _report(method: str, places: Sequence[str], before: dict, after: dict, confi
     return "\n".join(lines)
 
 
-def _training_command(task: str, configuration: dict, output: Path) -> str:
-    restore = ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
-    restore += ["--reset-meters", "--reset-dataloader"]
-    options = shlex.join(["--task", task, *training_options(configuration), *restore])
-    return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {options}'
+def _training_command(cfg: dict, output: Path) -> str:
+    """
+    Args:
+        cfg: the whole configuration of the converted checkpoint.
+        output: its file.
+    """
+    task, criterion = (
+        values(cfg[part]) if isinstance(cfg.get(part), dict | Namespace) else {} for part in ("task", "criterion")
+    )
+    name = task.get("_name") or "translation"
+    name = TASKS.get(name, name)
+    besides = ("data", *cfg["model"])
+    options = ["--task", name, *recorded_options(TASK_DATACLASS_REGISTRY.get(name), task, besides)]
+    options += training_options(cfg["model"])
+    name = criterion.get("_name")
+    if isinstance(name, str) and name in CRITERION_DATACLASS_REGISTRY:
+        options += ["--criterion", name, *recorded_options(CRITERION_DATACLASS_REGISTRY[name], criterion)]
+    options += ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
+    options += ["--reset-meters", "--reset-dataloader"]
+    return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {shlex.join(options)}'
 
 
 # --- the mean of several

@@ -198,6 +198,43 @@ def test_the_printed_command_trains(run, tmp_path, trained):
     assert 0 < (after["model"][name] - before["model"][name]).abs().max() < 0.01  # it went on from there
 
 
+def test_the_printed_command_trains_as_the_training_before(run, tmp_path, tiny_translation):
+    """By the options of its task and its criterion, as far as they are no defaults."""
+    task = {
+        "source_lang": "src",
+        "target_lang": "tgt",
+        "left_pad_source": False,
+        "long_input": True,
+        "source_window": 8,
+        "source_window_overlap": 2,
+        "train_windows": 2,
+        "prepend_source_bos": "yes",
+    }
+    criterion = {"_name": "elseq_distillation", "label_smoothing": 0.2, "teacher": str(tiny_translation.checkpoint)}
+    criterion |= {"distillation_weight": 0.25, "distillation_temperature": 2.0}
+
+    def change(state):
+        state["cfg"]["task"] = {**state["cfg"]["task"], **task, "_name": "elseq_translation"}
+        state["cfg"]["criterion"] = {**state["cfg"]["criterion"], **criterion}
+
+    printed = run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2").splitlines()[-1]
+    printed = printed.replace("DATA", str(tiny_translation.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    assert printed.count("--max-source-positions") == 1 and "--seed" not in printed and "--dataset-impl" not in printed
+    command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
+    helpers.run_here([*command, "--max-update=1", "--max-tokens=800", "--cpu", "--num-workers=0"])
+    after = torch.load(tmp_path / "uptrained" / "checkpoint_last.pt")["cfg"]
+    for part, expected in (("task", task), ("criterion", criterion)):
+        assert {name: after[part][name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("criterion", [5, None, {"_name": ["a"]}, {"_name": "unknown", "label_smoothing": 1}])
+def test_a_criterion_that_is_not_known(run, tmp_path, tiny_translation, criterion):
+    def change(state):
+        state["cfg"]["criterion"] = criterion
+
+    assert "--criterion" not in run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
+
+
 @pytest.mark.parametrize("value", ["$(touch broken); `touch broken`", "it's", "--save-dir=elsewhere", "-x"])
 def test_text_of_the_checkpoint_is_quoted(run, tmp_path, tiny_translation, value):
     def change(state):
