@@ -318,6 +318,15 @@ def test_what_a_checkpoint_records_without_calibration_text(run, tmp_path, tiny_
     assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == [expected]
 
 
+@pytest.mark.parametrize("before, kept", [(None, []), ({"method": "first"}, [{"method": "first"}]), ([1], [1])])
+def test_what_a_checkpoint_recorded_before(run, tmp_path, tiny_translation, before, kept):
+    def change(state):
+        state["extra_state"] |= {} if before is None else {"fewer_heads": before}
+
+    run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
+    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"][:-1] == kept
+
+
 def test_files_as_calibration_text(run, tmp_path, tiny_translation):
     files = ["--calibration", tiny_translation.raw / "train.src", "--calibration-target"]
     options = ["--num-kv-heads=2", "--method=fitted", "--data", tiny_translation.data]
