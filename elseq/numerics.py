@@ -1,4 +1,4 @@
-"""Finds the parameter or layer from which a model's NaN comes."""
+"""Finds the parameter or layer from which a model's NaN comes, or its overflow."""
 
 from collections.abc import Iterable, Sequence
 
@@ -37,6 +37,37 @@ def explain_nan(models: Sequence[nn.Module], net_input: dict, rows: Iterable[tup
     return UserError(
         "the model's log-probabilities are not numbers (NaN), though the output of its layers is: check --temperature "
         "and --lm-weight"
+    )
+
+
+def check_finite(tensors: dict[str, Tensor], where: str) -> None:
+    """
+    Raises:
+        UserError: a tensor with a number that is none; nothing that such a model says is worth a file.
+    """
+    for name, tensor in tensors.items():
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            what = "NaN" if bool(torch.isnan(tensor).any()) else "infinite numbers"
+            raise UserError(f"{name} in {where} has {what}: the model was damaged in training or in copying")
+
+
+def check_overflow(tensors: Iterable[Tensor], where: str, model: nn.Module) -> None:
+    """
+    Args:
+        tensors: what a part of the model computes.
+        where: name of the part.
+        model: the whole model.
+
+    Raises:
+        UserError: a tensor with a number that is not finite, though the parameters are. It names the largest of these.
+    """
+    if all(bool(tensor.isfinite().all()) for tensor in tensors):
+        return
+    sizes = {name: float(parameter.detach().abs().max()) for name, parameter in model.named_parameters()}
+    largest = max(sizes, key=sizes.get)
+    raise UserError(
+        f"the numbers of {where} overflow; the parameter {largest} has the largest of the model, {sizes[largest]:.3g}: "
+        "take another checkpoint"
     )
 
 

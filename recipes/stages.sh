@@ -23,10 +23,15 @@ whole_numbers() {
   done
 }
 
+decimal='^([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,2})?$'
+
 # positive SETTING VALUE: 2, 0.5 or 1e-3.
-positive() {
-  [[ $2 =~ ^([0-9]+[.]?[0-9]*|[.][0-9]+)([eE][-+]?[0-9]{1,2})?$ && ${2%%[eE]*} =~ [1-9] ]] ||
-    refuse "$1 is $2; give a number above 0"
+positive() { [[ $2 =~ $decimal && ${2%%[eE]*} =~ [1-9] ]] || refuse "$1 is $2; give a number above 0"; }
+
+# share SETTING VALUE: 0, 0.5 or 1.
+share() {
+  [[ $2 =~ $decimal ]] && LC_ALL=C awk -v value="$2" 'BEGIN { exit !(value <= 1) }' ||
+    refuse "$1 is $2; give a number from 0 to 1"
 }
 
 # What the recipe says of itself at its beginning.

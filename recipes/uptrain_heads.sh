@@ -46,7 +46,7 @@ for method in $methods; do one_of METHODS "$method" mean aligned fitted first ra
 whole_numbers KV_HEADS 1 "$kv_heads"
 whole_numbers UPTRAIN_UPDATES 2 "$updates"
 positive LR "$rate"
-[ "$distillation" = 0 ] || positive DISTILLATION "$distillation"
+share DISTILLATION "$distillation"
 begin
 
 # validate CHECKPOINT NAME: the log is NAME.log.

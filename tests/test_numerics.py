@@ -10,6 +10,7 @@ from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
+from elseq.numerics import check_overflow
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(20)
@@ -162,3 +163,14 @@ def test_equal_scores_give_the_words_that_stock_gives(models, beam):
             sample = make_sample(DICTIONARY, make_sources(DICTIONARY, LENGTHS))
             expected = StockGenerator([model], DICTIONARY, **options).generate([model], sample)
         assert_same_hypotheses(generate([model], **options), expected)
+
+
+def test_the_largest_parameter_is_named_where_numbers_overflow():
+    layer = torch.nn.Sequential(torch.nn.Linear(2, 2), torch.nn.Linear(2, 2))
+    check_overflow([torch.ones(2)], "the layer", layer)
+    with torch.no_grad():
+        layer[1].weight[0, 1] = -1e30
+    sentence = r"the numbers of the layer overflow; the parameter 1.weight has the largest of the model, 1e\+30: take"
+    for number in ("inf", "nan"):
+        with pytest.raises(UserError, match=sentence):
+            check_overflow([torch.ones(2), torch.tensor([1.0, float(number)])], "the layer", layer)

@@ -106,7 +106,15 @@ def _read_files(generator: TextGenerator, source: Path, target: Path | None, sen
 
 
 def _read_split(task, model, split: str, sentences: int) -> Iterator[dict]:
-    task.load_dataset(split)
+    try:
+        task.load_dataset(split)
+    except UserError as error:
+        if not isinstance(error.__cause__, FileNotFoundError):
+            raise
+        raise UserError(
+            f"--calibration {split}: there is neither a file nor, in {task.options.data}, a split of this name; give "
+            "one of them"
+        ) from error
     dataset = task.dataset(split)
     positions = utils.resolve_max_positions(task.max_positions(), model.max_positions())
     indices = task.filter_indices_by_size(np.arange(len(dataset)), dataset, positions, ignore_invalid_inputs=True)

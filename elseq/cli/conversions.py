@@ -1,14 +1,18 @@
 """The conversions of elseq-convert. Each takes the options of its command."""
 
 import shlex
+from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
+from fairseq.tasks import TASK_DATACLASS_REGISTRY
 
 from elseq.cli.calibration import read_calibration
-from elseq.cli.convert import DEFAULT_PLACES
+from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
+from elseq.compat.settings import values
 from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
@@ -17,7 +21,8 @@ from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_s
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
-from elseq.models.stock import as_stock, elseq_configuration, training_options
+from elseq.models.stock import as_stock, elseq_configuration, recorded_options, training_options
+from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
 from elseq.subwords.pieces import NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
@@ -35,8 +40,8 @@ TASKS = {
 
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
-    name = f"{path.stem}.{args.num_kv_heads or format(args.state_budget, 'g')}kv.pt"
-    output = Path(args.output) if args.output else path.with_name(name)
+    size = f"budget-{args.state_budget:g}" if args.num_kv_heads is None else f"{args.num_kv_heads}kv"
+    output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{size}.pt")
     loading = Loading("kv", "cpu", data=args.data, user_dir=args.user_dir)
     texts = [Path(text) for text in (args.calibration, args.calibration_target) if text is not None]
     check_output_file(output, path, path.parent, *loading.inputs(), *texts)
@@ -44,9 +49,10 @@ def convert_heads(args) -> None:
     checkpoint = Checkpoint.read(path)
     state = checkpoint.state
     before = heads.upgrade_projections(state["model"])
+    check_finite(before, str(path))
     present = [place for place in DEFAULT_PLACES if place in heads.places_of(before)]
     places = args.places or present or DEFAULT_PLACES
-    notes, record = [], {"method": args.method, "grouping": args.grouping}
+    notes, record = [], {"places": list(places), "method": args.method, "grouping": args.grouping}
     with about(path):
         configuration = elseq_configuration(state["cfg"].model)
         heads.check_heads(before, configuration, args.num_kv_heads or 1, places)
@@ -60,12 +66,11 @@ def convert_heads(args) -> None:
         )
     cfg = plain_configuration(state["cfg"]) | {"model": configuration}
     converted = make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state"))
-    converted["extra_state"]["fewer_heads"] = record
+    converted["extra_state"]["fewer_heads"] = [*_conversions_before(state), record]
     save(converted, output)
     print("\n".join([_report(args.method, places, before, after, configuration), *notes]))
-    task = getattr(state["cfg"].task, "_name", None) or "translation"
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
-    print(_training_command(TASKS.get(task, task), configuration, output))
+    print(_training_command(cfg, output))
 
 
 def _by_calibration(
@@ -79,7 +84,7 @@ def _by_calibration(
     model = generator.model
     needed = max(layer.self_attn.q_proj.out_features for layer in model.decoder.layers)
     texts = (args.calibration, args.calibration_target)
-    calibration = read_calibration(generator, *texts, args.calibration_sentences, needed)
+    calibration = read_calibration(generator, *texts, args.calibration_sentences or CALIBRATION_SENTENCES, needed)
     how = (places, args.method, args.grouping, model, calibration.texts)
     loss = calibration.loss(model)
     numbers = args.num_kv_heads
@@ -89,6 +94,13 @@ def _by_calibration(
     text = f"{len(calibration.samples)} sentences of {calibration.name}, {calibration.tokens:,} tokens"
     notes = [f"loss on {text}: {loss:.3f} -> {calibration.loss(model):.3f} bits per token"]
     return after, configuration, calibration.record(), notes
+
+
+def _conversions_before(state: dict) -> list:
+    """What a checkpoint records of conversions to fewer heads that it comes from."""
+    extra_state = state.get("extra_state")
+    found = extra_state.get("fewer_heads", []) if isinstance(extra_state, dict) else []
+    return found if isinstance(found, list) else [found]
 
 
 def _report(method: str, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
@@ -108,11 +120,26 @@ def _report(method: str, places: Sequence[str], before: dict, after: dict, confi
     return "\n".join(lines)
 
 
-def _training_command(task: str, configuration: dict, output: Path) -> str:
-    restore = ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
-    restore += ["--reset-meters", "--reset-dataloader"]
-    options = shlex.join(["--task", task, *training_options(configuration), *restore])
-    return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {options}'
+def _training_command(cfg: dict, output: Path) -> str:
+    """
+    Args:
+        cfg: the whole configuration of the converted checkpoint.
+        output: its file.
+    """
+    task, criterion = (
+        values(cfg[part]) if isinstance(cfg.get(part), dict | Namespace) else {} for part in ("task", "criterion")
+    )
+    name = task.get("_name") or "translation"
+    name = TASKS.get(name, name)
+    besides = ("data", *cfg["model"])
+    options = ["--task", name, *recorded_options(TASK_DATACLASS_REGISTRY.get(name), task, besides)]
+    options += training_options(cfg["model"])
+    name = criterion.get("_name")
+    if isinstance(name, str) and name in CRITERION_DATACLASS_REGISTRY:
+        options += ["--criterion", name, *recorded_options(CRITERION_DATACLASS_REGISTRY[name], criterion)]
+    options += ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
+    options += ["--reset-meters", "--reset-dataloader"]
+    return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {shlex.join(options)}'
 
 
 # --- the mean of several

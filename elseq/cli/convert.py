@@ -11,6 +11,7 @@ from elseq.interop.hugging_face import model_classes
 from elseq.options import Loading
 
 DEFAULT_PLACES = ("decoder", "cross")  # attentions whose keys and values decoding reads at every step
+CALIBRATION_SENTENCES = 500
 
 
 def main() -> None:
@@ -141,6 +142,8 @@ def _check_heads(args) -> None:
         raise UserError(f"--calibration is for {options}: leave it out, or give one of them")
     if args.calibration_target is not None and args.calibration is None:
         raise UserError("--calibration-target needs --calibration, the file of its sources: give both")
+    if args.calibration_sentences is not None and args.calibration is None:
+        raise UserError("--calibration-sentences needs --calibration: give both, or leave it out")
 
 
 def _add(commands, name: str, convert: str, summary: str, description: str) -> argparse.ArgumentParser:
@@ -218,12 +221,11 @@ def _add_heads(commands) -> None:
     command.add_argument(
         "--calibration-sentences",
         type=count,
-        default=500,
         metavar="N",
-        help="how many are read, spread over the text (default: %(default)s)",
+        help=f"how many are read, spread over the text (default: {CALIBRATION_SENTENCES})",
     )
     add_fields(command, Loading, "data")
-    command.add_argument("--output", help="default: NAME.Nkv.pt, or NAME.SHAREkv.pt, in the folder of the model")
+    command.add_argument("--output", help="default: NAME.Nkv.pt, or NAME.budget-SHARE.pt, in the folder of the model")
     command.add_argument("--overwrite", action="store_true", help="replace an existing file")
     command.add_argument("--seed", type=int, default=1, help="seed of random weights (default: %(default)s)")
 

@@ -289,6 +289,12 @@ def _root(matrices: Tensor) -> Tensor:
     return vectors * values.clamp(min=0).sqrt().unsqueeze(-2) @ vectors.mT
 
 
+def _or_identity(matrices: Tensor) -> Tensor:
+    """Of a group whose weights are zero all directions count alike. If none of them did, what these are multiplied with
+    would become zero as well, and no gradient could train either."""
+    return matrices if matrices.any() else torch.eye(matrices.size(-1), dtype=matrices.dtype).expand_as(matrices)
+
+
 class Fit(NamedTuple):
     """Shared heads by principal components, of which the values are to be fitted further."""
 
@@ -307,12 +313,12 @@ def fitted(projections: Projections, moments: Moments, num_kv_heads: int) -> Fit
     keys, queries, components, outputs = [], [], [], []
     for start in range(0, heads, members):
         group, joint = slice(start, start + members), slice(start * width, (start + members) * width)
-        covariances = moments.keys[group, joint, joint]
-        combination = principal_components(covariances, moments.queries[group], width)
+        covariances = _or_identity(moments.keys[group, joint, joint])
+        combination = principal_components(covariances, _or_identity(moments.queries[group]), width)
         keys.append(combination.T @ projections.key[group].flatten(0, 1))
         queries.append(readings(covariances, combination).mT @ projections.query[group])
-        covariances, output = moments.values[group, joint, joint], projections.output[group]
-        combination = principal_components(covariances, output @ output.mT, COMPONENTS * width)
+        covariances, output = _or_identity(moments.values[group, joint, joint]), projections.output[group]
+        combination = principal_components(covariances, _or_identity(output @ output.mT), COMPONENTS * width)
         components.append(combination.T @ projections.value[group].flatten(0, 1))
         outputs.append(readings(covariances, combination[:, :width]).mT @ output)
     components = torch.stack(components)
@@ -360,9 +366,10 @@ def fit_values(fit: Fit, attended: Iterable[tuple[Tensor, Tensor]]) -> Projectio
         """The output projection with its bias, [H K + 1, C], and the share of the squares that is error."""
         into = torch.block_diag(*combination[group], moments.new_ones(1, 1))
         gram, wanted = into.T @ moments @ into, into.T @ targets
-        ridge = torch.eye(len(gram), dtype=gram.dtype) * (RIDGE * gram.diagonal()[:-1].mean())
+        size = float(gram.diagonal()[:-1].mean()) or 1.0  # of values that are zero, any ridge keeps the start
+        ridge = torch.eye(len(gram), dtype=gram.dtype) * (RIDGE * size)
         found = torch.linalg.solve(gram + ridge, wanted + ridge @ prior)
-        return found, (total - float(((2 * wanted - gram @ found) * found).sum())) / total
+        return found, (total - float(((2 * wanted - gram @ found) * found).sum())) / (total or 1.0)
 
     def fit_combination() -> Tensor:
         by_head = output[:-1].unflatten(0, (heads, width))
@@ -396,10 +403,11 @@ def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], wanted: Tensor, x
     """An approximate solution of multiply(x) = wanted, from x on, where multiply is positive semidefinite."""
     residual = wanted - multiply(x)
     direction, size = residual, residual.square().sum()
+    rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # a step by what is left below it may be of any length
     for _ in range(STEPS):
         product = multiply(direction)
         curvature = (direction * product).sum()
-        if curvature <= torch.finfo(x.dtype).tiny:
+        if size <= rounding or curvature <= torch.finfo(x.dtype).tiny:
             break
         x = x + size / curvature * direction
         residual = residual - size / curvature * product
@@ -423,8 +431,13 @@ def balanced(projections: Projections) -> Projections:
 def _balance(shared: Tensor, uses: Tensor) -> tuple[Tensor, Tensor]:
     """shared: [G, K, ...]; uses: [G, g, K, ...]."""
     own, theirs = shared @ shared.mT, (uses @ uses.mT).mean(dim=1)
-    jitter = torch.finfo(own.dtype).eps * torch.eye(own.size(-1), dtype=own.dtype)
-    own, theirs = (each + jitter * each.diagonal(dim1=1, dim2=2).sum(dim=1).view(-1, 1, 1) for each in (own, theirs))
+    identity = torch.eye(own.size(-1), dtype=own.dtype)
+    traces = [each.diagonal(dim1=1, dim2=2).sum(dim=1).view(-1, 1, 1) for each in (own, theirs)]
+    own, theirs = (
+        # Zeros have no size, by which anything could be balanced.
+        torch.where(traces[0] * traces[1] > 0, each + torch.finfo(own.dtype).eps * trace * identity, identity)
+        for each, trace in zip((own, theirs), traces, strict=True)
+    )
     root = _root(own)
     inverse = torch.linalg.inv(root)
     transform = _root(inverse @ _root(root @ theirs @ root) @ inverse)

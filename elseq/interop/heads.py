@@ -26,6 +26,7 @@ from elseq.interop.head_sharing import (
     similarities,
 )
 from elseq.models.config import divisors
+from elseq.numerics import check_overflow
 
 _LAYERS = {
     "encoder": r"(encoder\.layers\.\d+\.self_attn)\.k_proj\.weight",
@@ -109,6 +110,9 @@ def fit_heads(
 
     Returns:
         As `pool_heads`. The query and output projections in `places` change as well.
+
+    Raises:
+        UserError: as `pool_heads`, or the numbers of a layer overflow.
     """
     names = {name: place for place in places for name in _attentions(model, place)}
     numbers = num_kv_heads if isinstance(num_kv_heads, Mapping) else dict.fromkeys(names, num_kv_heads)
@@ -120,9 +124,11 @@ def fit_heads(
     def convert(name: str, attention: Attention, seen: Texts) -> None:
         if numbers[name] == attention.num_heads:
             return
-        _share(attention, seen, seen.moments(attention), numbers[name], method, grouping)
-        for part, parameter in attention.named_parameters():
-            converted[f"{name}.{part}"] = parameter.detach().to(model[f"{name}.{part}"].dtype)
+        _share(network, name, seen, _moments(network, name, seen), numbers[name], method, grouping)
+        new = {f"{name}.{part}": parameter.detach() for part, parameter in attention.named_parameters()}
+        new = {part: parameter.to(model[part].dtype) for part, parameter in new.items()}
+        check_overflow(new.values(), name, network)
+        converted.update(new)
 
     convert_layers(network, texts, places, convert)
     for place in places:
@@ -145,8 +151,9 @@ def kv_heads_within(
 ) -> dict[str, int]:
     """The numbers of key/value heads with which the decoding state has a share of its size, at the least cost.
 
-    What each number costs in each layer is measured: the loss of the model with that layer converted. From all heads
-    on, the layer and the number follow that cost least for each number that a position keeps less.
+    What each number costs in each layer is measured: the loss of the model with that layer converted. Costs of several
+    layers are taken to add up. The numbers of the least sum within the budget are found exactly: a multiple-choice
+    knapsack problem, by dynamic programming over the layers.
 
     Args:
         budget: the share, of the keys and values of a position in all layers of `places`.
@@ -157,18 +164,18 @@ def kv_heads_within(
         G of each attention layer, by its name.
 
     Raises:
-        UserError: one key/value head in every layer is more than the budget.
+        UserError: one key/value head in every layer is more than the budget, or the numbers of a layer overflow.
     """
     costs, widths = {}, {}
     whole = loss()
 
     def measure(name: str, attention: Attention, seen: Texts) -> None:
-        before, moments = Projections.of(attention), seen.moments(attention)
+        before, moments = Projections.of(attention), _moments(network, name, seen)
         widths[name] = attention.head_dim
         costs[name] = {attention.num_heads: 0.0}
         for number in range(1, attention.num_heads):
             if attention.num_heads % number == 0:
-                _share(attention, seen, moments, number, method, grouping)
+                _share(network, name, seen, moments, number, method, grouping)
                 costs[name][number] = loss() - whole
                 before.give_to(attention)
 
@@ -186,27 +193,44 @@ def cheapest_numbers(
         widths: K of each layer.
         budget: the share.
     """
-    chosen = {name: max(numbers) for name, numbers in costs.items()}
-    total = sum(number * widths[name] for name, number in chosen.items())
-    least = sum(min(costs[name]) * widths[name] for name in costs) / total
+    total = sum(max(numbers) * widths[name] for name, numbers in costs.items())
+    least = sum(min(numbers) * widths[name] for name, numbers in costs.items()) / total
     if budget < least:
         raise UserError(
             f"{budget:g} is less than {least:.3g}, which one key/value head in every layer needs: give that or more",
             "--state-budget",
         )
-    while sum(number * widths[name] for name, number in chosen.items()) > budget * total:
-        _, name, number = min(
-            ((numbers[fewer] - numbers[chosen[name]]) / ((chosen[name] - fewer) * widths[name]), name, fewer)
-            for name, numbers in costs.items()
-            for fewer in numbers
-            if fewer < chosen[name]
-        )
-        chosen[name] = number
+    best = {0: (0.0, {})}  # of the layers so far: for each size of their state the least cost, and the numbers
+    for name, numbers in costs.items():
+        extended = {}
+        for size, (cost, chosen) in best.items():
+            for number, more in numbers.items():
+                new = size + number * widths[name]
+                if new not in extended or cost + more < extended[new][0]:
+                    extended[new] = cost + more, chosen | {name: number}
+        best = extended
+    # A quotient that the budget is to be is exactly that, which a product with the budget need not be.
+    _, _, chosen = min((cost, size, chosen) for size, (cost, chosen) in best.items() if size / total <= budget)
     return chosen
 
 
-def _share(attention: Attention, seen: Texts, moments: Moments, num_kv_heads: int, method: str, grouping: str) -> None:
-    """Let a layer have fewer key/value heads."""
+def _moments(network, name: str, seen: Texts) -> Moments:
+    """
+    Raises:
+        UserError: what the layer computes, or is given, overflows.
+    """
+    moments = seen.moments(network.get_submodule(name))
+    check_overflow((moments.queries, moments.keys, moments.values, *seen.wanted), name, network)
+    return moments
+
+
+def _share(network, name: str, seen: Texts, moments: Moments, num_kv_heads: int, method: str, grouping: str) -> None:
+    """Let a layer have fewer key/value heads.
+
+    Raises:
+        UserError: its new parameters overflow.
+    """
+    attention = network.get_submodule(name)
     projections = Projections.of(attention)
     if grouping == SIMILAR:
         order = similar_order(similarities(moments), num_kv_heads)
@@ -214,12 +238,14 @@ def _share(attention: Attention, seen: Texts, moments: Moments, num_kv_heads: in
     if method == "fitted":
         fit = fitted(projections, moments, num_kv_heads)
         fit.projections.give_to(attention)  # whose attention distributions are those of the new keys from here on
+        check_overflow(attention.parameters(), name, network)
         projections = balanced(fit_values(fit, seen.attended(attention, fit.components)))
     else:
         if method == "aligned":
             projections = aligned(projections, moments, num_kv_heads)
         projections = projections.merged(num_kv_heads, method)
     projections.give_to(attention)
+    check_overflow(attention.parameters(), name, network)
 
 
 def _with_kv_heads(configuration: dict, num_kv_heads: int, places: Sequence[str]) -> dict:

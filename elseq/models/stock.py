@@ -2,7 +2,7 @@
 
 import contextlib
 from argparse import Namespace
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import get_args
 
@@ -47,6 +47,7 @@ _STOCK_NAMES = {
     "elseq_bart": "bart_large",
     "elseq_transformer_lm": "transformer_lm",
 }
+_SCALARS = (bool, int, float, str)  # what an option of a command can be
 # Options that fairseq's language model ignores: its checkpoints have no such parameters.
 _DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
@@ -173,16 +174,47 @@ def why_not_stock(configuration: dict, besides: Collection[str] = ()) -> str | N
 
 def training_options(configuration: dict) -> list[str]:
     """The options of fairseq-train for an elseq model's configuration: all that differ from the defaults."""
-    arguments = ["--arch", configuration["_name"]]
     others = {"task": LanguageModelingConfig, "common": CommonConfig}  # options of a language model refer to these
+    defaults = {}
     for option in fields(MODEL_DATACLASS_REGISTRY[configuration["_name"]]):
-        default, value = option.default, configuration[option.name]
-        if isinstance(default, str) and default.startswith("${"):
-            part, _, name = default[2:-1].partition(".")
-            default = configuration[name] if part == "model" else vars(others[part]())[name]
-        if option.name == "_name" or value == default:
+        defaults[option.name] = option.default
+        if part_and_name := _reference(option.default):
+            part, name = part_and_name
+            defaults[option.name] = configuration[name] if part == "model" else vars(others[part]())[name]
+    return ["--arch", configuration["_name"], *_arguments(configuration, defaults)]
+
+
+def recorded_options(kind: type | None, recorded: Mapping, besides: Collection[str] = ()) -> list[str]:
+    """The options of fairseq-train for the task or the criterion that a checkpoint records: all that differ from the
+    defaults, without those that belong to other parts of the configuration, such as the batches.
+
+    Args:
+        kind: the dataclass of the task or the criterion; None for one without, of which there are no options.
+        recorded: the settings.
+        besides: other options that are left out.
+    """
+    if kind is None:
+        return []
+    defaults = {option.name: option.default for option in fields(kind) if _reference(option.default) is None}
+    left = {name: value for name, value in recorded.items() if name not in besides and isinstance(value, _SCALARS)}
+    return _arguments(left, {name: default for name, default in defaults.items() if name in left})
+
+
+def _reference(default) -> tuple[str, str] | None:
+    """The part and the name of the option that a default refers to."""
+    if isinstance(default, str) and default.startswith("${"):
+        part, _, name = default[2:-1].partition(".")
+        return part, name
+    return None
+
+
+def _arguments(values: Mapping, defaults: Mapping) -> list[str]:
+    arguments = []
+    for name, default in defaults.items():
+        value = values[name]
+        if name == "_name" or value == default:
             continue
-        arguments.append(as_option(option.name))
+        arguments.append(as_option(name))
         if not isinstance(value, bool):
             text = str(value)
             if text.startswith("-"):  # argparse would read it as an option

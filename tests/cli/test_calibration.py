@@ -1,6 +1,5 @@
 """Calibration text: what it is read from, what it records, and what is refused."""
 
-import re
 from pathlib import Path
 
 import pytest
@@ -113,6 +112,12 @@ def test_what_does_not_go_together(tiny_translation, tiny_language_model, tmp_pa
         read_calibration(load(tiny_language_model), source, source, 100, 1)
     with pytest.raises(UserError, match="valid is no file, and --calibration-target is for a file"):
         read_calibration(load(tiny_translation), "valid", source, 100, 1)
-    with pytest.raises(UserError, match="check the data folder, the languages and the subset") as error:
-        read_calibration(load(tiny_translation), "nowhere", None, 100, 1)
-    assert re.search("nowhere", str(error.value))
+
+
+def test_neither_a_file_nor_a_split(trained):
+    with pytest.raises(UserError) as error:
+        read_calibration(load(trained), "nowhere.txt", None, 100, 1)
+    assert str(error.value) == (
+        f"--calibration nowhere.txt: there is neither a file nor, in {trained.data}, a split of this name; give one of "
+        "them"
+    )

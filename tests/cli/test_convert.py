@@ -17,6 +17,7 @@ from elseq.interop import output as output_module
 from tests import helpers
 from tests.tiny_models import assert_same_hypotheses, make_sample, make_sources
 
+PLACES = "decoder", "cross"  # that are converted by default
 HEADS = 4  # of the tiny models
 PLUGIN = ["--user-dir", helpers.USER_DIR]
 
@@ -161,6 +162,8 @@ def test_own_checkpoint_in_two_steps(run, tmp_path, tiny_translation):
     run(tmp_path / "cross.pt", "--num-kv-heads=1", "--in=decoder", f"--output={tmp_path / 'both.pt'}")
     run(tiny_translation.checkpoint, "--num-kv-heads=1")
     steps, once = torch.load(tmp_path / "both.pt"), torch.load(tmp_path / "out.pt")
+    records = [each["extra_state"]["fewer_heads"] for each in (steps, once)]
+    assert [[record["places"] for record in each] for each in records] == [[["cross"], ["decoder"]], [list(PLACES)]]
     assert steps["cfg"]["model"] == once["cfg"]["model"]
     assert all(torch.equal(steps["model"][name], once["model"][name]) for name in once["model"])
 
@@ -193,6 +196,43 @@ def test_the_printed_command_trains(run, tmp_path, trained):
     name = "decoder.layers.0.self_attn.k_proj.weight"
     assert after["model"][name].shape == before["model"][name].shape
     assert 0 < (after["model"][name] - before["model"][name]).abs().max() < 0.01  # it went on from there
+
+
+def test_the_printed_command_trains_as_the_training_before(run, tmp_path, tiny_translation):
+    """By the options of its task and its criterion, as far as they are no defaults."""
+    task = {
+        "source_lang": "src",
+        "target_lang": "tgt",
+        "left_pad_source": False,
+        "long_input": True,
+        "source_window": 8,
+        "source_window_overlap": 2,
+        "train_windows": 2,
+        "prepend_source_bos": "yes",
+    }
+    criterion = {"_name": "elseq_distillation", "label_smoothing": 0.2, "teacher": str(tiny_translation.checkpoint)}
+    criterion |= {"distillation_weight": 0.25, "distillation_temperature": 2.0}
+
+    def change(state):
+        state["cfg"]["task"] = {**state["cfg"]["task"], **task, "_name": "elseq_translation"}
+        state["cfg"]["criterion"] = {**state["cfg"]["criterion"], **criterion}
+
+    printed = run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2").splitlines()[-1]
+    printed = printed.replace("DATA", str(tiny_translation.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    assert printed.count("--max-source-positions") == 1 and "--seed" not in printed and "--dataset-impl" not in printed
+    command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
+    helpers.run_here([*command, "--max-update=1", "--max-tokens=800", "--cpu", "--num-workers=0"])
+    after = torch.load(tmp_path / "uptrained" / "checkpoint_last.pt")["cfg"]
+    for part, expected in (("task", task), ("criterion", criterion)):
+        assert {name: after[part][name] for name in expected} == expected
+
+
+@pytest.mark.parametrize("criterion", [5, None, {"_name": ["a"]}, {"_name": "unknown", "label_smoothing": 1}])
+def test_a_criterion_that_is_not_known(run, tmp_path, tiny_translation, criterion):
+    def change(state):
+        state["cfg"]["criterion"] = criterion
+
+    assert "--criterion" not in run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
 
 
 @pytest.mark.parametrize("value", ["$(touch broken); `touch broken`", "it's", "--save-dir=elsewhere", "-x"])
@@ -267,14 +307,24 @@ def test_fitted_heads_are_decoded_and_lose_less_than_others(run, tmp_path, train
     task = "language_modeling" if "lm" in str(trained.checkpoint) else "translation"
     assert len(generate(trained, path, f"elseq_{task}")) == 21
     assert_same_hypotheses(decode(trained, path, "kv"), decode(trained, path, "el"), tolerance=1e-6)
-    record = torch.load(path)["extra_state"]["fewer_heads"]
+    [record] = torch.load(path)["extra_state"]["fewer_heads"]
     assert record["method"] == "fitted" and record["grouping"] == "similar"
     assert record["calibration"]["text"] == "train" and record["calibration"]["tokens"] > 100
 
 
 def test_what_a_checkpoint_records_without_calibration_text(run, tmp_path, tiny_translation):
     run(tiny_translation.checkpoint, "--num-kv-heads=2")
-    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == {"method": "mean", "grouping": "neighbours"}
+    expected = {"places": list(PLACES), "method": "mean", "grouping": "neighbours"}
+    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"] == [expected]
+
+
+@pytest.mark.parametrize("before, kept", [(None, []), ({"method": "first"}, [{"method": "first"}]), ([1], [1])])
+def test_what_a_checkpoint_recorded_before(run, tmp_path, tiny_translation, before, kept):
+    def change(state):
+        state["extra_state"] |= {} if before is None else {"fewer_heads": before}
+
+    run(save(tmp_path, tiny_translation, change), "--num-kv-heads=2")
+    assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"][:-1] == kept
 
 
 def test_files_as_calibration_text(run, tmp_path, tiny_translation):
@@ -323,6 +373,7 @@ def test_a_budget_of_the_decoding_state(run, tmp_path, tiny_translation):
         (["--calibration=valid"], "--calibration is for --method aligned or fitted, --grouping similar and --state-b"),
         (["--grouping=similar", "--method=random", "--calibration=valid"], "--grouping similar is for heads that are"),
         (["--calibration-target=x"], "--calibration-target needs --calibration, the file of its sources"),
+        (["--calibration-sentences=5"], "--calibration-sentences needs --calibration: give both, or leave it out"),
         (["--state-budget=0.5"], "--state-budget: not allowed with argument --num-kv-heads"),
     ],
 )
@@ -358,6 +409,55 @@ def test_too_short_a_calibration_text(run, tiny_translation):
         run(tiny_translation.checkpoint, *options, "--calibration-sentences=1")
 
 
+def damaged(tmp_path, trained, value, *names):
+    """The checkpoint with this number in some of its parameters."""
+
+    def change(state):
+        for name in names:
+            state["model"][name].fill_(value)
+
+    return save(tmp_path, trained, change)
+
+
+QUERY, KEY, VALUE, OUTPUT = (f"decoder.layers.0.self_attn.{kind}_proj.weight" for kind in ("q", "k", "v", "out"))
+READERS = [
+    ["--num-kv-heads=1", "--method=fitted"],
+    ["--num-kv-heads=1", "--method=aligned", "--grouping=similar"],
+    ["--state-budget=0.5", "--method=fitted"],
+]
+
+
+@pytest.mark.parametrize("value, what", [(float("nan"), "NaN"), (float("inf"), "infinite numbers")])
+@pytest.mark.parametrize("options", [*READERS, ["--num-kv-heads=1"]])
+def test_parameters_that_are_no_numbers(run, tmp_path, tiny_translation, options, value, what):
+    path = damaged(tmp_path, tiny_translation, value, VALUE)
+    text = calibration(tiny_translation) if len(options) > 1 else []
+    with pytest.raises(UserError, match=f"^{VALUE} in .*changed.pt has {what}: the model was damaged"):
+        run(path, *options, *text)
+
+
+@pytest.mark.parametrize(
+    "names", [[QUERY, KEY], [VALUE, VALUE.replace("v_proj", "out_proj")], ["decoder.layers.0.fc1.weight"]]
+)
+@pytest.mark.parametrize("options", READERS)
+def test_numbers_that_overflow(run, tmp_path, tiny_translation, options, names):
+    path = damaged(tmp_path, tiny_translation, 1e38, *names)
+    with pytest.raises(UserError, match=r"the numbers of decoder\S*attn overflow; the parameter (\S+) has") as raised:
+        run(path, *options, *calibration(tiny_translation))
+    assert any(f"{name} has the largest of the model, 1e+38" in str(raised.value) for name in names)
+    assert not (tmp_path / "out.pt").exists()
+
+
+@pytest.mark.parametrize("options", READERS)
+def test_parameters_of_zero(run, tmp_path, tiny_translation, options):
+    """Their layer has nothing to lose."""
+    names = [f"decoder.layers.0.self_attn.{kind}_proj.{part}" for kind in "qkv" for part in ("weight", "bias")]
+    run(damaged(tmp_path, tiny_translation, 0.0, *names), *options, *calibration(tiny_translation))
+    model = torch.load(tmp_path / "out.pt")["model"]
+    assert all(bool(tensor.isfinite().all()) for tensor in model.values())
+    assert not any(model[name].any() for name in names)
+
+
 # --- where it is written
 
 
@@ -367,6 +467,10 @@ def test_output_beside_the_model(monkeypatch, tmp_path, tiny_translation, capsys
     monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), "--num-kv-heads=2"])
     convert.main()
     assert sorted(file.name for file in tmp_path.iterdir()) == ["check.point.2kv.pt", "check.point.pt"]
+    budget = ["--state-budget=1", "--method=mean", *map(str, calibration(tiny_translation))]
+    monkeypatch.setattr(sys, "argv", ["elseq-convert", "heads", str(path), *budget])
+    convert.main()
+    assert (tmp_path / "check.point.budget-1.pt").exists() and not (tmp_path / "check.point.1kv.pt").exists()
 
 
 def test_the_model_is_not_replaced(monkeypatch, tmp_path, tiny_translation):

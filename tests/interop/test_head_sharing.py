@@ -310,3 +310,38 @@ def test_fitted_values(kv_heads):
     for shared, uses in ((balance.key, balance.query), (balance.value, balance.output)):
         theirs = (uses @ uses.mT).unflatten(0, (kv_heads, -1)).mean(dim=1)
         torch.testing.assert_close(shared @ shared.mT, theirs, rtol=1e-6, atol=1e-6)
+
+
+ZEROS = {
+    "everything": ("q_proj", "k_proj", "v_proj", "out_proj"),
+    "queries, keys and values": ("q_proj", "k_proj", "v_proj"),
+    "queries": ("q_proj",),
+    "keys": ("k_proj",),
+    "values": ("v_proj",),
+    "output": ("out_proj",),
+}
+
+
+@pytest.mark.parametrize("biases", [True, False])
+@pytest.mark.parametrize("kv_heads", [1, 2])
+@pytest.mark.parametrize("zeros", ZEROS)
+def test_weights_of_zero(zeros, kv_heads, biases):
+    """Nothing is lost where there was nothing to read, and what was not zero can be trained from what is left."""
+    attention = make(kdim=8)
+    for name in ZEROS[zeros]:
+        getattr(attention, name).weight.zero_()
+        if not biases:
+            getattr(attention, name).bias.zero_()
+    wanted = [run(attention, *each)[0] for each in texts(attention)]
+    projections = Projections.of(attention)
+    fit = fitted(projections, added(attention), kv_heads)
+    fit.projections.give_to(attention)
+    new = balanced(fit_values(fit, attended(attention, fit.components, wanted)))
+    new.give_to(attention)
+    assert all(bool(parameter.isfinite().all()) for parameter in attention.parameters())
+    if zeros not in ("queries", "keys"):  # without which the heads differ in their values
+        for each, output in zip(texts(attention), wanted, strict=True):
+            torch.testing.assert_close(run(attention, *each)[0], output, rtol=1e-9, atol=1e-9)
+    for one, other in (("query", "key"), ("value", "output")):
+        if bool(getattr(projections, one).any()) or bool(getattr(projections, other).any()):
+            assert bool(getattr(new, one).any()) or bool(getattr(new, other).any())

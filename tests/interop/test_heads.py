@@ -1,5 +1,6 @@
 """Pooling of key and value heads, against a loop over heads."""
 
+import itertools
 from argparse import Namespace
 from types import SimpleNamespace
 
@@ -333,3 +334,40 @@ def test_cheapest_numbers():
         UserError, match="--state-budget 0.2 is less than 0.25, which one key/value head in every layer"
     ):
         cheapest_numbers(costs, widths, 0.2)
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_cheapest_numbers_against_all(seed):
+    """With costs that are not convex and may be less than those of all heads, in layers of several widths."""
+    generator = torch.Generator().manual_seed(seed)
+    costs, widths = {}, {}
+    for layer, heads in enumerate((4, 8, 6, 4)):
+        numbers = [number for number in range(1, heads + 1) if heads % number == 0]
+        drawn = torch.randn(len(numbers), generator=generator, dtype=torch.float64).add(1).tolist()
+        costs[f"layer {layer}"] = dict(zip(numbers, drawn, strict=True)) | {heads: 0.0}
+        widths[f"layer {layer}"] = (8, 8, 5, 12)[layer]
+    every = [dict(zip(costs, chosen, strict=True)) for chosen in itertools.product(*costs.values())]
+
+    def share(chosen):
+        return sum(number * widths[name] for name, number in chosen.items()) / sum(
+            max(numbers) * widths[name] for name, numbers in costs.items()
+        )
+
+    def cost(chosen):
+        return sum(costs[name][number] for name, number in chosen.items())
+
+    for budget in (0.25, 0.3, 0.5, 0.75, 1, *(share(chosen) for chosen in every[::7])):
+        found = cheapest_numbers(costs, widths, budget)
+        assert share(found) <= budget
+        assert cost(found) == pytest.approx(min(cost(chosen) for chosen in every if share(chosen) <= budget))
+
+
+def test_the_budget_is_met_without_overshooting():
+    costs = {"a": {4: 0.0, 2: 0.3, 1: 0.4}, "b": {4: 0.0, 2: 0.3, 1: 0.4}}
+    assert cheapest_numbers(costs, {"a": 8, "b": 8}, 0.5) == {"a": 2, "b": 2}
+
+
+def test_numbers_that_cost_the_same():
+    """Fewer are better."""
+    costs = {"a": {4: 0.0, 2: 0.0, 1: 0.0}, "b": {4: 0.0, 2: 0.0, 1: 1.0}}
+    assert cheapest_numbers(costs, {"a": 8, "b": 8}, 0.9) == {"a": 1, "b": 2}

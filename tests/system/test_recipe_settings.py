@@ -78,7 +78,10 @@ UPTRAINING_MISTAKES = [
     ({"KV_HEADS": "half"}, "KV_HEADS is half; give a whole number, 1 or more"),
     ({"LR": "-1"}, "LR is -1; give a number above 0"),
     ({"METHODS": "mean last"}, "METHODS last is unknown; choose one of mean, aligned, fitted, first, random"),
-    ({"DISTILLATION": "half"}, "DISTILLATION is half; give a number above 0"),
+    ({"DISTILLATION": "half"}, "DISTILLATION is half; give a number from 0 to 1"),
+    ({"DISTILLATION": "2"}, "DISTILLATION is 2; give a number from 0 to 1"),
+    ({"DISTILLATION": "1.01"}, "DISTILLATION is 1.01; give a number from 0 to 1"),
+    ({"DISTILLATION": "-0.5"}, "DISTILLATION is -0.5; give a number from 0 to 1"),
     ({"SEEDS": "1 x"}, "SEEDS is x; give a whole number, 0 or more"),
     (
         {"CHECKPOINT": f"{__file__}:{__file__}"},

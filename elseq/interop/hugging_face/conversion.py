@@ -25,6 +25,7 @@ from elseq.interop.hugging_face.rows import (
 from elseq.interop.hugging_face.tokenizer import CLASSES, RobertaClass
 from elseq.models.families import is_language_model
 from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
+from elseq.numerics import check_finite
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
@@ -201,7 +202,7 @@ def to_hugging_face(
     Raises:
         UserError: a model that Hugging Face's library does not have, or one with a number that is none.
     """
-    folders.check_finite(tensors, "the model")
+    check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
     as_stock(configuration, FEATURES, PROGRAM)
     family, config = _family_of(configuration, source == target, kind)

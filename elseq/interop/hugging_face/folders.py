@@ -17,6 +17,7 @@ from torch import Tensor
 from elseq.compat import contents
 from elseq.errors import UserError
 from elseq.files import check_ordinary, read_json
+from elseq.numerics import check_finite
 
 # Each with its index, where the weights are in several files; the first that is there is read, as transformers does.
 WEIGHTS = ("model.safetensors", "pytorch_model.bin")
@@ -199,17 +200,6 @@ def _check_storage(folder: Path, tensors: dict[str, Tensor]) -> None:
             is_plain = claimed[storage.data_ptr()] <= _SHARED * storage.nbytes()
         if not is_plain:
             raise UserError(f"{name} in {folder} is no plain tensor: save the model again")
-
-
-def check_finite(tensors: dict[str, Tensor], where: str) -> None:
-    """
-    Raises:
-        UserError: a tensor with a number that is none; nothing that such a model says is worth a file.
-    """
-    for name, tensor in tensors.items():
-        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
-            what = "NaN" if bool(torch.isnan(tensor).any()) else "infinite numbers"
-            raise UserError(f"{name} in {where} has {what}: the model was damaged in training or in copying")
 
 
 def _why_missing(missing: list[str], tensors: dict[str, Tensor]) -> str:
