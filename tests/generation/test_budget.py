@@ -18,6 +18,13 @@ from tests.helpers import peak_memory
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
 
 
+@pytest.fixture(autouse=True)
+def packed_products(monkeypatch):
+    """Whatever is faster on this machine today."""
+    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        monkeypatch.setattr(packed, "pays", lambda dtype: True)
+
+
 def test_the_measure():
     def work():
         first = torch.ones(1000)

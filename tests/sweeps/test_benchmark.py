@@ -122,7 +122,7 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
         ("user_dir=nowhere", "auto, batch 8: user_dir nowhere does not exist: give the folder of a plugin."),
         ("min_len=9 max_len_b=3", "auto, batch 8: min_len 9 is more than max_len_b 3; lower it."),
         ("checkpoint=x.pt", "auto, batch 8: give either model=NAME, one of hydra_conf/model, or checkpoint=FILE."),
-        ("model=null", "Config group override must be a string or a list."),
+        ("model=null", "a group of settings cannot be null: leave it out"),
         ("batch=${none}", "auto, batch ${none}: InterpolationKeyError: Interpolation key 'none' not found."),
     ],
 )
