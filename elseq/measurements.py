@@ -4,6 +4,7 @@ import contextlib
 import json
 import os
 import platform
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -31,6 +32,18 @@ def measured(name: str, device: torch.device, measure: Callable[[], tuple[float,
         known.setdefault(name, found)  # another process may have been faster
         _write(known)
     return known[name]
+
+
+def power_of_two(number: int) -> int:
+    """The least one that is not smaller: what is tried or measured serves all sizes up to it."""
+    return 1 << max(0, number - 1).bit_length()
+
+
+def seconds_on_cpu(call: Callable[[], object]) -> float:
+    """Time of a call; `gpu.seconds` is the same on a GPU."""
+    start = time.perf_counter()
+    call()
+    return time.perf_counter() - start
 
 
 def _machine(device: torch.device) -> str:

@@ -3,7 +3,7 @@ import json
 import pytest
 import torch
 
-from elseq.measurements import cache_file, measured
+from elseq.measurements import cache_file, measured, power_of_two
 
 CPU = torch.device("cpu")
 
@@ -60,3 +60,8 @@ def test_a_folder_that_cannot_be_written(measure, cache):
     cache.write_text("a file")
     assert measured("a", CPU, measure) == [4.0, 0.5]
     assert measured("a", CPU, measure) == [4.0, 1.5]
+
+
+@pytest.mark.parametrize("number, expected", [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
+def test_powers_of_two(number, expected):
+    assert power_of_two(number) == expected

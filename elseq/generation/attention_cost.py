@@ -1,6 +1,5 @@
 """What cross-attention costs under a decoding method: measured once on a machine."""
 
-import time
 from dataclasses import astuple
 from functools import cache, partial
 
@@ -8,10 +7,9 @@ import torch
 
 from elseq import gpu
 from elseq.attention import Attention, DecodingMethod
-from elseq.attention.kernels.trial import power_of_two
 from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.planner import Workload
-from elseq.measurements import measured
+from elseq.measurements import measured, power_of_two, seconds_on_cpu
 from elseq.precision import prepared
 
 # Positions that are measured at once, by type of device: the time is proportional to them beyond.
@@ -84,13 +82,7 @@ def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) ->
 
 
 def _seconds(call, device: torch.device) -> float:
-    clock = gpu.seconds if device.type == "cuda" else _seconds_on_cpu
+    clock = gpu.seconds if device.type == "cuda" else seconds_on_cpu
     with gpu.on_device(device):
         times = [clock(call) for _ in range(1 + CALLS)]
     return min(times[1:])  # the first one compiles and allocates, and the second one captures
-
-
-def _seconds_on_cpu(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

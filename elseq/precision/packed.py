@@ -1,14 +1,13 @@
 """float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
 
 import ctypes
-import time
 from functools import cache
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elseq.measurements import measured
+from elseq.measurements import measured, seconds_on_cpu
 from elseq.precision.linear import Product, narrow_sums
 
 # For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
@@ -104,11 +103,5 @@ def pays(dtype: torch.dtype) -> bool:
 
 
 def _fastest(*calls) -> tuple[float, ...]:
-    times = [[_seconds(call) for call in calls] for _ in range(10)]
+    times = [[seconds_on_cpu(call) for call in calls] for _ in range(10)]
     return tuple(map(min, zip(*times, strict=True)))
-
-
-def _seconds(call) -> float:
-    start = time.perf_counter()
-    call()
-    return time.perf_counter() - start

@@ -21,7 +21,8 @@ from torch import Tensor
 
 import elseq.gpu as gpu
 import elseq.native as native
-from elseq.attention.kernels.trial import Pair, Trial, draw, power_of_two, usable
+from elseq.attention.kernels.trial import Pair, Trial, draw, usable
+from elseq.measurements import power_of_two
 
 if TYPE_CHECKING:
     from elseq.attention.multi_head import Segment

@@ -98,11 +98,6 @@ def allocated(device: torch.device) -> int:
     return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)
 
 
-def power_of_two(number: int) -> int:
-    """The least one that is not smaller: what is tried or measured serves all sizes up to it."""
-    return 1 << max(0, number - 1).bit_length()
-
-
 def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, seed: int = 0) -> Tensor:
     """Normally distributed numbers of this shape, the same in each call."""
     generator = torch.Generator(device).manual_seed(seed)

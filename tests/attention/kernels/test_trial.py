@@ -173,11 +173,6 @@ def test_they_can_be_switched_off(monkeypatch, caplog):
         usable("ranks", DEVICE, case)
 
 
-@pytest.mark.parametrize("number, expected", [(0, 1), (1, 1), (2, 2), (3, 4), (64, 64), (65, 128)])
-def test_powers_of_two(number, expected):
-    assert trial.power_of_two(number) == expected
-
-
 def test_where_memory_runs_out_it_is_tried_again(caplog):
     def runs_out():
         raise torch.OutOfMemoryError("CUDA out of memory")
