@@ -2,16 +2,15 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 import pytest
 
 from elseq.benchmark.long_input import measure as program
 from elseq.benchmark.long_input import plan, report
 from elseq.benchmark.long_input.plan import Row
-from elseq.benchmark.measure import Measurement
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import take_turns_here
 
 LAYERS, WIDTH, NUMBER_BYTES = 2, 32, 4  # of --tiny
 
@@ -28,14 +27,9 @@ def run(monkeypatch, tmp_path):
 
 
 def test_whole_table(run, tmp_path, capsys, monkeypatch):
-    def in_turns(command, requests, folder, interleave):
-        assert command == ["-m", "elseq.benchmark.long_input.measure"] and interleave
-        for request in requests:
-            yield Measurement(**json.loads(json.dumps(asdict(program.measure(json.loads(json.dumps(request)))))))
-
-    monkeypatch.setattr(plan, "in_turns", in_turns)  # without the seconds that a process takes to import torch
-    monkeypatch.setattr(program, "wait_for_turn", lambda mebibytes: None)
+    calls = take_turns_here(monkeypatch, plan, program.measure)
     rows = run("--repeats=2", "--batch=2")["rows"]
+    assert calls == [(["-m", "elseq.benchmark.long_input.measure"], True)] * 2
     cells = [(row["length"], row["method"], row["scores"]) for row in rows]
     assert cells == [
         (16, "kv", "exact"),

@@ -2,7 +2,6 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -14,6 +13,7 @@ from elseq.benchmark.multi_query.measure import measure
 from elseq.benchmark.multi_query.variants import PARTS, VARIANTS
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import found_by
 
 LENGTH, WIDTH, LAYERS, BATCH, HEADS = 16, 32, 2, 2, 8  # of --tiny
 NUMBER_BYTES = 4
@@ -40,7 +40,7 @@ def run_here(monkeypatch, run):
         requests.append(request)
         if request["mode"] in fails and request["beam"] == 4 and len(request["sources"]) > fails[request["mode"]]:
             return Measurement(failure=describe_failure(MemoryError()))
-        return Measurement(**json.loads(json.dumps(asdict(measure(json.loads(json.dumps(request)))))))
+        return found_by(measure, request)
 
     def run_command(*arguments):
         return run("--tiny", "--repeats=1", *arguments)

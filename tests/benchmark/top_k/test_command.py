@@ -3,7 +3,6 @@
 import json
 import math
 import sys
-from dataclasses import asdict
 
 import pytest
 import torch
@@ -16,6 +15,7 @@ from elseq.benchmark.top_k.arguments import METHODS
 from elseq.benchmark.top_k.plan import estimate_bytes, estimate_seconds
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import found_by
 
 SIZES = {"attention": [32, 64], "feed-forward": [32, 64], "chunks": [16, 32]}  # of --tiny
 
@@ -41,7 +41,7 @@ def run_here(monkeypatch, run):
         run.requests.append(request)
         if (request["method"], request["length"]) in run.fails:
             return Measurement(failure=describe_failure(MemoryError()))
-        return Measurement(**json.loads(json.dumps(asdict(measure.measure(json.loads(json.dumps(request)))))))
+        return found_by(measure.measure, request)
 
     run.requests, run.fails = [], []
     monkeypatch.setattr(plan, "in_process", in_process)
