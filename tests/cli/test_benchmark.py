@@ -1,7 +1,6 @@
 """elseq-benchmark on tiny models; no figure of time is asserted."""
 
 import json
-import subprocess
 import sys
 
 import pytest
@@ -201,7 +200,10 @@ TINY = ["--arch=bart_base", *RANDOM]
     [
         ([], "give either a checkpoint or --arch"),
         (["--arch=bart_base"], "--arch alone has no weights"),
-        (["--arch=bart_bass", "--random-weights"], "--arch bart_bass is unknown"),
+        (
+            ["--arch=bart_bass", "--random-weights"],
+            "^--arch bart_bass is unknown; give an architecture of fairseq or elseq, such as bart_base$",
+        ),
         (["no_such_file.pt"], "checkpoint no_such_file.pt .*: check the path"),
         ([*TINY, "--modes=stock,fast"], "^--modes 'fast' is unknown; choose from stock, "),
         ([*TINY, "--beams=4,none"], "^--beams 'none' is not a whole number above 0"),
@@ -247,12 +249,3 @@ def test_bad_sources(monkeypatch, tmp_path, contents, sentence):
     (tmp_path / "source").write_bytes(contents)
     with pytest.raises(UserError, match=sentence):
         run(monkeypatch, *TINY, f"--source={tmp_path / 'source'}", "--", *ENCODER_DECODER)
-
-
-def test_exit_code():
-    command = [sys.executable, "-m", "elseq.cli.benchmark", "--arch=bart_bass", "--random-weights"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        "elseq: error: --arch bart_bass is unknown; give an architecture of fairseq or elseq, such as bart_base\n"
-    )

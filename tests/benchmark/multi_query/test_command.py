@@ -128,6 +128,7 @@ def test_what_int8_is_not_for(run, monkeypatch, options, sentence):
         run("--dtype=int8", *options)
 
 
+@pytest.mark.slow
 def test_runs_are_processes_of_their_own(run):
     [row] = run("--tiny", "--repeats=2", "--variants=multi-query-local", "--columns=greedy")["rows"]
     assert 0 < row["loaded_mebibytes"] <= row["peak_mebibytes"]
