@@ -43,8 +43,8 @@ class Reprojected(HiddenStates):
 register(Reprojected())
 '''
 CASES = 2  # of each test, with --quick
-# Rooms whose tests run commands or other programs, or read whole corpora.
-LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system"}
+# Rooms whose tests run commands, recipes or other programs, or read whole corpora.
+LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system", "test_hydra_conf.py"}
 
 
 def pytest_addoption(parser):
