@@ -6,8 +6,7 @@ import sys
 import pytest
 
 from elseq.benchmark.long_input import measure as program
-from elseq.benchmark.long_input import plan, report
-from elseq.benchmark.long_input.plan import Row
+from elseq.benchmark.long_input import plan
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
 from tests.measuring import take_turns_here
@@ -58,22 +57,6 @@ def test_whole_table(run, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_process_for_each_run(run):
     assert all("failure" not in row for row in run("--repeats=1", "--lengths=64")["rows"])
-
-
-def test_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr(program, "free_memory_bytes", lambda device: 1000)
-    monkeypatch.setattr(program, "batch_bytes", lambda *sizes: 3 * 2**20)
-    monkeypatch.setattr(program, "TimedSearch", lambda request: type("Engine", (), {"model": None, "generator": None}))
-    found = program.measure({"device": "cpu", "sources": [[1]], "source_length": 1})
-    assert found.failure == "out of memory (it needs 3.0 MiB and 1000 bytes are free)"
-
-
-def test_ratios():
-    def row(scores, seconds):
-        return Row(64, "el", scores, seconds={"encoder": [1.0], "decoder": [seconds]})
-
-    assert report.compare([row("exact", 4.0), row("top-k", 3.0)]) == [{"length": 64, "method": "el", "decoder": 0.75}]
-    assert report.compare([row("top-k", 3.0)]) == []
 
 
 @pytest.mark.parametrize(

@@ -8,7 +8,7 @@ import torch
 
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
-from elseq.benchmark.multi_query import plan, report
+from elseq.benchmark.multi_query import plan
 from elseq.benchmark.multi_query.measure import measure
 from elseq.benchmark.multi_query.variants import PARTS, VARIANTS
 from elseq.cli.benchmark import main
@@ -172,12 +172,3 @@ def test_nothing_measured_is_an_error(run_here):
 def test_bad_input_is_one_sentence(run, option, sentence):
     with pytest.raises(UserError, match=sentence):
         run(option)
-
-
-def test_numbers_have_three_digits():
-    assert [report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
-        "0.123",
-        "8.00",
-        "12.1",
-        "1,234",
-    ]
