@@ -1,4 +1,4 @@
-"""Repeats of an engine that is made up, and an encoder that is timed apart from the rest."""
+"""Searches that are timed by their parts, and repeats of an engine that is made up."""
 
 from types import SimpleNamespace
 
@@ -6,7 +6,41 @@ import pytest
 
 from elseq.benchmark import timed_search
 from elseq.benchmark.measure import Measurement
-from elseq.benchmark.timed_search import TimedSearch, time_parts
+from elseq.benchmark.models import random_model
+from elseq.benchmark.timed_search import WARM_UP_SOURCE, WARM_UP_TOKENS, TimedSearch, time_parts
+
+SOURCE = [5 + place % 20 for place in range(WARM_UP_SOURCE + 500)] + [2]
+
+
+@pytest.fixture(scope="module")
+def model_file(tmp_path_factory):
+    sizes = [f"--{side}-{name}" for side in ("encoder", "decoder") for name in ("layers=1", "embed-dim=16")]
+    options = [*sizes, "--encoder-attention-heads=2", "--decoder-attention-heads=2", "--max-source-positions=4096"]
+    return random_model("transformer", 32, options, tmp_path_factory.mktemp("model"))
+
+
+def test_a_cpu_is_warmed_up_by_less_than_all(model_file):
+    request = {
+        "mode": "kv",
+        "model_file": model_file.to_dict(),
+        "sources": [SOURCE],
+        "target_length": WARM_UP_TOKENS + 4,
+        "beam": 2,
+        "search": {"min_len": 19, "max_len_b": 19, "lenpen": 1.0, "no_repeat_ngram_size": 0},
+        **{"dtype": "float32", "device": "cpu", "threads": 1},
+    }
+    engine = TimedSearch(request)
+    encoder, read = engine.model.encoder, []
+    encode = encoder.forward_torchscript
+    encoder.forward_torchscript = lambda net_input: read.append(net_input["src_tokens"]) or encode(net_input)
+    engine.warm_up()
+    assert read.pop().tolist() == [SOURCE[-WARM_UP_SOURCE:]]
+    assert engine.found.output_lengths == [WARM_UP_TOKENS]
+
+    seconds = engine.time()
+    assert read.pop().tolist() == [SOURCE]
+    assert engine.found.output_lengths == [WARM_UP_TOKENS + 4]
+    assert set(seconds) == {"encoder", "decoder"} and min(seconds.values()) > 0
 
 
 @pytest.fixture
@@ -55,7 +89,7 @@ def test_the_encoder_s_part(monkeypatch):
     search = TimedSearch.__new__(TimedSearch)
     search.request, search.is_stock, search.found = {"device": "cpu"}, True, Measurement()
     search.model = SimpleNamespace(encoder=SimpleNamespace(forward_torchscript=encode))
-    search.task, search.generator, search.sample = SimpleNamespace(inference_step=inference_step), None, "sample"
+    search.task, search.generator, search.sample = SimpleNamespace(inference_step=inference_step), None, {}
     search._watch_encoder()
     assert search.time() == {"encoder": 1.0, "decoder": 2.0}
     assert search.found.output_lengths == [2, 3]

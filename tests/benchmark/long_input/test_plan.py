@@ -5,14 +5,14 @@ from dataclasses import replace
 import pytest
 
 from elseq.benchmark.long_input import plan
-from elseq.benchmark.long_input.plan import TINY_MODEL, Plan, run_plan
+from elseq.benchmark.long_input.plan import Plan, run_plan
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
 from elseq.errors import UserError
 
 PLAN = Plan(
     arch="bart_large", lengths=[16, 64], methods=["kv", "el"], scores=["exact", "top-k"], window=16, overlap=8,
-    top_k=16, batch=2, beam=4, output_length=5, model_options=TINY_MODEL, vocabulary_size=64,
+    top_k=16, batch=2, beam=4, output_length=5, model_options=("--encoder-layers=2",), vocabulary_size=64,
     dtype="float32", device="cpu", threads=1, repeats=2,
 )  # fmt: skip
 
@@ -27,7 +27,7 @@ def run(monkeypatch, tmp_path):
             yield Measurement(seconds={"encoder": [1.0], "decoder": [2.0]}, state_bytes=len(request["sources"][0]))
 
     def random_model(arch, vocabulary_size, options, folder):
-        assert (arch, vocabulary_size, options) == ("bart_large", 64, list(TINY_MODEL))
+        assert (arch, vocabulary_size, options) == ("bart_large", 64, ["--encoder-layers=2"])
         return ModelFile("model", "path", "data", str(tmp_path / "dict.txt"), "", False, 2, 1024, 1024)
 
     def run(plan):
