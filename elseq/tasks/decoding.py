@@ -5,7 +5,7 @@ import difflib
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -23,6 +23,7 @@ from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
 from elseq.generation.scorer import score_targets
 from elseq.generation.stopping import Stopping
 from elseq.models import Decoder
+from elseq.models.config import option
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import CROSS, PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
@@ -42,53 +43,27 @@ OPTIONS_OF_WINDOWS = (*WINDOWS, "train_windows")
 class DecodingConfig(StoppingConfig):
     """Options of both tasks."""
 
-    decode_attention: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
-        },
+    decode_attention: Optional[str] = option(
+        f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
     )
-    decode_dtype: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in "
-            "int8 and all else in float32, on a CPU (default: those of the parameters)"
-        },
+    decode_dtype: Optional[str] = option(
+        f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in int8 and all "
+        "else in float32, on a CPU (default: those of the parameters)"
     )
-    apply_top_k: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_top_k")},
+    apply_top_k: Optional[int] = option(help_of(Loading, "apply_top_k"))
+    apply_top_k_in: Optional[str] = option(help_of(Loading, "apply_top_k_in"))
+    apply_ffn_top_k: Optional[int] = option(help_of(Loading, "apply_ffn_top_k"))
+    query_chunk_size: Optional[int] = option(
+        "queries that top-k attention evaluates together (default: as the model was configured)"
     )
-    apply_top_k_in: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_top_k_in")},
+    ffn_chunk_size: Optional[int] = option(
+        "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
     )
-    apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_ffn_top_k")},
-    )
-    query_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "queries that top-k attention evaluates together (default: as the model was configured)"},
-    )
-    ffn_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
-        },
-    )
-    long_input: bool = field(default=False, metadata={"help": help_of(Loading, "long_input")})
-    source_window: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "source_window")},
-    )
-    source_window_overlap: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "source_window_overlap")},
-    )
-    train_windows: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "in training, gradients flow through so many random windows of a source (default: all)"},
+    long_input: bool = option(help_of(Loading, "long_input"), False)
+    source_window: Optional[int] = option(help_of(Loading, "source_window"))
+    source_window_overlap: Optional[int] = option(help_of(Loading, "source_window_overlap"))
+    train_windows: Optional[int] = option(
+        "in training, gradients flow through so many random windows of a source (default: all)"
     )
 
 

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.generation.cuda_graphs import release_memory
+from elseq.models.config import option
 from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
     DecodingConfig,
@@ -34,31 +35,27 @@ SWITCHES = ("prepend_source_bos", "force_bos", "append_source_eos", "score_targe
 
 
 def _yes_or_no(text: str, default: str = "yes for BART"):
-    return field(default=None, metadata={"help": f"{text}; yes or no (default: {default})", "argparse_const": "yes"})
+    return option(f"{text}; yes or no (default: {default})", argparse_const="yes")
 
 
 def _word(place: str, default: str = "none"):
-    return field(default=None, metadata={"help": f"word of the dictionary {place} (default: {default})"})
+    return option(f"word of the dictionary {place} (default: {default})")
 
 
 @dataclass
 class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
-    prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
-    force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
-    append_source_eos: Optional[str] = _yes_or_no(  # noqa: UP045
+    prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")
+    force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")
+    append_source_eos: Optional[str] = _yes_or_no(
         "end every source with the end symbol, without which a Blenderbot-small was trained", "yes"
     )
-    score_target_start: Optional[str] = _yes_or_no(  # noqa: UP045
+    score_target_start: Optional[str] = _yes_or_no(
         "count the log-probability of the symbol that every target begins with, as transformers does not", "yes"
     )
-    source_start: Optional[str] = _word(  # noqa: UP045
-        "before every source, such as that of the source's language"
-    )
-    source_end: Optional[str] = _word("after the end symbol of every source, as in mBART-25")  # noqa: UP045
-    target_start: Optional[str] = _word(  # noqa: UP045
-        "before every generated target, such as that of the target's language"
-    )
-    decoder_start: Optional[str] = _word(  # noqa: UP045
+    source_start: Optional[str] = _word("before every source, such as that of the source's language")
+    source_end: Optional[str] = _word("after the end symbol of every source, as in mBART-25")
+    target_start: Optional[str] = _word("before every generated target, such as that of the target's language")
+    decoder_start: Optional[str] = _word(
         "that decoding starts from, such as the target's language in mBART-25", "the end symbol"
     )
 
@@ -219,11 +216,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
                 "leave the option out",
                 "--target-start",
             )
-        first, last, start = (
-            self.first_source_symbol,
-            self.last_source_symbol,
-            self.decoder_start_symbol,
-        )
+        first, last, start = self.first_source_symbol, self.last_source_symbol, self.decoder_start_symbol
         if (first, last, start) == (None, None, None) and self.append_source_eos:
             return super().load_dataset(split, epoch, combine, **kwargs)
         ends_otherwise = last is not None or not self.append_source_eos
