@@ -148,6 +148,34 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     return Settings(**options, model_options=model_options), output
 
 
+def paper_parser(name: str, description: str, epilog: str | None = None) -> Parser:
+    """The parser of `elseq-benchmark NAME`."""
+    prog, kind = f"elseq-benchmark {name}", argparse.RawDescriptionHelpFormatter
+    return Parser(prog=prog, description=description, epilog=epilog, formatter_class=kind)
+
+
+def add_choices(parser: argparse._ActionsContainer, option: str, known: Collection[str], told: str = "") -> None:
+    """An option that takes some of these names, with commas; by default all.
+
+    Args:
+        told: what its help says beside.
+    """
+    help = f"of {','.join(known)}{told} (default: all)"
+    parser.add_argument(option, type=choices(known), default=list(known), help=help)
+
+
+def add_counts(parser: argparse._ActionsContainer, option: str, default: list[int], told: str) -> None:
+    """An option that takes numbers above 0, with commas."""
+    help = f"{told} (default: {','.join(map(str, default))})"
+    parser.add_argument(option, type=counts, default=default, help=help)
+
+
+def tiny_options(*sides: str, heads: int = 4) -> tuple[str, ...]:
+    """Options of fairseq-train for the encoder, the decoder or both of a tiny model."""
+    sizes = "layers=2", "embed-dim=32", "ffn-embed-dim=64", f"attention-heads={heads}"
+    return tuple(f"--{side}-{size}" for side in sides for size in sizes)
+
+
 def add_run_options(
     parser: argparse._ActionsContainer, several_dtypes: bool = False, dtypes: Collection[str] = FLOATS
 ) -> None:

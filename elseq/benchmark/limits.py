@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from elseq.benchmark.measure import Measurement, main, now
+from elseq.benchmark.measure import Measurement, main, seconds_of
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than caches hold
 MATMUL_ROWS = {"cpu": 2048, "cuda": 8192}
@@ -85,16 +85,10 @@ def measure(request: dict) -> Measurement:
     target = torch.empty_like(source)
     one, other = (torch.rand(MATMUL_ROWS[kind], MATMUL_ROWS[kind], **options) for _ in range(2))
     seconds = {
-        "copy": [_seconds(device, lambda: target.copy_(source)) for _ in range(REPEATS + 1)][1:],
-        "matmul": [_seconds(device, lambda: one @ other) for _ in range(REPEATS + 1)][1:],
+        "copy": [seconds_of(device, lambda: target.copy_(source)) for _ in range(REPEATS + 1)][1:],
+        "matmul": [seconds_of(device, lambda: one @ other) for _ in range(REPEATS + 1)][1:],
     }
     return Measurement(seconds=seconds)
-
-
-def _seconds(device: str, work) -> float:
-    start = now(device)
-    work()
-    return now(device) - start
 
 
 if __name__ == "__main__":

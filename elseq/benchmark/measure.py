@@ -15,6 +15,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
+OUT_OF_MEMORY = "out of memory"  # how the failure of a run begins for which memory did not suffice
 WAITING = "elseq-benchmark waits: "  # how a line to the process that measures begins
 
 
@@ -101,7 +102,7 @@ def _measure_case(engine, case: dict) -> Measurement:
         try:
             return _measure_batch(engine, case, batch)
         except Exception as error:
-            if not case["shrinks"] or len(batch) == 1 or not failed(error).failure.startswith("out of memory"):
+            if not case["shrinks"] or len(batch) == 1 or not ran_out(failed(error).failure):
                 raise
         batch = batch[: len(batch) * 4 // 5]
 
@@ -126,9 +127,7 @@ def _measure_batch(engine, case: dict, batch: list[int]) -> Measurement:
     found.peak_mebibytes = memory_mebibytes(device)[1]
     if hasattr(engine, "encode"):
         engine.encode(batch)
-        start = now(device)
-        engine.encode(batch)
-        found.encoder_seconds = now(device) - start
+        found.encoder_seconds = seconds_of(device, lambda: engine.encode(batch))
     return found
 
 
@@ -137,6 +136,13 @@ def now(device: str) -> float:
     if device != "cpu":
         sys.modules["torch"].cuda.synchronize(device)
     return time.perf_counter()
+
+
+def seconds_of(device: str, work: Callable[[], object]) -> float:
+    """How long some work takes until the device has done it."""
+    start = now(device)
+    work()
+    return now(device) - start
 
 
 def limit_memory(device: str, limit: int | None) -> None:
@@ -353,6 +359,11 @@ def failed(error: Exception) -> Measurement:
     from elseq.benchmark.failures import describe_failure, ends_device
 
     return Measurement(failure=describe_failure(failure), is_spent=ends_device(failure) or None)
+
+
+def ran_out(failure: str | None) -> bool:
+    """Whether memory did not suffice for a run."""
+    return failure is not None and failure.startswith(OUT_OF_MEMORY)
 
 
 def of_request(request: dict) -> Measurement | Iterator[Measurement]:

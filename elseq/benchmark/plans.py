@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import torch
 
 import elseq
-from elseq.benchmark.report import device_name, fairseq_version
+from elseq.benchmark import report
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -22,10 +22,15 @@ class Conditions:
         """What the request of each run has of this."""
         return {"dtype": self.dtype, "device": self.device, "threads": self.threads, "repeats": self.repeats}
 
+    def title(self, *groups: list[str], versions: list[str] | None = None) -> str:
+        """The line over the tables: what is measured, where, and by which versions. Default: `report.versions`."""
+        where = report.machine(self.device, self.threads, self.dtype)
+        return report.heading([*groups, where, report.versions() if versions is None else versions])
+
     def environment(self) -> dict:
         """The same for the JSON, and the versions on which figures depend."""
-        versions = {"torch": torch.__version__, "fairseq": fairseq_version(), "elseq": elseq.__version__}
-        return self.conditions() | {"device": device_name(self.device)} | versions
+        versions = {"torch": torch.__version__, "fairseq": report.fairseq_version(), "elseq": elseq.__version__}
+        return self.conditions() | {"device": report.device_name(self.device)} | versions
 
 
 def read_conditions(args: argparse.Namespace) -> dict:

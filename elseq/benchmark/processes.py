@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from elseq.benchmark.measure import MEBIBYTE, WAITING, Measurement
+from elseq.benchmark.measure import MEBIBYTE, WAITING, Measurement, ran_out
 from elseq.generation.method_choice import free_memory_bytes
 
 MARGIN = 2  # free memory over the largest need so far with which one more process is loaded
@@ -141,7 +141,7 @@ def in_turns(program: Sequence[str], requests: list[dict], folder: Path, interle
                 waiting = [process for process in (*waiting[1:], waiting[0]) if process.is_waiting]
             results = [process.result() for process in processes]
         for request, found in zip(rest, results, strict=False):
-            if len(processes) > 1 and (found.failure or "").startswith("out of memory"):
+            if len(processes) > 1 and ran_out(found.failure):
                 yield from in_turns(program, [request], folder, False)
             else:
                 found.in_turns = len(loaded) if found.failure is None else None

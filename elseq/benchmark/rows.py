@@ -14,11 +14,12 @@ def as_json(row, nulls: tuple[str, ...] = ()) -> dict:
     return {name: value for name, value in found.items() if value is not None or name in nulls}
 
 
-def fill(row, found) -> None:
-    """Set the fields of a row that are known of what was found, a dataclass too."""
+def fill(row, found):
+    """The row, with those of its fields set that are known of what was found, a dataclass too."""
     for name, value in as_json(found).items():
         if hasattr(row, name):
             setattr(row, name, value)
+    return row
 
 
 @dataclass

@@ -84,8 +84,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
             measured = in_turns([measure.__file__], possible, folder, grid.interleave)
             for cell, request in requests.items():
                 found = next(measured) if failures[cell] is None else Measurement(failure=failures[cell])
-                row = Row(*cell)
-                fill(row, found)
+                row = fill(Row(*cell), found)
                 best = None
                 if found.failure is None:
                     best = [hypotheses[0] for hypotheses in found.hypotheses]

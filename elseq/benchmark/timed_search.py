@@ -5,16 +5,19 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak
+from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak, seconds_of
 
 WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
 
 
 class TimedSearch(FairseqEngine):
-    """Search with a beam (1: greedy) for outputs of exactly `target_length` tokens, the end symbol's included."""
+    """Search with a beam (1: greedy) for outputs of exactly "target_length" tokens, the end symbol's included.
+
+    The request has this number in place of the "search" of a `FairseqEngine`, and "repeats".
+    """
 
     def __init__(self, request: dict):
-        super().__init__(request)
+        super().__init__(request | {"search": _search_of_length(request["target_length"])})
         self.look_closely = True
         sample = self.dataset.collater([self.dataset[index] for index in range(len(request["sources"]))])
         self.sample = self.to_device(sample)
@@ -25,15 +28,12 @@ class TimedSearch(FairseqEngine):
         length = self.request["target_length"]
         if self.request["device"] == "cpu":
             length = min(length, WARM_UP_TOKENS)
-        limits = {"min_len": length - 1, "max_len_b": length - 1}
-        options = Namespace(beam=self.beam, **{**self.request["search"], **limits})
+        options = Namespace(beam=self.beam, **_search_of_length(length))
         self._search(self.task.build_generator([self.model], options))
 
     def time(self) -> dict[str, float]:
         """Seconds of the encoder and of the rest, which projects the encoder's output to keys and values."""
-        start = now(self.request["device"])
-        self._search(self.generator)
-        seconds = now(self.request["device"]) - start
+        seconds = seconds_of(self.request["device"], lambda: self._search(self.generator))
         if not self.is_stock:
             self.look()
         return {"encoder": self.encoder_seconds, "decoder": seconds - self.encoder_seconds}
@@ -54,6 +54,11 @@ class TimedSearch(FairseqEngine):
             return encoder_out
 
         self.model.encoder.forward_torchscript = timed_encode
+
+
+def _search_of_length(tokens: int) -> dict:
+    limit = tokens - 1  # what a search calls the length is without the end symbol
+    return {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0}
 
 
 def time_parts(engine, wait: Callable[[float], None] = lambda mebibytes: None) -> Measurement:

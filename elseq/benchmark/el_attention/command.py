@@ -8,7 +8,6 @@ from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
 from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine, versions
 
 
 def main(args) -> None:
@@ -38,7 +37,7 @@ def main(args) -> None:
         "limits": None if limits is None else asdict(limits),
     }
     model = ["sizes: tiny, for a test" if plan.is_small else "sizes: the paper's", "random weights"]
-    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
+    title = plan.title([settings["benchmark"]], model)
     texts = report.tables, partial(report.notes, plan, limits)
     plot = partial(report.plot, output / "el_attention.png", title)
     run = partial(run_plan, plan, limits)

@@ -315,6 +315,5 @@ def _kept(plan: Plan, model_file: ModelFile, folder: Path) -> Iterator[Row]:
         program = ["-m", "elseq.benchmark.el_attention.measure"]
         for (size, length), found in zip(sizes, one_by_one(program, request, folder), strict=True):
             row = Row("memory", setting.label, "beam", mode, size, source_length=length, beam=setting.beam)
-            fill(row, found)
             row.published = _figure(mode, MEMORY.get((size, length)))
-            yield row
+            yield fill(row, found)

@@ -16,11 +16,6 @@ from elseq.errors import UserError, as_option, renamed
 from elseq.models.windows import chosen_windows
 
 PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
-TINY_MODEL = tuple(
-    f"--{side}-{name}"
-    for side in ("encoder", "decoder")
-    for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=4")
-)
 
 
 @dataclass(frozen=True)
@@ -93,13 +88,10 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
             requests = [_request(plan, model_file, *cell) for cell in cells]
             found = in_turns(PROGRAM, requests, Path(folder), interleave=plan.device == "cpu")
             for cell, measurement in zip(cells, found, strict=True):
-                row = Row(*cell)
-                fill(row, measurement)
-                done(row)
+                done(fill(Row(*cell), measurement))
 
 
 def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores: str) -> dict:
-    limit = plan.output_length - 1  # what a search calls the length is without the end symbol
     options = {"source_window": plan.window, "source_window_overlap": plan.overlap}
     if scores != "exact":
         options |= {"apply_top_k": plan.top_k, "apply_top_k_in": "cross"}
@@ -111,6 +103,5 @@ def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores
         "source_length": length,
         "target_length": plan.output_length,
         "beam": plan.beam,
-        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
         **plan.conditions(),
     }

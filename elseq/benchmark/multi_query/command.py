@@ -9,7 +9,6 @@ from elseq.benchmark.multi_query.plan import TINY, Plan, Sizing, run_plan
 from elseq.benchmark.multi_query.variants import BEAMS
 from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine, versions
 
 
 def main(args) -> None:
@@ -21,7 +20,7 @@ def main(args) -> None:
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
     model = [f"sizes: {settings['sizes']}", "random weights"]
-    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
+    title = plan.title([settings["benchmark"]], model)
     runs = len(plan.variants) * len(plan.columns)
     texts = report.tables, partial(report.notes, plan)
     publish_paper(partial(run_plan, plan), runs, output / "multi_query", report, settings, title, *texts)

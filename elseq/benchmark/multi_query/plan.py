@@ -10,7 +10,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from elseq.benchmark.arguments import tiny_options
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
+from elseq.benchmark.measure import ran_out
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
 from elseq.benchmark.plans import Conditions
@@ -34,11 +36,7 @@ TINY = Sizing(
     vocabulary_size=64,
     length=16,
     radius=4,
-    model_options=tuple(
-        f"--{side}-{name}"
-        for side in ("encoder", "decoder")
-        for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=8")
-    ),
+    model_options=tiny_options("encoder", "decoder", heads=8),
 )
 
 
@@ -102,7 +100,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
             for column in plan.columns:
                 batch_size = plan.batches[column]
                 row = _measure(plan, name, column, model_file, batch_size, Path(folder))
-                while column in plan.halving and batch_size > 1 and (row.failure or "").startswith("out of memory"):
+                while column in plan.halving and batch_size > 1 and ran_out(row.failure):
                     batch_size //= 2
                     row = _measure(plan, name, column, model_file, batch_size, Path(folder))
                 done(row)
@@ -111,7 +109,6 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
 def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> Row:
     sizing, variant = plan.sizing, VARIANTS[name]
     dtype = plan.dtype_of(variant)
-    limit = sizing.length - 1  # what a search calls the length is without the end symbol
     request = {
         "column": column,
         "mode": variant.mode,
@@ -119,13 +116,11 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "sources": random_sources(model_file, sizing.length, batch_size),
         "target_length": sizing.length,
         "beam": BEAMS[column],
-        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
         **plan.conditions(),
         "dtype": dtype,
     }
     found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
-    row = Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype)
-    fill(row, found)
+    row = fill(Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype), found)
     if found.failure is not None:
         return row
     tokens = batch_size * sizing.length

@@ -6,7 +6,6 @@ from functools import partial
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan
 
@@ -20,7 +19,7 @@ def main(args) -> None:
     output = make_output_folder(args.output)
     settings = _settings(plan)
     versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
-    title = heading([[settings["benchmark"]], machine(plan.device, plan.threads, plan.dtype), versions])
+    title = plan.title([settings["benchmark"]], versions=versions)
     texts = partial(report.tables, plan), partial(report.notes, plan)
     plot = partial(report.plot, output, plan)
     publish_paper(partial(run_plan, plan), len(plan.cells()), output / "top_k", report, settings, title, *texts, plot)

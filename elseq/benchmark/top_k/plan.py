@@ -14,7 +14,7 @@ from pathlib import Path
 import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
-from elseq.benchmark.measure import Measurement
+from elseq.benchmark.measure import Measurement, ran_out
 from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import as_json, fill
@@ -56,20 +56,10 @@ class Plan(Conditions):
 
     def request(self, what: str, size: int, method: str) -> dict:
         """What `elseq.benchmark.top_k.measure` reads."""
-        request = {
-            "method": method,
-            **self.conditions(),
-            "seconds_limit": self.seconds_limit,
-        }
+        request = {"method": method, **self.conditions(), "seconds_limit": self.seconds_limit}
         if what == "feed-forward":
-            width = self.heads * self.head_width
-            return request | {
-                "layer": what,
-                "length": self.tokens,
-                "width": width,
-                "units": size,
-                "top_k": self.ffn_top_k,
-            }
+            sizes = {"length": self.tokens, "width": self.heads * self.head_width, "units": size}
+            return request | {"layer": what, **sizes, "top_k": self.ffn_top_k}
         return request | {
             "layer": "attention",
             "length": size if what == "attention" else self.chunks_length,
@@ -125,11 +115,9 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
                 found = in_process(["-m", "elseq.benchmark.top_k.measure"], request, Path(folder))
             if found.failure is None:
                 times.setdefault((what, method), []).append((size, statistics.median(found.seconds)))
-            elif found.failure.startswith("out of memory"):
+            elif ran_out(found.failure):
                 too_large[what, method] = size
-            row = Row(what, size, method)
-            fill(row, found)
-            done(row)
+            done(fill(Row(what, size, method), found))
 
 
 def estimate_seconds(what: str, size: int, times: list[tuple[int, float]]) -> float:
