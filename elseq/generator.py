@@ -254,10 +254,7 @@ class TextGenerator:
         start = self.task.decoder_start_symbol
         start = self.task.target_dictionary.eos() if start is None else start
         read = torch.cat((words.new_tensor([start]), words[:-1])).unsqueeze(0)
-        return sample | {
-            "net_input": sample["net_input"] | {"prev_output_tokens": read},
-            "target": words.unsqueeze(0),
-        }
+        return sample | {"net_input": sample["net_input"] | {"prev_output_tokens": read}, "target": words.unsqueeze(0)}
 
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
         """The same model for other languages; None stands for that of this generator.

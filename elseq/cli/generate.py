@@ -155,9 +155,7 @@ def _parse(arguments: list[str]):
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
     files.add_argument(
-        "--prefix-file",
-        metavar="FILE",
-        help="what each output begins with, a line for each of the input",
+        "--prefix-file", metavar="FILE", help="what each output begins with, a line for each of the input"
     )
     files.add_argument(
         "--languages-file",
@@ -168,10 +166,7 @@ def _parse(arguments: list[str]):
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model",
-        required=True,
-        metavar="FILE",
-        help=f"{CHECKPOINT}; several with colons between them are an ensemble",
+        "--model", required=True, metavar="FILE", help=f"{CHECKPOINT}; several with colons between them are an ensemble"
     )
     add_fields(model, Loading)
     model.add_argument("--threads", **THREADS)

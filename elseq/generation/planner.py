@@ -20,11 +20,7 @@ class Workload:
 
 
 def decoding_state_bytes(
-    decoder,
-    workload: Workload,
-    method: DecodingMethod,
-    dtype: torch.dtype,
-    cross_method: DecodingMethod | None = None,
+    decoder, workload: Workload, method: DecodingMethod, dtype: torch.dtype, cross_method: DecodingMethod | None = None
 ) -> int:
     """What `DecodeState.size_bytes()` will be at the end of the search, if no sentence leaves the batch early.
 

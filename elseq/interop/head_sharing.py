@@ -66,21 +66,13 @@ class Projections:
             keys, values: orthogonal matrices [H, K, K], by which keys, queries and values are multiplied.
         """
         return replace(
-            self,
-            query=keys @ self.query,
-            key=keys @ self.key,
-            value=values @ self.value,
-            output=values @ self.output,
+            self, query=keys @ self.query, key=keys @ self.key, value=values @ self.value, output=values @ self.output
         )
 
     def reordered(self, order: Tensor) -> Projections:
         """The same function: head n is the former head order[n], int64 [H]."""
         return replace(
-            self,
-            query=self.query[order],
-            key=self.key[order],
-            value=self.value[order],
-            output=self.output[order],
+            self, query=self.query[order], key=self.key[order], value=self.value[order], output=self.output[order]
         )
 
     def merged(self, num_kv_heads: int, method: str) -> Projections:

@@ -8,11 +8,7 @@ from typing import get_args
 
 from fairseq.dataclass.configs import CommonConfig
 from fairseq.dataclass.utils import merge_with_parent
-from fairseq.models import (
-    ARCH_CONFIG_REGISTRY,
-    MODEL_DATACLASS_REGISTRY,
-    MODEL_REGISTRY,
-)
+from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel

@@ -46,9 +46,7 @@ def fits(query: Tensor) -> bool:
 
 
 def decode_step(
-    query: Tensor,
-    shared: tuple[Tensor, Tensor, Tensor | None] | None,
-    own: tuple[Tensor, Tensor, Tensor] | None = None,
+    query: Tensor, shared: tuple[Tensor, Tensor, Tensor | None] | None, own: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Tensor:
     """Attend to the positions of a sentence and to those of a hypothesis under one softmax.
 

@@ -39,9 +39,7 @@ BYTES_OF_NUMBER = 16  # while it is drawn, with what PyTorch makes of it
 
 
 def fits(
-    query: Tensor,
-    segments: Sequence[Segment],
-    plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]],
+    query: Tensor, segments: Sequence[Segment], plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]]
 ) -> bool:
     """Whether `flash_decoding` is to compute this attention: one position of each hypothesis on a GPU, without
     gradients, numbers of one type, keys as wide as values. The kernel has then been tried on the GPU at about these

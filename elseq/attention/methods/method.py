@@ -99,11 +99,7 @@ class DecodingMethod(ABC):
         return dtype
 
     def memories(
-        self,
-        attentions: Sequence[Attention],
-        hidden: Tensor,
-        mask: Tensor | None,
-        round_to: torch.dtype | None = None,
+        self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None, round_to: torch.dtype | None = None
     ) -> list[SentenceMemory]:
         """The memory of a source for the cross-attention of each layer.
 

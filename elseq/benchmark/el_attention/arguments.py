@@ -14,14 +14,7 @@ each hypothesis, as its Transformer has them, and shared by the hypotheses of a 
 import argparse
 
 from elseq.arguments import choices, count, count_or_zero, counts, read_bytes
-from elseq.benchmark.arguments import (
-    FOREIGN_MODES,
-    STOCK_MODES,
-    add_choices,
-    add_counts,
-    add_run_options,
-    paper_parser,
-)
+from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES, add_choices, add_counts, add_run_options, paper_parser
 from elseq.benchmark.el_attention.settings import BATCHES, MEMORY, NVIDIA, SEARCHES, SETTINGS
 from elseq.errors import UserError
 from elseq.options import AUTO, registered_methods

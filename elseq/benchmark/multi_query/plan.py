@@ -32,12 +32,7 @@ class Sizing:
     model_options: tuple[str, ...] = ()  # as fairseq-train has them
 
 
-TINY = Sizing(
-    vocabulary_size=64,
-    length=16,
-    radius=4,
-    model_options=tiny_options("encoder", "decoder", heads=8),
-)
+TINY = Sizing(vocabulary_size=64, length=16, radius=4, model_options=tiny_options("encoder", "decoder", heads=8))
 
 
 @dataclass(frozen=True)

@@ -33,15 +33,7 @@ from elseq.interop.hugging_face.tokenizer import (
 from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
 from elseq.subwords.pieces import NumberedPieces
-from elseq.subwords.tokens import (
-    END_OF_TEXT,
-    OWN_WORDS,
-    SYMBOLS,
-    Tokens,
-    dictionary_word,
-    parse_tokenizer,
-    spelt,
-)
+from elseq.subwords.tokens import END_OF_TEXT, OWN_WORDS, SYMBOLS, Tokens, dictionary_word, parse_tokenizer, spelt
 
 SPECIAL = SYMBOLS
 _NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
@@ -322,10 +314,7 @@ def followed_files(
 
 def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:
     """The text of vocab.json and merges.txt."""
-    return {
-        "vocab.json": json.dumps(rows, ensure_ascii=False),
-        "merges.txt": "\n".join([_HEADER, *merges, ""]),
-    }
+    return {"vocab.json": json.dumps(rows, ensure_ascii=False), "merges.txt": "\n".join([_HEADER, *merges, ""])}
 
 
 def _usable(merges: list[str], pieces: Container[str]) -> list[str]:

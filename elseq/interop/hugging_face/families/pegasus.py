@@ -71,11 +71,7 @@ class PegasusFamily(Sinusoidal):
     required = (
         BARTFamily.required
         | _NORMS_FIRST
-        | {
-            "layernorm_embedding": False,
-            "share_all_embeddings": False,
-            "share_decoder_input_output_embed": False,
-        }
+        | {"layernorm_embedding": False, "share_all_embeddings": False, "share_decoder_input_output_embed": False}
     )
     fixed_options = _NORMS_FIRST
     defaults = BARTFamily.defaults | {
