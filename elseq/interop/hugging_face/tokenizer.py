@@ -90,10 +90,7 @@ class GPT2Class(TokenizerClass):
             for name in ("bos_token", "eos_token")
         )
         if before or after:
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=" ".join([*before, "$A", *after]),
-                special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
-            )
+            put_around(tokenizer, before, after)
 
 
 class RobertaClass(GPT2Class):
@@ -226,6 +223,14 @@ def class_unlike_file(config: dict) -> str | None:
     """A class of tokenizers that transformers may make anew, otherwise than tokenizer.json says."""
     kind = str(config.get("tokenizer_class") or "").removesuffix("Fast")
     return None if not kind or (kind in CLASSES and CLASSES[kind].checks_file) else kind
+
+
+def put_around(tokenizer: Tokenizer, before: Sequence[str], after: Sequence[str]) -> None:
+    """Let a tokenizer put these tokens before and after a text; see `surroundings`."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+    )
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from elseq.errors import UserError
 from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
@@ -26,6 +26,7 @@ from elseq.interop.hugging_face.tokenizer import (
     class_unlike_file,
     is_byte_level,
     is_plain,
+    put_around,
     read_config,
     read_tokenizer,
     surroundings,
@@ -305,10 +306,7 @@ def followed_files(
     named = [token for name, token in tokenizer.items() if name.endswith("_token")]
     texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
     made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
-    before, after = ([names[row] for row in side] for side in around)
-    made.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after], special_tokens=[(name, rows[name]) for name in {*before, *after}]
-    )
+    put_around(made, *([names[row] for row in side] for side in around))
     return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
 
 

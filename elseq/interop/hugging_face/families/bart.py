@@ -28,14 +28,16 @@ _PER_SIDE = {
     "layerdrop": "layerdrop",
 }
 SIDES = ("encoder", "decoder")
+# What relatives have in `required` and in `fixed_options`.
+NORMS_FIRST = {f"{side}_normalize_before": True for side in SIDES}
+LEARNED_POSITIONS = {f"{side}_learned_pos": True for side in SIDES}
 POSITIONS = "embed_positions.weight"
 FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
 UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
-    "encoder_learned_pos": True,
-    "decoder_learned_pos": True,
+    **LEARNED_POSITIONS,
     "layernorm_embedding": True,
     "no_cross_attention": False,
     "encoder_layers_to_keep": None,

@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, BARTFamily
 from elseq.interop.hugging_face.families.blenderbot import BlenderbotFamily
 from elseq.interop.hugging_face.families.family import other_surroundings
 from elseq.interop.hugging_face.rows import fairseq_order
@@ -66,12 +66,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
     has_embedding_norm = True
     has_final_norms = False
     required = BARTFamily.required | {"norm_before_positions": True}
-    fixed_options = {
-        "encoder_learned_pos": True,
-        "decoder_learned_pos": True,
-        "layernorm_embedding": True,
-        "norm_before_positions": True,
-    }
+    fixed_options = LEARNED_POSITIONS | {"layernorm_embedding": True, "norm_before_positions": True}
     symbol_names = {f"{name}_id": text for name, text in BlenderbotSmallClass.tokens.items()}
     defaults = BlenderbotFamily.defaults | {
         "vocab_size": 50265,

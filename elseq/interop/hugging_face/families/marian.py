@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import options
-from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, UNTIED, BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, POSITIONS, SIDES, UNTIED, BARTFamily
 from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
@@ -33,14 +33,19 @@ class Sinusoidal(BARTFamily):
     """
 
     architecture = "transformer"
+    features = BARTFamily.features | {"normalize_embedding": False, "static_position_embeddings": True}
+    required = BARTFamily.required | {
+        "layernorm_embedding": False,
+        "share_all_embeddings": False,
+        "share_decoder_input_output_embed": False,
+    }
     first_position = 0
     has_embedding_norm = False
     saves_positions = False  # a folder has them as a tensor
 
     def fairseq_options(self, config: dict) -> dict:
         apart = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
-        learned = {f"{side}_learned_pos": True for side in SIDES}
-        return super().fairseq_options(config) | learned | apart
+        return super().fairseq_options(config) | LEARNED_POSITIONS | apart
 
     def check_start(self, config: dict) -> None:
         if config["decoder_start_token_id"] != config["pad_token_id"]:
@@ -151,20 +156,7 @@ class MarianFamily(Sinusoidal):
     model_class = "MarianMTModel"
     tokenizer_class = "MarianTokenizer"
     may_have_two_dictionaries = True
-    features = {
-        "normalize_before": False,
-        "normalize_embedding": False,
-        "add_final_layer_norm": False,
-        "add_bias_logits": False,
-        "static_position_embeddings": True,
-        "is_encoder_decoder": True,
-    }
-    required = BARTFamily.required | {
-        "layernorm_embedding": False,
-        "share_all_embeddings": False,
-        "share_decoder_input_output_embed": False,
-        "output_bias": True,
-    }
+    required = Sinusoidal.required | {"output_bias": True}
     fixed_options = {"output_bias": True}
     defaults = BARTFamily.defaults | {
         "vocab_size": 58101,

@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import Tokenizer, normalizers
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.marian import Sinusoidal
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG
+from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, put_around
 
 _OWN = 2  # symbols that the model of sentencepiece has first: <pad> and </s>
 _OFFSET = 103  # what is added to the number of a piece; before stand symbols of the pretraining
 _MOST = 1000
-_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 
 
 class PegasusClass(SentencepieceClass):
@@ -36,9 +35,7 @@ class PegasusClass(SentencepieceClass):
         return _of_pretraining(None, config)
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        end = named["eos_token"]
-        symbols = [(end, tokenizer.token_to_id(end))]
-        tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=symbols)
+        put_around(tokenizer, [], [named["eos_token"]])
 
 
 def _of_pretraining(mask: str | None, config: dict) -> list[str]:
@@ -60,20 +57,9 @@ class PegasusFamily(Sinusoidal):
     tokenizer_class = "PegasusTokenizer"
     has_final_norms = True
     saves_positions = True
-    features = {
-        "normalize_before": True,
-        "normalize_embedding": False,
-        "add_final_layer_norm": True,
-        "add_bias_logits": False,
-        "static_position_embeddings": True,
-        "is_encoder_decoder": True,
-    }
-    required = (
-        BARTFamily.required
-        | _NORMS_FIRST
-        | {"layernorm_embedding": False, "share_all_embeddings": False, "share_decoder_input_output_embed": False}
-    )
-    fixed_options = _NORMS_FIRST
+    features = Sinusoidal.features | {"normalize_before": True, "add_final_layer_norm": True}
+    required = Sinusoidal.required | NORMS_FIRST
+    fixed_options = NORMS_FIRST
     defaults = BARTFamily.defaults | {
         "bos_token_id": None,
         "pad_token_id": 0,

@@ -4,23 +4,22 @@ import json
 from dataclasses import replace
 from pathlib import Path
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.family import other_surroundings
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, read_config, surroundings
+from elseq.interop.hugging_face.tokenizer import CONFIG, put_around, read_config, surroundings
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
 from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
 from elseq.tasks.translation import LANGUAGE
 
-_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 _FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
 
 
@@ -111,11 +110,7 @@ class Multilingual(BARTFamily):
             around = ([code], [last]) if start else ([], [last, code])
             if surroundings(tokenizer) == around:
                 return files
-            before, after = ([tokenizer.id_to_token(number) for number in side] for side in around)
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=[*before, "$A", *after],
-                special_tokens=[(tokenizer.id_to_token(number), number) for number in (code, last)],
-            )
+            put_around(tokenizer, *([tokenizer.id_to_token(number) for number in side] for side in around))
             files |= {TOKENIZER: tokenizer.to_str()}
         return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
 
@@ -134,12 +129,8 @@ class MBARTFamily(Multilingual):
     model_class = "MBartForConditionalGeneration"
     tokenizer_class = "MBartTokenizer"
     defaults = BARTFamily.defaults | {"decoder_start_token_id": None}
-    required = BARTFamily.required | _NORMS_FIRST
-    fixed_options = _NORMS_FIRST | {
-        "encoder_learned_pos": True,
-        "decoder_learned_pos": True,
-        "layernorm_embedding": True,
-    }
+    required = BARTFamily.required | NORMS_FIRST
+    fixed_options = NORMS_FIRST | LEARNED_POSITIONS | {"layernorm_embedding": True}
 
 
 class M2M100Family(Multilingual):
@@ -157,10 +148,10 @@ class M2M100Family(Multilingual):
     }
     required = (
         BARTFamily.required
-        | _NORMS_FIRST
+        | NORMS_FIRST
         | {"encoder_learned_pos": False, "decoder_learned_pos": False, "layernorm_embedding": False}
     )
-    fixed_options = _NORMS_FIRST
+    fixed_options = NORMS_FIRST
     has_learned_positions = False
     has_embedding_norm = False
     has_output_bias = False
