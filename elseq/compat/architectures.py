@@ -1,6 +1,5 @@
 """Checkpoints of architectures that are not registered, such as a plugin's that is not installed."""
 
-import contextlib
 import logging
 import re
 from argparse import Namespace
@@ -10,12 +9,12 @@ from contextvars import ContextVar
 from fairseq import checkpoint_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.trainer import Trainer
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from elseq.compat.parameters import SIDES, layer_numbers, without_wrappers
 from elseq.compat.patching import wrap
-from elseq.compat.settings import model_class, model_name, values
+from elseq.compat.settings import model_class, model_name, unlocked, values
 from elseq.errors import UserError, as_option
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def _name_by_parameters(state: dict) -> None:
         base,
         _ignored(base, settings),
     )
-    with open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext():
+    with unlocked(settings):
         for key in ("_name", "arch"):
             if key in values(settings):
                 values(settings)[key] = base

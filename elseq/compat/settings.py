@@ -1,10 +1,12 @@
 """Settings of a model or task: a namespace in old checkpoints and on the command line, otherwise a configuration."""
 
+import contextlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping
 
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from omegaconf import OmegaConf, open_dict
 
 from elseq.errors import UserError
 
@@ -12,6 +14,11 @@ from elseq.errors import UserError
 def values(settings) -> Mapping:
     """The settings by name. Changes to those of a namespace change the namespace."""
     return vars(settings) if isinstance(settings, Namespace) else settings
+
+
+def unlocked(settings) -> contextlib.AbstractContextManager:
+    """A context in which settings can be changed, also those of a configuration that takes no other names."""
+    return open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext()
 
 
 def whole_of(settings):

@@ -359,7 +359,6 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     multilingual = "translation_from_pretrained_bart"
 
     def __init__(self, args, src_dict, tgt_dict):
-        self.args = args  # fairseq reads it and does not set it
         self.languages = self.languages_of(args)
         args.langs = ",".join(self.languages)
         super().__init__(args, src_dict, tgt_dict)
