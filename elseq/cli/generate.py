@@ -114,7 +114,7 @@ def _taken(kind: type, args):
 
 
 def _job(args):
-    from elseq.text_files.run import Job
+    from elseq.text_files.job import Job
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
