@@ -35,7 +35,7 @@ from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process, one_by_one
 from elseq.benchmark.report import device_name
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import DecodingRow, fill
 from elseq.benchmark.runs import why_not
 from elseq.benchmark.sources import check_positions, count_positions, random_sources
 from elseq.generation.method_choice import Choice
@@ -119,8 +119,8 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A program in a case. What is not known is None."""
+class Row(DecodingRow):
+    """A program in a case."""
 
     table: str
     model: str  # what it decodes, too
@@ -130,32 +130,17 @@ class Row:
     memory_cap: int | None = None
     source_length: int | None = None
     beam: int | None = None
-    failure: str | None = None  # a sentence; nothing is measured then
     samples_per_second: float | None = None
     published: float | str | None = None  # samples/s or GiB, or that it was out of memory
-    seconds: list[float] | None = None  # of each repeat
     encoder_seconds: float | None = None
-    output_lengths: list[int] | None = None
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
-    state_bytes: int | None = None
     predicted_bytes: int | None = None  # by count
-    copied: bool | None = None
     method: str | None = None
     ngrams_repeat: bool | None = None
-    parameters: int | None = None
     version: str | None = None
-    kernels: list[dict] | None = None  # tried on a GPU
-    captures: int | None = None  # CUDA graphs of decoding steps, of one search
-    not_captured: str | None = None  # why not all of them
     step_seconds: float | None = None  # mean of a decoding step
     step_bytes: int | None = None  # by count: what a step in the middle reads
     step_operations: int | None = None
     share_of_limit: float | None = None
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> None:

@@ -10,7 +10,7 @@ from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_turns
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.sources import random_sources
 from elseq.errors import UserError, as_option, renamed
 from elseq.models.windows import chosen_windows
@@ -47,24 +47,16 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A method at a length. What is not known is None."""
+class Row(MeasuredRow):
+    """A method at a length. Its seconds are those of encoder and decoder."""
 
     length: int
     method: str
     scores: str
-    failure: str | None = None  # a sentence; nothing is measured then
-    seconds: dict[str, list[float]] | None = None  # of each repeat, by part: encoder, decoder
     output_lengths: list[int] | None = None
     state_bytes: int | None = None
     predicted_bytes: int | None = None  # of a batch, by which --memory-budget plans
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
     parameters: int | None = None
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:

@@ -17,7 +17,7 @@ from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
 from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import DecodingRow, as_json, fill
 from elseq.benchmark.sources import random_sources
 from elseq.options import INT8, STOCK
 
@@ -51,25 +51,13 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A variant in a column. What is not known is None."""
+class Row(DecodingRow):
+    """A variant in a column."""
 
     variant: str
     column: str
     batch_size: int
-    failure: str | None = None  # a sentence; nothing is measured then
     dtype: str | None = None  # where it is another than the plan's
-    parameters: int | None = None
-    output_lengths: list[int] | None = None
-    state_bytes: int | None = None
-    copied: bool | None = None
-    kernels: list[dict] | None = None  # tried on a GPU
-    captures: int | None = None  # CUDA graphs of decoding steps, of one search
-    not_captured: str | None = None  # why not all of them
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
-    seconds: dict[str, list[float]] | None = None  # of each repeat, by part
     microseconds_per_token: dict[str, float] | None = None
     published_microseconds_per_token: dict[str, float] | None = None
     gigabytes_per_second: float | None = None

@@ -17,7 +17,7 @@ from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
 from elseq.benchmark.measure import Measurement, ran_out
 from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.method_choice import free_memory_bytes
 
@@ -72,20 +72,12 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A method at a size. What is not known is None."""
+class Row(MeasuredRow):
+    """A method at a size. Its failure also tells why it was skipped, its peak is above the inputs."""
 
     what: str
     size: int
     method: str
-    failure: str | None = None  # a sentence: why it failed or was skipped
-    peak_includes_loading: bool | None = None
-    seconds: list[float] | None = None  # of each repeat
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None  # above the inputs
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
