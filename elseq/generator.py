@@ -622,14 +622,8 @@ def load(
     Raises:
         UserError: a file is missing or cannot be used, or an argument is invalid.
     """
-    top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-    subwords = {"bpe": bpe, "bpe_codes": bpe_codes, "sentencepiece_model": sentencepiece_model}
-    subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
-    subwords |= {"tokenizer_json": tokenizer_json, "lm_path": lm_path}
-    languages = {"source_lang": source_lang, "target_lang": target_lang}
-    windows = {"long_input": long_input, "source_window": source_window, "source_window_overlap": source_window_overlap}
-    options = languages | subwords | top_k | windows
-    return load_by(path, Loading(attention, device, dtype, data, user_dir=user_dir, **options))
+    options = dict(locals())  # the arguments, whose names are those of `Loading`
+    return load_by(options.pop("path"), Loading(**options))
 
 
 @renamed(as_keyword)

@@ -82,12 +82,16 @@ class Projections:
             num_kv_heads: G.
             method: "first", otherwise the mean.
         """
+        key, value = (pool(heads, num_kv_heads, method) for heads in (self.key, self.value))
+        return replace(self, key=key, value=value)
 
-        def one_of_each(heads: Tensor) -> Tensor:
-            groups = heads.unflatten(0, (num_kv_heads, -1))
-            return groups[:, 0] if method == "first" else groups.mean(dim=1)
 
-        return replace(self, key=one_of_each(self.key), value=one_of_each(self.value))
+def pool(heads: Tensor, num_kv_heads: int, method: str) -> Tensor:
+    """The first head of each group, or with another method the mean, in float32 or wider: [H, ...] to [G, ...]."""
+    groups = heads.unflatten(0, (num_kv_heads, -1))
+    if method == "first":
+        return groups[:, 0].clone()
+    return groups.to(torch.promote_types(heads.dtype, torch.float32)).mean(dim=1)
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:

@@ -22,6 +22,7 @@ from elseq.interop.head_sharing import (
     balanced,
     fit_values,
     fitted,
+    pool,
     similar_order,
     similarities,
 )
@@ -83,7 +84,8 @@ def pool_heads(
             for attention in _attentions(model, place) if num_kv_heads < heads else []:
                 fresh = _fresh_projections(model, attention, heads, num_kv_heads) if method == "random" else {}
                 for name in _projections(model, attention):
-                    new = fresh[name] if fresh else _pool(model[name], heads, num_kv_heads, method)
+                    by_head = model[name].unflatten(0, (heads, -1))
+                    new = fresh[name] if fresh else pool(by_head, num_kv_heads, method).flatten(0, 1)
                     pooled[name] = new.to(model[name].dtype)
     return pooled, _with_kv_heads(configuration, num_kv_heads, places)
 
@@ -327,14 +329,6 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
             f"{num_kv_heads} key/value heads do not divide the {heads} heads of its {PLACES[place]}: "
             f"give one of {divisors(heads)}"
         )
-
-
-def _pool(projection: Tensor, heads: int, num_kv_heads: int, method: str) -> Tensor:
-    """[H K, D] to [G K, D], or [H K] to [G K]."""
-    groups = projection.unflatten(0, (num_kv_heads, heads // num_kv_heads, -1))  # [G, H / G, K, D]
-    if method == "first":
-        return groups[:, 0].flatten(0, 1).clone()
-    return groups.to(torch.promote_types(projection.dtype, torch.float32)).mean(dim=1).flatten(0, 1)
 
 
 def _fresh_projections(model: dict[str, Tensor], attention: str, heads: int, num_kv_heads: int) -> dict[str, Tensor]:

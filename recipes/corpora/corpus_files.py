@@ -83,7 +83,8 @@ def read_json_lines(path):
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(decode_lines(file, path), start=1):  # noqa: B007
+            for line in decode_lines(file, path):
+                number += 1
                 value = json.loads(line)
                 if "\\u" in line:
                     check_characters(f"line {number} of {path}", json.dumps(value, ensure_ascii=False))

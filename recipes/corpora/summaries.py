@@ -97,8 +97,9 @@ def _from_hub(corpus):
 def _write_json_lines(path, rows):
     number = 0
     with written_whole(path, "wb") as file, gzip.open(file, "wt", encoding="utf-8") as text:
-        for number, row in enumerate(rows, start=1):  # noqa: B007
+        for row in rows:
             text.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
     return number
 
 

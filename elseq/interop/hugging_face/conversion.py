@@ -33,29 +33,9 @@ from elseq.subwords.tokens import Tokens
 PROGRAM = "transformers"
 FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
-WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "*vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "sentencepiece.bpe.model",
-    "*.spm",
-)
-WRITTEN_FOR_FAIRSEQ = (
-    "model.pt",
-    "dict*.txt",
-    "encoder.json",
-    "vocab.bpe",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "fairseq_symbols.json",
-    "*vocab.json",
-    "sentencepiece.bpe.model",
-    "*.spm",
-)
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*vocab.json", "sentencepiece.bpe.model", "*.spm")
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "merges.txt", *_TOKENIZERS)
+WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe", "fairseq_symbols.json", *_TOKENIZERS)
 
 
 @dataclass
