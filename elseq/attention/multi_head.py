@@ -86,8 +86,8 @@ def _by_torch(
     need_weights: bool = False,
     top_k: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`multi_head_attention` where masks hide all that is not attended to, without the kernel that it has for a GPU.
-    top_k is below the number of positions."""
+    """`multi_head_attention` by operations of torch, with masks for all that is not attended to. top_k is below the
+    number of positions."""
     if len(segments) == 1 and segments[0].bias is None and not need_weights:
         [segment] = segments
         if top_k is None and _is_fused(query, segment):

@@ -24,7 +24,7 @@ from elseq.precision import DTYPES, INT8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a Transformer: numbers in the weights of its linear layers, and widths."""
+    """Sizes of a Transformer: numbers in the weights of its linear layers, and widths."""
 
     encoder: int  # all layers of the encoder
     decoder: int  # all layers of the decoder
@@ -68,11 +68,11 @@ class Sizes:
         )
 
     def of_self_attention(self) -> list[AttentionSizes]:
-        """Of each decoder layer."""
+        """The self-attention of each decoder layer."""
         return [self._of_attention(width, self.decoder_width) for width in self.key_widths]
 
     def of_cross_attention(self) -> list[AttentionSizes]:
-        """Of each decoder layer that has one."""
+        """The cross-attention of each decoder layer that has one."""
         return [self._of_attention(width, self.memory_width) for width in self.cross_key_widths]
 
     def _of_attention(self, key_width: int, memory_width: int) -> AttentionSizes:
@@ -84,7 +84,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was decoded together."""
+    """The sizes of a batch that was decoded."""
 
     beam: int
     steps: tuple[int, ...]  # T of each of the B sentences

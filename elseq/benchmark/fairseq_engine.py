@@ -69,7 +69,7 @@ class FairseqEngine:
             self._watch_stock_state()
 
     def encode(self, batch) -> None:
-        """What `decode` does first, if there is an encoder."""
+        """Run the encoder, if there is one, as `decode` does first."""
         if hasattr(self.model, "encoder"):
             sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
             with torch.inference_mode():
@@ -91,7 +91,7 @@ class FairseqEngine:
         ]
 
     def look(self) -> None:
-        """Add what the search has left: its state's size and, on a GPU, the kernels and captures."""
+        """Note the size of the search's state and, on a GPU, the kernels and captures."""
         self.found.state_bytes = self.generator.usage.state_bytes
         if self.request["device"] != "cpu":
             self.found.kernels = [

@@ -1,6 +1,6 @@
-"""What a device can do at most: bytes that it reads and writes in a second, and its floating-point operations.
+"""The limits of a device: bytes that it reads and writes per second, and floating-point operations per second.
 
-As a program it measures both on the device that a request names.
+As a program, it measures both on the device that a request names.
 """
 
 from dataclasses import dataclass
@@ -32,22 +32,22 @@ _DATA_SHEETS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a device, in one dtype."""
+    """The limits of a device in one dtype."""
 
     bytes_per_second: float
     operations_per_second: float
     source: str  # where they are from
 
     def share(self, read: float, operations: float, seconds: float) -> float:
-        """The time that the device would need at its limits, of the time that it took."""
+        """The time that the device would need at its limits, as a share of the time that it took."""
         return max(read / self.bytes_per_second, operations / self.operations_per_second) / seconds
 
 
 def known_limits(name: str, dtype: str) -> Limits | None:
-    """Those of the data sheet, None of a device that is not in the table.
+    """The limits in the data sheet of a device, or None if the table does not have it.
 
     Args:
-        name: of the device, as torch tells it.
+        name: the name of the device in torch.
         dtype: float32, float16 or bfloat16.
     """
     name = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
@@ -58,10 +58,10 @@ def known_limits(name: str, dtype: str) -> Limits | None:
 
 
 def measured_limits(found: Measurement, device: str) -> Limits | None:
-    """Those that this program has measured. None: it failed.
+    """The limits that this program has measured, or None if it failed.
 
     Args:
-        found: what it has found.
+        found: the result of this program.
         device: cpu, cuda or cuda:1.
     """
     if found.failure is not None:

@@ -23,7 +23,7 @@ SPECIAL_SYMBOLS = 4  # of every dictionary
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A checkpoint, and what is to be known of it before it is loaded in another process."""
+    """A checkpoint, and the properties that are needed before another process loads it."""
 
     name: str
     path: str

@@ -1,4 +1,4 @@
-"""What the plans of all papers' benchmarks have in common: how and where each run is made."""
+"""Settings that the plans of all papers' benchmarks share: how and where each run is made."""
 
 import argparse
 from dataclasses import dataclass
@@ -19,16 +19,16 @@ class Conditions:
     repeats: int
 
     def conditions(self) -> dict:
-        """What the request of each run has of this."""
+        """The part of each run's request."""
         return {"dtype": self.dtype, "device": self.device, "threads": self.threads, "repeats": self.repeats}
 
     def title(self, *groups: list[str], versions: list[str] | None = None) -> str:
-        """The line over the tables: what is measured, where, and by which versions. Default: `report.versions`."""
+        """The line above the tables: the given groups, the machine and the versions (default: `report.versions`)."""
         where = report.machine(self.device, self.threads, self.dtype)
         return report.heading([*groups, where, report.versions() if versions is None else versions])
 
     def environment(self) -> dict:
-        """The same for the JSON, and the versions on which figures depend."""
+        """Conditions and versions on which figures depend, for the JSON."""
         versions = {"torch": torch.__version__, "fairseq": report.fairseq_version(), "elseq": elseq.__version__}
         return self.conditions() | {"device": report.device_name(self.device)} | versions
 

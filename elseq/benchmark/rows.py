@@ -1,21 +1,21 @@
-"""A row of results: what a run was, and what was found. What is not known is None, and is not written."""
+"""Rows of results: the settings and the figures of a run. Unknown figures are None, and are not written."""
 
 from dataclasses import dataclass
 
 
 def as_json(row, nulls: tuple[str, ...] = ()) -> dict:
-    """What is known of a row, by the names of its fields: those of its own class first.
+    """The known fields of a row by their names, those of its own class first.
 
     Args:
         row: a dataclass.
-        nulls: fields that are written even where nothing is known.
+        nulls: fields that are also written as None.
     """
     names = dict.fromkeys((*type(row).__annotations__, *vars(row)))
     return {name: vars(row)[name] for name in names if vars(row)[name] is not None or name in nulls}
 
 
 def fill(row, found):
-    """The row, with those of its fields set that are known of what was found, a dataclass too."""
+    """The row, with the known fields of a result (also a dataclass) that it has."""
     for name, value in as_json(found).items():
         if hasattr(row, name):
             setattr(row, name, value)
@@ -24,7 +24,7 @@ def fill(row, found):
 
 @dataclass(kw_only=True)
 class MeasuredRow:
-    """What is found of every run of a benchmark."""
+    """Figures of every run of a benchmark."""
 
     failure: str | None = None  # a sentence; nothing is measured then
     seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
@@ -38,7 +38,7 @@ class MeasuredRow:
 
 @dataclass(kw_only=True)
 class DecodingRow(MeasuredRow):
-    """What is found of a run that decodes."""
+    """Figures of a run that decodes."""
 
     output_lengths: list[int] | None = None
     state_bytes: int | None = None

@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured."""
+    """The modes, sizes and searches to measure, and the sources."""
 
     model_file: ModelFile
     sources: list[list[int]]
@@ -52,7 +52,7 @@ class Grid:
     scorer: Scorer | None = None  # of the best hypotheses
 
     def cells(self) -> list[Cell]:
-        """The runs, in order. fairseq has no int8: what is compared with it there is compared with its float32."""
+        """The runs, in order. fairseq has no int8, so its float32 is the baseline of int8."""
         cells = [
             Cell(mode, size, beam, "float32" if mode in STOCK_MODES and dtype == INT8 else dtype)
             for size in self.batch_sizes
@@ -64,11 +64,11 @@ class Grid:
 
 
 def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
-    """Run every cell of the grid: those of the same batch size and beam in turns, or all one after the other.
+    """Run all cells: those of the same batch size and beam in turns, or all one after the other.
 
     Args:
-        grid: what is measured. What comes after stock, at the same batch size, beam and dtype (int8: float32), is
-            compared with it.
+        grid: the cells. Cells after a stock cell with the same batch size, beam and dtype (int8: float32) are compared
+            with it.
         done: called with each row as soon as it is there, and with the best hypothesis of each source. A run that fails
             has no hypotheses.
     """
@@ -106,7 +106,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
 
 
 def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
-    """What the process of a run reads."""
+    """The request of the process of a run."""
     sources = grid.sources[: cell.batch_size] if grid.one_batch else grid.sources
     engine = FOREIGN_MODES.get(cell.mode, "fairseq")
     return {

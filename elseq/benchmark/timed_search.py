@@ -32,7 +32,7 @@ class TimedSearch(FairseqEngine):
         self._search(self.task.build_generator([self.model], options))
 
     def time(self) -> dict[str, float]:
-        """Seconds of the encoder and of the rest, which projects the encoder's output to keys and values."""
+        """Seconds of the encoder, and of the rest, including the projection of its output to keys and values."""
         seconds = seconds_of(self.request["device"], lambda: self._search(self.generator))
         if not self.is_stock:
             self.look()
@@ -44,7 +44,7 @@ class TimedSearch(FairseqEngine):
         self.found.output_lengths = sorted({len(best["tokens"]) for best, *_ in hypotheses})
 
     def _watch_encoder(self) -> None:
-        """Time what fairseq's generator and elseq's both call."""
+        """Time the method of the encoder that both fairseq's generator and elseq's call."""
         encode = self.model.encoder.forward_torchscript
 
         def timed_encode(net_input):

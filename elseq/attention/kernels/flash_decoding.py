@@ -97,7 +97,7 @@ def _fits(query: Tensor, segment: Segment) -> bool:
 
 
 class Sizes(NamedTuple):
-    """Of an attention, rounded: one trial serves those of about the same sizes."""
+    """Sizes of an attention, rounded: one trial is valid for all attentions of about these sizes."""
 
     dtype: torch.dtype
     width: int
@@ -132,7 +132,7 @@ class Sizes(NamedTuple):
         )
 
     def timed(self, free: int | None) -> Sizes:
-        """With fewer sequences, and then positions, where there are more numbers than need be read, or than fit.
+        """Sizes that are timed: with more numbers than needed or than fit, fewer sequences, then fewer positions.
 
         Args:
             free: bytes of which half may be used. None: any number.
@@ -146,7 +146,7 @@ class Sizes(NamedTuple):
         return sizes
 
     def _numbers(self) -> int:
-        """Of keys, values and scores."""
+        """The number of numbers in keys, values and scores."""
         of_position = self.kv_heads * self.width * (1 if self.has_one_tensor else 2) + self.hypotheses * self.heads
         return self.sequences * self.positions * of_position
 

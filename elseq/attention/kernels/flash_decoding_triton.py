@@ -23,7 +23,7 @@ class GPU(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """What a program holds: queries and blocks of keys in shared memory, the context of the queries in registers."""
+    """The sizes of a program: queries and blocks of keys in shared memory, the context of the queries in registers."""
 
     rows: int  # queries at most, of 2 bytes per number; half of them with 4, but 16 is the least of a matrix product
     positions: int  # likewise

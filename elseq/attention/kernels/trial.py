@@ -1,4 +1,4 @@
-"""The trial of a kernel for GPUs: a process uses it only where it has been right, and faster than PyTorch."""
+"""Trials of kernels for GPUs: a process uses a kernel only if its trial found it right, and faster than PyTorch."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _allocated: dict[torch.device, int] = {}  # bytes by trials
 
 
 class Verdict(NamedTuple):
-    """What the trial of a kernel found, for one device and one set of sizes."""
+    """The result of the trial of a kernel, for one device and one set of sizes."""
 
     name: str
     sizes: tuple
@@ -43,7 +43,7 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and the sa
 
 
 class Trial(NamedTuple):
-    """A small case, of which the first result of the kernel is compared, and the case that is timed."""
+    """A small case, in which the first result of the kernel is compared, and the case that is timed."""
 
     kernel: Callable[[], Tensor]
     plain: Callable[[], Tensor]  # the same by PyTorch
@@ -92,7 +92,7 @@ def verdicts() -> list[Verdict]:
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes that the process has allocated on a GPU so far, the freed ones included, but not those of trials."""
+    """Bytes that the process has allocated on a GPU so far, including freed ones, without those of trials."""
     if device.type != "cuda":
         return 0
     return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)

@@ -91,7 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _caps(text: str) -> dict[str, list[int | None]]:
-    """Caps of the tables that the text names, or of all where it names none."""
+    """Caps of memory by table. A cap without a table is for all tables."""
     found: dict[str, list[int | None]] = {}
     for part in text.split(","):
         table, names_one, size = part.rpartition("=")

@@ -1,4 +1,4 @@
-"""What a decoder keeps of the sources, measured: read a request, load, make it for some sizes, write each result."""
+"""Measure the decoding state of sources: read a request, load the model, build states of its sizes, write the results."""
 
 from collections.abc import Iterator
 

@@ -1,4 +1,4 @@
-"""What is measured of the tables of the EL-attention paper, and of NVIDIA's protocol.
+"""The runs that measure the tables of the EL-attention paper, and NVIDIA's protocol.
 
 A program that decodes, such as kv or Hugging Face, loads each model once, and decodes all cases with it, one after the
 other: `elseq.benchmark.measure.measure_cases`.
@@ -59,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The tables to measure, and their sizes."""
 
     tables: list[str]
     models: list[str]  # of the table speed, names of SETTINGS
@@ -99,12 +99,12 @@ class Plan(Conditions):
         return found
 
     def modes_of(self, case: Case) -> list[str]:
-        """Where there is but one hypothesis, or only a prompt, stock fairseq has nothing to share."""
+        """The modes of a case. With one hypothesis, or with only a prompt, stock fairseq has nothing to share."""
         has_one = case.beam == 1 or self.model(case.setting.model).is_language_model
         return [mode for mode in self.modes if mode != "stock-shared" or not has_one]
 
     def memory_cases(self) -> list[tuple[str, int, int]]:
-        """Mode, batch and length of what the table memory measures."""
+        """Mode, batch size and length of each case of the table "memory"."""
         if "memory" not in self.tables:
             return []
         modes = [mode for mode in self.modes if mode in STOCK_MODES or mode in METHODS]
@@ -168,7 +168,7 @@ def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> 
 
 
 def find_limits(plan: Plan) -> Limits | None:
-    """Those of the device. None: they could not be measured."""
+    """The limits of the device, or None if they could not be measured."""
     known = known_limits(device_name(plan.device), plan.dtype)
     if known is not None or not plan.cases():
         return known
@@ -205,7 +205,7 @@ def _decoded(
 
 
 def _sources(plan: Plan, cases: list[Case], model_file: ModelFile) -> tuple[list[list[int]], dict[Setting, slice]]:
-    """Sources of all settings, and where those of each are."""
+    """The sources of all settings, and the slice of them that belongs to each setting."""
     sources, places = [], {}
     for setting in dict.fromkeys(case.setting for case in cases):
         count = max(case.batch_size for case in cases if case.setting == setting)
@@ -261,7 +261,7 @@ def _row(plan: Plan, case: Case, mode: str, found: Measurement, limits: Limits |
 
 
 def _step_cost(plan: Plan, case: Case, found: Measurement) -> StepCost:
-    """Of the step in the middle, which costs what the steps do on an average."""
+    """The cost of the middle step, which is the average over all steps."""
     choice = Choice.named(found.method or KV.name)
     steps = (case.setting.output_length // 2 + 1,) * found.batch_size
     batch = Batch(case.beam, steps, case.setting.source_length)
@@ -279,12 +279,12 @@ def _published(plan: Plan, case: Case, mode: str) -> float | str | None:
 
 
 def _figure(mode: str, figures: tuple | None) -> float | str | None:
-    """That of a program, of those of PUBLISHED."""
+    """The published figure of a mode, if there is one; `figures` are in the order of PUBLISHED."""
     return None if figures is None or mode not in PUBLISHED else figures[PUBLISHED.index(mode)]
 
 
 def _kept(plan: Plan, model_file: ModelFile, folder: Path) -> Iterator[Row]:
-    """The rows of the table memory."""
+    """The rows of the table "memory"."""
     setting, cases = SETTINGS[BATCH_SETTING], plan.memory_cases()
     for mode in dict.fromkeys(mode for mode, _, _ in cases):
         sizes = [case[1:] for case in cases if case[0] == mode]

@@ -32,7 +32,7 @@ PUBLISHED = {
 
 
 class Part(NamedTuple):
-    """Rows that stand in one table."""
+    """A printed table: one of the paper, under one cap of memory."""
 
     table: str
     memory_cap: int | None
@@ -55,7 +55,7 @@ class Column(NamedTuple):
 
 
 def parts(rows: list[Row]) -> dict[Part, list[Row]]:
-    """The rows of each table; programs that were measured in the same case stand beside each other."""
+    """The rows of each table. The programs of one case are next to each other."""
     names = "table", "model", "search", "mode"
     orders = {name: list(dict.fromkeys(map(attrgetter(name), rows))) for name in names}
 
@@ -190,7 +190,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     tables = {row.table for row in rows}
     sentences = []
     if tables != {"memory"}:

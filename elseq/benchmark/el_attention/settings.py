@@ -1,4 +1,4 @@
-"""What the tables of the EL-attention paper (2105.04779) measure, and their figures.
+"""The settings of the tables in the EL-attention paper (2105.04779), and the published figures.
 
 The published figures are those of the authors' code, microsoft/fastseq, examples/EL-attention: samples a second on a
 V100 with 16 GB, at the largest batch that fits, without loading and without what comes after decoding.
@@ -28,7 +28,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, and what it decodes: sources and outputs of one length, or sources of lengths in between."""
+    """A model, and the lengths of its sources and outputs. Sources have one length, or lengths in a range."""
 
     label: str
     model: str  # of MODELS

@@ -1,4 +1,4 @@
-"""What is measured of sources in windows. Every run is a process of its own, `elseq.benchmark.long_input.measure`."""
+"""The runs that measure sources in windows. Each is a process of its own, `elseq.benchmark.long_input.measure`."""
 
 import tempfile
 from collections.abc import Callable
@@ -20,7 +20,7 @@ PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The model, the lengths and the methods to measure."""
 
     arch: str
     lengths: list[int]  # tokens of a source, special symbols included
@@ -48,7 +48,7 @@ class Plan(Conditions):
 
 @dataclass
 class Row(MeasuredRow):
-    """A method at a length. Its seconds are those of encoder and decoder."""
+    """The result of a method at a length. `seconds` are those of the encoder and of the decoder."""
 
     length: int
     method: str
@@ -60,7 +60,7 @@ class Row(MeasuredRow):
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
-    """Measure all runs; those of a length take turns.
+    """Measure all runs. Those of one length take turns.
 
     Args:
         plan: what is measured.

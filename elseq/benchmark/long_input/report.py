@@ -78,7 +78,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     sentences = [
         f"Median of {plan.repeats}; the rows of a length take turns.",
         "Per output token: the time of the decoder for a token of all hypotheses of the batch; for kv the projection "

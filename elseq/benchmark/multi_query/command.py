@@ -43,7 +43,7 @@ def _plan(args) -> Plan:
 
 
 def _settings(plan: Plan, is_tiny: bool) -> dict:
-    """What the figures depend on, for the JSON."""
+    """The settings on which the figures depend, for the JSON."""
     return {
         "benchmark": "multi-query attention, 1911.02150, table 3",
         "sizes": "tiny, for a test" if is_tiny else "the paper's",

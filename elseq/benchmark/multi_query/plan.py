@@ -1,4 +1,4 @@
-"""What is measured of the speed table of the multi-query attention paper.
+"""The runs that measure the speed table of the multi-query attention paper.
 
 A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
 Every variant and column is a process of its own, `elseq.benchmark.multi_query.measure`.
@@ -24,7 +24,7 @@ from elseq.options import INT8, STOCK
 
 @dataclass(frozen=True)
 class Sizing:
-    """What the paper fixes: sizes beyond those of the architectures."""
+    """Sizes that the paper fixes beside those of the architectures."""
 
     vocabulary_size: int = 33708  # special symbols included
     length: int = 128  # tokens of source and of target, the end symbol included
@@ -37,7 +37,7 @@ TINY = Sizing(vocabulary_size=64, length=16, radius=4, model_options=tiny_option
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The variants, columns and batch sizes to measure."""
 
     variants: list[str]
     columns: list[str]
@@ -46,7 +46,7 @@ class Plan(Conditions):
     sizing: Sizing
 
     def dtype_of(self, variant: Variant) -> str:
-        """fairseq has no int8: what is compared with it there is compared with its float32."""
+        """The type of a variant. fairseq has no int8, so its float32 is the baseline of int8."""
         return "float32" if self.dtype == INT8 and variant.mode == STOCK else self.dtype
 
 

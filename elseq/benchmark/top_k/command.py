@@ -45,7 +45,7 @@ def _plan(args) -> Plan:
 
 
 def _settings(plan: Plan) -> dict:
-    """What the figures depend on, for the JSON."""
+    """The settings on which the figures depend, for the JSON."""
     return {
         "benchmark": "top-k attention and feed-forward layers, 2106.06899",
         **asdict(plan),

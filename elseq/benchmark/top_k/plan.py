@@ -1,4 +1,4 @@
-"""Memory and time of top-k attention and feed-forward layers (2106.06899): what is measured, and what is skipped.
+"""Memory and time of top-k attention and feed-forward layers (2106.06899): which runs are made, and which are skipped.
 
 Every method at every size is a process of its own, `elseq.benchmark.top_k.measure`. A size is a length (attention), the
 units of a feed-forward layer, or the queries of a chunk (chunks: attention again, at one length).
@@ -29,7 +29,7 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured: one causal layer of attention, or a stack of them, and one feed-forward layer."""
+    """The layers to measure: one causal layer of attention, or a stack of them, and one feed-forward layer."""
 
     sizes: dict[str, list[int]]  # by what is measured, ascending
     methods: list[str]
@@ -45,7 +45,7 @@ class Plan(Conditions):
     memory_limit: float | None  # GiB; None: what is available
 
     def cells(self) -> list[tuple[str, int, str]]:
-        """What, size and method of each run, in order."""
+        """The kind of layer, the size and the method of each run, in order."""
         return [
             (what, size, method)
             for what, sizes in self.sizes.items()
@@ -55,7 +55,7 @@ class Plan(Conditions):
         ]
 
     def request(self, what: str, size: int, method: str) -> dict:
-        """What `elseq.benchmark.top_k.measure` reads."""
+        """The request of `elseq.benchmark.top_k.measure`."""
         request = {"method": method, **self.conditions(), "seconds_limit": self.seconds_limit}
         if what == "feed-forward":
             sizes = {"length": self.tokens, "width": self.heads * self.head_width, "units": size}
