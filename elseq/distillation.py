@@ -106,7 +106,7 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
 
     @staticmethod
     def _dictionary(checkpoint: Checkpoint) -> list[str] | None:
-        """The words of a checkpoint's targets, if they are where it was trained, or beside it."""
+        """The words of a checkpoint's targets, if their dictionary is beside it or in the folder of its data."""
         with contextlib.suppress(UserError):
             return Dictionary.load(str(checkpoint.dictionaries(checkpoint.folder())[1])).symbols
         return None

@@ -233,8 +233,8 @@ class TextGenerator:
         return results
 
     def training_sample(self, source: str, target: str | None, name: str) -> dict:
-        """A batch of one text as in training: what the model is given, "net_input", and the words that it is to
-        predict, "target" [1, T].
+        """A batch of one text as in training: the input of the model, "net_input", and the words to predict, "target"
+        [1, T].
 
         Args:
             source: the source, or for a language model the text. It is truncated to the model's positions.
@@ -257,7 +257,7 @@ class TextGenerator:
         return sample | {"net_input": sample["net_input"] | {"prev_output_tokens": read}, "target": words.unsqueeze(0)}
 
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
-        """The same model for other languages; None stands for that of this generator.
+        """The same model for other languages; None keeps the language of this generator.
 
         Raises:
             UserError: a language is not the model's, or the model is not multilingual.
@@ -389,7 +389,7 @@ class TextGenerator:
         return source, [self._encode_words(phrase) for phrase in phrases if phrase.strip()]
 
     def _encode_words(self, text: str) -> torch.Tensor:
-        """The tokens of a part of an output, which may be blank."""
+        """The tokens of a part of an output. The part may be blank."""
         pieces = self.bpe.of_targets.encode(text) if self.bpe and text.strip() else text
         return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
 
@@ -533,7 +533,7 @@ class TextGenerator:
 def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
     """
     Raises:
-        UserError: they are no list of strings.
+        UserError: the texts are not a list of strings.
     """
     names = f"{name}es" if name.endswith("x") else f"{name}s"
     if isinstance(texts, str):
@@ -548,7 +548,7 @@ def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
 
 
 def _in_order(results: list, order: list[int]) -> list:
-    """Results of rows, where row n is that of source order[n], in the order of the sources."""
+    """The results in the order of the sources. Result n is that of source order[n]."""
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 

@@ -44,7 +44,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def unreserved_bytes(device: torch.device) -> int:
-    """The same, without what PyTorch's allocator holds unused."""
+    """Free bytes of a GPU that PyTorch's allocator has not reserved."""
     free, total = torch.cuda.mem_get_info(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # not in every torch
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -99,7 +99,7 @@ def _refuse_experts(given: Mapping, parameters: Collection[str]) -> None:
 
 
 def _base(given: Mapping, parameters: Collection[str], ours: bool) -> str | None:
-    """The base architecture of which these are the parameters, or None."""
+    """The base architecture that has these parameters, or None."""
     attentions = {found.groups() for found in map(_ATTENTION.match, parameters) if found is not None}
     if attentions == {_OF_DECODER} and not any(name.startswith("encoder.") for name in parameters):
         return "elseq_transformer_lm" if ours else "transformer_lm"

@@ -201,7 +201,7 @@ class _WithoutRandomNumbers(TorchDispatchMode):
 
 
 def _adopt(model, state_dict, *_) -> None:
-    """Make the tensors the data of the parameters. What is then copied is copied onto itself."""
+    """Make the tensors the data of the parameters. The later copy of a tensor is then a copy onto itself."""
     taken = set()
     for name, parameter in model.named_parameters():
         tensor = state_dict.get(name)

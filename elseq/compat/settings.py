@@ -17,13 +17,13 @@ def values(settings) -> Mapping:
 
 
 def unlocked(settings) -> contextlib.AbstractContextManager:
-    """A context in which settings can be changed, also those of a configuration that takes no other names."""
+    """A context in which settings can be changed or added, also those of a locked configuration."""
     return open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext()
 
 
 def whole_of(settings):
-    """The whole configuration of which a model's settings are a part; None for those of old checkpoints, which are one
-    namespace of all options."""
+    """The whole configuration that contains a model's settings; None for old checkpoints, whose options are one
+    namespace."""
     parent = settings._get_parent() if hasattr(settings, "_get_parent") else None
     return parent if parent is not None and "task" in parent else None
 

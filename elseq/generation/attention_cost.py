@@ -1,4 +1,4 @@
-"""What cross-attention costs under a decoding method: measured once on a machine."""
+"""The time of cross-attention under a decoding method, measured once on a machine."""
 
 from dataclasses import astuple
 from functools import cache, partial

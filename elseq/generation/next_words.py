@@ -55,7 +55,7 @@ class NextWords:
         return not transfers.is_free(numbers.device) or (self._logits is not None and kernels.available())
 
     def best(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The best words. Afterwards there is nothing else to ask for, unless none are found.
+        """The best words. Once they are found, the log-probabilities cannot be read any more.
 
         Args:
             count: how many; on a GPU all, if there are fewer words.

@@ -145,7 +145,7 @@ class Moments:
         self.values += attended.transpose(1, 2) @ attended
 
     def reordered(self, order: Tensor) -> Moments:
-        """Those of `Projections.reordered`."""
+        """The moments of the heads in another order, as `Projections.reordered`."""
         width = self.queries.size(1)
         rows = (order.unsqueeze(1) * width + torch.arange(width)).flatten()
         keys, values = (each[order][:, rows][:, :, rows] for each in (self.keys, self.values))
@@ -168,10 +168,10 @@ def similarities(moments: Moments) -> Tensor:
 
 
 def similar_order(similarity: Tensor, num_kv_heads: int) -> Tensor:
-    """The order of the heads in which neighbours share, int64 [H].
+    """An order of the heads in which similar heads are neighbours and share, int64 [H].
 
-    From the present groups, the two heads whose exchange raises the sum of similarities within groups most change
-    places, until no exchange does.
+    Starts from the present groups, and exchanges the two heads whose exchange raises the sum of similarities within
+    groups most, until no exchange raises it.
 
     Args:
         similarity: symmetric, [H, H].
@@ -286,13 +286,13 @@ def _root(matrices: Tensor) -> Tensor:
 
 
 def _or_identity(matrices: Tensor) -> Tensor:
-    """Of a group whose weights are zero all directions count alike. If none of them did, what these are multiplied with
-    would become zero as well, and no gradient could train either."""
+    """The matrices, or identities if all are zero, as for a group whose weights are zero. With zero matrices, the other
+    factor would become zero, too, and no gradient could train either."""
     return matrices if matrices.any() else torch.eye(matrices.size(-1), dtype=matrices.dtype).expand_as(matrices)
 
 
 class Fit(NamedTuple):
-    """Shared heads by principal components, of which the values are to be fitted further."""
+    """Shared heads by principal components. Their values are to be fitted further."""
 
     projections: Projections
     components: Tensor  # [G, r, D + 1]: projections to r principal components of the values, the first K those above
@@ -396,7 +396,7 @@ def _sum_groups(by_head: Tensor, groups: int) -> Tensor:
 
 
 def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], wanted: Tensor, x: Tensor) -> Tensor:
-    """An approximate solution of multiply(x) = wanted, from x on, where multiply is positive semidefinite."""
+    """An approximate solution of multiply(x) = wanted, starting from x. multiply is positive semidefinite."""
     residual = wanted - multiply(x)
     direction, size = residual, residual.square().sum()
     rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # a step by what is left below it may be of any length

@@ -136,7 +136,7 @@ class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig, 
 
 
 def to_namespace(cfg) -> Namespace:
-    """A flat namespace. fairseq's TransformerConfig drops what it does not know unless it is given one."""
+    """A configuration as a flat namespace. From anything else fairseq's TransformerConfig drops unknown options."""
     if isinstance(cfg, DictConfig):
         return Namespace(**OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     return cfg
@@ -179,10 +179,10 @@ def num_kv_heads(cfg, where: str) -> int | None:
 
 
 def kv_heads_by_layer(cfg, where: str) -> list[int] | None:
-    """The numbers of key/value heads of the layers, where each has its own.
+    """The numbers of key/value heads of the layers, if each layer has its own.
 
     Raises:
-        UserError: what is given is no list of numbers.
+        UserError: the option is not a list of numbers.
     """
     text = getattr(cfg, f"{where}_kv_heads_by_layer", None)
     if text is None:

@@ -58,7 +58,7 @@ def check_task_of_model(cfg, multilingual: str | None) -> None:
     """
     Args:
         cfg: the model's part of a checkpoint's configuration, which fairseq gives to a task.
-        multilingual: of `MULTILINGUAL`, the one that this task is.
+        multilingual: this task, if it is one of `MULTILINGUAL`.
 
     Raises:
         UserError: as `check_task`; or this task does not know the symbols of the checkpoint's languages.

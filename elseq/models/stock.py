@@ -143,7 +143,7 @@ def as_stock(configuration: dict, besides: Collection[str] = (), program: str = 
 
 
 def why_not_stock(configuration: dict, besides: Collection[str] = ()) -> str | None:
-    """What an elseq model of this configuration has that no stock model has, or None. Of `besides` see `as_stock`."""
+    """A feature of this elseq configuration that no stock model has, or None. `besides`: as for `as_stock`."""
     cfg = Namespace(**configuration)
     for where in PLACES:
         side = "encoder" if where == "encoder" else "decoder"

@@ -23,7 +23,7 @@ UNLIMITED = 10**9  # positions, of a source in windows
 
 
 class Window(NamedTuple):
-    """A part of a source that is encoded, and the part of it whose states are used. All are token numbers."""
+    """A part of a source that is encoded, and the part of it whose states are used, as indices of tokens."""
 
     row: int  # of the batch
     start: int
@@ -80,7 +80,7 @@ class SourceWindows:
             yield windows[start : start + together]
 
     def encode(self, encode: Callable[[Tensor], dict], tokens: Tensor, pad: int) -> dict:
-        """The encoder's output for sources of which one or more have several windows.
+        """The encoder's output for sources. At least one of them has several windows.
 
         Args:
             encode: fairseq's forward pass of the encoder, of int64 [windows, tokens].
@@ -122,10 +122,10 @@ class SourceWindows:
         }
 
     def _divided(self, windows: list[Window], tokens: Tensor, pad: int) -> tuple[list[Window], list[Window]]:
-        """Those through which training has gradients, and the others.
+        """The windows through which training has gradients, and the others.
 
-        The draw depends on the seed of the update and on the source alone. Several processes therefore train as one
-        that has the batches of all of them.
+        The draw depends only on the seed of the update and on the source. Several processes therefore train as one with
+        the batches of all of them.
         """
         if self.trained is None or not torch.is_grad_enabled():
             return windows, []

@@ -17,7 +17,7 @@ PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one inpu
 
 
 class PackedProduct(Product):
-    """By torch's internal operations, which its compiler calls, too; `pays` tells whether they are to be used."""
+    """Evaluates a layer by operations that torch's compiler calls, too; see `pays`."""
 
     activations = ("gelu",)  # oneDNN's relu makes 0 of NaN
 
@@ -71,8 +71,11 @@ class PackedProduct(Product):
 
 
 def rounded(rows: int) -> int:
-    """The number of rows that are multiplied for these. oneDNN compiles a product for each number of rows, which takes
-    longer than the product, and keeps half a megabyte of each, so there are few such numbers."""
+    """The number of rows that are multiplied for this number of rows.
+
+    There are few such numbers, because oneDNN compiles a product for each, which takes longer than the product, and
+    keeps half a megabyte of it.
+    """
     bits = max(0, rows - 1).bit_length()
     step = 1 << max(min(bits, 4), bits - 4)
     return -(-rows // step) * step

@@ -84,9 +84,9 @@ def read_losses(folder, names):
 
 
 def recovered(cut, own, system):
-    """The share of what cutting adds to the loss of the marked text alone that a system takes away again.
+    """The share that a system recovers of the loss that cutting adds to that of the marked text alone.
 
-    None if it is not shown that cutting adds any.
+    None if cutting does not significantly add any.
     """
     added, taken = cut.minus(own), cut.minus(system)
     if added.interval[0] <= 0:

@@ -149,10 +149,10 @@ def _check_folder(folder: Path, setting: str, settings: list[str] | None) -> Non
     Args:
         folder: of the sweep or the run that begins.
         setting: by which a user names it.
-        settings: `_settings` of the sweep; None: it is a run.
+        settings: `_settings` of the sweep; None for a single run.
 
     Raises:
-        UserError: it has jobs of another sweep, whose rows would be in the table.
+        UserError: the folder has jobs of another sweep, which would be in the table.
     """
     try:
         before = _settings(OmegaConf.load(folder / SWEEP))

@@ -1,4 +1,4 @@
-"""Measure the decoding state of sources: read a request, load the model, build states of its sizes, write the results."""
+"""Measure decoding states of sources: read a request, load the model, build states of its sizes, write the results."""
 
 from collections.abc import Iterator
 
