@@ -109,7 +109,7 @@ def _log_to_console(stack: contextlib.ExitStack, processes) -> None:
 
 
 def _taken(kind: type, args):
-    """The options of a dataclass among those of the command line."""
+    """An object of a dataclass, with its options from the command line."""
     return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
 
 

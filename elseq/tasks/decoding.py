@@ -1,4 +1,4 @@
-"""What our tasks share: stock models become elseq models, and our generator serves them."""
+"""The base of elseq's tasks: stock models become elseq models, and elseq's generator decodes them."""
 
 import contextlib
 import difflib
@@ -178,7 +178,7 @@ def some(languages: Sequence[str], count: int = 8) -> str:
 
 
 def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
-    """What hypotheses begin with, int64 [B, P]: the symbol, and then the prefix, unless that begins with it.
+    """The first tokens of hypotheses, int64 [B, P]: the symbol, then the prefix, unless it begins with the symbol.
 
     Args:
         symbol: the row of a language or of <s>.
@@ -195,13 +195,13 @@ def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tenso
 
 
 def _task_settings(cfg) -> dict:
-    """The settings of the task in the configuration of a checkpoint, of whose model this is the part."""
+    """The settings of the task in the configuration that contains these settings of a model."""
     whole = whole_of(cfg)
     return values(cfg if whole is None else whole.task)
 
 
 class DecodingTask(FairseqTask):
-    """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
+    """A base class that follows a task of fairseq. The options of the task include decode_attention."""
 
     decodes_language_models = False
     has_windows = False  # one of the models has
@@ -216,11 +216,11 @@ class DecodingTask(FairseqTask):
 
     @property
     def languages_of_texts(self) -> tuple[str | None, str | None]:
-        """Of sources and targets, if the model has symbols for several languages."""
+        """The languages of sources and targets, if the model has symbols for several languages."""
         return None, None
 
     def for_languages(self, source: str | None, target: str | None):
-        """The same task for other languages of the model; None stands for that of this task.
+        """The same task for other languages of the model; None keeps the language of this task.
 
         Raises:
             UserError: the model has no symbols of languages, or not these.
@@ -383,7 +383,7 @@ class DecodingTask(FairseqTask):
     def score_step(
         self, model, sample: dict, targets: Sequence[Tensor], bos_token: int | None = None
     ) -> list[dict[str, Tensor]]:
-        """The log-probabilities of given targets, which stand for what `inference_step` generates.
+        """The log-probabilities of given targets, in place of the generated ones of `inference_step`.
 
         Args:
             model: a fairseq model.

@@ -47,7 +47,7 @@ DATA_SOURCES = ("<MINED_DATA>", "<MMT_BT_DATA>", "<SMT_BT_DATA>")
 
 
 class MultilingualTask:
-    """Stands before a task of fairseq among the bases of a class, and `DecodingTask` behind.
+    """A base class that precedes a task of fairseq; `DecodingTask` follows it.
 
     Attributes:
         languages: the codes that the model was trained with, in the order of their symbols.
@@ -250,7 +250,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
 
     @property
     def places_of_languages(self) -> tuple:
-        """Where the symbols stand."""
+        """The settings that decide where the symbols of languages are."""
         return self.args.langtoks["main"], bool(self.args.lang_tok_replacing_bos_eos)
 
     @property
@@ -315,8 +315,8 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     def _check_symbols(cls, args) -> None:
         """
         Raises:
-            UserError: an option that says which symbols the languages have, or where they stand, has none of its
-                values. fairseq looks at them when it reads the data, or never.
+            UserError: an option for the symbols of languages, or for their places, has an unknown value. fairseq
+                checks these when it reads the data, or never.
         """
         styles = [style.value for style in LangTokStyle]
         if args.lang_tok_style not in styles:
@@ -394,7 +394,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
     @property
     def places_of_languages(self) -> tuple:
-        """What differs in texts."""
+        """The setting on which the symbols around texts depend."""
         return (self.args.prepend_bos,)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
@@ -418,7 +418,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
 @register_task("elseq_multilingual_translation")
 class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslationTask, DecodingTask):
-    """Models of several pairs of languages, of which one decodes."""
+    """A task for models of several pairs of languages. One pair is decoded."""
 
     multilingual = "multilingual_translation"
 

@@ -98,12 +98,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def first_source_symbol(self) -> int | None:
-        """The row of what is put before every source: a language's symbol, or the <s> of a BART."""
+        """The row of the symbol before every source: a language's symbol, or the <s> of a BART."""
         return self._first(self.src_dict, "source_start", self.prepend_source_bos)
 
     @property
     def last_source_symbol(self) -> int | None:
-        """The row of what is put after the end symbol of every source."""
+        """The row of the symbol after the end symbol of every source."""
         return self._row(self.src_dict, "source_end")
 
     @property
@@ -112,7 +112,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def symbols_around_source(self) -> tuple[list[int], list[int]]:
-        """The rows of what is put before a source and after it, the end symbol included."""
+        """The rows of the symbols before a source and after it, including the end symbol."""
         first, last = ([] if row is None else [row] for row in (self.first_source_symbol, self.last_source_symbol))
         return first, [self.src_dict.eos()] * self.append_source_eos + last
 
@@ -123,12 +123,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def first_target_symbol(self) -> int | None:
-        """The row of what every generated target begins with."""
+        """The row of the first symbol of every generated target."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
 
     @property
     def decoder_start_symbol(self) -> int | None:
-        """The row of what decoding starts from, if that is not the end symbol."""
+        """The row of the symbol that decoding starts from, if that is not the end symbol."""
         return self._row(self.tgt_dict, "decoder_start")
 
     @property
@@ -137,8 +137,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def _options_of_languages(self) -> tuple[str, str]:
-        """Those whose words are the languages of source and target: that of mBART-25's source follows its end, and its
-        target starts from one."""
+        """The options whose words are the languages of source and target. In mBART-25 the language of a source follows
+        its end, and decoding starts from that of the target."""
         return ("source_end", "decoder_start") if self.cfg.source_end else ("source_start", "target_start")
 
     @property

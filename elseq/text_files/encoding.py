@@ -24,14 +24,14 @@ REMEDIES = "give --truncate", "give --long-input"  # for lines that are too long
 
 
 class _Part(NamedTuple):
-    """What decodes the lines of a pair of languages; most often all lines."""
+    """The generator and the search for the lines of a pair of languages, usually all lines."""
 
     generator: TextGenerator
     search: object  # of `TextGenerator.make_search`
 
 
 class EncodedLines:
-    """The sources, prefixes and constraints of all lines, and what decodes them.
+    """The sources, prefixes and constraints of all lines, and the generators that decode them.
 
     Attributes:
         sources: the tokens of each line.
@@ -121,7 +121,7 @@ class EncodedLines:
         return prefixes
 
     def digests(self) -> dict[str, str]:
-        """Hashes of what is decoded, beside the text of the lines, for the fingerprint of the run."""
+        """Hashes of the tokens, prefixes and languages, for the fingerprint of the run."""
         found = {"tokens": self.sources.digest()}
         if self._prefixes is not None:
             found["prefixes"] = self._prefixes.digest()

@@ -1,4 +1,4 @@
-"""What a run of elseq-generate is asked for."""
+"""The options of a run of elseq-generate."""
 
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,6 +34,6 @@ class Job:
         return [*checkpoints, *(path.parent for path in checkpoints), *self.loading.inputs(), *named]
 
     def model_folders(self) -> list[Path]:
-        """Where files of the model may be, beside its checkpoints."""
+        """The folders in which files of the model may be: those of the data and of its checkpoints."""
         data = [Path(self.loading.data)] if self.loading.data else []
         return [*data, *(path.parent for path in checkpoint_paths(self.model))]

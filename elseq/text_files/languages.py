@@ -30,7 +30,7 @@ class Pairs:
         """
         Args:
             lines: the input.
-            loading: whose languages are those of lines that name none.
+            loading: has the languages of lines that name none.
             file: a file with two languages on each line, or None.
 
         Raises:
@@ -94,7 +94,7 @@ class Pairs:
             raise UserError(f"{place}: {error.sentence}") from error
 
     def _place(self, number: int, argument: str | None) -> str | None:
-        """Where a pair's language of this argument is first, in words; None: in no line."""
+        """The first line, in words, that names the pair's language for this argument; None if no line does."""
         option = next((option for option, name in LANGUAGE_FIELDS.items() if name == argument), None)
         if option is None:
             return None

@@ -96,7 +96,7 @@ class Run:
             logger.warning("%d of %d lines were too long and were truncated: %s%s", cut, len(lines), names, more)
 
     def _begin(self, fingerprint: Fingerprint, blank: np.ndarray, lines: InputLines) -> np.ndarray:
-        """The lines that are finished already, bool [L]: the blank ones [L], and those in the journal.
+        """The lines that are finished already, bool [L]: the blank ones, bool [L], and those in the journal.
 
         The first process begins the journal, and the others follow.
         """
@@ -137,7 +137,7 @@ class Run:
                     background.give(finish, part, kept)
 
     def _kept(self, hypothesis: dict) -> dict:
-        """What the format reads of a hypothesis, on the CPU."""
+        """The values of a hypothesis that the format reads, on the CPU."""
         return {name: torch.as_tensor(hypothesis[name]).cpu() for name in self.job.form.read}
 
     def _publish(self, finished: np.ndarray, blank: np.ndarray, inputs: Sequence[Path]) -> None:

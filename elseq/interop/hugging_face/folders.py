@@ -203,7 +203,7 @@ def _check_storage(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _why_missing(missing: list[str], tensors: dict[str, Tensor]) -> str:
-    """What may have become of the first that is missing."""
+    """The probable reason why the first missing tensor is missing."""
     wrapped = next((name for name in tensors if missing and name.endswith(f".{missing[0]}")), None)
     if wrapped is not None:
         return f"it has {wrapped} in its place, as a wrapper saves it; save the model that is inside the wrapper"
@@ -220,7 +220,7 @@ def _name_first(folder: Path, what: str, names: list[str], why: str) -> None:
 
 
 def write(folder: Path, config: dict, settings: dict, tensors: dict[str, Tensor]) -> None:
-    """The files from which transformers loads a model.
+    """Write the files from which transformers loads a model.
 
     Raises:
         OSError: they cannot be written.

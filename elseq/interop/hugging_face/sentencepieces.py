@@ -63,7 +63,7 @@ def read_model(path: Path) -> Model:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protobuf message, which sentencepiece has written itself."""
+    """Number and value of each field of a protobuf message from sentencepiece itself."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -116,7 +116,7 @@ class SentencepieceClass(TokenizerClass):
 
 
 def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
-    """By the scores of the pieces. Spaces are parts of words, and before a text stands one."""
+    """A tokenizer by the scores of the pieces. Spaces are parts of words, and one is added before a text."""
     return _spaced(Tokenizer(Unigram(list(pieces), unk_id=unknown, byte_fallback=False)))
 
 
@@ -183,8 +183,8 @@ def read_pieces(
     """
     Args:
         folder: of vocab.json and the models.
-        named: the special tokens that the tokenizer's class has where tokenizer_config.json says nothing.
-        models: the names of the files of sentencepiece.
+        named: the special tokens of the tokenizer's class, for those missing in tokenizer_config.json.
+        models: the names of the sentencepiece files.
         languages: tokens that have the numbers after those of vocab.json.
 
     Returns:

@@ -27,14 +27,14 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
 class TokenizerClass:
-    """A class of transformers' tokenizers, and what it makes of a folder's files: what tokenizer.json says."""
+    """A class of transformers' tokenizers, and how it reads a folder. By default it follows tokenizer.json."""
 
     tokens: Mapping[str, str | dict] = {}  # what it has where tokenizer_config.json says nothing
     model_file: str | None = None  # the file of sentencepiece that it can be made of
     checks_file = True  # `contradiction` tells all that it would make otherwise
 
     def contradiction(self, content: dict, config: dict) -> str | None:
-        """What of a tokenizer.json it would make otherwise by tokenizer_config.json, in words."""
+        """A part of tokenizer.json that the class, with tokenizer_config.json, would make in another way, in words."""
         return None
 
     def named(self, config: dict) -> dict:
@@ -44,7 +44,7 @@ class TokenizerClass:
         }
 
     def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer | None:
-        """What it makes of a folder without tokenizer.json; None: nothing.
+        """The tokenizer of a folder without tokenizer.json, or None if the class makes none.
 
         Args:
             config: tokenizer_config.json.
@@ -53,11 +53,11 @@ class TokenizerClass:
         return None
 
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
-        """The special tokens that follow the pieces where no file gives them numbers, before the named ones."""
+        """Special tokens that follow the pieces if no file gives them numbers. The named ones follow them."""
         return ()
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        """Put around a text, by a tokenizer of `make`, what the class puts there; `named` are its special tokens."""
+        """Let a tokenizer of `make` put the class's symbols around a text; `named` are its special tokens."""
 
 
 class GPT2Class(TokenizerClass):
@@ -159,11 +159,11 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     """
     Args:
         folder: of the tokenizer.
-        default: its class, where tokenizer_config.json tells none.
+        default: its class, if tokenizer_config.json has none.
         pieces, merges: of vocab.json and merges.txt, if there is no tokenizer.json.
 
     Returns:
-        The tokenizer, and the tokens that are nowhere in the folder: its class has them by default.
+        The tokenizer, and the tokens that are not in the folder: defaults of its class.
 
     Raises:
         UserError: files that cannot be used, or that contradict one another.
@@ -213,7 +213,7 @@ def tokens_checked(folder: Path) -> Iterator[None]:
 
 
 def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:
-    """The class of a tokenizer by tokenizer_config.json, which may have none, and its name."""
+    """The name of a tokenizer's class in tokenizer_config.json, or else the default, and the class."""
     kind = config.get("tokenizer_class") or default
     kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
     return kind, CLASSES.get(kind, TokenizerClass())
@@ -234,7 +234,7 @@ def put_around(tokenizer: Tokenizer, before: Sequence[str], after: Sequence[str]
 
 
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a text."""
+    """The rows of the symbols that a tokenizer puts before and after a text."""
     text, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
@@ -243,12 +243,12 @@ def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _is_special(name: str, token) -> bool:
-    """transformers takes every option of such a name for a special token."""
+    """Whether an option is a special token. transformers decides this by its name."""
     return name.endswith("_token") and isinstance(token, str | dict) and not name.startswith("add_")
 
 
 def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
-    """The tokens beside the pieces to which the files of a folder give numbers.
+    """The tokens beside the pieces, by their numbers in the files of a folder.
 
     Raises:
         UserError: a file that cannot be used.

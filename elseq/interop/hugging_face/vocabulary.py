@@ -61,7 +61,7 @@ class Vocabulary:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of it."""
+        """Notes for the user."""
         notes = []
         if self.unmade:
             notes.append(f"no merge makes {', '.join(map(repr, self.unmade))}, so that no text has it in its tokens")
@@ -74,7 +74,7 @@ class Vocabulary:
 
     @property
     def surroundings(self) -> tuple[list[int], list[int]]:
-        """The numbers that stand before and after a text."""
+        """The numbers of the symbols before and after a text."""
         return surroundings(self.tokenizer)
 
     @property
@@ -82,7 +82,7 @@ class Vocabulary:
         return bool(self.merges)
 
     def names(self, rows: int) -> list[str]:
-        """What each row of an embedding stands for; fairseq's word for nothing where that is not known."""
+        """The word of each row of an embedding; fairseq's filler `madeupwordNNNN` for an unknown one."""
         found = {row: name for name, row in self.rows.items()}
         fillers = (name for name in map("madeupword{:04d}".format, range(2 * rows)) if name not in self.rows)
         return [found[row] if row in found else next(fillers) for row in range(rows)]
@@ -112,11 +112,11 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
-    """A folder's, in any of its forms; None if there is none.
+    """The vocabulary of a folder in any of its forms; None if there is none.
 
     Args:
         folder: of a model, or of fairseq's files.
-        kind: transformers' class of the tokenizer, where tokenizer_config.json tells none.
+        kind: transformers' class of the tokenizer, if tokenizer_config.json has none.
         by_dictionary: see `Family`.
         rows: of the model's embedding, if they are known; see `with_mask`.
 
@@ -156,7 +156,7 @@ def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dic
 
 
 def with_mask(words: list[str], rows: int) -> list[str]:
-    """The words of a dictionary, with <mask> where a model has just this row more: fairseq adds it for pretraining."""
+    """The words of a dictionary, with <mask> if the model has exactly one row more: fairseq adds it for pretraining."""
     return [*words, "<mask>"] if len(words) == rows - 1 and "<mask>" not in words else list(words)
 
 
@@ -197,8 +197,8 @@ def _checked(
         path: of the pieces.
         pieces: the row of each.
         merges: of BPE.
-        added: the rows of what is found in a text before BPE sees it.
-        numbers: the pieces that BPE itself knows, if those that have rows are others.
+        added: the rows of the tokens that are found in a text before BPE.
+        numbers: the pieces of BPE, if they differ from the pieces with rows.
     """
     rows = check_numbers(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
@@ -229,9 +229,9 @@ def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
 
 
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
-    """encoder.json as GPT-2 counts: the bytes, what each merge makes, the end of text; then whatever else there is.
+    """encoder.json in GPT-2's order: the bytes, the result of each merge, the end of text, then all others.
 
-    So the words of a dictionary are those that fairseq's own models have for the same pieces.
+    The words of a dictionary are then those of fairseq's own models for the same pieces.
     """
     merged = ["".join(merge.split(" ")) for merge in vocabulary.merges]
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
@@ -244,7 +244,7 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
 def fairseq_files(
     vocabulary: Vocabulary, order: list[int | None], by_dictionary: bool, dictionaries: Iterable[str]
 ) -> dict[str, str | bytes]:
-    """The content of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
+    """The content of each file: the dictionary under the given names, the tokenizer, and the words of its tokens.
 
     Args:
         order: the row of Hugging Face at each row of fairseq; see `rows.fairseq_order`.
@@ -321,7 +321,7 @@ def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
 
 
 def piece_names(words: list[str], tokens: Tokens | dict[str, int]) -> list[str]:
-    """The pieces that the words of a dictionary stand for.
+    """The pieces of the words of a dictionary.
 
     Args:
         tokens: GPT-2's byte-level BPE in fairseq's files, or its encoder.json.

@@ -1,4 +1,4 @@
-"""The families of Hugging Face's models that can be converted; whoever reads or offers them reads this registry.
+"""The registry of the families of Hugging Face's models that can be converted.
 
 To add one, write a `Family` in a module or folder of its own here, and put it into `FAMILIES`.
 """

@@ -125,7 +125,7 @@ class BARTFamily(EncoderDecoder):
             )
 
     def tied_embeddings(self, config: dict) -> dict[str, str]:
-        """The embeddings that are the same tensor as another, and that one, which alone is in a folder."""
+        """The embeddings that share the tensor of another one, and this one, which alone is in a folder."""
         return dict.fromkeys(UNTIED, "shared.weight") if config["tie_word_embeddings"] else {}
 
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:

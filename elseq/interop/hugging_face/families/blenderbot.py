@@ -11,9 +11,9 @@ from elseq.interop.hugging_face.vocabulary import Vocabulary
 
 
 class BlenderbotClass(GPT2Class):
-    """A space stands before a text, and the end symbol after it, as the models were trained.
+    """Puts a space before a text and the end symbol after it, as the models were trained.
 
-    (From vocab.json and merges.txt transformers 5 makes one without the end symbol, which older versions have.)
+    (From vocab.json and merges.txt, older versions of transformers do the same. Version 5 adds no end symbol.)
     """
 
     tokens = RobertaClass.tokens | {"mask_token": {"content": "<mask>", "lstrip": True}}

@@ -48,7 +48,7 @@ _CLEANED = {f" {it}": it for it in ".?!,"} | {" ' ": "'"} | {f" {it}": it for it
 
 
 class BlenderbotSmallClass(TokenizerClass):
-    """With it transformers reads vocab.json and merges.txt, also where there is a tokenizer.json."""
+    """A class for which transformers reads vocab.json and merges.txt even if there is a tokenizer.json."""
 
     tokens = {"bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__", "pad_token": "__null__"}
     checks_file = False
@@ -81,7 +81,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
     }
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
-        """Of vocab.json and merges.txt; where there are none, or another class is named, as of other families."""
+        """Read vocab.json and merges.txt. Without them, or with another class, read as other families do."""
         missing = [name for name in (PIECES, MERGES) if not (folder / name).exists()]
         if len(missing) == 2 or not isinstance(_class(folder), BlenderbotSmallClass):
             return super().read_vocabulary(folder, config)
@@ -179,7 +179,7 @@ def read_words(folder: Path) -> Vocabulary:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    """As transformers reads them: without the first line, and without what follows the last line's end."""
+    """The merges as transformers reads them: without the first line, and without text after the last line end."""
     merges = [tuple(line.split()) for line in read_text(path).split("\n")[1:-1] if line.strip()]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong is not None:
@@ -199,13 +199,13 @@ def tokenizer(
     unknown: str,
     cleans_spaces: bool = False,
 ) -> Tokenizer | None:
-    """What transformers' BlenderbotSmallTokenizer does, as a tokenizer of the library; None: pieces are spelt alike.
+    """transformers' BlenderbotSmallTokenizer as a tokenizer of the library; None if two pieces get the same spelling.
 
     Args:
         rows: of the pieces in the spelling of vocab.json, and of `first`.
         merges: best first.
-        first: what is found in a text before BPE sees it.
-        unknown: the piece for what is none.
+        first: tokens that are found in a text before BPE.
+        unknown: the piece for unknown words.
         cleans_spaces: take away the spaces before punctuation in decoding.
     """
     made, added = {left + right for left, right in merges}, {token.content for token in first}

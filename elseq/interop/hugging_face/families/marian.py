@@ -27,9 +27,9 @@ _SHARED, _SEPARATE = "share_encoder_decoder_embeddings", "separate_vocabs"  # of
 
 
 class Sinusoidal(BARTFamily):
-    """Sines in an order of their own, as a table of positions; and the row of <pad> as that from which decoding starts.
+    """Families with sines of another order, which become a table of positions, and with <pad> as the decoder's start.
 
-    fairseq's decoder reads </s> only there, so that its embedding there can be another than where it is generated.
+    fairseq's decoder reads </s> only as its start. The embedding of </s> there can therefore be that of <pad>.
     """
 
     architecture = "transformer"
@@ -138,7 +138,7 @@ CLASSES["MarianTokenizer"] = MarianClass()
 
 @dataclass(frozen=True)
 class PairVocabulary:
-    """A vocabulary for each side, of a model whose sides have embeddings of their own."""
+    """A vocabulary for each side of a model with separate embeddings."""
 
     source: PieceVocabulary
     target: PieceVocabulary

@@ -39,7 +39,7 @@ class PegasusClass(SentencepieceClass):
 
 
 def _of_pretraining(mask: str | None, config: dict) -> list[str]:
-    """The symbols after <pad> and </s>: the masks of a sentence and of a word, and those that mean nothing."""
+    """The symbols after <pad> and </s>: the masks of a sentence and of a word, and unused ones."""
     offset = config.get("offset", _OFFSET)
     if type(offset) is not int or not _OWN <= offset <= _MOST:
         raise UserError(f"{CONFIG} has offset: {shown(offset)}, where a whole number from {_OWN} to {_MOST} is needed")

@@ -1,4 +1,4 @@
-"""mBART, M2M-100 and NLLB: BART's layers with the norms first; a language's symbol stands beside source and target."""
+"""mBART, M2M-100 and NLLB: BART's layers with the norms first, and symbols of languages beside source and target."""
 
 import json
 from dataclasses import replace
@@ -42,7 +42,7 @@ class Multilingual(BARTFamily):
         return replace(words, languages=languages)
 
     def check_start(self, config: dict) -> None:
-        """It may be a language: `check_vocabulary` knows them."""
+        """Checks nothing: the start may be a language, which `check_vocabulary` knows."""
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
         languages = {row for name in words.languages if (row := words.rows[name]) < config["vocab_size"]}
@@ -89,7 +89,7 @@ class Multilingual(BARTFamily):
         return cfg
 
     def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
-        """With the language that the task puts beside a source, whatever the tokenizer's was.
+        """The files with the language that the task puts beside a source, instead of the tokenizer's.
 
         Raises:
             UserError: the tokenizer does not have it.
@@ -116,7 +116,7 @@ class Multilingual(BARTFamily):
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
-    """That which the tokenizer puts beside a text, if it puts nothing else there but </s> after it."""
+    """The language that the tokenizer puts beside a text, if it puts only this and </s> there."""
     before, after = words.surroundings
     if after[:1] != [config["eos_token_id"]] or len(before + after) != 2:
         return None

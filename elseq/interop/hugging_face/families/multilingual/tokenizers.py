@@ -93,7 +93,7 @@ class NllbClass(_Multilingual):
 
 
 class M2M100Class(TokenizerClass):
-    """With it transformers reads a text by sentencepiece itself, also where there is a tokenizer.json."""
+    """A class for which transformers splits texts by sentencepiece itself, even if there is a tokenizer.json."""
 
     tokens = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     checks_file = False
