@@ -173,8 +173,9 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
         raise UserError(f"{shown} is not a language of the model: give {instead}", as_option(side))
 
 
-def some(languages: Sequence[str], count: int = 8) -> str:
-    return ", ".join([*languages[:count], *(["..."] if len(languages) > count else [])])
+def some(languages: Sequence[str]) -> str:
+    """The first languages, for an error."""
+    return ", ".join([*languages[:8], *(["..."] if len(languages) > 8 else [])])
 
 
 def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:

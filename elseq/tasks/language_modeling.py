@@ -12,6 +12,7 @@ from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.generation.scorer import score_targets
 from elseq.models.config import option
+from elseq.options import STOCK
 from elseq.tasks.decoding import DecodingConfig, DecodingTask, check_options, missing_files_named
 
 
@@ -51,7 +52,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, **kwargs):
         """As fairseq's, but for end symbols of the prompt's own, at its start or its end: fairseq takes them away."""
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, **kwargs)
-        if self.args.decode_attention != "stock":
+        if self.args.decode_attention != STOCK:
             end = self.dictionary.eos()
             # Only the end that each encoded line has goes.
             prompts = [tokens[:-1] if tokens[-1:].eq(end).all() else tokens for tokens in src_tokens]

@@ -4,9 +4,9 @@ from dataclasses import asdict
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
-from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
 
 

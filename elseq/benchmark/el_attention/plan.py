@@ -13,6 +13,7 @@ from pathlib import Path
 from elseq.attention.methods import KV, METHODS
 from elseq.benchmark import measure
 from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.cost import Batch, Decoding, Sizes, StepCost, item_sizes, step_cost
 from elseq.benchmark.el_attention.settings import (
     BATCH_SETTING,
@@ -32,7 +33,6 @@ from elseq.benchmark.el_attention.settings import (
 from elseq.benchmark.limits import Limits, known_limits, measured_limits
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process, one_by_one
 from elseq.benchmark.report import device_name
 from elseq.benchmark.rows import DecodingRow, fill

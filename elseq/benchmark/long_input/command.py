@@ -4,9 +4,9 @@ from dataclasses import asdict
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder, tiny_options
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.long_input import report
 from elseq.benchmark.long_input.plan import Plan, run_plan
-from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
 from elseq.errors import as_option, renamed
 from elseq.models.windows import UNLIMITED, chosen_windows

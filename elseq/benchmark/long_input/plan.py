@@ -7,8 +7,8 @@ from pathlib import Path
 
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_turns
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.sources import random_sources

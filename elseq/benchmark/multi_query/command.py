@@ -3,11 +3,11 @@
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.arguments import CPU_BATCHES, GPU_BATCHES
 from elseq.benchmark.multi_query.plan import TINY, Plan, Sizing, run_plan
 from elseq.benchmark.multi_query.variants import BEAMS
-from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
 
 

@@ -11,11 +11,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from elseq.benchmark.arguments import tiny_options
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
 from elseq.benchmark.measure import ran_out
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import DecodingRow, as_json, fill
 from elseq.benchmark.sources import random_sources

@@ -4,7 +4,7 @@ from dataclasses import asdict
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
-from elseq.benchmark.plans import read_conditions
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.publishing import publish_paper
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan

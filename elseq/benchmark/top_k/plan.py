@@ -14,8 +14,8 @@ from pathlib import Path
 import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.measure import Measurement, ran_out
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
