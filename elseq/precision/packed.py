@@ -1,7 +1,7 @@
 """float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -99,7 +99,7 @@ def pays(dtype: torch.dtype) -> bool:
                 return False
         except (RuntimeError, AttributeError, NotImplementedError):  # another torch, another processor
             return False
-        ordinary = lambda: F.linear(x, layer.weight, layer.bias)  # noqa: E731
+        ordinary = partial(F.linear, x, layer.weight, layer.bias)
         name = f"packed product {dtype}"
         usual, ours = measured(name, x.device, lambda: _fastest(ordinary, lambda: packed.multiply(x)))
     return ours <= PAYING * usual

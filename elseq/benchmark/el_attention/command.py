@@ -11,10 +11,7 @@ from elseq.benchmark.publishing import publish_paper
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.el_attention.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = Plan(
         tables=args.tables,
         models=args.models,

@@ -13,10 +13,7 @@ from elseq.models.windows import UNLIMITED, chosen_windows
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.long_input.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     with renamed(as_option):
         windows = chosen_windows(
             UNLIMITED, source_window=args.source_window, source_window_overlap=args.source_window_overlap

@@ -12,10 +12,7 @@ from elseq.benchmark.publishing import publish_paper
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.multi_query.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)

@@ -11,10 +11,7 @@ from elseq.benchmark.top_k.plan import Plan, run_plan
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.top_k.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan)
