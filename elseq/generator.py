@@ -67,7 +67,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         self.language_model = language_model
-        self.inputs: tuple[Path, ...] = ()  # that `load_by` has read beside those that its options name
+        self.inputs: tuple[Path, ...] = ()  # files that `load_by` has read beside those that its options name
         for model in self.models if language_model is None else [*self.models, language_model]:
             model.eval()
             model.make_generation_fast_()

@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-# Cycles that the GPU waits while the host launches what is timed: about 1 ms at first, and at most some 60 ms.
+# Cycles that the GPU waits while the host launches the timed work: about 1 ms at first, and at most some 60 ms.
 HEAD_STARTS = [2_000_000 * 4**power for power in range(4)]
 
 

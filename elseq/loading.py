@@ -30,7 +30,7 @@ from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
 
-# Options of a checkpoint's task that the model takes by itself, or that are those of each search, loading or training.
+# Options of a checkpoint's task that the model reads itself, or that each search, loading or training sets.
 _NOT_OF_THE_TASK = {*STOPPING_OPTIONS, *OPTIONS_OF_WINDOWS, *OF_TASK}
 
 

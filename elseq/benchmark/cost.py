@@ -28,8 +28,8 @@ class Sizes:
 
     encoder: int  # all layers of the encoder
     decoder: int  # all layers of the decoder
-    cross_key_value: int  # the part of those that projects the encoder's output to keys and values
-    output: int  # the output layer, and what else is linear outside of layers
+    cross_key_value: int  # in the decoder's: projections of the encoder's output to keys and values
+    output: int  # the output layer, and other linear modules outside of layers
     encoder_layers: int
     encoder_width: int
     decoder_layers: int
@@ -98,7 +98,7 @@ class Decoding:
 
     self_attention: DecodingMethod = KV
     cross_attention: DecodingMethod = KV
-    copied: bool = False  # what belongs to a sentence is computed and kept for each hypothesis
+    copied: bool = False  # the tensors of a sentence are computed and kept for each hypothesis
 
 
 def operations(sizes: Sizes, batch: Batch, decoding: Decoding) -> int:

@@ -144,7 +144,7 @@ class FairseqEngine:
 
         def watched_new_state(encoder_out, *methods):
             self.found.method = Choice(*methods).name
-            self._captures = CapturedWork.captures  # those before are of other searches, and of the choice of a method
+            self._captures = CapturedWork.captures  # earlier ones are of other searches, and of the choice of a method
             return new_state(encoder_out, *methods)
 
         decoder.new_state = watched_new_state

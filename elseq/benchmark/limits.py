@@ -13,8 +13,8 @@ COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than caches hold
 MATMUL_ROWS = {"cpu": 2048, "cuda": 8192}
 REPEATS = 5  # of which the fastest counts
 
-# NVIDIA's data sheets, dense: GB/s, TFLOP/s of float16 (and bfloat16), of float32. By whole names: a longer one is that
-# of another product, or of a part of a device (MIG), with other figures.
+# NVIDIA's data sheets, dense: GB/s, TFLOP/s of float16 (and bfloat16), of float32. By whole names: a longer
+# name is another product, or a part of a device (MIG), with other figures.
 _DATA_SHEETS = {
     "H200": (4800, 989, 67),
     "H100 80GB HBM3": (3350, 989, 67),

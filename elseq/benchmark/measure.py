@@ -35,7 +35,7 @@ class Measurement:
     sizes: dict | None = None  # of the model, as `elseq.benchmark.cost.Sizes` has them
     parameters: int | None = None
     state_bytes: int | None = None  # of the decoding state at its largest
-    predicted_bytes: int | None = None  # by count, of what is measured
+    predicted_bytes: int | None = None  # by count
     copied: bool | None = None  # each hypothesis has keys and values of the source, or of the prompt, of its own
     method: str | None = None
     ngrams_repeat: bool | None = None

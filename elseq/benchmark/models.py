@@ -28,7 +28,7 @@ class ModelFile:
     name: str
     path: str
     data: str  # folder of the dictionaries
-    dictionary: str  # file of that of the source
+    dictionary: str  # file of the source's dictionary
     target_dictionary: str
     is_language_model: bool
     special_positions: int  # of a source, for symbols that are no words: its end or the prompt's beginning, BART's <s>

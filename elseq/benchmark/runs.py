@@ -93,7 +93,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                         row.scores = grid.scorer.score(best)
                     if found.sizes is not None:
                         sizes = Sizes(**found.sizes)
-                    # How other programs read a prompt is not what the formulae say.
+                    # The formulae do not describe how other programs read a prompt.
                     if sizes is not None and not (grid.model_file.is_language_model and cell.mode in FOREIGN_MODES):
                         _add_work(row, sizes, request, found, grid.positions)
                     place = cell.batch_size, cell.beam, DTYPES[cell.dtype]

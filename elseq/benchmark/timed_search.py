@@ -57,7 +57,7 @@ class TimedSearch(FairseqEngine):
 
 
 def _search_of_length(tokens: int) -> dict:
-    limit = tokens - 1  # what a search calls the length is without the end symbol
+    limit = tokens - 1  # the length of a search does not count the end symbol
     return {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0}
 
 

@@ -31,7 +31,8 @@ Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model .
 
 
 # These signals end the run as Ctrl-C does. torchrun and Slurm send SIGTERM, a closed terminal sends SIGHUP, and a limit
-# of processor time sends SIGXCPU. Other signals end it at once; what is on the disk is the same.
+# of processor time sends SIGXCPU. Other signals end it at once; the files on disk
+# are the same.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
 

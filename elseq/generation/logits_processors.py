@@ -23,7 +23,7 @@ class Step:
     number: int  # words that the hypotheses have
     beams: Beams
     at_limit: Tensor | None  # bool [B]: sentences whose hypotheses must end now; None: no sentence
-    settled: Tensor | None = None  # bool [N]: whose next word an earlier processor has settled; None: nobody's
+    settled: Tensor | None = None  # bool [N]: an earlier processor has settled the next word; None: no hypothesis'
 
     def settle(self, rows: Tensor) -> None:
         self.settled = rows if self.settled is None else self.settled | rows

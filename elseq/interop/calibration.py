@@ -40,7 +40,7 @@ class Texts(NamedTuple):
     """The inputs of an attention layer for every text, and the outputs that it is to return."""
 
     calls: list[Call]
-    wanted: list[Tensor]  # [T, 1, C]: what leads to the hidden states of the model before any conversion
+    wanted: list[Tensor]  # [T, 1, C]: with them the hidden states are those of the model before any conversion
 
     def moments(self, attention: Attention) -> Moments:
         """The moments of what the heads of the layer compute for all texts."""

@@ -26,7 +26,7 @@ SETTLED = 1e-9  # relative gain of a round at which they end
 FITTED = 1e-3  # the same of `fit_values`
 STEPS = 10  # of conjugate gradients in a round
 COMPONENTS = 4  # times K: principal components of a group's values, of which the shared ones are combined
-RIDGE = 1e-3  # of the mean square of what the output projection reads: what keeps it where it starts
+RIDGE = 1e-3  # of the mean square of the output projection's inputs: keeps the solution near its start
 
 
 @dataclass(frozen=True)
@@ -184,7 +184,7 @@ def similar_order(similarity: Tensor, num_kv_heads: int) -> Tensor:
         here = similarity[order][:, order]
         to_group = torch.stack([here[:, group == number].sum(dim=1) for number in range(num_kv_heads)], dim=1)  # [H, G]
         own = to_group.gather(1, group.unsqueeze(1)) - here.diagonal().unsqueeze(1)
-        joining = to_group[:, group] - own  # [H, H]: what head n gains in the group of m, m still there
+        joining = to_group[:, group] - own  # [H, H]: gain of head n in the group of m, with m still in it
         gain = joining + joining.T - 2 * here
         gain[group.unsqueeze(0) == group.unsqueeze(1)] = 0
         best = int(gain.argmax())
@@ -399,7 +399,7 @@ def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], wanted: Tensor, x
     """An approximate solution of multiply(x) = wanted, starting from x. multiply is positive semidefinite."""
     residual = wanted - multiply(x)
     direction, size = residual, residual.square().sum()
-    rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # a step by what is left below it may be of any length
+    rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # below it, a step may have any length
     for _ in range(STEPS):
         product = multiply(direction)
         curvature = (direction * product).sum()

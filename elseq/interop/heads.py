@@ -239,7 +239,7 @@ def _share(network, name: str, seen: Texts, moments: Moments, num_kv_heads: int,
         projections, moments = projections.reordered(order), moments.reordered(order)
     if method == "fitted":
         fit = fitted(projections, moments, num_kv_heads)
-        fit.projections.give_to(attention)  # whose attention distributions are those of the new keys from here on
+        fit.projections.give_to(attention)  # attention distributions are those of the new keys from here on
         check_overflow(attention.parameters(), name, network)
         projections = balanced(fit_values(fit, seen.attended(attention, fit.components)))
     else:

@@ -19,7 +19,7 @@ from elseq.attention.methods import AUTO
 from elseq.attention.top_k import ACTIVATIONS
 from elseq.errors import UserError, as_option, check_choice
 
-# What fairseq's base architecture derives from other options, and options whose type fairseq declares wrongly.
+# Options that fairseq's base architecture derives from others.
 _DERIVED = {
     "decoder_embed_dim": II("model.encoder_embed_dim"),
     "decoder_ffn_embed_dim": II("model.encoder_ffn_embed_dim"),
@@ -28,6 +28,7 @@ _DERIVED = {
 }
 SWISH = "swish"  # which fairseq's layers name and do not compute
 _ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), SWISH])
+# Their type is wrong in fairseq.
 _TEXT = {"encoder_layers_to_keep", "decoder_layers_to_keep", "adaptive_softmax_cutoff"}
 CROSS = "cross"  # of the decoder to the encoder
 PLACES = ("encoder", "decoder", CROSS)  # where layers have attention

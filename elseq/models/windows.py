@@ -95,8 +95,8 @@ class SourceWindows:
         lengths = (~padding).sum(dim=1)
         begins = (~padding).int().argmax(dim=1).tolist()  # the first token of each row
         with_gradients, others = self._divided(self.cut(lengths.tolist()), tokens, pad)
-        joined = None  # what the decoder attends to and, if asked for, the states of each layer
-        # In this order: weights that autocast has converted without gradients would serve those with gradients as well.
+        joined = None  # the memory of the decoder and, if wanted, the states of each layer
+        # In this order: autocast would use weights that it converted without gradients also for windows with gradients.
         for windows, has_gradients in ((with_gradients, torch.is_grad_enabled()), (others, False)):
             for some in self.passes(windows, tokens.device):
                 texts = [tokens[each.row, begins[each.row] :][each.start : each.stop] for each in some]

@@ -96,7 +96,7 @@ class _Decoding:
 class _DecodingModule:
     """Base class of modules that may have dropped their weight. It is restored when it is read."""
 
-    kind: type[nn.Module]  # what the module was, and is for its copies
+    kind: type[nn.Module]  # the original class, also that of copies
     extra: str  # name of the attribute that such a module does not have
 
     @property

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from elseq.measurements import measured, seconds_on_cpu
 from elseq.precision.linear import Product, narrow_sums
 
-# For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
+# Weights are laid out for this number of rows. The layout is good for other numbers of rows except one.
 ROWS = 32
 PAYING = 0.95  # share of the usual time up to which packing pays. A smaller gain differs between runs
 PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one input together: [N / 64, K, 64]

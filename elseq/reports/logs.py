@@ -30,7 +30,7 @@ class Point(NamedTuple):
     """A line of a training, or of a validation."""
 
     updates: int
-    loss: float  # what is minimized: label-smoothed cross-entropy, base 2
+    loss: float  # the minimized one: label-smoothed cross-entropy, base 2
     nll_loss: float  # cross-entropy, base 2
     rounded_perplexity: float | None = None  # fairseq's, to two digits
     bleu: float | None = None  # None without --eval-bleu

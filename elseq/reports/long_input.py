@@ -184,7 +184,7 @@ def plot(path, lengths, losses, states):
             values = [losses[f"{name}-{length}"] for length in own]
             errors = np.abs(np.array([value.interval for value in values]).T - [value.total for value in values])
             quality.errorbar(
-                np.array(own) * 1.02**place,  # beside one another
+                np.array(own) * 1.02**place,  # so that error bars do not overlap
                 [value.total for value in values], errors, color=f"C{place}", marker=".", linewidth=1, capsize=2,
                 label=TITLES[name],
             )  # fmt: skip

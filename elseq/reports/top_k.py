@@ -22,7 +22,7 @@ from elseq.reports.training import score
 from elseq.tables import markdown
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
-TOLERANCE = 0.01  # of a metric of the whole model, by which that of another may be worse
+TOLERANCE = 0.01  # share of the whole model's metric by which another one may be worse
 
 
 class Quality(NamedTuple):

@@ -13,7 +13,7 @@ from elseq.scoring.statistics import Score, mean_score
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-PASSED_OVER = 0.1  # share of the letters of a text beyond which it is told
+PASSED_OVER = 0.1  # share of ignored letters in a text beyond which there is a note
 
 
 def other_letters(name: object, lines: Sequence[str]) -> list[str]:

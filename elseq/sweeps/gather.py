@@ -22,7 +22,7 @@ from elseq.files import written_whole
 from elseq.precision import INT8
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
-# What Hydra writes: the configuration of a sweep, and a folder in that of each job.
+# Written by Hydra: the configuration of a sweep, and a folder in the folder of each job.
 SWEEP, JOB = "multirun.yaml", ".hydra"
 _MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
 _COLUMNS = (*_MODE, "batch", "beam")  # overrides that have a column anyway

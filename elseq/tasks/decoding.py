@@ -210,7 +210,7 @@ class DecodingTask(FairseqTask):
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
-    # And to a target, that of `score_step`.
+    # Number of symbols that the task adds to a target of `score_step`.
     symbols_of_target = 0
     # Rows of the target's dictionary that hypotheses have and texts do not.
     symbols_of_language: frozenset[int] = frozenset()
@@ -313,7 +313,7 @@ class DecodingTask(FairseqTask):
     def _apply_top_k(self, model, long_input: bool) -> None:
         options = self.options
         if options.apply_top_k is not None:
-            default = (CROSS,) if long_input else PLACES  # a k of long inputs is that of the attention to the source
+            default = (CROSS,) if long_input else PLACES  # with long inputs, k is for the attention to the source
             places = default if options.apply_top_k_in is None else _places(options.apply_top_k_in)
             apply_attention_top_k(model, options.apply_top_k or None, places)
         if options.apply_ffn_top_k is not None:

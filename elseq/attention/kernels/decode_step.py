@@ -10,7 +10,7 @@ from torch import Tensor
 
 import elseq.native as native
 
-TYPES = (torch.float32, torch.bfloat16)  # of what is read; everything is computed in float32
+TYPES = (torch.float32, torch.bfloat16)  # of the inputs; everything is computed in float32
 
 
 class _Shared(ctypes.Structure):

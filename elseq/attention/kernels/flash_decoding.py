@@ -27,11 +27,11 @@ from elseq.measurements import power_of_two
 if TYPE_CHECKING:
     from elseq.attention.multi_head import Segment
 
-TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of everything that is read; it is computed in float32
+TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the inputs; sums are in float32
 WIDEST = 1024
 SHARED_MEMORY = 99 * 1024  # bytes that a program can have on GPUs since compute capability 8.0, at least
-FEWEST_POSITIONS = 64  # that are told apart
-# Largest sizes whose numbers are compared, in float64.
+FEWEST_POSITIONS = 64  # that have a trial of their own
+# The largest sizes at which results are compared with float64.
 COMPARED_SEQUENCES = 16
 COMPARED_POSITIONS = 512
 TIMED_NUMBERS = 2**27  # that are read: more than a GPU caches. Beyond, the time is proportional to them

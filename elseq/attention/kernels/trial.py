@@ -49,7 +49,7 @@ class Trial(NamedTuple):
     plain: Callable[[], Tensor]  # the same by PyTorch
     expected: Tensor  # what both should return, computed in float64
     timed: Callable[[], Pair] | None = None  # makes the pair that is timed. Default: kernel and plain
-    timed_sizes: tuple = ()  # of that pair, where they are not those of the verdict
+    timed_sizes: tuple = ()  # of that pair, if they differ from those of the verdict
 
 
 def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tuple = ()) -> bool:

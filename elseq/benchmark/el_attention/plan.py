@@ -123,7 +123,7 @@ class Row(DecodingRow):
     """A program in a case."""
 
     table: str
-    model: str  # what it decodes, too
+    model: str  # with its sources and outputs; see SETTINGS
     search: str
     mode: str
     batch_size: int
@@ -138,7 +138,7 @@ class Row(DecodingRow):
     ngrams_repeat: bool | None = None
     version: str | None = None
     step_seconds: float | None = None  # mean of a decoding step
-    step_bytes: int | None = None  # by count: what a step in the middle reads
+    step_bytes: int | None = None  # by count: bytes that the middle step reads
     step_operations: int | None = None
     share_of_limit: float | None = None
 

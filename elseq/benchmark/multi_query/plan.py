@@ -57,7 +57,7 @@ class Row(DecodingRow):
     variant: str
     column: str
     batch_size: int
-    dtype: str | None = None  # where it is another than the plan's
+    dtype: str | None = None  # if it differs from the plan's
     microseconds_per_token: dict[str, float] | None = None
     published_microseconds_per_token: dict[str, float] | None = None
     gigabytes_per_second: float | None = None

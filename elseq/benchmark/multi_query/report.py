@@ -9,7 +9,7 @@ from elseq.options import INT8
 from elseq.tables import markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
-# Rows whose ratio is shown.
+# Pairs of rows with a ratio.
 PAIRS = [("multi-head", "multi-query"), ("stock", "multi-query"), ("multi-head-local", "multi-query-local")]
 
 

@@ -31,7 +31,7 @@ GIBIBYTE = 2**30
 class Plan(Conditions):
     """The layers to measure: one causal layer of attention, or a stack of them, and one feed-forward layer."""
 
-    sizes: dict[str, list[int]]  # by what is measured, ascending
+    sizes: dict[str, list[int]]  # by kind of layer, ascending
     methods: list[str]
     chunks_length: int  # length at which chunk sizes are compared
     tokens: int  # of the feed-forward layer
@@ -133,7 +133,7 @@ def estimate_bytes(request: dict) -> float:
     most = "cpu" if request["device"] == "cpu" else "other"
     if request["layer"] == "feed-forward":
         table, states = (item * request["width"] * count for count in (request["units"], length))
-        if method == "vanilla":  # activations, and gradients of them and of what was before them
+        if method == "vanilla":  # activations, and the gradients before and after the activation function
             return 3 * item * length * request["units"] + 2 * table + 2 * states
         return kept + 7 * table + 3 * states + 3 * item * MOST_SCORES[most]
     heads, layers = request["heads"], request["layers"]

@@ -88,7 +88,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                     raise UserError("it is compressed, as torch never is: give the model as model.safetensors")
         with path.open("rb") as file:
             contents.check_file(file, size)
-        # Mapped, a file needs no memory, and what it says of sizes is held against what is there.
+        # A mapped file needs no memory, and torch compares the sizes of its tensors with that of the file.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         contents.check_size(tensors, size)
     except UserError as error:
@@ -101,7 +101,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds more than tensors, or is damaged: give the model as model.safetensors"
         ) from error
-    except Exception as error:  # neither library says which it raises for what it does not expect
+    except Exception as error:  # the libraries do not document the errors for damaged files
         raise UserError(f"{path} is damaged or was cut off: copy it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()

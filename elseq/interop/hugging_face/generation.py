@@ -46,7 +46,7 @@ _NUMBERS = ("length_penalty", "top_p", "temperature")
 _SAMPLING = ("top_p", "temperature")
 _LONGEST = 200  # fairseq's, where no --max-len-b is given
 _NEW_TOKENS = 20  # transformers', where no length is given
-# Not in fairseq, or otherwise there; and what it is when it does nothing.
+# Settings without an equal in fairseq, with the value that has no effect.
 _ELSEWHERE = {
     "repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
@@ -69,7 +69,7 @@ _ELSEWHERE = {
 }
 _ELSEWHERE_IN_SAMPLING = {"typical_p": 1.0, "min_p": None, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _RULES = {True: FIRST, False: BOUND, "never": NEVER}  # early_stopping and --early-stopping
-# fairseq's options of generation that transformers has not; and what each is when it does nothing.
+# fairseq's options of generation that transformers does not have, with the value that has no effect.
 _OURS_ALONE = {
     "sampling": False,
     "temperature": 1.0,

@@ -25,7 +25,7 @@ ACTIVATIONS = {
 # Back: the first name of each, and fairseq's old name for the second.
 HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
 _LISTED = 4  # names in a note
-# What changes a model of any family, and fairseq's has not: other layers apart, another file in this one's place.
+# Options of all families that no fairseq model has: sizes of single layers, and other configuration files.
 _FEATURES = {"per_layer_config": None, "configuration_files": None}
 # Options of fairseq's Transformers that none of Hugging Face's models has.
 _NONE_HAS = {

@@ -29,7 +29,7 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 class TokenizerClass:
     """A class of transformers' tokenizers, and how it reads a folder. By default it follows tokenizer.json."""
 
-    tokens: Mapping[str, str | dict] = {}  # what it has where tokenizer_config.json says nothing
+    tokens: Mapping[str, str | dict] = {}  # its special tokens, for those missing in tokenizer_config.json
     model_file: str | None = None  # the file of sentencepiece that it can be made of
     checks_file = True  # `contradiction` tells all that it would make otherwise
 
@@ -126,7 +126,7 @@ class BertClass(TokenizerClass):
         return None if differing is None else f"a normalizer with {differing}: {normalizer.get(differing)!r}"
 
 
-# By their names without "Fast". A family's module adds those that are its own.
+# By their names without "Fast". The modules of families add their own classes.
 CLASSES: dict[str, TokenizerClass] = {
     "PreTrainedTokenizer": TokenizerClass(),
     "TokenizersBackend": TokenizerClass(),
@@ -270,7 +270,7 @@ def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
 
 def extra_tokens(config: dict) -> list:
     """The special tokens without an option of their own."""
-    # The old name is that of special_tokens_map.json here; as in transformers, `added_tokens` does not know it yet.
+    # special_tokens_map.json has the old name; as in transformers, `added_tokens` does not know it yet.
     return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
 
 

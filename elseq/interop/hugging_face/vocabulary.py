@@ -167,7 +167,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
     path = folder / TOKENIZER
     content = read_json(path)
-    parse_tokenizer(content, path)  # else what follows would be of no use
+    parse_tokenizer(content, path)  # an unusable file is an error before anything else
     model = content.get("model") or {}
     pieces = model.get("vocab") or {}
     checked = Vocabulary({}, [])

@@ -32,7 +32,7 @@ SIDES = ("encoder", "decoder")
 NORMS_FIRST = {f"{side}_normalize_before": True for side in SIDES}
 LEARNED_POSITIONS = {f"{side}_learned_pos": True for side in SIDES}
 POSITIONS = "embed_positions.weight"
-FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
+FIRST_POSITION = 2  # its row in fairseq: the one after <pad>'s
 UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
@@ -189,7 +189,7 @@ class BARTFamily(EncoderDecoder):
             if copy is not None and not torch.equal(tensors.setdefault(original, copy), copy):
                 raise UserError(f"{name} differs from the embedding with which config.json has it shared")
         shared = None if tied else tensors.pop("shared.weight", None)
-        if shared is not None:  # for what has no embedding of its own
+        if shared is not None:  # for the sides without an embedding of their own
             tensors = dict.fromkeys(UNTIED[:2], shared) | tensors
         return tensors
 

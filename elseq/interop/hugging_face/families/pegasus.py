@@ -12,7 +12,7 @@ from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass,
 from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, put_around
 
 _OWN = 2  # symbols that the model of sentencepiece has first: <pad> and </s>
-_OFFSET = 103  # what is added to the number of a piece; before stand symbols of the pretraining
+_OFFSET = 103  # added to the number of a piece; symbols of the pretraining come before the pieces
 _MOST = 1000
 
 
