@@ -25,7 +25,7 @@ class GPU(NamedTuple):
 class Blocks(NamedTuple):
     """The sizes of a program: queries and blocks of keys in shared memory, the context of the queries in registers."""
 
-    rows: int  # at most, for numbers of 2 bytes; half for 4 bytes, but at least 16, as matrix products need
+    rows: int  # queries at most, for numbers of 2 bytes; half for 4 bytes, but at least 16, as matrix products need
     positions: int  # likewise
     num_warps: int
 
