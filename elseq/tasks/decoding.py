@@ -33,7 +33,7 @@ from elseq.precision import DTYPES, INT8
 
 logger = logging.getLogger(__name__)
 
-# And how one trains with them.
+# The options that apply top-k to any model, and those that train with it.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
 DTYPE = "--decode-dtype"
 OPTIONS_OF_WINDOWS = (*WINDOWS, "train_windows")
@@ -70,7 +70,7 @@ class DecodingConfig(StoppingConfig):
 def check_options(options) -> None:
     """
     Raises:
-        UserError: no data, or an option of `DecodingConfig` that has none of its values.
+        UserError: there is no data, or an option of `DecodingConfig` has an impossible value.
     """
     if not options.data:
         raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
@@ -108,7 +108,7 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
         positions: of the encoder.
 
     Raises:
-        UserError: options that have not their type, or do not go together or with the positions.
+        UserError: an option has a wrong type, or options do not go together or with the positions.
     """
     given = {name: getattr(options, name, None) for name in OPTIONS_OF_WINDOWS}
     with renamed(as_option):
@@ -123,7 +123,7 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
 
 
 def option_of_windows(options) -> str:
-    """The one that asks for windows."""
+    """The option that asks for windows."""
     return as_option("long_input" if options.long_input else "source_window")
 
 
@@ -138,7 +138,7 @@ def missing_files_named(data: str | None = None):
         data: the folder in which fairseq looks for the languages, if it does.
 
     Raises:
-        UserError: instead of a FileNotFoundError or a NotADirectoryError, or where the folder shows no languages.
+        UserError: instead of a FileNotFoundError or a NotADirectoryError, or if the folder shows no languages.
     """
     try:
         yield
@@ -160,11 +160,11 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
     """
     Args:
         language: the code of a language.
-        languages: those of the model.
+        languages: the languages of the model.
         side: source_lang or target_lang.
 
     Raises:
-        UserError: it is not one of the model's.
+        UserError: the language is not one of the model's.
     """
     if language not in languages:
         near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
@@ -205,8 +205,8 @@ class DecodingTask(FairseqTask):
     """A base class that follows a task of fairseq. The options of the task include decode_attention."""
 
     decodes_language_models = False
-    has_windows = False  # one of the models has
-    multilingual: str | None = None  # of the tasks `families.MULTILINGUAL`, the one that this is
+    has_windows = False  # of at least one of the models
+    multilingual: str | None = None  # this task, if it is one of `families.MULTILINGUAL`
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
@@ -355,12 +355,12 @@ class DecodingTask(FairseqTask):
                 layer.encoder_attn.top_k = layer.encoder_attn.top_k or windows.length
 
     def positions_of_windows(self, positions: tuple[int, int]) -> tuple[int, int]:
-        """The positions of sources and targets, if the model has these: in windows, sources have any number. A model of
-        an ensemble that has no windows limits the others by its own."""
+        """The positions of sources and targets, given those of a model: windows read sources of any length. In
+        an ensemble, a model without windows limits the others."""
         return (UNLIMITED, positions[1]) if self.has_windows else positions
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
-        """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
+        """fairseq's choice of a search strategy, with elseq's generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
         for model in models:
             self.set_dtype(model)
