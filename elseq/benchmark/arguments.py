@@ -159,7 +159,7 @@ def add_choices(parser: argparse._ActionsContainer, option: str, known: Collecti
     """An option that takes some of these names, with commas; by default all.
 
     Args:
-        told: what its help says beside.
+        told: further words of its help.
     """
     help = f"of {','.join(known)}{told} (default: all)"
     parser.add_argument(option, type=choices(known), default=list(known), help=help)

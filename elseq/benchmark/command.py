@@ -24,7 +24,7 @@ def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] =
     """The grid of the modes. Its files on disk exist until the stack closes.
 
     Args:
-        settings: what is measured.
+        settings: the options.
         stack: removes the files.
         name: how errors call a field of the settings.
 

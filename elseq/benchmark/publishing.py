@@ -27,7 +27,7 @@ def publish_paper(
     Args:
         path: of the results, without .json and .md.
         report: a module that has `compare` (rows to ratios), too.
-        settings: what the figures depend on.
+        settings: those on which the figures depend.
         title, tables, notes: the parts of the text.
     """
     run_and_publish(
@@ -59,7 +59,7 @@ def run_and_publish(
         runs: their number.
         json_path, text_path: of the results.
         report: a module with `progress` and `failure` (a row to a line).
-        settings: rows to what stands beside them in the JSON.
+        settings: rows to the other entries of the JSON.
         text: rows to Markdown.
         plot: rows to the pictures that it has written.
 

@@ -126,13 +126,12 @@ def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
 
 
 def why_not(request: dict, sources: list[list[int]], exported: dict[str, str | None]) -> str | None:
-    """Why another program cannot be measured, or None; it is given the model the first time.
+    """The reason why another program cannot be measured, or None. The first call exports the model for it.
 
     Args:
-        request: what the run reads.
+        request: of the run.
         sources: of all runs.
-        exported: what is remembered from one call to the next: programs that were given the model, and why they did
-            not take it.
+        exported: remembers the programs with an exported model, and the reasons of those that cannot have it.
     """
     engine = request["engine"]
     if engine == "fairseq":

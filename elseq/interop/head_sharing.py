@@ -335,9 +335,9 @@ def fit_values(fit: Fit, attended: Iterable[tuple[Tensor, Tensor]]) -> Projectio
     regression around its start. The values, combinations of the components, are found by conjugate gradients.
 
     Args:
-        fit: where it starts.
-        attended: of each text what every head attends to of the components of its group, [T, H, r], and the output that
-            is wanted, [T, C].
+        fit: the start.
+        attended: for each text, the attention of every head applied to the components of its group, [T, H, r], and the
+            wanted output, [T, C].
     """
     start = fit.projections
     groups, count, _ = fit.components.shape

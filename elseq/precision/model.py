@@ -65,11 +65,11 @@ class PreparedModel:
         return self._holders[id(layer._parameters["weight"])] == 1
 
     def begin(self, only_decodes: bool = False) -> None:
-        """A search begins: the layers are evaluated in the precision until `end`.
+        """Begin a search: the layers are evaluated in the precision until `end`.
 
         Args:
-            only_decodes: nobody trains the model. Then what is prepared is kept for the next search, and no weight is
-                held twice: a layer's own is dropped once it is prepared.
+            only_decodes: the model is not trained. Prepared weights are kept for the next search, and a layer's own
+                weight is dropped when it is prepared, so that no weight is held twice.
         """
         self._searches += 1
         self._only_decodes = only_decodes

@@ -78,7 +78,7 @@ def _read(name: str, text: str, metadata: Mapping):
     """A value as the command line reads it.
 
     Raises:
-        UserError: one that it does not take.
+        UserError: the command line would refuse the value.
     """
     kind, choices = metadata.get("type", str), metadata.get("choices")
     try:

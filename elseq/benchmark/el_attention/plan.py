@@ -147,7 +147,7 @@ def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> 
     """Measure all cases: a model after the other, and with each model a program after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         limits: those of the device.
         done: called with each row as soon as it is there.
     """

@@ -63,7 +63,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure all runs. Those of one length take turns.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
 
     Raises:

@@ -70,7 +70,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every variant and column, one after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
     """
     for name in plan.variants:

@@ -84,7 +84,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every method at every size, one after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
     """
     times: dict[tuple[str, str], list[tuple[int, float]]] = {}  # of each method, sizes and seconds so far
