@@ -1,6 +1,7 @@
 """fairseq and elseq as measured programs: the same checkpoint and task, other modules and another generator."""
 
 from argparse import Namespace
+from collections.abc import Iterable
 
 import fairseq
 import torch
@@ -42,8 +43,7 @@ class FairseqEngine:
             self.model_file, self.mode, decode_dtype=precision, **request.get("task_options", {})
         )
         self.model.to(device=request["device"], dtype=DTYPES[dtype])
-        tokens = [torch.tensor(source) for source in request["sources"]]
-        self.dataset = self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
+        self.dataset = self.make_dataset(request["sources"])
         self.is_stock = self.mode.startswith("stock")
         self._captures = 0
         self.set_search(request["beam"], request["search"])
@@ -71,12 +71,12 @@ class FairseqEngine:
     def encode(self, batch) -> None:
         """Run the encoder, if there is one, as `decode` does first."""
         if hasattr(self.model, "encoder"):
-            sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
+            sample = self.collate(self.dataset, batch)
             with torch.inference_mode():
                 self.model.encoder.forward_torchscript(sample["net_input"])
 
     def decode(self, batch):
-        sample = self.to_device(self.dataset.collater([self.dataset[index] for index in batch]))
+        sample = self.collate(self.dataset, batch)
         prompt_length = 0
         if self.model_file.is_language_model and self.is_stock:
             prompt_length = sample["net_input"]["src_tokens"].size(1) - 1  # to fairseq it is a part of the output
@@ -101,7 +101,14 @@ class FairseqEngine:
             self.found.captures = CapturedWork.captures - self._captures
             self.found.not_captured = CapturedWork.obstacle
 
-    def to_device(self, sample):
+    def make_dataset(self, sources: list[list[int]]):
+        """As the task makes it to decode these words of the dictionary."""
+        tokens = [torch.tensor(source) for source in sources]
+        return self.task.build_dataset_for_inference(tokens, [len(source) for source in tokens])
+
+    def collate(self, dataset, batch: Iterable[int]) -> dict:
+        """The batch of these sources, on the device."""
+        sample = dataset.collater([dataset[index] for index in batch])
         return utils.apply_to_sample(lambda tensor: tensor.to(self.request["device"]), sample)
 
     def _build_generator(self):

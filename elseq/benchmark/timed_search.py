@@ -7,7 +7,9 @@ from collections.abc import Callable
 from elseq.benchmark.fairseq_engine import FairseqEngine
 from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak, seconds_of
 
-WARM_UP_TOKENS = 16  # of the decoding that warms a CPU up; a GPU gets all of them, for its allocator
+# What warms a CPU up; a GPU gets all tokens, for its allocator.
+WARM_UP_SOURCE = 2048
+WARM_UP_TOKENS = 16
 
 
 class TimedSearch(FairseqEngine):
@@ -19,27 +21,31 @@ class TimedSearch(FairseqEngine):
     def __init__(self, request: dict):
         super().__init__(request | {"search": _search_of_length(request["target_length"])})
         self.look_closely = True
-        sample = self.dataset.collater([self.dataset[index] for index in range(len(request["sources"]))])
-        self.sample = self.to_device(sample)
+        self.sample = self._sample(request["sources"])
         self.encoder_seconds = 0.0
         self._watch_encoder()
 
     def warm_up(self) -> None:
-        length = self.request["target_length"]
+        length, sample = self.request["target_length"], self.sample
         if self.request["device"] == "cpu":
             length = min(length, WARM_UP_TOKENS)
+            sample = self._sample([source[-WARM_UP_SOURCE:] for source in self.request["sources"]])
         options = Namespace(beam=self.beam, **_search_of_length(length))
-        self._search(self.task.build_generator([self.model], options))
+        self._search(self.task.build_generator([self.model], options), sample)
 
     def time(self) -> dict[str, float]:
         """Seconds of the encoder, and of the rest, including the projection of its output to keys and values."""
-        seconds = seconds_of(self.request["device"], lambda: self._search(self.generator))
+        seconds = seconds_of(self.request["device"], lambda: self._search(self.generator, self.sample))
         if not self.is_stock:
             self.look()
         return {"encoder": self.encoder_seconds, "decoder": seconds - self.encoder_seconds}
 
-    def _search(self, generator) -> None:
-        hypotheses = self.task.inference_step(generator, [self.model], self.sample)
+    def _sample(self, sources: list[list[int]]) -> dict:
+        """One batch of all sources."""
+        return self.collate(self.make_dataset(sources), range(len(sources)))
+
+    def _search(self, generator, sample: dict) -> None:
+        hypotheses = self.task.inference_step(generator, [self.model], sample)
         # They must all be `target_length`, or the time per token is not what it says.
         self.found.output_lengths = sorted({len(best["tokens"]) for best, *_ in hypotheses})
 
