@@ -173,9 +173,9 @@ class TextGenerator:
     ) -> list[Hypothesis]:
         """The log-probability of a target for each source, in one pass and without a search.
 
-        It is that of the same hypothesis in `generate` with lenpen 0: it includes the end symbol, and the symbol that
-        the task puts before generated targets (the <s> of a BART, a language), by 0 if the task does not count it. A
-        word that is not in the dictionary counts as the unknown word.
+        It is the score of the same hypothesis in `generate` with lenpen 0. It includes the end symbol, and the symbol
+        that the task puts before generated targets (the <s> of a BART, a language); the latter by 0 if the task does
+        not count it. A word that is not in the dictionary counts as the unknown word.
 
         Args:
             sources: the sources, or for a language model the prompts. A blank one is an empty one.

@@ -17,8 +17,8 @@ def on_device(device: torch.device) -> AbstractContextManager:
 def seconds(call: Callable[[], object], runs: int = 1) -> float:
     """Time of one run on the current GPU, by the GPU's own clock, as in a CUDA graph: launching does not count.
 
-    The GPU waits until the host has launched all runs. If it began before, it is timed again after a longer wait. A
-    call for which the host waits is timed with its launches.
+    The GPU waits until the host has launched all runs. If it began earlier, the call is timed again after a longer
+    wait. If the host waits for the call itself, its launches are part of the time.
 
     Args:
         call: what is timed.

@@ -1,12 +1,12 @@
-"""How much arithmetic and how much reading a decoding takes: the one place with the formulae.
+"""The formulae for the operations and the bytes read of a decoding.
 
-Counted are the matrix products of the layers, the output layer and attention: two floating-point operations a
-multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not.
+Operations: the matrix products of the layers, the output layer and attention, with two floating-point operations for a
+multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not counted.
 
-Read are, in each step, the weights that it needs and what the method keeps of every position attended to: keys and
-values (kv), or hidden states (el), which count once although they serve as keys and as values, since one pass over them
-suffices (a program that reads them twice reads more than is counted). Once a batch, the encoder's weights are read.
-Activations are not counted, nor is the copying of states from step to step.
+Bytes read: in each step, the weights of the decoder, and what the method keeps of every position that is attended to:
+keys and values (kv), or hidden states (el). Hidden states are keys and values, and count once, because one pass over
+them suffices. Once a batch, the encoder's weights are read. Activations are not counted, nor is the copying of states
+from step to step.
 
 Letters: B sentences, beam hypotheses each; S source positions, padding included; P prompt positions; T steps in which a
 sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.

@@ -27,8 +27,8 @@ def _stock_blocks_ngrams() -> bool:
 class FairseqEngine:
     """Modes: the decoding methods and auto are elseq's; stock is fairseq as it installs, its modules and its generator.
 
-    stock-copied and stock-shared are the same, told whether the hypotheses of a sentence have keys and values of the
-    source of their own (as in fairseq's Transformer) or share them (as in its BART).
+    stock-copied and stock-shared fix whether each hypothesis of a sentence has its own keys and values of the source
+    (as in fairseq's Transformer), or all share them (as in its BART).
     """
 
     def __init__(self, request: dict):

@@ -1,7 +1,7 @@
 """One measured run: read a request, load, decode some times, write a result.
 
-Run as a script by its path and not imported as a part of elseq, so that a process that measures another program holds
-neither PyTorch nor fairseq on its account: until the engine is chosen, only the standard library is imported.
+It runs as a script by its path and is not imported as a part of elseq. A process that measures another program
+therefore holds neither PyTorch nor fairseq: until the engine is chosen, only the standard library is imported.
 """
 
 import gc

@@ -138,8 +138,8 @@ def _why_not(base: str, given: Mapping, parameters: Mapping[str, Tensor]) -> str
 def _missing_layer(given: Mapping, parameters: Collection[str]) -> str | None:
     """The first layer that the configuration has and the parameters lack, or None.
 
-    A registered architecture was then trained with --encoder-layers-to-keep or the like. Of another, layers may share
-    parameters.
+    A registered architecture was then trained with --encoder-layers-to-keep or the like. In another architecture,
+    layers may share parameters.
     """
     for side in SIDES:
         there, said = layer_numbers(parameters, side), given.get(f"{side}_layers")
@@ -188,7 +188,7 @@ def _defaults(base: str, given: Mapping) -> dict:
 def _ignored(base: str, settings) -> str:
     """For the log line: options that are set and that the base architecture does not have.
 
-    A namespace holds the options of the whole training, so that it does not say which are the model's.
+    A namespace holds the options of the whole training, and does not tell which are the model's.
     """
     if isinstance(settings, Namespace) or base not in MODEL_DATACLASS_REGISTRY:
         return ""

@@ -1,6 +1,6 @@
 """Processors of log-probabilities: each forbids, forces or penalizes next words before the search chooses.
 
-Shapes: B sentences, N = B * beam hypotheses (those of a sentence stand together), V words.
+Shapes: B sentences, N = B * beam hypotheses (those of a sentence are adjacent), V words.
 """
 
 import math

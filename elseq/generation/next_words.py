@@ -17,7 +17,7 @@ MOST_ON_CPU = 64  # words that are found one by one while the others are read
 class NextWords:
     """Log-probabilities of the word that follows each of N hypotheses, of V words.
 
-    Most searches only ask for the best words. Then kernels give the others no log-probability, and no memory.
+    Most searches only need the best words. Kernels then compute and store no log-probabilities of the others.
     """
 
     def __init__(

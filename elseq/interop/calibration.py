@@ -1,8 +1,8 @@
 """Runs the layers of a model on calibration text one after the other, while their attention is replaced.
 
-Every text is a batch of its own, so that nothing is padding. A layer is run on what the layers before it make of the
-texts, converted as they are. What its attention is to return makes up for what they now lack: it leads to the hidden
-states that the model had before any conversion.
+Every text is a batch of its own, so there is no padding. The input of a layer is the output of the converted layers
+before it. Its attention is to return what compensates their error: what leads to the hidden states of the original
+model.
 """
 
 from __future__ import annotations

@@ -61,8 +61,8 @@ class SourceWindows:
     def cut(self, lengths: Sequence[int]) -> list[Window]:
         """The windows of sources of these lengths.
 
-        A source of more than one window has windows of the same length: the last one ends with the source. The state of
-        a token is used from the window in whose middle it is nearest, where its shorter side has the most context.
+        A source of more than one window has windows of the same length. The last one ends with the source. The state of
+        a token comes from the window whose middle is nearest to it: there the shorter side of its context is longest.
         """
         return [window for row, length in enumerate(lengths) for window in self._cut(row, length)]
 

@@ -145,8 +145,8 @@ def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
 def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of all positions of a text to one another, as in an encoder.
 
-    It is about as fast as PyTorch's fused attention, and adds up the positions one after the other: how many others are
-    masked behind them makes no difference, so a text has the same result in any batch.
+    It is about as fast as PyTorch's fused attention, and adds up the positions one after the other. Masked positions
+    behind them make no difference, so a text has the same result in any batch.
 
     Args:
         query: [N, H, T, K], already scaled.

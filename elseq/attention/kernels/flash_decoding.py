@@ -3,9 +3,9 @@
 Blocks of positions are read one after the other, and scores, softmax and weighted sum of each are computed at once
 (online softmax, 2205.14135, section 3.1). All queries that attend to the same keys are rows of the same matrix
 products. With EL-attention these are the heads of all hypotheses of a sentence, and the values are the keys, so each
-hidden state is read once for both. Where a GPU has more processors than there are such matrices, several share the
-positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). Likewise the results for
-several segments.
+hidden state is read once for both. If a GPU has more processors than there are such matrices, several processors share
+the positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). The results for several
+segments are joined in the same way.
 
 Shapes: N hypotheses (those of a sentence are adjacent) of M sequences, H heads, G key/value heads, S positions, K width
 of keys and values.

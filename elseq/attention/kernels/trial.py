@@ -58,8 +58,8 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
     A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
     why: in a warning for the first sizes, and for others at the level debug. `verdicts` returns all. Every process
     compares the numbers, and the times are measured once on a machine: all processes use the same kernels. While a CUDA
-    graph is captured nothing can be tried: a kernel without a verdict is then not used, and a later call tries it. So
-    it is where memory runs out.
+    graph is captured, or when memory runs out, nothing can be tried: a kernel without a verdict is then not used, and a
+    later call tries it.
 
     Args:
         name: of the kernel.

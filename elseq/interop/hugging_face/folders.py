@@ -25,10 +25,10 @@ _SHARED = 3  # names of one tensor: the embedding of a BART, of its encoder, its
 
 
 def read_settings(folder: Path, config: dict) -> tuple[str, dict]:
-    """How the model is to generate, as transformers reads it, and the name of the file that tells.
+    """The settings of generation as transformers reads them, and the name of their file.
 
-    It is generation_config.json alone, whatever config.json says; in older folders it is config.json alone, without the
-    defaults of the model's class.
+    Only generation_config.json counts. In older folders without it, only config.json counts, without the defaults of
+    the model's class.
 
     Args:
         folder: of the model.

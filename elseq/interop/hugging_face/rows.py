@@ -15,15 +15,15 @@ _LARGEST_ERROR = 100.0
 
 
 def fairseq_order(vocabulary: Vocabulary, config: dict, rows: int) -> list[int | None]:
-    """The row in Hugging Face's order of each of fairseq's; None: a symbol that the model has not.
+    """For each row of fairseq, the row in Hugging Face's order; None for a symbol that the model does not have.
 
     fairseq's dictionary begins with <s> <pad> </s> <unk>. BART was trained with it and keeps its order. A GPT-2 has one
-    special symbol, <|endoftext|>, before and after every text, which fairseq's language models use </s> for: its row
-    becomes that of </s>, the other three get new rows (see `unused_row`), and the words follow in their own order.
+    special symbol, <|endoftext|>, before and after every text, as fairseq's language models have </s>. Its row becomes
+    that of </s>, the other three get new rows (see `unused_row`), and the words follow in their own order.
 
     Args:
         vocabulary: the model's.
-        config: its config.json, which tells what ends a text.
+        config: its config.json, with the end symbol.
         rows: of the embedding.
 
     Raises:

@@ -1,6 +1,6 @@
 """Tokenizers that ship as a sentencepiece model, without tokenizer.json.
 
-Of some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. With others it reads a text
+From some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. For others it splits texts
 by sentencepiece itself, and vocab.json numbers the pieces: `PieceVocabulary`.
 """
 
@@ -34,8 +34,8 @@ _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
 class Model:
     """The content of a sentencepiece model.
 
-    `pieces` and their scores are in the order of their numbers, `symbols` are those of them that a text is searched
-    for first, and `charsmap` is the compiled normalization.
+    `pieces` and their scores are in the order of their numbers. `symbols` are the pieces that are found in a text
+    before all others. `charsmap` is the compiled normalization.
     """
 
     pieces: list[tuple[str, float]]
@@ -154,8 +154,8 @@ def normalizer(charsmap: bytes, *others: normalizers.Normalizer) -> normalizers.
 class PieceVocabulary(Vocabulary):
     """A sentencepiece model as it is, with the rows of its pieces and of other tokens.
 
-    `special` are the tokens that are found in a text before sentencepiece reads it, `around` the numbers that stand
-    before and after a text, and `files` the tokenizer's own, by their names in a converted folder.
+    `special` are the tokens that are found in a text before sentencepiece reads it. `around` are the numbers before and
+    after a text. `files` are the tokenizer's files, by their names in a converted folder.
     """
 
     special: tuple[str, ...] = ()

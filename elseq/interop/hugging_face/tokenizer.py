@@ -1,8 +1,8 @@
 """A folder's tokenizer as transformers 5 loads it: from tokenizer.json, vocab.json with merges.txt, or sentencepiece.
 
-tokenizer.json is followed, whatever its kind. Those of the classes of GPT-2, BART and RoBERTa, however, transformers
-makes anew from the vocabulary, so that another normalizer or another cutting into words, that tokenizer.json may have,
-is not theirs: such a folder is refused, since which of the two the model was trained by is not known.
+tokenizer.json is followed, whatever its kind. For the classes of GPT-2, BART and RoBERTa, however, transformers makes
+the tokenizer anew from the vocabulary, without the normalizer and the pre-tokenizer of tokenizer.json. If these differ,
+the folder is refused, because only the author of the model knows which of the two it was trained with.
 """
 
 import contextlib

@@ -44,11 +44,11 @@ _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Of Hugging Face: the row of each token, and the merges, best first, each "left right".
+    """Hugging Face's vocabulary: the row of each token, and the merges, best first, each "left right".
 
-    `unmade` are the few pieces that no merge makes, so that they are found in no text. `config` is
-    tokenizer_config.json, `languages` are the tokens that name a language. A tokenizer that is no byte-level
-    BPE has no merges here. Of `unlike_file` see `class_unlike_file`.
+    `unmade` are the few pieces that no merge makes: no text has them. `config` is tokenizer_config.json. `languages`
+    are the tokens that name a language. A tokenizer that is no byte-level BPE has no merges here. For `unlike_file` see
+    `class_unlike_file`.
     """
 
     rows: dict[str, int]

@@ -1,7 +1,7 @@
 """Blenderbot-small: BART's layers, a norm of the decoder's words before positions, and ParlAI's words and symbols.
 
-transformers 5 has no class of the library `tokenizers` for it, and cuts texts in Python. `tokenizer` says the same in a
-tokenizer.json, whose pieces have other names: "in" inside a word and "in</w>" at its end, for "in@@" and "in".
+transformers 5 has no class of the library `tokenizers` for it, and splits texts in Python. `tokenizer` makes an
+equivalent tokenizer.json. Its pieces have other names: "in" inside a word and "in</w>" at its end, for "in@@" and "in".
 """
 
 import itertools

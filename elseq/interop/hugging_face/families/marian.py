@@ -1,7 +1,7 @@
 """Marian: no norm of the embeddings, a bias of the output layer, sines as positions, and <pad> as decoding's start.
 
-What it shares with other families without learned positions: `Sinusoidal`. A model that was trained further has three
-embeddings, and positions that are no longer sines.
+`Sinusoidal` is shared with other families without learned positions. A model that was trained further has three
+embeddings, and its positions are no longer sines.
 """
 
 from dataclasses import dataclass, replace

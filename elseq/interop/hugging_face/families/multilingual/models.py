@@ -26,7 +26,7 @@ _FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
 class Multilingual(BARTFamily):
     """A source is its language's symbol, the text and </s>; decoding begins with </s> and the target's language.
 
-    Or, in mBART-25, a source is the text, </s> and the language; and decoding begins with the target's language alone.
+    In mBART-25 a source is the text, </s> and the language, and decoding begins with the target's language alone.
     """
 
     architecture = "transformer"

@@ -1,7 +1,7 @@
 """The tokenizers of mBART-25, mBART-50, NLLB and M2M-100; and how transformers 5 makes them of a sentencepiece model.
 
-fairseq's symbols <s>, <pad>, </s> and <unk> stand in the place of the model's own first three, so that a piece has the
-number of its own model and one. The languages and <mask> follow the pieces.
+fairseq's symbols <s>, <pad>, </s> and <unk> replace the first three symbols of the sentencepiece model, so that the
+number of a piece is that of this model plus one. The languages and <mask> follow the pieces.
 """
 
 from collections.abc import Mapping, Sequence
