@@ -41,7 +41,7 @@ def about(checkpoint: Path):
 
 @contextlib.contextmanager
 def renamed(name: Callable[[str], str]):
-    """Rename the argument in errors: the user of a command gave an option where Python has a keyword.
+    """Rename the argument in errors, because a command has an option where Python has a keyword.
 
     Args:
         name: maps the name in the error to the name for this user.
@@ -107,7 +107,7 @@ def install_excepthook():
 
 
 def printable(sentence: str) -> str:
-    """The text on one line and without control characters, which a name from a file may contain."""
+    """The text on one line, with control characters escaped. A name from a file may contain some."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence)
 
 
