@@ -35,6 +35,8 @@ TESTED_ELSEWHERE = {
     "elseq.benchmark.el_attention.settings": "benchmark/el_attention/test_plan.py",
     "elseq.benchmark.fairseq_engine": "benchmark/test_measure.py",
     "elseq.benchmark.multi_query.variants": "benchmark/multi_query/test_report.py",
+    "elseq.text_files.encoding": "cli/test_generate_errors.py",
+    "elseq.text_files.job": "text_files/test_run.py",
 }
 
 

@@ -3,7 +3,7 @@ from argparse import Namespace
 import torch
 
 import elseq
-from elseq.benchmark.plans import Conditions, read_conditions
+from elseq.benchmark.conditions import Conditions, read_conditions
 
 GIVEN = {"dtype": "bfloat16", "device": "cpu", "threads": 3, "repeats": 5}
 
