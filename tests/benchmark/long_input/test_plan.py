@@ -66,7 +66,7 @@ def test_requests(run):
     assert first["task_options"] == {"source_window": 16, "source_window_overlap": 8}
     assert top_k["task_options"] == first["task_options"] | {"apply_top_k": 16, "apply_top_k_in": "cross"}
     assert [len(source) for source in first["sources"]] == [64 - 1] * 2  # and <s>, which is BART's
-    assert (first["search"]["min_len"], first["search"]["max_len_b"], first["target_length"]) == (4, 4, 5)
+    assert first["target_length"] == 5
     assert (first["threads"], first["repeats"], first["beam"]) == (1, 2, 4)
 
 
