@@ -236,6 +236,18 @@ def test_a_drawn_hypothesis_with_nothing_left_ends(options, generator_class, min
     assert several == {("w1 w3", 3), ("w2 w4 w5", 4)}
 
 
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 2}, {"sampling_topp": 0.9}], ids=str)
+@pytest.mark.parametrize("step", [0, 1])
+def test_words_whose_probability_is_too_small_for_a_number_are_none(options, step):
+    log_probs, scores = torch.full((1, 2, len(DICTIONARY)), -200.0), torch.full((1, 2, step), -3.0)
+    for strategy in (
+        search.Sampling(DICTIONARY, **options),
+        as_ours(search.Sampling(DICTIONARY, **options), DICTIONARY),
+    ):
+        found, words, _ = strategy.step(step, log_probs.clone(), scores)
+        assert words.tolist() == [[EOS, EOS]] and found.tolist() == [[-3.0 * step] * 2]
+
+
 def test_suppressed_and_blocked_words_leave_nothing(models):
     """Of 24 entries one word is left, and it must not occur twice."""
     suppressed = [word for word in DICTIONARY.symbols[DICTIONARY.nspecial :] if word != "w7"] + ["<s>"]
