@@ -225,7 +225,7 @@ class Cursor:
             capacity: C, the number of positions in the buffers.
             device: of the memory.
         """
-        self.position = torch.tensor([position], device=device)  # [1]
+        self.position = torch.full((1,), position, device=device)
         self.ahead = torch.empty(1, 1, capacity, dtype=torch.bool, device=device)  # True at unused positions
         self._positions = torch.arange(capacity, device=device).view(1, 1, -1)
 
@@ -355,7 +355,7 @@ class SelfAttentionMemory:
     def _beyond_window(self, prompt: Stretch) -> Tensor:
         """Positions of the prompt, [B or 1, S], outside the window of the newest positions: bool [B or 1, T, S]."""
         length, device = prompt.tensors[0].size(-2), prompt.tensors[0].device
-        ends = torch.tensor([[length]], device=device) if prompt.mask is None else (~prompt.mask).sum(dim=2)
-        newest = torch.arange(self.generated.total - self.generated.newest, self.generated.total, device=device)
+        ends = length if prompt.mask is None else (~prompt.mask).sum(dim=2)
+        newest = torch.arange(self.generated.total - self.generated.newest, self.generated.total, device=device)[None]
         first_seen = ends + newest - self.window + 1
         return torch.arange(length, device=device) < first_seen.unsqueeze(2)

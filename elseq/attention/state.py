@@ -24,7 +24,7 @@ class DecodeState:
     layers: list[LayerState]
     length: int = 0  # tokens decoded so far, without the prompt
     prompt_lengths: Tensor | None = None  # int64 [B]
-    longest_prompt: int = 0
+    longest_prompt: int = 0  # of the sentences, or of those that have left since `measure_prompts`
     cursor: Cursor | None = None  # after `fix`
     round_to: torch.dtype | None = None  # type of the numbers of sentences; see `DecodingMethod.rounded`
 
@@ -63,7 +63,8 @@ class DecodeState:
         following = range(self.length, self.length + tokens)
         if self.prompt_lengths is None:
             return following
-        return self._starts(hypotheses) + torch.tensor(following, device=self.prompt_lengths.device)
+        device = self.prompt_lengths.device
+        return self._starts(hypotheses) + torch.arange(following.start, following.stop, device=device)
 
     def _starts(self, hypotheses: int) -> Tensor:
         """Length of the prompt of each hypothesis, [N, 1]."""
@@ -81,6 +82,10 @@ class DecodeState:
             state.keep(sentences)
         if self.prompt_lengths is not None:
             self.prompt_lengths = self.prompt_lengths.index_select(0, sentences)
+
+    def measure_prompts(self) -> None:
+        """Those of sentences that have left count no more for `longest_prompt`. A GPU is waited for."""
+        if self.prompt_lengths is not None:
             self.longest_prompt = int(self.prompt_lengths.max())
 
     def bytes_of_position(self) -> int:

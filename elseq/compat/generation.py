@@ -95,8 +95,8 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
             raise ValueError("DiverseBeamSearch requires --beam to be divisible by the number of groups")
         share = beam // groups
         if step == 0:
-            self.group_overlap = torch.zeros(sentences, groups, groups).to(lprobs)
-            self.ended = torch.zeros(sentences, groups).to(lprobs)
+            self.group_overlap = lprobs.new_zeros(sentences, groups, groups)
+            self.ended = lprobs.new_zeros(sentences, groups)
         overlap = torch.zeros_like(self.group_overlap)
         all_scores, all_words, all_beams, all_chosen, all_keys = [], [], [], [], []  # each [B, C]
         for group in range(groups):
@@ -174,7 +174,7 @@ class Sampling(search.Sampling):
         prev_output_tokens: Tensor | None = None,
         original_batch_idxs: Tensor | None = None,
     ):
-        nothing = lprobs.eq(-math.inf).all(dim=2)
+        nothing = lprobs.amax(dim=2).exp().eq(0)
         lprobs[:, :, self.eos] = lprobs[:, :, self.eos].masked_fill(nothing, 0.0)
         return self.draw(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 

@@ -18,26 +18,31 @@ class Candidates(NamedTuple):
 
     scores: Tensor  # [B, C], cumulative; -inf: none
     words: Tensor  # int64 [B, C]
-    rows: Tensor  # int64 [B, C]: of the hypotheses that they continue
-    own_rows: Tensor  # int64 [B, beam]: of the sentence's hypotheses, before any sentence leaves
+    hypotheses: Tensor  # int64 [B, C]: which of the sentence's hypotheses they continue, from 0
     ending: Tensor  # bool [B, C]: those that end
     is_stuck: Tensor  # bool [B, 1]: sentences that have none
 
     @classmethod
-    def of(cls, scores: Tensor, words: Tensor, beams: Tensor, own_rows: Tensor, eos: int) -> "Candidates":
+    def of(cls, scores: Tensor, words: Tensor, hypotheses: Tensor, eos: int) -> "Candidates":
         """
         Args:
-            scores, words, beams: what a search strategy returns, each [B, C].
-            own_rows: of the sentences' hypotheses.
+            scores, words, hypotheses: what a search strategy returns, each [B, C].
             eos: the symbol that ends a hypothesis.
         """
         is_one = scores.isneginf().logical_not()
         is_stuck = ~is_one.any(dim=1, keepdim=True)
-        return cls(scores, words, beams + own_rows[:, :1], own_rows, words.eq(eos) & is_one, is_stuck)
+        return cls(scores, words, hypotheses, words.eq(eos) & is_one, is_stuck)
 
     def select(self, sentences: Tensor) -> "Candidates":
         """Those of these sentences, int64 [B']."""
         return Candidates(*(tensor[sentences] for tensor in self))
+
+
+class Kept(NamedTuple):
+    """What is left when sentences leave."""
+
+    places: Tensor  # int64 [B']: that the other sentences had
+    rows: Tensor  # int64 [N']: that their hypotheses had
 
 
 class Beams:
@@ -75,7 +80,7 @@ class Beams:
         self.scores = torch.zeros(sentences * beam, length, device=device)  # cumulative, [N, L]
         self.attention: Tensor | None = None  # [N, S, L + 1]
         self.sentences = list(range(sentences))  # their places in the batch
-        self.limits = torch.tensor(limits, device=device)
+        self.limits = to_device(limits, device)
         self.source_lengths = source_lengths
         self.sample_ids = sample_ids
         self.prefix = prefix
@@ -114,18 +119,23 @@ class Beams:
         hypotheses = rows.view(len(sentences), self.beam, -1)
         return torch.where(sentences.view(-1, 1, 1), hypotheses[:, :1], hypotheses).view_as(rows)
 
-    def select(self, places: list[int]) -> Tensor:
-        """Go on with the sentences at these places only; `go_on` drops the hypotheses of the others.
-
-        Returns:
-            The places, int64 [B'].
-        """
-        self.sentences = [self.sentences[place] for place in places]
+    def keep(self, places: list[int]) -> Kept:
+        """Go on with the sentences at these places only."""
         sentences = to_device(places, self.limits.device)
+        rows = self.rows[sentences].view(-1)
+        self.sentences = [self.sentences[place] for place in places]
+        self._take(rows)
         self.limits, self.source_lengths = self.limits[sentences], self.source_lengths[sentences]
         self.sample_ids, self._left_over = self.sample_ids[sentences], self._left_over[sentences]
         self.prefix = None if self.prefix is None else self.prefix[sentences]
-        return sentences
+        return Kept(sentences, rows)
+
+    def _take(self, rows: Tensor) -> None:
+        """Only these hypotheses, int64 [N']."""
+        self.tokens = self.tokens.index_select(0, rows)
+        self.scores = self.scores.index_select(0, rows)
+        if self.attention is not None:
+            self.attention = self.attention.index_select(0, rows)
 
     def go_on(self, step: int, candidates: Candidates) -> tuple[Tensor, Tensor]:
         """Take the best `beam` candidates of each sentence that do not end.
@@ -137,14 +147,12 @@ class Beams:
             The hypothesis that each one continues, int64 [N'], and the candidates taken, int64 [B, beam].
         """
         active, self._left_over = self._active(candidates.ending)
-        order = torch.where(candidates.is_stuck, candidates.own_rows, candidates.rows.gather(1, active)).view(-1)
+        continued = self.rows[:, :1] + candidates.hypotheses.gather(1, active)
+        order = torch.where(candidates.is_stuck, self.rows, continued).view(-1)
         scores = candidates.scores.masked_fill(candidates.ending, -math.inf)
-        self.tokens = self.tokens.index_select(0, order)
+        self._take(order)
         self.tokens[:, step + 1] = candidates.words.gather(1, active).view(-1)
-        self.scores = self.scores.index_select(0, order)
         self.scores[:, step] = scores.gather(1, active).view(-1)
-        if self.attention is not None:
-            self.attention = self.attention.index_select(0, order)
         return order, active
 
     def _active(self, ending: Tensor) -> tuple[Tensor, Tensor]:

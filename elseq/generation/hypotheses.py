@@ -25,8 +25,20 @@ class FinishedHypotheses:
         self.length_penalty = length_penalty
         self.stopping = stopping
         self._wanted = stopping.finished(beam)
-        self._worst: dict[int, float] = {}  # score of each sentence that has `beam`, where scores decide
+        self._on_host: list[list[float]] = [[] for _ in range(sentences)]  # the scores, where these decide
         self._found: list[list[dict[str, Tensor]]] = [[] for _ in range(sentences)]
+
+    def scores(self, totals: Tensor, length: int, rejected: Tensor | None = None) -> Tensor:
+        """What hypotheses score.
+
+        Args:
+            totals: their log-probabilities.
+            length: their tokens, the end included.
+            rejected: bool, of the shape of totals: those that are to score -inf.
+        """
+        if self.length_penalty is not None:
+            totals = totals / length**self.length_penalty
+        return totals if rejected is None else totals.masked_fill(rejected, float("-inf"))
 
     def add(
         self,
@@ -36,6 +48,7 @@ class FinishedHypotheses:
         totals: Tensor,
         attention: Tensor | None,
         rejected: Tensor | None = None,
+        on_host: list[float] | None = None,
     ) -> None:
         """Add hypotheses that end with this step, the better ones of a sentence first.
 
@@ -46,15 +59,12 @@ class FinishedHypotheses:
             totals: [F]: cumulative log-probability with the end.
             attention: [F, S, L + 1] to S source positions, or None.
             rejected: bool [F]: hypotheses that are to score -inf.
+            on_host: the F scores, where scores decide and the search of the sentences may go on.
         """
-        length = tokens.size(1)
         ended = torch.cat((tokens[:, 1:], tokens.new_full((len(tokens), 1), self.eos)), dim=1)
         cumulative = torch.cat((scores, totals.unsqueeze(1)), dim=1)
         positional = torch.cat((cumulative[:, :1], cumulative[:, 1:] - cumulative[:, :-1]), dim=1)
-        if self.length_penalty is not None:
-            totals = totals / length**self.length_penalty
-        if rejected is not None:
-            totals = totals.masked_fill(rejected, float("-inf"))
+        totals = self.scores(totals, tokens.size(1), rejected)
         for row, sentence in enumerate(sentences):
             if self.stopping.is_bounded or len(self._found[sentence]) < self._wanted:
                 self._found[sentence].append(
@@ -68,17 +78,17 @@ class FinishedHypotheses:
                     }
                 )
 
-        if self.stopping.is_bounded:
+        if on_host is not None:
+            for sentence, score in zip(sentences, on_host, strict=True):
+                self._on_host[sentence].append(score)
             for sentence in set(sentences):
                 self._keep_best(sentence)
 
     def _keep_best(self, sentence: int) -> None:
-        found = self._found[sentence]
-        if len(found) < self.beam:
-            return
-        scores, order = torch.stack([each["score"] for each in found]).cpu().sort(descending=True, stable=True)
-        self._found[sentence] = [found[index] for index in order[: self.beam].tolist()]
-        self._worst[sentence] = scores[self.beam - 1].item()
+        found, scores = self._found[sentence], self._on_host[sentence]
+        order = sorted(range(len(found)), key=scores.__getitem__, reverse=True)[: self.beam]
+        self._found[sentence] = [found[index] for index in order]
+        self._on_host[sentence] = [scores[index] for index in order]
 
     def count(self, sentence: int) -> int:
         return len(self._found[sentence])
@@ -91,11 +101,11 @@ class FinishedHypotheses:
         """Whether an unfinished hypothesis may become one that is kept, as the rule estimates it.
 
         Args:
-            sentence: one that `is_full`.
+            sentence: one that `is_full`, where scores decide.
             total, length, maximum: of the best that goes on; see `Stopping.best_possible`.
         """
         best = self.stopping.best_possible(total, length, maximum, self.length_penalty)
-        return best > self._worst[sentence]
+        return best > self._on_host[sentence][-1]
 
     def ranked(self) -> list[list[dict[str, Tensor]]]:
         """The hypotheses of each sentence, best first, at most `beam`."""

@@ -54,6 +54,11 @@ class NextWords:
             return False
         return not transfers.is_free(numbers.device) or (self._logits is not None and kernels.available())
 
+    def select(self, rows: Tensor) -> "NextWords":
+        """Those of these hypotheses, int64 [N']."""
+        numbers = (self._log_probs, self._logits)
+        return NextWords(*(None if each is None else each.index_select(0, rows) for each in numbers), self._normalize)
+
     def best(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
         """The best words. Once they are found, the log-probabilities cannot be read any more.
 

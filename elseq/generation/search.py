@@ -19,7 +19,7 @@ from elseq.errors import UserError, as_option, renamed
 from elseq.generation import transfers
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
-from elseq.generation.beams import Beams, Candidates
+from elseq.generation.beams import Beams, Candidates, Kept
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import (
     LogitsProcessor,
@@ -35,7 +35,8 @@ from elseq.generation.logits_processors import (
 from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import Ensemble, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
-from elseq.generation.transfers import Places, to_device
+from elseq.generation.strategies import as_ours
+from elseq.generation.transfers import HostCopy, to_device
 from elseq.numerics import explain_nan
 from elseq.options import FIRST
 from elseq.precision import restore
@@ -153,7 +154,7 @@ class SequenceGenerator(nn.Module):
             )
         if isinstance(search_strategy, GreedySearch):
             self.stopping = BY_DEFAULT
-        self.search = search_strategy
+        self.search = as_ours(search_strategy, tgt_dict)
         self.search.eos = self.eos
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
@@ -223,7 +224,7 @@ class SequenceGenerator(nn.Module):
         limits = self.length_limits(source_lengths, prompt_tokens)
         longest = max(limits)
         self._check_length_penalty(longest + 1)
-        delay = 1 if self._looks_later(device) and self._has_position_after(longest, prompt_tokens) else 0
+        looks_later = self._looks_later(device) and self._has_position_after(longest, prompt_tokens)
         start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
@@ -233,7 +234,7 @@ class SequenceGenerator(nn.Module):
         beams = Beams(start, longest + 1, *places, prefix_tokens, uncounted)
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
-        looks: list[_Look] = []
+        look: _Look | None = None
 
         self.search.init_constraints(constraints, self.beam_size)
         for stepper in self._steppers():
@@ -244,6 +245,12 @@ class SequenceGenerator(nn.Module):
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
+            kept = None
+            if look is not None:  # on a GPU at the last step, now that the models' pass of this one is running
+                kept = self._leave(finished, look, beams, limits, prompt_tokens)
+                if not beams.sentences:
+                    break
+                next_words = next_words if kept is None else next_words.select(kept.rows)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
             is_at_limit = any(limits[sentence] <= step for sentence in beams.sentences)
@@ -252,34 +259,27 @@ class SequenceGenerator(nn.Module):
             is_nan = is_nan | was_nan
             del next_words  # as large as all the rest of a step
 
-            # 2. Those among the first `beam` that end are finished hypotheses.
+            # 2. Those among the first `beam` that end are finished hypotheses, and finished sentences leave.
+            look = None
             is_forced = is_at_limit or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
-                now = copy.copy(beams) if delay else beams
-                looks.append(_Look(step, now, candidates, self._marks(candidates, is_nan)))
-            over: set[int] = set()
-            if looks and looks[0].step + delay <= step:
-                over = self._end(finished, looks.pop(0), beams, limits, prompt_tokens)
+                told = self._tell(finished, step, beams, candidates, is_nan)
+                look = _Look(step, copy.copy(beams), candidates, told)
+            if look is not None and (step == longest or not looks_later):
+                kept = self._leave(finished, look, beams, limits, prompt_tokens)
+                if not beams.sentences:
+                    break
+                candidates = candidates if kept is None else candidates.select(kept.places)
+                look = None
 
-            # 3. Finished sentences leave the batch.
-            if over:
-                places = [place for place, sentence in enumerate(beams.sentences) if sentence not in over]
-                if not places:
-                    return finished.ranked()
-                kept = beams.select(places)
-                candidates = candidates.select(kept)
-                self.search.prune_sentences(kept)
-                for stepper in self._steppers():
-                    stepper.keep(kept)
-
-            # 4. The best `beam` that do not end go on.
+            # 3. The best `beam` that do not end go on.
             order, active = beams.go_on(step, candidates)
             self.search.update_constraints(active)
-            if self.beam_size > 1 or over:
+            if kept is not None:
+                order = kept.rows[order]
+            if self.beam_size > 1 or kept is not None:
                 for stepper in self._steppers():
                     stepper.reorder(order)
-        for look in looks:
-            self._end(finished, look, beams, limits, prompt_tokens)
         return finished.ranked()
 
     def _candidates(self, step: Step, next_words: NextWords) -> tuple[Candidates, Tensor]:
@@ -299,7 +299,7 @@ class SequenceGenerator(nn.Module):
             log_probs = self._by_sentence(log_probs, beams)
             found = self.search.step(step.number, log_probs, scores, words_so_far, beams.sample_ids), is_nan
         selected, is_nan = found
-        return Candidates.of(*selected, beams.rows, self.eos), is_nan
+        return Candidates.of(*selected, self.eos), is_nan
 
     def _among_the_best(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor] | None:
         """What the search strategy selects, where the best words of each hypothesis suffice for that."""
@@ -340,15 +340,14 @@ class SequenceGenerator(nn.Module):
         return words, weights
 
     def _looks_later(self, device: torch.device) -> bool:
-        """Whether the host looks at a step when it has told the device to do the next one, which then need not wait.
+        """Whether the host looks at a step when it has told the device to compute the next one, which need not wait.
 
-        A finished sentence is searched for one step more, which must change nothing: no numbers are drawn, and no
-        strategy remembers its sentences. The rules of stopping by scores ask for these at once.
+        The models read one token more of a finished sentence, which must change nothing. Numbers are drawn and words
+        chosen for the others alone, whatever the search strategy. (Constrained ones read every hypothesis on the host,
+        and wait all the same.)
         """
         return (
             not transfers.is_free(device)
-            and isinstance(self.search, BeamSearch)
-            and not self.stopping.is_bounded
             and not self.print_alignment  # attention is large, and would be kept twice
             and not any(getattr(module, "apply_during_inference", False) for module in self.modules())
         )
@@ -362,42 +361,70 @@ class SequenceGenerator(nn.Module):
             return True
         return not self._is_ragged(prompt_tokens)
 
-    def _marks(self, candidates: Candidates, is_nan: Tensor) -> Places:
-        """All that the host has to know of a step: what of the first `beam` ends, where nothing goes on, no number."""
-        ending = candidates.ending[:, : self.beam_size]
-        return Places(torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1))
+    def _tell(self, finished, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> HostCopy:
+        """All that the host has to know of a step.
 
-    def _end(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> set[int]:
+        Returns:
+            What of the first `beam` ends, where nothing goes on, and that there is no number, bool [B, beam + 2]. Where
+            scores decide, also those of what ends, [B, beam], and the log-probability of the best that goes on, [B].
+        """
+        ending, totals = candidates.ending[:, : self.beam_size], candidates.scores
+        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1)
+        if not self.stopping.is_bounded:
+            return HostCopy(marks)
+        rejected = self._rejected(step, beams.source_lengths.unsqueeze(1))
+        scores = finished.scores(totals[:, : self.beam_size], step + 1, rejected)
+        return HostCopy(marks, scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1))
+
+    def _leave(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> Kept | None:
+        """The sentences whose search is over leave the batch. None: there are none."""
+        over = self._end(finished, look, limits, prompt_tokens)
+        if not over:
+            return None
+        kept = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
+        if beams.sentences:
+            self.search.prune_sentences(kept.places)
+            for stepper in self._steppers():
+                stepper.keep(kept.places)
+        return kept
+
+    def _end(self, finished, look: "_Look", limits: list[int], prompt_tokens) -> set[int]:
         """Add what ended at a step to the finished hypotheses.
 
         Args:
             finished: the finished hypotheses.
             look: at the step.
-            beams: those that are still searched. What other sentences do is of no interest.
             limits: of all sentences of the batch.
             prompt_tokens: as for `generate`.
 
         Returns:
-            The sentences whose search is over.
+            The places of the sentences whose search is over.
         """
-        then, step = look.beams, look.step
-        searched = set(beams.sentences)
+        beams, step, sentences = look.beams, look.step, look.beams.sentences
+        marks, *numbers = look.told.tensors()
         width = min(self.beam_size, look.candidates.ending.size(1))
-        ended, must_end = [], {place for place, sentence in enumerate(then.sentences) if limits[sentence] <= step}
-        for place, column in look.marks.tolist():
+        ended, must_end = [], {place for place, sentence in enumerate(sentences) if limits[sentence] <= step}
+        for place, column in marks.nonzero().tolist():
             if column < width:
                 ended.append([place, column])
             elif column == width:
                 must_end.add(place)
             else:
-                raise _NotANumber(self._read_so_far(then, step, prompt_tokens))
-        ended = [[place, column] for place, column in ended if then.sentences[place] in searched]
-        must_end = {place for place in must_end if then.sentences[place] in searched}
-        self._finish(finished, step, ended, look.candidates, then)
-        self._finish_best(finished, step, must_end, then)
+                raise _NotANumber(self._read_so_far(beams, step, prompt_tokens))
+        scores, going = (each.tolist() for each in numbers) if numbers else (None, None)
+        self._finish(finished, look, ended, scores)
+        self._finish_best(finished, step, must_end, beams)
         if not (ended or must_end or self.stopping.is_bounded):
             return set()
-        return searched & {then.sentences[place] for place in must_end | self._full(finished, look, must_end, limits)}
+        full = {place for place, sentence in enumerate(sentences) if finished.is_full(sentence)} - must_end
+        if self.stopping.is_bounded:
+            maxima = [limits[sentence] + 1 for sentence in sentences]
+            full = {
+                place
+                for place in full
+                if not finished.can_improve(sentences[place], going[place], step + 1, maxima[place])
+            }
+        return must_end | full
 
     def _read_so_far(self, beams: Beams, step: int, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
@@ -408,48 +435,39 @@ class SequenceGenerator(nn.Module):
                 words = torch.cat((prompt[prompt.ne(self.pad)], words))
             yield sentence, words
 
-    def _finish(self, finished, step: int, ended: list[list[int]], candidates: Candidates, beams: Beams) -> None:
-        """Add the candidates at `ended`, pairs of sentence and candidate."""
+    def _finish(self, finished, look: "_Look", ended: list[list[int]], scores: list[list[float]] | None) -> None:
+        """Add the candidates at `ended`, pairs of sentence and candidate, which have these scores if scores decide."""
         if not ended:
             return
-        sentence, candidate = to_device(ended, candidates.rows.device).unbind(1)
-        row = candidates.rows[sentence, candidate]
+        beams, candidates, step = look.beams, look.candidates, look.step
+        sentence, candidate = to_device(ended, beams.tokens.device).unbind(1)
+        row = sentence * self.beam_size + candidates.hypotheses[sentence, candidate]
         finished.add(
-            [beams.sentences[index] for index, _ in ended],
+            [beams.sentences[place] for place, _ in ended],
             beams.tokens[row, : step + 1],
             beams.scores[row, :step],
             candidates.scores[sentence, candidate],
             None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
-            rejected=step > beams.source_lengths[sentence] if self.match_source_len else None,
+            self._rejected(step, beams.source_lengths[sentence]),
+            None if scores is None else [scores[place][column] for place, column in ended],
         )
 
-    def _full(self, finished, look: "_Look", must_end: set[int], limits: list[int]) -> set[int]:
-        """The places of the other sentences that have found what they search for."""
-        sentences, candidates = look.beams.sentences, look.candidates
-        full = {index for index, sentence in enumerate(sentences) if finished.is_full(sentence)} - must_end
-        if full and self.stopping.is_bounded:
-            totals = candidates.scores.masked_fill(candidates.ending, -math.inf).amax(dim=1).tolist()
-            maxima = [limits[sentence] + 1 for sentence in sentences]
-            full = {
-                index
-                for index in full
-                if not finished.can_improve(sentences[index], totals[index], look.step + 1, maxima[index])
-            }
-        return full
+    def _rejected(self, step: int, source_lengths: Tensor) -> Tensor | None:
+        """Whether hypotheses that end at this step, of sources of these lengths, are to score -inf; None: none is."""
+        return step > source_lengths if self.match_source_len else None
 
     def _finish_best(self, finished, step: int, must_end: set[int], beams: Beams) -> None:
         """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
-        for index in sorted(must_end):
-            if finished.count(beams.sentences[index]):
-                continue
-            row = index * self.beam_size
-            scores = beams.scores[row : row + self.beam_size, :step]
-            lengths = scores.isneginf().logical_not().sum(dim=1).tolist()
+        places = [place for place in sorted(must_end) if not finished.count(beams.sentences[place])]
+        if not places:
+            return
+        scores = self._by_sentence(beams.scores, beams)[to_device(places, beams.scores.device), :, :step]
+        for place, lengths in zip(places, scores.isneginf().logical_not().sum(dim=2).tolist(), strict=True):
             length = max(lengths)
-            row += lengths.index(length)
+            row = place * self.beam_size + lengths.index(length)
             total = beams.scores[row, length - 1] if length else beams.scores.new_zeros(())
             finished.add(
-                [beams.sentences[index]],
+                [beams.sentences[place]],
                 beams.tokens[row : row + 1, : length + 1],
                 beams.scores[row : row + 1, :length],
                 total.view(1),
@@ -528,9 +546,9 @@ class _Look(NamedTuple):
     """What is known of a step when the host looks at it."""
 
     step: int
-    beams: Beams  # before any sentence leaves
+    beams: Beams  # as they were before any went on
     candidates: Candidates
-    marks: Places  # see `SequenceGenerator._marks`
+    told: HostCopy  # see `SequenceGenerator._tell`
 
 
 class _NotANumber(Exception):

@@ -18,22 +18,23 @@ def to_device(numbers: list, device: torch.device) -> Tensor:
     return torch.tensor(numbers, dtype=torch.long).to(device, non_blocking=True)
 
 
-class Places:
-    """Where a tensor is true. The host is told when it asks, and waits only for what was to be done before."""
+class HostCopy:
+    """Copies of tensors for the host. It waits for them when it asks, and only for what was to be done before."""
 
-    def __init__(self, marks: Tensor):
+    def __init__(self, *tensors: Tensor):
         """
         Args:
-            marks: bool. They are copied to the host, while the device goes on.
+            tensors: of one device. They are copied to the host, while the device goes on.
         """
-        self._marks = marks.to("cpu", non_blocking=marks.is_cuda)  # of other devices nothing tells when
+        # Of other devices than GPUs nothing tells when.
+        self._copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
         self._copied: torch.cuda.Event | None = None
-        if marks.is_cuda:
+        if tensors[0].is_cuda:
             self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(marks.device))
+            self._copied.record(torch.cuda.current_stream(tensors[0].device))
 
-    def tolist(self) -> list[list[int]]:
-        """The indices of each."""
+    def tensors(self) -> list[Tensor]:
+        """The copies."""
         if self._copied is not None:
             self._copied.synchronize()
-        return self._marks.nonzero().tolist()
+        return self._copies

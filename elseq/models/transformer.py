@@ -164,6 +164,8 @@ class Decoder(TransformerDecoderBase):
         if self.embed_positions is None:
             return None
         index = state.positions(hypotheses, tokens)
+        if not self.reach(state.longest_prompt + state.length + tokens):
+            state.measure_prompts()
         table = self._position_table(state.longest_prompt + state.length + tokens)
         return table[index.start : index.stop] if isinstance(index, range) else F.embedding(index, table)
 

@@ -53,7 +53,21 @@ def test_positions_go_on_after_each_sentence_s_own_prompt():
     assert state.positions(4, 2).tolist() == [[3, 4], [3, 4], [5, 6], [5, 6]]
     state.keep(torch.tensor([1]))
     assert state.positions(2, 1).tolist() == [[5], [5]]
+    assert state.longest_prompt == 4
     assert state.layers[0].self_attention.prompt.tensors[0].size(0) == 1
+
+
+def test_prompts_of_sentences_that_leave_are_forgotten_when_asked():
+    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
+    state.measure_prompts()
+    assert state.longest_prompt == 0
+    state.layers[0].self_attention.append(torch.zeros(2, 4, 1))
+    state.length = 4
+    state.end_prompt(padding_mask([2, 4], 4, "right"))
+    state.keep(torch.tensor([0]))
+    assert state.longest_prompt == 4
+    state.measure_prompts()
+    assert state.longest_prompt == 2
 
 
 @pytest.mark.parametrize("lengths, kept", [([3, 3], False), ([3, 1], True)])

@@ -6,6 +6,7 @@ from hypothesis import strategies as st
 
 from elseq.generation import SequenceGenerator
 from elseq.generation.beam_search import BeamSearch, GreedySearch
+from elseq.generation.strategies import Sampling
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(5)
@@ -45,10 +46,10 @@ def test_the_candidates_are_those_of_fairseq(seed, sentences, beam, vocabulary, 
         (search.BeamSearch, 2, BeamSearch),  # what fairseq's tasks ask for
         (search.BeamSearch, 1, GreedySearch),
         (None, 1, GreedySearch),
-        (search.Sampling, 1, search.Sampling),
+        (search.Sampling, 1, Sampling),
     ],
 )
-def test_it_stands_in_for_the_beam_search_of_fairseq_alone(strategy, beam, expected):
+def test_what_stands_in_for_a_strategy_of_fairseq(strategy, beam, expected):
     model = make_models("transformer", DICTIONARY)["kv"]
     strategy = None if strategy is None else strategy(DICTIONARY)
     assert type(SequenceGenerator([model], DICTIONARY, beam, search_strategy=strategy).search) is expected

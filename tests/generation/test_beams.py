@@ -51,12 +51,14 @@ def test_the_best_that_do_not_end_go_on(beam, steps, seed):
         scores = -torch.rand(shape, generator=generator).cumsum(1)
         scores.masked_fill_(torch.rand(shape, generator=generator) < 0.2, -math.inf)
         scores.masked_fill_(torch.rand(len(sentences), 1, generator=generator) < 0.1, -math.inf)
-        candidates = Candidates.of(scores, words, parents, beams.rows, EOS)
+        candidates = Candidates.of(scores, words, parents, EOS)
         for index, *rows in zip(sentences, scores.tolist(), words.tolist(), parents.tolist(), strict=True):
             expected[index].go_on(list(zip(*rows, strict=True)))
         if step == 2:  # the first one leaves
             sentences = sentences[1:]
-            candidates = candidates.select(beams.select([1, 2]))
+            kept = beams.keep([1, 2])
+            assert kept.rows.tolist() == list(range(beam, 3 * beam))
+            candidates = candidates.select(kept.places)
         order, _ = beams.go_on(step, candidates)
         assert len(order) == len(sentences) * beam
     assert beams.sentences == sentences
@@ -80,7 +82,7 @@ def test_attention_moves_with_its_hypothesis():
     beams = make_beams(2)
     beams.attend(0, torch.arange(12.0).view(6, 2))
     words, parents = torch.tensor([[5, 6, 7, 8]] * 3), torch.tensor([[1, 1, 0, 0]] * 3)
-    beams.go_on(0, Candidates.of(torch.zeros(3, 4), words, parents, beams.rows, EOS))
+    beams.go_on(0, Candidates.of(torch.zeros(3, 4), words, parents, EOS))
     assert beams.attention[:, :, 1].tolist() == [[2, 3]] * 2 + [[6, 7]] * 2 + [[10, 11]] * 2
 
 

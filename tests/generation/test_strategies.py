@@ -10,8 +10,9 @@ from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.token_generation_constraints import pack_constraints
 
-from elseq.generation import SequenceGenerator
-from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
+from elseq.generation import SequenceGenerator, transfers
+from elseq.generation.strategies import DiverseSiblingsSearch, Sampling, as_ours
+from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(20)
 EOS, PAD = DICTIONARY.eos(), DICTIONARY.pad()
@@ -235,6 +236,18 @@ def test_a_drawn_hypothesis_with_nothing_left_ends(options, generator_class, min
     assert several == {("w1 w3", 3), ("w2 w4 w5", 4)}
 
 
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 2}, {"sampling_topp": 0.9}], ids=str)
+@pytest.mark.parametrize("step", [0, 1])
+def test_words_whose_probability_is_too_small_for_a_number_are_none(options, step):
+    log_probs, scores = torch.full((1, 2, len(DICTIONARY)), -200.0), torch.full((1, 2, step), -3.0)
+    for strategy in (
+        search.Sampling(DICTIONARY, **options),
+        as_ours(search.Sampling(DICTIONARY, **options), DICTIONARY),
+    ):
+        found, words, _ = strategy.step(step, log_probs.clone(), scores)
+        assert words.tolist() == [[EOS, EOS]] and found.tolist() == [[-3.0 * step] * 2]
+
+
 def test_suppressed_and_blocked_words_leave_nothing(models):
     """Of 24 entries one word is left, and it must not occur twice."""
     suppressed = [word for word in DICTIONARY.symbols[DICTIONARY.nspecial :] if word != "w7"] + ["<s>"]
@@ -261,3 +274,86 @@ def test_no_word_is_allowed(models):
     for hypotheses in found_by("kv", models, strategy, beam_size=3, max_len_b=9):
         assert [hypothesis["tokens"].tolist() for hypothesis in hypotheses] == [[7, 7, EOS]]
         assert hypotheses[0]["score"].isfinite()
+
+
+# --- without questions to a GPU
+
+
+def random_log_probs(*shape):
+    """Of which some are impossible."""
+    scores = torch.randn(*shape) * 3
+    scores[..., 1:].masked_fill_(torch.rand(*shape)[..., 1:] < 0.3, -math.inf)
+    return scores.log_softmax(dim=-1)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 3}, {"sampling_topp": 0.7}], ids=str)
+@pytest.mark.parametrize("step", [0, 2])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_numbers_that_fairseq_draws(options, step, dtype):
+    """And as many: what is drawn next is the same, too."""
+    theirs, ours = search.Sampling(DICTIONARY, **options), as_ours(search.Sampling(DICTIONARY, **options), DICTIONARY)
+    assert type(ours) is Sampling
+    for seed in range(30):
+        torch.manual_seed(seed)
+        log_probs, scores = random_log_probs(3, 4, len(DICTIONARY)).to(dtype), -torch.rand(3, 4, step, dtype=dtype)
+        if step == 0:
+            log_probs = log_probs[:, :1].expand(-1, 4, -1)
+        found = ours.step(step, log_probs.clone(), scores), torch.rand(1)
+        torch.manual_seed(seed)
+        random_log_probs(3, 4, len(DICTIONARY)), torch.rand(3, 4, step, dtype=dtype)
+        expected = theirs.step(step, log_probs.clone(), scores), torch.rand(1)
+        for one, other in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True):
+            torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])
+def test_top_p_among_all_words(monkeypatch, top_p):
+    """As on a GPU, of the same words with the same probabilities."""
+    strategy = Sampling(DICTIONARY, sampling_topp=top_p)
+    torch.manual_seed(1)
+    log_probs = random_log_probs(5, 3, len(DICTIONARY))
+    expected, words = strategy._sample_topp(log_probs.clone())
+    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    found, all_words = strategy._sample_topp(log_probs.clone())
+    width = expected.size(2)
+    assert torch.equal(found[:, :, :width], expected) and not found[:, :, width:].any()
+    assert torch.equal(all_words[:, :, :width], words)
+    # A single hypothesis gets the numbers that it gets among fewer words.
+    for seed in range(20):
+        one, scores = log_probs[:1, :1], torch.zeros(1, 1, 1)
+        torch.manual_seed(seed)
+        found = strategy.step(1, one.clone(), scores)
+        with monkeypatch.context() as patch:
+            patch.setattr(transfers, "is_free", lambda device: True)
+            torch.manual_seed(seed)
+            assert all(map(torch.equal, found, strategy.step(1, one.clone(), scores)))
+
+
+@pytest.mark.parametrize("beam", [1, 4, 11])
+@pytest.mark.parametrize("step", [0, 1, 3])
+def test_siblings_are_those_of_fairseq(beam, step):
+    theirs = search.DiverseSiblingsSearch(DICTIONARY, 0.7)
+    ours = as_ours(theirs, DICTIONARY)
+    assert type(ours) is DiverseSiblingsSearch
+    for seed in range(20):
+        torch.manual_seed(seed)
+        log_probs = torch.randn(3, beam, len(DICTIONARY)).log_softmax(dim=2)
+        scores = -torch.rand(3, beam, step).cumsum(dim=2)
+        found, expected = (strategy.step(step, log_probs.clone(), scores) for strategy in (ours, theirs))
+        assert all(map(torch.equal, found, expected))
+
+
+def test_siblings_of_as_many_as_there_are_words(models):
+    """fairseq asks for more words than there are."""
+    strategy = search.DiverseSiblingsSearch(DICTIONARY, 0.0)
+    expected = found_by("kv", models, search.BeamSearch(DICTIONARY), beam_size=14, max_len_b=5)
+    found = found_by("kv", models, strategy, beam_size=14, max_len_b=5)
+    assert_same_hypotheses(found, expected)
+
+
+def test_strategies_of_plugins_stay():
+    class Plugin(search.Sampling):
+        pass
+
+    for strategy in (Plugin(DICTIONARY), search.DiverseBeamSearch(DICTIONARY, 2, 0.5)):
+        assert as_ours(strategy, DICTIONARY) is strategy
