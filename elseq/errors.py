@@ -41,7 +41,7 @@ def about(checkpoint: Path):
 
 @contextlib.contextmanager
 def renamed(name: Callable[[str], str]):
-    """Rename the argument in errors, because a command has an option where Python has a keyword.
+    """Rename the argument in errors: the user of a command gave an option where Python has a keyword.
 
     Args:
         name: maps the name in the error to the name for this user.

@@ -97,7 +97,7 @@ def _by_calibration(
 
 
 def _conversions_before(state: dict) -> list:
-    """The records in a checkpoint of earlier conversions to fewer heads."""
+    """What a checkpoint records of conversions to fewer heads that it comes from."""
     extra_state = state.get("extra_state")
     found = extra_state.get("fewer_heads", []) if isinstance(extra_state, dict) else []
     return found if isinstance(found, list) else [found]

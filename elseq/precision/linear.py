@@ -69,8 +69,8 @@ class Product(ABC):
 
 
 def narrow_sums(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
-    """Bytes of oneDNN's buffers for numbers narrower than float32: in each thread, sums in float32, and a block of the
-    weight unless it is packed."""
+    """What oneDNN adds up numbers narrower than float32 in, bytes: each thread has sums in float32, and a block of the
+    weight, unless it is packed."""
     if itemsize >= torch.float32.itemsize:
         return 0
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize
