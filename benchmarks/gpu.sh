@@ -1,13 +1,13 @@
 #!/usr/bin/env bash
-# Everything that is to be known of a GPU which is at hand for minutes, in the order of its worth. Each step has a time limit;
-# what it leaves of that is the next one's. A step that fails or is cut off does not end the others; where one fails, this
-# exits with 1. Results are on the disk as they come, with a summary of all steps. It uses the python that is active.
+# Test and measure on a GPU that is available for a few minutes, the most important steps first. Each step has a time limit
+# and passes the time that it does not need to the next. A step that fails or is cut off does not end the others; if one
+# fails, the exit code is 1. Results are written as they come, with a summary of all steps. The active python is used.
 #
 # Usage: benchmarks/gpu.sh [OPTION...]
-#   --device NAME    cuda, cuda:1, or cpu, where other tests are run (default: cuda)
+#   --device NAME    cuda, cuda:1, or cpu, which runs other tests (default: cuda)
 #   --dtype NAME     of all measurements (default: float16; on a CPU float32)
-#   --small          tiny models, to see whether all of it runs
-#   --minutes N      for all of it (default: 9)
+#   --small          tiny models, to see whether every step runs
+#   --minutes N      for all steps (default: 9)
 #   --output FOLDER  for the results (default: OUT, otherwise benchmarks/results/gpu)
 #   --archive FILE   one file to copy: a .tgz of that folder, written anew after each step (default: none)
 #   --dry-run        print the commands and their time limits, and run nothing
@@ -16,7 +16,7 @@ active=$PATH
 . "$(dirname "$0")/../recipes/stages.sh"
 PATH=$active # not that of .venv
 
-SHARES_OF=540 # seconds, the sum of those below
+SHARES_OF=540 # the sum of the seconds of all steps
 device=cuda dtype= small= minutes=9 archive= output=${OUT:-$root/benchmarks/results/gpu}
 while [ $# -gt 0 ]; do
   case $1 in
@@ -35,14 +35,14 @@ whole_numbers --minutes 1 "$minutes"
 [[ $device =~ ^(cpu|cuda(:[0-9]+)?)$ ]] || refuse "--device $device is unknown; give cpu, cuda or cuda:1"
 [ -n "$dtype" ] || { [ "$device" = cpu ] && dtype=float32 || dtype=float16; }
 one_of --dtype "$dtype" float32 float16 bfloat16
-# From where it was called.
+# Relative paths are those of the caller's folder.
 [[ $output = /* ]] || output=$PWD/$output
 [[ -z $archive || $archive = /* ]] || archive=$PWD/$archive
 cd "$root" || exit
 export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 
 summary=$output/summary.md
-allowed=0 # seconds from the beginning to the end of the step
+allowed=0 # seconds from the beginning of the script to the end of the step
 failed=()
 
 # step NAME SECONDS COMMAND...: its output goes to NAME.log, its results to the folder NAME.
@@ -59,7 +59,7 @@ step() {
     status=skipped
   else
     echo "== $name, $limit s at most"
-    # Where a shell runs this in the background, INT is not heard; what is killed then, the shell need not tell.
+    # In the background a shell ignores INT, and the step is killed: the shell's message about this is not shown.
     { timeout --signal INT --kill-after 5 "$limit" "$@" >"$output/$name.log" 2>&1; } 2>/dev/null
     status=$?
   fi
@@ -69,7 +69,7 @@ step() {
     skipped) ended="not begun" ;;
     *) ended="failed ($status)" failed+=("$name") ;;
   esac
-  # A bar of progress is written over and over in one line.
+  # A progress bar overwrites its line.
   figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null |
     grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|error' |
     grep -av 'run/s' | tail -n 1 | sed 's/^ *//' | cut -c 1-160)
@@ -78,25 +78,25 @@ step() {
   pack
 }
 
-# The archive, whole at any time. The shell makes the new one before tar looks at the folder: it may be in it.
+# Write the archive, which is complete at any time. It may be in the folder: tar leaves out both its names.
 pack() {
   [ -n "$archive" ] || return 0
   tar -cz --exclude "./$(basename "$archive")*" -C "$output" . >"$archive.part" && mv "$archive.part" "$archive"
 }
 
-# benchmark NAME SECONDS OPTION...: of elseq-benchmark
+# benchmark NAME SECONDS OPTION...: elseq-benchmark
 benchmark() {
   local name=$1 share=$2; shift 2
   step "$name" "$share" python -m elseq.cli.benchmark "$@" --device "$device" --dtype "$dtype" --output "$output/$name"
 }
 
-# of_paper NAME SECONDS OPTION...: of elseq-benchmark el-attention. Programs of their own come last: to export takes long.
+# of_paper NAME SECONDS OPTION...: elseq-benchmark el-attention. Other programs come last, because their export takes long.
 of_paper() {
   local name=$1 share=$2; shift 2
   benchmark "$name" "$share" el-attention "$@" ${small:+--small}
 }
 
-# kernel NAME SECONDS FILE: its tests, in a process of their own: an access to wrong memory ends the GPU for all that follow.
+# kernel NAME SECONDS FILE: the kernel's tests, in their own process: after an illegal access, a process cannot use its GPU.
 kernel() { step "kernel_$1" "$2" python -m pytest -q -p no:cacheprovider "${tests[@]}" "$3"; }
 
 if [ -z "$dry_run" ]; then
@@ -108,7 +108,7 @@ if [ -z "$dry_run" ]; then
   { cat "$output/machine.txt"; printf '\n| step | seconds | it | last figure |\n|---|---|---|---|\n'; } >"$summary"
 fi
 
-# Options that a small run has otherwise. On a GPU, tests of kernels that need none run on it, after those that do.
+# Options of the device, and of a small run.
 flash=tests/attention/kernels/test_flash_decoding.py
 reorder=tests/attention/kernels/test_reorder.py
 best_words=tests/generation/kernels/test_best_words.py

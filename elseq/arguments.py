@@ -63,7 +63,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
 
 
 class _Choices:
-    """Choices from a function, which is called late because a plugin of --user-dir may add some."""
+    """Choices that a function returns. It is called late, because a plugin of --user-dir may add some."""
 
     def __init__(self, names: Callable[[], Collection[str]]):
         self._names = names

@@ -1,7 +1,7 @@
 """The criterion elseq_distillation: a model learns from the targets and from the distributions of a teacher."""
 
 import contextlib
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -15,20 +15,16 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.loading import Checkpoint
+from elseq.models.config import option
 
 
 @dataclass
 class DistillationConfig(LabelSmoothedCrossEntropyCriterionConfig):
-    teacher: Optional[str] = field(  # noqa: UP045
-        default=None, metadata={"help": "checkpoint of the teacher: a model of the same dictionaries"}
+    teacher: Optional[str] = option("checkpoint of the teacher: a model of the same dictionaries")
+    distillation_weight: float = option(
+        "weight of the loss against the teacher, 0 to 1; the rest is that of the targets", 0.5
     )
-    distillation_weight: float = field(
-        default=0.5,
-        metadata={"help": "weight of the loss against the teacher, 0 to 1; the rest is that of the targets"},
-    )
-    distillation_temperature: float = field(
-        default=1.0, metadata={"help": "temperature at which teacher and model are compared"}
-    )
+    distillation_temperature: float = option("temperature at which teacher and model are compared", 1.0)
 
 
 @register_criterion("elseq_distillation", dataclass=DistillationConfig)
@@ -110,7 +106,7 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
 
     @staticmethod
     def _dictionary(checkpoint: Checkpoint) -> list[str] | None:
-        """The words of a checkpoint's targets, if they are where it was trained, or beside it."""
+        """The words of a checkpoint's targets, if their dictionary is beside it or in the folder of its data."""
         with contextlib.suppress(UserError):
             return Dictionary.load(str(checkpoint.dictionaries(checkpoint.folder())[1])).symbols
         return None

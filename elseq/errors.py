@@ -107,7 +107,7 @@ def install_excepthook():
 
 
 def printable(sentence: str) -> str:
-    """The text on one line and without control characters, which a name from a file may contain."""
+    """The text on one line, with control characters escaped. A name from a file may contain some."""
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence)
 
 

@@ -67,7 +67,7 @@ class TextGenerator:
         self.task = task
         self.bpe = bpe
         self.language_model = language_model
-        self.inputs: tuple[Path, ...] = ()  # that `load_by` has read beside those that its options name
+        self.inputs: tuple[Path, ...] = ()  # files that `load_by` has read beside those that its options name
         for model in self.models if language_model is None else [*self.models, language_model]:
             model.eval()
             model.make_generation_fast_()
@@ -173,9 +173,9 @@ class TextGenerator:
     ) -> list[Hypothesis]:
         """The log-probability of a target for each source, in one pass and without a search.
 
-        It is that of the same hypothesis in `generate` with lenpen 0: it includes the end symbol, and the symbol that
-        the task puts before generated targets (the <s> of a BART, a language), by 0 if the task does not count it. A
-        word that is not in the dictionary counts as the unknown word.
+        It is the score of the same hypothesis in `generate` with lenpen 0. It includes the end symbol, and the symbol
+        that the task puts before generated targets (the <s> of a BART, a language); the latter by 0 if the task does
+        not count it. A word that is not in the dictionary counts as the unknown word.
 
         Args:
             sources: the sources, or for a language model the prompts. A blank one is an empty one.
@@ -233,8 +233,8 @@ class TextGenerator:
         return results
 
     def training_sample(self, source: str, target: str | None, name: str) -> dict:
-        """A batch of one text as in training: what the model is given, "net_input", and the words that it is to
-        predict, "target" [1, T].
+        """A batch of one text as in training: the input of the model, "net_input", and the words to predict, "target"
+        [1, T].
 
         Args:
             source: the source, or for a language model the text. It is truncated to the model's positions.
@@ -254,13 +254,10 @@ class TextGenerator:
         start = self.task.decoder_start_symbol
         start = self.task.target_dictionary.eos() if start is None else start
         read = torch.cat((words.new_tensor([start]), words[:-1])).unsqueeze(0)
-        return sample | {
-            "net_input": sample["net_input"] | {"prev_output_tokens": read},
-            "target": words.unsqueeze(0),
-        }
+        return sample | {"net_input": sample["net_input"] | {"prev_output_tokens": read}, "target": words.unsqueeze(0)}
 
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
-        """The same model for other languages; None stands for that of this generator.
+        """The same model for other languages; None keeps the language of this generator.
 
         Raises:
             UserError: a language is not the model's, or the model is not multilingual.
@@ -392,7 +389,7 @@ class TextGenerator:
         return source, [self._encode_words(phrase) for phrase in phrases if phrase.strip()]
 
     def _encode_words(self, text: str) -> torch.Tensor:
-        """The tokens of a part of an output, which may be blank."""
+        """The tokens of a part of an output. The part may be blank."""
         pieces = self.bpe.of_targets.encode(text) if self.bpe and text.strip() else text
         return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
 
@@ -536,7 +533,7 @@ class TextGenerator:
 def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
     """
     Raises:
-        UserError: they are no list of strings.
+        UserError: the texts are not a list of strings.
     """
     names = f"{name}es" if name.endswith("x") else f"{name}s"
     if isinstance(texts, str):
@@ -551,7 +548,7 @@ def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
 
 
 def _in_order(results: list, order: list[int]) -> list:
-    """Results of rows, where row n is that of source order[n], in the order of the sources."""
+    """The results in the order of the sources. Result n is that of source order[n]."""
     return [result for _, result in sorted(zip(order, results, strict=True), key=lambda pair: pair[0])]
 
 
@@ -625,14 +622,8 @@ def load(
     Raises:
         UserError: a file is missing or cannot be used, or an argument is invalid.
     """
-    top_k = {"apply_top_k": apply_top_k, "apply_top_k_in": apply_top_k_in, "apply_ffn_top_k": apply_ffn_top_k}
-    subwords = {"bpe": bpe, "bpe_codes": bpe_codes, "sentencepiece_model": sentencepiece_model}
-    subwords |= {"gpt2_encoder_json": gpt2_encoder_json, "gpt2_vocab_bpe": gpt2_vocab_bpe}
-    subwords |= {"tokenizer_json": tokenizer_json, "lm_path": lm_path}
-    languages = {"source_lang": source_lang, "target_lang": target_lang}
-    windows = {"long_input": long_input, "source_window": source_window, "source_window_overlap": source_window_overlap}
-    options = languages | subwords | top_k | windows
-    return load_by(path, Loading(attention, device, dtype, data, user_dir=user_dir, **options))
+    options = dict(locals())  # the arguments, whose names are those of `Loading`
+    return load_by(options.pop("path"), Loading(**options))
 
 
 @renamed(as_keyword)

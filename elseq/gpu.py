@@ -5,7 +5,7 @@ from contextlib import AbstractContextManager, nullcontext
 
 import torch
 
-# Cycles that the GPU waits while the host launches what is timed: about 1 ms at first, and at most some 60 ms.
+# Cycles that the GPU waits while the host launches the timed work: about 1 ms at first, and at most some 60 ms.
 HEAD_STARTS = [2_000_000 * 4**power for power in range(4)]
 
 
@@ -17,8 +17,8 @@ def on_device(device: torch.device) -> AbstractContextManager:
 def seconds(call: Callable[[], object], runs: int = 1) -> float:
     """Time of one run on the current GPU, by the GPU's own clock, as in a CUDA graph: launching does not count.
 
-    The GPU waits until the host has launched all runs. If it began before, it is timed again after a longer wait. A
-    call for which the host waits is timed with its launches.
+    The GPU waits until the host has launched all runs. If it began earlier, the call is timed again after a longer
+    wait. If the host waits for the call itself, its launches are part of the time.
 
     Args:
         call: what is timed.
@@ -44,7 +44,7 @@ def free_bytes(device: torch.device) -> int:
 
 
 def unreserved_bytes(device: torch.device) -> int:
-    """The same, without what PyTorch's allocator holds unused."""
+    """Free bytes of a GPU that PyTorch's allocator has not reserved."""
     free, total = torch.cuda.mem_get_info(device)
     share = getattr(torch.cuda, "get_per_process_memory_fraction", lambda device: 1.0)  # not in every torch
     index = torch.cuda.current_device() if device.index is None else device.index

@@ -30,7 +30,7 @@ from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
 
-# Options of a checkpoint's task that the model takes by itself, or that are those of each search, loading or training.
+# Options of a checkpoint's task that the model reads itself, or that each search, loading or training sets.
 _NOT_OF_THE_TASK = {*STOPPING_OPTIONS, *OPTIONS_OF_WINDOWS, *OF_TASK}
 
 
@@ -183,7 +183,7 @@ class Checkpoint:
         return path
 
     def list_of_languages(self, folder: Path) -> Path | None:
-        """The file that the training of a multilingual model named for the codes of its languages, if there is one.
+        """The file with the codes of languages that the training of a multilingual model named, if there is one.
 
         Args:
             folder: see `folder`.
@@ -289,7 +289,7 @@ class Checkpoint:
 
 
 def _load_dictionaries(paths: tuple[Path, Path]) -> tuple[Dictionary, Dictionary]:
-    """Of source and target: one object if their files are equal, as in mBART-50, whose 250,000 words take a while."""
+    """The dictionaries of source and target. Equal files are read once: the 250,000 words of mBART-50 take a while."""
     source = Dictionary.load(str(paths[0]))
     if paths[1].is_file() and filecmp.cmp(*paths, shallow=False):
         return source, source
@@ -307,7 +307,7 @@ def import_plugins(user_dir: str | Path | None) -> None:
 
 
 def usable_device(device: str | torch.device | None) -> torch.device:
-    """The device; by default the first GPU if there is one, else the CPU.
+    """The device. Default: the first GPU if there is one, otherwise the CPU.
 
     Raises:
         UserError: the device does not exist or cannot compute.
@@ -336,17 +336,16 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
 
 
 def load_language_model(path: str | Path, target: Path, attention: str) -> tuple:
-    """A language model whose log-probabilities a search adds to those of its model, on the CPU, and the file of its
-    dictionary.
+    """A language model for fusion, on the CPU, and the file of its dictionary.
 
     Args:
         path: its checkpoint.
-        target: the dictionary file of the search's model. It stands in for a dict.txt beside the checkpoint or its
+        target: the dictionary file of the search's model, for a checkpoint without a dict.txt beside it or its
             training data.
         attention: a value of --decode-attention.
 
     Raises:
-        UserError: it is no language model, or cannot be loaded with the dictionary.
+        UserError: the checkpoint is no language model, or cannot be loaded with the dictionary.
     """
     checkpoint = Checkpoint.read(path)
     if not checkpoint.is_language_model:

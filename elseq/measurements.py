@@ -1,4 +1,4 @@
-"""What is measured once on a machine, and kept in a file of the user's: later processes choose as the first one did."""
+"""Times that are measured once on a machine and kept in a file, so that later processes make the same choices."""
 
 import contextlib
 import json
@@ -17,12 +17,12 @@ from elseq.files import written_whole
 
 
 def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, float]]) -> list[float]:
-    """The two times, in seconds, of what has this name: from the file if it has them.
+    """Two times with a name, in seconds: those in the file, otherwise measured and added to it.
 
     Args:
-        name: of what is measured, with all sizes that its time depends on.
-        device: where it runs. On another one, with other threads, torch or elseq, it is measured anew.
-        measure: returns the times. It is called only where they are not known.
+        name: names the measurement, with all sizes on which the times depend.
+        device: where it runs. Another device, number of threads, torch or elseq has its own times.
+        measure: returns the times. It is called only if the file does not have them.
     """
     name = f"{name}, {_machine(device)}"
     known = _read()
@@ -35,7 +35,7 @@ def measured(name: str, device: torch.device, measure: Callable[[], tuple[float,
 
 
 def power_of_two(number: int) -> int:
-    """The least one that is not smaller: what is tried or measured serves all sizes up to it."""
+    """The least power of two that is not smaller. A trial or a measurement is valid for all sizes up to it."""
     return 1 << max(0, number - 1).bit_length()
 
 
@@ -62,13 +62,13 @@ def _processor() -> str:
 
 
 def cache_file() -> Path:
-    """Where the measurements are kept. It may be removed at any time."""
+    """The file of the measurements. It may be removed at any time."""
     home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     return Path(home) / "elseq" / "measurements.json"
 
 
 def _read() -> dict[str, list[float]]:
-    """What is in the file; nothing, where it is missing or spoilt."""
+    """The times in the file; none if it is missing or damaged."""
     try:
         found = json.loads(cache_file().read_text())
         return {name: [float(each) for each in seconds] for name, seconds in found.items() if len(seconds) == 2}

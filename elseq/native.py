@@ -22,7 +22,7 @@ FUNCTIONS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library; None where it was not compiled, or on a processor that does not run it."""
+    """The library; None if it was not compiled, or if the processor cannot run it."""
     try:
         found = ctypes.CDLL(str(Path(__file__).with_name("_native" + EXTENSION_SUFFIXES[0])))
     except OSError:  # not compiled, or another OpenMP than torch's
@@ -54,10 +54,10 @@ def loaded() -> ctypes.CDLL:
 
 
 def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
-    """Of the first number, of a tensor that is what the kernels read without looking.
+    """The address of a tensor's first number. The kernels rely on its shape, type and layout without checks.
 
     Raises:
-        ValueError: it is another.
+        ValueError: the tensor is another.
     """
     if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
         raise ValueError(f"{name} is {dtype} {list(shape)}, contiguous, on the CPU")

@@ -43,7 +43,7 @@ def explain_nan(models: Sequence[nn.Module], net_input: dict, rows: Iterable[tup
 def check_finite(tensors: dict[str, Tensor], where: str) -> None:
     """
     Raises:
-        UserError: a tensor with a number that is none; nothing that such a model says is worth a file.
+        UserError: a tensor has NaN or infinity.
     """
     for name, tensor in tensors.items():
         if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):

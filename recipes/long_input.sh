@@ -131,7 +131,7 @@ hide() {
   for split in train valid test; do
     [[ ,$sizes != *,$split=* ]] || prefixes+=("--${split}pref" "$folder/pieces/$split")
   done
-  # The folder first: fairseq-preprocess refuses to replace what an earlier run with other settings made.
+  # fairseq-preprocess refuses to replace the files of an earlier run with other settings.
   run rm -rf "$folder" && run mkdir -p "$folder" &&
     noted "${folder##*/}/prepare.log" python "$root/recipes/corpora/long_sources.py" "$work/corpus" "$folder/corpus" \
       --sentencepiece "$work/pieces/sentencepiece.model" --size "$sizes" "${others[@]}" "$@" &&
@@ -176,7 +176,7 @@ whole() { score "$1" "$work/hidden-$2/data" "${@:3}"; }
 
 cut() { whole "$@" --truncate-source --max-source-positions "$window"; }
 
-# remember METHOD LENGTH: what it holds of the first example, decoded to the same length everywhere.
+# remember METHOD LENGTH: the decoding state of the first example, decoded to the same length everywhere.
 remember() {
   generate "state-$1-$2" "$work/hidden-$2/data" "$work/first/checkpoint_best.pt" --long-input --decode-attention "$1" --batch-size 1 \
     --distributed-world-size "$examples" --beam 4 --min-len 20 --max-len-b 20

@@ -7,7 +7,7 @@ STAGES=(fetch prepare binarize train generate score benchmark)
 declare -A TITLES=(
   [fetch]="the corpus as it is published" [prepare]="text, an example a line" [binarize]="subwords, fairseq-preprocess"
   [train]="fairseq-train" [generate]="the test set, decoded" [score]="scores" [benchmark]="stock fairseq, kv and el, timed")
-# What an interrupted stage goes on with; it must go before the stage begins anew.
+# Files from which an interrupted stage continues. They are removed before the stage begins anew.
 declare -A UNFINISHED=([train]=checkpoints)
 
 for name in UPDATES UPDATE_FREQ; do whole_numbers "$name" 1 "${!name:-1}"; done
@@ -81,8 +81,8 @@ set_architecture() {
   ! multi_query || architecture+=(--decoder-num-kv-heads 1 --cross-num-kv-heads 1)
 }
 
-# For BART those of its finetuning with fairseq, which was on eight GPUs: UPDATE_FREQ, eight times as large, makes up for
-# them on one. For the others no figures were published.
+# BART has the options of its finetuning with fairseq on eight GPUs; on one, UPDATE_FREQ is eight times as large. For the
+# other models no options were published.
 set_training() {
   if is_bart; then
     updates=${UPDATES:-$(published_or_small "$bart_updates" "$small_updates")}
@@ -136,7 +136,7 @@ run_benchmark() {
       --output "$work/benchmark"
 }
 
-# What the recipe says of itself, and what holds for all.
+# Print the help of the recipe, and that of all recipes of this kind.
 usage() {
   about
   cat <<TEXT
@@ -167,7 +167,7 @@ place() {
   for index in "${!STAGES[@]}"; do [ "${STAGES[index]}" != "$1" ] || echo "$index"; done
 }
 
-# A stage is what it would run now: it is done if the same commands have run to their end.
+# The commands that a stage would run now. It is done if the same commands have finished.
 wanted() { (dry_run=yes; "$@"); }
 
 # run_stage NAME TITLE

@@ -34,7 +34,7 @@ share() {
     refuse "$1 is $2; give a number from 0 to 1"
 }
 
-# What the recipe says of itself at its beginning.
+# Print the comment at the beginning of the recipe.
 about() { sed -n '2,/^[^#]/s/^# \{0,1\}//p' "$0"; }
 
 # read_options OPTION...: the options of recipes that have no others.
@@ -59,15 +59,15 @@ need_elseq() {
 
 make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"; }
 
-# The work folder, empty after --fresh. A recipe has looked at its settings by then.
+# Make the work folder, empty after --fresh. A recipe checks its settings before.
 begin() {
   [ -z "$dry_run" ] || { echo "Nothing is run. The commands of each stage:"; return; }
   [ -z "$fresh" ] || rm -rf "$work"
   make_work
 }
 
-# stage NAME TITLE COMMAND...: run the command, unless this stage and all before it finished already, saying the same as
-# now. `settings` holds what a command reads besides its arguments.
+# stage NAME TITLE COMMAND...: run the command, unless this stage and all before it have finished with the same commands.
+# `settings` holds the settings that a command reads besides its arguments.
 again=
 stage() {
   local name=$1 title=$2 start=$SECONDS; shift 2
@@ -122,13 +122,13 @@ noted() {
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@" | tee $append "$file"; fi
 }
 
-# logged NAME COMMAND...: all it says goes to $work/NAME.log, and to the screen what `shown` makes of that.
+# logged NAME COMMAND...: the output goes to $work/NAME.log, and through the function `shown` to the screen.
 logged() {
   local log=$work/$1.log; shift
   if [ -n "$dry_run" ]; then quoted "$@"; else "$@" 2>&1 | tee "$log" | "${shown:-validations}"; fi
 }
 
-# Of a log, what fairseq says of a validation, and errors.
+# The lines of fairseq's log about validations, and errors.
 validations() { sed -un '/num. shared model params\|valid on\|^elseq: error:/p'; }
 
 quoted() {
@@ -140,13 +140,13 @@ quoted() {
 # Whether CUDA has a device that this process may use.
 gpu() { [ "${CUDA_VISIBLE_DEVICES-all}" != "" ] && [[ $(nvidia-smi -L 2>/dev/null) = GPU* ]]; }
 
-# pieces [OPTION...]: the subwords of $work/corpus, by a sentencepiece vocabulary of its own unless the options say otherwise.
+# pieces [OPTION...]: the subwords of $work/corpus, by default with a new sentencepiece vocabulary.
 pieces() { noted pieces.log python "$root/scripts/encode_text.py" "$work/corpus" "$work/pieces" "$@"; }
 
 # binarize [OPTION...]: fairseq-preprocess; one dictionary for both sides, unless the options name dictionaries.
 binarize() {
   [ $# -gt 0 ] || set -- --joined-dictionary
-  # What an earlier run with other settings made goes: fairseq-preprocess refuses to replace it.
+  # fairseq-preprocess refuses to replace the files of an earlier run with other settings.
   run rm -rf "$work/data" &&
     logged binarize fairseq-preprocess --source-lang source --target-lang target "$@" --workers 2 \
       --trainpref "$work/pieces/train" --validpref "$work/pieces/valid" --testpref "$work/pieces/test" \

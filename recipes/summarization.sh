@@ -13,7 +13,7 @@ run_prepare() {
   noted prepare.log python "$root/recipes/corpora/summaries.py" prepare "$corpus" "$work/raw" "$work/corpus" "${part[@]}"
 }
 
-# The references have <q> between their sentences; those of the hypotheses are found.
+# The references have <q> between their sentences. The hypotheses are split at punctuation.
 run_score() {
   local published=()
   small || published=(--setting "$corpus-bart_large")

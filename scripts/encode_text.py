@@ -77,7 +77,7 @@ class Subwords:
     def __init__(self, kind, path):
         """
         Raises:
-            UserError: a file that is missing or is not what its name says.
+            UserError: a file is missing, or its content is not as its name says.
         """
         if kind == "gpt2_bpe":
             for name in gpt2.FILES:
@@ -114,7 +114,7 @@ def _start(make_encoder):
 
 
 def _encode_batch(batch):
-    """The lines as text, how many there are, how many of them were cut, and by how many subwords in all."""
+    """The encoded lines as one text, their number, the number of cut lines, and the number of subwords cut off."""
     lines, is_target, limit = batch
     encoded, cut = [], []
     for line in lines:

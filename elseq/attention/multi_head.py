@@ -64,45 +64,35 @@ def multi_head_attention(
     is_plain = top_k is None and not causal and not dropout and not need_weights
     if is_plain and flash_decoding.fits(query, segments, _by_torch):
         return flash_decoding.flash_decoding(query, segments), None
-    return _by_torch(query, segments, causal, window, dropout, need_weights, top_k, query_chunk_size)
+    is_single = len(segments) == 1 and segments[0].bias is None and not need_weights
+    if top_k is not None and is_single and query.size(2) > 1:
+        key, value, mask, _ = segments[0]
+        options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
+        return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
+    if causal:
+        keys, length = segments[-1].key.size(2), query.size(2)
+        everything = keys == length > 1 and (window is None or window >= length)
+        is_of_queries = segments[0].mask is None and segments[0].key.size(0) == query.size(0)
+        if top_k is None and is_single and everything and is_of_queries and _is_fused(query, segments[0]):
+            return _fused(query, segments[0], dropout, causal=True), None
+        segments = [*segments[:-1], _with_causal_mask(segments[-1], length, window)]
+    return _by_torch(query, segments, dropout, need_weights, top_k)
 
 
 def _by_torch(
     query: Tensor,
     segments: Sequence[Segment],
-    causal: bool = False,
-    window: int | None = None,
     dropout: float = 0.0,
     need_weights: bool = False,
     top_k: int | None = None,
-    query_chunk_size: int | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """`multi_head_attention` without the kernel that it has for a GPU. top_k is below the number of positions."""
-    has_bias = any(segment.bias is not None for segment in segments)
-    if top_k is not None and len(segments) == 1 and not need_weights and query.size(2) > 1 and not has_bias:
-        key, value, mask, _ = segments[0]
-        options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
-        return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
-    # Keys with the positions in the last dimension, as in `SentenceMemory`, are laid out for matrix products.
-    fused = (
-        len(segments) == 1
-        and top_k is None
-        and not need_weights
-        and not has_bias
-        and query.size(-1) <= WIDEST_FUSED_HEAD
-        and segments[0].key.stride(-1) == 1
-    )
-    if causal:
-        keys, length = segments[-1].key.size(2), query.size(2)
-        everything = keys == length > 1 and (window is None or window >= length)
-        if fused and everything and segments[0].mask is None and segments[0].key.size(0) == query.size(0):
-            return _fused(query, segments[0], dropout, causal=True), None
-        segments = [*segments[:-1], _with_causal_mask(segments[-1], length, window)]
-    if fused:
-        return _fused(query, segments[0], dropout), None
-    if top_k is not None and len(segments) == 1 and not need_weights and not has_bias and not dropout:
+    """`multi_head_attention` by operations of torch, with masks for all that is not attended to. top_k is below the
+    number of positions."""
+    if len(segments) == 1 and segments[0].bias is None and not need_weights:
         [segment] = segments
-        if fits(query, segment.key, segment.value):
+        if top_k is None and _is_fused(query, segment):
+            return _fused(query, segment, dropout), None
+        if top_k is not None and not dropout and fits(query, segment.key, segment.value):
             return _ungroup(attend_to_largest(_scores(query, segment), segment.value, top_k), query), None
     scores = [_biased(_scores(query, segment), query, segment) for segment in segments]
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
@@ -115,6 +105,12 @@ def _by_torch(
     pieces = probabilities.to(query.dtype).split([segment.key.size(2) for segment in segments], dim=-1)
     context = [_mix(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]
     return sum(context[1:], start=context[0]), weights if need_weights else None
+
+
+def _is_fused(query: Tensor, segment: Segment) -> bool:
+    """Whether PyTorch's fused attention is to be used. Keys with the positions in the last dimension, as in
+    `SentenceMemory`, are laid out for matrix products."""
+    return query.size(-1) <= WIDEST_FUSED_HEAD and segment.key.stride(-1) == 1
 
 
 def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:

@@ -26,7 +26,7 @@ class DecodeState:
     prompt_lengths: Tensor | None = None  # int64 [B]
     longest_prompt: int = 0  # of the sentences, or of those that have left since `measure_prompts`
     cursor: Cursor | None = None  # after `fix`
-    round_to: torch.dtype | None = None  # what is kept of sentences; see `DecodingMethod.rounded`
+    round_to: torch.dtype | None = None  # type of the numbers of sentences; see `DecodingMethod.rounded`
 
     def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
         """Move the memory of the hypotheses into buffers of fixed addresses. No layer may have a window.

@@ -1,4 +1,4 @@
-"""What elseq-benchmark does: the same decoding by several programs, each measured in a process of its own.
+"""elseq-benchmark: the same decoding by several programs, each measured in its own process.
 
 A folder here measures what a paper has measured. `elseq-benchmark NAME` reads its options by `parse` in its
 arguments.py, which imports neither torch nor fairseq, and then runs `main` in its command.py.

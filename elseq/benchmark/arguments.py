@@ -1,4 +1,4 @@
-"""What the commands that measure are told, and what reads it, without torch; see `elseq.options`."""
+"""The options of the commands that measure, and their parsers. Free of torch, as `elseq.options` is."""
 
 import argparse
 from collections.abc import Callable, Collection
@@ -63,7 +63,7 @@ _OF_LOADING = {each.name: each.metadata for each in fields(Loading)}
 
 @dataclass(frozen=True)
 class Settings:
-    """What elseq-benchmark measures: the options of its command line, the settings of its sweeps."""
+    """The options of elseq-benchmark, which are also the settings of its sweeps."""
 
     checkpoint: str | None = None
     data: str | None = _option(help="folder of its dictionaries (default: the checkpoint's)")
@@ -115,7 +115,8 @@ class Settings:
 
 
 def parse(arguments: list[str]) -> tuple[Settings, str]:
-    """What is measured, and the folder for the results.
+    """The settings, and the folder for the results.
+
 
     Raises:
         UserError: a value that cannot be used.
@@ -148,15 +149,43 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     return Settings(**options, model_options=model_options), output
 
 
+def paper_parser(name: str, description: str, epilog: str | None = None) -> Parser:
+    """The parser of `elseq-benchmark NAME`."""
+    prog, kind = f"elseq-benchmark {name}", argparse.RawDescriptionHelpFormatter
+    return Parser(prog=prog, description=description, epilog=epilog, formatter_class=kind)
+
+
+def add_choices(parser: argparse._ActionsContainer, option: str, known: Collection[str], told: str = "") -> None:
+    """An option that takes some of these names, with commas; by default all.
+
+    Args:
+        told: further words of its help.
+    """
+    help = f"of {','.join(known)}{told} (default: all)"
+    parser.add_argument(option, type=choices(known), default=list(known), help=help)
+
+
+def add_counts(parser: argparse._ActionsContainer, option: str, default: list[int], told: str) -> None:
+    """An option that takes numbers above 0, with commas."""
+    help = f"{told} (default: {','.join(map(str, default))})"
+    parser.add_argument(option, type=counts, default=default, help=help)
+
+
+def tiny_options(*sides: str, heads: int = 4) -> tuple[str, ...]:
+    """Options of fairseq-train for the encoder, the decoder or both of a tiny model."""
+    sizes = "layers=2", "embed-dim=32", "ffn-embed-dim=64", f"attention-heads={heads}"
+    return tuple(f"--{side}-{size}" for side in sides for size in sizes)
+
+
 def add_run_options(
     parser: argparse._ActionsContainer, several_dtypes: bool = False, dtypes: Collection[str] = FLOATS
 ) -> None:
-    """How and where each run is made, and where the results go.
+    """Add options: how and where each run is made, and the folder of the results.
 
     Args:
         parser: the parser or group.
-        several_dtypes: whether runs may have different ones, of all that there are.
-        dtypes: those that all runs may have, otherwise.
+        several_dtypes: whether runs may have different types, all of `elseq.precision.DTYPES`.
+        dtypes: otherwise the choices for the type of all runs.
     """
     add_fields(parser, Settings, "repeats", *(("interleave", "dtype") if several_dtypes else ()), "device", "threads")
     if not several_dtypes:
@@ -168,8 +197,8 @@ def add_run_options(
 def check_int8(dtypes: Collection[str], device: str, name: Callable[[str], str] = as_option) -> None:
     """
     Args:
-        dtypes: those that are measured.
-        device: where.
+        dtypes: the types that are measured.
+        device: the device.
         name: how errors call the option.
 
     Raises:

@@ -21,11 +21,11 @@ _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
 
 
 def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] = as_option) -> Grid:
-    """The grid of the modes; what it needs on disk is there until the stack closes.
+    """The grid of the modes. Its files on disk exist until the stack closes.
 
     Args:
-        settings: what is measured.
-        stack: what cleans up.
+        settings: the options.
+        stack: removes the files.
         name: how errors call a field of the settings.
 
     Raises:
@@ -83,7 +83,7 @@ def _model_file(settings: Settings, stack: ExitStack) -> ModelFile:
 
 
 def title(settings: Settings, grid: Grid) -> list[list[str]]:
-    """What all runs have in common: the model, what is decoded, where, and by which versions."""
+    """The common properties of all runs: the model, the sources, the machine and the versions."""
     source = (
         f"source {settings.source_length}"
         if settings.source is None

@@ -1,12 +1,12 @@
-"""How much arithmetic and how much reading a decoding takes: the one place with the formulae.
+"""The formulae for the operations and the bytes read of a decoding.
 
-Counted are the matrix products of the layers, the output layer and attention: two floating-point operations a
-multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not.
+Operations: the matrix products of the layers, the output layer and attention, with two floating-point operations for a
+multiplication and addition. Softmax, normalization, embedding, biases and the search itself are not counted.
 
-Read are, in each step, the weights that it needs and what the method keeps of every position attended to: keys and
-values (kv), or hidden states (el), which count once although they serve as keys and as values, since one pass over them
-suffices (a program that reads them twice reads more than is counted). Once a batch, the encoder's weights are read.
-Activations are not counted, nor is the copying of states from step to step.
+Bytes read: in each step, the weights of the decoder, and what the method keeps of every position that is attended to:
+keys and values (kv), or hidden states (el). Hidden states are keys and values, and count once, because one pass over
+them suffices. Once a batch, the encoder's weights are read. Activations are not counted, nor is the copying of states
+from step to step.
 
 Letters: B sentences, beam hypotheses each; S source positions, padding included; P prompt positions; T steps in which a
 sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.
@@ -24,12 +24,12 @@ from elseq.precision import DTYPES, INT8
 
 @dataclass(frozen=True)
 class Sizes:
-    """Of a Transformer: numbers in the weights of its linear layers, and widths."""
+    """Sizes of a Transformer: numbers in the weights of its linear layers, and widths."""
 
     encoder: int  # all layers of the encoder
     decoder: int  # all layers of the decoder
-    cross_key_value: int  # the part of those that projects the encoder's output to keys and values
-    output: int  # the output layer, and what else is linear outside of layers
+    cross_key_value: int  # in the decoder's: projections of the encoder's output to keys and values
+    output: int  # the output layer, and other linear modules outside of layers
     encoder_layers: int
     encoder_width: int
     decoder_layers: int
@@ -68,11 +68,11 @@ class Sizes:
         )
 
     def of_self_attention(self) -> list[AttentionSizes]:
-        """Of each decoder layer."""
+        """The self-attention of each decoder layer."""
         return [self._of_attention(width, self.decoder_width) for width in self.key_widths]
 
     def of_cross_attention(self) -> list[AttentionSizes]:
-        """Of each decoder layer that has one."""
+        """The cross-attention of each decoder layer that has one."""
         return [self._of_attention(width, self.memory_width) for width in self.cross_key_widths]
 
     def _of_attention(self, key_width: int, memory_width: int) -> AttentionSizes:
@@ -84,7 +84,7 @@ class Sizes:
 
 @dataclass(frozen=True)
 class Batch:
-    """What was decoded together."""
+    """The sizes of a batch that was decoded."""
 
     beam: int
     steps: tuple[int, ...]  # T of each of the B sentences
@@ -98,7 +98,7 @@ class Decoding:
 
     self_attention: DecodingMethod = KV
     cross_attention: DecodingMethod = KV
-    copied: bool = False  # what belongs to a sentence is computed and kept for each hypothesis
+    copied: bool = False  # the tensors of a sentence are computed and kept for each hypothesis
 
 
 def operations(sizes: Sizes, batch: Batch, decoding: Decoding) -> int:

@@ -70,7 +70,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
 def _check_symbols(engine: str, task) -> None:
     """
     Raises:
-        UserError: the engine puts no such symbols around texts as the task does.
+        UserError: the engine does not put the symbols around texts that the task puts there.
     """
     if task.multilingual is not None:
         raise UserError(f"only the task {task.multilingual} knows where the symbols of its languages stand")

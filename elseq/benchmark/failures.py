@@ -1,4 +1,4 @@
-"""What a run that failed is told as."""
+"""Failures of runs, in words."""
 
 from elseq.errors import UserError, is_out_of_memory
 
@@ -12,7 +12,7 @@ def ends_device(error: Exception) -> bool:
 
 
 def describe_failure(error: Exception) -> str:
-    """What failed, in one sentence."""
+    """The error in one sentence."""
     message = (str(error).strip().splitlines() or [""])[0]
     if isinstance(error, UserError):
         return message

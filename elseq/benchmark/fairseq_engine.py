@@ -27,8 +27,8 @@ def _stock_blocks_ngrams() -> bool:
 class FairseqEngine:
     """Modes: the decoding methods and auto are elseq's; stock is fairseq as it installs, its modules and its generator.
 
-    stock-copied and stock-shared are the same, told whether the hypotheses of a sentence have keys and values of the
-    source of their own (as in fairseq's Transformer) or share them (as in its BART).
+    stock-copied and stock-shared fix whether each hypothesis of a sentence has its own keys and values of the source
+    (as in fairseq's Transformer), or all share them (as in its BART).
     """
 
     def __init__(self, request: dict):
@@ -69,7 +69,7 @@ class FairseqEngine:
             self._watch_stock_state()
 
     def encode(self, batch) -> None:
-        """What `decode` does first, if there is an encoder."""
+        """Run the encoder, if there is one, as `decode` does first."""
         if hasattr(self.model, "encoder"):
             sample = self.collate(self.dataset, batch)
             with torch.inference_mode():
@@ -91,7 +91,7 @@ class FairseqEngine:
         ]
 
     def look(self) -> None:
-        """Add what the search has left: its state's size and, on a GPU, the kernels and captures."""
+        """Note the size of the search's state and, on a GPU, the kernels and captures."""
         self.found.state_bytes = self.generator.usage.state_bytes
         if self.request["device"] != "cpu":
             self.found.kernels = [
@@ -151,7 +151,7 @@ class FairseqEngine:
 
         def watched_new_state(encoder_out, *methods):
             self.found.method = Choice(*methods).name
-            self._captures = CapturedWork.captures  # those before are of other searches, and of the choice of a method
+            self._captures = CapturedWork.captures  # earlier ones are of other searches, and of the choice of a method
             return new_state(encoder_out, *methods)
 
         decoder.new_state = watched_new_state

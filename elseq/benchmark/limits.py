@@ -1,20 +1,20 @@
-"""What a device can do at most: bytes that it reads and writes in a second, and its floating-point operations.
+"""The limits of a device: bytes that it reads and writes per second, and floating-point operations per second.
 
-As a program it measures both on the device that a request names.
+As a program, it measures both on the device that a request names.
 """
 
 from dataclasses import dataclass
 
 import torch
 
-from elseq.benchmark.measure import Measurement, main, now
+from elseq.benchmark.measure import Measurement, main, seconds_of
 
 COPY_BYTES = {"cpu": 2**28, "cuda": 2**31}  # more than caches hold
 MATMUL_ROWS = {"cpu": 2048, "cuda": 8192}
 REPEATS = 5  # of which the fastest counts
 
-# NVIDIA's data sheets, dense: GB/s, TFLOP/s of float16 (and bfloat16), of float32. By whole names: a longer one is that
-# of another product, or of a part of a device (MIG), with other figures.
+# NVIDIA's data sheets, dense: GB/s, TFLOP/s of float16 (and bfloat16), of float32. By whole names: a longer
+# name is another product, or a part of a device (MIG), with other figures.
 _DATA_SHEETS = {
     "H200": (4800, 989, 67),
     "H100 80GB HBM3": (3350, 989, 67),
@@ -32,22 +32,22 @@ _DATA_SHEETS = {
 
 @dataclass(frozen=True)
 class Limits:
-    """Of a device, in one dtype."""
+    """The limits of a device in one dtype."""
 
     bytes_per_second: float
     operations_per_second: float
     source: str  # where they are from
 
     def share(self, read: float, operations: float, seconds: float) -> float:
-        """The time that the device would need at its limits, of the time that it took."""
+        """The time that the device would need at its limits, as a share of the time that it took."""
         return max(read / self.bytes_per_second, operations / self.operations_per_second) / seconds
 
 
 def known_limits(name: str, dtype: str) -> Limits | None:
-    """Those of the data sheet, None of a device that is not in the table.
+    """The limits in the data sheet of a device, or None if the table does not have it.
 
     Args:
-        name: of the device, as torch tells it.
+        name: the name of the device in torch.
         dtype: float32, float16 or bfloat16.
     """
     name = name.removeprefix("NVIDIA ").removeprefix("Tesla ")
@@ -58,10 +58,10 @@ def known_limits(name: str, dtype: str) -> Limits | None:
 
 
 def measured_limits(found: Measurement, device: str) -> Limits | None:
-    """Those that this program has measured. None: it failed.
+    """The limits that this program has measured, or None if it failed.
 
     Args:
-        found: what it has found.
+        found: the result of this program.
         device: cpu, cuda or cuda:1.
     """
     if found.failure is not None:
@@ -85,16 +85,10 @@ def measure(request: dict) -> Measurement:
     target = torch.empty_like(source)
     one, other = (torch.rand(MATMUL_ROWS[kind], MATMUL_ROWS[kind], **options) for _ in range(2))
     seconds = {
-        "copy": [_seconds(device, lambda: target.copy_(source)) for _ in range(REPEATS + 1)][1:],
-        "matmul": [_seconds(device, lambda: one @ other) for _ in range(REPEATS + 1)][1:],
+        "copy": [seconds_of(device, lambda: target.copy_(source)) for _ in range(REPEATS + 1)][1:],
+        "matmul": [seconds_of(device, lambda: one @ other) for _ in range(REPEATS + 1)][1:],
     }
     return Measurement(seconds=seconds)
-
-
-def _seconds(device: str, work) -> float:
-    start = now(device)
-    work()
-    return now(device) - start
 
 
 if __name__ == "__main__":

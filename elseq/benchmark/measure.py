@@ -1,7 +1,7 @@
 """One measured run: read a request, load, decode some times, write a result.
 
-Run as a script by its path and not imported as a part of elseq, so that a process that measures another program holds
-neither PyTorch nor fairseq on its account: until the engine is chosen, only the standard library is imported.
+It runs as a script by its path and is not imported as a part of elseq. A process that measures another program
+therefore holds neither PyTorch nor fairseq: until the engine is chosen, only the standard library is imported.
 """
 
 import gc
@@ -15,12 +15,13 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 MEBIBYTE = 2**20
+OUT_OF_MEMORY = "out of memory"  # how the failure of a run begins for which memory did not suffice
 WAITING = "elseq-benchmark waits: "  # how a line to the process that measures begins
 
 
 @dataclass
 class Measurement:
-    """What a run has found. What is not known is None."""
+    """The result of a run. Unknown values are None."""
 
     failure: str | None = None  # a sentence; nothing else is known then
     seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
@@ -34,7 +35,7 @@ class Measurement:
     sizes: dict | None = None  # of the model, as `elseq.benchmark.cost.Sizes` has them
     parameters: int | None = None
     state_bytes: int | None = None  # of the decoding state at its largest
-    predicted_bytes: int | None = None  # by count, of what is measured
+    predicted_bytes: int | None = None  # by count
     copied: bool | None = None  # each hypothesis has keys and values of the source, or of the prompt, of its own
     method: str | None = None
     ngrams_repeat: bool | None = None
@@ -76,7 +77,7 @@ def measure(request: dict) -> Measurement:
 
 
 def measure_cases(request: dict) -> Iterator[Measurement]:
-    """Decode by one program, loaded once, what several cases ask for; memory is counted anew in each.
+    """Decode several cases by one program, which is loaded once. Each case counts its own memory.
 
     Args:
         request: as for `measure`, with "cases" for batches, beam and search. A case has beam and search; "batch",
@@ -101,7 +102,7 @@ def _measure_case(engine, case: dict) -> Measurement:
         try:
             return _measure_batch(engine, case, batch)
         except Exception as error:
-            if not case["shrinks"] or len(batch) == 1 or not failed(error).failure.startswith("out of memory"):
+            if not case["shrinks"] or len(batch) == 1 or not ran_out(failed(error).failure):
                 raise
         batch = batch[: len(batch) * 4 // 5]
 
@@ -126,21 +127,26 @@ def _measure_batch(engine, case: dict, batch: list[int]) -> Measurement:
     found.peak_mebibytes = memory_mebibytes(device)[1]
     if hasattr(engine, "encode"):
         engine.encode(batch)
-        start = now(device)
-        engine.encode(batch)
-        found.encoder_seconds = now(device) - start
+        found.encoder_seconds = seconds_of(device, lambda: engine.encode(batch))
     return found
 
 
 def now(device: str) -> float:
-    """Seconds by the clock when the device has done what it was told."""
+    """The clock, in seconds, after the device has finished its work."""
     if device != "cpu":
         sys.modules["torch"].cuda.synchronize(device)
     return time.perf_counter()
 
 
+def seconds_of(device: str, work: Callable[[], object]) -> float:
+    """Seconds until the device has finished some work."""
+    start = now(device)
+    work()
+    return now(device) - start
+
+
 def limit_memory(device: str, limit: int | None) -> None:
-    """So that what does not fit fails here, and takes no memory away from other processes.
+    """Limit the memory of this process: too large a run fails, and takes no memory from other processes.
 
     Args:
         device: on a GPU, what torch allocates there is limited; on a CPU, all of this process.
@@ -157,14 +163,14 @@ def limit_memory(device: str, limit: int | None) -> None:
 
 
 def _captures_no_more() -> bool:
-    """Whether a CUDA graph could not be captured, after which the process captures none."""
+    """Whether a capture of a CUDA graph has failed. The process then captures no more."""
     return "elseq.generation.cuda_graphs" in sys.modules and not (
         sys.modules["elseq.generation.cuda_graphs"].CapturedWork.is_possible
     )
 
 
 def _release(device: str) -> None:
-    """Give back what nothing refers to any more."""
+    """Free memory that nothing refers to any more."""
     gc.collect()
     if device != "cpu" and "torch" in sys.modules:
         if "elseq.generation.cuda_graphs" in sys.modules:
@@ -207,7 +213,7 @@ def memory_mebibytes(device: str) -> tuple[float | None, float | None]:
 
 
 def reset_peak(device: str) -> bool | None:
-    """Forget the peak of loading, which for a moment needs the weights twice; True where that fails."""
+    """Reset the peak of memory, because loading briefly holds the weights twice. True: that failed."""
     if device != "cpu":
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.reset_peak_memory_stats(device)
@@ -219,9 +225,9 @@ def reset_peak(device: str) -> bool | None:
     return None
 
 
-# An engine is a program with a model in it. It has `decode`, which gives the n-best lists of a batch without end
-# symbols and prompts; `set_search`, after which it decodes otherwise; `found`, with what it knows of itself; and
-# `look_closely`, set for the warm-up: it may take time to find more. Those of fairseq have `encode`, too.
+# An engine is a program with a model. `decode` returns the n-best lists of a batch without end symbols and prompts.
+# `set_search` changes the options of the search. `found` has what the engine knows of itself. `look_closely` is set
+# during the warm-up: the engine may then take time to find more. The engines of fairseq also have `encode`.
 
 
 class CTranslate2Engine:
@@ -348,20 +354,25 @@ class TransformersEngine:
 
 
 def failed(error: Exception) -> Measurement:
-    """What is told of a run that ended so."""
+    """The result of a run that ended with an error."""
     failure = error.with_traceback(None)  # whose frames hold the model
     from elseq.benchmark.failures import describe_failure, ends_device
 
     return Measurement(failure=describe_failure(failure), is_spent=ends_device(failure) or None)
 
 
+def ran_out(failure: str | None) -> bool:
+    """Whether a run failed because memory did not suffice."""
+    return failure is not None and failure.startswith(OUT_OF_MEMORY)
+
+
 def of_request(request: dict) -> Measurement | Iterator[Measurement]:
-    """What the request asks for: one search, or several cases."""
+    """Measure a request: one search, or several cases."""
     return measure_cases(request) if "cases" in request else measure(request)
 
 
 def main(measure: Callable[[dict], Measurement | Iterator[Measurement]] = of_request) -> None:
-    """Measure what the file named first on the command line asks for, and write to the one named second.
+    """Measure the request in the first file of the command line, and write the result to the second.
 
     Args:
         measure: gives a measurement, or several one after the other: each of them is written, and waits to be read.

@@ -23,12 +23,12 @@ SPECIAL_SYMBOLS = 4  # of every dictionary
 
 @dataclass(frozen=True)
 class ModelFile:
-    """A checkpoint, and what is to be known of it before it is loaded in another process."""
+    """A checkpoint, and the properties that are needed before another process loads it."""
 
     name: str
     path: str
     data: str  # folder of the dictionaries
-    dictionary: str  # file of that of the source
+    dictionary: str  # file of the source's dictionary
     target_dictionary: str
     is_language_model: bool
     special_positions: int  # of a source, for symbols that are no words: its end or the prompt's beginning, BART's <s>

@@ -10,20 +10,20 @@ from pathlib import Path
 
 import torch
 
-from elseq.benchmark.measure import MEBIBYTE, WAITING, Measurement
+from elseq.benchmark.measure import MEBIBYTE, WAITING, Measurement, ran_out
 from elseq.generation.method_choice import free_memory_bytes
 
 MARGIN = 2  # free memory over the largest need so far with which one more process is loaded
 
 
 class Process(contextlib.AbstractContextManager):
-    """A Python program that reads a request and writes what it has found; at the end of the context it is killed."""
+    """A Python program that reads a request and writes its result. The end of the context kills it."""
 
     def __init__(self, program: Sequence[str], request: dict, folder: Path):
         """
         Args:
             program: arguments of Python.
-            request: what the program is asked for.
+            request: what the program is to measure.
             folder: for its files; it is made.
         """
         folder.mkdir(exist_ok=True)
@@ -46,7 +46,7 @@ class Process(contextlib.AbstractContextManager):
             self._process = subprocess.Popen(command, env=environment, text=True, errors="replace", **pipes)
 
     def proceed(self) -> None:
-        """Let it go on until it waits for its turn, see `elseq.benchmark.measure.wait_for_turn`, or ends."""
+        """Continue until the program waits for its turn (`elseq.benchmark.measure.wait_for_turn`), or ends."""
         with contextlib.suppress(BrokenPipeError):  # it was killed while it waited
             if self.is_waiting:
                 self._process.stdin.write("\n")
@@ -59,7 +59,7 @@ class Process(contextlib.AbstractContextManager):
                 return
 
     def result(self) -> Measurement:
-        """What it has found when it has ended."""
+        """Wait until the program ends, and return its result."""
         code = self._process.wait()
         if self._result.exists():
             return self.take()
@@ -69,7 +69,7 @@ class Process(contextlib.AbstractContextManager):
         return Measurement(failure=f"the process ended with {code}: {lines[-1]}")
 
     def take(self) -> Measurement:
-        """What it has found so far, while it waits."""
+        """The result so far of a program that waits."""
         found = Measurement(**json.loads(self._result.read_text()))
         self._result.unlink()
         return found
@@ -90,12 +90,12 @@ def in_process(program: Sequence[str], request: dict, folder: Path) -> Measureme
 
 
 def one_by_one(program: Sequence[str], request: dict, folder: Path) -> Iterator[Measurement]:
-    """Run a program that measures each of several cases with what it has loaded once, and waits after each.
+    """Run a program that loads once, measures several cases, and waits after each.
 
     Args:
         program, folder: as for `Process`.
         request: with "cases". If the program ends in one of them, or says after one that it is spent, it is started
-            again for those behind it; if it ends in the first of its cases, all have failed for that reason.
+            again for the cases after it. If it ends in the first of its cases, all of them have failed for that reason.
     """
     rest = request["cases"]
     while rest:
@@ -116,7 +116,7 @@ def one_by_one(program: Sequence[str], request: dict, folder: Path) -> Iterator[
 
 
 def in_turns(program: Sequence[str], requests: list[dict], folder: Path, interleave: bool) -> Iterator[Measurement]:
-    """Run a program for each request. What disturbs the machine for a while slows all of them alike.
+    """Run a program for each request, so that disturbances of the machine slow all of them alike.
 
     The processes that fit the memory load and warm up one after the other, and then wait. In each round each of them
     measures once while the others wait, and another one is the first.
@@ -141,7 +141,7 @@ def in_turns(program: Sequence[str], requests: list[dict], folder: Path, interle
                 waiting = [process for process in (*waiting[1:], waiting[0]) if process.is_waiting]
             results = [process.result() for process in processes]
         for request, found in zip(rest, results, strict=False):
-            if len(processes) > 1 and (found.failure or "").startswith("out of memory"):
+            if len(processes) > 1 and ran_out(found.failure):
                 yield from in_turns(program, [request], folder, False)
             else:
                 found.in_turns = len(loaded) if found.failure is None else None

@@ -27,7 +27,7 @@ def publish_paper(
     Args:
         path: of the results, without .json and .md.
         report: a module that has `compare` (rows to ratios), too.
-        settings: what the figures depend on.
+        settings: those on which the figures depend.
         title, tables, notes: the parts of the text.
     """
     run_and_publish(
@@ -52,14 +52,14 @@ def run_and_publish(
     text: Callable[[list], str],
     plot: Callable[[list], list[Path]] = lambda rows: [],
 ) -> None:
-    """Run everything; write the results as JSON and as text anew with each of them, and the pictures in the end.
+    """Run everything. Each result rewrites the JSON and the text; the pictures are drawn at the end.
 
     Args:
         run: calls its argument with the row of each run, which has `failure`, None or a sentence, and `to_dict`.
-        runs: how many there are.
+        runs: their number.
         json_path, text_path: of the results.
         report: a module with `progress` and `failure` (a row to a line).
-        settings: rows to what stands beside them in the JSON.
+        settings: rows to the other entries of the JSON.
         text: rows to Markdown.
         plot: rows to the pictures that it has written.
 

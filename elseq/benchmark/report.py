@@ -9,17 +9,17 @@ import torch
 
 import elseq
 from elseq.attention.methods import AUTO
+from elseq.benchmark.measure import MEBIBYTE
 from elseq.benchmark.rows import Row
 from elseq.files import save_figure, written_whole
 from elseq.precision import INT8
 from elseq.tables import number
 
-MEBIBYTE = 2**20
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
 
 
 def _label(row: Row) -> str:
-    """The mode, and what a reader must know to read the row: the method chosen, and whose the caches are."""
+    """The mode, with the method that `auto` chose, and whether hypotheses of stock fairseq share a cache."""
     notes = []
     if row.mode == AUTO and row.method is not None:
         notes.append(row.method)
@@ -98,7 +98,7 @@ def _line(cells: list[str], widths: list[int]) -> str:
 
 
 def _place(row: Row) -> list[str]:
-    """What stands beside the mode."""
+    """The settings of the row, which follow the mode in its name."""
     keys = [f"{heading} {value}" for heading, key, _ in _KEYS if (value := getattr(row, key)) is not None]
     dtype = [row.dtype] if row.dtype not in (None, "float32") else []
     return keys + dtype + [f"{name}={value}" for name, value in (row.settings or {}).items()]
@@ -113,14 +113,14 @@ def failure(row: Row) -> str:
 
 
 def progress(row: Row) -> str:
-    """A line about a row that is there."""
+    """A line about a finished row."""
     if row.failure is not None:
         return failure(row)
     return f"{_name(row)}: {row.samples_per_second:.3g} samples/s"
 
 
 def notes(rows: list[Row]) -> str:
-    """What the columns mean, as far as these rows need it."""
+    """What the columns of these rows mean."""
     rows = [row for row in rows if row.failure is None]
     told = {name for row in rows for name in row.to_dict()}
     sentences = []
@@ -207,7 +207,7 @@ def device_name(device: str) -> str:
 
 
 def machine(device: str, threads: int, dtype: str) -> list[str]:
-    """Where it was measured, and in what."""
+    """The device, the threads and the type of a measurement."""
     return [device_name(device), f"{threads} thread{'s' if threads > 1 else ''}", dtype]
 
 
@@ -244,7 +244,7 @@ def write_json(path: Path, settings: dict, rows: list) -> None:
 
 
 def plot(path: Path, title: str, rows: list[Row]) -> None:
-    """Bars of samples/s, peak memory and scores, as far as they are there.
+    """Bars of those of samples/s, peak memory and scores that the rows have.
 
     There is a group for each batch size, beam and further settings, and a colour for each mode.
     """

@@ -1,54 +1,71 @@
-"""A row of results: what a run was, and what was found. What is not known is None, and is not written."""
+"""Rows of results: the settings and the figures of a run. Unknown figures are None, and are not written."""
 
-from dataclasses import dataclass, fields
+from dataclasses import dataclass
 
 
 def as_json(row, nulls: tuple[str, ...] = ()) -> dict:
-    """What is known of a row, by the names of its fields.
+    """The known fields of a row by their names, those of its own class first.
 
     Args:
         row: a dataclass.
-        nulls: fields that are written even where nothing is known.
+        nulls: fields that are also written as None.
     """
-    found = {each.name: getattr(row, each.name) for each in fields(row)}
-    return {name: value for name, value in found.items() if value is not None or name in nulls}
+    names = dict.fromkeys((*type(row).__annotations__, *vars(row)))
+    return {name: vars(row)[name] for name in names if vars(row)[name] is not None or name in nulls}
 
 
-def fill(row, found) -> None:
-    """Set the fields of a row that are known of what was found, a dataclass too."""
+def fill(row, found):
+    """The row, with the known fields of a result (also a dataclass) that it has."""
     for name, value in as_json(found).items():
         if hasattr(row, name):
             setattr(row, name, value)
+    return row
+
+
+@dataclass(kw_only=True)
+class MeasuredRow:
+    """Figures of every run of a benchmark."""
+
+    failure: str | None = None  # a sentence; nothing is measured then
+    seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
+    loaded_mebibytes: float | None = None
+    peak_mebibytes: float | None = None
+    peak_includes_loading: bool | None = None
+
+    def to_dict(self) -> dict:
+        return as_json(self)
+
+
+@dataclass(kw_only=True)
+class DecodingRow(MeasuredRow):
+    """Figures of a run that decodes."""
+
+    output_lengths: list[int] | None = None
+    state_bytes: int | None = None
+    copied: bool | None = None  # each hypothesis has keys and values of the source of its own
+    parameters: int | None = None
+    kernels: list[dict] | None = None  # tried on a GPU
+    captures: int | None = None  # CUDA graphs of decoding steps, of one search
+    not_captured: str | None = None  # why not all of them
 
 
 @dataclass
-class Row:
+class Row(DecodingRow):
     """A run of elseq-benchmark, or a job of a sweep that decodes."""
 
     mode: str
     batch_size: int | None = None
     beam: int | None = None
     dtype: str | None = None  # of the numbers: float32, int8 ...
-    failure: str | None = None  # a sentence; nothing is measured then
     samples_per_second: float | None = None
     tokens_per_second: float | None = None
     output_length: float | None = None  # mean of the best hypotheses, in tokens
     sentences: int | None = None
-    seconds: list[float] | None = None  # of each repeat
     in_turns: int | None = None  # processes that took turns, this one included
     scores: dict[str, float] | None = None  # by the headings of their columns
-    peak_mebibytes: float | None = None
-    loaded_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
-    state_bytes: int | None = None
-    copied: bool | None = None  # each hypothesis has keys and values of the source of its own
     method: str | None = None
     ngrams_repeat: bool | None = None
-    parameters: int | None = None
     version: str | None = None
-    kernels: list[dict] | None = None  # tried on a GPU
-    captures: int | None = None  # CUDA graphs of decoding steps, of one search
-    not_captured: str | None = None  # why not all of them
     gigaflops_per_second: float | None = None
     gigabytes_per_second: float | None = None
     ratio_to_stock: float | None = None

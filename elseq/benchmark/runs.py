@@ -34,7 +34,7 @@ class Cell(NamedTuple):
 
 @dataclass(frozen=True)
 class Grid:
-    """What is measured."""
+    """The modes, sizes and searches to measure, and the sources."""
 
     model_file: ModelFile
     sources: list[list[int]]
@@ -52,7 +52,7 @@ class Grid:
     scorer: Scorer | None = None  # of the best hypotheses
 
     def cells(self) -> list[Cell]:
-        """The runs, in order. fairseq has no int8: what is compared with it there is compared with its float32."""
+        """The runs, in order. fairseq has no int8, so its float32 is the baseline of int8."""
         cells = [
             Cell(mode, size, beam, "float32" if mode in STOCK_MODES and dtype == INT8 else dtype)
             for size in self.batch_sizes
@@ -64,11 +64,11 @@ class Grid:
 
 
 def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
-    """Run every cell of the grid: those of the same batch size and beam in turns, or all one after the other.
+    """Run all cells: those of the same batch size and beam in turns, or all one after the other.
 
     Args:
-        grid: what is measured. What comes after stock, at the same batch size, beam and dtype (int8: float32), is
-            compared with it.
+        grid: the cells. Cells after a stock cell with the same batch size, beam and dtype (int8: float32) are compared
+            with it.
         done: called with each row as soon as it is there, and with the best hypothesis of each source. A run that fails
             has no hypotheses.
     """
@@ -84,8 +84,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
             measured = in_turns([measure.__file__], possible, folder, grid.interleave)
             for cell, request in requests.items():
                 found = next(measured) if failures[cell] is None else Measurement(failure=failures[cell])
-                row = Row(*cell)
-                fill(row, found)
+                row = fill(Row(*cell), found)
                 best = None
                 if found.failure is None:
                     best = [hypotheses[0] for hypotheses in found.hypotheses]
@@ -94,7 +93,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
                         row.scores = grid.scorer.score(best)
                     if found.sizes is not None:
                         sizes = Sizes(**found.sizes)
-                    # How other programs read a prompt is not what the formulae say.
+                    # The formulae do not describe how other programs read a prompt.
                     if sizes is not None and not (grid.model_file.is_language_model and cell.mode in FOREIGN_MODES):
                         _add_work(row, sizes, request, found, grid.positions)
                     place = cell.batch_size, cell.beam, DTYPES[cell.dtype]
@@ -107,7 +106,7 @@ def run_grid(grid: Grid, done: Callable[[Row, list | None], None]) -> None:
 
 
 def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
-    """What the process of a run reads."""
+    """The request of the process of a run."""
     sources = grid.sources[: cell.batch_size] if grid.one_batch else grid.sources
     engine = FOREIGN_MODES.get(cell.mode, "fairseq")
     return {
@@ -127,13 +126,12 @@ def _request(grid: Grid, cell: Cell, folder: Path) -> dict:
 
 
 def why_not(request: dict, sources: list[list[int]], exported: dict[str, str | None]) -> str | None:
-    """Why another program cannot be measured, or None; it is given the model the first time.
+    """The reason why another program cannot be measured, or None. The first call exports the model for it.
 
     Args:
-        request: what the run reads.
+        request: of the run.
         sources: of all runs.
-        exported: what is remembered from one call to the next: programs that were given the model, and why they did
-            not take it.
+        exported: remembers the programs with an exported model, and the reasons of those that cannot have it.
     """
     engine = request["engine"]
     if engine == "fairseq":

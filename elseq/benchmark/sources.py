@@ -1,4 +1,4 @@
-"""What is decoded: lines of a file or random tokens, as numbers, in batches."""
+"""Sources of a benchmark: lines of a file, or random tokens, as numbers and in batches."""
 
 import random
 from pathlib import Path
@@ -36,7 +36,7 @@ def random_sources(model_file: ModelFile, length: int, count: int, shortest: int
 
 
 def read_sources(model_file: ModelFile, path: Path) -> list[list[int]]:
-    """The lines of a text file, which has pieces of the model's dictionary separated by spaces.
+    """The lines of a text file, in words of the model's dictionary separated by spaces.
 
     Raises:
         UserError: a file that is missing or empty, or a line that is not UTF-8, is empty, or is too long for the model.

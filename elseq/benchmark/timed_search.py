@@ -5,7 +5,7 @@ from argparse import Namespace
 from collections.abc import Callable
 
 from elseq.benchmark.fairseq_engine import FairseqEngine
-from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak
+from elseq.benchmark.measure import Measurement, memory_mebibytes, now, reset_peak, seconds_of
 
 # What warms a CPU up; a GPU gets all tokens, for its allocator.
 WARM_UP_SOURCE = 2048
@@ -13,10 +13,13 @@ WARM_UP_TOKENS = 16
 
 
 class TimedSearch(FairseqEngine):
-    """Search with a beam (1: greedy) for outputs of exactly `target_length` tokens, the end symbol's included."""
+    """Search with a beam (1: greedy) for outputs of exactly "target_length" tokens, the end symbol's included.
+
+    The request has this number in place of the "search" of a `FairseqEngine`, and "repeats".
+    """
 
     def __init__(self, request: dict):
-        super().__init__(request)
+        super().__init__(request | {"search": _search_of_length(request["target_length"])})
         self.look_closely = True
         self.sample = self._sample(request["sources"])
         self.encoder_seconds = 0.0
@@ -27,15 +30,12 @@ class TimedSearch(FairseqEngine):
         if self.request["device"] == "cpu":
             length = min(length, WARM_UP_TOKENS)
             sample = self._sample([source[-WARM_UP_SOURCE:] for source in self.request["sources"]])
-        limits = {"min_len": length - 1, "max_len_b": length - 1}
-        options = Namespace(beam=self.beam, **{**self.request["search"], **limits})
+        options = Namespace(beam=self.beam, **_search_of_length(length))
         self._search(self.task.build_generator([self.model], options), sample)
 
     def time(self) -> dict[str, float]:
-        """Seconds of the encoder and of the rest, which projects the encoder's output to keys and values."""
-        start = now(self.request["device"])
-        self._search(self.generator, self.sample)
-        seconds = now(self.request["device"]) - start
+        """Seconds of the encoder, and of the rest, including the projection of its output to keys and values."""
+        seconds = seconds_of(self.request["device"], lambda: self._search(self.generator, self.sample))
         if not self.is_stock:
             self.look()
         return {"encoder": self.encoder_seconds, "decoder": seconds - self.encoder_seconds}
@@ -50,7 +50,7 @@ class TimedSearch(FairseqEngine):
         self.found.output_lengths = sorted({len(best["tokens"]) for best, *_ in hypotheses})
 
     def _watch_encoder(self) -> None:
-        """Time what fairseq's generator and elseq's both call."""
+        """Time the method of the encoder that both fairseq's generator and elseq's call."""
         encode = self.model.encoder.forward_torchscript
 
         def timed_encode(net_input):
@@ -60,6 +60,11 @@ class TimedSearch(FairseqEngine):
             return encoder_out
 
         self.model.encoder.forward_torchscript = timed_encode
+
+
+def _search_of_length(tokens: int) -> dict:
+    limit = tokens - 1  # the length of a search does not count the end symbol
+    return {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0}
 
 
 def time_parts(engine, wait: Callable[[float], None] = lambda mebibytes: None) -> Measurement:

@@ -26,7 +26,7 @@ class Calibration:
 
     @property
     def texts(self) -> list[dict]:
-        """What the model is given for each text."""
+        """The input of the model for each text."""
         return [sample["net_input"] for sample in self.samples]
 
     @property
@@ -53,7 +53,7 @@ def read_calibration(
 ) -> Calibration:
     """
     Args:
-        generator: the model, in which the text is encoded.
+        generator: the model, which also encodes the text.
         text: the name of a file of sources, or for a language model of texts; otherwise a split of the task's data.
         target: the name of the file of targets, or None.
         sentences: how many are taken, spread evenly.

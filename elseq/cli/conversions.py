@@ -76,7 +76,7 @@ def convert_heads(args) -> None:
 def _by_calibration(
     args, checkpoint: Checkpoint, loading: Loading, before: dict, configuration: dict, places: Sequence[str]
 ) -> tuple[dict, dict, dict, list[str]]:
-    """The tensors and the configuration, what the checkpoint records of the calibration text, and lines to print."""
+    """The tensors, the configuration, the record of the calibration text for the checkpoint, and lines to print."""
     if checkpoint.multilingual:
         raise UserError("calibration text is not for a multilingual task: give --method mean, and leave it out")
     with renamed(as_option):
@@ -263,7 +263,7 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
 
 
 def _note_windows(state: dict) -> None:
-    """Tell of what a checkpoint records of its training and other programs do not have."""
+    """Print a note if the model was trained with windows, which other programs do not have."""
     if any(getattr(state["cfg"].task, name, None) for name in WINDOWS):
         print("note: the model was trained on sources in windows; what is written reads sources of one window")
 

@@ -31,7 +31,8 @@ Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model .
 
 
 # These signals end the run as Ctrl-C does. torchrun and Slurm send SIGTERM, a closed terminal sends SIGHUP, and a limit
-# of processor time sends SIGXCPU. Other signals end it at once; what is on the disk is the same.
+# of processor time sends SIGXCPU. Other signals end it at once; the files on disk
+# are the same.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
 
@@ -109,12 +110,12 @@ def _log_to_console(stack: contextlib.ExitStack, processes) -> None:
 
 
 def _taken(kind: type, args):
-    """The options of a dataclass among those of the command line."""
+    """An object of a dataclass, with its options from the command line."""
     return kind(**{each.name: getattr(args, each.name) for each in fields(kind)})
 
 
 def _job(args):
-    from elseq.text_files.run import Job
+    from elseq.text_files.job import Job
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
     output = None if args.output is None else Path(args.output)
@@ -155,9 +156,7 @@ def _parse(arguments: list[str]):
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
     files.add_argument(
-        "--prefix-file",
-        metavar="FILE",
-        help="what each output begins with, a line for each of the input",
+        "--prefix-file", metavar="FILE", help="what each output begins with, a line for each of the input"
     )
     files.add_argument(
         "--languages-file",
@@ -168,10 +167,7 @@ def _parse(arguments: list[str]):
     add_fields(files, Batching, "truncate")
     model = parser.add_argument_group("model")
     model.add_argument(
-        "--model",
-        required=True,
-        metavar="FILE",
-        help=f"{CHECKPOINT}; several with colons between them are an ensemble",
+        "--model", required=True, metavar="FILE", help=f"{CHECKPOINT}; several with colons between them are an ensemble"
     )
     add_fields(model, Loading)
     model.add_argument("--threads", **THREADS)

@@ -1,6 +1,5 @@
 """Checkpoints of architectures that are not registered, such as a plugin's that is not installed."""
 
-import contextlib
 import logging
 import re
 from argparse import Namespace
@@ -10,12 +9,12 @@ from contextvars import ContextVar
 from fairseq import checkpoint_utils
 from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY
 from fairseq.trainer import Trainer
-from omegaconf import OmegaConf, open_dict
+from omegaconf import OmegaConf
 from torch import Tensor
 
 from elseq.compat.parameters import SIDES, layer_numbers, without_wrappers
 from elseq.compat.patching import wrap
-from elseq.compat.settings import model_class, model_name, values
+from elseq.compat.settings import model_class, model_name, unlocked, values
 from elseq.errors import UserError, as_option
 
 logger = logging.getLogger(__name__)
@@ -76,7 +75,7 @@ def _name_by_parameters(state: dict) -> None:
         base,
         _ignored(base, settings),
     )
-    with open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext():
+    with unlocked(settings):
         for key in ("_name", "arch"):
             if key in values(settings):
                 values(settings)[key] = base
@@ -100,7 +99,7 @@ def _refuse_experts(given: Mapping, parameters: Collection[str]) -> None:
 
 
 def _base(given: Mapping, parameters: Collection[str], ours: bool) -> str | None:
-    """The base architecture of which these are the parameters, or None."""
+    """The base architecture that has these parameters, or None."""
     attentions = {found.groups() for found in map(_ATTENTION.match, parameters) if found is not None}
     if attentions == {_OF_DECODER} and not any(name.startswith("encoder.") for name in parameters):
         return "elseq_transformer_lm" if ours else "transformer_lm"
@@ -139,8 +138,8 @@ def _why_not(base: str, given: Mapping, parameters: Mapping[str, Tensor]) -> str
 def _missing_layer(given: Mapping, parameters: Collection[str]) -> str | None:
     """The first layer that the configuration has and the parameters lack, or None.
 
-    A registered architecture was then trained with --encoder-layers-to-keep or the like. Of another, layers may share
-    parameters.
+    A registered architecture was then trained with --encoder-layers-to-keep or the like. In another architecture,
+    layers may share parameters.
     """
     for side in SIDES:
         there, said = layer_numbers(parameters, side), given.get(f"{side}_layers")
@@ -189,7 +188,7 @@ def _defaults(base: str, given: Mapping) -> dict:
 def _ignored(base: str, settings) -> str:
     """For the log line: options that are set and that the base architecture does not have.
 
-    A namespace holds the options of the whole training, so that it does not say which are the model's.
+    A namespace holds the options of the whole training, and does not tell which are the model's.
     """
     if isinstance(settings, Namespace) or base not in MODEL_DATACLASS_REGISTRY:
         return ""

@@ -19,7 +19,7 @@ from fairseq_cli import generate
 from hydra._internal import utils as hydra_utils
 from omegaconf import open_dict
 
-from elseq.compat.patching import wrap
+from elseq.compat.patching import after_parsing, wrap
 from elseq.errors import UserError, as_option, user_sentence
 from elseq.files import user_dirs
 
@@ -124,13 +124,11 @@ def validate_one_pair():
 def explain_missing_path():
     """Without --path, commands other than fairseq-generate raise an AttributeError or a TypeError."""
 
-    def parse_args_and_arch(parse, *args, **kwargs):
-        parsed = parse(*args, **kwargs)
+    def check(parsed):
         if getattr(parsed, "path", "") is None:
             raise UserError("--path is missing: give the checkpoint")
-        return parsed
 
-    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    after_parsing(check)
 
 
 def explain_missing_architecture():
@@ -152,16 +150,14 @@ def generate_one_shard():
     ValueError in fairseq-eval-lm, and no error elsewhere. It also ignores that --distributed-world-size needs several
     processes, and generates the sentences of the first one without a warning."""
 
-    def parse_args_and_arch(parse, *args, **kwargs):
-        parsed = parse(*args, **kwargs)
+    def check(parsed):
         shards, shard = getattr(parsed, "num_shards", 1), getattr(parsed, "shard_id", 0)
         if shards < 1:
             raise UserError(f"--num-shards {shards} is no number of shards: give 1 or more")
         if not 0 <= shard < shards:
             raise UserError(f"--shard-id {shard} is not one of the --num-shards {shards}: give 0 to {shards - 1}")
-        return parsed
 
-    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    after_parsing(check)
     for module in (generate, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.generate
         if getattr(module, "__file__", None) == generate.__file__:
             wrap(module, "_main", _generate_shard)
@@ -191,17 +187,12 @@ def _generate_shard(main, cfg, output_file):
 def explain_options_of_interactive():
     """fairseq-interactive accepts the options of fairseq-generate. It silently ignores some, and others give a
     traceback after the first line."""
-
-    def parse_args_and_arch(parse, *args, **kwargs):
-        parsed = parse(*args, **kwargs)
-        if hasattr(parsed, "buffer_size"):  # an option of this command alone
-            _refuse_what_interactive_lacks(parsed)
-        return parsed
-
-    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    after_parsing(_refuse_what_interactive_lacks)
 
 
 def _refuse_what_interactive_lacks(parsed):
+    if not hasattr(parsed, "buffer_size"):  # an option of this command alone
+        return
     for option, is_given in (
         ("--score-reference", parsed.score_reference),
         ("--print-alignment soft", parsed.print_alignment == "soft"),
@@ -217,22 +208,9 @@ def explain_values_that_cannot_be():
     """Invalid seeds, counts below their minimum, unknown subwords, a --results-path that is a file, and a
     --context-window that leaves nothing of a block give tracebacks, some of them after the first batch, or end the
     process (--required-batch-size-multiple 0). A tracker of trainings that is not installed is a line of the log."""
-
-    def parse_args_and_arch(parse, *args, **kwargs):
-        parsed = parse(*args, **kwargs)
-        for check in (
-            _check_seed,
-            _check_counts,
-            _check_lengths,
-            _check_subwords,
-            _check_results,
-            _check_window,
-            _check_trackers,
-        ):
-            check(parsed)
-        return parsed
-
-    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    checks = _check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window, _check_trackers
+    for check in checks:
+        after_parsing(check)
 
 
 # What records the figures of a training, by option: the modules, of which fairseq imports the first that it finds, and

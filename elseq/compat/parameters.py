@@ -8,16 +8,15 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 
 import torch
-from fairseq import checkpoint_utils, options
+from fairseq import checkpoint_utils
 from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
-from omegaconf import OmegaConf, open_dict
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elseq.compat.patching import wrap
-from elseq.compat.settings import model_class, values
+from elseq.compat.patching import after_parsing, wrap
+from elseq.compat.settings import model_class, unlocked, values
 from elseq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -43,15 +42,13 @@ def read_layers_to_keep():
     """A Transformer or BART with --encoder-layers-to-keep or --decoder-layers-to-keep raises an AttributeError: the
     command line makes a list of numbers, and the model expects text."""
 
-    def parse_args_and_arch(parse, *args, **kwargs):
-        parsed = parse(*args, **kwargs)
+    def as_text(parsed):
         for side in SIDES:
             layers = getattr(parsed, f"{side}_layers_to_keep", None)
             if isinstance(layers, list):
                 setattr(parsed, f"{side}_layers_to_keep", ",".join(map(str, layers)))
-        return parsed
 
-    wrap(options, "parse_args_and_arch", parse_args_and_arch)
+    after_parsing(as_text)
 
 
 def prune_state_dict(state_dict, model_cfg):
@@ -123,7 +120,7 @@ def _load_with_layers_that_are_there(load, path, *args, **kwargs):
     for side in SIDES:
         there, said = layer_numbers(state["model"], side), getattr(cfg, f"{side}_layers", None)
         if isinstance(said, int) and there == set(range(len(there))) and 0 < len(there) < said:
-            with open_dict(cfg) if OmegaConf.is_config(cfg) else contextlib.nullcontext():
+            with unlocked(cfg):
                 setattr(cfg, f"{side}_layers", len(there))
             logger.warning("%s has %d of the %d %s layers that it names: it takes those", path, len(there), said, side)
     return state
@@ -204,7 +201,7 @@ class _WithoutRandomNumbers(TorchDispatchMode):
 
 
 def _adopt(model, state_dict, *_) -> None:
-    """Make the tensors the data of the parameters. What is then copied is copied onto itself."""
+    """Make the tensors the data of the parameters. The later copy of a tensor is then a copy onto itself."""
     taken = set()
     for name, parameter in model.named_parameters():
         tensor = state_dict.get(name)

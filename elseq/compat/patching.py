@@ -1,7 +1,11 @@
-"""The two ways in which a repair changes fairseq."""
+"""The ways in which a repair changes fairseq."""
 
 import functools
 import types
+from argparse import Namespace
+from collections.abc import Callable
+
+from fairseq import options
 
 
 def wrap(owner, name, wrapper):
@@ -13,6 +17,17 @@ def wrap(owner, name, wrapper):
         return wrapper(original, *args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+def after_parsing(check: Callable[[Namespace], None]) -> None:
+    """Have a function check, or correct, the options of a command of fairseq."""
+
+    def parse_args_and_arch(parse, *args, **kwargs):
+        parsed = parse(*args, **kwargs)
+        check(parsed)
+        return parsed
+
+    wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
 class Overlay(types.ModuleType):

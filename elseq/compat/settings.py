@@ -1,10 +1,12 @@
 """Settings of a model or task: a namespace in old checkpoints and on the command line, otherwise a configuration."""
 
+import contextlib
 import json
 from argparse import Namespace
 from collections.abc import Mapping
 
 from fairseq.models import ARCH_MODEL_REGISTRY, MODEL_REGISTRY
+from omegaconf import OmegaConf, open_dict
 
 from elseq.errors import UserError
 
@@ -14,9 +16,14 @@ def values(settings) -> Mapping:
     return vars(settings) if isinstance(settings, Namespace) else settings
 
 
+def unlocked(settings) -> contextlib.AbstractContextManager:
+    """A context in which settings can be changed or added, also those of a locked configuration."""
+    return open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext()
+
+
 def whole_of(settings):
-    """The whole configuration of which a model's settings are a part; None for those of old checkpoints, which are one
-    namespace of all options."""
+    """The whole configuration that contains a model's settings; None for old checkpoints, whose options are one
+    namespace."""
     parent = settings._get_parent() if hasattr(settings, "_get_parent") else None
     return parent if parent is not None and "task" in parent else None
 

@@ -14,11 +14,11 @@ def align(hypotheses: list[list[dict]], net_input: dict, models, kind: str, tgt_
     Args:
         hypotheses: of each sentence, with "tokens" [T] and "attention" [S, T].
         net_input: "src_tokens" int64 [B, S] and "src_lengths".
-        models: those that generated. One trained to align (full_context_alignment) is asked again with the whole
-            hypothesis in view (Garg et al., 2019).
+        models: the models of the search. One trained to align (full_context_alignment) reads the whole hypothesis once
+            more (Garg et al., 2019).
         kind: hard or soft.
-        tgt_dict: whose padding and end symbols are left out.
-        left_pad_target: how the models were trained to see padded targets.
+        tgt_dict: the dictionary. Its padding and end symbols are left out.
+        left_pad_target: whether targets were padded on the left in training.
     """
     flat = [(sentence, hypothesis) for sentence, found in enumerate(hypotheses) for hypothesis in found]
     source = net_input["src_tokens"]

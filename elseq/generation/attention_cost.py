@@ -1,4 +1,4 @@
-"""What cross-attention costs under a decoding method: measured once on a machine."""
+"""The time of cross-attention under a decoding method, measured once on a machine."""
 
 from dataclasses import astuple
 from functools import cache, partial
@@ -21,7 +21,7 @@ CALLS = 3
 def cross_attention_seconds(method: DecodingMethod, attention: Attention, workload: Workload) -> float:
     """Seconds of a layer's cross-attention for a whole batch, if every sentence takes the most steps.
 
-    Measured are a layer of the same sizes and type with other weights, and lengths and numbers of sentences that are
+    The measured layer has the same sizes and type, and other weights. Lengths and numbers of sentences are
     powers of two.
 
     Args:

@@ -1,4 +1,4 @@
-"""Which sentences are decoded together, and what happens when memory does not suffice for them."""
+"""Batches: which sentences are decoded together, and how a batch is split when memory does not suffice."""
 
 import gc
 import logging
@@ -14,7 +14,7 @@ logger = logging.getLogger(__name__)
 
 
 def cut_batches(lengths: Sequence[int], capacity: Callable[[int], int]) -> list[np.ndarray]:
-    """As `cut_by`, where the longest sentence of a batch decides how many it holds.
+    """`cut_by` with the size of a batch depending on its longest sentence.
 
     Args:
         lengths: of each sentence; those of length 0 are in no batch.
@@ -24,13 +24,13 @@ def cut_batches(lengths: Sequence[int], capacity: Callable[[int], int]) -> list[
 
 
 def cut_by(lengths: Sequence[int], capacity: Callable[[np.ndarray], int]) -> list[np.ndarray]:
-    """Batches of sentences of similar length, the longest first, so that what does not fit fails at once.
+    """Batches of sentences of similar length, the longest first, so that one that does not fit fails at once.
 
-    Equal lengths give equal batches: a run that goes on another day, or in other processes, cuts the same.
+    Equal lengths give equal batches, also in a run that continues later or in other processes.
 
     Args:
         lengths: of each sentence; those of length 0 are in no batch.
-        capacity: how many of some sentences, the first ones, a batch may hold, at least 1.
+        capacity: how many of the given sentences, from the first on, a batch may hold, at least 1.
 
     Returns:
         Indices into `lengths`.
@@ -58,7 +58,7 @@ def largest(fits: Callable[[int], bool]) -> int:
 
 
 class SplittingDecoder:
-    """Decodes batches, in parts where memory does not suffice for the whole."""
+    """Decodes batches, in parts if memory does not suffice for the whole."""
 
     def __init__(self, decode: Callable, lengths: Sequence[int], name: Callable[[int], str]):
         """
@@ -100,7 +100,7 @@ class SplittingDecoder:
             waiting += [second, first]
 
     def _try(self, part: list[int]) -> list | None:
-        """The results, or None where memory did not suffice."""
+        """The results, or None if memory did not suffice."""
         try:
             return self._decode(part)
         except (RuntimeError, MemoryError) as error:

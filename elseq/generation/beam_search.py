@@ -57,7 +57,7 @@ class BeamSearch(search.BeamSearch):
             words: int64 [B, beam, W].
 
         Returns:
-            None: on a CPU, there are equal scores.
+            None if there are equal scores, on a CPU.
         """
         sentences, beam, width = best.shape
         if step == 0:  # all hypotheses of a sentence are still the same

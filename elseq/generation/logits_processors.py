@@ -1,6 +1,6 @@
-"""What may follow a hypothesis: each processor forbids, forces or penalizes words before the search chooses.
+"""Processors of log-probabilities: each forbids, forces or penalizes next words before the search chooses.
 
-Shapes: B sentences, N = B * beam hypotheses (those of a sentence stand together), V words.
+Shapes: B sentences, N = B * beam hypotheses (those of a sentence are adjacent), V words.
 """
 
 import math
@@ -18,28 +18,28 @@ from elseq.generation.transfers import to_device
 
 @dataclass
 class Step:
-    """What a processor is told beside the log-probabilities."""
+    """The state of the search that a processor reads beside the log-probabilities."""
 
     number: int  # words that the hypotheses have
     beams: Beams
     at_limit: Tensor | None  # bool [B]: sentences whose hypotheses must end now; None: no sentence
-    settled: Tensor | None = None  # bool [N]: whose next word an earlier processor has settled; None: nobody's
+    settled: Tensor | None = None  # bool [N]: an earlier processor has settled the next word; None: no hypothesis'
 
     def settle(self, rows: Tensor) -> None:
         self.settled = rows if self.settled is None else self.settled | rows
 
 
 class LogitsProcessor(Protocol):
-    """Changes log-probabilities of the next word, [N, V], in place: -inf where it must not follow."""
+    """Changes log-probabilities of the next word, [N, V], in place: -inf forbids a word."""
 
     def __call__(self, log_probs: Tensor, step: Step) -> None: ...
 
     def forbids(self, step: Step) -> Tensor | None:
-        """The words that it forbids at this step, int64 [N or 1, W], where that is all it does; None: it does more."""
+        """The words that the processor forbids at this step, int64 [N or 1, W]; None if it does more than forbid."""
 
 
 class OnlyNumbers:
-    """Padding never follows, nor what is no number."""
+    """Forbids padding, and words whose log-probability is NaN."""
 
     def __init__(self, pad: int):
         self.pad = pad
@@ -83,7 +83,7 @@ class MaximumLength:
 
 
 class Prefix:
-    """The words of a prefix, one after the other. Where it ends a sentence, all hypotheses become the first one."""
+    """Forces the words of a prefix. If the prefix ends a sentence, all its hypotheses become the first one."""
 
     def __init__(self, pad: int, eos: int):
         self.pad = pad
@@ -108,7 +108,7 @@ class Prefix:
 
 
 class Suppressed:
-    """Words that never follow, unless they are forced."""
+    """Forbids words that are not forced."""
 
     def __init__(self, words: list[int]):
         self.words = tuple(words)

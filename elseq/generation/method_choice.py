@@ -1,4 +1,4 @@
-"""Which methods a batch is decoded with."""
+"""The choice of the decoding methods of a batch."""
 
 import logging
 import os
@@ -45,11 +45,11 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
     """
     `el` in self-attention reads as much as `kv` and computes more, so it is chosen for its smaller state only. In
     cross-attention it saves the projection of the source to keys and values in each layer, so there the measured times
-    decide. In int8 they need not: the projections are faster than in float32, and what `el` computes is not.
+    decide. int8 takes `kv` unmeasured: its projections are faster than in float32, and the work of `el` is not.
 
     Args:
-        decode_attention: the name of a method, or auto: where the state of kv fits the free memory, kv, in
-            cross-attention the faster one of kv and el; else el.
+        decode_attention: the name of a method, or auto. If the state of kv fits the free memory, auto is kv, and the
+            faster one of kv and el in cross-attention; otherwise it is the one with the smaller state.
         decoder: an elseq decoder.
         workload: sizes of the batch.
     """

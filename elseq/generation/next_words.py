@@ -17,7 +17,7 @@ MOST_ON_CPU = 64  # words that are found one by one while the others are read
 class NextWords:
     """Log-probabilities of the word that follows each of N hypotheses, of V words.
 
-    Most searches only ask for the best words. Then kernels give the others no log-probability, and no memory.
+    Most searches only need the best words. Kernels then compute and store no log-probabilities of the others.
     """
 
     def __init__(
@@ -60,7 +60,7 @@ class NextWords:
         return NextWords(*(None if each is None else each.index_select(0, rows) for each in numbers), self._normalize)
 
     def best(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The best words. Afterwards there is nothing else to ask for, unless none are found.
+        """The best words. Once they are found, the log-probabilities cannot be read any more.
 
         Args:
             count: how many; on a GPU all, if there are fewer words.

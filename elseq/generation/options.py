@@ -1,6 +1,6 @@
 """The options of a search that decide which hypotheses are found, and what values they take."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
@@ -10,6 +10,7 @@ from omegaconf.errors import ValidationError
 from elseq.bounds import check_bounds
 from elseq.errors import UserError
 from elseq.generation.stopping import Stopping
+from elseq.models.config import option
 from elseq.options import FIRST, SEARCH_OPTIONS, Search, help_of
 
 STOPPING_OPTIONS = ("early_stopping", "beam_patience")
@@ -19,14 +20,8 @@ STOPPING_OPTIONS = ("early_stopping", "beam_patience")
 class StoppingConfig(FairseqDataclass):
     """When beam search ends; see `elseq.generation.stopping.Stopping`."""
 
-    early_stopping: str = field(
-        default=FIRST,
-        metadata={"help": help_of(Search, "early_stopping")},
-    )
-    beam_patience: float = field(
-        default=1.0,
-        metadata={"help": help_of(Search, "beam_patience")},
-    )
+    early_stopping: str = option(help_of(Search, "early_stopping"), FIRST)
+    beam_patience: float = option(help_of(Search, "beam_patience"), 1.0)
 
 
 @dataclass

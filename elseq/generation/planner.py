@@ -10,7 +10,7 @@ from elseq.attention.memory import GROWTH
 
 @dataclass(frozen=True)
 class Workload:
-    """What a batch asks of a decoder."""
+    """The sizes of a batch for a decoder."""
 
     sentences: int
     beam: int
@@ -20,20 +20,16 @@ class Workload:
 
 
 def decoding_state_bytes(
-    decoder,
-    workload: Workload,
-    method: DecodingMethod,
-    dtype: torch.dtype,
-    cross_method: DecodingMethod | None = None,
+    decoder, workload: Workload, method: DecodingMethod, dtype: torch.dtype, cross_method: DecodingMethod | None = None
 ) -> int:
-    """What `DecodeState.size_bytes()` will be at the end of the search, if no sentence leaves the batch early.
+    """`DecodeState.size_bytes()` at the end of the search, if no sentence leaves the batch early.
 
     Args:
         decoder: an elseq decoder.
         workload: sizes of the batch.
         method: how attention is evaluated.
         dtype: of the decoder's activations.
-        cross_method: that of the attention to the encoder. Default: the same.
+        cross_method: method of the attention to the encoder. Default: `method`.
     """
     cross_method = cross_method or method
     prompt = workload.sentences * workload.prompt_length * method.dtype_kept(dtype, decoder.round_to).itemsize

@@ -20,18 +20,18 @@ def score_targets(
     prompt_tokens: Tensor | None = None,
     bos_token: int | None = None,
 ) -> list[dict[str, Tensor]]:
-    """The log-probabilities of a target for each of B sentences, as a search would find them for this hypothesis.
+    """The log-probabilities of a target for each of B sentences, equal to those of a search for this hypothesis.
 
     Args:
         model: a fairseq model.
-        net_input: what a task gives the model.
+        net_input: the input of the model, from a task.
         targets: the tokens of each target, int64 [T], ending with the end symbol.
         dictionary: that of the targets.
         prompt_tokens: as for `SequenceGenerator.generate`: what each target continues. Default: `bos_token`.
         bos_token: the symbol a target starts from. Default: the end symbol.
 
     Returns:
-        For each sentence what a search returns for a hypothesis: "tokens" [T], "positional_scores" [T], and "score",
+        For each sentence, as a search for a hypothesis: "tokens" [T], "positional_scores" [T], and "score",
         their sum.
 
     Raises:

@@ -18,11 +18,11 @@ def last_checkpoints(folder: Path, count: int, by_updates: bool) -> list[Path]:
 
     Args:
         folder: --save-dir of the training.
-        count: how many.
+        count: their number.
         by_updates: take those of --save-interval-updates, otherwise those of epochs.
 
     Raises:
-        UserError: there are fewer.
+        UserError: the folder has fewer checkpoints.
     """
     pattern, example = (_OF_UPDATE, "checkpoint_1_1000.pt") if by_updates else (_OF_EPOCH, "checkpoint1.pt")
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]

@@ -1,8 +1,8 @@
 """Runs the layers of a model on calibration text one after the other, while their attention is replaced.
 
-Every text is a batch of its own, so that nothing is padding. A layer is run on what the layers before it make of the
-texts, converted as they are. What its attention is to return makes up for what they now lack: it leads to the hidden
-states that the model had before any conversion.
+Every text is a batch of its own, so there is no padding. The input of a layer is the output of the converted layers
+before it. Its attention is to return what compensates their error: what leads to the hidden states of the original
+model.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ _ATTENTIONS = {"encoder": {"self_attn": "encoder"}, "decoder": {"self_attn": "de
 
 
 class Call(NamedTuple):
-    """The arguments of a module, of which the first is what it processes."""
+    """The arguments of a module. The first one is its input."""
 
     arguments: tuple
     options: dict
@@ -37,13 +37,13 @@ class Call(NamedTuple):
 
 
 class Texts(NamedTuple):
-    """What an attention layer is given for every text, and what it is to return."""
+    """The inputs of an attention layer for every text, and the outputs that it is to return."""
 
     calls: list[Call]
-    wanted: list[Tensor]  # [T, 1, C]: what leads to the hidden states of the model before any conversion
+    wanted: list[Tensor]  # [T, 1, C]: with them the hidden states are those of the model before any conversion
 
     def moments(self, attention: Attention) -> Moments:
-        """What the heads compute."""
+        """The moments of what the heads of the layer compute for all texts."""
         found = Moments.empty(attention.num_heads, attention.head_dim)
         for call in self.calls:
             (query, *_) = call.arguments
@@ -53,7 +53,7 @@ class Texts(NamedTuple):
         return found
 
     def attended(self, attention: Attention, components: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
-        """For each text what the heads attend to of other values than their own, [T, H, r], and what is wanted, [T, C].
+        """For each text: the result of attending to projected values, [T, H, r], and the wanted output, [T, C].
 
         Args:
             attention: the layer.
@@ -95,7 +95,7 @@ def _calls_within(inner: Sequence[nn.Module], outer: nn.Module, call: Call) -> l
 
 
 def _attending(layer: nn.Module, name: str, call: Call) -> tuple[Call, Tensor]:
-    """The call of an attention in the call of its layer, and the hidden states to which its output is added."""
+    """The call of the attention within a call of its layer, and the hidden states to which its output is added."""
     found = _calls_within((getattr(layer, name), getattr(layer, f"{name}_layer_norm")), layer, call)
     norm, attention = found if layer.normalize_before else found[::-1]
     return attention, (norm if layer.normalize_before else attention).arguments[0]

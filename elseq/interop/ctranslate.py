@@ -13,7 +13,7 @@ from elseq.models.stock import as_stock, elseq_configuration
 
 WRITTEN = ("model.bin", "config.json", "*vocabulary.json", "*vocabulary.txt")
 PROGRAM = "CTranslate2"
-FEATURES = ("output_bias", "activation_fn")  # what it has and fairseq does not
+FEATURES = ("output_bias", "activation_fn")  # that it has and fairseq does not
 # Its converter for fairseq ignores these.
 _PASSED_OVER = (
     "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention",

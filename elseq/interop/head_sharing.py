@@ -26,7 +26,7 @@ SETTLED = 1e-9  # relative gain of a round at which they end
 FITTED = 1e-3  # the same of `fit_values`
 STEPS = 10  # of conjugate gradients in a round
 COMPONENTS = 4  # times K: principal components of a group's values, of which the shared ones are combined
-RIDGE = 1e-3  # of the mean square of what the output projection reads: what keeps it where it starts
+RIDGE = 1e-3  # of the mean square of the output projection's inputs: keeps the solution near its start
 
 
 @dataclass(frozen=True)
@@ -66,21 +66,13 @@ class Projections:
             keys, values: orthogonal matrices [H, K, K], by which keys, queries and values are multiplied.
         """
         return replace(
-            self,
-            query=keys @ self.query,
-            key=keys @ self.key,
-            value=values @ self.value,
-            output=values @ self.output,
+            self, query=keys @ self.query, key=keys @ self.key, value=values @ self.value, output=values @ self.output
         )
 
     def reordered(self, order: Tensor) -> Projections:
         """The same function: head n is the former head order[n], int64 [H]."""
         return replace(
-            self,
-            query=self.query[order],
-            key=self.key[order],
-            value=self.value[order],
-            output=self.output[order],
+            self, query=self.query[order], key=self.key[order], value=self.value[order], output=self.output[order]
         )
 
     def merged(self, num_kv_heads: int, method: str) -> Projections:
@@ -90,12 +82,16 @@ class Projections:
             num_kv_heads: G.
             method: "first", otherwise the mean.
         """
+        key, value = (pool(heads, num_kv_heads, method) for heads in (self.key, self.value))
+        return replace(self, key=key, value=value)
 
-        def one_of_each(heads: Tensor) -> Tensor:
-            groups = heads.unflatten(0, (num_kv_heads, -1))
-            return groups[:, 0] if method == "first" else groups.mean(dim=1)
 
-        return replace(self, key=one_of_each(self.key), value=one_of_each(self.value))
+def pool(heads: Tensor, num_kv_heads: int, method: str) -> Tensor:
+    """The first head of each group, or with another method the mean, in float32 or wider: [H, ...] to [G, ...]."""
+    groups = heads.unflatten(0, (num_kv_heads, -1))
+    if method == "first":
+        return groups[:, 0].clone()
+    return groups.to(torch.promote_types(heads.dtype, torch.float32)).mean(dim=1)
 
 
 def _with_bias(linear: nn.Linear) -> Tensor:
@@ -149,7 +145,7 @@ class Moments:
         self.values += attended.transpose(1, 2) @ attended
 
     def reordered(self, order: Tensor) -> Moments:
-        """Those of `Projections.reordered`."""
+        """The moments of the heads in another order, as `Projections.reordered`."""
         width = self.queries.size(1)
         rows = (order.unsqueeze(1) * width + torch.arange(width)).flatten()
         keys, values = (each[order][:, rows][:, :, rows] for each in (self.keys, self.values))
@@ -172,10 +168,10 @@ def similarities(moments: Moments) -> Tensor:
 
 
 def similar_order(similarity: Tensor, num_kv_heads: int) -> Tensor:
-    """The order of the heads in which neighbours share, int64 [H].
+    """An order of the heads in which similar heads are neighbours and share, int64 [H].
 
-    From the present groups, the two heads whose exchange raises the sum of similarities within groups most change
-    places, until no exchange does.
+    Starts from the present groups, and exchanges the two heads whose exchange raises the sum of similarities within
+    groups most, until no exchange raises it.
 
     Args:
         similarity: symmetric, [H, H].
@@ -188,7 +184,7 @@ def similar_order(similarity: Tensor, num_kv_heads: int) -> Tensor:
         here = similarity[order][:, order]
         to_group = torch.stack([here[:, group == number].sum(dim=1) for number in range(num_kv_heads)], dim=1)  # [H, G]
         own = to_group.gather(1, group.unsqueeze(1)) - here.diagonal().unsqueeze(1)
-        joining = to_group[:, group] - own  # [H, H]: what head n gains in the group of m, m still there
+        joining = to_group[:, group] - own  # [H, H]: gain of head n in the group of m, with m still in it
         gain = joining + joining.T - 2 * here
         gain[group.unsqueeze(0) == group.unsqueeze(1)] = 0
         best = int(gain.argmax())
@@ -290,13 +286,13 @@ def _root(matrices: Tensor) -> Tensor:
 
 
 def _or_identity(matrices: Tensor) -> Tensor:
-    """Of a group whose weights are zero all directions count alike. If none of them did, what these are multiplied with
-    would become zero as well, and no gradient could train either."""
+    """The matrices, or identities if all are zero, as for a group whose weights are zero. With zero matrices, the other
+    factor would become zero, too, and no gradient could train either."""
     return matrices if matrices.any() else torch.eye(matrices.size(-1), dtype=matrices.dtype).expand_as(matrices)
 
 
 class Fit(NamedTuple):
-    """Shared heads by principal components, of which the values are to be fitted further."""
+    """Shared heads by principal components. Their values are to be fitted further."""
 
     projections: Projections
     components: Tensor  # [G, r, D + 1]: projections to r principal components of the values, the first K those above
@@ -339,9 +335,9 @@ def fit_values(fit: Fit, attended: Iterable[tuple[Tensor, Tensor]]) -> Projectio
     regression around its start. The values, combinations of the components, are found by conjugate gradients.
 
     Args:
-        fit: where it starts.
-        attended: of each text what every head attends to of the components of its group, [T, H, r], and the output that
-            is wanted, [T, C].
+        fit: the start.
+        attended: for each text, the attention of every head applied to the components of its group, [T, H, r], and the
+            wanted output, [T, C].
     """
     start = fit.projections
     groups, count, _ = fit.components.shape
@@ -400,10 +396,10 @@ def _sum_groups(by_head: Tensor, groups: int) -> Tensor:
 
 
 def _conjugate_gradients(multiply: Callable[[Tensor], Tensor], wanted: Tensor, x: Tensor) -> Tensor:
-    """An approximate solution of multiply(x) = wanted, from x on, where multiply is positive semidefinite."""
+    """An approximate solution of multiply(x) = wanted, starting from x. multiply is positive semidefinite."""
     residual = wanted - multiply(x)
     direction, size = residual, residual.square().sum()
-    rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # a step by what is left below it may be of any length
+    rounding = torch.finfo(x.dtype).eps * wanted.square().sum()  # below it, a step may have any length
     for _ in range(STEPS):
         product = multiply(direction)
         curvature = (direction * product).sum()

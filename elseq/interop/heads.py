@@ -22,6 +22,7 @@ from elseq.interop.head_sharing import (
     balanced,
     fit_values,
     fitted,
+    pool,
     similar_order,
     similarities,
 )
@@ -44,7 +45,7 @@ def upgrade_projections(model: dict[str, Tensor]) -> dict[str, Tensor]:
 
 
 def places_of(model: dict[str, Tensor]) -> list[str]:
-    """Those of `PLACES` in which a model has attention."""
+    """The places, of `PLACES`, in which a model has attention."""
     return [place for place in PLACES if _attentions(model, place)]
 
 
@@ -83,7 +84,8 @@ def pool_heads(
             for attention in _attentions(model, place) if num_kv_heads < heads else []:
                 fresh = _fresh_projections(model, attention, heads, num_kv_heads) if method == "random" else {}
                 for name in _projections(model, attention):
-                    new = fresh[name] if fresh else _pool(model[name], heads, num_kv_heads, method)
+                    by_head = model[name].unflatten(0, (heads, -1))
+                    new = fresh[name] if fresh else pool(by_head, num_kv_heads, method).flatten(0, 1)
                     pooled[name] = new.to(model[name].dtype)
     return pooled, _with_kv_heads(configuration, num_kv_heads, places)
 
@@ -98,15 +100,15 @@ def fit_heads(
     network,
     texts: Sequence[dict],
 ) -> tuple[dict[str, Tensor], dict]:
-    """As `pool_heads`, by what the heads compute on calibration text.
+    """`pool_heads` by the outputs of the heads on calibration text.
 
     Args:
-        model, configuration, places: as there.
+        model, configuration, places: as for `pool_heads`.
         num_kv_heads: G of all attention layers in `places`, or of each by its name, from `kv_heads_within`.
         method: mean, first, aligned or fitted.
         grouping: which heads share: neighbours, or similar ones (2406.14963).
         network: an elseq model with the parameters of `model`, in float32 or float64. It is converted, too.
-        texts: what it is given for each text, a batch of one; see `calibration.convert_layers`.
+        texts: the input of the network for each text, a batch of one; see `calibration.convert_layers`.
 
     Returns:
         As `pool_heads`. The query and output projections in `places` change as well.
@@ -149,16 +151,16 @@ def kv_heads_within(
     texts: Sequence[dict],
     loss: Callable[[], float],
 ) -> dict[str, int]:
-    """The numbers of key/value heads with which the decoding state has a share of its size, at the least cost.
+    """The numbers of key/value heads that reduce the decoding state to a share of its size, at the least loss.
 
-    What each number costs in each layer is measured: the loss of the model with that layer converted. Costs of several
-    layers are taken to add up. The numbers of the least sum within the budget are found exactly: a multiple-choice
-    knapsack problem, by dynamic programming over the layers.
+    The cost of a number in a layer is the loss of the model with only that layer converted. The costs of several layers
+    are assumed to add up. The numbers with the least sum within the budget are found exactly: this is a multiple-choice
+    knapsack problem, solved by dynamic programming over the layers.
 
     Args:
         budget: the share, of the keys and values of a position in all layers of `places`.
         places, method, grouping, network, texts: as for `fit_heads`. The network stays as it is.
-        loss: that of the network on the calibration text.
+        loss: returns the loss of the network on the calibration text.
 
     Returns:
         G of each attention layer, by its name.
@@ -217,7 +219,7 @@ def cheapest_numbers(
 def _moments(network, name: str, seen: Texts) -> Moments:
     """
     Raises:
-        UserError: what the layer computes, or is given, overflows.
+        UserError: the inputs or outputs of the layer overflow.
     """
     moments = seen.moments(network.get_submodule(name))
     check_overflow((moments.queries, moments.keys, moments.values, *seen.wanted), name, network)
@@ -237,7 +239,7 @@ def _share(network, name: str, seen: Texts, moments: Moments, num_kv_heads: int,
         projections, moments = projections.reordered(order), moments.reordered(order)
     if method == "fitted":
         fit = fitted(projections, moments, num_kv_heads)
-        fit.projections.give_to(attention)  # whose attention distributions are those of the new keys from here on
+        fit.projections.give_to(attention)  # attention distributions are those of the new keys from here on
         check_overflow(attention.parameters(), name, network)
         projections = balanced(fit_values(fit, seen.attended(attention, fit.components)))
     else:
@@ -327,14 +329,6 @@ def _check(model: dict[str, Tensor], place: str, heads: int, num_kv_heads: int) 
             f"{num_kv_heads} key/value heads do not divide the {heads} heads of its {PLACES[place]}: "
             f"give one of {divisors(heads)}"
         )
-
-
-def _pool(projection: Tensor, heads: int, num_kv_heads: int, method: str) -> Tensor:
-    """[H K, D] to [G K, D], or [H K] to [G K]."""
-    groups = projection.unflatten(0, (num_kv_heads, heads // num_kv_heads, -1))  # [G, H / G, K, D]
-    if method == "first":
-        return groups[:, 0].flatten(0, 1).clone()
-    return groups.to(torch.promote_types(projection.dtype, torch.float32)).mean(dim=1).flatten(0, 1)
 
 
 def _fresh_projections(model: dict[str, Tensor], attention: str, heads: int, num_kv_heads: int) -> dict[str, Tensor]:

@@ -19,7 +19,7 @@ from elseq.attention.methods import AUTO
 from elseq.attention.top_k import ACTIVATIONS
 from elseq.errors import UserError, as_option, check_choice
 
-# What fairseq's base architecture derives from other options, and options whose type fairseq declares wrongly.
+# Options that fairseq's base architecture derives from others.
 _DERIVED = {
     "decoder_embed_dim": II("model.encoder_embed_dim"),
     "decoder_ffn_embed_dim": II("model.encoder_ffn_embed_dim"),
@@ -28,6 +28,7 @@ _DERIVED = {
 }
 SWISH = "swish"  # which fairseq's layers name and do not compute
 _ACTIVATIONS = ChoiceEnum([*get_available_activation_fns(), SWISH])
+# Their type is wrong in fairseq.
 _TEXT = {"encoder_layers_to_keep", "decoder_layers_to_keep", "adaptive_softmax_cutoff"}
 CROSS = "cross"  # of the decoder to the encoder
 PLACES = ("encoder", "decoder", CROSS)  # where layers have attention
@@ -42,7 +43,7 @@ def _flat_fields(nested: type, prefix: str = ""):
         if is_dataclass(default):
             yield from _flat_fields(default, name + "_")
             continue
-        kind = Optional[str] if name in _TEXT else entry.type  # noqa: UP045 (fairseq's parser knows only this way)
+        kind = Optional[str] if name in _TEXT else entry.type
         kind = _ACTIVATIONS if name == "activation_fn" else kind
         metadata = dict(entry.metadata)
         if name in _DERIVED:
@@ -56,23 +57,22 @@ _FlatTransformerConfig = make_dataclass(
 )
 
 
-def kv_heads_by_layer_field(where: str):
-    return field(
-        default=None,
-        metadata={
-            "help": f"key/value heads of each layer {where}, from the first, with commas, such as 4,2,1 (default: as "
-            "many in all layers)"
-        },
+def option(help: str, default=None, **metadata):
+    """A field of a dataclass of fairseq, and so an option of its commands."""
+    return field(default=default, metadata={"help": help, **metadata})
+
+
+def kv_heads_by_layer_option(where: str):
+    return option(
+        f"key/value heads of each layer {where}, from the first, with commas, such as 4,2,1 (default: as many in all "
+        "layers)"
     )
 
 
-def kv_heads_field(where: str, default: str):
-    return field(
-        default=None,
-        metadata={
-            "help": f"key/value heads {where}: 1 is multi-query attention, fewer than heads grouped-query attention "
-            f"(default: {default})"
-        },
+def kv_heads_option(where: str, default: str):
+    return option(
+        f"key/value heads {where}: 1 is multi-query attention, fewer than heads grouped-query attention (default: "
+        f"{default})"
     )
 
 
@@ -80,27 +80,18 @@ def kv_heads_field(where: str, default: str):
 class AttentionConfig(FairseqDataclass):
     """Options of all elseq models that fairseq's models do not have."""
 
-    decode_attention: str = field(default=AUTO, metadata={"help": methods.describe()})
-    num_kv_heads: Optional[int] = kv_heads_field("of every attention layer", "as many as heads")  # noqa: UP045
-    decoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field(  # noqa: UP045
-        "in the self-attention of the decoder"
+    decode_attention: str = option(methods.describe(), AUTO)
+    num_kv_heads: Optional[int] = kv_heads_option("of every attention layer", "as many as heads")
+    decoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_option("in the self-attention of the decoder")
+    head_dim: Optional[int] = option("width of a head (default: width of the layer / heads)")
+    local_attention_radius: Optional[int] = option(
+        "a target position sees itself and those before it, so many in all (default: every one)"
     )
-    head_dim: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "width of a head (default: width of the layer / heads)"}
-    )
-    local_attention_radius: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "a target position sees itself and those before it, so many in all (default: every one)"},
-    )
-    output_bias: bool = field(
-        default=False, metadata={"help": "the output layer has a bias, as in Marian: one number for each word"}
-    )
-    norm_before_positions: bool = field(
-        default=False,
-        metadata={
-            "help": "with --layernorm-embedding: the decoder normalizes the embeddings of words, unscaled, before it "
-            "adds those of positions, as in Blenderbot-small"
-        },
+    output_bias: bool = option("the output layer has a bias, as in Marian: one number for each word", False)
+    norm_before_positions: bool = option(
+        "with --layernorm-embedding: the decoder normalizes the embeddings of words, unscaled, before it adds those of "
+        "positions, as in Blenderbot-small",
+        False,
     )
 
 
@@ -108,60 +99,45 @@ class AttentionConfig(FairseqDataclass):
 class TopKConfig(FairseqDataclass):
     """Options of top-k attention and feed-forward layers (2106.06899)."""
 
-    attention_top_k: Optional[int] = field(  # noqa: UP045
-        default=None, metadata={"help": "each query attends to its k largest scores only (default or 0: to all)"}
+    attention_top_k: Optional[int] = option("each query attends to its k largest scores only (default or 0: to all)")
+    ffn_top_k: Optional[int] = option(
+        "each token uses the k most activated units of a feed-forward layer (default or 0: all)"
     )
-    ffn_top_k: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "each token uses the k most activated units of a feed-forward layer (default or 0: all)"},
+    query_chunk_size: Optional[int] = option(
+        "queries that top-k attention evaluates together (default: 256 on a CPU, 1024 on a GPU)"
     )
-    query_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "queries that top-k attention evaluates together (default: 256 on a CPU, 1024 on a GPU)"},
-    )
-    ffn_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "tokens that a top-k feed-forward layer evaluates together (default: as for queries)"},
+    ffn_chunk_size: Optional[int] = option(
+        "tokens that a top-k feed-forward layer evaluates together (default: as for queries)"
     )
 
 
 @dataclass
 class ElseqTransformerConfig(_FlatTransformerConfig, AttentionConfig, TopKConfig):
-    encoder_num_kv_heads: Optional[int] = kv_heads_field("in the encoder", "--num-kv-heads")  # noqa: UP045
-    decoder_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
-        "in the self-attention of the decoder", "--num-kv-heads"
-    )
-    cross_num_kv_heads: Optional[int] = kv_heads_field(  # noqa: UP045
+    encoder_num_kv_heads: Optional[int] = kv_heads_option("in the encoder", "--num-kv-heads")
+    decoder_num_kv_heads: Optional[int] = kv_heads_option("in the self-attention of the decoder", "--num-kv-heads")
+    cross_num_kv_heads: Optional[int] = kv_heads_option(
         "in the attention of the decoder to the encoder", "--num-kv-heads"
     )
-    encoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field("in the encoder")  # noqa: UP045
-    cross_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_field(  # noqa: UP045
-        "in the attention of the decoder to the encoder"
-    )
+    encoder_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_option("in the encoder")
+    cross_kv_heads_by_layer: Optional[str] = kv_heads_by_layer_option("in the attention of the decoder to the encoder")
 
 
 @dataclass
 class ElseqBARTConfig(ElseqTransformerConfig):
-    pooler_dropout: float = field(default=0.0, metadata={"help": "dropout in classification heads"})
-    pooler_activation_fn: str = field(default="tanh", metadata={"help": "activation in classification heads"})
-    spectral_norm_classification_head: bool = field(
-        default=False, metadata={"help": "spectral normalization on classification heads"}
-    )
+    pooler_dropout: float = option("dropout in classification heads", 0.0)
+    pooler_activation_fn: str = option("activation in classification heads", "tanh")
+    spectral_norm_classification_head: bool = option("spectral normalization on classification heads", False)
 
 
 @dataclass
 class ElseqLanguageModelConfig(TransformerLanguageModelConfig, AttentionConfig, TopKConfig):
-    activation_fn: _ACTIVATIONS = field(default="relu", metadata={"help": "activation function to use"})
-    decoder_input_dim: int = field(
-        default=II("model.decoder_embed_dim"), metadata={"help": "width of the token embeddings"}
-    )
-    decoder_output_dim: int = field(
-        default=II("model.decoder_embed_dim"), metadata={"help": "width of the input of the output layer"}
-    )
+    activation_fn: _ACTIVATIONS = option("activation function to use", "relu")
+    decoder_input_dim: int = option("width of the token embeddings", II("model.decoder_embed_dim"))
+    decoder_output_dim: int = option("width of the input of the output layer", II("model.decoder_embed_dim"))
 
 
 def to_namespace(cfg) -> Namespace:
-    """A flat namespace. fairseq's TransformerConfig drops what it does not know unless it is given one."""
+    """A configuration as a flat namespace. From anything else fairseq's TransformerConfig drops unknown options."""
     if isinstance(cfg, DictConfig):
         return Namespace(**OmegaConf.to_container(cfg, resolve=True, enum_to_str=True))
     return cfg
@@ -204,10 +180,10 @@ def num_kv_heads(cfg, where: str) -> int | None:
 
 
 def kv_heads_by_layer(cfg, where: str) -> list[int] | None:
-    """The numbers of key/value heads of the layers, where each has its own.
+    """The numbers of key/value heads of the layers, if each layer has its own.
 
     Raises:
-        UserError: what is given is no list of numbers.
+        UserError: the option is not a list of numbers.
     """
     text = getattr(cfg, f"{where}_kv_heads_by_layer", None)
     if text is None:

@@ -8,11 +8,7 @@ from typing import get_args
 
 from fairseq.dataclass.configs import CommonConfig
 from fairseq.dataclass.utils import merge_with_parent
-from fairseq.models import (
-    ARCH_CONFIG_REGISTRY,
-    MODEL_DATACLASS_REGISTRY,
-    MODEL_REGISTRY,
-)
+from fairseq.models import ARCH_CONFIG_REGISTRY, MODEL_DATACLASS_REGISTRY, MODEL_REGISTRY
 from fairseq.models.bart import BARTModel
 from fairseq.models.transformer import TransformerModel
 from fairseq.models.transformer_lm import TransformerLanguageModel
@@ -147,7 +143,7 @@ def as_stock(configuration: dict, besides: Collection[str] = (), program: str = 
 
 
 def why_not_stock(configuration: dict, besides: Collection[str] = ()) -> str | None:
-    """What an elseq model of this configuration has that no stock model has, or None. Of `besides` see `as_stock`."""
+    """A feature of this elseq configuration that no stock model has, or None. `besides`: as for `as_stock`."""
     cfg = Namespace(**configuration)
     for where in PLACES:
         side = "encoder" if where == "encoder" else "decoder"

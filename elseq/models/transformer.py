@@ -114,7 +114,7 @@ class Decoder(TransformerDecoderBase):
 
     @property
     def round_to(self) -> torch.dtype | None:
-        """To what the keys and values of sources and prompts are rounded; see `DecodingMethod.rounded`."""
+        """The type to which keys and values of sources and prompts are rounded; see `DecodingMethod.rounded`."""
         return torch.bfloat16 if self.decode_dtype == INT8 else None
 
     def read_prompt(self, tokens: Tensor, state: DecodeState) -> None:

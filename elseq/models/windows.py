@@ -23,7 +23,7 @@ UNLIMITED = 10**9  # positions, of a source in windows
 
 
 class Window(NamedTuple):
-    """A part of a source that is encoded, and the part of it whose states are used. All are token numbers."""
+    """A part of a source that is encoded, and the part of it whose states are used, as indices of tokens."""
 
     row: int  # of the batch
     start: int
@@ -61,8 +61,8 @@ class SourceWindows:
     def cut(self, lengths: Sequence[int]) -> list[Window]:
         """The windows of sources of these lengths.
 
-        A source of more than one window has windows of the same length: the last one ends with the source. The state of
-        a token is used from the window in whose middle it is nearest, where its shorter side has the most context.
+        A source of more than one window has windows of the same length. The last one ends with the source. The state of
+        a token comes from the window whose middle is nearest to it: there the shorter side of its context is longest.
         """
         return [window for row, length in enumerate(lengths) for window in self._cut(row, length)]
 
@@ -80,7 +80,7 @@ class SourceWindows:
             yield windows[start : start + together]
 
     def encode(self, encode: Callable[[Tensor], dict], tokens: Tensor, pad: int) -> dict:
-        """The encoder's output for sources of which one or more have several windows.
+        """The encoder's output for sources. At least one of them has several windows.
 
         Args:
             encode: fairseq's forward pass of the encoder, of int64 [windows, tokens].
@@ -95,8 +95,8 @@ class SourceWindows:
         lengths = (~padding).sum(dim=1)
         begins = (~padding).int().argmax(dim=1).tolist()  # the first token of each row
         with_gradients, others = self._divided(self.cut(lengths.tolist()), tokens, pad)
-        joined = None  # what the decoder attends to and, if asked for, the states of each layer
-        # In this order: weights that autocast has converted without gradients would serve those with gradients as well.
+        joined = None  # the memory of the decoder and, if wanted, the states of each layer
+        # In this order: autocast would use weights that it converted without gradients also for windows with gradients.
         for windows, has_gradients in ((with_gradients, torch.is_grad_enabled()), (others, False)):
             for some in self.passes(windows, tokens.device):
                 texts = [tokens[each.row, begins[each.row] :][each.start : each.stop] for each in some]
@@ -122,10 +122,10 @@ class SourceWindows:
         }
 
     def _divided(self, windows: list[Window], tokens: Tensor, pad: int) -> tuple[list[Window], list[Window]]:
-        """Those through which training has gradients, and the others.
+        """The windows through which training has gradients, and the others.
 
-        The draw depends on the seed of the update and on the source alone. Several processes therefore train as one
-        that has the batches of all of them.
+        The draw depends only on the seed of the update and on the source. Several processes therefore train as one with
+        the batches of all of them.
         """
         if self.trained is None or not torch.is_grad_enabled():
             return windows, []

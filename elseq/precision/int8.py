@@ -39,7 +39,7 @@ def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN where a row holds no number.
+    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN for a row with NaN or infinity.
 
     The integers and scales are those of `kernels.quantize_rows`, which rounds the exact product with the inverse.
     """
@@ -103,7 +103,7 @@ class KernelProduct(_QuantizedProduct):
 
 
 class QuantizedInputs:
-    """Quantizes inputs of layers, once where several layers have the same: query, key and value projections."""
+    """Quantizes inputs of layers, once for layers with the same input: query, key and value projections."""
 
     def __init__(self):
         self._newest: tuple[weakref.ref, int, tuple[Tensor, Tensor]] | None = None
@@ -167,7 +167,7 @@ def integer_product(rows: Tensor, weight: Tensor) -> Tensor:
 
 @cache
 def _torch_multiplies_int8() -> bool:
-    """Whether `torch._int_mm` is there and exact even for the largest numbers, which some processors saturate."""
+    """Whether torch has `_int_mm`, and it is exact for the largest numbers, which some processors saturate."""
     rows = torch.full((32, 64), -LARGEST, dtype=torch.int8)
     try:
         return bool((torch._int_mm(rows, rows.t()) == 64 * LARGEST**2).all())
@@ -176,7 +176,7 @@ def _torch_multiplies_int8() -> bool:
 
 
 def product_maker() -> Callable[[nn.Linear], Product]:
-    """What makes the products of a model's layers, by the fastest way that this machine has."""
+    """A function that makes the product of a layer, the fastest on this machine. For the layers of one model."""
     if kernels.available():
         return partial(KernelProduct, inputs=QuantizedInputs())
     _tell()

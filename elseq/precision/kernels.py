@@ -219,5 +219,5 @@ def _gelu_table() -> Tensor:
     nodes[0] = torch.tensor([0, 0.15, 0.35, 0.5])  # a is not negative, and at 0 nothing is left over
     a = (nodes + torch.arange(32).unsqueeze(1)) / 5.75
     table = torch.linalg.solve(torch.linalg.vander(nodes), a * torch.special.erfc(a / 2**0.5) / 2)
-    table[-1] = 0  # beyond all that is told apart from 0
+    table[-1] = 0  # larger a give 0 in float32
     return table.flip(1).t().float().contiguous()

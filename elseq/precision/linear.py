@@ -42,7 +42,7 @@ class Product(ABC):
 
     @staticmethod
     def output_bytes(rows: int, outputs: int, itemsize: int) -> int:
-        """What the output of `multiply` takes as long as it lives.
+        """Bytes of the output of `multiply`.
 
         Args:
             rows, outputs: M and N.
@@ -52,7 +52,7 @@ class Product(ABC):
 
     @staticmethod
     def input_bytes(rows: int, inputs: int, itemsize: int) -> int:
-        """What is made of an input, for all layers that read it, and kept as long as it is the last one."""
+        """Bytes of the converted input, which is kept for further layers until the next input comes."""
         return 0
 
     @classmethod
@@ -79,7 +79,7 @@ def narrow_sums(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
 
 @dataclass
 class _Decoding:
-    """What a `DecodingLinear` has besides an `nn.Linear`."""
+    """The attributes that a `DecodingLinear` adds to an `nn.Linear`."""
 
     make: Callable[[nn.Linear], Product]
     recover: Callable[[], None]
@@ -94,9 +94,9 @@ class _Decoding:
 
 
 class _DecodingModule:
-    """Base class of modules that may have lost their weight: it comes back for everybody who reads it."""
+    """Base class of modules that may have dropped their weight. It is restored when it is read."""
 
-    kind: type[nn.Module]  # what the module was, and is for its copies
+    kind: type[nn.Module]  # the original class, also that of copies
     extra: str  # name of the attribute that such a module does not have
 
     @property
@@ -142,9 +142,9 @@ class DecodingLinear(_DecodingModule, nn.Linear):
     def take(cls, linear: nn.Linear, make: Callable[[nn.Linear], Product], recover: Callable[[], None]) -> None:
         """
         Args:
-            linear: the layer; nothing happens if it is one already, of another model that shares it.
-            make: of the layer, the product of its precision.
-            recover: called where the weight is asked for and `Product.weight` has lost it; it calls `put_back`.
+            linear: the layer. Nothing happens if another model that shares it has taken it already.
+            make: makes the product of the layer in its precision.
+            recover: called when the weight is read and `Product.weight` does not have it any more; calls `put_back`.
         """
         if type(linear) is nn.Linear:
             linear.__class__ = cls
@@ -171,7 +171,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         return weight.data_ptr(), weight._version
 
     def release(self) -> None:
-        """Drop the layer's own weight. In its place stands NaN, for those who read parameters and not layers."""
+        """Drop the layer's own weight. The parameter then shows NaN."""
         weight = self._parameters["weight"]
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
         self.decoding.is_released = True

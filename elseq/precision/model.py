@@ -65,11 +65,11 @@ class PreparedModel:
         return self._holders[id(layer._parameters["weight"])] == 1
 
     def begin(self, only_decodes: bool = False) -> None:
-        """A search begins: the layers are evaluated in the precision until `end`.
+        """Begin a search: the layers are evaluated in the precision until `end`.
 
         Args:
-            only_decodes: nobody trains the model. Then what is prepared is kept for the next search, and no weight is
-                held twice: a layer's own is dropped once it is prepared.
+            only_decodes: the model is not trained. Prepared weights are kept for the next search, and a layer's own
+                weight is dropped when it is prepared, so that no weight is held twice.
         """
         self._searches += 1
         self._only_decodes = only_decodes
@@ -109,7 +109,7 @@ class PreparedModel:
     def _recover(self) -> None:
         """
         Raises:
-            UserError: nobody has the parameters, or they are others.
+            UserError: the parameters are gone, or have changed.
         """
         if self.fresh_parameters is None:
             raise UserError("the weights were quantized to int8 and the originals dropped: load the checkpoint again")
@@ -142,14 +142,14 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
 
 
 def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:
-    """How the linear layers of a model are evaluated under a value of --dtype, as for `PreparedModel`; `Product`
-    itself, where they are ordinary ones."""
+    """The class that evaluates the linear layers of a model under a value of --dtype, as for `PreparedModel`. Ordinary
+    layers have `Product` itself."""
     make = _maker(model, dtype)
     return Product if make is None else getattr(make, "func", make)  # a partial, where it has arguments
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
-    """Those that are evaluated as layers."""
+    """The linear layers that a `Product` can evaluate, by name."""
     return {
         name: module
         for name, module in model.named_modules()

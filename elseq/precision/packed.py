@@ -1,7 +1,7 @@
 """float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
 
 import ctypes
-from functools import cache
+from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
@@ -10,14 +10,14 @@ from torch import Tensor, nn
 from elseq.measurements import measured, seconds_on_cpu
 from elseq.precision.linear import Product, narrow_sums
 
-# For so many rows a weight is laid out. The layout serves other numbers of rows as well, but for a single one.
+# Weights are laid out for this number of rows. The layout is good for other numbers of rows except one.
 ROWS = 32
 PAYING = 0.95  # share of the usual time up to which packing pays. A smaller gain differs between runs
 PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one input together: [N / 64, K, 64]
 
 
 class PackedProduct(Product):
-    """By torch's internal operations, which its compiler calls, too; `pays` tells whether they are to be used."""
+    """Evaluates a layer by operations that torch's compiler calls, too; see `pays`."""
 
     activations = ("gelu",)  # oneDNN's relu makes 0 of NaN
 
@@ -71,8 +71,11 @@ class PackedProduct(Product):
 
 
 def rounded(rows: int) -> int:
-    """The number of rows that are multiplied for these. oneDNN compiles a product for each number of rows, which takes
-    longer than the product, and keeps half a megabyte of each, so there are few such numbers."""
+    """The number of rows that are multiplied for this number of rows.
+
+    There are few such numbers, because oneDNN compiles a product for each, which takes longer than the product, and
+    keeps half a megabyte of it.
+    """
     bits = max(0, rows - 1).bit_length()
     step = 1 << max(min(bits, 4), bits - 4)
     return -(-rows // step) * step
@@ -96,7 +99,7 @@ def pays(dtype: torch.dtype) -> bool:
                 return False
         except (RuntimeError, AttributeError, NotImplementedError):  # another torch, another processor
             return False
-        ordinary = lambda: F.linear(x, layer.weight, layer.bias)  # noqa: E731
+        ordinary = partial(F.linear, x, layer.weight, layer.bias)
         name = f"packed product {dtype}"
         usual, ours = measured(name, x.device, lambda: _fastest(ordinary, lambda: packed.multiply(x)))
     return ours <= PAYING * usual

@@ -26,7 +26,7 @@ WORD = re.compile(r"[A-Za-z]+")
 
 
 class Dictionary:
-    """For each abbreviation the commonest of its words, the first one of equals; others stay as they are."""
+    """Maps each abbreviation to its most frequent word, the first of equals. Other words stay as they are."""
 
     def __init__(self, sources: Iterable[str], targets: Iterable[str]):
         """

@@ -45,7 +45,7 @@ def plot(path, points, training):
 
 
 def describe_test(path):
-    """What elseq-score has written, as a sentence."""
+    """The scores in a file of elseq-score, as a sentence."""
     report = json.loads(path.read_text(encoding="utf-8"))
     (system,) = report["systems"]
     scores = ", ".join(f"{HEADINGS[name]} {score['value']:.2f}" for name, score in system["scores"].items())

@@ -112,7 +112,8 @@ class Difference(NamedTuple):
 
 
 def paired_difference(baseline, other):
-    """The interval is Wald's for paired proportions; what both have right, or both wrong, makes no difference."""
+    """The difference in accuracy, with Wald's interval for paired proportions. Only examples that exactly one of the
+    two solves count."""
     only_baseline = sum(a and not b for a, b in zip(baseline, other, strict=True))
     only_other = sum(b and not a for a, b in zip(baseline, other, strict=True))
     size, gain = len(baseline), only_other - only_baseline

@@ -1,4 +1,4 @@
-"""What the logs of fairseq-generate, fairseq-train and fairseq-validate say; the last two with --log-format simple."""
+"""Readers of logs of fairseq-generate, fairseq-train and fairseq-validate; the last two with --log-format simple."""
 
 import re
 import statistics
@@ -10,7 +10,7 @@ from elseq.files import read_lines
 
 
 class GenerationLog(NamedTuple):
-    """What fairseq-generate said of each sentence, by its number; with --nbest, of its best hypothesis."""
+    """Output of fairseq-generate for each sentence, by its number. With --nbest: for its best hypothesis."""
 
     pieces: dict[int, str]  # of the model
     scores: dict[int, float]  # of the hypothesis, base 2
@@ -30,7 +30,7 @@ class Point(NamedTuple):
     """A line of a training, or of a validation."""
 
     updates: int
-    loss: float  # what is minimized: label-smoothed cross-entropy, base 2
+    loss: float  # the minimized one: label-smoothed cross-entropy, base 2
     nll_loss: float  # cross-entropy, base 2
     rounded_perplexity: float | None = None  # fairseq's, to two digits
     bleu: float | None = None  # None without --eval-bleu
@@ -122,8 +122,8 @@ def read_training(path: Path) -> TrainingLog:
 
 
 def read_validations(path: Path) -> list[Point]:
-    """One point for each number of updates, the last where there are several: of a training that went on.
-    fairseq-validate names none, and that is 0 here.
+    """One point for each number of updates. A training that was continued may have several: the last one counts.
+    fairseq-validate names no updates, which gives 0.
 
     Raises:
         UserError: a file that cannot be read, or without a validation.
@@ -141,7 +141,7 @@ def _text(path: Path) -> str:
 
 
 def _sentences(text: str, pattern: str) -> dict[int, list[str]]:
-    """What the groups of a pattern are, by the number that the first one is: of several lines, the first's."""
+    """The groups of a pattern after the first, by the number in the first group. The first of equal numbers counts."""
     found = {}
     for number, *fields in re.findall(pattern, text, flags=re.MULTILINE):
         found.setdefault(int(number), fields)

@@ -84,9 +84,9 @@ def read_losses(folder, names):
 
 
 def recovered(cut, own, system):
-    """The share of what cutting adds to the loss of the marked text alone that a system takes away again.
+    """The share that a system recovers of the loss that cutting adds to that of the marked text alone.
 
-    None if it is not shown that cutting adds any.
+    None if cutting does not significantly add any.
     """
     added, taken = cut.minus(own), cut.minus(system)
     if added.interval[0] <= 0:
@@ -184,7 +184,7 @@ def plot(path, lengths, losses, states):
             values = [losses[f"{name}-{length}"] for length in own]
             errors = np.abs(np.array([value.interval for value in values]).T - [value.total for value in values])
             quality.errorbar(
-                np.array(own) * 1.02**place,  # beside one another
+                np.array(own) * 1.02**place,  # so that error bars do not overlap
                 [value.total for value in values], errors, color=f"C{place}", marker=".", linewidth=1, capsize=2,
                 label=TITLES[name],
             )  # fmt: skip

@@ -22,7 +22,7 @@ from elseq.reports.training import score
 from elseq.tables import markdown
 
 PLACES = ("everywhere", "encoder", "decoder", "cross", "ffn")
-TOLERANCE = 0.01  # of a metric of the whole model, by which that of another may be worse
+TOLERANCE = 0.01  # share of the whole model's metric by which another one may be worse
 
 
 class Quality(NamedTuple):
@@ -95,7 +95,7 @@ def read_loss(path):
 
 
 def columns(places):
-    """Pairs of a metric and a place, losses first; only metrics that there are."""
+    """Pairs of a metric and a place, losses first. All values of k of the place have the metric."""
     for metric in (LOSS, BLEU):
         for place, by_k in places.items():
             if all(getattr(quality, metric.of) is not None for quality in by_k.values()):
@@ -112,7 +112,7 @@ def quality_table(whole, places):
 
 
 def smallest_sufficient(whole, by_k, metric):
-    """The smallest k with which, and with all greater ones, the metric is kept; None if not even the greatest does."""
+    """The smallest k such that it and all greater ones keep the metric; None if the greatest does not."""
     smallest = None
     for k in sorted(by_k, reverse=True):
         if not metric.is_kept(by_k[k], whole):

@@ -192,7 +192,7 @@ class Uptraining(NamedTuple):
 
 
 def recovered(original, converted, now):
-    """Share of the loss that a conversion cost and that is gone now; None where it cost nothing."""
+    """The share of the loss added by a conversion that training has recovered; None if it added none."""
     return (converted - now) / (converted - original) if converted > original else None
 
 

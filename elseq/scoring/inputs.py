@@ -25,7 +25,7 @@ def check_equal_lengths(files: dict[Path, Sequence[str]]) -> None:
 
 
 def into_sentences(lines: Sequence[str], separator: str | None) -> list[list[str]]:
-    """The sentences of each line: what the separator divides, or without one what punctuation does."""
+    """The sentences of each line, split at the separator, or at punctuation if there is none."""
     if separator is None:
         return [split_sentences(line) for line in lines]
     return [[sentence.strip() for sentence in line.split(separator)] for line in lines]

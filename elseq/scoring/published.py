@@ -19,7 +19,7 @@ class Published(NamedTuple):
 
 
 def _rouge(examples: int, source: str, *scores: float) -> Published:
-    # what papers on summaries call ROUGE-L goes by sentences
+    # the ROUGE-L of papers on summaries goes by sentences
     return Published("rouge", examples, source, dict(zip(("rouge1", "rouge2", "rougeLsum"), scores, strict=True)))
 
 

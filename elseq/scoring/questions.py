@@ -22,7 +22,7 @@ NO_METEOR = (
     "METEOR is left out, as nltk's WordNet data is not on this machine or is damaged: "
     "`python -m nltk.downloader wordnet` gets it, and NLTK_DATA names its folder"
 )
-# What nltk has for data that is missing, cut off or of another kind: some when it is opened, others when it is read.
+# nltk's errors for data that is missing, cut off or of another kind: when it is opened, or when it is read.
 _UNUSABLE = (LookupError, OSError, ValueError, EOFError, AssertionError, BadZipFile, zlib.error, WordNetError)
 
 
@@ -76,7 +76,7 @@ def _joined(tokenized: Sequence[Sequence[str]]) -> list[str]:
 
 def _bleu(hypotheses: Sequence[str], references: Sequence[Sequence[str]], **options) -> Score:
     """BLEU of the corpus: lengths, matches and n-grams are summed, not scores."""
-    metric = BLEU(**options, effective_order=True)  # what it counts in a sentence is the same without, and it warns
+    metric = BLEU(**options, effective_order=True)  # only to prevent a warning: the counts are the same
     sentences = [metric.sentence_score(*example) for example in zip(hypotheses, references, strict=True)]
 
     def corpus_bleu(sums: np.ndarray) -> float:

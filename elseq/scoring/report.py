@@ -46,7 +46,8 @@ def report(
     notes: Sequence[str],
     setting: str | None,
 ) -> dict:
-    """What is written as JSON.
+    """The report that is written as JSON.
+
 
     Args:
         systems: the others are compared with the first.

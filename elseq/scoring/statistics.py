@@ -14,7 +14,7 @@ ROUNDING = 1e-9  # of sums, in percent
 
 
 class Score(NamedTuple):
-    """A score whose value for any set of examples follows from sums over them.
+    """A score that is a function of sums over examples.
 
     Attributes:
         statistics: [examples, statistics], what is summed.
@@ -37,7 +37,7 @@ def mean_score(values: Sequence[float]) -> Score:
 
 
 def draws(examples: int, resamples: int, seed: int = SEED):
-    """For each resample how often each example is in it, [examples]: as many as there are, drawn with replacement."""
+    """For each resample, how often it has each example, [examples]. As many as there are, drawn with replacement."""
     generator = np.random.default_rng(seed)
     for _ in range(resamples):
         yield np.bincount(generator.integers(examples, size=examples), minlength=examples)
@@ -74,5 +74,5 @@ def interval(values: np.ndarray) -> tuple[float, float]:
 
 
 def share_above(values: np.ndarray, others: np.ndarray) -> float:
-    """In what share of the resamples one score is above another; equal ones are not."""
+    """The share of resamples in which one score is above another. Equal scores are not above."""
     return float((values - others > ROUNDING).mean())

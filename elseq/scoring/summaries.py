@@ -13,11 +13,11 @@ from elseq.scoring.statistics import Score, mean_score
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
 
 
-PASSED_OVER = 0.1  # share of the letters of a text beyond which it is told
+PASSED_OVER = 0.1  # share of ignored letters in a text beyond which there is a note
 
 
 def other_letters(name: object, lines: Sequence[str]) -> list[str]:
-    """A note on a text of which ROUGE leaves much out, or none: its words are of the letters a to z and of digits."""
+    """A note if ROUGE ignores many letters of a text: its words consist of the letters a to z and of digits."""
     letters = [character for line in lines for character in line.lower() if character.isalpha()]
     others = sum(not "a" <= character <= "z" for character in letters)
     if others <= PASSED_OVER * len(letters):

@@ -32,10 +32,10 @@ def read_numbers(path: Path) -> dict[str, int]:
 
 
 def check_numbers(path: Path, pieces: dict, least: int = 0) -> dict[str, int]:
-    """The pieces of a file.
+    """The pieces of a file, checked.
 
     Raises:
-        UserError: there are fewer than the least, or one has no number.
+        UserError: there are fewer than `least`, or a piece has no number.
     """
     if len(pieces) < least or not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")

@@ -18,7 +18,7 @@ from elseq.precision import INT8
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 
-# Fields of the settings that have other names here, and those of the search.
+# Fields of the settings with other names here, and options of the search.
 _NAMES = {"modes": "decode.mode", "batch_sizes": "batch", "beams": "beam", "data": "task.data"}
 _SEARCH = ("beam", "min_len", "max_len_b", "lenpen", "no_repeat_ngram_size")
 
@@ -78,7 +78,7 @@ def _read(name: str, text: str, metadata: Mapping):
     """A value as the command line reads it.
 
     Raises:
-        UserError: one that it does not take.
+        UserError: the command line would refuse the value.
     """
     kind, choices = metadata.get("type", str), metadata.get("choices")
     try:

@@ -22,7 +22,7 @@ from elseq.files import written_whole
 from elseq.precision import INT8
 from elseq.sweeps.jobs import PLOT, RESULTS, TABLE, Result, read_results
 
-# What Hydra writes: the configuration of a sweep, and a folder in that of each job.
+# Written by Hydra: the configuration of a sweep, and a folder in the folder of each job.
 SWEEP, JOB = "multirun.yaml", ".hydra"
 _MODE = ("decode", "decode.mode")  # the latter for methods of plugins, which have no file
 _COLUMNS = (*_MODE, "batch", "beam")  # overrides that have a column anyway
@@ -149,10 +149,10 @@ def _check_folder(folder: Path, setting: str, settings: list[str] | None) -> Non
     Args:
         folder: of the sweep or the run that begins.
         setting: by which a user names it.
-        settings: `_settings` of the sweep; None: it is a run.
+        settings: `_settings` of the sweep; None for a single run.
 
     Raises:
-        UserError: it has jobs of another sweep, whose rows would be in the table.
+        UserError: the folder has jobs of another sweep, which would be in the table.
     """
     try:
         before = _settings(OmegaConf.load(folder / SWEEP))

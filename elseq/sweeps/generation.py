@@ -21,8 +21,9 @@ from elseq.scoring.metrics import METRICS
 from elseq.sweeps.jobs import Result, recorded
 from elseq.sweeps.settings import search_options
 from elseq.text_files.formats import InputFormat
+from elseq.text_files.job import Job
 from elseq.text_files.processes import Processes
-from elseq.text_files.run import Job, Run
+from elseq.text_files.run import Run
 
 OUTPUT = "output.txt"
 GROUPS = ("task", "decode", "bpe")

@@ -1,11 +1,11 @@
-"""What our tasks share: stock models become elseq models, and our generator serves them."""
+"""The base of elseq's tasks: stock models become elseq models, and elseq's generator decodes them."""
 
 import contextlib
 import difflib
 import logging
 from argparse import Namespace
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -23,6 +23,7 @@ from elseq.generation.options import STOPPING_OPTIONS, StoppingConfig
 from elseq.generation.scorer import score_targets
 from elseq.generation.stopping import Stopping
 from elseq.models import Decoder
+from elseq.models.config import option
 from elseq.models.families import check_model, check_task_of_model
 from elseq.models.stock import EQUIVALENT, equivalent_model, stock_configuration
 from elseq.models.top_k import CROSS, PLACES, apply_attention_top_k, apply_ffn_top_k, set_chunk_sizes
@@ -32,7 +33,7 @@ from elseq.precision import DTYPES, INT8
 
 logger = logging.getLogger(__name__)
 
-# And how one trains with them.
+# The options that apply top-k to any model, and those that train with it.
 APPLIED = {"apply_top_k": "--attention-top-k", "apply_ffn_top_k": "--ffn-top-k"}
 DTYPE = "--decode-dtype"
 OPTIONS_OF_WINDOWS = (*WINDOWS, "train_windows")
@@ -42,60 +43,34 @@ OPTIONS_OF_WINDOWS = (*WINDOWS, "train_windows")
 class DecodingConfig(StoppingConfig):
     """Options of both tasks."""
 
-    decode_attention: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
-        },
+    decode_attention: Optional[str] = option(
+        f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
     )
-    decode_dtype: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in "
-            "int8 and all else in float32, on a CPU (default: those of the parameters)"
-        },
+    decode_dtype: Optional[str] = option(
+        f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in int8 and all "
+        "else in float32, on a CPU (default: those of the parameters)"
     )
-    apply_top_k: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_top_k")},
+    apply_top_k: Optional[int] = option(help_of(Loading, "apply_top_k"))
+    apply_top_k_in: Optional[str] = option(help_of(Loading, "apply_top_k_in"))
+    apply_ffn_top_k: Optional[int] = option(help_of(Loading, "apply_ffn_top_k"))
+    query_chunk_size: Optional[int] = option(
+        "queries that top-k attention evaluates together (default: as the model was configured)"
     )
-    apply_top_k_in: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_top_k_in")},
+    ffn_chunk_size: Optional[int] = option(
+        "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
     )
-    apply_ffn_top_k: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "apply_ffn_top_k")},
-    )
-    query_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "queries that top-k attention evaluates together (default: as the model was configured)"},
-    )
-    ffn_chunk_size: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "tokens that a top-k feed-forward layer evaluates together (default: as the model was configured)"
-        },
-    )
-    long_input: bool = field(default=False, metadata={"help": help_of(Loading, "long_input")})
-    source_window: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "source_window")},
-    )
-    source_window_overlap: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": help_of(Loading, "source_window_overlap")},
-    )
-    train_windows: Optional[int] = field(  # noqa: UP045
-        default=None,
-        metadata={"help": "in training, gradients flow through so many random windows of a source (default: all)"},
+    long_input: bool = option(help_of(Loading, "long_input"), False)
+    source_window: Optional[int] = option(help_of(Loading, "source_window"))
+    source_window_overlap: Optional[int] = option(help_of(Loading, "source_window_overlap"))
+    train_windows: Optional[int] = option(
+        "in training, gradients flow through so many random windows of a source (default: all)"
     )
 
 
 def check_options(options) -> None:
     """
     Raises:
-        UserError: no data, or an option of `DecodingConfig` that has none of its values.
+        UserError: there is no data, or an option of `DecodingConfig` has an impossible value.
     """
     if not options.data:
         raise UserError("the data folder is missing: give it (to Hydra, as task.data=FOLDER)")
@@ -133,7 +108,7 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
         positions: of the encoder.
 
     Raises:
-        UserError: options that have not their type, or do not go together or with the positions.
+        UserError: an option has a wrong type, or options do not go together or with the positions.
     """
     given = {name: getattr(options, name, None) for name in OPTIONS_OF_WINDOWS}
     with renamed(as_option):
@@ -148,7 +123,7 @@ def windows_of(options, positions: int = UNLIMITED) -> SourceWindows | None:
 
 
 def option_of_windows(options) -> str:
-    """The one that asks for windows."""
+    """The option that asks for windows."""
     return as_option("long_input" if options.long_input else "source_window")
 
 
@@ -163,7 +138,7 @@ def missing_files_named(data: str | None = None):
         data: the folder in which fairseq looks for the languages, if it does.
 
     Raises:
-        UserError: instead of a FileNotFoundError or a NotADirectoryError, or where the folder shows no languages.
+        UserError: instead of a FileNotFoundError or a NotADirectoryError, or if the folder shows no languages.
     """
     try:
         yield
@@ -185,11 +160,11 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
     """
     Args:
         language: the code of a language.
-        languages: those of the model.
+        languages: the languages of the model.
         side: source_lang or target_lang.
 
     Raises:
-        UserError: it is not one of the model's.
+        UserError: the language is not one of the model's.
     """
     if language not in languages:
         near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
@@ -198,12 +173,13 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
         raise UserError(f"{shown} is not a language of the model: give {instead}", as_option(side))
 
 
-def some(languages: Sequence[str], count: int = 8) -> str:
-    return ", ".join([*languages[:count], *(["..."] if len(languages) > count else [])])
+def some(languages: Sequence[str]) -> str:
+    """The first languages, for an error."""
+    return ", ".join([*languages[:8], *(["..."] if len(languages) > 8 else [])])
 
 
 def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
-    """What hypotheses begin with, int64 [B, P]: the symbol, and then the prefix, unless that begins with it.
+    """The first tokens of hypotheses, int64 [B, P]: the symbol, then the prefix, unless it begins with the symbol.
 
     Args:
         symbol: the row of a language or of <s>.
@@ -220,32 +196,32 @@ def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tenso
 
 
 def _task_settings(cfg) -> dict:
-    """The settings of the task in the configuration of a checkpoint, of whose model this is the part."""
+    """The settings of the task in the configuration that contains these settings of a model."""
     whole = whole_of(cfg)
     return values(cfg if whole is None else whole.task)
 
 
 class DecodingTask(FairseqTask):
-    """Stands behind a task of fairseq among the bases of a class. The task's options include decode_attention."""
+    """A base class that follows a task of fairseq. The options of the task include decode_attention."""
 
     decodes_language_models = False
-    has_windows = False  # one of the models has
-    multilingual: str | None = None  # of the tasks `families.MULTILINGUAL`, the one that this is
+    has_windows = False  # of at least one of the models
+    multilingual: str | None = None  # this task, if it is one of `families.MULTILINGUAL`
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
-    # And to a target, that of `score_step`.
+    # Number of symbols that the task adds to a target of `score_step`.
     symbols_of_target = 0
     # Rows of the target's dictionary that hypotheses have and texts do not.
     symbols_of_language: frozenset[int] = frozenset()
 
     @property
     def languages_of_texts(self) -> tuple[str | None, str | None]:
-        """Of sources and targets, if the model has symbols for several languages."""
+        """The languages of sources and targets, if the model has symbols for several languages."""
         return None, None
 
     def for_languages(self, source: str | None, target: str | None):
-        """The same task for other languages of the model; None stands for that of this task.
+        """The same task for other languages of the model; None keeps the language of this task.
 
         Raises:
             UserError: the model has no symbols of languages, or not these.
@@ -337,7 +313,7 @@ class DecodingTask(FairseqTask):
     def _apply_top_k(self, model, long_input: bool) -> None:
         options = self.options
         if options.apply_top_k is not None:
-            default = (CROSS,) if long_input else PLACES  # a k of long inputs is that of the attention to the source
+            default = (CROSS,) if long_input else PLACES  # with long inputs, k is for the attention to the source
             places = default if options.apply_top_k_in is None else _places(options.apply_top_k_in)
             apply_attention_top_k(model, options.apply_top_k or None, places)
         if options.apply_ffn_top_k is not None:
@@ -379,12 +355,12 @@ class DecodingTask(FairseqTask):
                 layer.encoder_attn.top_k = layer.encoder_attn.top_k or windows.length
 
     def positions_of_windows(self, positions: tuple[int, int]) -> tuple[int, int]:
-        """The positions of sources and targets, if the model has these: in windows, sources have any number. A model of
-        an ensemble that has no windows limits the others by its own."""
+        """The positions of sources and targets, given those of a model: windows read sources of any length. In
+        an ensemble, a model without windows limits the others."""
         return (UNLIMITED, positions[1]) if self.has_windows else positions
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, prefix_allowed_tokens_fn=None):
-        """fairseq's choice of a search strategy, with our generator unless decode_attention is stock."""
+        """fairseq's choice of a search strategy, with elseq's generator unless decode_attention is stock."""
         extra = dict(extra_gen_cls_kwargs or {})
         for model in models:
             self.set_dtype(model)
@@ -408,7 +384,7 @@ class DecodingTask(FairseqTask):
     def score_step(
         self, model, sample: dict, targets: Sequence[Tensor], bos_token: int | None = None
     ) -> list[dict[str, Tensor]]:
-        """The log-probabilities of given targets, which stand for what `inference_step` generates.
+        """The log-probabilities of given targets, in place of the generated ones of `inference_step`.
 
         Args:
             model: a fairseq model.

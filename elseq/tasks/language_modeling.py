@@ -1,6 +1,6 @@
 """Language models with prompts, decoded by elseq."""
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import torch
@@ -11,22 +11,16 @@ from torch import Tensor
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.generation.scorer import score_targets
-from elseq.tasks.decoding import (
-    DecodingConfig,
-    DecodingTask,
-    check_options,
-    missing_files_named,
-)
+from elseq.models.config import option
+from elseq.options import STOCK
+from elseq.tasks.decoding import DecodingConfig, DecodingTask, check_options, missing_files_named
 
 
 @dataclass
 class ElseqLanguageModelingConfig(LanguageModelingConfig, DecodingConfig):
-    prompt_separator: Optional[str] = field(  # noqa: UP045
-        default=None,
-        metadata={
-            "help": "word of the dictionary that stands between prompt and target in a line; generation continues "
-            "after it, and a line without it is all prompt (default: every line is all prompt)"
-        },
+    prompt_separator: Optional[str] = option(
+        "word of the dictionary that stands between prompt and target in a line; generation continues after it, and a "
+        "line without it is all prompt (default: every line is all prompt)"
     )
 
 
@@ -58,7 +52,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     def build_dataset_for_inference(self, src_tokens, src_lengths, **kwargs):
         """As fairseq's, but for end symbols of the prompt's own, at its start or its end: fairseq takes them away."""
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, **kwargs)
-        if self.args.decode_attention != "stock":
+        if self.args.decode_attention != STOCK:
             end = self.dictionary.eos()
             # Only the end that each encoded line has goes.
             prompts = [tokens[:-1] if tokens[-1:].eq(end).all() else tokens for tokens in src_tokens]

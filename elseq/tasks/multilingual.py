@@ -1,6 +1,6 @@
 """fairseq's tasks of several languages, decoded by elseq.
 
-A task says where the symbols of the languages stand:
+The places of the symbols of languages depend on the task:
 
 | task | before the source | at its end | the target begins with | ends with |
 |-|-|-|-|-|
@@ -47,7 +47,7 @@ DATA_SOURCES = ("<MINED_DATA>", "<MMT_BT_DATA>", "<SMT_BT_DATA>")
 
 
 class MultilingualTask:
-    """Stands before a task of fairseq among the bases of a class, and `DecodingTask` behind.
+    """A base class that precedes a task of fairseq; `DecodingTask` follows it.
 
     Attributes:
         languages: the codes that the model was trained with, in the order of their symbols.
@@ -75,11 +75,11 @@ class MultilingualTask:
     def setup_task(cls, args, **kwargs):
         """
         Raises:
-            UserError: an option is missing or has none of its values, a language is not the model's, or a file is
+            UserError: an option is missing or has an impossible value, a language is not the model's, or a file is
                 missing.
         """
         for name, value in cls.defaults(str(args.data)).items():
-            if not hasattr(args, name):  # fairseq-validate takes those of the training
+            if not hasattr(args, name):  # fairseq-validate reads the options of the training
                 setattr(args, name, value)
         check_options(args)
         cls.check_languages(args)
@@ -91,7 +91,7 @@ class MultilingualTask:
         """The codes of all languages, in the order of their symbols.
 
         Raises:
-            UserError: an option that says which they are is missing.
+            UserError: the option with the languages is missing.
         """
         raise NotImplementedError
 
@@ -109,9 +109,13 @@ class MultilingualTask:
     def languages_of_texts(self) -> tuple[str, str]:
         return self.args.source_lang, self.args.target_lang
 
-    def for_languages(self, source, target):
+    def pair_with(self, source: str | None, target: str | None) -> tuple[str, str]:
+        """The given languages; for None, those of this task."""
         known = self.languages_of_texts
-        source, target = (old if new is None else new for old, new in zip(known, (source, target), strict=True))
+        return known[0] if source is None else source, known[1] if target is None else target
+
+    def for_languages(self, source, target):
+        source, target = self.pair_with(source, target)
         args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
         self.check_languages(args)
         task = self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
@@ -250,7 +254,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
 
     @property
     def places_of_languages(self) -> tuple:
-        """Where the symbols stand."""
+        """The settings that decide where the symbols of languages are."""
         return self.args.langtoks["main"], bool(self.args.lang_tok_replacing_bos_eos)
 
     @property
@@ -315,8 +319,8 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     def _check_symbols(cls, args) -> None:
         """
         Raises:
-            UserError: an option that says which symbols the languages have, or where they stand, has none of its
-                values. fairseq looks at them when it reads the data, or never.
+            UserError: an option for the symbols of languages, or for their places, has an unknown value. fairseq
+                checks these when it reads the data, or never.
         """
         styles = [style.value for style in LangTokStyle]
         if args.lang_tok_style not in styles:
@@ -343,8 +347,8 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
-        args.langs, args.lang_dict = cls.languages_of(args), None  # of which fairseq would log more each time
-        args.lang_pairs = _names(args, "lang_pairs")[:1]  # of NLLB's 40,000, which each `for_languages` would read
+        args.langs, args.lang_dict = cls.languages_of(args), None  # otherwise fairseq would log them each time
+        args.lang_pairs = _names(args, "lang_pairs")[:1]  # each `for_languages` would read all of NLLB's 40,000
         args.fixed_dictionary, args.source_dict, args.target_dict = None, "source", "target"
         langs, dicts, training = MultilingualDatasetManager.prepare(
             {"source": source, "target": target}.__getitem__, args
@@ -359,7 +363,6 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     multilingual = "translation_from_pretrained_bart"
 
     def __init__(self, args, src_dict, tgt_dict):
-        self.args = args  # fairseq reads it and does not set it
         self.languages = self.languages_of(args)
         args.langs = ",".join(self.languages)
         super().__init__(args, src_dict, tgt_dict)
@@ -395,11 +398,11 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
     @property
     def places_of_languages(self) -> tuple:
-        """What differs in texts."""
+        """The setting on which the symbols around texts depend."""
         return (self.args.prepend_bos,)
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
-        if self.args.prepend_bos:  # fairseq does it for data alone
+        if self.args.prepend_bos:  # fairseq does this only for data sets
             first = self.source_dictionary.bos()
             src_tokens = [torch.cat((each.new_tensor([first]), each)) for each in src_tokens]
             src_lengths = [length + 1 for length in src_lengths]
@@ -411,7 +414,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
-        """As for other tasks, but the hypotheses start and end with the symbol of the target's language."""
+        """As for other tasks, but hypotheses start and end with the symbol of the target's language."""
         (end,) = self.symbols_of_language
         extra = {**(extra_gen_cls_kwargs or {}), "eos": end}
         return DecodingTask.build_generator(self, models, args, seq_gen_cls, extra, **kwargs)
@@ -419,7 +422,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 
 @register_task("elseq_multilingual_translation")
 class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslationTask, DecodingTask):
-    """Models of several pairs of languages, of which one decodes."""
+    """A task for models of several pairs of languages. One pair is decoded."""
 
     multilingual = "multilingual_translation"
 
@@ -448,9 +451,8 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         return cls(args, {args.source_lang: source, args.target_lang: target}, training=False)
 
     def for_languages(self, source, target):
-        known = self.languages_of_texts
-        source, target = (old if new is None else new for old, new in zip(known, (source, target), strict=True))
-        if (source, target) != known:
+        source, target = self.pair_with(source, target)
+        if (source, target) != self.languages_of_texts:
             raise UserError(
                 f"{source}-{target} is another pair than that of the model, {self.lang_pairs[0]}: load the checkpoint "
                 "for this pair"

@@ -2,7 +2,7 @@
 
 import difflib
 import re
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Optional
 
 import numpy as np
@@ -17,6 +17,7 @@ from torch import Tensor
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.generation.cuda_graphs import release_memory
+from elseq.models.config import option
 from elseq.models.families import is_trained_with_bos
 from elseq.tasks.decoding import (
     DecodingConfig,
@@ -34,31 +35,27 @@ SWITCHES = ("prepend_source_bos", "force_bos", "append_source_eos", "score_targe
 
 
 def _yes_or_no(text: str, default: str = "yes for BART"):
-    return field(default=None, metadata={"help": f"{text}; yes or no (default: {default})", "argparse_const": "yes"})
+    return option(f"{text}; yes or no (default: {default})", argparse_const="yes")
 
 
 def _word(place: str, default: str = "none"):
-    return field(default=None, metadata={"help": f"word of the dictionary {place} (default: {default})"})
+    return option(f"word of the dictionary {place} (default: {default})")
 
 
 @dataclass
 class ElseqTranslationConfig(TranslationConfig, DecodingConfig):
-    prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")  # noqa: UP045
-    force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")  # noqa: UP045
-    append_source_eos: Optional[str] = _yes_or_no(  # noqa: UP045
+    prepend_source_bos: Optional[str] = _yes_or_no("put <s> before the source, as BART was trained")
+    force_bos: Optional[str] = _yes_or_no("begin every target with <s>, as BART was trained")
+    append_source_eos: Optional[str] = _yes_or_no(
         "end every source with the end symbol, without which a Blenderbot-small was trained", "yes"
     )
-    score_target_start: Optional[str] = _yes_or_no(  # noqa: UP045
+    score_target_start: Optional[str] = _yes_or_no(
         "count the log-probability of the symbol that every target begins with, as transformers does not", "yes"
     )
-    source_start: Optional[str] = _word(  # noqa: UP045
-        "before every source, such as that of the source's language"
-    )
-    source_end: Optional[str] = _word("after the end symbol of every source, as in mBART-25")  # noqa: UP045
-    target_start: Optional[str] = _word(  # noqa: UP045
-        "before every generated target, such as that of the target's language"
-    )
-    decoder_start: Optional[str] = _word(  # noqa: UP045
+    source_start: Optional[str] = _word("before every source, such as that of the source's language")
+    source_end: Optional[str] = _word("after the end symbol of every source, as in mBART-25")
+    target_start: Optional[str] = _word("before every generated target, such as that of the target's language")
+    decoder_start: Optional[str] = _word(
         "that decoding starts from, such as the target's language in mBART-25", "the end symbol"
     )
 
@@ -101,12 +98,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def first_source_symbol(self) -> int | None:
-        """The row of what is put before every source: a language's symbol, or the <s> of a BART."""
+        """The row of the symbol before every source: a language's symbol, or the <s> of a BART."""
         return self._first(self.src_dict, "source_start", self.prepend_source_bos)
 
     @property
     def last_source_symbol(self) -> int | None:
-        """The row of what is put after the end symbol of every source."""
+        """The row of the symbol after the end symbol of every source."""
         return self._row(self.src_dict, "source_end")
 
     @property
@@ -115,7 +112,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def symbols_around_source(self) -> tuple[list[int], list[int]]:
-        """The rows of what is put before a source and after it, the end symbol included."""
+        """The rows of the symbols before a source and after it, including the end symbol."""
         first, last = ([] if row is None else [row] for row in (self.first_source_symbol, self.last_source_symbol))
         return first, [self.src_dict.eos()] * self.append_source_eos + last
 
@@ -126,12 +123,12 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def first_target_symbol(self) -> int | None:
-        """The row of what every generated target begins with."""
+        """The row of the first symbol of every generated target."""
         return self._first(self.tgt_dict, "target_start", self.force_bos)
 
     @property
     def decoder_start_symbol(self) -> int | None:
-        """The row of what decoding starts from, if that is not the end symbol."""
+        """The row of the symbol that decoding starts from, if that is not the end symbol."""
         return self._row(self.tgt_dict, "decoder_start")
 
     @property
@@ -140,8 +137,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     @property
     def _options_of_languages(self) -> tuple[str, str]:
-        """Those whose words are the languages of source and target: that of mBART-25's source follows its end, and its
-        target starts from one."""
+        """The options whose words are the languages of source and target. In mBART-25 the language of a source follows
+        its end, and decoding starts from that of the target."""
         return ("source_end", "decoder_start") if self.cfg.source_end else ("source_start", "target_start")
 
     @property
@@ -219,11 +216,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
                 "leave the option out",
                 "--target-start",
             )
-        first, last, start = (
-            self.first_source_symbol,
-            self.last_source_symbol,
-            self.decoder_start_symbol,
-        )
+        first, last, start = self.first_source_symbol, self.last_source_symbol, self.decoder_start_symbol
         if (first, last, start) == (None, None, None) and self.append_source_eos:
             return super().load_dataset(split, epoch, combine, **kwargs)
         ends_otherwise = last is not None or not self.append_source_eos

@@ -3,9 +3,20 @@
 import hashlib
 import json
 from collections.abc import Iterable
+from enum import Enum
 from pathlib import Path
 
+import torch
 from fairseq.data import Dictionary
+
+import elseq
+from elseq.errors import as_option
+from elseq.generator import TextGenerator
+from elseq.loading import checkpoint_path, checkpoint_paths
+from elseq.options import SEARCH_OPTIONS
+from elseq.precision import INT8
+from elseq.text_files.job import Job
+from elseq.text_files.reading import InputLines
 
 Fingerprint = dict[str, str | int | float | bool | None]
 
@@ -24,6 +35,43 @@ def digest_file(path: Path) -> str:
 
 def digest_symbols(dictionaries: Iterable[Dictionary]) -> str:
     return hashlib.sha256(repr([dictionary.symbols for dictionary in dictionaries]).encode()).hexdigest()
+
+
+def make_fingerprint(
+    job: Job, cfg, generator: TextGenerator, lines: InputLines, decoded: dict[str, str]
+) -> Fingerprint:
+    """The fingerprint of a run.
+
+    Args:
+        job, cfg: the options; see `search_configuration`.
+        generator: the model.
+        lines: the input.
+        decoded: the digests of what is decoded, by name.
+    """
+    parameter = next(generator.model.parameters())
+    fused = job.loading.lm_path
+    return {
+        "input": lines.digest,
+        "model": " ".join(map(digest_file, checkpoint_paths(job.model))),
+        "dictionaries": digest_symbols((generator.task.source_dictionary, generator.task.target_dictionary)),
+        **decoded,
+        **({} if fused is None else {"language model": digest_file(checkpoint_path(fused))}),
+        "subwords": None if generator.bpe is None else generator.bpe.digest(),
+        **job.loading.deciding(),
+        "--device": parameter.device.type,
+        "--dtype": INT8 if job.loading.dtype == INT8 else str(parameter.dtype).removeprefix("torch."),
+        **job.batching.deciding(),
+        **lines.form.deciding(),
+        **job.form.deciding(),
+        **{as_option(name): _plain(cfg[name]) for name in SEARCH_OPTIONS},
+        "elseq": elseq.__version__,
+        "torch": torch.__version__,
+    }
+
+
+def _plain(value):
+    """An option without fairseq's enumerations."""
+    return str(value) if isinstance(value, Enum) else value
 
 
 def differences(former: Fingerprint, present: Fingerprint) -> str:

@@ -23,7 +23,7 @@ HYPOTHESES, SOURCE = "hypotheses", "source"
 
 @dataclass(frozen=True)
 class InputFormat:
-    """What a line of the input holds."""
+    """The format of the input."""
 
     input_format: str | None = field(
         default=None,
@@ -180,7 +180,7 @@ def _is_unicode(text: str) -> bool:
 
 @dataclass(frozen=True)
 class Format:
-    """What the output says of each line of the input."""
+    """The format of the output."""
 
     format: str = field(
         default=TEXT,
@@ -225,7 +225,7 @@ class Format:
 
     @property
     def read(self) -> list[str]:
-        """What `line` reads of a hypothesis."""
+        """The names of the values of a hypothesis that `line` reads."""
         return ["tokens"] if self.format == TEXT else ["tokens", "score", "positional_scores"]
 
     def line(

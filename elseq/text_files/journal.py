@@ -396,7 +396,7 @@ class StandardOutput:
         return np.zeros(lines, dtype=bool)
 
     def append(self, indices: Sequence[int], texts: Sequence[str]) -> None:
-        """Write the lines whose turn it is, and keep the others.
+        """Keep lines, and write those whose predecessors are all written.
 
         Args:
             indices: indices of the lines in the input.

@@ -18,7 +18,7 @@ from elseq.text_files.formats import LINES_OF_TEXT, InputFormat
 
 
 class InputLines:
-    """The texts of the lines of a file or of the standard input, and what else the lines hold.
+    """The texts and the other fields of the lines of a file or of the standard input.
 
     `elseq.files.read_lines` defines line ends.
     """
@@ -88,7 +88,7 @@ class InputLines:
         return self._parse(index)[1]
 
     def languages(self, index: int, default: Sequence[str | None]) -> tuple[str | None, ...]:
-        """Those of source and target that a line names; see `InputFormat.languages`."""
+        """The languages of source and target of a line; see `InputFormat.languages`."""
         return self.form.languages(self.fields(index), self.name(index), default)
 
     def _parse(self, index: int) -> tuple[str, dict]:

@@ -1,4 +1,4 @@
-"""What the scripts that prepare corpora share: their commands, and reading, choosing and writing examples."""
+"""Shared by the scripts that prepare corpora: commands, and reading, choosing and writing examples."""
 
 import argparse
 import gzip
@@ -15,7 +15,7 @@ KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # 
 
 
 def commands(description, fetch, prepare, corpora=()):
-    """The parser of a script, and that of its command `prepare`, which has options of its own.
+    """The parser of a script, and that of its command `prepare`, to which the script adds options.
 
     Args:
         fetch, prepare: what the commands call with their options.
@@ -83,7 +83,8 @@ def read_json_lines(path):
     number = 0
     try:
         with _open(path) as file:
-            for number, line in enumerate(decode_lines(file, path), start=1):  # noqa: B007
+            for line in decode_lines(file, path):
+                number += 1
                 value = json.loads(line)
                 if "\\u" in line:
                     check_characters(f"line {number} of {path}", json.dumps(value, ensure_ascii=False))
@@ -114,10 +115,10 @@ def require(place, row, **fields):
     """
     Args:
         place: where the row is, for the error.
-        fields: of the row, and what each has to be: one of KINDS.
+        fields: the fields of the row, and the type of each, one of KINDS.
 
     Raises:
-        UserError: the row is not an object with these fields, or a text of them has half of a character.
+        UserError: the row is not an object with these fields, or a text has half of a surrogate pair.
     """
     for name, kind in fields.items():
         if not isinstance(row, dict) or not isinstance(row.get(name, ...), kind):
@@ -134,14 +135,14 @@ def one_line(text):
 
 
 def sample_evenly(samples, size):
-    """So many, at equal distances; all where there are no more, or no size is given."""
+    """`size` samples at equal distances; all if there are no more, or if size is None."""
     if size is None or size >= len(samples):
         return samples
     return [samples[number * len(samples) // size] for number in range(size)]
 
 
 def write_split(folder, split, samples, size):
-    """Of so many samples (None: all) each field, as the lines of a file SPLIT.FIELD; returns how many they are.
+    """Write each field of `size` samples (None: all) to the lines of a file SPLIT.FIELD. Returns their number.
 
     Raises:
         UserError: there is no sample.
@@ -161,5 +162,5 @@ def write_lines(path, lines):
 
 
 def counted(faults):
-    """Those that there are, in words."""
+    """The faults that occurred, with their numbers, in words."""
     return "".join(f"; {number} {fault}" for fault, number in sorted(faults.items()) if number)

@@ -30,7 +30,7 @@ MOST_FAILURES = 100_000  # expressions in a row that were no new ones of the wan
 
 
 class Rules(NamedTuple):
-    """What an expression may be: so deep, of operators with so many arguments, between these lengths (exclusive)."""
+    """The limits of an expression: its depth, the arguments of an operator, and its length (bounds are exclusive)."""
 
     max_depth: int = 10
     max_arguments: int = 10

@@ -62,14 +62,14 @@ class Source(NamedTuple):
 
 
 class Surroundings:
-    """The texts that stand around a marked one."""
+    """The texts to put around a marked one."""
 
     def __init__(self, samples, count_tokens, side="source"):
         """
         Args:
-            samples: of a corpus.
-            count_tokens: the number of tokens of a text.
-            side: of the samples, whose texts they are.
+            samples: the samples of a corpus.
+            count_tokens: returns the number of tokens of a text.
+            side: the field of the samples with the texts.
         """
         self._texts = list(dict.fromkeys(without_marks(getattr(sample, side)) for sample in samples))
         self._count_tokens = count_tokens

@@ -41,7 +41,7 @@ class Sample(NamedTuple):
 
 
 def squad_files():
-    """{name: URL} of what is needed."""
+    """{name: URL} of the files to download."""
     files = dict.fromkeys(ORIGIN.values(), SQUAD_URL) | dict.fromkeys(DOCLISTS.values(), DOCLIST_URL)
     return {name: url + name for name, url in files.items()}
 
@@ -98,7 +98,7 @@ def read_articles(path):
 
 
 def _each(values, name, outer, **fields):
-    """The values, which have these fields, with what each is called in an error."""
+    """Each value with its name in errors. Checks that it has these fields."""
     for number, value in enumerate(values, start=1):
         place = f"{name} {number}, {outer}"
         require(place, value, **fields)
@@ -106,7 +106,7 @@ def _each(values, name, outer, **fields):
 
 
 def locate(paragraph, answer):
-    """Where the answer begins: where the corpus says, else its first occurrence, else None."""
+    """The place of the answer: that of the corpus if it is right, else the first occurrence, else None."""
     start = answer["answer_start"]
     if paragraph[start : start + len(answer["text"])] == answer["text"]:
         return start
@@ -115,7 +115,7 @@ def locate(paragraph, answer):
 
 
 def cut_around(paragraph, start, length, number):
-    """So many words of the paragraph at most, the answer in their middle as far as there are words on both sides.
+    """At most `number` words of the paragraph. The answer is in their middle if there are words on both sides.
 
     The answer, `length` characters from `start` on, stays whole, and so do the words that it begins and ends in.
     """
@@ -148,7 +148,7 @@ class Question(NamedTuple):
 
 
 def read_questions(entries, faults):
-    """The questions in which nothing is missing, in order. What is wrong with the others is counted in `faults`."""
+    """The complete questions, in order. The faults of the others are counted in `faults`."""
     identifiers = set()
     for paragraph, entry in entries:
         if entry["id"] in identifiers:
@@ -168,7 +168,7 @@ def read_questions(entries, faults):
 
 
 def make_samples(entries, paragraph_words, faults, highlight=False):
-    """Samples, in order; of a paragraph, so many words. What is wrong with an entry is counted in `faults`."""
+    """Samples, in order, with `paragraph_words` words of a paragraph. Faults of entries are counted in `faults`."""
     for question in read_questions(entries, faults):
         yield Sample(question.source(paragraph_words, highlight), one_line(question.text))
 

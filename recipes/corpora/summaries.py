@@ -21,7 +21,7 @@ FILES = {"train": "train", "valid": "validation", "test": "test"}
 
 
 class Corpus(NamedTuple):
-    """Where a corpus is published, what its fields are called, and how many samples its splits have there."""
+    """The source of a corpus, the names of its fields, and the numbers of samples of its published splits."""
 
     hub: dict  # arguments of datasets.load_dataset
     article: str
@@ -97,8 +97,9 @@ def _from_hub(corpus):
 def _write_json_lines(path, rows):
     number = 0
     with written_whole(path, "wb") as file, gzip.open(file, "wt", encoding="utf-8") as text:
-        for number, row in enumerate(rows, start=1):  # noqa: B007
+        for row in rows:
             text.write(json.dumps(row, ensure_ascii=False) + "\n")
+            number += 1
     return number
 
 
@@ -106,7 +107,7 @@ def _write_json_lines(path, rows):
 
 
 def make_samples(path, corpus, article_words, faults):
-    """Samples, in order; of an article, its first words. What is wrong with a row is counted in `faults`.
+    """Samples, in order, with the first words of an article. Faults of rows are counted in `faults`.
 
     Raises:
         UserError: a row without the fields of the corpus.

@@ -22,7 +22,6 @@ def test_a_cpu_is_warmed_up_by_less_than_all(model_file):
         "sources": [SOURCE],
         "target_length": WARM_UP_TOKENS + 4,
         "beam": 2,
-        "search": {"min_len": 19, "max_len_b": 19, "lenpen": 1.0, "no_repeat_ngram_size": 0},
         **{"dtype": "float32", "device": "cpu", "threads": 1},
     }
     engine = TimedSearch(request)

@@ -1,4 +1,4 @@
 """Kernels. Where one cannot run, PyTorch computes the same.
 
-Those for GPUs are written in Triton, which comes with PyTorch for CUDA, and those for CPUs in C++ (`elseq.native`).
+Kernels for GPUs are in Triton, which comes with PyTorch for CUDA. Kernels for CPUs are in C++ (`elseq.native`).
 """

@@ -10,7 +10,7 @@ from torch import Tensor
 
 import elseq.native as native
 
-TYPES = (torch.float32, torch.bfloat16)  # of what is read; everything is computed in float32
+TYPES = (torch.float32, torch.bfloat16)  # of the inputs; everything is computed in float32
 
 
 class _Shared(ctypes.Structure):
@@ -46,9 +46,7 @@ def fits(query: Tensor) -> bool:
 
 
 def decode_step(
-    query: Tensor,
-    shared: tuple[Tensor, Tensor, Tensor | None] | None,
-    own: tuple[Tensor, Tensor, Tensor] | None = None,
+    query: Tensor, shared: tuple[Tensor, Tensor, Tensor | None] | None, own: tuple[Tensor, Tensor, Tensor] | None = None
 ) -> Tensor:
     """Attend to the positions of a sentence and to those of a hypothesis under one softmax.
 
@@ -147,8 +145,8 @@ def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = 
 def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None) -> Tensor:
     """Attention of all positions of a text to one another, as in an encoder.
 
-    It is about as fast as PyTorch's fused attention, and adds up the positions one after the other: how many others are
-    masked behind them makes no difference, so a text has the same result in any batch.
+    It is about as fast as PyTorch's fused attention, and adds up the positions one after the other. Masked positions
+    behind them make no difference, so a text has the same result in any batch.
 
     Args:
         query: [N, H, T, K], already scaled.

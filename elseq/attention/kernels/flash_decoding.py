@@ -3,9 +3,9 @@
 Blocks of positions are read one after the other, and scores, softmax and weighted sum of each are computed at once
 (online softmax, 2205.14135, section 3.1). All queries that attend to the same keys are rows of the same matrix
 products. With EL-attention these are the heads of all hypotheses of a sentence, and the values are the keys, so each
-hidden state is read once for both. Where a GPU has more processors than there are such matrices, several share the
-positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). Likewise the results for
-several segments.
+hidden state is read once for both. If a GPU has more processors than there are such matrices, several processors share
+the positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). The results for several
+segments are joined in the same way.
 
 Shapes: N hypotheses (those of a sentence are adjacent) of M sequences, H heads, G key/value heads, S positions, K width
 of keys and values.
@@ -27,11 +27,11 @@ from elseq.measurements import power_of_two
 if TYPE_CHECKING:
     from elseq.attention.multi_head import Segment
 
-TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of everything that is read; it is computed in float32
+TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the inputs; sums are in float32
 WIDEST = 1024
 SHARED_MEMORY = 99 * 1024  # bytes that a program can have on GPUs since compute capability 8.0, at least
-FEWEST_POSITIONS = 64  # that are told apart
-# Largest sizes whose numbers are compared, in float64.
+FEWEST_POSITIONS = 64  # that have a trial of their own
+# The largest sizes at which results are compared with float64.
 COMPARED_SEQUENCES = 16
 COMPARED_POSITIONS = 512
 TIMED_NUMBERS = 2**27  # that are read: more than a GPU caches. Beyond, the time is proportional to them
@@ -39,9 +39,7 @@ BYTES_OF_NUMBER = 16  # while it is drawn, with what PyTorch makes of it
 
 
 def fits(
-    query: Tensor,
-    segments: Sequence[Segment],
-    plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]],
+    query: Tensor, segments: Sequence[Segment], plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]]
 ) -> bool:
     """Whether `flash_decoding` is to compute this attention: one position of each hypothesis on a GPU, without
     gradients, numbers of one type, keys as wide as values. The kernel has then been tried on the GPU at about these
@@ -99,7 +97,7 @@ def _fits(query: Tensor, segment: Segment) -> bool:
 
 
 class Sizes(NamedTuple):
-    """Of an attention, rounded: one trial serves those of about the same sizes."""
+    """Sizes of an attention, rounded: one trial is valid for all attentions of about these sizes."""
 
     dtype: torch.dtype
     width: int
@@ -134,7 +132,7 @@ class Sizes(NamedTuple):
         )
 
     def timed(self, free: int | None) -> Sizes:
-        """With fewer sequences, and then positions, where there are more numbers than need be read, or than fit.
+        """Sizes that are timed: with more numbers than needed or than fit, fewer sequences, then fewer positions.
 
         Args:
             free: bytes of which half may be used. None: any number.
@@ -148,7 +146,7 @@ class Sizes(NamedTuple):
         return sizes
 
     def _numbers(self) -> int:
-        """Of keys, values and scores."""
+        """The number of numbers in keys, values and scores."""
         of_position = self.kv_heads * self.width * (1 if self.has_one_tensor else 2) + self.hypotheses * self.heads
         return self.sequences * self.positions * of_position
 

@@ -23,9 +23,9 @@ class GPU(NamedTuple):
 
 
 class Blocks(NamedTuple):
-    """What a program holds: queries and blocks of keys in shared memory, the context of the queries in registers."""
+    """The sizes of a program: queries and blocks of keys in shared memory, the context of the queries in registers."""
 
-    rows: int  # queries at most, of 2 bytes per number; half of them with 4, but 16 is the least of a matrix product
+    rows: int  # queries at most, for numbers of 2 bytes; half for 4 bytes, but at least 16, as matrix products need
     positions: int  # likewise
     num_warps: int
 

@@ -19,15 +19,7 @@ def launch(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
 
 @triton.jit
 def reorder(
-    buffer,
-    order,
-    taken,
-    hypothesis_stride,
-    run_stride,
-    width,
-    beam,
-    rows_of_block: tl.constexpr,
-    block: tl.constexpr,
+    buffer, order, taken, hypothesis_stride, run_stride, width, beam, rows_of_block: tl.constexpr, block: tl.constexpr
 ):
     """Each program reads one piece of all hypotheses of a sentence, then writes it."""
     sentence = tl.program_id(0).to(tl.int64)

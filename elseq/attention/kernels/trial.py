@@ -1,4 +1,4 @@
-"""The trial of a kernel for GPUs: a process uses it only where it has been right, and faster than PyTorch."""
+"""Trials of kernels for GPUs: a process uses a kernel only if its trial found it right, and faster than PyTorch."""
 
 import logging
 import os
@@ -25,7 +25,7 @@ _allocated: dict[torch.device, int] = {}  # bytes by trials
 
 
 class Verdict(NamedTuple):
-    """What the trial of a kernel found, for one device and one set of sizes."""
+    """The result of the trial of a kernel, for one device and one set of sizes."""
 
     name: str
     sizes: tuple
@@ -43,13 +43,13 @@ Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and the sa
 
 
 class Trial(NamedTuple):
-    """A small case, of which the first result of the kernel is compared, and the case that is timed."""
+    """A small case, in which the first result of the kernel is compared, and the case that is timed."""
 
     kernel: Callable[[], Tensor]
     plain: Callable[[], Tensor]  # the same by PyTorch
     expected: Tensor  # what both should return, computed in float64
     timed: Callable[[], Pair] | None = None  # makes the pair that is timed. Default: kernel and plain
-    timed_sizes: tuple = ()  # of that pair, where they are not those of the verdict
+    timed_sizes: tuple = ()  # of that pair, if they differ from those of the verdict
 
 
 def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tuple = ()) -> bool:
@@ -58,8 +58,8 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
     A kernel that cannot run there, computes other numbers than expected or is not faster is not used, and the log says
     why: in a warning for the first sizes, and for others at the level debug. `verdicts` returns all. Every process
     compares the numbers, and the times are measured once on a machine: all processes use the same kernels. While a CUDA
-    graph is captured nothing can be tried: a kernel without a verdict is then not used, and a later call tries it. So
-    it is where memory runs out.
+    graph is captured, or when memory runs out, nothing can be tried: a kernel without a verdict is then not used, and a
+    later call tries it.
 
     Args:
         name: of the kernel.
@@ -92,7 +92,7 @@ def verdicts() -> list[Verdict]:
 
 
 def allocated(device: torch.device) -> int:
-    """Bytes that the process has allocated on a GPU so far, the freed ones included, but not those of trials."""
+    """Bytes that the process has allocated on a GPU so far, including freed ones, without those of trials."""
     if device.type != "cuda":
         return 0
     return torch.cuda.memory_stats(device)["allocated_bytes.all.allocated"] - _allocated.get(device, 0)

@@ -1,4 +1,4 @@
-"""Decoding methods: what a decoder keeps of each position, and how attention reads it.
+"""Decoding methods: which tensors a decoder keeps for each position, and how attention reads them.
 
 Options, planner, cost estimate and benchmark take the methods from this registry. To add a method, write a
 `DecodingMethod` and `register` it. It is then a value of --decode-attention.

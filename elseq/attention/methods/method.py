@@ -85,25 +85,21 @@ class DecodingMethod(ABC):
         return tuple(tensor.contiguous() for tensor in tensors)
 
     def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
-        """The tensors that `keep` returned of a source or a prompt, as numbers of a narrower type, where the method can
-        attend to these. They need not be stored in that type.
+        """Round the tensors that `keep` returned for a source or a prompt to a narrower type, if the method can attend
+        to it. They need not be stored in that type.
 
         Args:
             tensors: what `keep` returned.
-            to: the type, or None: no other than they have.
+            to: the type; None: their own.
         """
         return tuple(tensors)
 
     def dtype_kept(self, dtype: torch.dtype, round_to: torch.dtype | None) -> torch.dtype:
-        """The type in which `rounded` returns tensors of a type."""
+        """The type of the tensors that `rounded` returns for tensors of a type."""
         return dtype
 
     def memories(
-        self,
-        attentions: Sequence[Attention],
-        hidden: Tensor,
-        mask: Tensor | None,
-        round_to: torch.dtype | None = None,
+        self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None, round_to: torch.dtype | None = None
     ) -> list[SentenceMemory]:
         """The memory of a source for the cross-attention of each layer.
 

@@ -13,8 +13,8 @@ each hypothesis, as its Transformer has them, and shared by the hypotheses of a 
 
 import argparse
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes
-from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES, add_run_options
+from elseq.arguments import choices, count, count_or_zero, counts, read_bytes
+from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES, add_choices, add_counts, add_run_options, paper_parser
 from elseq.benchmark.el_attention.settings import BATCHES, MEMORY, NVIDIA, SEARCHES, SETTINGS
 from elseq.errors import UserError
 from elseq.options import AUTO, registered_methods
@@ -34,19 +34,13 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = Parser(
-        prog="elseq-benchmark el-attention", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = paper_parser("el-attention", __doc__)
     modes = (*STOCK_MODES[1:], *registered_methods(), AUTO, *FOREIGN_MODES)
     work = parser.add_argument_group("what is measured")
-    for name, known, told in (
-        ("tables", TABLES, ""),
-        ("models", SETTINGS, ", of the table speed"),
-        ("searches", SEARCHES, ", of the table speed"),
-        ("modes", modes, ""),
-    ):
-        help = f"of {','.join(known)}{told} (default: all)"
-        work.add_argument(f"--{name}", type=choices(known), default=list(known), help=help)
+    add_choices(work, "--tables", TABLES)
+    add_choices(work, "--models", SETTINGS, ", of the table speed")
+    add_choices(work, "--searches", SEARCHES, ", of the table speed")
+    add_choices(work, "--modes", modes)
     listed = {",".join(map(str, batches)) for batches in (BATCHES, *NVIDIA.values())}
     work.add_argument(
         "--batch-sizes",
@@ -54,10 +48,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help=f"of the tables batch, memory and nvidia (default: the published ones, {' and '.join(sorted(listed))}; on "
         f"a CPU {','.join(map(str, CPU_BATCHES))})",
     )
-    lengths = sorted({length for _, length in MEMORY})
-    work.add_argument(
-        "--lengths", type=counts, default=lengths, help=f"of the table memory (default: {','.join(map(str, lengths))})"
-    )
+    add_counts(work, "--lengths", sorted({length for _, length in MEMORY}), "of the table memory")
     work.add_argument(
         "--most",
         type=count,
@@ -100,7 +91,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
 
 
 def _caps(text: str) -> dict[str, list[int | None]]:
-    """Caps of the tables that the text names, or of all where it names none."""
+    """Caps of memory by table. A cap without a table is for all tables."""
     found: dict[str, list[int | None]] = {}
     for part in text.split(","):
         table, names_one, size = part.rpartition("=")

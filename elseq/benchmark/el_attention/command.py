@@ -4,18 +4,14 @@ from dataclasses import asdict
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
-from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine, versions
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.el_attention.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = Plan(
         tables=args.tables,
         models=args.models,
@@ -38,7 +34,7 @@ def main(args) -> None:
         "limits": None if limits is None else asdict(limits),
     }
     model = ["sizes: tiny, for a test" if plan.is_small else "sizes: the paper's", "random weights"]
-    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
+    title = plan.title([settings["benchmark"]], model)
     texts = report.tables, partial(report.notes, plan, limits)
     plot = partial(report.plot, output / "el_attention.png", title)
     run = partial(run_plan, plan, limits)

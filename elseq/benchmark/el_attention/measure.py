@@ -1,4 +1,4 @@
-"""What a decoder keeps of the sources, measured: read a request, load, make it for some sizes, write each result."""
+"""Measure decoding states of sources: read a request, load the model, build states of its sizes, write the results."""
 
 from collections.abc import Iterator
 
@@ -11,7 +11,7 @@ from elseq.benchmark.measure import Measurement, failed, main
 from elseq.generation.budget import write_bytes
 from elseq.generation.method_choice import free_memory_bytes
 
-ROOM = 1.2  # beside what is kept, that of one layer is there once more while it is made
+ROOM = 1.2  # the state of one layer exists twice while it is made
 
 
 def measure(request: dict) -> Iterator[Measurement]:

@@ -1,4 +1,4 @@
-"""What is measured of the tables of the EL-attention paper, and of NVIDIA's protocol.
+"""The runs that measure the tables of the EL-attention paper, and NVIDIA's protocol.
 
 A program that decodes, such as kv or Hugging Face, loads each model once, and decodes all cases with it, one after the
 other: `elseq.benchmark.measure.measure_cases`.
@@ -13,6 +13,7 @@ from pathlib import Path
 from elseq.attention.methods import KV, METHODS
 from elseq.benchmark import measure
 from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.cost import Batch, Decoding, Sizes, StepCost, item_sizes, step_cost
 from elseq.benchmark.el_attention.settings import (
     BATCH_SETTING,
@@ -32,10 +33,9 @@ from elseq.benchmark.el_attention.settings import (
 from elseq.benchmark.limits import Limits, known_limits, measured_limits
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process, one_by_one
 from elseq.benchmark.report import device_name
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import DecodingRow, fill
 from elseq.benchmark.runs import why_not
 from elseq.benchmark.sources import check_positions, count_positions, random_sources
 from elseq.generation.method_choice import Choice
@@ -59,7 +59,7 @@ class Case:
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The tables to measure, and their sizes."""
 
     tables: list[str]
     models: list[str]  # of the table speed, names of SETTINGS
@@ -99,12 +99,12 @@ class Plan(Conditions):
         return found
 
     def modes_of(self, case: Case) -> list[str]:
-        """Where there is but one hypothesis, or only a prompt, stock fairseq has nothing to share."""
+        """The modes of a case. With one hypothesis, or with only a prompt, stock fairseq has nothing to share."""
         has_one = case.beam == 1 or self.model(case.setting.model).is_language_model
         return [mode for mode in self.modes if mode != "stock-shared" or not has_one]
 
     def memory_cases(self) -> list[tuple[str, int, int]]:
-        """Mode, batch and length of what the table memory measures."""
+        """Mode, batch size and length of each case of the table "memory"."""
         if "memory" not in self.tables:
             return []
         modes = [mode for mode in self.modes if mode in STOCK_MODES or mode in METHODS]
@@ -119,50 +119,35 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A program in a case. What is not known is None."""
+class Row(DecodingRow):
+    """A program in a case."""
 
     table: str
-    model: str  # what it decodes, too
+    model: str  # with its sources and outputs; see SETTINGS
     search: str
     mode: str
     batch_size: int
     memory_cap: int | None = None
     source_length: int | None = None
     beam: int | None = None
-    failure: str | None = None  # a sentence; nothing is measured then
     samples_per_second: float | None = None
     published: float | str | None = None  # samples/s or GiB, or that it was out of memory
-    seconds: list[float] | None = None  # of each repeat
     encoder_seconds: float | None = None
-    output_lengths: list[int] | None = None
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
-    state_bytes: int | None = None
     predicted_bytes: int | None = None  # by count
-    copied: bool | None = None
     method: str | None = None
     ngrams_repeat: bool | None = None
-    parameters: int | None = None
     version: str | None = None
-    kernels: list[dict] | None = None  # tried on a GPU
-    captures: int | None = None  # CUDA graphs of decoding steps, of one search
-    not_captured: str | None = None  # why not all of them
     step_seconds: float | None = None  # mean of a decoding step
-    step_bytes: int | None = None  # by count: what a step in the middle reads
+    step_bytes: int | None = None  # by count: bytes that the middle step reads
     step_operations: int | None = None
     share_of_limit: float | None = None
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> None:
     """Measure all cases: a model after the other, and with each model a program after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         limits: those of the device.
         done: called with each row as soon as it is there.
     """
@@ -183,7 +168,7 @@ def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> 
 
 
 def find_limits(plan: Plan) -> Limits | None:
-    """Those of the device. None: they could not be measured."""
+    """The limits of the device, or None if they could not be measured."""
     known = known_limits(device_name(plan.device), plan.dtype)
     if known is not None or not plan.cases():
         return known
@@ -220,7 +205,7 @@ def _decoded(
 
 
 def _sources(plan: Plan, cases: list[Case], model_file: ModelFile) -> tuple[list[list[int]], dict[Setting, slice]]:
-    """Sources of all settings, and where those of each are."""
+    """The sources of all settings, and the slice of them that belongs to each setting."""
     sources, places = [], {}
     for setting in dict.fromkeys(case.setting for case in cases):
         count = max(case.batch_size for case in cases if case.setting == setting)
@@ -276,7 +261,7 @@ def _row(plan: Plan, case: Case, mode: str, found: Measurement, limits: Limits |
 
 
 def _step_cost(plan: Plan, case: Case, found: Measurement) -> StepCost:
-    """Of the step in the middle, which costs what the steps do on an average."""
+    """The cost of the middle step, which is the average over all steps."""
     choice = Choice.named(found.method or KV.name)
     steps = (case.setting.output_length // 2 + 1,) * found.batch_size
     batch = Batch(case.beam, steps, case.setting.source_length)
@@ -294,12 +279,12 @@ def _published(plan: Plan, case: Case, mode: str) -> float | str | None:
 
 
 def _figure(mode: str, figures: tuple | None) -> float | str | None:
-    """That of a program, of those of PUBLISHED."""
+    """The published figure of a mode, if there is one; `figures` are in the order of PUBLISHED."""
     return None if figures is None or mode not in PUBLISHED else figures[PUBLISHED.index(mode)]
 
 
 def _kept(plan: Plan, model_file: ModelFile, folder: Path) -> Iterator[Row]:
-    """The rows of the table memory."""
+    """The rows of the table "memory"."""
     setting, cases = SETTINGS[BATCH_SETTING], plan.memory_cases()
     for mode in dict.fromkeys(mode for mode, _, _ in cases):
         sizes = [case[1:] for case in cases if case[0] == mode]
@@ -315,6 +300,5 @@ def _kept(plan: Plan, model_file: ModelFile, folder: Path) -> Iterator[Row]:
         program = ["-m", "elseq.benchmark.el_attention.measure"]
         for (size, length), found in zip(sizes, one_by_one(program, request, folder), strict=True):
             row = Row("memory", setting.label, "beam", mode, size, source_length=length, beam=setting.beam)
-            fill(row, found)
             row.published = _figure(mode, MEMORY.get((size, length)))
-            yield row
+            yield fill(row, found)

@@ -9,6 +9,7 @@ from elseq.attention.methods import AUTO
 from elseq.benchmark.el_attention.plan import Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
 from elseq.benchmark.limits import Limits
+from elseq.benchmark.measure import ran_out
 from elseq.benchmark.report import MEBIBYTE, about_gpu, about_noise, is_noisy
 from elseq.files import save_figure
 from elseq.precision import DTYPES
@@ -31,7 +32,7 @@ PUBLISHED = {
 
 
 class Part(NamedTuple):
-    """Rows that stand in one table."""
+    """A printed table: one of the paper, under one cap of memory."""
 
     table: str
     memory_cap: int | None
@@ -54,7 +55,7 @@ class Column(NamedTuple):
 
 
 def parts(rows: list[Row]) -> dict[Part, list[Row]]:
-    """The rows of each table; programs that were measured in the same case stand beside each other."""
+    """The rows of each table. The programs of one case are next to each other."""
     names = "table", "model", "search", "mode"
     orders = {name: list(dict.fromkeys(map(attrgetter(name), rows))) for name in names}
 
@@ -103,10 +104,6 @@ def _label(row: Row) -> str:
     return row.mode if not kind else stock if row.beam == 1 else f"{stock}, {kind}"
 
 
-def _ran_out(row: Row) -> bool:
-    return (row.failure or "").startswith("out of memory")
-
-
 def _columns(table: str, rows: list[Row]) -> list[Column]:
     ratios = {id(row): ratio for row, ratio in _ratios(rows)}
     program, published = Column("program", _label), Column(PUBLISHED[table], attrgetter("published"))
@@ -118,7 +115,7 @@ def _columns(table: str, rows: list[Row]) -> list[Column]:
             batch,
             Column("length", lambda row: f"{row.source_length:,}"),
             Column("GiB by count", attrgetter("predicted_bytes"), 1 / GIBIBYTE),
-            Column("measured", lambda row: OUT_OF_MEMORY if _ran_out(row) else row.state_bytes, 1 / GIBIBYTE),
+            Column("measured", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.state_bytes, 1 / GIBIBYTE),
             ratio,
             published,
         ]
@@ -126,7 +123,7 @@ def _columns(table: str, rows: list[Row]) -> list[Column]:
         *([Column("model", attrgetter("model")), Column("search", attrgetter("search"))] if table == "speed" else []),
         program,
         batch,
-        Column("samples/s", lambda row: OUT_OF_MEMORY if _ran_out(row) else row.samples_per_second),
+        Column("samples/s", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.samples_per_second),
         ratio,
         published,
         Column("peak GiB", attrgetter("peak_mebibytes"), 1 / 1024),
@@ -144,10 +141,10 @@ def tables(rows: list[Row]) -> str:
     """A table in Markdown for each that was asked for and each memory cap, and a line for each row that failed."""
     texts = []
     for part, own in parts(rows).items():
-        shown = [row for row in own if row.failure is None or _ran_out(row)]
+        shown = [row for row in own if row.failure is None or ran_out(row.failure)]
         if shown:
             texts += [f"{part.title}:", _markdown(part.table, shown)]
-    failures = [f"- {failure(row)}" for row in rows if row.failure is not None and not _ran_out(row)]
+    failures = [f"- {failure(row)}" for row in rows if row.failure is not None and not ran_out(row.failure)]
     return "\n\n".join([*texts, "\n".join(failures)]).strip()
 
 
@@ -193,7 +190,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     tables = {row.table for row in rows}
     sentences = []
     if tables != {"memory"}:

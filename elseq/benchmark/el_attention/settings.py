@@ -1,10 +1,12 @@
-"""What the tables of the EL-attention paper (2105.04779) measure, and their figures.
+"""The settings of the tables in the EL-attention paper (2105.04779), and the published figures.
 
 The published figures are those of the authors' code, microsoft/fastseq, examples/EL-attention: samples a second on a
 V100 with 16 GB, at the largest batch that fits, without loading and without what comes after decoding.
 """
 
 from dataclasses import dataclass, field, replace
+
+from elseq.benchmark.arguments import tiny_options
 
 SEARCHES = ("beam", "diverse", "greedy")
 DIVERSE_GROUPS = 2  # of a diverse beam search; the paper does not say how many
@@ -26,7 +28,7 @@ class Model:
 
 @dataclass(frozen=True)
 class Setting:
-    """A model, and what it decodes: sources and outputs of one length, or sources of lengths in between."""
+    """A model, and the lengths of its sources and outputs. Sources have one length, or lengths in a range."""
 
     label: str
     model: str  # of MODELS
@@ -46,13 +48,11 @@ MODELS = {
     "gpt2_124m": Model("el_transformer_lm_gpt2_124m", 50257, is_language_model=True),
     "gpt2_355m": Model("el_transformer_lm_gpt2_355m", 50257, is_language_model=True),
 }
-_SIDES = {side: (f"--{side}-embed-dim=32", f"--{side}-ffn-embed-dim=64", f"--{side}-layers=2",
-                 f"--{side}-attention-heads=4") for side in ("encoder", "decoder")}  # fmt: skip
 SMALL_MODELS = {
-    "transformer_270m": Model("transformer", 64, _SIDES["encoder"] + _SIDES["decoder"]),
-    "bart_large": Model("bart_base", 64, _SIDES["encoder"] + _SIDES["decoder"]),
-    "gpt2_124m": Model("el_transformer_lm_gpt2_124m", 64, _SIDES["decoder"], is_language_model=True),
-    "gpt2_355m": Model("el_transformer_lm_gpt2_355m", 64, _SIDES["decoder"], is_language_model=True),
+    "transformer_270m": Model("transformer", 64, tiny_options("encoder", "decoder")),
+    "bart_large": Model("bart_base", 64, tiny_options("encoder", "decoder")),
+    "gpt2_124m": Model("el_transformer_lm_gpt2_124m", 64, tiny_options("decoder"), is_language_model=True),
+    "gpt2_355m": Model("el_transformer_lm_gpt2_355m", 64, tiny_options("decoder"), is_language_model=True),
 }
 
 # Lengths are near the means of the corpora; articles of CNN/DailyMail are cut to the positions of the model.

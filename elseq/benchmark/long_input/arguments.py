@@ -6,8 +6,8 @@ with attention to all states (exact) and to the k of the largest scores (top-k).
 
 import argparse
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts
-from elseq.benchmark.arguments import add_run_options
+from elseq.arguments import count, count_or_zero
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser
 from elseq.options import registered_methods
 
 LENGTHS = [1024, 4096, 16384, 65536, 262144]
@@ -20,18 +20,12 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = Parser(
-        prog="elseq-benchmark long-input", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
+    parser = paper_parser("long-input", __doc__)
     work = parser.add_argument_group("what is measured")
     work.add_argument("--arch", default="bart_large", help="an encoder-decoder (default: %(default)s)")
-    listed = ",".join(map(str, LENGTHS))
-    work.add_argument("--lengths", type=counts, default=LENGTHS, help=f"tokens of a source (default: {listed})")
-    names = registered_methods()
-    work.add_argument("--modes", type=choices(names), default=list(names), help=f"of {','.join(names)} (default: all)")
-    work.add_argument(
-        "--scores", type=choices(SCORES), default=list(SCORES), help=f"of {','.join(SCORES)} (default: all)"
-    )
+    add_counts(work, "--lengths", LENGTHS, "tokens of a source")
+    add_choices(work, "--modes", registered_methods())
+    add_choices(work, "--scores", SCORES)
     work.add_argument("--source-window", type=count, default=1024, help="tokens (default: %(default)s)")
     work.add_argument("--source-window-overlap", type=count_or_zero, help="tokens (default: half of a window)")
     work.add_argument("--apply-top-k", type=count, help="k (default: the tokens of a window)")

@@ -3,21 +3,17 @@
 from dataclasses import asdict
 from functools import partial
 
-from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.arguments import make_output_folder, tiny_options
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.long_input import report
-from elseq.benchmark.long_input.plan import TINY_MODEL, Plan, run_plan
-from elseq.benchmark.plans import read_conditions
+from elseq.benchmark.long_input.plan import Plan, run_plan
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine, versions
 from elseq.errors import as_option, renamed
 from elseq.models.windows import UNLIMITED, chosen_windows
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.long_input.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     with renamed(as_option):
         windows = chosen_windows(
             UNLIMITED, source_window=args.source_window, source_window_overlap=args.source_window_overlap
@@ -33,26 +29,18 @@ def main(args) -> None:
         batch=args.batch,
         beam=args.beam,
         output_length=args.output_length,
-        model_options=TINY_MODEL if args.tiny else (),
+        model_options=tiny_options("encoder", "decoder") if args.tiny else (),
         vocabulary_size=64 if args.tiny else 50264,
         **read_conditions(args),
     )
     output = make_output_folder(args.output)
     sizes = "tiny, for a test" if args.tiny else "the architecture's"
-    settings = {
-        "benchmark": "sources of any length in windows",
-        "sizes": sizes,
-        **asdict(plan),
-        **plan.environment(),
-    }
-    model = [
-        plan.arch,
-        f"sizes: {sizes}",
-        "random weights",
-        f"windows of {plan.window}, overlap {plan.overlap}, k {plan.top_k}",
-    ]
+    benchmark = "sources of any length in windows"
+    settings = {"benchmark": benchmark, "sizes": sizes, **asdict(plan), **plan.environment()}
+    windows = f"windows of {plan.window}, overlap {plan.overlap}, k {plan.top_k}"
+    model = [plan.arch, f"sizes: {sizes}", "random weights", windows]
     work = [f"batch {plan.batch}", f"beam {plan.beam}", f"output {plan.output_length}"]
-    title = heading([model, work, machine(plan.device, plan.threads, plan.dtype), versions()])
+    title = plan.title(model, work)
     texts = report.tables, partial(report.notes, plan)
     plot = partial(report.plot, output / "long_input.png", title)
     runs = len(plan.cells())

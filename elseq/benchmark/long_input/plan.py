@@ -1,4 +1,4 @@
-"""What is measured of sources in windows. Every run is a process of its own, `elseq.benchmark.long_input.measure`."""
+"""The runs that measure sources in windows. Each is a process of its own, `elseq.benchmark.long_input.measure`."""
 
 import tempfile
 from collections.abc import Callable
@@ -7,25 +7,20 @@ from pathlib import Path
 
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_turns
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.sources import random_sources
 from elseq.errors import UserError, as_option, renamed
 from elseq.models.windows import chosen_windows
 
 PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
-TINY_MODEL = tuple(
-    f"--{side}-{name}"
-    for side in ("encoder", "decoder")
-    for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=4")
-)
 
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The model, the lengths and the methods to measure."""
 
     arch: str
     lengths: list[int]  # tokens of a source, special symbols included
@@ -52,31 +47,23 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A method at a length. What is not known is None."""
+class Row(MeasuredRow):
+    """The result of a method at a length. `seconds` are those of the encoder and of the decoder."""
 
     length: int
     method: str
     scores: str
-    failure: str | None = None  # a sentence; nothing is measured then
-    seconds: dict[str, list[float]] | None = None  # of each repeat, by part: encoder, decoder
     output_lengths: list[int] | None = None
     state_bytes: int | None = None
     predicted_bytes: int | None = None  # of a batch, by which --memory-budget plans
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
     parameters: int | None = None
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
-    """Measure all runs; those of a length take turns.
+    """Measure all runs. Those of one length take turns.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
 
     Raises:
@@ -93,13 +80,10 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
             requests = [_request(plan, model_file, *cell) for cell in cells]
             found = in_turns(PROGRAM, requests, Path(folder), interleave=plan.device == "cpu")
             for cell, measurement in zip(cells, found, strict=True):
-                row = Row(*cell)
-                fill(row, measurement)
-                done(row)
+                done(fill(Row(*cell), measurement))
 
 
 def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores: str) -> dict:
-    limit = plan.output_length - 1  # what a search calls the length is without the end symbol
     options = {"source_window": plan.window, "source_window_overlap": plan.overlap}
     if scores != "exact":
         options |= {"apply_top_k": plan.top_k, "apply_top_k_in": "cross"}
@@ -111,6 +95,5 @@ def _request(plan: Plan, model_file: ModelFile, length: int, method: str, scores
         "source_length": length,
         "target_length": plan.output_length,
         "beam": plan.beam,
-        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
         **plan.conditions(),
     }

@@ -26,9 +26,9 @@ def compare(rows: list[Row]) -> list[dict]:
 def tables(rows: list[Row]) -> str:
     """A table in Markdown for each measure, and a line for each row that failed."""
     measures = {
-        "milliseconds per output token": lambda row: 1000 * _seconds(row, "decoder") / _tokens(row),
+        "milliseconds per output token": _milliseconds_per_token,
         "seconds to encode": lambda row: _seconds(row, "encoder"),
-        "decoding state, MiB": lambda row: row.state_bytes / MEBIBYTE,
+        "decoding state, MiB": _state_mebibytes,
         "peak above the model, MiB": lambda row: (
             None if row.loaded_mebibytes is None else row.peak_mebibytes - row.loaded_mebibytes
         ),
@@ -54,8 +54,12 @@ def _seconds(row: Row, part: str) -> float:
     return statistics.median(row.seconds[part])
 
 
-def _tokens(row: Row) -> int:
-    return row.output_lengths[0]
+def _milliseconds_per_token(row: Row) -> float:
+    return 1000 * _seconds(row, "decoder") / row.output_lengths[0]
+
+
+def _state_mebibytes(row: Row) -> float:
+    return row.state_bytes / MEBIBYTE
 
 
 def name(row: Row) -> str:
@@ -74,7 +78,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     sentences = [
         f"Median of {plan.repeats}; the rows of a length take turns.",
         "Per output token: the time of the decoder for a token of all hypotheses of the batch; for kv the projection "
@@ -97,10 +101,7 @@ def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
     figure = Figure(figsize=(11, 4.5), layout="constrained")
     axes = figure.subplots(1, 2)
     measured = [row for row in rows if row.failure is None]
-    values = {
-        "milliseconds per output token": lambda row: 1000 * _seconds(row, "decoder") / _tokens(row),
-        "decoding state, MiB": lambda row: row.state_bytes / MEBIBYTE,
-    }
+    values = {"milliseconds per output token": _milliseconds_per_token, "decoding state, MiB": _state_mebibytes}
     for axis, (label, value) in zip(axes, values.items(), strict=True):
         for method, scores in dict.fromkeys((row.method, row.scores) for row in measured):
             points = [(row.length, value(row)) for row in measured if (row.method, row.scores) == (method, scores)]

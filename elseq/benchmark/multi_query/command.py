@@ -3,25 +3,21 @@
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.arguments import CPU_BATCHES, GPU_BATCHES
 from elseq.benchmark.multi_query.plan import TINY, Plan, Sizing, run_plan
 from elseq.benchmark.multi_query.variants import BEAMS
-from elseq.benchmark.plans import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine, versions
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.multi_query.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan, args.tiny)
     model = [f"sizes: {settings['sizes']}", "random weights"]
-    title = heading([[settings["benchmark"]], model, machine(plan.device, plan.threads, plan.dtype), versions()])
+    title = plan.title([settings["benchmark"]], model)
     runs = len(plan.variants) * len(plan.columns)
     texts = report.tables, partial(report.notes, plan)
     publish_paper(partial(run_plan, plan), runs, output / "multi_query", report, settings, title, *texts)
@@ -44,7 +40,7 @@ def _plan(args) -> Plan:
 
 
 def _settings(plan: Plan, is_tiny: bool) -> dict:
-    """What the figures depend on, for the JSON."""
+    """The settings on which the figures depend, for the JSON."""
     return {
         "benchmark": "multi-query attention, 1911.02150, table 3",
         "sizes": "tiny, for a test" if is_tiny else "the paper's",

@@ -1,13 +1,12 @@
 """One measured run of the multi-query benchmark: read a request, load, train or decode some times, write a result.
 
-Run as a program, so that its memory is this run's alone. The request has what `FairseqEngine` reads, and "column",
-"target_length" and "repeats".
+Run as a program, so that its memory is this run's alone. The request has what `TimedSearch` reads, and "column".
 """
 
 import torch
 import torch.nn.functional as F
 
-from elseq.benchmark.measure import Measurement, main, now
+from elseq.benchmark.measure import Measurement, main, seconds_of
 from elseq.benchmark.models import ModelFile, load
 from elseq.benchmark.timed_search import TimedSearch, time_parts
 
@@ -47,9 +46,7 @@ class Training:
 
     def time(self) -> dict[str, float]:
         """Seconds of a step."""
-        start = now(self.request["device"])
-        self._step()
-        return {"step": now(self.request["device"]) - start}
+        return {"step": seconds_of(self.request["device"], self._step)}
 
     def _step(self) -> None:
         self.optimizer.zero_grad()

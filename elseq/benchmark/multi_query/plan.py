@@ -1,4 +1,4 @@
-"""What is measured of the speed table of the multi-query attention paper.
+"""The runs that measure the speed table of the multi-query attention paper.
 
 A variant is a model and how it is decoded; a column is training, greedy search or beam search, in one or two parts.
 Every variant and column is a process of its own, `elseq.benchmark.multi_query.measure`.
@@ -10,19 +10,21 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from elseq.benchmark.arguments import tiny_options
+from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
+from elseq.benchmark.measure import ran_out
 from elseq.benchmark.models import ModelFile, random_model
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
-from elseq.benchmark.plans import Conditions
 from elseq.benchmark.processes import in_process
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import DecodingRow, as_json, fill
 from elseq.benchmark.sources import random_sources
 from elseq.options import INT8, STOCK
 
 
 @dataclass(frozen=True)
 class Sizing:
-    """What the paper fixes: sizes beyond those of the architectures."""
+    """Sizes that the paper fixes beside those of the architectures."""
 
     vocabulary_size: int = 33708  # special symbols included
     length: int = 128  # tokens of source and of target, the end symbol included
@@ -30,21 +32,12 @@ class Sizing:
     model_options: tuple[str, ...] = ()  # as fairseq-train has them
 
 
-TINY = Sizing(
-    vocabulary_size=64,
-    length=16,
-    radius=4,
-    model_options=tuple(
-        f"--{side}-{name}"
-        for side in ("encoder", "decoder")
-        for name in ("layers=2", "embed-dim=32", "ffn-embed-dim=64", "attention-heads=8")
-    ),
-)
+TINY = Sizing(vocabulary_size=64, length=16, radius=4, model_options=tiny_options("encoder", "decoder", heads=8))
 
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured."""
+    """The variants, columns and batch sizes to measure."""
 
     variants: list[str]
     columns: list[str]
@@ -53,30 +46,18 @@ class Plan(Conditions):
     sizing: Sizing
 
     def dtype_of(self, variant: Variant) -> str:
-        """fairseq has no int8: what is compared with it there is compared with its float32."""
+        """The type of a variant. fairseq has no int8, so its float32 is the baseline of int8."""
         return "float32" if self.dtype == INT8 and variant.mode == STOCK else self.dtype
 
 
 @dataclass
-class Row:
-    """A variant in a column. What is not known is None."""
+class Row(DecodingRow):
+    """A variant in a column."""
 
     variant: str
     column: str
     batch_size: int
-    failure: str | None = None  # a sentence; nothing is measured then
-    dtype: str | None = None  # where it is another than the plan's
-    parameters: int | None = None
-    output_lengths: list[int] | None = None
-    state_bytes: int | None = None
-    copied: bool | None = None
-    kernels: list[dict] | None = None  # tried on a GPU
-    captures: int | None = None  # CUDA graphs of decoding steps, of one search
-    not_captured: str | None = None  # why not all of them
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None
-    peak_includes_loading: bool | None = None
-    seconds: dict[str, list[float]] | None = None  # of each repeat, by part
+    dtype: str | None = None  # if it differs from the plan's
     microseconds_per_token: dict[str, float] | None = None
     published_microseconds_per_token: dict[str, float] | None = None
     gigabytes_per_second: float | None = None
@@ -89,7 +70,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every variant and column, one after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
     """
     for name in plan.variants:
@@ -102,7 +83,7 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
             for column in plan.columns:
                 batch_size = plan.batches[column]
                 row = _measure(plan, name, column, model_file, batch_size, Path(folder))
-                while column in plan.halving and batch_size > 1 and (row.failure or "").startswith("out of memory"):
+                while column in plan.halving and batch_size > 1 and ran_out(row.failure):
                     batch_size //= 2
                     row = _measure(plan, name, column, model_file, batch_size, Path(folder))
                 done(row)
@@ -111,7 +92,6 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
 def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_size: int, folder: Path) -> Row:
     sizing, variant = plan.sizing, VARIANTS[name]
     dtype = plan.dtype_of(variant)
-    limit = sizing.length - 1  # what a search calls the length is without the end symbol
     request = {
         "column": column,
         "mode": variant.mode,
@@ -119,13 +99,11 @@ def _measure(plan: Plan, name: str, column: str, model_file: ModelFile, batch_si
         "sources": random_sources(model_file, sizing.length, batch_size),
         "target_length": sizing.length,
         "beam": BEAMS[column],
-        "search": {"min_len": limit, "max_len_b": limit, "lenpen": 1.0, "no_repeat_ngram_size": 0},
         **plan.conditions(),
         "dtype": dtype,
     }
     found = in_process(["-m", "elseq.benchmark.multi_query.measure"], request, folder)
-    row = Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype)
-    fill(row, found)
+    row = fill(Row(name, column, batch_size, dtype=None if dtype == plan.dtype else dtype), found)
     if found.failure is not None:
         return row
     tokens = batch_size * sizing.length

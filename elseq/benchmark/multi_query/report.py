@@ -9,7 +9,7 @@ from elseq.options import INT8
 from elseq.tables import markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
-# Rows whose ratio is shown.
+# Pairs of rows with a ratio.
 PAIRS = [("multi-head", "multi-query"), ("stock", "multi-query"), ("multi-head-local", "multi-query-local")]
 
 
@@ -108,7 +108,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     sentences = [
         f"Time per target token, {plan.sizing.length} to a sentence with the end symbol, hypotheses of a beam not "
         f"counted; median of {plan.repeats}.",
@@ -129,7 +129,7 @@ def notes(plan: Plan, rows: list[Row]) -> str:
 
 
 def _batches(plan: Plan, rows: list[Row]) -> str:
-    """Of each column, and of the rows that had room for fewer sentences only."""
+    """The batch size of each column, and of the rows whose memory allowed only fewer sentences."""
     sizes = [f"{HEADINGS[column]} {plan.batches[column]:,}" for column in plan.columns]
     sizes += [
         f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]} {row.batch_size:,}"

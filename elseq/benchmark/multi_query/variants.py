@@ -3,13 +3,7 @@
 from dataclasses import dataclass
 
 BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column
-PARTS = [
-    ("training", "step"),
-    ("greedy", "encoder"),
-    ("greedy", "decoder"),
-    ("beam", "encoder"),
-    ("beam", "decoder"),
-]
+PARTS = [("training", "step"), ("greedy", "encoder"), ("greedy", "decoder"), ("beam", "encoder"), ("beam", "decoder")]
 
 
 @dataclass(frozen=True)

@@ -6,8 +6,8 @@ is a process of its own. What would not fit the memory or would take too long is
 
 import argparse
 
-from elseq.arguments import Parser, choices, count, counts
-from elseq.benchmark.arguments import add_run_options
+from elseq.arguments import count
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser
 from elseq.errors import UserError
 
 METHODS = {
@@ -34,29 +34,18 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = Parser(
-        prog="elseq-benchmark top-k", description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    methods = METHODS["attention"]
+    parser = paper_parser("top-k", __doc__)
     work = parser.add_argument_group("what is measured")
-    work.add_argument(
-        "--what", type=choices(METHODS), default=list(METHODS), help=f"of {','.join(METHODS)} (default: all)"
-    )
-    work.add_argument(
-        "--methods", type=choices(methods), default=list(methods), help=f"of {','.join(methods)} (default: all)"
-    )
-    work.add_argument("--lengths", type=counts, default=LENGTHS, help=f"of attention (default: {_listed(LENGTHS)})")
+    add_choices(work, "--what", METHODS)
+    add_choices(work, "--methods", METHODS["attention"])
+    add_counts(work, "--lengths", LENGTHS, "of attention")
     work.add_argument("--layers", type=count, default=1, help="of attention; 2 or more: with projections (default: 1)")
     work.add_argument("--attention-top-k", type=count, help="(default: 128, or 64 with several layers)")
     work.add_argument("--query-chunk-size", type=count, help="queries; the paper's is 1024 (default: elseq's rule)")
     work.add_argument("--tokens", type=count, default=16384, help="of feed-forward layers (default: %(default)s)")
-    work.add_argument(
-        "--widths", type=counts, default=WIDTHS, help=f"units of feed-forward layers (default: {_listed(WIDTHS)})"
-    )
+    add_counts(work, "--widths", WIDTHS, "units of feed-forward layers")
     work.add_argument("--ffn-top-k", type=count, default=512, help="(default: %(default)s)")
-    work.add_argument(
-        "--chunk-sizes", type=counts, default=CHUNK_SIZES, help=f"queries (default: {_listed(CHUNK_SIZES)})"
-    )
+    add_counts(work, "--chunk-sizes", CHUNK_SIZES, "queries")
     work.add_argument("--chunks-length", type=count, default=8192, help="length for chunks (default: %(default)s)")
     runs = parser.add_argument_group("runs")
     runs.add_argument(
@@ -71,10 +60,6 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     if not any(method in METHODS[what] for what in args.what for method in args.methods):
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
     return args
-
-
-def _listed(sizes: list[int]) -> str:
-    return ",".join(map(str, sizes))
 
 
 def _amount(text: str) -> float:

@@ -4,23 +4,19 @@ from dataclasses import asdict
 from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
-from elseq.benchmark.plans import read_conditions
+from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.publishing import publish_paper
-from elseq.benchmark.report import heading, machine
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan
 
 
 def main(args) -> None:
-    """
-    Args:
-        args: what `elseq.benchmark.top_k.arguments.parse` returns.
-    """
+    """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
     output = make_output_folder(args.output)
     settings = _settings(plan)
     versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
-    title = heading([[settings["benchmark"]], machine(plan.device, plan.threads, plan.dtype), versions])
+    title = plan.title([settings["benchmark"]], versions=versions)
     texts = partial(report.tables, plan), partial(report.notes, plan)
     plot = partial(report.plot, output, plan)
     publish_paper(partial(run_plan, plan), len(plan.cells()), output / "top_k", report, settings, title, *texts, plot)
@@ -46,7 +42,7 @@ def _plan(args) -> Plan:
 
 
 def _settings(plan: Plan) -> dict:
-    """What the figures depend on, for the JSON."""
+    """The settings on which the figures depend, for the JSON."""
     return {
         "benchmark": "top-k attention and feed-forward layers, 2106.06899",
         **asdict(plan),

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
-from elseq.benchmark.measure import Measurement, limit_memory, main, memory_mebibytes, now, reset_peak
+from elseq.benchmark.measure import Measurement, limit_memory, main, memory_mebibytes, reset_peak, seconds_of
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
@@ -70,9 +70,7 @@ class Layer:
         """Seconds of a forward and backward pass."""
         for tensor in self.inputs:
             tensor.grad = None
-        start = now(self.request["device"])
-        self.forward(*self.inputs).backward(self.gradient)
-        return now(self.request["device"]) - start
+        return seconds_of(self.request["device"], lambda: self.forward(*self.inputs).backward(self.gradient))
 
 
 def attention(request: dict) -> tuple[Callable[..., Tensor], list[Tensor]]:

@@ -1,4 +1,4 @@
-"""Memory and time of top-k attention and feed-forward layers (2106.06899): what is measured, and what is skipped.
+"""Memory and time of top-k attention and feed-forward layers (2106.06899): which runs are made, and which are skipped.
 
 Every method at every size is a process of its own, `elseq.benchmark.top_k.measure`. A size is a length (attention), the
 units of a feed-forward layer, or the queries of a chunk (chunks: attention again, at one length).
@@ -14,10 +14,10 @@ from pathlib import Path
 import torch
 
 from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
-from elseq.benchmark.measure import Measurement
-from elseq.benchmark.plans import Conditions
+from elseq.benchmark.conditions import Conditions
+from elseq.benchmark.measure import Measurement, ran_out
 from elseq.benchmark.processes import in_process
-from elseq.benchmark.rows import as_json, fill
+from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.method_choice import free_memory_bytes
 
@@ -29,9 +29,9 @@ GIBIBYTE = 2**30
 
 @dataclass(frozen=True)
 class Plan(Conditions):
-    """What is measured: one causal layer of attention, or a stack of them, and one feed-forward layer."""
+    """The layers to measure: one causal layer of attention, or a stack of them, and one feed-forward layer."""
 
-    sizes: dict[str, list[int]]  # by what is measured, ascending
+    sizes: dict[str, list[int]]  # by kind of layer, ascending
     methods: list[str]
     chunks_length: int  # length at which chunk sizes are compared
     tokens: int  # of the feed-forward layer
@@ -45,7 +45,7 @@ class Plan(Conditions):
     memory_limit: float | None  # GiB; None: what is available
 
     def cells(self) -> list[tuple[str, int, str]]:
-        """What, size and method of each run, in order."""
+        """The kind of layer, the size and the method of each run, in order."""
         return [
             (what, size, method)
             for what, sizes in self.sizes.items()
@@ -55,21 +55,11 @@ class Plan(Conditions):
         ]
 
     def request(self, what: str, size: int, method: str) -> dict:
-        """What `elseq.benchmark.top_k.measure` reads."""
-        request = {
-            "method": method,
-            **self.conditions(),
-            "seconds_limit": self.seconds_limit,
-        }
+        """The request of `elseq.benchmark.top_k.measure`."""
+        request = {"method": method, **self.conditions(), "seconds_limit": self.seconds_limit}
         if what == "feed-forward":
-            width = self.heads * self.head_width
-            return request | {
-                "layer": what,
-                "length": self.tokens,
-                "width": width,
-                "units": size,
-                "top_k": self.ffn_top_k,
-            }
+            sizes = {"length": self.tokens, "width": self.heads * self.head_width, "units": size}
+            return request | {"layer": what, **sizes, "top_k": self.ffn_top_k}
         return request | {
             "layer": "attention",
             "length": size if what == "attention" else self.chunks_length,
@@ -82,27 +72,19 @@ class Plan(Conditions):
 
 
 @dataclass
-class Row:
-    """A method at a size. What is not known is None."""
+class Row(MeasuredRow):
+    """A method at a size. Its failure also tells why it was skipped, its peak is above the inputs."""
 
     what: str
     size: int
     method: str
-    failure: str | None = None  # a sentence: why it failed or was skipped
-    peak_includes_loading: bool | None = None
-    seconds: list[float] | None = None  # of each repeat
-    loaded_mebibytes: float | None = None
-    peak_mebibytes: float | None = None  # above the inputs
-
-    def to_dict(self) -> dict:
-        return as_json(self)
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure every method at every size, one after the other.
 
     Args:
-        plan: what is measured.
+        plan: the cases to measure.
         done: called with each row as soon as it is there.
     """
     times: dict[tuple[str, str], list[tuple[int, float]]] = {}  # of each method, sizes and seconds so far
@@ -125,11 +107,9 @@ def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
                 found = in_process(["-m", "elseq.benchmark.top_k.measure"], request, Path(folder))
             if found.failure is None:
                 times.setdefault((what, method), []).append((size, statistics.median(found.seconds)))
-            elif found.failure.startswith("out of memory"):
+            elif ran_out(found.failure):
                 too_large[what, method] = size
-            row = Row(what, size, method)
-            fill(row, found)
-            done(row)
+            done(fill(Row(what, size, method), found))
 
 
 def estimate_seconds(what: str, size: int, times: list[tuple[int, float]]) -> float:
@@ -153,7 +133,7 @@ def estimate_bytes(request: dict) -> float:
     most = "cpu" if request["device"] == "cpu" else "other"
     if request["layer"] == "feed-forward":
         table, states = (item * request["width"] * count for count in (request["units"], length))
-        if method == "vanilla":  # activations, and gradients of them and of what was before them
+        if method == "vanilla":  # activations, and the gradients before and after the activation function
             return 3 * item * length * request["units"] + 2 * table + 2 * states
         return kept + 7 * table + 3 * states + 3 * item * MOST_SCORES[most]
     heads, layers = request["heads"], request["layers"]

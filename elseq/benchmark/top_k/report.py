@@ -37,7 +37,7 @@ PUBLISHED_LAYERS = {
 
 
 def published(plan: Plan, what: str) -> list[dict]:
-    """Figures that stand beside those of attention with as many layers, or of feed-forward layers."""
+    """The published figures for attention with as many layers as the plan has, or for feed-forward layers."""
     points = {"attention": PUBLISHED_LAYERS.get(plan.layers, []), "feed-forward": PUBLISHED_FFN}.get(what, [])
     return [dict(zip(("size", "method", "gibibytes", "seconds"), point, strict=True)) for point in points]
 
@@ -126,7 +126,7 @@ def progress(row: Row) -> str:
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
-    """What the figures mean."""
+    """The notes below the tables: what the figures mean."""
     sentences = [
         f"Seconds: one forward and backward pass, median of {plan.repeats} or of as many as fit the time limit.",
         "Peak: of the process (on a GPU: of its allocator) above what it has with the inputs loaded; outputs, what is "

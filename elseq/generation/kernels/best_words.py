@@ -54,7 +54,7 @@ def _trial(device: torch.device, dtype: torch.dtype, rows: int = 128, width: int
     expected = torch.topk(log_probs.scatter(1, forbidden, -math.inf), count, dim=1)[0]
 
     def at_words(found: tuple[Tensor, Tensor]) -> Tensor:
-        """The values found, and what the words found have."""
+        """The values found, and the log-probabilities of the words found."""
         values, places = found
         return torch.stack((values, log_probs.gather(1, places).float()))
 

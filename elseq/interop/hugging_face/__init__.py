@@ -16,7 +16,7 @@ _MODEL_CLASSES = {
 
 
 def model_classes() -> dict[str, str]:
-    """The classes of transformers that can be converted, by what they are called in a sentence."""
+    """The classes of transformers that can be converted, by their names in sentences."""
     registry = sys.modules.get(f"{__name__}.families")
     if registry is None:
         return _MODEL_CLASSES

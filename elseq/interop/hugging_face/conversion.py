@@ -33,35 +33,15 @@ from elseq.subwords.tokens import Tokens
 PROGRAM = "transformers"
 FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
-WRITTEN = (
-    "config.json",
-    "generation_config.json",
-    "model.safetensors",
-    "*vocab.json",
-    "merges.txt",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "sentencepiece.bpe.model",
-    "*.spm",
-)
-WRITTEN_FOR_FAIRSEQ = (
-    "model.pt",
-    "dict*.txt",
-    "encoder.json",
-    "vocab.bpe",
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "fairseq_symbols.json",
-    "*vocab.json",
-    "sentencepiece.bpe.model",
-    "*.spm",
-)
+_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*vocab.json", "sentencepiece.bpe.model", "*.spm")
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "merges.txt", *_TOKENIZERS)
+WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe", "fairseq_symbols.json", *_TOKENIZERS)
 
 
 @dataclass
 class ForFairseq:
-    """A converted model: the checkpoint, the content of the files beside it, what a command needs beside the name of
-    the task, options of generation, and what its user is told."""
+    """A model converted to fairseq: the checkpoint, the content of the files beside it, arguments of commands besides
+    the name of the task, options of generation, and notes for the user."""
 
     checkpoint: dict
     files: dict[str, str | bytes]
@@ -72,8 +52,8 @@ class ForFairseq:
 
 @dataclass
 class ForHuggingFace:
-    """A converted model: config.json, generation_config.json, the tensors, the row in fairseq of each of its words and
-    of those of sources, the content of the tokenizer's files, and what its user is told."""
+    """A model converted to Hugging Face: config.json, generation_config.json, the tensors, the rows in fairseq of its
+    words and of its source words, the content of the tokenizer's files, and notes for the user."""
 
     config: dict
     settings: dict
@@ -152,7 +132,7 @@ def _from_hugging_face(folder: Path, data: Path) -> ForFairseq:
 
 
 def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, bias: Tensor) -> list[str]:
-    """Put the embeddings in fairseq's order; returns what is wrong with its new symbols."""
+    """Put the embeddings in fairseq's order. Returns notes on symbols of fairseq that the model does not have."""
     unused, notes = None, []
     if OUTPUT_BIAS in model:
         unused = torch.zeros_like(weight)
@@ -189,18 +169,18 @@ def to_hugging_face(
 ) -> ForHuggingFace:
     """
     Args:
-        tensors: of a fairseq or elseq model by their names, as its state_dict has them.
+        tensors: the state_dict of a fairseq or elseq model.
         cfg: the whole configuration of its checkpoint.
         source, target: its dictionaries; for a language model the same.
         forced_start: whether generation begins with <s>.
         tokens: its tokenizer, if it has one.
         kind: name of the family. Default: the first that the model can be of.
-        settings_of: the whole configuration of the checkpoint whose settings of generation are written, with what
-            targets begin with. Default: `cfg`.
+        settings_of: the whole configuration of the checkpoint whose settings of generation and first word of targets
+            are written. Default: `cfg`.
         around: the rows of the symbols that its task puts before and after a source. Default: the family's.
 
     Raises:
-        UserError: a model that Hugging Face's library does not have, or one with a number that is none.
+        UserError: a model that Hugging Face's library does not have, or one with NaN or infinity.
     """
     check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
@@ -295,11 +275,11 @@ def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[
 
 
 def _target_start(told, cfg, target: Dictionary) -> tuple[str | None, list[str]]:
-    """The word with which generated targets begin, and why it is left out.
+    """The word with which generated targets begin, or None; and notes if it is left out.
 
     Args:
         told: the whole configuration of the checkpoint whose settings of generation are written.
-        cfg: that of the model's.
+        cfg: that of the model's checkpoint.
 
     Raises:
         UserError: the checkpoint of the settings is of another dictionary.
@@ -350,7 +330,7 @@ def _special(order: list[int]) -> dict[str, int | None]:
 
 
 def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[int]) -> Tensor:
-    """A tensor with its rows in Hugging Face's order, if they are words."""
+    """A tensor. If its rows are words, they are in Hugging Face's order."""
     if not name.endswith(("embed_tokens.weight", "output_projection.weight", OUTPUT_BIAS)):
         return tensor
     rows = source_order if name.startswith("encoder.") else order

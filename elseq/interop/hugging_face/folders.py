@@ -25,10 +25,10 @@ _SHARED = 3  # names of one tensor: the embedding of a BART, of its encoder, its
 
 
 def read_settings(folder: Path, config: dict) -> tuple[str, dict]:
-    """How the model is to generate, as transformers reads it, and the name of the file that tells.
+    """The settings of generation as transformers reads them, and the name of their file.
 
-    It is generation_config.json alone, whatever config.json says; in older folders it is config.json alone, without the
-    defaults of the model's class.
+    Only generation_config.json counts. In older folders without it, only config.json counts, without the defaults of
+    the model's class.
 
     Args:
         folder: of the model.
@@ -88,7 +88,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
                     raise UserError("it is compressed, as torch never is: give the model as model.safetensors")
         with path.open("rb") as file:
             contents.check_file(file, size)
-        # Mapped, a file needs no memory, and what it says of sizes is held against what is there.
+        # A mapped file needs no memory, and torch compares the sizes of its tensors with that of the file.
         tensors = torch.load(path, map_location="cpu", weights_only=True, mmap=is_archive)
         contents.check_size(tensors, size)
     except UserError as error:
@@ -101,7 +101,7 @@ def _read_file(path: Path) -> dict[str, Tensor]:
         raise UserError(
             f"{path} holds more than tensors, or is damaged: give the model as model.safetensors"
         ) from error
-    except Exception as error:  # neither library says which it raises for what it does not expect
+    except Exception as error:  # the libraries do not document the errors for damaged files
         raise UserError(f"{path} is damaged or was cut off: copy it again") from error
     if not isinstance(tensors, dict) or not all(
         isinstance(name, str) and isinstance(tensor, Tensor) for name, tensor in tensors.items()
@@ -203,7 +203,7 @@ def _check_storage(folder: Path, tensors: dict[str, Tensor]) -> None:
 
 
 def _why_missing(missing: list[str], tensors: dict[str, Tensor]) -> str:
-    """What may have become of the first that is missing."""
+    """The probable reason why the first missing tensor is missing."""
     wrapped = next((name for name in tensors if missing and name.endswith(f".{missing[0]}")), None)
     if wrapped is not None:
         return f"it has {wrapped} in its place, as a wrapper saves it; save the model that is inside the wrapper"
@@ -220,7 +220,7 @@ def _name_first(folder: Path, what: str, names: list[str], why: str) -> None:
 
 
 def write(folder: Path, config: dict, settings: dict, tensors: dict[str, Tensor]) -> None:
-    """The files from which transformers loads a model.
+    """Write the files from which transformers loads a model.
 
     Raises:
         OSError: they cannot be written.

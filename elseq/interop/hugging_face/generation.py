@@ -1,13 +1,13 @@
 """Settings of generation: those of Hugging Face's generate as options of fairseq-generate, and back.
 
-The two count alike but for lengths. Hugging Face's max_length and min_length count the symbol that decoding starts from
-and the end symbol; fairseq's count neither. With forced_eos_token_id the last token of max_length is the end symbol;
-without, it is a word, and the text has no end.
+Lengths differ. Hugging Face's max_length and min_length count the symbol that decoding starts from and the end symbol;
+fairseq's count neither. With forced_eos_token_id the last token of max_length is the end symbol. Without it, the last
+token is a word, and the text has no end.
 
-The search is the same, as long as no hypothesis reaches the maximum length: there fairseq adds the log-probability of
-the end symbol, and Hugging Face nothing. So it is with a forced <s> or language, unless the task has
---score-target-start no. A language model's prompt begins with the end symbol in fairseq, so that the same prompt for
-Hugging Face is "<|endoftext|>" and the text.
+The search is the same as long as no hypothesis reaches the maximum length: there fairseq adds the log-probability of
+the end symbol, and Hugging Face nothing. The same holds for a forced <s> or language, unless the task has
+--score-target-start no. A language model's prompt begins with the end symbol in fairseq. The same prompt for Hugging
+Face is "<|endoftext|>" and the text.
 """
 
 import sys
@@ -46,7 +46,7 @@ _NUMBERS = ("length_penalty", "top_p", "temperature")
 _SAMPLING = ("top_p", "temperature")
 _LONGEST = 200  # fairseq's, where no --max-len-b is given
 _NEW_TOKENS = 20  # transformers', where no length is given
-# Not in fairseq, or otherwise there; and what it is when it does nothing.
+# Settings without an equal in fairseq, with the value that has no effect.
 _ELSEWHERE = {
     "repetition_penalty": 1.0,
     "encoder_no_repeat_ngram_size": 0,
@@ -69,7 +69,7 @@ _ELSEWHERE = {
 }
 _ELSEWHERE_IN_SAMPLING = {"typical_p": 1.0, "min_p": None, "top_h": None, "epsilon_cutoff": 0.0, "eta_cutoff": 0.0}
 _RULES = {True: FIRST, False: BOUND, "never": NEVER}  # early_stopping and --early-stopping
-# fairseq's options of generation that transformers has not; and what each is when it does nothing.
+# fairseq's options of generation that transformers does not have, with the value that has no effect.
 _OURS_ALONE = {
     "sampling": False,
     "temperature": 1.0,
@@ -114,7 +114,7 @@ def check_settings(settings: dict, file: str) -> None:
 
 
 def of_tasks(config: dict, settings: dict) -> list[str]:
-    """What pipelines of older versions of transformers took for a task, and `generate` does not.
+    """Notes on settings that pipelines of older versions of transformers read, and `generate` does not.
 
     Args:
         config: config.json.
@@ -239,7 +239,7 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
 
 
 def _drop_impossible_numbers(settings: dict) -> list[str]:
-    """Drop the numbers that no search can have, but for those of sampling where nothing is sampled; returns why."""
+    """Drop impossible numbers, except those of sampling if nothing is sampled. Returns notes on them."""
     notes = []
     for name in _NUMBERS:
         value = settings.get(name, 1.0)
@@ -256,7 +256,7 @@ def _drop_impossible_numbers(settings: dict) -> list[str]:
 
 
 def _add_hypotheses(options: dict, settings: dict) -> list[str]:
-    """How many hypotheses are wanted; returns what fairseq has not."""
+    """Add the number of hypotheses to the options. Returns notes on settings that fairseq does not have."""
     beams, wanted = settings["num_beams"], settings.get("num_return_sequences", 1)
     groups, notes = settings.get("num_beam_groups", 1), []
     if settings["do_sample"]:
@@ -282,7 +282,7 @@ def _with_prompt(name: str, value: int, option: str) -> str:
 
 
 def are_default(options) -> bool:
-    """Whether options, as for `hugging_face_settings`, are those of fairseq-generate where none is given."""
+    """Whether options, as for `hugging_face_settings`, are the defaults of fairseq-generate."""
     defaults = vars(GenerationConfig())
     return all(options.get(name, value) == value for name, value in defaults.items() if name != "_name")
 
@@ -294,11 +294,11 @@ def _settings_of_rule(rule: str) -> bool | str:
 def hugging_face_settings(
     options: dict, is_language_model: bool, positions: int, forces_end: bool = True
 ) -> tuple[dict, list[str]]:
-    """generation_config.json for fairseq's options, without the special symbols, and what it does not say.
+    """generation_config.json for fairseq's options, without the special symbols, and notes on options it cannot have.
 
     Args:
         options: of fairseq-generate, by their names in its configuration.
-        is_language_model: a model without an encoder; then the lengths are those of what is generated.
+        is_language_model: a model without an encoder. The lengths are then those of the continuation.
         positions: the most tokens that the model reads.
         forces_end: the last token of max_length is the end symbol (forced_eos_token_id).
     """

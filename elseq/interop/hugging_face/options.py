@@ -1,4 +1,4 @@
-"""What the configurations of all families are read and checked by."""
+"""Reading and checking the configurations of all families."""
 
 import reprlib
 import sys
@@ -25,7 +25,7 @@ ACTIVATIONS = {
 # Back: the first name of each, and fairseq's old name for the second.
 HUGGING_FACE_ACTIVATIONS = {theirs: ours for ours, theirs in reversed(ACTIVATIONS.items())} | {"gelu_fast": "gelu_new"}
 _LISTED = 4  # names in a note
-# What changes a model of any family, and fairseq's has not: other layers apart, another file in this one's place.
+# Options of all families that no fairseq model has: sizes of single layers, and other configuration files.
 _FEATURES = {"per_layer_config": None, "configuration_files": None}
 # Options of fairseq's Transformers that none of Hugging Face's models has.
 _NONE_HAS = {
@@ -41,12 +41,12 @@ _NONE_HAS = {
 
 
 def complete(config: dict, defaults: dict, aliases: dict[str, str]) -> dict:
-    """config.json as transformers reads it: with its defaults for what is missing, and by the names of the class.
+    """config.json as transformers reads it: with defaults, and with the names of the class.
 
     Args:
-        config: of the file.
-        defaults: of the options that matter.
-        aliases: the other name of an option, and its name; as in transformers, the other name stands over it.
+        config: the content of the file.
+        defaults: the defaults of the options that matter.
+        aliases: {alias: name of the option}. As in transformers, the alias takes precedence.
 
     Raises:
         UserError: an option of a wrong type, or quantized weights.
@@ -64,7 +64,7 @@ def complete(config: dict, defaults: dict, aliases: dict[str, str]) -> dict:
 
 
 def _wanted(name: str, value, default) -> str | None:
-    """What an option must be, where its value is something else."""
+    """The kind of value that an option must have, or None if it has one."""
     if name.endswith("_token_id"):
         is_right = type(value) is int or (value is None and name != "eos_token_id")
         return None if is_right else "a whole number"
@@ -96,10 +96,10 @@ def what_is_left_out(config: dict, tensors: dict[str, Tensor], unknown: list[str
     Args:
         config: complete.
         tensors: the weights.
-        unknown: the names of those that the model has no place for.
+        unknown: the names of tensors without a place in the model.
 
     Returns:
-        What of these the converted model does not have.
+        Notes on these, and on options, that the converted model does not have.
     """
     notes = []
     if unknown:
@@ -156,11 +156,11 @@ def check_expressible(configuration: dict, required: dict, model: str) -> None:
     """
     Args:
         configuration: of a fairseq model.
-        required: what Hugging Face's model is, in the options of fairseq, beside what none of its models has.
-        model: its name.
+        required: the options of fairseq that describe Hugging Face's model, beside those that none of its models has.
+        model: the name of Hugging Face's model.
 
     Raises:
-        UserError: the model is another.
+        UserError: the configuration has other options.
     """
     for name, value in (required | _NONE_HAS).items():
         # None, 0, "" and False all stand for an option that was not given

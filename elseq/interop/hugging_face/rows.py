@@ -15,15 +15,15 @@ _LARGEST_ERROR = 100.0
 
 
 def fairseq_order(vocabulary: Vocabulary, config: dict, rows: int) -> list[int | None]:
-    """The row in Hugging Face's order of each of fairseq's; None: a symbol that the model has not.
+    """For each row of fairseq, the row in Hugging Face's order; None for a symbol that the model does not have.
 
     fairseq's dictionary begins with <s> <pad> </s> <unk>. BART was trained with it and keeps its order. A GPT-2 has one
-    special symbol, <|endoftext|>, before and after every text, which fairseq's language models use </s> for: its row
-    becomes that of </s>, the other three get new rows (see `unused_row`), and the words follow in their own order.
+    special symbol, <|endoftext|>, before and after every text, as fairseq's language models have </s>. Its row becomes
+    that of </s>, the other three get new rows (see `unused_row`), and the words follow in their own order.
 
     Args:
         vocabulary: the model's.
-        config: its config.json, which tells what ends a text.
+        config: its config.json, with the end symbol.
         rows: of the embedding.
 
     Raises:
@@ -41,7 +41,7 @@ def fairseq_order(vocabulary: Vocabulary, config: dict, rows: int) -> list[int |
 
 
 def take_rows(embedding: Tensor, order: list[int | None], unused: Tensor | None = None) -> Tensor:
-    """An embedding [R, D] with its rows in another order, and the unused one [D] where there is none. Or a bias [R]."""
+    """An embedding [R, D], or a bias [R], with its rows in another order, and the row `unused` [D] for None."""
     if order == list(range(len(embedding))):
         return embedding
     rows = [unused.to(embedding.dtype) if row is None else embedding[row] for row in order]
@@ -49,7 +49,7 @@ def take_rows(embedding: Tensor, order: list[int | None], unused: Tensor | None 
 
 
 def unused_bias() -> Tensor:
-    """The bias of a word that is never chosen, whose row is 0."""
+    """The bias of a word whose row is 0 and which is never chosen."""
     return torch.tensor(_NEVER)
 
 
@@ -77,7 +77,7 @@ def unused_row(weight: Tensor, bias: Tensor) -> Tensor | None:
 
 
 def is_steady(row: Tensor, weight: Tensor, bias: Tensor, dtype: torch.dtype) -> bool:
-    """Whether the logit of an unused row stays far below all others where features and row are rounded to a type."""
+    """Whether the logit of an unused row stays far below all others if features and row are rounded to a type."""
     error = _rounding(dtype) * (row * torch.hypot(weight.double(), bias.double())).norm()
     return bool(error < _LARGEST_ERROR)  # False for a row that is not a number
 
@@ -87,6 +87,6 @@ def _rounding(dtype: torch.dtype) -> float:
 
 
 def are_added_rows(embedding: Tensor, rows: Sequence[int]) -> bool:
-    """Whether the rows, of <s>, <pad> and <unk> or some of them, are those that `take_rows` adds: one and the same."""
+    """Whether the rows of some of <s>, <pad> and <unk> are equal, as those that `take_rows` adds."""
     first, *others = (embedding[row] for row in rows) if rows else (None,)
     return all(torch.equal(first, other) for other in others)

@@ -1,6 +1,6 @@
 """Tokenizers that ship as a sentencepiece model, without tokenizer.json.
 
-Of some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. With others it reads a text
+From some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. For others it splits texts
 by sentencepiece itself, and vocab.json numbers the pieces: `PieceVocabulary`.
 """
 
@@ -34,8 +34,8 @@ _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
 class Model:
     """The content of a sentencepiece model.
 
-    `pieces` and their scores are in the order of their numbers, `symbols` are those of them that a text is searched
-    for first, and `charsmap` is the compiled normalization.
+    `pieces` and their scores are in the order of their numbers. `symbols` are the pieces that are found in a text
+    before all others. `charsmap` is the compiled normalization.
     """
 
     pieces: list[tuple[str, float]]
@@ -63,7 +63,7 @@ def read_model(path: Path) -> Model:
 
 
 def _fields(message: bytes) -> Iterator[tuple[int, int | bytes]]:
-    """Number and value of each field of a protobuf message, which sentencepiece has written itself."""
+    """Number and value of each field of a protobuf message from sentencepiece itself."""
     at = 0
     while at < len(message):
         key, at = _varint(message, at)
@@ -116,7 +116,7 @@ class SentencepieceClass(TokenizerClass):
 
 
 def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
-    """By the scores of the pieces. Spaces are parts of words, and before a text stands one."""
+    """A tokenizer by the scores of the pieces. Spaces are parts of words, and one is added before a text."""
     return _spaced(Tokenizer(Unigram(list(pieces), unk_id=unknown, byte_fallback=False)))
 
 
@@ -154,8 +154,8 @@ def normalizer(charsmap: bytes, *others: normalizers.Normalizer) -> normalizers.
 class PieceVocabulary(Vocabulary):
     """A sentencepiece model as it is, with the rows of its pieces and of other tokens.
 
-    `special` are the tokens that are found in a text before sentencepiece reads it, `around` the numbers that stand
-    before and after a text, and `files` the tokenizer's own, by their names in a converted folder.
+    `special` are the tokens that are found in a text before sentencepiece reads it. `around` are the numbers before and
+    after a text. `files` are the tokenizer's files, by their names in a converted folder.
     """
 
     special: tuple[str, ...] = ()
@@ -183,8 +183,8 @@ def read_pieces(
     """
     Args:
         folder: of vocab.json and the models.
-        named: the special tokens that the tokenizer's class has where tokenizer_config.json says nothing.
-        models: the names of the files of sentencepiece.
+        named: the special tokens of the tokenizer's class, for those missing in tokenizer_config.json.
+        models: the names of the sentencepiece files.
         languages: tokens that have the numbers after those of vocab.json.
 
     Returns:

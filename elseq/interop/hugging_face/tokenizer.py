@@ -1,8 +1,8 @@
 """A folder's tokenizer as transformers 5 loads it: from tokenizer.json, vocab.json with merges.txt, or sentencepiece.
 
-tokenizer.json is followed, whatever its kind. Those of the classes of GPT-2, BART and RoBERTa, however, transformers
-makes anew from the vocabulary, so that another normalizer or another cutting into words, that tokenizer.json may have,
-is not theirs: such a folder is refused, since which of the two the model was trained by is not known.
+tokenizer.json is followed, whatever its kind. For the classes of GPT-2, BART and RoBERTa, however, transformers makes
+the tokenizer anew from the vocabulary, without the normalizer and the pre-tokenizer of tokenizer.json. If these differ,
+the folder is refused, because only the author of the model knows which of the two it was trained with.
 """
 
 import contextlib
@@ -27,14 +27,14 @@ _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
 
 
 class TokenizerClass:
-    """A class of transformers' tokenizers, and what it makes of a folder's files: what tokenizer.json says."""
+    """A class of transformers' tokenizers, and how it reads a folder. By default it follows tokenizer.json."""
 
-    tokens: Mapping[str, str | dict] = {}  # what it has where tokenizer_config.json says nothing
+    tokens: Mapping[str, str | dict] = {}  # its special tokens, for those missing in tokenizer_config.json
     model_file: str | None = None  # the file of sentencepiece that it can be made of
     checks_file = True  # `contradiction` tells all that it would make otherwise
 
     def contradiction(self, content: dict, config: dict) -> str | None:
-        """What of a tokenizer.json it would make otherwise by tokenizer_config.json, in words."""
+        """A part of tokenizer.json that the class, with tokenizer_config.json, would make in another way, in words."""
         return None
 
     def named(self, config: dict) -> dict:
@@ -44,7 +44,7 @@ class TokenizerClass:
         }
 
     def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer | None:
-        """What it makes of a folder without tokenizer.json; None: nothing.
+        """The tokenizer of a folder without tokenizer.json, or None if the class makes none.
 
         Args:
             config: tokenizer_config.json.
@@ -53,11 +53,11 @@ class TokenizerClass:
         return None
 
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
-        """The special tokens that follow the pieces where no file gives them numbers, before the named ones."""
+        """Special tokens that follow the pieces if no file gives them numbers. The named ones follow them."""
         return ()
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        """Put around a text, by a tokenizer of `make`, what the class puts there; `named` are its special tokens."""
+        """Let a tokenizer of `make` put the class's symbols around a text; `named` are its special tokens."""
 
 
 class GPT2Class(TokenizerClass):
@@ -90,10 +90,7 @@ class GPT2Class(TokenizerClass):
             for name in ("bos_token", "eos_token")
         )
         if before or after:
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=" ".join([*before, "$A", *after]),
-                special_tokens=[(each, tokenizer.token_to_id(each)) for each in {*before, *after}],
-            )
+            put_around(tokenizer, before, after)
 
 
 class RobertaClass(GPT2Class):
@@ -129,7 +126,7 @@ class BertClass(TokenizerClass):
         return None if differing is None else f"a normalizer with {differing}: {normalizer.get(differing)!r}"
 
 
-# By their names without "Fast". A family's module adds those that are its own.
+# By their names without "Fast". The modules of families add their own classes.
 CLASSES: dict[str, TokenizerClass] = {
     "PreTrainedTokenizer": TokenizerClass(),
     "TokenizersBackend": TokenizerClass(),
@@ -162,11 +159,11 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     """
     Args:
         folder: of the tokenizer.
-        default: its class, where tokenizer_config.json tells none.
+        default: its class, if tokenizer_config.json has none.
         pieces, merges: of vocab.json and merges.txt, if there is no tokenizer.json.
 
     Returns:
-        The tokenizer, and the tokens that are nowhere in the folder: its class has them by default.
+        The tokenizer, and the tokens that are not in the folder: defaults of its class.
 
     Raises:
         UserError: files that cannot be used, or that contradict one another.
@@ -216,7 +213,7 @@ def tokens_checked(folder: Path) -> Iterator[None]:
 
 
 def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:
-    """The class of a tokenizer by tokenizer_config.json, which may have none, and its name."""
+    """The name of a tokenizer's class in tokenizer_config.json, or else the default, and the class."""
     kind = config.get("tokenizer_class") or default
     kind = kind.removesuffix("Fast") if isinstance(kind, str) else default
     return kind, CLASSES.get(kind, TokenizerClass())
@@ -228,8 +225,16 @@ def class_unlike_file(config: dict) -> str | None:
     return None if not kind or (kind in CLASSES and CLASSES[kind].checks_file) else kind
 
 
+def put_around(tokenizer: Tokenizer, before: Sequence[str], after: Sequence[str]) -> None:
+    """Let a tokenizer put these tokens before and after a text; see `surroundings`."""
+    tokenizer.post_processor = processors.TemplateProcessing(
+        single=[*before, "$A", *after],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+    )
+
+
 def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """What a tokenizer puts before and after a text."""
+    """The rows of the symbols that a tokenizer puts before and after a text."""
     text, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
@@ -238,12 +243,12 @@ def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
 
 
 def _is_special(name: str, token) -> bool:
-    """transformers takes every option of such a name for a special token."""
+    """Whether an option is a special token. transformers decides this by its name."""
     return name.endswith("_token") and isinstance(token, str | dict) and not name.startswith("add_")
 
 
 def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
-    """The tokens beside the pieces to which the files of a folder give numbers.
+    """The tokens beside the pieces, by their numbers in the files of a folder.
 
     Raises:
         UserError: a file that cannot be used.
@@ -265,7 +270,7 @@ def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
 
 def extra_tokens(config: dict) -> list:
     """The special tokens without an option of their own."""
-    # The old name is that of special_tokens_map.json here; as in transformers, `added_tokens` does not know it yet.
+    # special_tokens_map.json has the old name; as in transformers, `added_tokens` does not know it yet.
     return _listed(config.get("extra_special_tokens") or config.get("additional_special_tokens"))
 
 

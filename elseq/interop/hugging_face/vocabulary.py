@@ -15,7 +15,7 @@ from pathlib import Path
 
 from fairseq.data import Dictionary
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
-from tokenizers import AddedToken, Tokenizer, processors
+from tokenizers import AddedToken, Tokenizer
 
 from elseq.errors import UserError
 from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
@@ -26,6 +26,7 @@ from elseq.interop.hugging_face.tokenizer import (
     class_unlike_file,
     is_byte_level,
     is_plain,
+    put_around,
     read_config,
     read_tokenizer,
     surroundings,
@@ -33,15 +34,7 @@ from elseq.interop.hugging_face.tokenizer import (
 from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
 from elseq.subwords.pieces import NumberedPieces
-from elseq.subwords.tokens import (
-    END_OF_TEXT,
-    OWN_WORDS,
-    SYMBOLS,
-    Tokens,
-    dictionary_word,
-    parse_tokenizer,
-    spelt,
-)
+from elseq.subwords.tokens import END_OF_TEXT, OWN_WORDS, SYMBOLS, Tokens, dictionary_word, parse_tokenizer, spelt
 
 SPECIAL = SYMBOLS
 _NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
@@ -51,11 +44,11 @@ _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
 
 @dataclass(frozen=True)
 class Vocabulary:
-    """Of Hugging Face: the row of each token, and the merges, best first, each "left right".
+    """Hugging Face's vocabulary: the row of each token, and the merges, best first, each "left right".
 
-    `unmade` are the few pieces that no merge makes, so that they are found in no text. `config` is
-    tokenizer_config.json, `languages` are the tokens that name a language. A tokenizer that is no byte-level
-    BPE has no merges here. Of `unlike_file` see `class_unlike_file`.
+    `unmade` are the few pieces that no merge makes: no text has them. `config` is tokenizer_config.json. `languages`
+    are the tokens that name a language. A tokenizer that is no byte-level BPE has no merges here. For `unlike_file` see
+    `class_unlike_file`.
     """
 
     rows: dict[str, int]
@@ -68,7 +61,7 @@ class Vocabulary:
 
     @property
     def notes(self) -> list[str]:
-        """What a user should know of it."""
+        """Notes for the user."""
         notes = []
         if self.unmade:
             notes.append(f"no merge makes {', '.join(map(repr, self.unmade))}, so that no text has it in its tokens")
@@ -81,7 +74,7 @@ class Vocabulary:
 
     @property
     def surroundings(self) -> tuple[list[int], list[int]]:
-        """The numbers that stand before and after a text."""
+        """The numbers of the symbols before and after a text."""
         return surroundings(self.tokenizer)
 
     @property
@@ -89,7 +82,7 @@ class Vocabulary:
         return bool(self.merges)
 
     def names(self, rows: int) -> list[str]:
-        """What each row of an embedding stands for; fairseq's word for nothing where that is not known."""
+        """The word of each row of an embedding; fairseq's filler `madeupwordNNNN` for an unknown one."""
         found = {row: name for name, row in self.rows.items()}
         fillers = (name for name in map("madeupword{:04d}".format, range(2 * rows)) if name not in self.rows)
         return [found[row] if row in found else next(fillers) for row in range(rows)]
@@ -119,11 +112,11 @@ class Vocabulary:
 
 
 def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
-    """A folder's, in any of its forms; None if there is none.
+    """The vocabulary of a folder in any of its forms; None if there is none.
 
     Args:
         folder: of a model, or of fairseq's files.
-        kind: transformers' class of the tokenizer, where tokenizer_config.json tells none.
+        kind: transformers' class of the tokenizer, if tokenizer_config.json has none.
         by_dictionary: see `Family`.
         rows: of the model's embedding, if they are known; see `with_mask`.
 
@@ -163,7 +156,7 @@ def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dic
 
 
 def with_mask(words: list[str], rows: int) -> list[str]:
-    """The words of a dictionary, with <mask> where a model has just this row more: fairseq adds it for pretraining."""
+    """The words of a dictionary, with <mask> if the model has exactly one row more: fairseq adds it for pretraining."""
     return [*words, "<mask>"] if len(words) == rows - 1 and "<mask>" not in words else list(words)
 
 
@@ -174,7 +167,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
     path = folder / TOKENIZER
     content = read_json(path)
-    parse_tokenizer(content, path)  # else what follows would be of no use
+    parse_tokenizer(content, path)  # an unusable file is an error before anything else
     model = content.get("model") or {}
     pieces = model.get("vocab") or {}
     checked = Vocabulary({}, [])
@@ -204,8 +197,8 @@ def _checked(
         path: of the pieces.
         pieces: the row of each.
         merges: of BPE.
-        added: the rows of what is found in a text before BPE sees it.
-        numbers: the pieces that BPE itself knows, if those that have rows are others.
+        added: the rows of the tokens that are found in a text before BPE.
+        numbers: the pieces of BPE, if they differ from the pieces with rows.
     """
     rows = check_numbers(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
@@ -236,9 +229,9 @@ def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
 
 
 def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
-    """encoder.json as GPT-2 counts: the bytes, what each merge makes, the end of text; then whatever else there is.
+    """encoder.json in GPT-2's order: the bytes, the result of each merge, the end of text, then all others.
 
-    So the words of a dictionary are those that fairseq's own models have for the same pieces.
+    The words of a dictionary are then those of fairseq's own models for the same pieces.
     """
     merged = ["".join(merge.split(" ")) for merge in vocabulary.merges]
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
@@ -251,7 +244,7 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
 def fairseq_files(
     vocabulary: Vocabulary, order: list[int | None], by_dictionary: bool, dictionaries: Iterable[str]
 ) -> dict[str, str | bytes]:
-    """The content of each file: the dictionary under the names given, the tokenizer, and what gives its tokens words.
+    """The content of each file: the dictionary under the given names, the tokenizer, and the words of its tokens.
 
     Args:
         order: the row of Hugging Face at each row of fairseq; see `rows.fairseq_order`.
@@ -313,19 +306,13 @@ def followed_files(
     named = [token for name, token in tokenizer.items() if name.endswith("_token")]
     texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
     made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
-    before, after = ([names[row] for row in side] for side in around)
-    made.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after], special_tokens=[(name, rows[name]) for name in {*before, *after}]
-    )
+    put_around(made, *([names[row] for row in side] for side in around))
     return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
 
 
 def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:
     """The text of vocab.json and merges.txt."""
-    return {
-        "vocab.json": json.dumps(rows, ensure_ascii=False),
-        "merges.txt": "\n".join([_HEADER, *merges, ""]),
-    }
+    return {"vocab.json": json.dumps(rows, ensure_ascii=False), "merges.txt": "\n".join([_HEADER, *merges, ""])}
 
 
 def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
@@ -334,7 +321,7 @@ def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
 
 
 def piece_names(words: list[str], tokens: Tokens | dict[str, int]) -> list[str]:
-    """The pieces that the words of a dictionary stand for.
+    """The pieces of the words of a dictionary.
 
     Args:
         tokens: GPT-2's byte-level BPE in fairseq's files, or its encoder.json.

@@ -1,4 +1,4 @@
-"""The families of Hugging Face's models that can be converted; whoever reads or offers them reads this registry.
+"""The registry of the families of Hugging Face's models that can be converted.
 
 To add one, write a `Family` in a module or folder of its own here, and put it into `FAMILIES`.
 """
@@ -12,6 +12,6 @@ from elseq.interop.hugging_face.families.marian import MARIAN
 from elseq.interop.hugging_face.families.multilingual import M2M100, MBART
 from elseq.interop.hugging_face.families.pegasus import PEGASUS
 
-# By the model_type in config.json. Of those that a fairseq model can be, it becomes the first.
+# By the model_type in config.json. A fairseq model becomes the first of these that it can be.
 _ALL = (BART, GPT2, MBART, M2M100, MARIAN, PEGASUS, BLENDERBOT, BLENDERBOT_SMALL)
 FAMILIES: dict[str, Family] = {family.name: family for family in _ALL}

@@ -28,14 +28,16 @@ _PER_SIDE = {
     "layerdrop": "layerdrop",
 }
 SIDES = ("encoder", "decoder")
+# What relatives have in `required` and in `fixed_options`.
+NORMS_FIRST = {f"{side}_normalize_before": True for side in SIDES}
+LEARNED_POSITIONS = {f"{side}_learned_pos": True for side in SIDES}
 POSITIONS = "embed_positions.weight"
-FIRST_POSITION = 2  # its row in fairseq: the one after that of <pad>
+FIRST_POSITION = 2  # its row in fairseq: the one after <pad>'s
 UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
     "decoder_normalize_before": False,
-    "encoder_learned_pos": True,
-    "decoder_learned_pos": True,
+    **LEARNED_POSITIONS,
     "layernorm_embedding": True,
     "no_cross_attention": False,
     "encoder_layers_to_keep": None,
@@ -123,7 +125,7 @@ class BARTFamily(EncoderDecoder):
             )
 
     def tied_embeddings(self, config: dict) -> dict[str, str]:
-        """The embeddings that are the same tensor as another, and that one, which alone is in a folder."""
+        """The embeddings that share the tensor of another one, and this one, which alone is in a folder."""
         return dict.fromkeys(UNTIED, "shared.weight") if config["tie_word_embeddings"] else {}
 
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
@@ -187,7 +189,7 @@ class BARTFamily(EncoderDecoder):
             if copy is not None and not torch.equal(tensors.setdefault(original, copy), copy):
                 raise UserError(f"{name} differs from the embedding with which config.json has it shared")
         shared = None if tied else tensors.pop("shared.weight", None)
-        if shared is not None:  # for what has no embedding of its own
+        if shared is not None:  # for the sides without an embedding of their own
             tensors = dict.fromkeys(UNTIED[:2], shared) | tensors
         return tensors
 

@@ -2,29 +2,25 @@
 
 from collections.abc import Mapping
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.families.bart import BARTFamily
-from elseq.interop.hugging_face.tokenizer import CLASSES, GPT2Class, RobertaClass
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
+from elseq.interop.hugging_face.tokenizer import CLASSES, GPT2Class, RobertaClass, put_around
 from elseq.interop.hugging_face.vocabulary import Vocabulary
-
-_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 
 
 class BlenderbotClass(GPT2Class):
-    """A space stands before a text, and the end symbol after it, as the models were trained.
+    """Puts a space before a text and the end symbol after it, as the models were trained.
 
-    (From vocab.json and merges.txt transformers 5 makes one without the end symbol, which older versions have.)
+    (From vocab.json and merges.txt, older versions of transformers do the same. Version 5 adds no end symbol.)
     """
 
     tokens = RobertaClass.tokens | {"mask_token": {"content": "<mask>", "lstrip": True}}
     add_prefix_space = True
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        end = named["eos_token"]
-        symbols = [(end, tokenizer.token_to_id(end))]
-        tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=symbols)
+        put_around(tokenizer, [], [named["eos_token"]])
 
 
 CLASSES["BlenderbotTokenizer"] = BlenderbotClass()
@@ -36,19 +32,16 @@ class BlenderbotFamily(BARTFamily):
     model_class = "BlenderbotForConditionalGeneration"
     tokenizer_class = "BlenderbotTokenizer"
     architecture = "transformer"
-    features = {
+    features = BARTFamily.features | {
         "normalize_before": True,
         "normalize_embedding": False,
         "add_final_layer_norm": True,
-        "add_bias_logits": False,
-        "static_position_embeddings": False,
-        "is_encoder_decoder": True,
     }
     first_position = 0
     has_embedding_norm = False
     has_final_norms = True
-    required = BARTFamily.required | _NORMS_FIRST | {"layernorm_embedding": False}
-    fixed_options = _NORMS_FIRST | {"encoder_learned_pos": True, "decoder_learned_pos": True}
+    required = BARTFamily.required | NORMS_FIRST | {"layernorm_embedding": False}
+    fixed_options = NORMS_FIRST | LEARNED_POSITIONS
     defaults = BARTFamily.defaults | {
         "vocab_size": 8008,
         "max_position_embeddings": 128,

@@ -1,7 +1,7 @@
 """Blenderbot-small: BART's layers, a norm of the decoder's words before positions, and ParlAI's words and symbols.
 
-transformers 5 has no class of the library `tokenizers` for it, and cuts texts in Python. `tokenizer` says the same in a
-tokenizer.json, whose pieces have other names: "in" inside a word and "in</w>" at its end, for "in@@" and "in".
+transformers 5 has no class of the library `tokenizers` for it, and splits texts in Python. `tokenizer` makes an
+equivalent tokenizer.json. Its pieces have other names: "in" inside a word and "in</w>" at its end, for "in@@" and "in".
 """
 
 import itertools
@@ -16,7 +16,7 @@ from tokenizers.models import BPE
 
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, BARTFamily
 from elseq.interop.hugging_face.families.blenderbot import BlenderbotFamily
 from elseq.interop.hugging_face.families.family import other_surroundings
 from elseq.interop.hugging_face.rows import fairseq_order
@@ -48,7 +48,7 @@ _CLEANED = {f" {it}": it for it in ".?!,"} | {" ' ": "'"} | {f" {it}": it for it
 
 
 class BlenderbotSmallClass(TokenizerClass):
-    """With it transformers reads vocab.json and merges.txt, also where there is a tokenizer.json."""
+    """A class for which transformers reads vocab.json and merges.txt even if there is a tokenizer.json."""
 
     tokens = {"bos_token": "__start__", "eos_token": "__end__", "unk_token": "__unk__", "pad_token": "__null__"}
     checks_file = False
@@ -66,12 +66,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
     has_embedding_norm = True
     has_final_norms = False
     required = BARTFamily.required | {"norm_before_positions": True}
-    fixed_options = {
-        "encoder_learned_pos": True,
-        "decoder_learned_pos": True,
-        "layernorm_embedding": True,
-        "norm_before_positions": True,
-    }
+    fixed_options = LEARNED_POSITIONS | {"layernorm_embedding": True, "norm_before_positions": True}
     symbol_names = {f"{name}_id": text for name, text in BlenderbotSmallClass.tokens.items()}
     defaults = BlenderbotFamily.defaults | {
         "vocab_size": 50265,
@@ -86,7 +81,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
     }
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
-        """Of vocab.json and merges.txt; where there are none, or another class is named, as of other families."""
+        """Read vocab.json and merges.txt. Without them, or with another class, read as other families do."""
         missing = [name for name in (PIECES, MERGES) if not (folder / name).exists()]
         if len(missing) == 2 or not isinstance(_class(folder), BlenderbotSmallClass):
             return super().read_vocabulary(folder, config)
@@ -184,7 +179,7 @@ def read_words(folder: Path) -> Vocabulary:
 
 
 def _read_merges(path: Path) -> list[tuple[str, str]]:
-    """As transformers reads them: without the first line, and without what follows the last line's end."""
+    """The merges as transformers reads them: without the first line, and without text after the last line end."""
     merges = [tuple(line.split()) for line in read_text(path).split("\n")[1:-1] if line.strip()]
     wrong = next((merge for merge in merges if len(merge) != 2), None)
     if wrong is not None:
@@ -204,13 +199,13 @@ def tokenizer(
     unknown: str,
     cleans_spaces: bool = False,
 ) -> Tokenizer | None:
-    """What transformers' BlenderbotSmallTokenizer does, as a tokenizer of the library; None: pieces are spelt alike.
+    """transformers' BlenderbotSmallTokenizer as a tokenizer of the library; None if two pieces get the same spelling.
 
     Args:
         rows: of the pieces in the spelling of vocab.json, and of `first`.
         merges: best first.
-        first: what is found in a text before BPE sees it.
-        unknown: the piece for what is none.
+        first: tokens that are found in a text before BPE.
+        unknown: the piece for unknown words.
         cleans_spaces: take away the spaces before punctuation in decoding.
     """
     made, added = {left + right for left, right in merges}, {token.content for token in first}

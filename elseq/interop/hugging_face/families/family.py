@@ -1,4 +1,4 @@
-"""The interface of a family of Hugging Face's models, and what its encoder-decoders and its language models share."""
+"""The interface of a family of Hugging Face's models, with the parts that families share."""
 
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -23,10 +23,11 @@ _SWITCHES = ("append_source_eos", "score_target_start")
 class Family(ABC):
     """How a family's settings, weights and vocabulary become those of a fairseq model, and back.
 
-    `config` is always a config.json, complete with `defaults`; `configuration` the options of a fairseq model; `words`
-    what `read_vocabulary` returned, of which others read nothing but its notes: a family with two vocabularies returns
-    an object of its own, and overrides what takes it. What fairseq computes otherwise, `to_fairseq` writes into the
-    weights: sines as a table of learned positions, the row of another symbol that decoding starts from as that of </s>.
+        `config` is always a config.json, complete with `defaults`. `configuration` has the options of a fairseq model.
+    `words` is the result of `read_vocabulary`, of which only the notes are read elsewhere: a family with two
+    vocabularies returns an object of its own, and overrides the methods that take it. `to_fairseq` writes into the
+    weights what fairseq computes in another way: sines as a table of learned positions, and the row of another symbol
+    that decoding starts from as that of </s>.
     """
 
     name: str  # the model_type in config.json
@@ -74,11 +75,11 @@ class Family(ABC):
         """The name of the layer norm before the output layer, in fairseq."""
 
     def notes(self, config: dict) -> list[str]:
-        """What of its settings the converted model does not have."""
+        """Notes on settings that the converted model does not have."""
         return []
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
-        """A folder's, of Hugging Face's files or of fairseq's; None if there is none.
+        """The vocabulary in Hugging Face's or fairseq's files of a folder; None if there is none.
 
         Raises:
             UserError: a file that cannot be used.
@@ -87,14 +88,14 @@ class Family(ABC):
 
     @abstractmethod
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
-        """Whether fairseq puts <s> before a text, where that is an option.
+        """Check the vocabulary. Returns whether fairseq puts <s> before a text, if that is an option.
 
         Raises:
             UserError: the folder's vocabulary is of another model, or puts other symbols around a text than fairseq.
         """
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
-        """The order of the rows of the embeddings whose names begin so, as `rows.fairseq_order` has it.
+        """For each beginning of names of embeddings, the order of their rows as of `rows.fairseq_order`.
 
         Raises:
             UserError: an end symbol that the embedding does not have.
@@ -102,7 +103,7 @@ class Family(ABC):
         return {"": fairseq_order(words, config, config["vocab_size"])}
 
     def fairseq_files(self, words: Vocabulary, orders: dict[str, list[int | None]]) -> tuple[dict[str, str], list[str]]:
-        """The text of the files of dictionary and tokenizer, and what of them has no row.
+        """The content of the files of dictionary and tokenizer, and notes on tokens without a row.
 
         Raises:
             UserError: a token that cannot stand in a dictionary.
@@ -124,11 +125,11 @@ class Family(ABC):
 
     @abstractmethod
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
-        """The settings of generation whose symbol fairseq has fixed, and that symbol, before others that it may be."""
+        """The settings of generation with a fixed symbol in fairseq: that symbol, then others that are accepted."""
 
     @abstractmethod
     def forced_symbols(self, config: dict) -> dict[str, int | range | None]:
-        """The settings of generation that force a symbol, and the only one, or those, that fairseq can force."""
+        """The settings of generation that force a symbol, and the symbol or symbols that fairseq can force."""
 
     @abstractmethod
     def checkpoint_configuration(
@@ -143,19 +144,19 @@ class Family(ABC):
 
     @abstractmethod
     def task_arguments(self, task: dict) -> list[str]:
-        """What a command needs beside the name of a task that is configured so."""
+        """The arguments that a command needs beside the name of the task to configure it so."""
 
     # --- from fairseq
 
     @abstractmethod
     def hugging_face_options(self, configuration: dict, is_joined: bool) -> dict:
-        """config.json, without what depends on the vocabulary.
+        """config.json, without the options that depend on the vocabulary.
 
         Args:
             is_joined: source and target have one dictionary.
 
         Raises:
-            UserError: a model that those of the family cannot be.
+            UserError: the model cannot be one of the family.
         """
 
     def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
@@ -173,7 +174,7 @@ class Family(ABC):
             )
 
     def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
-        """What of config.json the tensors alone tell; arguments as for `from_fairseq`."""
+        """Options of config.json that depend on the tensors; arguments as for `from_fairseq`."""
         return {}
 
     @abstractmethod
@@ -181,7 +182,7 @@ class Family(ABC):
         """Tensors under Hugging Face's names; the rows of the embeddings are in its order already."""
 
     def notes_of_tensors(self, tensors: dict[str, Tensor]) -> list[str]:
-        """What a user should know of those that `from_fairseq` returned."""
+        """Notes on the tensors that `from_fairseq` returned."""
         return []
 
     def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
@@ -195,7 +196,7 @@ class Family(ABC):
         return list(range(len(words)))
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
-        """The settings of generation that name a symbol, beside those that every model has.
+        """Settings of generation that name a symbol, beside those of every model.
 
         Args:
             symbols: bos_token_id, eos_token_id and pad_token_id.
@@ -255,7 +256,7 @@ class EncoderDecoder(Family):
     def check_symbols(self, words: Vocabulary, config: dict, folder: Path, options: Sequence[str]) -> None:
         """
         Args:
-            options: those in config.json whose symbol must have the number that they say.
+            options: the options in config.json that must have the number of their symbol.
 
         Raises:
             UserError: the vocabulary is of another model.

@@ -192,7 +192,7 @@ def _turn(tensor: Tensor) -> Tensor:
 
 
 def _query_factor(config: dict, layer: int) -> float:
-    """fairseq divides by the root of a head's width, always and by that alone; what differs goes into the query."""
+    """The factor of the query. fairseq always divides scores by the root of a head's width, GPT-2 by its options."""
     factor = 1.0 if config["scale_attn_weights"] else (config["n_embd"] // config["n_head"]) ** 0.5
     return factor / (layer + 1) if config["scale_attn_by_inverse_layer_idx"] else factor
 

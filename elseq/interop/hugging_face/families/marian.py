@@ -1,7 +1,7 @@
 """Marian: no norm of the embeddings, a bias of the output layer, sines as positions, and <pad> as decoding's start.
 
-What it shares with other families without learned positions: `Sinusoidal`. A model that was trained further has three
-embeddings, and positions that are no longer sines.
+`Sinusoidal` is shared with other families without learned positions. A model that was trained further has three
+embeddings, and its positions are no longer sines.
 """
 
 from dataclasses import dataclass, replace
@@ -12,7 +12,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import options
-from elseq.interop.hugging_face.families.bart import POSITIONS, SIDES, UNTIED, BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, POSITIONS, SIDES, UNTIED, BARTFamily
 from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
@@ -27,20 +27,25 @@ _SHARED, _SEPARATE = "share_encoder_decoder_embeddings", "separate_vocabs"  # of
 
 
 class Sinusoidal(BARTFamily):
-    """Sines in an order of their own, as a table of positions; and the row of <pad> as that from which decoding starts.
+    """Families with sines of another order, which become a table of positions, and with <pad> as the decoder's start.
 
-    fairseq's decoder reads </s> only there, so that its embedding there can be another than where it is generated.
+    fairseq's decoder reads </s> only as its start. The embedding of </s> there can therefore be that of <pad>.
     """
 
     architecture = "transformer"
+    features = BARTFamily.features | {"normalize_embedding": False, "static_position_embeddings": True}
+    required = BARTFamily.required | {
+        "layernorm_embedding": False,
+        "share_all_embeddings": False,
+        "share_decoder_input_output_embed": False,
+    }
     first_position = 0
     has_embedding_norm = False
     saves_positions = False  # a folder has them as a tensor
 
     def fairseq_options(self, config: dict) -> dict:
         apart = {"share_all_embeddings": False, "share_decoder_input_output_embed": False}
-        learned = {f"{side}_learned_pos": True for side in SIDES}
-        return super().fairseq_options(config) | learned | apart
+        return super().fairseq_options(config) | LEARNED_POSITIONS | apart
 
     def check_start(self, config: dict) -> None:
         if config["decoder_start_token_id"] != config["pad_token_id"]:
@@ -133,7 +138,7 @@ CLASSES["MarianTokenizer"] = MarianClass()
 
 @dataclass(frozen=True)
 class PairVocabulary:
-    """A vocabulary for each side, of a model whose sides have embeddings of their own."""
+    """A vocabulary for each side of a model with separate embeddings."""
 
     source: PieceVocabulary
     target: PieceVocabulary
@@ -151,20 +156,7 @@ class MarianFamily(Sinusoidal):
     model_class = "MarianMTModel"
     tokenizer_class = "MarianTokenizer"
     may_have_two_dictionaries = True
-    features = {
-        "normalize_before": False,
-        "normalize_embedding": False,
-        "add_final_layer_norm": False,
-        "add_bias_logits": False,
-        "static_position_embeddings": True,
-        "is_encoder_decoder": True,
-    }
-    required = BARTFamily.required | {
-        "layernorm_embedding": False,
-        "share_all_embeddings": False,
-        "share_decoder_input_output_embed": False,
-        "output_bias": True,
-    }
+    required = Sinusoidal.required | {"output_bias": True}
     fixed_options = {"output_bias": True}
     defaults = BARTFamily.defaults | {
         "vocab_size": 58101,

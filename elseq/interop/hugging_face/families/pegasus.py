@@ -2,19 +2,18 @@
 
 from collections.abc import Mapping, Sequence
 
-from tokenizers import Tokenizer, normalizers, processors
+from tokenizers import Tokenizer, normalizers
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.marian import Sinusoidal
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG
+from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, put_around
 
 _OWN = 2  # symbols that the model of sentencepiece has first: <pad> and </s>
-_OFFSET = 103  # what is added to the number of a piece; before stand symbols of the pretraining
+_OFFSET = 103  # added to the number of a piece; symbols of the pretraining come before the pieces
 _MOST = 1000
-_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 
 
 class PegasusClass(SentencepieceClass):
@@ -36,13 +35,11 @@ class PegasusClass(SentencepieceClass):
         return _of_pretraining(None, config)
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        end = named["eos_token"]
-        symbols = [(end, tokenizer.token_to_id(end))]
-        tokenizer.post_processor = processors.TemplateProcessing(single=["$A", end], special_tokens=symbols)
+        put_around(tokenizer, [], [named["eos_token"]])
 
 
 def _of_pretraining(mask: str | None, config: dict) -> list[str]:
-    """The symbols after <pad> and </s>: the masks of a sentence and of a word, and those that mean nothing."""
+    """The symbols after <pad> and </s>: the masks of a sentence and of a word, and unused ones."""
     offset = config.get("offset", _OFFSET)
     if type(offset) is not int or not _OWN <= offset <= _MOST:
         raise UserError(f"{CONFIG} has offset: {shown(offset)}, where a whole number from {_OWN} to {_MOST} is needed")
@@ -60,24 +57,9 @@ class PegasusFamily(Sinusoidal):
     tokenizer_class = "PegasusTokenizer"
     has_final_norms = True
     saves_positions = True
-    features = {
-        "normalize_before": True,
-        "normalize_embedding": False,
-        "add_final_layer_norm": True,
-        "add_bias_logits": False,
-        "static_position_embeddings": True,
-        "is_encoder_decoder": True,
-    }
-    required = (
-        BARTFamily.required
-        | _NORMS_FIRST
-        | {
-            "layernorm_embedding": False,
-            "share_all_embeddings": False,
-            "share_decoder_input_output_embed": False,
-        }
-    )
-    fixed_options = _NORMS_FIRST
+    features = Sinusoidal.features | {"normalize_before": True, "add_final_layer_norm": True}
+    required = Sinusoidal.required | NORMS_FIRST
+    fixed_options = NORMS_FIRST
     defaults = BARTFamily.defaults | {
         "bos_token_id": None,
         "pad_token_id": 0,

@@ -1,4 +1,4 @@
-"""The languages of the multilingual models in the order of their numbers, which no file of a folder may tell."""
+"""The languages of the multilingual models in the order of their numbers. A folder may not have a file with them."""
 
 
 def _codes(text: str) -> list[str]:

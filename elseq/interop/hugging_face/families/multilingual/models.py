@@ -1,33 +1,32 @@
-"""mBART, M2M-100 and NLLB: BART's layers with the norms first; a language's symbol stands beside source and target."""
+"""mBART, M2M-100 and NLLB: BART's layers with the norms first, and symbols of languages beside source and target."""
 
 import json
 from dataclasses import replace
 from pathlib import Path
 
-from tokenizers import Tokenizer, processors
+from tokenizers import Tokenizer
 
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
-from elseq.interop.hugging_face.families.bart import BARTFamily
+from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.family import other_surroundings
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, read_config, surroundings
+from elseq.interop.hugging_face.tokenizer import CONFIG, put_around, read_config, surroundings
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
 from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
 from elseq.tasks.translation import LANGUAGE
 
-_NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 _FEATURES = {"static_position_embeddings": False, "is_encoder_decoder": True}
 
 
 class Multilingual(BARTFamily):
     """A source is its language's symbol, the text and </s>; decoding begins with </s> and the target's language.
 
-    Or, in mBART-25, a source is the text, </s> and the language; and decoding begins with the target's language alone.
+    In mBART-25 a source is the text, </s> and the language, and decoding begins with the target's language alone.
     """
 
     architecture = "transformer"
@@ -43,7 +42,7 @@ class Multilingual(BARTFamily):
         return replace(words, languages=languages)
 
     def check_start(self, config: dict) -> None:
-        """It may be a language: `check_vocabulary` knows them."""
+        """Checks nothing: the start may be a language, which `check_vocabulary` knows."""
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
         languages = {row for name in words.languages if (row := words.rows[name]) < config["vocab_size"]}
@@ -90,7 +89,7 @@ class Multilingual(BARTFamily):
         return cfg
 
     def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
-        """With the language that the task puts beside a source, whatever the tokenizer's was.
+        """The files with the language that the task puts beside a source, instead of the tokenizer's.
 
         Raises:
             UserError: the tokenizer does not have it.
@@ -111,17 +110,13 @@ class Multilingual(BARTFamily):
             around = ([code], [last]) if start else ([], [last, code])
             if surroundings(tokenizer) == around:
                 return files
-            before, after = ([tokenizer.id_to_token(number) for number in side] for side in around)
-            tokenizer.post_processor = processors.TemplateProcessing(
-                single=[*before, "$A", *after],
-                special_tokens=[(tokenizer.id_to_token(number), number) for number in (code, last)],
-            )
+            put_around(tokenizer, *([tokenizer.id_to_token(number) for number in side] for side in around))
             files |= {TOKENIZER: tokenizer.to_str()}
         return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
-    """That which the tokenizer puts beside a text, if it puts nothing else there but </s> after it."""
+    """The language that the tokenizer puts beside a text, if it puts only this and </s> there."""
     before, after = words.surroundings
     if after[:1] != [config["eos_token_id"]] or len(before + after) != 2:
         return None
@@ -134,12 +129,8 @@ class MBARTFamily(Multilingual):
     model_class = "MBartForConditionalGeneration"
     tokenizer_class = "MBartTokenizer"
     defaults = BARTFamily.defaults | {"decoder_start_token_id": None}
-    required = BARTFamily.required | _NORMS_FIRST
-    fixed_options = _NORMS_FIRST | {
-        "encoder_learned_pos": True,
-        "decoder_learned_pos": True,
-        "layernorm_embedding": True,
-    }
+    required = BARTFamily.required | NORMS_FIRST
+    fixed_options = NORMS_FIRST | LEARNED_POSITIONS | {"layernorm_embedding": True}
 
 
 class M2M100Family(Multilingual):
@@ -157,10 +148,10 @@ class M2M100Family(Multilingual):
     }
     required = (
         BARTFamily.required
-        | _NORMS_FIRST
+        | NORMS_FIRST
         | {"encoder_learned_pos": False, "decoder_learned_pos": False, "layernorm_embedding": False}
     )
-    fixed_options = _NORMS_FIRST
+    fixed_options = NORMS_FIRST
     has_learned_positions = False
     has_embedding_norm = False
     has_output_bias = False

@@ -1,18 +1,18 @@
 """The tokenizers of mBART-25, mBART-50, NLLB and M2M-100; and how transformers 5 makes them of a sentencepiece model.
 
-fairseq's symbols <s>, <pad>, </s> and <unk> stand in the place of the model's own first three, so that a piece has the
-number of its own model and one. The languages and <mask> follow the pieces.
+fairseq's symbols <s>, <pad>, </s> and <unk> replace the first three symbols of the sentencepiece model, so that the
+number of a piece is that of this model plus one. The languages and <mask> follow the pieces.
 """
 
 from collections.abc import Mapping, Sequence
 
-from tokenizers import Tokenizer, pre_tokenizers, processors
+from tokenizers import Tokenizer, pre_tokenizers
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.families.multilingual.languages import MBART_25, MBART_50, NLLB
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, bpe, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, TokenizerClass, extra_tokens, text_of
+from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, TokenizerClass, extra_tokens, put_around, text_of
 
 _OWN = 3  # symbols that a model of sentencepiece has first: <unk>, <s> and </s>
 _UNKNOWN = 3
@@ -35,11 +35,9 @@ class _Multilingual(SentencepieceClass):
 
     def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         source, end = config.get("src_lang") or self.source_language, named["eos_token"]
-        around = [source, "$A", end] if self.is_language_first(config) else ["$A", end, source]
         if not isinstance(source, str) or tokenizer.token_to_id(source) is None:
             raise UserError(f"{CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language")
-        symbols = [(symbol, tokenizer.token_to_id(symbol)) for symbol in (source, end)]
-        tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=symbols)
+        put_around(tokenizer, *(([source], [end]) if self.is_language_first(config) else ([], [end, source])))
 
     def is_language_first(self, config: dict) -> bool:
         return True
@@ -95,15 +93,9 @@ class NllbClass(_Multilingual):
 
 
 class M2M100Class(TokenizerClass):
-    """With it transformers reads a text by sentencepiece itself, also where there is a tokenizer.json."""
+    """A class for which transformers splits texts by sentencepiece itself, even if there is a tokenizer.json."""
 
-    tokens = {
-        "bos_token": "<s>",
-        "eos_token": "</s>",
-        "sep_token": "</s>",
-        "pad_token": "<pad>",
-        "unk_token": "<unk>",
-    }
+    tokens = {"bos_token": "<s>", "eos_token": "</s>", "sep_token": "</s>", "pad_token": "<pad>", "unk_token": "<unk>"}
     checks_file = False
 
 
