@@ -16,6 +16,7 @@ from fairseq.sequence_scorer import SequenceScorer
 import elseq
 from elseq import native
 from elseq.errors import UserError
+from elseq.generation import captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.options import search_configuration
 from elseq.generator import Hypothesis
 from elseq.subwords.pieces import Sentencepiece
@@ -47,6 +48,33 @@ def test_order_and_blank_texts_are_kept(translator, lines):
     assert found[1] == found[-1] == ""
     assert [found[0], *found[2:-1]] == [translator.generate([line], beam=2)[0] for line in lines]
     assert translator.generate([]) == []
+
+
+def test_captured_steps_are_kept_during_a_call(translator, lines, monkeypatch):
+    """And not beyond. They are captured as on a GPU, but for the graph."""
+    expected, held = translator.generate(lines * 3), []
+    monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: HeldWork(held))
+    monkeypatch.setattr(steppers, "can_capture", lambda decoder, max_length, positions: True)
+    monkeypatch.setattr(kept_steps, "can_keep", lambda device: True)
+    assert translator.generate(lines * 3, max_tokens=40) == expected
+    assert len(held) > 3 and all(held)
+    assert not cuda_graphs.held_bytes()
+    held.clear()
+    assert translator.generate(lines * 3, memory_budget="8M") == expected
+    assert held and not any(held)
+
+
+class HeldWork:
+    """Work that is not captured, and what is held as it is done."""
+
+    is_captured = has_failed = False
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, work):
+        self.held.append(cuda_graphs.held_bytes())
+        work()
 
 
 def test_several_hypotheses(translator, lines):

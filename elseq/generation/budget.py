@@ -40,7 +40,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
 
     Args:
         models: what decodes, an ensemble if several.
-        search: their generator.
+        search: their generator, which from now on keeps nothing for the next batch: the budget is for one.
         budget: bytes.
         name: what to call the longest sentence of a length in an error.
         extra: positions that the task adds to each source.
@@ -54,6 +54,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
     _check(*models)
     if search.lm_model is not None:
         _check(search.lm_model, what="a language model")
+    search.keep_nothing()
 
     def sentences(length: int) -> int:
         def needed(number: int) -> int:
