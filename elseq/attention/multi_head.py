@@ -135,6 +135,22 @@ def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False
     return _ungroup(context, query)
 
 
+def fused_workspace_bytes(length: int, keys: int, width: int, itemsize: int) -> int:
+    """What PyTorch's fused attention on a CPU computes in: each thread has the scores, their maxima and sums, and the
+    result of a block of queries, in float32 at least, and the weights in a narrower type.
+
+    Args:
+        length: queries of a head.
+        keys: positions that they attend to.
+        width: of a head.
+        itemsize: bytes of a number of the query.
+    """
+    queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    positions, wide = min(keys, 512), max(itemsize, torch.float32.itemsize)
+    weights = positions * itemsize if itemsize < wide else 0
+    return torch.get_num_threads() * queries * ((positions + 2 + width) * wide + weights)
+
+
 def _scores(query: Tensor, segment: Segment) -> Tensor:
     """Without the bias, as `_group` orders the rows: [M, G, (N/M)(H/G)T, S]."""
     rows = _group(query, segment)

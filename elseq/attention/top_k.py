@@ -35,6 +35,9 @@ LARGE_PART = 1 / 8
 
 GROUP = 8  # scores: see `_largest`
 
+INDEX_BYTES = torch.int64.itemsize
+WIDE_BYTES = torch.float32.itemsize
+
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_accurate": partial(F.gelu, approximate="tanh")}
 
 
@@ -193,9 +196,7 @@ class _Plan:
     def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
         """All of query [B, R, T, K]; key: [B, S, K]."""
         sets, rows, length, _ = query.shape
-        device = "cpu" if query.device.type == "cpu" else "other"
-        positions = self.chunk_size or max(1, MOST_QUERIES[device] // max(1, rows))
-        sets_together = max(1, MOST_SCORES[device] // max(1, rows * min(positions, length) * key.size(1)))
+        sets_together, positions = _together(rows, length, key.size(1), self.chunk_size, query.device)
         for some_sets in _even_slices(sets, sets_together):
             for some_positions in _even_slices(length, positions):
                 seen = self._seen(some_positions, key.size(1), key.size(1) - length)
@@ -241,6 +242,57 @@ class _Plan:
         """The weights of scores [..., k], in float32 or wider; survives: bool [..., k], False where dropped."""
         weights = self.weigh(scores.to(_wide(scores)))
         return weights if survives is None else weights * survives / ((1 - self.dropout) or 1.0)
+
+
+def _together(rows: int, length: int, keys: int, chunk_size: int | None, device: torch.device) -> tuple[int, int]:
+    """How many sets of keys, and positions of each, are evaluated together; letters: see `_Chunk`.
+
+    Args:
+        rows, length, keys: R, T and S.
+        chunk_size: see `_Plan`.
+        device: of the queries.
+    """
+    kind = "cpu" if device.type == "cpu" else "other"
+    positions = chunk_size or max(1, MOST_QUERIES[kind] // max(1, rows))
+    return max(1, MOST_SCORES[kind] // max(1, rows * min(positions, length) * keys)), positions
+
+
+def chunk_bytes(
+    sets: int,
+    rows: int,
+    length: int,
+    keys: int,
+    top_k: int,
+    itemsize: int,
+    chunk_size: int | None,
+    device: torch.device,
+) -> int:
+    """The most that `top_k_attention` holds for the queries that are evaluated together: their scores, the choice of
+    the largest of them, and the weights.
+
+    Args:
+        sets, rows, length, keys: B, R, T and S; see `_Chunk`.
+        top_k: below S.
+        itemsize: bytes of a number of the query.
+        chunk_size: query_chunk_size of `top_k_attention`.
+        device: of the query.
+    """
+    sets_together, positions = map(_largest_slice, (sets, length), _together(rows, length, keys, chunk_size, device))
+    weighing = top_k * (2 * INDEX_BYTES + 3 * WIDE_BYTES)
+    if top_k >= LARGE_PART * keys:
+        # Among zeros, which `scatter` copies, narrow ones in float32 once more.
+        weighing += keys * (2 * itemsize + (WIDE_BYTES if itemsize < WIDE_BYTES else 0))
+    each = max(choice_bytes(keys, top_k, itemsize, device), weighing)
+    return sets_together * rows * positions * each + 3 * positions * keys  # masks
+
+
+def choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
+    """What the scores of a query take, and the choice of the k largest of them; arguments: as for `chunk_bytes`."""
+    groups = _groups(keys, top_k, device)
+    if not groups:
+        return keys * itemsize + top_k * (itemsize + INDEX_BYTES)
+    members = GROUP * top_k * INDEX_BYTES  # once more as the scores outside of the groups are added
+    return (keys + groups) * itemsize + top_k * INDEX_BYTES + 2 * members + keys % GROUP * INDEX_BYTES
 
 
 class _TopK(torch.autograd.Function):
@@ -306,8 +358,8 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     On a CPU the time of `topk` is proportional to the number of scores. For many scores, the k groups with the largest
     maxima are found first. No score of another group exceeds any of these k maxima.
     """
-    groups = scores.size(-1) // GROUP
-    if scores.device.type != "cpu" or groups < max(1, 2 * top_k):
+    groups = _groups(scores.size(-1), top_k, scores.device)
+    if not groups:
         return scores.topk(top_k, dim=-1, sorted=False)
     maxima = scores.detach()[..., : GROUP * groups].unflatten(-1, (GROUP, groups)).amax(dim=-2)
     found = maxima.topk(top_k, dim=-1, sorted=False).indices.unsqueeze(-1)
@@ -316,6 +368,12 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     members[..., GROUP * top_k :] = torch.arange(GROUP * groups, scores.size(-1))  # scores outside the groups
     largest, places = scores.gather(-1, members).topk(top_k, dim=-1, sorted=False)
     return largest, members.gather(-1, places)
+
+
+def _groups(keys: int, top_k: int, device: torch.device) -> int:
+    """How many groups of scores have their maxima compared; 0: the scores themselves are."""
+    groups = keys // GROUP
+    return groups if device.type == "cpu" and groups >= 2 * top_k else 0
 
 
 class _Selection:
@@ -382,6 +440,11 @@ def _even_slices(total: int, most: int) -> Iterator[slice]:
     pieces = -(-total // most)
     for piece in range(pieces):
         yield slice(piece * total // pieces, (piece + 1) * total // pieces)
+
+
+def _largest_slice(total: int, most: int) -> int:
+    """Elements of the largest of `_even_slices`."""
+    return -(-total // max(1, -(-total // most)))
 
 
 def _require_positive(**options: int | None) -> None:

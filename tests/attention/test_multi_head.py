@@ -1,10 +1,14 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.attention import Segment, multi_head_attention
+from elseq.attention.multi_head import fused_workspace_bytes
 from tests.attention.reference import naive_attention, padding_mask, quick, seeds
+from tests.helpers import peak_memory
 
 
 @st.composite
@@ -157,3 +161,12 @@ def test_half_precision_computes_softmax_in_float32(dtype):
     output, weights = multi_head_attention(query, [Segment(key, value)], need_weights=True)
     assert (output.dtype, weights.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("length, keys", [(1, 700), (40, 9), (200, 200), (800, 20)])
+def test_the_workspace_of_fused_attention(length, keys, dtype):
+    query, key = (torch.randn(1, 2, size, 8, dtype=dtype) for size in (length, keys))
+    attend = partial(torch.nn.functional.scaled_dot_product_attention, query, key, key, scale=1.0)
+    result = query.nbytes + query[..., 0].numel() * max(4, dtype.itemsize)  # and the logarithm of a sum for each row
+    assert peak_memory(attend) == result + fused_workspace_bytes(length, keys, 8, dtype.itemsize)
