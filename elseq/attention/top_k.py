@@ -30,6 +30,8 @@ from torch.autograd.function import once_differentiable
 MOST_QUERIES = {"cpu": 256, "other": 1024}
 MOST_SCORES = {"cpu": 2**20, "other": 2**26}
 
+MOST_CONVERTED = 2**18  # numbers of keys or values narrower than the query that are converted together
+
 # If k is at least this part of the keys, weights are scattered into zeros for matrix products.
 LARGE_PART = 1 / 8
 
@@ -61,7 +63,8 @@ def top_k_attention(
     Args:
         query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
         key: [M, G, S, K]: M sequences, dividing N, as in a `Segment`; G key/value heads, dividing H; S positions.
-        value: [M, G, S, V]: V width of a value.
+        value: [M, G, S, V]: V width of a value. Keys and values may have a narrower type than the query; they are
+            converted chunk by chunk.
         top_k: number of scores that each query keeps.
         mask: bool [M or 1, T or 1, S], True is not attended to (but under `causal` a position always sees itself).
         causal: position t of the query does not see beyond position S - T + t of the keys.
@@ -196,7 +199,8 @@ class _Plan:
     def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
         """All of query [B, R, T, K]; key: [B, S, K]."""
         sets, rows, length, _ = query.shape
-        sets_together, positions = _together(rows, length, key.size(1), self.chunk_size, query.device)
+        narrow = 0 if key.dtype == query.dtype else key.size(2)
+        sets_together, positions = _together(rows, length, key.size(1), self.chunk_size, query.device, narrow)
         for some_sets in _even_slices(sets, sets_together):
             for some_positions in _even_slices(length, positions):
                 seen = self._seen(some_positions, key.size(1), key.size(1) - length)
@@ -211,7 +215,7 @@ class _Plan:
     def select(self, query: Tensor, key: Tensor, bias: Tensor | None, chunk: _Chunk) -> tuple[Tensor, Tensor]:
         """The largest scores of the queries of a chunk, and the indices of their keys, int32, both [b, R, c, k]."""
         rows = query[chunk.queries]
-        scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].transpose(1, 2))
+        scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].to(query.dtype).transpose(1, 2))
         scores = scores.unflatten(1, rows.shape[1:3])
         if bias is not None:
             scores += bias
@@ -244,17 +248,23 @@ class _Plan:
         return weights if survives is None else weights * survives / ((1 - self.dropout) or 1.0)
 
 
-def _together(rows: int, length: int, keys: int, chunk_size: int | None, device: torch.device) -> tuple[int, int]:
+def _together(
+    rows: int, length: int, keys: int, chunk_size: int | None, device: torch.device, narrow: int = 0
+) -> tuple[int, int]:
     """How many sets of keys, and positions of each, are evaluated together; letters: see `_Chunk`.
 
     Args:
         rows, length, keys: R, T and S.
         chunk_size: see `_Plan`.
         device: of the queries.
+        narrow: width of keys and values narrower than the query; 0: they have its type.
     """
     kind = "cpu" if device.type == "cpu" else "other"
     positions = chunk_size or max(1, MOST_QUERIES[kind] // max(1, rows))
-    return max(1, MOST_SCORES[kind] // max(1, rows * min(positions, length) * keys)), positions
+    sets = MOST_SCORES[kind] // max(1, rows * min(positions, length) * keys)
+    if narrow:
+        sets = min(sets, MOST_CONVERTED // max(1, keys * narrow))
+    return max(1, sets), positions
 
 
 def chunk_bytes(
@@ -266,9 +276,10 @@ def chunk_bytes(
     itemsize: int,
     chunk_size: int | None,
     device: torch.device,
+    narrow: int = 0,
 ) -> int:
     """The most that `top_k_attention` holds for the queries that are evaluated together: their scores, the choice of
-    the largest of them, and the weights.
+    the largest of them, the weights, and keys or values that are converted.
 
     Args:
         sets, rows, length, keys: B, R, T and S; see `_Chunk`.
@@ -276,14 +287,17 @@ def chunk_bytes(
         itemsize: bytes of a number of the query.
         chunk_size: query_chunk_size of `top_k_attention`.
         device: of the query.
+        narrow: see `_together`.
     """
-    sets_together, positions = map(_largest_slice, (sets, length), _together(rows, length, keys, chunk_size, device))
+    most = _together(rows, length, keys, chunk_size, device, narrow)
+    sets_together, positions = map(_largest_slice, (sets, length), most)
     weighing = top_k * (2 * INDEX_BYTES + 3 * WIDE_BYTES)
     if top_k >= LARGE_PART * keys:
         # Among zeros, which `scatter` copies, narrow ones in float32 once more.
         weighing += keys * (2 * itemsize + (WIDE_BYTES if itemsize < WIDE_BYTES else 0))
     each = max(choice_bytes(keys, top_k, itemsize, device), weighing)
-    return sets_together * rows * positions * each + 3 * positions * keys  # masks
+    masks = 3 * positions * keys
+    return sets_together * (rows * positions * each + keys * narrow * itemsize) + masks
 
 
 def choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
@@ -300,7 +314,7 @@ class _TopK(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx, query, key, value, bias, plan, for_backward):
-        output = value.new_empty(*query.shape[:-1], value.size(-1))
+        output = query.new_empty(*query.shape[:-1], value.size(-1))
         # Preallocated, so that the kept tensors do not fragment the memory of the chunks.
         kept_shape = (*query.shape[:-1], min(plan.top_k, key.size(1))) if for_backward else (0,)
         kept_scores = query.new_empty(kept_shape)
@@ -312,7 +326,7 @@ class _TopK(torch.autograd.Function):
             survives = None
             if plan.dropout > 0:
                 survives = torch.empty_like(scores, dtype=torch.bool).bernoulli_(1 - plan.dropout)
-            weights = plan.weights(scores, survives).to(value.dtype)
+            weights = plan.weights(scores, survives).to(query.dtype)
             output[chunk.queries] = _Selection(indices, chunk).mix(weights, values[chunk.keys])
             if for_backward:
                 kept = chunk.kept(plan.top_k)
@@ -340,7 +354,7 @@ class _TopK(torch.autograd.Function):
             queries, gradients = query[chunk.queries], gradient[chunk.queries]
             with torch.enable_grad():
                 scores = kept_scores[kept].detach().requires_grad_()
-                weights = plan.weights(scores, survives).to(value.dtype)
+                weights = plan.weights(scores, survives).to(query.dtype)
                 output = selection.mix(weights, values[chunk.keys])
             (for_scores,) = torch.autograd.grad(output, scores, gradients)
             for_query[chunk.queries] = selection.mix(for_scores, keys[chunk.keys])
@@ -386,6 +400,7 @@ class _Selection:
 
     def mix(self, weights: Tensor, table: Tensor) -> Tensor:
         """[b, R, c, X]: for each query the sum of the rows it selects of table [b, s, X], by weights [b, R, c, k]."""
+        table = table.to(weights.dtype)
         if self.is_large_part:
             mixed = torch.bmm(self._among_zeros(weights), table)
         else:

@@ -11,7 +11,7 @@ from elseq.attention.kernels.decode_step import fits_texts
 from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
 from elseq.attention.methods import AUTO, EL, KV, METHODS, AttentionSizes
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, fused_workspace_bytes
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
 from elseq.attention.top_k import MOST_QUERIES, chunk_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
@@ -361,11 +361,16 @@ class _Batch:
             return 0
         return fused_workspace_bytes(queries, positions, width, self.dtype.itemsize)
 
-    def _choosing_together(self, attention, queries: int, keys: int) -> int:
+    def _is_narrow(self, method: DecodingMethod) -> bool:
+        """Whether a source or a prompt is kept in numbers narrower than those that it is read in."""
+        return method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
+
+    def _choosing_together(self, attention, method: DecodingMethod, queries: int, keys: int, is_narrow: bool) -> int:
         """In `top_k_attention`."""
-        group = attention.num_heads // attention.num_kv_heads
-        sizes = self.sentences * attention.num_kv_heads, group, queries, keys, attention.top_k
-        return chunk_bytes(*sizes, self.dtype.itemsize, attention.query_chunk_size, self.device)
+        width, group = _read(method, attention.sizes)
+        sizes = self.sentences * attention.num_heads // group, group, queries, keys, attention.top_k
+        chunk = attention.query_chunk_size, self.device, width * is_narrow
+        return chunk_bytes(*sizes, self.dtype.itemsize, *chunk)
 
     def _attending_to_all(self, rows: _Rows, attention, length: int, is_causal: bool = False) -> int:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""
@@ -380,7 +385,7 @@ class _Batch:
         if attention.num_kv_heads != attention.num_heads:
             attending += 2 * query
         if attention.top_k is not None and attention.top_k < length:
-            return attending + 2 * query + self._choosing_together(attention, length, length)
+            return attending + 2 * query + self._choosing_together(attention, KV, length, length, False)
         if attention.head_dim > WIDEST_FUSED_HEAD:
             return attending + 2 * rows.tensor(attention.num_heads * length) + length * length * self._of_mask()
         return attending + self._workspace(length, length, attention.head_dim)
@@ -467,17 +472,26 @@ class _Search(_Batch):
         if own and is_product and self.dtype.itemsize < torch.float32.itemsize:  # which copies what has room to grow
             copied = (rows.count * own + self.sentences * shared) * method.numbers_kept(attention.sizes)
             copied = copied // method.tensors_kept * self.dtype.itemsize
-        is_rounded = method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
-        if is_rounded and shared and not own and (attention.top_k is not None or need_weights):  # no kernel reads these
-            copied = self.sentences * shared * method.numbers_kept(attention.sizes) * self.dtype.itemsize
+        if shared and self._is_narrow(method):
+            keys = self.sentences * width * attention.num_heads // group  # numbers of a position
+            block = min(shared, block_positions(keys))
+            is_gathered = chooses and self._gathers(query, shared, own, need_weights)
+            copied += (
+                max(block * (keys + rows.count * attention.num_heads), shared * keys * (not is_gathered)) * self.wide
+            )
         return rows.tensor(numbers) + copied, False
 
     def _choosing(self, query, top_k: int, shared: int, own: int, need_weights: bool) -> int:
         """Numbers that the scores of a query take, and the choice of the largest of them."""
         scores = shared + own
-        if fits(query, query, query) and not (shared and own) and not need_weights:
+        if self._gathers(query, shared, own, need_weights):
             return (scores if self.dtype == torch.float32 else 3 * scores) + 2 * top_k  # for the kernel, in float32
         return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
+
+    @staticmethod
+    def _gathers(query, shared: int, own: int, need_weights: bool) -> bool:
+        """Whether a kernel reads the chosen values only."""
+        return fits(query, query, query) and not (shared and own) and not need_weights
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""
@@ -569,14 +583,17 @@ class _Scoring(_Batch):
         is_split, is_own = bool(prompt_length), prompt_length is not None
         seen = prompt_length + target if is_own else self.workload.source_length
         chooses = attention.top_k is not None and attention.top_k < seen
+        is_together = chooses and not is_split and self.width > 1
         query, scores = rows.tensor(attention.q_proj.out_features), rows.tensor(attention.num_heads * seen)
         if method.projects_memory:
             # The keys of a source are not laid out for the fused kernels.
             is_fused = is_own and not is_split and not chooses and sizes.head_dim <= WIDEST_FUSED_HEAD
             held = (1 if is_fused else 3 if is_split else 6 if chooses else 2) * query
-            if method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype:
+            if self._is_narrow(method) and not is_together:  # the values are converted
                 stored = self.workload.prompt_length if is_own else seen
-                held += self.sentences * stored * method.numbers_kept(sizes) * self.dtype.itemsize
+                held += (
+                    self.sentences * stored * method.numbers_kept(sizes) // method.tensors_kept * self.dtype.itemsize
+                )
         else:
             is_fused = not is_split and not chooses and sizes.memory_width <= WIDEST_FUSED_HEAD
             expanded = rows.tensor(attention.num_heads * sizes.memory_width)
@@ -587,6 +604,9 @@ class _Scoring(_Batch):
             width, group = _read(method, sizes)
             queries = self.width if self.width > 1 else group
             return held + rows.count * attention.num_heads * self.wide + self._workspace(queries, seen, width)
+        if is_together:
+            is_narrow = not is_own and self._is_narrow(method)
+            return held + self._choosing_together(attention, method, self.width, seen, is_narrow)
         if chooses and is_split:
             held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
         if is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy the weights of a part

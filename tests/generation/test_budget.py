@@ -142,6 +142,28 @@ def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
     assert peak < hidden * (1.3 if method == "el" else 8.2)  # kv: twice the memory of two layers at most
 
 
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_sources_in_windows_in_int8(method, top_k, monkeypatch):
+    monkeypatch.setitem(windows.MOST_TOKENS, "cpu", 128)
+    limits = {"beam": 2, "max_len": 6, "positions": 64, "is_wide": True, "decode_dtype": "int8"}
+    limits |= {"windows": windows.SourceWindows(64, 32), "top_k": top_k}
+    planned, peak, state = measure("transformer", method, sentences=3, length=3000, **limits)
+    assert state < peak <= planned < 1.15 * peak, planned / peak
+
+
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("transformer", {"sentences": 3, "length": 390, "target_length": 50}),
+        ("language_model", {"sentences": 3, "length": 150, "target_length": 50}),
+    ],
+)
+def test_scoring_by_top_k_in_int8(family, sizes):
+    planned, peak = measure_scoring(family, "kv", is_wide=True, attention_top_k=8, decode_dtype="int8", **sizes)
+    assert peak <= planned < 1.15 * peak, planned / peak
+
+
 def without_kernels(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
 
