@@ -3,7 +3,7 @@
 import contextlib
 import re
 import sys
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from elseq.streams import output_failure
@@ -15,15 +15,17 @@ _OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
 class UserError(Exception):
     """Bad input: one sentence that names the input, what is wrong with it and what to do."""
 
-    def __init__(self, sentence: str, argument: str | None = None):
+    def __init__(self, sentence: str, argument: str | None = None, others: Sequence[str] = ()):
         """
         Args:
             sentence: the whole sentence, or the part after the argument if one is given.
             argument: argument of a function or option of a command; see `renamed`.
+            others: further arguments that the sentence names.
         """
         super().__init__(sentence if argument is None else f"{argument} {sentence}")
         self.sentence = sentence
         self.argument = argument
+        self.others = tuple(others)
 
 
 @contextlib.contextmanager
@@ -41,7 +43,7 @@ def about(checkpoint: Path):
 
 @contextlib.contextmanager
 def renamed(name: Callable[[str], str]):
-    """Rename the argument in errors: the user of a command gave an option where Python has a keyword.
+    """Rename the arguments in errors: the user of a command gave an option where Python has a keyword.
 
     Args:
         name: maps the name in the error to the name for this user.
@@ -49,9 +51,13 @@ def renamed(name: Callable[[str], str]):
     try:
         yield
     except UserError as error:
-        if error.argument is None:
+        if error.argument is None and not error.others:
             raise
-        raise UserError(error.sentence, name(error.argument)) from error
+        sentence = error.sentence
+        for other in error.others:
+            sentence = re.sub(rf"(?<![\w-]){re.escape(other)}(?![\w-])", name(other), sentence)
+        argument = None if error.argument is None else name(error.argument)
+        raise UserError(sentence, argument, list(map(name, error.others))) from error
 
 
 def as_option(name: str) -> str:

@@ -2,6 +2,7 @@
 
 import random
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -19,6 +20,7 @@ from elseq.bounds import check_flag, is_whole
 from elseq.errors import UserError, as_keyword, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
 from elseq.generation.budget import capacity, scoring_capacity
+from elseq.generation.cuda_graphs import release_memory
 from elseq.generation.options import search_configuration
 from elseq.generation.search import max_positions
 from elseq.loading import (
@@ -143,7 +145,11 @@ class TextGenerator:
                     forced.setdefault("prefixes", {})[index] = prefix
             parts.append((generator, search, sources, forced))
         without_text = len(texts) - sum(len(sources) for _, _, sources, _ in parts)
-        with tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar:
+        with (
+            ExitStack() as at_the_end,
+            tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar,
+        ):
+            at_the_end.callback(release_memory)  # the searches themselves may live until the garbage is collected
             bar.update(without_text)
             for generator, search, sources, forced in parts:
                 lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]

@@ -330,7 +330,8 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
         UserError: a model cannot be decoded in this type.
     """
     name = str(dtype).removeprefix("torch.") if isinstance(dtype, torch.dtype) else dtype
-    if name is not None and name not in DTYPES or dtype is torch.int8:  # the weights are not all of that type
+    is_known = name is None or isinstance(name, str) and name in DTYPES
+    if not is_known or dtype is torch.int8:  # the weights are not all of that type
         raise UserError(f"{dtype!r} cannot be used; give one of {', '.join(DTYPES)}", "dtype")
     return name
 

@@ -36,7 +36,8 @@ def explain_nan(models: Sequence[nn.Module], net_input: dict, rows: Iterable[tup
                     return UserError(f"the output of {which} is not a number (NaN), {_reason(model, layer)}")
     return UserError(
         "the model's log-probabilities are not numbers (NaN), though the output of its layers is: check --temperature "
-        "and --lm-weight"
+        "and --lm-weight",
+        others=["--temperature", "--lm-weight"],
     )
 
 

@@ -98,6 +98,16 @@ def test_an_argument_has_another_name_elsewhere():
     assert raised.value.argument == "--device"
 
 
+def test_further_arguments_have_other_names_too():
+    error = UserError("2 is no multiple of --beam-groups; --beam is one", "--beam", ["--beam-groups"])
+    with pytest.raises(UserError) as raised, errors.renamed(errors.as_keyword):
+        raise error
+    assert str(raised.value) == "beam 2 is no multiple of beam_groups; --beam is one"
+    with pytest.raises(UserError) as back, errors.renamed(errors.as_option):
+        raise raised.value
+    assert str(back.value) == str(error)
+
+
 def test_what_is_of_no_argument_stays():
     error = UserError("device is written here too")
     with pytest.raises(UserError) as raised, errors.renamed(lambda name: f"--{name}"):

@@ -16,6 +16,7 @@ from fairseq.sequence_scorer import SequenceScorer
 import elseq
 from elseq import native
 from elseq.errors import UserError
+from elseq.generation import captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.options import search_configuration
 from elseq.generator import Hypothesis
 from elseq.subwords.pieces import Sentencepiece
@@ -47,6 +48,33 @@ def test_order_and_blank_texts_are_kept(translator, lines):
     assert found[1] == found[-1] == ""
     assert [found[0], *found[2:-1]] == [translator.generate([line], beam=2)[0] for line in lines]
     assert translator.generate([]) == []
+
+
+def test_captured_steps_are_kept_during_a_call(translator, lines, monkeypatch):
+    """And not beyond. They are captured as on a GPU, but for the graph."""
+    expected, held = translator.generate(lines * 3), []
+    monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: HeldWork(held))
+    monkeypatch.setattr(steppers, "can_capture", lambda decoder, max_length, positions: True)
+    monkeypatch.setattr(kept_steps, "can_keep", lambda device: True)
+    assert translator.generate(lines * 3, max_tokens=40) == expected
+    assert len(held) > 3 and all(held)
+    assert not cuda_graphs.held_bytes()
+    held.clear()
+    assert translator.generate(lines * 3, memory_budget="8M") == expected
+    assert held and not any(held)
+
+
+class HeldWork:
+    """Work that is not captured, and what is held as it is done."""
+
+    is_captured = has_failed = False
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, work):
+        self.held.append(cuda_graphs.held_bytes())
+        work()
 
 
 def test_several_hypotheses(translator, lines):
@@ -131,7 +159,13 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"max_len_b": 10**10}, "^max_len_b a whole number of 11 digits is too large; lower it$"),
         (["a"], {"beam": "five"}, "^beam 'five' cannot be used: .* could not be converted to Integer$"),
         (["a"], {"beam": 2, "nbest": 3}, "^nbest 3 is not between 1 and the beam, 2; change either$"),
-        (["a"], {"sampling_topk": 3}, "--sampling-topk requires --sampling"),
+        (["a"], {"sampling_topk": 3}, "^sampling_topk requires sampling$"),
+        (["a"], {"sampling_topp": 0.5}, "^sampling_topp requires sampling$"),
+        (
+            ["a"],
+            {"sampling": True, "match_source_len": True},
+            "^sampling and match_source_len exclude each other: give only one of them$",
+        ),
         (["a"], {"sampling": True, "sampling_topk": 9999}, "^sampling_topk 9999 is more than the dictionary's"),
         (["a"], {"lenpen": math.nan}, "^lenpen nan is not a finite number$"),
         (["a"], {"lenpen": math.inf}, "^lenpen inf is not a finite number$"),
@@ -159,7 +193,11 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"progress": 0}, "^progress 0 is not possible: give True or False$"),
         (["a"], {"seed": True}, "^seed True is not possible: give a whole number$"),
         (["a"], {"max_tokens": None}, "^max_tokens None is not a whole number above 0$"),
-        (["a"], {"beam": 5, "diverse_beam_groups": 2}, "--beam 5 cannot be divided"),
+        (
+            ["a"],
+            {"beam": 5, "diverse_beam_groups": 2},
+            "^beam 5 cannot be divided into diverse_beam_groups 2: give a multiple of it$",
+        ),
         (["a"], {"constraints": "some"}, "^constraints 'some' cannot be used: "),
         (["a"], {"prefix_size": 1}, "no option 'prefix_size'"),
         (["a"], {"replace_unk": "@@ "}, "no option 'replace_unk'"),
@@ -170,6 +208,12 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
 def test_bad_input(translator, texts, options, sentence):
     with pytest.raises(UserError, match=sentence):
         translator.generate(texts, **options)
+
+
+def test_a_minimum_above_the_maximum_for_fairseq_s_model(tiny_translation):
+    translator = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, attention="stock")
+    with pytest.raises(UserError, match="^min_len 9 is more than a sentence may have by max_len_a, max_len_b and the"):
+        translator.generate(["a"], min_len=9, max_len_b=3)
 
 
 def test_numbers_that_mean_no(translator, lines):
@@ -198,6 +242,7 @@ def test_a_long_text_can_be_cut(translator):
             "^dtype 'float31' cannot be used; give one of float32, float16, bfloat16, float64, int8$",
         ),
         ({"dtype": torch.int8}, "^dtype torch.int8 cannot be used"),
+        ({"dtype": [1]}, r"^dtype \[1\] cannot be used"),
         ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
         ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),
         ({"apply_top_k": True}, "^apply_top_k True is not possible: give 1 or more, or 0 for all$"),

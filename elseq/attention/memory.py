@@ -10,6 +10,7 @@ of capacity. The tensors of a memory are [B or N, ..., S, width].
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterable
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -73,9 +74,39 @@ class SentenceMemory:
         if self.mask is not None:
             self.mask = self.mask.index_select(0, sentences)
 
+    def empty(self, sentences: int, length: int) -> SentenceMemory:
+        """A memory of the same kind, with room for so many sentences and positions, for `load`."""
+        shapes = [(sentences, *tensor.shape[1:-2], length, tensor.size(-1)) for tensor in self.tensors]
+        tensors = (tensor.new_zeros(shape) for tensor, shape in zip(self.tensors, shapes, strict=True))
+        return SentenceMemory(self.method, tensors, self.tensors[0].new_ones(sentences, length, dtype=torch.bool))
+
+    def narrow(self, sentences: int) -> SentenceMemory:
+        """The memory of the first sentences, in the same place. The mask must be there."""
+        found = copy.copy(self)
+        found.tensors, found.mask = tuple(tensor[:sentences] for tensor in self.tensors), self.mask[:sentences]
+        return found
+
+    @torch.no_grad()
+    def load(self, other: SentenceMemory) -> None:
+        """Overwrite with the memory of as many sentences and positions, or fewer. The mask hides the rest."""
+        sentences, length = len(other.tensors[0]), other.tensors[0].size(-2)
+        for tensor, loaded in zip(self.tensors, other.tensors, strict=True):
+            _overwrite(tensor, loaded, length)
+        self.mask[:sentences, :length] = False if other.mask is None else other.mask
+        self.mask[:sentences, length:] = True
+        self.mask[sentences:] = True
+        self.mask[sentences:, 0] = False  # an empty softmax is NaN
+
     def size_bytes(self) -> int:
         """Bytes of the sentences kept, without the mask (one byte per position)."""
         return sum(tensor.nbytes for tensor in self.tensors)
+
+
+def _overwrite(buffer: Tensor, rows: Tensor, length: int) -> None:
+    """With rows [N', ..., S', width] and, behind them, zeros: what was there may have been no number."""
+    buffer[: len(rows), ..., :length, :] = rows
+    buffer[: len(rows), ..., length:, :] = 0
+    buffer[len(rows) :] = 0
 
 
 class GrowingMemory:
@@ -264,6 +295,32 @@ class FixedMemory:
         buffer = tensor.new_zeros(*tensor.shape[:-2], capacity, tensor.size(-1))
         buffer[..., : tensor.size(-2), :] = tensor
         return buffer
+
+    @classmethod
+    def empty(cls, like: tuple[Tensor, ...], hypotheses: int, capacity: int, cursor: Cursor, beam: int) -> FixedMemory:
+        """Room for so many hypotheses, for `load`. like: tensors in the format of `append`."""
+        shapes = [(hypotheses, *tensor.shape[1:-2], 0, tensor.size(-1)) for tensor in like]
+        tensors = tuple(tensor.new_empty(shape) for tensor, shape in zip(like, shapes, strict=True))
+        return cls(tensors, 0, capacity, cursor, beam)
+
+    def narrow(self, hypotheses: int) -> FixedMemory:
+        """The memory of the first hypotheses, in the same place."""
+        found = copy.copy(self)
+        found._buffers = tuple(buffer[:hypotheses] for buffer in self._buffers)
+        return found
+
+    @torch.no_grad()
+    def load(self, tensors: tuple[Tensor, ...], length: int, hypotheses: Tensor | None) -> None:
+        """Overwrite with the first positions of as many hypotheses, or fewer.
+
+        Args:
+            tensors: in the format of `append`.
+            length: number of positions.
+            hypotheses: int64 [N'], those to load, in this order. Default: all.
+        """
+        for buffer, tensor in zip(self._buffers, tensors, strict=True):
+            used = tensor[..., :length, :]
+            _overwrite(buffer, used if hypotheses is None else used.index_select(0, hypotheses), length)
 
     def append(self, *new: Tensor) -> None:
         """Write one position: tensors [N, ..., 1, width]."""

@@ -10,7 +10,7 @@ from torch import Tensor
 from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.decode_step import attend_to_texts, fits_texts
 from elseq.attention.kernels.largest import attend_to_largest, fits
-from elseq.attention.top_k import keep_largest, top_k_attention
+from elseq.attention.top_k import MOST_CONVERTED, keep_largest, top_k_attention
 
 # The fused kernels of PyTorch are optimized for narrow heads. For wider ones (with EL-attention as wide as the model)
 # two matrix products are faster.
@@ -21,7 +21,8 @@ class Segment(NamedTuple):
     """A stretch of keys and values, stored once for M sequences and attended to by N queries, M dividing N.
 
     The queries of one sequence are adjacent: query n attends to sequence n // (N / M). In this way the hypotheses of a
-    sentence share its memory without a copy.
+    sentence share its memory without a copy. Keys and values are read in the type of the query; narrower ones are
+    converted where they are read.
     """
 
     key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
@@ -114,7 +115,8 @@ def _is_fused(query: Tensor, segment: Segment) -> bool:
 
 
 def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False) -> Tensor:
-    key, value, mask, _ = segment
+    key, value = segment.key.to(query.dtype), segment.value.to(query.dtype)
+    mask = segment.mask
     if key.size(0) == query.size(0) and query.size(2) > 1:
         if not causal and not dropout and fits_texts(query, key, value, mask):
             return attend_to_texts(query, key, value, mask)
@@ -131,13 +133,45 @@ def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False
     return _ungroup(context, query)
 
 
+def fused_workspace_bytes(length: int, keys: int, width: int, itemsize: int) -> int:
+    """What PyTorch's fused attention on a CPU computes in: each thread has the scores, their maxima and sums, and the
+    result of a block of queries, in float32 at least, and the weights in a narrower type.
+
+    Args:
+        length: queries of a head.
+        keys: positions that they attend to.
+        width: of a head.
+        itemsize: bytes of a number of the query.
+    """
+    queries = min(length, 256 if length >= 768 else 64 if length >= 192 else 32)
+    positions, wide = min(keys, 512), max(itemsize, torch.float32.itemsize)
+    weights = positions * itemsize if itemsize < wide else 0
+    return torch.get_num_threads() * queries * ((positions + 2 + width) * wide + weights)
+
+
 def _scores(query: Tensor, segment: Segment) -> Tensor:
     """Without the bias, as `_group` orders the rows: [M, G, (N/M)(H/G)T, S]."""
     rows = _group(query, segment)
-    scores = torch.matmul(rows, segment.key.transpose(-1, -2))
+    scores = _products(rows, segment.key.transpose(-1, -2))
     if segment.mask is not None:
         scores.masked_fill_(_spread_mask(segment.mask, rows.size(2) // query.size(2)), float("-inf"))
     return scores
+
+
+def _products(rows: Tensor, keys: Tensor) -> Tensor:
+    """[M, G, R, K] times [M, G, K, S]. Narrower keys are converted some positions at a time."""
+    if keys.dtype == rows.dtype:
+        return torch.matmul(rows, keys)
+    products = rows.new_empty(*rows.shape[:-1], keys.size(-1))
+    positions = block_positions(keys[..., 0].numel())
+    for block, of in zip(products.split(positions, dim=-1), keys.split(positions, dim=-1), strict=True):
+        block.copy_(torch.matmul(rows, of.to(rows.dtype)))
+    return products
+
+
+def block_positions(numbers: int) -> int:
+    """How many positions of narrower keys are converted together; numbers: of all keys of a position."""
+    return max(64, MOST_CONVERTED // max(1, numbers) // 64 * 64)
 
 
 def _biased(scores: Tensor, query: Tensor, segment: Segment) -> Tensor:
@@ -147,7 +181,8 @@ def _biased(scores: Tensor, query: Tensor, segment: Segment) -> Tensor:
 
 
 def _mix(probabilities: Tensor, segment: Segment) -> Tensor:
-    return _ungroup(torch.matmul(_group(probabilities, segment), segment.value), probabilities)
+    values = segment.value.to(probabilities.dtype)
+    return _ungroup(torch.matmul(_group(probabilities, segment), values), probabilities)
 
 
 def _group(rows: Tensor, segment: Segment) -> Tensor:

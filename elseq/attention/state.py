@@ -1,12 +1,15 @@
 """The decoding state: everything that a decoder keeps of a batch between steps."""
 
-from collections.abc import Iterator
-from dataclasses import dataclass
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from elseq.attention.memory import Cursor, SelfAttentionMemory, SentenceMemory
+from elseq.attention.memory import Cursor, FixedMemory, GrowingMemory, SelfAttentionMemory, SentenceMemory
 
 
 @dataclass
@@ -42,6 +45,76 @@ class DecodeState:
         self.cursor = Cursor(self.length, capacity, self._device())
         for layer in self.layers:
             layer.self_attention.fix(self.length, capacity, self.cursor, beam, hypotheses)
+
+    def empty(self, sentences: int, beam: int, source_length: int, prompt_length: int, capacity: int) -> DecodeState:
+        """Buffers of fixed addresses for the state of any batch of the same kind and at most these sizes.
+
+        Args:
+            sentences: B.
+            beam: hypotheses of each.
+            source_length, prompt_length: positions of sources and prompts.
+            capacity: positions of generated tokens.
+        """
+        cursor = Cursor(0, capacity, self._device())
+        state = self._of(
+            lambda memory, is_prompt: memory.empty(sentences, prompt_length if is_prompt else source_length),
+            lambda memory: FixedMemory.empty(memory.tensors(), sentences * beam, capacity, cursor, beam),
+        )
+        if self.prompt_lengths is not None:
+            state.prompt_lengths = self.prompt_lengths.new_zeros(sentences)
+        state.cursor = cursor
+        return state
+
+    def narrow(self, sentences: int, beam: int) -> DecodeState:
+        """The first sentences of `empty`, in the same place. What is kept, fixed or dropped of it does not change the
+        buffers themselves."""
+        state = self._of(
+            lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(sentences * beam)
+        )
+        if self.prompt_lengths is not None:
+            state.prompt_lengths = self.prompt_lengths[:sentences]
+        return state
+
+    @torch.no_grad()
+    def load(self, other: DecodeState, hypotheses: Tensor | None = None) -> None:
+        """Continue another state of as many sentences, or fewer, in the buffers of this one, made by `empty` or
+        `narrow`.
+
+        Args:
+            other: does not change. It may lie in the same buffers.
+            hypotheses: int64 [N'], those of the other to continue, in this order. Default: all.
+        """
+        for memory, loaded in zip(self._sentence_states(), other._sentence_states(), strict=True):
+            memory.load(loaded)
+        for layer, loaded in zip(self.layers, other.layers, strict=True):
+            tensors = loaded.self_attention.generated.tensors()
+            layer.self_attention.generated.load(tensors, other.length, hypotheses)
+        if other.prompt_lengths is not None:
+            self.prompt_lengths[: len(other.prompt_lengths)] = other.prompt_lengths
+            self.prompt_lengths[len(other.prompt_lengths) :] = 0
+        self.longest_prompt, self.length = other.longest_prompt, other.length
+        self.cursor.position.fill_(other.length)
+
+    def _of(
+        self,
+        sentence: Callable[[SentenceMemory, bool], SentenceMemory],
+        hypothesis: Callable[[GrowingMemory | FixedMemory], FixedMemory],
+    ) -> DecodeState:
+        """A state of other memories, made of the memories of this one (the bool: whether it is a prompt's). Layers
+        share what they share here."""
+        made: dict[int, SentenceMemory] = {}
+
+        def make(memory: SentenceMemory | None, is_prompt: bool) -> SentenceMemory | None:
+            if memory is not None and id(memory) not in made:
+                made[id(memory)] = sentence(memory, is_prompt)
+            return made.get(id(memory))
+
+        layers = []
+        for layer in self.layers:
+            own = copy.copy(layer.self_attention)
+            own.prompt, own.generated = make(own.prompt, True), hypothesis(own.generated)
+            layers.append(LayerState(own, make(layer.cross_attention, False)))
+        return replace(self, layers=layers)
 
     def _device(self) -> torch.device:
         return self.layers[0].self_attention.generated.tensors()[0].device

@@ -30,10 +30,15 @@ from torch.autograd.function import once_differentiable
 MOST_QUERIES = {"cpu": 256, "other": 1024}
 MOST_SCORES = {"cpu": 2**20, "other": 2**26}
 
+MOST_CONVERTED = 2**18  # numbers of keys or values narrower than the query that are converted together
+
 # If k is at least this part of the keys, weights are scattered into zeros for matrix products.
 LARGE_PART = 1 / 8
 
 GROUP = 8  # scores: see `_largest`
+
+INDEX_BYTES = torch.int64.itemsize
+WIDE_BYTES = torch.float32.itemsize
 
 ACTIVATIONS = {"relu": F.relu, "gelu": F.gelu, "gelu_accurate": partial(F.gelu, approximate="tanh")}
 
@@ -58,7 +63,8 @@ def top_k_attention(
     Args:
         query: [N, H, T, K], already scaled: N sequences, H heads, T positions, K width of a key.
         key: [M, G, S, K]: M sequences, dividing N, as in a `Segment`; G key/value heads, dividing H; S positions.
-        value: [M, G, S, V]: V width of a value.
+        value: [M, G, S, V]: V width of a value. Keys and values may have a narrower type than the query; they are
+            converted chunk by chunk.
         top_k: number of scores that each query keeps.
         mask: bool [M or 1, T or 1, S], True is not attended to (but under `causal` a position always sees itself).
         causal: position t of the query does not see beyond position S - T + t of the keys.
@@ -193,9 +199,8 @@ class _Plan:
     def chunks(self, query: Tensor, key: Tensor) -> Iterator[_Chunk]:
         """All of query [B, R, T, K]; key: [B, S, K]."""
         sets, rows, length, _ = query.shape
-        device = "cpu" if query.device.type == "cpu" else "other"
-        positions = self.chunk_size or max(1, MOST_QUERIES[device] // max(1, rows))
-        sets_together = max(1, MOST_SCORES[device] // max(1, rows * min(positions, length) * key.size(1)))
+        narrow = 0 if key.dtype == query.dtype else key.size(2)
+        sets_together, positions = _together(rows, length, key.size(1), self.chunk_size, query.device, narrow)
         for some_sets in _even_slices(sets, sets_together):
             for some_positions in _even_slices(length, positions):
                 seen = self._seen(some_positions, key.size(1), key.size(1) - length)
@@ -210,7 +215,7 @@ class _Plan:
     def select(self, query: Tensor, key: Tensor, bias: Tensor | None, chunk: _Chunk) -> tuple[Tensor, Tensor]:
         """The largest scores of the queries of a chunk, and the indices of their keys, int32, both [b, R, c, k]."""
         rows = query[chunk.queries]
-        scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].transpose(1, 2))
+        scores = torch.bmm(rows.flatten(1, 2), key[chunk.keys].to(query.dtype).transpose(1, 2))
         scores = scores.unflatten(1, rows.shape[1:3])
         if bias is not None:
             scores += bias
@@ -243,12 +248,73 @@ class _Plan:
         return weights if survives is None else weights * survives / ((1 - self.dropout) or 1.0)
 
 
+def _together(
+    rows: int, length: int, keys: int, chunk_size: int | None, device: torch.device, narrow: int = 0
+) -> tuple[int, int]:
+    """How many sets of keys, and positions of each, are evaluated together; letters: see `_Chunk`.
+
+    Args:
+        rows, length, keys: R, T and S.
+        chunk_size: see `_Plan`.
+        device: of the queries.
+        narrow: width of keys and values narrower than the query; 0: they have its type.
+    """
+    kind = "cpu" if device.type == "cpu" else "other"
+    positions = chunk_size or max(1, MOST_QUERIES[kind] // max(1, rows))
+    sets = MOST_SCORES[kind] // max(1, rows * min(positions, length) * keys)
+    if narrow:
+        sets = min(sets, MOST_CONVERTED // max(1, keys * narrow))
+    return max(1, sets), positions
+
+
+def chunk_bytes(
+    sets: int,
+    rows: int,
+    length: int,
+    keys: int,
+    top_k: int,
+    itemsize: int,
+    chunk_size: int | None,
+    device: torch.device,
+    narrow: int = 0,
+) -> int:
+    """The most that `top_k_attention` holds for the queries that are evaluated together: their scores, the choice of
+    the largest of them, the weights, and keys or values that are converted.
+
+    Args:
+        sets, rows, length, keys: B, R, T and S; see `_Chunk`.
+        top_k: below S.
+        itemsize: bytes of a number of the query.
+        chunk_size: query_chunk_size of `top_k_attention`.
+        device: of the query.
+        narrow: see `_together`.
+    """
+    most = _together(rows, length, keys, chunk_size, device, narrow)
+    sets_together, positions = map(_largest_slice, (sets, length), most)
+    weighing = top_k * (2 * INDEX_BYTES + 3 * WIDE_BYTES)
+    if top_k >= LARGE_PART * keys:
+        # Among zeros, which `scatter` copies, narrow ones in float32 once more.
+        weighing += keys * (2 * itemsize + (WIDE_BYTES if itemsize < WIDE_BYTES else 0))
+    each = max(choice_bytes(keys, top_k, itemsize, device), weighing)
+    masks = 3 * positions * keys
+    return sets_together * (rows * positions * each + keys * narrow * itemsize) + masks
+
+
+def choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
+    """What the scores of a query take, and the choice of the k largest of them; arguments: as for `chunk_bytes`."""
+    groups = _groups(keys, top_k, device)
+    if not groups:
+        return keys * itemsize + top_k * (itemsize + INDEX_BYTES)
+    members = GROUP * top_k * INDEX_BYTES  # once more as the scores outside of the groups are added
+    return (keys + groups) * itemsize + top_k * INDEX_BYTES + 2 * members + keys % GROUP * INDEX_BYTES
+
+
 class _TopK(torch.autograd.Function):
     """query [B, R, T, K], key [B, S, K], value [B, S, V] and, added to the scores, bias [S] or None: [B, R, T, V]."""
 
     @staticmethod
     def forward(ctx, query, key, value, bias, plan, for_backward):
-        output = value.new_empty(*query.shape[:-1], value.size(-1))
+        output = query.new_empty(*query.shape[:-1], value.size(-1))
         # Preallocated, so that the kept tensors do not fragment the memory of the chunks.
         kept_shape = (*query.shape[:-1], min(plan.top_k, key.size(1))) if for_backward else (0,)
         kept_scores = query.new_empty(kept_shape)
@@ -260,7 +326,7 @@ class _TopK(torch.autograd.Function):
             survives = None
             if plan.dropout > 0:
                 survives = torch.empty_like(scores, dtype=torch.bool).bernoulli_(1 - plan.dropout)
-            weights = plan.weights(scores, survives).to(value.dtype)
+            weights = plan.weights(scores, survives).to(query.dtype)
             output[chunk.queries] = _Selection(indices, chunk).mix(weights, values[chunk.keys])
             if for_backward:
                 kept = chunk.kept(plan.top_k)
@@ -288,7 +354,7 @@ class _TopK(torch.autograd.Function):
             queries, gradients = query[chunk.queries], gradient[chunk.queries]
             with torch.enable_grad():
                 scores = kept_scores[kept].detach().requires_grad_()
-                weights = plan.weights(scores, survives).to(value.dtype)
+                weights = plan.weights(scores, survives).to(query.dtype)
                 output = selection.mix(weights, values[chunk.keys])
             (for_scores,) = torch.autograd.grad(output, scores, gradients)
             for_query[chunk.queries] = selection.mix(for_scores, keys[chunk.keys])
@@ -306,8 +372,8 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     On a CPU the time of `topk` is proportional to the number of scores. For many scores, the k groups with the largest
     maxima are found first. No score of another group exceeds any of these k maxima.
     """
-    groups = scores.size(-1) // GROUP
-    if scores.device.type != "cpu" or groups < max(1, 2 * top_k):
+    groups = _groups(scores.size(-1), top_k, scores.device)
+    if not groups:
         return scores.topk(top_k, dim=-1, sorted=False)
     maxima = scores.detach()[..., : GROUP * groups].unflatten(-1, (GROUP, groups)).amax(dim=-2)
     found = maxima.topk(top_k, dim=-1, sorted=False).indices.unsqueeze(-1)
@@ -316,6 +382,12 @@ def _largest(scores: Tensor, top_k: int) -> tuple[Tensor, Tensor]:
     members[..., GROUP * top_k :] = torch.arange(GROUP * groups, scores.size(-1))  # scores outside the groups
     largest, places = scores.gather(-1, members).topk(top_k, dim=-1, sorted=False)
     return largest, members.gather(-1, places)
+
+
+def _groups(keys: int, top_k: int, device: torch.device) -> int:
+    """How many groups of scores have their maxima compared; 0: the scores themselves are."""
+    groups = keys // GROUP
+    return groups if device.type == "cpu" and groups >= 2 * top_k else 0
 
 
 class _Selection:
@@ -328,6 +400,7 @@ class _Selection:
 
     def mix(self, weights: Tensor, table: Tensor) -> Tensor:
         """[b, R, c, X]: for each query the sum of the rows it selects of table [b, s, X], by weights [b, R, c, k]."""
+        table = table.to(weights.dtype)
         if self.is_large_part:
             mixed = torch.bmm(self._among_zeros(weights), table)
         else:
@@ -382,6 +455,11 @@ def _even_slices(total: int, most: int) -> Iterator[slice]:
     pieces = -(-total // most)
     for piece in range(pieces):
         yield slice(piece * total // pieces, (piece + 1) * total // pieces)
+
+
+def _largest_slice(total: int, most: int) -> int:
+    """Elements of the largest of `_even_slices`."""
+    return -(-total // max(1, -(-total // most)))
 
 
 def _require_positive(**options: int | None) -> None:

@@ -98,7 +98,8 @@ class FairseqEngine:
                 verdict._asdict() | {"sizes": str(verdict.sizes), "device": str(verdict.device)}
                 for verdict in verdicts()
             ]
-            self.found.captures = CapturedWork.captures - self._captures
+            # The search of a later batch replays what that of an earlier one captured.
+            self.found.captures = max(self.found.captures or 0, CapturedWork.captures - self._captures)
             self.found.not_captured = CapturedWork.obstacle
 
     def make_dataset(self, sources: list[list[int]]):

@@ -13,6 +13,7 @@ from fairseq.tasks import TASK_DATACLASS_REGISTRY
 from elseq.cli.calibration import read_calibration
 from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
 from elseq.compat.settings import values
+from elseq.compat.training import FEWER_HEADS, recorded_conversions
 from elseq.errors import UserError, about, as_option, renamed
 from elseq.files import TOKENIZER, check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
@@ -66,7 +67,7 @@ def convert_heads(args) -> None:
         )
     cfg = plain_configuration(state["cfg"]) | {"model": configuration}
     converted = make_checkpoint(cfg, after, state["optimizer_history"][-1], state.get("task_state"))
-    converted["extra_state"]["fewer_heads"] = [*_conversions_before(state), record]
+    converted["extra_state"][FEWER_HEADS] = [*recorded_conversions(state), record]
     save(converted, output)
     print("\n".join([_report(args.method, places, before, after, configuration), *notes]))
     print(f"written: {output}\nuptrain it with the options of its data, optimizer and learning rate, and:\n")
@@ -94,13 +95,6 @@ def _by_calibration(
     text = f"{len(calibration.samples)} sentences of {calibration.name}, {calibration.tokens:,} tokens"
     notes = [f"loss on {text}: {loss:.3f} -> {calibration.loss(model):.3f} bits per token"]
     return after, configuration, calibration.record(), notes
-
-
-def _conversions_before(state: dict) -> list:
-    """What a checkpoint records of conversions to fewer heads that it comes from."""
-    extra_state = state.get("extra_state")
-    found = extra_state.get("fewer_heads", []) if isinstance(extra_state, dict) else []
-    return found if isinstance(found, list) else [found]
 
 
 def _report(method: str, places: Sequence[str], before: dict, after: dict, configuration: dict) -> str:
@@ -157,16 +151,21 @@ def convert_average(args) -> None:
     paths = [checkpoint_path(path) for path in paths]
     check_output_file(output, *paths)
     check_overwrite(output, args.overwrite)
-    state = {}  # of the last one that was read, without its parameters
+    state, records = {}, []  # of the last one that was read, without its parameters; of all
 
     def models():
         for path in paths:
             state.clear()
             state.update(checkpoint_utils.load_checkpoint_to_cpu(str(path)))
             state.pop("last_optimizer_state", None)
+            records.append(recorded_conversions(state))
             yield path, state.pop("model")
 
     mean = averaging.mean(models())
+    if isinstance(state.get("extra_state"), dict):
+        state["extra_state"].pop(FEWER_HEADS, None)
+        if conversions := averaging.common(records):
+            state["extra_state"][FEWER_HEADS] = conversions
     save({**state, "cfg": plain_configuration(state["cfg"]), "model": mean}, output)
     print(f"written: {output}, the mean of {', '.join(path.name for path in paths)}")
 

@@ -73,6 +73,7 @@ REPAIRS = (
     training.explain_arguments_that_are_no_json,
     training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
+    training.keep_the_record_of_conversions,
     commands.accept_elseq_as_user_dir,
     commands.take_several_user_dirs,
     commands.validate_without_task,

@@ -228,9 +228,13 @@ def _check_search_options(args, vocabulary_size):
             check_bounds(field.name, value(field.name, default), default)
     chosen = [name for name, is_chosen in strategies.items() if is_chosen]
     if len(chosen) > 1:
-        raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them")
+        raise UserError(f"{' and '.join(chosen)} exclude each other: give only one of them", others=chosen)
+    for name, is_given in (("--sampling-topk", top_k > 0), ("--sampling-topp", value("sampling_topp", -1) > 0)):
+        if is_given and not strategies["--sampling"]:
+            raise UserError("requires --sampling", name, ["--sampling"])
     if groups > 0 and beam % groups:
-        raise UserError(f"--beam {beam} cannot be divided into --diverse-beam-groups {groups}: give a multiple of it")
+        sentence = f"{beam} cannot be divided into --diverse-beam-groups {groups}: give a multiple of it"
+        raise UserError(sentence, "--beam", ["--diverse-beam-groups"])
     if top_k > vocabulary_size:
         raise UserError(f"{top_k} is more than the dictionary's {vocabulary_size} words: lower it", "--sampling-topk")
 
@@ -274,13 +278,16 @@ def _generate(generate, self, models, sample, **kwargs):
         raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
     if "min_len" in str(failure):
         raise UserError(
-            f"--min-len {self.min_len} is more than a sentence may have by --max-len-a, --max-len-b and the model's "
-            "positions: lower it, or raise those"
+            f"{self.min_len} is more than a sentence may have by --max-len-a, --max-len-b and the model's positions: "
+            "lower it, or raise those",
+            "--min-len",
+            ["--max-len-a", "--max-len-b"],
         ) from failure
     if failure is not None:
         raise UserError(
             "the search options or constraints leave a sentence no hypothesis that ends in time: relax them, or raise "
-            "--max-len-b"
+            "--max-len-b",
+            others=["--max-len-b"],
         ) from failure
     return found
 

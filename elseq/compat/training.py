@@ -169,6 +169,35 @@ def _check_processes(cfg, *_):
         )
 
 
+FEWER_HEADS = "fewer_heads"  # the list of conversions to fewer heads in the extra_state of a checkpoint
+
+
+def recorded_conversions(state: dict) -> list:
+    """What a checkpoint records of conversions to fewer heads that it comes from, the first one first."""
+    extra_state = state.get("extra_state")
+    found = extra_state.get(FEWER_HEADS, []) if isinstance(extra_state, dict) else []
+    return found if isinstance(found, list) else [found]
+
+
+def keep_the_record_of_conversions():
+    """Training makes the extra_state of a checkpoint anew, and the record of the conversions that it started from is
+    lost."""
+
+    def load_checkpoint(load, self, *args, **kwargs):
+        extra_state = load(self, *args, **kwargs)
+        self.conversions = recorded_conversions({"extra_state": extra_state})
+        return extra_state
+
+    def state_dict(make, self):
+        state = make(self)
+        if conversions := getattr(self, "conversions", None):
+            state["extra_state"][FEWER_HEADS] = conversions
+        return state
+
+    wrap(trainer.Trainer, "load_checkpoint", load_checkpoint)
+    wrap(trainer.Trainer, "state_dict", state_dict)
+
+
 def _check_before_training(check):
     def init(original, self, cfg, task, model, criterion, *args, **kwargs):
         check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, criterion)

@@ -1,14 +1,12 @@
 """Batches: which sentences are decoded together, and how a batch is split when memory does not suffice."""
 
-import gc
 import logging
 from collections.abc import Callable, Iterator, Sequence
 
 import numpy as np
-import torch
 
 from elseq.errors import UserError, is_out_of_memory
-from elseq.generation.cuda_graphs import release_memory
+from elseq.generation.cuda_graphs import release_all
 
 logger = logging.getLogger(__name__)
 
@@ -107,10 +105,7 @@ class SplittingDecoder:
             if not is_out_of_memory(error):
                 raise
         # Here the error is gone, and with it the tensors that its traceback held.
-        gc.collect()
-        if torch.cuda.is_available():
-            release_memory()
-            torch.cuda.empty_cache()
+        release_all()
         return None
 
     def _padded_tokens(self, part: list[int]) -> int:

@@ -10,9 +10,9 @@ from elseq.attention import DecodingMethod
 from elseq.attention.kernels.decode_step import fits_texts
 from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
-from elseq.attention.methods import AUTO, EL, KV, METHODS
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD
-from elseq.attention.top_k import MOST_QUERIES, MOST_SCORES
+from elseq.attention.methods import AUTO, EL, KV, METHODS, AttentionSizes
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
+from elseq.attention.top_k import MOST_QUERIES, chunk_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
@@ -26,7 +26,7 @@ from elseq.models.layers import IN_PLACE, WIDEST
 from elseq.precision import Product, kind_of_product
 
 INDEX_BYTES = 8
-SCALARS = 1024  # bytes, of single numbers
+SCALARS = 512  # bytes, of single numbers
 
 
 def write_bytes(size: float) -> str:
@@ -40,7 +40,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
 
     Args:
         models: what decodes, an ensemble if several.
-        search: their generator.
+        search: their generator, which from now on keeps nothing for the next batch: the budget is for one.
         budget: bytes.
         name: what to call the longest sentence of a length in an error.
         extra: positions that the task adds to each source.
@@ -54,6 +54,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
     _check(*models)
     if search.lm_model is not None:
         _check(search.lm_model, what="a language model")
+    search.keep_nothing()
 
     def sentences(length: int) -> int:
         def needed(number: int) -> int:
@@ -227,6 +228,21 @@ class _Rows:
         return hidden * (1 + layer.normalize_before) + max(parts)
 
 
+def _read(method: DecodingMethod, sizes: AttentionSizes) -> tuple[int, int]:
+    """The width of what a method reads, and how many heads of the query read the same."""
+    if method.projects_memory:
+        return sizes.head_dim, sizes.num_heads // sizes.num_kv_heads
+    return sizes.memory_width, sizes.num_heads
+
+
+def _adjacent_if_alone(method: DecodingMethod, sizes: AttentionSizes) -> int:
+    """How many numbers of a position stand in order behind those of the position before, in the buffers of a single
+    sequence: `DecodingMethod.lay_out` does not copy these."""
+    if not method.projects_memory:
+        return method.numbers_kept(sizes)
+    return sizes.head_dim if sizes.num_kv_heads == 1 else 0  # the values of a single head
+
+
 def _room(positions: int) -> int:
     """The positions of the buffers that so many need."""
     return -(-positions // GROWTH) * GROWTH
@@ -247,12 +263,17 @@ class _Batch:
 
     def _state(self) -> int:
         """At the end."""
-        return decoding_state_bytes(self.decoder, self.workload, self.methods.own, self.dtype, self.methods.cross)
+        return self._memory(self.workload.target_length)
 
-    def _memory(self) -> int:
-        """The state at the beginning."""
-        workload = replace(self.workload, target_length=0)
-        return decoding_state_bytes(self.decoder, workload, self.methods.own, self.dtype, self.methods.cross)
+    def _memory(self, target_length: int = 0) -> int:
+        """The state after so many positions of the target, the buffers of a single prompt with the room to grow that
+        they had."""
+        workload, own = replace(self.workload, target_length=target_length), self.methods.own
+        state = decoding_state_bytes(self.decoder, workload, own, self.dtype, self.methods.cross)
+        if not workload.prompt_length or self.sentences > 1:
+            return state
+        numbers = sum(_adjacent_if_alone(own, layer.self_attn.sizes) for layer in self.decoder.layers)
+        return state + (_room(workload.prompt_length) - workload.prompt_length) * numbers * self.dtype.itemsize
 
     def _rows(self, count: int) -> _Rows:
         return _Rows(count, self.dtype.itemsize, self.product, self.device.type == "cpu")
@@ -331,6 +352,27 @@ class _Batch:
         reading = self._layers(self.decoder.layers, rows, length, is_causal=True)
         return remembered + 3 * rows.count * INDEX_BYTES + max(reading, *ending)
 
+    def _of_mask(self) -> int:
+        """Bytes of an element of a mask for PyTorch's fused attention: two of bool, and one of numbers."""
+        return 2 + self.dtype.itemsize
+
+    def _workspace(self, queries: int, positions: int, width: int) -> int:
+        """Of PyTorch's fused attention, where it is used; see `fused_workspace_bytes`."""
+        if self.device.type != "cpu" or width > WIDEST_FUSED_HEAD:
+            return 0
+        return fused_workspace_bytes(queries, positions, width, self.dtype.itemsize)
+
+    def _is_narrow(self, method: DecodingMethod) -> bool:
+        """Whether a source or a prompt is kept in numbers narrower than those that it is read in."""
+        return method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
+
+    def _choosing_together(self, attention, method: DecodingMethod, queries: int, keys: int, is_narrow: bool) -> int:
+        """In `top_k_attention`."""
+        width, group = _read(method, attention.sizes)
+        sizes = self.sentences * attention.num_heads // group, group, queries, keys, attention.top_k
+        chunk = attention.query_chunk_size, self.device, width * is_narrow
+        return chunk_bytes(*sizes, self.dtype.itemsize, *chunk)
+
     def _attending_to_all(self, rows: _Rows, attention, length: int, is_causal: bool = False) -> int:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
@@ -339,12 +381,15 @@ class _Batch:
             return 2 * query + rows.tensor(attention.k_proj.out_features)  # queries and keys laid out, the result
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
+        if attention.window is not None and attention.window < length:
+            attending += length * length * self._of_mask()
         if attention.num_kv_heads != attention.num_heads:
             attending += 2 * query
         if attention.top_k is not None and attention.top_k < length:
-            most = MOST_SCORES["cpu" if rows.is_cpu else "other"]
-            attending += 5 * query + 2 * min(scores * length, most) * self.wide
-        return attending
+            return attending + 2 * query + self._choosing_together(attention, KV, length, length, False)
+        if attention.head_dim > WIDEST_FUSED_HEAD:
+            return attending + 2 * rows.tensor(attention.num_heads * length) + length * length * self._of_mask()
+        return attending + self._workspace(length, length, attention.head_dim)
 
 
 class _Search(_Batch):
@@ -416,26 +461,38 @@ class _Search(_Batch):
         if method.reads_unmoved(query, top_k=attention.top_k, need_weights=need_weights):
             copies = 1 if self.dtype == torch.float32 else 2
             return copies * rows.count * query.numel() * self.wide, True
-        numbers = method.numbers_of_step(attention.sizes, shared, own)
-        if attention.top_k is not None and attention.top_k < shared + own:
+        width, group = _read(method, attention.sizes)
+        numbers, copied = method.numbers_of_step(attention.sizes, shared, own), 0
+        chooses = attention.top_k is not None and attention.top_k < shared + own
+        if chooses:
             numbers = method.numbers_of_step(attention.sizes, 1, 0)  # besides the scores
             numbers += attention.num_heads * self._choosing(query, attention.top_k, shared, own, need_weights)
-        copied = 0
-        is_split = shared or attention.sizes.memory_width > WIDEST_FUSED_HEAD
-        if own and is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy what has room to grow
+        elif not (shared and (own or method.projects_memory)) and not need_weights:
+            copied = self._workspace(group * (self.beam if shared else 1), shared + own, width)
+        is_product = shared or chooses or width > WIDEST_FUSED_HEAD
+        if own and is_product and self.dtype.itemsize < torch.float32.itemsize:  # which copies what has room to grow
             copied = (rows.count * own + self.sentences * shared) * method.numbers_kept(attention.sizes)
             copied = copied // method.tensors_kept * self.dtype.itemsize
-        is_rounded = method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
-        if is_rounded and shared and not own and (attention.top_k is not None or need_weights):  # no kernel reads these
-            copied = self.sentences * shared * method.numbers_kept(attention.sizes) * self.dtype.itemsize
+        if shared and self._is_narrow(method):
+            keys = self.sentences * width * attention.num_heads // group  # numbers of a position
+            block = min(shared, block_positions(keys))
+            is_gathered = chooses and self._gathers(query, shared, own, need_weights)
+            copied += (
+                max(block * (keys + rows.count * attention.num_heads), shared * keys * (not is_gathered)) * self.wide
+            )
         return rows.tensor(numbers) + copied, False
 
     def _choosing(self, query, top_k: int, shared: int, own: int, need_weights: bool) -> int:
         """Numbers that the scores of a query take, and the choice of the largest of them."""
         scores = shared + own
-        if fits(query, query, query) and not (shared and own) and not need_weights:
+        if self._gathers(query, shared, own, need_weights):
             return (scores if self.dtype == torch.float32 else 3 * scores) + 2 * top_k  # for the kernel, in float32
         return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
+
+    @staticmethod
+    def _gathers(query, shared: int, own: int, need_weights: bool) -> bool:
+        """Whether a kernel reads the chosen values only."""
+        return fits(query, query, query) and not (shared and own) and not need_weights
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""
@@ -527,22 +584,30 @@ class _Scoring(_Batch):
         is_split, is_own = bool(prompt_length), prompt_length is not None
         seen = prompt_length + target if is_own else self.workload.source_length
         chooses = attention.top_k is not None and attention.top_k < seen
+        is_together = chooses and not is_split and self.width > 1
         query, scores = rows.tensor(attention.q_proj.out_features), rows.tensor(attention.num_heads * seen)
         if method.projects_memory:
             # The keys of a source are not laid out for the fused kernels.
             is_fused = is_own and not is_split and not chooses and sizes.head_dim <= WIDEST_FUSED_HEAD
             held = (1 if is_fused else 3 if is_split else 6 if chooses else 2) * query
-            if method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype:
+            if self._is_narrow(method) and not is_together:  # the values are converted
                 stored = self.workload.prompt_length if is_own else seen
-                held += self.sentences * stored * method.numbers_kept(sizes) * self.dtype.itemsize
+                held += (
+                    self.sentences * stored * method.numbers_kept(sizes) // method.tensors_kept * self.dtype.itemsize
+                )
         else:
             is_fused = not is_split and not chooses and sizes.memory_width <= WIDEST_FUSED_HEAD
             expanded = rows.tensor(attention.num_heads * sizes.memory_width)
             held = query + (4 if is_split else 3 if chooses else 2) * expanded
         if is_own:
-            held += self.width * target * (1 + self.dtype.itemsize)  # the mask, as bool and as numbers
+            held += self.width * target * self._of_mask()
         if is_fused:
-            return held + rows.count * attention.num_heads * self.wide
+            width, group = _read(method, sizes)
+            queries = self.width if self.width > 1 else group
+            return held + rows.count * attention.num_heads * self.wide + self._workspace(queries, seen, width)
+        if is_together:
+            is_narrow = not is_own and self._is_narrow(method)
+            return held + self._choosing_together(attention, method, self.width, seen, is_narrow)
         if chooses and is_split:
             held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
         if is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy the weights of a part
@@ -553,7 +618,8 @@ class _Scoring(_Batch):
         """Second copies of what a layer has of the target, as its room grows."""
         own = self.methods.own
         numbers = max(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers) // own.tensors_kept
-        before = max(1, self.workload.target_length - self.width)
+        target = self.workload.target_length
+        before = max(1, target - self.width) if target > 1 else 0  # nothing, when the first one is added
         return self.sentences * _room(before) * numbers * self.dtype.itemsize
 
     def _logits(self, rows: _Rows) -> int:

@@ -4,7 +4,10 @@ A step of a decoder is some hundred small kernels. Up to some hundred hypotheses
 Python can launch them; a captured step is launched as one.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 import torch
 from fairseq.modules import AdaptiveInput
@@ -12,6 +15,9 @@ from torch import Tensor
 
 from elseq.attention import DecodeState
 from elseq.generation.cuda_graphs import CapturedWork
+
+if TYPE_CHECKING:
+    from elseq.generation.kept_steps import Buffers, KeptSteps
 
 # Positions that a captured step has room for at least. The room doubles when it is full: a capture costs as much time
 # as a few steps do without, and a step may read all the room that there is.
@@ -42,101 +48,178 @@ def can_capture(decoder, max_length: int, positions: int) -> bool:
     )
 
 
+def next_room(length: int, bytes_of_position: int, max_length: int) -> int:
+    """Positions that a step captured after so many has room for.
+
+    Args:
+        length: positions that are used.
+        bytes_of_position: of all hypotheses, in all layers.
+        max_length: positions that will be used at most.
+    """
+    return min(max(ROOM << (length // ROOM).bit_length(), CHEAP // bytes_of_position), max_length)
+
+
+def cost_of_captures(bytes_of_position: int, max_length: int) -> int:
+    """Of the captures that a batch needs for its growing room: in bytes that all of its steps could read instead.
+
+    Args:
+        bytes_of_position, max_length: as for `next_room`.
+    """
+    length, captures = 1, 0
+    while length < max_length:
+        length, captures = next_room(length, bytes_of_position, max_length), captures + 1
+    return captures * CHEAP
+
+
+def is_half_idle(hypotheses: int, searched: int) -> bool:
+    """Whether a captured step of so many hypotheses is to be replaced by a smaller one."""
+    return hypotheses - searched >= max(IDLE, searched)
+
+
+class Step:
+    """A step of a fixed number of hypotheses: its graph, and what it reads and writes besides the state."""
+
+    def __init__(self, hypotheses: int, device: torch.device):
+        self.tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
+        self.order = torch.arange(hypotheses, device=device)
+        self.output: Tensor | None = None  # until it has run
+        self.work = CapturedWork(device)
+
+
 class CapturedSteps:
     """Reads one token after the other into a decoding state. It stands in for `decode` and the state's own methods.
 
     Shapes: N hypotheses of B sentences are still searched for; V words. A captured step has a fixed number of
     hypotheses. Sentences that are finished stay in it, unread, until it has to be captured anew, or half of it and
-    `IDLE` hypotheses are idle.
+    `IDLE` hypotheses are idle. In buffers that are kept there may be idle sentences from the beginning.
     """
 
-    def __init__(self, decode: Callable[[Tensor, DecodeState], Tensor], state: DecodeState, beam: int, max_length: int):
+    def __init__(
+        self,
+        decode: Callable[[Tensor, DecodeState], Tensor],
+        state: DecodeState,
+        beam: int,
+        max_length: int,
+        kept: KeptSteps | None = None,
+    ):
         """
         Args:
             decode: reads tokens, int64 [N, 1], into the state and returns logits or log-probabilities [N, V].
             state: has read nothing yet, but for prompts.
             beam: hypotheses of each sentence.
             max_length: tokens that will be read at most.
+            kept: has, or makes, buffers for this batch. Default: all that is captured goes with the batch.
         """
+        self.state = state
         self._decode = decode
-        self._state = state
         self._beam = beam
         self._max_length = max_length
+        self._kept = kept
+        self._buffers: Buffers | None = None  # that the state lies in, if they are kept
         self._room = 0
         self._sentences: Tensor | None = None  # of those in the state, the ones still searched; None: all
         self._rows: Tensor | None = None  # their hypotheses
-        self._work: CapturedWork | None = None
+        self._step: Step | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read the last of the tokens, int64 [N, L]; return what `decode` returns, [N, V], the caller's to change until
         the next step."""
         tokens = tokens[:, -1:]
-        if not self._state.length:  # not yet: the state shows its shapes only now
-            return self._decode(tokens, self._state)
-        if self._state.length >= self._room or self._is_half_idle():
-            self._capture_anew(len(tokens))
+        before = self.state
+        if not before.length:  # not yet: the state shows its shapes only now
+            return self._decode(tokens, before)
+        if before.length >= self._room or self._is_half_idle():
+            self._prepare(len(tokens))
+        # A graph of another batch, which has not been right on any but that, is compared with the step itself.
+        is_new = before.cursor is None and self._buffers is not None
+        is_trial = is_new and self._step.work.is_captured and not self._buffers.is_proved
+        output = self._run(tokens)
+        if is_trial:
+            expected = self._decode(tokens, before)
+            if not self._kept.prove(output, expected):
+                self._go_on_in(before)
+                return expected
+            self._buffers.is_proved = True
+        return output
+
+    def _run(self, tokens: Tensor) -> Tensor:
+        step = self._step
         if self._rows is None:
-            self._tokens.copy_(tokens)
+            step.tokens.copy_(tokens)
         else:
-            self._tokens.index_copy_(0, self._rows, tokens)
-        length = self._state.length
-        self._work(self._advance)
-        self._state.length = length + 1  # a replayed step moves the cursor on the device and nothing here
-        return self._output if self._rows is None else self._output.index_select(0, self._rows)
+            step.tokens.index_copy_(0, self._rows, tokens)
+        length = self.state.length
+        step.work(self._advance)
+        self.state.length = length + 1  # a replayed step moves the cursor on the device and nothing here
+        return step.output if self._rows is None else step.output.index_select(0, self._rows)
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N]: at the next step."""
         if not self._room:
-            self._state.reorder(order)
+            self.state.reorder(order)
         elif self._rows is None:
-            self._order.copy_(order)
+            self._step.order.copy_(order)
         else:
             # A sentence keeps its place, so the hypotheses that it has now are among those it had before.
-            self._order.index_copy_(0, self._rows, self._rows_before.index_select(0, order))
+            self._step.order.index_copy_(0, self._rows, self._rows_before.index_select(0, order))
             self._rows_before = self._rows
 
     def keep(self, sentences: Tensor) -> None:
         """Read no more of the sentences that are not among these, int64 [B']; called before `reorder`."""
         if not self._room:
-            return self._state.keep(sentences)
-        hypotheses = torch.arange(len(self._order), device=sentences.device)
+            return self.state.keep(sentences)
+        order = self._step.order
+        hypotheses = torch.arange(len(order), device=sentences.device)
         self._rows_before = hypotheses if self._rows is None else self._rows
         self._sentences = sentences if self._sentences is None else self._sentences.index_select(0, sentences)
         self._rows = hypotheses.view(-1, self._beam).index_select(0, self._sentences).flatten()
-        self._order.copy_(hypotheses)  # idle ones stay where they are, which moves nothing
+        order.copy_(hypotheses)  # idle ones stay where they are, which moves nothing
 
     def _is_half_idle(self) -> bool:
-        if self._rows is None:
-            return False
-        idle = len(self._order) - len(self._rows)
-        return idle >= max(IDLE, len(self._rows))
+        return self._rows is not None and is_half_idle(len(self._step.order), len(self._rows))
 
-    def _capture_anew(self, hypotheses: int) -> None:
-        """More room, and only the hypotheses still searched for."""
+    def _prepare(self, hypotheses: int) -> None:
+        """Another step: with more room, or with fewer idle hypotheses."""
         order = None
         if self._room:
-            order = self._order
+            order = self._step.order
             if self._rows is not None:
                 order = order.index_select(0, self._rows)
-                self._state.keep(self._sentences)
-        cheap = CHEAP // self._state.bytes_of_position()
-        self._room = min(max(ROOM << (self._state.length // ROOM).bit_length(), cheap), self._max_length)
-        self._state.fix(self._room, self._beam, order)
-        device = self._state.cursor.position.device
-        self._tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
-        self._order = torch.arange(hypotheses, device=device)
+                self.state.keep(self._sentences)
+        elif self._kept is not None:
+            self._buffers = self._kept.buffers(self.state)
         self._sentences = self._rows = None
-        self._output: Tensor | None = None
-        self._work = CapturedWork(device)
+        if self._buffers is not None:
+            self._use_buffers(hypotheses, order)
+        else:
+            self._room = next_room(self.state.length, self.state.bytes_of_position(), self._max_length)
+            self.state.fix(self._room, self._beam, order)
+            self._step = Step(hypotheses, self.state.cursor.position.device)
+
+    def _use_buffers(self, hypotheses: int, order: Tensor | None) -> None:
+        sentences = hypotheses // self._beam
+        state, self._step = self._buffers.part(sentences)
+        state.load(self.state, order)
+        self.state, self._room = state, self._buffers.sizes.target_length
+        rows = torch.arange(len(self._step.order), device=self._step.order.device)
+        self._step.order.copy_(rows)
+        if hypotheses < len(rows):
+            self._sentences, self._rows = rows[:sentences], rows[:hypotheses]
+            self._rows_before = self._rows
+
+    def _go_on_in(self, state: DecodeState) -> None:
+        """Instead of the buffers."""
+        self.state, self._kept, self._buffers = state, None, None
+        self._room, self._sentences, self._rows = 0, None, None
 
     def _advance(self) -> None:
         if self._beam > 1:
-            self._state.reorder(self._order)
-        self._state.cursor.begin()
-        output = self._decode(self._tokens, self._state)
-        self._state.cursor.end()
-        if self._output is None:
-            self._output = output
+            self.state.reorder(self._step.order)
+        self.state.cursor.begin()
+        output = self._decode(self._step.tokens, self.state)
+        self.state.cursor.end()
+        if self._step.output is None:
+            self._step.output = output
         else:
             # What is made in a capture may be overwritten by another, of another model in an ensemble.
-            self._output.copy_(output)
+            self._step.output.copy_(output)

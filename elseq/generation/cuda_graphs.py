@@ -1,9 +1,11 @@
 """Work that is done again and again, captured as a CUDA graph."""
 
+import gc
 import logging
 from collections.abc import Callable
 from functools import cache
 from typing import NamedTuple
+from weakref import WeakSet
 
 import torch
 
@@ -29,6 +31,15 @@ class CapturedWork:
         self._bytes = 0  # that a run allocates in all: more than it needs at any time; 0: not known yet
         self._graph: torch.cuda.CUDAGraph | None = None
         self._is_tried = device.type != "cuda"
+
+    @property
+    def is_captured(self) -> bool:
+        return self._graph is not None
+
+    @property
+    def has_failed(self) -> bool:
+        """Whether it is never captured."""
+        return self._graph is None and self._is_tried
 
     def __call__(self, work: Callable[[], None]) -> None:
         """
@@ -106,13 +117,34 @@ def _shared_by(device: torch.device) -> _Shared:
     return _shared[device]
 
 
+# What holds graphs between batches, and what they read: each has `release` and `size_bytes`.
+holders: WeakSet = WeakSet()
+
+
+def held_bytes() -> int:
+    """Bytes that are held between batches and that `release_memory` gives back."""
+    return sum(holder.size_bytes() for holder in list(holders))
+
+
 def release_memory() -> None:
-    """Give back the memory that captured graphs share, once there are none."""
+    """Give back all that is held between batches, and the memory that captured graphs share, once there are none."""
+    for holder in list(holders):
+        holder.release()
     _shared.clear()
 
 
+def release_all() -> None:
+    """The same after memory ran out, and what else PyTorch holds unused."""
+    gc.collect()
+    release_memory()
+    if torch.cuda.is_available():
+        torch.cuda.empty_cache()
+
+
 def has_memory(device: torch.device, size: int) -> bool:
-    """Whether so many bytes can be had from the device, be it that the allocator gives back what it holds unused."""
+    """Whether so many bytes can be had from a GPU, be it that the allocator gives back what it holds unused."""
+    if device.type != "cuda":
+        return True
     if unreserved_bytes(device) < size:
         torch.cuda.empty_cache()
     return unreserved_bytes(device) >= size

@@ -11,6 +11,7 @@ from elseq import gpu
 from elseq.attention import METHODS, DecodingMethod
 from elseq.attention.methods import AUTO, EL, KV
 from elseq.generation.attention_cost import cross_attention_seconds
+from elseq.generation.cuda_graphs import held_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.precision import INT8
 
@@ -102,7 +103,7 @@ def _explain(choice: str, reason: str, device: str) -> None:
 def free_memory_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
-        return gpu.free_bytes(device)
+        return gpu.free_bytes(device) + held_bytes()
     try:
         with open("/proc/meminfo") as file:
             available = next(line for line in file if line.startswith("MemAvailable:"))

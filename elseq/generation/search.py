@@ -15,11 +15,12 @@ from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds, is_whole
-from elseq.errors import UserError, as_option, renamed
+from elseq.errors import UserError, as_option, is_out_of_memory, renamed
 from elseq.generation import transfers
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates, Kept
+from elseq.generation.cuda_graphs import held_bytes, release_all
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import (
     LogitsProcessor,
@@ -33,7 +34,7 @@ from elseq.generation.logits_processors import (
     UnknownPenalty,
 )
 from elseq.generation.next_words import NextWords
-from elseq.generation.steppers import Ensemble, make_stepper
+from elseq.generation.steppers import ElseqStepper, Ensemble, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
 from elseq.generation.strategies import as_ours
 from elseq.generation.transfers import HostCopy, to_device
@@ -205,8 +206,9 @@ class SequenceGenerator(nn.Module):
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
         if prompt_tokens is not None and not self._reads(prompt_tokens):
             return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints, uncounted)
+        given = sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted
         try:
-            finished = self._search(sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted)
+            finished = self._search_with_all_memory(*given)
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
@@ -216,6 +218,21 @@ class SequenceGenerator(nn.Module):
         if self.print_alignment:
             align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
+
+    def _search_with_all_memory(self, *given):
+        """`_search`; once more where memory ran out beside what is held between batches, which is released then."""
+        random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        try:
+            return self._search(*given)
+        except (RuntimeError, MemoryError) as error:
+            if not (is_out_of_memory(error) and held_bytes()):
+                raise
+        # Here the error is gone, and with it the tensors that its traceback held.
+        self._let_go()
+        release_all()
+        torch.set_rng_state(random[0])
+        torch.cuda.set_rng_state_all(random[1])
+        return self._search(*given)
 
     def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted):
         net_input = sample["net_input"]
@@ -323,6 +340,12 @@ class SequenceGenerator(nn.Module):
     def _by_sentence(self, rows: Tensor, beams: Beams) -> Tensor:
         """[N, ...] to [B, beam, ...]."""
         return rows.view(len(beams.sentences), self.beam_size, -1)
+
+    def keep_nothing(self) -> None:
+        """From now on no captured step is kept for the next batch."""
+        for stepper in (*self.model.steppers, self.language_model):
+            if isinstance(stepper, ElseqStepper):
+                stepper.kept.is_allowed = False
 
     def _let_go(self) -> None:
         """Of what the steppers hold of a batch."""

@@ -9,6 +9,7 @@ positions.
 """
 
 import math
+from dataclasses import replace
 
 import torch
 from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
@@ -21,6 +22,7 @@ from elseq.attention import METHODS, DecodeState, DecodingMethod
 from elseq.attention.methods import KV
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
+from elseq.generation.kept_steps import KeptSteps
 from elseq.generation.method_choice import choose_methods
 from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
@@ -44,8 +46,9 @@ class ElseqStepper:
         self.model = model
         self.temperature = temperature
         self.need_weights = need_weights
-        self.state = None
+        self.state: DecodeState | None = None  # if no step is captured
         self.captured: CapturedSteps | None = None
+        self.kept = KeptSteps(model)
         self.precision: PreparedModel | None = None
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
@@ -59,16 +62,23 @@ class ElseqStepper:
         """
         decoder = self.model.decoder
         self._normalizes_by_softmax = _normalizes_by_softmax(self.model)
+        prompt_length = 0 if prompt is None else prompt.size(1)
+        has_source = hasattr(self.model, "encoder") and "src_tokens" in net_input
+        source_length = net_input["src_tokens"].size(1) if has_source else 0
+        workload = Workload(_sentences(net_input), beam, source_length, max_length, prompt_length)
+        self.kept.release_unless_for(workload)
         encoder_out = self._encode(net_input)
         if encoder_out is not None:
-            source_length, sentences = encoder_out["encoder_out"][0].shape[:2]
-        else:
-            source_length, sentences = 0, net_input["src_tokens"].size(0)
-        prompt_length = 0 if prompt is None else prompt.size(1)
-        workload = Workload(sentences, beam, source_length, max_length, prompt_length)
-        self._read(encoder_out, prompt, *choose_methods(decoder.decode_attention, decoder, workload))
+            workload = replace(workload, source_length=encoder_out["encoder_out"][0].size(0))
+        methods = choose_methods(decoder.decode_attention, decoder, workload)
+        self._read(encoder_out, prompt, *methods)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
-            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length)
+            choices = self.temperature, self._normalizes_by_softmax
+            kept = self.kept if self.kept.begin(workload, methods, choices) else None
+            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept)
+            self.state = None
+        else:
+            self.kept.release()
 
     def _encode(self, net_input: dict) -> dict | None:
         decoder = self.model.decoder
@@ -141,7 +151,7 @@ class ElseqStepper:
 
     def state_bytes(self) -> int:
         """Bytes of the decoding state."""
-        return self.state.size_bytes()
+        return (self.captured or self).state.size_bytes()
 
 
 class FairseqStepper:

@@ -1,7 +1,8 @@
 """The mean of the parameters of several checkpoints of a training."""
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
+from itertools import takewhile
 from pathlib import Path
 
 import torch
@@ -61,6 +62,12 @@ def mean(models: Iterable[tuple[Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
         for name, total in sums.items()
     }
     return {name: means[same[name]] for name in shapes}
+
+
+def common(records: Sequence[list]) -> list:
+    """What all records begin with."""
+    same = takewhile(lambda entries: len(set(map(repr, entries))) == 1, zip(*records, strict=False))
+    return [entries[0] for entries in same]
 
 
 def _wide(tensor: Tensor) -> torch.dtype:

@@ -64,17 +64,19 @@ class Product(ABC):
             is_scattered: whether the rows of the input are not adjacent in memory, so that it is copied.
         """
         copy = is_scattered * rows * inputs * itemsize
-        block = min(inputs, 512) * min(outputs, 64) * itemsize
-        return copy + cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rows, outputs, itemsize, block)
+        held = copy + cls.output_bytes(rows, outputs, itemsize)
+        if itemsize >= torch.float32.itemsize:
+            return held
+        # oneDNN multiplies; each thread lays out a block of the weight.
+        block = -(-min(inputs, 512) // 32) * 32 * min(outputs, 64) * itemsize
+        return held + scratchpad_bytes(rows, outputs, itemsize, block)
 
 
-def narrow_sums(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
-    """What oneDNN adds up numbers narrower than float32 in, bytes: each thread has sums in float32, and a block of the
-    weight, unless it is packed."""
-    if itemsize >= torch.float32.itemsize:
-        return 0
-    sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize
-    return torch.get_num_threads() * (sums + block + 1024) + 1024
+def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
+    """What a product of oneDNN holds beside its output, bytes: each thread some hundred bytes, a block of the weight
+    unless it is packed, and sums in float32 of narrower numbers."""
+    sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0
+    return torch.get_num_threads() * (sums + block + 640) + 384
 
 
 @dataclass

@@ -8,7 +8,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elseq.measurements import measured, seconds_on_cpu
-from elseq.precision.linear import Product, narrow_sums
+from elseq.precision.linear import Product, scratchpad_bytes
 
 # Weights are laid out for this number of rows. The layout is good for other numbers of rows except one.
 ROWS = 32
@@ -66,7 +66,7 @@ class PackedProduct(Product):
     def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
         copy = is_scattered * rows * inputs * itemsize
         padded = rounded(rows) * inputs * itemsize if rounded(rows) > rows else 0
-        output = cls.output_bytes(rows, outputs, itemsize) + narrow_sums(rounded(rows), outputs, itemsize)
+        output = cls.output_bytes(rows, outputs, itemsize) + scratchpad_bytes(rounded(rows), outputs, itemsize)
         return max(copy + padded, (padded or copy) + output)
 
 

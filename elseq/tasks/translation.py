@@ -169,11 +169,15 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             known: the word for the language of this task.
 
         Raises:
-            UserError: the dictionary has no such language.
+            UserError: the dictionary has no such language, or codes of another form than `LANGUAGE`.
         """
         words = [word for word in dictionary.symbols if LANGUAGE.fullmatch(word)]
-        if known is not None and known not in words:  # a model with codes of another form
-            words = dictionary.symbols[dictionary.nspecial :]
+        if known is not None and known not in words:
+            raise UserError(
+                f"is not for this model: {known!r}, the language of the checkpoint, has none of the forms of languages "
+                "that are known, and so which words are the others is not; leave it out",
+                as_option(side),
+            )
         if isinstance(language, str) and language in words:
             return language
         names = {word.strip("_"): word for word in words}

@@ -1,10 +1,15 @@
+from functools import partial
+
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elseq import native
 from elseq.attention import Segment, multi_head_attention
+from elseq.attention.multi_head import fused_workspace_bytes
 from tests.attention.reference import naive_attention, padding_mask, quick, seeds
+from tests.helpers import peak_memory
 
 
 @st.composite
@@ -157,3 +162,32 @@ def test_half_precision_computes_softmax_in_float32(dtype):
     output, weights = multi_head_attention(query, [Segment(key, value)], need_weights=True)
     assert (output.dtype, weights.dtype) == (dtype, torch.float32)
     torch.testing.assert_close(weights.sum(-1), torch.ones(2, 2, 1))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+@pytest.mark.parametrize("length, keys", [(1, 700), (40, 9), (200, 200), (800, 20)])
+def test_the_workspace_of_fused_attention(length, keys, dtype):
+    query, key = (torch.randn(1, 2, size, 8, dtype=dtype) for size in (length, keys))
+    attend = partial(torch.nn.functional.scaled_dot_product_attention, query, key, key, scale=1.0)
+    result = query.nbytes + query[..., 0].numel() * max(4, dtype.itemsize)  # and the logarithm of a sum for each row
+    assert peak_memory(attend) == result + fused_workspace_bytes(length, keys, 8, dtype.itemsize)
+
+
+@pytest.mark.parametrize("top_k", [40, None])
+@pytest.mark.parametrize("length", [1, 3])
+@pytest.mark.parametrize("need_weights", [False, True])
+def test_keys_and_values_narrower_than_the_query(length, top_k, need_weights):
+    """As if they were converted, which they are not as a whole where top-k reads a part of them."""
+    torch.manual_seed(0)
+    query = torch.randn(4, 8, length, 16)
+    keys, values = torch.randn(2, 8, 16, 4000).bfloat16().transpose(2, 3), torch.randn(2, 8, 4000, 16).bfloat16()
+    mask = padding_mask([4000, 3000], 4000, "left").unsqueeze(1)
+    options = {"top_k": top_k, "need_weights": need_weights}
+    attend = partial(multi_head_attention, query, [Segment(keys, values, mask)], **options)
+    found, weights = attend()
+    expected, expected_weights = multi_head_attention(query, [Segment(keys.float(), values.float(), mask)], **options)
+    assert found.equal(expected)
+    assert weights.equal(expected_weights) if need_weights else weights is None
+    if top_k and not need_weights and (length > 1 or native.library() is not None):
+        scores = 2 * query[..., 0].numel() * 4000 * 4  # and the choice of the largest of them
+        assert peak_memory(attend) < scores + 0.6 * keys.numel() * 4

@@ -198,6 +198,25 @@ def test_the_printed_command_trains(run, tmp_path, trained):
     assert 0 < (after["model"][name] - before["model"][name]).abs().max() < 0.01  # it went on from there
 
 
+def test_what_a_training_between_two_conversions_records(run, tmp_path, tiny_translation):
+    """All conversions, also in a second training, which goes on from the first."""
+    printed = run(tiny_translation.checkpoint, "--num-kv-heads=1", "--in=cross").splitlines()[-1]
+    printed = printed.replace("DATA", str(tiny_translation.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
+    command += ["--max-tokens=800", "--cpu", "--num-workers=0", "--seed=1"]
+    last = tmp_path / "uptrained" / "checkpoint_last.pt"
+    helpers.run_here([*command, "--max-update=2"])
+    [first] = torch.load(last)["extra_state"]["fewer_heads"]
+    start = command.index("--restore-file")
+    helpers.run_here([*command[:start], *command[start + 6 :], "--max-update=3"])
+    state = torch.load(last)
+    assert state["optimizer_history"][-1]["num_updates"] == 3
+    assert state["extra_state"]["fewer_heads"] == [first]
+    run(last, "--num-kv-heads=2", "--in=decoder", "--overwrite")
+    records = torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"]
+    assert records[0] == first and [record["places"] for record in records] == [["cross"], ["decoder"]]
+
+
 def test_the_printed_command_trains_as_the_training_before(run, tmp_path, tiny_translation):
     """By the options of its task and its criterion, as far as they are no defaults."""
     task = {

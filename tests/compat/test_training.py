@@ -207,3 +207,18 @@ def test_finetuning_of_a_multilingual_bart(translation_data, tmp_path, without):
     without(TranslationFromPretrainedBARTTask, "__init__")
     with pytest.raises(AttributeError, match="no attribute 'args'"):
         helpers.run_here([*command, "--reset-dataloader"])
+
+
+@pytest.mark.parametrize("recorded, kept", [([{"method": "mean"}], [{"method": "mean"}]), ([], None), (5, [5])])
+def test_the_record_of_conversions(train, without, tmp_path, recorded, kept):
+    train("--max-update=1", check=True)
+    path = tmp_path / "checkpoint_last.pt"
+    state = torch.load(path)
+    state["extra_state"]["fewer_heads"] = recorded
+    torch.save(state, path)
+    resets = [f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader")]
+    train(*resets, "--max-update=1", check=True)
+    assert torch.load(path)["extra_state"].get("fewer_heads") == kept
+    without(Trainer, "state_dict")
+    train(*resets, "--max-update=1", check=True)
+    assert "fewer_heads" not in torch.load(path)["extra_state"]

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.errors import UserError, is_out_of_memory
-from elseq.generation import batches
+from elseq.generation import cuda_graphs
 from elseq.generation.batches import SplittingDecoder, cut_batches, largest
 
 CUDA = torch.cuda.OutOfMemoryError("CUDA out of memory. Tried to allocate 2 GiB")
@@ -19,7 +19,7 @@ CPU = RuntimeError("[enforce fail at alloc_cpu.cpp:118] DefaultCPUAllocator: can
 def no_garbage():
     """To collect it takes long late in a run of all tests."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(batches.gc, "collect", lambda: 0)
+        patch.setattr(cuda_graphs.gc, "collect", lambda: 0)
         yield
 
 

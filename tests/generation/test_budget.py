@@ -15,7 +15,7 @@ from elseq.models import windows
 from elseq.models.top_k import apply_attention_top_k
 from elseq.precision import packed
 from tests.helpers import peak_memory
-from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources
+from tests.tiny_models import make_dictionary, make_elseq_model, make_models, make_sample, make_sources
 
 
 @pytest.fixture(autouse=True)
@@ -45,7 +45,7 @@ def make(family, method, words, dtype, decode_dtype, is_wide, positions=400, **o
         sides = ["decoder"] if family == "language_model" else ["encoder", "decoder"]
         options |= {f"{side}_{name}": size for side in sides for name, size in WIDE.items()}
         options |= {"decoder_input_dim": WIDE["embed_dim"], "decoder_output_dim": WIDE["embed_dim"]}
-    model = make_models(family, make_dictionary(words), positions=positions, **options)[method].to(dtype)
+    model = make_elseq_model(family, make_dictionary(words), method, positions=positions, **options).to(dtype)
     model.decoder.decode_dtype = decode_dtype
     model.make_generation_fast_()
     return model
@@ -140,6 +140,28 @@ def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
     assert state < peak <= planned < 1.15 * peak, planned / peak
     hidden = sentences * length * 128 * 4
     assert peak < hidden * (1.3 if method == "el" else 8.2)  # kv: twice the memory of two layers at most
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("top_k", [None, 30])
+def test_sources_in_windows_in_int8(method, top_k, monkeypatch):
+    monkeypatch.setitem(windows.MOST_TOKENS, "cpu", 128)
+    limits = {"beam": 2, "max_len": 6, "positions": 64, "is_wide": True, "decode_dtype": "int8"}
+    limits |= {"windows": windows.SourceWindows(64, 32), "top_k": top_k}
+    planned, peak, state = measure("transformer", method, sentences=3, length=3000, **limits)
+    assert state < peak <= planned < 1.15 * peak, planned / peak
+
+
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("transformer", {"sentences": 3, "length": 390, "target_length": 50}),
+        ("language_model", {"sentences": 3, "length": 150, "target_length": 50}),
+    ],
+)
+def test_scoring_by_top_k_in_int8(family, sizes):
+    planned, peak = measure_scoring(family, "kv", is_wide=True, attention_top_k=8, decode_dtype="int8", **sizes)
+    assert peak <= planned < 1.15 * peak, planned / peak
 
 
 def without_kernels(monkeypatch):
@@ -428,11 +450,58 @@ def test_sizes_for_people(size, text):
     assert write_bytes(size) == text
 
 
-@pytest.mark.parametrize("pays", [True, False])
-def test_rows_that_packed_products_add(pays, monkeypatch):
-    """20 hypotheses are multiplied as 32."""
-    if pays and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+@pytest.fixture(params=[True, False], ids=["packed", "ordinary"])
+def either_product(request, monkeypatch):
+    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
         pytest.skip("this torch has no packed products")
-    monkeypatch.setattr(packed, "pays", lambda dtype: pays)
+    monkeypatch.setattr(packed, "pays", lambda dtype: request.param)
+
+
+def test_rows_that_packed_products_add(either_product):
+    """20 hypotheses are multiplied as 32."""
     planned, peak, _ = measure("bart", "el", sentences=4, length=10, beam=5, words=5000)
+    assert peak <= planned < 1.1 * peak, planned / peak
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("language_model", {"sentences": 3, "length": 150, "beam": 1}),
+        ("language_model", {"sentences": 1, "length": 2, "beam": 1}),  # a prompt that keeps its buffers
+        ("language_model", {"sentences": 3, "length": 150, "beam": 4, "is_wide": True, "attention_top_k": 8}),
+        ("language_model", {"sentences": 3, "length": 90, "beam": 4, "is_wide": True, "num_kv_heads": 1}),
+        ("transformer", {"sentences": 6, "length": 60, "beam": 4, "is_wide": True, "dtype": torch.bfloat16}),
+        ("transformer", {"sentences": 6, "length": 20, "beam": 4, "attention_top_k": 2, "dtype": torch.bfloat16}),
+    ],
+    ids=str,
+)
+def test_either_product(family, method, sizes, either_product):
+    planned, peak, state = measure(family, method, **sizes)
+    assert state < peak <= planned < 1.25 * peak, planned / peak
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize(
+    "family, sizes",
+    [
+        ("transformer", {"sentences": 1, "length": 5, "target_length": 1}),
+        ("transformer", {"sentences": 2, "length": 2, "target_length": 200}),  # a mask of 200 times 200
+        ("transformer", {"sentences": 6, "length": 40, "target_length": 100, "is_wide": True, "num_kv_heads": 2}),
+        ("language_model", {"sentences": 3, "length": 150, "target_length": 30, "is_wide": True, "attention_top_k": 8}),
+    ],
+    ids=str,
+)
+def test_scoring_by_either_product(family, method, sizes, either_product):
+    planned, peak = measure_scoring(family, method, **sizes)
+    assert peak <= planned < 1.4 * peak, planned / peak
+
+
+@pytest.mark.parametrize("family", ["transformer", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_a_head_too_wide_to_be_fused(family, method):
+    sides = ["decoder"] if family == "language_model" else ["encoder", "decoder"]
+    options = {f"{side}_{name}": size for side in sides for name, size in (("embed_dim", 320), ("attention_heads", 1))}
+    options |= {"decoder_input_dim": 320, "decoder_output_dim": 320, "words": 300}
+    planned, peak, _ = measure(family, method, sentences=3, length=100, beam=2, **options)
     assert peak <= planned < 1.1 * peak, planned / peak

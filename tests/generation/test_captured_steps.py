@@ -7,14 +7,13 @@ import pytest
 import torch
 from fairseq import search as strategies
 from fairseq.token_generation_constraints import pack_constraints
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from elseq.attention import DecodeState
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, captured_steps, steppers
 from elseq.generation.captured_steps import CapturedSteps, can_capture
+from tests.tape import Tape, TapedWork
 from tests.tiny_models import (
     assert_same_hypotheses,
     make_dictionary,
@@ -32,46 +31,6 @@ SEARCHES = {
     "limits of each sentence": {"beam_size": 3, "max_len_a": 1.5, "max_len_b": 2},
     "n-gram blocking": {"beam_size": 4, "max_len_b": 14, "no_repeat_ngram_size": 2, "min_len": 8},
 }
-
-
-class Tape(TorchDispatchMode):
-    """Operations on tensors, and what they were called with: numbers as they were, tensors where they are."""
-
-    def __init__(self):
-        super().__init__()
-        self.operations = []
-
-    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
-        result = function(*args, **(kwargs or {}))
-        self.operations.append((function, args, kwargs or {}, result))
-        return result
-
-    def replay(self):
-        for function, args, kwargs, result in self.operations:
-            for old, new in zip(tree_leaves(result), tree_leaves(function(*args, **kwargs)), strict=True):
-                if torch.is_tensor(old) and old.untyped_storage().data_ptr() != new.untyped_storage().data_ptr():
-                    old.copy_(new)
-
-
-class TapedWork:
-    """A `CapturedWork` for the CPU: like a CUDA graph it repeats operations, and runs no Python again."""
-
-    replays = 0
-
-    def __init__(self, device):
-        self.runs = 0
-        self.tape = Tape()
-
-    def __call__(self, work):
-        self.runs += 1
-        if self.runs == 1:
-            work()
-        elif self.runs == 2:
-            with self.tape:
-                work()
-        else:
-            self.tape.replay()
-            TapedWork.replays += 1
 
 
 @pytest.fixture
@@ -309,8 +268,9 @@ def test_room_and_idle_sentences(monkeypatch, method):
         plain.reorder(order)
         steps.reorder(order)
         if steps._rows is not None:
-            idle = torch.ones(len(steps._order), dtype=torch.bool).index_fill(0, steps._rows, False)
-            assert torch.equal(steps._order[idle], idle.nonzero().flatten())  # which moves nothing
+            order_within = steps._step.order
+            idle = torch.ones(len(order_within), dtype=torch.bool).index_fill(0, steps._rows, False)
+            assert torch.equal(order_within[idle], idle.nonzero().flatten())  # which moves nothing
         tokens = tokens.index_select(0, order)
     assert rooms == [0, 4, 4, 4, 8, 8, 8, 8, 11, 11, 11]
     # One leaves after the third step and is gone when room has to grow, at the fifth; after the eighth half are idle.

@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs, steppers
+from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.cuda_graphs import CapturedWork
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
@@ -69,10 +69,16 @@ def begin_to_capture(monkeypatch, gpu, as_on_gpu):
     return begin
 
 
-def generate(method, beam):
+SAMPLE = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2)))
+
+
+def make_generator(method, beam):
     model = make_models("transformer", DICTIONARY)[method]
-    generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, min_len=8, max_len_b=17, no_repeat_ngram_size=3)
-    return generator.generate([model], make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2))))
+    return SequenceGenerator([model], DICTIONARY, beam_size=beam, min_len=8, max_len_b=17, no_repeat_ngram_size=3)
+
+
+def generate(method, beam):
+    return make_generator(method, beam).generate(None, SAMPLE)
 
 
 @pytest.mark.parametrize("beam", [1, 3])
@@ -113,13 +119,61 @@ def test_captures_of_a_search(begin_to_capture, gpu, caplog, method):
     assert not caplog.records
 
 
+@pytest.mark.parametrize("obstacle", ["a capture fails", "too little memory"])
+def test_buffers_without_a_graph_are_not_kept(begin_to_capture, gpu, monkeypatch, obstacle):
+    expected = generate("kv", 3)
+    begin_to_capture()
+    monkeypatch.setattr(captured_steps, "CHEAP", 2**28)
+    monkeypatch.setattr(kept_steps, "can_keep", lambda device: True)
+    generator = make_generator("kv", 3)
+    assert_same_hypotheses(generator.generate(None, SAMPLE), expected)
+    assert gpu.captures == 1
+    cuda_graphs.release_memory()
+    if obstacle == "a capture fails":
+        gpu.fails_after = 7
+    else:
+        gpu.free = 9
+    encoder, held = generator.models[0].encoder, []
+    encode = encoder.forward_torchscript
+    monkeypatch.setattr(
+        encoder, "forward_torchscript", lambda net_input: held.append(cuda_graphs.held_bytes()) or encode(net_input)
+    )
+    for _ in range(3):
+        assert_same_hypotheses(generator.generate(None, SAMPLE), expected)
+    assert held == [0, 0, 0]
+    assert gpu.captures == (2 if obstacle == "a capture fails" else 1)
+
+
+def test_what_is_held_is_released(gpu):
+    class Holder:
+        size = 7
+
+        def size_bytes(self):
+            return self.size
+
+        def release(self):
+            self.size = 0
+
+    before = cuda_graphs.held_bytes()
+    first, second = Holder(), Holder()
+    for holder in (first, second):
+        cuda_graphs.holders.add(holder)
+    assert cuda_graphs.held_bytes() == before + 14
+    del holder, second
+    assert cuda_graphs.held_bytes() == before + 7
+    cuda_graphs.release_memory()
+    assert cuda_graphs.held_bytes() == first.size == 0
+
+
 def test_work_is_run_once_captured_once_and_then_replayed(gpu):
     captured, numbers = CapturedWork(GPU), torch.zeros(1)
     captures = []
     for _ in range(5):
         captured(lambda: numbers.add_(1))
-        captures.append(gpu.captures)
-    assert captures == [0, 1, 1, 1, 1]
+        captures.append(captured.is_captured)
+        assert gpu.captures == captured.is_captured
+        assert not captured.has_failed
+    assert captures == [False, True, True, True, True]
     assert numbers.item() == 5
 
 

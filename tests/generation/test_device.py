@@ -8,6 +8,8 @@ from fairseq import utils
 
 from elseq.attention.methods import EL, KV
 from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs
+from elseq.generation.cuda_graphs import CapturedWork
+from elseq.generation.kept_steps import KeptSteps
 from elseq.generation.method_choice import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
@@ -27,7 +29,10 @@ SEARCHES = {
 def generate(model, sample, device, **options):
     model = copy.deepcopy(model).to(device)
     sample = utils.apply_to_sample(lambda tensor: tensor.to(device), sample)
-    found = SequenceGenerator([model], DICTIONARY, **options).generate([model], sample)
+    return to_cpu(SequenceGenerator([model], DICTIONARY, **options).generate([model], sample))
+
+
+def to_cpu(found):
     return [
         [{name: value.cpu() for name, value in hypothesis.items() if torch.is_tensor(value)} for hypothesis in sentence]
         for sentence in found
@@ -62,6 +67,35 @@ def test_captured_graphs_share_their_memory(monkeypatch, caplog):
     assert captured.count(torch.cuda.CUDAGraph) == len(captured) > 40 * 2 * 3
     assert reserved[-1] == reserved[4]
     assert "captured" not in caplog.text
+
+
+@pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
+@pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("beam", [1, 4])
+def test_graphs_are_kept(family, method, beam, caplog):
+    """For batches of like size, from which they are right; for another size, and other parameters, there are others."""
+    model = make_models(family, DICTIONARY)[method]
+    on_gpu = copy.deepcopy(model).to(DEVICE)
+    options = {"beam_size": beam, "max_len_b": 14}
+    generator = SequenceGenerator([on_gpu], DICTIONARY, **options)
+    captures = []
+    for seed, lengths in enumerate([(3, 7, 1, 5, 2), (6, 2, 6, 6, 1), (4,) * 8, (9, 3, 12, 8, 1), (2, 14, 4, 4, 4)]):
+        sample = make_sample(DICTIONARY, make_sources(DICTIONARY, lengths, seed), left=family != "language_model")
+        before = CapturedWork.captures
+        on_device = utils.apply_to_sample(lambda tensor: tensor.to(DEVICE), sample)
+        assert_same_hypotheses(
+            to_cpu(generator.generate([on_gpu], on_device)), generate(model, sample, "cpu", **options)
+        )
+        captures.append(CapturedWork.captures - before)
+    assert captures == ([1, 0, 0, 0, 0] if family == "language_model" else [1, 0, 0, 1, 0])
+    assert KeptSteps.is_possible and "captured" not in caplog.text
+    assert cuda_graphs.held_bytes() > 0
+    with torch.no_grad():
+        for each in (model, on_gpu):
+            each.decoder.layers[0].fc1.weight = torch.nn.Parameter(each.decoder.layers[0].fc1.weight * 2)
+    assert_same_hypotheses(to_cpu(generator.generate([on_gpu], on_device)), generate(model, sample, "cpu", **options))
+    del generator
+    assert not cuda_graphs.held_bytes()
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])

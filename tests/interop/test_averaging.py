@@ -8,7 +8,7 @@ import torch
 
 import elseq
 from elseq.errors import UserError
-from elseq.interop.averaging import last_checkpoints, mean
+from elseq.interop.averaging import common, last_checkpoints, mean
 from tests import helpers
 
 
@@ -74,6 +74,21 @@ def test_the_last_checkpoints(tmp_path):
         last_checkpoints(tmp_path, 3, False)
 
 
+@pytest.mark.parametrize(
+    "records, kept",
+    [
+        ([[1, {"a": [2]}], [1, {"a": [2]}]], [1, {"a": [2]}]),
+        ([[1, {"a": [2]}], [1, {"a": [3]}]], [1]),
+        ([[1, 2], [1]], [1]),
+        ([[1], []], []),
+        ([[torch.ones(2)], [torch.ones(2)]], None),
+    ],
+)
+def test_what_all_record(records, kept):
+    found = common(records)
+    assert found == kept if kept is not None else len(found) == 1
+
+
 def test_average_of_a_training(tiny_translation, tmp_path):
     """It decodes, in fairseq and in elseq, and training continues from it."""
     paths = []
@@ -82,12 +97,14 @@ def test_average_of_a_training(tiny_translation, tmp_path):
         for name, tensor in state["model"].items():
             if tensor.is_floating_point():
                 state["model"][name] = tensor * (1 + 0.1 * number)
+        state["extra_state"]["fewer_heads"] = ["the same", number]
         paths.append(tmp_path / f"checkpoint{number}.pt")
         torch.save(state, paths[-1])
     output = tmp_path / "average.pt"
     helpers.run_here(["elseq-convert", "average", *paths, "--output", output])
     averaged, before = torch.load(output), torch.load(tiny_translation.checkpoint)
     assert "last_optimizer_state" not in averaged
+    assert averaged["extra_state"]["fewer_heads"] == ["the same"]
     for name, tensor in before["model"].items():
         torch.testing.assert_close(averaged["model"][name], tensor * 1.15 if tensor.is_floating_point() else tensor)
     helpers.run_here(["elseq-convert", "average", tmp_path, "--last=2", "--output", tmp_path / "same.pt"])

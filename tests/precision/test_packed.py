@@ -5,7 +5,9 @@ import torch
 from torch import nn
 
 from elseq.precision import packed
+from elseq.precision.linear import Product
 from elseq.precision.packed import PackedProduct, pays
+from tests.helpers import peak_memory
 
 ACTIVATIONS = {None: lambda x: x, "gelu": nn.functional.gelu}
 needs_packing = pytest.mark.skipif(not pays(torch.float32), reason="packed products do not pay on this machine")
@@ -140,3 +142,16 @@ def test_rows_of_a_packed_weight(shape, dtype):
     other = weight.clone()
     other[outputs - 1, 0] += 1
     assert not product.embeds(other)
+
+
+@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no packed products")
+@pytest.mark.parametrize("kind", ["packed", "ordinary"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 16), (5, 16, 64), (160, 100, 500), (1000, 64, 128)])
+@torch.no_grad()
+def test_the_memory_of_a_product(rows, inputs, outputs, dtype, kind):
+    linear, x = nn.Linear(inputs, outputs).to(dtype), torch.randn(rows, inputs).to(dtype)
+    product, multiply = (PackedProduct, PackedProduct(linear).multiply) if kind == "packed" else (Product, linear)
+    multiply(x)  # the first time oneDNN compiles
+    planned, peak = product.multiplying_bytes(rows, inputs, outputs, dtype.itemsize), peak_memory(lambda: multiply(x))
+    assert peak <= planned <= peak + torch.get_num_threads() * 2**16

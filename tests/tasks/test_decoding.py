@@ -211,3 +211,11 @@ def test_unknown_type(tiny_bart):
     names = "float32, float16, bfloat16, float64, int8"
     with pytest.raises(UserError, match=f"^--decode-dtype int4 is unknown; choose one of {names}$"):
         load_translation(tiny_bart, decode_dtype="int4")
+
+
+def test_languages_that_are_not_known():
+    """Any word of the dictionary may be one."""
+    word = DICTIONARY.symbols[DICTIONARY.nspecial]
+    task = make_task(source_start=word, target_start=word)
+    with pytest.raises(UserError, match=f"^--target-lang is not for this model: '{word}', .*; leave it out$"):
+        task.for_languages(None, DICTIONARY.symbols[-1])

@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 RUNS = 10  # timed together, so that the resolution of CUDA's events does not matter
 ROUNDS = 3  # of which the fastest counts
-SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used
+SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used, and no graph kept
 
 _allocated: dict[torch.device, int] = {}  # bytes by trials
 
@@ -110,7 +110,7 @@ def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial
         if reason is None:
             with torch.no_grad(), gpu.on_device(device):
                 trial = case()
-                reason = _error(trial.kernel(), trial.expected)
+                reason = error_of("the kernel", trial.kernel(), trial.expected)
                 if reason is None:
                     kernel, plain = _milliseconds(name, device, sizes, trial)
     except torch.OutOfMemoryError:
@@ -122,12 +122,21 @@ def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial
     return Verdict(name, sizes, device, reason is None, reason, kernel, plain)
 
 
-def _obstacle() -> str | None:
-    """Why no kernel can be tried."""
+def is_switched_on() -> bool:
+    """Whether what has not run on every GPU may be tried.
+
+    Raises:
+        UserError: the environment variable `SWITCH` has another value than on and off.
+    """
     switch = os.environ.get(SWITCH, "on")
     if switch not in ("on", "off"):
         raise UserError(f"the environment variable {SWITCH} is {switch!r}; set it to on or off")
-    if switch == "off":
+    return switch == "on"
+
+
+def _obstacle() -> str | None:
+    """Why no kernel can be tried."""
+    if not is_switched_on():
         return f"{SWITCH} is off"
     return "Triton is not installed" if find_spec("triton") is None else None
 
@@ -144,14 +153,22 @@ def _log(verdict: Verdict) -> None:
     logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
 
 
-def _error(found: Tensor, expected: Tensor) -> str | None:
+def error_of(name: str, found: Tensor, expected: Tensor, slack: float = 1.0) -> str | None:
+    """In which way something, such as a kernel, does not return what is expected; None: in no way.
+
+    Args:
+        name: what to call it.
+        found: what it returned.
+        expected: what it should return.
+        slack: how many times the tolerance of the type is allowed.
+    """
     if found.shape != expected.shape:
-        return f"the kernel returns {list(found.shape)} instead of {list(expected.shape)}"
+        return f"{name} returns {list(found.shape)} instead of {list(expected.shape)}"
     largest = (found.double() - expected.double()).abs().max().item()
-    allowed = TOLERANCES.get(found.dtype, 0.0) * expected.double().abs().max().item()
+    allowed = slack * TOLERANCES.get(found.dtype, 0.0) * expected.double().abs().max().item()
     if largest <= allowed:  # not so for NaN
         return None
-    return f"the kernel errs by {largest:.2g}, and {allowed:.2g} is allowed"
+    return f"{name} errs by {largest:.2g}, and {allowed:.2g} is allowed"
 
 
 def _milliseconds(name: str, device: torch.device, sizes: tuple, trial: Trial) -> list[float]:

@@ -109,7 +109,5 @@ def el_attention(
 def _per_head(rows: Tensor, weight: Tensor) -> Tensor:
     """[N, H, T, X] times [G, X, Y], head h with weight h // (H / G), to [N, H, T, Y]."""
     sequences, heads, length, width = rows.shape
-    kv_heads = weight.size(0)
-    rows = rows.reshape(sequences, kv_heads, heads // kv_heads * length, width).transpose(0, 1)
-    product = torch.bmm(rows.reshape(kv_heads, -1, width), weight)
-    return product.view(kv_heads, sequences, -1, weight.size(2)).transpose(0, 1).reshape(sequences, heads, length, -1)
+    by_weight = rows.transpose(0, 1).reshape(weight.size(0), -1, width)
+    return torch.bmm(by_weight, weight).view(heads, sequences, length, -1).transpose(0, 1)

@@ -33,10 +33,7 @@ class KeysAndValues(DecodingMethod):
             [((keys, values), mask, bias)] = memory
             if bias is None and keys.stride(2) == 1:
                 return decode_step(query, (keys, values, mask)), None
-        segments = [
-            Segment(*(tensor.to(query.dtype) for tensor in stretch.tensors), stretch.mask, stretch.bias)
-            for stretch in memory
-        ]
+        segments = [Segment(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
         return multi_head_attention(query, segments, **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:

@@ -189,8 +189,11 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         )
     named = made.named(config)
     with tokens_checked(folder):
-        added = [each for _, each in sorted(added_tokens(folder, config).items())]
-        _add(tokenizer, added or [_token(each) for each in made.unnumbered(config)])
+        added = added_tokens(folder, config)
+        unnumbered = [_token(each) for each in made.unnumbered(config)]
+        _add(tokenizer, [added[number] for number in sorted(added)] or unnumbered)
+        if not (folder / TOKENIZER).exists() and unnumbered:
+            _check_numbers(tokenizer, added, folder)
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
@@ -198,6 +201,21 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         made.surround(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
     given = {text_of(token) for name, token in config.items() if name in named}
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
+
+
+def _check_numbers(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) -> None:
+    """
+    Raises:
+        UserError: a folder records another number for a token than the tokenizer that is made of its other files has.
+    """
+    for number, token in sorted(added.items()):
+        found = tokenizer.token_to_id(token.content)
+        if found != number:
+            raise UserError(
+                f"{folder} records the number {number} for {token.content!r}, and its sentencepiece model leads to "
+                f"{found}: copy the files of one model together, or write {TOKENIZER} by the save_pretrained of "
+                "transformers"
+            )
 
 
 @contextlib.contextmanager

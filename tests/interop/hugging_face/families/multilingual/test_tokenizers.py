@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.sentencepieces import read_model
+from elseq.interop.hugging_face.tokenizer import read_tokenizer
 from tests.interop.hugging_face.families.multilingual.test_models import make_model
 from tests.interop.hugging_face.making import LINES, back, change, convert, load
 from tests.interop.hugging_face.test_sentencepieces import train
@@ -192,6 +193,19 @@ def test_nllb_of_former_times(tmp_path):
     codes = transformers.models.nllb.tokenization_nllb.FAIRSEQ_LANGUAGE_CODES
     assert [dictionary.index(code) for code in codes] == [size + 1 + number for number in range(len(codes))]
     assert dictionary.index("<mask>") == size + 1 + len(codes)
+
+
+@pytest.mark.parametrize("shift", [1, -1, 5])
+def test_nllb_with_numbers_of_another_model(tmp_path, shift):
+    """The recorded numbers of the languages prove that the pieces are not those of the model."""
+    path = train(tmp_path / "sentencepiece.bpe.model", "bpe")
+    size = sentencepiece.SentencePieceProcessor(model_file=str(path)).get_piece_size()
+    save_nllb_config(tmp_path, size + 1 + shift)
+    first = NLLB_LANGUAGES[0]
+    with pytest.raises(
+        UserError, match=f"records the number {size + 1 + shift} for '{first}', and .* {size + 1}: copy"
+    ):
+        read_tokenizer(tmp_path, "NllbTokenizer", {}, [])
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,217 @@
+"""Captured steps that are kept for the next batches.
+
+A capture costs as much time as some steps do. Batches of a corpus are of like size, so the buffers in which the steps
+of one were captured serve the next ones: what a batch remembers is copied into them, and their masks hide what it does
+not fill. A graph repeats the addresses and the choices of its capture, so the buffers go when any of these changes.
+"""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+
+import torch
+from torch import Tensor, nn
+
+from elseq.attention import DecodeState
+from elseq.attention.kernels.trial import error_of, is_switched_on
+from elseq.attention.memory import GROWTH
+from elseq.generation.captured_steps import CHEAP, IDLE, Step, cost_of_captures, is_half_idle
+from elseq.generation.cuda_graphs import CapturedWork, has_memory, holders
+from elseq.generation.method_choice import Choice
+from elseq.generation.planner import Workload, decoding_state_bytes
+
+logger = logging.getLogger(__name__)
+
+# Buffers are kept where so many times their bytes are free: other batches, and other processes, need memory, too.
+FREE = 4
+# In a step there are some hundred roundings, and in what a tolerance is made for there are a few.
+SLACK = 10
+
+
+def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | None:
+    """The sizes of the buffers for a batch: its own rounded up to powers of two, or else to one of four sizes from one
+    to the next, or None, where what is computed and read in vain costs more than a capture, or than all captures that
+    the batch would need without.
+
+    They depend on nothing but the batch, and so do the numbers that are computed in them: not on the batches before.
+
+    Args:
+        workload: of the batch.
+        decoder: an elseq decoder.
+        methods: how the batch is decoded.
+    """
+
+    def state_bytes(of: Workload) -> int:
+        return decoding_state_bytes(decoder, of, methods.own, next(decoder.parameters()).dtype, methods.cross)
+
+    def of_sources(of: Workload) -> int:
+        return state_bytes(replace(of, target_length=0))
+
+    hypotheses = workload.sentences * workload.beam
+    of_position = (state_bytes(replace(workload, target_length=GROWTH)) - of_sources(workload)) // GROWTH
+    captures = cost_of_captures(of_position, workload.target_length)
+    for per_octave, limit in ((1, min(CHEAP, captures)), (4, captures)):
+        sizes = _rounded_up(workload, per_octave)
+        idle = sizes.sentences * sizes.beam - hypotheses
+        # Of the room for generated tokens, half is read in vain in the mean.
+        vain = of_sources(sizes) - of_sources(workload) + (state_bytes(sizes) - of_sources(sizes)) // 2
+        if idle < max(IDLE, hypotheses // 4) and vain <= limit:
+            return sizes
+    return None
+
+
+def _rounded_up(workload: Workload, per_octave: int) -> Workload:
+    """To so many sizes from one power of two to the next, and lengths to multiples of `GROWTH`."""
+
+    def rounded(number: int, least: int) -> int:
+        step = max(least, (1 << max(0, number - 1).bit_length()) // 2 // per_octave)
+        return -(-number // step) * step
+
+    lengths = ("source_length", "target_length", "prompt_length")
+    lengths = {name: rounded(getattr(workload, name), GROWTH) for name in lengths}
+    return replace(workload, sentences=rounded(workload.sentences, 1), **lengths)
+
+
+class Buffers:
+    """The state of a batch of at most some sizes, at fixed addresses, and the steps captured on it: one for all of its
+    sentences, and one for the first half of them, and so on, to which a batch moves as its sentences finish."""
+
+    def __init__(self, sizes: Workload, state: DecodeState):
+        """
+        Args:
+            sizes: target_length: the room for generated tokens.
+            state: of the same kind, which has decoded a token.
+        """
+        self.sizes = sizes
+        lengths = sizes.source_length, sizes.prompt_length, sizes.target_length
+        self.state = state.empty(sizes.sentences, sizes.beam, *lengths)
+        self.steps: dict[int, Step] = {}
+        self.is_proved = False  # a graph was right on another batch than that of its capture
+
+    def part(self, sentences: int) -> tuple[DecodeState, Step]:
+        """A state in the buffers for as many sentences or more, to be loaded, and its step."""
+        beam, size = self.sizes.beam, self.sizes.sentences
+        while is_half_idle(size * beam, sentences * beam):
+            size = -(-size // 2)
+        if size not in self.steps:
+            self.steps[size] = Step(size * beam, self.state.cursor.position.device)
+        return self.state.narrow(size, beam), self.steps[size]
+
+
+class KeptSteps:
+    """What a stepper keeps between batches: at most the buffers of one batch, with their graphs.
+
+    Another stepper that makes buffers for the same model takes their place.
+    """
+
+    is_possible = True  # in this process: no kept graph has been wrong
+
+    def __init__(self, model: nn.Module):
+        self.is_allowed = True
+        self._model = model
+        self._buffers: Buffers | None = None
+        self._sizes: Workload | None = None
+        self._methods: Choice | None = None
+        self._key: tuple = ()
+        holders.add(self)
+
+    def __reduce__(self):
+        """A copy keeps nothing yet."""
+        return type(self), (self._model,)
+
+    def begin(self, workload: Workload, methods: Choice, choices: tuple) -> bool:
+        """Whether the steps of a batch are captured in buffers that are kept. Others than it needs are released.
+
+        Args:
+            workload: sizes of the batch.
+            methods: how it is decoded.
+            choices: what else a step depends on, besides the decoder.
+        """
+        decoder = self._model.decoder
+        if not self._may_keep():
+            self.release()
+            return False
+        key = (choices, torch.is_inference_mode_enabled(), _contents(decoder))
+        if (methods, key) != (self._methods, self._key):
+            self.release()
+        self._methods, self._key = methods, key
+        self.release_unless_for(workload)
+        self._sizes = shared_sizes(workload, decoder, methods)
+        return self._sizes is not None
+
+    def _may_keep(self) -> bool:
+        device = next(self._model.decoder.parameters()).device
+        return (
+            self.is_allowed
+            and can_keep(device)
+            and KeptSteps.is_possible
+            and CapturedWork.is_possible
+            and not torch.is_autocast_enabled(device.type)  # whose copies of weights go with it
+        )
+
+    def release_unless_for(self, workload: Workload) -> None:
+        """Before a batch of these sizes is read, which needs memory."""
+        if self._buffers is None:
+            return
+        has_failed = any(step.work.has_failed for step in self._buffers.steps.values())
+        if has_failed or self._sizes != shared_sizes(workload, self._model.decoder, self._methods):
+            self.release()
+
+    def buffers(self, state: DecodeState) -> Buffers | None:
+        """After `begin`: the buffers for the batch. None: they would take too much of the free memory.
+
+        Args:
+            state: of the batch, which has decoded a token.
+        """
+        if self._buffers is None:
+            weight = next(self._model.decoder.parameters())
+            needed = decoding_state_bytes(
+                self._model.decoder, self._sizes, self._methods.own, weight.dtype, self._methods.cross
+            )
+            if not has_memory(weight.device, FREE * needed):
+                return None
+            for holder in list(holders):
+                if holder._model is self._model:
+                    holder.release()
+            self._buffers = Buffers(self._sizes, state)
+        return self._buffers
+
+    def prove(self, output: Tensor, expected: Tensor) -> bool:
+        """Whether a graph is right on another batch than that of its capture. If not, none is kept from now on.
+
+        Args:
+            output: what it returned.
+            expected: what the step returned that was not captured, from the same state.
+        """
+        error = error_of("a kept graph", output, expected, SLACK)
+        if error is not None:
+            self.release()
+            KeptSteps.is_possible = False
+            logger.warning("decoding steps are captured anew for each batch, because %s", error)
+        return error is None
+
+    def release(self) -> None:
+        """Keep nothing."""
+        self._buffers = None
+
+    def size_bytes(self) -> int:
+        """Bytes of the buffers, without what a graph needs while it runs."""
+        return 0 if self._buffers is None else self._buffers.state.size_bytes()
+
+
+def can_keep(device: torch.device) -> bool:
+    """Whether graphs are kept on a device."""
+    return device.type == "cuda" and is_switched_on()
+
+
+def _contents(decoder: nn.Module) -> tuple:
+    """What a graph repeats of a decoder: where its tensors are, and the numbers that it was told."""
+    found = []
+    for module in decoder.modules():
+        for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
+            if isinstance(value, Tensor):
+                found.append((value.data_ptr(), value.dtype, value.shape, value.stride()))
+            elif value is None or isinstance(value, bool | int | float | str):
+                found.append(value)
+    return tuple(found)
