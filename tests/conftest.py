@@ -1,5 +1,6 @@
 """Fixtures that several tests share: tiny models, trained once per run."""
 
+import gc
 import multiprocessing.process
 import os
 import shutil
@@ -42,8 +43,8 @@ class Reprojected(HiddenStates):
 register(Reprojected())
 '''
 CASES = 2  # of each test, with --quick
-# Rooms whose tests run commands or other programs, or read whole corpora.
-LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system"}
+# Rooms whose tests run commands, recipes or other programs, or read whole corpora.
+LENGTHY = {"benchmark", "cli", "interop", "recipes", "scripts", "sweeps", "system", "test_hydra_conf.py"}
 
 
 def pytest_addoption(parser):
@@ -93,6 +94,14 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def few_objects():
+    """A model that is prepared collects garbage: among those of all modules and tests that takes half of a test's time.
+    What is there before the tests of a module stays, so it is not looked through again."""
+    gc.collect()
+    gc.freeze()
 
 
 @pytest.fixture(autouse=True)

@@ -29,6 +29,15 @@ cli
 """.strip().splitlines()
 LEVELS = {room: level for level, line in enumerate(ORDER) for room in line.split()}
 FILES = sorted((ROOT / "elseq").rglob("*.py"))
+# Modules whose tests are not in the file of their name: figures of papers, and what others' tests run.
+TESTED_ELSEWHERE = {
+    "elseq.benchmark.el_attention.measure": "benchmark/el_attention/test_command.py",
+    "elseq.benchmark.el_attention.settings": "benchmark/el_attention/test_plan.py",
+    "elseq.benchmark.fairseq_engine": "benchmark/test_measure.py",
+    "elseq.benchmark.multi_query.variants": "benchmark/multi_query/test_report.py",
+    "elseq.text_files.encoding": "cli/test_generate_errors.py",
+    "elseq.text_files.job": "text_files/test_run.py",
+}
 
 
 def module(path):
@@ -93,3 +102,13 @@ def test_no_module_imports_itself_by_way_of_others():
         for name in free:
             del waiting[name]
     assert not waiting, f"a circle among {', '.join(waiting)}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if path.stem != "__init__"], ids=module)
+def test_a_module_s_tests_are_in_the_file_of_its_name(path):
+    """Or in several, which begin with it. The launcher of a kernel is tested with the kernel."""
+    place = Path(__file__).parent / path.relative_to(ROOT / "elseq").parent
+    stem = path.stem.removesuffix("_triton")
+    elsewhere = TESTED_ELSEWHERE.get(module(path))
+    found = [*place.glob(f"test_{stem}.py"), *place.glob(f"test_{stem}_*.py")]
+    assert (Path(__file__).parent / elsewhere).exists() if elsewhere else found

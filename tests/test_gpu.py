@@ -63,7 +63,7 @@ def test_the_gpu_waits_longer_where_launching_takes_longer(clock, launching, wai
     assert clock.told.count("call") == waits
 
 
-@pytest.mark.parametrize(("share", "expected"), [(1.0, 50), (0.5, 50 - 30), (0.25, 25 - 30)])
+@pytest.mark.parametrize(("share", "expected"), [(1.0, 50), (0.5, 50 - 30), (0.05, 5 - 30)])
 def test_memory(monkeypatch, share, expected):
     """Of 100 bytes 50 are free, 30 reserved, and 10 of these in use."""
     for name, value in (

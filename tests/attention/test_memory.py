@@ -1,14 +1,12 @@
-from unittest.mock import Mock
-
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq import native
-from elseq.attention import Attention, DecodeState, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention import Attention, GrowingMemory, SelfAttentionMemory, SentenceMemory
 from elseq.attention.memory import GROWTH
-from elseq.attention.methods import EL, KV, AttentionSizes
+from elseq.attention.methods import EL, KV
 from tests.attention.reference import padding_mask, quick, seeds
 
 
@@ -104,92 +102,6 @@ def test_the_prompt_is_kept_without_room_to_grow():
     assert no_mask is None
 
 
-def decode_state(layers=3, hypotheses=4):
-    """Layers that share one H [2, 5, 3]; each hypothesis has read a token."""
-    hidden = torch.arange(2.0).view(2, 1, 1).repeat(1, 5, 3)
-    shared = SentenceMemory(EL, (hidden,))
-    state = DecodeState([LayerState(SelfAttentionMemory(EL), shared) for _ in range(layers)])
-    for layer in state.layers:
-        layer.self_attention.append(torch.arange(float(hypotheses)).view(-1, 1, 1).repeat(1, 1, 2))
-    state.length = 1
-    return state
-
-
-def test_what_layers_share_is_counted_and_reduced_once():
-    state = decode_state()
-    assert state.size_bytes() == 2 * 5 * 3 * 4 + 3 * 4 * GROWTH * 2 * 4
-    state.keep(torch.tensor([1]))  # a second time it would fail: there is no row 1 left
-    state.reorder(torch.tensor([3, 2]))
-    assert state.size_bytes() == 1 * 5 * 3 * 4 + 3 * 2 * GROWTH * 2 * 4
-    for layer in state.layers:
-        assert layer.cross_attention is state.layers[0].cross_attention
-        assert layer.cross_attention.tensors[0].unique().tolist() == [1]
-        assert positions(layer.self_attention.generated)[0][:, 0, 0].tolist() == [3, 2]
-
-
-def test_what_layers_do_not_share_is_counted_for_each():
-    memories = [SentenceMemory(KV, (torch.zeros(2, 1, 5, 3), torch.zeros(2, 1, 5, 3))) for _ in range(3)]
-    state = DecodeState([LayerState(SelfAttentionMemory(KV), memory) for memory in memories])
-    assert state.size_bytes() == 3 * 2 * 2 * 5 * 3 * 4
-    state.keep(torch.tensor([0]))
-    assert state.size_bytes() == 3 * 2 * 1 * 5 * 3 * 4
-
-
-def test_positions_go_on_after_each_sentence_s_own_prompt():
-    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
-    assert state.positions(2, 3) == range(0, 3)
-    state.layers[0].self_attention.append(torch.zeros(2, 4, 1))
-    state.length = 4
-    assert state.positions(2, 1) == range(4, 5)
-    state.end_prompt(padding_mask([2, 4], 4, "right"))
-    assert (state.length, state.longest_prompt) == (0, 4)
-    state.length = 1
-    assert state.positions(4, 2).tolist() == [[3, 4], [3, 4], [5, 6], [5, 6]]
-    state.keep(torch.tensor([1]))
-    assert state.positions(2, 1).tolist() == [[5], [5]]
-    assert state.longest_prompt == 4
-    assert state.layers[0].self_attention.prompt.tensors[0].size(0) == 1
-
-
-def test_prompts_of_sentences_that_leave_are_forgotten_when_asked():
-    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
-    state.measure_prompts()
-    assert state.longest_prompt == 0
-    state.layers[0].self_attention.append(torch.zeros(2, 4, 1))
-    state.length = 4
-    state.end_prompt(padding_mask([2, 4], 4, "right"))
-    state.keep(torch.tensor([0]))
-    assert state.longest_prompt == 4
-    state.measure_prompts()
-    assert state.longest_prompt == 2
-
-
-@pytest.mark.parametrize("lengths, kept", [([3, 3], False), ([3, 1], True)])
-def test_prompts_of_one_length_need_no_mask(lengths, kept):
-    state = DecodeState([LayerState(SelfAttentionMemory(EL))])
-    state.layers[0].self_attention.append(torch.zeros(2, 3, 1))
-    state.length = 3
-    state.end_prompt(padding_mask(lengths, 3, "right"))
-    assert (state.layers[0].self_attention.prompt.mask is not None) == kept
-
-
-def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
-    pairs = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(3)]
-    mask = padding_mask([5, 1, 3], 5, "left")
-    sizes = AttentionSizes(num_heads=2, head_dim=4, num_kv_heads=2, memory_width=8)
-    attentions = [Mock(keys_and_values=Mock(return_value=pair), sizes=sizes) for pair in pairs]
-    states = KV.memories(attentions, torch.empty(0), mask)
-    assert len({tensor.untyped_storage().data_ptr() for state in states for tensor in state.tensors}) == 1
-    kept = torch.tensor([0, 2])
-    for state, pair in zip(states, pairs, strict=True):
-        assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
-        assert all(map(torch.equal, state.tensors, pair))
-        state.keep(kept)
-    for state, pair in zip(states, pairs, strict=True):  # none has written into another's part of the block
-        assert all(torch.equal(found, tensor[kept]) for found, tensor in zip(state.tensors, pair, strict=True))
-        assert torch.equal(state.mask, mask[kept])
-
-
 def test_repeated_sentences_keep_the_layout():
     pair = torch.randn(2, 3, 5, 4), torch.randn(2, 3, 5, 4)
     memory = SentenceMemory(KV, pair)
@@ -198,31 +110,6 @@ def test_repeated_sentences_keep_the_layout():
     memory.keep(rows)
     assert [tensor.stride() for tensor in memory.tensors] == before
     assert all(torch.equal(found, tensor[rows]) for found, tensor in zip(memory.tensors, pair, strict=True))
-
-
-@pytest.mark.parametrize("library", [native.library(), None], ids=["kernels", "no kernels"])
-@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
-@torch.no_grad()
-def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
-    """Rounded once, and equal whether the kernel reads them or torch does."""
-    monkeypatch.setattr(native, "library", lambda: library)
-    torch.manual_seed(0)
-    layers = [Attention(16, 4, encoder_decoder_attention=True).eval() for _ in range(2)]
-    hidden, query = torch.randn(7, 2, 16), torch.randn(1, 6, 16)
-    mask = padding_mask([7, 4], 7, "right")
-    plain = method.memories(layers, hidden, mask)
-    rounded = method.memories(layers, hidden, mask, torch.bfloat16)
-    for layer, exact, memory in zip(layers, plain, rounded, strict=True):
-        if method is EL:
-            assert all(map(torch.equal, memory.tensors, exact.tensors))
-            continue
-        assert memory.size_bytes() == exact.size_bytes() // (1 if library is None else 2)
-        for found, expected in zip(memory.tensors, exact.tensors, strict=True):
-            assert torch.equal(found.float(), expected.bfloat16().float())
-        wide = SentenceMemory(KV, (tensor.float() for tensor in memory.tensors), mask)
-        for need_weights in (False, True):
-            found, expected = (layer(query, need_weights=need_weights, state=state) for state in (memory, wide))
-            torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
 def in_order(memory, hypotheses):
@@ -321,18 +208,3 @@ def test_a_layer_decodes_the_same_with_and_without_the_kernel(prompt, window, op
     for found, torchs, els in zip(*results, strict=True):
         torch.testing.assert_close(found, torchs, rtol=0, atol=2e-6)
         torch.testing.assert_close(found, els, rtol=0, atol=2e-6)
-
-
-@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
-def test_only_keys_and_values_are_read_unmoved():
-    class Other(type(KV)):
-        pass
-
-    query = torch.randn(2, 4, 1, 3)
-    assert KV.reads_unmoved(query, top_k=None, dropout=0.0, need_weights=False)
-    assert not KV.reads_unmoved(query, top_k=2)
-    assert not KV.reads_unmoved(query, dropout=0.1)
-    assert not KV.reads_unmoved(query, need_weights=True)
-    assert not KV.reads_unmoved(query.double())
-    assert not Other().reads_unmoved(query)
-    assert not EL.reads_unmoved(query)

@@ -3,7 +3,6 @@
 import json
 import re
 import shlex
-import subprocess
 import sys
 
 import pytest
@@ -193,17 +192,10 @@ def test_multilingual_checkpoints(run, tiny_translation, tmp_path):
 
 @pytest.mark.parametrize("command", ["from-hf", "to-hf", "to-ctranslate2", "to-fairseq"])
 def test_missing_input(run, tmp_path, command):
-    with pytest.raises(UserError, match="none.* (is not a folder|cannot be read)") as error:
+    with pytest.raises(
+        UserError, match="none.* (is not a folder: give that of a model, with its config.json$|cannot be read)"
+    ) as error:
         run(command, tmp_path / "none", "--output", tmp_path / "out")
     assert "\n" not in str(error.value)
     with pytest.raises(UserError, match="the following arguments are required: --output; see elseq-convert"):
         run(command, tmp_path / "none")
-
-
-def test_exit_code(tmp_path):
-    command = [sys.executable, "-m", "elseq.cli.convert", "from-hf", tmp_path / "none", "--output", tmp_path / "out"]
-    ended = subprocess.run(command, capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert ended.stderr == (
-        f"elseq: error: {tmp_path / 'none'} is not a folder: give that of a model, with its config.json\n"
-    )

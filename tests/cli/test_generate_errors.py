@@ -207,7 +207,7 @@ def test_what_load_finds_missing(tiny_translation, run, tmp_path):
     assert re.fullmatch("elseq: error: --data .* holds several sentencepiece models; leave one .*", sentence)
 
 
-@pytest.mark.parametrize("options", [[], ["--overwrite"]])
+@pytest.mark.parametrize("options", [[], pytest.param(["--overwrite"], marks=pytest.mark.slow)])
 def test_the_standard_output_by_its_name(tiny_translation, source, options):
     """A pipe, of whose name the system knows another."""
     command = ["elseq-generate", "--model", tiny_translation.checkpoint, "--input", source, "--output", "/dev/stdout"]

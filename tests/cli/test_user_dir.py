@@ -10,8 +10,10 @@ import pytest
 import torch
 
 import elseq
+from elseq.benchmark import measure, runs
 from elseq.errors import UserError
 from tests import helpers
+from tests.measuring import take_turns_here
 
 SCRIPT = Path(__file__).parents[2] / "scripts" / "elseq-user-dir"
 ARCHITECTURE = """
@@ -106,7 +108,8 @@ def test_a_plain_transformer_needs_no_plugin(save_plugin, tiny_translation, tmp_
 
 
 @pytest.mark.parametrize("command", ["generate", "heads", "to-fairseq", "to-hf", "benchmark"])
-def test_commands(plugin, tiny_translation, tmp_path, command):
+def test_commands(plugin, tiny_translation, tmp_path, monkeypatch, command):
+    take_turns_here(monkeypatch, runs, measure.measure)
     folder, checkpoint = plugin
     other = tmp_path / f"{folder.name}_other"
     other.mkdir()

@@ -52,7 +52,10 @@ def test_pruning(without):
             checkpoint_utils.prune_state_dict(state, Namespace(arch="transformer", encoder_layers_to_keep=text))
 
 
-@pytest.mark.parametrize("arch", ["transformer", "el_transformer", "bart_base", "transformer_lm"])
+SLOW = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("el_transformer", "bart_base")]
+
+
+@pytest.mark.parametrize("arch", ["transformer", "transformer_lm", *SLOW])
 def test_training_with_fewer_layers(translation_data, language_model_data, tmp_path, without, arch):
     language_model = arch.endswith("_lm")
     data = language_model_data if language_model else translation_data

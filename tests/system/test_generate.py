@@ -621,6 +621,7 @@ def test_options_that_do_not_go_together(tiny_translation, options, sentence, ta
     assert error_of(generate(tiny_translation, *options, task=task, check=False)) == sentence
 
 
+@pytest.mark.slow
 def test_assertion_about_an_option_ends_a_process_with_one_line(tiny_translation):
     command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, *TRANSLATION, *PROCESS]
     result = helpers.run([*command, "--sampling"])

@@ -1,11 +1,12 @@
 import json
 
+import numpy as np
 import pytest
 
 from elseq.errors import UserError
 from elseq.options import Loading
 from elseq.text_files.formats import JSONL, InputFormat
-from elseq.text_files.languages import Pairs
+from elseq.text_files.languages import Pairs, _numbered
 from elseq.text_files.reading import InputLines
 
 FIELDS = InputFormat(JSONL, target_lang_field="to")
@@ -48,3 +49,39 @@ def test_errors_name_the_field_of_the_first_line(lines):
         raise UserError("is unknown", "target_lang")
     with pytest.raises(UserError, match="^beam is too large$"), pairs.about(1):  # it is about no language
         raise UserError("is too large", "beam")
+
+
+def test_numbers_of_pairs():
+    distinct, of_line = _numbered([("a", "b"), ("b", "a"), ("a", "b"), (None, "b")])
+    assert distinct == [("a", "b"), ("b", "a"), (None, "b")]
+    assert of_line.dtype == np.int64 and of_line.tolist() == [0, 1, 0, 2]
+
+
+def languages(tmp_path, text):
+    (tmp_path / "languages").write_text(text)
+    return tmp_path / "languages"
+
+
+@pytest.mark.parametrize(
+    ("text", "sentence"),
+    [
+        ("de fr\nde\nde fr\n", "^line 2 of .*languages is not two languages: give those of source and target, such as"),
+        ("de fr\n", "^--languages-file .*languages has 1 lines and the input has 3: give a line for each$"),
+    ],
+)
+def test_files_of_languages_that_cannot_be_used(lines, tmp_path, text, sentence):
+    with pytest.raises(UserError, match=sentence):
+        Pairs.of_file(languages(tmp_path, text), lines({}, {}, {}))
+
+
+@pytest.mark.parametrize(
+    ("loading", "form", "option"),
+    [
+        (Loading(source_lang="de"), InputFormat(), "source_lang"),
+        (Loading(), FIELDS, "target_lang_field"),
+    ],
+)
+def test_languages_in_two_ways(lines, loading, form, option):
+    with pytest.raises(UserError, match="does not go with --languages-file, which has those of each line") as error:
+        Pairs.of(lines({}, form=form), loading, "languages")
+    assert error.value.argument == option

@@ -70,6 +70,7 @@ def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
     benchmark.main()
     stock, own = json.loads((tmp_path / "results" / "results.json").read_text())["rows"]
     assert own["mode"] == own["method"] == "reprojected"
+    assert own["in_turns"] == 2
     assert own["identical_share"] == 1.0
     assert own["gigaflops_per_second"] > 0
     # hidden states: those of the source once, those of each hypothesis in both layers

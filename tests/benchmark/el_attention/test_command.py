@@ -2,15 +2,15 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 import pytest
 
 from elseq.benchmark.el_attention import command, plan
 from elseq.benchmark.el_attention import measure as kept
-from elseq.benchmark.measure import Measurement, measure_cases
+from elseq.benchmark.measure import measure_cases
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import found_by
 
 LAYERS, WIDTH, NUMBER_BYTES, BEAM = 2, 32, 4, 4  # of --small
 
@@ -31,10 +31,8 @@ def run_here(monkeypatch, run):
     """As `run`, without the seconds that a process takes to import torch and fairseq; gives the requests as well."""
 
     def one_by_one(program, request, folder):
-        request = json.loads(json.dumps(request))
         requests.append(request)
-        for found in (kept.measure if program[0] == "-m" else measure_cases)(request):
-            yield Measurement(**json.loads(json.dumps(asdict(found))))
+        return found_by(kept.measure if program[0] == "-m" else measure_cases, request)
 
     requests = run.requests = []
     monkeypatch.setattr(plan, "one_by_one", one_by_one)

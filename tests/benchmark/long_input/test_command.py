@@ -2,16 +2,14 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 import pytest
 
 from elseq.benchmark.long_input import measure as program
-from elseq.benchmark.long_input import plan, report
-from elseq.benchmark.long_input.plan import Row
-from elseq.benchmark.measure import Measurement
+from elseq.benchmark.long_input import plan
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import take_turns_here
 
 LAYERS, WIDTH, NUMBER_BYTES = 2, 32, 4  # of --tiny
 
@@ -28,14 +26,9 @@ def run(monkeypatch, tmp_path):
 
 
 def test_whole_table(run, tmp_path, capsys, monkeypatch):
-    def in_turns(command, requests, folder, interleave):
-        assert command == ["-m", "elseq.benchmark.long_input.measure"] and interleave
-        for request in requests:
-            yield Measurement(**json.loads(json.dumps(asdict(program.measure(json.loads(json.dumps(request)))))))
-
-    monkeypatch.setattr(plan, "in_turns", in_turns)  # without the seconds that a process takes to import torch
-    monkeypatch.setattr(program, "wait_for_turn", lambda mebibytes: None)
+    calls = take_turns_here(monkeypatch, plan, program.measure)
     rows = run("--repeats=2", "--batch=2")["rows"]
+    assert calls == [(["-m", "elseq.benchmark.long_input.measure"], True)] * 2
     cells = [(row["length"], row["method"], row["scores"]) for row in rows]
     assert cells == [
         (16, "kv", "exact"),
@@ -64,22 +57,6 @@ def test_whole_table(run, tmp_path, capsys, monkeypatch):
 @pytest.mark.slow
 def test_a_process_for_each_run(run):
     assert all("failure" not in row for row in run("--repeats=1", "--lengths=64")["rows"])
-
-
-def test_what_does_not_fit(monkeypatch):
-    monkeypatch.setattr(program, "free_memory_bytes", lambda device: 1000)
-    monkeypatch.setattr(program, "batch_bytes", lambda *sizes: 3 * 2**20)
-    monkeypatch.setattr(program, "TimedSearch", lambda request: type("Engine", (), {"model": None, "generator": None}))
-    found = program.measure({"device": "cpu", "sources": [[1]], "source_length": 1})
-    assert found.failure == "out of memory (it needs 3.0 MiB and 1000 bytes are free)"
-
-
-def test_ratios():
-    def row(scores, seconds):
-        return Row(64, "el", scores, seconds={"encoder": [1.0], "decoder": [seconds]})
-
-    assert report.compare([row("exact", 4.0), row("top-k", 3.0)]) == [{"length": 64, "method": "el", "decoder": 0.75}]
-    assert report.compare([row("top-k", 3.0)]) == []
 
 
 @pytest.mark.parametrize(

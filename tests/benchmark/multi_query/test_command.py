@@ -2,18 +2,18 @@
 
 import json
 import sys
-from dataclasses import asdict
 
 import pytest
 import torch
 
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
-from elseq.benchmark.multi_query import plan, report
+from elseq.benchmark.multi_query import plan
 from elseq.benchmark.multi_query.measure import measure
 from elseq.benchmark.multi_query.variants import PARTS, VARIANTS
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import found_by
 
 LENGTH, WIDTH, LAYERS, BATCH, HEADS = 16, 32, 2, 2, 8  # of --tiny
 NUMBER_BYTES = 4
@@ -40,7 +40,7 @@ def run_here(monkeypatch, run):
         requests.append(request)
         if request["mode"] in fails and request["beam"] == 4 and len(request["sources"]) > fails[request["mode"]]:
             return Measurement(failure=describe_failure(MemoryError()))
-        return Measurement(**json.loads(json.dumps(asdict(measure(json.loads(json.dumps(request)))))))
+        return found_by(measure, request)
 
     def run_command(*arguments):
         return run("--tiny", "--repeats=1", *arguments)
@@ -128,6 +128,7 @@ def test_what_int8_is_not_for(run, monkeypatch, options, sentence):
         run("--dtype=int8", *options)
 
 
+@pytest.mark.slow
 def test_runs_are_processes_of_their_own(run):
     [row] = run("--tiny", "--repeats=2", "--variants=multi-query-local", "--columns=greedy")["rows"]
     assert 0 < row["loaded_mebibytes"] <= row["peak_mebibytes"]
@@ -171,12 +172,3 @@ def test_nothing_measured_is_an_error(run_here):
 def test_bad_input_is_one_sentence(run, option, sentence):
     with pytest.raises(UserError, match=sentence):
         run(option)
-
-
-def test_numbers_have_three_digits():
-    assert [report.number(value) for value in (0.1234, 8.0, 12.14, 1234.5)] == [
-        "0.123",
-        "8.00",
-        "12.1",
-        "1,234",
-    ]

@@ -1,21 +1,17 @@
 """elseq-benchmark top-k with tiny layers; no figure of time is asserted."""
 
 import json
-import math
 import sys
-from dataclasses import asdict
 
 import pytest
-import torch
 
-from elseq.attention.top_k import top_k_attention
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.top_k import measure, plan
 from elseq.benchmark.top_k.arguments import METHODS
-from elseq.benchmark.top_k.plan import estimate_bytes, estimate_seconds
 from elseq.cli.benchmark import main
 from elseq.errors import UserError
+from tests.measuring import found_by
 
 SIZES = {"attention": [32, 64], "feed-forward": [32, 64], "chunks": [16, 32]}  # of --tiny
 
@@ -41,7 +37,7 @@ def run_here(monkeypatch, run):
         run.requests.append(request)
         if (request["method"], request["length"]) in run.fails:
             return Measurement(failure=describe_failure(MemoryError()))
-        return Measurement(**json.loads(json.dumps(asdict(measure.measure(json.loads(json.dumps(request)))))))
+        return found_by(measure.measure, request)
 
     run.requests, run.fails = [], []
     monkeypatch.setattr(plan, "in_process", in_process)
@@ -115,40 +111,6 @@ def test_what_takes_too_long_is_skipped(run_here):
     assert "seconds" in rows[0]
     assert rows[1]["failure"].startswith("skipped, would take about ")
     assert rows[1]["failure"].endswith(" s (the limit is 1e-09 s)")
-
-
-def test_estimate_of_time():
-    assert estimate_seconds("attention", 4, []) == 0
-    assert estimate_seconds("attention", 4, [(2, 1.0)]) == pytest.approx(4)
-    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 2.0)]) == pytest.approx(4)
-    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 2**1.5)]) == pytest.approx(8)
-    assert estimate_seconds("attention", 4, [(1, 1.0), (2, 0.5)]) == pytest.approx(1)  # time does not shrink
-    assert estimate_seconds("chunks", 4, [(2, 3.0)]) == 3.0
-
-
-def test_estimate_of_memory_grows_as_the_method_does(run_here):
-    run_here("--what=attention,feed-forward")
-    requests = {(request["layer"], request["method"]): request for request in run_here.requests}
-    for (layer, method), request in requests.items():
-        sizes = [{**request, "length": length, "query_chunk_size": 16} for length in (2**20, 2**21)]
-        power = math.log2(estimate_bytes(sizes[1]) / estimate_bytes(sizes[0]))
-        assert power == pytest.approx(2 if (layer, method) == ("attention", "vanilla") else 1, abs=0.1)
-
-
-def test_methods_of_attention_agree():
-    torch.manual_seed(1)
-    states = [torch.randn(1, 2, 50, 8, dtype=torch.float64, requires_grad=True) for _ in range(3)]
-    contexts = [
-        measure.vanilla_attention(*states),
-        measure.chunked_attention(*states, 16),
-        top_k_attention(*states, 50, causal=True),
-        torch.nn.functional.scaled_dot_product_attention(*states, is_causal=True, scale=1.0),
-    ]
-    gradient = torch.randn_like(contexts[0])
-    expected = torch.autograd.grad(contexts[0], states, gradient)
-    for context in contexts[1:]:
-        torch.testing.assert_close(context, contexts[0])
-        torch.testing.assert_close(torch.autograd.grad(context, states, gradient), expected)
 
 
 @pytest.mark.parametrize(

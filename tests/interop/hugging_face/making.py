@@ -20,17 +20,21 @@ PIECES = [*LETTERS, *("".join(merge.split()) for merge in MERGES)]
 BART_NAMES = [*SPECIAL, *reversed(PIECES), END_OF_TEXT, "madeupword0000", "<mask>"]
 GPT2_NAMES = [*PIECES, END_OF_TEXT]
 TEXTS = ["the inner the", "a", "thin air in there, the other", "naïve – 3 ways"]
+# On which vocabularies of other kinds are trained, and lines with more than it has.
+TEXT = "the quick brown fox jumps over the lazy dog and the inner circle thinks there are three ways"
+LINES = ["the lazy dog", "", "  two  spaces ", "naïve – 3 ways", "a</s>b", "the {} dog", "ﬁne ½ ①", "\u3000x\u200b"]
 
-BART_SIZES = {
+SIZES = {  # of encoder-decoders
     "d_model": 32,
     "encoder_layers": 2,
     "decoder_layers": 3,
     "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 48,
+    "decoder_ffn_dim": 64,
     "encoder_attention_heads": 4,
     "decoder_attention_heads": 4,
     "max_position_embeddings": 64,
 }
+BART_SIZES = SIZES | {"decoder_ffn_dim": 48}
 GPT2_SIZES = {"n_embd": 32, "n_layer": 2, "n_head": 4, "n_positions": 64}
 
 

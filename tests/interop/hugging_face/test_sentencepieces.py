@@ -7,8 +7,7 @@ import sentencepiece
 from tokenizers import normalizers
 
 from elseq.interop.hugging_face.sentencepieces import read_model
-
-TEXT = "the quick brown fox jumps over the lazy dog and the inner circle thinks there are three ways"
+from tests.interop.hugging_face.making import TEXT
 
 
 def train(path, algorithm="unigram", text=TEXT, **options):

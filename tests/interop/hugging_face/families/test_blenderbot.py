@@ -8,9 +8,10 @@ import torch
 
 from elseq.cli import conversions as command
 from elseq.errors import UserError
-from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.making import (
+    LINES,
     PIECES,
+    SIZES,
     assert_same_hypotheses,
     assert_same_ids,
     assert_same_logits,

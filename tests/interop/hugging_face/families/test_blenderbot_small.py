@@ -11,10 +11,11 @@ from tokenizers import Tokenizer, processors
 
 from elseq.cli import conversions as command
 from elseq.errors import UserError
-from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.families.test_blenderbot import TEXT, fairseq_rows
 from tests.interop.hugging_face.making import (
+    LINES,
     SETTINGS,
+    SIZES,
     assert_same_hypotheses,
     assert_same_ids,
     assert_same_logits,

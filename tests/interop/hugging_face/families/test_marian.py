@@ -15,9 +15,11 @@ from elseq.interop.hugging_face.conversion import from_hugging_face
 from elseq.interop.hugging_face.families.marian import sines
 from elseq.subwords.pieces import as_word
 from tests.interop.hugging_face import making
-from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.making import (
+    LINES,
     SETTINGS,
+    SIZES,
+    TEXT,
     assert_same_hypotheses,
     assert_same_ids,
     assert_same_logits,
@@ -30,7 +32,7 @@ from tests.interop.hugging_face.making import (
     random_texts,
     save_with_settings,
 )
-from tests.interop.hugging_face.test_sentencepieces import TEXT, train
+from tests.interop.hugging_face.test_sentencepieces import train
 
 transformers = pytest.importorskip("transformers")
 

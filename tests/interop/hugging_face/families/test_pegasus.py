@@ -8,8 +8,10 @@ import torch
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.sentencepieces import read_model
-from tests.interop.hugging_face.families.multilingual.test_models import LINES, SIZES
 from tests.interop.hugging_face.making import (
+    LINES,
+    SIZES,
+    TEXT,
     assert_same_hypotheses,
     assert_same_ids,
     assert_same_logits,
@@ -22,7 +24,7 @@ from tests.interop.hugging_face.making import (
     random_texts,
     save_with_settings,
 )
-from tests.interop.hugging_face.test_sentencepieces import TEXT, train
+from tests.interop.hugging_face.test_sentencepieces import train
 
 transformers = pytest.importorskip("transformers")
 converters = pytest.importorskip("transformers.convert_slow_tokenizer")

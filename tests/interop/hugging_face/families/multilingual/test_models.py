@@ -17,6 +17,9 @@ from elseq.interop.hugging_face import folders
 from elseq.interop.hugging_face.conversion import to_hugging_face
 from tests import helpers
 from tests.interop.hugging_face.making import (
+    LINES,
+    SIZES,
+    TEXT,
     assert_same_logits,
     back,
     change,
@@ -34,18 +37,6 @@ LANGUAGES = {
     "mbart": ["ar_AR", "de_DE", "en_XX"],
     "m2m_100": ["__ar__", "__de__", "__en__"],
     "nllb": ["ace_Arab", "deu_Latn", "eng_Latn"],
-}
-TEXT = "the quick brown fox jumps over the lazy dog and the inner circle thinks there are three ways"
-LINES = ["the lazy dog", "", "  two  spaces ", "naïve – 3 ways", "a</s>b", "the {} dog", "ﬁne ½ ①", "\u3000x\u200b"]
-SIZES = {
-    "d_model": 32,
-    "encoder_layers": 2,
-    "decoder_layers": 3,
-    "encoder_ffn_dim": 64,
-    "decoder_ffn_dim": 64,
-    "encoder_attention_heads": 4,
-    "decoder_attention_heads": 4,
-    "max_position_embeddings": 64,
 }
 
 

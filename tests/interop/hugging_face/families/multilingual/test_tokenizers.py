@@ -14,8 +14,8 @@ from elseq.cli import conversions as command
 from elseq.errors import UserError
 from elseq.interop.hugging_face.sentencepieces import read_model
 from elseq.interop.hugging_face.tokenizer import read_tokenizer
-from tests.interop.hugging_face.families.multilingual.test_models import LINES, make_model
-from tests.interop.hugging_face.making import back, change, convert, load
+from tests.interop.hugging_face.families.multilingual.test_models import make_model
+from tests.interop.hugging_face.making import LINES, back, change, convert, load
 from tests.interop.hugging_face.test_sentencepieces import train
 
 transformers = pytest.importorskip("transformers")

@@ -1,0 +1,87 @@
+"""What elseq-convert prints, from configurations that are made up; conversions are in test_convert*.py."""
+
+import shlex
+from argparse import Namespace
+from pathlib import Path
+from types import SimpleNamespace
+
+import pytest
+
+from elseq.cli import conversions
+from elseq.cli.conversions import (
+    _conversions_before,
+    _generation_command,
+    _note_windows,
+    _training_command,
+    convert_average,
+)
+from elseq.errors import UserError
+
+
+@pytest.mark.parametrize(
+    ("state", "expected"),
+    [
+        ({}, []),
+        ({"extra_state": None}, []),
+        ({"extra_state": {}}, []),
+        ({"extra_state": {"fewer_heads": {"method": "mean"}}}, [{"method": "mean"}]),  # of earlier versions
+        ({"extra_state": {"fewer_heads": [{"method": "mean"}]}}, [{"method": "mean"}]),
+    ],
+)
+def test_conversions_before(state, expected):
+    assert _conversions_before(state) == expected
+
+
+@pytest.mark.parametrize(
+    ("task", "told"), [({}, False), ({"source_window": None}, False), ({"source_window": 6}, True)]
+)
+def test_windows_that_are_lost_are_told(capsys, task, told):
+    _note_windows({"cfg": SimpleNamespace(task=Namespace(**task))})
+    assert ("reads sources of one window" in capsys.readouterr().out) == told
+
+
+@pytest.mark.parametrize("tokenizer", ["tokenizer.json", "vocab.json"])
+def test_command_to_generate(tokenizer):
+    converted = SimpleNamespace(
+        checkpoint={"cfg": {"task": {"_name": "denoising"}}},
+        task_arguments=["--source-start", "<s>"],
+        files={tokenizer: b""},
+        generation={"beam": 4, "no_early_stop": True},
+    )
+    command = _generation_command(converted, Path("my folder"))
+    assert command.startswith('fairseq-generate DATA --user-dir "$(elseq-user-dir)" --path ')
+    assert shlex.split(command)[4:] == [
+        "--path", "my folder/model.pt", "--task", "elseq_translation", "--source-start", "<s>",
+        "--bpe", "hugging_face", "--tokenizer-json", f"my folder/{tokenizer}", "--beam", "4", "--no-early-stop",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("task", "expected"),
+    [
+        (None, "elseq_translation"),
+        ({"_name": "language_modeling"}, "elseq_language_modeling"),
+        (Namespace(_name="mine"), "mine"),
+    ],
+)
+def test_command_to_train(monkeypatch, task, expected):
+    monkeypatch.setattr(conversions, "training_options", lambda model: ["--arch", model["_name"]])
+    command = shlex.split(_training_command({"task": task, "model": {"_name": "mine"}}, Path("out.pt")))
+    assert command[command.index("--arch") + 1] == "mine"
+    assert command[command.index("--task") + 1] == expected
+    assert command[command.index("--restore-file") + 1] == "out.pt"
+    assert "--criterion" not in command and command[-1] == "--reset-dataloader"
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"by_updates": True}, "^--by-updates needs --last N: the number of checkpoints$"),
+        ({"last": 3}, "^--last 3 needs the folder of one training: give it, or leave --last out$"),
+    ],
+)
+def test_checkpoints_that_are_not_told(tmp_path, options, sentence):
+    (tmp_path / "model.pt").touch()
+    given = {"checkpoints": [tmp_path / "model.pt"], "last": None, "by_updates": False, "overwrite": False} | options
+    with pytest.raises(UserError, match=sentence):
+        convert_average(Namespace(output=str(tmp_path / "out.pt"), **given))
