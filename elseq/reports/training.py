@@ -21,6 +21,7 @@ from elseq.tables import markdown
 
 SEED = re.compile(r"-seed(\d+)$")  # at the end of a folder's name; a folder without it is of seed 1
 TOLERANCE = 0.001  # by which models that are called equal in size may differ
+NOTABLE = 0.01  # share of the loss that a conversion adds at least, or what is recovered of it is noise
 
 
 class Run(NamedTuple):
@@ -192,8 +193,9 @@ class Uptraining(NamedTuple):
 
 
 def recovered(original, converted, now):
-    """The share of the loss added by a conversion that training has recovered; None if it added none."""
-    return (converted - now) / (converted - original) if converted > original else None
+    """The share of the loss added by a conversion that training has recovered; None if it added less than `NOTABLE`."""
+    added = converted - original
+    return (converted - now) / added if added >= NOTABLE * original else None
 
 
 def uptraining_table(methods, at, total):
@@ -230,7 +232,10 @@ def report_uptraining(options):
             converted = read_validations(log)[0] if log.exists() else None
             seeds[seed] = Uptraining(original.loss, converted, read_training(folder / "train.log").validation)
     print(uptraining_table(methods, options.at, options.of))
-    print("\nValidation loss, label-smoothed, base 2. Recovered: of the loss that the conversion added.")
+    print(
+        "\nValidation loss, label-smoothed, base 2. Recovered: of the loss that the conversion added, where this is at "
+        f"least {NOTABLE:.0%}."
+    )
     if any(run.converted is None for seeds in methods.values() for run in seeds.values()):
         print("A row without conversion is the multi-head model itself, trained on in the same way.")
     if len(options.seeds) > 1:

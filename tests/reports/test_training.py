@@ -104,6 +104,7 @@ def test_share_that_is_recovered():
     assert training.recovered(4.0, 8.0, 5.0) == 0.75
     assert training.recovered(4.0, 8.0, 3.0) == 1.25
     assert training.recovered(4.0, 4.0, 4.0) is None
+    assert training.recovered(4.0, 4.03, 4.5) is None  # a share of so little says nothing
 
 
 def test_uptraining_table():
