@@ -118,7 +118,12 @@ class KeptSteps:
 
     def __reduce__(self):
         """A copy keeps nothing yet."""
-        return type(self), (self._model,)
+        return type(self), (self._model,), {"is_allowed": self.is_allowed}
+
+    def keep_nothing(self) -> None:
+        """Now and from now on."""
+        self.is_allowed = False
+        self.release()
 
     def begin(self, workload: Workload, methods: Choice, choices: tuple) -> bool:
         """Whether the steps of a batch are captured in buffers that are kept. Others than it needs are released.

@@ -342,10 +342,10 @@ class SequenceGenerator(nn.Module):
         return rows.view(len(beams.sentences), self.beam_size, -1)
 
     def keep_nothing(self) -> None:
-        """From now on no captured step is kept for the next batch."""
+        """Now and from now on, keep no captured step for the next batch."""
         for stepper in (*self.model.steppers, self.language_model):
             if isinstance(stepper, ElseqStepper):
-                stepper.kept.is_allowed = False
+                stepper.kept.keep_nothing()
 
     def _let_go(self) -> None:
         """Of what the steppers hold of a batch."""

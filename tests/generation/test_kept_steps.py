@@ -353,6 +353,8 @@ def test_nothing_is_kept(begin_to_keep, monkeypatch, why):
     assert cuda_graphs.held_bytes()
     if why == "a memory budget":
         budget.capacity([model], generator, 10**8, str)
+        assert not cuda_graphs.held_bytes()  # before a batch is read: the budget is for it alone
+        generator = copy.deepcopy(generator)
     elif why == "no capture":
         monkeypatch.setattr(kept_steps.CapturedWork, "is_possible", False)
     elif why == "alignment":
