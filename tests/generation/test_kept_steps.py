@@ -213,6 +213,36 @@ def test_a_graph_that_is_wrong(begin_to_keep, monkeypatch, caplog):
     )
 
 
+def test_a_graph_of_a_model_without_some_words(begin_to_keep, caplog):
+    """-inf is the same with a graph and without."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    output_layer = model.decoder.output_layer
+    model.decoder.output_layer = lambda features: output_layer(features).index_fill(2, torch.tensor([7, 8]), -torch.inf)
+    samples = [sample_of(each, seed) for seed, each in enumerate(BATCHES)]
+    expected = [alone([model], sample) for sample in samples]
+    begin_to_keep()
+    generator = make_generator(model)
+    for sample, hypotheses in zip(samples, expected, strict=True):
+        assert_same_hypotheses(generator.generate([model], sample), hypotheses)
+    assert TapedWork.captures == 1 and not caplog.records
+
+
+@torch.no_grad()
+def test_no_number_is_the_fault_of_no_graph(begin_to_keep):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    begin_to_keep()
+    generator = make_generator(model)
+    generator.generate([model], sample_of(BATCHES[0]))
+    weights = model.decoder.output_projection.weight[5]
+    before = weights.clone()
+    weights.fill_(torch.nan)
+    with pytest.raises(UserError, match="not a number"):
+        generator.generate([model], sample_of(BATCHES[1]))
+    weights.copy_(before)
+    generator.generate([model], sample_of(BATCHES[2]))
+    assert TapedWork.captures == 1
+
+
 def test_each_graph_is_compared_once(begin_to_keep, monkeypatch):
     model = make_models("transformer", DICTIONARY)["kv"]
     begin_to_keep()
