@@ -131,13 +131,13 @@ class KeptSteps:
         Args:
             workload: sizes of the batch.
             methods: how it is decoded.
-            choices: what else a step depends on, besides the decoder.
+            choices: what else a step depends on, besides the model.
         """
         decoder = self._model.decoder
         if not self._may_keep():
             self.release()
             return False
-        key = (choices, torch.is_inference_mode_enabled(), _contents(decoder))
+        key = (choices, torch.is_inference_mode_enabled(), _contents(self._model))
         if (methods, key) != (self._methods, self._key):
             self.release()
         self._methods, self._key = methods, key
@@ -210,10 +210,12 @@ def can_keep(device: torch.device) -> bool:
     return device.type == "cuda" and is_switched_on()
 
 
-def _contents(decoder: nn.Module) -> tuple:
-    """What a graph repeats of a decoder: where its tensors are, and the numbers that it was told."""
+def _contents(model: nn.Module) -> tuple:
+    """What a graph repeats of a model, the encoder apart: where its tensors are, and the numbers that it was told."""
     found = []
-    for module in decoder.modules():
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.partition(".")[0] == "encoder":
+            continue
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(value, Tensor):
                 found.append((value.data_ptr(), value.dtype, value.shape, value.stride()))

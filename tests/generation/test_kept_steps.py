@@ -178,6 +178,44 @@ def test_weights_in_place_and_others(begin_to_keep, monkeypatch):
     assert len({str(each) for each in found}) == len(found) - 2
 
 
+@torch.no_grad()
+def test_embeddings_that_are_also_the_encoders(begin_to_keep):
+    model = make_models("transformer", DICTIONARY, share_all_embeddings=True)["kv"]
+    embedding = model.decoder.embed_tokens
+    assert embedding is model.encoder.embed_tokens
+    sample, weights, expected = sample_of(BATCHES[0]), [], []
+    for factor in (1, 3):
+        embedding.weight = torch.nn.Parameter(embedding.weight * factor)
+        weights.append(embedding.weight)
+        expected.append(alone([model], sample))
+    begin_to_keep()
+    generator = make_generator(model)
+    for embedding.weight, hypotheses in zip(weights, expected, strict=True):
+        assert_same_hypotheses(generator.generate([model], sample), hypotheses)
+    assert TapedWork.captures == 2
+
+
+def test_a_model_that_normalizes_in_its_own_way(begin_to_keep):
+    """By what does not belong to its decoder."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+
+    class Plugin(type(model)):
+        def get_normalized_probs(self, net_output, log_probs, sample=None):
+            return super().get_normalized_probs(net_output, log_probs, sample) + self.bonus
+
+    model.__class__ = Plugin
+    torch.manual_seed(1)
+    cases = []
+    for model.bonus in torch.randn(2, len(DICTIONARY)).mul(3).unbind():
+        cases += [(model.bonus, sample, alone([model], sample)) for sample in map(sample_of, BATCHES[:2])]
+    begin_to_keep()
+    generator, captures = make_generator(model), []
+    for model.bonus, sample, expected in cases:
+        assert_same_hypotheses(generator.generate([model], sample), expected)
+        captures.append(TapedWork.captures)
+    assert captures == [1, 1, 2, 2]
+
+
 def test_a_table_of_positions_that_grows(begin_to_keep):
     model = make_models("transformer", DICTIONARY, positions=12, decoder_learned_pos=False)["kv"]
     sample = sample_of(BATCHES[0])
