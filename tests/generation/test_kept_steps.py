@@ -17,6 +17,7 @@ from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_gra
 from elseq.generation.kept_steps import Buffers, KeptSteps, shared_sizes
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
+from tests.generation.test_transfers import STRATEGIES
 from tests.tape import TapedWork
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
 
@@ -140,6 +141,59 @@ def test_parts(begin_to_keep, monkeypatch, as_on_gpu, family, method, beam):
     assert len(kept[0].steps) > 1
     assert kept[0] is kept[1] is kept[2]
     assert TapedWork.captures <= len(kept[0].steps)
+
+
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("family", ["bart", pytest.param("language_model", marks=pytest.mark.slow)])
+def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch, request, family, strategy):
+    """Whatever the search strategy; and what other batches left in the buffers is not read, not even after an error."""
+    model = make_models(family, DICTIONARY)["kv"]
+    options = {"beam": 3, "max_len_a": 1, "max_len_b": 3, **STRATEGIES[strategy]}
+    options["beam"] = options.pop("beam_size", options["beam"])
+    make_strategy = options.pop("strategy", lambda: None)
+    given = []
+    for seed, lengths in enumerate([(3, 7, 2, 5, 2, 6, 4), (2, 7, 8, 3, 2), (6,) * 8]):
+        sample, extra = (sample_of(lengths, seed), {}) if family == "bart" else prompts_of(lengths, seed)
+        prefix = [[5, 6], [7, DICTIONARY.eos()], [DICTIONARY.pad()], [8]]
+        extra["prefix_tokens"] = pad_rows((2 * prefix)[: len(lengths)], DICTIONARY.pad())
+        given.append((sample, extra))
+
+    def generate(generator, seed):
+        torch.manual_seed(seed)
+        return generator.generate([model], given[seed][0], **given[seed][1])
+
+    expected = [
+        generate(make_generator(model, **options, search_strategy=make_strategy()), seed) for seed in range(len(given))
+    ]
+    request.getfixturevalue("as_on_gpu")
+    monkeypatch.setattr(captured_steps, "IDLE", 1)
+    begin_to_keep()
+    generator = make_generator(model, **options, search_strategy=make_strategy())
+    step = generator.model.step
+    for seed, hypotheses in enumerate(expected):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(generator.model, "step", lambda tokens: step(tokens) if tokens.size(1) < 4 else 1 / 0)
+            generate(generator, (seed + 1) % len(given))
+        spoil(generator.model.steppers[0].kept._buffers)
+        assert_same_hypotheses(generate(generator, seed), hypotheses)
+    assert TapedWork.replays > 10 and KeptSteps.is_possible
+
+
+def spoil(buffers):
+    """What a batch leaves there, by what it may not leave."""
+    for memory in buffers.state._sentence_states():
+        memory.mask.logical_not_()
+    for tensors in (
+        *(memory.tensors for memory in buffers.state._sentence_states()),
+        *(layer.self_attention.generated.tensors() for layer in buffers.state.layers),
+        [step.output for step in buffers.steps.values()],
+    ):
+        for tensor in tensors:
+            tensor.fill_(torch.nan)
+    buffers.state.cursor.position.fill_(5)
+    for step in buffers.steps.values():
+        step.order.zero_()
+        step.tokens.fill_(9)
 
 
 @torch.no_grad()
