@@ -38,7 +38,7 @@ class Candidates(NamedTuple):
         return Candidates(*(tensor[sentences] for tensor in self))
 
 
-class Kept(NamedTuple):
+class Remaining(NamedTuple):
     """What is left when sentences leave."""
 
     places: Tensor  # int64 [B']: that the other sentences had
@@ -119,7 +119,7 @@ class Beams:
         hypotheses = rows.view(len(sentences), self.beam, -1)
         return torch.where(sentences.view(-1, 1, 1), hypotheses[:, :1], hypotheses).view_as(rows)
 
-    def keep(self, places: list[int]) -> Kept:
+    def keep(self, places: list[int]) -> Remaining:
         """Go on with the sentences at these places only."""
         sentences = to_device(places, self.limits.device)
         rows = self.rows[sentences].view(-1)
@@ -128,7 +128,7 @@ class Beams:
         self.limits, self.source_lengths = self.limits[sentences], self.source_lengths[sentences]
         self.sample_ids, self._left_over = self.sample_ids[sentences], self._left_over[sentences]
         self.prefix = None if self.prefix is None else self.prefix[sentences]
-        return Kept(sentences, rows)
+        return Remaining(sentences, rows)
 
     def _take(self, rows: Tensor) -> None:
         """Only these hypotheses, int64 [N']."""

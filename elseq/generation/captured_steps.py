@@ -76,7 +76,7 @@ def is_half_idle(hypotheses: int, searched: int) -> bool:
     return hypotheses - searched >= max(IDLE, searched)
 
 
-class Step:
+class CapturedStep:
     """A step of a fixed number of hypotheses: its graph, and what it reads and writes besides the state."""
 
     def __init__(self, hypotheses: int, device: torch.device):
@@ -119,7 +119,8 @@ class CapturedSteps:
         self._room = 0
         self._sentences: Tensor | None = None  # of those in the state, the ones still searched; None: all
         self._rows: Tensor | None = None  # their hypotheses
-        self._step: Step | None = None
+        self._rows_before: Tensor | None = None  # as they were until `keep`, to which `reorder` refers
+        self._step: CapturedStep | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
         """Read the last of the tokens, int64 [N, L]; return what `decode` returns, [N, V], the caller's to change until
@@ -194,7 +195,7 @@ class CapturedSteps:
         else:
             self._room = next_room(self.state.length, self.state.bytes_of_position(), self._max_length)
             self.state.fix(self._room, self._beam, order)
-            self._step = Step(hypotheses, self.state.cursor.position.device)
+            self._step = CapturedStep(hypotheses, self.state.cursor.position.device)
 
     def _use_buffers(self, hypotheses: int, order: Tensor | None) -> None:
         sentences = hypotheses // self._beam

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elseq.attention import DecodeState
 from elseq.attention.kernels.trial import error_of, is_switched_on
 from elseq.attention.memory import GROWTH
-from elseq.generation.captured_steps import CHEAP, IDLE, Step, cost_of_captures, is_half_idle
+from elseq.generation.captured_steps import CHEAP, IDLE, CapturedStep, cost_of_captures, is_half_idle
 from elseq.generation.cuda_graphs import CapturedWork, has_memory, holders
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
@@ -43,7 +43,7 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     """
 
     def state_bytes(of: Workload) -> int:
-        return decoding_state_bytes(decoder, of, methods.own, next(decoder.parameters()).dtype, methods.cross)
+        return _state_bytes(of, decoder, methods)
 
     def of_sources(of: Workload) -> int:
         return state_bytes(replace(of, target_length=0))
@@ -59,6 +59,10 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
         if idle < max(IDLE, hypotheses // 4) and vain <= limit:
             return sizes
     return None
+
+
+def _state_bytes(workload: Workload, decoder, methods: Choice) -> int:
+    return decoding_state_bytes(decoder, workload, methods.own, next(decoder.parameters()).dtype, methods.cross)
 
 
 def _rounded_up(workload: Workload, per_octave: int) -> Workload:
@@ -86,16 +90,16 @@ class Buffers:
         self.sizes = sizes
         lengths = sizes.source_length, sizes.prompt_length, sizes.target_length
         self.state = state.empty(sizes.sentences, sizes.beam, *lengths)
-        self.steps: dict[int, Step] = {}
+        self.steps: dict[int, CapturedStep] = {}
         self.is_proved = False  # a graph was right on another batch than that of its capture
 
-    def part(self, sentences: int) -> tuple[DecodeState, Step]:
+    def part(self, sentences: int) -> tuple[DecodeState, CapturedStep]:
         """A state in the buffers for as many sentences or more, to be loaded, and its step."""
         beam, size = self.sizes.beam, self.sizes.sentences
         while is_half_idle(size * beam, sentences * beam):
             size = -(-size // 2)
         if size not in self.steps:
-            self.steps[size] = Step(size * beam, self.state.cursor.position.device)
+            self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device)
         return self.state.narrow(size, beam), self.steps[size]
 
 
@@ -118,7 +122,12 @@ class KeptSteps:
 
     def __reduce__(self):
         """A copy keeps nothing yet."""
-        return type(self), (self._model,)
+        return type(self), (self._model,), {"is_allowed": self.is_allowed}
+
+    def keep_nothing(self) -> None:
+        """Now and from now on."""
+        self.is_allowed = False
+        self.release()
 
     def begin(self, workload: Workload, methods: Choice, choices: tuple) -> bool:
         """Whether the steps of a batch are captured in buffers that are kept. Others than it needs are released.
@@ -126,13 +135,13 @@ class KeptSteps:
         Args:
             workload: sizes of the batch.
             methods: how it is decoded.
-            choices: what else a step depends on, besides the decoder.
+            choices: what else a step depends on, besides the model.
         """
         decoder = self._model.decoder
         if not self._may_keep():
             self.release()
             return False
-        key = (choices, torch.is_inference_mode_enabled(), _contents(decoder))
+        key = (choices, torch.is_inference_mode_enabled(), _contents(self._model))
         if (methods, key) != (self._methods, self._key):
             self.release()
         self._methods, self._key = methods, key
@@ -165,11 +174,9 @@ class KeptSteps:
             state: of the batch, which has decoded a token.
         """
         if self._buffers is None:
-            weight = next(self._model.decoder.parameters())
-            needed = decoding_state_bytes(
-                self._model.decoder, self._sizes, self._methods.own, weight.dtype, self._methods.cross
-            )
-            if not has_memory(weight.device, FREE * needed):
+            decoder = self._model.decoder
+            needed = _state_bytes(self._sizes, decoder, self._methods)
+            if not has_memory(next(decoder.parameters()).device, FREE * needed):
                 return None
             for holder in list(holders):
                 if holder._model is self._model:
@@ -205,10 +212,12 @@ def can_keep(device: torch.device) -> bool:
     return device.type == "cuda" and is_switched_on()
 
 
-def _contents(decoder: nn.Module) -> tuple:
-    """What a graph repeats of a decoder: where its tensors are, and the numbers that it was told."""
+def _contents(model: nn.Module) -> tuple:
+    """What a graph repeats of a model, the encoder apart: where its tensors are, and the numbers that it was told."""
     found = []
-    for module in decoder.modules():
+    for name, module in model.named_modules(remove_duplicate=False):
+        if name.partition(".")[0] == "encoder":
+            continue
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(value, Tensor):
                 found.append((value.data_ptr(), value.dtype, value.shape, value.stride()))

@@ -19,7 +19,7 @@ from elseq.errors import UserError, as_option, is_out_of_memory, renamed
 from elseq.generation import transfers
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
-from elseq.generation.beams import Beams, Candidates, Kept
+from elseq.generation.beams import Beams, Candidates, Remaining
 from elseq.generation.cuda_graphs import held_bytes, release_all
 from elseq.generation.hypotheses import FinishedHypotheses
 from elseq.generation.logits_processors import (
@@ -262,12 +262,12 @@ class SequenceGenerator(nn.Module):
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
-            kept = None
+            remaining = None
             if look is not None:  # on a GPU at the last step, now that the models' pass of this one is running
-                kept = self._leave(finished, look, beams, limits, prompt_tokens)
+                remaining = self._leave(finished, look, beams, limits, prompt_tokens)
                 if not beams.sentences:
                     break
-                next_words = next_words if kept is None else next_words.select(kept.rows)
+                next_words = next_words if remaining is None else next_words.select(remaining.rows)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
             is_at_limit = any(limits[sentence] <= step for sentence in beams.sentences)
@@ -283,18 +283,18 @@ class SequenceGenerator(nn.Module):
                 told = self._tell(finished, step, beams, candidates, is_nan)
                 look = _Look(step, copy.copy(beams), candidates, told)
             if look is not None and (step == longest or not looks_later):
-                kept = self._leave(finished, look, beams, limits, prompt_tokens)
+                remaining = self._leave(finished, look, beams, limits, prompt_tokens)
                 if not beams.sentences:
                     break
-                candidates = candidates if kept is None else candidates.select(kept.places)
+                candidates = candidates if remaining is None else candidates.select(remaining.places)
                 look = None
 
             # 3. The best `beam` that do not end go on.
             order, active = beams.go_on(step, candidates)
             self.search.update_constraints(active)
-            if kept is not None:
-                order = kept.rows[order]
-            if self.beam_size > 1 or kept is not None:
+            if remaining is not None:
+                order = remaining.rows[order]
+            if self.beam_size > 1 or remaining is not None:
                 for stepper in self._steppers():
                     stepper.reorder(order)
         return finished.ranked()
@@ -342,10 +342,10 @@ class SequenceGenerator(nn.Module):
         return rows.view(len(beams.sentences), self.beam_size, -1)
 
     def keep_nothing(self) -> None:
-        """From now on no captured step is kept for the next batch."""
+        """Now and from now on, keep no captured step for the next batch."""
         for stepper in (*self.model.steppers, self.language_model):
             if isinstance(stepper, ElseqStepper):
-                stepper.kept.is_allowed = False
+                stepper.kept.keep_nothing()
 
     def _let_go(self) -> None:
         """Of what the steppers hold of a batch."""
@@ -399,17 +399,17 @@ class SequenceGenerator(nn.Module):
         scores = finished.scores(totals[:, : self.beam_size], step + 1, rejected)
         return HostCopy(marks, scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1))
 
-    def _leave(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> Kept | None:
+    def _leave(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> Remaining | None:
         """The sentences whose search is over leave the batch. None: there are none."""
         over = self._end(finished, look, limits, prompt_tokens)
         if not over:
             return None
-        kept = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
+        remaining = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
         if beams.sentences:
-            self.search.prune_sentences(kept.places)
+            self.search.prune_sentences(remaining.places)
             for stepper in self._steppers():
-                stepper.keep(kept.places)
-        return kept
+                stepper.keep(remaining.places)
+        return remaining
 
     def _end(self, finished, look: "_Look", limits: list[int], prompt_tokens) -> set[int]:
         """Add what ended at a step to the finished hypotheses.

@@ -56,9 +56,9 @@ def test_the_best_that_do_not_end_go_on(beam, steps, seed):
             expected[index].go_on(list(zip(*rows, strict=True)))
         if step == 2:  # the first one leaves
             sentences = sentences[1:]
-            kept = beams.keep([1, 2])
-            assert kept.rows.tolist() == list(range(beam, 3 * beam))
-            candidates = candidates.select(kept.places)
+            remaining = beams.keep([1, 2])
+            assert remaining.rows.tolist() == list(range(beam, 3 * beam))
+            candidates = candidates.select(remaining.places)
         order, _ = beams.go_on(step, candidates)
         assert len(order) == len(sentences) * beam
     assert beams.sentences == sentences

@@ -17,6 +17,7 @@ from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_gra
 from elseq.generation.kept_steps import Buffers, KeptSteps, shared_sizes
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
+from tests.generation.test_transfers import STRATEGIES
 from tests.tape import TapedWork
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
 
@@ -142,6 +143,59 @@ def test_parts(begin_to_keep, monkeypatch, as_on_gpu, family, method, beam):
     assert TapedWork.captures <= len(kept[0].steps)
 
 
+@pytest.mark.parametrize("strategy", STRATEGIES)
+@pytest.mark.parametrize("family", ["bart", pytest.param("language_model", marks=pytest.mark.slow)])
+def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch, request, family, strategy):
+    """Whatever the search strategy; and what other batches left in the buffers is not read, not even after an error."""
+    model = make_models(family, DICTIONARY)["kv"]
+    options = {"beam": 3, "max_len_a": 1, "max_len_b": 3, **STRATEGIES[strategy]}
+    options["beam"] = options.pop("beam_size", options["beam"])
+    make_strategy = options.pop("strategy", lambda: None)
+    given = []
+    for seed, lengths in enumerate([(3, 7, 2, 5, 2, 6, 4), (2, 7, 8, 3, 2), (6,) * 8]):
+        sample, extra = (sample_of(lengths, seed), {}) if family == "bart" else prompts_of(lengths, seed)
+        prefix = [[5, 6], [7, DICTIONARY.eos()], [DICTIONARY.pad()], [8]]
+        extra["prefix_tokens"] = pad_rows((2 * prefix)[: len(lengths)], DICTIONARY.pad())
+        given.append((sample, extra))
+
+    def generate(generator, seed):
+        torch.manual_seed(seed)
+        return generator.generate([model], given[seed][0], **given[seed][1])
+
+    expected = [
+        generate(make_generator(model, **options, search_strategy=make_strategy()), seed) for seed in range(len(given))
+    ]
+    request.getfixturevalue("as_on_gpu")
+    monkeypatch.setattr(captured_steps, "IDLE", 1)
+    begin_to_keep()
+    generator = make_generator(model, **options, search_strategy=make_strategy())
+    step = generator.model.step
+    for seed, hypotheses in enumerate(expected):
+        with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
+            patch.setattr(generator.model, "step", lambda tokens: step(tokens) if tokens.size(1) < 4 else 1 / 0)
+            generate(generator, (seed + 1) % len(given))
+        spoil(generator.model.steppers[0].kept._buffers)
+        assert_same_hypotheses(generate(generator, seed), hypotheses)
+    assert TapedWork.replays > 10 and KeptSteps.is_possible
+
+
+def spoil(buffers):
+    """What a batch leaves there, by what it may not leave."""
+    for memory in buffers.state._sentence_states():
+        memory.mask.logical_not_()
+    for tensors in (
+        *(memory.tensors for memory in buffers.state._sentence_states()),
+        *(layer.self_attention.generated.tensors() for layer in buffers.state.layers),
+        [step.output for step in buffers.steps.values()],
+    ):
+        for tensor in tensors:
+            tensor.fill_(torch.nan)
+    buffers.state.cursor.position.fill_(5)
+    for step in buffers.steps.values():
+        step.order.zero_()
+        step.tokens.fill_(9)
+
+
 @torch.no_grad()
 def test_weights_in_place_and_others(begin_to_keep, monkeypatch):
     """What changes in its place is seen by a graph; for what is elsewhere there is another."""
@@ -178,6 +232,44 @@ def test_weights_in_place_and_others(begin_to_keep, monkeypatch):
     assert len({str(each) for each in found}) == len(found) - 2
 
 
+@torch.no_grad()
+def test_embeddings_that_are_also_the_encoders(begin_to_keep):
+    model = make_models("transformer", DICTIONARY, share_all_embeddings=True)["kv"]
+    embedding = model.decoder.embed_tokens
+    assert embedding is model.encoder.embed_tokens
+    sample, weights, expected = sample_of(BATCHES[0]), [], []
+    for weight in (embedding.weight, torch.nn.Parameter(embedding.weight * 3)):
+        embedding.weight = weight
+        weights += [weight] * 2
+        expected += [alone([model], sample)] * 2
+    begin_to_keep()
+    generator = make_generator(model)
+    for embedding.weight, hypotheses in zip(weights, expected, strict=True):
+        assert_same_hypotheses(generator.generate([model], sample), hypotheses)
+    assert TapedWork.captures == 2 and KeptSteps.is_possible
+
+
+def test_a_model_that_normalizes_in_its_own_way(begin_to_keep):
+    """By what does not belong to its decoder."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+
+    class Plugin(type(model)):
+        def get_normalized_probs(self, net_output, log_probs, sample=None):
+            return super().get_normalized_probs(net_output, log_probs, sample) + self.bonus
+
+    model.__class__ = Plugin
+    torch.manual_seed(1)
+    cases = []
+    for model.bonus in torch.randn(2, len(DICTIONARY)).mul(3).unbind():
+        cases += [(model.bonus, sample, alone([model], sample)) for sample in map(sample_of, BATCHES[:2])]
+    begin_to_keep()
+    generator, captures = make_generator(model), []
+    for model.bonus, sample, expected in cases:
+        assert_same_hypotheses(generator.generate([model], sample), expected)
+        captures.append(TapedWork.captures)
+    assert captures == [1, 1, 2, 2]
+
+
 def test_a_table_of_positions_that_grows(begin_to_keep):
     model = make_models("transformer", DICTIONARY, positions=12, decoder_learned_pos=False)["kv"]
     sample = sample_of(BATCHES[0])
@@ -211,6 +303,36 @@ def test_a_graph_that_is_wrong(begin_to_keep, monkeypatch, caplog):
     assert record.getMessage().startswith(
         "decoding steps are captured anew for each batch, because a kept graph errs by "
     )
+
+
+def test_a_graph_of_a_model_without_some_words(begin_to_keep, caplog):
+    """-inf is the same with a graph and without."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    output_layer = model.decoder.output_layer
+    model.decoder.output_layer = lambda features: output_layer(features).index_fill(2, torch.tensor([7, 8]), -torch.inf)
+    samples = [sample_of(each, seed) for seed, each in enumerate(BATCHES)]
+    expected = [alone([model], sample) for sample in samples]
+    begin_to_keep()
+    generator = make_generator(model)
+    for sample, hypotheses in zip(samples, expected, strict=True):
+        assert_same_hypotheses(generator.generate([model], sample), hypotheses)
+    assert TapedWork.captures == 1 and not caplog.records
+
+
+@torch.no_grad()
+def test_no_number_is_the_fault_of_no_graph(begin_to_keep):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    begin_to_keep()
+    generator = make_generator(model)
+    generator.generate([model], sample_of(BATCHES[0]))
+    weights = model.decoder.output_projection.weight[5]
+    before = weights.clone()
+    weights.fill_(torch.nan)
+    with pytest.raises(UserError, match="not a number"):
+        generator.generate([model], sample_of(BATCHES[1]))
+    weights.copy_(before)
+    generator.generate([model], sample_of(BATCHES[2]))
+    assert TapedWork.captures == 1
 
 
 def test_each_graph_is_compared_once(begin_to_keep, monkeypatch):
@@ -353,6 +475,8 @@ def test_nothing_is_kept(begin_to_keep, monkeypatch, why):
     assert cuda_graphs.held_bytes()
     if why == "a memory budget":
         budget.capacity([model], generator, 10**8, str)
+        assert not cuda_graphs.held_bytes()  # before a batch is read: the budget is for it alone
+        generator = copy.deepcopy(generator)
     elif why == "no capture":
         monkeypatch.setattr(kept_steps.CapturedWork, "is_possible", False)
     elif why == "alignment":

@@ -160,12 +160,15 @@ def error_of(name: str, found: Tensor, expected: Tensor, slack: float = 1.0) -> 
         name: what to call it.
         found: what it returned.
         expected: what it should return.
-        slack: how many times the tolerance of the type is allowed.
+        slack: how many times the tolerance of the type is allowed, in parts of the largest finite number expected. What
+            is no finite number must be the same.
     """
     if found.shape != expected.shape:
         return f"{name} returns {list(found.shape)} instead of {list(expected.shape)}"
-    largest = (found.double() - expected.double()).abs().max().item()
-    allowed = slack * TOLERANCES.get(found.dtype, 0.0) * expected.double().abs().max().item()
+    is_same = (found == expected) | (found.isnan() & expected.isnan())
+    largest = (found.double() - expected.double()).abs().masked_fill(is_same, 0).max().item()
+    finite = expected.double().nan_to_num(posinf=0, neginf=0)
+    allowed = slack * TOLERANCES.get(found.dtype, 0.0) * finite.abs().max().item()
     if largest <= allowed:  # not so for NaN
         return None
     return f"{name} errs by {largest:.2g}, and {allowed:.2g} is allowed"

@@ -1,12 +1,13 @@
 """A trial's verdict on kernels that are right, wrong, slow or cannot run; the times are given by the test."""
 
+import math
 from importlib.util import find_spec
 
 import pytest
 import torch
 
 from elseq.attention.kernels import trial
-from elseq.attention.kernels.trial import Trial, Verdict, draw, usable, verdicts
+from elseq.attention.kernels.trial import Trial, Verdict, draw, error_of, usable, verdicts
 from elseq.errors import UserError
 
 DEVICE = torch.device("cpu")
@@ -63,6 +64,16 @@ def test_wrong_numbers(found, reason, caplog):
     caplog.clear()
     with pytest.raises(AssertionError, match=reason):
         raise AssertionError(record.getMessage())
+
+
+@pytest.mark.parametrize("number", [math.nan, math.inf, -math.inf])
+def test_what_is_no_finite_number_is_the_same(number):
+    expected = torch.tensor([1.0, 2.0, number])
+    found = torch.tensor([1.0, 2.00001, number])
+    assert error_of("a sum", found, expected) is None
+    assert error_of("a sum", found + 0.1, expected) == "a sum errs by 0.1, and 2e-05 is allowed"
+    for other in {3.0, math.nan, math.inf, -math.inf} - {number}:
+        assert error_of("a sum", torch.tensor([1.0, 2.0, other]), expected).endswith(", and 2e-05 is allowed")
 
 
 @pytest.mark.parametrize("dtype", trial.TOLERANCES)
