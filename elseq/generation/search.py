@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds, is_whole
 from elseq.errors import UserError, as_option, is_out_of_memory, renamed
-from elseq.generation import transfers
+from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates, Remaining
@@ -34,7 +34,7 @@ from elseq.generation.logits_processors import (
     UnknownPenalty,
 )
 from elseq.generation.next_words import NextWords
-from elseq.generation.steppers import ElseqStepper, Ensemble, make_stepper
+from elseq.generation.steppers import ElseqStepper, Ensemble, device_of, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
 from elseq.generation.strategies import as_ours
 from elseq.generation.transfers import HostCopy, to_device
@@ -221,6 +221,9 @@ class SequenceGenerator(nn.Module):
 
     def _search_with_all_memory(self, *given):
         """`_search`; once more where memory ran out beside what is held between batches, which is released then."""
+        sample, *_ = given
+        if not kept_steps.can_keep(device_of(sample["net_input"])):
+            return self._search(*given)
         random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
         try:
             return self._search(*given)

@@ -171,7 +171,7 @@ class FairseqStepper:
         set_beam_size([self.model], beam)
         encoder_out = self._encode(net_input)
         if encoder_out is not None:
-            rows = torch.arange(_sentences(net_input), device=_device(net_input)).repeat_interleave(beam)
+            rows = torch.arange(_sentences(net_input), device=device_of(net_input)).repeat_interleave(beam)
             self.encoder_out = self.model.encoder.reorder_encoder_out(encoder_out, rows)
         if prompt is not None and prompt.size(1):
             self.prompt = prompt.repeat_interleave(beam, dim=0)
@@ -320,5 +320,6 @@ def _sentences(net_input: dict) -> int:
     return next(iter(net_input.values())).size(0)
 
 
-def _device(net_input: dict) -> torch.device:
+def device_of(net_input: dict) -> torch.device:
+    """Of a batch."""
     return next(iter(net_input.values())).device

@@ -8,28 +8,8 @@ from types import SimpleNamespace
 import pytest
 
 from elseq.cli import conversions
-from elseq.cli.conversions import (
-    _conversions_before,
-    _generation_command,
-    _note_windows,
-    _training_command,
-    convert_average,
-)
+from elseq.cli.conversions import _generation_command, _note_windows, _training_command, convert_average
 from elseq.errors import UserError
-
-
-@pytest.mark.parametrize(
-    ("state", "expected"),
-    [
-        ({}, []),
-        ({"extra_state": None}, []),
-        ({"extra_state": {}}, []),
-        ({"extra_state": {"fewer_heads": {"method": "mean"}}}, [{"method": "mean"}]),  # of earlier versions
-        ({"extra_state": {"fewer_heads": [{"method": "mean"}]}}, [{"method": "mean"}]),
-    ],
-)
-def test_conversions_before(state, expected):
-    assert _conversions_before(state) == expected
 
 
 @pytest.mark.parametrize(

@@ -222,3 +222,17 @@ def test_the_record_of_conversions(train, without, tmp_path, recorded, kept):
     without(Trainer, "state_dict")
     train(*resets, "--max-update=1", check=True)
     assert "fewer_heads" not in torch.load(path)["extra_state"]
+
+
+@pytest.mark.parametrize(
+    ("extra_state", "expected"),
+    [
+        (None, []),
+        ({}, []),
+        ({"fewer_heads": {"method": "mean"}}, [{"method": "mean"}]),  # of earlier versions
+        ({"fewer_heads": [{"method": "mean"}]}, [{"method": "mean"}]),
+    ],
+)
+def test_recorded_conversions(extra_state, expected):
+    assert training.recorded_conversions({"extra_state": extra_state}) == expected
+    assert training.recorded_conversions({}) == []
