@@ -103,7 +103,7 @@ if [ -z "$dry_run" ]; then
   mkdir -p "$output" 2>/dev/null || refuse "--output $output cannot be made; name another folder"
   [ -z "$archive" ] || { mkdir -p "$(dirname "$archive")" && : >"$archive"; } 2>/dev/null ||
     refuse "--archive $archive cannot be written; name another file"
-  { nvidia-smi -L; python -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
+  { [ "$device" = cpu ] || nvidia-smi -L; python -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
     >"$output/machine.txt" 2>&1
   { cat "$output/machine.txt"; printf '\n| step | seconds | it | last figure |\n|---|---|---|---|\n'; } >"$summary"
 fi
