@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import ctypes
 import gc
+import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -22,6 +24,15 @@ DTYPES = {
     "float64": torch.float64,
     INT8: torch.float32,
 }
+
+
+def give_back_memory() -> None:
+    """Give the system the memory that the C library holds unused, where it can. While a model is loaded and prepared,
+    this grows to as much as the model takes, and would stay so."""
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)
 
 
 class PreparedModel:
@@ -59,7 +70,10 @@ class PreparedModel:
             for parameter in module._parameters.values()
         )
         self._layers = linears
+        self._is_new = True
         gc.collect()  # fairseq leaves the checkpoint that it loaded in a cycle of references
+        if self._make is not None:
+            give_back_memory()
 
     def _is_alone(self, layer: nn.Linear) -> bool:
         return self._holders[id(layer._parameters["weight"])] == 1
@@ -89,6 +103,9 @@ class PreparedModel:
             layer.decoding.searches -= 1
         if not self._searches and not self._only_decodes:
             self.leave()
+        if self._is_new and self._make is not None:
+            give_back_memory()  # of the weights from which the first search has made others
+        self._is_new = False
 
     def restore(self) -> None:
         """Bring back the parameters of the model."""
