@@ -161,6 +161,8 @@ def _scores(query: Tensor, segment: Segment) -> Tensor:
 def _products(rows: Tensor, keys: Tensor) -> Tensor:
     """[M, G, R, K] times [M, G, K, S]. Narrower keys are converted some positions at a time."""
     if keys.dtype == rows.dtype:
+        if rows.shape[:2] == (1, 1):  # torch.matmul would copy the keys, be they of 262,144 positions
+            return torch.bmm(rows[0], keys[0]).unsqueeze(0)
         return torch.matmul(rows, keys)
     products = rows.new_empty(*rows.shape[:-1], keys.size(-1))
     positions = block_positions(keys[..., 0].numel())

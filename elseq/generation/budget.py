@@ -466,7 +466,7 @@ class _Search(_Batch):
         chooses = attention.top_k is not None and attention.top_k < shared + own
         if chooses:
             numbers = method.numbers_of_step(attention.sizes, 1, 0)  # besides the scores
-            numbers += attention.num_heads * self._choosing(query, attention.top_k, shared, own, need_weights)
+            numbers += attention.num_heads * self._choosing(query, width, attention.top_k, shared, own, need_weights)
         elif not (shared and (own or method.projects_memory)) and not need_weights:
             copied = self._workspace(group * (self.beam if shared else 1), shared + own, width)
         is_product = shared or chooses or width > WIDEST_FUSED_HEAD
@@ -482,11 +482,13 @@ class _Search(_Batch):
             )
         return rows.tensor(numbers) + copied, False
 
-    def _choosing(self, query, top_k: int, shared: int, own: int, need_weights: bool) -> int:
-        """Numbers that the scores of a query take, and the choice of the largest of them."""
+    def _choosing(self, query, width: int, top_k: int, shared: int, own: int, need_weights: bool) -> int:
+        """Numbers that the scores of a query take, and the choice of the largest of them; width: of what it reads."""
         scores = shared + own
         if self._gathers(query, shared, own, need_weights):
-            return (scores if self.dtype == torch.float32 else 3 * scores) + 2 * top_k  # for the kernel, in float32
+            if self.dtype == torch.float32:
+                return scores + 2 * top_k
+            return 3 * scores + 4 * top_k + 3 * width  # the kernel reads scores and writes its result in float32
         return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
 
     @staticmethod

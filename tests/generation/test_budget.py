@@ -143,6 +143,18 @@ def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
 
 
 @pytest.mark.parametrize("method", ["kv", "el"])
+@pytest.mark.parametrize("sentences, length", [(3, 3000), (1, 9000)])
+def test_largest_scores_of_sources_in_bfloat16(method, sentences, length, monkeypatch):
+    """What is kept of a source alone in its batch is not copied either."""
+    monkeypatch.setitem(windows.MOST_TOKENS, "cpu", 128)
+    limits = {"beam": 4, "max_len": 6, "positions": 64, "is_wide": True, "dtype": torch.bfloat16}
+    limits |= {"windows": windows.SourceWindows(64, 32), "top_k": 30}
+    planned, peak, state = measure("transformer", method, sentences, length, **limits)
+    assert state < peak <= planned < 1.25 * peak, planned / peak
+    assert method == "kv" or peak < 1.9 * state
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("top_k", [None, 30])
 def test_sources_in_windows_in_int8(method, top_k, monkeypatch):
     monkeypatch.setitem(windows.MOST_TOKENS, "cpu", 128)
