@@ -12,7 +12,7 @@ from elseq.attention.kernels.largest import fits
 from elseq.attention.memory import GROWTH, PARTS
 from elseq.attention.methods import AUTO, EL, KV, METHODS, AttentionSizes
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
-from elseq.attention.top_k import MOST_QUERIES, chunk_bytes
+from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
@@ -25,7 +25,6 @@ from elseq.models import Decoder
 from elseq.models.layers import IN_PLACE, WIDEST
 from elseq.precision import Product, kind_of_product
 
-INDEX_BYTES = 8
 SCALARS = 512  # bytes, of single numbers
 
 

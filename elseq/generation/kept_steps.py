@@ -20,6 +20,7 @@ from elseq.generation.captured_steps import CHEAP, IDLE, CapturedStep, cost_of_c
 from elseq.generation.cuda_graphs import CapturedWork, has_memory, holders
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.measurements import power_of_two
 
 logger = logging.getLogger(__name__)
 
@@ -71,7 +72,7 @@ def _rounded_up(workload: Workload, per_octave: int) -> Workload:
     """To so many sizes from one power of two to the next, and lengths to multiples of `GROWTH`."""
 
     def rounded(number: int, least: int) -> int:
-        step = max(least, (1 << max(0, number - 1).bit_length()) // 2 // per_octave)
+        step = max(least, power_of_two(number) // 2 // per_octave)
         return -(-number // step) * step
 
     lengths = ("source_length", "target_length", "prompt_length")
@@ -146,10 +147,10 @@ class KeptSteps:
         key = (choices, torch.is_inference_mode_enabled(), _contents(self._model))
         if (methods, key) != (self._methods, self._key):
             self.release()
-        self._methods, self._key = methods, key
-        self.release_unless_for(workload)
-        self._sizes = shared_sizes(workload, decoder, methods)
-        return self._sizes is not None
+        sizes = shared_sizes(workload, decoder, methods)
+        self._release_unless_of(sizes)
+        self._methods, self._key, self._sizes = methods, key, sizes
+        return sizes is not None
 
     def _may_keep(self) -> bool:
         device = next(self._model.decoder.parameters()).device
@@ -163,10 +164,15 @@ class KeptSteps:
 
     def release_unless_for(self, workload: Workload) -> None:
         """Before a batch of these sizes is read, which needs memory."""
+        if self._buffers is not None:
+            self._release_unless_of(shared_sizes(workload, self._model.decoder, self._methods))
+
+    def _release_unless_of(self, sizes: Workload | None) -> None:
+        """The buffers stay if they have these sizes and all that was to be captured in them is."""
         if self._buffers is None:
             return
         has_failed = any(step.work.has_failed for step in self._buffers.steps.values())
-        if has_failed or self._sizes != shared_sizes(workload, self._model.decoder, self._methods):
+        if has_failed or sizes != self._sizes:
             self.release()
 
     def buffers(self, state: DecodeState) -> Buffers | None:
