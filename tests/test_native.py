@@ -36,7 +36,27 @@ def test_without_the_library(load, monkeypatch):
     native.library.cache_clear()
     try:
         assert native.library() is None
-        with pytest.raises(RuntimeError, match="AVX-512 VNNI"):
+        with pytest.raises(RuntimeError, match="AVX2"):
             native.loaded()
     finally:
         native.library.cache_clear()
+
+
+def test_the_fastest_instructions_of_the_processor_are_used(monkeypatch):
+    """The library for others is not even asked."""
+    found = []
+
+    def load(path):
+        found.append(path)
+        return SimpleNamespace(
+            elseq_available=lambda: native.INTERFACE * ("avx512" not in path),
+            **{name: SimpleNamespace() for name in native.FUNCTIONS},
+        )
+
+    monkeypatch.setattr(ctypes, "CDLL", load)
+    native.library.cache_clear()
+    try:
+        assert native.library() is not None
+    finally:
+        native.library.cache_clear()
+    assert ["avx512" in path for path in found] == [True, False]

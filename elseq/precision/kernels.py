@@ -1,4 +1,4 @@
-"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
+"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI or AVX2: kernels.cpp, called by ctypes.
 
 A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
 its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
@@ -15,8 +15,8 @@ from torch import Tensor
 from elseq import native
 
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
-GROUP, COLUMNS = 4, 64  # inputs that an instruction adds up, outputs of a tile
-BLOCK = 256  # rows that are packed together
+GROUP = 4  # inputs that are added up together
+BLOCK = 256  # rows that are packed together: a multiple of the outputs of a tile
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
@@ -24,15 +24,16 @@ MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 class PackedWeight:
     """An int8 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
 
-    tiles: Tensor  # int8 [N / 64, K / 4, 64, 4], rounded up and filled with zeros
+    tiles: Tensor  # int8 [N / C, K / 4, C, 4] for tiles of C outputs, rounded up and filled with zeros
     offset: Tensor  # int32 [N]: -128 times the sum over K, for the zero point; rounded up as well
     outputs: int
     inputs: int
 
     def __post_init__(self):
-        panels, groups = -(-self.outputs // COLUMNS), -(-self.inputs // GROUP)
-        native.address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
-        native.address("offset", self.offset, torch.int32, panels * COLUMNS)
+        columns = native.loaded().elseq_columns()
+        tiles, groups = -(-self.outputs // columns), -(-self.inputs // GROUP)
+        native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
+        native.address("offset", self.offset, torch.int32, tiles * columns)
 
 
 def available() -> bool:
@@ -50,22 +51,24 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
 
     Raises:
         ValueError: another type or shape, or K above 132,104.
+        RuntimeError: not `available`.
     """
     if weight.dim() != 2:
         raise ValueError("a weight is int8 [N, K]")
     outputs, inputs = weight.shape
     if inputs > MAX_INPUTS:
         raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-    panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
-    tiles = torch.empty(panels, groups, COLUMNS, GROUP, dtype=torch.int8)
-    offset = torch.empty(panels * COLUMNS, dtype=torch.int32)
+    columns = native.loaded().elseq_columns()
+    groups = -(-inputs // GROUP)
+    tiles = torch.empty(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
+    offset = torch.empty(len(tiles) * columns, dtype=torch.int32)
     for start in range(0, outputs, BLOCK):
         rows = quantize(weight[start : start + BLOCK])
         if rows.dtype != torch.int8:
             raise ValueError("a weight is int8 [N, K]")
-        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % COLUMNS))
-        first, count = start // COLUMNS, len(padded) // COLUMNS
-        tiles[first : first + count] = padded.view(count, COLUMNS, groups, GROUP).transpose(1, 2)
+        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % columns))
+        first, count = start // columns, len(padded) // columns
+        tiles[first : first + count] = padded.view(count, columns, groups, GROUP).transpose(1, 2)
         # torch makes an int32 tensor of all that it is to add.
         offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
     return PackedWeight(tiles, offset, outputs, inputs)
@@ -89,8 +92,9 @@ def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Te
         raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
     flat = indices.flatten()
     scale = column_scale.index_select(0, flat)
-    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / 64, K / 4, 64]
-    rows = groups[flat // COLUMNS, :, flat % COLUMNS].view(torch.int8)[:, : packed.inputs]
+    columns = packed.tiles.size(2)
+    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / C, K / 4, C]
+    rows = groups[flat // columns, :, flat % columns].view(torch.int8)[:, : packed.inputs]
     return (rows * scale.unsqueeze(1)).view(*indices.shape, packed.inputs)
 
 

@@ -13,6 +13,13 @@ ACTIVATIONS = {None: lambda x: x, "gelu": nn.functional.gelu}
 needs_packing = pytest.mark.skipif(not pays(torch.float32), reason="packed products do not pay on this machine")
 
 
+def skip_unless_packed(dtype):
+    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
+        pytest.skip("this torch has no packed products")
+    if dtype == torch.bfloat16 and not torch.ops.mkldnn._is_mkldnn_bf16_supported():
+        pytest.skip("oneDNN has no bfloat16 on this processor")
+
+
 @needs_packing
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 @pytest.mark.parametrize("bias", [True, False])
@@ -127,8 +134,7 @@ def test_the_trial_draws_no_random_numbers():
 @pytest.mark.parametrize("shape", [(300, 128), (64, 16), (1, 8), (1030, 24)])
 def test_rows_of_a_packed_weight(shape, dtype):
     """The layout is tried: either all rows are right, or it is not used."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no packed products")
+    skip_unless_packed(dtype)
     outputs, inputs = shape
     linear = torch.nn.Linear(inputs, outputs).to(dtype)
     weight = linear.weight.detach()
@@ -144,14 +150,15 @@ def test_rows_of_a_packed_weight(shape, dtype):
     assert not product.embeds(other)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no packed products")
 @pytest.mark.parametrize("kind", ["packed", "ordinary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 16), (5, 16, 64), (160, 100, 500), (1000, 64, 128)])
 @torch.no_grad()
 def test_the_memory_of_a_product(rows, inputs, outputs, dtype, kind):
+    if kind == "packed":
+        skip_unless_packed(dtype)
     linear, x = nn.Linear(inputs, outputs).to(dtype), torch.randn(rows, inputs).to(dtype)
     product, multiply = (PackedProduct, PackedProduct(linear).multiply) if kind == "packed" else (Product, linear)
     multiply(x)  # the first time oneDNN compiles
     planned, peak = product.multiplying_bytes(rows, inputs, outputs, dtype.itemsize), peak_memory(lambda: multiply(x))
-    assert peak <= planned <= peak + torch.get_num_threads() * 2**16
+    assert peak <= planned <= peak + torch.get_num_threads() * 2**17

@@ -1,4 +1,4 @@
-"""Attention of a decoding step on a CPU with AVX-512: scores, softmax and weighted sum at once (decode_step.cpp).
+"""Attention of a decoding step on a CPU with AVX2 or AVX-512: scores, softmax, weighted sum at once (decode_step.cpp).
 
 Shapes: N hypotheses (those of a sentence are adjacent) of M sentences, H heads, G key/value heads, K width of a head.
 """
