@@ -20,7 +20,7 @@ struct Product {
     const float *row_scale;
     const int8_t *tiles;  // [columns / COLUMNS, groups, COLUMNS, 4]
     const int32_t *offset;
-    const float *column_scale, *bias, *residual, *gelu;
+    const float *column_scale, *bias, *gelu;
     float *out;
     int64_t rows, columns, groups;
     int activation;
@@ -47,13 +47,11 @@ INLINE void finish(const Product &p, const Sums (&sums)[R][VECTORS], int64_t row
         const Numbers scale = load(p.column_scale + start, there);
         const Numbers bias = p.bias ? load(p.bias + start, there) : all(0);
         UNROLL for (int r = 0; r < R; r++) {
-            const int64_t place = (row + r) * p.columns + start;
             Numbers y = as_numbers(add(total(sums[r][j]), offset)) * all(p.row_scale[row + r]);
             y = fmadd(y, scale, bias);
             if (ACTIVATION == RELU) y = max(all(0), y);
             if (ACTIVATION == GELU) y = gelu(y, p.gelu);
-            if (p.residual) y += load(p.residual + place, there);
-            store(p.out + place, y, there);
+            store(p.out + (row + r) * p.columns + start, y, there);
         }
     }
 }
@@ -195,9 +193,9 @@ void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64
 }
 
 void elseq_linear(const uint8_t *x, const float *row_scale, const int8_t *tiles, const int32_t *offset,
-                  const float *column_scale, const float *bias, const float *residual, const float *gelu, float *out,
-                  int64_t rows, int64_t columns, int64_t groups, int activation, int threads) {
-    const Product p{x, row_scale, tiles, offset, column_scale, bias, residual, gelu, out, rows, columns, groups, activation};
+                  const float *column_scale, const float *bias, const float *gelu, float *out, int64_t rows,
+                  int64_t columns, int64_t groups, int activation, int threads) {
+    const Product p{x, row_scale, tiles, offset, column_scale, bias, gelu, out, rows, columns, groups, activation};
     const int64_t panels = (columns + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
     const int64_t most = std::clamp<int64_t>(CACHED / (4 * groups + 1), 8 * TILE_ROWS, 32 * TILE_ROWS);
     const int64_t blocks = (rows + most - 1) / most;

@@ -133,11 +133,8 @@ def linear(
     column_scale: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
-    *,
-    residual: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """activation(x weight^T + bias) + residual.
+    """activation(x weight^T + bias).
 
     Args:
         x: float32 [M, K], or what `quantize_rows` made of it.
@@ -145,8 +142,6 @@ def linear(
         column_scale: float32 [N].
         bias: float32 [N].
         activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
-        residual: float32 [M, N].
-        out: float32 [M, N], where the result goes; it may be `residual`.
 
     Returns:
         float32 [M, N]; NaN in rows where x has a NaN or an infinity.
@@ -163,8 +158,7 @@ def linear(
         x = quantize_rows(x)
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
-    if out is None:
-        out = quantized.new_empty(rows, columns, dtype=torch.float32)
+    out = quantized.new_empty(rows, columns, dtype=torch.float32)
     native.loaded().elseq_linear(
         native.address("x", quantized, torch.uint8, rows, groups * GROUP),
         native.address("the scale of x", row_scale, torch.float32, rows),
@@ -172,9 +166,8 @@ def linear(
         packed.offset.data_ptr(),
         native.address("column_scale", column_scale, torch.float32, columns),
         None if bias is None else native.address("bias", bias, torch.float32, columns),
-        None if residual is None else native.address("residual", residual, torch.float32, rows, columns),
         _gelu_table().data_ptr(),
-        native.address("out", out, torch.float32, rows, columns),
+        out.data_ptr(),
         rows,
         columns,
         groups,
