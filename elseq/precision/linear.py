@@ -153,7 +153,15 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             linear.decoding = _Decoding(make, recover)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product().multiply(x) if self.decoding.searches else super().forward(x)
+        return self.multiply(x) if self.decoding.searches else super().forward(x)
+
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """By the product, in its numbers also under autocast, which does not know of the product's weight."""
+        product = self.product()
+        if not torch.is_autocast_enabled(x.device.type):
+            return product.multiply(x, activation)
+        with torch.autocast(x.device.type, enabled=False):
+            return product.multiply(x.to(self._parameters["weight"].dtype), activation)
 
     def product(self) -> Product:
         """Made anew if the weight has changed since."""
@@ -234,8 +242,7 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
         function: the function itself.
     """
     has_hooks = linear._forward_hooks or linear._forward_pre_hooks
-    if isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks:
-        product = linear.product()
-        if name in product.activations:
-            return product.multiply(x, name)
+    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks
+    if is_decoding and name in linear.product().activations:
+        return linear.multiply(x, name)
     return function(linear(x))
