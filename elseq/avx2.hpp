@@ -132,6 +132,7 @@ INLINE Sums add_products(Sums sums, __m256i row, Weights columns) {
     return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(row, columns.low)),
             _mm256_add_epi32(sums.high, _mm256_madd_epi16(row, columns.high))};
 }
+INLINE Sums add(Sums a, Sums b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
 INLINE Integers total(Sums sums) { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(sums.low, sums.high), 0xd8)}; }
 // Groups from their bytes; `memory` has room for them.
 INLINE const Group *as_groups(const uint8_t *bytes, int64_t count, Group *memory) {

@@ -15,7 +15,9 @@ INTERFACE = 4  # as in kernels.cpp; a library of another number was compiled fro
 INSTRUCTIONS = ("avx512", "avx2")
 FUNCTIONS = {
     "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
-    "elseq_linear": [_POINTER] * 8 + [_SIZE] * 3 + [_NUMBER] * 2,
+    "elseq_columns": [_NUMBER],
+    "elseq_linear_int8": [_POINTER] * 8 + [_SIZE] * 3 + [_NUMBER] * 2,
+    "elseq_linear_float32": [_POINTER] * 5 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
     "elseq_attend_to_largest": [_POINTER] * 5 + [_SIZE] * 9 + [_NUMBER] * 2,
     "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
@@ -40,6 +42,7 @@ def library_for(instructions: str) -> ctypes.CDLL | None:
         return None
     for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
+    found.elseq_columns.restype = _NUMBER
     return found if found.elseq_available() == INTERFACE else None
 
 

@@ -1,4 +1,4 @@
-// int8 linear layers and log-probabilities. kernels.py describes the functions and checks their arguments.
+// Linear layers and log-probabilities. kernels.py describes the functions and checks their arguments.
 
 #include <cmath>
 #include <vector>
@@ -7,22 +7,56 @@
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 6, PANEL_COLUMNS = 64;
-constexpr int VECTORS = REGISTERS * sizeof(Numbers) / sizeof(Sums);  // of a tile
-constexpr int64_t COLUMNS = VECTORS * LANES;
-constexpr int64_t LINE = std::min<int64_t>(64, 4 * COLUMNS), LINES = 4 * COLUMNS / LINE;  // of the weights of a group
+constexpr int64_t TILE_ROWS = 6;
 constexpr int64_t CACHED = 512 << 10;  // bytes of x that stay in the second-level cache beside the weights
 
 enum Activation { NONE, RELU, GELU };
 
+// How a product multiplies. A step takes four bytes of each row and of each column; their products are added up.
+struct Int8 {
+    using Sum = Sums;
+    using Columns = Weights;
+    using Step = Group;
+    static constexpr int VECTORS = REGISTERS * sizeof(Numbers) / sizeof(Sum);  // of a tile
+    static constexpr int64_t PANEL = 64;          // columns for which the steps of some rows are made once
+    static constexpr int64_t PART = int64_t(1) << 40;  // steps whose products are added up on their own: all
+    INLINE static Sum nothing() { return no_sums(); }
+    INLINE static Columns columns(const char *from) { return load(reinterpret_cast<const int8_t *>(from)); }
+    INLINE static auto repeated(const Step *row) { return ::repeated(row); }
+    template <class Row>
+    INLINE static Sum add(Sum sum, Row row, Columns columns) { return add_products(sum, row, columns); }
+    INLINE static Sum add(Sum sum, Sum other) { return ::add(sum, other); }
+    INLINE static const Step *steps(const char *x, int64_t count, Step *memory) {
+        return as_groups(reinterpret_cast<const uint8_t *>(x), count, memory);
+    }
+};
+struct Float32 {
+    using Sum = Numbers;
+    using Columns = Numbers;
+    using Step = float;
+    static constexpr int VECTORS = REGISTERS;
+    static constexpr int64_t PANEL = VECTORS * LANES;
+    static constexpr int64_t PART = 256;  // for the sake of precision
+    INLINE static Sum nothing() { return all(0); }
+    INLINE static Columns columns(const char *from) { return load(reinterpret_cast<const float *>(from)); }
+    INLINE static Numbers repeated(const Step *row) { return all(*row); }
+    INLINE static Sum add(Sum sum, Numbers row, Columns columns) { return fmadd(row, columns, sum); }
+    INLINE static Sum add(Sum sum, Sum other) { return sum + other; }
+    INLINE static const Step *steps(const char *x, int64_t, Step *) { return reinterpret_cast<const float *>(x); }
+};
+template <class Format>
+constexpr int64_t COLUMNS = Format::VECTORS * LANES;
+template <class Format>
+constexpr int64_t LINE = std::min<int64_t>(64, 4 * COLUMNS<Format>);  // of the cache, of the weights of a step
+
 struct Product {
-    const uint8_t *x;  // [rows, groups, 4]
-    const float *row_scale;
-    const int8_t *tiles;  // [columns / COLUMNS, groups, COLUMNS, 4]
-    const int32_t *offset;
-    const float *column_scale, *bias, *gelu;
+    const char *x;        // [rows, steps, 4 bytes]
+    const char *weights;  // [columns / COLUMNS, steps, COLUMNS, 4 bytes]
+    const float *row_scale, *column_scale;  // of int8
+    const int32_t *offset;                  // of int8
+    const float *bias, *gelu;
     float *out;
-    int64_t rows, columns, groups;
+    int64_t rows, columns, steps;
     int activation;
 };
 
@@ -38,17 +72,21 @@ INLINE Numbers gelu(Numbers x, const float *table) {
     return max(all(0), x) - tail;  // max: NaN stays, as the second operand
 }
 
-template <int R, int ACTIVATION>
-INLINE void finish(const Product &p, const Sums (&sums)[R][VECTORS], int64_t row, int64_t column) {
-    UNROLL for (int j = 0; j < VECTORS; j++) {
+// What the sum of a row and of `LANES` columns means, without the bias.
+INLINE Numbers value(const Product &p, Sums sums, int64_t row, int64_t column, Mask there) {
+    const Numbers in_row = as_numbers(add(total(sums), load(p.offset + column))) * all(p.row_scale[row]);
+    return in_row * load(p.column_scale + column, there);
+}
+INLINE Numbers value(const Product &, Numbers sum, int64_t, int64_t, Mask) { return sum; }
+
+template <class Format, int R, int ACTIVATION>
+__attribute__((noinline)) void finish(const Product &p, const typename Format::Sum (&sums)[R][Format::VECTORS], int64_t row, int64_t column) {
+    UNROLL for (int j = 0; j < Format::VECTORS; j++) {
         const int64_t start = column + LANES * j;
         const Mask there = first(p.columns - start);
-        const Integers offset = load(p.offset + start);
-        const Numbers scale = load(p.column_scale + start, there);
         const Numbers bias = p.bias ? load(p.bias + start, there) : all(0);
         UNROLL for (int r = 0; r < R; r++) {
-            Numbers y = as_numbers(add(total(sums[r][j]), offset)) * all(p.row_scale[row + r]);
-            y = fmadd(y, scale, bias);
+            Numbers y = value(p, sums[r][j], row + r, start, there) + bias;
             if (ACTIVATION == RELU) y = max(all(0), y);
             if (ACTIVATION == GELU) y = gelu(y, p.gelu);
             store(p.out + (row + r) * p.columns + start, y, there);
@@ -56,60 +94,85 @@ INLINE void finish(const Product &p, const Sums (&sums)[R][VECTORS], int64_t row
     }
 }
 
-// R rows, whose groups are given, by COLUMNS. FETCH: cache lines of the next weights that each step asks for.
-template <int R, int FETCH>
-void tile(const Product &p, const Group *x, int64_t row, int64_t column, const int8_t *next) {
-    const int8_t *w = p.tiles + column * p.groups * 4;
-    Sums sums[R][VECTORS];
+// R rows, whose steps are given, by COLUMNS. FETCH: cache lines of the next weights that each step asks for.
+template <class Format, int R, int FETCH>
+void tile(const Product &p, const typename Format::Step *x, int64_t row, int64_t column, const char *next) {
+    constexpr int VECTORS = Format::VECTORS;
+    const char *weights = p.weights + column * p.steps * 4;
+    typename Format::Sum totals[R][VECTORS];
     if (p.rows * p.columns > CACHED)  // the memory of the result is far away as well
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int j = 0; j < VECTORS; j++)
                 _mm_prefetch(p.out + (row + r) * p.columns + column + LANES * j, _MM_HINT_T0);
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = no_sums();
-    for (int64_t group = 0; group < p.groups; group++, w += 4 * COLUMNS) {
-        UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + LINE * (FETCH * group + i), _MM_HINT_T1);
-        Weights weights[VECTORS];
-        UNROLL for (int j = 0; j < VECTORS; j++) weights[j] = load(w + 4 * LANES * j);
-        UNROLL for (int r = 0; r < R; r++) {
-            const auto four = repeated(x + r * p.groups + group);
-            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = add_products(sums[r][j], four, weights[j]);
+        UNROLL for (int j = 0; j < VECTORS; j++) totals[r][j] = Format::nothing();
+    for (int64_t begin = 0, end; begin < p.steps; begin = end) {
+        end = std::min(p.steps, begin + Format::PART);
+        typename Format::Sum sums[R][VECTORS];
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = Format::nothing();
+        for (int64_t step = begin; step < end; step++, weights += 4 * COLUMNS<Format>) {
+            UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + LINE<Format> * (FETCH * step + i), _MM_HINT_T1);
+            typename Format::Columns columns[VECTORS];
+            UNROLL for (int j = 0; j < VECTORS; j++) columns[j] = Format::columns(weights + 4 * LANES * j);
+            UNROLL for (int r = 0; r < R; r++) {
+                const auto step_of_row = Format::repeated(x + r * p.steps + step);
+                UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = Format::add(sums[r][j], step_of_row, columns[j]);
+            }
         }
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < VECTORS; j++) totals[r][j] = Format::add(totals[r][j], sums[r][j]);
     }
-    if (p.activation == NONE) finish<R, NONE>(p, sums, row, column);
-    if (p.activation == RELU) finish<R, RELU>(p, sums, row, column);
-    if (p.activation == GELU) finish<R, GELU>(p, sums, row, column);
+    if (p.activation == NONE) finish<Format, R, NONE>(p, totals, row, column);
+    if (p.activation == RELU) finish<Format, R, RELU>(p, totals, row, column);
+    if (p.activation == GELU) finish<Format, R, GELU>(p, totals, row, column);
 }
 
-template <int FETCH>
-void tile_of(int rows, const Product &p, const Group *x, int64_t row, int64_t column, const int8_t *next) {
+template <class Format, int FETCH>
+void tile_of(int rows, const Product &p, const typename Format::Step *x, int64_t row, int64_t column, const char *next) {
     switch (rows) {
-        case 1: return tile<1, FETCH>(p, x, row, column, next);
-        case 2: return tile<2, FETCH>(p, x, row, column, next);
-        case 3: return tile<3, FETCH>(p, x, row, column, next);
-        case 4: return tile<4, FETCH>(p, x, row, column, next);
-        case 5: return tile<5, FETCH>(p, x, row, column, next);
-        case 6: return tile<6, FETCH>(p, x, row, column, next);
+        case 1: return tile<Format, 1, FETCH>(p, x, row, column, next);
+        case 2: return tile<Format, 2, FETCH>(p, x, row, column, next);
+        case 3: return tile<Format, 3, FETCH>(p, x, row, column, next);
+        case 4: return tile<Format, 4, FETCH>(p, x, row, column, next);
+        case 5: return tile<Format, 5, FETCH>(p, x, row, column, next);
+        case 6: return tile<Format, 6, FETCH>(p, x, row, column, next);
     }
 }
 
 // All rows of a block by the columns of a panel, in tiles of almost equal heights. The weights of the next panel come
 // from memory meanwhile.
+template <class Format>
 void panel_of(const Product &p, int64_t begin, int64_t end, int64_t panel) {
-    static thread_local std::vector<Group> memory;
-    memory.resize(std::max<int64_t>(memory.size(), TILE_ROWS * p.groups));
-    const int64_t count = (end - begin + TILE_ROWS - 1) / TILE_ROWS, step = LINE * p.groups;
-    const int64_t last = std::min((panel + 1) * PANEL_COLUMNS, p.columns);
+    constexpr int64_t LINES = 4 * COLUMNS<Format> / LINE<Format>;
+    static thread_local std::vector<typename Format::Step> memory;
+    memory.resize(std::max<int64_t>(memory.size(), TILE_ROWS * p.steps));
+    const int64_t count = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t last = std::min((panel + 1) * Format::PANEL, p.columns);
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = begin + (end - begin) * i / count;
         const int rows = begin + (end - begin) * (i + 1) / count - row;
-        const Group *x = as_groups(p.x + row * p.groups * 4, rows * p.groups, memory.data());
-        for (int64_t column = panel * PANEL_COLUMNS; column < last; column += COLUMNS) {
-            const int8_t *next = p.tiles + (column + PANEL_COLUMNS) * p.groups * 4;
-            if (count < LINES && i == 0) tile_of<LINES>(rows, p, x, row, column, next);
-            else if (count >= LINES && i < LINES) tile_of<1>(rows, p, x, row, column, next + i * step);
-            else tile_of<0>(rows, p, x, row, column, next);
+        const auto *x = Format::steps(p.x + row * p.steps * 4, rows * p.steps, memory.data());
+        for (int64_t column = panel * Format::PANEL; column < last; column += COLUMNS<Format>) {
+            const char *next = p.weights + (column + Format::PANEL) * p.steps * 4;
+            if (count < LINES && i == 0) tile_of<Format, LINES>(rows, p, x, row, column, next);
+            else if (count >= LINES && i < LINES) tile_of<Format, 1>(rows, p, x, row, column, next + i * LINE<Format> * p.steps);
+            else tile_of<Format, 0>(rows, p, x, row, column, next);
         }
+    }
+}
+
+template <class Format>
+void multiply(const Product &p, int threads) {
+    const int64_t panels = (p.columns + Format::PANEL - 1) / Format::PANEL;
+    const int64_t most = std::clamp<int64_t>(CACHED / (4 * p.steps + 1), 8 * TILE_ROWS, 32 * TILE_ROWS);
+    const int64_t blocks = (p.rows + most - 1) / most;
+    if (p.rows * p.columns * p.steps < SMALL / 4) threads = 1;
+    const int64_t chunk = std::clamp<int64_t>(blocks * panels / (8 * threads), 1, 8);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
+    for (int64_t i = 0; i < blocks * panels; i++) {
+        const int64_t block = i / panels;
+        panel_of<Format>(p, p.rows * block / blocks, p.rows * (block + 1) / blocks, i % panels);
     }
 }
 
@@ -165,7 +228,7 @@ int elseq_available() {
     return interface * is_supported();
 }
 
-int elseq_columns() { return COLUMNS; }
+int elseq_columns(int is_int8) { return is_int8 ? COLUMNS<Int8> : COLUMNS<Float32>; }
 
 void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64_t rows, int64_t width, int threads) {
     const int64_t padded = (width + 3) / 4 * 4;
@@ -192,20 +255,17 @@ void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64
     }
 }
 
-void elseq_linear(const uint8_t *x, const float *row_scale, const int8_t *tiles, const int32_t *offset,
-                  const float *column_scale, const float *bias, const float *gelu, float *out, int64_t rows,
-                  int64_t columns, int64_t groups, int activation, int threads) {
-    const Product p{x, row_scale, tiles, offset, column_scale, bias, gelu, out, rows, columns, groups, activation};
-    const int64_t panels = (columns + PANEL_COLUMNS - 1) / PANEL_COLUMNS;
-    const int64_t most = std::clamp<int64_t>(CACHED / (4 * groups + 1), 8 * TILE_ROWS, 32 * TILE_ROWS);
-    const int64_t blocks = (rows + most - 1) / most;
-    if (rows * columns * groups < SMALL / 4) threads = 1;
-    const int64_t chunk = std::clamp<int64_t>(blocks * panels / (8 * threads), 1, 8);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
-    for (int64_t i = 0; i < blocks * panels; i++) {
-        const int64_t block = i / panels;
-        panel_of(p, rows * block / blocks, rows * (block + 1) / blocks, i % panels);
-    }
+void elseq_linear_int8(const void *x, const float *row_scale, const void *tiles, const int32_t *offset,
+                       const float *column_scale, const float *bias, const float *gelu, float *out, int64_t rows,
+                       int64_t columns, int64_t groups, int activation, int threads) {
+    multiply<Int8>({static_cast<const char *>(x), static_cast<const char *>(tiles), row_scale, column_scale, offset, bias,
+                    gelu, out, rows, columns, groups, activation}, threads);
+}
+
+void elseq_linear_float32(const void *x, const void *tiles, const float *bias, const float *gelu, float *out, int64_t rows,
+                          int64_t columns, int64_t inputs, int activation, int threads) {
+    multiply<Float32>({static_cast<const char *>(x), static_cast<const char *>(tiles), nullptr, nullptr, nullptr, bias, gelu,
+                       out, rows, columns, inputs, activation}, threads);
 }
 
 void elseq_log_softmax_top(const float *logits, float *values, int64_t *indices, int64_t rows, int64_t width,

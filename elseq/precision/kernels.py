@@ -1,8 +1,9 @@
-"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI or AVX2: kernels.cpp, called by ctypes.
+"""Linear layers in int8 and float32, and log-probabilities, on a CPU with AVX-512 VNNI or AVX2: kernels.cpp, by ctypes.
 
-A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
-its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
-the number of threads. There are no gradients.
+In int8 a weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for
+each of its rows, found when the layer runs. Sums are integers and exact. In float32 the products of an output are added
+up one after the other. In both a row's result depends neither on other rows nor on the number of threads. There are no
+gradients.
 """
 
 from collections.abc import Callable
@@ -30,7 +31,7 @@ class PackedWeight:
     inputs: int
 
     def __post_init__(self):
-        columns = native.loaded().elseq_columns()
+        columns = native.loaded().elseq_columns(True)
         tiles, groups = -(-self.outputs // columns), -(-self.inputs // GROUP)
         native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
         native.address("offset", self.offset, torch.int32, tiles * columns)
@@ -58,7 +59,7 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
     outputs, inputs = weight.shape
     if inputs > MAX_INPUTS:
         raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-    columns = native.loaded().elseq_columns()
+    columns = native.loaded().elseq_columns(True)
     groups = -(-inputs // GROUP)
     tiles = torch.empty(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
     offset = torch.empty(len(tiles) * columns, dtype=torch.int32)
@@ -150,8 +151,7 @@ def linear(
         ValueError: another type, shape, device or activation.
         RuntimeError: not `available`.
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+    _check(activation)
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.size(1) != packed.inputs:
             raise ValueError(f"x is [M, {packed.inputs}], not {list(x.shape)}")
@@ -159,7 +159,7 @@ def linear(
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
     out = quantized.new_empty(rows, columns, dtype=torch.float32)
-    native.loaded().elseq_linear(
+    native.loaded().elseq_linear_int8(
         native.address("x", quantized, torch.uint8, rows, groups * GROUP),
         native.address("the scale of x", row_scale, torch.float32, rows),
         packed.tiles.data_ptr(),
@@ -175,6 +175,88 @@ def linear(
         torch.get_num_threads(),
     )
     return out
+
+
+@dataclass(frozen=True)
+class PackedFloats:
+    """A float32 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
+
+    tiles: Tensor  # float32 [N / C, K, C] for tiles of C outputs, rounded up and filled with zeros
+    outputs: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "PackedFloats":
+        """
+        Raises:
+            ValueError: not float32 [N, K].
+            RuntimeError: not `available`.
+        """
+        if weight.dim() != 2 or weight.dtype != torch.float32:
+            raise ValueError("a weight is float32 [N, K]")
+        columns = native.loaded().elseq_columns(False)
+        outputs, inputs = weight.shape
+        tiles = torch.zeros(-(-outputs // columns), inputs, columns)
+        whole = outputs // columns
+        tiles[:whole] = weight[: whole * columns].view(whole, columns, inputs).transpose(1, 2)
+        if whole < len(tiles):
+            tiles[whole, :, : outputs % columns] = weight[whole * columns :].t()
+        return cls(tiles, outputs)
+
+    def weight(self) -> Tensor:
+        """The weight [N, K], exactly."""
+        count, inputs, columns = self.tiles.shape
+        return self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs].clone()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the weight, int64 [...] to float32 [..., K].
+
+        Raises:
+            IndexError: an index below 0 or not below N.
+        """
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.outputs:
+            raise IndexError(f"an index is not among the {self.outputs} of the table")
+        columns = self.tiles.size(2)
+        return self.tiles[indices // columns, :, indices % columns]
+
+
+def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """activation(x weight^T + bias).
+
+    Args:
+        x: float32 [M, K].
+        packed: the weight [N, K].
+        bias: float32 [N].
+        activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
+
+    Returns:
+        float32 [M, N].
+
+    Raises:
+        ValueError: another type, shape, device or activation.
+        RuntimeError: not `available`.
+    """
+    _check(activation)
+    rows, columns, inputs = len(x), packed.outputs, packed.tiles.size(1)
+    x = x.contiguous()
+    out = x.new_empty(rows, columns)
+    native.loaded().elseq_linear_float32(
+        native.address("x", x, torch.float32, rows, inputs),
+        packed.tiles.data_ptr(),
+        None if bias is None else native.address("bias", bias, torch.float32, columns),
+        _gelu_table().data_ptr(),
+        out.data_ptr(),
+        rows,
+        columns,
+        inputs,
+        ACTIVATIONS.index(activation),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _check(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
 
 
 def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from elseq.errors import UserError
-from elseq.precision import int8, packed
+from elseq.precision import floats, int8
 from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product
 
 INT8 = "int8"
@@ -154,8 +154,8 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
         return int8.product_maker()
     if parameter.device.type != "cpu":
         return None
-    can_pack = parameter.dtype in (torch.float32, torch.bfloat16) and packed.pays(parameter.dtype)
-    return packed.PackedProduct if can_pack else None
+    product = floats.fastest(parameter.dtype) if parameter.dtype in (torch.float32, torch.bfloat16) else Product
+    return None if product is Product else product
 
 
 def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:

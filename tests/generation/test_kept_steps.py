@@ -17,7 +17,8 @@ from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_gra
 from elseq.generation.kept_steps import Buffers, KeptSteps, shared_sizes
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.precision import packed
+from elseq.precision import floats
+from elseq.precision.linear import Product
 from tests.generation.test_transfers import STRATEGIES
 from tests.tape import TapedWork
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
@@ -32,7 +33,7 @@ OTHER = (9, 3, 12, 8, 1)
 @pytest.fixture
 def begin_to_keep(monkeypatch):
     """From when this is called on steps are captured and kept."""
-    monkeypatch.setattr(packed, "pays", lambda dtype: False)  # on a GPU there are no packed weights
+    monkeypatch.setattr(floats, "fastest", lambda dtype: Product)  # on a GPU layers are ordinary
 
     def begin():
         monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
