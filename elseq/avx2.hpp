@@ -22,14 +22,14 @@ INLINE uint32_t bits(Mask mask) { return _mm256_movemask_ps(_mm256_castsi256_ps(
 INLINE Numbers all(float x) { return _mm256_set1_ps(x); }
 INLINE Numbers load(const float *from) { return _mm256_loadu_ps(from); }
 INLINE Numbers load(const float *from, Mask mask) { return _mm256_maskload_ps(from, mask); }
-INLINE Numbers load(const uint16_t *from, Mask mask) {  // bfloat16
-    alignas(16) uint16_t copy[LANES] = {};
-    if (const uint32_t there = bits(mask); there != 0xff) {
-        std::memcpy(copy, from, __builtin_popcount(there) * sizeof *from);
-        from = copy;
-    }
+INLINE Numbers load(const uint16_t *from) {  // bfloat16
     const __m128i loaded = _mm_loadu_si128(reinterpret_cast<const __m128i *>(from));
     return _mm256_castsi256_ps(_mm256_slli_epi32(_mm256_cvtepu16_epi32(loaded), 16));
+}
+INLINE Numbers load(const uint16_t *from, Mask mask) {
+    alignas(16) uint16_t copy[LANES] = {};
+    std::memcpy(copy, from, __builtin_popcount(bits(mask)) * sizeof *from);
+    return load(copy);
 }
 INLINE void store(float *to, Numbers x) { _mm256_storeu_ps(to, x); }
 INLINE void store(float *to, Numbers x, Mask mask) {
@@ -93,7 +93,8 @@ INLINE void store_low_bytes(uint8_t *to, Integers x, int64_t count) {
     const __m256i of_lanes = _mm256_set1_epi32(0x0c080400);
     const __m256i fours = _mm256_shuffle_epi8(x.x, of_lanes);
     const int64_t eight = _mm_cvtsi128_si64(_mm_unpacklo_epi32(_mm256_castsi256_si128(fours), _mm256_extracti128_si256(fours, 1)));
-    std::memcpy(to, &eight, std::min<int64_t>(count, LANES));
+    if (count >= LANES) std::memcpy(to, &eight, LANES);  // of a known size: one instruction
+    else std::memcpy(to, &eight, count);
 }
 
 // Entries of a table of 32, by the low five bits of each index.
@@ -103,7 +104,7 @@ INLINE Numbers look_up(const float *table, Integers index) {
     return select(fourth, select(third, eight(24), eight(16)), select(third, eight(8), eight(0)));
 }
 
-// Writes the lanes of some bits one after the other, and the number of each lane from `place` on. Both have room for all.
+// Writes the lanes of some bits one after the other, and the number of each lane from `place` on. Both have room for them.
 INLINE void compress(Numbers x, uint32_t lanes, int32_t place, float *numbers, int32_t *places) {
     float eight[LANES];
     store(eight, x);
@@ -136,10 +137,15 @@ INLINE Sums add(Sums a, Sums b) { return {_mm256_add_epi32(a.low, b.low), _mm256
 INLINE Integers total(Sums sums) { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(sums.low, sums.high), 0xd8)}; }
 // Groups from their bytes; `memory` has room for them.
 INLINE const Group *as_groups(const uint8_t *bytes, int64_t count, Group *memory) {
-    for (int64_t i = 0; i < 4 * count; i += 4) {
+    int64_t i = 0;
+    for (; i + 4 <= count; i += 4) {
+        const __m128i sixteen = _mm_loadu_si128(reinterpret_cast<const __m128i *>(bytes + 4 * i));
+        _mm256_storeu_si256(reinterpret_cast<__m256i *>(memory + i), _mm256_cvtepu8_epi16(sixteen));
+    }
+    for (; i < count; i++) {
         int32_t four;
-        std::memcpy(&four, bytes + i, 4);
-        memory[i / 4] = _mm_cvtsi128_si64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
+        std::memcpy(&four, bytes + 4 * i, 4);
+        memory[i] = _mm_cvtsi128_si64(_mm_cvtepu8_epi16(_mm_cvtsi32_si128(four)));
     }
     return memory;
 }

@@ -21,9 +21,13 @@ INLINE uint32_t bits(Mask mask) { return mask; }
 INLINE Numbers all(float x) { return _mm512_set1_ps(x); }
 INLINE Numbers load(const float *from) { return _mm512_loadu_ps(from); }
 INLINE Numbers load(const float *from, Mask mask) { return _mm512_maskz_loadu_ps(mask, from); }
-INLINE Numbers load(const uint16_t *from, Mask mask) {  // bfloat16
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(mask, from)), 16));
+INLINE Numbers of_bfloat16(__m256i x) {
+    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(x), 16));
 }
+INLINE Numbers load(const uint16_t *from) {  // bfloat16
+    return of_bfloat16(_mm256_loadu_si256(reinterpret_cast<const __m256i *>(from)));
+}
+INLINE Numbers load(const uint16_t *from, Mask mask) { return of_bfloat16(_mm256_maskz_loadu_epi16(mask, from)); }
 INLINE void store(float *to, Numbers x) { _mm512_storeu_ps(to, x); }
 INLINE void store(float *to, Numbers x, Mask mask) { _mm512_mask_storeu_ps(to, mask, x); }
 
@@ -67,7 +71,7 @@ INLINE Numbers look_up(const float *table, Integers index) {
     return _mm512_permutex2var_ps(load(table), index, load(table + LANES));
 }
 
-// Writes the lanes of some bits one after the other, and the number of each lane from `place` on. Both have room for all.
+// Writes the lanes of some bits one after the other, and the number of each lane from `place` on. Both have room for them.
 INLINE void compress(Numbers x, uint32_t lanes, int32_t place, float *numbers, int32_t *places) {
     const __m512i lane = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
     _mm512_mask_compressstoreu_epi32(places, lanes, _mm512_add_epi32(lane, _mm512_set1_epi32(place)));

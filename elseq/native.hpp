@@ -1,7 +1,7 @@
 // What the kernels share. They are called by ctypes; the modules beside them describe them and check their arguments.
 //
-// They are compiled for two sets of instructions, AVX-512 with VNNI and AVX2 with FMA, each with the same vectors of
-// `LANES` numbers by the same names.
+// They are compiled for two sets of instructions, AVX-512 with VNNI and AVX2 with FMA, whose vectors of `LANES` numbers
+// have the same functions.
 //
 // OpenMP's functions are not linked: they are those of the runtime that torch has loaded, and so are its threads.
 
@@ -17,11 +17,17 @@
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-#ifdef __AVX512VNNI__
+#ifdef ELSEQ_AVX512
 #include "avx512.hpp"
 #else
 #include "avx2.hpp"
 #endif
+
+// Instead of a mask, where all lanes are there.
+struct Whole {};
+INLINE Numbers load(const float *from, Whole) { return load(from); }
+INLINE Numbers load(const uint16_t *from, Whole) { return load(from); }
+INLINE void store(float *to, Numbers x, Whole) { store(to, x); }
 
 constexpr int64_t SMALL = 1 << 20;  // multiplications that are not worth a second thread
 constexpr float INFINITE = std::numeric_limits<float>::infinity();

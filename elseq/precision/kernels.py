@@ -1,4 +1,4 @@
-"""Linear layers in int8 and float32, and log-probabilities, on a CPU with AVX-512 VNNI or AVX2: kernels.cpp, by ctypes.
+"""Linear layers in int8 and float32, and log-probabilities, on a CPU with AVX2 or AVX-512 VNNI: kernels.cpp, by ctypes.
 
 In int8 a weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for
 each of its rows, found when the layer runs. Sums are integers and exact. In float32 the products of an output are added

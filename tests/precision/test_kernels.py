@@ -9,7 +9,6 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq import native
 from elseq.precision import kernels
 from tests.attention.reference import quick, seeds
 
@@ -223,13 +222,6 @@ def test_log_softmax_top_refuses(count):
         kernels.log_softmax_top(torch.zeros(2, 5), count)
     with pytest.raises(ValueError, match="logits"):
         kernels.log_softmax_top(torch.zeros(2, 5, dtype=torch.float64), 1)
-
-
-def test_not_available(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
-    assert not kernels.available()
-    with pytest.raises(RuntimeError, match="AVX2"):
-        kernels.quantize_rows(torch.ones(1, 1))
 
 
 def test_threads_are_those_of_torch():

@@ -40,39 +40,54 @@ INLINE void fetch(const T *from, int64_t count) {
     for (int64_t i = 0; i < count; i += 64 / sizeof(T)) _mm_prefetch(from + i, _MM_HINT_T0);
 }
 
+// The lanes of J vectors that are among `count` numbers: of type `Mask`, or `Whole` where all are.
+template <class M, int J>
+INLINE void lanes(int64_t count, M (&there)[J]) {
+    if constexpr (!std::is_same_v<M, Whole>)
+        UNROLL for (int j = 0; j < J; j++) there[j] = first(count - LANES * j);
+}
+
 // Scores of R queries and `TILE` positions, whose keys stand beside each other; those from `count` on mean nothing.
 // `next` is read soon.
-template <int R, class T>
-void score(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask, int64_t count,
-           float *scores, int64_t row, const T *next, int64_t next_stride) {
+template <int R, class M, class T>
+INLINE void score_tile(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask,
+                       int64_t count, float *scores, int64_t row, const T *next, int64_t next_stride) {
     Numbers sum[R][REGISTERS];
-    Mask there[REGISTERS];
-    UNROLL for (int j = 0; j < REGISTERS; j++) there[j] = first(count - LANES * j);
+    M there[REGISTERS];
+    lanes(count, there);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int j = 0; j < REGISTERS; j++) sum[r][j] = all(0);
     for (int64_t k = 0; k < width; k++) {
         Numbers key[REGISTERS];
         UNROLL for (int j = 0; j < REGISTERS; j++) key[j] = load(keys + k * stride + LANES * j, there[j]);
-        fetch(next + k * next_stride, TILE);
+        // The ends of cache lines: where these are not those of tiles, the line of the beginning is there already.
+        fetch(next + k * next_stride + std::min<int64_t>(64 / sizeof(T), TILE) - 1, TILE);
         UNROLL for (int r = 0; r < R; r++) {
             const Numbers number = all(query[r][k]);
             UNROLL for (int j = 0; j < REGISTERS; j++) sum[r][j] = fmadd(number, key[j], sum[r][j]);
         }
     }
     UNROLL for (int j = 0; j < REGISTERS; j++) {
-        const Mask hidden = mask ? not_zero(mask + LANES * j, there[j]) : first(0);
+        const Mask hidden = mask ? not_zero(mask + LANES * j, first(count - LANES * j)) : first(0);
         UNROLL for (int r = 0; r < R; r++)
             store(scores + r * row + LANES * j, select(hidden, all(-INFINITE), sum[r][j]));
     }
 }
 
+template <int R, class T>
+__attribute__((noinline)) void score(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask, int64_t count,
+           float *scores, int64_t row, const T *next, int64_t next_stride) {
+    if (count >= TILE) score_tile<R, Whole>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
+    else score_tile<R, Mask>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
+}
+
 // Adds to R rows of the result: weighted sums of J vectors of the values, `at(s)` those of position s.
-template <int R, int J, class At>
-INLINE void accumulate(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column, int64_t width,
-                float *out, int64_t out_row) {
+template <int R, int J, class M, class At>
+INLINE void accumulate_lanes(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column,
+                             int64_t width, float *out, int64_t out_row) {
     Numbers sum[R][J];
-    Mask there[J];
-    UNROLL for (int j = 0; j < J; j++) there[j] = first(width - column - LANES * j);
+    M there[J];
+    lanes(width - column, there);
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int j = 0; j < J; j++) sum[r][j] = load(out + r * out_row + column + LANES * j, there[j]);
     for (int64_t s = 0; s < positions; s++) {
@@ -87,10 +102,19 @@ INLINE void accumulate(const float *weights, int64_t row, int64_t positions, con
         UNROLL for (int j = 0; j < J; j++) store(out + r * out_row + column + LANES * j, sum[r][j], there[j]);
 }
 
+template <int R, int J, class At>
+INLINE void accumulate(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column, int64_t width,
+                       float *out, int64_t out_row) {
+    if (width - column >= J * LANES) accumulate_lanes<R, J, Whole>(weights, row, positions, at, column, width, out, out_row);
+    else accumulate_lanes<R, J, Mask>(weights, row, positions, at, column, width, out, out_row);
+}
+
 template <int R, class At>
-void mix(const float *weights, int64_t row, int64_t positions, const At &at, int64_t width, float *out) {
+__attribute__((noinline)) void mix(const float *weights, int64_t row, int64_t positions, const At &at, int64_t width, float *out) {
+    constexpr int J = REGISTERS == 2 && R <= 2 ? 8 / R : REGISTERS;  // sums that do not wait for each other
     int64_t column = 0;
-    for (; column + TILE <= width; column += TILE) accumulate<R, REGISTERS>(weights, row, positions, at, column, width, out, width);
+    for (; column + J * LANES <= width; column += J * LANES)
+        accumulate<R, J>(weights, row, positions, at, column, width, out, width);
     for (; column < width; column += LANES) accumulate<R, 1>(weights, row, positions, at, column, width, out, width);
 }
 
@@ -152,6 +176,25 @@ struct Queries {
     int64_t head(int64_t q) const { return kv_head * ratio() + q % ratio(); }
 };
 
+// Where the numbers of position s are: of a sentence, and of hypothesis n.
+template <class T>
+struct OfSentence {
+    const T *first;
+    int64_t stride;
+    const T *operator()(int64_t s) const { return first + s * stride; }
+};
+template <class T>
+struct OfHypothesis {
+    const T *first;
+    const int64_t (&stride)[3];
+    const Own &own;
+    int64_t n, kv_head;
+    const T *operator()(int64_t s) const {
+        const int64_t row = s < own.listed ? own.rows[n * own.rows_row + s] : n;
+        return first + row * stride[0] + kv_head * stride[1] + s * stride[2];
+    }
+};
+
 template <class T, class U>
 void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &memory) {
     const Step &p = of.step;
@@ -177,18 +220,16 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
                           scores + s, row, last ? values : keys + s + TILE, last ? shared.value[2] : shared.key[2]);
         });
     }
-    const auto place = [&](int64_t n, int64_t s, const int64_t (&stride)[3]) {
-        return (s < own.listed ? own.rows[n * own.rows_row + s] : n) * stride[0] + of.kv_head * stride[1] + s * stride[2];
-    };
     for (int64_t i = 0; own.positions && i < count; i++) {
         const int64_t n = of.row(begin + i);
+        const OfHypothesis<U> key{own_keys, own.key, own, n, of.kv_head}, value{own_values, own.value, own, n, of.kv_head};
         float *to = scores + i * row + shared.positions;
         for (int64_t s = 0; s < own.positions; s += 4) {
             const U *four[4];
             UNROLL for (int j = 0; j < 4; j++) {
                 const int64_t position = std::min(s + j, own.positions - 1);
-                four[j] = own_keys + place(n, position, own.key);
-                fetch(own_values + place(n, position, own.value), std::min<int64_t>(width, 64));
+                four[j] = key(position);
+                fetch(value(position), std::min<int64_t>(width, 64));
             }
             _mm_storeu_ps(to + s, products(query[i], four, width));
         }
@@ -198,14 +239,13 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
     for (int64_t i = 0; i < count; i++) sum[i] = exponentials(scores + i * row, positions);
     std::fill_n(out, count * width, 0.f);
     with(count, [&](auto rows) {
-        const auto at = [&](int64_t s) { return values + s * shared.value[2]; };
-        mix<rows()>(scores, row, shared.positions, at, width, out);
+        mix<rows()>(scores, row, shared.positions, OfSentence<T>{values, shared.value[2]}, width, out);
     });
     for (int64_t i = 0, same; own.positions && i < count; i += same) {
         const int64_t n = of.row(begin + i);
         for (same = 1; i + same < count && of.row(begin + i + same) == n; same++) continue;
         with(same, [&](auto rows) {
-            const auto at = [&](int64_t s) { return own_values + place(n, s, own.value); };
+            const OfHypothesis<U> at{own_values, own.value, own, n, of.kv_head};
             mix<rows()>(scores + i * row + shared.positions, row, own.positions, at, width, out + i * width);
         });
     }
@@ -217,10 +257,13 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
 
 // How many of some numbers are at least as large as this.
 int64_t count_from(const float *x, int64_t count, float least) {
-    int64_t found = 0;
-    for (int64_t i = 0; i < count; i += LANES) {
+    const Numbers bound = all(least);
+    int64_t found = 0, i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        UNROLL for (int j = 0; j < 4; j++) found += __builtin_popcount(bits(at_least(load(x + i + LANES * j), bound)));
+    for (; i < count; i += LANES) {
         const Mask there = first(count - i);
-        found += __builtin_popcount(bits(there & at_least(load(x + i, there), all(least))));
+        found += __builtin_popcount(bits(there & at_least(load(x + i, there), bound)));
     }
     return found;
 }
@@ -272,6 +315,7 @@ bool select_largest(const float *x, int64_t count, int64_t k, int32_t *places, f
         while (__builtin_popcount(tied) > same) tied &= ~(1u << (31 - __builtin_clz(tied)));
         same -= __builtin_popcount(tied);
         const uint32_t chosen = tied | bits(there & above(numbers, bound));
+        if (!chosen) continue;
         compress(numbers, chosen, i, largest + taken, places + taken);
         taken += __builtin_popcount(chosen);
     }

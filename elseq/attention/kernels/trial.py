@@ -77,11 +77,11 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
             return False
         if key in _postponed and _free_bytes(device) < 2 * _postponed[key]:
             return False
-        before = allocated(device)
+        before, free = allocated(device), _free_bytes(device)
         try:
             verdict = _try(name, device, sizes, case)
         except torch.OutOfMemoryError:
-            _postponed[key] = _free_bytes(device)
+            _postponed[key] = free
             return False
         finally:
             _allocated[device] = _allocated.get(device, 0) + allocated(device) - before
