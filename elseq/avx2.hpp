@@ -115,26 +115,20 @@ INLINE void compress(Numbers x, uint32_t lanes, int32_t place, float *numbers, i
     }
 }
 
-// Products of four uint8 with four int8, added up: `Group` are the four of a row, `Weights` those of `LANES` columns.
+// Products of four uint8 with four int8, added up: a `Group` are the four of a row.
 // AVX2 multiplies bytes without overflow only as int16, which it adds up in pairs.
 using Group = int64_t;
-struct Weights {
-    __m256i low, high;
-};
-using Sums = Weights;
+constexpr int64_t COLUMNS_OF_A_SUM = LANES / 2;
 
-INLINE __m256i load_as_int16(const int8_t *from) {
+INLINE __m256i no_sum() { return _mm256_setzero_si256(); }
+INLINE __m256i load_weights(const int8_t *from) {
     return _mm256_cvtepi8_epi16(_mm_loadu_si128(reinterpret_cast<const __m128i *>(from)));
 }
-INLINE Sums no_sums() { return {_mm256_setzero_si256(), _mm256_setzero_si256()}; }
-INLINE Weights load(const int8_t *from) { return {load_as_int16(from), load_as_int16(from + 16)}; }
 INLINE __m256i repeated(const Group *from) { return _mm256_set1_epi64x(*from); }
-INLINE Sums add_products(Sums sums, __m256i row, Weights columns) {
-    return {_mm256_add_epi32(sums.low, _mm256_madd_epi16(row, columns.low)),
-            _mm256_add_epi32(sums.high, _mm256_madd_epi16(row, columns.high))};
+INLINE __m256i add_products(__m256i sum, __m256i row, __m256i columns) {
+    return _mm256_add_epi32(sum, _mm256_madd_epi16(row, columns));
 }
-INLINE Sums add(Sums a, Sums b) { return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)}; }
-INLINE Integers total(Sums sums) { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(sums.low, sums.high), 0xd8)}; }
+INLINE Integers total(const __m256i *sums) { return {_mm256_permute4x64_epi64(_mm256_hadd_epi32(sums[0], sums[1]), 0xd8)}; }
 // Groups from their bytes; `memory` has room for them.
 INLINE const Group *as_groups(const uint8_t *bytes, int64_t count, Group *memory) {
     int64_t i = 0;

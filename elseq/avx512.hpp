@@ -78,15 +78,14 @@ INLINE void compress(Numbers x, uint32_t lanes, int32_t place, float *numbers, i
     _mm512_mask_compressstoreu_ps(numbers, lanes, x);
 }
 
-// Products of four uint8 with four int8, added up: `Group` are the four of a row, `Weights` those of `LANES` columns.
+// Products of four uint8 with four int8, added up: a `Group` are the four of a row.
 using Group = int32_t;
-using Weights = __m512i;
-using Sums = __m512i;
+constexpr int64_t COLUMNS_OF_A_SUM = LANES;
 
-INLINE Sums no_sums() { return _mm512_setzero_si512(); }
-INLINE Weights load(const int8_t *from) { return _mm512_loadu_si512(from); }
+INLINE __m512i no_sum() { return _mm512_setzero_si512(); }
+INLINE __m512i load_weights(const int8_t *from) { return _mm512_loadu_si512(from); }
 INLINE __m512i repeated(const Group *from) { return _mm512_set1_epi32(*from); }
-INLINE Sums add_products(Sums sums, __m512i row, Weights columns) { return _mm512_dpbusd_epi32(sums, row, columns); }
-INLINE Integers total(Sums sums) { return sums; }
+INLINE __m512i add_products(__m512i sum, __m512i row, __m512i columns) { return _mm512_dpbusd_epi32(sum, row, columns); }
+INLINE Integers total(const __m512i *sums) { return sums[0]; }
 // Groups from their bytes; `memory` has room for them.
 INLINE const Group *as_groups(const uint8_t *bytes, int64_t, Group *) { return reinterpret_cast<const Group *>(bytes); }

@@ -14,38 +14,33 @@ enum Activation { NONE, RELU, GELU };
 
 // How a product multiplies. A step takes four bytes of each row and of each column; their products are added up.
 struct Int8 {
-    using Sum = Sums;
-    using Columns = Weights;
     using Step = Group;
-    static constexpr int VECTORS = REGISTERS * sizeof(Numbers) / sizeof(Sum);  // of a tile
-    static constexpr int64_t PANEL = 64;          // columns for which the steps of some rows are made once
-    static constexpr int64_t PART = int64_t(1) << 40;  // steps whose products are added up on their own: all
-    INLINE static Sum nothing() { return no_sums(); }
-    INLINE static Columns columns(const char *from) { return load(reinterpret_cast<const int8_t *>(from)); }
-    INLINE static auto repeated(const Step *row) { return ::repeated(row); }
-    template <class Row>
-    INLINE static Sum add(Sum sum, Row row, Columns columns) { return add_products(sum, row, columns); }
-    INLINE static Sum add(Sum sum, Sum other) { return ::add(sum, other); }
+    using Sum = decltype(no_sum());
+    static constexpr int64_t WIDTH = COLUMNS_OF_A_SUM;
+    static constexpr int64_t PANEL = 64;  // columns for which the steps of some rows are made once
+    static constexpr int64_t PART = int64_t(1) << 40;  // all steps: sums are exact, and parts are never added
+    INLINE static Sum nothing() { return no_sum(); }
+    INLINE static Sum columns(const char *from) { return load_weights(reinterpret_cast<const int8_t *>(from)); }
+    INLINE static Sum row(const Step *from) { return repeated(from); }
+    INLINE static Sum add(Sum sum, Sum row, Sum columns) { return add_products(sum, row, columns); }
     INLINE static const Step *steps(const char *x, int64_t count, Step *memory) {
         return as_groups(reinterpret_cast<const uint8_t *>(x), count, memory);
     }
 };
 struct Float32 {
-    using Sum = Numbers;
-    using Columns = Numbers;
     using Step = float;
-    static constexpr int VECTORS = REGISTERS;
-    static constexpr int64_t PANEL = VECTORS * LANES;
-    static constexpr int64_t PART = 256;  // for the sake of precision
+    using Sum = Numbers;
+    static constexpr int64_t WIDTH = LANES;
+    static constexpr int64_t PANEL = REGISTERS * LANES;
+    static constexpr int64_t PART = 256;  // steps that are added up on their own, for the sake of precision
     INLINE static Sum nothing() { return all(0); }
-    INLINE static Columns columns(const char *from) { return load(reinterpret_cast<const float *>(from)); }
-    INLINE static Numbers repeated(const Step *row) { return all(*row); }
-    INLINE static Sum add(Sum sum, Numbers row, Columns columns) { return fmadd(row, columns, sum); }
-    INLINE static Sum add(Sum sum, Sum other) { return sum + other; }
+    INLINE static Sum columns(const char *from) { return load(reinterpret_cast<const float *>(from)); }
+    INLINE static Sum row(const Step *from) { return all(*from); }
+    INLINE static Sum add(Sum sum, Sum row, Sum columns) { return fmadd(row, columns, sum); }
     INLINE static const Step *steps(const char *x, int64_t, Step *) { return reinterpret_cast<const float *>(x); }
 };
 template <class Format>
-constexpr int64_t COLUMNS = Format::VECTORS * LANES;
+constexpr int64_t COLUMNS = REGISTERS * Format::WIDTH;  // of a tile
 template <class Format>
 constexpr int64_t LINE = std::min<int64_t>(64, 4 * COLUMNS<Format>);  // of the cache, of the weights of a step
 
@@ -72,21 +67,22 @@ INLINE Numbers gelu(Numbers x, const float *table) {
     return max(all(0), x) - tail;  // max: NaN stays, as the second operand
 }
 
-// What the sum of a row and of `LANES` columns means, without the bias.
-INLINE Numbers value(const Product &p, Sums sums, int64_t row, int64_t column, Mask there) {
+// What the sums of a row and of `LANES` columns mean, without the bias.
+INLINE Numbers value(const Product &p, const Int8::Sum *sums, int64_t row, int64_t column, Mask there) {
     const Numbers in_row = as_numbers(add(total(sums), load(p.offset + column))) * all(p.row_scale[row]);
     return in_row * load(p.column_scale + column, there);
 }
-INLINE Numbers value(const Product &, Numbers sum, int64_t, int64_t, Mask) { return sum; }
+INLINE Numbers value(const Product &, const Float32::Sum *sums, int64_t, int64_t, Mask) { return *sums; }
 
 template <class Format, int R, int ACTIVATION>
-__attribute__((noinline)) void finish(const Product &p, const typename Format::Sum (&sums)[R][Format::VECTORS], int64_t row, int64_t column) {
-    UNROLL for (int j = 0; j < Format::VECTORS; j++) {
-        const int64_t start = column + LANES * j;
+__attribute__((noinline)) void finish(const Product &p, const typename Format::Sum (&sums)[R][REGISTERS], int64_t row,
+                                      int64_t column) {
+    UNROLL for (int j = 0; j < REGISTERS; j += LANES / Format::WIDTH) {
+        const int64_t start = column + Format::WIDTH * j;
         const Mask there = first(p.columns - start);
         const Numbers bias = p.bias ? load(p.bias + start, there) : all(0);
         UNROLL for (int r = 0; r < R; r++) {
-            Numbers y = value(p, sums[r][j], row + r, start, there) + bias;
+            Numbers y = value(p, sums[r] + j, row + r, start, there) + bias;
             if (ACTIVATION == RELU) y = max(all(0), y);
             if (ACTIVATION == GELU) y = gelu(y, p.gelu);
             store(p.out + (row + r) * p.columns + start, y, there);
@@ -94,34 +90,41 @@ __attribute__((noinline)) void finish(const Product &p, const typename Format::S
     }
 }
 
-// R rows, whose steps are given, by COLUMNS. FETCH: cache lines of the next weights that each step asks for.
+template <class Sum, int R>
+using Sums = Sum[R][REGISTERS];
+
+// Adds up the products of some steps. FETCH: cache lines of the next weights that each step asks for.
+template <class Format, int R, int FETCH>
+INLINE void add_steps(int64_t begin, int64_t end, int64_t steps, const typename Format::Step *x, const char *weights,
+                      const char *next, Sums<typename Format::Sum, R> &sums) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < REGISTERS; j++) sums[r][j] = Format::nothing();
+    for (int64_t step = begin; step < end; step++) {
+        UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + LINE<Format> * (FETCH * step + i), _MM_HINT_T1);
+        typename Format::Sum columns[REGISTERS];
+        UNROLL for (int j = 0; j < REGISTERS; j++)
+            columns[j] = Format::columns(weights + 4 * (COLUMNS<Format> * step + Format::WIDTH * j));
+        UNROLL for (int r = 0; r < R; r++) {
+            const auto row = Format::row(x + r * steps + step);
+            UNROLL for (int j = 0; j < REGISTERS; j++) sums[r][j] = Format::add(sums[r][j], row, columns[j]);
+        }
+    }
+}
+
+// R rows, whose steps are given, by COLUMNS.
 template <class Format, int R, int FETCH>
 void tile(const Product &p, const typename Format::Step *x, int64_t row, int64_t column, const char *next) {
-    constexpr int VECTORS = Format::VECTORS;
     const char *weights = p.weights + column * p.steps * 4;
-    typename Format::Sum totals[R][VECTORS];
     if (p.rows * p.columns > CACHED)  // the memory of the result is far away as well
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < VECTORS; j++)
-                _mm_prefetch(p.out + (row + r) * p.columns + column + LANES * j, _MM_HINT_T0);
-    UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < VECTORS; j++) totals[r][j] = Format::nothing();
-    for (int64_t begin = 0, end; begin < p.steps; begin = end) {
-        end = std::min(p.steps, begin + Format::PART);
-        typename Format::Sum sums[R][VECTORS];
+            UNROLL for (int64_t j = 0; j < COLUMNS<Format>; j += LANES)
+                _mm_prefetch(p.out + (row + r) * p.columns + column + j, _MM_HINT_T0);
+    Sums<typename Format::Sum, R> totals;  // apart from the sums, which stay in registers as they have no address
+    for (int64_t begin = 0; begin < std::max<int64_t>(p.steps, 1); begin += Format::PART) {
+        Sums<typename Format::Sum, R> sums;
+        add_steps<Format, R, FETCH>(begin, std::min(p.steps, begin + Format::PART), p.steps, x, weights, next, sums);
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = Format::nothing();
-        for (int64_t step = begin; step < end; step++, weights += 4 * COLUMNS<Format>) {
-            UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + LINE<Format> * (FETCH * step + i), _MM_HINT_T1);
-            typename Format::Columns columns[VECTORS];
-            UNROLL for (int j = 0; j < VECTORS; j++) columns[j] = Format::columns(weights + 4 * LANES * j);
-            UNROLL for (int r = 0; r < R; r++) {
-                const auto step_of_row = Format::repeated(x + r * p.steps + step);
-                UNROLL for (int j = 0; j < VECTORS; j++) sums[r][j] = Format::add(sums[r][j], step_of_row, columns[j]);
-            }
-        }
-        UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < VECTORS; j++) totals[r][j] = Format::add(totals[r][j], sums[r][j]);
+            UNROLL for (int j = 0; j < REGISTERS; j++) totals[r][j] = begin ? totals[r][j] + sums[r][j] : sums[r][j];
     }
     if (p.activation == NONE) finish<Format, R, NONE>(p, totals, row, column);
     if (p.activation == RELU) finish<Format, R, RELU>(p, totals, row, column);
