@@ -6,6 +6,9 @@ up one after the other. In both a row's result depends neither on other rows nor
 gradients.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -18,6 +21,7 @@ from elseq import native
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
 GROUP = 4  # inputs that are added up together
 BLOCK = 256  # rows that are packed together: a multiple of the outputs of a tile
+OWN_PAGES = 2**18  # bytes
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
@@ -61,7 +65,7 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
         raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
     columns = native.loaded().elseq_columns(True)
     groups = -(-inputs // GROUP)
-    tiles = torch.empty(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
+    tiles = _pages(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
     offset = torch.empty(len(tiles) * columns, dtype=torch.int32)
     for start in range(0, outputs, BLOCK):
         rows = quantize(weight[start : start + BLOCK])
@@ -73,6 +77,20 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
         # torch makes an int32 tensor of all that it is to add.
         offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
     return PackedWeight(tiles, offset, outputs, inputs)
+
+
+def _pages(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory they
+    would lie in the gaps, and the next of these tensors would need more.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN_PAGES:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages, which are read faster
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
@@ -195,7 +213,7 @@ class PackedFloats:
             raise ValueError("a weight is float32 [N, K]")
         columns = native.loaded().elseq_columns(False)
         outputs, inputs = weight.shape
-        tiles = torch.zeros(-(-outputs // columns), inputs, columns)
+        tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
         whole = outputs // columns
         tiles[:whole] = weight[: whole * columns].view(whole, columns, inputs).transpose(1, 2)
         if whole < len(tiles):

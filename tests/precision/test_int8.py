@@ -173,10 +173,10 @@ def test_both_ways_have_the_same_integers():
 
 @pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
 def test_a_table_is_packed_in_blocks():
-    """Nothing as large as the table is made beside what is kept of it."""
+    """Nothing as large as the table is made beside what is kept of it, in pages of its own."""
     linear, made = nn.Linear(128, 20000, bias=False), []
     peak = peak_memory(lambda: made.append(KernelProduct(linear, QuantizedInputs())))
-    assert 128 * 20000 < peak < 1.2 * 128 * 20000
+    assert peak < 0.2 * 128 * 20000
     assert made[0].is_of(linear.weight)
     with torch.no_grad():
         linear.weight[19999, 5] += 1

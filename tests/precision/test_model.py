@@ -13,8 +13,8 @@ from elseq.generation import SequenceGenerator
 from elseq.precision import model as precision_model
 from elseq.precision import prepared, restore
 from elseq.precision.floats import KernelProduct
-from elseq.precision.linear import DecodingEmbedding, DecodingLinear
-from elseq.precision.model import PreparedModel, give_back_memory
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear, give_back_memory
+from elseq.precision.model import PreparedModel
 from elseq.precision.packed import PackedProduct
 from tests.precision.products import choose
 from tests.tiny_models import FAMILIES, assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
