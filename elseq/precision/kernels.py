@@ -80,8 +80,8 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
 
 
 def _pages(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory they
-    would lie in the gaps, and the next of these tensors would need more.
+    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory
+    they would lie in the gaps, and the next of these tensors would need more.
     """
     size = math.prod(shape) * dtype.itemsize
     if size < OWN_PAGES:
