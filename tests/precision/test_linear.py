@@ -65,7 +65,9 @@ def test_the_product_is_made_at_the_first_call_and_again_when_the_weight_changes
 
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
-@pytest.mark.parametrize("make", [PackedProduct, int8.TorchProduct, int8.product_maker()], ids=str)
+@pytest.mark.parametrize(
+    "make", [PackedProduct, int8.TorchProduct, int8.product_maker()], ids=["oneDNN", "torch", "kernels"]
+)
 @torch.no_grad()
 def test_autocast_changes_no_product(make, activation):
     """Not all processors multiply in bfloat16, and a product's weight is not in it."""
