@@ -199,6 +199,23 @@ def spoil(buffers):
         step.tokens.fill_(9)
 
 
+@pytest.mark.parametrize("setting", ["allow_tf32", "allow_fp16_reduced_precision_reduction"])
+def test_another_precision_of_products(begin_to_keep, setting):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    begin_to_keep()
+    generator = make_generator(model)
+    products = torch.backends.cuda.matmul
+    before, captures = getattr(products, setting), []
+    try:
+        for value in (before, not before, not before):
+            setattr(products, setting, value)
+            generator.generate([model], sample_of(BATCHES[0]))
+            captures.append(TapedWork.captures)
+    finally:
+        setattr(products, setting, before)
+    assert captures == [1, 2, 2]
+
+
 @torch.no_grad()
 def test_weights_in_place_and_others(begin_to_keep, monkeypatch):
     """What changes in its place is seen by a graph; for what is elsewhere there is another."""
