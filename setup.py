@@ -1,13 +1,29 @@
 from setuptools import Extension, setup
+from setuptools.command.build_ext import build_ext
 
 # Called by ctypes. OpenMP's runtime is torch's, so that its threads are: it must not be linked.
-kernels = Extension(
-    "elseq._native",
-    ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp"],
-    depends=["elseq/native.hpp"],
-    extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"],
-    optional=True,  # without a compiler, or on another processor
-)
+INSTRUCTIONS = {"avx512": ["-mavx512f", "-mavx512bw", "-mavx512vl", "-mavx512vnni"], "avx2": ["-mavx2", "-mfma"]}
+kernels = [
+    Extension(
+        f"elseq._native_{name}",
+        ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp"],
+        depends=["elseq/native.hpp", f"elseq/{name}.hpp"],
+        define_macros=[(f"ELSEQ_{name.upper()}", None)],
+        # The last -march counts, and the user's may be of another processor than the options are for.
+        extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-march=x86-64", *options],
+        optional=True,  # without a compiler, or on another processor
+    )
+    for name, options in INSTRUCTIONS.items()
+]
+
+
+class OneAfterTheOther(build_ext):
+    """The object files of both have the same names."""
+
+    def finalize_options(self):
+        super().finalize_options()
+        self.parallel = None
+
 
 # A console entry point would import all of elseq, torch included, to print a path.
-setup(scripts=["scripts/elseq-user-dir"], ext_modules=[kernels])
+setup(scripts=["scripts/elseq-user-dir"], ext_modules=kernels, cmdclass={"build_ext": OneAfterTheOther})

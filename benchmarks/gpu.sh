@@ -96,36 +96,45 @@ of_paper() {
   benchmark "$name" "$share" el-attention "$@" ${small:+--small}
 }
 
-# kernel NAME SECONDS FILE: the kernel's tests, in their own process: after an illegal access, a process cannot use its GPU.
-kernel() { step "kernel_$1" "$2" python -m pytest -q -p no:cacheprovider "${tests[@]}" "$3"; }
+# checks NAME SECONDS ARGUMENT...: tests, in their own process: after an illegal access, a process cannot use its GPU. The
+# times that they measure, of kernels and methods, are not those by which the measurements choose.
+checks() {
+  local name=$1 share=$2; shift 2
+  XDG_CACHE_HOME=$scratch step "$name" "$share" python -m pytest -q -p no:cacheprovider --quick "$@"
+}
 
 if [ -z "$dry_run" ]; then
   mkdir -p "$output" 2>/dev/null || refuse "--output $output cannot be made; name another folder"
   [ -z "$archive" ] || { mkdir -p "$(dirname "$archive")" && : >"$archive"; } 2>/dev/null ||
     refuse "--archive $archive cannot be written; name another file"
-  { [ "$device" = cpu ] || nvidia-smi -L; python -c 'import sys, torch; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
+  # This also brings the packages from the disk before a step needs them.
+  { [ "$device" = cpu ] || nvidia-smi -L; python -c 'import sys, torch, elseq; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
     >"$output/machine.txt" 2>&1
   { cat "$output/machine.txt"; printf '\n| step | seconds | it | last figure |\n|---|---|---|---|\n'; } >"$summary"
 fi
 
 # Options of the device, and of a small run.
-flash=tests/attention/kernels/test_flash_decoding.py
-reorder=tests/attention/kernels/test_reorder.py
-best_words=tests/generation/kernels/test_best_words.py
-if [ "$device" = cpu ]; then tests=(--quick) more=("${tests[@]}" tests/generation/test_planner.py)
-else tests=(-m "not slow") more=(-m gpu tests --ignore "$flash" --ignore "$reorder" --ignore "$best_words"); fi
-batches=32,128,320 most=1024 gpt2_most=128 tiny=() lengths=4096,16384,65536
+scratch=$(mktemp -d)
+trap 'rm -rf "$scratch"' EXIT
+workers=() # Triton compiles a kernel for each case, on one core
+if [ "$device" = cpu ]; then kernels=() more=(tests/generation/test_planner.py)
+else
+  kernels=(-m "not slow") more=(-m gpu tests/generation/test_device.py tests/generation/test_transfers.py
+    tests/attention/kernels/test_trial.py tests/attention/test_top_k.py tests/system/test_gpu.py)
+  python -c 'import xdist' 2>/dev/null && workers=(--numprocesses 6)
+fi
+batches=32,128,320 most=1024 gpt2_most=128 tiny=() lengths=16384,65536
 [ -z "$small" ] || { batches=2,3 most=3 gpt2_most=3 tiny=(--tiny) lengths=32; }
 
-kernel flash_decoding 30 "$flash"
-kernel reorder 15 "$reorder"
-kernel best_words 15 "$best_words"
-step tests 45 python -m pytest -q -p no:cacheprovider "${more[@]}"
-of_paper bart_large 315 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
+checks kernel_flash_decoding 45 "${kernels[@]}" "${workers[@]}" tests/attention/kernels/test_flash_decoding.py
+checks kernel_reorder 25 "${kernels[@]}" tests/attention/kernels/test_reorder.py
+checks kernel_best_words 25 "${kernels[@]}" tests/generation/kernels/test_best_words.py
+checks tests 60 "${more[@]}"
+of_paper bart_large 275 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
   --models bart_large_cnn_dm --searches beam --most "$most" --modes el,kv,stock-copied,stock-shared,auto,ctranslate2,huggingface
 benchmark multi_query 45 multi-query --variants multi-head,multi-query --columns greedy,beam "${tiny[@]}"
-of_paper gpt2 50 --tables speed --models gpt2_124m --searches beam --memory-cap device --most "$gpt2_most" --modes el,kv,huggingface
-benchmark top_k 25 top-k --what attention --lengths "$lengths" --repeats 1 --seconds-limit 5 "${tiny[@]}"
+of_paper gpt2 40 --tables speed --models gpt2_124m --searches beam --memory-cap device --most "$gpt2_most" --modes el,kv,huggingface
+benchmark top_k 25 top-k --what attention --methods top-k,sdpa --lengths "$lengths" --repeats 1 --seconds-limit 5 "${tiny[@]}"
 
 [ -z "$dry_run" ] || exit 0
 [ ${#failed[@]} = 0 ] || printf '\nFailed: %s. Their logs say why.\n' "${failed[*]}" >>"$summary"

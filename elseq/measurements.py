@@ -16,21 +16,23 @@ from elseq.errors import UserError
 from elseq.files import written_whole
 
 
-def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, float]]) -> list[float]:
-    """Two times with a name, in seconds: those in the file, otherwise measured and added to it.
+def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, ...]], count: int = 2) -> list[float]:
+    """Times with a name, in seconds: those in the file, otherwise measured and added to it.
 
     Args:
         name: names the measurement, with all sizes on which the times depend.
         device: where it runs. Another device, number of threads, torch or elseq has its own times.
         measure: returns the times. It is called only if the file does not have them.
+        count: how many they are.
     """
     name = f"{name}, {_machine(device)}"
     known = _read()
-    if name not in known:
+    if len(known.get(name, [])) != count:
         found = list(measure())
         known = _read()
-        known.setdefault(name, found)  # another process may have been faster
-        _write(known)
+        if len(known.get(name, [])) != count:  # another process may have been faster
+            _write(known | {name: found})
+            return found
     return known[name]
 
 
@@ -71,7 +73,7 @@ def _read() -> dict[str, list[float]]:
     """The times in the file; none if it is missing or damaged."""
     try:
         found = json.loads(cache_file().read_text())
-        return {name: [float(each) for each in seconds] for name, seconds in found.items() if len(seconds) == 2}
+        return {name: [float(each) for each in seconds] for name, seconds in found.items()}
     except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: no home
         return {}
 

@@ -10,10 +10,14 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 3  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 5  # as in kernels.cpp; a library of another number was compiled from other sources
+# Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
+INSTRUCTIONS = ("avx512", "avx2")
 FUNCTIONS = {
     "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
-    "elseq_linear": [_POINTER] * 9 + [_SIZE] * 3 + [_NUMBER] * 2,
+    "elseq_columns": [_NUMBER],
+    "elseq_linear_int8": [_POINTER] * 8 + [_SIZE] * 3 + [_NUMBER] * 2,
+    "elseq_linear_float32": [_POINTER] * 5 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
     "elseq_attend_to_largest": [_POINTER] * 5 + [_SIZE] * 9 + [_NUMBER] * 2,
     "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
@@ -22,9 +26,14 @@ FUNCTIONS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library; None if it was not compiled, or if the processor cannot run it."""
+    """The library for the fastest instructions of the processor; None if there is none that it runs."""
+    return next(filter(None, map(library_for, INSTRUCTIONS)), None)
+
+
+def library_for(instructions: str) -> ctypes.CDLL | None:
+    """The library for these instructions; None if it was not compiled, or if the processor lacks them."""
     try:
-        found = ctypes.CDLL(str(Path(__file__).with_name("_native" + EXTENSION_SUFFIXES[0])))
+        found = ctypes.CDLL(str(Path(__file__).with_name(f"_native_{instructions}{EXTENSION_SUFFIXES[0]}")))
     except OSError:  # not compiled, or another OpenMP than torch's
         return None
     try:
@@ -33,6 +42,7 @@ def library() -> ctypes.CDLL | None:
         return None
     for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
+    found.elseq_columns.restype = _NUMBER
     return found if found.elseq_available() == INTERFACE else None
 
 
@@ -49,7 +59,7 @@ def loaded() -> ctypes.CDLL:
     """
     found = library()
     if found is None:
-        raise RuntimeError("elseq's kernels were not compiled, or this processor lacks AVX-512 VNNI")
+        raise RuntimeError("elseq's kernels were not compiled, or this processor has neither AVX2 nor AVX-512 VNNI")
     return found
 
 

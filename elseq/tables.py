@@ -1,8 +1,10 @@
-"""Markdown tables, and the format of their numbers."""
+"""Markdown tables, and the format and unit of their numbers."""
 
 from collections.abc import Sequence
 
 from tabulate import tabulate
+
+MEBIBYTE = 2**20
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] | None = None) -> str:

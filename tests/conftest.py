@@ -17,6 +17,7 @@ if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when a kernel is defined
 
 import elseq  # noqa: E402, F401
+from elseq import native  # noqa: E402
 from elseq.attention import methods  # noqa: E402
 from elseq.compat.commands import silence_old_code  # noqa: E402
 from tests import helpers  # noqa: E402
@@ -94,6 +95,17 @@ def threads(request):
     torch.set_num_threads(request.param)
     yield request.param
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="module", params=native.INSTRUCTIONS)
+def kernels_for(request):
+    """The kernels in C++ for each set of instructions that this processor has, the slower ones as well."""
+    library = native.library_for(request.param)
+    if library is None:
+        pytest.skip(f"not compiled, or no {request.param}")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(native, "library", lambda: library)
+        yield request.param
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -285,7 +285,7 @@ def test_top_k(tiny_translation, translator, lines, attention):
     assert found != translator.generate(lines, beam=4)
 
 
-@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX2")
 def test_int8_does_not_depend_on_the_batch(tiny_bart):
     """Not by a bit: what rounds to another number of int8 would be another one."""
     model = elseq.load(tiny_bart.checkpoint, "kv", data=tiny_bart.data, dtype="int8", device="cpu")

@@ -54,6 +54,7 @@ class FairseqEngine:
 
     def set_search(self, beam: int, search: dict) -> None:
         self.beam, self.search = beam, search
+        CapturedWork.obstacle = None  # that of an earlier search is not this one's
         self.generator = self._build_generator()
         sizes = Sizes.of(self.model)
         self.found = Measurement(

@@ -9,11 +9,10 @@ import torch
 
 import elseq
 from elseq.attention.methods import AUTO
-from elseq.benchmark.measure import MEBIBYTE
 from elseq.benchmark.rows import Row
 from elseq.files import save_figure, written_whole
 from elseq.precision import INT8
-from elseq.tables import number
+from elseq.tables import MEBIBYTE, number
 
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
 

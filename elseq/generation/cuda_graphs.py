@@ -10,7 +10,7 @@ from weakref import WeakSet
 import torch
 
 from elseq.attention.kernels.trial import allocated
-from elseq.gpu import unreserved_bytes
+from elseq.gpu import free_bytes, unreserved_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -79,10 +79,14 @@ def capture(work: Callable[[], None], device: torch.device) -> torch.cuda.CUDAGr
     return graph
 
 
-@cache
 def _warn(reason: str) -> None:
-    """Once for each reason, not once for each capture."""
     CapturedWork.obstacle = reason
+    _log(reason)
+
+
+@cache
+def _log(reason: str) -> None:
+    """Once for each reason, not once for each capture."""
     logger.warning("decoding steps are slower, because %s", reason)
 
 
@@ -110,9 +114,15 @@ class _Shared(NamedTuple):
 _shared: dict[torch.device, _Shared] = {}
 
 
+@cache
+def _stream(device: torch.device) -> torch.cuda.Stream:
+    """Always the same: cuBLAS keeps its workspace for each stream."""
+    return torch.cuda.Stream(device)
+
+
 def _shared_by(device: torch.device) -> _Shared:
     if device not in _shared:
-        pool, stream, number = torch.cuda.graph_pool_handle(), torch.cuda.Stream(), torch.zeros(1, device=device)
+        pool, stream, number = torch.cuda.graph_pool_handle(), _stream(device), torch.zeros(1, device=device)
         _shared[device] = _Shared(pool, stream, _capture(lambda: number.zero_(), pool, stream))
     return _shared[device]
 
@@ -145,6 +155,6 @@ def has_memory(device: torch.device, size: int) -> bool:
     """Whether so many bytes can be had from a GPU, be it that the allocator gives back what it holds unused."""
     if device.type != "cuda":
         return True
-    if unreserved_bytes(device) < size:
+    if unreserved_bytes(device) < size <= free_bytes(device):
         torch.cuda.empty_cache()
     return unreserved_bytes(device) >= size

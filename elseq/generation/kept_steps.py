@@ -144,7 +144,7 @@ class KeptSteps:
         if not self._may_keep():
             self.release()
             return False
-        key = (choices, torch.is_inference_mode_enabled(), _contents(self._model))
+        key = (choices, torch.is_inference_mode_enabled(), _precision_of_products(), _contents(self._model))
         if (methods, key) != (self._methods, self._key):
             self.release()
         sizes = shared_sizes(workload, decoder, methods)
@@ -219,6 +219,18 @@ class KeptSteps:
 def can_keep(device: torch.device) -> bool:
     """Whether graphs are kept on a device."""
     return device.type == "cuda" and is_switched_on()
+
+
+def _precision_of_products() -> tuple:
+    """The settings of PyTorch by which a GPU rounds in products, which a graph repeats."""
+    products = torch.backends.cuda.matmul
+    # The older name raises an error once the newer one has been set.
+    float32 = products.fp32_precision if hasattr(products, "fp32_precision") else products.allow_tf32
+    return (
+        float32,
+        products.allow_fp16_reduced_precision_reduction,
+        products.allow_bf16_reduced_precision_reduction,
+    )
 
 
 def _contents(model: nn.Module) -> tuple:

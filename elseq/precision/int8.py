@@ -187,5 +187,5 @@ def product_maker() -> Callable[[nn.Linear], Product]:
 def _tell() -> None:
     logger.info(
         "int8 is evaluated by torch's operations, which are slower: elseq's kernels need a C++ compiler at "
-        "installation and a processor with AVX-512 VNNI"
+        "installation and a processor with AVX2 or AVX-512 VNNI"
     )

@@ -1,114 +1,181 @@
-// int8 linear layers and log-probabilities by AVX-512. kernels.py describes the functions and checks their arguments.
+// Linear layers and log-probabilities. kernels.py describes the functions and checks their arguments.
 
-#include <algorithm>
 #include <cmath>
-#include <limits>
+#include <vector>
 
 #include "../native.hpp"
 
 namespace {
 
-constexpr int64_t TILE_ROWS = 6, TILE_COLUMNS = 64;  // 24 of 32 registers accumulate
-constexpr int64_t CACHED = 512 << 10;                // bytes of x that stay in the second-level cache beside the weights
+constexpr int64_t TILE_ROWS = 6;
+constexpr int64_t CACHED = 512 << 10;  // bytes of x that stay in the second-level cache beside the weights
 
 enum Activation { NONE, RELU, GELU };
 
+// How a product multiplies. A step takes four bytes of each row and of each column; their products are added up.
+struct Int8 {
+    using Step = Group;
+    using Sum = decltype(no_sum());
+    static constexpr int64_t WIDTH = COLUMNS_OF_A_SUM;
+    static constexpr int64_t PANEL = 64;  // columns for which the steps of some rows are made once
+    static constexpr int64_t PART = int64_t(1) << 40;  // all steps: sums are exact, and parts are never added
+    INLINE static Sum nothing() { return no_sum(); }
+    INLINE static Sum columns(const char *from) { return load_weights(reinterpret_cast<const int8_t *>(from)); }
+    INLINE static Sum row(const Step *from) { return repeated(from); }
+    INLINE static Sum add(Sum sum, Sum row, Sum columns) { return add_products(sum, row, columns); }
+    INLINE static const Step *steps(const char *x, int64_t count, Step *memory) {
+        return as_groups(reinterpret_cast<const uint8_t *>(x), count, memory);
+    }
+};
+struct Float32 {
+    using Step = float;
+    using Sum = Numbers;
+    static constexpr int64_t WIDTH = LANES;
+    static constexpr int64_t PANEL = REGISTERS * LANES;
+    static constexpr int64_t PART = 256;  // steps that are added up on their own, for the sake of precision
+    INLINE static Sum nothing() { return all(0); }
+    INLINE static Sum columns(const char *from) { return load(reinterpret_cast<const float *>(from)); }
+    INLINE static Sum row(const Step *from) { return all(*from); }
+    INLINE static Sum add(Sum sum, Sum row, Sum columns) { return fmadd(row, columns, sum); }
+    INLINE static const Step *steps(const char *x, int64_t, Step *) { return reinterpret_cast<const float *>(x); }
+};
+template <class Format>
+constexpr int64_t COLUMNS = REGISTERS * Format::WIDTH;  // of a tile
+template <class Format>
+constexpr int64_t LINE = std::min<int64_t>(64, 4 * COLUMNS<Format>);  // of the cache, of the weights of a step
+
 struct Product {
-    const int32_t *x;  // [rows, groups]: four values of a row in each
-    const float *row_scale;
-    const int8_t *tiles;  // [columns / 64, groups, 64, 4]
-    const int32_t *offset;
-    const float *column_scale, *bias, *residual, *gelu;
+    const char *x;        // [rows, steps, 4 bytes]
+    const char *weights;  // [columns / COLUMNS, steps, COLUMNS, 4 bytes]
+    const float *row_scale, *column_scale;  // of int8
+    const int32_t *offset;                  // of int8
+    const float *bias, *gelu;
     float *out;
-    int64_t rows, columns, groups;
+    int64_t rows, columns, steps;
     int activation;
 };
 
 // relu(x) minus |x| P(X > |x|), a cubic in each of 32 intervals; `table` is [4, 32], the highest power first.
-INLINE __m512 gelu(__m512 x, const float *table) {
-    const __m512 magic = _mm512_set1_ps(12582912);  // 1.5 * 2^23: what is added to it is rounded, in its low bits
-    const __m512 place = _mm512_min_ps(_mm512_mul_ps(_mm512_abs_ps(x), _mm512_set1_ps(5.75f)), _mm512_set1_ps(31));
-    const __m512 rounded = _mm512_add_ps(place, magic);
-    const __m512i index = _mm512_castps_si512(rounded);
-    const __m512 rest = _mm512_sub_ps(place, _mm512_sub_ps(rounded, magic));
-    const auto coefficient = [&](int power) {
-        return _mm512_permutex2var_ps(_mm512_loadu_ps(table + 32 * power), index, _mm512_loadu_ps(table + 32 * power + 16));
-    };
-    __m512 tail = coefficient(0);
-    UNROLL for (int power = 1; power < 4; power++) tail = _mm512_fmadd_ps(tail, rest, coefficient(power));
-    return _mm512_sub_ps(_mm512_max_ps(_mm512_setzero_ps(), x), tail);  // max: NaN stays, as the second operand
+INLINE Numbers gelu(Numbers x, const float *table) {
+    const Numbers magic = all(12582912);  // 1.5 * 2^23: what is added to it is rounded, in its low bits
+    const Numbers place = min(magnitude(x) * all(5.75f), all(31));
+    const Numbers rounded = place + magic;
+    const Integers index = integers(rounded);
+    const Numbers rest = place - (rounded - magic);
+    Numbers tail = look_up(table, index);
+    UNROLL for (int power = 1; power < 4; power++) tail = fmadd(tail, rest, look_up(table + 32 * power, index));
+    return max(all(0), x) - tail;  // max: NaN stays, as the second operand
 }
 
-template <int R, int ACTIVATION>
-INLINE void finish(const Product &p, const __m512i (&sum)[R][4], int64_t row, int64_t column) {
-    UNROLL for (int j = 0; j < 4; j++) {
-        const int64_t start = column + 16 * j;
-        const __mmask16 mask = first(p.columns - start);
-        const __m512 scale = _mm512_maskz_loadu_ps(mask, p.column_scale + start);
-        const __m512 bias = p.bias ? _mm512_maskz_loadu_ps(mask, p.bias + start) : _mm512_setzero_ps();
+// What the sums of a row and of `LANES` columns mean, without the bias.
+INLINE Numbers value(const Product &p, const Int8::Sum *sums, int64_t row, int64_t column, Mask there) {
+    const Numbers in_row = as_numbers(add(total(sums), load(p.offset + column))) * all(p.row_scale[row]);
+    return in_row * load(p.column_scale + column, there);
+}
+INLINE Numbers value(const Product &, const Float32::Sum *sums, int64_t, int64_t, Mask) { return *sums; }
+
+template <class Format, int R, int ACTIVATION>
+__attribute__((noinline)) void finish(const Product &p, const typename Format::Sum (&sums)[R][REGISTERS], int64_t row,
+                                      int64_t column) {
+    UNROLL for (int j = 0; j < REGISTERS; j += LANES / Format::WIDTH) {
+        const int64_t start = column + Format::WIDTH * j;
+        const Mask there = first(p.columns - start);
+        const Numbers bias = p.bias ? load(p.bias + start, there) : all(0);
         UNROLL for (int r = 0; r < R; r++) {
-            const int64_t place = (row + r) * p.columns + start;
-            __m512 y = _mm512_mul_ps(_mm512_cvtepi32_ps(sum[r][j]), _mm512_set1_ps(p.row_scale[row + r]));
-            y = _mm512_fmadd_ps(y, scale, bias);
-            if (ACTIVATION == RELU) y = _mm512_max_ps(_mm512_setzero_ps(), y);
+            Numbers y = value(p, sums[r] + j, row + r, start, there) + bias;
+            if (ACTIVATION == RELU) y = max(all(0), y);
             if (ACTIVATION == GELU) y = gelu(y, p.gelu);
-            if (p.residual) y = _mm512_add_ps(y, _mm512_maskz_loadu_ps(mask, p.residual + place));
-            _mm512_mask_storeu_ps(p.out + place, mask, y);
+            store(p.out + (row + r) * p.columns + start, y, there);
         }
     }
 }
 
-// R rows by 64 columns. FETCH: cache lines of the next weights that each step asks for.
-template <int R, int FETCH>
-void tile(const Product &p, int64_t row, int64_t panel, const int8_t *next) {
-    const int32_t *x = p.x + row * p.groups;
-    const int8_t *w = p.tiles + panel * p.groups * 4 * TILE_COLUMNS;
-    __m512i sum[R][4];
+template <class Sum, int R>
+using Sums = Sum[R][REGISTERS];
+
+// Adds up the products of some steps. FETCH: cache lines of the next weights that each step asks for.
+template <class Format, int R, int FETCH>
+INLINE void add_steps(int64_t begin, int64_t end, int64_t steps, const typename Format::Step *x, const char *weights,
+                      const char *next, Sums<typename Format::Sum, R> &sums) {
+    UNROLL for (int r = 0; r < R; r++)
+        UNROLL for (int j = 0; j < REGISTERS; j++) sums[r][j] = Format::nothing();
+    for (int64_t step = begin; step < end; step++) {
+        UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + LINE<Format> * (FETCH * step + i), _MM_HINT_T1);
+        typename Format::Sum columns[REGISTERS];
+        UNROLL for (int j = 0; j < REGISTERS; j++)
+            columns[j] = Format::columns(weights + 4 * (COLUMNS<Format> * step + Format::WIDTH * j));
+        UNROLL for (int r = 0; r < R; r++) {
+            const auto row = Format::row(x + r * steps + step);
+            UNROLL for (int j = 0; j < REGISTERS; j++) sums[r][j] = Format::add(sums[r][j], row, columns[j]);
+        }
+    }
+}
+
+// R rows, whose steps are given, by COLUMNS.
+template <class Format, int R, int FETCH>
+void tile(const Product &p, const typename Format::Step *x, int64_t row, int64_t column, const char *next) {
+    const char *weights = p.weights + column * p.steps * 4;
     if (p.rows * p.columns > CACHED)  // the memory of the result is far away as well
         UNROLL for (int r = 0; r < R; r++)
-            UNROLL for (int j = 0; j < 4; j++)
-                _mm_prefetch(p.out + (row + r) * p.columns + panel * TILE_COLUMNS + 16 * j, _MM_HINT_T0);
-    UNROLL for (int j = 0; j < 4; j++) {
-        const __m512i offset = _mm512_loadu_si512(p.offset + panel * TILE_COLUMNS + 16 * j);
-        UNROLL for (int r = 0; r < R; r++) sum[r][j] = offset;
+            UNROLL for (int64_t j = 0; j < COLUMNS<Format>; j += LANES)
+                _mm_prefetch(p.out + (row + r) * p.columns + column + j, _MM_HINT_T0);
+    Sums<typename Format::Sum, R> totals;  // apart from the sums, which stay in registers as they have no address
+    for (int64_t begin = 0; begin < std::max<int64_t>(p.steps, 1); begin += Format::PART) {
+        Sums<typename Format::Sum, R> sums;
+        add_steps<Format, R, FETCH>(begin, std::min(p.steps, begin + Format::PART), p.steps, x, weights, next, sums);
+        UNROLL for (int r = 0; r < R; r++)
+            UNROLL for (int j = 0; j < REGISTERS; j++) totals[r][j] = begin ? totals[r][j] + sums[r][j] : sums[r][j];
     }
-    for (int64_t group = 0; group < p.groups; group++, w += 256) {
-        UNROLL for (int i = 0; i < FETCH; i++) _mm_prefetch(next + 64 * (FETCH * group + i), _MM_HINT_T1);
-        __m512i weight[4];
-        UNROLL for (int j = 0; j < 4; j++) weight[j] = _mm512_loadu_si512(w + 64 * j);
-        UNROLL for (int r = 0; r < R; r++) {
-            const __m512i value = _mm512_set1_epi32(x[r * p.groups + group]);
-            UNROLL for (int j = 0; j < 4; j++) sum[r][j] = _mm512_dpbusd_epi32(sum[r][j], value, weight[j]);
-        }
-    }
-    const int64_t column = panel * TILE_COLUMNS;
-    if (p.activation == NONE) finish<R, NONE>(p, sum, row, column);
-    if (p.activation == RELU) finish<R, RELU>(p, sum, row, column);
-    if (p.activation == GELU) finish<R, GELU>(p, sum, row, column);
+    if (p.activation == NONE) finish<Format, R, NONE>(p, totals, row, column);
+    if (p.activation == RELU) finish<Format, R, RELU>(p, totals, row, column);
+    if (p.activation == GELU) finish<Format, R, GELU>(p, totals, row, column);
 }
 
-template <int FETCH>
-void tile_of(int rows, const Product &p, int64_t row, int64_t panel, const int8_t *next) {
+template <class Format, int FETCH>
+void tile_of(int rows, const Product &p, const typename Format::Step *x, int64_t row, int64_t column, const char *next) {
     switch (rows) {
-        case 1: return tile<1, FETCH>(p, row, panel, next);
-        case 2: return tile<2, FETCH>(p, row, panel, next);
-        case 3: return tile<3, FETCH>(p, row, panel, next);
-        case 4: return tile<4, FETCH>(p, row, panel, next);
-        case 5: return tile<5, FETCH>(p, row, panel, next);
-        case 6: return tile<6, FETCH>(p, row, panel, next);
+        case 1: return tile<Format, 1, FETCH>(p, x, row, column, next);
+        case 2: return tile<Format, 2, FETCH>(p, x, row, column, next);
+        case 3: return tile<Format, 3, FETCH>(p, x, row, column, next);
+        case 4: return tile<Format, 4, FETCH>(p, x, row, column, next);
+        case 5: return tile<Format, 5, FETCH>(p, x, row, column, next);
+        case 6: return tile<Format, 6, FETCH>(p, x, row, column, next);
     }
 }
 
-// All rows of a block by 64 columns, in tiles of almost equal heights; the next weights come from memory meanwhile.
+// All rows of a block by the columns of a panel, in tiles of almost equal heights. The weights of the next panel come
+// from memory meanwhile.
+template <class Format>
 void panel_of(const Product &p, int64_t begin, int64_t end, int64_t panel) {
-    const int64_t count = (end - begin + TILE_ROWS - 1) / TILE_ROWS, lines = 64 * p.groups;
-    const int8_t *next = p.tiles + (panel + 1) * 4 * lines;
+    constexpr int64_t LINES = 4 * COLUMNS<Format> / LINE<Format>;
+    static thread_local std::vector<typename Format::Step> memory;
+    memory.resize(std::max<int64_t>(memory.size(), TILE_ROWS * p.steps));
+    const int64_t count = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
+    const int64_t last = std::min((panel + 1) * Format::PANEL, p.columns);
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = begin + (end - begin) * i / count;
         const int rows = begin + (end - begin) * (i + 1) / count - row;
-        if (count < 4 && i == 0) tile_of<4>(rows, p, row, panel, next);
-        else if (count >= 4 && i < 4) tile_of<1>(rows, p, row, panel, next + i * lines);
-        else tile_of<0>(rows, p, row, panel, next);
+        const auto *x = Format::steps(p.x + row * p.steps * 4, rows * p.steps, memory.data());
+        for (int64_t column = panel * Format::PANEL; column < last; column += COLUMNS<Format>) {
+            const char *next = p.weights + (column + Format::PANEL) * p.steps * 4;
+            if (count < LINES && i == 0) tile_of<Format, LINES>(rows, p, x, row, column, next);
+            else if (count >= LINES && i < LINES) tile_of<Format, 1>(rows, p, x, row, column, next + i * LINE<Format> * p.steps);
+            else tile_of<Format, 0>(rows, p, x, row, column, next);
+        }
+    }
+}
+
+template <class Format>
+void multiply(const Product &p, int threads) {
+    const int64_t panels = (p.columns + Format::PANEL - 1) / Format::PANEL;
+    const int64_t most = std::clamp<int64_t>(CACHED / (4 * p.steps + 1), 8 * TILE_ROWS, 32 * TILE_ROWS);
+    const int64_t blocks = (p.rows + most - 1) / most;
+    if (p.rows * p.columns * p.steps < SMALL / 4) threads = 1;
+    const int64_t chunk = std::clamp<int64_t>(blocks * panels / (8 * threads), 1, 8);
+#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
+    for (int64_t i = 0; i < blocks * panels; i++) {
+        const int64_t block = i / panels;
+        panel_of<Format>(p, p.rows * block / blocks, p.rows * (block + 1) / blocks, i % panels);
     }
 }
 
@@ -124,15 +191,16 @@ INLINE void insert(float value, int64_t index, float *values, int64_t *indices, 
 
 void largest(const float *x, int64_t width, float *values, int64_t *indices, int64_t count) {
     for (int64_t i = 0; i < count; i++) insert(x[i], i, values, indices, i);
-    for (int64_t i = count; i < width; i += 64) {
-        const __m512 least = _mm512_set1_ps(values[count - 1]);
-        __mmask16 above[4];
+    constexpr int64_t STEP = 4 * LANES;
+    for (int64_t i = count; i < width; i += STEP) {
+        const Numbers least = all(values[count - 1]);
+        Mask larger = first(0);
         UNROLL for (int j = 0; j < 4; j++) {
-            const __mmask16 mask = first(width - i - 16 * j);
-            above[j] = _mm512_mask_cmp_ps_mask(mask, _mm512_maskz_loadu_ps(mask, x + i + 16 * j), least, _CMP_GT_OQ);
+            const Mask there = first(width - i - LANES * j);
+            larger |= there & above(load(x + i + LANES * j, there), least);
         }
-        if (above[0] | above[1] | above[2] | above[3])
-            for (int64_t k = i; k < std::min(width, i + 64); k++)
+        if (bits(larger))
+            for (int64_t k = i; k < std::min(width, i + STEP); k++)
                 if (x[k] > values[count - 1]) insert(x[k], k, values, indices, count - 1);
     }
 }
@@ -141,13 +209,13 @@ void largest(const float *x, int64_t width, float *values, int64_t *indices, int
 double sum_of_exp(const float *x, int64_t width, float largest) {
     double sum = 0;
     for (int64_t start = 0; start < width; start += 2048) {  // in parts, for the sake of precision
-        __m512 part = _mm512_setzero_ps();
-        for (int64_t i = start; i < std::min(width, start + 2048); i += 16) {
-            const __mmask16 mask = first(width - i);
-            const __m512 value = _mm512_sub_ps(_mm512_maskz_loadu_ps(mask, x + i), _mm512_set1_ps(largest));
-            part = _mm512_mask_add_ps(part, mask, part, exp_of_negative(value));
+        Numbers part = all(0);
+        for (int64_t i = start; i < std::min(width, start + 2048); i += LANES) {
+            const Mask there = first(width - i);
+            const Numbers value = load(x + i, there) - all(largest);
+            part += select(there, exp_of_negative(value), all(0));
         }
-        sum += _mm512_reduce_add_ps(part);
+        sum += sum_of(part);
     }
     return sum;
 }
@@ -159,10 +227,11 @@ extern "C" {
 // The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
 // argument or structure that crosses the boundary.
 int elseq_available() {
-    constexpr int interface = 3;
-    return interface * (__builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") && __builtin_cpu_supports("avx512vl") &&
-                        __builtin_cpu_supports("avx512vnni"));
+    constexpr int interface = 5;
+    return interface * is_supported();
 }
+
+int elseq_columns(int is_int8) { return is_int8 ? COLUMNS<Int8> : COLUMNS<Float32>; }
 
 void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64_t rows, int64_t width, int threads) {
     const int64_t padded = (width + 3) / 4 * 4;
@@ -171,41 +240,35 @@ void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64
     for (int64_t row = 0; row < rows; row++) {
         const float *from = x + row * width;
         uint8_t *to = quantized + row * padded;
-        __m512i largest = _mm512_setzero_si512();  // as integers: NaN is above infinity, which is above all else
-        for (int64_t k = 0; k < width; k += 16) {
-            const __m512 value = _mm512_abs_ps(_mm512_maskz_loadu_ps(first(width - k), from + k));
-            largest = _mm512_max_epi32(largest, _mm512_castps_si512(value));
-        }
-        const int32_t bits = _mm512_reduce_max_epi32(largest);
-        const float size = _mm_cvtss_f32(_mm_castsi128_ps(_mm_cvtsi32_si128(bits)));
-        const bool finite = bits < 0x7f800000, small = size < 1e-36f;  // the inverse would be infinite
+        Integers largest = integers(all(0));  // as integers: NaN is above infinity, which is above all else
+        for (int64_t k = 0; k < width; k += LANES)
+            largest = max(largest, integers(magnitude(load(from + k, first(width - k)))));
+        const int32_t most = largest_of(largest);
+        float size;
+        std::memcpy(&size, &most, sizeof size);
+        const bool finite = most < 0x7f800000, small = size < 1e-36f;  // the inverse would be infinite
         scale[row] = !finite ? std::numeric_limits<float>::quiet_NaN() : small ? 0 : size / 127;
-        const __m512 inverse = _mm512_set1_ps(!finite || small ? 0 : 127 / size);
-        const __m512 magic = _mm512_set1_ps(12582912 + 128);  // 1.5 * 2^23: the sum's low byte is the rounded value
-        for (int64_t k = 0; k < padded; k += 16) {
-            const __m512 value = _mm512_maskz_loadu_ps(first(width - k), from + k);
+        const Numbers inverse = all(!finite || small ? 0 : 127 / size);
+        const Numbers magic = all(12582912 + 128);  // 1.5 * 2^23: the sum's low byte is the rounded value
+        for (int64_t k = 0; k < padded; k += LANES) {
+            const Numbers value = load(from + k, first(width - k));
             _mm_prefetch(from + width + k, _MM_HINT_T0);
-            const __m512i byte = _mm512_castps_si512(_mm512_fmadd_ps(value, inverse, magic));
-            _mm512_mask_cvtepi32_storeu_epi8(to + k, first(padded - k), byte);
+            store_low_bytes(to + k, integers(fmadd(value, inverse, magic)), padded - k);
         }
     }
 }
 
-void elseq_linear(const void *x, const float *row_scale, const int8_t *tiles, const int32_t *offset,
-                  const float *column_scale, const float *bias, const float *residual, const float *gelu, float *out,
-                  int64_t rows, int64_t columns, int64_t groups, int activation, int threads) {
-    const Product p{static_cast<const int32_t *>(x), row_scale, tiles, offset,  column_scale, bias,      residual,
-                    gelu,                            out,       rows,  columns, groups,       activation};
-    const int64_t panels = (columns + TILE_COLUMNS - 1) / TILE_COLUMNS;
-    const int64_t most = std::clamp<int64_t>(CACHED / (4 * groups + 1), 8 * TILE_ROWS, 32 * TILE_ROWS);
-    const int64_t blocks = (rows + most - 1) / most;
-    if (rows * columns * groups < SMALL / 4) threads = 1;
-    const int64_t chunk = std::clamp<int64_t>(blocks * panels / (8 * threads), 1, 8);
-#pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
-    for (int64_t i = 0; i < blocks * panels; i++) {
-        const int64_t block = i / panels;
-        panel_of(p, rows * block / blocks, rows * (block + 1) / blocks, i % panels);
-    }
+void elseq_linear_int8(const void *x, const float *row_scale, const void *tiles, const int32_t *offset,
+                       const float *column_scale, const float *bias, const float *gelu, float *out, int64_t rows,
+                       int64_t columns, int64_t groups, int activation, int threads) {
+    multiply<Int8>({static_cast<const char *>(x), static_cast<const char *>(tiles), row_scale, column_scale, offset, bias,
+                    gelu, out, rows, columns, groups, activation}, threads);
+}
+
+void elseq_linear_float32(const void *x, const void *tiles, const float *bias, const float *gelu, float *out, int64_t rows,
+                          int64_t columns, int64_t inputs, int activation, int threads) {
+    multiply<Float32>({static_cast<const char *>(x), static_cast<const char *>(tiles), nullptr, nullptr, nullptr, bias, gelu,
+                       out, rows, columns, inputs, activation}, threads);
 }
 
 void elseq_log_softmax_top(const float *logits, float *values, int64_t *indices, int64_t rows, int64_t width,

@@ -1,10 +1,14 @@
-"""int8 linear layers and log-probabilities on a CPU with AVX-512 VNNI: kernels.cpp, called by ctypes.
+"""Linear layers in int8 and float32, and log-probabilities, on a CPU with AVX2 or AVX-512 VNNI: kernels.cpp, by ctypes.
 
-A weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for each of
-its rows, found when the layer runs. Sums are integers and exact: a row's result depends neither on other rows nor on
-the number of threads. There are no gradients.
+In int8 a weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for
+each of its rows, found when the layer runs. Sums are integers and exact. In float32 the products of an output are added
+up one after the other. In both a row's result depends neither on other rows nor on the number of threads. There are no
+gradients.
 """
 
+import contextlib
+import math
+import mmap
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
@@ -15,8 +19,9 @@ from torch import Tensor
 from elseq import native
 
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
-GROUP, COLUMNS = 4, 64  # inputs that an instruction adds up, outputs of a tile
-BLOCK = 256  # rows that are packed together
+GROUP = 4  # inputs that are added up together
+BLOCK = 256  # rows that are packed together: a multiple of the outputs of a tile
+OWN_PAGES = 2**18  # bytes
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
@@ -24,15 +29,16 @@ MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 class PackedWeight:
     """An int8 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
 
-    tiles: Tensor  # int8 [N / 64, K / 4, 64, 4], rounded up and filled with zeros
+    tiles: Tensor  # int8 [N / C, K / 4, C, 4] for tiles of C outputs, rounded up and filled with zeros
     offset: Tensor  # int32 [N]: -128 times the sum over K, for the zero point; rounded up as well
     outputs: int
     inputs: int
 
     def __post_init__(self):
-        panels, groups = -(-self.outputs // COLUMNS), -(-self.inputs // GROUP)
-        native.address("tiles", self.tiles, torch.int8, panels, groups, COLUMNS, GROUP)
-        native.address("offset", self.offset, torch.int32, panels * COLUMNS)
+        columns = native.loaded().elseq_columns(True)
+        tiles, groups = -(-self.outputs // columns), -(-self.inputs // GROUP)
+        native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
+        native.address("offset", self.offset, torch.int32, tiles * columns)
 
 
 def available() -> bool:
@@ -50,25 +56,41 @@ def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: row
 
     Raises:
         ValueError: another type or shape, or K above 132,104.
+        RuntimeError: not `available`.
     """
     if weight.dim() != 2:
         raise ValueError("a weight is int8 [N, K]")
     outputs, inputs = weight.shape
     if inputs > MAX_INPUTS:
         raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-    panels, groups = -(-outputs // COLUMNS), -(-inputs // GROUP)
-    tiles = torch.empty(panels, groups, COLUMNS, GROUP, dtype=torch.int8)
-    offset = torch.empty(panels * COLUMNS, dtype=torch.int32)
+    columns = native.loaded().elseq_columns(True)
+    groups = -(-inputs // GROUP)
+    tiles = _pages(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
+    offset = torch.empty(len(tiles) * columns, dtype=torch.int32)
     for start in range(0, outputs, BLOCK):
         rows = quantize(weight[start : start + BLOCK])
         if rows.dtype != torch.int8:
             raise ValueError("a weight is int8 [N, K]")
-        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % COLUMNS))
-        first, count = start // COLUMNS, len(padded) // COLUMNS
-        tiles[first : first + count] = padded.view(count, COLUMNS, groups, GROUP).transpose(1, 2)
+        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % columns))
+        first, count = start // columns, len(padded) // columns
+        tiles[first : first + count] = padded.view(count, columns, groups, GROUP).transpose(1, 2)
         # torch makes an int32 tensor of all that it is to add.
         offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
     return PackedWeight(tiles, offset, outputs, inputs)
+
+
+def _pages(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory
+    they would lie in the gaps, and the next of these tensors would need more.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN_PAGES:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages, which are read faster
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
 
 
 def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
@@ -89,8 +111,9 @@ def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Te
         raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
     flat = indices.flatten()
     scale = column_scale.index_select(0, flat)
-    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / 64, K / 4, 64]
-    rows = groups[flat // COLUMNS, :, flat % COLUMNS].view(torch.int8)[:, : packed.inputs]
+    columns = packed.tiles.size(2)
+    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / C, K / 4, C]
+    rows = groups[flat // columns, :, flat % columns].view(torch.int8)[:, : packed.inputs]
     return (rows * scale.unsqueeze(1)).view(*indices.shape, packed.inputs)
 
 
@@ -129,11 +152,8 @@ def linear(
     column_scale: Tensor,
     bias: Tensor | None = None,
     activation: str = "none",
-    *,
-    residual: Tensor | None = None,
-    out: Tensor | None = None,
 ) -> Tensor:
-    """activation(x weight^T + bias) + residual.
+    """activation(x weight^T + bias).
 
     Args:
         x: float32 [M, K], or what `quantize_rows` made of it.
@@ -141,8 +161,6 @@ def linear(
         column_scale: float32 [N].
         bias: float32 [N].
         activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
-        residual: float32 [M, N].
-        out: float32 [M, N], where the result goes; it may be `residual`.
 
     Returns:
         float32 [M, N]; NaN in rows where x has a NaN or an infinity.
@@ -151,26 +169,23 @@ def linear(
         ValueError: another type, shape, device or activation.
         RuntimeError: not `available`.
     """
-    if activation not in ACTIVATIONS:
-        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
+    _check(activation)
     if isinstance(x, Tensor):
         if x.dim() != 2 or x.size(1) != packed.inputs:
             raise ValueError(f"x is [M, {packed.inputs}], not {list(x.shape)}")
         x = quantize_rows(x)
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
-    if out is None:
-        out = quantized.new_empty(rows, columns, dtype=torch.float32)
-    native.loaded().elseq_linear(
+    out = quantized.new_empty(rows, columns, dtype=torch.float32)
+    native.loaded().elseq_linear_int8(
         native.address("x", quantized, torch.uint8, rows, groups * GROUP),
         native.address("the scale of x", row_scale, torch.float32, rows),
         packed.tiles.data_ptr(),
         packed.offset.data_ptr(),
         native.address("column_scale", column_scale, torch.float32, columns),
         None if bias is None else native.address("bias", bias, torch.float32, columns),
-        None if residual is None else native.address("residual", residual, torch.float32, rows, columns),
         _gelu_table().data_ptr(),
-        native.address("out", out, torch.float32, rows, columns),
+        out.data_ptr(),
         rows,
         columns,
         groups,
@@ -178,6 +193,88 @@ def linear(
         torch.get_num_threads(),
     )
     return out
+
+
+@dataclass(frozen=True)
+class PackedFloats:
+    """A float32 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
+
+    tiles: Tensor  # float32 [N / C, K, C] for tiles of C outputs, rounded up and filled with zeros
+    outputs: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "PackedFloats":
+        """
+        Raises:
+            ValueError: not float32 [N, K].
+            RuntimeError: not `available`.
+        """
+        if weight.dim() != 2 or weight.dtype != torch.float32:
+            raise ValueError("a weight is float32 [N, K]")
+        columns = native.loaded().elseq_columns(False)
+        outputs, inputs = weight.shape
+        tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
+        whole = outputs // columns
+        tiles[:whole] = weight[: whole * columns].view(whole, columns, inputs).transpose(1, 2)
+        if whole < len(tiles):
+            tiles[whole, :, : outputs % columns] = weight[whole * columns :].t()
+        return cls(tiles, outputs)
+
+    def weight(self) -> Tensor:
+        """The weight [N, K], exactly."""
+        count, inputs, columns = self.tiles.shape
+        return self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs].clone()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the weight, int64 [...] to float32 [..., K].
+
+        Raises:
+            IndexError: an index below 0 or not below N.
+        """
+        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.outputs:
+            raise IndexError(f"an index is not among the {self.outputs} of the table")
+        columns = self.tiles.size(2)
+        return self.tiles[indices // columns, :, indices % columns]
+
+
+def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, activation: str = "none") -> Tensor:
+    """activation(x weight^T + bias).
+
+    Args:
+        x: float32 [M, K].
+        packed: the weight [N, K].
+        bias: float32 [N].
+        activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
+
+    Returns:
+        float32 [M, N].
+
+    Raises:
+        ValueError: another type, shape, device or activation.
+        RuntimeError: not `available`.
+    """
+    _check(activation)
+    rows, columns, inputs = len(x), packed.outputs, packed.tiles.size(1)
+    x = x.contiguous()
+    out = x.new_empty(rows, columns)
+    native.loaded().elseq_linear_float32(
+        native.address("x", x, torch.float32, rows, inputs),
+        packed.tiles.data_ptr(),
+        None if bias is None else native.address("bias", bias, torch.float32, columns),
+        _gelu_table().data_ptr(),
+        out.data_ptr(),
+        rows,
+        columns,
+        inputs,
+        ACTIVATIONS.index(activation),
+        torch.get_num_threads(),
+    )
+    return out
+
+
+def _check(activation: str) -> None:
+    if activation not in ACTIVATIONS:
+        raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
 
 
 def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:

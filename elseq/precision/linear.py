@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import ctypes
+import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor, nn
@@ -65,11 +68,17 @@ class Product(ABC):
         """
         copy = is_scattered * rows * inputs * itemsize
         held = copy + cls.output_bytes(rows, outputs, itemsize)
-        if itemsize >= torch.float32.itemsize:
+        if itemsize >= torch.float32.itemsize or not _onednn_multiplies_narrow_types():
             return held
         # oneDNN multiplies; each thread lays out a block of the weight.
         block = -(-min(inputs, 512) // 32) * 32 * min(outputs, 64) * itemsize
         return held + scratchpad_bytes(rows, outputs, itemsize, block)
+
+
+@cache
+def _onednn_multiplies_narrow_types() -> bool:
+    """Whether it does on this processor; otherwise torch does, without a scratchpad."""
+    return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
 
 
 def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
@@ -77,6 +86,29 @@ def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> 
     unless it is packed, and sums in float32 of narrower numbers."""
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0
     return torch.get_num_threads() * (sums + block + 640) + 384
+
+
+def give_back_memory() -> None:
+    """Give the system the memory that the C library holds unused, where it can. While a model is loaded and prepared,
+    this grows to as much as the model takes, and would stay so."""
+    global _dropped
+    _dropped = 0
+    if sys.platform == "linux":
+        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
+        if trim is not None:
+            trim(0)
+
+
+_dropped = 0  # bytes of weights since memory was given back
+_MOST_DROPPED = 2**24
+
+
+def _count_dropped(size: int) -> None:
+    """Gives back memory now and then: what the C library holds where weights were does not fit what is needed next."""
+    global _dropped
+    _dropped += size
+    if _dropped > _MOST_DROPPED:
+        give_back_memory()
 
 
 @dataclass
@@ -153,7 +185,15 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             linear.decoding = _Decoding(make, recover)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.product().multiply(x) if self.decoding.searches else super().forward(x)
+        return self.multiply(x) if self.decoding.searches else super().forward(x)
+
+    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
+        """By the product, in its numbers also under autocast, which does not know of the product's weight."""
+        product = self.product()
+        if not torch.is_autocast_enabled(x.device.type):
+            return product.multiply(x, activation)
+        with torch.autocast(x.device.type, enabled=False):
+            return product.multiply(x.to(self._parameters["weight"].dtype), activation)
 
     def product(self) -> Product:
         """Made anew if the weight has changed since."""
@@ -175,8 +215,10 @@ class DecodingLinear(_DecodingModule, nn.Linear):
     def release(self) -> None:
         """Drop the layer's own weight. The parameter then shows NaN."""
         weight = self._parameters["weight"]
+        size = weight.nbytes
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
         self.decoding.is_released = True
+        _count_dropped(size)
 
     def restore(self) -> None:
         """Bring back the layer's own weight."""
@@ -234,8 +276,7 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
         function: the function itself.
     """
     has_hooks = linear._forward_hooks or linear._forward_pre_hooks
-    if isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks:
-        product = linear.product()
-        if name in product.activations:
-            return product.multiply(x, name)
+    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks
+    if is_decoding and name in linear.product().activations:
+        return linear.multiply(x, name)
     return function(linear(x))

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import ctypes
 import gc
-import sys
 from collections import Counter
 from collections.abc import Callable
 
@@ -12,8 +10,8 @@ import torch
 from torch import nn
 
 from elseq.errors import UserError
-from elseq.precision import int8, packed
-from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product
+from elseq.precision import floats, int8
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product, give_back_memory
 
 INT8 = "int8"
 # The values of --dtype: of the parameters, and how linear layers are evaluated.
@@ -24,15 +22,6 @@ DTYPES = {
     "float64": torch.float64,
     INT8: torch.float32,
 }
-
-
-def give_back_memory() -> None:
-    """Give the system the memory that the C library holds unused, where it can. While a model is loaded and prepared,
-    this grows to as much as the model takes, and would stay so."""
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-        if trim is not None:
-            trim(0)
 
 
 class PreparedModel:
@@ -154,8 +143,8 @@ def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product
         return int8.product_maker()
     if parameter.device.type != "cpu":
         return None
-    can_pack = parameter.dtype in (torch.float32, torch.bfloat16) and packed.pays(parameter.dtype)
-    return packed.PackedProduct if can_pack else None
+    product = floats.fastest(parameter.dtype) if parameter.dtype in (torch.float32, torch.bfloat16) else Product
+    return None if product is Product else product
 
 
 def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:

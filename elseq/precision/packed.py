@@ -1,23 +1,20 @@
-"""float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products, which are faster than those of MKL."""
+"""float32 and bfloat16 on a CPU: weights in the layout of oneDNN's products."""
 
 import ctypes
-from functools import cache, partial
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from elseq.measurements import measured, seconds_on_cpu
 from elseq.precision.linear import Product, scratchpad_bytes
 
 # Weights are laid out for this number of rows. The layout is good for other numbers of rows except one.
 ROWS = 32
-PAYING = 0.95  # share of the usual time up to which packing pays. A smaller gain differs between runs
 PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one input together: [N / 64, K, 64]
 
 
 class PackedProduct(Product):
-    """Evaluates a layer by operations that torch's compiler calls, too; see `pays`."""
+    """Evaluates a layer by operations that torch's compiler calls, too."""
 
     activations = ("gelu",)  # oneDNN's relu makes 0 of NaN
 
@@ -79,32 +76,3 @@ def rounded(rows: int) -> int:
     bits = max(0, rows - 1).bit_length()
     step = 1 << max(min(bits, 4), bits - 4)
     return -(-rows // step) * step
-
-
-@cache
-def pays(dtype: torch.dtype) -> bool:
-    """Whether packed products are there, right, and faster than `F.linear` on this machine. Their results differ in the
-    last digits, so the time, some milliseconds, is measured once for all processes."""
-    generator = torch.Generator().manual_seed(0)
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a search may have been seeded
-        layer = nn.Linear(768, 3072)
-        layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 768**0.5)
-        layer = layer.to(dtype)
-        x = torch.randn(ROWS, 768, generator=generator).to(dtype)
-        try:
-            packed = PackedProduct(layer)
-            exact = F.linear(x.double(), layer.weight.double(), layer.bias.double())
-            allowed = 4 * (F.linear(x, layer.weight, layer.bias) - exact).abs().max() + torch.finfo(dtype).eps
-            if not bool((packed.multiply(x) - exact).abs().max() <= allowed and packed.weight().equal(layer.weight)):
-                return False
-        except (RuntimeError, AttributeError, NotImplementedError):  # another torch, another processor
-            return False
-        ordinary = partial(F.linear, x, layer.weight, layer.bias)
-        name = f"packed product {dtype}"
-        usual, ours = measured(name, x.device, lambda: _fastest(ordinary, lambda: packed.multiply(x)))
-    return ours <= PAYING * usual
-
-
-def _fastest(*calls) -> tuple[float, ...]:
-    times = [[seconds_on_cpu(call) for call in calls] for _ in range(10)]
-    return tuple(map(min, zip(*times, strict=True)))

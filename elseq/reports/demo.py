@@ -18,10 +18,10 @@ from tabulate import tabulate
 
 from elseq.files import read_lines
 from elseq.reports.logs import GenerationLog, read_finished
+from elseq.tables import MEBIBYTE
 
 MODES = ("stock", "kv", "el")
 EXAMPLES = 3
-MEBIBYTE = 2**20
 WORD = re.compile(r"[A-Za-z]+")
 
 

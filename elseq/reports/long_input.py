@@ -18,10 +18,9 @@ from elseq.files import check_output_file, save_figure
 from elseq.reports.logs import read_finished, read_token_scores
 from elseq.scoring import SEED
 from elseq.scoring.statistics import INTERVAL, Score, interval, resample
-from elseq.tables import markdown, number
+from elseq.tables import MEBIBYTE, markdown, number
 
 RESAMPLES = 1000
-MEBIBYTE = 2**20
 METHODS = ("kv", "el")
 OWN, OTHER, CUT, WINDOWS, TOP_K, FULL = "own", "other", "cut", "windows", "top-k", "full"
 TUNED, TUNED_CUT = "tuned", "tuned-cut"

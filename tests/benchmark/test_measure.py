@@ -129,7 +129,7 @@ def test_what_ran_on_a_gpu(folders, monkeypatch):
     verdict = Verdict("reorder", (torch.float16, 4), torch.device("cuda:0"), True, None, 1.0, 2.0)
     monkeypatch.setattr("elseq.benchmark.fairseq_engine.verdicts", lambda: [verdict])
     monkeypatch.setattr(CapturedWork, "captures", 3)
-    monkeypatch.setattr(CapturedWork, "obstacle", "no memory")
+    monkeypatch.setattr(CapturedWork, "obstacle", "that of an earlier search")
     search = {"min_len": 8, "max_len_b": 8, "lenpen": 1.0, "no_repeat_ngram_size": 0}
     request = {"model_file": checkpoint_model(folders / "gpt2", None).to_dict(), "sources": SOURCES, "mode": "kv"}
     request |= {"dtype": "float32", "device": "cpu", "threads": 1, "beam": 2, "search": search}
@@ -138,6 +138,8 @@ def test_what_ran_on_a_gpu(folders, monkeypatch):
     engine.decode(BATCHES[0])
     assert engine.found.kernels is engine.found.captures is engine.found.not_captured is None
     engine.request = request | {"device": "cuda"}
+    assert CapturedWork.obstacle is None
+    monkeypatch.setattr(CapturedWork, "obstacle", "no memory")
     monkeypatch.setattr(CapturedWork, "captures", 5)
     engine.look()
     found = json.loads(json.dumps(asdict(engine.found)))

@@ -13,16 +13,17 @@ from elseq.generation.scorer import score_targets
 from elseq.generation.search import Usage
 from elseq.models import windows
 from elseq.models.top_k import apply_attention_top_k
-from elseq.precision import packed
+from elseq.precision.linear import Product
+from elseq.precision.packed import PackedProduct
 from tests.helpers import peak_memory
+from tests.precision.products import KINDS, choose, evaluates
 from tests.tiny_models import make_dictionary, make_elseq_model, make_models, make_sample, make_sources
 
 
 @pytest.fixture(autouse=True)
 def packed_products(monkeypatch):
     """Whatever is faster on this machine today."""
-    if hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        monkeypatch.setattr(packed, "pays", lambda dtype: True)
+    choose(monkeypatch, PackedProduct if evaluates(PackedProduct, torch.float32) else Product)
 
 
 def test_the_measure():
@@ -462,14 +463,12 @@ def test_sizes_for_people(size, text):
     assert write_bytes(size) == text
 
 
-@pytest.fixture(params=[True, False], ids=["packed", "ordinary"])
-def either_product(request, monkeypatch):
-    if request.param and not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no packed products")
-    monkeypatch.setattr(packed, "pays", lambda dtype: request.param)
+@pytest.fixture(params=KINDS, ids=["packed", "kernels", "ordinary"])
+def any_product(request, monkeypatch):
+    choose(monkeypatch, request.param)
 
 
-def test_rows_that_packed_products_add(either_product):
+def test_rows_that_packed_products_add(any_product):
     """20 hypotheses are multiplied as 32."""
     planned, peak, _ = measure("bart", "el", sentences=4, length=10, beam=5, words=5000)
     assert peak <= planned < 1.1 * peak, planned / peak
@@ -488,7 +487,7 @@ def test_rows_that_packed_products_add(either_product):
     ],
     ids=str,
 )
-def test_either_product(family, method, sizes, either_product):
+def test_any_product(family, method, sizes, any_product):
     planned, peak, state = measure(family, method, **sizes)
     assert state < peak <= planned < 1.25 * peak, planned / peak
 
@@ -504,7 +503,7 @@ def test_either_product(family, method, sizes, either_product):
     ],
     ids=str,
 )
-def test_scoring_by_either_product(family, method, sizes, either_product):
+def test_scoring_by_any_product(family, method, sizes, any_product):
     planned, peak = measure_scoring(family, method, **sizes)
     assert peak <= planned < 1.4 * peak, planned / peak
 

@@ -34,8 +34,13 @@ class Gpu(TorchDispatchMode):
 
 @pytest.fixture
 def gpu(monkeypatch):
-    """After how many operations captures fail, how many bytes are free, and how many captures there were."""
-    found = SimpleNamespace(fails_after=math.inf, free=1000, captures=0, runs=0)
+    """After how many operations captures fail, how many bytes are free and how many PyTorch holds unused, and how many
+    captures there were."""
+    found = SimpleNamespace(fails_after=math.inf, free=1000, unused=0, captures=0, runs=0, emptied=0)
+
+    def empty_cache():
+        found.emptied += 1
+        found.free, found.unused = found.free + found.unused, 0
 
     def run(work, pool, stream):
         found.captures += 1
@@ -52,9 +57,10 @@ def gpu(monkeypatch):
     monkeypatch.setattr(cuda_graphs, "_capture", run)
     monkeypatch.setattr(cuda_graphs, "_shared_by", lambda device: SimpleNamespace(pool=None, stream=None))
     monkeypatch.setattr(cuda_graphs, "unreserved_bytes", lambda device: found.free)
+    monkeypatch.setattr(cuda_graphs, "free_bytes", lambda device: found.free + found.unused)
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
-    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
-    cuda_graphs._warn.cache_clear()
+    monkeypatch.setattr(torch.cuda, "empty_cache", empty_cache)
+    cuda_graphs._log.cache_clear()
     return found
 
 
@@ -163,6 +169,28 @@ def test_what_is_held_is_released(gpu):
     assert cuda_graphs.held_bytes() == before + 7
     cuda_graphs.release_memory()
     assert cuda_graphs.held_bytes() == first.size == 0
+
+
+@pytest.mark.parametrize(
+    "free, unused, has_memory, emptied", [(9, 0, True, 0), (8, 1, True, 1), (8, 0, False, 0), (0, 7, False, 0)]
+)
+def test_unused_memory_is_given_back_where_that_is_enough(gpu, free, unused, has_memory, emptied):
+    """The GPU is idle meanwhile, and what was given back is allocated anew."""
+    gpu.free, gpu.unused = free, unused
+    assert cuda_graphs.has_memory(GPU, 9) == has_memory
+    assert gpu.emptied == emptied
+
+
+def test_the_obstacle_is_the_last_one_and_told_once(gpu, caplog):
+    """Also where it was met before, and forgotten."""
+    for _ in range(2):
+        CapturedWork.obstacle = None
+        gpu.free = 0
+        captured = CapturedWork(GPU)
+        for _ in range(3):
+            captured(lambda: None)
+        assert "too small" in CapturedWork.obstacle
+    assert len(caplog.records) == 1
 
 
 def test_work_is_run_once_captured_once_and_then_replayed(gpu):

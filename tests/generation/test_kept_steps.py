@@ -17,6 +17,8 @@ from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_gra
 from elseq.generation.kept_steps import Buffers, KeptSteps, shared_sizes
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.precision import floats
+from elseq.precision.linear import Product
 from tests.generation.test_transfers import STRATEGIES
 from tests.tape import TapedWork
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
@@ -31,6 +33,7 @@ OTHER = (9, 3, 12, 8, 1)
 @pytest.fixture
 def begin_to_keep(monkeypatch):
     """From when this is called on steps are captured and kept."""
+    monkeypatch.setattr(floats, "fastest", lambda dtype: Product)  # on a GPU layers are ordinary
 
     def begin():
         monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
@@ -194,6 +197,23 @@ def spoil(buffers):
     for step in buffers.steps.values():
         step.order.zero_()
         step.tokens.fill_(9)
+
+
+@pytest.mark.parametrize("setting", ["allow_tf32", "allow_fp16_reduced_precision_reduction"])
+def test_another_precision_of_products(begin_to_keep, setting):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    begin_to_keep()
+    generator = make_generator(model)
+    products = torch.backends.cuda.matmul
+    before, captures = getattr(products, setting), []
+    try:
+        for value in (before, not before, not before):
+            setattr(products, setting, value)
+            generator.generate([model], sample_of(BATCHES[0]))
+            captures.append(TapedWork.captures)
+    finally:
+        setattr(products, setting, before)
+    assert captures == [1, 2, 2]
 
 
 @torch.no_grad()

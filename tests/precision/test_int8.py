@@ -102,7 +102,7 @@ def test_the_slow_way_is_told_once(monkeypatch, caplog):
     with caplog.at_level("INFO"):
         made = [int8.product_maker()(nn.Linear(8, 8)) for _ in range(3)]
     assert all(isinstance(product, TorchProduct) for product in made)
-    assert len([record for record in caplog.records if "AVX-512" in record.message]) == 1
+    assert len([record for record in caplog.records if "AVX2" in record.message]) == 1
 
 
 @pytest.mark.parametrize("product", products())
@@ -173,10 +173,10 @@ def test_both_ways_have_the_same_integers():
 
 @pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
 def test_a_table_is_packed_in_blocks():
-    """Nothing as large as the table is made beside what is kept of it."""
+    """Nothing as large as the table is made beside what is kept of it, in pages of its own."""
     linear, made = nn.Linear(128, 20000, bias=False), []
     peak = peak_memory(lambda: made.append(KernelProduct(linear, QuantizedInputs())))
-    assert 128 * 20000 < peak < 1.2 * 128 * 20000
+    assert peak < 0.2 * 128 * 20000
     assert made[0].is_of(linear.weight)
     with torch.no_grad():
         linear.weight[19999, 5] += 1

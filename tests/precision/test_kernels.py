@@ -9,11 +9,10 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq import native
 from elseq.precision import kernels
 from tests.attention.reference import quick, seeds
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="not compiled, or no AVX-512 VNNI")
+pytestmark = pytest.mark.usefixtures("kernels_for")
 FUNCTIONS = {"none": lambda x: x, "relu": torch.relu, "gelu": torch.nn.functional.gelu}
 activations = st.sampled_from(sorted(FUNCTIONS))
 
@@ -41,19 +40,15 @@ def assert_close(actual, reference):
         assert ((actual - reference).abs() / largest).max() < 1e-6
 
 
-@needs_kernels
 @quick
-@given(seeds, st.integers(0, 20), st.integers(0, 150), st.integers(0, 200), activations, st.booleans(), st.booleans())
-def test_linear(seed, rows, inputs, outputs, activation, has_bias, has_residual):
+@given(seeds, st.integers(0, 20), st.integers(0, 150), st.integers(0, 200), activations, st.booleans())
+def test_linear(seed, rows, inputs, outputs, activation, has_bias):
     x, weight, scale, bias = draw(seed, rows, inputs, outputs)
     bias = bias if has_bias else None
-    residual = torch.randn(rows, outputs) if has_residual else None
-    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation, residual=residual)
-    reference = expected(x, weight, scale, bias, activation)
-    assert_close(actual, reference + residual if has_residual else reference)
+    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation)
+    assert_close(actual, expected(x, weight, scale, bias, activation))
 
 
-@needs_kernels
 @pytest.mark.parametrize("shape", [(1, 700, 1000), (32, 768, 771), (500, 129, 130), (10000, 20, 70), (49, 12000, 65)])
 def test_every_way_to_cut_a_product(shape, threads):
     x, weight, scale, bias = draw(0, *shape)
@@ -65,7 +60,6 @@ def test_every_way_to_cut_a_product(shape, threads):
         assert torch.equal(kernels.linear(x[row : row + 1], packed, scale, bias, "gelu")[0], whole[row])
 
 
-@needs_kernels
 def test_the_threads_change_nothing():
     x, weight, scale, bias = draw(0, 300, 256, 257)
     before, results = torch.get_num_threads(), []
@@ -76,7 +70,6 @@ def test_the_threads_change_nothing():
     assert torch.equal(*results)
 
 
-@needs_kernels
 def test_largest_sums():
     weight = torch.full((64, kernels.MAX_INPUTS), -128, dtype=torch.int8)
     x = torch.ones(7, kernels.MAX_INPUTS)
@@ -89,7 +82,6 @@ def test_largest_sums():
         kernels.pack(torch.zeros(1, kernels.MAX_INPUTS + 1, dtype=torch.int8))
 
 
-@needs_kernels
 @quick
 @given(seeds, st.integers(0, 9), st.integers(1, 90))
 def test_quantize_rows(seed, rows, width):
@@ -102,7 +94,6 @@ def test_quantize_rows(seed, rows, width):
     assert ((quantized[:, :width].double() - 128) - steps).abs().le(0.5 + 1e-4).all()
 
 
-@needs_kernels
 def test_quantize_rows_of_zeros_and_of_the_smallest_and_largest_numbers():
     largest = torch.finfo(torch.float32).max
     x = torch.tensor([[0.0, -0.0], [1e-40, 1e-37], [1e-35, -1e-35], [largest, -largest]])
@@ -111,7 +102,6 @@ def test_quantize_rows_of_zeros_and_of_the_smallest_and_largest_numbers():
     assert torch.equal(scale[:2], torch.zeros(2)) and torch.equal(scale[2:], x[2:, 0] / 127)
 
 
-@needs_kernels
 @pytest.mark.parametrize("activation", sorted(FUNCTIONS))
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_row_with_a_number_that_is_none(value, activation):
@@ -122,7 +112,6 @@ def test_a_row_with_a_number_that_is_none(value, activation):
     assert not actual[[0, 1, 3, 4, 5, 6, 7]].isnan().any()
 
 
-@needs_kernels
 def test_gelu_is_the_exact_one():
     x = torch.arange(-45000, 45001) / 5000
     packed = kernels.pack(torch.zeros(len(x), 1, dtype=torch.int8))
@@ -131,13 +120,12 @@ def test_gelu_is_the_exact_one():
     assert actual[len(x) // 2] == 0
 
 
-@needs_kernels
-def test_out_and_a_shared_quantization():
+def test_a_shared_quantization_and_scattered_numbers():
     x, weight, scale, bias = draw(0, 8, 30, 70)
-    packed, out = kernels.pack(weight), torch.randn(8, 70)
-    reference = kernels.linear(x, packed, scale, bias) + out
-    assert kernels.linear(kernels.quantize_rows(x), packed, scale, bias, residual=out, out=out) is out
-    assert torch.equal(out, reference)
+    packed = kernels.pack(weight)
+    assert torch.equal(
+        kernels.linear(kernels.quantize_rows(x), packed, scale, bias), kernels.linear(x, packed, scale, bias)
+    )
     wide = torch.stack([x, -x], 2)  # every second number of it
     assert torch.equal(kernels.linear(wide[..., 0], packed, scale), kernels.linear(x, packed, scale))
 
@@ -152,12 +140,9 @@ def test_out_and_a_shared_quantization():
         ({"x": (torch.zeros(8, 32, dtype=torch.uint8), torch.ones(7))}, "scale of x"),
         ({"column_scale": torch.ones(69)}, "column_scale"),
         ({"bias": torch.ones(70).half()}, "bias"),
-        ({"residual": torch.ones(70, 8).t()}, "residual"),
-        ({"out": torch.ones(8, 71)}, "out"),
         ({"activation": "tanh"}, "tanh"),
     ],
 )
-@needs_kernels
 def test_linear_refuses(wrong, message):
     x, weight, scale, _ = draw(0, 8, 30, 70)
     with pytest.raises(ValueError, match=message):
@@ -190,7 +175,6 @@ def test_embedding_refuses(index):
         kernels.embedding(packed, torch.ones(4), torch.tensor([1]))
 
 
-@needs_kernels
 @quick
 @given(seeds, st.integers(0, 9), st.integers(1, 5000), st.integers(1, 70), st.integers(0, 5))
 def test_log_softmax_top(seed, rows, width, count, tenths):
@@ -206,7 +190,6 @@ def test_log_softmax_top(seed, rows, width, count, tenths):
     assert torch.allclose(values.double(), reference[:, :count], rtol=1e-6, atol=1e-6)
 
 
-@needs_kernels
 def test_log_softmax_top_of_a_vocabulary(threads):
     torch.manual_seed(0)
     logits = torch.randn(32, 50265) * 4
@@ -221,7 +204,6 @@ def test_log_softmax_top_of_a_vocabulary(threads):
         assert torch.equal(kernels.log_softmax_top(logits[row : row + 1], 8)[0][0], values[row])
 
 
-@needs_kernels
 @pytest.mark.parametrize("place", [0, 5, 90])
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_log_softmax_top_without_probabilities(value, place):
@@ -234,7 +216,6 @@ def test_log_softmax_top_without_probabilities(value, place):
         assert len(set(row.tolist())) == 8 and row.min() >= 0 and row.max() < 100
 
 
-@needs_kernels
 @pytest.mark.parametrize("count", [0, 6])
 def test_log_softmax_top_refuses(count):
     with pytest.raises(ValueError, match=f"between 1 and 5, not {count}"):
@@ -243,14 +224,6 @@ def test_log_softmax_top_refuses(count):
         kernels.log_softmax_top(torch.zeros(2, 5, dtype=torch.float64), 1)
 
 
-def test_not_available(monkeypatch):
-    monkeypatch.setattr(native, "library", lambda: None)
-    assert not kernels.available()
-    with pytest.raises(RuntimeError, match="AVX-512 VNNI"):
-        kernels.quantize_rows(torch.ones(1, 1))
-
-
-@needs_kernels
 def test_threads_are_those_of_torch():
     program = """
 import os, torch

@@ -7,7 +7,9 @@ import pytest
 import torch
 from torch import nn
 
+from elseq.precision import int8
 from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product, activated
+from elseq.precision.packed import PackedProduct
 
 
 class Doubled(Product):
@@ -60,6 +62,28 @@ def test_the_product_is_made_at_the_first_call_and_again_when_the_weight_changes
         layer.weight.mul_(3)
     torch.testing.assert_close(linear(x), 2 * plain(x))
     assert len(made) == 2
+
+
+@pytest.mark.parametrize("activation", [None, "gelu"])
+@pytest.mark.parametrize(
+    "make", [PackedProduct, int8.TorchProduct, int8.product_maker()], ids=["oneDNN", "torch", "kernels"]
+)
+@torch.no_grad()
+def test_autocast_changes_no_product(make, activation):
+    """Not all processors multiply in bfloat16, and a product's weight is not in it."""
+    layer, x = nn.Linear(64, 32), torch.randn(5, 64)
+    try:
+        searching(layer, make)(x)
+    except (AttributeError, RuntimeError):
+        pytest.skip("this torch has no packed products")
+
+    def multiply(x):
+        return layer(x) if activation is None else activated(layer, x, activation, nn.functional.gelu)
+
+    expected = multiply(x.bfloat16().float())
+    with torch.autocast("cpu", torch.bfloat16):
+        found = multiply(x.bfloat16())
+    torch.testing.assert_close(found.float(), expected, rtol=1e-2 if found.dtype == torch.bfloat16 else 0, atol=0)
 
 
 def readers():

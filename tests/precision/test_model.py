@@ -11,9 +11,12 @@ import torch
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.precision import model as precision_model
-from elseq.precision import packed, prepared, restore
-from elseq.precision.linear import DecodingEmbedding, DecodingLinear
-from elseq.precision.model import PreparedModel, give_back_memory
+from elseq.precision import prepared, restore
+from elseq.precision.floats import KernelProduct
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear, give_back_memory
+from elseq.precision.model import PreparedModel
+from elseq.precision.packed import PackedProduct
+from tests.precision.products import choose
 from tests.tiny_models import FAMILIES, assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(60)
@@ -30,11 +33,10 @@ def search(model, family, beam=3):
     return generator.generate(None, make_sample(DICTIONARY, rows))
 
 
-@pytest.fixture
-def always_packed(monkeypatch):
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no packed products")
-    monkeypatch.setattr(packed, "pays", lambda dtype: True)
+@pytest.fixture(params=[PackedProduct, KernelProduct], ids=["oneDNN", "kernels"])
+def always_packed(request, monkeypatch):
+    choose(monkeypatch, request.param)
+    return request.param
 
 
 @pytest.mark.parametrize("method", ["kv", "el"])
@@ -206,7 +208,7 @@ def test_methods_in_turn_where_nobody_has_the_originals(family):
 
 def test_a_table_that_is_an_embedding_as_well_is_packed_and_kept(always_packed, monkeypatch):
     """Where its rows cannot be read from the packed weight."""
-    monkeypatch.setattr(packed.PackedProduct, "embeds", lambda self, weight: False)
+    monkeypatch.setattr(always_packed, "embeds", lambda self, weight: False)
     model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]
     model.make_generation_fast_()
     search(model, "bart")
@@ -329,7 +331,7 @@ def test_an_embedding_and_the_output_projection_share_an_int8_table(shared):
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_tied_table_is_held_once_if_its_rows_can_be_read(family, is_read, always_packed, monkeypatch):
     if not is_read:
-        monkeypatch.setattr(packed.PackedProduct, "embeds", lambda self, weight: False)
+        monkeypatch.setattr(always_packed, "embeds", lambda self, weight: False)
     models = make_models(family, DICTIONARY, share_decoder_input_output_embed=True, share_all_embeddings=False)
     model = models["kv"]
     expected = search(models["stock"], family)

@@ -6,11 +6,19 @@ from torch import nn
 
 from elseq.precision import packed
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct, pays
+from elseq.precision.packed import PackedProduct
 from tests.helpers import peak_memory
+from tests.precision.products import evaluates
 
 ACTIVATIONS = {None: lambda x: x, "gelu": nn.functional.gelu}
-needs_packing = pytest.mark.skipif(not pays(torch.float32), reason="packed products do not pay on this machine")
+needs_packing = pytest.mark.skipif(
+    not evaluates(PackedProduct, torch.float32), reason="this torch has no packed products"
+)
+
+
+def skip_unless_packed(dtype):
+    if not evaluates(PackedProduct, dtype):
+        pytest.skip(f"oneDNN has no packed products of {dtype} here")
 
 
 @needs_packing
@@ -43,8 +51,7 @@ def test_what_is_no_number_stays_none(activation):
 @needs_packing
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_the_weight_is_kept_exactly(dtype):
-    if not pays(dtype):
-        pytest.skip("packed products do not pay for this type")
+    skip_unless_packed(dtype)
     linear = nn.Linear(33, 50).to(dtype)
     assert PackedProduct(linear).weight().equal(linear.weight)
 
@@ -58,41 +65,6 @@ def test_a_row_does_not_depend_on_its_batch():
     for rows in (x[:8], x[8:40], x[40:]):
         torch.testing.assert_close(product.multiply(rows), together[: len(rows)], rtol=1e-6, atol=1e-6)
         together = together[len(rows) :]
-
-
-def test_without_the_operations_nothing_is_packed(monkeypatch):
-    monkeypatch.setattr(packed, "PackedProduct", lambda linear: torch.ops.mkldnn.no_such_operation(linear.weight))
-    pays.cache_clear()
-    try:
-        assert not pays(torch.float32)
-    finally:
-        pays.cache_clear()
-
-
-def test_wrong_products_are_not_used(monkeypatch):
-    class Wrong(PackedProduct):
-        def multiply(self, x, activation=None):
-            return super().multiply(x, activation) + 0.01
-
-    monkeypatch.setattr(packed, "PackedProduct", Wrong)
-    pays.cache_clear()
-    try:
-        assert not pays(torch.float32)
-    finally:
-        pays.cache_clear()
-
-
-def test_processes_choose_alike(tmp_path, monkeypatch):
-    """Whatever else the machine does meanwhile: the last digits of the results differ."""
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    pays.cache_clear()
-    try:
-        first = pays(torch.float32)
-        pays.cache_clear()  # as another process
-        monkeypatch.setattr(packed, "_fastest", lambda *calls: pytest.fail("it was measured anew"))
-        assert pays(torch.float32) == first
-    finally:
-        pays.cache_clear()
 
 
 def test_there_are_few_numbers_of_rows():
@@ -113,22 +85,11 @@ def test_the_product_for_any_number_of_rows():
         torch.testing.assert_close(product.multiply(x[:rows]), expected[:rows], rtol=1e-5, atol=1e-5)
 
 
-def test_the_trial_draws_no_random_numbers():
-    """Of a search that was seeded before."""
-    pays.cache_clear()
-    torch.manual_seed(1)
-    pays(torch.float32)
-    found = torch.rand(3)
-    torch.manual_seed(1)
-    assert torch.rand(3).equal(found)
-
-
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("shape", [(300, 128), (64, 16), (1, 8), (1030, 24)])
 def test_rows_of_a_packed_weight(shape, dtype):
     """The layout is tried: either all rows are right, or it is not used."""
-    if not hasattr(torch.ops.mkldnn, "_linear_pointwise"):
-        pytest.skip("this torch has no packed products")
+    skip_unless_packed(dtype)
     outputs, inputs = shape
     linear = torch.nn.Linear(inputs, outputs).to(dtype)
     weight = linear.weight.detach()
@@ -144,12 +105,13 @@ def test_rows_of_a_packed_weight(shape, dtype):
     assert not product.embeds(other)
 
 
-@pytest.mark.skipif(not hasattr(torch.ops.mkldnn, "_linear_pointwise"), reason="this torch has no packed products")
 @pytest.mark.parametrize("kind", ["packed", "ordinary"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 16), (5, 16, 64), (160, 100, 500), (1000, 64, 128)])
 @torch.no_grad()
 def test_the_memory_of_a_product(rows, inputs, outputs, dtype, kind):
+    if kind == "packed":
+        skip_unless_packed(dtype)
     linear, x = nn.Linear(inputs, outputs).to(dtype), torch.randn(rows, inputs).to(dtype)
     product, multiply = (PackedProduct, PackedProduct(linear).multiply) if kind == "packed" else (Product, linear)
     multiply(x)  # the first time oneDNN compiles

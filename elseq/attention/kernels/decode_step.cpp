@@ -1,8 +1,5 @@
-// Attention of a decoding step by AVX-512. decode_step.py describes the function and checks its arguments.
+// Attention of a decoding step. decode_step.py describes the function and checks its arguments.
 
-#include <algorithm>
-#include <cstring>
-#include <limits>
 #include <type_traits>
 #include <vector>
 
@@ -26,7 +23,8 @@ struct Own {
 
 namespace {
 
-constexpr int64_t MOST = 6;  // queries of a tile: 24 of 32 registers accumulate
+constexpr int64_t MOST = 6;  // queries of a tile
+constexpr int64_t TILE = REGISTERS * LANES;  // numbers of each that accumulate in registers
 constexpr int64_t CACHED = 1 << 19;  // bytes of values that several queries read
 
 struct Step {
@@ -37,74 +35,87 @@ struct Step {
     Own own;
 };
 
-INLINE __m512 load(const float *from, __mmask16 mask) { return _mm512_maskz_loadu_ps(mask, from); }
-INLINE __m512 load(const uint16_t *from, __mmask16 mask) {
-    const __m256i half = _mm256_maskz_loadu_epi16(mask, from);
-    return _mm512_castsi512_ps(_mm512_slli_epi32(_mm512_cvtepu16_epi32(half), 16));
-}
-
 template <class T>
 INLINE void fetch(const T *from, int64_t count) {
     for (int64_t i = 0; i < count; i += 64 / sizeof(T)) _mm_prefetch(from + i, _MM_HINT_T0);
 }
 
-// Scores of R queries and 64 positions, whose keys stand beside each other. `next` is read soon.
-template <int R, class T>
-void score(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask, int64_t count,
-           float *scores, int64_t row, const T *next, int64_t next_stride) {
-    __m512 sum[R][4];
-    __mmask16 there[4];
-    UNROLL for (int j = 0; j < 4; j++) there[j] = first(count - 16 * j);
+// The lanes of J vectors that are among `count` numbers: of type `Mask`, or `Whole` where all are.
+template <class M, int J>
+INLINE void lanes(int64_t count, M (&there)[J]) {
+    if constexpr (!std::is_same_v<M, Whole>)
+        UNROLL for (int j = 0; j < J; j++) there[j] = first(count - LANES * j);
+}
+
+// Scores of R queries and `TILE` positions, whose keys stand beside each other; those from `count` on mean nothing.
+// `next` is read soon.
+template <int R, class M, class T>
+INLINE void score_tile(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask,
+                       int64_t count, float *scores, int64_t row, const T *next, int64_t next_stride) {
+    Numbers sum[R][REGISTERS];
+    M there[REGISTERS];
+    lanes(count, there);
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < 4; j++) sum[r][j] = _mm512_setzero_ps();
+        UNROLL for (int j = 0; j < REGISTERS; j++) sum[r][j] = all(0);
     for (int64_t k = 0; k < width; k++) {
-        __m512 key[4];
-        UNROLL for (int j = 0; j < 4; j++) key[j] = load(keys + k * stride + 16 * j, there[j]);
-        fetch(next + k * next_stride, 64);
+        Numbers key[REGISTERS];
+        UNROLL for (int j = 0; j < REGISTERS; j++) key[j] = load(keys + k * stride + LANES * j, there[j]);
+        // The ends of cache lines: where these are not those of tiles, the line of the beginning is there already.
+        fetch(next + k * next_stride + std::min<int64_t>(64 / sizeof(T), TILE) - 1, TILE);
         UNROLL for (int r = 0; r < R; r++) {
-            const __m512 number = _mm512_set1_ps(query[r][k]);
-            UNROLL for (int j = 0; j < 4; j++) sum[r][j] = _mm512_fmadd_ps(number, key[j], sum[r][j]);
+            const Numbers number = all(query[r][k]);
+            UNROLL for (int j = 0; j < REGISTERS; j++) sum[r][j] = fmadd(number, key[j], sum[r][j]);
         }
     }
-    UNROLL for (int j = 0; j < 4; j++) {
-        __mmask16 hidden = 0;
-        if (mask) {
-            const __m128i bytes = _mm_maskz_loadu_epi8(there[j], mask + 16 * j);
-            hidden = _mm_test_epi8_mask(bytes, bytes);
-        }
-        const __m512 none = _mm512_set1_ps(-std::numeric_limits<float>::infinity());
+    UNROLL for (int j = 0; j < REGISTERS; j++) {
+        const Mask hidden = mask ? not_zero(mask + LANES * j, first(count - LANES * j)) : first(0);
         UNROLL for (int r = 0; r < R; r++)
-            _mm512_mask_storeu_ps(scores + r * row + 16 * j, there[j], _mm512_mask_mov_ps(sum[r][j], hidden, none));
+            store(scores + r * row + LANES * j, select(hidden, all(-INFINITE), sum[r][j]));
     }
 }
 
-// Adds to R rows of the result: weighted sums of 16 J numbers of the values, `at(s)` those of position s.
-template <int R, int J, class At>
-INLINE void add(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column, int64_t width,
-                float *out, int64_t out_row) {
-    __m512 sum[R][J];
-    __mmask16 there[J];
-    UNROLL for (int j = 0; j < J; j++) there[j] = first(width - column - 16 * j);
+template <int R, class T>
+__attribute__((noinline)) void score(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask, int64_t count,
+           float *scores, int64_t row, const T *next, int64_t next_stride) {
+    if (count >= TILE) score_tile<R, Whole>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
+    else score_tile<R, Mask>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
+}
+
+// Adds to R rows of the result: weighted sums of J vectors of the values, `at(s)` those of position s.
+template <int R, int J, class M, class At>
+INLINE void accumulate_lanes(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column,
+                             int64_t width, float *out, int64_t out_row) {
+    Numbers sum[R][J];
+    M there[J];
+    lanes(width - column, there);
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < J; j++) sum[r][j] = load(out + r * out_row + column + 16 * j, there[j]);
+        UNROLL for (int j = 0; j < J; j++) sum[r][j] = load(out + r * out_row + column + LANES * j, there[j]);
     for (int64_t s = 0; s < positions; s++) {
-        __m512 value[J];
-        UNROLL for (int j = 0; j < J; j++) value[j] = load(at(s) + column + 16 * j, there[j]);
+        Numbers value[J];
+        UNROLL for (int j = 0; j < J; j++) value[j] = load(at(s) + column + LANES * j, there[j]);
         UNROLL for (int r = 0; r < R; r++) {
-            const __m512 weight = _mm512_set1_ps(weights[r * row + s]);
-            UNROLL for (int j = 0; j < J; j++) sum[r][j] = _mm512_fmadd_ps(weight, value[j], sum[r][j]);
+            const Numbers weight = all(weights[r * row + s]);
+            UNROLL for (int j = 0; j < J; j++) sum[r][j] = fmadd(weight, value[j], sum[r][j]);
         }
     }
     UNROLL for (int r = 0; r < R; r++)
-        UNROLL for (int j = 0; j < J; j++)
-            _mm512_mask_storeu_ps(out + r * out_row + column + 16 * j, there[j], sum[r][j]);
+        UNROLL for (int j = 0; j < J; j++) store(out + r * out_row + column + LANES * j, sum[r][j], there[j]);
+}
+
+template <int R, int J, class At>
+INLINE void accumulate(const float *weights, int64_t row, int64_t positions, const At &at, int64_t column, int64_t width,
+                       float *out, int64_t out_row) {
+    if (width - column >= J * LANES) accumulate_lanes<R, J, Whole>(weights, row, positions, at, column, width, out, out_row);
+    else accumulate_lanes<R, J, Mask>(weights, row, positions, at, column, width, out, out_row);
 }
 
 template <int R, class At>
-void mix(const float *weights, int64_t row, int64_t positions, const At &at, int64_t width, float *out) {
+__attribute__((noinline)) void mix(const float *weights, int64_t row, int64_t positions, const At &at, int64_t width, float *out) {
+    constexpr int J = REGISTERS == 2 && R <= 2 ? 8 / R : REGISTERS;  // sums that do not wait for each other
     int64_t column = 0;
-    for (; column + 64 <= width; column += 64) add<R, 4>(weights, row, positions, at, column, width, out, width);
-    for (; column < width; column += 16) add<R, 1>(weights, row, positions, at, column, width, out, width);
+    for (; column + J * LANES <= width; column += J * LANES)
+        accumulate<R, J>(weights, row, positions, at, column, width, out, width);
+    for (; column < width; column += LANES) accumulate<R, 1>(weights, row, positions, at, column, width, out, width);
 }
 
 // Calls with the number of rows as a constant.
@@ -123,36 +134,36 @@ INLINE void with(int64_t rows, const Call &call) {
 // Products of a query with four keys.
 template <class T>
 INLINE __m128 products(const float *query, const T *const (&keys)[4], int64_t width) {
-    __m512 sum[4];
-    UNROLL for (int i = 0; i < 4; i++) sum[i] = _mm512_setzero_ps();
-    for (int64_t k = 0; k < width; k += 16) {
-        const __mmask16 there = first(width - k);
-        const __m512 numbers = load(query + k, there);
-        UNROLL for (int i = 0; i < 4; i++) sum[i] = _mm512_fmadd_ps(numbers, load(keys[i] + k, there), sum[i]);
+    Numbers sum[4];
+    UNROLL for (int i = 0; i < 4; i++) sum[i] = all(0);
+    for (int64_t k = 0; k < width; k += LANES) {
+        const Mask there = first(width - k);
+        const Numbers numbers = load(query + k, there);
+        UNROLL for (int i = 0; i < 4; i++) sum[i] = fmadd(numbers, load(keys[i] + k, there), sum[i]);
     }
     __m128 part[4];
     UNROLL for (int i = 0; i < 4; i++) {
-        const __m256 half = _mm256_add_ps(
-            _mm512_castps512_ps256(sum[i]),
-            _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(sum[i]), 1)));
-        part[i] = _mm_add_ps(_mm256_castps256_ps128(half), _mm256_extractf128_ps(half, 1));
+        const __m256 eight = eight_sums(sum[i]);
+        part[i] = _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
     }
     return _mm_hadd_ps(_mm_hadd_ps(part[0], part[1]), _mm_hadd_ps(part[2], part[3]));
 }
 
 // Writes exp(x - largest) and returns their sum.
 float exponentials(float *x, int64_t count) {
-    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), sum = _mm512_setzero_ps();
-    for (int64_t i = 0; i < count; i += 16)
-        most = _mm512_mask_max_ps(most, first(count - i), most, load(x + i, first(count - i)));
-    const __m512 largest = _mm512_set1_ps(_mm512_reduce_max_ps(most));
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 there = first(count - i);
-        const __m512 value = exp_of_negative(_mm512_sub_ps(load(x + i, there), largest));
-        _mm512_mask_storeu_ps(x + i, there, value);
-        sum = _mm512_mask_add_ps(sum, there, sum, value);
+    Numbers most = all(-INFINITE), sum = all(0);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Mask there = first(count - i);
+        most = max(most, select(there, load(x + i, there), all(-INFINITE)));
     }
-    return _mm512_reduce_add_ps(sum);
+    const Numbers largest = all(largest_of(most));
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Mask there = first(count - i);
+        const Numbers value = select(there, exp_of_negative(load(x + i, there) - largest), all(0));
+        store(x + i, value, there);
+        sum += value;
+    }
+    return sum_of(sum);
 }
 
 // Query q of a sentence belongs to one of its hypotheses and to one of the heads that share the key/value head.
@@ -165,13 +176,33 @@ struct Queries {
     int64_t head(int64_t q) const { return kv_head * ratio() + q % ratio(); }
 };
 
+// Where the numbers of position s are: of a sentence, and of hypothesis n.
+template <class T>
+struct OfSentence {
+    const T *first;
+    int64_t stride;
+    const T *operator()(int64_t s) const { return first + s * stride; }
+};
+template <class T>
+struct OfHypothesis {
+    const T *first;
+    const int64_t (&stride)[3];
+    const Own &own;
+    int64_t n, kv_head;
+    const T *operator()(int64_t s) const {
+        const int64_t row = s < own.listed ? own.rows[n * own.rows_row + s] : n;
+        return first + row * stride[0] + kv_head * stride[1] + s * stride[2];
+    }
+};
+
 template <class T, class U>
 void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &memory) {
     const Step &p = of.step;
     const Shared &shared = p.shared;
     const Own &own = p.own;
     const int64_t count = end - begin, positions = shared.positions + own.positions, width = p.width;
-    const int64_t row = (positions + 15) / 16 * 16;
+    // Whole vectors are written: scores of positions behind the sentence's, and up to three behind all.
+    const int64_t row = std::max((shared.positions + TILE - 1) / TILE * TILE, (positions + 3 + LANES - 1) / LANES * LANES);
     memory.resize(std::max<int64_t>(memory.size(), MOST * (row + width)));
     float *scores = memory.data(), *out = scores + MOST * row;
     const float *query[MOST];
@@ -182,28 +213,25 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
     const T *values = static_cast<const T *>(shared.values) + of.sequence * shared.value[0] + of.kv_head * shared.value[1];
     const U *own_keys = static_cast<const U *>(own.keys), *own_values = static_cast<const U *>(own.values);
     const uint8_t *mask = shared.mask ? shared.mask + of.sequence * shared.mask_row : nullptr;
-    for (int64_t s = 0; s < shared.positions; s += 64) {
-        const bool last = s + 64 >= shared.positions;
+    for (int64_t s = 0; s < shared.positions; s += TILE) {
+        const bool last = s + TILE >= shared.positions;
         with(count, [&](auto rows) {
             score<rows()>(query, keys + s, shared.key[2], width, mask ? mask + s : nullptr, shared.positions - s,
-                          scores + s, row, last ? values : keys + s + 64, last ? shared.value[2] : shared.key[2]);
+                          scores + s, row, last ? values : keys + s + TILE, last ? shared.value[2] : shared.key[2]);
         });
     }
-    const auto place = [&](int64_t n, int64_t s, const int64_t (&stride)[3]) {
-        return (s < own.listed ? own.rows[n * own.rows_row + s] : n) * stride[0] + of.kv_head * stride[1] + s * stride[2];
-    };
     for (int64_t i = 0; own.positions && i < count; i++) {
         const int64_t n = of.row(begin + i);
+        const OfHypothesis<U> key{own_keys, own.key, own, n, of.kv_head}, value{own_values, own.value, own, n, of.kv_head};
         float *to = scores + i * row + shared.positions;
         for (int64_t s = 0; s < own.positions; s += 4) {
             const U *four[4];
             UNROLL for (int j = 0; j < 4; j++) {
                 const int64_t position = std::min(s + j, own.positions - 1);
-                four[j] = own_keys + place(n, position, own.key);
-                fetch(own_values + place(n, position, own.value), std::min<int64_t>(width, 64));
+                four[j] = key(position);
+                fetch(value(position), std::min<int64_t>(width, 64));
             }
-            const __mmask8 there = first(own.positions - s) & 15;
-            _mm_mask_storeu_ps(to + s, there, products(query[i], four, width));
+            _mm_storeu_ps(to + s, products(query[i], four, width));
         }
     }
 
@@ -211,14 +239,13 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
     for (int64_t i = 0; i < count; i++) sum[i] = exponentials(scores + i * row, positions);
     std::fill_n(out, count * width, 0.f);
     with(count, [&](auto rows) {
-        const auto at = [&](int64_t s) { return values + s * shared.value[2]; };
-        mix<rows()>(scores, row, shared.positions, at, width, out);
+        mix<rows()>(scores, row, shared.positions, OfSentence<T>{values, shared.value[2]}, width, out);
     });
     for (int64_t i = 0, same; own.positions && i < count; i += same) {
         const int64_t n = of.row(begin + i);
         for (same = 1; i + same < count && of.row(begin + i + same) == n; same++) continue;
         with(same, [&](auto rows) {
-            const auto at = [&](int64_t s) { return own_values + place(n, s, own.value); };
+            const OfHypothesis<U> at{own_values, own.value, own, n, of.kv_head};
             mix<rows()>(scores + i * row + shared.positions, row, own.positions, at, width, out + i * width);
         });
     }
@@ -230,11 +257,13 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
 
 // How many of some numbers are at least as large as this.
 int64_t count_from(const float *x, int64_t count, float least) {
-    const __m512 bound = _mm512_set1_ps(least);
-    int64_t found = 0;
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 there = first(count - i);
-        found += __builtin_popcount(_mm512_mask_cmp_ps_mask(there, load(x + i, there), bound, _CMP_GE_OQ));
+    const Numbers bound = all(least);
+    int64_t found = 0, i = 0;
+    for (; i + 4 * LANES <= count; i += 4 * LANES)
+        UNROLL for (int j = 0; j < 4; j++) found += __builtin_popcount(bits(at_least(load(x + i + LANES * j), bound)));
+    for (; i < count; i += LANES) {
+        const Mask there = first(count - i);
+        found += __builtin_popcount(bits(there & at_least(load(x + i, there), bound)));
     }
     return found;
 }
@@ -255,41 +284,39 @@ float as_number(int32_t key) {
 // The places of the k largest of more than k numbers, ascending, and these numbers. Of equal ones the first are taken.
 // False: one is not a number.
 bool select_largest(const float *x, int64_t count, int64_t k, int32_t *places, float *largest) {
-    __m512 most = _mm512_set1_ps(-std::numeric_limits<float>::infinity()), least = _mm512_sub_ps(_mm512_setzero_ps(), most);
-    __mmask16 no_number = 0;
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 there = first(count - i);
-        const __m512 numbers = load(x + i, there);
-        no_number |= _mm512_mask_cmp_ps_mask(there, numbers, numbers, _CMP_UNORD_Q);
-        most = _mm512_mask_max_ps(most, there, most, numbers);
-        least = _mm512_mask_min_ps(least, there, least, numbers);
+    Numbers most = all(-INFINITE), least = all(INFINITE);
+    Mask no_number = first(0);
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Mask there = first(count - i);
+        const Numbers numbers = load(x + i, there);
+        no_number |= is_nan(numbers);
+        most = max(most, select(there, numbers, all(-INFINITE)));
+        least = min(least, select(there, numbers, all(INFINITE)));
     }
-    if (no_number) return false;
+    if (bits(no_number)) return false;
     // The k-th largest is from `low` on and below `high`: its bits are found in 32 passes at most.
-    int64_t low = as_key(_mm512_reduce_min_ps(least)), high = int64_t(as_key(_mm512_reduce_max_ps(most))) + 1;
+    int64_t low = as_key(smallest_of(least)), high = int64_t(as_key(largest_of(most))) + 1;
     while (high - low > 1) {
         const int64_t middle = low + (high - low) / 2, found = count_from(x, count, as_number(middle));
         (found >= k ? low : high) = middle;
         if (found == k) break;
     }
-    const __m512 bound = _mm512_set1_ps(as_number(low));
-    int64_t above = 0;
-    for (int64_t i = 0; i < count; i += 16) {
-        const __mmask16 there = first(count - i);
-        above += __builtin_popcount(_mm512_mask_cmp_ps_mask(there, load(x + i, there), bound, _CMP_GT_OQ));
+    const Numbers bound = all(as_number(low));
+    int64_t larger = 0;
+    for (int64_t i = 0; i < count; i += LANES) {
+        const Mask there = first(count - i);
+        larger += __builtin_popcount(bits(there & above(load(x + i, there), bound)));
     }
-    int64_t equal = k - above, taken = 0;
-    __m512i place = _mm512_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11, 12, 13, 14, 15);
-    for (int64_t i = 0; i < count && taken < k; i += 16, place = _mm512_add_epi32(place, _mm512_set1_epi32(16))) {
-        const __mmask16 there = first(count - i);
-        const __m512 numbers = load(x + i, there);
-        __mmask16 chosen = _mm512_mask_cmp_ps_mask(there, numbers, bound, _CMP_GT_OQ);
-        __mmask16 same = _mm512_mask_cmp_ps_mask(there, numbers, bound, _CMP_EQ_OQ);
-        while (__builtin_popcount(same) > equal) same &= ~(1 << (31 - __builtin_clz(same)));
-        equal -= __builtin_popcount(same);
-        chosen |= same;
-        _mm512_mask_compressstoreu_epi32(places + taken, chosen, place);
-        _mm512_mask_compressstoreu_ps(largest + taken, chosen, numbers);
+    int64_t same = k - larger, taken = 0;
+    for (int64_t i = 0; i < count && taken < k; i += LANES) {
+        const Mask there = first(count - i);
+        const Numbers numbers = load(x + i, there);
+        uint32_t tied = bits(there & equal(numbers, bound));
+        while (__builtin_popcount(tied) > same) tied &= ~(1u << (31 - __builtin_clz(tied)));
+        same -= __builtin_popcount(tied);
+        const uint32_t chosen = tied | bits(there & above(numbers, bound));
+        if (!chosen) continue;
+        compress(numbers, chosen, i, largest + taken, places + taken);
         taken += __builtin_popcount(chosen);
     }
     return true;
@@ -306,21 +333,21 @@ void choose(const float *scores, int64_t positions, int64_t k, int32_t *places, 
     }
 }
 
-// Adds up 16 J columns of the chosen values of all rows of a set. All rows go through the positions together, in blocks
+// Adds up J vectors of columns of the chosen values of all rows of a set. All rows go through the positions together, in blocks
 // that stay in the cache.
 template <int J, class T>
 void add_chosen(const float *weights, const int32_t *places, int64_t rows, int64_t positions, int64_t k, const T *values,
                 int64_t stride, int64_t column, int64_t width, float *out) {
-    const int64_t block = CACHED / (16 * J * sizeof(T));
+    const int64_t block = CACHED / (LANES * J * sizeof(T));
     static thread_local std::vector<int64_t> next;
     next.assign(rows, 0);
-    for (int64_t r = 0; r < rows; r++) std::fill_n(out + r * width + column, std::min<int64_t>(16 * J, width - column), 0.f);
+    for (int64_t r = 0; r < rows; r++) std::fill_n(out + r * width + column, std::min<int64_t>(LANES * J, width - column), 0.f);
     for (int64_t end = block; end < positions + block; end += block) {
         for (int64_t r = 0; r < rows; r++) {
             const int32_t *chosen = places + r * k;
             const int64_t begin = next[r];
             while (next[r] < k && chosen[next[r]] < end) next[r]++;
-            add<1, J>(weights + r * k + begin, 0, next[r] - begin,
+            accumulate<1, J>(weights + r * k + begin, 0, next[r] - begin,
                       [&](int64_t s) { return values + chosen[begin + s] * stride; }, column, width, out + r * width, 0);
         }
     }
@@ -340,12 +367,13 @@ void elseq_attend_to_largest(const float *scores, const void *values, float *wei
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t i = 0; i < sets * rows; i++)
         choose(scores + i * positions, positions, k, places + i * k, weights + i * k);
-    const int64_t columns = width <= 64 ? 64 : 128, parts = (width + columns - 1) / columns;
+    const bool narrow = width <= 4 * LANES;
+    const int64_t columns = (narrow ? 4 : 8) * LANES, parts = (width + columns - 1) / columns;
 #pragma omp parallel for schedule(dynamic, 1) num_threads(threads)
     for (int64_t i = 0; i < sets * parts; i++) {
         const int64_t set = i / parts, start = set / heads * value_sequence + set % heads * value_head;
         const auto add = [&](const auto *from) {
-            const auto call = columns == 64 ? add_chosen<4, std::decay_t<decltype(*from)>> : add_chosen<8, std::decay_t<decltype(*from)>>;
+            const auto call = narrow ? add_chosen<4, std::decay_t<decltype(*from)>> : add_chosen<8, std::decay_t<decltype(*from)>>;
             call(weights + set * rows * k, places + set * rows * k, rows, positions, k, from + start, value_position,
                  i % parts * columns, width, out + set * rows * width);
         };

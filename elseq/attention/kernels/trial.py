@@ -22,6 +22,7 @@ ROUNDS = 3  # of which the fastest counts
 SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used, and no graph kept
 
 _allocated: dict[torch.device, int] = {}  # bytes by trials
+_postponed: dict[tuple, int] = {}  # free bytes with which a trial ran out of memory
 
 
 class Verdict(NamedTuple):
@@ -59,7 +60,7 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
     why: in a warning for the first sizes, and for others at the level debug. `verdicts` returns all. Every process
     compares the numbers, and the times are measured once on a machine: all processes use the same kernels. While a CUDA
     graph is captured, or when memory runs out, nothing can be tried: a kernel without a verdict is then not used, and a
-    later call tries it.
+    later call tries it; in the second case not before twice as much memory is free.
 
     Args:
         name: of the kernel.
@@ -74,16 +75,23 @@ def usable(name: str, device: torch.device, case: Callable[[], Trial], sizes: tu
     if key not in _verdicts:
         if torch.cuda.is_available() and torch.cuda.is_current_stream_capturing():
             return False
-        before = allocated(device)
+        if key in _postponed and _free_bytes(device) < 2 * _postponed[key]:
+            return False
+        before, free = allocated(device), _free_bytes(device)
         try:
             verdict = _try(name, device, sizes, case)
         except torch.OutOfMemoryError:
+            _postponed[key] = free
             return False
         finally:
             _allocated[device] = _allocated.get(device, 0) + allocated(device) - before
         _log(verdict)
         _verdicts[key] = verdict
     return _verdicts[key].is_used
+
+
+def _free_bytes(device: torch.device) -> int:
+    return gpu.free_bytes(device) if device.type == "cuda" else 0
 
 
 def verdicts() -> list[Verdict]:

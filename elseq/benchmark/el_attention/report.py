@@ -10,10 +10,10 @@ from elseq.benchmark.el_attention.plan import Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
 from elseq.benchmark.limits import Limits
 from elseq.benchmark.measure import ran_out
-from elseq.benchmark.report import MEBIBYTE, about_gpu, about_noise, is_noisy
+from elseq.benchmark.report import about_gpu, about_noise, is_noisy
 from elseq.files import save_figure
 from elseq.precision import DTYPES
-from elseq.tables import markdown, number
+from elseq.tables import MEBIBYTE, markdown, number
 
 GIBIBYTE = 2**30
 BASELINE = "stock-copied"

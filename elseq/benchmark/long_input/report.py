@@ -5,9 +5,9 @@ from collections.abc import Callable
 from pathlib import Path
 
 from elseq.benchmark.long_input.plan import Plan, Row
-from elseq.benchmark.report import MEBIBYTE, about_noise, is_noisy
+from elseq.benchmark.report import about_noise, is_noisy
 from elseq.files import save_figure
-from elseq.tables import markdown, number
+from elseq.tables import MEBIBYTE, markdown, number
 
 COLOURS = {"kv": "C0", "el": "C1"}
 STYLES = {"exact": "-", "top-k": "--"}

@@ -4,9 +4,9 @@ from collections.abc import Iterator
 
 from elseq.benchmark.multi_query.plan import Plan, Row
 from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
-from elseq.benchmark.report import MEBIBYTE, about_gpu, about_noise, is_noisy
+from elseq.benchmark.report import about_gpu, about_noise, is_noisy
 from elseq.options import INT8
-from elseq.tables import markdown, number
+from elseq.tables import MEBIBYTE, markdown, number
 
 HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 # Pairs of rows with a ratio.

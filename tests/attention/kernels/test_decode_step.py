@@ -10,7 +10,7 @@ from elseq import native
 from elseq.attention.kernels.decode_step import attend_to_texts, decode_step, fits, fits_texts
 from tests.attention.reference import naive_attention, quick, seeds
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+pytestmark = pytest.mark.usefixtures("kernels_for")
 widths = st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 80, 128, 131])
 lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130])
 

@@ -55,8 +55,8 @@ def check(query, segments, processors=4):
 
 
 def tolerance(dtype, width):
-    """Of hidden states a score has more terms than of keys."""
-    return 4e-6 if dtype == torch.float32 and width > 80 else TOLERANCE[dtype]
+    """Of hidden states a score has more terms than of keys, which a GPU adds up one after the other."""
+    return 1e-5 if dtype == torch.float32 and width > 80 else TOLERANCE[dtype]
 
 
 def draw_query(hypotheses, heads, width, dtype=torch.float32):
@@ -122,7 +122,7 @@ def test_hidden_states(width, processors):
     segment, reference = hide(draw_segment(1, 1, 50, width, shares=True), [41])
     query = draw_query(3, 8, width)
     found = launch(query, [segment], processors)
-    torch.testing.assert_close(found.double(), expected(query, [reference]), rtol=4e-6, atol=4e-6)
+    torch.testing.assert_close(found.double(), expected(query, [reference]), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize("width, shares", [(64, False), (512, True)])
@@ -197,25 +197,25 @@ def test_memory_of_fixed_addresses(shape, position):
 def steps(method, prompt, kv_heads):
     """Outputs of a layer that decodes a few tokens of four hypotheses, in the end in memory of fixed addresses."""
     torch.manual_seed(1)
-    layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval()
+    layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval().to(DEVICE)
     memory = SelfAttentionMemory(method)
     state = DecodeState([LayerState(memory)])
     outputs = []
     with torch.no_grad():
         if prompt:
-            layer(torch.randn(prompt, 2, 16), causal=True, state=memory, need_weights=False)
+            layer(torch.randn(prompt, 2, 16).to(DEVICE), causal=True, state=memory, need_weights=False)
             state.length = prompt
-            state.end_prompt(padding_mask([prompt, 1], prompt, "left"))
+            state.end_prompt(padding_mask([prompt, 1], prompt, "left").to(DEVICE))
         for number in range(4):
             if number == 2:
                 state.fix(8, 2)
             if number >= 2:
                 state.cursor.begin()
-            outputs.append(layer(torch.randn(1, 4, 16), state=memory, need_weights=False)[0])
+            outputs.append(layer(torch.randn(1, 4, 16).to(DEVICE), state=memory, need_weights=False)[0])
             state.length += 1
             if number >= 2:
                 state.cursor.end()
-            state.reorder(torch.tensor([1, 1, 3, 2]))
+            state.reorder(torch.tensor([1, 1, 3, 2], device=DEVICE))
     return torch.stack(outputs)
 
 
@@ -231,7 +231,9 @@ def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv
 
     monkeypatch.setattr("elseq.attention.methods.kv.fits", lambda query: False)  # the kernel of a CPU
     monkeypatch.setattr(flash_decoding, "fits", all_of_one_position)
-    torch.testing.assert_close(steps(method, prompt, kv_heads), without, rtol=0, atol=2e-6)
+    torch.testing.assert_close(
+        steps(method, prompt, kv_heads), without, rtol=0, atol=1e-5 if DEVICE == "cuda" else 2e-6
+    )
     assert calls.count(1) == 4
 
 
@@ -413,7 +415,7 @@ def test_in_a_cuda_graph():
         graph.replay()
         seen = states[:, None, : position + 1].cpu()
         wide = expected(query.cpu(), [Segment(seen, seen)])
-        torch.testing.assert_close(found.cpu().double(), wide, rtol=4e-6, atol=4e-6)
+        torch.testing.assert_close(found.cpu().double(), wide, rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.gpu

@@ -12,7 +12,7 @@ from elseq.attention.kernels.largest import attend_to_largest, fits
 from elseq.attention.multi_head import Segment, multi_head_attention
 from tests.attention.reference import quick, seeds
 
-pytestmark = pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+pytestmark = pytest.mark.usefixtures("kernels_for")
 widths = st.sampled_from([1, 3, 16, 17, 64, 80, 131])
 lengths = st.sampled_from([2, 5, 15, 16, 17, 33, 64, 130, 1000])
 

@@ -19,6 +19,7 @@ def no_verdicts(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("ELSEQ_GPU_KERNELS", raising=False)
     monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(trial, "_postponed", {})
     monkeypatch.setattr(trial, "find_spec", lambda name: name)
     time(monkeypatch, 1.0, 2.0)
 
@@ -149,6 +150,7 @@ def test_what_is_timed_may_have_other_sizes(monkeypatch):
     monkeypatch.undo()
     monkeypatch.setattr(trial, "find_spec", lambda name: name)
     monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(trial, "_postponed", {})
     calls, times = [], {"large kernel": 1.0, "large plain": 2.0, "kernel": 2.0, "plain": 1.0}
 
     def function(name):
@@ -191,6 +193,21 @@ def test_where_memory_runs_out_it_is_tried_again(caplog):
     assert not usable("sums", DEVICE, runs_out)
     assert not caplog.records
     assert usable("sums", DEVICE, case)
+
+
+def test_it_is_not_tried_again_with_hardly_more_memory(monkeypatch):
+    """A trial that runs out of memory empties PyTorch's cache, and each layer of each step asks."""
+    free, tries = [100], []
+
+    def runs_out():
+        tries.append(free[0])
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(trial, "_free_bytes", lambda device: free[0])
+    for now in (100, 100, 150, 199, 200, 300, 400):
+        free[0] = now
+        assert not usable("sums", DEVICE, runs_out)
+    assert tries == [100, 200, 400]
 
 
 def test_nothing_is_tried_while_a_graph_is_captured(monkeypatch):

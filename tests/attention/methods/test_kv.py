@@ -86,7 +86,7 @@ def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
-@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX-512 VNNI")
+@pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX2")
 def test_only_keys_and_values_are_read_unmoved():
     class Other(type(KV)):
         pass
