@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elseq import native
 from elseq.measurements import measured, seconds_on_cpu
 from elseq.precision import kernels
 from elseq.precision.linear import Product
@@ -26,7 +27,11 @@ class KernelProduct(Product):
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         rows = x.reshape(-1, x.size(-1))
-        output = kernels.linear_float32(rows, self._weight, self._bias, activation or "none")
+        if native.is_recorded():
+            output = F.linear(rows, self.weight(), self._bias)
+            output = output if activation is None else getattr(F, activation)(output)
+        else:
+            output = kernels.linear_float32(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
     def weight(self) -> Tensor:

@@ -68,7 +68,7 @@ class Product(ABC):
         """
         copy = is_scattered * rows * inputs * itemsize
         held = copy + cls.output_bytes(rows, outputs, itemsize)
-        if itemsize >= torch.float32.itemsize or not _onednn_multiplies_narrow_types():
+        if itemsize >= torch.float32.itemsize:
             return held
         # oneDNN multiplies; each thread lays out a block of the weight.
         block = -(-min(inputs, 512) // 32) * 32 * min(outputs, 64) * itemsize
@@ -84,6 +84,8 @@ def _onednn_multiplies_narrow_types() -> bool:
 def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
     """What a product of oneDNN holds beside its output, bytes: each thread some hundred bytes, a block of the weight
     unless it is packed, and sums in float32 of narrower numbers."""
+    if itemsize < torch.float32.itemsize and not _onednn_multiplies_narrow_types():
+        return 0
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0
     return torch.get_num_threads() * (sums + block + 640) + 384
 

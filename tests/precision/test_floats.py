@@ -5,6 +5,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from elseq.precision import floats, kernels
 from elseq.precision.floats import KernelProduct, fastest
@@ -81,6 +82,19 @@ def test_what_is_no_number_stays_none(activation, value):
     if activation != "gelu" or value is torch.nan:  # torch's of minus infinity is no number
         expected = ACTIVATIONS[activation](linear(x))
         torch.testing.assert_close(found[2], expected[2], equal_nan=True)
+
+
+@needs_kernels
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@torch.no_grad()
+def test_operations_that_are_recorded_are_those_of_torch(activation):
+    """What a kernel computes, a mode of torch does not see."""
+    linear, x = nn.Linear(24, 40), torch.randn(7, 24)
+    product = KernelProduct(linear)
+    with FlopCounterMode(display=False) as counter:
+        found = product.multiply(x, activation)
+    assert counter.get_total_flops() == 2 * 7 * 24 * 40
+    torch.testing.assert_close(found, product.multiply(x, activation), rtol=1e-5, atol=1e-6)
 
 
 @needs_kernels
