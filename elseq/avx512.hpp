@@ -87,5 +87,7 @@ INLINE __m512i load_weights(const int8_t *from) { return _mm512_loadu_si512(from
 INLINE __m512i repeated(const Group *from) { return _mm512_set1_epi32(*from); }
 INLINE __m512i add_products(__m512i sum, __m512i row, __m512i columns) { return _mm512_dpbusd_epi32(sum, row, columns); }
 INLINE Integers total(const __m512i *sums) { return sums[0]; }
-// Groups from their bytes; `memory` has room for them.
-INLINE const Group *as_groups(const uint8_t *bytes, int64_t, Group *) { return reinterpret_cast<const Group *>(bytes); }
+// Groups from their bytes, which they are already.
+INLINE const Group *as_groups(const uint8_t *bytes, int64_t, std::vector<Group> &) {
+    return reinterpret_cast<const Group *>(bytes);
+}

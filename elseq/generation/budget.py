@@ -24,6 +24,7 @@ from elseq.generation.steppers import positions_at_once
 from elseq.models import Decoder
 from elseq.models.layers import IN_PLACE, WIDEST
 from elseq.precision import Product, kind_of_product
+from elseq.precision.linear import onednn_multiplies_narrow_types
 
 SCALARS = 512  # bytes, of single numbers
 
@@ -361,6 +362,11 @@ class _Batch:
             return 0
         return fused_workspace_bytes(queries, positions, width, self.dtype.itemsize)
 
+    def _products_copy(self) -> bool:
+        """Whether products in attention copy what is not adjacent: in narrow types, on a CPU by oneDNN."""
+        is_narrow = self.dtype.itemsize < torch.float32.itemsize
+        return is_narrow and (self.device.type != "cpu" or onednn_multiplies_narrow_types())
+
     def _is_narrow(self, method: DecodingMethod) -> bool:
         """Whether a source or a prompt is kept in numbers narrower than those that it is read in."""
         return method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
@@ -469,7 +475,7 @@ class _Search(_Batch):
         elif not (shared and (own or method.projects_memory)) and not need_weights:
             copied = self._workspace(group * (self.beam if shared else 1), shared + own, width)
         is_product = shared or chooses or width > WIDEST_FUSED_HEAD
-        if own and is_product and self.dtype.itemsize < torch.float32.itemsize:  # which copies what has room to grow
+        if own and is_product and self._products_copy():  # which copies what has room to grow
             copied = (rows.count * own + self.sentences * shared) * method.numbers_kept(attention.sizes)
             copied = copied // method.tensors_kept * self.dtype.itemsize
         if shared and self._is_narrow(method):
@@ -611,7 +617,7 @@ class _Scoring(_Batch):
             return held + self._choosing_together(attention, method, self.width, seen, is_narrow)
         if chooses and is_split:
             held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
-        if is_split and self.dtype.itemsize < torch.float32.itemsize:  # products copy the weights of a part
+        if is_split and self._products_copy():  # which copies the weights of a part
             held += scores * max(prompt_length, target) // seen
         return held + (3 if chooses else 2) * scores
 

@@ -1,7 +1,6 @@
 // Linear layers and log-probabilities. kernels.py describes the functions and checks their arguments.
 
 #include <cmath>
-#include <vector>
 
 #include "../native.hpp"
 
@@ -23,7 +22,7 @@ struct Int8 {
     INLINE static Sum columns(const char *from) { return load_weights(reinterpret_cast<const int8_t *>(from)); }
     INLINE static Sum row(const Step *from) { return repeated(from); }
     INLINE static Sum add(Sum sum, Sum row, Sum columns) { return add_products(sum, row, columns); }
-    INLINE static const Step *steps(const char *x, int64_t count, Step *memory) {
+    INLINE static const Step *steps(const char *x, int64_t count, std::vector<Step> &memory) {
         return as_groups(reinterpret_cast<const uint8_t *>(x), count, memory);
     }
 };
@@ -37,7 +36,7 @@ struct Float32 {
     INLINE static Sum columns(const char *from) { return load(reinterpret_cast<const float *>(from)); }
     INLINE static Sum row(const Step *from) { return all(*from); }
     INLINE static Sum add(Sum sum, Sum row, Sum columns) { return fmadd(row, columns, sum); }
-    INLINE static const Step *steps(const char *x, int64_t, Step *) { return reinterpret_cast<const float *>(x); }
+    INLINE static const Step *steps(const char *x, int64_t, std::vector<Step> &) { return reinterpret_cast<const float *>(x); }
 };
 template <class Format>
 constexpr int64_t COLUMNS = REGISTERS * Format::WIDTH;  // of a tile
@@ -67,6 +66,9 @@ INLINE Numbers gelu(Numbers x, const float *table) {
     return max(all(0), x) - tail;  // max: NaN stays, as the second operand
 }
 
+template <class Format, int R>
+using Sums = typename Format::Sum[R][REGISTERS];
+
 // What the sums of a row and of `LANES` columns mean, without the bias.
 INLINE Numbers value(const Product &p, const Int8::Sum *sums, int64_t row, int64_t column, Mask there) {
     const Numbers in_row = as_numbers(add(total(sums), load(p.offset + column))) * all(p.row_scale[row]);
@@ -75,8 +77,7 @@ INLINE Numbers value(const Product &p, const Int8::Sum *sums, int64_t row, int64
 INLINE Numbers value(const Product &, const Float32::Sum *sums, int64_t, int64_t, Mask) { return *sums; }
 
 template <class Format, int R, int ACTIVATION>
-__attribute__((noinline)) void finish(const Product &p, const typename Format::Sum (&sums)[R][REGISTERS], int64_t row,
-                                      int64_t column) {
+__attribute__((noinline)) void finish(const Product &p, const Sums<Format, R> &sums, int64_t row, int64_t column) {
     UNROLL for (int j = 0; j < REGISTERS; j += LANES / Format::WIDTH) {
         const int64_t start = column + Format::WIDTH * j;
         const Mask there = first(p.columns - start);
@@ -90,13 +91,10 @@ __attribute__((noinline)) void finish(const Product &p, const typename Format::S
     }
 }
 
-template <class Sum, int R>
-using Sums = Sum[R][REGISTERS];
-
 // Adds up the products of some steps. FETCH: cache lines of the next weights that each step asks for.
 template <class Format, int R, int FETCH>
 INLINE void add_steps(int64_t begin, int64_t end, int64_t steps, const typename Format::Step *x, const char *weights,
-                      const char *next, Sums<typename Format::Sum, R> &sums) {
+                      const char *next, Sums<Format, R> &sums) {
     UNROLL for (int r = 0; r < R; r++)
         UNROLL for (int j = 0; j < REGISTERS; j++) sums[r][j] = Format::nothing();
     for (int64_t step = begin; step < end; step++) {
@@ -119,9 +117,9 @@ void tile(const Product &p, const typename Format::Step *x, int64_t row, int64_t
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int64_t j = 0; j < COLUMNS<Format>; j += LANES)
                 _mm_prefetch(p.out + (row + r) * p.columns + column + j, _MM_HINT_T0);
-    Sums<typename Format::Sum, R> totals;  // apart from the sums, which stay in registers as they have no address
+    Sums<Format, R> totals;  // apart from the sums, which stay in registers as they have no address
     for (int64_t begin = 0; begin < std::max<int64_t>(p.steps, 1); begin += Format::PART) {
-        Sums<typename Format::Sum, R> sums;
+        Sums<Format, R> sums;
         add_steps<Format, R, FETCH>(begin, std::min(p.steps, begin + Format::PART), p.steps, x, weights, next, sums);
         UNROLL for (int r = 0; r < R; r++)
             UNROLL for (int j = 0; j < REGISTERS; j++) totals[r][j] = begin ? totals[r][j] + sums[r][j] : sums[r][j];
@@ -149,13 +147,12 @@ template <class Format>
 void panel_of(const Product &p, int64_t begin, int64_t end, int64_t panel) {
     constexpr int64_t LINES = 4 * COLUMNS<Format> / LINE<Format>;
     static thread_local std::vector<typename Format::Step> memory;
-    memory.resize(std::max<int64_t>(memory.size(), TILE_ROWS * p.steps));
     const int64_t count = (end - begin + TILE_ROWS - 1) / TILE_ROWS;
     const int64_t last = std::min((panel + 1) * Format::PANEL, p.columns);
     for (int64_t i = 0; i < count; i++) {
         const int64_t row = begin + (end - begin) * i / count;
         const int rows = begin + (end - begin) * (i + 1) / count - row;
-        const auto *x = Format::steps(p.x + row * p.steps * 4, rows * p.steps, memory.data());
+        const auto *x = Format::steps(p.x + row * p.steps * 4, rows * p.steps, memory);
         for (int64_t column = panel * Format::PANEL; column < last; column += COLUMNS<Format>) {
             const char *next = p.weights + (column + Format::PANEL) * p.steps * 4;
             if (count < LINES && i == 0) tile_of<Format, LINES>(rows, p, x, row, column, next);

@@ -2,8 +2,8 @@
 
 In int8 a weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for
 each of its rows, found when the layer runs. Sums are integers and exact. In float32 the products of an output are added
-up one after the other. In both a row's result depends neither on other rows nor on the number of threads. There are no
-gradients.
+up one after the other, in parts. In both a row's result depends neither on other rows nor on the number of threads.
+There are no gradients.
 """
 
 import contextlib
@@ -231,10 +231,19 @@ class PackedFloats:
         Raises:
             IndexError: an index below 0 or not below N.
         """
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self.outputs:
-            raise IndexError(f"an index is not among the {self.outputs} of the table")
-        columns = self.tiles.size(2)
-        return self.tiles[indices // columns, :, indices % columns]
+        return rows_of_tiles(self.tiles, self.outputs, indices)
+
+
+def rows_of_tiles(tiles: Tensor, outputs: int, indices: Tensor) -> Tensor:
+    """Rows of a weight [N, K] in tiles [N / C, K, C], int64 [...] to [..., K].
+
+    Raises:
+        IndexError: an index below 0 or not below N.
+    """
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < outputs:
+        raise IndexError(f"an index is not among the {outputs} of the table")
+    columns = tiles.size(2)
+    return tiles[indices // columns, :, indices % columns]
 
 
 def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, activation: str = "none") -> Tensor:

@@ -12,6 +12,9 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
+_MOST_DROPPED = 2**24  # bytes of weights until memory is given back
+_dropped = 0  # since then
+
 
 class Product(ABC):
     """The weight and the bias of a linear layer, stored as a precision multiplies by them.
@@ -76,15 +79,15 @@ class Product(ABC):
 
 
 @cache
-def _onednn_multiplies_narrow_types() -> bool:
-    """Whether it does on this processor; otherwise torch does, without a scratchpad."""
+def onednn_multiplies_narrow_types() -> bool:
+    """Whether it does on this processor. Otherwise torch does, without a scratchpad and without copies."""
     return getattr(torch.ops.mkldnn, "_is_mkldnn_bf16_supported", lambda: True)()
 
 
 def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
     """What a product of oneDNN holds beside its output, bytes: each thread some hundred bytes, a block of the weight
     unless it is packed, and sums in float32 of narrower numbers."""
-    if itemsize < torch.float32.itemsize and not _onednn_multiplies_narrow_types():
+    if itemsize < torch.float32.itemsize and not onednn_multiplies_narrow_types():
         return 0
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0
     return torch.get_num_threads() * (sums + block + 640) + 384
@@ -99,10 +102,6 @@ def give_back_memory() -> None:
         trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
         if trim is not None:
             trim(0)
-
-
-_dropped = 0  # bytes of weights since memory was given back
-_MOST_DROPPED = 2**24
 
 
 def _count_dropped(size: int) -> None:
@@ -187,11 +186,10 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             linear.decoding = _Decoding(make, recover)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(x) if self.decoding.searches else super().forward(x)
+        return self.multiply(self.product(), x) if self.decoding.searches else super().forward(x)
 
-    def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
-        """By the product, in its numbers also under autocast, which does not know of the product's weight."""
-        product = self.product()
+    def multiply(self, product: Product, x: Tensor, activation: str | None = None) -> Tensor:
+        """By the layer's product, in its numbers also under autocast, which does not know of the product's weight."""
         if not torch.is_autocast_enabled(x.device.type):
             return product.multiply(x, activation)
         with torch.autocast(x.device.type, enabled=False):
@@ -279,6 +277,6 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
     """
     has_hooks = linear._forward_hooks or linear._forward_pre_hooks
     is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks
-    if is_decoding and name in linear.product().activations:
-        return linear.multiply(x, name)
+    if is_decoding and name in (product := linear.product()).activations:
+        return linear.multiply(product, x, name)
     return function(linear(x))

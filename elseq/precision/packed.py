@@ -6,6 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elseq.precision.kernels import rows_of_tiles
 from elseq.precision.linear import Product, scratchpad_bytes
 
 # Weights are laid out for this number of rows. The layout is good for other numbers of rows except one.
@@ -51,9 +52,7 @@ class PackedProduct(Product):
         return all(part.transpose(1, 2).flatten(0, 1)[: len(rows)].equal(rows) for part, rows in pairs)
 
     def embedding(self, indices: Tensor) -> Tensor:
-        if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < self._outputs:
-            raise IndexError(f"an index is not among the {self._outputs} of the table")
-        return self._panels[indices // PANEL, :, indices % PANEL]
+        return rows_of_tiles(self._panels, self._outputs, indices)
 
     @staticmethod
     def output_bytes(rows: int, outputs: int, itemsize: int) -> int:

@@ -1,7 +1,6 @@
 // Attention of a decoding step. decode_step.py describes the function and checks its arguments.
 
 #include <type_traits>
-#include <vector>
 
 #include "../../native.hpp"
 
@@ -75,8 +74,9 @@ INLINE void score_tile(const float *const *query, const T *keys, int64_t stride,
 }
 
 template <int R, class T>
-__attribute__((noinline)) void score(const float *const *query, const T *keys, int64_t stride, int64_t width, const uint8_t *mask, int64_t count,
-           float *scores, int64_t row, const T *next, int64_t next_stride) {
+__attribute__((noinline)) void score(const float *const *query, const T *keys, int64_t stride, int64_t width,
+                                     const uint8_t *mask, int64_t count, float *scores, int64_t row, const T *next,
+                                     int64_t next_stride) {
     if (count >= TILE) score_tile<R, Whole>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
     else score_tile<R, Mask>(query, keys, stride, width, mask, count, scores, row, next, next_stride);
 }
