@@ -12,6 +12,7 @@ from pathlib import Path
 
 from elseq import streams
 from elseq.errors import install_excepthook
+from elseq.imports import uncollected
 
 streams.install()
 install_excepthook()  # before `set_up`, which takes seconds, so that Ctrl-C gives no traceback
@@ -23,12 +24,13 @@ COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
 def set_up() -> None:
     """Repair fairseq, and register the models, architectures, tasks, subwords and a criterion. A second call has no
     effect."""
-    from elseq import compat
+    with uncollected():
+        from elseq import compat
 
-    compat.apply()
+        compat.apply()
 
-    from elseq import distillation, generator, models, tasks  # noqa: F401
-    from elseq.subwords import fairseq_bpe  # noqa: F401
+        from elseq import distillation, generator, models, tasks  # noqa: F401
+        from elseq.subwords import fairseq_bpe  # noqa: F401
 
 
 def __getattr__(name: str):

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up; those on one line know nothing of each other, but for what is written here.
 ORDER = """
-streams
+streams imports
 errors
 files tables bounds numerics native gpu
 measurements

@@ -10,20 +10,24 @@ import functools
 import logging
 import sys
 
+from elseq.imports import imported_when_called
+
 
 @contextlib.contextmanager
-def _logging_left_alone():
-    """Importing fairseq makes the whole process log to stderr at level DEBUG."""
+def _harmless():
+    """Importing fairseq makes the whole process log to stderr at level DEBUG. It also imports scikit-learn, which takes
+    more than a second, for the classification of sentences and of speech."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     # the import warns about a missing tensorboardX, which only speech synthesis uses
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
-    yield
+    with imported_when_called("sklearn", "metrics"):
+        yield
     root.setLevel(level)
     root.handlers[:] = handlers
 
 
-with _logging_left_alone() if "fairseq" not in sys.modules else contextlib.nullcontext():
+with _harmless() if "fairseq" not in sys.modules else contextlib.nullcontext():
     from elseq.compat import (
         architectures,
         checkpoints,
@@ -87,6 +91,7 @@ REPAIRS = (
     commands.explain_missing_devices,
     commands.explain_missing_targets,
     commands.let_user_errors_through_hydra,
+    commands.compose_configurations_faster,
     commands.silence_old_code,
 )
 

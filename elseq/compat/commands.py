@@ -10,13 +10,17 @@ import sys
 import warnings
 from argparse import Namespace
 
+import fairseq
 import torch
 from fairseq import checkpoint_utils, options, utils
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.tasks import FairseqTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq_cli import generate
+from hydra import initialize_config_dir
 from hydra._internal import utils as hydra_utils
+from hydra.core.config_store import ConfigStore
 from omegaconf import open_dict
 
 from elseq.compat.patching import after_parsing, wrap
@@ -319,6 +323,14 @@ def let_user_errors_through_hydra():
     """fairseq-hydra-train prints a traceback and exits, unless `is_under_debugger` returns True. Then a `UserError`
     reaches the hook of `elseq.errors`."""
     wrap(hydra_utils, "is_under_debugger", lambda asked: bool(user_sentence(sys.exc_info()[1])) or asked())
+
+
+def compose_configurations_faster():
+    """For the configuration of a command, or of a checkpoint whose options are a namespace, Hydra copies all that are
+    registered, and reads the sources of all calling functions: half of the time, a quarter of a second."""
+    ConfigStore.__deepcopy__ = lambda store, memo: store  # there is only one
+    folder = os.path.join(os.path.dirname(fairseq.__file__), "config")
+    dataclass_utils.initialize = lambda config_path: initialize_config_dir(folder)
 
 
 def silence_old_code():

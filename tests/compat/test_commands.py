@@ -1,4 +1,5 @@
 import importlib.util
+import inspect
 import logging
 import re
 import sys
@@ -6,11 +7,14 @@ import warnings
 from argparse import Namespace
 from pathlib import Path
 
+import hydra.experimental
 import pytest
 import torch
 from fairseq import checkpoint_utils, options, utils
+from fairseq.dataclass import utils as dataclass_utils
 from fairseq.tasks import FairseqTask
 from hydra._internal import utils as hydra_utils
+from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
 
 import elseq
@@ -340,6 +344,23 @@ def test_user_error_passes_hydra(capsys, without):
     without(hydra_utils, "is_under_debugger")
     with pytest.raises(SystemExit):
         hydra_utils.run_and_report(lambda: fail(UserError("bad input")))
+
+
+@pytest.mark.parametrize(
+    "command, given", [("training", ["--arch=transformer", "--optimizer=adam"]), ("generation", ["--path=x"])]
+)
+def test_the_same_configuration_sooner(monkeypatch, command, given):
+    parser = getattr(options, f"get_{command}_parser")()
+    args = options.parse_args_and_arch(parser, ["data", *given])
+    with monkeypatch.context() as patch:
+        patch.setattr(inspect, "stack", None)  # reads the sources of all that call
+        patch.setattr(ConfigStore, "__reduce_ex__", None)  # copies it
+        sooner = dataclass_utils.convert_namespace_to_omegaconf(args)
+    with monkeypatch.context() as patch:
+        patch.delattr(ConfigStore, "__deepcopy__")
+        patch.setattr(dataclass_utils, "initialize", hydra.experimental.initialize)
+        stock = dataclass_utils.convert_namespace_to_omegaconf(args)
+    assert OmegaConf.to_container(sooner) == OmegaConf.to_container(stock)
 
 
 # --- warnings
