@@ -3,6 +3,7 @@
 import gc
 import multiprocessing.process
 import os
+import random
 import shutil
 import subprocess
 import sys
@@ -62,16 +63,30 @@ def pytest_ignore_collect(collection_path, config):
         return collection_path.name in LENGTHY or None
 
 
+@pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("gpu") is None)  # what needs a GPU comes first
+    for cases in _cases_of_tests(items, besides=("slow", "gpu")):
+        if few := cases[0].get_closest_marker("few_cases"):
+            for item in set(cases) - _some(cases, *few.args):
+                item.add_marker(pytest.mark.slow)
     if config.getoption("--quick"):
-        tests = {}
-        for item in items:
-            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
-        # Spread over all of them: the first ones may differ in one parameter alone.
-        kept = {case for cases in tests.values() for case in cases[:: -(-len(cases) // CASES)]}
+        kept = set().union(*(_some(cases, CASES) for cases in _cases_of_tests(items, besides=("slow",))))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
+
+
+def _cases_of_tests(items, besides):
+    tests = {}
+    for item in items:
+        if not any(map(item.get_closest_marker, besides)):
+            tests.setdefault(item.nodeid.split("[")[0], []).append(item)
+    return tests.values()
+
+
+def _some(cases, count):
+    """Of all parameters, and the same in each process: the first cases may differ in one parameter alone."""
+    return set(random.Random(cases[0].nodeid).sample(cases, min(count, len(cases))))
 
 
 @pytest.fixture(scope="session", autouse=True)

@@ -95,6 +95,7 @@ def test_bad_options(options, sentence):
         DistillationCriterion(TASK, False, 0.1, **{"teacher": "teacher.pt"} | options)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("family", ["translation", "bart", "language_model"])
 def test_training(family, request, tmp_path):
     trained = request.getfixturevalue(f"tiny_{family}")

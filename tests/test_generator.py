@@ -299,6 +299,7 @@ def test_int8_does_not_depend_on_the_batch(tiny_bart):
 LONG = ["w1 " * 150 + "w2", "w3 w4 w5", " ".join(f"w{number % 9}" for number in range(200))]  # of 64 positions
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("family", ["translation", "bart"])
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize(
@@ -527,6 +528,7 @@ def test_codes_that_are_half_given(tiny_translation):
 # --- what is forced
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention", ["auto", "stock"])
 @pytest.mark.parametrize("kind", ["translation", "bart"])
 def test_prefixes(request, kind, attention):
@@ -606,6 +608,7 @@ def test_constraints_of_a_language_model(tiny_language_model):
 # --- fusion with a language model
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
 def test_fusion(tiny_translation, fused, attention, beam):
     """As fairseq-generate has it."""
@@ -645,6 +648,7 @@ def number_of(line):
     return int(line[0])
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
 def test_an_ensemble(tiny_translation, other_translation, attention, beam):
     """As fairseq-generate has it."""
@@ -698,6 +702,7 @@ def trained(request):
     return request.getfixturevalue(request.param)
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("attention", ["auto", "kv", "el", "stock"])
 def test_the_score_of_what_is_generated(trained, lines, attention):
     """That of the search, with the symbols that the task puts before lines, prompts and targets."""

@@ -95,6 +95,7 @@ def test_fairseq_generate_without_a_log(tiny_translation, redirection):
     assert ended.stdout.count("H-") == 21
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("redirections", ["2>&- >&- <&-", "2>/dev/full >/dev/full"])
 def test_elseq_generate_without_any_stream(tiny_translation, tmp_path, redirections):
     words = ["elseq-generate", "--model", tiny_translation.checkpoint, "--data", tiny_translation.data]

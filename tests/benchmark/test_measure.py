@@ -42,6 +42,7 @@ def best_of(engine):
     return {index: found[0] for batch in BATCHES for index, found in zip(batch, engine.decode(batch), strict=True)}
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("name", ["gpt2", "own symbols", "bart"])
 @pytest.mark.parametrize(("beam", "lenpen"), [(1, 1.0), (4, 1.0), (3, 0.0)])
 @pytest.mark.parametrize("package", list(ENGINES))
@@ -66,6 +67,7 @@ def test_the_words_of_stock(folders, tmp_path, name, beam, lenpen, package):
         assert engine.found.copied is (beam > 1)
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("kind", ["one vocabulary", "two vocabularies", "blenderbot", "without an end"])
 @pytest.mark.parametrize("package", list(ENGINES))
 def test_the_words_of_kv(tmp_path, kind, package):
@@ -201,6 +203,7 @@ def test_several_languages(family, name, tmp_path):
             export(engine, model_file, sources, tmp_path)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("package", list(ENGINES))
 @pytest.mark.parametrize("name", ["m2m_100", "mbart25"])
 def test_languages_of_converted_models(tmp_path, name, package):

@@ -87,6 +87,7 @@ def as_old(state):
 # --- what is written
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("old", [False, True])
 def test_it_is_loaded_and_decoded(run, tmp_path, trained, old):
     model = save(tmp_path, trained, as_old) if old else trained.checkpoint
@@ -119,6 +120,7 @@ def test_checkpoint_without_a_history(run, tmp_path, tiny_translation):
     assert torch.load(tmp_path / "out.pt")["optimizer_history"][-1]["num_updates"] == 0
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("method", ["mean", "first"])
 def test_equal_heads_decode_as_before(run, tmp_path, trained, method):
     model = save(tmp_path, trained, repeat_heads)
@@ -181,6 +183,7 @@ def test_report(run, tmp_path, tiny_translation):
     assert f"written: {tmp_path / 'out.pt'}" in printed
 
 
+@pytest.mark.few_cases(1)
 def test_the_printed_command_trains(run, tmp_path, trained):
     printed = run(trained.checkpoint, "--num-kv-heads=2").splitlines()[-1]
     assert "--task elseq_" in printed  # which gives a BART its <s>
@@ -315,6 +318,7 @@ def losses(printed):
     return [float(loss) for loss in re.search(r"tokens: ([\d.]+) -> ([\d.]+) bits per token", printed).groups()]
 
 
+@pytest.mark.few_cases(1)
 def test_fitted_heads_are_decoded_and_lose_less_than_others(run, tmp_path, trained):
     lost = {}
     for method, grouping in (("mean", "similar"), ("aligned", "neighbours"), ("fitted", "similar")):
@@ -346,6 +350,7 @@ def test_what_a_checkpoint_recorded_before(run, tmp_path, tiny_translation, befo
     assert torch.load(tmp_path / "out.pt")["extra_state"]["fewer_heads"][:-1] == kept
 
 
+@pytest.mark.slow
 def test_files_as_calibration_text(run, tmp_path, tiny_translation):
     files = ["--calibration", tiny_translation.raw / "train.src", "--calibration-target"]
     options = ["--num-kv-heads=2", "--method=fitted", "--data", tiny_translation.data]
@@ -367,6 +372,7 @@ def test_half_precision_is_fitted_in_float32(run, tmp_path, tiny_translation):
     assert {tensor.dtype for tensor in model.values() if tensor.numel() > 1} == {torch.float16}
 
 
+@pytest.mark.slow
 def test_a_budget_of_the_decoding_state(run, tmp_path, tiny_translation):
     options = ["--state-budget=0.6", "--method=fitted"]
     printed = run(tiny_translation.checkpoint, *options, *calibration(tiny_translation))
@@ -455,6 +461,7 @@ def test_parameters_that_are_no_numbers(run, tmp_path, tiny_translation, options
         run(path, *options, *text)
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "names", [[QUERY, KEY], [VALUE, VALUE.replace("v_proj", "out_proj")], ["decoder.layers.0.fc1.weight"]]
 )
@@ -467,6 +474,7 @@ def test_numbers_that_overflow(run, tmp_path, tiny_translation, options, names):
     assert not (tmp_path / "out.pt").exists()
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("options", READERS)
 def test_parameters_of_zero(run, tmp_path, tiny_translation, options):
     """Their layer has nothing to lose."""

@@ -23,6 +23,7 @@ def trained(request):
     return request.getfixturevalue(f"tiny_{request.param}")
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("attention", ["auto", "kv", "el", "stock"])
 def test_the_lines_of_load(trained, source, run, attention):
     model = elseq.load(trained.checkpoint, data=trained.data, attention=attention)
@@ -32,6 +33,7 @@ def test_the_lines_of_load(trained, source, run, attention):
     assert not run.journals.exists()
 
 
+@pytest.mark.few_cases(2)
 def test_batches_make_no_difference(trained, run):
     outputs = []
     for batches in ("--max-tokens=1", "--max-tokens=40", "--max-tokens=100000", "--memory-budget=200K"):
@@ -41,6 +43,7 @@ def test_batches_make_no_difference(trained, run):
     assert len(outputs[0]) > 200
 
 
+@pytest.mark.few_cases(1)
 def test_int8(trained, source, run):
     """Its lines do not depend on the batches, nor on what else the model was used for in between."""
     model = elseq.load(trained.checkpoint, data=trained.data, dtype="int8")

@@ -191,6 +191,7 @@ def test_killed_while_writing(run, monkeypatch, seed):
     assert run.output.read_bytes() == whole
 
 
+@pytest.mark.slow
 def test_several_processes(tiny_translation, run, source, tmp_path):
     options = [*JSONL, "--max-tokens=40"]
     run(*options)

@@ -41,6 +41,7 @@ def test_an_interrupted_run_goes_on(run, expected, source):
     assert not run.journals.exists()
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("seed", range(6))
 def test_cut_off_anywhere(run, expected, monkeypatch, seed):
     """As a process leaves its journal that was killed while it wrote, time and again."""

@@ -49,6 +49,7 @@ def wrapped(state):
     return {**state, "model": {f"module.{name}": tensor for name, tensor in state["model"].items()}}
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("change", [None, as_old, wrapped], ids=["new", "old", "wrapped"])
 @pytest.mark.parametrize("kind", KINDS)
 def test_hypotheses(request, renamed, kind, change, caplog):
@@ -66,6 +67,7 @@ def test_hypotheses(request, renamed, kind, change, caplog):
     assert "without" not in record
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     ("kind", "task"),
     [
@@ -125,6 +127,7 @@ def with_prefixes(prefixes):
     return change
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("old", [False, True])
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize(

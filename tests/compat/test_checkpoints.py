@@ -371,6 +371,7 @@ def test_training_that_cannot_go_on_is_one_sentence(tiny_translation, tmp_path, 
     assert result.stderr.count("\n") == 1
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize(
     ("keys", "value"),
     [

@@ -270,6 +270,7 @@ def test_generation_starts_no_processes(tiny_translation, tiny_language_model, t
     assert sum(share.count("\nH-") for share in shares) == 21
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("option", ["--prefix-size=1", "--score-reference"])
 def test_targets_that_are_not_there(tiny_translation, tmp_path, option, without):
     languages = ["-s", "src", "-t", "tgt"]

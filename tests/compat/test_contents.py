@@ -226,6 +226,7 @@ def test_layers_beyond_those_that_are_there(state, save, tiny_translation, atten
     assert (len(model.encoder.layers), len(model.decoder.layers)) == (2, 2)
 
 
+@pytest.mark.slow
 def test_memory_of_such_a_model(state, save, tiny_translation):
     """In a process that cannot have much more than importing takes."""
     path = save(with_model(state, decoder_ffn_embed_dim=10**7, encoder_layers=10**8, encoder_embed_path="/dev/zero"))

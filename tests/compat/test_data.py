@@ -97,6 +97,7 @@ def test_sentence_longer_than_a_batch(without):
 # --- batches that are read ahead
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("size", [1, 20])
 def test_command_that_ends_while_batches_are_read(size):
     """With a small buffer the thread waits for room in it, with a large one it is busy."""

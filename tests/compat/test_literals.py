@@ -210,6 +210,7 @@ def test_code_in_a_convolutional_model(translation_data, tmp_path):
     assert not (tmp_path / "broken in").exists()
 
 
+@pytest.mark.few_cases(6)
 @pytest.mark.parametrize("overrides", ["{", "beam", "[1]", "{5: 1}", "__import__('os').mkdir('broken in')"])
 @pytest.mark.parametrize("name", ["fairseq-generate", "fairseq-interactive", "fairseq-validate", "fairseq-eval-lm"])
 def test_model_overrides_are_a_dictionary(

@@ -55,6 +55,7 @@ def test_pruning(without):
 SLOW = [pytest.param(arch, marks=pytest.mark.slow) for arch in ("el_transformer", "bart_base")]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("arch", ["transformer", "transformer_lm", *SLOW])
 def test_training_with_fewer_layers(translation_data, language_model_data, tmp_path, without, arch):
     language_model = arch.endswith("_lm")

@@ -73,6 +73,7 @@ SEVERAL = ["--lang-pairs=src-tgt", "--langs=src,tgt"]
 PRETRAINED = ["--langs=src,tgt", "-s", "src", "-t", "tgt"]
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     ("task", "metric", "sentence"),
     [
@@ -131,6 +132,7 @@ def test_all_that_a_validation_computes_is_known(train, monkeypatch, criterion):
     assert {"loss", "ppl"} <= computed[-1] <= set(known[0])  # of the last batch of the validation
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("option", ["--eval-bleu-args", "--eval-bleu-detok-args"])
 def test_arguments_that_are_no_json(train, without, option):
     for task in ("translation", "elseq_translation"):
@@ -144,6 +146,7 @@ def test_arguments_that_are_no_json(train, without, option):
         train("--eval-bleu", f"{option}=beam")
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize(("name", "value"), [("beam", '"five"'), ("max_len_a", "null"), ("sampling_topk", "[]")])
 def test_numbers_of_the_validation(train, without, name, value):
     bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", f'--eval-bleu-args={{"sampling": true, "{name}": {value}}}']
@@ -209,6 +212,7 @@ def test_finetuning_of_a_multilingual_bart(translation_data, tmp_path, without):
         helpers.run_here([*command, "--reset-dataloader"])
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("recorded, kept", [([{"method": "mean"}], [{"method": "mean"}]), ([], None), (5, [5])])
 def test_the_record_of_conversions(train, without, tmp_path, recorded, kept):
     train("--max-update=1", check=True)

@@ -97,6 +97,7 @@ def measure(
     return batch_bytes(model, search, sentences, length), peak, max(states)
 
 
+@pytest.mark.few_cases(10)
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
@@ -117,6 +118,7 @@ def test_a_batch_takes_no_more_than_planned(family, method, sizes):
     assert state < peak <= planned < 1.5 * peak, planned / peak
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("way", ["kernels", pytest.param("torch", marks=pytest.mark.slow)])
 @pytest.mark.parametrize("top_k", [None, 30])
 @pytest.mark.parametrize("method", ["kv", "el"])
@@ -143,6 +145,7 @@ def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
     assert peak < hidden * (1.3 if method == "el" else 8.2)  # kv: twice the memory of two layers at most
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("sentences, length", [(3, 3000), (1, 9000)])
 def test_largest_scores_of_sources_in_bfloat16(method, sentences, length, monkeypatch):
@@ -155,6 +158,7 @@ def test_largest_scores_of_sources_in_bfloat16(method, sentences, length, monkey
     assert method == "kv" or peak < 1.9 * state
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("top_k", [None, 30])
 def test_sources_in_windows_in_int8(method, top_k, monkeypatch):
@@ -181,6 +185,7 @@ def without_kernels(monkeypatch):
     monkeypatch.setattr(native, "library", lambda: None)
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
     "way, beam, dtype",
@@ -215,6 +220,7 @@ def test_the_prediction_is_within_a_tenth(family, method, sizes, dtype, beam, wa
     assert state < peak <= planned < 1.1 * peak, planned / peak
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
     "options",
@@ -256,6 +262,7 @@ def test_hypotheses_that_patience_keeps(monkeypatch):
     assert with_patience <= planned < 1.3 * with_patience, planned / with_patience
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("way", ["kernels", "torch"])
 def test_sentences_that_leave(method, way, monkeypatch):
@@ -282,6 +289,7 @@ def test_padded_sources(method):
     assert peak <= planned < 1.1 * peak, planned / peak
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("family", ["transformer", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("way", ["kernels", "torch"])
@@ -296,6 +304,7 @@ def test_a_batch_in_int8(family, method, way, monkeypatch):
         assert state < in_float32 if method == "kv" and native.library() is not None else state == in_float32
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
@@ -362,6 +371,7 @@ def test_scoring_takes_no_more_than_planned(family, method, sizes):
     assert peak <= planned < 1.5 * peak, planned / peak
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
 @pytest.mark.parametrize(
@@ -474,6 +484,7 @@ def test_rows_that_packed_products_add(any_product):
     assert peak <= planned < 1.1 * peak, planned / peak
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(
     "family, sizes",

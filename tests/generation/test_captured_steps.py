@@ -52,6 +52,7 @@ def search(model, sample, extra=None, **options):
     return SequenceGenerator([model], DICTIONARY, **options).generate([model], sample, **(extra or {}))
 
 
+@pytest.mark.few_cases(10)
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
@@ -98,6 +99,7 @@ OPTIONS = {
 }
 
 
+@pytest.mark.few_cases(20)
 @pytest.mark.parametrize("where", ["as on a CPU", "as on a GPU"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(("options", "extra"), OPTIONS.values(), ids=OPTIONS)
@@ -152,6 +154,7 @@ def test_ensembles_and_language_models(begin_to_capture, as_on_gpu, strategy):
     assert TapedWork.replays > 3
 
 
+@pytest.mark.few_cases(7)
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(

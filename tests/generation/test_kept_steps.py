@@ -66,6 +66,7 @@ def alone(models, sample, extra=None, **options):
     return make_generator(*models, **options).generate(models, sample, **(extra or {}))
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize(
     ("family", "method"),
     [*product(["transformer", "bart", "language_model"], ["kv", "el"]), ("transformer", "kv+el")],
@@ -88,6 +89,7 @@ def test_batches_of_like_size_are_captured_once(begin_to_keep, family, method, b
     assert TapedWork.replays > 20
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("learned_pos", [True, False])
@@ -146,6 +148,7 @@ def test_parts(begin_to_keep, monkeypatch, as_on_gpu, family, method, beam):
     assert TapedWork.captures <= len(kept[0].steps)
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 @pytest.mark.parametrize("family", ["bart", pytest.param("language_model", marks=pytest.mark.slow)])
 def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch, request, family, strategy):

@@ -35,6 +35,7 @@ def model_named(name):
     return ours(kind, **options)
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("name", MODELS)
 @settings(max_examples=25, deadline=None, derandomize=True)
 @given(

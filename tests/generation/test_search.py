@@ -88,6 +88,7 @@ SEARCHES = {
 }
 
 
+@pytest.mark.few_cases(20)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("name", SEARCHES)
 def test_same_as_stock(models, family, name):
@@ -441,6 +442,7 @@ def continue_prompts(model, prompts, **options):
     return generate(SequenceGenerator, [model], sample, extra, **options)
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("kind", ["stock", *METHODS])
 @pytest.mark.parametrize(
     "options",

@@ -75,6 +75,7 @@ def flatter(model, inputs, output):
     output.logits.mul_(0.4)[..., END].add_(0.7)
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("family", ["bart", "gpt2"])
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("rule", RULES)
@@ -151,6 +152,7 @@ def by_lists(scores_after, stopping, beam, longest, penalty):
 CASES = [*map(Stopping, RULES), *(Stopping(beam_patience=beam_patience) for beam_patience in (0.4, 1.5, 3.0))]
 
 
+@pytest.mark.few_cases(15)
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("stopping", CASES, ids=lambda rule: f"{rule.early_stopping}-{rule.beam_patience}")
 @pytest.mark.parametrize("kind", ["kv", "stock"])

@@ -85,6 +85,7 @@ class Groups:
         return sorted((hypothesis for group in self.done for hypothesis in group), key=lambda pair: -pair[0])
 
 
+@pytest.mark.few_cases(4)
 @torch.no_grad()
 @pytest.mark.parametrize("groups, share", [(1, 3), (2, 1), (2, 3), (3, 2)])
 @pytest.mark.parametrize("strength, discount, min_len", [(0.7, 1.0, 1), (2.0, 0.5, 1), (0.5, 0.0, 4)])

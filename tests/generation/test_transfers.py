@@ -202,6 +202,7 @@ def decode(strategy, make_setting, extra=None, **limits):
     return generator, lambda: generator.generate(models, sample, **{**given, **(extra or {})})
 
 
+@pytest.mark.few_cases(10)
 @pytest.mark.parametrize("strategy, setting", CASES)
 def test_a_step_waits_for_nothing(questions, strategy, setting):
     """But that it is told what ended."""
@@ -216,6 +217,7 @@ def test_a_step_waits_for_nothing(questions, strategy, setting):
     assert counts[1] - counts[0] == Counter(told=3)
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sentences_that_end_ask_for_nothing(questions, strategy):
     """At several steps, or all at once."""
@@ -359,6 +361,7 @@ def test_a_strategy_of_a_plugin_is_asked_about_the_others_alone(look_later):
     assert_same_hypotheses(found, expected)
 
 
+@pytest.mark.few_cases(10)
 @pytest.mark.parametrize("family", ["transformer", "language_model"])
 @pytest.mark.parametrize("name", SEARCHES)
 def test_the_same_hypotheses(look_later, family, name):

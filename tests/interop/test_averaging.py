@@ -89,6 +89,7 @@ def test_what_all_record(records, kept):
     assert found == kept if kept is not None else len(found) == 1
 
 
+@pytest.mark.few_cases(1)
 def test_average_of_a_training(tiny_translation, tmp_path):
     """It decodes, in fairseq and in elseq, and training continues from it."""
     paths = []

@@ -44,6 +44,7 @@ def outputs(model, texts):
     return torch.cat([model(**text)[0].flatten(0, 1) for text in texts])
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("name", MODELS)
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.float64, 1e-12)])
 def test_heads_in_another_order_and_basis_leave_the_model_as_it_is(name, dtype, tolerance):

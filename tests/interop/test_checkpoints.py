@@ -42,6 +42,7 @@ def own(raw_text, translation_data, language_model_data, tmp_path_factory):
     return made
 
 
+@pytest.mark.few_cases(1)
 def test_stock_fairseq_loads_them(own, tmp_path):
     arguments = []
     for arch, (path, data) in own.items():
@@ -75,6 +76,7 @@ def test_it_decodes_as_before(own, tmp_path):
         assert results[0] == results[1], arch
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("kind", ["translation", "bart", "language_model"])
 def test_stock_checkpoints_stay_what_they_are(request, kind):
     trained = request.getfixturevalue(f"tiny_{kind}")

@@ -23,6 +23,7 @@ def parameters(model):
     return sum(parameter.numel() for parameter in model.parameters())
 
 
+@pytest.mark.few_cases(6)
 @pytest.mark.parametrize("arch", ARCHITECTURES)
 def test_every_architecture_is_what_its_name_says(arch, monkeypatch):
     model = build(arch, VOCABULARY, monkeypatch)
@@ -40,6 +41,7 @@ def test_the_names_of_values_are_options(arch):
     assert values.keys() <= {field.name for field in fields(MODEL_DATACLASS_REGISTRY[model])}
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "arch, arguments",
     [

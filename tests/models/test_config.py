@@ -13,6 +13,7 @@ def parsed(*arguments):
     return to_namespace(parse(*arguments))
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("arch", ["elseq_transformer", "elseq_bart", "el_transformer", "el_bart_base"])
 def test_the_decoder_is_as_wide_as_the_encoder_unless_told_otherwise(arch):
     cfg = parsed(arch, "--encoder-embed-dim=24", "--encoder-ffn-embed-dim=40")
@@ -33,6 +34,7 @@ def test_input_and_output_of_a_language_model_are_as_wide_as_it_unless_told_othe
     assert (cfg.decoder_input_dim, cfg.decoder_output_dim) == (8, 12)
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "arch, option, name, value",
     [

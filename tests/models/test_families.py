@@ -99,6 +99,7 @@ def hypotheses(printed):
     return sorted(re.findall(r"^H-(\d+)\t(\S+)\t(.*)$", printed, re.MULTILINE), key=lambda each: int(each[0]))
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("arch", ["lightconv", "fconv", "lstm", "subclass_of_a_test"])
 def test_other_encoder_decoders(others, plugin, raw_text, translation_data, arch):
     checkpoint = others(arch)

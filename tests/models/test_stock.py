@@ -140,6 +140,7 @@ def configuration_of(*arguments):
     return convert_namespace_to_omegaconf(args).model
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize(
     "arguments, name",
     [

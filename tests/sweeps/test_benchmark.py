@@ -100,6 +100,7 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     assert "x stock" not in ended.stdout
 
 
+@pytest.mark.few_cases(6)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

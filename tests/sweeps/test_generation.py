@@ -150,6 +150,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
     assert all(0 < value <= 100 for value in row["scores"].values())
 
 
+@pytest.mark.few_cases(6)
 @pytest.mark.parametrize(
     ("line", "sentence"),
     [

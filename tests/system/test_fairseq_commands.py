@@ -40,6 +40,7 @@ def on_cpu(command, data, *options):
     return [command, data, "--cpu", "--num-workers=0", *PLUGIN, *options]
 
 
+@pytest.mark.slow
 def test_train_with_bleu_and_go_on(translation_data, tmp_path):
     """Its checkpoints hold numpy arrays; the second training starts in the middle of an epoch."""
     bleu = ["--eval-bleu", "--eval-bleu-args", '{"beam": 2}', "--eval-bleu-remove-bpe", "--validate-interval=1"]
@@ -116,6 +117,7 @@ def hydra_command(data, *options):
     return ["fairseq-hydra-train", *options, *task, *model, *schedule, *process]
 
 
+@pytest.mark.slow
 def test_hydra_jobs_of_one_process(language_model_data, tmp_path):
     """The second job is worse than the first, and yet has a best checkpoint; a training of its own goes on from it."""
     sweep = ["--multirun", f"hydra.sweep.dir={tmp_path}", "optimization.lr=[0.01],[0.00001]"]

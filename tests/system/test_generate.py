@@ -200,6 +200,7 @@ def fused(tiny_translation, tmp_path_factory):
     return helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint), language_model
 
 
+@pytest.mark.few_cases(1)
 def test_fusion_with_a_language_model(fused):
     trained, language_model = fused
     options = ["--lm-path", language_model, "--lm-weight=0.5"]
@@ -234,6 +235,7 @@ def test_ensemble_of_multi_query_and_multi_head_attention(tiny_translation, tiny
         assert_same_output(generate(tiny_translation, "--decode-attention", mode, path=path), expected)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("mode", EVALUATIONS)
 def test_top_k_on_a_model_trained_without(tiny_translation, mode):
     options = ["--decode-attention", mode]
@@ -283,6 +285,7 @@ def test_constraints_that_cannot_be_met(tiny_translation):
     assert [number for number, _ in hypotheses(found)] == [0]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("task", [TRANSLATION, ["--task=translation"]], ids=["ours", "stock"])
 def test_shards(tiny_translation, task):
     """They have all sentences together, and none twice."""
@@ -314,6 +317,7 @@ def test_empty_lines(tiny_translation, tiny_bart, tiny_language_model):
         assert_same_output(interact(trained, text, "--decode-attention=el", *batched, task=task), expected)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("mode", EVALUATIONS)
 def test_padding_of_a_batch_changes_nothing(tiny_translation, mode):
     expected = generate(tiny_translation, "--batch-size=1", "--decode-attention", mode)
@@ -343,6 +347,7 @@ BLEU = [
 BLEU += ["--maximize-best-checkpoint-metric", "--eval-bleu-print-samples"]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize(
     "arch, model",
     [
@@ -374,6 +379,7 @@ def test_train_resume_validate_and_generate(raw_text, translation_data, tmp_path
         assert_same_output(generate(trained, *options), expected)
 
 
+@pytest.mark.slow
 def test_a_training_that_decodes_in_int8(translation_data, raw_text, tmp_path):
     """Only its BLEU is of int8, and at each validation of the parameters of then. A stock architecture, by no
     method."""
@@ -391,6 +397,7 @@ def test_a_training_that_decodes_in_int8(translation_data, raw_text, tmp_path):
     assert f"| bleu {lines[1][-1][1]} " in helpers.run_here(command).stdout
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize(
     "arch, model", [("elseq_transformer_lm", []), ("mq_transformer_lm_gpt2_124m", ["--local-attention-radius=3"])]
 )

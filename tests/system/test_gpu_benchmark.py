@@ -42,6 +42,7 @@ def test_commands_are_understood(options):
             assert "--small" not in options or args.small if command[3] == "el-attention" else True
 
 
+@pytest.mark.slow
 def test_a_step_that_fails_or_takes_too_long_ends_no_other(tmp_path):
     """With a python that does not what it should."""
     python = tmp_path / "bin" / "python"
@@ -87,6 +88,7 @@ def test_one_file_to_copy(quick_python, tmp_path, monkeypatch, archive):
     assert not list(tmp_path.rglob("*.part"))
 
 
+@pytest.mark.slow
 def test_a_step_that_is_not_begun_has_no_figure_of_a_run_before(tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()

@@ -124,6 +124,7 @@ def test_other_options(name, tmp_path):
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("name", [name for name in NAMES if name not in FOLDERS])
 def test_dry_run(name, tmp_path):
     """What is printed are commands that a shell can read; what is there stays as it is."""

@@ -29,6 +29,7 @@ QUICK = ("m2m", "mbart25")
 EACH = [pytest.param(name, marks=[] if name in QUICK else [pytest.mark.slow]) for name in FAMILIES]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("name", EACH)
 def test_generate_has_stock_hypotheses(family, name):
     model = family(name)
@@ -41,6 +42,7 @@ def test_generate_has_stock_hypotheses(family, name):
     assert "rebuilt as Elseq" in generated(model, model.elseq_task, "--decode-attention=el").stdout
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("name", EACH)
 def test_load_has_stock_hypotheses(family, name):
     model = family(name)
@@ -120,6 +122,7 @@ def test_scores_of_targets_are_those_of_the_search(family, name):
         assert other.log_probs == pytest.approx(each.log_probs, abs=1e-4)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("name", ["m2m", "mbart25"])
 def test_a_file_of_languages(family, name, tmp_path):
     model = family(name)
@@ -159,6 +162,7 @@ def test_a_file_of_languages(family, name, tmp_path):
     assert "error: --source-lang does not go with --languages-file, which has those of each" in result.stderr
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("name", ["m2m", "mbart25"])
 def test_fields_of_languages(family, name, tmp_path):
     model = family(name)

@@ -252,6 +252,7 @@ def trained_in_windows(raw_text, translation_data, tmp_path_factory):
     return helpers.Trained(raw_text, translation_data, helpers.train("transformer", translation_data, folder, *options))
 
 
+@pytest.mark.few_cases(1)
 def test_a_model_trained_in_windows_decodes_in_them(trained_in_windows):
     task, model = load_translation(trained_in_windows)
     assert model.encoder.source_windows == SourceWindows(6, 2)

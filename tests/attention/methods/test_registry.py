@@ -56,6 +56,7 @@ def test_text_files(plugin, tiny_translation, tmp_path):
     assert (tmp_path / "kv.txt").read_text() == (tmp_path / "reprojected.txt").read_text()
 
 
+@pytest.mark.slow
 def test_benchmark(plugin, tiny_translation, tmp_path, monkeypatch):
     arguments = [str(tiny_translation.checkpoint), f"--data={tiny_translation.data}", "--modes=reprojected"]
     arguments += [

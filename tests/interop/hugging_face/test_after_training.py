@@ -98,6 +98,7 @@ def scores_by(model, tokenizer, pad, sources, targets):
     return found
 
 
+@pytest.mark.few_cases(3)
 @torch.no_grad()
 def test_same_model(trained):
     """Its weights have changed, and both libraries compute the same with them."""
@@ -114,6 +115,7 @@ def test_same_model(trained):
         torch.testing.assert_close(torch.tensor(ours), torch.tensor(theirs), rtol=1e-5, atol=2e-5)
 
 
+@pytest.mark.few_cases(2)
 @torch.no_grad()
 def test_same_hypotheses(trained):
     """By the settings of the model that the training began with."""
@@ -134,6 +136,7 @@ def test_same_hypotheses(trained):
     assert len(set(expected)) > 3
 
 
+@pytest.mark.few_cases(2)
 def test_there_and_back_again(trained, tmp_path):
     """What was written is read again, and written with the same bits."""
     folder, _, _, _ = trained

@@ -31,6 +31,7 @@ from tests.models import building
 MAKERS = {"bart": make_bart, "gpt2": make_gpt2}
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("kind", MAKERS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16])
 def test_there_and_back(tmp_path, kind, dtype):
@@ -176,6 +177,7 @@ def test_models_of_fairseq(tmp_path, kind, options, capsys):
 NORMS_FIRST = {"encoder_normalize_before": True, "decoder_normalize_before": True}
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     ("kind", "options", "family"),
     [
@@ -208,6 +210,7 @@ def test_byte_pairs_of_fairseq(tmp_path, monkeypatch, kind, options, family):
     assert (again / "vocab.json").exists() == (kind == "bart")
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     "kind, options, sentence",
     [

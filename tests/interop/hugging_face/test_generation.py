@@ -161,6 +161,7 @@ def test_positions_limit_the_length():
     }
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "settings",
     [

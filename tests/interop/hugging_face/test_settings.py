@@ -48,6 +48,7 @@ def bart_hypotheses(folder, output):
     return [until_end(row[1:]) for row in found.tolist()], ours, converted.notes
 
 
+@pytest.mark.few_cases(6)
 @pytest.mark.parametrize(
     "config, settings",
     [
@@ -80,6 +81,7 @@ def test_barts(originals, tmp_path, config, settings):
     assert not notes
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "config, settings, sentence",
     [
@@ -124,6 +126,7 @@ def test_tasks_that_say_nothing_else(originals, tmp_path):
     assert not convert(folder, tmp_path / "ours").notes
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "kind, options",
     [

@@ -142,6 +142,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
+@pytest.mark.few_cases(7)
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXTS)
 def test_the_same_ids_and_the_same_text(both, text):
@@ -159,6 +160,7 @@ def test_the_same_ids_and_the_same_text(both, text):
         assert loaded.text(torch.tensor(found)) == said
 
 
+@pytest.mark.few_cases(3)
 def test_there_and_back(both):
     """Vocabulary, numbers and special tokens."""
     folder, _, tokenizer, _ = both
@@ -177,6 +179,7 @@ def test_there_and_back(both):
     shutil.rmtree(folder / "twice")
 
 
+@pytest.mark.few_cases(3)
 def test_fairseqs_commands(both):
     """fairseq-interactive reads the same ids; elseq-generate writes the same text."""
     folder, loaded, _, _ = both

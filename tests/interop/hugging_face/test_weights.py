@@ -52,6 +52,7 @@ def rename(tensors, rule):
     return {rule(name): tensor for name, tensor in tensors.items()}
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize(
     "kind, more, noted",
     [

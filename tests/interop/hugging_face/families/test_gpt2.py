@@ -54,6 +54,7 @@ def test_logits(pair, attention):
     assert_same_logits(*pair, [attention])
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     "options",
     [

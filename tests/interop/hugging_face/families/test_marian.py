@@ -124,6 +124,7 @@ def assert_same_numbers(theirs, folder, attention):
 SOURCES = [TEXT[start : start + 20 + 3 * start] for start in range(50)]
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize("settings", SETTINGS)
 def test_same_hypotheses(pair, attention, settings):
@@ -203,6 +204,7 @@ def test_text(pair):
         assert loaded.bpe.decode(words) == tokenizer.decode(numbers, skip_special_tokens=True)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16])
 def test_round_trip(tmp_path, kind, dtype):
@@ -308,6 +310,7 @@ def translate(folder, sources, **options):
     return [result.hypotheses[0] for result in translator.translate_batch(sources, max_decoding_length=58, **options)]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("beam", [1, 4])
 def test_ctranslate2(tmp_path, kind, beam):
@@ -444,6 +447,7 @@ def test_positions_in_the_file(tmp_path):
     assert torch.equal(state["decoder.embed_positions.weight"][2:], sines(64, 32))
 
 
+@pytest.mark.few_cases(1)
 @torch.no_grad()
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("is_tied", [True, False])

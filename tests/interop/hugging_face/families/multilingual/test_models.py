@@ -109,6 +109,7 @@ def sources(name, model):
     return [[*row, language] if name == "mbart25" else [language, *row] for row in texts(model)]
 
 
+@pytest.mark.few_cases(5)
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_logits(pair, attention):
     name, theirs, folder = pair
@@ -145,6 +146,7 @@ def test_same_hypotheses(pair, beam, lenpen):
     assert len(set(map(tuple, expected))) > 2
 
 
+@pytest.mark.few_cases(6)
 @torch.no_grad()
 @pytest.mark.parametrize(
     "rule, lenpen", [("first", 0.5), ("first", 2.0), ("bound", 0.5), ("bound", 2.0), ("never", 0.5), ("never", 1.0)]
@@ -188,6 +190,7 @@ def test_same_ranking(pair, rule, lenpen):
     assert compared > 10
 
 
+@pytest.mark.few_cases(3)
 @torch.no_grad()
 @pytest.mark.parametrize("longest", [3, 6, 12])
 def test_maximum_length(pair, tmp_path, longest):
@@ -232,6 +235,7 @@ def test_other_languages_than_the_folders(pair):
     assert same.task.languages_of_texts == loaded.task.languages_of_texts
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("word", ["xx", "17", "a", "</s>", "<mask>", "", 5, ["en_XX"]], ids=repr)
 def test_words_that_are_no_languages(pair, word):
     """Those of the dictionary, too."""

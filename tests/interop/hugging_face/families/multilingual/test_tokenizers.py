@@ -158,6 +158,7 @@ def test_round_trip(both, tmp_path):
         assert found(line)["input_ids"] == tokenizer(line)["input_ids"]
 
 
+@pytest.mark.few_cases(1)
 def test_fairseqs_commands(both, tmp_path):
     """The command that from-hf prints reads the same ids."""
     from tests import helpers
@@ -246,6 +247,7 @@ def test_damaged_model(tmp_path, kind):
 # --- another language of sources than the tokenizer's
 
 
+@pytest.mark.few_cases(1)
 def test_the_language_of_a_training(both, tmp_path, capsys):
     """It is written with the tokenizer, and the language of targets is not that of another pair."""
     kind, _, _, folder = both
