@@ -15,7 +15,7 @@ import torch
 import elseq
 from elseq.errors import UserError
 
-CASES = 40  # of each family
+CASES = [15, pytest.param(40, marks=pytest.mark.slow)]  # of each family
 SECONDS = 20
 MEBIBYTES = 1500  # that the process may grow by
 
@@ -170,13 +170,14 @@ def peak():
     "family",
     ["tiny_translation", "tiny_bart", "tiny_language_model", pytest.param("tiny_multi_query", marks=pytest.mark.slow)],
 )
-def test_changed_checkpoints(family, request, tmp_path, monkeypatch):
+@pytest.mark.parametrize("cases", CASES)
+def test_changed_checkpoints(family, cases, request, tmp_path, monkeypatch):
     trained = request.getfixturevalue(family)
     monkeypatch.chdir(tmp_path)
     state = torch.load(trained.checkpoint)
     state.pop("last_optimizer_state")
     draw, counts, wrong = random.Random(family), collections.Counter(), []
-    for _ in range(CASES):
+    for _ in range(cases):
         changed = copy.deepcopy(state)
         done = mutate(changed, draw)
         torch.save(changed, "model.pt")

@@ -22,7 +22,7 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face.families import BART, GPT2
 from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, GPT2_NAMES, GPT2_SIZES, save_tokenizer
 
-CASES = 24  # of each file
+SEEDS = [range(8), pytest.param(range(8, 24), marks=pytest.mark.slow)]  # of changes to each file
 SECONDS = 20
 BYTES = 2**30
 VALUES = [
@@ -330,9 +330,10 @@ def ended(folder, output, monkeypatch):
     return None
 
 
+@pytest.mark.parametrize("seeds", SEEDS, ids=str)
 @pytest.mark.parametrize("name", CHANGES)
-def test_each_ends_in_a_result_or_a_sentence(originals, tmp_path, monkeypatch, capsys, name):
-    for seed in range(CASES):
+def test_each_ends_in_a_result_or_a_sentence(originals, tmp_path, monkeypatch, capsys, name, seeds):
+    for seed in seeds:
         draw = random.Random(f"{name} {seed}")
         folder, output = tmp_path / f"theirs{seed}", tmp_path / f"ours{seed}"
         shutil.copytree(originals[draw.choice(list(originals))], folder)
