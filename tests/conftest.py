@@ -1,5 +1,7 @@
 """Fixtures that several tests share: tiny models, trained once per run."""
 
+import copy
+import functools
 import gc
 import multiprocessing.process
 import os
@@ -13,6 +15,7 @@ os.environ.setdefault("OMP_NUM_THREADS", "1")  # the models are tiny, and other 
 
 import pytest  # noqa: E402
 import torch  # noqa: E402
+from hydra.core.override_parser.overrides_parser import OverridesParser  # noqa: E402
 
 if not torch.cuda.is_available():
     os.environ.setdefault("TRITON_INTERPRET", "1")  # Triton reads it when a kernel is defined
@@ -102,6 +105,15 @@ def no_commands(request):
 
 def _skip(*_, **__):
     pytest.skip("runs a command")
+
+
+@pytest.fixture(scope="session", autouse=True)
+def parsed_once():
+    """Hydra parses each of fairseq's options for each command, and they are mostly the same."""
+    parse = functools.cache(OverridesParser.create().parse_rule)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(OverridesParser, "parse_rule", lambda parser, text, rule: copy.deepcopy(parse(text, rule)))
+        yield
 
 
 @pytest.fixture(params=[1, 2])

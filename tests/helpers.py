@@ -150,7 +150,7 @@ def train_command(arch, data, save_dir, *options):
     else:
         sizes += ["--share-all-embeddings", "--max-source-positions=64", "--max-target-positions=64"]
     schedule = ["--optimizer=adam", "--lr=0.01", "--clip-norm=1", "--max-tokens=800", "--max-update=100"]
-    saving = ["--save-dir", save_dir, "--no-epoch-checkpoints", "--validate-interval=1000"]
+    saving = ["--save-dir", save_dir, "--no-epoch-checkpoints", "--save-interval=1000", "--validate-interval=1000"]
     process = ["--cpu", "--seed=1", "--num-workers=0", "--log-format=none"]
     return ["fairseq-train", data, "--arch", arch, *sizes, *schedule, *saving, *process, *options]
 

@@ -58,6 +58,7 @@ REPAIRS = (
     data.restore_numpy_names,
     data.keep_last_batch,
     data.stop_reading_ahead,
+    data.end_workers_that_hear_nothing,
     data.explain_long_sentences,
     data.explain_unusable_dictionaries,
     data.explain_unusable_subwords,

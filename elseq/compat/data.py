@@ -23,6 +23,8 @@ from fairseq.data import (
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
+from torch.utils.data._utils import signal_handling
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import values
@@ -80,6 +82,24 @@ def stop_reading_ahead():
 
     wrap(iterators.BackgroundConsumer, "run", run)
     atexit.register(stop)
+
+
+def end_workers_that_hear_nothing():
+    """When Python's collector finds a data loader that fairseq has left in a cycle of references, the queues to its
+    workers are gone first. They are not told to end, and are waited for: a training stands still for 5 s, between
+    epochs."""
+
+    def shut_down(shut, loader):
+        queues = getattr(loader, "_index_queues", [])
+        if any(queue._close is not None and not queue._close.still_active() for queue in queues):
+            if loader._worker_pids_set:  # or their end counts as an error
+                signal_handling._remove_worker_pids(id(loader))
+                loader._worker_pids_set = False
+            for worker in loader._workers:
+                worker.terminate()
+        shut(loader)
+
+    wrap(_MultiProcessingDataLoaderIter, "_shutdown_workers", shut_down)
 
 
 def explain_long_sentences():

@@ -1,6 +1,8 @@
+import gc
 import io
 import re
 import sys
+from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
@@ -18,6 +20,8 @@ from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
+from torch.utils.data import DataLoader
+from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.data import buffered_read
 from elseq.errors import UserError
@@ -120,6 +124,36 @@ raise elseq.errors.UserError("bad input")
 """
     result = helpers.run(["python", "-c", program])
     assert (result.returncode, result.stderr) == (1, b"elseq: error: bad input\n")
+
+
+@pytest.mark.parametrize("workers", [1, 2])
+def test_a_loader_in_a_cycle_is_not_waited_for(monkeypatch, without, workers):
+    """Without the repair its workers live until they are waited for in vain."""
+
+    def ended_before_they_are_waited_for():
+        loader = iter(DataLoader(range(4), num_workers=workers))
+        assert int(next(loader)) == 0
+        loader.itself, alive = loader, []
+
+        def join(worker, timeout=None):
+            if worker._popen.poll() is None:
+                worker._popen.wait(10 if terminated else 0.5)
+            alive.append(worker.is_alive())
+
+        terminated = []
+        with monkeypatch.context() as patch:
+            patch.setattr(BaseProcess, "join", join)
+            terminate = BaseProcess.terminate
+            patch.setattr(BaseProcess, "terminate", lambda worker: (terminated.append(worker), terminate(worker)))
+            del loader
+            gc.collect()
+        assert len(alive) >= workers
+        return not any(alive[:workers])
+
+    assert ended_before_they_are_waited_for()
+    assert list(map(int, DataLoader(range(4), num_workers=workers))) == [0, 1, 2, 3]
+    without(_MultiProcessingDataLoaderIter, "_shutdown_workers")
+    assert not ended_before_they_are_waited_for()
 
 
 # --- sentences that are too long
