@@ -83,6 +83,7 @@ def test_several_hypotheses(translator, lines):
     assert [hypotheses[0] for hypotheses in found] == translator.generate(lines[:2], beam=3)
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 def test_scores_of_stock_fairseq(tiny_translation, stock, attention):  # noqa: F811
     model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data)
@@ -119,6 +120,7 @@ def test_the_type_of_the_parameters(tiny_translation, lines):
     assert len(model.generate(lines)) == len(lines)
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention", ["kv", "el", "stock"])
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, lines, tmp_path, dtype, attention):
@@ -565,6 +567,7 @@ def test_prefixes_that_cannot_be(tiny_translation, translator, tiny_language_mod
         model.generate(["w1"], prefixes=["w1"])
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention", ["auto", "stock"])
 @pytest.mark.parametrize("order", ["ordered", "unordered"])
 def test_constraints(tiny_translation, attention, order, tmp_path):

@@ -101,6 +101,7 @@ def test_train_translation():
     assert (cfg.model._name, cfg.model.decode_attention) == ("elseq_transformer", "el")
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("name, special", SQUAD_QG.items())
 def test_models_of_squad_qg(name, special):
     """They differ in what their name says, and in nothing else."""

@@ -254,6 +254,7 @@ def test_a_search_in_groups_finds_what_topk_finds(seed, top_k, length, ties, gro
     assert (indices.sort().values.diff() > 0).all()
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.usefixtures("large_part")
 @pytest.mark.parametrize("dropout", [0.0, 0.4])
 def test_gradcheck(dropout):

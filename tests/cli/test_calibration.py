@@ -34,6 +34,7 @@ def rows(samples, name):
     return pad_rows([each[0].tolist() for each in values], 1)
 
 
+@pytest.mark.few_cases(2)
 def test_files_and_splits_are_the_same_text(trained):
     """With the symbols that training puts around texts; a split of a language model is cut as its training was."""
     generator = load(trained)

@@ -360,6 +360,7 @@ def test_files_as_calibration_text(run, tmp_path, tiny_translation):
         run(tiny_translation.checkpoint, *options, *files[:2], "--output", tiny_translation.raw / "train.src")
 
 
+@pytest.mark.slow
 def test_half_precision_is_fitted_in_float32(run, tmp_path, tiny_translation):
     def halve(state):
         state["model"] = {name: tensor.half() for name, tensor in state["model"].items()}
@@ -488,6 +489,7 @@ def test_parameters_of_zero(run, tmp_path, tiny_translation, options):
 # --- where it is written
 
 
+@pytest.mark.slow
 def test_output_beside_the_model(monkeypatch, tmp_path, tiny_translation, capsys):
     path = tmp_path / "check.point.pt"
     path.write_bytes(tiny_translation.checkpoint.read_bytes())

@@ -173,6 +173,7 @@ def test_interrupted(run):
     assert not run.journals.exists()
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("seed", range(3))
 def test_killed_while_writing(run, monkeypatch, seed):
     """In any record, that of a blank line too, and in the journal of another process."""

@@ -353,6 +353,7 @@ def continue_training(tiny, directory, *options):
     return helpers.run_here(command, check=False)
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     "options, sentence",
     [

@@ -32,6 +32,7 @@ NO_GPU = "elseq: error: --fp16 trains on a GPU, and there is none, or --cpu is g
 NO_TPU = "elseq: error: --tpu needs torch_xla, which is not installed: leave it out"
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.skipif(utils.xm is not None, reason="torch_xla is installed")
 @pytest.mark.parametrize("option", ["--bf16", "--memory-efficient-bf16"])
 def test_bfloat16(train, without, tmp_path, option):

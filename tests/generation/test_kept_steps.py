@@ -121,6 +121,7 @@ def test_ensembles_and_language_models(begin_to_keep, as_on_gpu):
         assert TapedWork.captures == 3
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("family", ["bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("beam", [1, 3])

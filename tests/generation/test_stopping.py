@@ -152,7 +152,7 @@ def by_lists(scores_after, stopping, beam, longest, penalty):
 CASES = [*map(Stopping, RULES), *(Stopping(beam_patience=beam_patience) for beam_patience in (0.4, 1.5, 3.0))]
 
 
-@pytest.mark.few_cases(15)
+@pytest.mark.few_cases(10)
 @pytest.mark.parametrize("penalty", PENALTIES)
 @pytest.mark.parametrize("stopping", CASES, ids=lambda rule: f"{rule.early_stopping}-{rule.beam_patience}")
 @pytest.mark.parametrize("kind", ["kv", "stock"])

@@ -71,6 +71,7 @@ def test_heads_in_another_order_and_basis_leave_the_model_as_it_is(name, dtype, 
     assert all(torch.equal(after[key], before[key]) for key in before if "attn." not in key)
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("name", MODELS)
 def test_layers_see_what_the_converted_layers_before_them_compute(name):
     """And what is wanted of an attention that is added to the hidden states leads back to those of the model before."""

@@ -50,6 +50,7 @@ def symbols_of(loaded, row):
     return [loaded.task.target_dictionary[number] for number in row]
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("kind", ["translation", "bart"])
 @pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (4, 1.0), (4, 0.0), (3, 2.0)])
 def test_encoder_decoder(request, tmp_path, kind, beam, lenpen):

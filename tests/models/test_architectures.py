@@ -85,6 +85,7 @@ def test_bart_large_has_its_published_number_of_parameters(monkeypatch):
 SHAZEER_VOCABULARY = 33_708
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     "arch, options",
     [

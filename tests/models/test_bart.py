@@ -82,6 +82,7 @@ def test_an_embedding_of_mask_that_the_dictionary_lacks_is_dropped():
     assert torch.equal(model.encoder.embed_tokens.weight, stock.encoder.embed_tokens.weight)
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("beam", [1, 4])
 @torch.no_grad()
 def test_the_stock_generator_drives_our_model(tiny_bart, beam):

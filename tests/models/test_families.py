@@ -114,6 +114,7 @@ def test_other_encoder_decoders(others, plugin, raw_text, translation_data, arch
         elseq.load(checkpoint, attention="el")
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("arch", ["lstm_lm", "fconv_lm"])
 def test_other_language_models(others, raw_text, arch):
     checkpoint = others(arch)
@@ -126,6 +127,7 @@ def test_other_language_models(others, raw_text, arch):
         assert stock.generate([prompt], beam=1, min_len=length, max_len_b=length) == [f"{prompt} {words}"]
 
 
+@pytest.mark.few_cases(1)
 def test_models_of_the_other_task(tiny_translation, tiny_language_model):
     for trained, kind, task in (
         (tiny_translation, "an encoder-decoder .ElseqTransformerModel", "translation"),

@@ -69,6 +69,7 @@ def encoded_one_by_one(encoder, row, length, overlap, layer=None):
     return torch.stack(found)
 
 
+@pytest.mark.few_cases(12)
 @pytest.mark.parametrize("family", ["transformer", "bart"])
 @pytest.mark.parametrize("left", [True, False])
 @pytest.mark.parametrize("length, overlap", [(12, 5), (12, 0), (7, 6), (1, 0)])
@@ -175,6 +176,7 @@ def decoded_written_out(decoder, target, memory, top_k):
     return decoder.output_projection(x)
 
 
+@pytest.mark.few_cases(8)
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("family", ["transformer", "bart"])
 @pytest.mark.parametrize("top_k", [None, 1, 3, 12, 40, 41])

@@ -130,6 +130,7 @@ COPIES = {
 }
 
 
+@pytest.mark.few_cases(4)
 @pytest.mark.parametrize("dtype", [None, "int8"])
 @pytest.mark.parametrize("copied", COPIES)
 def test_copies_of_a_model_that_lost_its_weights(copied, dtype, always_packed):

@@ -246,6 +246,7 @@ def test_top_k_on_a_model_trained_without(tiny_translation, mode):
     assert_same_output(generate(tiny_translation, *options, "--apply-top-k=0", "--apply-ffn-top-k=0"), expected)
 
 
+@pytest.mark.slow
 def test_top_k_means_the_same_under_every_method(tiny_translation, tiny_bart):
     few = ["--apply-top-k=3", "--apply-ffn-top-k=20"]
     for trained in (tiny_translation, tiny_bart):
@@ -614,6 +615,7 @@ def test_invalid_encoding(tiny_translation, mode):
     assert {number for number, _ in hypotheses(result)} == {0, 1, 2}
 
 
+@pytest.mark.few_cases(3)
 @pytest.mark.parametrize("task", [["--task=translation"], TRANSLATION], ids=["stock", "elseq"])
 @pytest.mark.parametrize(
     "options, sentence",

@@ -49,6 +49,7 @@ def work(request, tmp_path):
     return {"TASK": request.param, "ELSEQ_DATA": tmp_path, "ELSEQ_WORK": tmp_path}
 
 
+@pytest.mark.few_cases(1)
 def test_trainings(work):
     found = commands(**work, WINDOW=256, FINETUNE_LENGTH=1024)
     first, tuned, full = (training(found, name) for name in ("first", "tuned", "full"))

@@ -217,6 +217,7 @@ def test_generate(published, make):
         assert "rebuilt as Elseq" in printed
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", MODELS)
 def test_texts(published, make, tmp_path):
     """By what the checkpoint says of its options, but for an mBART-25 for a pair that was not trained."""

@@ -30,6 +30,7 @@ def test_from_python(plugin, tiny_translation):
         model.generate(texts, memory_budget=1000, progress=False)
 
 
+@pytest.mark.slow
 def test_commands(plugin, tiny_translation, tmp_path):
     command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--beam=3", "--cpu"]
     user_dirs = f"--user-dir={helpers.USER_DIR}:{plugin}"

@@ -76,6 +76,7 @@ def test_layers_have_projections_and_another_k(run_here, capsys):
     assert [point["size"] for point in results["published"]["attention"]] == [2048] * 4
 
 
+@pytest.mark.slow
 def test_runs_are_processes_of_their_own(run):
     [row] = run("--what=attention", "--methods=top-k", "--lengths=256", "--repeats=2")["rows"]
     assert len(row["seconds"]) == 2

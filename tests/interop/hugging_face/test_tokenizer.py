@@ -142,7 +142,7 @@ TEXTS = st.lists(
 ).map("".join)
 
 
-@pytest.mark.few_cases(7)
+@pytest.mark.few_cases(5)
 @settings(deadline=None, max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(TEXTS)
 def test_the_same_ids_and_the_same_text(both, text):
@@ -201,6 +201,7 @@ def test_fairseqs_commands(both):
     assert re.search(r"^D-0\t\S+\t(.*)$", log, re.MULTILINE)[1].strip() == expected.strip()
 
 
+@pytest.mark.few_cases(5)
 def test_lines_of_text(both, tmp_path):
     """elseq-generate writes what a continuation says, with the white space before it."""
     folder, loaded, _, _ = both

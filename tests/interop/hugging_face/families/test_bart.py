@@ -51,6 +51,7 @@ def test_logits(pair, attention):
     assert_same_logits(*pair, [attention])
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize(
     "options",
     [
@@ -144,6 +145,7 @@ def their_hypotheses(model, beam, **options):
     return [until_end(row[1:]) for row in found.tolist()]
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("lenpen", [0.0, 1.0, 2.0])
 def test_same_hypotheses(pair, beam, lenpen):

@@ -225,6 +225,7 @@ def test_round_trip(tmp_path, kind, dtype):
         assert tokenizers[0](**{side: TEXT})["input_ids"] == tokenizers[1](**{side: TEXT})["input_ids"]
 
 
+@pytest.mark.few_cases(1)
 @pytest.mark.parametrize("has_two", [False, True])
 def test_embeddings_of_their_own_for_one_vocabulary(tmp_path, has_two):
     """Or for two that are equal."""
@@ -264,6 +265,7 @@ def test_sines():
     assert torch.equal(sines(50, 12), embedding.create_weight())
 
 
+@pytest.mark.few_cases(1)
 def test_fairseqs_commands(pair, tmp_path):
     """fairseq-generate's options, which from-hf prints, find what elseq.load finds."""
     from tests import helpers

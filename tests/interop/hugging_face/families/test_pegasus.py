@@ -86,6 +86,7 @@ def test_logits(pair, attention):
     assert found.softmax(dim=-1)[:, 0].max() == 0  # <s>, which a Pegasus has not
 
 
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention", ["kv", "el"])
 @pytest.mark.parametrize("settings", ["greedy", "its own settings"])
 def test_same_hypotheses(pair, attention, settings):

@@ -117,6 +117,7 @@ def test_logits(pair, attention):
     assert_same_logits(theirs, load(folder / "ours", attention), sources(name, theirs), texts(theirs), rows)
 
 
+@pytest.mark.few_cases(3)
 @torch.no_grad()
 @pytest.mark.parametrize("beam, lenpen", [(1, 1.0), (5, 0.0)])
 def test_same_hypotheses(pair, beam, lenpen):

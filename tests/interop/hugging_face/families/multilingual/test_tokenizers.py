@@ -120,6 +120,7 @@ ODD = [
 ]
 
 
+@pytest.mark.few_cases(2)
 def test_same_ids(both):
     kind, tokenizer, loaded, _ = both
     for line in [line.format(*CODES[kind]) for line in (*LINES, *ODD)]:
