@@ -24,7 +24,7 @@ COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
 def set_up() -> None:
     """Repair fairseq, and register the models, architectures, tasks, subwords and a criterion. A second call has no
     effect."""
-    with uncollected():
+    with uncollected(is_command=_program().startswith(("elseq-", "fairseq-"))):
         from elseq import compat
 
         compat.apply()
@@ -42,12 +42,12 @@ def __getattr__(name: str):
     return load
 
 
-def _is_command() -> bool:
-    """Whether this process was started as a command of elseq."""
-    return Path(getattr(sys.modules.get("__main__"), "__file__", None) or "").name in COMMANDS
+def _program() -> str:
+    """The name of the file that this process was started with."""
+    return Path(getattr(sys.modules.get("__main__"), "__file__", None) or "").name
 
 
-if not _is_command():  # which reads its options first: they need neither torch nor fairseq
+if _program() not in COMMANDS:  # which reads its options first: they need neither torch nor fairseq
     set_up()
 
 __all__ = ["load", "set_up"]

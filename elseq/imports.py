@@ -5,46 +5,75 @@ import gc
 import importlib
 import sys
 from collections.abc import Iterator
-from types import ModuleType
+from importlib.machinery import ModuleSpec, PathFinder
+from types import ModuleType, SimpleNamespace
 
 
 @contextlib.contextmanager
-def uncollected() -> Iterator[None]:
-    """What is imported here stays to the end of the process, so Python's collector does not look for garbage in it: a
-    third of the time from start to exit goes into that. What was garbage before is collected, since what is there
-    afterwards stays as well."""
-    gc.collect()
+def uncollected(is_command: bool) -> Iterator[None]:
+    """Python's garbage collector does not look through what is imported inside, of which nothing is garbage.
+
+    Args:
+        is_command: nothing but imports is in this process yet. Then the collector leaves alone what there is, to the
+            end of the process. With a program's own objects that would not do, as they may become garbage.
+    """
     was_enabled = gc.isenabled()
     gc.disable()
     try:
         yield
-        gc.freeze()
+        if is_command:
+            gc.freeze()
     finally:
         if was_enabled:
             gc.enable()
 
 
 @contextlib.contextmanager
-def imported_when_called(package: str, *submodules: str) -> Iterator[None]:
-    """Modules that are imported here get functions of this package that import it when they are called.
-
-    A package that is imported already stays as it is.
+def imported_when_called(package: str, *submodules: str, by: tuple[str, ...]) -> Iterator[None]:
+    """The modules `by`, where they are imported inside, get stand-ins of a package that takes long to import: functions
+    that import it when they are called. So they can use its functions only. No other module gets the stand-ins, nor do
+    these if the package is imported already.
     """
-    if package in sys.modules:
-        yield
-        return
-    stands_for = {name: _Later(name) for name in (package, *(f"{package}.{name}" for name in submodules))}
-    for name in submodules:
-        setattr(stands_for[package], name, stands_for[f"{package}.{name}"])
-    sys.modules.update(stands_for)
+
+    def find_spec(name, path, target=None):
+        if name not in by or package in sys.modules:
+            return None
+        spec = PathFinder.find_spec(name, path)
+        execute = spec.loader.exec_module
+
+        def exec_module(module):
+            with _stand_ins(package, submodules):
+                execute(module)
+
+        spec.loader.exec_module = exec_module
+        return spec
+
+    finder = SimpleNamespace(find_spec=find_spec)
+    sys.meta_path.insert(0, finder)
     try:
         yield
     finally:
-        for name in stands_for:
-            del sys.modules[name]
+        sys.meta_path.remove(finder)
 
 
-class _Later(ModuleType):
+@contextlib.contextmanager
+def _stand_ins(package: str, submodules: tuple[str, ...]) -> Iterator[None]:
+    modules = {name: _StandIn(name) for name in (package, *(f"{package}.{name}" for name in submodules))}
+    for name in submodules:
+        setattr(modules[package], name, modules[f"{package}.{name}"])
+    sys.modules.update(modules)
+    try:
+        yield
+    finally:
+        for name in modules:
+            sys.modules.pop(name, None)
+
+
+class _StandIn(ModuleType):
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = ModuleSpec(name, None)  # for those who ask whether there is such a module
+
     def __getattr__(self, name: str):
         if name.startswith("__"):
             raise AttributeError(name)

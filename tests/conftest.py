@@ -69,26 +69,27 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("gpu") is None)  # what needs a GPU comes first
-    for cases in _cases_of_tests(items, besides=("slow", "gpu")):
+    chosen = config.getoption("-k") or any("[" in argument for argument in config.args)
+    for cases in _cases_of_tests(items, without=("slow", "gpu")) if not chosen else ():
         if few := cases[0].get_closest_marker("few_cases"):
             for item in set(cases) - _some(cases, *few.args):
                 item.add_marker(pytest.mark.slow)
     if config.getoption("--quick"):
-        kept = set().union(*(_some(cases, CASES) for cases in _cases_of_tests(items, besides=("slow",))))
+        kept = set().union(*(_some(cases, CASES) for cases in _cases_of_tests(items, without=("slow",))))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
 
 
-def _cases_of_tests(items, besides):
+def _cases_of_tests(items, without):
     tests = {}
     for item in items:
-        if not any(map(item.get_closest_marker, besides)):
+        if not any(map(item.get_closest_marker, without)):
             tests.setdefault(item.nodeid.split("[")[0], []).append(item)
     return tests.values()
 
 
 def _some(cases, count):
-    """Of all parameters, and the same in each process: the first cases may differ in one parameter alone."""
+    """A random choice, so that all parameters vary, but the same in each process."""
     return set(random.Random(cases[0].nodeid).sample(cases, min(count, len(cases))))
 
 

@@ -1,6 +1,7 @@
 import gc
+import importlib
 import sys
-from types import SimpleNamespace
+import weakref
 
 import pytest
 
@@ -18,59 +19,83 @@ print(before, round(scores["f1"], 3), len(rates) > 1, "sklearn.metrics" in sys.m
 """
 
 
-def test_what_was_imported_is_left_alone():
+@pytest.fixture
+def frozen():
+    """The number of objects that are left alone now; afterwards as many, or more, are."""
+    yield gc.get_freeze_count()
+    gc.unfreeze()
+    gc.collect()
+    gc.freeze()
+
+
+@pytest.mark.parametrize("is_command", [True, False])
+def test_imports_are_not_looked_through(frozen, is_command):
+    with uncollected(is_command):
+        assert not gc.isenabled()
+        imported = [[]]
+    assert gc.isenabled()
+    assert (gc.get_freeze_count() > frozen) == is_command
+    assert any(imported is other for other in gc.get_objects()) != is_command
+
+
+def test_what_a_program_has_before_the_import_is_collected(frozen):
     class Node:
         pass
 
     lost = Node()
-    lost.itself, lost.ended = lost, []
-    ended = lost.ended
-    gc.collect()
-    before = gc.get_freeze_count()
+    lost.itself, alive = lost, weakref.ref(lost)
+    with uncollected(is_command=False):
+        pass
     del lost
-    with uncollected():
-        assert not gc.isenabled()
-        imported = Node()
-    assert gc.isenabled()
-    assert gc.get_freeze_count() > before
-    assert sys.getrefcount(ended) == 2  # what was garbage is gone
-    assert not any(imported is other for other in gc.get_objects())
-    gc.unfreeze()
+    gc.collect()
+    assert alive() is None
 
 
 @pytest.mark.parametrize("enabled", [True, False])
 def test_the_collector_is_as_before(enabled):
     (gc.enable if enabled else gc.disable)()
     try:
-        with pytest.raises(ImportError), uncollected():
+        with pytest.raises(ImportError), uncollected(is_command=True):
             raise ImportError
         assert gc.isenabled() == enabled
     finally:
         gc.enable()
 
 
-def test_a_module_that_is_imported_when_it_is_called(tmp_path, monkeypatch):
+@pytest.fixture
+def packages(tmp_path, monkeypatch):
+    """A package and two modules that import it."""
     (tmp_path / "slow_package").mkdir()
     (tmp_path / "slow_package" / "__init__.py").touch()
     (tmp_path / "slow_package" / "inner.py").write_text("def add(a, b=1):\n    return a + b\n")
+    for name in ("patient", "hasty"):
+        (tmp_path / f"{name}.py").write_text("from slow_package import inner\nfrom slow_package.inner import add\n")
     monkeypatch.syspath_prepend(tmp_path)
-    with imported_when_called("slow_package", "inner"):
-        from slow_package import inner
-        from slow_package.inner import add
+    importlib.invalidate_caches()
+    yield tmp_path
+    for name in ("slow_package", "slow_package.inner", "patient", "hasty"):
+        sys.modules.pop(name, None)
+
+
+def test_a_package_that_is_imported_when_it_is_called(packages):
+    finders = sys.meta_path[:]
+    with imported_when_called("slow_package", "inner", by=("patient",)):
+        import patient
+    assert sys.meta_path == finders
     assert "slow_package" not in sys.modules and "slow_package.inner" not in sys.modules
-    assert add(2, b=3) == 5
-    assert inner.add(1) == 2
-    assert sys.modules["slow_package.inner"].__file__ == str(tmp_path / "slow_package" / "inner.py")
+    assert patient.add(2, b=3) == 5
+    assert patient.inner.add(1) == 2
+    assert sys.modules["slow_package.inner"].__file__ == str(packages / "slow_package" / "inner.py")
     with pytest.raises(AttributeError, match="subtract"):
-        inner.subtract()
+        patient.inner.subtract()
 
 
-def test_a_package_that_is_there(monkeypatch):
-    there = SimpleNamespace()
-    monkeypatch.setitem(sys.modules, "slow_package", there)
-    with imported_when_called("slow_package", "inner"):
-        assert sys.modules["slow_package"] is there
-    assert sys.modules["slow_package"] is there
+def test_others_get_the_package(packages):
+    with imported_when_called("slow_package", "inner", by=("patient",)):
+        import hasty
+        import patient  # after it
+    assert hasty.inner is sys.modules["slow_package.inner"]
+    assert patient.inner is hasty.inner
 
 
 def test_fairseq_imports_scikit_learn_when_it_classifies():

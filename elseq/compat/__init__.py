@@ -12,22 +12,26 @@ import sys
 
 from elseq.imports import imported_when_called
 
+CLASSIFICATION = ("fairseq.criterions.sentence_prediction", "fairseq.tasks.audio_classification")
+
 
 @contextlib.contextmanager
-def _harmless():
-    """Importing fairseq makes the whole process log to stderr at level DEBUG. It also imports scikit-learn, which takes
-    more than a second, for the classification of sentences and of speech."""
+def _importing_fairseq():
+    """Leaves logging as it is: fairseq makes the whole process log to stderr at level DEBUG. And it does not import
+    scikit-learn, which takes more than a second, for the classification of sentences and of speech."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     # the import warns about a missing tensorboardX, which only speech synthesis uses
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
-    with imported_when_called("sklearn", "metrics"):
-        yield
-    root.setLevel(level)
-    root.handlers[:] = handlers
+    try:
+        with imported_when_called("sklearn", "metrics", by=CLASSIFICATION):
+            yield
+    finally:
+        root.setLevel(level)
+        root.handlers[:] = handlers
 
 
-with _harmless() if "fairseq" not in sys.modules else contextlib.nullcontext():
+with _importing_fairseq() if "fairseq" not in sys.modules else contextlib.nullcontext():
     from elseq.compat import (
         architectures,
         checkpoints,

@@ -4,6 +4,7 @@ import atexit
 import functools
 import logging
 import math
+import os
 import re
 import sys
 import textwrap
@@ -23,7 +24,6 @@ from fairseq.data import (
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
-from torch.utils.data._utils import signal_handling
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.patching import Overlay, wrap
@@ -90,16 +90,20 @@ def end_workers_that_hear_nothing():
     epochs."""
 
     def shut_down(shut, loader):
-        queues = getattr(loader, "_index_queues", [])
-        if any(queue._close is not None and not queue._close.still_active() for queue in queues):
-            if loader._worker_pids_set:  # or their end counts as an error
-                signal_handling._remove_worker_pids(id(loader))
-                loader._worker_pids_set = False
-            for worker in loader._workers:
-                worker.terminate()
+        pairs = zip(getattr(loader, "_workers", ()), getattr(loader, "_index_queues", ()), strict=False)
+        for worker, queue in pairs:
+            worker.join = functools.partial(_end, worker, queue)
         shut(loader)
 
     wrap(_MultiProcessingDataLoaderIter, "_shutdown_workers", shut_down)
+
+
+def _end(worker, queue, timeout=None):
+    """As `join`, when everything else of the loader has ended."""
+    closing = getattr(queue, "_close", None)
+    if closing is not None and not closing.still_active() and worker._parent_pid == os.getpid():
+        worker.terminate()
+    return type(worker).join(worker, timeout)
 
 
 def explain_long_sentences():

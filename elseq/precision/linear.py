@@ -12,8 +12,8 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-_MOST_DROPPED = 2**24  # bytes of weights until memory is given back
-_dropped = 0  # since then
+_MOST_DROPPED = 2**24  # bytes of weights, after which memory is given back
+_dropped = 0  # bytes of weights since memory was given back
 
 
 class Product(ABC):
@@ -186,9 +186,9 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             linear.decoding = _Decoding(make, recover)
 
     def forward(self, x: Tensor) -> Tensor:
-        return self.multiply(self.product(), x) if self.decoding.searches else super().forward(x)
+        return self._multiply_by(self.product(), x) if self.decoding.searches else super().forward(x)
 
-    def multiply(self, product: Product, x: Tensor, activation: str | None = None) -> Tensor:
+    def _multiply_by(self, product: Product, x: Tensor, activation: str | None = None) -> Tensor:
         """By the layer's product, in its numbers also under autocast, which does not know of the product's weight."""
         if not torch.is_autocast_enabled(x.device.type):
             return product.multiply(x, activation)
@@ -278,5 +278,5 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
     has_hooks = linear._forward_hooks or linear._forward_pre_hooks
     is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks
     if is_decoding and name in (product := linear.product()).activations:
-        return linear.multiply(product, x, name)
+        return linear._multiply_by(product, x, name)
     return function(linear(x))

@@ -1,3 +1,4 @@
+import copy
 import importlib.util
 import inspect
 import logging
@@ -13,6 +14,7 @@ import torch
 from fairseq import checkpoint_utils, options, utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.tasks import FairseqTask
+from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
 from omegaconf import OmegaConf
@@ -358,7 +360,7 @@ def test_the_same_configuration_sooner(monkeypatch, command, given):
         patch.setattr(ConfigStore, "__reduce_ex__", None)  # copies it
         sooner = dataclass_utils.convert_namespace_to_omegaconf(args)
     with monkeypatch.context() as patch:
-        patch.delattr(ConfigStore, "__deepcopy__")
+        patch.setattr(config_repository, "copy", copy)
         patch.setattr(dataclass_utils, "initialize", hydra.experimental.initialize)
         stock = dataclass_utils.convert_namespace_to_omegaconf(args)
     assert OmegaConf.to_container(sooner) == OmegaConf.to_container(stock)

@@ -127,33 +127,34 @@ raise elseq.errors.UserError("bad input")
 
 
 @pytest.mark.parametrize("workers", [1, 2])
-def test_a_loader_in_a_cycle_is_not_waited_for(monkeypatch, without, workers):
-    """Without the repair its workers live until they are waited for in vain."""
+@pytest.mark.parametrize("persistent", [True, False])
+def test_a_loader_in_a_cycle_is_not_waited_for(monkeypatch, without, workers, persistent):
+    """Without the repair its workers are waited for in vain."""
+    join, options = BaseProcess.join, {"num_workers": workers, "persistent_workers": persistent}
 
-    def ended_before_they_are_waited_for():
-        loader = iter(DataLoader(range(4), num_workers=workers))
+    def ended():
+        gc.collect()  # those of other tests
+        loader = iter(DataLoader(range(4), **options))
         assert int(next(loader)) == 0
-        loader.itself, alive = loader, []
+        loader.itself, codes = loader, []
+        pids = [worker.pid for worker in loader._workers]
 
-        def join(worker, timeout=None):
-            if worker._popen.poll() is None:
-                worker._popen.wait(10 if terminated else 0.5)
-            alive.append(worker.is_alive())
+        def wait(worker, timeout=None):
+            if worker.pid in pids[len(codes) :]:
+                join(worker, 0.5)
+                codes.append(worker.exitcode)
+            join(worker, timeout)
 
-        terminated = []
         with monkeypatch.context() as patch:
-            patch.setattr(BaseProcess, "join", join)
-            terminate = BaseProcess.terminate
-            patch.setattr(BaseProcess, "terminate", lambda worker: (terminated.append(worker), terminate(worker)))
+            patch.setattr(BaseProcess, "join", wait)
             del loader
             gc.collect()
-        assert len(alive) >= workers
-        return not any(alive[:workers])
+        return [code is not None for code in codes]
 
-    assert ended_before_they_are_waited_for()
-    assert list(map(int, DataLoader(range(4), num_workers=workers))) == [0, 1, 2, 3]
+    assert ended() == [True] * workers
+    assert list(map(int, DataLoader(range(4), **options))) == [0, 1, 2, 3]
     without(_MultiProcessingDataLoaderIter, "_shutdown_workers")
-    assert not ended_before_they_are_waited_for()
+    assert ended() == [False] * workers
 
 
 # --- sentences that are too long
