@@ -111,7 +111,8 @@ def family(text, tmp_path_factory):
                 command = [
                     each for each in helpers.train_command(arch, data, folder) if each != "--share-all-embeddings"
                 ]
-                helpers.run_here([*command, *task, *options, "--max-update=150", "--lr=0.005"])
+                updates = 50 if task[:2] == SEVERAL else 150  # each reads a batch of each pair
+                helpers.run_here([*command, *task, *options, f"--max-update={updates}", "--lr=0.005"])
 
             save_dir = helpers.once(tmp_path_factory, f"family_{name.replace(' ', '_')}", train)
             trained[name] = Family(raw, data, save_dir / "checkpoint_last.pt", task, name)

@@ -260,7 +260,7 @@ def distance(model, expected, texts):
     return sum(float((model(**text)[0] - output).square().sum()) for text, output in zip(texts, expected, strict=True))
 
 
-@pytest.mark.few_cases(3)
+@pytest.mark.few_cases(2)
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("grouping", ["neighbours", "similar"])
 @pytest.mark.parametrize("kv_heads", [1, 2])
