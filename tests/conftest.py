@@ -151,62 +151,75 @@ def quiet():
 
 
 @pytest.fixture(scope="session")
-def raw_text(tmp_path_factory):
-    return helpers.write_text(tmp_path_factory.mktemp("raw"))
+def once(tmp_path_factory):
+    return functools.partial(helpers.once, tmp_path_factory)
 
 
 @pytest.fixture(scope="session")
-def translation_data(raw_text, tmp_path_factory):
-    return helpers.binarize(raw_text, tmp_path_factory.mktemp("translation"))
+def raw_text(once):
+    return once("raw", helpers.write_text)
 
 
 @pytest.fixture(scope="session")
-def language_model_data(raw_text, tmp_path_factory):
-    return helpers.binarize_lines(raw_text, tmp_path_factory.mktemp("language_model"))
+def translation_data(raw_text, once):
+    return once("translation", lambda folder: helpers.binarize(raw_text, folder))
 
 
 @pytest.fixture(scope="session")
-def tiny_translation(raw_text, translation_data, tmp_path_factory):
+def language_model_data(raw_text, once):
+    return once("language_model", lambda folder: helpers.binarize_lines(raw_text, folder))
+
+
+@pytest.fixture(scope="session")
+def train_once(raw_text, once):
+    """Trains a model of an architecture on data made of `raw_text`, once a run."""
+
+    def train_once(name, arch, data, *options):
+        folder = once(name, lambda folder: helpers.train(arch, data, folder, *options))
+        return helpers.Trained(raw_text, data, folder / "checkpoint_last.pt")
+
+    return train_once
+
+
+@pytest.fixture(scope="session")
+def tiny_translation(train_once, translation_data):
     """A stock transformer."""
-    checkpoint = helpers.train("transformer", translation_data, tmp_path_factory.mktemp("transformer"))
-    return helpers.Trained(raw_text, translation_data, checkpoint)
+    return train_once("tiny_translation", "transformer", translation_data)
 
 
 @pytest.fixture(scope="session")
-def tiny_multi_query(raw_text, translation_data, tmp_path_factory):
+def tiny_multi_query(train_once, translation_data):
     """Our transformer with one key/value head; its target positions see the last four."""
     options = ["--local-attention-radius=4", "--head-dim=10"]
-    save_dir = tmp_path_factory.mktemp("multi_query")
-    checkpoint = helpers.train("mq_transformer", translation_data, save_dir, *options)
-    return helpers.Trained(raw_text, translation_data, checkpoint)
+    return train_once("tiny_multi_query", "mq_transformer", translation_data, *options)
 
 
 @pytest.fixture(scope="session")
-def tiny_bart(raw_text, translation_data, tmp_path_factory):
+def tiny_bart(train_once, translation_data):
     """A stock BART, finetuned as one is: by the task `translation`."""
-    checkpoint = helpers.train("bart_base", translation_data, tmp_path_factory.mktemp("bart"))
-    return helpers.Trained(raw_text, translation_data, checkpoint)
+    return train_once("tiny_bart", "bart_base", translation_data)
 
 
 @pytest.fixture(scope="session")
-def tiny_language_model(raw_text, language_model_data, tmp_path_factory):
+def tiny_language_model(train_once, language_model_data):
     """A stock transformer_lm on lines of "source => target"."""
-    checkpoint = helpers.train("transformer_lm", language_model_data, tmp_path_factory.mktemp("transformer_lm"))
-    return helpers.Trained(raw_text, language_model_data, checkpoint)
+    return train_once("tiny_language_model", "transformer_lm", language_model_data)
 
 
 @pytest.fixture(scope="session")
-def fused(tiny_translation, tmp_path_factory):
+def fused(tiny_translation, once):
     """The translation data beside the dictionary of a language model, and one of its targets."""
-    data = shutil.copytree(tiny_translation.data, tmp_path_factory.mktemp("fused") / "data")
-    shutil.copy(data / "dict.tgt.txt", data / "dict.txt")
-    lines = tmp_path_factory.mktemp("lines")
-    prefixes = [f"--{split}pref={tiny_translation.raw / f'{split}.tgt'}" for split in ("train", "valid")]
-    options = ["--only-source", "--srcdict", data / "dict.txt", *prefixes]
-    helpers.run_here(["fairseq-preprocess", "--destdir", lines, *options])
-    return data, helpers.train(
-        "transformer_lm", lines, tmp_path_factory.mktemp("lm"), "--max-update=60", "--tokens-per-sample=40"
-    )
+
+    def make(folder):
+        data = shutil.copytree(tiny_translation.data, folder / "data")
+        shutil.copy(data / "dict.tgt.txt", data / "dict.txt")
+        prefixes = [f"--{split}pref={tiny_translation.raw / f'{split}.tgt'}" for split in ("train", "valid")]
+        options = ["--only-source", "--srcdict", data / "dict.txt", *prefixes]
+        helpers.run_here(["fairseq-preprocess", "--destdir", folder / "lines", *options])
+        helpers.train("transformer_lm", folder / "lines", folder, "--max-update=60", "--tokens-per-sample=40")
+
+    folder = once("fused", make)
+    return folder / "data", folder / "checkpoint_last.pt"
 
 
 @pytest.fixture

@@ -38,12 +38,13 @@ def once(tmp_path_factory, name, make):
     """A folder of this run that `make` fills, in the first of its processes that asks for it."""
     base = tmp_path_factory.getbasetemp()
     folder = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / name
-    folder.mkdir(exist_ok=True)
-    with (folder / "lock").open("w") as lock:
+    made = folder.with_suffix(".made")
+    with folder.with_suffix(".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
-        if not (folder / "made").exists():
+        if not made.exists():
+            folder.mkdir(exist_ok=True)
             make(folder)
-            (folder / "made").touch()
+            made.touch()
     return folder
 
 
