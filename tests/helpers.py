@@ -56,6 +56,10 @@ class Trained:
     data: Path  # made by fairseq-preprocess
     checkpoint: Path
 
+    @property
+    def is_language_model(self) -> bool:
+        return (self.data / "dict.txt").exists()  # without the name of a language
+
 
 def run(command, input=b"", check=False, **environment):
     """Run a console command of the virtual environment in a process of its own."""

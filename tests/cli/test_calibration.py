@@ -24,7 +24,7 @@ def load(trained):
 
 
 def files(trained, split="valid"):
-    if "lm" in str(trained.checkpoint):
+    if trained.is_language_model:
         return str(trained.raw / f"{split}.lm"), None
     return tuple(str(trained.raw / f"{split}.{side}") for side in ("src", "tgt"))
 

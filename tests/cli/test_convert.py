@@ -93,7 +93,7 @@ def test_it_is_loaded_and_decoded(run, tmp_path, trained, old):
     model = save(tmp_path, trained, as_old) if old else trained.checkpoint
     run(model, "--num-kv-heads=2")
     path = tmp_path / "out.pt"
-    for task in ("language_modeling",) if "lm" in str(trained.checkpoint) else ("translation",):
+    for task in ("language_modeling",) if trained.is_language_model else ("translation",):
         assert len(generate(trained, path, task)) == 21
         assert len(generate(trained, path, f"elseq_{task}")) == 21
     loaded = elseq.load(path, data=trained.data).model
@@ -126,7 +126,7 @@ def test_equal_heads_decode_as_before(run, tmp_path, trained, method):
     model = save(tmp_path, trained, repeat_heads)
     run(model, "--num-kv-heads=2", "--method", method)
     # fairseq's own search repeats a language model's prompt
-    expected = decode(trained, model, "kv" if "lm" in str(trained.checkpoint) else "stock")
+    expected = decode(trained, model, "kv" if trained.is_language_model else "stock")
     for attention in ("kv", "el"):
         assert_same_hypotheses(decode(trained, tmp_path / "out.pt", attention), expected, tolerance=1e-6)
 
@@ -190,7 +190,7 @@ def test_the_printed_command_trains(run, tmp_path, trained):
     printed = printed.replace("DATA", str(trained.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
     command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=adam", "--lr=0.001"]
     command += ["--max-update=2", "--max-tokens=800", "--cpu", "--num-workers=0", "--seed=1", "--sample-break-mode=eos"]
-    log = helpers.run_here(command if "lm" in str(trained.checkpoint) else command[:-1]).stdout
+    log = helpers.run_here(command if trained.is_language_model else command[:-1]).stdout
     assert re.search(rf"Loaded checkpoint {tmp_path / 'out.pt'} \(epoch 1 @ 0 updates\)", log)
     before = torch.load(tmp_path / "out.pt")
     after = torch.load(tmp_path / "uptrained" / "checkpoint_last.pt")
@@ -327,7 +327,7 @@ def test_fitted_heads_are_decoded_and_lose_less_than_others(run, tmp_path, train
         lost[method] = after - before
     assert lost["fitted"] < lost["aligned"] < lost["mean"]
     path = tmp_path / "out.pt"
-    task = "language_modeling" if "lm" in str(trained.checkpoint) else "translation"
+    task = "language_modeling" if trained.is_language_model else "translation"
     assert len(generate(trained, path, f"elseq_{task}")) == 21
     assert_same_hypotheses(decode(trained, path, "kv"), decode(trained, path, "el"), tolerance=1e-6)
     [record] = torch.load(path)["extra_state"]["fewer_heads"]
