@@ -69,15 +69,19 @@ def pytest_ignore_collect(collection_path, config):
 @pytest.hookimpl(tryfirst=True)  # before the slow ones are left out
 def pytest_collection_modifyitems(config, items):
     items.sort(key=lambda item: item.get_closest_marker("gpu") is None)  # what needs a GPU comes first
-    chosen = config.getoption("-k") or any("[" in argument for argument in config.args)
-    for cases in _cases_of_tests(items, without=("slow", "gpu")) if not chosen else ():
-        if few := cases[0].get_closest_marker("few_cases"):
-            for item in set(cases) - _some(cases, *few.args):
-                item.add_marker(pytest.mark.slow)
+    if not config.getoption("-k") and not any("[" in argument for argument in config.args):
+        _mark_further_cases(items)
     if config.getoption("--quick"):
         kept = set().union(*(_some(cases, CASES) for cases in _cases_of_tests(items, without=("slow",))))
         config.hook.pytest_deselected(items=[item for item in items if item not in kept])
         items[:] = [item for item in items if item in kept]
+
+
+def _mark_further_cases(items):
+    for cases in _cases_of_tests(items, without=("slow", "gpu")):
+        if few := cases[0].get_closest_marker("few_cases"):
+            for item in set(cases) - _some(cases, *few.args):
+                item.add_marker(pytest.mark.slow)
 
 
 def _cases_of_tests(items, without):

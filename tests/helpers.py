@@ -58,7 +58,7 @@ class Trained:
 
     @property
     def is_language_model(self) -> bool:
-        return (self.data / "dict.txt").exists()  # without the name of a language
+        return not (self.data / "dict.src.txt").exists()
 
 
 def run(command, input=b"", check=False, **environment):

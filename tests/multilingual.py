@@ -72,9 +72,9 @@ def spoken(language, numbers):
 
 
 @pytest.fixture(scope="session")
-def text(tmp_path_factory):
+def text(once):
     """Sentences in three languages, each with its own permutation of 20 words; translations are in the same order."""
-    folder = helpers.once(tmp_path_factory, "languages", write_languages)
+    folder = once("languages", write_languages)
     return folder, folder / "data"
 
 
@@ -96,27 +96,22 @@ def write_languages(folder):
 
 
 @pytest.fixture(scope="session")
-def family(text, tmp_path_factory):
+def family(text, once):
     """Trains a model of one of `FAMILIES`."""
     raw, data = text
-    trained = {}
 
     def family(name) -> Family:
-        if name not in trained:
-            arch, task, options = FAMILIES[name]
-            if "from_pretrained" in task[0]:
-                task = [*task, "--source-lang=aa", "--target-lang=bb"]
+        arch, task, options = FAMILIES[name]
+        if "from_pretrained" in task[0]:
+            task = [*task, "--source-lang=aa", "--target-lang=bb"]
 
-            def train(folder):
-                command = [
-                    each for each in helpers.train_command(arch, data, folder) if each != "--share-all-embeddings"
-                ]
-                updates = 50 if task[:2] == SEVERAL else 150  # each reads a batch of each pair
-                helpers.run_here([*command, *task, *options, f"--max-update={updates}", "--lr=0.005"])
+        def train(folder):
+            command = [each for each in helpers.train_command(arch, data, folder) if each != "--share-all-embeddings"]
+            updates = 50 if task[:2] == SEVERAL else 150  # each reads a batch of each pair
+            helpers.run_here([*command, *task, *options, f"--max-update={updates}", "--lr=0.005"])
 
-            save_dir = helpers.once(tmp_path_factory, f"family_{name.replace(' ', '_')}", train)
-            trained[name] = Family(raw, data, save_dir / "checkpoint_last.pt", task, name)
-        return trained[name]
+        folder = once(f"family_{name.replace(' ', '_')}", train)
+        return Family(raw, data, folder / "checkpoint_last.pt", task, name)
 
     return family
 

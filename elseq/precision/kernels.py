@@ -109,12 +109,10 @@ def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Te
     """
     if column_scale.shape != (packed.outputs,):
         raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
-    flat = indices.flatten()
-    scale = column_scale.index_select(0, flat)
-    columns = packed.tiles.size(2)
     groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / C, K / 4, C]
-    rows = groups[flat // columns, :, flat % columns].view(torch.int8)[:, : packed.inputs]
-    return (rows * scale.unsqueeze(1)).view(*indices.shape, packed.inputs)
+    flat = indices.flatten()
+    rows = rows_of_tiles(groups, packed.outputs, flat).view(torch.int8)[:, : packed.inputs]
+    return (rows * column_scale[flat].unsqueeze(1)).view(*indices.shape, packed.inputs)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -186,17 +186,9 @@ def test_unknown_words_are_replaced(raw_translation):
 
 
 @pytest.fixture(scope="module")
-def fused(tiny_translation, tmp_path_factory):
-    """The translation data beside a language model of its targets."""
-    data = tmp_path_factory.mktemp("fusion")
-    shutil.copytree(tiny_translation.data, data, dirs_exist_ok=True)
-    shutil.copy(data / "dict.tgt.txt", data / "dict.txt")
-    lines_data = tmp_path_factory.mktemp("fusion_lines")
-    helpers.run_here(
-        ["fairseq-preprocess", "--destdir", lines_data, "--only-source", "--srcdict", data / "dict.txt",
-         *(f"--{split}pref={tiny_translation.raw / f'{split}.tgt'}" for split in ("train", "valid"))]
-    )  # fmt: skip
-    language_model = helpers.train("transformer_lm", lines_data, tmp_path_factory.mktemp("fusion_model"))
+def fused(tiny_translation, fused):
+    """The translation model on the data beside a language model, and that."""
+    data, language_model = fused
     return helpers.Trained(tiny_translation.raw, data, tiny_translation.checkpoint), language_model
 
 

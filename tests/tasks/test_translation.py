@@ -245,11 +245,10 @@ def test_folder_that_holds_no_data(tmp_path, data, sentence):
 
 
 @pytest.fixture(scope="module")
-def trained_in_windows(raw_text, translation_data, tmp_path_factory):
+def trained_in_windows(train_once, translation_data):
     """By the command, of 64 positions; the sources are shorter than these, and longer than a window."""
     options = ["--task=elseq_translation", "--source-window=6", "--source-window-overlap=2", "--train-windows=1"]
-    folder = tmp_path_factory.mktemp("windows")
-    return helpers.Trained(raw_text, translation_data, helpers.train("transformer", translation_data, folder, *options))
+    return train_once("trained_in_windows", "transformer", translation_data, *options)
 
 
 @pytest.mark.few_cases(1)
