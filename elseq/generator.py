@@ -34,7 +34,6 @@ from elseq.loading import (
     usable_dtype,
 )
 from elseq.options import Loading, decode_attention_names
-from elseq.precision import DTYPES, INT8, prepared
 from elseq.subwords.finding import find_subwords, read_subwords
 
 REMEDIES = "set truncate=True", "load the model with long_input=True"  # for texts that are too long
@@ -654,25 +653,18 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)
     else:
         subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
-    models = [each.build_model(task) for each in (checkpoint, *others)]
-    models = [model.to(device=device, dtype=DTYPES.get(dtype)) for model in models]
+    models = [each.build_model(task, device, dtype, only_decodes=True) for each in (checkpoint, *others)]
     language_model = None
     if loading.lm_path is not None:
-        language_model, dictionary = load_language_model(loading.lm_path, dictionaries[1], loading.attention)
+        language_model, dictionary = load_language_model(
+            loading.lm_path, dictionaries[1], loading.attention, device, dtype
+        )
         inputs.append(dictionary)
-        language_model = language_model.to(device=device, dtype=DTYPES.get(dtype))
     generator = TextGenerator(models, task, subwords, language_model)
     generator.inputs = tuple(path for path in inputs if path is not None)
-    for model, each in zip(models, (checkpoint, *others), strict=True):
+    for model in models:
         task.set_dtype(model)
-        if dtype == INT8:
-            prepared(model, dtype).fresh_parameters = partial(_parameters, each.path, task)
     return generator
-
-
-def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
-    """Of the checkpoint, once more."""
-    return dict(Checkpoint.read(path).build_model(task).named_parameters())
 
 
 def _check_flags(**flags: bool | None) -> None:

@@ -4,7 +4,8 @@ import contextlib
 import filecmp
 import os
 from argparse import Namespace
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -14,16 +15,18 @@ from omegaconf import OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from elseq.compat.commands import import_user_dirs
-from elseq.compat.parameters import adopted
+from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
+from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
 from elseq.files import DICTIONARIES, check_dictionaries, check_ordinary
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
+from elseq.models.transformer import Decoder
 from elseq.options import CHECKPOINT_NAMES, OF_TASK, Loading, as_path
-from elseq.precision import DTYPES
+from elseq.precision import DTYPES, INT8, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
@@ -41,23 +44,26 @@ class Checkpoint:
     path: Path
     state: dict  # as `fairseq.checkpoint_utils.load_checkpoint_to_cpu` returns it
     is_language_model: bool
+    stored: StoredTensors = field(default_factory=StoredTensors)  # the tensors of `state` that are in the file
 
     @classmethod
-    def read(cls, path: str | Path, multilingual: bool = True) -> "Checkpoint":
+    def read(cls, path: str | Path, multilingual: bool = True, only_to_build: bool = True) -> "Checkpoint":
         """
         Args:
             path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
             multilingual: whether it may be of a task of several languages.
+            only_to_build: its tensors stay in the file, from which `build_model` reads those of the model.
 
         Raises:
             UserError: a file that is missing or cannot be used, or a model that elseq does not decode.
         """
-        path = checkpoint_path(path)
-        state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
+        path, stored = checkpoint_path(path), StoredTensors()
+        with stored.loading() if only_to_build else contextlib.nullcontext():
+            state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         with about(path):
             check_task(state["cfg"], multilingual)
             language_model = is_language_model(state["cfg"].model)
-        return cls(path, state, language_model)
+        return cls(path, state, language_model, stored)
 
     @property
     def cfg(self):
@@ -275,17 +281,44 @@ class Checkpoint:
         self.multilingual.check_languages(args, needed=True)
         return self.multilingual.of_dictionaries(args, *_load_dictionaries(dictionaries))
 
-    def build_model(self, task):
-        """The model as the task decodes it, on the CPU. It takes the tensors of `state` as its parameters,
-        so a second one needs another `read`.
+    def build_model(
+        self, task, device: str | torch.device = "cpu", dtype: str | None = None, only_decodes: bool = False
+    ):
+        """The model as the task decodes it. A second one needs another `read`.
+
+        Args:
+            task: of `build_task`.
+            device: where it is.
+            dtype: the type of its parameters, a value of --dtype. Default: float32 for any checkpoint.
+            only_decodes: it is never trained, so that int8 weights can replace its own at once.
 
         Raises:
-            UserError: the checkpoint does not fit the task, or the task cannot decode it.
+            UserError: the checkpoint does not fit the task, or the task cannot decode it; or its file has changed.
         """
-        with adopted():
+
+        numbers = DTYPES[dtype or "float32"]
+
+        def read(tensor: torch.Tensor) -> None:
+            """Of the model."""
+            tensor.data = self.stored.read(tensor.data).to(device, numbers if tensor.is_floating_point() else None)
+
+        with Adoption(self.stored).of_models(), WithoutRandomNumbers():
             (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
         self.state["model"].clear()  # whoever else holds it: a weight that the model drops is to be gone
+        if dtype == INT8 and only_decodes and isinstance(getattr(model, "decoder", None), Decoder):
+            read(next(model.parameters()))  # whose type and device count as those of all
+            precision = prepared(model, dtype)
+            precision.fresh_parameters = partial(_parameters, self.path, task)
+            precision.make_products(read)
+        for tensor in (*model.parameters(), *model.buffers()):
+            read(tensor)
+        self.stored.check_unchanged()
         return model
+
+
+def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
+    """Of the checkpoint, once more."""
+    return dict(Checkpoint.read(path).build_model(task).named_parameters())
 
 
 def _load_dictionaries(paths: tuple[Path, Path]) -> tuple[Dictionary, Dictionary]:
@@ -336,14 +369,17 @@ def usable_dtype(dtype: str | torch.dtype | None) -> str | None:
     return name
 
 
-def load_language_model(path: str | Path, target: Path, attention: str) -> tuple:
-    """A language model for fusion, on the CPU, and the file of its dictionary.
+def load_language_model(
+    path: str | Path, target: Path, attention: str, device: str | torch.device = "cpu", dtype: str | None = None
+) -> tuple:
+    """A language model for fusion, and the file of its dictionary.
 
     Args:
         path: its checkpoint.
         target: the dictionary file of the search's model, for a checkpoint without a dict.txt beside it or its
             training data.
         attention: a value of --decode-attention.
+        device, dtype: as for `Checkpoint.build_model`.
 
     Raises:
         UserError: the checkpoint is no language model, or cannot be loaded with the dictionary.
@@ -355,7 +391,8 @@ def load_language_model(path: str | Path, target: Path, attention: str) -> tuple
     with contextlib.suppress(UserError):
         if (own := checkpoint.folder() / "dict.txt").exists():
             dictionary = own  # fairseq's check for equal dictionaries reads it
-    return checkpoint.build_model(checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention)), dictionary
+    task = checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention)
+    return checkpoint.build_model(task, device, dtype), dictionary
 
 
 def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:

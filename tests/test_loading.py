@@ -1,10 +1,13 @@
 """One description of the options: what each door offers follows from it."""
 
 import inspect
+import os
+import shutil
 from dataclasses import fields
 from pathlib import Path
 
 import pytest
+import torch
 import yaml
 
 import elseq
@@ -85,6 +88,86 @@ def test_stock_s_architecture_of_one_of_ours(translation_data, tmp_path):
 def test_a_model_that_stock_does_not_have(tiny_multi_query):
     with pytest.raises(UserError, match="key/value heads for 4 heads, which stock fairseq does not have"):
         Checkpoint.read(tiny_multi_query.checkpoint).as_stock()
+
+
+# --- the parameters of a model
+
+
+def built(trained, path=None, attention="kv", **options):
+    checkpoint = Checkpoint.read(path or trained.checkpoint)
+    task, _ = checkpoint.task_by(Loading(attention), trained.data)
+    return checkpoint.build_model(task, **options)
+
+
+def saved(trained, path, change):
+    """A checkpoint whose tensors were changed."""
+    state = torch.load(trained.checkpoint, weights_only=False)
+    state["model"] = change(state["model"])
+    torch.save(state, path)
+    return state["model"]
+
+
+@pytest.mark.parametrize("stored", [torch.float32, torch.float16])
+@pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "float64"])
+def test_parameters_have_the_type_that_is_asked_for(tiny_translation, tmp_path, stored, dtype):
+    path = tmp_path / "model.pt"
+    tensors = saved(tiny_translation, path, lambda model: {name: each.to(stored) for name, each in model.items()})
+    expected = getattr(torch, dtype or "float32")
+    for only_decodes in (True, False):
+        model = built(tiny_translation, path, dtype=dtype, only_decodes=only_decodes)
+        for name, parameter in model.named_parameters():
+            assert parameter.dtype == expected and parameter.equal(tensors[name].to(expected)), name
+        assert {each.dtype for each in model.buffers() if each.is_floating_point()} <= {expected}
+
+
+def test_tied_parameters_that_are_stored_apart(tiny_bart, tmp_path):
+    """As a training on a GPU stores them. fairseq copies one after the other, so the last one counts."""
+    path, names = tmp_path / "model.pt", [f"{side}.embed_tokens.weight" for side in ("encoder", "decoder")]
+    names.append("decoder.output_projection.weight")
+    tensors = saved(
+        tiny_bart,
+        path,
+        lambda model: {**model, **{name: model[name] + number for number, name in enumerate(names)}},
+    )
+    model = built(tiny_bart, path)
+    weights = [model.get_parameter(name) for name in names]
+    assert weights[0] is weights[1] is weights[2]
+    assert weights[0].equal(tensors[names[-1]]) and not weights[0].equal(tensors[names[0]])
+
+
+@pytest.mark.parametrize("attention", ["kv", "el", "auto"])
+@pytest.mark.parametrize("family", ["translation", "bart", "language_model"])
+def test_int8_weights_are_made_while_a_model_is_read(request, family, attention):
+    trained = request.getfixturevalue(f"tiny_{family}")
+    texts = ["w1 w2 w3", "w5 w4 w3 w2 w1"]
+    model = elseq.load(trained.checkpoint, attention, data=trained.data, dtype="int8", device="cpu")
+    layers = {name: each for name, each in model.model.named_modules() if hasattr(each, "decoding")}
+    assert layers
+    for name, layer in layers.items():
+        # el multiplies by these weights in another order, and auto may choose it
+        is_read_by_methods = name.startswith("decoder.") and name.endswith(("k_proj", "v_proj"))
+        assert layer.decoding.is_released is not is_read_by_methods, name
+    model.model.prepared.fresh_parameters = None  # nothing needs the file any more
+    found = model.generate(texts, beam=2)
+    late = elseq.load(trained.checkpoint, attention, data=trained.data, device="cpu")  # quantized in the search
+    late.model.decoder.decode_dtype = "int8"
+    assert late.generate(texts, beam=2) == found
+
+
+def test_int8_weights_do_not_replace_those_of_a_model_that_may_be_trained(tiny_translation):
+    model = built(tiny_translation, dtype="int8")
+    expected = built(tiny_translation)
+    assert all(each.equal(expected.get_parameter(name)) for name, each in model.named_parameters())
+
+
+def test_a_file_that_changes_while_it_is_loaded(tiny_translation, tmp_path):
+    path = tmp_path / "model.pt"
+    shutil.copy(tiny_translation.checkpoint, path)
+    checkpoint = Checkpoint.read(path)
+    task, _ = checkpoint.task_by(Loading("kv"), tiny_translation.data)
+    os.utime(path, (0, 0))
+    with pytest.raises(UserError, match=f"^checkpoint {path} was changed while it was read"):
+        checkpoint.build_model(task)
 
 
 def test_a_hugging_face_folder(tmp_path):

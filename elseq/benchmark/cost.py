@@ -180,7 +180,7 @@ def item_sizes(dtype: str) -> tuple[int, int]:
 
 
 def _linear(module: nn.Module) -> int:
-    return sum(child.weight.numel() for child in module.modules() if isinstance(child, nn.Linear))
+    return sum(child.in_features * child.out_features for child in module.modules() if isinstance(child, nn.Linear))
 
 
 def _sum_to(count: int) -> int:

@@ -16,7 +16,7 @@ from elseq.benchmark.models import ModelFile, load
 from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.method_choice import Choice
 from elseq.models import Decoder
-from elseq.precision import DTYPES, INT8, prepared
+from elseq.precision import INT8
 
 
 def _stock_blocks_ngrams() -> bool:
@@ -38,19 +38,14 @@ class FairseqEngine:
         self.mode = request["mode"]
         self.model_file = ModelFile(**request["model_file"])
         dtype = request["dtype"]
-        precision = INT8 if dtype == INT8 else None
-        self.model, self.task = load(
-            self.model_file, self.mode, decode_dtype=precision, **request.get("task_options", {})
-        )
-        self.model.to(device=request["device"], dtype=DTYPES[dtype])
+        options = {"decode_dtype": INT8 if dtype == INT8 else None, **request.get("task_options", {})}
+        self.model, self.task = load(self.model_file, self.mode, request["device"], dtype, **options)
         self.dataset = self.make_dataset(request["sources"])
         self.is_stock = self.mode.startswith("stock")
         self._captures = 0
         self.set_search(request["beam"], request["search"])
         if not self.is_stock and isinstance(self.model.decoder, Decoder):
             self._watch_method()
-            # as in a model of elseq.load
-            prepared(self.model, precision).fresh_parameters = self._parameters
 
     def set_search(self, beam: int, search: dict) -> None:
         self.beam, self.search = beam, search
@@ -120,9 +115,6 @@ class FairseqEngine:
         if self.mode == "stock-shared" and self.beam > 1 and hasattr(self.model, "encoder"):
             BARTModel.set_beam_size(self.model, self.beam)
         return generator
-
-    def _parameters(self) -> dict[str, torch.Tensor]:
-        return dict(load(self.model_file, self.mode)[0].named_parameters())
 
     def _is_copied(self) -> bool:
         """Whether every hypothesis has keys and values of the source, or of the prompt, of its own."""

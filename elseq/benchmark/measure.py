@@ -28,6 +28,7 @@ class Measurement:
     encoder_seconds: float | None = None  # of a batch, the encoder alone
     batch_size: int | None = None  # where it was found, and not given
     hypotheses: list[list[list[int]]] | None = None  # of each source, best first, without end symbols and prompts
+    loading_mebibytes: float | None = None  # the most memory while loading
     loaded_mebibytes: float | None = None  # memory after loading
     peak_mebibytes: float | None = None  # at the highest point after that
     peak_includes_loading: bool | None = None
@@ -57,7 +58,7 @@ def measure(request: dict) -> Measurement:
     gc.collect()
     device = request["device"]
     found = engine.found
-    found.loaded_mebibytes, loading_peak = memory_mebibytes(device)
+    found.loaded_mebibytes, found.loading_mebibytes = memory_mebibytes(device)
     found.peak_includes_loading = reset_peak(device)
     found.hypotheses = [None] * len(request["sources"])
     engine.look_closely = True
@@ -65,7 +66,7 @@ def measure(request: dict) -> Measurement:
         for index, hypotheses in zip(batch, engine.decode(batch), strict=True):
             found.hypotheses[index] = hypotheses
     engine.look_closely = False
-    needed = max(loading_peak or 0, memory_mebibytes(device)[1] or 0)
+    needed = max(found.loading_mebibytes or 0, memory_mebibytes(device)[1] or 0)
     _forget_peak_of_trials(device)
     found.seconds = []
     for _ in range(request["repeats"]):
@@ -222,7 +223,7 @@ def memory_mebibytes(device: str) -> tuple[float | None, float | None]:
 
 
 def reset_peak(device: str) -> bool | None:
-    """Reset the peak of memory, because loading briefly holds the weights twice. True: that failed."""
+    """Reset the peak of memory, because loading may need more than decoding. True: that failed."""
     if device != "cpu":
         if "torch" in sys.modules:
             sys.modules["torch"].cuda.reset_peak_memory_stats(device)

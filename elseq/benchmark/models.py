@@ -99,13 +99,21 @@ def checkpoint_model(
         return replace(_describe(checkpoint.path.name, checkpoint, loading), user_dir=user_dir)
 
 
-def load(model_file: ModelFile, mode: str, for_training: bool = False, **options):
+def load(
+    model_file: ModelFile,
+    mode: str,
+    device: str = "cpu",
+    dtype: str = "float32",
+    for_training: bool = False,
+    **options,
+):
     """The model as a mode decodes it, and its task.
 
     Args:
         model_file: which model.
         mode: auto or a decoding method; or one that begins with stock, which gives fairseq's own modules even to a
             checkpoint that an elseq architecture has trained.
+        device, dtype: as for `Checkpoint.build_model`.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
         options: others of the task, such as decode_dtype.
     """
@@ -117,7 +125,7 @@ def load(model_file: ModelFile, mode: str, for_training: bool = False, **options
     languages = {"source_lang": model_file.source_lang, "target_lang": model_file.target_lang}
     loading = Loading(STOCK if is_stock else mode, **languages)
     task, _ = checkpoint.task_by(loading, Path(model_file.data), **options)
-    model = checkpoint.build_model(task)
+    model = checkpoint.build_model(task, device, dtype, only_decodes=not for_training)
     if for_training:
         return model.train(), task
     model.eval()

@@ -41,6 +41,7 @@ _FIGURES: list[Column] = [
     ("identical", "identical", str),
     ("of", "sentences", str),
     ("peak MiB", "peak_mebibytes", _digits(0)),
+    ("loading MiB", "loading_mebibytes", _digits(0)),
     ("loaded MiB", "loaded_mebibytes", _digits(0)),
     ("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None, number),
     ("GFLOP/s", "gigaflops_per_second", number),
@@ -138,7 +139,8 @@ def notes(rows: list[Row]) -> str:
         )
     if "peak_mebibytes" in told:
         sentences += [
-            "peak, loaded: memory of the whole process while decoding and before (on a GPU: of its allocator).",
+            "peak, loading, loaded: memory of the whole process (on a GPU: of its allocator), the most while decoding, "
+            "the most before, and between the two.",
             "state: what is kept from step to step.",
         ]
     if "copied" in told and any(row.beam > 1 for row in rows):

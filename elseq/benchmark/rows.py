@@ -28,6 +28,7 @@ class MeasuredRow:
 
     failure: str | None = None  # a sentence; nothing is measured then
     seconds: list[float] | dict[str, list[float]] | None = None  # of each repeat; by part, where it has several
+    loading_mebibytes: float | None = None
     loaded_mebibytes: float | None = None
     peak_mebibytes: float | None = None
     peak_includes_loading: bool | None = None

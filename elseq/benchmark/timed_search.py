@@ -79,12 +79,12 @@ def time_parts(engine, wait: Callable[[float], None] = lambda mebibytes: None) -
     """
     device, found = engine.request["device"], engine.found
     gc.collect()
-    found.loaded_mebibytes, loading_peak = memory_mebibytes(device)
+    found.loaded_mebibytes, found.loading_mebibytes = memory_mebibytes(device)
     found.peak_includes_loading = reset_peak(device)
     engine.warm_up()
     repeats = []
     for _ in range(engine.request["repeats"]):
-        wait(max(loading_peak or 0, memory_mebibytes(device)[1] or 0))
+        wait(max(found.loading_mebibytes or 0, memory_mebibytes(device)[1] or 0))
         repeats.append(engine.time())
     found.seconds = {part: [seconds[part] for seconds in repeats] for part in repeats[0]}
     found.peak_mebibytes = memory_mebibytes(device)[1]

@@ -17,8 +17,9 @@ from fairseq.file_io import PathManager
 from fairseq.logging import meters
 from fairseq.trainer import Trainer
 
-from elseq.compat import contents
+from elseq.compat import contents, stored_tensors
 from elseq.compat.literals import NotLiteral
+from elseq.compat.parameters import Adoption
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
@@ -63,7 +64,7 @@ def _load_file(file, *args, **kwargs):
     size = os.fstat(file.fileno()).st_size
     try:
         contents.check_file(file, size)
-        state = torch.load(file, *args, **kwargs)
+        state = stored_tensors.load(file, *args, **kwargs)
     except UserError:
         raise
     except MemoryError as error:
@@ -187,14 +188,28 @@ def _upgrade_state_dict(upgrade, state):
     return upgrade(state)
 
 
-def _load_model_ensemble_and_task(load, filenames, arg_overrides=None, task=None, *args, **kwargs):
+def _load_model_ensemble_and_task(
+    load, filenames, arg_overrides=None, task=None, strict=True, suffix="", num_shards=1, state=None
+):
     # one file at a time, so that errors can name it
     ensemble, cfg = [], None
     for filename in filenames:
-        with _sentences_about(filename, damage=_AS_TRAINING_LEFT_IT), _budget(filename):
-            loaded, cfg, task = load([filename], arg_overrides, task, *args, **kwargs)
+        reading = _read_once() if state is None else contextlib.nullcontext()
+        with _sentences_about(filename, damage=_AS_TRAINING_LEFT_IT), reading, _budget(filename):
+            loaded, cfg, task = load([filename], arg_overrides, task, strict, suffix, num_shards, state)
         ensemble += loaded
     return ensemble, cfg, task
+
+
+@contextlib.contextmanager
+def _read_once():
+    """fairseq reads a file whole, the state of the optimizer too, and copies the model. A model that is loaded here
+    takes the tensors that it has, and the others are not read."""
+    stored = stored_tensors.StoredTensors()
+    adoption = Adoption(stored)
+    with stored.loading(), adoption.of_models():
+        yield
+    adoption.read()
 
 
 def _budget(filename):

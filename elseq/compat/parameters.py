@@ -4,6 +4,7 @@ import contextlib
 import logging
 import re
 from argparse import Namespace
+from collections import defaultdict
 from collections.abc import Iterator
 from contextvars import ContextVar
 
@@ -17,6 +18,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from elseq.compat.patching import after_parsing, wrap
 from elseq.compat.settings import model_class, unlocked, values
+from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError
 
 logger = logging.getLogger(__name__)
@@ -29,7 +31,7 @@ _NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "em
 # Entries that neither encoder nor decoder reads.
 _LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)([0-9]{1,9})(?=\.)")
 _HEADS = ("classification_heads.", "v_head.", "value_head.")
-_ADOPTS = ContextVar("adopts", default=False)
+_ADOPTION: ContextVar["Adoption | None"] = ContextVar("adoption", default=None)
 
 
 def prune_one_side():
@@ -175,47 +177,75 @@ def _load_state_dict(load, model, state_dict, *args, **kwargs):
     for name in surplus:
         del state_dict[name]
     # The hook runs after fairseq has renamed old parameters.
-    with model.register_load_state_dict_pre_hook(_adopt) if _ADOPTS.get() else contextlib.nullcontext():
+    adoption = _ADOPTION.get()
+    with contextlib.nullcontext() if adoption is None else model.register_load_state_dict_pre_hook(adoption.adopt):
         return load(model, state_dict, *args, **kwargs)
 
 
-@contextlib.contextmanager
-def adopted() -> Iterator[None]:
-    """A checkpoint that is loaded here gives its tensors to the model, which would otherwise copy them: every parameter
-    would be held twice while it loads. The model draws no random numbers for its parameters."""
-    token = _ADOPTS.set(True)
-    try:
-        with _WithoutRandomNumbers():
+class Adoption:
+    """A model takes the tensors of a checkpoint, which it would otherwise copy: every parameter would be held twice
+    while it loads. Those that are in the file stay there, and all keep their type, until they are read."""
+
+    def __init__(self, stored: StoredTensors):
+        self.stored = stored
+        self._types: dict[torch.nn.Parameter, torch.dtype] = {}  # of adopted parameters, as the model was built
+
+    @contextlib.contextmanager
+    def of_models(self) -> Iterator[None]:
+        """Models that are loaded here take the tensors."""
+        token = _ADOPTION.set(self)
+        try:
             yield
-    finally:
-        _ADOPTS.reset(token)
+        finally:
+            _ADOPTION.reset(token)
+
+    def adopt(self, model, state_dict, *_) -> None:
+        """Make the tensors the data of the parameters. The later copy of a tensor is then a copy onto itself."""
+        names = defaultdict(list)
+        for name, parameter in model.named_parameters(remove_duplicate=False):
+            if isinstance(state_dict.get(name), torch.Tensor):
+                names[parameter].append(name)
+        taken, given = set(), set()
+        for parameter, of_parameter in names.items():
+            tensor = state_dict[
+                of_parameter[-1]
+            ]  # a training on a GPU stores tied ones apart, and the last copy counts
+            storage = tensor.untyped_storage()
+            if (
+                all(state_dict[name].shape == parameter.shape for name in of_parameter)
+                and tensor.device == parameter.device
+                and tensor.is_floating_point()
+                and tensor.is_contiguous()
+                and storage.nbytes() == tensor.nbytes
+                and storage.data_ptr() not in taken
+            ):
+                taken.add(storage.data_ptr())
+                self._types[parameter] = parameter.dtype
+                parameter.data = tensor.detach()
+                state_dict.update(dict.fromkeys(of_parameter, parameter.data))
+                given.update(of_parameter)
+        for name, tensor in state_dict.items():
+            if name not in given and isinstance(tensor, torch.Tensor):
+                state_dict[name] = self.stored.read(tensor)
+
+    def read(self) -> None:
+        """Read the parameters, in the types of the model.
+
+        Raises:
+            UserError: the file has changed.
+        """
+        for parameter, dtype in self._types.items():
+            parameter.data = self.stored.read(parameter.data).to(dtype)
+        self.stored.check_unchanged()
 
 
-class _WithoutRandomNumbers(TorchDispatchMode):
-    """Parameters are not initialized. So they take no memory: the system has not given it yet."""
+class WithoutRandomNumbers(TorchDispatchMode):
+    """Parameters are not initialized here. So they take no memory: the system has not given it yet."""
 
     SKIPPED = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)
 
     def __torch_dispatch__(self, function, types, args=(), kwargs=None):
         return args[0] if function in self.SKIPPED else function(*args, **(kwargs or {}))
-
-
-def _adopt(model, state_dict, *_) -> None:
-    """Make the tensors the data of the parameters. The later copy of a tensor is then a copy onto itself."""
-    taken = set()
-    for name, parameter in model.named_parameters():
-        tensor = state_dict.get(name)
-        if not isinstance(tensor, torch.Tensor) or tensor.layout != torch.strided:
-            continue
-        storage = tensor.untyped_storage()
-        if (
-            (tensor.shape, tensor.dtype, tensor.device) == (parameter.shape, parameter.dtype, parameter.device)
-            and tensor.is_contiguous()
-            and storage.nbytes() == tensor.nbytes
-            and storage.data_ptr() not in taken
-        ):
-            taken.add(storage.data_ptr())
-            parameter.data = tensor.detach()
 
 
 def _has(model, name) -> bool:

@@ -14,6 +14,8 @@ from elseq.precision import floats, int8
 from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product, give_back_memory
 
 INT8 = "int8"
+# Layers of a decoder by whose weights some decoding methods multiply themselves, in another order.
+_READ_BY_METHODS = ("k_proj", "v_proj")
 # The values of --dtype: of the parameters, and how linear layers are evaluated.
 DTYPES = {
     "float32": torch.float32,
@@ -79,11 +81,28 @@ class PreparedModel:
         for name, layer in self._layers.items():
             DecodingLinear.take(layer, self._make, self._recover)
             layer.decoding.searches += 1
-            # Some decoding methods multiply by these two weights in another order.
-            may_be_read = self.key[0] and self.fresh_parameters is None and name.endswith(("k_proj", "v_proj"))
+            may_be_read = self.key[0] and self.fresh_parameters is None and name.endswith(_READ_BY_METHODS)
             layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
         for embedding, projection in self._embeddings:
             DecodingEmbedding.take(embedding, projection)
+
+    def make_products(self, read: Callable[[torch.Tensor], None]) -> None:
+        """Prepare the layers of a model that only decodes before a search does, so that few of their own weights are
+        held at a time.
+
+        Args:
+            read: brings a parameter into memory, if it is not there yet.
+        """
+        self.begin(only_decodes=True)
+        for name, layer in self._layers.items():
+            parent = self._model.get_submodule(name.rpartition(".")[0])
+            is_read = name.endswith(_READ_BY_METHODS) and not name.startswith("encoder.")
+            if layer.decoding.releases and not is_read and not getattr(parent, "ffn_top_k", None):
+                for parameter in layer._parameters.values():
+                    if parameter is not None:
+                        read(parameter)
+                layer.product()
+        self.end()
 
     def end(self) -> None:
         """The search is over."""

@@ -69,7 +69,7 @@ def test_unsteady_rows_are_named():
 def test_notes_tell_what_the_columns_need():
     told = report.notes([STOCK, EL])
     assert "x stock: " in told and "copied or shared: " in told
-    assert "GFLOP/s" not in told and "peak, loaded" not in told
+    assert "GFLOP/s" not in told and "peak, loading" not in told
     assert report.notes([Row("el", 8, 4, failure="out of memory")]) == ""
 
 

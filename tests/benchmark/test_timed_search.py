@@ -68,7 +68,8 @@ def test_repeats_by_part(memory):
     found = time_parts(engine, lambda mebibytes: waits.append((mebibytes, *engine.done)))
     assert engine.done == ["warm-up", "time", "time"]
     assert found.seconds == {"encoder": [1.0, 1.0], "decoder": [2.0, 3.0]}
-    assert (found.loaded_mebibytes, found.peak_mebibytes, found.peak_includes_loading) == (1, 40.0, True)
+    assert (found.loading_mebibytes, found.loaded_mebibytes) == (10.0, 1)
+    assert (found.peak_mebibytes, found.peak_includes_loading) == (40.0, True)
     assert waits == [(20.0, "warm-up"), (30.0, "warm-up", "time")]  # the peak so far
 
 

@@ -27,8 +27,9 @@ class Training:
         self.request = request
         torch.set_num_threads(request["threads"])
         device = request["device"]
-        model, task = load(ModelFile(**request["model_file"]), request["mode"], for_training=True)
-        self.model = model.to(device=device, dtype=getattr(torch, request["dtype"]))
+        model_file = ModelFile(**request["model_file"])
+        model, task = load(model_file, request["mode"], device, request["dtype"], for_training=True)
+        self.model = model
         self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
         source = torch.tensor(request["sources"], device=device)
         # Any words will do as a target; each is predicted from those before it, and the first from the end symbol.

@@ -1,0 +1,140 @@
+"""Tensors that stay in the file, against `torch.load`."""
+
+import os
+import shutil
+import sys
+import zipfile
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+
+from elseq.compat.stored_tensors import StoredTensors
+from elseq.errors import UserError
+
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="tensors are read at once")
+
+TABLE = torch.randn(300, 70)
+TENSORS = {
+    "table": TABLE,
+    "tied": TABLE,
+    "rows": TABLE[20:50],
+    "columns": TABLE.t(),
+    "half": torch.randn(1000).half(),
+    "flags": torch.rand(999) > 0.5,
+    "number": torch.tensor(3.5),
+    "empty": torch.empty(0, 4),
+}
+
+
+def load(path, **options):
+    stored = StoredTensors()
+    with path.open("rb") as file:
+        return stored, stored.load(file, map_location="cpu", **options)
+
+
+def save(path, content=TENSORS, **options):
+    torch.save(content, path, **options)
+    return path
+
+
+def assert_read(stored, loaded):
+    for name, tensor in loaded.items():
+        read = stored.read(tensor)
+        assert read.equal(TENSORS[name]) and read.stride() == TENSORS[name].stride(), name
+
+
+@pytest.mark.parametrize("name", ["model.pt", "two words\n and a line.pt", "модель.pt"])
+def test_tensors_are_those_of_the_file(tmp_path, name):
+    stored, loaded = load(save(tmp_path / name))
+    assert_read(stored, loaded)
+    read = stored.read(loaded["rows"])
+    assert read.untyped_storage().nbytes() == read.nbytes  # not the table around them
+    assert stored.read(read) is read  # it is in memory
+    stored.check_unchanged()
+
+
+def test_what_is_read_belongs_to_the_reader(tmp_path):
+    stored, loaded = load(save(tmp_path / "model.pt"))
+    stored.read(loaded["table"]).zero_()
+    assert_read(stored, loaded)
+    assert_read(*load(tmp_path / "model.pt"))
+
+
+def test_a_map_that_is_not_found_is_copied(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "readlink", lambda path: "elsewhere")
+    stored, loaded = load(save(tmp_path / "model.pt"))
+    assert_read(stored, loaded)
+    assert stored.read(loaded["table"]).data_ptr() != loaded["table"].data_ptr()
+
+
+def test_other_formats_are_read_at_once(tmp_path):
+    old = save(tmp_path / "old.pt", _use_new_zipfile_serialization=False)
+    plain, compressed = save(tmp_path / "plain.pt"), tmp_path / "compressed.pt"
+    with zipfile.ZipFile(plain) as archive, zipfile.ZipFile(compressed, "w", zipfile.ZIP_DEFLATED) as smaller:
+        for entry in archive.infolist():
+            smaller.writestr(entry.filename, archive.read(entry))
+    for path in (old, compressed):
+        stored, loaded = load(path)
+        assert_read(stored, loaded)
+        assert stored.read(loaded["table"]) is loaded["table"]
+
+
+def test_a_file_of_the_same_name_changes_nothing(tmp_path):
+    path = save(tmp_path / "model.pt")
+    stored, loaded = load(path)
+    os.replace(save(tmp_path / "next.pt", {"table": torch.zeros(3)}), path)  # as fairseq saves
+    assert_read(stored, loaded)
+    stored.check_unchanged()
+    path.unlink()
+    assert_read(stored, loaded)
+
+
+def test_a_file_that_is_cut_off_while_it_is_read(tmp_path):
+    path = save(tmp_path / "model.pt", {"table": torch.randn(1000, 1000)})
+    stored, loaded = load(path)
+    os.truncate(path, 5000)
+    with pytest.raises(UserError, match="model.pt was changed while it was read: read it again"):
+        stored.read(loaded["table"])
+
+
+def test_a_file_that_is_written_to_while_it_is_read(tmp_path):
+    path = save(tmp_path / "model.pt")
+    stored, loaded = load(path)
+    shutil.copyfile(save(tmp_path / "next.pt", {**TENSORS, "table": TABLE + 1}), path)
+    stored.read(loaded["table"])
+    with pytest.raises(UserError, match="model.pt was changed while it was read"):
+        stored.check_unchanged()
+
+
+def test_no_file_stays_open(tmp_path):
+    before = os.listdir("/proc/self/fd")
+    stored, loaded = load(save(tmp_path / "model.pt"))
+    assert len(os.listdir("/proc/self/fd")) > len(before)
+    del stored, loaded
+    assert len(os.listdir("/proc/self/fd")) == len(before)
+
+
+def test_fairseq_reads_the_model_once_and_not_the_optimizer(tiny_translation, tmp_path, monkeypatch):
+    """And it has the numbers and the random state as when all is read and copied."""
+    state = torch.load(tiny_translation.checkpoint, weights_only=False)
+    state["model"] = {name: tensor.half() if "fc1" in name else tensor for name, tensor in state["model"].items()}
+    state["last_optimizer_state"] = torch.zeros(5_000_000)
+    path = save(tmp_path / "model.pt", state)
+    overrides = {"data": str(tiny_translation.data)}
+    loaded = []
+
+    def load(**options):
+        torch.manual_seed(1)
+        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides, **options)
+        loaded.append((dict(model.named_parameters()), torch.get_rng_state()))
+
+    load(state=checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides))
+    counts, read = [], os.preadv
+    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    load()
+    assert sum(counts) == sum({tensor.data_ptr(): tensor.nbytes for tensor in state["model"].values()}.values())
+    (expected, random_state), (found, its_random_state) = loaded
+    assert found.keys() == expected.keys() and random_state.equal(its_random_state)
+    for name, parameter in found.items():
+        assert parameter.dtype == torch.float32 and parameter.equal(expected[name])
