@@ -44,8 +44,11 @@ export PYTHONPATH=$root${PYTHONPATH:+:$PYTHONPATH}
 summary=$output/summary.md
 allowed=0 # seconds from the beginning of the script to the end of the step
 failed=()
+command -v python >/dev/null && python=python || python=python3
 
-# step NAME SECONDS COMMAND...: its output goes to NAME.log, its results to the folder NAME.
+# step NAME SECONDS COMMAND...: its output goes to NAME.log, its results to the folder NAME. A step whose output does not have
+# `proof` has failed: of tests that are all skipped the exit code says nothing.
+proof=
 step() {
   local name=$1 share=$2 limit start=$SECONDS status ended figure; shift 2
   allowed=$((allowed + share * minutes * 60 / SHARES_OF))
@@ -62,6 +65,7 @@ step() {
     # In the background a shell ignores INT, and the step is killed: the shell's message about this is not shown.
     { timeout --signal INT --kill-after 5 "$limit" "$@" >"$output/$name.log" 2>&1; } 2>/dev/null
     status=$?
+    [[ $status =~ ^(0|124|137)$ && -n $proof ]] && ! grep -qaE "$proof" "$output/$name.log" && status="nothing passed"
   fi
   case $status in
     0) ended="finished" ;;
@@ -71,7 +75,7 @@ step() {
   esac
   # A progress bar overwrites its line.
   figure=$(tr '\r|' '\n ' <"$output/$name.log" 2>/dev/null |
-    grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|error' |
+    grep -aE '[0-9] samples/s|[0-9] microseconds per token|[GM]iB$|passed|failed|skipped|error' |
     grep -av 'run/s' | tail -n 1 | sed 's/^ *//' | cut -c 1-160)
   echo "   $ended after $((SECONDS - start)) s: $figure"
   echo "| $name | $((SECONDS - start)) | $ended | $figure |" >>"$summary"
@@ -87,20 +91,23 @@ pack() {
 # benchmark NAME SECONDS OPTION...: elseq-benchmark
 benchmark() {
   local name=$1 share=$2; shift 2
-  step "$name" "$share" python -m elseq.cli.benchmark "$@" --device "$device" --dtype "$dtype" --output "$output/$name"
+  step "$name" "$share" $python -m elseq.cli.benchmark "$@" --repeats 1 --device "$device" --dtype "$dtype" \
+    --output "$output/$name"
 }
 
-# of_paper NAME SECONDS OPTION...: elseq-benchmark el-attention. Other programs come last, because their export takes long.
+# of_paper NAME SECONDS MODES OPTION...: elseq-benchmark el-attention. What a limit may cut off comes last among the modes.
 of_paper() {
-  local name=$1 share=$2; shift 2
-  benchmark "$name" "$share" el-attention "$@" ${small:+--small}
+  local name=$1 share=$2 modes=$3; shift 3
+  benchmark "$name" "$share" el-attention --modes "$modes" "$@" ${small:+--small}
 }
 
-# checks NAME SECONDS ARGUMENT...: tests, in their own process: after an illegal access, a process cannot use its GPU. The
-# times that they measure, of kernels and methods, are not those by which the measurements choose.
+# checks NAME SECONDS ARGUMENT...: tests, in their own process: after an illegal access, a process cannot use its GPU. On a
+# GPU all those that need one: with --quick nothing starts a process, and without one Triton cannot compile. The times that
+# they measure, of kernels and methods, are not those by which the measurements choose.
 checks() {
   local name=$1 share=$2; shift 2
-  XDG_CACHE_HOME=$scratch step "$name" "$share" python -m pytest -q -p no:cacheprovider --quick "$@"
+  XDG_CACHE_HOME=$scratch proof='[1-9][0-9]* passed' step "$name" "$share" \
+    $python -m pytest -q -p no:cacheprovider "${chosen[@]}" "$@"
 }
 
 if [ -z "$dry_run" ]; then
@@ -108,7 +115,7 @@ if [ -z "$dry_run" ]; then
   [ -z "$archive" ] || { mkdir -p "$(dirname "$archive")" && : >"$archive"; } 2>/dev/null ||
     refuse "--archive $archive cannot be written; name another file"
   # This also brings the packages from the disk before a step needs them.
-  { [ "$device" = cpu ] || nvidia-smi -L; python -c 'import sys, torch, elseq; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
+  { [ "$device" = cpu ] || nvidia-smi -L; $python -c 'import sys, torch, elseq; print("Python", sys.version.split()[0], "torch", torch.__version__)'; } \
     >"$output/machine.txt" 2>&1
   { cat "$output/machine.txt"; printf '\n| step | seconds | it | last figure |\n|---|---|---|---|\n'; } >"$summary"
 fi
@@ -117,24 +124,28 @@ fi
 scratch=$(mktemp -d)
 trap 'rm -rf "$scratch"' EXIT
 workers=() # Triton compiles a kernel for each case, on one core
-if [ "$device" = cpu ]; then kernels=() more=(tests/generation/test_planner.py)
+if [ "$device" = cpu ]; then chosen=(--quick) more=(tests/generation/test_planner.py)
 else
-  kernels=(-m "not slow") more=(-m gpu tests/generation/test_device.py tests/generation/test_transfers.py
-    tests/attention/kernels/test_trial.py tests/attention/test_top_k.py tests/system/test_gpu.py)
-  python -c 'import xdist' 2>/dev/null && workers=(--numprocesses 6)
+  chosen=(-m gpu) more=(tests/attention/kernels/test_trial.py tests/attention/test_top_k.py
+    tests/generation/test_transfers.py tests/generation/test_device.py tests/system/test_gpu.py)
+  $python -c 'import xdist' 2>/dev/null && workers=(--numprocesses 6)
 fi
-batches=32,128,320 most=1024 gpt2_most=128 tiny=() lengths=16384,65536
-[ -z "$small" ] || { batches=2,3 most=3 gpt2_most=3 tiny=(--tiny) lengths=32; }
+batches=32,128,320 most=1024 gpt2_most=64 tiny=() length=65536
+[ -z "$small" ] || { batches=2,3 most=3 gpt2_most=3 tiny=(--tiny) length=32; }
+cnn_dm=(--models bart_large_cnn_dm --searches beam --no-repeat-ngram-size 3)
 
-checks kernel_flash_decoding 45 "${kernels[@]}" "${workers[@]}" tests/attention/kernels/test_flash_decoding.py
-checks kernel_reorder 25 "${kernels[@]}" tests/attention/kernels/test_reorder.py
-checks kernel_best_words 25 "${kernels[@]}" tests/generation/kernels/test_best_words.py
-checks tests 60 "${more[@]}"
-of_paper bart_large 275 --tables batch,nvidia,speed --batch-sizes "$batches" --memory-cap batch=device,speed=16GB \
-  --models bart_large_cnn_dm --searches beam --most "$most" --modes el,kv,stock-copied,stock-shared,auto,ctranslate2,huggingface
-benchmark multi_query 45 multi-query --variants multi-head,multi-query --columns greedy,beam "${tiny[@]}"
-of_paper gpt2 40 --tables speed --models gpt2_124m --searches beam --memory-cap device --most "$gpt2_most" --modes el,kv,huggingface
-benchmark top_k 25 top-k --what attention --methods top-k,sdpa --lengths "$lengths" --repeats 1 --seconds-limit 5 "${tiny[@]}"
+checks kernel_flash_decoding 50 "${workers[@]}" tests/attention/kernels/test_flash_decoding.py
+checks kernel_reorder 20 tests/attention/kernels/test_reorder.py
+checks kernel_best_words 15 tests/generation/kernels/test_best_words.py
+checks tests 55 "${more[@]}"
+of_paper bart_large 165 el,stock-shared,huggingface,ctranslate2,kv,auto,stock-copied --tables batch "${cnn_dm[@]}" \
+  --batch-sizes "$batches" --memory-cap device
+of_paper nvidia 45 kv,el,huggingface,ctranslate2,stock-copied --tables nvidia
+of_paper bart_large_16gb 60 el,stock-copied,huggingface,kv --tables speed "${cnn_dm[@]}" --memory-cap 16GB --most "$most"
+benchmark multi_query 70 multi-query --variants multi-head,multi-query --columns greedy,beam "${tiny[@]}"
+of_paper gpt2 40 kv,stock-copied,el,huggingface --tables speed --models gpt2_124m --searches beam --memory-cap device \
+  --most "$gpt2_most"
+benchmark top_k 20 top-k --what attention --methods top-k,sdpa --lengths "$length" --seconds-limit 5 "${tiny[@]}"
 
 [ -z "$dry_run" ] || exit 0
 [ ${#failed[@]} = 0 ] || printf '\nFailed: %s. Their logs say why.\n' "${failed[*]}" >>"$summary"

@@ -1,19 +1,24 @@
 """Times that are measured once on a machine and kept in a file, so that later processes make the same choices."""
 
 import contextlib
+import hashlib
 import json
 import os
 import platform
 import time
 from collections.abc import Callable
 from functools import cache
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
-import elseq
 from elseq.errors import UserError
 from elseq.files import written_whole
+
+PACKAGE = Path(__file__).parent
+# The code whose time is measured: attention, products and kernels, block sizes included, and the compiled libraries.
+TIMED = ("attention/**/*.py", "precision/**/*.py", "generation/kernels/*.py", "_native_*")
 
 
 def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, ...]], count: int = 2) -> list[float]:
@@ -21,7 +26,7 @@ def measured(name: str, device: torch.device, measure: Callable[[], tuple[float,
 
     Args:
         name: names the measurement, with all sizes on which the times depend.
-        device: where it runs. Another device, number of threads, torch or elseq has its own times.
+        device: where it runs. Another device, number of threads, torch, Triton or timed code has its own times.
         measure: returns the times. It is called only if the file does not have them.
         count: how many they are.
     """
@@ -53,7 +58,20 @@ def _machine(device: torch.device) -> str:
         found = torch.cuda.get_device_name(device)
     else:
         found = f"{_processor()}, {torch.get_num_threads()} threads"
-    return f"{found}, torch {torch.__version__}, elseq {elseq.__version__}"
+    return f"{found}, torch {torch.__version__}, {_timed_code()}"
+
+
+@cache
+def _timed_code() -> str:
+    """Triton's version, and a digest of `TIMED`: after a kernel is tuned its old times say nothing."""
+    try:
+        triton = version("triton")
+    except PackageNotFoundError:
+        triton = None
+    digest = hashlib.sha256()
+    for path in sorted({path for pattern in TIMED for path in PACKAGE.glob(pattern)}):
+        digest.update(path.read_bytes())
+    return f"Triton {triton}, elseq {digest.hexdigest()[:16]}"
 
 
 @cache

@@ -1,9 +1,11 @@
 import json
+from importlib.metadata import PackageNotFoundError
 
 import pytest
 import torch
 
-from elseq.measurements import cache_file, measured, power_of_two
+from elseq import measurements
+from elseq.measurements import PACKAGE, TIMED, cache_file, measured, power_of_two
 
 CPU = torch.device("cpu")
 
@@ -36,6 +38,49 @@ def test_another_number_of_threads_is_measured_anew(measure, monkeypatch):
     measured("a", CPU, measure)
     monkeypatch.setattr(torch, "get_num_threads", lambda: 77)
     assert measured("a", CPU, measure) == [4.0, 1.5]
+
+
+@pytest.fixture
+def as_another_process():
+    measurements._timed_code.cache_clear()
+    yield measurements._timed_code.cache_clear
+    measurements._timed_code.cache_clear()
+
+
+@pytest.mark.parametrize(
+    "changed", ["attention/kernels/a_triton.py", "precision/a.py", "generation/kernels/a_triton.py", "_native_a.so"]
+)
+def test_other_code_is_measured_anew(measure, monkeypatch, tmp_path, as_another_process, changed):
+    file, other = tmp_path / "elseq" / changed, tmp_path / "elseq" / "text_files" / "a.py"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    other.parent.mkdir()
+    monkeypatch.setattr(measurements, "PACKAGE", tmp_path / "elseq")
+    found = []
+    for changes, text in ((file, "BLOCK = 32"), (other, "1"), (file, "BLOCK = 64"), (other, "2"), (file, "BLOCK = 32")):
+        changes.write_text(text)
+        as_another_process()
+        found += measured("a", CPU, measure)[1:]
+    assert found == [0.5, 0.5, 1.5, 1.5, 0.5]
+
+
+def test_what_is_timed_is_there():
+    names = {path.relative_to(PACKAGE).as_posix() for pattern in TIMED for path in PACKAGE.glob(pattern)}
+    triton = {path.relative_to(PACKAGE).as_posix() for path in PACKAGE.rglob("*_triton.py")}
+    assert len(triton) >= 3
+    assert names >= {*triton, "attention/methods/el.py", "precision/floats.py"}
+    assert any(name.startswith("_native_") for name in names) == bool(list(PACKAGE.glob("*.so")))
+
+
+def test_another_triton_is_measured_anew(measure, monkeypatch, as_another_process):
+    def missing(name):
+        raise PackageNotFoundError(name)
+
+    found = []
+    for version in (lambda name: f"{name} 3.6", missing, lambda name: f"{name} 3.7", missing):
+        monkeypatch.setattr(measurements, "version", version)
+        as_another_process()
+        found += measured("a", CPU, measure)[1:]
+    assert found == [0.5, 1.5, 2.5, 1.5]
 
 
 def test_processes_that_measure_at_once_choose_alike(measure):

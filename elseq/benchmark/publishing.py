@@ -88,9 +88,18 @@ def run_and_publish(
         print("interrupted; what was measured:\n", file=sys.stderr)
     if rows:
         print(text(rows), file=sys.stderr if interrupted else sys.stdout)
-        pictures = [] if nothing else plot(rows)
+        pictures = [] if nothing else _draw(plot, rows)
         print(f"written: {', '.join(map(str, (json_path, text_path, *pictures)))}", file=sys.stderr)
     if interrupted:
         sys.exit(130)
     if nothing:
         raise UserError(f"nothing could be measured; {report.failure(rows[0]).removesuffix('.')}")
+
+
+def _draw(plot: Callable[[list], list[Path]], rows: list) -> list[Path]:
+    """The results are there without pictures, too, on a machine that is there for minutes."""
+    try:
+        return plot(rows)
+    except ModuleNotFoundError as error:
+        print(f"no picture is drawn, because {error.name} is not installed", file=sys.stderr)
+        return []

@@ -24,7 +24,8 @@ from elseq.measurements import power_of_two
 
 logger = logging.getLogger(__name__)
 
-# Buffers are kept where so many times their bytes are free: other batches, and other processes, need memory, too.
+# Buffers are kept where so many times their bytes are free, or would be without them: other batches, and other
+# processes, need memory, too.
 FREE = 4
 # In a step there are some hundred roundings, and in what a tolerance is made for there are a few.
 SLACK = 10
@@ -96,6 +97,11 @@ class Buffers:
         self.steps: dict[int, CapturedStep] = {}
         self.is_proved = False  # a graph was right on another batch than that of its capture
 
+    @property
+    def has_failed(self) -> bool:
+        """Whether something that was to be captured in them is not."""
+        return any(step.work.has_failed for step in self.steps.values())
+
     def part(self, sentences: int) -> tuple[DecodeState, CapturedStep]:
         """A state in the buffers for as many sentences or more, to be loaded, and its step."""
         beam, size = self.sizes.beam, self.sizes.sentences
@@ -107,9 +113,10 @@ class Buffers:
 
 
 class KeptSteps:
-    """What a stepper keeps between batches: at most the buffers of one batch, with their graphs.
+    """What a stepper keeps between batches: buffers for batches of several sizes, with their graphs.
 
-    Another stepper that makes buffers for the same model takes their place.
+    Those that were not used for the longest time are given up first. Another stepper that makes buffers for the same
+    model takes the place of all.
     """
 
     is_possible = True  # in this process: no kept graph has been wrong
@@ -117,7 +124,7 @@ class KeptSteps:
     def __init__(self, model: nn.Module):
         self.is_allowed = True
         self._model = model
-        self._buffers: Buffers | None = None
+        self._buffers: dict[Workload, Buffers] = {}  # by their sizes, those used last at the end
         self._sizes: Workload | None = None
         self._methods: Choice | None = None
         self._key: tuple = ()
@@ -133,24 +140,22 @@ class KeptSteps:
         self.release()
 
     def begin(self, workload: Workload, methods: Choice, choices: tuple) -> bool:
-        """Whether the steps of a batch are captured in buffers that are kept. Others than it needs are released.
+        """Whether the steps of a batch are captured in buffers that are kept. If not, none are: it needs the memory.
 
         Args:
             workload: sizes of the batch.
             methods: how it is decoded.
             choices: what else a step depends on, besides the model.
         """
-        decoder = self._model.decoder
         if not self._may_keep():
             self.release()
             return False
         key = (choices, torch.is_inference_mode_enabled(), _precision_of_products(), _contents(self._model))
-        if (methods, key) != (self._methods, self._key):
+        self._sizes = shared_sizes(workload, self._model.decoder, methods)
+        if self._sizes is None or (methods, key) != (self._methods, self._key):
             self.release()
-        sizes = shared_sizes(workload, decoder, methods)
-        self._release_unless_of(sizes)
-        self._methods, self._key, self._sizes = methods, key, sizes
-        return sizes is not None
+        self._methods, self._key = methods, key
+        return self._sizes is not None
 
     def _may_keep(self) -> bool:
         device = next(self._model.decoder.parameters()).device
@@ -162,35 +167,28 @@ class KeptSteps:
             and not torch.is_autocast_enabled(device.type)  # whose copies of weights go with it
         )
 
-    def release_unless_for(self, workload: Workload) -> None:
-        """Before a batch of these sizes is read, which needs memory."""
-        if self._buffers is not None:
-            self._release_unless_of(shared_sizes(workload, self._model.decoder, self._methods))
-
-    def _release_unless_of(self, sizes: Workload | None) -> None:
-        """The buffers stay if they have these sizes and all that was to be captured in them is."""
-        if self._buffers is None:
-            return
-        has_failed = any(step.work.has_failed for step in self._buffers.steps.values())
-        if has_failed or sizes != self._sizes:
-            self.release()
-
     def buffers(self, state: DecodeState) -> Buffers | None:
         """After `begin`: the buffers for the batch. None: they would take too much of the free memory.
 
         Args:
             state: of the batch, which has decoded a token.
         """
-        if self._buffers is None:
-            decoder = self._model.decoder
-            needed = _state_bytes(self._sizes, decoder, self._methods)
-            if not has_memory(next(decoder.parameters()).device, FREE * needed):
+        found = self._buffers.pop(self._sizes, None) or self._make(state)
+        if found is not None:
+            self._buffers[self._sizes] = found
+        return found
+
+    def _make(self, state: DecodeState) -> Buffers | None:
+        for holder in list(holders):
+            if holder._model is self._model and holder is not self:
+                holder.release()
+        decoder = self._model.decoder
+        device, needed = next(decoder.parameters()).device, _state_bytes(self._sizes, decoder, self._methods)
+        while not has_memory(device, FREE * (self.size_bytes() + needed) - self.size_bytes()):
+            if not self._buffers:
                 return None
-            for holder in list(holders):
-                if holder._model is self._model:
-                    holder.release()
-            self._buffers = Buffers(self._sizes, state)
-        return self._buffers
+            del self._buffers[next(iter(self._buffers))]
+        return Buffers(self._sizes, state)
 
     def prove(self, output: Tensor, expected: Tensor) -> bool:
         """Whether a graph is right on another batch than that of its capture. If not, none is kept from now on.
@@ -207,13 +205,17 @@ class KeptSteps:
             logger.warning("decoding steps are captured anew for each batch, because %s", error)
         return error is None
 
+    def release_failed(self) -> None:
+        """Before a batch is read, which needs memory: keep no buffers in which a capture failed."""
+        self._buffers = {sizes: each for sizes, each in self._buffers.items() if not each.has_failed}
+
     def release(self) -> None:
         """Keep nothing."""
-        self._buffers = None
+        self._buffers = {}
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, without what a graph needs while it runs."""
-        return 0 if self._buffers is None else self._buffers.state.size_bytes()
+        return sum(each.state.size_bytes() for each in self._buffers.values())
 
 
 def can_keep(device: torch.device) -> bool:

@@ -66,7 +66,7 @@ class ElseqStepper:
         has_source = hasattr(self.model, "encoder") and "src_tokens" in net_input
         source_length = net_input["src_tokens"].size(1) if has_source else 0
         workload = Workload(_sentences(net_input), beam, source_length, max_length, prompt_length)
-        self.kept.release_unless_for(workload)
+        self.kept.release_failed()
         encoder_out = self._encode(net_input)
         if encoder_out is not None:
             workload = replace(workload, source_length=encoder_out["encoder_out"][0].size(0))

@@ -1,6 +1,7 @@
 """What is on disk and printed after each run of a benchmark, at its end, and when it is interrupted."""
 
 import json
+import sys
 from types import SimpleNamespace
 
 import pytest
@@ -39,6 +40,15 @@ def test_all_is_written_with_each_row(publish, tmp_path, capsys):
     assert out == "3 rows\n\n"
     assert "el, batch 8, beam 4: out of memory." in err and "kv, batch 8, beam 4: 2 samples/s" in err
     assert err.endswith(f"written: {tmp_path}/results.json, {tmp_path}/table.md, {tmp_path}/3.png\n")
+
+
+def test_without_matplotlib_there_is_no_picture(publish, tmp_path, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "matplotlib", None)
+    monkeypatch.setitem(sys.modules, "matplotlib.figure", None)
+    publish(lambda done: done(FAST), lambda rows: report.plot(tmp_path / "bars.png", "Title", rows))
+    err = capsys.readouterr().err
+    assert "no picture is drawn, because matplotlib.figure is not installed\n" in err
+    assert err.endswith(f"written: {tmp_path}/results.json, {tmp_path}/table.md\n")
 
 
 def test_where_every_run_failed_there_is_no_picture(publish, capsys):

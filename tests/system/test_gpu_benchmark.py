@@ -1,7 +1,11 @@
 """benchmarks/gpu.sh: what it would run, and that it ends whatever its steps do."""
 
+import json
 import re
 import shlex
+import shutil
+import subprocess
+import sys
 import tarfile
 from pathlib import Path
 
@@ -13,7 +17,7 @@ from tests.system.recipes import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
 KERNELS = ["kernel_flash_decoding", "kernel_reorder", "kernel_best_words"]
-STEPS = [*KERNELS, "tests", "bart_large", "multi_query", "gpt2", "top_k"]
+STEPS = [*KERNELS, "tests", "bart_large", "nvidia", "bart_large_16gb", "multi_query", "gpt2", "top_k"]
 STEP = re.compile(r"(\w+), (\d+) s: (.+)")
 
 
@@ -28,6 +32,39 @@ def test_order_and_limits():
     assert list(found) == STEPS
     assert sum(seconds for seconds, _ in found.values()) == 9 * 60
     assert sum(seconds for seconds, _ in steps("--minutes", "3").values()) <= 3 * 60
+
+
+def test_the_kernels_are_tested_on_a_gpu():
+    """In all cases: --quick leaves two of each test, and skips those in which Triton starts its compiler."""
+    found, files = steps(), []
+    for name in (*KERNELS, "tests"):
+        _, command = found[name]
+        assert "--quick" not in command and command[command.index("gpu") - 1] == "-m"
+        files += [argument for argument in command if argument.endswith(".py")]
+    collect = [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "--collect-only", "-m", "gpu"]
+    listed = subprocess.run([*collect, *files[:3]], cwd=SCRIPT.parents[1], capture_output=True, text=True).stdout
+    for sizes in ("64-16-False", "64-1-False", "512-1-True", "1024-1-True"):
+        assert listed.count(f"test_flash_decoding.py::test_on_a_gpu[{sizes}-") == 3  # types
+    for name in ("reorder", "best_words"):
+        assert f"test_{name}.py::test_on_a_gpu[" in listed
+
+
+def test_what_is_measured():
+    found = {name: command for name, (_, command) in steps().items() if command[2] == "elseq.cli.benchmark"}
+    cnn_dm = ["bart_large", "bart_large_16gb"]
+    assert [name for name, command in found.items() if "--no-repeat-ngram-size" in command] == cnn_dm
+    for name in ("bart_large", "nvidia", "bart_large_16gb", "gpt2"):
+        modes = found[name][found[name].index("--modes") + 1].split(",")
+        assert modes[0] in ("el", "kv") and modes[1] in ("stock-shared", "stock-copied", "el")
+        assert "huggingface" in modes[:4] and "stock-copied" in modes
+
+
+def test_a_machine_that_has_only_python3(tmp_path):
+    for name in ("bash", "dirname", "mktemp", "rm", "python3"):
+        (tmp_path / name).symlink_to(shutil.which(name))
+    result = run(SCRIPT, "--dry-run", PATH=tmp_path)
+    assert result.returncode == 0, result.stderr
+    assert all(command.startswith("python3 -m ") for _, _, command in STEP.findall(result.stdout))
 
 
 @pytest.mark.parametrize(
@@ -48,7 +85,8 @@ def test_a_step_that_fails_or_takes_too_long_ends_no_other(tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
     python.write_text(
-        '#!/bin/sh\ncase "$*" in *kernels*) sleep 60 ;; *top-k*) echo "1 MiB" ;; *) echo no error; exit 3 ;; esac\n'
+        '#!/bin/sh\ncase "$*" in *flash*) echo "2 passed"; sleep 60 ;; *reorder*) sleep 60 ;; '
+        '*best*) echo "3 skipped" ;; *top-k*) echo "1 MiB" ;; *) echo no error; exit 3 ;; esac\n'
     )
     python.chmod(0o755)
     output = tmp_path / "results"
@@ -57,9 +95,10 @@ def test_a_step_that_fails_or_takes_too_long_ends_no_other(tmp_path):
     lines = (output / "summary.md").read_text().splitlines()
     table = [line.strip("| ").split(" | ") for line in lines if line.startswith("| ") and "step" not in line]
     assert [cells[0] for cells in table] == STEPS
-    assert [cells[2] for cells in table] == [*["cut off"] * 3, *["failed (3)"] * 4, "finished"]
-    assert table[3][3] == "no error" and table[-1][3] == "1 MiB"
-    assert lines[-1] == "Failed: tests bart_large multi_query gpt2. Their logs say why."
+    ended = ["cut off", *["failed (nothing passed)"] * 2, *["failed (3)"] * 6, "finished"]
+    assert [cells[2] for cells in table] == ended
+    assert [cells[3] for cells in (table[0], *table[2:4], table[-1])] == ["2 passed", "3 skipped", "no error", "1 MiB"]
+    assert lines[-1] == f"Failed: {' '.join(STEPS[1:-1])}. Their logs say why."
     assert (output / "top_k.log").read_text() == "1 MiB\n"
     assert f"written: {output}" in result.stdout
 
@@ -89,10 +128,24 @@ def test_one_file_to_copy(quick_python, tmp_path, monkeypatch, archive):
 
 
 @pytest.mark.slow
+def test_all_steps_on_a_cpu(tmp_path):
+    """In five minutes; with so many that none is cut off."""
+    result = run(SCRIPT, "--device", "cpu", "--small", "--minutes", "30", "--output", tmp_path)
+    assert result.returncode == 0, result.stdout + result.stderr
+    table = re.findall(r"^\| (\w+) \| \d+ \| (.+?) \| (.+) \|$", (tmp_path / "summary.md").read_text(), re.MULTILINE)
+    assert [(name, ended) for name, ended, _ in table] == [(name, "finished") for name in STEPS]
+    assert all(figure for _, _, figure in table)
+    for name in STEPS[len(KERNELS) + 1 :]:
+        [path] = (tmp_path / name).glob("*.json")
+        rows = json.loads(path.read_text())["rows"]
+        assert rows and all("not installed" in row.get("failure", "not installed") for row in rows)
+
+
+@pytest.mark.slow
 def test_a_step_that_is_not_begun_has_no_figure_of_a_run_before(tmp_path):
     python = tmp_path / "bin" / "python"
     python.parent.mkdir()
-    python.write_text('#!/bin/sh\ncase "$*" in *flash*) trap "" INT; sleep 60 ;; esac\n')
+    python.write_text('#!/bin/sh\necho "1 passed"\ncase "$*" in *flash*) trap "" INT; sleep 60 ;; esac\n')
     python.chmod(0o755)
     (tmp_path / "kernel_reorder.log").write_text("7 passed\n")
     options = "--device", "cpu", "--minutes", "1", "--output", tmp_path

@@ -19,6 +19,7 @@ logger = logging.getLogger(__name__)
 TOLERANCES = {torch.float64: 1e-12, torch.float32: 1e-5, torch.float16: 5e-3, torch.bfloat16: 4e-2}
 RUNS = 10  # timed together, so that the resolution of CUDA's events does not matter
 ROUNDS = 3  # of which the fastest counts
+OLDEST = 8, 0  # compute capability. On an older GPU Triton's compiler may end the process, as for bfloat16
 SWITCH = "ELSEQ_GPU_KERNELS"  # environment variable: off, and no kernel is tried or used, and no graph kept
 
 _allocated: dict[torch.device, int] = {}  # bytes by trials
@@ -113,7 +114,7 @@ def draw(*shape: int, device: torch.device, dtype: torch.dtype = torch.float32, 
 
 
 def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial]) -> Verdict:
-    reason, kernel, plain = _obstacle(), None, None
+    reason, kernel, plain = _obstacle(device), None, None
     try:
         if reason is None:
             with torch.no_grad(), gpu.on_device(device):
@@ -142,11 +143,15 @@ def is_switched_on() -> bool:
     return switch == "on"
 
 
-def _obstacle() -> str | None:
+def _obstacle(device: torch.device) -> str | None:
     """Why no kernel can be tried."""
     if not is_switched_on():
         return f"{SWITCH} is off"
-    return "Triton is not installed" if find_spec("triton") is None else None
+    if find_spec("triton") is None:
+        return "Triton is not installed"
+    if device.type == "cuda" and (capability := torch.cuda.get_device_capability(device)) < OLDEST:
+        return "its compute capability is {}.{}, and kernels are for {}.{} and later".format(*capability, *OLDEST)
+    return None
 
 
 def _log(verdict: Verdict) -> None:

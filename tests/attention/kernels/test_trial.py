@@ -1,6 +1,7 @@
 """A trial's verdict on kernels that are right, wrong, slow or cannot run; the times are given by the test."""
 
 import math
+from contextlib import nullcontext
 from importlib.util import find_spec
 
 import pytest
@@ -110,6 +111,26 @@ def test_without_triton(monkeypatch, caplog):
     assert not usable("sums", DEVICE, case)
     [record] = caplog.records
     assert record.getMessage().endswith("because Triton is not installed")
+
+
+@pytest.mark.parametrize("capability, is_tried", [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
+def test_an_old_gpu(monkeypatch, caplog, capability, is_tried):
+    """For which Triton's compiler may end the process."""
+    monkeypatch.setattr(trial, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(trial, "allocated", lambda device: 0)
+    monkeypatch.setattr(trial.gpu, "on_device", lambda device: nullcontext())
+    monkeypatch.setattr(trial, "measured", lambda name, device, measure: measure())
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
+    tried = []
+    device = torch.device("cuda", 0)
+    for size in (1, 2):
+        assert usable("sums", device, lambda: tried.append(1) or case(), (size,)) == is_tried
+    assert len(tried) == 2 * is_tried
+    old = "{}.{}".format(*capability)
+    reason = f"because its compute capability is {old}, and kernels are for 8.0 and later"
+    assert [record.getMessage() for record in caplog.records] == (
+        [] if is_tried else [f"sums(1,): PyTorch computes it on cuda:0, {reason}"]
+    )
 
 
 def test_only_the_first_of_its_sizes_is_a_warning(monkeypatch, caplog):
