@@ -29,20 +29,23 @@ def uncollected(is_command: bool) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def imported_when_called(package: str, *submodules: str, by: tuple[str, ...]) -> Iterator[None]:
-    """The modules `by`, where they are imported inside, get stand-ins of a package that takes long to import: functions
-    that import it when they are called. So they can use its functions only. No other module gets the stand-ins, nor do
-    these if the package is imported already.
+def imported_when_called(*names: str, by: tuple[str, ...]) -> Iterator[None]:
+    """The modules `by`, where they are imported inside, get stand-ins of other modules that take long to import:
+    functions that import them when they are called. So they can use functions only. No other module gets the stand-ins,
+    nor do these if the package is imported already.
+
+    Args:
+        names: of the others, each a module of a package: package.module.
     """
 
     def find_spec(name, path, target=None):
-        if name not in by or package in sys.modules:
+        if name not in by:
             return None
         spec = PathFinder.find_spec(name, path)
         execute = spec.loader.exec_module
 
         def exec_module(module):
-            with _stand_ins(package, submodules):
+            with _stand_ins(names):
                 execute(module)
 
         spec.loader.exec_module = exec_module
@@ -57,10 +60,13 @@ def imported_when_called(package: str, *submodules: str, by: tuple[str, ...]) ->
 
 
 @contextlib.contextmanager
-def _stand_ins(package: str, submodules: tuple[str, ...]) -> Iterator[None]:
-    modules = {name: _StandIn(name) for name in (package, *(f"{package}.{name}" for name in submodules))}
-    for name in submodules:
-        setattr(modules[package], name, modules[f"{package}.{name}"])
+def _stand_ins(names: tuple[str, ...]) -> Iterator[None]:
+    modules = {}
+    for name in names:
+        package, _, module = name.partition(".")
+        if package not in sys.modules:
+            modules |= {package: _StandIn(package), name: _StandIn(name)}
+            setattr(modules[package], module, modules[name])
     sys.modules.update(modules)
     try:
         yield
