@@ -10,6 +10,7 @@ import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -148,6 +149,32 @@ def test_many_heads(beam):
     """More rows than a program has."""
     torch.manual_seed(beam)
     check(draw_query(beam, 16, 64), [draw_segment(1, 1, 20, 64)])
+
+
+@pytest.mark.parametrize(
+    ("sentences", "width", "has_wgmma", "programs"),
+    [
+        (320, 1024, True, 2 * 320),
+        (320, 1024, False, 4 * 320),
+        (32, 1024, True, 2 * 32 * 2),
+        (1, 1024, True, 2 * 16),  # as many parts as blocks
+        (32, 512, False, 4 * 32 * 2),
+        (60, 64, True, 60 * 4),
+    ],
+)
+def test_as_many_programs_as_run_at_once(sentences, width, has_wgmma, programs, monkeypatch):
+    """On 132 processors, each of which has registers for 8 warps: positions are split if sentences are too few."""
+    from elseq.attention.kernels import flash_decoding_triton
+
+    kernel = MagicMock()
+    monkeypatch.setattr(flash_decoding_triton, "attend", kernel)
+    monkeypatch.setattr(flash_decoding_triton, "join", MagicMock())
+    number = torch.zeros(1, dtype=torch.float16)
+    states = number.expand(sentences, 1, 512, width)
+    query = number.expand(sentences * 4, 16, 1, width)
+    gpu = flash_decoding_triton.GPU(132, 227 * 1024, has_wgmma)
+    flash_decoding_triton.launch(query, [Segment(states, states)], gpu)
+    assert kernel.__getitem__.call_args.args[0] == (programs,)
 
 
 def test_parts_of_which_all_is_masked():
