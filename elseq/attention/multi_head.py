@@ -80,6 +80,11 @@ def multi_head_attention(
     return _by_torch(query, segments, dropout, need_weights, top_k)
 
 
+def skips_hidden(query: Tensor, segment: Segment) -> bool:
+    """Whether a step with these sizes, of which only the shapes count, does not read what a mask hides at the ends."""
+    return flash_decoding.fits(query, [segment], _by_torch)
+
+
 def _by_torch(
     query: Tensor,
     segments: Sequence[Segment],

@@ -38,7 +38,8 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     to the next, or None, where what is computed and read in vain costs more than a capture, or than all captures that
     the batch would need without.
 
-    They depend on nothing but the batch, and so do the numbers that are computed in them: not on the batches before.
+    They depend on nothing but the batch, the model and the GPU, and so do the numbers that are computed in them: not on
+    the batches before.
 
     Args:
         workload: of the batch.
@@ -58,11 +59,22 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     for per_octave, limit in ((1, min(CHEAP, captures)), (4, captures)):
         sizes = _rounded_up(workload, per_octave)
         idle = sizes.sentences * sizes.beam - hypotheses
-        # Of the room for generated tokens, half is read in vain in the mean.
-        vain = of_sources(sizes) - of_sources(workload) + (state_bytes(sizes) - of_sources(sizes)) // 2
+        vain = of_sources(sizes) - of_sources(workload)
+        if not _skips_room(sizes, decoder, methods):  # else half of it is read in vain in the mean
+            vain += (state_bytes(sizes) - of_sources(sizes)) // 2
         if idle < max(IDLE, hypotheses // 4) and vain <= limit:
             return sizes
     return None
+
+
+def _skips_room(sizes: Workload, decoder, methods: Choice) -> bool:
+    """Whether steps in buffers of these sizes read no room for tokens that are not there yet."""
+    weight, hypotheses = next(decoder.parameters()), sizes.sentences * sizes.beam
+    return all(
+        layer.self_attn.top_k is None
+        and methods.own.skips_hidden(layer.self_attn.sizes, weight, hypotheses, sizes.target_length)
+        for layer in decoder.layers
+    )
 
 
 def _state_bytes(workload: Workload, decoder, methods: Choice) -> int:

@@ -10,6 +10,7 @@ import torch
 from fairseq import search
 
 from elseq.attention import DecodeState
+from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.trial import SWITCH
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
@@ -570,7 +571,7 @@ def test_those_not_used_for_the_longest_time_are_given_up(begin_to_keep, monkeyp
 def bart_large():
     """The sizes of its decoder, in float16."""
     sizes = SimpleNamespace(num_heads=16, head_dim=64, num_kv_heads=16, memory_width=1024)
-    attention = SimpleNamespace(sizes=sizes, window=None)
+    attention = SimpleNamespace(sizes=sizes, window=None, top_k=None)
     layers = [SimpleNamespace(self_attn=attention, encoder_attn=attention)] * 12
     weight = torch.zeros(1, dtype=torch.float16)
     return SimpleNamespace(layers=layers, round_to=None, parameters=lambda: iter([weight]))
@@ -599,6 +600,28 @@ def test_sizes_that_batches_share(workload, method, expected):
     assert sizes == expected
     if sizes is not None:
         assert shared_sizes(sizes, bart_large(), Choice(method, method)) == sizes
+
+
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
+def test_room_is_free_where_the_kernel_skips_it(method, monkeypatch):
+    """The largest batch of the benchmarks."""
+    workload, choice = Workload(320, 4, 1024, 83), Choice(method, method)
+    assert shared_sizes(workload, bart_large(), choice) is None
+    asked = []
+
+    def fits(query, segments, plain):
+        asked.append((query.shape, segments))
+        return True
+
+    monkeypatch.setattr(flash_decoding, "fits", fits)
+    assert shared_sizes(workload, bart_large(), choice) == Workload(320, 4, 1024, 96)
+    shape, [segment] = asked[-1]
+    width, heads = (64, 16) if method is KV else (1024, 1)
+    assert shape == (1280, 16, 1, width) and segment.key.shape == segment.value.shape == (1280, heads, 96, width)
+    assert (segment.value is segment.key) == (method is EL) and segment.key.dtype == torch.float16
+    top_k = bart_large()
+    top_k.layers[0].self_attn.top_k = 8
+    assert shared_sizes(workload, top_k, choice) is None
 
 
 @pytest.mark.parametrize(("method", "mebibytes"), [(KV, 768), (EL, 208)], ids=lambda given: getattr(given, "name", ""))

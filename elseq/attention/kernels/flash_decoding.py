@@ -30,6 +30,7 @@ if TYPE_CHECKING:
 TYPES = (torch.float16, torch.bfloat16, torch.float32)  # of the inputs; sums are in float32
 WIDEST = 1024
 SHARED_MEMORY = 99 * 1024  # bytes that a program can have on GPUs since compute capability 8.0, at least
+MOST_NUMBERS = 2**31  # of a sequence's head, which the kernel counts by 32 bits: wider ones would spill registers
 FEWEST_POSITIONS = 64  # that have a trial of their own
 # The largest sizes at which results are compared with float64.
 COMPARED_SEQUENCES = 16
@@ -68,19 +69,20 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
     Args:
         query: [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
         segments: keys and values [M, G, S, K] of the query's type, S at least 1. Where the value is the key, the same
-            object, it is read once. What a mask hides at both ends is not read, also when it is another mask at each
-            replay of a CUDA graph; in between there have to be finite numbers, as for PyTorch.
+            object, it is read once. What a mask hides at both ends is not read (of keys that are not the values, less
+            than a block is, and ignored), also when it is another mask at each replay of a CUDA graph; in between there
+            have to be finite numbers, as for PyTorch.
 
     Returns:
         [N, H, 1, K] in the type of the query; zero where all positions are masked.
     """
     from elseq.attention.kernels.flash_decoding_triton import GPU, launch  # cannot be imported without Triton
 
-    processors = GPU(1, SHARED_MEMORY)  # Triton's interpreter
+    processors = GPU(1, SHARED_MEMORY, False)  # Triton's interpreter
     if query.is_cuda:
         found = torch.cuda.get_device_properties(query.device)
         shared_memory = getattr(found, "shared_memory_per_block_optin", SHARED_MEMORY)  # since PyTorch 2.5
-        processors = GPU(found.multi_processor_count, shared_memory)
+        processors = GPU(found.multi_processor_count, shared_memory, found.major == 9)
     with gpu.on_device(query.device):
         return launch(query, segments, processors)
 
@@ -91,9 +93,15 @@ def _fits(query: Tensor, segment: Segment) -> bool:
         key.dtype == value.dtype == query.dtype
         and key.shape == value.shape
         and key.numel() > 0
+        and max(_reach(key), _reach(value)) < MOST_NUMBERS
         and (bias is None or not bias.requires_grad)
         and not (torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)))
     )
+
+
+def _reach(tensor: Tensor) -> int:
+    """The distance in memory, in numbers, of the last number of a sequence's head from its first one."""
+    return sum((size - 1) * stride for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
 
 
 class Sizes(NamedTuple):

@@ -12,14 +12,14 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-PROGRAMS = 2  # for each processor: with fewer, positions are split into parts
-TILE = 256  # numbers of a width that are one operand of a matrix product
+WARPS = 8  # that a processor runs at once: their threads have more than 128 of its 65,536 registers
 MASK_BLOCK = tl.constexpr(1024)
 
 
 class GPU(NamedTuple):
     processors: int
     shared_memory: int  # bytes that a program can have
+    has_wgmma: bool  # matrix products of numbers of 2 bytes read both operands in shared memory
 
 
 class Blocks(NamedTuple):
@@ -30,18 +30,26 @@ class Blocks(NamedTuple):
     num_warps: int
 
 
-# By the width up to which they serve. They keep registers from overflowing on GPUs of compute capability 8.0 and 9.0.
-# They are not tuned: no time has been measured yet.
-BLOCKS = {
+# By the width up to which they serve: of those that ptxas compiles for numbers of 2 bytes without spilled registers,
+# and that fit the shared memory, the ones whose programs read the fewest bytes of the caches and of shared memory, by
+# count. With `wgmma` the context is transposed: its rows are then a multiple of 64 whatever the number of queries, and
+# no two warps compute the same scores. They are not tuned: no time has been measured yet.
+WITH_WGMMA = {  # compiled for compute capability 9.0
+    64: Blocks(64, 64, 4),
+    128: Blocks(64, 32, 4),
+    256: Blocks(64, 32, 8),
+    1024: Blocks(32, 32, 8),
+}
+WITHOUT_WGMMA = {  # for 8.0
     64: Blocks(64, 64, 4),
     128: Blocks(64, 64, 8),
-    256: Blocks(32, 32, 4),
+    256: Blocks(32, 32, 8),
     512: Blocks(16, 32, 4),
     1024: Blocks(16, 32, 8),
 }
 
 
-def options(width: int, rows: int, size: int, tensors: int, shared_memory: int) -> dict[str, int]:
+def options(width: int, rows: int, size: int, tensors: int, gpu: GPU) -> dict[str, int]:
     """The constants of `attend`.
 
     Args:
@@ -49,20 +57,20 @@ def options(width: int, rows: int, size: int, tensors: int, shared_memory: int) 
         rows: queries that attend to the same keys.
         size: bytes of a number.
         tensors: 1 where the values are the keys, otherwise 2.
-        shared_memory: see `GPU`.
+        gpu: on which it runs.
     """
-    blocks = next(each for most, each in BLOCKS.items() if width <= most)
-    tile = min(TILE, max(16, triton.next_power_of_2(width)))
-    tiles = triton.cdiv(width, tile)
+    has_wgmma = gpu.has_wgmma and size == 2
+    blocks = next(each for most, each in (WITH_WGMMA if has_wgmma else WITHOUT_WGMMA).items() if width <= most)
+    block_width = max(16, triton.next_power_of_2(width))
     block_rows = max(16, min(2 * blocks.rows // size, triton.next_power_of_2(rows)))
     block_positions = max(16, 2 * blocks.positions // size)
     # One block is loaded while another is computed with, if there is room for both, the queries and the weights.
-    both = 2 * tensors * block_positions * tiles * tile * size
-    room = shared_memory - block_rows * (tiles * tile + block_positions + 1) * size
+    both = 2 * tensors * block_positions * block_width * size
+    room = gpu.shared_memory - block_rows * (block_width + block_positions + 4) * size
     return {
         "width": width,
-        "tile": tile,
-        "tiles": tiles,
+        "transposes": has_wgmma,
+        "block_width": block_width,
         "block_rows": block_rows,
         "block_positions": block_positions,
         "num_warps": blocks.num_warps,
@@ -76,10 +84,11 @@ def launch(query: Tensor, segments: Sequence, gpu: GPU) -> Tensor:
     constants, parts = [], []
     for key, value, *_ in segments:
         rows = _rows(query, key)
-        constants.append(options(width, rows, query.element_size(), 1 if value is key else 2, gpu.shared_memory))
+        constants.append(options(width, rows, query.element_size(), 1 if value is key else 2, gpu))
         programs = key.size(0) * key.size(1) * triton.cdiv(rows, constants[-1]["block_rows"])
         blocks = triton.cdiv(key.size(2), constants[-1]["block_positions"])
-        parts.append(min(triton.cdiv(PROGRAMS * gpu.processors, programs), blocks))
+        at_once = gpu.processors * WARPS // constants[-1]["num_warps"]
+        parts.append(min(max(1, at_once // programs), blocks))
     # They are rounded to the type of the query, as the results for several segments are without the kernel.
     contexts = query.new_empty(sum(parts), hypotheses, heads, 1, width)
     maxima, totals = query.new_empty(2, sum(parts), hypotheses, heads, dtype=torch.float32)
@@ -121,7 +130,7 @@ def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: 
         maxima,
         totals,
         positions,
-        triton.cdiv(blocks, parts) * constants["block_positions"],
+        triton.cdiv(blocks, parts),
         parts,
         rows,
         heads,
@@ -142,7 +151,7 @@ def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: 
     )
 
 
-@triton.jit(do_not_specialize=["positions", "span", "parts", "rows", "queries"])
+@triton.jit(do_not_specialize=["blocks_of_part", "parts", "rows", "queries"])
 def attend(
     query,
     key,
@@ -153,7 +162,7 @@ def attend(
     maxima,
     totals,
     positions,
-    span,
+    blocks_of_part,
     parts,
     rows,
     heads,
@@ -176,9 +185,9 @@ def attend(
     bias_head,
     bias_position,
     shares: tl.constexpr,
+    transposes: tl.constexpr,
     width: tl.constexpr,
-    tile: tl.constexpr,
-    tiles: tl.constexpr,
+    block_width: tl.constexpr,
     block_rows: tl.constexpr,
     block_positions: tl.constexpr,
 ):
@@ -195,23 +204,23 @@ def attend(
     group = heads // kv_heads
     hypothesis = sequence * (rows // group) + row // group
     head = kv_head * group + row % group
-    number = tl.arange(0, tile)
+    number = tl.arange(0, block_width)
+    is_number = number < width
 
     query_row = query + hypothesis * query_hypothesis + head * query_head
-    queried = ()
-    context = ()
-    for index in tl.static_range(tiles):
-        is_number = is_row[:, None] & (index * tile + number < width)[None, :]
-        place = query_row[:, None] + (index * tile + number)[None, :] * query_number
-        queried = queried + (tl.load(place, mask=is_number, other=0.0),)
-        context = context + (tl.zeros((block_rows, tile), dtype=tl.float32),)
+    query_place = query_row[:, None] + number[None, :] * query_number
+    queried = tl.load(query_place, mask=is_row[:, None] & is_number[None, :], other=0.0)
+    if transposes:
+        context = tl.zeros((block_width, block_rows), dtype=tl.float32)
+    else:
+        context = tl.zeros((block_rows, block_width), dtype=tl.float32)
     largest = tl.full((block_rows,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((block_rows,), dtype=tl.float32)
 
     keys = key + sequence * key_sequence + kv_head * key_head
     values = value + sequence * value_sequence + kv_head * value_head
-    first = part * span
-    end = tl.minimum(positions, first + span)
+    first = part * blocks_of_part * block_positions
+    end = tl.minimum(positions, first + blocks_of_part * block_positions)
     masks = mask
     if mask is not None:
         # What is masked at both ends is not read. In between it is: loads that depend on others are not overlapped.
@@ -223,20 +232,18 @@ def attend(
             seen_first = tl.minimum(seen_first, tl.min(tl.where(is_seen, several, end)))
             seen_end = tl.maximum(seen_end, tl.max(tl.where(is_seen, several + 1, first)))
         first, end = seen_first, seen_end
-    for start in range(first, end, block_positions):
+    # Blocks start at multiples of their size: then several adjacent positions are loaded at once.
+    for start in range(first // block_positions * block_positions, end, block_positions):
         position = start + tl.arange(0, block_positions)
-        is_inside = position < end
+        is_inside = (position >= first) & (position < end)
         seen = is_inside
         if mask is not None:
             seen = seen & (tl.load(masks + position * mask_position, mask=is_inside, other=1) == 0)
-        scores = tl.zeros((block_rows, block_positions), dtype=tl.float32)
-        read = ()
-        for index in tl.static_range(tiles):
-            is_key = is_inside[:, None] & (index * tile + number < width)[None, :]
-            key_place = keys + position[:, None] * key_position + (index * tile + number)[None, :] * key_number
-            block = tl.load(key_place, mask=is_key, other=0.0)
-            scores = tl.dot(queried[index], tl.trans(block), scores, input_precision="ieee")
-            read = read + (block,)
+        # Whatever keys are read of other positions, their scores are replaced.
+        is_key = is_inside if shares else position < positions
+        key_place = keys + position[:, None] * key_position + number[None, :] * key_number
+        block = tl.load(key_place, mask=is_key[:, None] & is_number[None, :], other=0.0)
+        scores = tl.dot(queried, tl.trans(block), input_precision="ieee")
         if bias is not None:
             bias_row = bias + hypothesis * bias_hypothesis + head * bias_head
             bias_place = bias_row[:, None] + position[None, :] * bias_position
@@ -249,29 +256,24 @@ def attend(
         shrink = tl.exp(largest - bound)
         largest = larger
         total = total * shrink + tl.sum(weights, 1)
-        weights = weights.to(value.dtype.element_ty)
-        mixed = ()
-        for index in tl.static_range(tiles):
-            if shares:
-                values_read = read[index]
-            else:
-                is_value = is_inside[:, None] & (index * tile + number < width)[None, :]
-                value_place = (
-                    values + position[:, None] * value_position + (index * tile + number)[None, :] * value_number
-                )
-                values_read = tl.load(value_place, mask=is_value, other=0.0)
-            before = context[index] * shrink[:, None]
-            mixed = mixed + (tl.dot(weights, values_read, before, input_precision="ieee"),)
-        context = mixed
+        if not shares:
+            value_place = values + position[:, None] * value_position + number[None, :] * value_number
+            block = tl.load(value_place, mask=is_inside[:, None] & is_number[None, :], other=0.0)
+        weights = weights.to(block.dtype)
+        if transposes:
+            before = context * shrink[None, :]
+            context = tl.dot(tl.trans(block), tl.trans(weights), before, input_precision="ieee")
+        else:
+            context = tl.dot(weights, block, context * shrink[:, None], input_precision="ieee")
 
     out = part * queries + hypothesis * heads + head
     tl.store(maxima + out, largest, mask=is_row)
     tl.store(totals + out, total, mask=is_row)
-    divisor = tl.where(total == 0.0, 1.0, total)[:, None]
-    for index in tl.static_range(tiles):
-        is_number = is_row[:, None] & (index * tile + number < width)[None, :]
-        place = contexts + out[:, None] * width + (index * tile + number)[None, :]
-        tl.store(place, (context[index] / divisor).to(contexts.dtype.element_ty), mask=is_number)
+    if transposes:
+        context = tl.trans(context)
+    context /= tl.where(total == 0.0, 1.0, total)[:, None]
+    context_place = contexts + out[:, None] * width + number[None, :]
+    tl.store(context_place, context.to(contexts.dtype.element_ty), mask=is_row[:, None] & is_number[None, :])
 
 
 @triton.jit(do_not_specialize=["parts", "queries"])

@@ -13,7 +13,7 @@ def launch(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:
     runs = buffer.numel() // (hypotheses * room * width)  # stretches of positions that a hypothesis has
     rows = triton.next_power_of_2(beam)
     block = max(16, min(1024, TILE // rows))
-    grid = (hypotheses // beam, runs, triton.cdiv(room * width, block))
+    grid = triton.cdiv(room * width, block), hypotheses // beam, runs
     reorder[grid](buffer, order, taken, runs * room * width, room * width, width, beam, rows, block)
 
 
@@ -22,9 +22,9 @@ def reorder(
     buffer, order, taken, hypothesis_stride, run_stride, width, beam, rows_of_block: tl.constexpr, block: tl.constexpr
 ):
     """Each program reads one piece of all hypotheses of a sentence, then writes it."""
-    sentence = tl.program_id(0).to(tl.int64)
-    run = tl.program_id(1)
-    start = tl.program_id(2) * block
+    start = tl.program_id(0) * block
+    sentence = tl.program_id(1).to(tl.int64)
+    run = tl.program_id(2)
     end = tl.load(taken) * width
     if start < end:
         number = tl.arange(0, rows_of_block)

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elseq.attention.memory import Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_hidden
 
 
 class HiddenStates(DecodingMethod):
@@ -31,6 +31,11 @@ class HiddenStates(DecodingMethod):
         hidden = [(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
         key_weight, _ = attention.projection("key")
         return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
+
+    def skips_hidden(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
+        number = like.new_empty(1)
+        states = number.expand(hypotheses, 1, positions, sizes.memory_width)
+        return skips_hidden(number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width), Segment(states, states))
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return sizes.memory_width

@@ -65,6 +65,17 @@ class DecodingMethod(ABC):
         moved when hypotheses are reordered; see `GrowingMemory.read_unmoved`. query, options: as for `attend`."""
         return False
 
+    def skips_hidden(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
+        """Whether a step of self-attention does not read the positions behind those that it attends to, in buffers with
+        room for some positions.
+
+        Args:
+            sizes: of the layer.
+            like: a tensor of the type and on the device of what is kept.
+            hypotheses, positions: of the buffers.
+        """
+        return False
+
     def attend_first(
         self, attention: Attention, query: Tensor, hidden: Tensor, kept: tuple[Tensor, ...], **options
     ) -> tuple[Tensor, Tensor | None]:

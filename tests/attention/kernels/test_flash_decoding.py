@@ -1,12 +1,16 @@
 """The kernel of a decoding step on a GPU, against attention written out in float64.
 
-Without a GPU, Triton's interpreter runs it on CPU tensors. It knows no products of bfloat16.
+Without a GPU, Triton's interpreter runs it on CPU tensors, in float16 as on a GPU that has `wgmma`. It knows no
+products of bfloat16.
 """
 
+import json
 import os
+import re
 import subprocess
 import sys
 from importlib.util import find_spec
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -27,10 +31,13 @@ A100 = 163 * 1024  # bytes of shared memory that a program can have
 TOLERANCE = {torch.float32: 2e-6, torch.float16: 2e-3, torch.bfloat16: 2e-2}
 
 
-def launch(query, segments, processors=4):
+HAS_WGMMA = DEVICE == "cpu" or torch.cuda.get_device_capability()[0] == 9
+
+
+def launch(query, segments, processors=4, has_wgmma=HAS_WGMMA):
     from elseq.attention.kernels import flash_decoding_triton
 
-    gpu = flash_decoding_triton.GPU(processors, A100)
+    gpu = flash_decoding_triton.GPU(processors, A100, has_wgmma)
     return flash_decoding_triton.launch(query.to(DEVICE), [moved(segment) for segment in segments], gpu).cpu()
 
 
@@ -47,8 +54,8 @@ def expected(query, segments):
     return naive_attention(query.double(), wide)[0]
 
 
-def check(query, segments, processors=4):
-    found = launch(query, segments, processors)
+def check(query, segments, *gpu):
+    found = launch(query, segments, *gpu)
     assert found.dtype == query.dtype
     tolerance = TOLERANCE[query.dtype]
     torch.testing.assert_close(found.double(), expected(query, segments), rtol=tolerance, atol=tolerance)
@@ -89,18 +96,19 @@ def problems(draw):
     sentences, beam = draw(st.integers(1, 2)), draw(st.integers(1, 5))
     kv_heads, group = draw(st.sampled_from([(1, 1), (1, 4), (2, 2), (3, 1)]))
     width = draw(st.sampled_from([1, 16, 40, 64, 80]))
-    query = draw_query(sentences * beam, kv_heads * group, width)
+    dtype = draw(st.sampled_from([torch.float32, torch.float16]))
+    query = draw_query(sentences * beam, kv_heads * group, width, dtype)
     segments, references = [], []
     for sequences in draw(st.sampled_from([[sentences], [sentences * beam], [sentences, sentences * beam]])):
         positions = draw(lengths)
-        segment = draw_segment(sequences, kv_heads, positions, width, draw(st.booleans()), draw(st.booleans()))
+        segment = draw_segment(sequences, kv_heads, positions, width, draw(st.booleans()), draw(st.booleans()), dtype)
         reference = segment
         rows = draw(st.sampled_from([0, 1, sequences]))
         if rows:
             segment, reference = hide(segment, [draw(st.integers(1, positions)) for _ in range(rows)])
         if draw(st.booleans()):
             shape = [draw(st.sampled_from([1, size])) for size in query.shape[:2]]
-            bias = torch.randn(*shape, 1, positions)
+            bias = torch.randn(*shape, 1, positions, dtype=dtype)
             segment, reference = segment._replace(bias=bias), reference._replace(bias=bias)
         segments.append(segment)
         references.append(reference)
@@ -111,8 +119,8 @@ def problems(draw):
 @given(problems(), st.sampled_from([1, 4, 100]))
 def test_attention_of_all_kinds(problem, processors):
     query, segments, references = problem
-    found = launch(query, segments, processors)
-    torch.testing.assert_close(found.double(), expected(query, references), rtol=2e-6, atol=2e-6)
+    found, tolerance = launch(query, segments, processors), TOLERANCE[query.dtype]
+    torch.testing.assert_close(found.double(), expected(query, references), rtol=tolerance, atol=tolerance)
 
 
 @pytest.mark.parametrize("width, processors", [(128, 1), (320, 1), (512, 1), (768, 16), (1000, 1), (1024, 16)])
@@ -125,11 +133,15 @@ def test_hidden_states(width, processors):
     torch.testing.assert_close(found.double(), expected(query, [reference]), rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("width, shares", [(64, False), (512, True)])
-def test_half_precision(width, shares):
+@pytest.mark.parametrize("has_wgmma", [True, False])
+@pytest.mark.parametrize("width, shares", [(64, False), (512, True), (768, True), (1000, True), (1024, True)])
+def test_half_precision(width, shares, has_wgmma):
     torch.manual_seed(1)
     segments = [draw_segment(count, 1, 50, width, shares, dtype=torch.float16) for count in (2, 4)]
-    check(draw_query(4, 4, width, torch.float16), segments)
+    mask = torch.zeros(2, 1, 50, dtype=torch.bool)
+    mask[0, 0, :35] = mask[1, 0, 40:] = True
+    segments[0] = segments[0]._replace(mask=mask)
+    check(draw_query(4, 9, width, torch.float16), segments, 4, has_wgmma)
 
 
 @pytest.mark.parametrize("beam", [1, 5, 20])
@@ -137,6 +149,32 @@ def test_many_heads(beam):
     """More rows than a program has."""
     torch.manual_seed(beam)
     check(draw_query(beam, 16, 64), [draw_segment(1, 1, 20, 64)])
+
+
+@pytest.mark.parametrize(
+    ("sentences", "width", "has_wgmma", "programs"),
+    [
+        (320, 1024, True, 2 * 320),
+        (320, 1024, False, 4 * 320),
+        (32, 1024, True, 2 * 32 * 2),
+        (1, 1024, True, 2 * 16),  # as many parts as blocks
+        (32, 512, False, 4 * 32 * 2),
+        (60, 64, True, 60 * 4),
+    ],
+)
+def test_as_many_programs_as_run_at_once(sentences, width, has_wgmma, programs, monkeypatch):
+    """On 132 processors, each of which has registers for 8 warps: positions are split if sentences are too few."""
+    from elseq.attention.kernels import flash_decoding_triton
+
+    kernel = MagicMock()
+    monkeypatch.setattr(flash_decoding_triton, "attend", kernel)
+    monkeypatch.setattr(flash_decoding_triton, "join", MagicMock())
+    number = torch.zeros(1, dtype=torch.float16)
+    states = number.expand(sentences, 1, 512, width)
+    query = number.expand(sentences * 4, 16, 1, width)
+    gpu = flash_decoding_triton.GPU(132, 227 * 1024, has_wgmma)
+    flash_decoding_triton.launch(query, [Segment(states, states)], gpu)
+    assert kernel.__getitem__.call_args.args[0] == (programs,)
 
 
 def test_parts_of_which_all_is_masked():
@@ -266,6 +304,11 @@ def test_what_it_computes(monkeypatch):
     assert not does(query, trained)
     with torch.no_grad():
         assert does(query, trained)
+    with monkeypatch.context() as patch:
+        patch.setattr(flash_decoding, "MOST_NUMBERS", 9 * 16)
+        assert does(query, segment)
+        patch.setattr(flash_decoding, "MOST_NUMBERS", 9 * 16 - 1)
+        assert not does(query, segment)
     monkeypatch.setattr(flash_decoding, "usable", lambda *_: False)
     assert not does(query, segment)
 
@@ -326,7 +369,7 @@ def test_what_is_timed_need_not_be_larger_than_the_caches():
 
 
 COMPILE = """
-import sys, torch
+import json, re, sys, torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from elseq.attention import Segment
@@ -340,16 +383,23 @@ class Absent:
     get_current_stream = staticmethod(lambda device: 0)
 
 def compile_only(self, *arguments, grid, warmup, **options):
-    print(run(self, *arguments, grid=grid, warmup=True, **options).metadata.shared)
+    kernel = run(self, *arguments, grid=grid, warmup=True, **options)
+    ptx = kernel.asm["ptx"]
+    copies = re.findall(r"cp.async.c[ag].shared.global .*?(0x[0-9a-f]+),", ptx)
+    narrow = len(re.findall(r"ld.global.b(?:16|32)", ptx)) + sum(int(size, 16) < 16 for size in copies)
+    found = {"shared": kernel.metadata.shared, "narrow": narrow, "is_wgmma": "wgmma" in ptx}
+    print("kernel", json.dumps(found | {"name": kernel.name}))
 
 driver.set_active(Absent)
 run, JITFunction.run = JITFunction.run, compile_only
-for width in (64, 128, 256, 512, 768, 1024):
+for width, kv_heads in ((64, 16), (64, 1), (128, 1), (256, 1), (512, 1), (768, 1), (1024, 1)):
     segments = []
     for sequences, mask in ((2, torch.zeros(1, 1, 96, dtype=torch.bool)), (8, None)):
-        key, value = torch.zeros(2, sequences, 1, 96, width, dtype=dtype)
+        key, value = torch.zeros(2, sequences, kv_heads, 96, width, dtype=dtype)
+        if mask is not None and width <= 256:
+            key = key.transpose(2, 3).contiguous().transpose(2, 3)
         segments.append(Segment(key, key if width > 256 else value, mask))
-    launch(torch.zeros(8, 16, 1, width, dtype=dtype), segments, GPU(132, shared_memory))
+    launch(torch.zeros(8, 16, 1, width, dtype=dtype), segments, GPU(132, shared_memory, capability == 90))
 """
 
 
@@ -357,20 +407,31 @@ for width in (64, 128, 256, 512, 768, 1024):
 @pytest.mark.parametrize(
     "dtype, capability, shared_memory",
     [
-        ("bfloat16", 80, A100),
+        ("float16", 80, A100),
         ("float32", 80, A100),
         ("bfloat16", 86, 99 * 1024),
         ("float16", 90, 227 * 1024),
+        ("bfloat16", 90, 227 * 1024),
     ],
 )
 def test_it_compiles_for_gpus(dtype, capability, shared_memory, tmp_path):
-    """Which needs none of them."""
-    environment = os.environ | {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path)}
-    options = [dtype, str(capability), str(shared_memory)]
-    done = subprocess.run([sys.executable, "-c", COMPILE, *options], env=environment, capture_output=True, text=True)
+    """Which needs none of them. No register is spilled, and several numbers are loaded at once."""
+    environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DUMP_PTXAS_LOG": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", COMPILE, dtype, str(capability), str(shared_memory)],
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr
-    of_kernels = [int(line) for line in done.stdout.split()]
-    assert len(of_kernels) == 6 * 3 and max(of_kernels) <= shared_memory  # for two segments, and to join them
+    kernels = [json.loads(found) for found in re.findall("^kernel (.*)", done.stdout, re.MULTILINE)]
+    assert len(kernels) == 7 * 3  # for two segments, and to join them
+    kernels = [kernel for kernel in kernels if kernel["name"] == "attend"]
+    assert max(kernel["shared"] for kernel in kernels) <= shared_memory
+    assert max(kernel["narrow"] for kernel in kernels) <= 8  # of masks
+    assert {kernel["is_wgmma"] for kernel in kernels} == {capability == 90 and dtype != "float32"}
+    spilled = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr)]
+    assert spilled and max(spilled) <= (16 if dtype == "float32" else 0)
 
 
 @pytest.mark.gpu

@@ -1,6 +1,7 @@
 """Reordering in place, against indexing; the kernel runs on CPU tensors, interpreted, where there is no GPU."""
 
 from importlib.util import find_spec
+from unittest.mock import MagicMock
 
 import pytest
 import torch
@@ -48,6 +49,19 @@ def test_a_large_beam(beam):
     from elseq.attention.kernels.reorder_triton import launch
 
     check(launch, 1, (2, 7, 150), 2, beam, 5)
+
+
+@needs_triton
+@pytest.mark.parametrize(("beam", "room", "width"), [(64, 16384, 1024), (4, 2**20, 64)])
+def test_a_launch_of_many_positions(beam, room, width, monkeypatch):
+    """A GPU has 2^31 - 1 blocks in the first direction of a grid, and 65,535 in the others."""
+    from elseq.attention.kernels import reorder_triton
+
+    kernel = MagicMock()
+    monkeypatch.setattr(reorder_triton, "reorder", kernel)
+    reorder_triton.launch(torch.empty(1).expand(2 * beam, 3, room, width), None, beam, None)
+    pieces, *others = kernel.__getitem__.call_args.args[0]
+    assert others == [2, 3] and 65_535 < pieces < 2**31
 
 
 @needs_triton
