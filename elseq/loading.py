@@ -26,7 +26,7 @@ from elseq.models.families import check_task, is_language_model, is_trained_with
 from elseq.models.stock import EQUIVALENT
 from elseq.models.transformer import Decoder
 from elseq.options import CHECKPOINT_NAMES, OF_TASK, Loading, as_path
-from elseq.precision import DTYPES, INT8, prepared
+from elseq.precision import DTYPES, INT8, give_back_memory, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
@@ -308,17 +308,30 @@ class Checkpoint:
         if dtype == INT8 and only_decodes and isinstance(getattr(model, "decoder", None), Decoder):
             read(next(model.parameters()))  # whose type and device count as those of all
             precision = prepared(model, dtype)
-            precision.fresh_parameters = partial(_parameters, self.path, task)
+            precision.fresh_parameters = partial(_parameters, self.path.absolute(), self.stored.status, task)
             precision.make_products(read)
         for tensor in (*model.parameters(), *model.buffers()):
             read(tensor)
         self.stored.check_unchanged()
+        give_back_memory()
         return model
 
 
-def _parameters(path: Path, task) -> dict[str, torch.Tensor]:
-    """Of the checkpoint, once more."""
-    return dict(Checkpoint.read(path).build_model(task).named_parameters())
+def _parameters(path: Path, status: tuple | None, task) -> dict[str, torch.Tensor]:
+    """Of a checkpoint, once more.
+
+    Args:
+        path: of the file.
+        status: of the tensors that were stored in it.
+        task: of the model.
+
+    Raises:
+        UserError: the file has changed, or cannot be read.
+    """
+    checkpoint = Checkpoint.read(path)
+    if checkpoint.stored.status != status:
+        raise UserError(f"{path} has changed since the model was loaded, and has other weights: load the model again")
+    return dict(checkpoint.build_model(task).named_parameters())
 
 
 def _load_dictionaries(paths: tuple[Path, Path]) -> tuple[Dictionary, Dictionary]:

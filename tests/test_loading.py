@@ -135,6 +135,25 @@ def test_tied_parameters_that_are_stored_apart(tiny_bart, tmp_path):
     assert weights[0].equal(tensors[names[-1]]) and not weights[0].equal(tensors[names[0]])
 
 
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16", "int8"])
+def test_parameters_that_are_parts_of_one_tensor(tiny_translation, tmp_path, dtype):
+    """Each is read for itself, whether its numbers are adjacent or not."""
+    path = tmp_path / "model.pt"
+
+    def in_one(model):
+        whole, start, parts = torch.cat([each.t().flatten() for each in model.values()]), 0, {}
+        for name, each in model.items():
+            parts[name] = whole[start : start + each.numel()].view(each.t().shape).t()
+            start += each.numel()
+        return parts
+
+    saved(tiny_translation, path, in_one)
+    expected = built(tiny_translation, dtype=dtype)
+    for name, parameter in built(tiny_translation, path, dtype=dtype).named_parameters():
+        assert parameter.equal(expected.get_parameter(name)) and parameter.is_contiguous()
+        assert parameter.untyped_storage().nbytes() == parameter.nbytes
+
+
 @pytest.mark.parametrize("attention", ["kv", "el", "auto"])
 @pytest.mark.parametrize("family", ["translation", "bart", "language_model"])
 def test_int8_weights_are_made_while_a_model_is_read(request, family, attention):
@@ -158,6 +177,26 @@ def test_int8_weights_do_not_replace_those_of_a_model_that_may_be_trained(tiny_t
     model = built(tiny_translation, dtype="int8")
     expected = built(tiny_translation)
     assert all(each.equal(expected.get_parameter(name)) for name, each in model.named_parameters())
+
+
+def test_weights_of_int8_are_read_once_more(tiny_translation, tmp_path, monkeypatch):
+    path = tmp_path / "model.pt"
+    shutil.copy(tiny_translation.checkpoint, path)
+    monkeypatch.chdir(tmp_path)
+    model = elseq.load("model.pt", data=tiny_translation.data, dtype="int8", device="cpu")
+    monkeypatch.chdir("/")
+    expected = built(tiny_translation).state_dict()
+    found = model.model.state_dict()
+    assert found.keys() == expected.keys() and all(each.equal(expected[name]) for name, each in found.items())
+
+
+def test_weights_of_int8_that_have_changed_by_less_than_it_tells_apart(tiny_translation, tmp_path):
+    path, name = tmp_path / "model.pt", "encoder.layers.0.fc1.weight"
+    shutil.copy(tiny_translation.checkpoint, path)
+    model = elseq.load(path, data=tiny_translation.data, dtype="int8", device="cpu")
+    saved(tiny_translation, path, lambda model: {**model, name: model[name] * (1 + 1e-7)})
+    with pytest.raises(UserError, match=f"^{path} has changed since the model was loaded.*: load the model again$"):
+        model.model.state_dict()
 
 
 def test_a_file_that_changes_while_it_is_loaded(tiny_translation, tmp_path):

@@ -207,19 +207,15 @@ class Adoption:
                 names[parameter].append(name)
         taken, given = set(), set()
         for parameter, of_parameter in names.items():
-            tensor = state_dict[
-                of_parameter[-1]
-            ]  # a training on a GPU stores tied ones apart, and the last copy counts
-            storage = tensor.untyped_storage()
+            # A training on a GPU stores tied parameters apart. The last of them is the one that remains.
+            tensor = state_dict[of_parameter[-1]]
             if (
                 all(state_dict[name].shape == parameter.shape for name in of_parameter)
                 and tensor.device == parameter.device
                 and tensor.is_floating_point()
-                and tensor.is_contiguous()
-                and storage.nbytes() == tensor.nbytes
-                and storage.data_ptr() not in taken
+                and (self.stored.has(tensor) or (_is_alone(tensor) and tensor.data_ptr() not in taken))
             ):
-                taken.add(storage.data_ptr())
+                taken.add(tensor.data_ptr())
                 self._types[parameter] = parameter.dtype
                 parameter.data = tensor.detach()
                 state_dict.update(dict.fromkeys(of_parameter, parameter.data))
@@ -237,6 +233,11 @@ class Adoption:
         for parameter, dtype in self._types.items():
             parameter.data = self.stored.read(parameter.data).to(dtype)
         self.stored.check_unchanged()
+
+
+def _is_alone(tensor: torch.Tensor) -> bool:
+    """Whether nothing else is in the memory of a tensor."""
+    return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
 class WithoutRandomNumbers(TorchDispatchMode):

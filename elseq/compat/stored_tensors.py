@@ -33,7 +33,7 @@ class StoredTensors:
     def __init__(self):
         self._descriptor: int | None = None
         self._name: object = None
-        self._status: tuple | None = None  # of the file when it was mapped
+        self.status: tuple | None = None  # by which a file is known again, and whether it has changed
         self._mapped: list[tuple[int, int, int]] = []  # start, end and offset in the file of the parts of the map
 
     @contextlib.contextmanager
@@ -51,34 +51,35 @@ class StoredTensors:
             return torch.load(file, *args, **kwargs)
         self._descriptor, self._name = os.dup(file.fileno()), file.name
         weakref.finalize(self, os.close, self._descriptor)
-        self._status = self._status_now()
+        self.status = self._status_now()
         path = f"/proc/self/fd/{self._descriptor}"  # whatever has the file's name by now
         loaded = torch.load(path, *args, **kwargs, mmap=True)
         self._mapped = _places_of(os.readlink(path))
         return loaded
 
+    def has(self, tensor: Tensor) -> bool:
+        """Whether the numbers of a tensor are in the file."""
+        return self._place(tensor) is not None
+
+    def _place(self, tensor: Tensor) -> int | None:
+        """Where the storage of a tensor begins in the file."""
+        address = tensor.untyped_storage().data_ptr()
+        return next((offset + address - start for start, end, offset in self._mapped if start <= address < end), None)
+
     def read(self, tensor: Tensor) -> Tensor:
-        """A tensor with its numbers in memory: itself, unless it is in the file.
+        """A tensor with its numbers in memory: itself, or a contiguous copy of one that is in the file.
 
         Raises:
             UserError: the file cannot be read, or ends before it.
         """
-        if self._descriptor is None:
-            return tensor
-        storage = tensor.untyped_storage()
-        address = storage.data_ptr()
-        place = next((each for each in self._mapped if each[0] <= address < each[1]), None)
-        if place is None:  # it is not of the file, or the system names its map otherwise
-            return tensor if self._mapped else tensor.clone()
-        start, _, offset = place
-        offset += address - start
-        if tensor.is_contiguous():
-            first = tensor.storage_offset() * tensor.itemsize
-            numbers, first_number = self._bytes(offset + first, tensor.nbytes), 0
-        else:
-            numbers, first_number = self._bytes(offset, storage.nbytes()), tensor.storage_offset()
-        layout = first_number, tensor.size(), tensor.stride()
-        return torch.empty(0, dtype=tensor.dtype).set_(numbers.untyped_storage(), *layout)
+        place = self._place(tensor)
+        if place is None:  # in memory, unless the system names the map otherwise than the file
+            return tensor if self._descriptor is None or self._mapped else tensor.clone()
+        last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
+        count = last + 1 if tensor.numel() else 0
+        read = self._bytes(place + tensor.storage_offset() * tensor.itemsize, count * tensor.itemsize)
+        numbers = torch.empty(0, dtype=tensor.dtype)
+        return numbers.set_(read.untyped_storage(), 0, tensor.size(), tensor.stride()).contiguous()
 
     def _bytes(self, offset: int, count: int) -> Tensor:
         numbers = torch.empty(count, dtype=torch.uint8)
@@ -98,12 +99,12 @@ class StoredTensors:
         Raises:
             UserError: the file was written to since it was mapped.
         """
-        if self._descriptor is not None and self._status_now() != self._status:
+        if self._descriptor is not None and self._status_now() != self.status:
             raise self._changed()
 
-    def _status_now(self):
+    def _status_now(self) -> tuple:
         status = os.fstat(self._descriptor)
-        return status.st_size, status.st_mtime_ns
+        return status.st_dev, status.st_ino, status.st_size, status.st_mtime_ns
 
     def _changed(self):
         return UserError(f"checkpoint {self._name} was changed while it was read: read it again when it is complete")
@@ -126,11 +127,11 @@ def _can_be_mapped(file) -> bool:
 
 def _places_of(path: str) -> list[tuple[int, int, int]]:
     """Start, end and offset in the file of the parts of this process's memory where a file is mapped."""
-    places = []
-    with open("/proc/self/maps", encoding="utf-8", errors="surrogateescape") as maps:
+    places, written = [], os.fsencode(path).replace(b"\n", b"\\012")
+    with open("/proc/self/maps", "rb") as maps:
         for line in maps:
-            addresses, _, offset, _, _, *name = line.rstrip("\n").split(maxsplit=5)
-            if name and name[0] == path.replace("\n", "\\012"):
-                start, end = (int(address, 16) for address in addresses.split("-"))
+            addresses, _, offset, _, _, *name = line.removesuffix(b"\n").split(b" ", maxsplit=5)
+            if name and name[0].lstrip(b" ") == written:
+                start, end = (int(address, 16) for address in addresses.split(b"-"))
                 places.append((start, end, int(offset, 16)))
     return places
