@@ -2,6 +2,7 @@
 
 import contextlib
 import os
+import struct
 import sys
 import weakref
 import zipfile
@@ -13,12 +14,14 @@ from torch import Tensor
 
 from elseq.errors import UserError
 
-_IN_FORCE: ContextVar["StoredTensors | None"] = ContextVar("in force", default=None)
+# Before each part of an archive is a header. Its last fields are the lengths of the name and of what else follows.
+_HEADER = struct.Struct("<26x2H")
+_ACTIVE: ContextVar["StoredTensors | None"] = ContextVar("active", default=None)
 
 
 def load(file, *args, **kwargs):
     """`torch.load` of an open checkpoint, with stored tensors in a context that asks for them."""
-    stored = _IN_FORCE.get()
+    stored = _ACTIVE.get()
     return torch.load(file, *args, **kwargs) if stored is None else stored.load(file, *args, **kwargs)
 
 
@@ -35,25 +38,33 @@ class StoredTensors:
         self._name: object = None
         self.status: tuple | None = None  # by which a file is known again, and whether it has changed
         self._mapped: list[tuple[int, int, int]] = []  # start, end and offset in the file of the parts of the map
+        self._sizes: dict[int, int] = {}  # of the storages in the file, bytes, by their offset
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
         """A checkpoint that is loaded here has stored tensors."""
-        token = _IN_FORCE.set(self)
+        token = _ACTIVE.set(self)
         try:
             yield
         finally:
-            _IN_FORCE.reset(token)
+            _ACTIVE.reset(token)
 
     def load(self, file, *args, **kwargs):
         """`torch.load` of an open checkpoint."""
-        if self._descriptor is not None or not _can_be_mapped(file):  # one of several parts, or another format
+        sizes = _sizes_of_records(file) if self._descriptor is None and sys.platform == "linux" else None
+        if sizes is None:  # one of several parts, or another format
             return torch.load(file, *args, **kwargs)
-        self._descriptor, self._name = os.dup(file.fileno()), file.name
-        weakref.finalize(self, os.close, self._descriptor)
+        descriptor = os.dup(file.fileno())
+        weakref.finalize(self, os.close, descriptor)
+        path = f"/proc/self/fd/{descriptor}"  # whatever has the file's name by now
+        try:
+            loaded = torch.load(path, *args, **kwargs, mmap=True)
+        except RuntimeError as error:
+            if "unable to mmap" in str(error):  # the file system has no maps, or a limit of memory allows none
+                return torch.load(file, *args, **kwargs)
+            raise
+        self._descriptor, self._name, self._sizes = descriptor, file.name, sizes
         self.status = self._status_now()
-        path = f"/proc/self/fd/{self._descriptor}"  # whatever has the file's name by now
-        loaded = torch.load(path, *args, **kwargs, mmap=True)
         self._mapped = _places_of(os.readlink(path))
         return loaded
 
@@ -70,11 +81,13 @@ class StoredTensors:
         """A tensor with its numbers in memory: itself, or a contiguous copy of one that is in the file.
 
         Raises:
-            UserError: the file cannot be read, or ends before it.
+            UserError: the file cannot be read, or does not hold the tensor as a whole.
         """
         place = self._place(tensor)
         if place is None:  # in memory, unless the system names the map otherwise than the file
             return tensor if self._descriptor is None or self._mapped else tensor.clone()
+        if self._sizes.get(place) != tensor.untyped_storage().nbytes():
+            raise UserError(f"checkpoint {self._name} is damaged: copy or train it again")
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
         count = last + 1 if tensor.numel() else 0
         read = self._bytes(place + tensor.storage_offset() * tensor.itemsize, count * tensor.itemsize)
@@ -110,19 +123,20 @@ class StoredTensors:
         return UserError(f"checkpoint {self._name} was changed while it was read: read it again when it is complete")
 
 
-def _can_be_mapped(file) -> bool:
-    """Whether the file is an archive that holds tensors as they are in memory, as torch writes them."""
-    if sys.platform != "linux":
-        return False
+def _sizes_of_records(file) -> dict[int, int] | None:
+    """Bytes of the parts of an archive, by their offset in the file. None: it is no archive, or one that is compressed,
+    as torch never writes it."""
+    sizes = {}
     file.seek(0)
-    is_archive = file.read(4) == b"PK\x03\x04"
+    if file.read(4) == b"PK\x03\x04":
+        with zipfile.ZipFile(file) as archive:
+            entries = archive.infolist()
+        for entry in entries if all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) else ():
+            file.seek(entry.header_offset)
+            lengths = _HEADER.unpack(file.read(_HEADER.size))
+            sizes[file.tell() + sum(lengths)] = entry.file_size
     file.seek(0)
-    if not is_archive:
-        return False
-    with zipfile.ZipFile(file) as archive:
-        is_plain = all(entry.compress_type == zipfile.ZIP_STORED for entry in archive.infolist())
-    file.seek(0)
-    return is_plain
+    return sizes or None
 
 
 def _places_of(path: str) -> list[tuple[int, int, int]]:

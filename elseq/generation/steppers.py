@@ -27,9 +27,10 @@ from elseq.generation.method_choice import choose_methods
 from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
 from elseq.models import Decoder
-from elseq.precision import PreparedModel, prepared
+from elseq.precision import PreparedModel, give_back_memory, prepared
 
 MOST_LOGITS = 2**25  # that scoring computes at once
+LARGE = 2**20  # bytes of an encoder's output from which giving back memory takes a small share of its time
 
 
 def positions_at_once(sentences: int, words: int) -> int:
@@ -84,7 +85,12 @@ class ElseqStepper:
         decoder = self.model.decoder
         self.precision = prepared(self.model, decoder.decode_dtype)
         self.precision.begin(only_decodes=not decoder.is_trained)
-        return self.model.encoder.forward_torchscript(net_input) if hasattr(self.model, "encoder") else None
+        if not hasattr(self.model, "encoder"):
+            return None
+        encoder_out = self.model.encoder.forward_torchscript(net_input)
+        if any(hidden.is_cpu and hidden.nbytes >= LARGE for hidden in encoder_out["encoder_out"]):
+            give_back_memory()  # the encoder needed many times as much, and the decoding state may not fit its place
+        return encoder_out
 
     def _read(self, encoder_out: dict | None, prompt: Tensor | None, *methods: DecodingMethod) -> None:
         self.state = self.model.decoder.new_state(encoder_out, *methods)

@@ -94,6 +94,33 @@ def test_other_formats_are_read_at_once(tmp_path):
         assert not stored.has(loaded["table"]) and stored.read(loaded["table"]) is loaded["table"]
 
 
+def test_a_file_that_cannot_be_mapped_is_read_at_once(tmp_path, monkeypatch):
+    load_all = torch.load
+
+    def load_plain(*args, mmap=False, **kwargs):
+        if mmap:
+            raise RuntimeError("unable to mmap 123 bytes from file </proc/self/fd/9>: No such device (19)")
+        return load_all(*args, **kwargs)
+
+    monkeypatch.setattr(torch, "load", load_plain)
+    stored, loaded = load(save(tmp_path / "model.pt"))
+    assert_read(stored, loaded)
+    assert stored.read(loaded["table"]) is loaded["table"] and stored.status is None
+
+
+def test_a_tensor_of_another_size_than_its_part_of_the_file(tmp_path):
+    """Where torch reads a file at once, it compares these sizes."""
+    path = tmp_path / "model.pt"
+    stored, loaded = load(save(path, {"table": torch.arange(1000.0), "next": torch.arange(2000.0)}))
+    number = b"M" + (1000).to_bytes(2, "little")  # as pickles have it
+    content = path.read_bytes()
+    assert content.count(number) == 2  # the size of the storage, and that of the tensor
+    path.write_bytes(content.replace(number, b"M" + (1100).to_bytes(2, "little")))
+    stored, loaded = load(path)
+    with pytest.raises(UserError, match="^checkpoint .*model.pt is damaged: copy or train it again$"):
+        stored.read(loaded["table"])
+
+
 def test_a_file_of_the_same_name_changes_nothing(tmp_path):
     path = save(tmp_path / "model.pt")
     stored, loaded = load(path)

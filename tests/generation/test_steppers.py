@@ -15,7 +15,7 @@ from fairseq.models.fairseq_model import FairseqEncoderDecoderModel
 from fairseq.sequence_generator import EnsembleModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 
-from elseq.generation import SequenceGenerator
+from elseq.generation import SequenceGenerator, steppers
 from elseq.generation.scorer import score_targets
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
@@ -207,3 +207,17 @@ def test_the_generator_moves_and_switches_its_models():
     generator.double()
     assert {parameter.dtype for parameter in model.parameters()} == {torch.float64}
     assert generator(SAMPLE)[0][0]["score"].dtype == torch.float64
+
+
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_memory_of_an_encoder_is_given_back_before_there_is_a_state(method, monkeypatch):
+    model = make_models("transformer", DICTIONARY)[method]
+    calls, new_state = [], model.decoder.new_state
+    monkeypatch.setattr(steppers, "give_back_memory", lambda: calls.append("memory"))
+    monkeypatch.setattr(model.decoder, "new_state", lambda *methods: calls.append("state") or new_state(*methods))
+    generator = SequenceGenerator([model], DICTIONARY, max_len_b=5)
+    generator(SAMPLE)  # which is small
+    encoder_out = model.encoder.forward_torchscript(SAMPLE["net_input"])
+    monkeypatch.setattr(steppers, "LARGE", encoder_out["encoder_out"][0].nbytes)
+    generator(SAMPLE)
+    assert calls == ["state", "memory", "state"]
