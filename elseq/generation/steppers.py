@@ -30,7 +30,9 @@ from elseq.models import Decoder
 from elseq.precision import PreparedModel, give_back_memory, prepared
 
 MOST_LOGITS = 2**25  # that scoring computes at once
-LARGE = 2**20  # bytes of an encoder's output from which giving back memory takes a small share of its time
+LARGE = (
+    2**20
+)  # bytes of what a pass over whole texts has made, from which giving back memory takes a small share of its time
 
 
 def positions_at_once(sentences: int, words: int) -> int:
@@ -88,14 +90,15 @@ class ElseqStepper:
         if not hasattr(self.model, "encoder"):
             return None
         encoder_out = self.model.encoder.forward_torchscript(net_input)
-        if any(hidden.is_cpu and hidden.nbytes >= LARGE for hidden in encoder_out["encoder_out"]):
-            give_back_memory()  # the encoder needed many times as much, and the decoding state may not fit its place
+        for hidden in encoder_out["encoder_out"]:
+            _give_back_memory_after(hidden.device, hidden.nbytes)
         return encoder_out
 
     def _read(self, encoder_out: dict | None, prompt: Tensor | None, *methods: DecodingMethod) -> None:
         self.state = self.model.decoder.new_state(encoder_out, *methods)
         if prompt is not None and prompt.size(1):
             self.model.decoder.read_prompt(prompt, self.state)
+            _give_back_memory_after(prompt.device, self.state.size_bytes())
 
     def score(self, net_input: dict, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
         """Log-probabilities of given words.
@@ -274,6 +277,13 @@ class Ensemble:
 
     def state_bytes(self) -> int:
         return sum(stepper.state_bytes() for stepper in self.steppers)
+
+
+def _give_back_memory_after(device: torch.device, made: int) -> None:
+    """After a pass over whole texts: it needed many times the bytes that it has made, and what comes next may not fit
+    the places where that was."""
+    if device.type == "cpu" and made >= LARGE:
+        give_back_memory()
 
 
 def make_stepper(model, temperature: float = 1.0, need_weights: bool = False) -> ElseqStepper | FairseqStepper:

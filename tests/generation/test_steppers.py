@@ -210,14 +210,18 @@ def test_the_generator_moves_and_switches_its_models():
 
 
 @pytest.mark.parametrize("method", ["kv", "el"])
-def test_memory_of_an_encoder_is_given_back_before_there_is_a_state(method, monkeypatch):
-    model = make_models("transformer", DICTIONARY)[method]
-    calls, new_state = [], model.decoder.new_state
+@pytest.mark.parametrize("family", ["transformer", "language_model"])
+def test_memory_of_a_pass_over_texts_is_given_back_before_the_search(family, method, monkeypatch):
+    model = make_models(family, DICTIONARY)[method]
+    calls, decode = [], model.decoder.decode
     monkeypatch.setattr(steppers, "give_back_memory", lambda: calls.append("memory"))
-    monkeypatch.setattr(model.decoder, "new_state", lambda *methods: calls.append("state") or new_state(*methods))
+    monkeypatch.setattr(model.decoder, "decode", lambda *arguments: calls.append("step") or decode(*arguments))
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 3]), left=False)
+    prompts = {"prompt_tokens": sample["net_input"]["src_tokens"]} if family == "language_model" else {}
     generator = SequenceGenerator([model], DICTIONARY, max_len_b=5)
-    generator(SAMPLE)  # which is small
-    encoder_out = model.encoder.forward_torchscript(SAMPLE["net_input"])
-    monkeypatch.setattr(steppers, "LARGE", encoder_out["encoder_out"][0].nbytes)
-    generator(SAMPLE)
-    assert calls == ["state", "memory", "state"]
+    generator.generate(None, sample, **prompts)  # which is small
+    assert set(calls) == {"step"}
+    calls.clear()
+    monkeypatch.setattr(steppers, "LARGE", 1)
+    generator.generate(None, sample, **prompts)
+    assert calls[0] == "memory" and set(calls[1:]) == {"step"}
