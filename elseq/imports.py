@@ -65,8 +65,8 @@ def _stand_ins(names: tuple[str, ...]) -> Iterator[None]:
     for name in names:
         package, _, module = name.partition(".")
         if package not in sys.modules:
-            modules |= {package: _StandIn(package), name: _StandIn(name)}
-            setattr(modules[package], module, modules[name])
+            modules[name] = _StandIn(name)
+            setattr(modules.setdefault(package, _StandIn(package)), module, modules[name])
     sys.modules.update(modules)
     try:
         yield

@@ -21,12 +21,13 @@ from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
 from elseq.files import DICTIONARIES, check_dictionaries, check_ordinary
 from elseq.generation.options import STOPPING_OPTIONS
+from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
 from elseq.models.transformer import Decoder
 from elseq.options import CHECKPOINT_NAMES, OF_TASK, Loading, as_path
-from elseq.precision import DTYPES, INT8, give_back_memory, prepared
+from elseq.precision import DTYPES, INT8, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
@@ -47,18 +48,18 @@ class Checkpoint:
     stored: StoredTensors = field(default_factory=StoredTensors)  # the tensors of `state` that are in the file
 
     @classmethod
-    def read(cls, path: str | Path, multilingual: bool = True, only_to_build: bool = True) -> "Checkpoint":
+    def read(cls, path: str | Path, multilingual: bool = True, stays_in_file: bool = True) -> "Checkpoint":
         """
         Args:
             path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
             multilingual: whether it may be of a task of several languages.
-            only_to_build: its tensors stay in the file, from which `build_model` reads those of the model.
+            stays_in_file: the tensors do, and `build_model` reads those of the model.
 
         Raises:
             UserError: a file that is missing or cannot be used, or a model that elseq does not decode.
         """
         path, stored = checkpoint_path(path), StoredTensors()
-        with stored.loading() if only_to_build else contextlib.nullcontext():
+        with stored.loading() if stays_in_file else contextlib.nullcontext():
             state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         with about(path):
             check_task(state["cfg"], multilingual)
@@ -295,17 +296,12 @@ class Checkpoint:
         Raises:
             UserError: the checkpoint does not fit the task, or the task cannot decode it; or its file has changed.
         """
-
-        numbers = DTYPES[dtype or "float32"]
-
-        def read(tensor: torch.Tensor) -> None:
-            """Of the model."""
-            tensor.data = self.stored.read(tensor.data).to(device, numbers if tensor.is_floating_point() else None)
-
-        with Adoption(self.stored).of_models(), WithoutRandomNumbers():
+        adoption = Adoption(self.stored)
+        read = partial(adoption.read, device=device, dtype=DTYPES[dtype or "float32"])
+        with adoption.active(), WithoutRandomNumbers():
             (model,), _ = checkpoint_utils.load_model_ensemble([str(self.path)], task=task, state=self.state)
         self.state["model"].clear()  # whoever else holds it: a weight that the model drops is to be gone
-        if dtype == INT8 and only_decodes and isinstance(getattr(model, "decoder", None), Decoder):
+        if dtype == INT8 and only_decodes and _calls_linear_layers(model):
             read(next(model.parameters()))  # whose type and device count as those of all
             precision = prepared(model, dtype)
             precision.fresh_parameters = partial(_parameters, self.path.absolute(), self.stored.status, task)
@@ -315,6 +311,13 @@ class Checkpoint:
         self.stored.check_unchanged()
         give_back_memory()
         return model
+
+
+def _calls_linear_layers(model) -> bool:
+    """Whether a model is one of elseq's that calls its linear layers, but for those of which `PreparedModel` knows.
+    A top-k feed-forward layer reads their weights."""
+    has_top_k = any(getattr(module, "ffn_top_k", None) for module in model.modules())
+    return isinstance(getattr(model, "decoder", None), Decoder) and not has_top_k
 
 
 def _parameters(path: Path, status: tuple | None, task) -> dict[str, torch.Tensor]:

@@ -18,7 +18,14 @@ from elseq.files import written_whole
 
 PACKAGE = Path(__file__).parent
 # The code whose time is measured: attention, products and kernels, block sizes included, and the compiled libraries.
-TIMED = ("attention/**/*.py", "precision/**/*.py", "generation/kernels/*.py", "_native_*")
+TIMED = (
+    "attention/**/*.py",
+    "precision/**/*.py",
+    "generation/kernels/*.py",
+    "generation/attention_cost.py",
+    "generation/cuda_graphs.py",
+    "_native_*",
+)
 
 
 def measured(name: str, device: torch.device, measure: Callable[[], tuple[float, ...]], count: int = 2) -> list[float]:

@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams imports
 errors
-files tables bounds numerics native gpu
+files tables bounds numerics native gpu heap
 measurements
 compat precision
 attention

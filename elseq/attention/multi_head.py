@@ -80,8 +80,8 @@ def multi_head_attention(
     return _by_torch(query, segments, dropout, need_weights, top_k)
 
 
-def skips_hidden(query: Tensor, segment: Segment) -> bool:
-    """Whether a step with these sizes, of which only the shapes count, does not read what a mask hides at the ends."""
+def skips_masked_ends(query: Tensor, segment: Segment) -> bool:
+    """Whether a step with such tensors, whose numbers do not count, does not read what a mask hides at the ends."""
     return flash_decoding.fits(query, [segment], _by_torch)
 
 

@@ -47,7 +47,7 @@ def convert_heads(args) -> None:
     texts = [Path(text) for text in (args.calibration, args.calibration_target) if text is not None]
     check_output_file(output, path, path.parent, *loading.inputs(), *texts)
     check_overwrite(output, args.overwrite)
-    checkpoint = Checkpoint.read(path, only_to_build=False)
+    checkpoint = Checkpoint.read(path, stays_in_file=False)
     state = checkpoint.state
     before = heads.upgrade_projections(state["model"])
     check_finite(before, str(path))
@@ -236,7 +236,7 @@ def convert_to_fairseq(args) -> None:
     path, output = checkpoint_path(args.model), Path(args.output)
     check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
     check_overwrite(output, args.overwrite)
-    state = Checkpoint.read(path, only_to_build=False).state
+    state = Checkpoint.read(path, stays_in_file=False).state
     with about(path):
         converted = to_stock(state)
     _note_windows(state)
@@ -254,7 +254,7 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
     path, output = checkpoint_path(args.model), Path(args.output)
     data = [Path(args.data).expanduser()] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    state = Checkpoint.read(path, multilingual=False, only_to_build=False).state
+    state = Checkpoint.read(path, multilingual=False, stays_in_file=False).state
     with about(path):
         as_stock(elseq_configuration(state["cfg"].model), features, program)
     _note_windows(state)

@@ -207,9 +207,9 @@ def _read_once():
     takes the tensors that it has, and the others are not read."""
     stored = stored_tensors.StoredTensors()
     adoption = Adoption(stored)
-    with stored.loading(), adoption.of_models():
+    with stored.loading(), adoption.active():
         yield
-    adoption.read()
+    adoption.read_all()
 
 
 def _budget(filename):

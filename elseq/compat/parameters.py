@@ -191,7 +191,7 @@ class Adoption:
         self._types: dict[torch.nn.Parameter, torch.dtype] = {}  # of adopted parameters, as the model was built
 
     @contextlib.contextmanager
-    def of_models(self) -> Iterator[None]:
+    def active(self) -> Iterator[None]:
         """Models that are loaded here take the tensors."""
         token = _ADOPTION.set(self)
         try:
@@ -224,14 +224,28 @@ class Adoption:
             if name not in given and isinstance(tensor, torch.Tensor):
                 state_dict[name] = self.stored.read(tensor)
 
-    def read(self) -> None:
-        """Read the parameters, in the types of the model.
+    def read(self, tensor: torch.Tensor, device: torch.device | str = "cpu", dtype: torch.dtype | None = None) -> None:
+        """Read a parameter or buffer of the model, where it has not been read yet.
+
+        Args:
+            tensor: of the model, changed in place.
+            device: where its numbers are to be.
+            dtype: of its numbers, if they are no integers. Default: as the model was built.
 
         Raises:
-            UserError: the file has changed.
+            UserError: the file cannot be read.
         """
-        for parameter, dtype in self._types.items():
-            parameter.data = self.stored.read(parameter.data).to(dtype)
+        dtype = (dtype or self._types.get(tensor)) if tensor.is_floating_point() else None
+        tensor.data = self.stored.read(tensor.data).to(device, dtype)
+
+    def read_all(self) -> None:
+        """Read the parameters that were taken.
+
+        Raises:
+            UserError: the file cannot be read, or has changed.
+        """
+        for parameter in self._types:
+            self.read(parameter)
         self.stored.check_unchanged()
 
 

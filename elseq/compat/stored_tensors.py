@@ -34,11 +34,13 @@ class StoredTensors:
     """
 
     def __init__(self):
+        self.status: tuple | None = None  # of the file, by which it is known again, and whether it has changed
         self._descriptor: int | None = None
         self._name: object = None
-        self.status: tuple | None = None  # by which a file is known again, and whether it has changed
-        self._mapped: list[tuple[int, int, int]] = []  # start, end and offset in the file of the parts of the map
         self._sizes: dict[int, int] = {}  # of the storages in the file, bytes, by their offset
+        self._map: tuple[int, int, int] | None = None  # its start and end in memory, and its offset in the file
+        self._held: torch.UntypedStorage | None = None  # a part of the map, whose addresses therefore stay taken
+        self._version = 0  # of the tensors, which torch counts up when one is changed in place
 
     @contextlib.contextmanager
     def loading(self) -> Iterator[None]:
@@ -63,19 +65,27 @@ class StoredTensors:
             if "unable to mmap" in str(error):  # the file system has no maps, or a limit of memory allows none
                 return torch.load(file, *args, **kwargs)
             raise
-        self._descriptor, self._name, self._sizes = descriptor, file.name, sizes
-        self.status = self._status_now()
-        self._mapped = _places_of(os.readlink(path))
+        model = loaded.get("model") if isinstance(loaded, dict) else None
+        tensors = [each for each in (model.values() if isinstance(model, dict) else ()) if isinstance(each, Tensor)]
+        self._held = next((each.untyped_storage() for each in tensors if each.nbytes), None)
+        if self._held is not None:
+            self._map = _map_around(self._held.data_ptr())
+            self._version = max(tensor._version for tensor in tensors)
+            self._descriptor, self._name, self._sizes = descriptor, file.name, sizes
+            self.status = self._status_now()
         return loaded
 
     def has(self, tensor: Tensor) -> bool:
-        """Whether the numbers of a tensor are in the file."""
-        return self._place(tensor) is not None
+        """Whether the numbers of a tensor are those in the file."""
+        return self._place(tensor) is not None and tensor._version <= self._version
 
     def _place(self, tensor: Tensor) -> int | None:
         """Where the storage of a tensor begins in the file."""
+        if self._map is None:
+            return None
+        start, end, offset = self._map
         address = tensor.untyped_storage().data_ptr()
-        return next((offset + address - start for start, end, offset in self._mapped if start <= address < end), None)
+        return offset + address - start if start <= address < end else None
 
     def read(self, tensor: Tensor) -> Tensor:
         """A tensor with its numbers in memory: itself, or a contiguous copy of one that is in the file.
@@ -84,8 +94,10 @@ class StoredTensors:
             UserError: the file cannot be read, or does not hold the tensor as a whole.
         """
         place = self._place(tensor)
-        if place is None:  # in memory, unless the system names the map otherwise than the file
-            return tensor if self._descriptor is None or self._mapped else tensor.clone()
+        if place is None:
+            return tensor
+        if tensor._version > self._version:  # somebody has changed the numbers, of which the map then has a copy
+            return tensor.clone(memory_format=torch.contiguous_format)
         if self._sizes.get(place) != tensor.untyped_storage().nbytes():
             raise UserError(f"checkpoint {self._name} is damaged: copy or train it again")
         last = sum((size - 1) * stride for size, stride in zip(tensor.shape, tensor.stride(), strict=True))
@@ -139,13 +151,12 @@ def _sizes_of_records(file) -> dict[int, int] | None:
     return sizes or None
 
 
-def _places_of(path: str) -> list[tuple[int, int, int]]:
-    """Start, end and offset in the file of the parts of this process's memory where a file is mapped."""
-    places, written = [], os.fsencode(path).replace(b"\n", b"\\012")
+def _map_around(address: int) -> tuple[int, int, int]:
+    """Start, end and offset in its file of what is mapped at an address of this process."""
     with open("/proc/self/maps", "rb") as maps:
         for line in maps:
-            addresses, _, offset, _, _, *name = line.removesuffix(b"\n").split(b" ", maxsplit=5)
-            if name and name[0].lstrip(b" ") == written:
-                start, end = (int(address, 16) for address in addresses.split(b"-"))
-                places.append((start, end, int(offset, 16)))
-    return places
+            addresses, _, offset, _ = line.split(maxsplit=3)
+            start, end = (int(each, 16) for each in addresses.split(b"-"))
+            if start <= address < end:
+                return start, end, int(offset, 16)
+    raise AssertionError("torch has mapped the file")

@@ -38,8 +38,8 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     to the next, or None, where what is computed and read in vain costs more than a capture, or than all captures that
     the batch would need without.
 
-    They depend on nothing but the batch, the model and the GPU, and so do the numbers that are computed in them: not on
-    the batches before.
+    They depend on nothing but the batch, the model, the GPU and the verdict on its kernel, and so do the numbers that
+    are computed in them: not on the batches before.
 
     Args:
         workload: of the batch.
@@ -69,10 +69,12 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
 
 def _skips_room(sizes: Workload, decoder, methods: Choice) -> bool:
     """Whether steps in buffers of these sizes read no room for tokens that are not there yet."""
+    if sizes.prompt_length:  # attended to under the same softmax, by a kernel that may not be used for its sizes
+        return False
     weight, hypotheses = next(decoder.parameters()), sizes.sentences * sizes.beam
     return all(
         layer.self_attn.top_k is None
-        and methods.own.skips_hidden(layer.self_attn.sizes, weight, hypotheses, sizes.target_length)
+        and methods.own.skips_room(layer.self_attn.sizes, weight, hypotheses, sizes.target_length)
         for layer in decoder.layers
     )
 

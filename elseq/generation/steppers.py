@@ -26,13 +26,13 @@ from elseq.generation.kept_steps import KeptSteps
 from elseq.generation.method_choice import choose_methods
 from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload
+from elseq.heap import give_back_memory
 from elseq.models import Decoder
-from elseq.precision import PreparedModel, give_back_memory, prepared
+from elseq.precision import PreparedModel, prepared
 
 MOST_LOGITS = 2**25  # that scoring computes at once
-LARGE = (
-    2**20
-)  # bytes of what a pass over whole texts has made, from which giving back memory takes a small share of its time
+# Bytes made by a pass over whole texts. Below, the pass takes so little time that giving back memory would count.
+LARGE = 2**20
 
 
 def positions_at_once(sentences: int, words: int) -> int:

@@ -4,17 +4,7 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import Product, activated, give_back_memory
+from elseq.precision.linear import Product, activated
 from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
-__all__ = [
-    "DTYPES",
-    "INT8",
-    "PreparedModel",
-    "Product",
-    "activated",
-    "give_back_memory",
-    "kind_of_product",
-    "prepared",
-    "restore",
-]
+__all__ = ["DTYPES", "INT8", "PreparedModel", "Product", "activated", "kind_of_product", "prepared", "restore"]

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import ctypes
-import sys
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -12,8 +10,7 @@ from functools import cache
 import torch
 from torch import Tensor, nn
 
-_MOST_DROPPED = 2**24  # bytes of weights, after which memory is given back
-_dropped = 0  # bytes of weights since memory was given back
+from elseq.heap import count_dropped
 
 
 class Product(ABC):
@@ -91,25 +88,6 @@ def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> 
         return 0
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0
     return torch.get_num_threads() * (sums + block + 640) + 384
-
-
-def give_back_memory() -> None:
-    """Give the system the memory that the C library holds unused, where it can. While a model is loaded and prepared,
-    this grows to as much as the model takes, and would stay so."""
-    global _dropped
-    _dropped = 0
-    if sys.platform == "linux":
-        trim = getattr(ctypes.CDLL(None), "malloc_trim", None)  # glibc has it
-        if trim is not None:
-            trim(0)
-
-
-def _count_dropped(size: int) -> None:
-    """Gives back memory now and then: what the C library holds where weights were does not fit what is needed next."""
-    global _dropped
-    _dropped += size
-    if _dropped > _MOST_DROPPED:
-        give_back_memory()
 
 
 @dataclass
@@ -218,7 +196,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         size = weight.nbytes
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
         self.decoding.is_released = True
-        _count_dropped(size)
+        count_dropped(size)
 
     def restore(self) -> None:
         """Bring back the layer's own weight."""

@@ -10,12 +10,11 @@ import torch
 from torch import nn
 
 from elseq.errors import UserError
+from elseq.heap import give_back_memory
 from elseq.precision import floats, int8
-from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product, give_back_memory
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product
 
 INT8 = "int8"
-# Layers of a decoder by whose weights some decoding methods multiply themselves, in another order.
-_READ_BY_METHODS = ("k_proj", "v_proj")
 # The values of --dtype: of the parameters, and how linear layers are evaluated.
 DTYPES = {
     "float32": torch.float32,
@@ -81,7 +80,7 @@ class PreparedModel:
         for name, layer in self._layers.items():
             DecodingLinear.take(layer, self._make, self._recover)
             layer.decoding.searches += 1
-            may_be_read = self.key[0] and self.fresh_parameters is None and name.endswith(_READ_BY_METHODS)
+            may_be_read = self.key[0] and self.fresh_parameters is None and _is_read_by_methods(name)
             layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
         for embedding, projection in self._embeddings:
             DecodingEmbedding.take(embedding, projection)
@@ -95,12 +94,9 @@ class PreparedModel:
         """
         self.begin(only_decodes=True)
         for name, layer in self._layers.items():
-            parent = self._model.get_submodule(name.rpartition(".")[0])
-            is_read = name.endswith(_READ_BY_METHODS) and not name.startswith("encoder.")
-            if layer.decoding.releases and not is_read and not getattr(parent, "ffn_top_k", None):
-                for parameter in layer._parameters.values():
-                    if parameter is not None:
-                        read(parameter)
+            if layer.decoding.releases and not _is_read_by_methods(name):
+                for parameter in layer.parameters(recurse=False):
+                    read(parameter)
                 layer.product()
         self.end()
 
@@ -171,6 +167,12 @@ def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]
     layers have `Product` itself."""
     make = _maker(model, dtype)
     return Product if make is None else getattr(make, "func", make)  # a partial, where it has arguments
+
+
+def _is_read_by_methods(name: str) -> bool:
+    """Whether a layer is one of a decoder by whose weight some decoding methods multiply themselves, in another
+    order."""
+    return name.endswith(("k_proj", "v_proj")) and not name.startswith("encoder.")
 
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:

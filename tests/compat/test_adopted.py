@@ -9,7 +9,7 @@ from elseq.loading import Checkpoint
 
 def loaded(trained):
     """A checkpoint, its task, and its tensors."""
-    checkpoint = Checkpoint.read(trained.checkpoint, only_to_build=False)
+    checkpoint = Checkpoint.read(trained.checkpoint, stays_in_file=False)
     folder = checkpoint.folder(trained.data)
     task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), "kv")
     return checkpoint, task, dict(checkpoint.state["model"])
@@ -50,7 +50,7 @@ def test_what_does_not_suit_is_copied(tiny_translation):
     model[part] = torch.cat((tensors[part], tensors[part]))[: len(tensors[part])]
     model[second] = model[first]
     model[turned] = tensors[turned].t().contiguous().t()
-    with Adoption(checkpoint.stored).of_models():
+    with Adoption(checkpoint.stored).active():
         (built,), _ = checkpoint_utils.load_model_ensemble([str(checkpoint.path)], task=task, state=checkpoint.state)
     found = dict(built.named_parameters())
     for name in (part, first, second, turned):

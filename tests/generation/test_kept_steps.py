@@ -564,7 +564,7 @@ def test_those_not_used_for_the_longest_time_are_given_up(begin_to_keep, monkeyp
         assert_same_hypotheses(generator.generate([model], batches[name]), expected[name])
         captures.append(TapedWork.captures)
         assert cuda_graphs.held_bytes() <= memory // FREE
-    # For c, b is given up, and a for b, because a and b and c, and b and c, do not fit.
+    # Two of these sizes do not fit with a third: b is given up for c, and a for b.
     assert captures == [1, 2, 2, 2, 2, 3, 3, 3, 4, 5, 6]
 
 

@@ -1,9 +1,6 @@
 """Models under a precision: what a search finds, and what is left for others to read."""
 
 import copy
-import platform
-import resource
-from pathlib import Path
 
 import pytest
 import torch
@@ -13,7 +10,7 @@ from elseq.generation import SequenceGenerator
 from elseq.precision import model as precision_model
 from elseq.precision import prepared, restore
 from elseq.precision.floats import KernelProduct
-from elseq.precision.linear import DecodingEmbedding, DecodingLinear, give_back_memory
+from elseq.precision.linear import DecodingEmbedding, DecodingLinear
 from elseq.precision.model import PreparedModel
 from elseq.precision.packed import PackedProduct
 from tests.precision.products import choose
@@ -344,22 +341,6 @@ def test_a_tied_table_is_held_once_if_its_rows_can_be_read(family, is_read, alwa
         assert model.decoder.embed_tokens._parameters["weight"].equal(weight)
     assert model.decoder.embed_tokens.weight.equal(weight)
     assert_same_hypotheses(search(model, family), expected)
-
-
-def resident_mebibytes():
-    pages = int(Path("/proc/self/statm").read_text().split()[1])
-    return pages * resource.getpagesize() / 2**20
-
-
-@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="another C library")
-def test_unused_memory_goes_back_to_the_system():
-    pieces = [torch.ones(20_000) for _ in range(2000)]  # 153 MiB, each too small for pages of its own
-    last = pieces.pop()  # is above all others, which cannot go back by themselves
-    del pieces
-    before = resident_mebibytes()
-    give_back_memory()
-    assert before - resident_mebibytes() > 100
-    assert last.sum() == 20_000
 
 
 def test_memory_is_given_back_when_the_first_search_has_prepared_the_weights(always_packed, monkeypatch):

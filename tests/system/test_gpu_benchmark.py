@@ -53,10 +53,13 @@ def test_what_is_measured():
     found = {name: command for name, (_, command) in steps().items() if command[2] == "elseq.cli.benchmark"}
     cnn_dm = ["bart_large", "bart_large_16gb"]
     assert [name for name, command in found.items() if "--no-repeat-ngram-size" in command] == cnn_dm
-    for name in ("bart_large", "nvidia", "bart_large_16gb", "gpt2"):
-        modes = found[name][found[name].index("--modes") + 1].split(",")
-        assert modes[0] in ("el", "kv") and modes[1] in ("stock-shared", "stock-copied", "el")
-        assert "huggingface" in modes[:4] and "stock-copied" in modes
+    modes = {name: command[command.index("--modes") + 1] for name, command in found.items() if "--modes" in command}
+    assert modes == {  # what a limit may cut off comes last
+        "bart_large": "el,stock-shared,huggingface,ctranslate2,kv,auto,stock-copied",
+        "nvidia": "kv,el,huggingface,ctranslate2,stock-copied",
+        "bart_large_16gb": "el,stock-copied,huggingface,kv",
+        "gpt2": "kv,stock-copied,el,huggingface",
+    }
 
 
 def test_a_machine_that_has_only_python3(tmp_path):
@@ -138,7 +141,8 @@ def test_all_steps_on_a_cpu(tmp_path):
     for name in STEPS[len(KERNELS) + 1 :]:
         [path] = (tmp_path / name).glob("*.json")
         rows = json.loads(path.read_text())["rows"]
-        assert rows and all("not installed" in row.get("failure", "not installed") for row in rows)
+        assert any("failure" not in row for row in rows)
+        assert all("not installed" in row.get("failure", "not installed") for row in rows)
 
 
 @pytest.mark.slow

@@ -69,22 +69,23 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
     Args:
         query: [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
         segments: keys and values [M, G, S, K] of the query's type, S at least 1. Where the value is the key, the same
-            object, it is read once. What a mask hides at both ends is not read (of keys that are not the values, less
-            than a block is, and ignored), also when it is another mask at each replay of a CUDA graph; in between there
-            have to be finite numbers, as for PyTorch.
+            object, it is read once. What a mask hides at both ends is not read, but for a part of a block of keys,
+            which is ignored; also when it is another mask at each replay of a CUDA graph. In between there have to be
+            finite numbers, as for PyTorch.
 
     Returns:
         [N, H, 1, K] in the type of the query; zero where all positions are masked.
     """
     from elseq.attention.kernels.flash_decoding_triton import GPU, launch  # cannot be imported without Triton
 
-    processors = GPU(1, SHARED_MEMORY, False)  # Triton's interpreter
+    limits = GPU(1, SHARED_MEMORY, False)  # Triton's interpreter
     if query.is_cuda:
         found = torch.cuda.get_device_properties(query.device)
         shared_memory = getattr(found, "shared_memory_per_block_optin", SHARED_MEMORY)  # since PyTorch 2.5
-        processors = GPU(found.multi_processor_count, shared_memory, found.major == 9)
+        is_hopper = found.major == 9 and torch.version.hip is None
+        limits = GPU(found.multi_processor_count, shared_memory, is_hopper)
     with gpu.on_device(query.device):
-        return launch(query, segments, processors)
+        return launch(query, segments, limits)
 
 
 def _fits(query: Tensor, segment: Segment) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elseq.attention.memory import Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_hidden
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_masked_ends
 
 
 class HiddenStates(DecodingMethod):
@@ -32,10 +32,12 @@ class HiddenStates(DecodingMethod):
         key_weight, _ = attention.projection("key")
         return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
 
-    def skips_hidden(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
+    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
         number = like.new_empty(1)
         states = number.expand(hypotheses, 1, positions, sizes.memory_width)
-        return skips_hidden(number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width), Segment(states, states))
+        return skips_masked_ends(
+            number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width), Segment(states, states)
+        )
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return sizes.memory_width

@@ -9,7 +9,7 @@ import elseq.native as native
 from elseq.attention.kernels.decode_step import TYPES, decode_step, fits
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_hidden
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_masked_ends
 
 
 class KeysAndValues(DecodingMethod):
@@ -44,10 +44,10 @@ class KeysAndValues(DecodingMethod):
     def _is_fast_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
         return top_k is None and not dropout and not need_weights and fits(query)
 
-    def skips_hidden(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
+    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
         number = like.new_empty(1)
         keys, values = (number.expand(hypotheses, sizes.num_kv_heads, positions, sizes.head_dim) for _ in range(2))
-        return skips_hidden(number.expand(hypotheses, sizes.num_heads, 1, sizes.head_dim), Segment(keys, values))
+        return skips_masked_ends(number.expand(hypotheses, sizes.num_heads, 1, sizes.head_dim), Segment(keys, values))
 
     def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(query, [Segment(*kept)], causal=True, window=attention.window, **options)

@@ -65,7 +65,7 @@ class DecodingMethod(ABC):
         moved when hypotheses are reordered; see `GrowingMemory.read_unmoved`. query, options: as for `attend`."""
         return False
 
-    def skips_hidden(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
+    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
         """Whether a step of self-attention does not read the positions behind those that it attends to, in buffers with
         room for some positions.
 
