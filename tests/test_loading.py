@@ -99,19 +99,22 @@ def built(trained, path=None, attention="kv", **options):
     return checkpoint.build_model(task, **options)
 
 
-def saved(trained, path, change):
+def saved(trained, path, change, **options):
     """A checkpoint whose tensors were changed."""
     state = torch.load(trained.checkpoint, weights_only=False)
     state["model"] = change(state["model"])
-    torch.save(state, path)
+    torch.save(state, path, **options)
     return state["model"]
 
 
 @pytest.mark.parametrize("stored", [torch.float32, torch.float16])
 @pytest.mark.parametrize("dtype", [None, "float32", "float16", "bfloat16", "float64"])
-def test_parameters_have_the_type_that_is_asked_for(tiny_translation, tmp_path, stored, dtype):
-    path = tmp_path / "model.pt"
-    tensors = saved(tiny_translation, path, lambda model: {name: each.to(stored) for name, each in model.items()})
+@pytest.mark.parametrize("is_archive", [True, False])  # or torch's older format, which is read as a whole
+def test_parameters_have_the_type_that_is_asked_for(tiny_translation, tmp_path, stored, dtype, is_archive):
+    path, options = tmp_path / "model.pt", {"_use_new_zipfile_serialization": is_archive}
+    tensors = saved(
+        tiny_translation, path, lambda model: {name: each.to(stored) for name, each in model.items()}, **options
+    )
     expected = getattr(torch, dtype or "float32")
     for only_decodes in (True, False):
         model = built(tiny_translation, path, dtype=dtype, only_decodes=only_decodes)

@@ -197,3 +197,16 @@ def test_fairseq_reads_the_model_once_and_not_the_optimizer(tiny_translation, tm
     assert found.keys() == expected.keys() and random_state.equal(its_random_state)
     for name, parameter in found.items():
         assert parameter.dtype == torch.float32 and parameter.equal(expected[name])
+
+
+def test_the_tensors_of_fairseq_s_models_in_half_keep_the_type_of_the_model(tiny_translation, tmp_path):
+    """Whether they stay in the file or, in torch's older format, are read with it."""
+    state = torch.load(tiny_translation.checkpoint, weights_only=False)
+    state["model"] = {name: tensor.half() for name, tensor in state["model"].items()}
+    for is_archive in (True, False):
+        path = tmp_path / f"{is_archive}.pt"
+        torch.save(state, path, _use_new_zipfile_serialization=is_archive)
+        overrides = {"data": str(tiny_translation.data)}
+        (model,), *_ = checkpoint_utils.load_model_ensemble_and_task([str(path)], overrides)
+        for name, parameter in model.named_parameters():
+            assert parameter.dtype == torch.float32 and parameter.equal(state["model"][name].float())
