@@ -80,9 +80,18 @@ def multi_head_attention(
     return _by_torch(query, segments, dropout, need_weights, top_k)
 
 
-def skips_masked_ends(query: Tensor, segment: Segment) -> bool:
-    """Whether a step with such tensors, whose numbers do not count, does not read what a mask hides at the ends."""
-    return flash_decoding.fits(query, [segment], _by_torch)
+def skips_masked_ends(like: Tensor, query: tuple[int, ...], key: tuple[int, ...], shares: bool = False) -> bool:
+    """Whether a step does not read what a mask hides at the ends.
+
+    Args:
+        like: a tensor of the type and on the device of all.
+        query: its shape, [N, H, 1, K].
+        key: that of the keys and of the values, [M, G, S, K].
+        shares: whether the values are the keys.
+    """
+    number = like.new_empty(1)  # only the shapes count
+    keys = number.expand(key)
+    return flash_decoding.fits(number.expand(query), [Segment(keys, keys if shares else number.expand(key))], _by_torch)
 
 
 def _by_torch(

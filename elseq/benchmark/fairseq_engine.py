@@ -16,7 +16,6 @@ from elseq.benchmark.models import ModelFile, load
 from elseq.generation.cuda_graphs import CapturedWork
 from elseq.generation.method_choice import Choice
 from elseq.models import Decoder
-from elseq.precision import INT8
 
 
 def _stock_blocks_ngrams() -> bool:
@@ -37,9 +36,8 @@ class FairseqEngine:
         torch.set_num_threads(request["threads"])
         self.mode = request["mode"]
         self.model_file = ModelFile(**request["model_file"])
-        dtype = request["dtype"]
-        options = {"decode_dtype": INT8 if dtype == INT8 else None, **request.get("task_options", {})}
-        self.model, self.task = load(self.model_file, self.mode, request["device"], dtype, **options)
+        options = request.get("task_options", {})
+        self.model, self.task = load(self.model_file, self.mode, request["device"], request["dtype"], **options)
         self.dataset = self.make_dataset(request["sources"])
         self.is_stock = self.mode.startswith("stock")
         self._captures = 0

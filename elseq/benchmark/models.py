@@ -16,6 +16,7 @@ from elseq.interop.checkpoints import make_checkpoint, plain_configuration
 from elseq.loading import Checkpoint, import_plugins
 from elseq.models.stock import stock_configuration
 from elseq.options import STOCK, Loading
+from elseq.precision import INT8
 
 SEED = 1
 SPECIAL_SYMBOLS = 4  # of every dictionary
@@ -115,7 +116,7 @@ def load(
             checkpoint that an elseq architecture has trained.
         device, dtype: as for `Checkpoint.build_model`.
         for_training: leave it in train mode; otherwise it is made to decode, and can do nothing else.
-        options: others of the task, such as decode_dtype.
+        options: others of the task.
     """
     import_plugins(model_file.user_dir)
     checkpoint = Checkpoint.read(model_file.path)
@@ -124,7 +125,8 @@ def load(
         checkpoint = checkpoint.as_stock()
     languages = {"source_lang": model_file.source_lang, "target_lang": model_file.target_lang}
     loading = Loading(STOCK if is_stock else mode, **languages)
-    task, _ = checkpoint.task_by(loading, Path(model_file.data), **options)
+    decode_dtype = INT8 if dtype == INT8 else None  # the others are those of the parameters
+    task, _ = checkpoint.task_by(loading, Path(model_file.data), decode_dtype=decode_dtype, **options)
     model = checkpoint.build_model(task, device, dtype, only_decodes=not for_training)
     if for_training:
         return model.train(), task

@@ -13,7 +13,7 @@ from omegaconf import OmegaConf
 from torch import Tensor
 
 from elseq.compat.parameters import SIDES, layer_numbers, without_wrappers
-from elseq.compat.patching import wrap
+from elseq.compat.patching import setting, wrap
 from elseq.compat.settings import model_class, model_name, unlocked, values
 from elseq.errors import UserError, as_option
 
@@ -41,11 +41,8 @@ def _upgrade_state_dict(upgrade, state):
 
 
 def _trainer_load_checkpoint(load, *args, **kwargs):
-    token = _CONTINUES_TRAINING.set(True)  # a training has its own architecture and does not read the checkpoint's
-    try:
+    with setting(_CONTINUES_TRAINING, True):  # a training has its own architecture and does not read the checkpoint's
         return load(*args, **kwargs)
-    finally:
-        _CONTINUES_TRAINING.reset(token)
 
 
 def _name_by_parameters(state: dict) -> None:

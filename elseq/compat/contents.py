@@ -26,6 +26,15 @@ _REFERENCE = re.compile(r"\$\{(\w+(?:\.\w+)*)\}")  # a reference of OmegaConf to
 # --- size in memory
 
 
+def is_archive(file) -> bool:
+    """Whether an open file is an archive, as torch detects it. Its former format is a few pickles. The file is then at
+    its start."""
+    file.seek(0)
+    start = file.read(4)
+    file.seek(0)
+    return start == b"PK\x03\x04"
+
+
 def check_file(file, size: int) -> None:
     """
     Args:
@@ -36,9 +45,8 @@ def check_file(file, size: int) -> None:
         UserError: unpacking the file with torch.load would make it larger, or take very long.
         Exception: any other error means that the file is damaged, even if torch.load can read it.
     """
-    is_archive = file.read(4) == b"PK\x03\x04"  # as torch detects it; its former format is a few pickles
     try:
-        if is_archive:
+        if is_archive(file):
             _check_directory(file, size)
             with zipfile.ZipFile(file) as archive:
                 unpacked = sum(entry.file_size for entry in archive.infolist())
@@ -48,7 +56,6 @@ def check_file(file, size: int) -> None:
                     if entry.filename.lower().endswith("/data.pkl"):
                         _check_pickle(archive.open(entry))
         else:
-            file.seek(0)
             for _ in range(5):
                 _check_pickle(file)
     finally:

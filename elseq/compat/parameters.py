@@ -5,7 +5,7 @@ import logging
 import re
 from argparse import Namespace
 from collections import defaultdict
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 import torch
@@ -16,7 +16,7 @@ from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from elseq.compat.patching import after_parsing, wrap
+from elseq.compat.patching import after_parsing, setting, wrap
 from elseq.compat.settings import model_class, unlocked, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError
@@ -190,14 +190,9 @@ class Adoption:
         self.stored = stored
         self._types: dict[torch.nn.Parameter, torch.dtype] = {}  # of adopted parameters, as the model was built
 
-    @contextlib.contextmanager
-    def active(self) -> Iterator[None]:
+    def active(self) -> AbstractContextManager:
         """Models that are loaded here take the tensors."""
-        token = _ADOPTION.set(self)
-        try:
-            yield
-        finally:
-            _ADOPTION.reset(token)
+        return setting(_ADOPTION, self)
 
     def adopt(self, model, state_dict, *_) -> None:
         """Make the tensors the data of the parameters. The later copy of a tensor is then a copy onto itself."""

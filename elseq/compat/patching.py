@@ -1,9 +1,11 @@
 """The ways in which a repair changes fairseq."""
 
+import contextlib
 import functools
 import types
 from argparse import Namespace
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextvars import ContextVar
 
 from fairseq import options
 
@@ -28,6 +30,16 @@ def after_parsing(check: Callable[[Namespace], None]) -> None:
         return parsed
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+@contextlib.contextmanager
+def setting(variable: ContextVar, value: object) -> Iterator[None]:
+    """A variable by which a repair knows in what it is called has this value here."""
+    token = variable.set(value)
+    try:
+        yield
+    finally:
+        variable.reset(token)
 
 
 class Overlay(types.ModuleType):

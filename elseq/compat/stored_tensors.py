@@ -1,17 +1,18 @@
 """Tensors of a checkpoint that stay in its file until they are read, so that a model is never in memory twice."""
 
-import contextlib
 import os
 import struct
 import sys
 import weakref
 import zipfile
-from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from contextvars import ContextVar
 
 import torch
 from torch import Tensor
 
+from elseq.compat.contents import is_archive
+from elseq.compat.patching import setting
 from elseq.errors import UserError
 
 # Before each part of an archive is a header. Its last fields are the lengths of the name and of what else follows.
@@ -42,14 +43,9 @@ class StoredTensors:
         self._held: torch.UntypedStorage | None = None  # a part of the map, whose addresses therefore stay taken
         self._version = 0  # of the tensors, which torch counts up when one is changed in place
 
-    @contextlib.contextmanager
-    def loading(self) -> Iterator[None]:
+    def loading(self) -> AbstractContextManager:
         """A checkpoint that is loaded here has stored tensors."""
-        token = _ACTIVE.set(self)
-        try:
-            yield
-        finally:
-            _ACTIVE.reset(token)
+        return setting(_ACTIVE, self)
 
     def load(self, file, *args, **kwargs):
         """`torch.load` of an open checkpoint."""
@@ -139,8 +135,7 @@ def _sizes_of_records(file) -> dict[int, int] | None:
     """Bytes of the parts of an archive, by their offset in the file. None: it is no archive, or one that is compressed,
     as torch never writes it."""
     sizes = {}
-    file.seek(0)
-    if file.read(4) == b"PK\x03\x04":
+    if is_archive(file):
         with zipfile.ZipFile(file) as archive:
             entries = archive.infolist()
         for entry in entries if all(entry.compress_type == zipfile.ZIP_STORED for entry in entries) else ():

@@ -1,6 +1,9 @@
 import types
+from contextvars import ContextVar
 
-from elseq.compat.patching import Overlay, wrap
+import pytest
+
+from elseq.compat.patching import Overlay, setting, wrap
 
 
 class Owner:
@@ -26,3 +29,13 @@ def test_overlay():
     assert (overlay.__name__, overlay.one, overlay.two, module.two) == ("module", 1, 20, 2)
     module.one = 100
     assert overlay.one == 100 and not hasattr(overlay, "three")
+
+
+def test_setting():
+    variable = ContextVar("variable", default=0)
+    with setting(variable, 1):
+        with pytest.raises(KeyError), setting(variable, 2):
+            assert variable.get() == 2
+            raise KeyError
+        assert variable.get() == 1
+    assert variable.get() == 0

@@ -29,10 +29,10 @@ TENSORS = {
 }
 
 
-def load(path, **options):
+def load(path):
     stored = StoredTensors()
     with path.open("rb") as file:
-        return stored, stored.load(file, map_location="cpu", **options)["model"]
+        return stored, stored.load(file, map_location="cpu")["model"]
 
 
 def save(path, content=TENSORS, **options):
@@ -58,10 +58,16 @@ def test_tensors_are_those_of_the_file(tmp_path, name):
     stored.check_unchanged()
 
 
-def test_only_what_is_between_first_and_last_number_is_read(tmp_path, monkeypatch):
-    stored, loaded = load(save(tmp_path / "model.pt"))
+@pytest.fixture
+def counts(monkeypatch):
+    """The bytes of each reading of a file from now on."""
     counts, read = [], os.preadv
     monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    return counts
+
+
+def test_only_what_is_between_first_and_last_number_is_read(tmp_path, counts):
+    stored, loaded = load(save(tmp_path / "model.pt"))
     for name, numbers in {"rows": 30 * 70, "some columns": 299 * 70 + 4, "empty": 0, "one": 1}.items():
         stored.read(loaded[name])
         assert 4 * numbers == sum(counts)
@@ -80,7 +86,6 @@ def test_one_file_twice(tmp_path):
     path = save(tmp_path / "model.pt")
     gone, loaded = load(path)
     stored, tensors = load(path)
-    start, end, _ = gone._map
     assert not stored.has(loaded["table"]) and not gone.has(tensors["table"])
     del gone, loaded
     assert_read(stored, tensors)
@@ -128,7 +133,7 @@ def test_a_file_that_cannot_be_mapped_is_read_at_once(tmp_path, monkeypatch):
 def test_a_tensor_of_another_size_than_its_part_of_the_file(tmp_path):
     """Where torch reads a file at once, it compares these sizes."""
     path = tmp_path / "model.pt"
-    stored, loaded = load(save(path, {"table": torch.arange(1000.0), "next": torch.arange(2000.0)}))
+    save(path, {"table": torch.arange(1000.0), "next": torch.arange(2000.0)})
     number = b"M" + (1000).to_bytes(2, "little")  # as pickles have it
     content = path.read_bytes()
     assert content.count(number) == 2  # the size of the storage, and that of the tensor
@@ -173,7 +178,7 @@ def test_no_file_stays_open(tmp_path):
     assert len(os.listdir("/proc/self/fd")) == len(before)
 
 
-def test_fairseq_reads_the_model_once_and_not_the_optimizer(tiny_translation, tmp_path, monkeypatch):
+def test_fairseq_reads_the_model_once_and_not_the_optimizer(tiny_translation, tmp_path, counts):
     """And it has the numbers and the random state as when all is read and copied."""
     state = torch.load(tiny_translation.checkpoint, weights_only=False)
     state["model"] = {name: tensor.half() if "fc1" in name else tensor for name, tensor in state["model"].items()}
@@ -189,8 +194,7 @@ def test_fairseq_reads_the_model_once_and_not_the_optimizer(tiny_translation, tm
         loaded.append((dict(model.named_parameters()), torch.get_rng_state()))
 
     load(state=checkpoint_utils.load_checkpoint_to_cpu(str(path), overrides))
-    counts, read = [], os.preadv
-    monkeypatch.setattr(os, "preadv", lambda *arguments: counts.append(read(*arguments)) or counts[-1])
+    counts.clear()
     load()
     assert sum(counts) == sum({tensor.data_ptr(): tensor.nbytes for tensor in state["model"].values()}.values())
     (expected, random_state), (found, its_random_state) = loaded

@@ -33,11 +33,8 @@ class HiddenStates(DecodingMethod):
         return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
 
     def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
-        number = like.new_empty(1)
-        states = number.expand(hypotheses, 1, positions, sizes.memory_width)
-        return skips_masked_ends(
-            number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width), Segment(states, states)
-        )
+        query = hypotheses, sizes.num_heads, 1, sizes.memory_width
+        return skips_masked_ends(like, query, (hypotheses, 1, positions, sizes.memory_width), shares=True)
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return sizes.memory_width

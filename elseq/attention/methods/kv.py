@@ -45,9 +45,8 @@ class KeysAndValues(DecodingMethod):
         return top_k is None and not dropout and not need_weights and fits(query)
 
     def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
-        number = like.new_empty(1)
-        keys, values = (number.expand(hypotheses, sizes.num_kv_heads, positions, sizes.head_dim) for _ in range(2))
-        return skips_masked_ends(number.expand(hypotheses, sizes.num_heads, 1, sizes.head_dim), Segment(keys, values))
+        query = hypotheses, sizes.num_heads, 1, sizes.head_dim
+        return skips_masked_ends(like, query, (hypotheses, sizes.num_kv_heads, positions, sizes.head_dim))
 
     def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(query, [Segment(*kept)], causal=True, window=attention.window, **options)

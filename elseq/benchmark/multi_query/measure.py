@@ -28,9 +28,8 @@ class Training:
         torch.set_num_threads(request["threads"])
         device = request["device"]
         model_file = ModelFile(**request["model_file"])
-        model, task = load(model_file, request["mode"], device, request["dtype"], for_training=True)
-        self.model = model
-        self.optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, betas=(0.9, 0.98))
+        self.model, task = load(model_file, request["mode"], device, request["dtype"], for_training=True)
+        self.optimizer = torch.optim.Adam(self.model.parameters(), lr=1e-4, betas=(0.9, 0.98))
         source = torch.tensor(request["sources"], device=device)
         # Any words will do as a target; each is predicted from those before it, and the first from the end symbol.
         self.target = source[:, torch.arange(request["target_length"]) % source.size(1)]
@@ -40,7 +39,7 @@ class Training:
             "src_lengths": torch.full((len(source),), source.size(1), device=device),
             "prev_output_tokens": torch.cat((start, self.target[:, :-1]), dim=1),
         }
-        self.found = Measurement(parameters=sum(parameter.numel() for parameter in model.parameters()))
+        self.found = Measurement(parameters=sum(parameter.numel() for parameter in self.model.parameters()))
 
     def warm_up(self) -> None:
         self._step()
