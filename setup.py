@@ -1,3 +1,5 @@
+from glob import glob
+
 from setuptools import Extension, setup
 from setuptools.command.build_ext import build_ext
 
@@ -7,7 +9,7 @@ kernels = [
     Extension(
         f"elseq._native_{name}",
         ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp"],
-        depends=["elseq/native.hpp", f"elseq/{name}.hpp"],
+        depends=glob("elseq/*.hpp"),
         define_macros=[(f"ELSEQ_{name.upper()}", None)],
         # The last -march counts, and the user's may be of another processor than the options are for.
         extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-march=x86-64", *options],
