@@ -1,4 +1,4 @@
-// Vectors of AVX2 with FMA, all but the products of bytes. avx2.hpp includes this.
+// Vectors of AVX2 with FMA, all but the products of bytes. avx2.hpp and avx_vnni.hpp include this.
 
 #pragma once
 

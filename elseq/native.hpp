@@ -1,7 +1,7 @@
 // What the kernels share. They are called by ctypes; the modules beside them describe them and check their arguments.
 //
-// They are compiled for two sets of instructions, AVX-512 with VNNI and AVX2 with FMA, whose vectors of `LANES` numbers
-// have the same functions.
+// They are compiled for three sets of instructions, AVX-512 with VNNI, AVX2 with FMA and AVX-VNNI, and AVX2 with FMA. The
+// vectors of `LANES` numbers of all have the same functions.
 //
 // OpenMP's functions are not linked: they are those of the runtime that torch has loaded, and so are its threads.
 
@@ -18,8 +18,10 @@
 #define INLINE inline __attribute__((always_inline))
 #define UNROLL _Pragma("GCC unroll 16")
 
-#ifdef ELSEQ_AVX512
+#if defined ELSEQ_AVX512
 #include "avx512.hpp"
+#elif defined ELSEQ_AVX_VNNI
+#include "avx_vnni.hpp"
 #else
 #include "avx2.hpp"
 #endif

@@ -1,4 +1,6 @@
 import ctypes
+import os
+import subprocess
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -45,9 +47,11 @@ def test_without_the_library(load, monkeypatch):
         native.library.cache_clear()
 
 
-@pytest.mark.parametrize("available, asked", [(["avx512", "avx2"], 1), (["avx2"], 2), ([], 2)])
+@pytest.mark.parametrize(
+    "available, asked", [(["avx512", "avx2"], 1), (["avx_vnni", "avx2"], 2), (["avx2"], 3), ([], 3)]
+)
 def test_the_fastest_instructions_of_the_processor_are_used(available, asked, monkeypatch):
-    """The library for others is not even asked."""
+    """The libraries for others are not even asked."""
     found = []
 
     def load(path):
@@ -62,7 +66,7 @@ def test_the_fastest_instructions_of_the_processor_are_used(available, asked, mo
         assert (native.library() is not None) == bool(available)
     finally:
         native.library.cache_clear()
-    assert ["avx512" in name for name in found] == [True, False][:asked]
+    assert [name.split(".")[0] for name in found] == ["_native_avx512", "_native_avx_vnni", "_native_avx2"][:asked]
 
 
 def test_not_available(monkeypatch):
@@ -70,3 +74,30 @@ def test_not_available(monkeypatch):
     assert not kernels.available()
     with pytest.raises(RuntimeError, match="AVX2"):
         kernels.quantize_rows(torch.ones(1, 1))
+
+
+@pytest.mark.skipif(native.library_for("avx512") is None, reason="not compiled, or no avx512")
+def test_avx_vnni_in_the_encoding_of_avx512(tmp_path, monkeypatch):
+    """AVX-512 VNNI has the same products in another encoding, which the assembler takes unless it is told not to."""
+    compiler = ["g++", "-O3", "-std=c++17", "-fopenmp", "-fPIC", "-mavx2", "-mfma", "-mavxvnni", "-DELSEQ_AVX_VNNI"]
+    try:
+        subprocess.run([*compiler, "-E", "-xc++", os.devnull], check=True, capture_output=True)
+    except (OSError, subprocess.CalledProcessError):
+        pytest.skip("no compiler that has AVX-VNNI")
+    source, assembly = Path(kernels.__file__).with_suffix(".cpp"), tmp_path / "kernels.s"
+    library = assembly.with_suffix(".so")
+    subprocess.run([*compiler, "-S", source, "-o", assembly], check=True)
+    text = assembly.read_text()
+    assert "{vex} vpdpbusd" in text
+    assembly.write_text(text.replace("{vex} vpdpbusd", "vpdpbusd"))
+    subprocess.run(["g++", "-shared", assembly, "-o", library], check=True)
+    loaded = ctypes.CDLL(str(library))
+    for name in ("elseq_columns", "elseq_quantize_rows", "elseq_linear_int8"):
+        getattr(loaded, name).argtypes = native.FUNCTIONS[name]
+    monkeypatch.setattr(native, "library", lambda: loaded)
+    weight = torch.randint(-128, 128, (70, 301), dtype=torch.int8)
+    packed = kernels.pack(weight)
+    for rows in (*range(8), 160):
+        x = torch.randint(-127, 128, (rows, 301))
+        x[:, 300] = 127  # the scale is 1, and float32 has all sums
+        assert kernels.linear(x.float(), packed, torch.ones(70)).equal((x @ weight.long().t()).float())
