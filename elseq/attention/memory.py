@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels.reorder import reorder_in_place
 from elseq.attention.multi_head import causal_mask
 
@@ -121,7 +122,7 @@ class GrowingMemory:
         self.total = 0  # positions appended
         self.newest = 0  # positions appended by the last call
         self.length = 0  # positions in the buffers
-        self._buffers: tuple[Tensor, ...] = ()
+        self.buffers: tuple[Tensor, ...] = ()
         # int64 [N, P]: hypothesis n has position s in row rows[n, s] of the buffers, or in row n from P on.
         self._rows: Tensor | None = None
         self._read_unmoved = False
@@ -129,9 +130,9 @@ class GrowingMemory:
     def append(self, *new: Tensor) -> None:
         """Add T positions: tensors [N, ..., T, width]."""
         added = new[0].size(-2)
-        if not self._buffers or self.length + added > self._buffers[0].size(-2):
+        if not self.buffers or self.length + added > self.buffers[0].size(-2):
             self._make_room(new)
-        for buffer, tensor in zip(self._buffers, new, strict=True):
+        for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer[: len(tensor), ..., self.length : self.length + added, :] = tensor
         self.length += added
         self.total += added
@@ -139,7 +140,7 @@ class GrowingMemory:
 
     def _make_room(self, new: tuple[Tensor, ...]) -> None:
         """Allocate larger buffers, without the positions that no later position attends to."""
-        if self._rows is not None and len(self._rows) < len(self._buffers[0]):
+        if self._rows is not None and len(self._rows) < len(self.buffers[0]):
             self._move_rows()
         first, end = self._first_seen(), self.length
         if self._rows is not None:
@@ -152,21 +153,21 @@ class GrowingMemory:
             room[..., : self.length, :] = buffer[..., first:end, :]
             return room
 
-        self._buffers = self._buffers or new  # of which nothing is copied yet
+        self.buffers = self.buffers or new  # of which nothing is copied yet
         self._replace(larger)
 
     def _replace(self, make: Callable[[Tensor], Tensor]) -> None:
         """Make other buffers of these, one after the other: only one is in memory twice."""
-        buffers, self._buffers = list(self._buffers), ()
+        buffers, self.buffers = list(self.buffers), ()
         for number in range(len(buffers)):
             buffers[number] = make(buffers[number])
-        self._buffers = tuple(buffers)
+        self.buffers = tuple(buffers)
 
     def _first_seen(self) -> int:
         return 0 if self.window is None else max(0, self.length - self.newest - self.window + 1)
 
     def _seen(self) -> tuple[Tensor, ...]:
-        return tuple(buffer[..., self._first_seen() : self.length, :] for buffer in self._buffers)
+        return tuple(buffer[..., self._first_seen() : self.length, :] for buffer in self.buffers)
 
     def tensors(self) -> tuple[Tensor, ...]:
         """All positions that the newest ones attend to, in the format of `append`."""
@@ -187,10 +188,10 @@ class GrowingMemory:
             rows[n, s], or in row n from P on.
         """
         self._read_unmoved = True
-        hypotheses = len(self._buffers[0])
+        hypotheses = len(self.buffers[0])
         rows = self._rows
         if rows is None:
-            rows = self._buffers[0].new_empty(hypotheses, 0, dtype=torch.long)
+            rows = self.buffers[0].new_empty(hypotheses, 0, dtype=torch.long)
         return Stretch(self._seen()), rows[:, self._first_seen() :]
 
     @torch.no_grad()
@@ -205,8 +206,8 @@ class GrowingMemory:
             Another unused tensor of that shape, or None. Writing to recently used memory is much faster than writing to
             new memory.
         """
-        if self._read_unmoved and len(order) <= len(self._buffers[0]):
-            before = order.new_empty(len(self._buffers[0]), 0) if self._rows is None else self._rows
+        if self._read_unmoved and len(order) <= len(self.buffers[0]):
+            before = order.new_empty(len(self.buffers[0]), 0) if self._rows is None else self._rows
             others = order.unsqueeze(1).expand(-1, self.length - before.size(1))
             self._rows = torch.cat((before.index_select(0, order), others), dim=1)
             return spare
@@ -228,7 +229,7 @@ class GrowingMemory:
     def _move_rows(self) -> None:
         """Every hypothesis gets a row of its own."""
         rows, self._rows, self._read_unmoved = self._rows, None, False
-        capacity = self._buffers[0].size(-2)
+        capacity = self.buffers[0].size(-2)
         positions = torch.arange(capacity, device=rows.device)
         own = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand(-1, capacity - rows.size(1))
         rows = torch.cat((rows, own), dim=1).unsqueeze(1)  # [N, 1, C]
@@ -243,19 +244,21 @@ class GrowingMemory:
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 class Cursor:
     """The position of the next token. It is stored on the device, where a replayed step increments it."""
 
-    def __init__(self, position: int, capacity: int, device: torch.device):
+    def __init__(self, position: int, capacity: int, device: torch.device, ancestry: Ancestry | None = None):
         """
         Args:
             position: of the next token.
             capacity: C, the number of positions in the buffers.
             device: of the memory.
+            ancestry: where the positions of the hypotheses are. Default: reordering moves them.
         """
+        self.ancestry = ancestry
         self.position = torch.full((1,), position, device=device)
         self.ahead = torch.empty(1, 1, capacity, dtype=torch.bool, device=device)  # True at unused positions
         self._positions = torch.arange(capacity, device=device).view(1, 1, -1)
@@ -273,7 +276,8 @@ class FixedMemory:
     """As `GrowingMemory`, for one token at a time and without a window. Its buffers never move, so that a CUDA graph
     can replay a decoding step.
 
-    `read` returns all positions of the buffers, and a mask that hides the unused ones.
+    `read` returns all positions of the buffers, and a mask that hides the unused ones. If the cursor has an ancestry,
+    that alone is reordered, and tells where they are.
     """
 
     def __init__(self, tensors: tuple[Tensor, ...], length: int, capacity: int, cursor: Cursor, beam: int):
@@ -287,7 +291,7 @@ class FixedMemory:
         """
         self.cursor = cursor
         self.beam = beam
-        self._buffers = tuple(self._with_room(tensor[..., :length, :], capacity) for tensor in tensors)
+        self.buffers = tuple(self._with_room(tensor[..., :length, :], capacity) for tensor in tensors)
 
     @staticmethod
     def _with_room(tensor: Tensor, capacity: int) -> Tensor:
@@ -303,10 +307,11 @@ class FixedMemory:
         tensors = tuple(tensor.new_empty(shape) for tensor, shape in zip(like, shapes, strict=True))
         return cls(tensors, 0, capacity, cursor, beam)
 
-    def narrow(self, hypotheses: int) -> FixedMemory:
-        """The memory of the first hypotheses, in the same place."""
+    def narrow(self, hypotheses: int, cursor: Cursor) -> FixedMemory:
+        """The memory of the first hypotheses, in the same place, with a cursor of its own for them."""
         found = copy.copy(self)
-        found._buffers = tuple(buffer[:hypotheses] for buffer in self._buffers)
+        found.cursor = cursor
+        found.buffers = tuple(buffer[:hypotheses] for buffer in self.buffers)
         return found
 
     @torch.no_grad()
@@ -318,33 +323,34 @@ class FixedMemory:
             length: number of positions.
             hypotheses: int64 [N'], those to load, in this order. Default: all.
         """
-        for buffer, tensor in zip(self._buffers, tensors, strict=True):
+        for buffer, tensor in zip(self.buffers, tensors, strict=True):
             used = tensor[..., :length, :]
             _overwrite(buffer, used if hypotheses is None else used.index_select(0, hypotheses), length)
 
     def append(self, *new: Tensor) -> None:
         """Write one position: tensors [N, ..., 1, width]."""
-        for buffer, tensor in zip(self._buffers, new, strict=True):
+        for buffer, tensor in zip(self.buffers, new, strict=True):
             buffer.index_copy_(-2, self.cursor.position, tensor)
 
     def tensors(self) -> tuple[Tensor, ...]:
-        """All positions, including the unused ones."""
-        return self._buffers
+        """All positions, including the unused ones, in the format of `append`."""
+        ancestry = self.cursor.ancestry
+        return self.buffers if ancestry is None else tuple(map(ancestry.move, self.buffers))
 
     def read(self) -> list[Stretch]:
         """One stretch, [.., C, width], and the mask [1, 1, C] of the unused positions."""
-        return [Stretch(self._buffers, self.cursor.ahead)]
+        return [Stretch(self.buffers, self.cursor.ahead)]
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
         """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence. Returns `spare` unused."""
-        for buffer in self._buffers:
+        for buffer in self.buffers:
             reorder_in_place(buffer, order, self.beam, self.cursor.position)
         return spare
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""
-        return sum(buffer.nbytes for buffer in self._buffers)
+        return sum(buffer.nbytes for buffer in self.buffers)
 
 
 class SelfAttentionMemory:
@@ -371,6 +377,8 @@ class SelfAttentionMemory:
         if isinstance(self.generated, GrowingMemory) and self.method.reads_unmoved(query, **options):
             stretch, rows = self.generated.read_unmoved()
             return self.method.attend(attention, query, [*self._read_prompt(), stretch], rows=rows, **options)
+        if isinstance(self.generated, FixedMemory) and self.generated.cursor.ancestry is not None:
+            options["ancestry"] = self.generated.cursor.ancestry
         return self.method.attend(attention, query, self.read(), **options)
 
     def append(self, *new: Tensor) -> None:
@@ -385,6 +393,13 @@ class SelfAttentionMemory:
         """
         self.prompt = SentenceMemory(self.method, self.method.rounded(self.generated.tensors(), round_to), mask)
         self.generated = GrowingMemory(self.window)
+
+    def reads_in_place(self, attention: Attention, ancestry: Ancestry) -> bool:
+        """Whether a layer is to find the generated positions by an ancestry, in buffers of fixed addresses."""
+        like, sizes = attention.k_proj.weight, ancestry.rows.shape
+        return attention.top_k is None and self.method.has_step_kernel(
+            attention.sizes, like, *sizes, ancestry, self._read_prompt()
+        )
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:
         """See `DecodeState.fix`. `length` is the number of generated positions."""

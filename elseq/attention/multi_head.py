@@ -7,6 +7,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.decode_step import attend_to_texts, fits_texts
 from elseq.attention.kernels.largest import attend_to_largest, fits
@@ -29,6 +30,12 @@ class Segment(NamedTuple):
     value: Tensor  # [M, G, S, V]: V width of a value
     mask: Tensor | None = None  # bool [M or 1, T or 1, S], T queries per sequence: True is not attended to
     bias: Tensor | None = None  # added to the scores: [N or 1, H or 1, T or 1, S]
+    ancestry: Ancestry | None = None  # of N hypotheses with one query each; M = N rows of key and value
+
+    @property
+    def sequences(self) -> int:
+        """Those whose hypotheses attend to the same rows of key and value."""
+        return self.key.size(0) // (1 if self.ancestry is None else self.ancestry.beam)
 
 
 def multi_head_attention(
@@ -63,11 +70,11 @@ def multi_head_attention(
     if top_k is not None and top_k >= sum(segment.key.size(2) for segment in segments):
         top_k = None
     is_plain = top_k is None and not causal and not dropout and not need_weights
-    if is_plain and flash_decoding.fits(query, segments, _by_torch):
+    if is_plain and has_step_kernel(query, segments):
         return flash_decoding.flash_decoding(query, segments), None
     is_single = len(segments) == 1 and segments[0].bias is None and not need_weights
     if top_k is not None and is_single and query.size(2) > 1:
-        key, value, mask, _ = segments[0]
+        key, value, mask, *_ = segments[0]
         options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
         return top_k_attention(query, key, value, top_k, query_chunk_size=query_chunk_size, **options), None
     if causal:
@@ -80,18 +87,10 @@ def multi_head_attention(
     return _by_torch(query, segments, dropout, need_weights, top_k)
 
 
-def skips_masked_ends(like: Tensor, query: tuple[int, ...], key: tuple[int, ...], shares: bool = False) -> bool:
-    """Whether a step does not read what a mask hides at the ends.
-
-    Args:
-        like: a tensor of the type and on the device of all.
-        query: its shape, [N, H, 1, K].
-        key: that of the keys and of the values, [M, G, S, K].
-        shares: whether the values are the keys.
-    """
-    number = like.new_empty(1)  # only the shapes count
-    keys = number.expand(key)
-    return flash_decoding.fits(number.expand(query), [Segment(keys, keys if shares else number.expand(key))], _by_torch)
+def has_step_kernel(query: Tensor, segments: Sequence[Segment]) -> bool:
+    """Whether a GPU has a kernel for `multi_head_attention` of one position of each hypothesis without options. It does
+    not read what a mask hides at the ends, and moves nothing by an ancestry."""
+    return flash_decoding.fits(query, segments, _by_torch)
 
 
 def _by_torch(
@@ -103,6 +102,7 @@ def _by_torch(
 ) -> tuple[Tensor, Tensor | None]:
     """`multi_head_attention` by operations of torch, with masks for all that is not attended to. top_k is below the
     number of positions."""
+    segments = [_moved(segment) for segment in segments]
     if len(segments) == 1 and segments[0].bias is None and not need_weights:
         [segment] = segments
         if top_k is None and _is_fused(query, segment):
@@ -120,6 +120,15 @@ def _by_torch(
     pieces = probabilities.to(query.dtype).split([segment.key.size(2) for segment in segments], dim=-1)
     context = [_mix(piece, segment) for piece, segment in zip(pieces, segments, strict=True)]
     return sum(context[1:], start=context[0]), weights if need_weights else None
+
+
+def _moved(segment: Segment) -> Segment:
+    """Without ancestry."""
+    key, value, _, _, ancestry = segment
+    if ancestry is None:
+        return segment
+    moved = ancestry.move(key)
+    return segment._replace(key=moved, value=moved if value is key else ancestry.move(value), ancestry=None)
 
 
 def _is_fused(query: Tensor, segment: Segment) -> bool:

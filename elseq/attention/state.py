@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.memory import Cursor, FixedMemory, GrowingMemory, SelfAttentionMemory, SentenceMemory
+
+if TYPE_CHECKING:
+    from elseq.attention.module import Attention
 
 
 @dataclass
@@ -28,10 +33,16 @@ class DecodeState:
     length: int = 0  # tokens decoded so far, without the prompt
     prompt_lengths: Tensor | None = None  # int64 [B]
     longest_prompt: int = 0  # of the sentences, or of those that have left since `measure_prompts`
-    cursor: Cursor | None = None  # after `fix`
+    cursor: Cursor | None = None  # after `fix`, `empty` and `narrow`
     round_to: torch.dtype | None = None  # type of the numbers of sentences; see `DecodingMethod.rounded`
 
-    def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
+    def fix(
+        self,
+        capacity: int,
+        beam: int,
+        hypotheses: Tensor | None = None,
+        attentions: Sequence[Attention] = (),
+    ) -> None:
         """Move the memory of the hypotheses into buffers of fixed addresses. No layer may have a window.
 
         Afterwards the state takes one token at a time, between `cursor.begin()` and `cursor.end()`. It may be called
@@ -41,10 +52,25 @@ class DecodeState:
             capacity: number of positions in the buffers.
             beam: hypotheses of each sentence. Afterwards they are reordered only within their sentence.
             hypotheses: int64 [N'], the hypotheses to keep, in this order. Default: all.
+            attentions: the self-attention of each layer. If they all read the positions where they are, reordering
+                moves none. Default: it moves them.
         """
-        self.cursor = Cursor(self.length, capacity, self._device())
+        like = self._like()
+        ancestry = Ancestry(len(like if hypotheses is None else hypotheses), beam, capacity, like.device)
+        if not self._reads_in_place(attentions, ancestry):
+            ancestry = None
+        cursor = Cursor(self.length, capacity, like.device, ancestry)
         for layer in self.layers:
-            layer.self_attention.fix(self.length, capacity, self.cursor, beam, hypotheses)
+            layer.self_attention.fix(self.length, capacity, cursor, beam, hypotheses)
+        self.cursor = cursor
+
+    def _reads_in_place(self, attentions: Sequence[Attention], ancestry: Ancestry) -> bool:
+        pairs = list(zip(self.layers, attentions, strict=False))
+        return (
+            ancestry.beam > 1
+            and len(pairs) == len(self.layers)
+            and all(layer.self_attention.reads_in_place(attention, ancestry) for layer, attention in pairs)
+        )
 
     def empty(self, sentences: int, beam: int, source_length: int, prompt_length: int, capacity: int) -> DecodeState:
         """Buffers of fixed addresses for the state of any batch of the same kind and at most these sizes.
@@ -55,7 +81,8 @@ class DecodeState:
             source_length, prompt_length: positions of sources and prompts.
             capacity: positions of generated tokens.
         """
-        cursor = Cursor(0, capacity, self._device())
+        device = self._like().device
+        cursor = Cursor(0, capacity, device, Ancestry(sentences * beam, beam, capacity, device))
         state = self._of(
             lambda memory, is_prompt: memory.empty(sentences, prompt_length if is_prompt else source_length),
             lambda memory: FixedMemory.empty(memory.tensors(), sentences * beam, capacity, cursor, beam),
@@ -65,12 +92,16 @@ class DecodeState:
         state.cursor = cursor
         return state
 
-    def narrow(self, sentences: int, beam: int) -> DecodeState:
+    def narrow(self, sentences: int, beam: int, attentions: Sequence[Attention] = ()) -> DecodeState:
         """The first sentences of `empty`, in the same place. What is kept, fixed or dropped of it does not change the
-        buffers themselves."""
+        buffers themselves. attentions: as for `fix`."""
+        hypotheses, cursor = sentences * beam, copy.copy(self.cursor)
         state = self._of(
-            lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(sentences * beam)
+            lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(hypotheses, cursor)
         )
+        ancestry = cursor.ancestry.narrow(hypotheses)
+        cursor.ancestry = ancestry if state._reads_in_place(attentions, ancestry) else None
+        state.cursor = cursor
         if self.prompt_lengths is not None:
             state.prompt_lengths = self.prompt_lengths[:sentences]
         return state
@@ -94,6 +125,8 @@ class DecodeState:
             self.prompt_lengths[len(other.prompt_lengths) :] = 0
         self.longest_prompt, self.length = other.longest_prompt, other.length
         self.cursor.position.fill_(other.length)
+        if self.cursor.ancestry is not None:
+            self.cursor.ancestry.reset()
 
     def _of(
         self,
@@ -116,8 +149,8 @@ class DecodeState:
             layers.append(LayerState(own, make(layer.cross_attention, False)))
         return replace(self, layers=layers)
 
-    def _device(self) -> torch.device:
-        return self.layers[0].self_attention.generated.tensors()[0].device
+    def _like(self) -> Tensor:
+        return self.layers[0].self_attention.generated.tensors()[0]
 
     def end_prompt(self, mask: Tensor) -> None:
         """Make all tokens so far, one row per sentence, the prompt. mask: bool [B, P], True at padding."""
@@ -145,6 +178,8 @@ class DecodeState:
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']. To drop whole sentences, also call `keep`."""
+        if self.cursor is not None and self.cursor.ancestry is not None:
+            return self.cursor.ancestry.reorder(order, self.cursor.position)
         spare = None
         for layer in self.layers:
             spare = layer.self_attention.generated.reorder(order, spare)
@@ -163,8 +198,8 @@ class DecodeState:
 
     def bytes_of_position(self) -> int:
         """Bytes of a generated position of all hypotheses, in all layers."""
-        kept = (tensor for layer in self.layers for tensor in layer.self_attention.generated.tensors())
-        return sum(tensor.nbytes // tensor.size(-2) for tensor in kept)
+        kept = (buffer for layer in self.layers for buffer in layer.self_attention.generated.buffers)
+        return sum(buffer.nbytes // buffer.size(-2) for buffer in kept)
 
     def size_bytes(self) -> int:
         """Bytes of the state. Memory that layers share counts once."""

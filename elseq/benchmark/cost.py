@@ -5,8 +5,8 @@ multiplication and addition. Softmax, normalization, embedding, biases and the s
 
 Bytes read: in each step, the weights of the decoder, and what the method keeps of every position that is attended to:
 keys and values (kv), or hidden states (el). Hidden states are keys and values, and count once, because one pass over
-them suffices. Once a batch, the encoder's weights are read. Activations are not counted, nor is the copying of states
-from step to step.
+them suffices. What hypotheses have in common of the generated positions counts for each. Once a batch, the encoder's
+weights are read. Activations are not counted, nor is the copying of states from step to step.
 
 Letters: B sentences, beam hypotheses each; S source positions, padding included; P prompt positions; T steps in which a
 sentence is decoded, the end symbol's included; L layers; C width of a layer, D of the encoder's output, K of the keys.

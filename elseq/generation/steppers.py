@@ -78,7 +78,10 @@ class ElseqStepper:
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
             choices = self.temperature, self._normalizes_by_softmax
             kept = self.kept if self.kept.begin(workload, methods, choices) else None
-            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept)
+            attentions = [layer.self_attn for layer in decoder.layers]
+            self.captured = CapturedSteps(
+                lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept, attentions
+            )
             self.state = None
         else:
             self.kept.release()

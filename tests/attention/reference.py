@@ -12,6 +12,15 @@ quick = settings(max_examples=int(os.environ.get("ELSEQ_EXAMPLES", "40")), deadl
 seeds = st.integers(0, 2**31 - 1)
 
 
+def find_by_ancestry(monkeypatch):
+    """As on a GPU whose kernel finds positions by an ancestry. On a CPU they are moved whenever they are read."""
+    for method in ("kv", "el"):
+        monkeypatch.setattr(
+            f"elseq.attention.methods.{method}.has_step_kernel",
+            lambda query, segments: segments[-1].ancestry is not None,
+        )
+
+
 def naive_attention(query, segments, causal=False, window=None, factors=None):
     """The output [N, H, T, V] and the weights [N, H, T, S] of `multi_head_attention`.
 

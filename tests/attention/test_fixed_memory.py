@@ -5,14 +5,18 @@ import torch
 
 from elseq.attention import Attention, DecodeState, LayerState, SelfAttentionMemory
 from elseq.attention.methods import EL, KV
+from tests.attention.reference import find_by_ancestry
 
 
 @pytest.mark.parametrize("kv_heads", [4, 2, 1])
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @pytest.mark.parametrize("prompt", [0, 3])
+@pytest.mark.parametrize("moves", [True, False])
 @torch.no_grad()
-def test_attention_reads_both_alike(method, kv_heads, prompt):
+def test_attention_reads_both_alike(method, kv_heads, prompt, moves, monkeypatch):
     torch.manual_seed(1)
+    if not moves:
+        find_by_ancestry(monkeypatch)
     sentences, beam, width = 2, 3, 16
     attention = Attention(width, 4, kv_heads, self_attention=True).eval()
     states = [DecodeState([LayerState(SelfAttentionMemory(method))]) for _ in range(2)]
@@ -37,10 +41,15 @@ def test_attention_reads_both_alike(method, kv_heads, prompt):
         hidden = torch.randn(1, sentences * beam, width)
         torch.testing.assert_close(read(fixed, hidden), read(plain, hidden), rtol=1e-5, atol=1e-6)
         if step in (0, 3):
-            fixed.fix(step + 5, beam)
-        places = torch.randint(beam, (sentences, beam)) + torch.arange(0, sentences * beam, beam).unsqueeze(1)
+            fixed.fix(step + 5, beam, attentions=[attention])
+            assert (fixed.cursor.ancestry is None) == moves
+        order = torch.randint(beam, (sentences, beam)) + torch.arange(0, sentences * beam, beam).unsqueeze(1)
+        before = [buffer.clone() for buffer in fixed.layers[0].self_attention.generated.buffers]
         for state in states:
-            state.reorder(places.flatten())
+            state.reorder(order.flatten())
+        if not moves and fixed.cursor is not None:
+            after = fixed.layers[0].self_attention.generated.buffers
+            assert all(torch.equal(*pair) for pair in zip(before, after, strict=True))
     # Keys and values, or hidden states, of 8 positions for each hypothesis, and of the prompt for each sentence.
     numbers = 2 * 4 * kv_heads if method is KV else width
     assert fixed.size_bytes() == 4 * numbers * (8 * sentences * beam + prompt * sentences)

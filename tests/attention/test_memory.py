@@ -139,7 +139,7 @@ def test_rows_that_are_not_moved_are_those_of_a_memory_that_moves_them(seed, win
         else:
             assert all(map(torch.equal, in_order(memory, hypotheses), positions(moving)))
         assert memory.size_bytes() >= moving.size_bytes()
-        if memory._buffers[0].size(0) == hypotheses:
+        if memory.buffers[0].size(0) == hypotheses:
             assert memory.size_bytes() == moving.size_bytes()
         hypotheses = max(1, hypotheses + int(torch.randint(-10, 11, (1,)) / 10))
         order = torch.randint(len(new[0]), (hypotheses,))
@@ -151,17 +151,17 @@ def test_rows_that_are_not_moved_are_those_of_a_memory_that_moves_them(seed, win
 def test_what_is_read_unmoved_is_not_moved():
     memory = GrowingMemory()
     memory.append(torch.randn(3, 2, 1, 4))
-    [buffer] = memory._buffers
+    [buffer] = memory.buffers
     assert memory.read_unmoved()[1].shape == (3, 0)
     for order in ([2, 0, 0], [1, 2, 0]):
         memory.reorder(torch.tensor(order))
-        assert memory._buffers[0] is buffer
+        assert memory.buffers[0] is buffer
     assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
     memory.append(torch.randn(3, 2, 1, 4))
     assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
     memory.reorder(torch.tensor([2, 1]))
     assert memory.read_unmoved()[1].tolist() == [[2, 2], [0, 1]]
-    assert memory._buffers[0] is buffer
+    assert memory.buffers[0] is buffer
     memory.reorder(torch.tensor([1, 1, 0, 0]))  # more than there are rows
     assert memory.read_unmoved()[1].shape == (4, 0)
 

@@ -60,7 +60,7 @@ def test_float32(problem):
     expected, _ = naive_attention(query, segments, causal=True)
     single = [
         Segment(key.float(), value.float(), mask, None if bias is None else bias.float())
-        for key, value, mask, bias in segments
+        for key, value, mask, bias, _ in segments
     ]
     output, _ = multi_head_attention(query.float(), single, causal=True)
     assert output.dtype == torch.float32

@@ -6,7 +6,7 @@ import torch
 from elseq.attention import DecodeState, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.memory import GROWTH
 from elseq.attention.methods import EL, KV
-from tests.attention.reference import padding_mask
+from tests.attention.reference import find_by_ancestry, padding_mask
 from tests.attention.test_memory import positions
 from tests.tiny_models import make_dictionary, make_models, make_sample, make_sources, pad_rows
 
@@ -36,10 +36,13 @@ def begin(model, method, lengths, seed) -> DecodeState:
 
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @pytest.mark.parametrize("family", ["transformer", "language_model"])
+@pytest.mark.parametrize("moves", [True, False])
 @torch.no_grad()
-def test_buffers_serve_batches(family, method):
+def test_buffers_serve_batches(family, method, moves, monkeypatch):
     """One after the other, the first of which leaves no numbers; and the first half of the buffers alone."""
     torch.manual_seed(1)
+    if not moves:
+        find_by_ancestry(monkeypatch)
     model = make_models(family, DICTIONARY)["kv"].double()
     decoder = model.decoder
     buffers = None
@@ -54,7 +57,8 @@ def test_buffers_serve_batches(family, method):
                 for tensor in memory.tensors:
                     tensor.fill_(float("nan"))
             addresses = find(buffers)
-        kept = buffers.narrow(6 if number < 2 else 3, BEAM)
+        kept = buffers.narrow(6 if number < 2 else 3, BEAM, [layer.self_attn for layer in decoder.layers])
+        assert (kept.cursor.ancestry is None) == moves
         kept.load(plain)
         assert kept.length == 1
         for _ in range(5):
@@ -73,7 +77,7 @@ def find(state: DecodeState) -> list[int]:
     """Where the tensors are."""
     memories = [*state._sentence_states(), *(layer.self_attention.generated for layer in state.layers)]
     found = [
-        tensor for memory in memories for tensor in (memory.tensors() if callable(memory.tensors) else memory.tensors)
+        tensor for memory in memories for tensor in (memory.buffers if hasattr(memory, "buffers") else memory.tensors)
     ]
     found += [memory.mask for memory in state._sentence_states()]
     found += [state.cursor.position, state.cursor.ahead]
@@ -84,20 +88,26 @@ def find(state: DecodeState) -> list[int]:
 
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @pytest.mark.parametrize("family", ["transformer", "language_model"])
+@pytest.mark.parametrize("moves", [True, False])
 @torch.no_grad()
-def test_fewer_sentences_go_on_in_the_same_buffers(family, method):
+def test_fewer_sentences_go_on_in_the_same_buffers(family, method, moves, monkeypatch):
+    if not moves:
+        find_by_ancestry(monkeypatch)
     model = make_models(family, DICTIONARY)["kv"].double()
     decoder = model.decoder
+    attentions = [layer.self_attn for layer in decoder.layers]
     plain = begin(model, method, (3, 7, 1, 5, 2), 1)
     read(decoder, plain, torch.randint(4, 20, (10, 1)))
     buffers = plain.empty(6, BEAM, *((0, 10) if family == "language_model" else (10, 0)), 8)
-    kept = buffers.narrow(6, BEAM)
+    kept = buffers.narrow(6, BEAM, attentions)
     kept.load(plain)
+    for state in (plain, kept):
+        state.reorder(torch.tensor([1, 1, 2, 3, 4, 4, 7, 6, 9, 8, *([10, 11] if state is kept else [])]))
     sentences, order = torch.tensor([1, 4]), torch.tensor([3, 2, 8, 8])
     for state in (plain, kept):
         state.keep(sentences)
     plain.reorder(order)
-    part = buffers.narrow(3, BEAM)
+    part = buffers.narrow(3, BEAM, attentions)
     part.load(kept, order)
     for _ in range(3):
         tokens = torch.randint(4, 20, (6, 1))
@@ -106,7 +116,7 @@ def test_fewer_sentences_go_on_in_the_same_buffers(family, method):
     assert len(buffers.layers[0].self_attention.generated.tensors()[0]) == 12  # as before
     again = begin(model, method, (9, 2, 2, 8, 4, 1), 2)
     read(decoder, again, torch.randint(4, 20, (12, 1)))
-    whole = buffers.narrow(6, BEAM)
+    whole = buffers.narrow(6, BEAM, attentions)
     whole.load(again)
     tokens = torch.randint(4, 20, (12, 1))
     torch.testing.assert_close(read(decoder, whole, tokens), read(decoder, again, tokens), rtol=1e-12, atol=1e-12)

@@ -2,6 +2,15 @@ import pytest
 from fairseq import search
 
 from elseq.generation import strategies, transfers
+from tests.attention.reference import find_by_ancestry
+
+
+@pytest.fixture(params=["moved", "found by ancestry"])
+def reordering(request, monkeypatch):
+    """Whether hypotheses in buffers of fixed addresses are moved."""
+    if request.param != "moved":
+        find_by_ancestry(monkeypatch)
+    return request.param
 
 
 @pytest.fixture

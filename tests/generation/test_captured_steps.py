@@ -56,7 +56,7 @@ def search(model, sample, extra=None, **options):
 @pytest.mark.parametrize("family", ["transformer", "bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("options", SEARCHES.values(), ids=SEARCHES)
-def test_the_same_hypotheses(begin_to_capture, family, method, options):
+def test_the_same_hypotheses(begin_to_capture, reordering, family, method, options):
     model = make_models(family, DICTIONARY)[method]
     rows = make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 4))
     if family == "language_model":
@@ -103,7 +103,7 @@ OPTIONS = {
 @pytest.mark.parametrize("where", ["as on a CPU", "as on a GPU"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize(("options", "extra"), OPTIONS.values(), ids=OPTIONS)
-def test_options(begin_to_capture, request, where, method, options, extra):
+def test_options(begin_to_capture, reordering, request, where, method, options, extra):
     model = make_models("transformer", DICTIONARY)[method]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1, 5, 2, 6, 14)))
     expected = seeded_search([model], sample, extra, **options)
@@ -238,7 +238,7 @@ def test_nothing_is_held_between_batches(begin_to_capture):
 
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
-def test_room_and_idle_sentences(monkeypatch, method):
+def test_room_and_idle_sentences(monkeypatch, reordering, method):
     """What a step reads doubles; finished sentences are dropped then, or when they are half of all."""
     monkeypatch.setattr(captured_steps, "ROOM", 4)
     monkeypatch.setattr(captured_steps, "CHEAP", 0)
@@ -252,7 +252,8 @@ def test_room_and_idle_sentences(monkeypatch, method):
     def decode(tokens: torch.Tensor, state: DecodeState) -> torch.Tensor:
         return decoder.decode(tokens, state)[0][:, -1]
 
-    steps = CapturedSteps(decode, fixed, beam, longest)
+    attentions = [layer.self_attn for layer in decoder.layers]
+    steps = CapturedSteps(decode, fixed, beam, longest, attentions=attentions)
     tokens = torch.randint(4, len(DICTIONARY), (6 * beam, longest))
     rooms, sentences = [], []
     for step in range(longest):
@@ -260,6 +261,7 @@ def test_room_and_idle_sentences(monkeypatch, method):
         torch.testing.assert_close(steps.step(tokens[:, : step + 1]), expected)
         assert fixed.length == step + 1
         rooms.append(0 if fixed.cursor is None else fixed.cursor.ahead.size(-1))
+        assert fixed.cursor is None or (fixed.cursor.ancestry is None) == (reordering == "moved")
         sentences.append(len(fixed.layers[0].cross_attention.tensors[0]))
         rows = torch.arange(len(tokens)).view(-1, beam)
         if step in (2, 4, 5, 6):

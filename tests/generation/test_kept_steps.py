@@ -79,7 +79,7 @@ def alone(models, sample, extra=None, **options):
     [*product(["transformer", "bart", "language_model"], ["kv", "el"]), ("transformer", "kv+el")],
 )
 @pytest.mark.parametrize("beam", [1, 4])
-def test_batches_of_like_size_are_captured_once(begin_to_keep, family, method, beam):
+def test_batches_of_like_size_are_captured_once(begin_to_keep, reordering, family, method, beam):
     model = make_models(family, DICTIONARY)["kv"]
     model.decoder.decode_attention = method
     has_source = family != "language_model"
@@ -100,7 +100,7 @@ def test_batches_of_like_size_are_captured_once(begin_to_keep, family, method, b
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("beam", [1, 4])
 @pytest.mark.parametrize("learned_pos", [True, False])
-def test_prompts(begin_to_keep, method, beam, learned_pos):
+def test_prompts(begin_to_keep, reordering, method, beam, learned_pos):
     model = make_models("language_model", DICTIONARY, decoder_learned_pos=learned_pos)[method]
     lengths = [(2, 10, 5, 1), (9, 9, 9), (16, 1, 7, 4), (0, 0, 0), (3, 20, 4), (1, 2, 16)]
     given = [prompts_of(each, seed) for seed, each in enumerate(lengths)]
@@ -132,7 +132,7 @@ def test_ensembles_and_language_models(begin_to_keep, as_on_gpu):
 @pytest.mark.parametrize("family", ["bart", "language_model"])
 @pytest.mark.parametrize("method", ["kv", "el"])
 @pytest.mark.parametrize("beam", [1, 3])
-def test_parts(begin_to_keep, monkeypatch, as_on_gpu, family, method, beam):
+def test_parts(begin_to_keep, reordering, monkeypatch, as_on_gpu, family, method, beam):
     """As half of the sentences are finished, the others go on in the first half of the same buffers."""
     model = make_models(family, DICTIONARY)[method]
     if family == "bart":

@@ -5,7 +5,8 @@ Blocks of positions are read one after the other, and scores, softmax and weight
 products. With EL-attention these are the heads of all hypotheses of a sentence, and the values are the keys, so each
 hidden state is read once for both. If a GPU has more processors than there are such matrices, several processors share
 the positions of each, and their results are joined (as in Flash-Decoding, Dao et al. 2023). The results for several
-segments are joined in the same way.
+segments are joined in the same way. Hypotheses of a sentence that have an `Ancestry` are read like one sequence, each
+from where it parts from those before it.
 
 Shapes: N hypotheses (those of a sentence are adjacent) of M sequences, H heads, G key/value heads, S positions, K width
 of keys and values.
@@ -14,6 +15,7 @@ of keys and values.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
@@ -21,6 +23,8 @@ from torch import Tensor
 
 import elseq.gpu as gpu
 import elseq.native as native
+from elseq.attention.ancestry import Ancestry
+from elseq.attention.kernels.reorder import reorder_in_place
 from elseq.attention.kernels.trial import Pair, Trial, draw, usable
 from elseq.measurements import power_of_two
 
@@ -37,6 +41,7 @@ COMPARED_SEQUENCES = 16
 COMPARED_POSITIONS = 512
 TIMED_NUMBERS = 2**27  # that are read: more than a GPU caches. Beyond, the time is proportional to them
 BYTES_OF_NUMBER = 16  # while it is drawn, with what PyTorch makes of it
+GENERATIONS = 4  # of which a drawn ancestry consists, times the beam: the hypotheses have one ancestor before
 
 
 def fits(
@@ -68,10 +73,10 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
 
     Args:
         query: [N, H, 1, K], already scaled. Head h uses key/value head h // (H / G).
-        segments: keys and values [M, G, S, K] of the query's type, S at least 1. Where the value is the key, the same
-            object, it is read once. What a mask hides at both ends is not read, but for a part of a block of keys,
-            which is ignored; also when it is another mask at each replay of a CUDA graph. In between there have to be
-            finite numbers, as for PyTorch.
+        segments: keys and values [M, G, S, K] of the query's type, S at least 1; M = N with an ancestry. Where the
+            value is the key, the same object, it is read once. What a mask hides at both ends is not read, but for a
+            part of a block of keys, which is ignored; also when it is another mask at each replay of a CUDA graph. In
+            between there have to be finite numbers, as for PyTorch.
 
     Returns:
         [N, H, 1, K] in the type of the query; zero where all positions are masked.
@@ -89,20 +94,22 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
 
 
 def _fits(query: Tensor, segment: Segment) -> bool:
-    key, value, mask, bias = segment
+    key, value, mask, bias, ancestry = segment
+    rows = 1 if ancestry is None else ancestry.beam
     return (
         key.dtype == value.dtype == query.dtype
         and key.shape == value.shape
         and key.numel() > 0
-        and max(_reach(key), _reach(value)) < MOST_NUMBERS
+        and max(_reach(key, rows), _reach(value, rows)) < MOST_NUMBERS
         and (bias is None or not bias.requires_grad)
         and not (torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)))
     )
 
 
-def _reach(tensor: Tensor) -> int:
-    """The distance in memory, in numbers, of the last number of a sequence's head from its first one."""
-    return sum((size - 1) * stride for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
+def _reach(tensor: Tensor, rows: int) -> int:
+    """The distance in memory, in numbers, of the last number of a sequence's head, in so many rows, from its first."""
+    of_row = sum((size - 1) * stride for size, stride in zip(tensor.shape[2:], tensor.stride()[2:], strict=True))
+    return of_row + (rows - 1) * tensor.stride(0)
 
 
 class Sizes(NamedTuple):
@@ -117,21 +124,23 @@ class Sizes(NamedTuple):
     positions: int
     has_one_tensor: bool  # the values are the keys
     is_transposed: bool  # the positions of the keys are adjacent
+    has_ancestry: bool = False  # each hypothesis has a row of keys, and its positions are in several
 
     @classmethod
     def of(cls, query: Tensor, segment: Segment) -> Sizes:
         hypotheses, heads, _, width = query.shape
-        sequences, kv_heads, positions, _ = segment.key.shape
+        _, kv_heads, positions, _ = segment.key.shape
         return cls(
             query.dtype,
             width,
             heads,
             kv_heads,
-            power_of_two(sequences),
-            hypotheses // sequences,
+            power_of_two(segment.sequences),
+            hypotheses // segment.sequences,
             max(FEWEST_POSITIONS, power_of_two(positions)),
             segment.value is segment.key,
             segment.key.stride(2) == 1 < width,
+            segment.ancestry is not None,
         )
 
     @property
@@ -156,35 +165,77 @@ class Sizes(NamedTuple):
 
     def _numbers(self) -> int:
         """The number of numbers in keys, values and scores."""
-        of_position = self.kv_heads * self.width * (1 if self.has_one_tensor else 2) + self.hypotheses * self.heads
-        return self.sequences * self.positions * of_position
+        of_row = self.kv_heads * self.width * (1 if self.has_one_tensor else 2)
+        return self.positions * (self._rows * of_row + self.sequences * self.hypotheses * self.heads)
+
+    @property
+    def _rows(self) -> int:
+        return self.sequences * (self.hypotheses if self.has_ancestry else 1)
 
     def draw(self, device: torch.device, segment: Segment) -> tuple[Tensor, Segment]:
         """A query and a segment of these sizes, half of whose sequences are padded."""
         query = draw(self.sequences * self.hypotheses, self.heads, 1, self.width, device=device, dtype=self.dtype)
-        shape = self.sequences, self.kv_heads, self.positions, self.width
+        shape = self._rows, self.kv_heads, self.positions, self.width
         key = draw(*shape, device=device, dtype=self.dtype, seed=1)
         if self.is_transposed:
             key = key.transpose(2, 3).contiguous().transpose(2, 3)
         lengths = self.positions - torch.arange(self.sequences, device=device) % 2 * (self.positions // 3)
         mask = torch.arange(self.positions, device=device) >= lengths.view(-1, 1, 1)
         value = key if self.has_one_tensor else draw(*shape, device=device, dtype=self.dtype, seed=2)
-        return query / self.width**0.5, segment._replace(key=key, value=value, mask=mask, bias=None)
+        drawn = segment._replace(key=key, value=value, mask=mask, bias=None)
+        if self.has_ancestry:
+            drawn = drawn._replace(mask=mask[:1], ancestry=self._draw_ancestry(device))
+        return query / self.width**0.5, drawn
+
+    def _draw_ancestry(self, device: torch.device) -> Ancestry:
+        """Of a search that began with one hypothesis, `GENERATIONS` times the beam ago at most."""
+        ancestry = Ancestry(self._rows, self.hypotheses, self.positions, device)
+        first = torch.arange(self._rows, device=device).view(self.sequences, -1)[:, :1]
+        generator = torch.Generator(device).manual_seed(0)
+        start = max(1, self.positions - GENERATIONS * self.hypotheses)
+        chosen = torch.zeros(self.sequences, self.hypotheses, dtype=torch.long, device=device)
+        for position in range(start, self.positions + 1):
+            ancestry.reorder((first + chosen).flatten(), torch.full((1,), position, device=device))
+            chosen = torch.randint(self.hypotheses, chosen.shape, generator=generator, device=device).sort(dim=1)[0]
+        return ancestry
 
 
 def _is_usable(query: Tensor, segment: Segment, plain) -> bool:
-    sizes, device = Sizes.of(query, segment), query.device
-    return usable("flash-decoding", device, lambda: _trial(sizes, device, segment, plain), sizes)
+    sizes = Sizes.of(query, segment)
+    return usable("flash-decoding", query.device, lambda: _trial(sizes, query, segment, plain), sizes)
 
 
-def _trial(sizes: Sizes, device: torch.device, segment: Segment, plain) -> Trial:
+def _trial(sizes: Sizes, like: Tensor, segment: Segment, plain) -> Trial:
+    """like: a query of about these sizes."""
+    device = like.device
     timed = sizes.timed(gpu.free_bytes(device) if device.type == "cuda" else None)
     query, drawn = sizes.compared.draw(device, segment)
     key = drawn.key.double()
     wide = drawn._replace(key=key, value=key if sizes.has_one_tensor else drawn.value.double())
     exact = plain(query.double(), [wide])[0]
-    return Trial(*_pair(query, drawn, plain), exact, lambda: _pair(*timed.draw(device, segment), plain), timed)
+
+    def by_torch(query: Tensor, segments: Sequence[Segment]) -> Tensor:
+        return plain(query, segments)[0]
+
+    def timed_pair() -> Pair:
+        attend = by_torch
+        if sizes.has_ancestry:
+            is_fast = fits(like, [segment._replace(ancestry=None)], plain)
+            attend = partial(_attend_after_moving, flash_decoding if is_fast else by_torch)
+        return _pair(attend, *timed.draw(device, segment))
+
+    return Trial(*_pair(by_torch, query, drawn), exact, timed_pair, timed)
 
 
-def _pair(query: Tensor, segment: Segment, plain) -> Pair:
-    return lambda: flash_decoding(query, [segment]), lambda: plain(query, [segment])[0]
+def _pair(attend: Callable[[Tensor, Sequence[Segment]], Tensor], query: Tensor, segment: Segment) -> Pair:
+    return lambda: flash_decoding(query, [segment]), lambda: attend(query, [segment])
+
+
+def _attend_after_moving(attend: Callable, query: Tensor, segments: Sequence[Segment]) -> Tensor:
+    """What a step does without an ancestry: each hypothesis is moved to where the one is that it continues."""
+    [segment] = segments
+    key, value, _, _, ancestry = segment
+    order, taken = ancestry.rows[:, -1].long(), torch.full((1,), key.size(2), device=key.device)
+    for buffer in (key,) if value is key else (key, value):
+        reorder_in_place(buffer, order, ancestry.beam, taken)
+    return attend(query, [segment._replace(ancestry=None)])

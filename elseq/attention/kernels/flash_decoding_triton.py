@@ -82,10 +82,11 @@ def launch(query: Tensor, segments: Sequence, gpu: GPU) -> Tensor:
     """See `flash_decoding`."""
     hypotheses, heads, _, width = query.shape
     constants, parts = [], []
-    for key, value, *_ in segments:
-        rows = _rows(query, key)
+    for segment in segments:
+        key, value, *_ = segment
+        rows = _rows(query, segment)
         constants.append(options(width, rows, query.element_size(), 1 if value is key else 2, gpu))
-        programs = key.size(0) * key.size(1) * triton.cdiv(rows, constants[-1]["block_rows"])
+        programs = segment.sequences * key.size(1) * triton.cdiv(rows, constants[-1]["block_rows"])
         blocks = triton.cdiv(key.size(2), constants[-1]["block_positions"])
         at_once = gpu.processors * WARPS // constants[-1]["num_warps"]
         parts.append(min(max(1, at_once // programs), blocks))
@@ -94,7 +95,7 @@ def launch(query: Tensor, segments: Sequence, gpu: GPU) -> Tensor:
     maxima, totals = query.new_empty(2, sum(parts), hypotheses, heads, dtype=torch.float32)
     results = (tensor.split(parts) for tensor in (contexts, maxima, totals))
     for segment, constant, *own in zip(segments, constants, *results, strict=True):
-        _attend(query, *segment, *own, constant)
+        _attend(query, segment, *own, constant)
     if sum(parts) == 1:
         return contexts[0]
     context = torch.empty_like(contexts[0])
@@ -103,16 +104,19 @@ def launch(query: Tensor, segments: Sequence, gpu: GPU) -> Tensor:
     return context
 
 
-def _rows(query: Tensor, key: Tensor) -> int:
-    return query.size(0) // key.size(0) * (query.size(1) // key.size(1))
+def _rows(query: Tensor, segment) -> int:
+    """Queries that attend to the same keys."""
+    return query.size(0) // segment.sequences * (query.size(1) // segment.key.size(1))
 
 
-def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: dict[str, int]) -> None:
+def _attend(query, segment, contexts, maxima, totals, constants: dict[str, int]) -> None:
+    key, value, mask, bias, ancestry = segment
     parts, hypotheses, heads, *_ = contexts.shape
-    sequences, kv_heads, positions, _ = key.shape
-    rows = _rows(query, key)
+    _, kv_heads, positions, _ = key.shape
+    sequences, rows = segment.sequences, _rows(query, segment)
     row_blocks = triton.cdiv(rows, constants["block_rows"])
     blocks = triton.cdiv(positions, constants["block_positions"])
+    beam = key.size(0) // sequences
     mask_strides = bias_strides = (0, 0, 0, 0)
     if mask is not None:
         mask = mask.expand(sequences, 1, positions).view(torch.uint8)
@@ -126,6 +130,8 @@ def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: 
         value,
         mask,
         bias,
+        None if ancestry is None else ancestry.rows,
+        None if ancestry is None else ancestry.shared,
         contexts,
         maxima,
         totals,
@@ -133,6 +139,7 @@ def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: 
         triton.cdiv(blocks, parts),
         parts,
         rows,
+        beam,
         heads,
         kv_heads,
         hypotheses * heads,
@@ -147,17 +154,20 @@ def _attend(query, key, value, mask, bias, contexts, maxima, totals, constants: 
         bias_strides[1],
         bias_strides[3],
         shares=value is key,
+        block_beam=triton.next_power_of_2(beam),
         **constants,
     )
 
 
-@triton.jit(do_not_specialize=["blocks_of_part", "parts", "rows", "queries"])
+@triton.jit(do_not_specialize=["blocks_of_part", "parts", "rows", "beam", "queries"])
 def attend(
     query,
     key,
     value,
     mask,
     bias,
+    places,
+    shared,
     contexts,
     maxima,
     totals,
@@ -165,17 +175,18 @@ def attend(
     blocks_of_part,
     parts,
     rows,
+    beam,
     heads,
     kv_heads,
     queries,
     query_hypothesis,
     query_head,
     query_number,
-    key_sequence,
+    key_row,
     key_head,
     key_position,
     key_number,
-    value_sequence,
+    value_row,
     value_head,
     value_position,
     value_number,
@@ -185,6 +196,7 @@ def attend(
     bias_head,
     bias_position,
     shares: tl.constexpr,
+    block_beam: tl.constexpr,
     transposes: tl.constexpr,
     width: tl.constexpr,
     block_width: tl.constexpr,
@@ -192,7 +204,10 @@ def attend(
     block_positions: tl.constexpr,
 ):
     """Each program attends with some rows to one part. It returns their largest scores, the sums of the exponentials of
-    what they are below these, and the context. Where nothing is attended to these are -inf, 0 and zeros."""
+    what they are below these, and the context. Where nothing is attended to these are -inf, 0 and zeros.
+
+    With an ancestry (`places` are its rows) a sequence has the positions of each hypothesis from where it parts from
+    all before it, and the hypotheses attend to those that they share with it."""
     row_blocks = tl.cdiv(rows, block_rows)
     row_block = tl.program_id(0) % row_blocks
     part = tl.program_id(0) // row_blocks % parts
@@ -217,8 +232,8 @@ def attend(
     largest = tl.full((block_rows,), float("-inf"), dtype=tl.float32)
     total = tl.zeros((block_rows,), dtype=tl.float32)
 
-    keys = key + sequence * key_sequence + kv_head * key_head
-    values = value + sequence * value_sequence + kv_head * value_head
+    keys = key + sequence * beam * key_row + kv_head * key_head
+    values = value + sequence * beam * value_row + kv_head * value_head
     first = part * blocks_of_part * block_positions
     end = tl.minimum(positions, first + blocks_of_part * block_positions)
     masks = mask
@@ -232,39 +247,56 @@ def attend(
             seen_first = tl.minimum(seen_first, tl.min(tl.where(is_seen, several, end)))
             seen_end = tl.maximum(seen_end, tl.max(tl.where(is_seen, several + 1, first)))
         first, end = seen_first, seen_end
-    # Blocks start at multiples of their size: then several adjacent positions are loaded at once.
-    for start in range(first // block_positions * block_positions, end, block_positions):
-        position = start + tl.arange(0, block_positions)
-        is_inside = (position >= first) & (position < end)
-        seen = is_inside
-        if mask is not None:
-            seen = seen & (tl.load(masks + position * mask_position, mask=is_inside, other=1) == 0)
-        # Whatever keys are read of other positions, their scores are replaced.
-        is_key = is_inside if shares else position < positions
-        key_place = keys + position[:, None] * key_position + number[None, :] * key_number
-        block = tl.load(key_place, mask=is_key[:, None] & is_number[None, :], other=0.0)
-        scores = tl.dot(queried, tl.trans(block), input_precision="ieee")
-        if bias is not None:
-            bias_row = bias + hypothesis * bias_hypothesis + head * bias_head
-            bias_place = bias_row[:, None] + position[None, :] * bias_position
-            scores += tl.load(bias_place, mask=is_row[:, None] & seen[None, :], other=0.0).to(tl.float32)
-        scores = tl.where(seen[None, :], scores, float("-inf"))
+    members = 1 if places is None else beam
+    for member in range(members):
+        own = sequence * beam + member
+        first_own, shared_end = first, end
+        if places is not None:
+            earlier = tl.arange(0, block_beam)
+            parted = tl.load(shared + own * beam + earlier, mask=earlier < member, other=0)
+            first_own = tl.maximum(first, tl.max(parted, 0))
+            shared_end = tl.load(shared + hypothesis * beam + member, mask=is_row, other=0)
+        # Blocks start at multiples of their size: then several adjacent positions are loaded at once.
+        for start in range(first_own // block_positions * block_positions, end, block_positions):
+            position = start + tl.arange(0, block_positions)
+            is_inside = (position >= first_own) & (position < end)
+            seen = is_inside
+            if mask is not None:
+                seen = seen & (tl.load(masks + position * mask_position, mask=is_inside, other=1) == 0)
+            # Whatever keys are read of other positions, their scores are replaced.
+            is_key = is_inside if shares or places is not None else position < positions
+            key_start, value_start = position * key_position, position * value_position
+            if places is not None:
+                place = tl.load(places + own * positions + position, mask=is_inside, other=0)
+                place -= (sequence * beam).to(tl.int32)  # among the rows of the sequence
+                key_start += place * key_row
+                value_start += place * value_row
+            key_place = keys + key_start[:, None] + number[None, :] * key_number
+            block = tl.load(key_place, mask=is_key[:, None] & is_number[None, :], other=0.0)
+            scores = tl.dot(queried, tl.trans(block), input_precision="ieee")
+            if bias is not None:
+                bias_row = bias + hypothesis * bias_hypothesis + head * bias_head
+                bias_place = bias_row[:, None] + position[None, :] * bias_position
+                scores += tl.load(bias_place, mask=is_row[:, None] & seen[None, :], other=0.0).to(tl.float32)
+            scores = tl.where(seen[None, :], scores, float("-inf"))
+            if places is not None:
+                scores = tl.where(position[None, :] < shared_end[:, None], scores, float("-inf"))
 
-        larger = tl.maximum(largest, tl.max(scores, 1))
-        bound = tl.where(larger == float("-inf"), 0.0, larger)
-        weights = tl.exp(scores - bound[:, None])
-        shrink = tl.exp(largest - bound)
-        largest = larger
-        total = total * shrink + tl.sum(weights, 1)
-        if not shares:
-            value_place = values + position[:, None] * value_position + number[None, :] * value_number
-            block = tl.load(value_place, mask=is_inside[:, None] & is_number[None, :], other=0.0)
-        weights = weights.to(block.dtype)
-        if transposes:
-            before = context * shrink[None, :]
-            context = tl.dot(tl.trans(block), tl.trans(weights), before, input_precision="ieee")
-        else:
-            context = tl.dot(weights, block, context * shrink[:, None], input_precision="ieee")
+            larger = tl.maximum(largest, tl.max(scores, 1))
+            bound = tl.where(larger == float("-inf"), 0.0, larger)
+            weights = tl.exp(scores - bound[:, None])
+            shrink = tl.exp(largest - bound)
+            largest = larger
+            total = total * shrink + tl.sum(weights, 1)
+            if not shares:
+                value_place = values + value_start[:, None] + number[None, :] * value_number
+                block = tl.load(value_place, mask=is_inside[:, None] & is_number[None, :], other=0.0)
+            weights = weights.to(block.dtype)
+            if transposes:
+                before = context * shrink[None, :]
+                context = tl.dot(tl.trans(block), tl.trans(weights), before, input_precision="ieee")
+            else:
+                context = tl.dot(weights, block, context * shrink[:, None], input_precision="ieee")
 
     out = part * queries + hypothesis * heads + head
     tl.store(maxima + out, largest, mask=is_row)

@@ -11,9 +11,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.memory import Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_masked_ends
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
 class HiddenStates(DecodingMethod):
@@ -27,14 +28,19 @@ class HiddenStates(DecodingMethod):
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return (hidden.transpose(0, 1),)
 
-    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
-        hidden = [(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
+    def attend(
+        self, attention, query: Tensor, memory: Sequence[Stretch], *, ancestry: Ancestry | None = None, **options
+    ) -> tuple[Tensor, Tensor | None]:
+        hidden = _hidden(memory, ancestry)
         key_weight, _ = attention.projection("key")
         return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
 
-    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
-        query = hypotheses, sizes.num_heads, 1, sizes.memory_width
-        return skips_masked_ends(like, query, (hypotheses, 1, positions, sizes.memory_width), shares=True)
+    def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
+        number = like.new_empty(1)  # only the shapes count
+        query = number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width)
+        own = Stretch((number.expand(hypotheses, positions, sizes.memory_width),))
+        segments = [_segment(*each) for each in _hidden([*prompt, own], ancestry)]
+        return type(self) is HiddenStates and has_step_kernel(query, segments)
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
         return sizes.memory_width
@@ -73,7 +79,7 @@ def el_attention(
     Args:
         query: [N, H, T, K], projected and scaled: N sequences, H heads, T positions, K width of a head.
         hidden: one tuple per segment: the hidden states [M, S, D] (M divides N, S positions of width D), a mask, and
-            optionally a bias; see `Segment`.
+            optionally a bias and an ancestry; see `Segment`.
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
@@ -83,10 +89,7 @@ def el_attention(
         [N, H, T, K], and the weights [N, H, T, S] or None.
     """
     heads, head_dim = query.size(1), query.size(3)
-    segments = []
-    for states, *more in hidden:
-        states = states.unsqueeze(1)
-        segments.append(Segment(states, states, *more))  # one object: see `flash_decoding`
+    segments = [_segment(*each) for each in hidden]
     if dropout > 0:
         # With dropout the weights do not sum to one. A column of ones in the values gives their sum for the bias below.
         segments = [segment._replace(value=F.pad(segment.value, (0, 1), value=1.0)) for segment in segments]
@@ -108,6 +111,17 @@ def el_attention(
         bias = value_bias.view(-1, 1, head_dim).repeat_interleave(heads * head_dim // value_bias.numel(), dim=0)
         output = output + (bias if mass is None else mass * bias)
     return output, weights
+
+
+def _hidden(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[tuple]:
+    """As for `el_attention`. ancestry: of the last stretch."""
+    *others, last = [(*tensors, mask, bias) for tensors, mask, bias in memory]
+    return [*others, (*last, ancestry)]
+
+
+def _segment(hidden: Tensor, *more) -> Segment:
+    states = hidden.unsqueeze(1)
+    return Segment(states, states, *more)  # one object: see `flash_decoding`
 
 
 def _per_head(rows: Tensor, weight: Tensor) -> Tensor:

@@ -6,10 +6,11 @@ import torch
 from torch import Tensor
 
 import elseq.native as native
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels.decode_step import TYPES, decode_step, fits
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
-from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, multi_head_attention, skips_masked_ends
+from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
 class KeysAndValues(DecodingMethod):
@@ -23,18 +24,24 @@ class KeysAndValues(DecodingMethod):
         return attention.keys_and_values(hidden)
 
     def attend(
-        self, attention, query: Tensor, memory: Sequence[Stretch], *, rows: Tensor | None = None, **options
+        self,
+        attention,
+        query: Tensor,
+        memory: Sequence[Stretch],
+        *,
+        rows: Tensor | None = None,
+        ancestry: Ancestry | None = None,
+        **options,
     ) -> tuple[Tensor, Tensor | None]:
         if rows is not None:
             *prompts, generated = memory
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return decode_step(query, prompt, (*generated.tensors, rows)), None
-        if len(memory) == 1 and self._is_fast_step(query, **options):
+        if ancestry is None and len(memory) == 1 and self._is_fast_step(query, **options):
             [((keys, values), mask, bias)] = memory
             if bias is None and keys.stride(2) == 1:
                 return decode_step(query, (keys, values, mask)), None
-        segments = [Segment(*stretch.tensors, stretch.mask, stretch.bias) for stretch in memory]
-        return multi_head_attention(query, segments, **options)
+        return multi_head_attention(query, _segments(memory, ancestry), **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
         # A subclass may attend in its own way, or keep something else.
@@ -44,9 +51,12 @@ class KeysAndValues(DecodingMethod):
     def _is_fast_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
         return top_k is None and not dropout and not need_weights and fits(query)
 
-    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
-        query = hypotheses, sizes.num_heads, 1, sizes.head_dim
-        return skips_masked_ends(like, query, (hypotheses, sizes.num_kv_heads, positions, sizes.head_dim))
+    def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
+        number = like.new_empty(1)  # only the shapes count
+        query = number.expand(hypotheses, sizes.num_heads, 1, sizes.head_dim)
+        keys, values = (number.expand(hypotheses, sizes.num_kv_heads, positions, sizes.head_dim) for _ in range(2))
+        segments = _segments([*prompt, Stretch((keys, values))], ancestry)
+        return type(self) is KeysAndValues and has_step_kernel(query, segments)
 
     def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
         return multi_head_attention(query, [Segment(*kept)], causal=True, window=attention.window, **options)
@@ -95,6 +105,12 @@ class KeysAndValues(DecodingMethod):
     def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
         is_fused = not shared and sizes.head_dim <= WIDEST_FUSED_HEAD
         return sizes.num_heads * (2 * sizes.head_dim + (0 if is_fused else 3 * (shared + own)))
+
+
+def _segments(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[Segment]:
+    """ancestry: of the last one."""
+    *others, last = [Segment(*tensors, mask, bias) for tensors, mask, bias in memory]
+    return [*others, last._replace(ancestry=ancestry)]
 
 
 KV = KeysAndValues()

@@ -14,6 +14,7 @@ from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.multi_head import Segment, multi_head_attention
 
 if TYPE_CHECKING:
+    from elseq.attention.ancestry import Ancestry
     from elseq.attention.module import Attention
 
 
@@ -65,14 +66,25 @@ class DecodingMethod(ABC):
         moved when hypotheses are reordered; see `GrowingMemory.read_unmoved`. query, options: as for `attend`."""
         return False
 
-    def skips_room(self, sizes: AttentionSizes, like: Tensor, hypotheses: int, positions: int) -> bool:
-        """Whether a step of self-attention does not read the positions behind those that it attends to, in buffers with
-        room for some positions.
+    def has_step_kernel(
+        self,
+        sizes: AttentionSizes,
+        like: Tensor,
+        hypotheses: int,
+        positions: int,
+        ancestry: Ancestry | None = None,
+        prompt: Sequence[Stretch] = (),
+    ) -> bool:
+        """Whether a GPU has a kernel for a step of self-attention in buffers of fixed addresses. It does not read the
+        positions behind those that are attended to.
 
         Args:
             sizes: of the layer.
             like: a tensor of the type and on the device of what is kept.
             hypotheses, positions: of the buffers.
+            ancestry: of the hypotheses. By it, a further option, `attend` is to find their positions, which are then
+                not moved when hypotheses are reordered. Default: each has a row of its own.
+            prompt: what is attended to under the same softmax.
         """
         return False
 

@@ -4,6 +4,7 @@ Without a GPU, Triton's interpreter runs it on CPU tensors, in float16 as on a G
 products of bfloat16.
 """
 
+import copy
 import json
 import os
 import re
@@ -18,6 +19,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.attention import Attention, DecodeState, LayerState, Segment, SelfAttentionMemory, multi_head_attention
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels import flash_decoding, trial
 from elseq.attention.kernels.flash_decoding import Sizes, fits
 from elseq.attention.memory import Cursor, FixedMemory
@@ -42,16 +44,38 @@ def launch(query, segments, processors=4, has_wgmma=HAS_WGMMA):
 
 
 def moved(segment):
-    key, value, mask, bias = (None if each is None else each.to(DEVICE) for each in segment)
-    return Segment(key, key if segment.value is segment.key else value, mask, bias)
+    *tensors, ancestry = segment
+    key, value, mask, bias = (None if each is None else each.to(DEVICE) for each in tensors)
+    if ancestry is not None:
+        ancestry = copy.copy(ancestry)
+        ancestry.__dict__ |= {name: each.to(DEVICE) for name, each in vars(ancestry).items() if name != "beam"}
+    return Segment(key, key if segment.value is segment.key else value, mask, bias, ancestry)
 
 
 def expected(query, segments):
-    wide = [
-        Segment(key.double(), value.double(), mask, None if bias is None else bias.double())
-        for key, value, mask, bias in segments
-    ]
+    wide = []
+    for key, value, mask, bias, ancestry in segments:
+        key, value = (own_rows(tensor, ancestry).double() for tensor in (key, value))
+        wide.append(Segment(key, value, mask, None if bias is None else bias.double()))
     return naive_attention(query.double(), wide)[0]
+
+
+def own_rows(tensor, ancestry):
+    """Every hypothesis with its positions in its own row."""
+    if ancestry is None:
+        return tensor
+    rows = ancestry.rows.tolist()
+    return torch.stack([torch.stack([tensor[place, :, s] for s, place in enumerate(row)], dim=1) for row in rows])
+
+
+def draw_ancestry(sentences, beam, positions, kept=0.5):
+    """Of a search, in which a hypothesis goes on with this probability, and another of its sentence else."""
+    ancestry = Ancestry(sentences * beam, beam, positions, torch.device("cpu"))
+    own = torch.arange(sentences * beam)
+    for position in range(1, positions):
+        other = own // beam * beam + torch.randint(beam, own.shape)
+        ancestry.reorder(torch.where(torch.rand(own.shape) < kept, own, other), torch.tensor([position]))
+    return ancestry
 
 
 def check(query, segments, *gpu):
@@ -83,7 +107,7 @@ def hide(segment, lengths):
     hidden = mask.view(len(mask), 1, -1, 1)
     key, value = (tensor.masked_fill(hidden, torch.nan) for tensor in (segment.key, segment.value))
     found = segment._replace(key=key, value=key if segment.value is segment.key else value, mask=mask)
-    zeros = Segment(found.key.nan_to_num(), found.value.nan_to_num(), mask)  # for the reference
+    zeros = found._replace(key=found.key.nan_to_num(), value=found.value.nan_to_num())  # for the reference
     return found, zeros
 
 
@@ -104,6 +128,9 @@ def problems(draw):
         segment = draw_segment(sequences, kv_heads, positions, width, draw(st.booleans()), draw(st.booleans()), dtype)
         reference = segment
         rows = draw(st.sampled_from([0, 1, sequences]))
+        if sequences == sentences * beam and draw(st.booleans()):
+            segment = segment._replace(ancestry=draw_ancestry(sentences, beam, positions, draw(st.floats(0, 1))))
+            reference, rows = segment, min(rows, 1)
         if rows:
             segment, reference = hide(segment, [draw(st.integers(1, positions)) for _ in range(rows)])
         if draw(st.booleans()):
@@ -213,6 +240,50 @@ def test_large_scores():
         check(query, [segment._replace(key=segment.key.round())], processors)  # exact scores
 
 
+KINDS = [(16, 16, 16, False), (8, 2, 64, False), (16, 1, 64, False), (8, 1, 512, True), (4, 1, 1024, True)]
+
+
+@pytest.mark.few_cases(12)
+@pytest.mark.parametrize("heads, kv_heads, width, shares", KINDS)
+@pytest.mark.parametrize("beam", [2, 5])
+@pytest.mark.parametrize("processors", [1, 100])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+def test_positions_of_ancestors(heads, kv_heads, width, shares, beam, processors, dtype):
+    """Beside a prompt; positions that are not there are no numbers."""
+    torch.manual_seed(beam)
+    sentences, positions = 2, 70
+    prompt = draw_segment(sentences, kv_heads, 20, width, shares, dtype=dtype)
+    segment = draw_segment(sentences * beam, kv_heads, positions, width, shares, dtype=dtype)
+    segment = segment._replace(ancestry=draw_ancestry(sentences, beam, positions, kept=0.97))
+    segment, reference = hide(segment, [66])
+    query, allowed = draw_query(sentences * beam, heads, width, dtype), tolerance(dtype, width)
+    for others in ([], [prompt]):
+        found = launch(query, [*others, segment], processors)
+        wide = expected(query, [*others, reference])
+        torch.testing.assert_close(found.double(), wide, rtol=allowed, atol=allowed)
+
+
+def test_positions_that_all_share_are_read_once():
+    """Other rows hold no numbers there."""
+    torch.manual_seed(1)
+    segment, ancestry = draw_segment(3, 1, 90, 16), Ancestry(3, 3, 90, torch.device("cpu"))
+    for position, order in ((40, [1, 1, 1]), (60, [2, 0, 2]), (80, [0, 1, 0])):
+        ancestry.reorder(torch.tensor(order), torch.tensor([position]))
+    used = torch.zeros(3, 90, dtype=torch.bool)
+    used.scatter_(0, ancestry.rows.long(), True)
+    assert used.sum(dim=0).unique_consecutive().tolist() == [1, 2, 3]
+    nothing = segment._replace(
+        key=segment.key.masked_fill(~used[:, None, :, None], torch.nan),
+        value=segment.value.masked_fill(~used[:, None, :, None], torch.nan),
+        ancestry=ancestry,
+    )
+    query = draw_query(3, 2, 16)
+    for processors in (1, 100):
+        found = launch(query, [nothing], processors)
+        wide = expected(query, [segment._replace(ancestry=ancestry)])
+        torch.testing.assert_close(found.double(), wide, rtol=2e-6, atol=2e-6)
+
+
 @pytest.mark.parametrize("shape", [(2,), ()])
 @pytest.mark.parametrize("position", [0, 1, 30, 63])
 def test_memory_of_fixed_addresses(shape, position):
@@ -232,7 +303,7 @@ def test_memory_of_fixed_addresses(shape, position):
     torch.testing.assert_close(found.double(), expected(query, [seen]), rtol=2e-6, atol=2e-6)
 
 
-def steps(method, prompt, kv_heads):
+def steps(method, prompt, kv_heads, moves=True):
     """Outputs of a layer that decodes a few tokens of four hypotheses, in the end in memory of fixed addresses."""
     torch.manual_seed(1)
     layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval().to(DEVICE)
@@ -246,7 +317,8 @@ def steps(method, prompt, kv_heads):
             state.end_prompt(padding_mask([prompt, 1], prompt, "left").to(DEVICE))
         for number in range(4):
             if number == 2:
-                state.fix(8, 2)
+                state.fix(8, 2, attentions=[] if moves else [layer])
+                assert (state.cursor.ancestry is None) == moves
             if number >= 2:
                 state.cursor.begin()
             outputs.append(layer(torch.randn(1, 4, 16).to(DEVICE), state=memory, need_weights=False)[0])
@@ -259,20 +331,22 @@ def steps(method, prompt, kv_heads):
 
 @pytest.mark.parametrize("prompt, kv_heads", [(0, 1), (3, 2)])
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
-def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv_heads, monkeypatch):
+@pytest.mark.parametrize("moves", [True, False])
+def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv_heads, moves, monkeypatch):
     without = steps(method, prompt, kv_heads)
     calls = []
 
-    def all_of_one_position(query, segments, plain):
-        calls.append(query.size(2))
-        return query.size(2) == 1
+    def count(query, segments):
+        calls.append(query)
+        return computed(query, segments)
 
+    computed = flash_decoding.flash_decoding
     monkeypatch.setattr("elseq.attention.methods.kv.fits", lambda query: False)  # the kernel of a CPU
-    monkeypatch.setattr(flash_decoding, "fits", all_of_one_position)
-    torch.testing.assert_close(
-        steps(method, prompt, kv_heads), without, rtol=0, atol=1e-5 if DEVICE == "cuda" else 2e-6
-    )
-    assert calls.count(1) == 4
+    monkeypatch.setattr(flash_decoding, "fits", lambda query, segments, plain: query.size(2) == 1)
+    monkeypatch.setattr(flash_decoding, "flash_decoding", count)
+    found = steps(method, prompt, kv_heads, moves)
+    torch.testing.assert_close(found, without, rtol=0, atol=1e-5 if DEVICE == "cuda" else 2e-6)
+    assert len(calls) == 4
 
 
 class OnGPU(torch.Tensor):
@@ -309,6 +383,11 @@ def test_what_it_computes(monkeypatch):
         assert does(query, segment)
         patch.setattr(flash_decoding, "MOST_NUMBERS", 9 * 16 - 1)
         assert not does(query, segment)
+        rows = draw_segment(4, 2, 9, 16)._replace(ancestry=draw_ancestry(2, 2, 9))
+        patch.setattr(flash_decoding, "MOST_NUMBERS", (2 + 1) * 9 * 16)  # two rows of two heads, but for the last head
+        assert does(query, rows)
+        patch.setattr(flash_decoding, "MOST_NUMBERS", (2 + 1) * 9 * 16 - 1)
+        assert not does(query, rows)
     monkeypatch.setattr(flash_decoding, "usable", lambda *_: False)
     assert not does(query, segment)
 
@@ -339,16 +418,49 @@ def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch, tmp
     assert bool(drawn.mask.any())
 
 
+@pytest.mark.parametrize("is_fast", [True, False])
+@pytest.mark.parametrize("shares, kv_heads", [(True, 1), (False, 2)])
+def test_its_trial_with_an_ancestry(shares, kv_heads, is_fast, monkeypatch):
+    """It is timed against reordering by moves, and attention by the kernel where that is faster."""
+    query = draw_query(6, 4, 32).to(DEVICE)
+    segment = moved(draw_segment(6, kv_heads, 70, 32, shares)._replace(ancestry=draw_ancestry(2, 3, 70)))
+    sizes = Sizes.of(query, segment)
+    assert sizes == Sizes(torch.float32, 32, 4, kv_heads, 2, 3, 128, shares, False, has_ancestry=True)
+    drawn_query, drawn = sizes.draw(query.device, segment)
+    assert Sizes.of(drawn_query, drawn) == sizes
+    parted = drawn.ancestry.shared.view(2, 3, 3)[:, 1:, 0]
+    assert parted.min() >= 128 - 4 * 3 - 1 and parted.max() <= 128
+    asked = []
+    monkeypatch.setattr(flash_decoding, "fits", lambda *of: asked.append(of) or is_fast)
+    case = flash_decoding._trial(sizes, query, segment, _by_torch)
+    for found in (case.kernel(), case.plain()):
+        torch.testing.assert_close(found.double(), case.expected, rtol=1e-5, atol=1e-5)
+    kernel, other = case.timed()
+    [(_, [without], _)] = asked
+    assert without.ancestry is None and without.key is segment.key
+    assert kernel().shape == other().shape == query.shape
+    found = {function: [] for function in ("reorder_in_place", "flash_decoding")}
+    for name, calls in found.items():
+        function = getattr(flash_decoding, name)
+        monkeypatch.setattr(flash_decoding, name, lambda *of, f=function, calls=calls: calls.append(of) or f(*of))
+    _, other = case.timed()
+    other()
+    assert len(found["reorder_in_place"]) == (1 if shares else 2)
+    assert len(found["flash_decoding"]) == (1 if is_fast else 0)
+
+
 def test_small_numbers_are_compared_and_as_many_timed_as_are_used():
     segment = draw_segment(2, 1, 64, 32, shares=True)
     sizes = Sizes.of(draw_query(320 * 4, 4, 32), Segment(*[torch.empty(320, 1, 1000, 32)] * 2))
     assert (sizes.sequences, sizes.hypotheses, sizes.positions) == (512, 4, 1024)
     assert (sizes.compared.sequences, sizes.compared.positions) == (16, 512)
-    found = flash_decoding._trial(sizes, torch.device(DEVICE), moved(segment), _by_torch)
+    found = flash_decoding._trial(sizes, torch.empty(0, device=DEVICE), moved(segment), _by_torch)
     assert found.expected.shape == (16 * 4, 4, 1, 32)
     if DEVICE == "cpu":  # whose free memory is not asked for
         assert found.timed_sizes == sizes == sizes.timed(None)
-    _, plain = flash_decoding._pair(*sizes._replace(sequences=2).draw(torch.device("cpu"), segment), _by_torch)
+    _, plain = flash_decoding._pair(
+        lambda *of: _by_torch(*of)[0], *sizes._replace(sequences=2).draw(torch.device("cpu"), segment)
+    )
     assert plain().shape == (2 * 4, 4, 1, 32)
 
 
@@ -373,6 +485,7 @@ import json, re, sys, torch
 from triton.backends.compiler import GPUTarget
 from triton.runtime import JITFunction, driver
 from elseq.attention import Segment
+from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels.flash_decoding_triton import GPU, launch
 
 dtype, capability, shared_memory = getattr(torch, sys.argv[1]), int(sys.argv[2]), int(sys.argv[3])
@@ -388,17 +501,20 @@ def compile_only(self, *arguments, grid, warmup, **options):
     copies = re.findall(r"cp.async.c[ag].shared.global .*?(0x[0-9a-f]+),", ptx)
     narrow = len(re.findall(r"ld.global.b(?:16|32)", ptx)) + sum(int(size, 16) < 16 for size in copies)
     found = {"shared": kernel.metadata.shared, "narrow": narrow, "is_wgmma": "wgmma" in ptx}
-    print("kernel", json.dumps(found | {"name": kernel.name}))
+    found["has_ancestry"] = kernel.name == "attend" and arguments[5] is not None
+    print("kernel", json.dumps(found | {"name": kernel.name}), flush=True)
 
 driver.set_active(Absent)
 run, JITFunction.run = JITFunction.run, compile_only
 for width, kv_heads in ((64, 16), (64, 1), (128, 1), (256, 1), (512, 1), (768, 1), (1024, 1)):
     segments = []
-    for sequences, mask in ((2, torch.zeros(1, 1, 96, dtype=torch.bool)), (8, None)):
+    hidden = torch.zeros(1, 1, 96, dtype=torch.bool)
+    ancestry = Ancestry(8, 4, 96, hidden.device)
+    for sequences, mask, *more in ((2, hidden), (8, None), (8, hidden, None, ancestry)):
         key, value = torch.zeros(2, sequences, kv_heads, 96, width, dtype=dtype)
-        if mask is not None and width <= 256:
+        if sequences == 2 and width <= 256:
             key = key.transpose(2, 3).contiguous().transpose(2, 3)
-        segments.append(Segment(key, key if width > 256 else value, mask))
+        segments.append(Segment(key, key if width > 256 else value, mask, *more))
     launch(torch.zeros(8, 16, 1, width, dtype=dtype), segments, GPU(132, shared_memory, capability == 90))
 """
 
@@ -415,7 +531,8 @@ for width, kv_heads in ((64, 16), (64, 1), (128, 1), (256, 1), (512, 1), (768, 1
     ],
 )
 def test_it_compiles_for_gpus(dtype, capability, shared_memory, tmp_path):
-    """Which needs none of them. No register is spilled, and several numbers are loaded at once."""
+    """Which needs none of them. No register is spilled, but for some that count or hold addresses, and several numbers
+    are loaded at once, but for masks and rows."""
     environment = {"TRITON_INTERPRET": "0", "TRITON_CACHE_DIR": str(tmp_path), "TRITON_DUMP_PTXAS_LOG": "1"}
     done = subprocess.run(
         [sys.executable, "-c", COMPILE, dtype, str(capability), str(shared_memory)],
@@ -424,14 +541,23 @@ def test_it_compiles_for_gpus(dtype, capability, shared_memory, tmp_path):
         text=True,
     )
     assert done.returncode == 0, done.stderr
-    kernels = [json.loads(found) for found in re.findall("^kernel (.*)", done.stdout, re.MULTILINE)]
-    assert len(kernels) == 7 * 3  # for two segments, and to join them
+    compiled = re.findall(r"(\d+) bytes spill stores|^kernel (.*)", done.stdout, re.MULTILINE)
+    kernels, spilled = [], None
+    for bytes_spilled, found in compiled:
+        spilled = int(bytes_spilled) if bytes_spilled else spilled
+        if found:
+            kernels.append(json.loads(found) | {"spilled": spilled})
+    assert len(kernels) == 7 * 4  # for three segments, and to join them
     kernels = [kernel for kernel in kernels if kernel["name"] == "attend"]
     assert max(kernel["shared"] for kernel in kernels) <= shared_memory
-    assert max(kernel["narrow"] for kernel in kernels) <= 8  # of masks
     assert {kernel["is_wgmma"] for kernel in kernels} == {capability == 90 and dtype != "float32"}
-    spilled = [int(found) for found in re.findall(r"(\d+) bytes spill stores", done.stdout + done.stderr)]
-    assert spilled and max(spilled) <= (16 if dtype == "float32" else 0)
+    for has_ancestry, narrow, spilled in (
+        (False, 8, 16 if dtype == "float32" else 0),
+        (True, 40, 0 if capability == 90 else 64),
+    ):
+        chosen = [kernel for kernel in kernels if kernel["has_ancestry"] == has_ancestry]
+        assert max(kernel["narrow"] for kernel in chosen) <= narrow
+        assert max(kernel["spilled"] for kernel in chosen) <= spilled
 
 
 @pytest.mark.gpu
@@ -441,41 +567,59 @@ def test_on_a_gpu(width, kv_heads, shares, dtype):
     torch.manual_seed(1)
     segments = [draw_segment(count, kv_heads, 300, width, shares, dtype=dtype) for count in (2, 8)]
     hidden = [hide(segments[0], [300, 100]), hide(segments[1], [77])]
+    ancestry = draw_ancestry(2, 4, 300, kept=0.99)
+    listed = [each._replace(ancestry=ancestry) for each in hidden[1]]
     query = draw_query(8, 16, width, dtype)
     allowed = tolerance(dtype, width)
-    for chosen in (hidden[:1], hidden[1:], hidden):
+    for chosen in (hidden[:1], hidden[1:], hidden, [listed], [hidden[0], listed]):
         found = launch(query, [segment for segment, _ in chosen], 132)
         wide = expected(query, [reference for _, reference in chosen])
         torch.testing.assert_close(found.double(), wide, rtol=allowed, atol=allowed)
 
 
 @pytest.mark.gpu
-def test_in_a_cuda_graph():
-    """A replayed step attends to what the cursor has reached."""
-    device = torch.device("cuda")
+@pytest.mark.parametrize("moves", [True, False])
+def test_in_a_cuda_graph(moves):
+    """A replayed step attends to what the cursor has reached, of the hypotheses that each continues."""
+    device, beam, capacity = torch.device("cuda"), 4, 64
     torch.manual_seed(1)
-    states = torch.randn(4, 64, 512, device=device)
-    cursor = Cursor(5, 64, device)
-    memory = FixedMemory((states,), 64, 64, cursor, 4)
-    query = draw_query(4, 8, 512).to(device)
-    found = torch.zeros(4, 8, 1, 512, device=device)
+    start, new = torch.randn(8, 5, 512, device=device), torch.zeros(8, 1, 512, device=device)
+    cursor = Cursor(5, capacity, device, None if moves else Ancestry(8, beam, capacity, device))
+    memory = FixedMemory((start,), 5, capacity, cursor, beam)
+    state = DecodeState([LayerState(SelfAttentionMemory(EL))], cursor=cursor)
+    state.layers[0].self_attention.generated = memory
+    query = draw_query(8, 8, 512).to(device)
+    found, order = torch.zeros(8, 8, 1, 512, device=device), torch.arange(8, device=device)
 
     def step():
+        state.reorder(order)
         cursor.begin()
+        memory.append(new)
         [((hidden,), mask, _)] = memory.read()
         hidden = hidden.unsqueeze(1)
-        found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask)]))
+        found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask, None, cursor.ancestry)]))
         cursor.end()
 
+    def begin():
+        memory.load((start,), 5, None)
+        cursor.position.fill_(5)
+        if not moves:
+            cursor.ancestry.reset()
+
     step()  # compiles
+    begin()
     torch.cuda.synchronize()
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         step()
-    for position in range(6, 20):
+    seen = start
+    for _ in range(20):
+        new.copy_(torch.randn(8, 1, 512, device=device))
+        order.copy_(torch.arange(8, device=device) // beam * beam + torch.randint(beam, (8,), device=device))
         graph.replay()
-        seen = states[:, None, : position + 1].cpu()
-        wide = expected(query.cpu(), [Segment(seen, seen)])
+        seen = torch.cat((seen[order], new), dim=1)
+        hidden = seen[:, None].cpu()
+        wide = expected(query.cpu(), [Segment(hidden, hidden)])
         torch.testing.assert_close(found.cpu().double(), wide, rtol=1e-5, atol=1e-5)
 
 

@@ -1,0 +1,68 @@
+"""In which rows of the buffers the positions of hypotheses are, where reordering moves no buffer."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+
+class Ancestry:
+    """Hypothesis n has position s in row rows[n, s] of the buffers: that of the hypothesis that it was then.
+
+    Two hypotheses of a sentence have their first positions in the same rows, until they part. Where these are read for
+    both at once, reordering costs no copy, and the beam few bytes more than one hypothesis. All tensors stay where they
+    are, so that a CUDA graph can replay `reorder`.
+
+    Shapes: N hypotheses, those of a sentence adjacent, C positions.
+    """
+
+    def __init__(self, hypotheses: int, beam: int, capacity: int, device: torch.device):
+        """
+        Args:
+            hypotheses: N.
+            beam: hypotheses of each sentence.
+            capacity: C.
+            device: of the buffers.
+        """
+        self.beam = beam
+        number = torch.arange(hypotheses, dtype=torch.int32, device=device).unsqueeze(1)
+        self._own = number.expand(-1, capacity)
+        self._positions = torch.arange(capacity, device=device)
+        self._is_itself = number % beam == torch.arange(beam, device=device)
+        self.rows = self._own.clone()  # int32 [N, C]
+        # int32 [N, beam]: the first positions that the hypothesis has in the rows of each hypothesis of its sentence.
+        self.shared = torch.empty_like(self._is_itself, dtype=torch.int32)
+        self.reset()
+
+    def reset(self) -> None:
+        """Every hypothesis has all positions in a row of its own."""
+        self.rows.copy_(self._own)
+        self.shared.copy_(self._is_itself * len(self._positions))
+
+    def narrow(self, hypotheses: int) -> Ancestry:
+        """That of the first hypotheses, in the same place."""
+        found = copy.copy(self)
+        for name in ("_own", "_is_itself", "rows", "shared"):
+            setattr(found, name, getattr(self, name)[:hypotheses])
+        return found
+
+    def reorder(self, order: Tensor, taken: Tensor) -> None:
+        """Hypothesis n continues hypothesis order[n] of its sentence, with positions of its own from now on.
+
+        Args:
+            order: int64 [N].
+            taken: int64 [1], the number of used positions.
+        """
+        continued = self.rows.index_select(0, order)
+        self.rows.copy_(torch.where(self._positions < taken, continued, self._own))
+        others = (order % self.beam).view(-1, 1, self.beam).expand(-1, self.beam, -1).reshape(len(order), self.beam)
+        shared = self.shared.index_select(0, order).gather(1, others)
+        self.shared.copy_(torch.where(self._is_itself, self.shared, torch.minimum(shared, taken)))
+
+    def move(self, buffer: Tensor) -> Tensor:
+        """A copy of the buffer, [N, ..., C, width], in which every hypothesis has all positions in a row of its own."""
+        heads = buffer.flatten(1, -3) if buffer.dim() > 3 else buffer.unsqueeze(1)
+        head = torch.arange(heads.size(1), device=buffer.device).unsqueeze(1)
+        return heads[self.rows.long().unsqueeze(1), head, self._positions].view(buffer.shape)
