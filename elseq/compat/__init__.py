@@ -83,6 +83,7 @@ REPAIRS = (
     training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
     training.keep_the_record_of_conversions,
+    training.copy_tasks,
     commands.accept_elseq_as_user_dir,
     commands.take_several_user_dirs,
     commands.validate_without_task,

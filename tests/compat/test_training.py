@@ -1,4 +1,6 @@
+import copy
 import json
+import pickle
 import sys
 from pathlib import Path
 
@@ -6,12 +8,14 @@ import pytest
 import torch
 from fairseq import options, utils
 from fairseq.logging import metrics
-from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.fairseq_task import StatefulContainer
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
 
 from elseq.compat import training
 from tests import helpers
+from tests.tiny_models import make_dictionary
 
 
 @pytest.fixture
@@ -241,3 +245,18 @@ def test_the_record_of_conversions(train, without, tmp_path, recorded, kept):
 def test_recorded_conversions(extra_state, expected):
     assert training.recorded_conversions({"extra_state": extra_state}) == expected
     assert training.recorded_conversions({}) == []
+
+
+@pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
+def test_tasks_can_be_copied(copied, without):
+    task = TranslationTask(TranslationConfig(), make_dictionary(3), make_dictionary(5))
+    task.state.merge_state_dict({"seen": [7]})
+    found = copied(task)
+    assert found.state.seen == [7] and len(found.target_dictionary) == len(task.target_dictionary)
+    found.state.add_factory("made", lambda: 3)
+    assert found.state.made == 3
+    with pytest.raises(AttributeError, match="no factory"):
+        _ = task.state.nothing
+    without(StatefulContainer, "__getattr__")
+    with pytest.raises(RecursionError):
+        copied(task.state)
