@@ -3,6 +3,7 @@
 import dataclasses
 import math
 import traceback
+from typing import NamedTuple
 
 import torch
 from fairseq import search, sequence_generator, utils
@@ -60,6 +61,17 @@ def search_diverse_groups_apart():
     search.DiverseBeamSearch = DiverseBeamSearch
 
 
+class _Chosen(NamedTuple):
+    """What a group chooses among its candidates."""
+
+    scores: Tensor  # [B, C], -inf: not chosen
+    words: Tensor  # int64 [B, C]
+    hypotheses: Tensor  # int64 [B, C], among all of the sentence
+    ends: Tensor  # bool [B, C]: the group finishes it
+    counts: Tensor  # [B, C]: 1 for what is chosen, 0 for the others
+    keys: Tensor  # int64 [B, C]: by which the candidates of all groups are ordered
+
+
 class DiverseBeamSearch(search.DiverseBeamSearch):
     """Each group is a separate beam search, which ends when it has its share of the hypotheses. As in fairseq, words
     that earlier groups choose in the same step, to continue or to end, get lower scores.
@@ -67,7 +79,7 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
     A generator finishes those of the first `beam` candidates that end, and continues with the first `beam` that do not.
     Ended candidates therefore come first here, and the others are in the positions of their groups.
 
-    Shapes: B sentences, G groups of K hypotheses (hypothesis n is in group n % G), C candidates of a group.
+    Shapes: B sentences, G groups of K hypotheses (hypothesis n is in group n % G), V words, C candidates of a group.
     """
 
     def __init__(self, tgt_dict, num_groups, diversity_strength, diversity_discount=1.0, candidate_multiple=1):
@@ -89,51 +101,67 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
         prev_output_tokens: Tensor | None = None,
         original_batch_idxs: Tensor | None = None,
     ):
-        sentences, beam, _ = lprobs.size()
-        groups = self.num_groups
+        share = self.begin(step, lprobs)
+        chosen: list[_Chosen] = []
+        for group in range(self.num_groups):
+            penalty = torch.zeros_like(lprobs[:, 0])
+            if group > 0:
+                words, weights = self.taken(group, chosen)
+                penalty.scatter_add_(1, words, weights)
+            log_probs = self.lowered(group, share, lprobs[:, group :: self.num_groups], penalty.unsqueeze(1))
+            before = scores[:, group :: self.num_groups] if step > 0 else None
+            best, words, beams = self.beam.step(step, log_probs, before, candidate_multiple=2)
+            chosen.append(self.choose(group, share, best, words, beams))
+        return self.end(share, chosen)
+
+    def begin(self, step: int, lprobs) -> int:
+        """The hypotheses of a group; lprobs: [B, beam, ...]."""
+        sentences, beam, groups = lprobs.size(0), lprobs.size(1), self.num_groups
         if beam % groups != 0:
             raise ValueError("DiverseBeamSearch requires --beam to be divisible by the number of groups")
-        share = beam // groups
         if step == 0:
             self.group_overlap = lprobs.new_zeros(sentences, groups, groups)
             self.ended = lprobs.new_zeros(sentences, groups)
-        overlap = torch.zeros_like(self.group_overlap)
-        all_scores, all_words, all_beams, all_chosen, all_keys = [], [], [], [], []  # each [B, C]
-        for group in range(groups):
-            log_probs = lprobs[:, group::groups]
-            penalty = torch.zeros_like(lprobs[:, 0])
-            for other in range(group):
-                weights = all_chosen[other] * (1 + self.group_overlap[:, group, other].unsqueeze(1))
-                penalty.scatter_add_(1, all_words[other], weights)
-            log_probs = log_probs + self.diversity_strength * penalty.unsqueeze(1)
-            log_probs = log_probs.masked_fill(self.ended[:, group].ge(share).view(-1, 1, 1), -math.inf)
-            before = scores[:, group::groups] if step > 0 else None
-            best, words, beams = self.beam.step(step, log_probs, before, candidate_multiple=2)
+        return beam // groups
 
-            rank = torch.arange(best.size(1), device=best.device)
-            is_end = words.eq(self.eos) & best.gt(-math.inf)
-            is_last = is_end & rank.lt(share)
-            is_last = is_last & (self.ended[:, group].unsqueeze(1) + is_last.cumsum(1)).le(share)
-            place = (~is_end).cumsum(1) - 1
-            is_next = ~is_end & place.lt(share)
-            keys = torch.where(is_last, rank, torch.where(is_next, share + place, 3 * share + rank))
-            best = best.masked_fill(~(is_last | is_next), -math.inf)
-            chosen = best.gt(-math.inf).to(lprobs)
-            for other in range(group):
-                same = words.eq(all_words[other]) * chosen * all_chosen[other]
-                overlap[:, group, other] = same.sum(1)
-            self.ended[:, group] += is_last.sum(1)
-            all_scores.append(best)
-            all_words.append(words)
-            all_beams.append(beams * groups + group)
-            all_chosen.append(chosen)
-            all_keys.append(keys * groups + group)
-        self.group_overlap = self.diversity_discount * (self.group_overlap + overlap)
-        order = torch.cat(all_keys, dim=1).argsort(dim=1)[:, : 2 * beam]
+    def taken(self, group: int, chosen: list[_Chosen]) -> tuple[Tensor, Tensor]:
+        """The words of the candidates of earlier groups, int64 [B, group * C], and how often each counts."""
+        words = torch.stack([each.words for each in chosen], dim=1)
+        weights = torch.stack([each.counts for each in chosen], dim=1)
+        weights = weights * (1 + self.group_overlap[:, group, :group]).unsqueeze(2)
+        return words.flatten(1), weights.flatten(1)
+
+    def lowered(self, group: int, share: int, lprobs, penalty):
+        """Log-probabilities of a group [B, K, ...] where its words were taken so often; -inf if the group has ended."""
+        is_over = self.ended[:, group].ge(share).view(-1, 1, 1)
+        return (lprobs + self.diversity_strength * penalty).masked_fill(is_over, -math.inf)
+
+    def choose(self, group: int, share: int, scores, words, hypotheses) -> _Chosen:
+        """Among candidates, best first, each [B, C]; hypotheses: of the group."""
+        rank = torch.arange(scores.size(1), device=scores.device)
+        is_end = words.eq(self.eos) & scores.gt(-math.inf)
+        is_last = is_end & rank.lt(share)
+        is_last = is_last & (self.ended[:, group].unsqueeze(1) + is_last.cumsum(1)).le(share)
+        place = (~is_end).cumsum(1) - 1
+        is_next = ~is_end & place.lt(share)
+        keys = torch.where(is_last, rank, torch.where(is_next, share + place, 3 * share + rank))
+        scores = scores.masked_fill(~(is_last | is_next), -math.inf)
+        counts = scores.gt(-math.inf).to(scores)
+        groups = self.num_groups
+        return _Chosen(scores, words, hypotheses * groups + group, is_last, counts, keys * groups + group)
+
+    def end(self, share: int, chosen: list[_Chosen]) -> tuple[Tensor, Tensor, Tensor]:
+        """The candidates of the sentences: scores, words and hypotheses."""
+        self.ended = self.ended + torch.stack([each.ends.sum(1) for each in chosen], dim=1)
+        words = torch.stack([each.words for each in chosen], dim=1)
+        counts = torch.stack([each.counts for each in chosen], dim=1)
+        same = words.unsqueeze(2).eq(words.unsqueeze(1)) * counts.unsqueeze(2) * counts.unsqueeze(1)
+        self.group_overlap = self.diversity_discount * (self.group_overlap + same.sum(3))
+        order = torch.cat([each.keys for each in chosen], dim=1).argsort(dim=1)[:, : 2 * share * self.num_groups]
         return (
-            torch.cat(all_scores, dim=1).gather(1, order),
-            torch.cat(all_words, dim=1).gather(1, order),
-            torch.cat(all_beams, dim=1).gather(1, order),
+            torch.cat([each.scores for each in chosen], dim=1).gather(1, order),
+            torch.cat([each.words for each in chosen], dim=1).gather(1, order),
+            torch.cat([each.hypotheses for each in chosen], dim=1).gather(1, order),
         )
 
 
