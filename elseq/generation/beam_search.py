@@ -1,13 +1,56 @@
-"""Beam search: which continuations of a sentence's hypotheses are the best."""
+"""Beam search: which continuations of a sentence's hypotheses are the best.
+
+Shapes: B sentences, beam hypotheses each, N = B * beam, V words, C candidates of a sentence.
+"""
+
+import math
 
 import torch
 from fairseq import search
 from torch import Tensor
 
 from elseq.generation import transfers
+from elseq.generation.next_words import NextWords
 
 
-class BeamSearch(search.BeamSearch):
+class AmongFew:
+    """A search strategy that chooses among few words of each hypothesis: the best ones, if it does not say otherwise."""
+
+    def needed(self, beam: int) -> int | None:
+        """How many words of each of so many hypotheses `select` asks for; None: all, by `step`."""
+        raise NotImplementedError
+
+    def find(self, words: NextWords, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """The words to choose among; as `NextWords.best`."""
+        return words.best(count, forbidden)
+
+    def select(
+        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        """As `step`, from these words of each hypothesis, in any order.
+
+        Args:
+            step, scores: as for `step`.
+            best: log-probabilities, [B, beam, W], which may be overwritten: W words, all of them or `needed`.
+            words: int64 [B, beam, W], likewise.
+
+        Returns:
+            None where fairseq would choose among equal scores, on a CPU: `step` then does so. Nothing has been drawn.
+        """
+        raise NotImplementedError
+
+
+def has_equal(scores: Tensor) -> bool:
+    """Whether possible ones are equal, on a CPU; scores: in descending order along the last dimension.
+
+    On a GPU the host does not ask: any of the words will do.
+    """
+    if not transfers.is_free(scores.device):
+        return False
+    return bool(((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] > -math.inf)).any())
+
+
+class BeamSearch(AmongFew, search.BeamSearch):
     """fairseq's beam search. It selects within each hypothesis before it compares hypotheses.
 
     The best continuations of a sentence are among the best of each of its hypotheses; only those few need scores.
@@ -25,7 +68,7 @@ class BeamSearch(search.BeamSearch):
 
         Args:
             step: words that the hypotheses have.
-            lprobs: log-probabilities of the next word, [B, beam, V]: B sentences, V words.
+            lprobs: log-probabilities of the next word, [B, beam, V].
             scores: cumulative ones of the words so far, [B, beam, step].
             prev_output_tokens, original_batch_idxs: unused.
 
@@ -44,21 +87,10 @@ class BeamSearch(search.BeamSearch):
 
     @staticmethod
     def needed(beam: int) -> int:
-        """How many of the best words of each hypothesis `select` asks for."""
-        return 2 * beam + 1
+        return 2 * beam + 1  # the last one tells whether others are equal to what is chosen
 
     @staticmethod
     def select(step: int, best: Tensor, words: Tensor, scores: Tensor | None) -> tuple[Tensor, Tensor, Tensor] | None:
-        """As `step`, from the best words of each hypothesis, in any order.
-
-        Args:
-            step, scores: as for `step`.
-            best: their log-probabilities, [B, beam, W]: W words, all of them or `needed`.
-            words: int64 [B, beam, W].
-
-        Returns:
-            None if there are equal scores, on a CPU.
-        """
         sentences, beam, width = best.shape
         if step == 0:  # all hypotheses of a sentence are still the same
             best, words = best[:, :1], words[:, :1]
@@ -66,7 +98,7 @@ class BeamSearch(search.BeamSearch):
             best = best + scores[:, :, step - 1 :]
         candidates = min(2 * beam, best.size(1) * width - 1)
         best, index = torch.topk(best.reshape(sentences, -1), candidates + 1, dim=1)
-        if transfers.is_free(best.device) and bool((best[:, 1:] == best[:, :-1]).any()):
+        if has_equal(best):
             return None
         best, index = best[:, :-1], index[:, :-1]
         return best, words.reshape(sentences, -1).gather(1, index), index // width

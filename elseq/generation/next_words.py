@@ -8,7 +8,7 @@ from torch import Tensor
 
 from elseq import native
 from elseq.generation import transfers
-from elseq.generation.kernels.best_words import best_words, has_kernel
+from elseq.generation.kernels.best_words import best_words, drawn_words, has_kernel
 from elseq.precision import kernels
 
 MOST_ON_CPU = 64  # words that are found one by one while the others are read
@@ -74,9 +74,7 @@ class NextWords:
         if not self.offers_best:
             return None
         if not transfers.is_free(forbidden.device):
-            values, words = self._best_on_gpu(count, forbidden)
-            is_nan = values.isnan().any()
-            return values.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), words, is_nan
+            return _numbers(*self._best_on_gpu(count, forbidden))
         count += forbidden.size(1)
         if not MOST_ON_CPU >= count <= self._logits.size(1):
             return None
@@ -85,12 +83,27 @@ class NextWords:
         # The same numbers as in `log_probs`: which of them is asked for depends on the batch.
         chosen = logits.gather(1, words)
         values = (chosen - chosen[:, :1]).add_(values[:, :1])
-        is_nan = values.isnan().any()
+        values, words, is_nan = _numbers(values, words)
         is_forbidden = (words.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
-        return values.nan_to_num_(nan=-math.inf, neginf=-math.inf).masked_fill_(is_forbidden, -math.inf), words, is_nan
+        return values.masked_fill_(is_forbidden, -math.inf), words, is_nan
+
+    def drawn(self, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        """A word of each hypothesis, drawn by its probability, other words than `torch.multinomial` draws.
+
+        Arguments and results are those of `best`, for one word.
+        """
+        if self._logits is None or not has_kernel(self._logits, 1):
+            return None
+        return _numbers(*drawn_words(self._logits, forbidden))
 
     def _best_on_gpu(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
         if self._logits is not None and has_kernel(self._logits, count):
             return best_words(self._logits, min(count, self._logits.size(1)), forbidden)
         log_probs = self.log_probs.scatter_(1, forbidden, -math.inf)
         return torch.topk(log_probs, min(count, log_probs.size(1)), dim=1)
+
+
+def _numbers(values: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """These log-probabilities, -inf where there is no number; the words; whether there is one that is no number."""
+    is_nan = values.isnan().any()
+    return values.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf), words, is_nan

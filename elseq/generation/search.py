@@ -18,7 +18,7 @@ from elseq.bounds import check_bounds, is_whole
 from elseq.errors import UserError, as_option, is_out_of_memory, renamed
 from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import align
-from elseq.generation.beam_search import BeamSearch, GreedySearch
+from elseq.generation.beam_search import AmongFew, BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Candidates, Remaining
 from elseq.generation.cuda_graphs import held_bytes, release_all
 from elseq.generation.hypotheses import FinishedHypotheses
@@ -322,8 +322,9 @@ class SequenceGenerator(nn.Module):
         return Candidates.of(*selected, self.eos), is_nan
 
     def _among_the_best(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor] | None:
-        """What the search strategy selects, where the best words of each hypothesis suffice for that."""
-        if not (isinstance(self.search, BeamSearch) and next_words.offers_best):
+        """What the search strategy selects, where few words of each hypothesis suffice for that."""
+        count = self.search.needed(self.beam_size) if isinstance(self.search, AmongFew) else None
+        if count is None or not next_words.offers_best:
             return None
         forbidden = []
         for process in self.processors:
@@ -332,7 +333,7 @@ class SequenceGenerator(nn.Module):
                 return None
             forbidden.append(words.expand(len(step.beams.tokens), -1))
         forbidden = torch.cat(forbidden, dim=1)
-        found = next_words.best(self.search.needed(self.beam_size), forbidden)
+        found = self.search.find(next_words, count, forbidden)
         if found is None:
             return None
         *found, is_nan = found

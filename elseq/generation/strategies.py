@@ -1,22 +1,48 @@
-"""fairseq's search strategies as it has them, but that they ask a GPU for nothing in a step.
+"""fairseq's search strategies as it has them, but that they choose among few words of each hypothesis where these
+suffice, and ask a GPU for nothing in a step.
 
-Shapes: B sentences, beam hypotheses each, V words, C candidates of a sentence.
+Shapes: B sentences, beam hypotheses each, V words, W of them that may be chosen, C candidates of a sentence.
 """
 
 import torch
 from fairseq import search
 from torch import Tensor
 
+from elseq.compat.generation import DiverseBeamSearch as RepairedDiverseBeamSearch
 from elseq.compat.generation import Sampling as RepairedSampling
 from elseq.generation import transfers
+from elseq.generation.beam_search import AmongFew, BeamSearch, has_equal
+from elseq.generation.next_words import NextWords
 
 
-class Sampling(RepairedSampling):
+class Sampling(AmongFew, RepairedSampling):
     """Draws the words that fairseq draws. fairseq's draw asks whether its probabilities are any.
 
-    On a GPU fairseq draws from so many words as the largest set of top-p sampling has, for which it waits. Here it is
-    from all of them, so that a seed gives other words there.
+    On a GPU a seed gives other words, by the same probabilities, where top-p sampling of fairseq waits for the size of
+    the largest set, and where a kernel draws from all words.
     """
+
+    def needed(self, beam: int) -> int | None:
+        if self.sampling_topp > 0:
+            return None
+        return self.sampling_topk + 1 if self.sampling_topk > 0 else 1
+
+    def find(self, words: NextWords, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return words.best(count, forbidden) if self.sampling_topk > 0 else words.drawn(forbidden)
+
+    def select(
+        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        nothing = best.amax(dim=2).exp().eq(0)  # is left: then it is the end, see `RepairedSampling`
+        best[:, :, 0].masked_fill_(nothing, 0.0)
+        words[:, :, 0].masked_fill_(nothing, self.eos)
+        if self.sampling_topk <= 0:  # the word is drawn
+            best = best if step == 0 else best + scores[:, :, step - 1 :]
+            return best.squeeze(2), words.squeeze(2), _numbers(words)
+        if has_equal(torch.topk(best, min(self.sampling_topk + 1, best.size(2)), dim=2)[0]):
+            return None
+        found, index, hypotheses = self.draw(step, best, scores)
+        return found, words.flatten(1).gather(1, hypotheses * words.size(2) + index), hypotheses
 
     def draw(
         self,
@@ -51,8 +77,7 @@ class Sampling(RepairedSampling):
         drawn = (probs / torch.empty_like(probs).exponential_()).argmax(dim=2, keepdim=True)
         scores = scores[:, :, step - 1] + probs.gather(2, drawn).log_().squeeze(2)
         words = drawn if words is None else words.gather(2, drawn)
-        hypotheses = torch.arange(scores.size(1), device=scores.device).expand_as(scores)
-        return scores, words.squeeze(2), hypotheses
+        return scores, words.squeeze(2), _numbers(words)
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, of the fewest words that have more than p together, and 0 of others; the words."""
@@ -63,8 +88,34 @@ class Sampling(RepairedSampling):
         return probs.masked_fill_(torch.arange(probs.size(2), device=probs.device) > last, 0), words
 
 
-class DiverseSiblingsSearch(search.DiverseSiblingsSearch):
+class DiverseBeamSearch(AmongFew, RepairedDiverseBeamSearch):
+    """Groups of hypotheses, which avoid each other's words (arXiv 1610.02424)."""
+
+    def needed(self, beam: int) -> int | None:
+        # Those that earlier groups may lower, as many as their candidates, and those that the group itself needs.
+        return BeamSearch.needed(beam) if self.diversity_strength <= 0 <= self.diversity_discount else None
+
+    def select(
+        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        share, chosen = self.begin(step, best), []
+        for group in range(self.num_groups):
+            log_probs, own, before = (each[:, group :: self.num_groups] for each in (best, words, scores))
+            penalty = torch.zeros_like(log_probs)
+            if chosen:
+                taken, weights = (each[:, None, None] for each in self.taken(group, chosen))
+                penalty = (own.unsqueeze(3).eq(taken) * weights).sum(dim=3)
+            found = BeamSearch.select(step, self.lowered(group, share, log_probs, penalty), own, before)
+            if found is None:
+                return None
+            chosen.append(self.choose(group, share, *found))
+        return self.end(share, chosen)
+
+
+class DiverseSiblingsSearch(AmongFew, search.DiverseSiblingsSearch):
     """A hypothesis' continuations cost the more, the more of its others are better (arXiv 1611.08562)."""
+
+    needed = staticmethod(BeamSearch.needed)
 
     def step(
         self,
@@ -80,16 +131,42 @@ class DiverseSiblingsSearch(search.DiverseSiblingsSearch):
         _, beam, words = lprobs.shape
         candidates = min(2 * beam, beam * words - 1)
         width = min(candidates, words)
-        best, words = torch.topk(lprobs + scores[:, :, step - 1 :], width, dim=2)
+        return self._among_siblings(candidates, *torch.topk(lprobs + scores[:, :, step - 1 :], width, dim=2))
+
+    def select(
+        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
+        if step == 0:
+            return BeamSearch.select(step, best, words, scores)
+        _, beam, width = best.shape
+        candidates = min(2 * beam, beam * width - 1)
+        best, index = torch.topk(best + scores[:, :, step - 1 :], min(candidates + 1, width), dim=2)
+        if has_equal(best):
+            return None
+        best, words = best[:, :, :candidates], words.gather(2, index)[:, :, :candidates]
+        return self._among_siblings(candidates, best, words)
+
+    def _among_siblings(self, candidates: int, best: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """So many candidates; best, words: scores of the siblings, best first, and their words, each [B, beam, W]."""
+        width = best.size(2)
         best = best - self.diversity_rate * torch.arange(1, width + 1, dtype=best.dtype, device=best.device)
         best, index = torch.topk(best.flatten(1), candidates, dim=1)
         return best, words.flatten(1).gather(1, index), index // width
+
+
+def _numbers(hypotheses: Tensor) -> Tensor:
+    """Of the hypotheses of each sentence, int64 [B, beam]; hypotheses: [B, beam, ...]."""
+    return torch.arange(hypotheses.size(1), device=hypotheses.device).expand(hypotheses.shape[:2])
 
 
 def as_ours(strategy: search.Search, tgt_dict) -> search.Search:
     """The same strategy by a class of this module, if there is one: subclasses of fairseq's may do otherwise."""
     if type(strategy) is search.Sampling:
         return Sampling(tgt_dict, strategy.sampling_topk, strategy.sampling_topp)
+    if type(strategy) is search.DiverseBeamSearch:
+        return DiverseBeamSearch(
+            tgt_dict, strategy.num_groups, -strategy.diversity_strength, strategy.diversity_discount
+        )
     if type(strategy) is search.DiverseSiblingsSearch:
         return DiverseSiblingsSearch(tgt_dict, strategy.diversity_rate)
     return strategy

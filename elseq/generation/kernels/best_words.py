@@ -1,4 +1,4 @@
-"""The best words and their log-probabilities, without the log-probabilities of all words."""
+"""The best words, or a drawn one, and their log-probabilities, without the log-probabilities of all words."""
 
 import math
 
@@ -13,7 +13,7 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def has_kernel(logits: Tensor, count: int) -> bool:
-    """Whether `best_words` finds so many words on this device. The kernel has then proved itself there."""
+    """Whether `best_words` finds so many words on this device, and `drawn_words` one. The kernel has then proved itself there."""
     device, dtype = logits.device, logits.dtype
     return (
         logits.is_cuda
@@ -44,6 +44,34 @@ def best_words(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, T
         values, words = launch_best(logits, count)
     values, index = torch.topk(values, count, dim=1)
     return values - normalizers, words.gather(1, index)
+
+
+def drawn_words(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+    """A word of each row, drawn by its probability among those that are not forbidden: first a part of the row by its
+    sum, then a word of the part.
+
+    Args:
+        logits, forbidden: as for `best_words`.
+
+    Returns:
+        float32 [N, 1], its log-probability among all words, NaN in a row with a NaN; int64 [N, 1], the word.
+    """
+    from elseq.generation.kernels.best_words_triton import BLOCK, launch_log_sums  # need Triton
+
+    with on_device(logits.device):
+        normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
+        logits.scatter_(1, forbidden, -math.inf)
+        part = _drawn(launch_log_sums(logits))
+    width = logits.size(1)
+    words = part * BLOCK + torch.arange(BLOCK, device=logits.device)
+    numbers = logits.gather(1, words.clamp(max=width - 1)).float().masked_fill_(words >= width, -math.inf)
+    word = words.gather(1, _drawn(numbers))
+    return logits.gather(1, word).float() - normalizers, word
+
+
+def _drawn(logits: Tensor) -> Tensor:
+    """A column of each row, int64 [N, 1], as likely as the softmax of float32 [N, V] says."""
+    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1, keepdim=True)
 
 
 def _trial(device: torch.device, dtype: torch.dtype, rows: int = 128, width: int = 50_000) -> Trial:
