@@ -14,7 +14,7 @@ from elseq.generation.next_words import NextWords
 
 
 class AmongFew:
-    """A search strategy that chooses among few words of each hypothesis: the best ones, if it does not say otherwise."""
+    """A search strategy that chooses among few words of each hypothesis: the best ones, or what `find` finds."""
 
     def needed(self, beam: int) -> int | None:
         """How many words of each of so many hypotheses `select` asks for; None: all, by `step`."""

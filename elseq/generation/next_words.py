@@ -11,7 +11,7 @@ from elseq.generation import transfers
 from elseq.generation.kernels.best_words import best_words, drawn_words, has_kernel
 from elseq.precision import kernels
 
-MOST_ON_CPU = 64  # words that are found one by one while the others are read
+MOST_ON_CPU = 128  # words that are found one by one while the others are read
 
 
 class NextWords:

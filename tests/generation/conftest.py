@@ -1,7 +1,8 @@
 import pytest
+import torch
 from fairseq import search
 
-from elseq.generation import strategies, transfers
+from elseq.generation import next_words, strategies, transfers
 from tests.attention.reference import find_by_ancestry
 
 
@@ -18,3 +19,18 @@ def as_on_gpu(monkeypatch):
     """A search on the CPU that asks for as little as on a GPU, but for top-p sampling, which draws others there."""
     monkeypatch.setattr(transfers, "is_free", lambda device: False)
     monkeypatch.setattr(strategies.Sampling, "_sample_topp", search.Sampling._sample_topp)
+
+
+@pytest.fixture
+def kernel_draws(monkeypatch):
+    """A search draws words as where there is a kernel, by parts of 8 words, whose sums torch computes."""
+    pytest.importorskip("triton")
+    from elseq.generation.kernels import best_words_triton
+
+    def log_sums(logits):
+        parts = logits.float().split(best_words_triton.BLOCK, dim=1)
+        return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
+
+    monkeypatch.setattr(best_words_triton, "BLOCK", 8)
+    monkeypatch.setattr(best_words_triton, "launch_log_sums", log_sums)
+    monkeypatch.setattr(next_words, "has_kernel", lambda logits, count: True)

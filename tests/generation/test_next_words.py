@@ -2,6 +2,7 @@
 
 import pytest
 import torch
+from fairseq import search
 
 from elseq.generation import SequenceGenerator
 from elseq.generation.next_words import MOST_ON_CPU, NextWords
@@ -20,6 +21,25 @@ SEARCHES = {
     "no word twice": {"beam_size": 3, "no_repeat_ngram_size": 1},
     "temperature": {"beam_size": 3, "temperature": 1.7},
     "wide": {"beam_size": 40},
+    "groups": {"beam_size": 6, "search_strategy": lambda: search.DiverseBeamSearch(DICTIONARY, 3, 0.6)},
+    "groups of one": {"beam_size": 4, "search_strategy": lambda: search.DiverseBeamSearch(DICTIONARY, 4, 2.0, 0.5)},
+    "groups and no bigram twice": {
+        "beam_size": 4,
+        "search_strategy": lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.6),
+        "no_repeat_ngram_size": 2,
+    },
+    "siblings": {"beam_size": 4, "search_strategy": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.8)},
+    "siblings and a minimum length": {
+        "beam_size": 3,
+        "search_strategy": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.3),
+        "min_len": 6,
+    },
+    "sampling, top-k": {"beam_size": 4, "search_strategy": lambda: search.Sampling(DICTIONARY, 10)},
+    "sampling, top-k, and suppressed words": {
+        "beam_size": 2,
+        "search_strategy": lambda: search.Sampling(DICTIONARY, 50),
+        "tokens_to_suppress": ["w3", "w8", "w90"],
+    },
 }
 NONE = torch.zeros(1, 0, dtype=torch.long)
 
@@ -68,6 +88,23 @@ def test_the_best_words_on_a_gpu(as_on_gpu, dtype, are_logits):
         torch.testing.assert_close(exact.gather(1, numbers)[finite], expected[:, :count][finite])
 
 
+def test_a_drawn_word(kernel_draws):
+    logits = torch.randn(5, 300)
+    exact = logits.log_softmax(dim=1)
+    values, words, is_nan = NextWords(logits=logits).drawn(torch.arange(290).repeat(5, 1))
+    assert not is_nan and (words >= 290).all()
+    torch.testing.assert_close(values, exact.gather(1, words))
+    logits = torch.randn(2, 300)
+    logits[1, 7] = torch.nan
+    values, _, is_nan = NextWords(logits=logits).drawn(torch.tensor([[7]]).expand(2, 1))
+    assert is_nan and values.isneginf().tolist() == [[False], [True]]
+
+
+def test_no_word_is_drawn_without_a_kernel():
+    assert NextWords(torch.randn(2, 20)).drawn(NONE) is None
+    assert NextWords(logits=torch.randn(2, 20)).drawn(NONE) is None
+
+
 @pytest.mark.parametrize("place", ["as on a CPU", "as on a GPU"])
 def test_no_number(request, place):
     if place == "as on a GPU":
@@ -87,14 +124,21 @@ def test_no_number(request, place):
 def test_searches_find_the_same(family, name, monkeypatch):
     model = make_models(family, DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9, 3, 7]))
-    options = {"max_len_b": 15, **SEARCHES[name]}
     called = []
     best = NextWords.best
     monkeypatch.setattr(NextWords, "best", lambda self, *asked: called.append(asked) or best(self, *asked))
-    found = SequenceGenerator([model], DICTIONARY, **options).generate(None, sample)
+
+    def generate():
+        options = {"max_len_b": 15, **SEARCHES[name]}
+        if "search_strategy" in options:
+            options["search_strategy"] = options["search_strategy"]()
+        torch.manual_seed(1)
+        return SequenceGenerator([model], DICTIONARY, **options).generate(None, sample)
+
+    found = generate()
     assert bool(called) == (name != "penalty of unknown words")
     monkeypatch.setattr(NextWords, "offers_best", False)
-    assert_same_hypotheses(found, SequenceGenerator([model], DICTIONARY, **options).generate(None, sample))
+    assert_same_hypotheses(found, generate())
 
 
 def test_the_prefix_and_the_end_take_all_words():

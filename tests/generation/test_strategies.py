@@ -9,6 +9,8 @@ from fairseq import search
 from fairseq.models import FairseqIncrementalDecoder, FairseqLanguageModel
 from fairseq.sequence_generator import SequenceGenerator as StockGenerator
 from fairseq.token_generation_constraints import pack_constraints
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from elseq.generation import SequenceGenerator, transfers
 from elseq.generation.strategies import DiverseSiblingsSearch, Sampling, as_ours
@@ -353,8 +355,119 @@ def test_siblings_of_as_many_as_there_are_words(models):
 
 
 def test_strategies_of_plugins_stay():
-    class Plugin(search.Sampling):
-        pass
-
-    for strategy in (Plugin(DICTIONARY), search.DiverseBeamSearch(DICTIONARY, 2, 0.5)):
+    for kind, options in ((search.Sampling, ()), (search.DiverseBeamSearch, (2, 0.5))):
+        strategy = type("Plugin", (kind,), {})(DICTIONARY, *options)
         assert as_ours(strategy, DICTIONARY) is strategy
+
+
+# --- among few words
+
+
+AMONG_FEW = {
+    "groups": lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.7),
+    "groups, of old": lambda: search.DiverseBeamSearch(DICTIONARY, 3, 1.5, 0.0),
+    "groups of one": lambda: search.DiverseBeamSearch(DICTIONARY, 6, 3.0, 0.5),
+    "one group": lambda: search.DiverseBeamSearch(DICTIONARY, 1, 0.7),
+    "siblings": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.8),
+    "sampling, top-k": lambda: search.Sampling(DICTIONARY, 7),
+    "sampling, the best": lambda: search.Sampling(DICTIONARY, 1),
+}
+
+
+def select(strategy, step, log_probs, scores):
+    """From as few words as it needs, any of equal ones, in any order."""
+    vocabulary, generator = log_probs.size(2), torch.Generator().manual_seed(step)
+    count = min(strategy.needed(log_probs.size(1)), vocabulary)
+    words = torch.randperm(vocabulary, generator=generator)
+    best, index = log_probs[:, :, words].sort(dim=2, descending=True, stable=True)
+    order = torch.randperm(count, generator=generator)
+    return strategy.select(step, best[:, :, order], words[index[:, :, order]], scores)
+
+
+@settings(max_examples=300, deadline=None, derandomize=True)
+@given(
+    name=st.sampled_from(sorted(AMONG_FEW)),
+    seed=st.integers(0, 2**31),
+    vocabulary=st.integers(20, 40) | st.integers(1000, 2000),
+    excluded=st.floats(0, 1),
+    case=st.sampled_from([(True, 0), (True, 2), (True, 10), (False, 0)]),
+)
+def test_few_words_suffice(name, seed, vocabulary, excluded, case):
+    """For what fairseq selects, step by step. Some scores are equal if there are so many values in 1; 0: there is any.
+    On a GPU any of equal words would do."""
+    is_free, values = case
+    torch.manual_seed(seed)
+    theirs, ours = AMONG_FEW[name](), as_ours(AMONG_FEW[name](), DICTIONARY)
+    assert type(ours) is not type(theirs)
+    scores, totals = torch.zeros(3, 6, 0), torch.zeros(3, 6)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(transfers, "is_free", lambda device: is_free)
+        for step in range(5):
+            log_probs = torch.randn(3, 6, vocabulary) * 2
+            log_probs[:, :, EOS] += 3  # so that groups end
+            if values:
+                log_probs = (log_probs * values).round() / values
+            log_probs = log_probs.log_softmax(dim=2)
+            if step == 0:
+                log_probs = log_probs[:, :1].repeat(1, 6, 1)
+            log_probs[:, :, torch.randperm(vocabulary)[: int(excluded * vocabulary)]] = -math.inf
+            torch.manual_seed(step)
+            found = select(ours, step, log_probs, scores)
+            if found is None:
+                assert is_free and values
+                torch.manual_seed(step)
+                found = ours.step(step, log_probs.clone(), scores)
+            after = torch.rand(1)
+            torch.manual_seed(step)
+            expected = theirs.step(step, log_probs.clone(), scores)
+            assert torch.equal(torch.rand(1), after)  # as many numbers are drawn
+            torch.testing.assert_close(found[0], expected[0], rtol=0, atol=1e-6)
+            is_one = expected[0].isfinite()
+            for one, other in zip(found[1:], expected[1:], strict=True):
+                assert torch.equal(one[is_one], other[is_one])
+            # Those that go on: where none does, a place is left over.
+            totals = expected[0].masked_fill(expected[1].eq(EOS), -math.inf)[:, :6]
+            totals = torch.where(totals.isfinite().any(dim=1, keepdim=True), totals, torch.zeros(()))
+            scores = torch.cat((scores, totals.unsqueeze(2)), dim=2)
+
+
+def test_groups_that_raise_words_need_all():
+    for strength, discount in ((-1.0, 1.0), (1.0, -1.0)):
+        strategy = as_ours(search.DiverseBeamSearch(DICTIONARY, 2, strength, discount), DICTIONARY)
+        assert strategy.needed(4) is None
+
+
+def test_top_p_needs_all_words():
+    assert as_ours(search.Sampling(DICTIONARY, 3, 0.5), DICTIONARY).needed(4) is None
+
+
+@pytest.mark.parametrize("top_k", [-1, 1, 3])
+@pytest.mark.parametrize("step", [0, 1])
+def test_few_words_whose_probabilities_are_too_small_for_a_number(top_k, step):
+    strategy, count = as_ours(search.Sampling(DICTIONARY, top_k), DICTIONARY), 1 if top_k < 0 else top_k + 1
+    best, scores = -200.0 - torch.arange(count).repeat(1, 2, 1), torch.full((1, 2, step), -3.0)
+    best[0, 1] = -math.inf
+    found, words, _ = strategy.select(step, best, torch.full((1, 2, count), 7), scores)
+    assert words.tolist() == [[EOS, EOS]] and found.tolist() == [[-3.0 * step] * 2]
+
+
+@pytest.mark.parametrize("options", [{}, {"min_len": 6}, {"no_repeat_ngram_size": 1}], ids=str)
+def test_words_that_a_kernel_draws(models, as_on_gpu, kernel_draws, options):
+    """Have their scores, and are such as may follow."""
+    suppressed = ["w1", "w3", "w8"]
+    strategy = search.Sampling(DICTIONARY)
+    found = found_by("kv", models, strategy, beam_size=5, max_len_b=9, tokens_to_suppress=suppressed, **options)
+    for source, hypotheses in zip(make_sources(DICTIONARY, LENGTHS), found, strict=True):
+        assert len({tuple(hypothesis["tokens"].tolist()) for hypothesis in hypotheses}) > 1
+        for hypothesis in hypotheses:
+            words = hypothesis["tokens"].tolist()
+            assert not {DICTIONARY.index(word) for word in suppressed} & set(words) and PAD not in words
+            assert len(words) > options.get("min_len", 1)
+            if "no_repeat_ngram_size" in options:
+                assert len(set(words)) == len(words)
+            with torch.no_grad():
+                output = models["stock"](
+                    torch.tensor([source]), torch.tensor([len(source)]), torch.tensor([[EOS, *words[:-1]]])
+                )
+            expected = models["stock"].get_normalized_probs(output, log_probs=True)[0, range(len(words)), words]
+            torch.testing.assert_close(hypothesis["positional_scores"], expected, rtol=1e-4, atol=1e-4)

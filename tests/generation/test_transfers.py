@@ -217,6 +217,10 @@ def test_a_step_waits_for_nothing(questions, strategy, setting):
     assert counts[1] - counts[0] == Counter(told=3)
 
 
+def test_a_kernel_that_draws_waits_for_nothing(questions, kernel_draws):
+    test_a_step_waits_for_nothing(questions, "sampling", "n-grams")
+
+
 @pytest.mark.few_cases(4)
 @pytest.mark.parametrize("strategy", STRATEGIES)
 def test_sentences_that_end_ask_for_nothing(questions, strategy):

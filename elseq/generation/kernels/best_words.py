@@ -13,7 +13,10 @@ TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def has_kernel(logits: Tensor, count: int) -> bool:
-    """Whether `best_words` finds so many words on this device, and `drawn_words` one. The kernel has then proved itself there."""
+    """Whether `best_words` finds so many words on this device, and `drawn_words` draws one.
+
+    The kernels have then proved themselves there.
+    """
     device, dtype = logits.device, logits.dtype
     return (
         logits.is_cuda
@@ -63,7 +66,7 @@ def drawn_words(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
         logits.scatter_(1, forbidden, -math.inf)
         part = _drawn(launch_log_sums(logits))
     width = logits.size(1)
-    words = part * BLOCK + torch.arange(BLOCK, device=logits.device)
+    words = part * BLOCK + torch.arange(min(BLOCK, width), device=logits.device)
     numbers = logits.gather(1, words.clamp(max=width - 1)).float().masked_fill_(words >= width, -math.inf)
     word = words.gather(1, _drawn(numbers))
     return logits.gather(1, word).float() - normalizers, word

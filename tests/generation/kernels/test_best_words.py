@@ -12,7 +12,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.generation.kernels import best_words as module
-from elseq.generation.kernels.best_words import MOST_ON_GPU, best_words, has_kernel
+from elseq.generation.kernels.best_words import MOST_ON_GPU, best_words, drawn_words, has_kernel
 from tests.attention.reference import quick, seeds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -66,6 +66,45 @@ def test_a_row_without_numbers():
     assert values[1:].isnan().all()
 
 
+@needs_triton
+@pytest.mark.parametrize("width", [1, 7, 4097, 9000])
+def test_a_drawn_word(width):
+    """And its log-probability, of which forbidden words have their share; from the last part, too."""
+    logits = torch.randn(3, width, device=DEVICE) * 4
+    exact = torch.log_softmax(logits.double(), dim=1)
+    forbidden = torch.arange(width - 1, device=DEVICE).expand(3, width - 1)
+    values, words = drawn_words(logits.clone(), forbidden)
+    assert words.tolist() == [[width - 1]] * 3 and values.dtype == torch.float32
+    torch.testing.assert_close(values.double(), exact[:, -1:], rtol=1e-5, atol=1e-5)
+    assert drawn_words(logits, forbidden[:, :0])[1].max() < width
+
+
+@needs_triton
+def test_no_drawn_word():
+    """In rows where nothing is left, and that have no number."""
+    logits = torch.randn(3, 20, device=DEVICE)
+    logits[1, 4] = math.nan
+    forbidden = torch.arange(20, device=DEVICE).repeat(3, 1)
+    forbidden[1:] = 0
+    values, words = drawn_words(logits, forbidden)
+    assert values[0].isneginf() and values[1].isnan() and values[2].isfinite() and words.max() < 20
+
+
+def test_words_are_drawn_by_their_probabilities(kernel_draws):
+    """Pearson's statistic of 17 degrees of freedom, which exceeds 40.8 once in a thousand seeds."""
+    torch.manual_seed(1)
+    logits, rows = torch.randn(20) * 2, 20_000
+    logits[[3, 17]] += 3
+    forbidden = torch.tensor([3, 17]).expand(rows, 2)
+    values, words = drawn_words(logits.repeat(rows, 1), forbidden)
+    torch.testing.assert_close(values, logits.log_softmax(dim=0)[words])
+    expected = rows * logits.index_fill(0, forbidden[0], -math.inf).softmax(dim=0)
+    found = words.flatten().bincount(minlength=20)
+    possible = expected > 0
+    assert not found[~possible].any()
+    assert ((found - expected) ** 2 / expected)[possible].sum() < 40.8
+
+
 def test_no_kernel_on_a_cpu():
     assert not has_kernel(torch.randn(2, 20), 3)
 
@@ -109,4 +148,9 @@ def test_they_compile_for_gpus(number, capability, tmp_path):
 def test_on_a_gpu(dtype):
     logits = torch.randn(64, 50_264, device=DEVICE).to(dtype)
     assert has_kernel(logits, 9) and not has_kernel(logits, MOST_ON_GPU + 1)
-    check(logits, 9, torch.randint(50_264, (64, 140), device=DEVICE))
+    forbidden = torch.randint(50_264, (64, 140), device=DEVICE)
+    check(logits, 9, forbidden)
+    exact = torch.log_softmax(logits.double(), dim=1)
+    values, words = drawn_words(logits, forbidden)
+    torch.testing.assert_close(values.double(), exact.gather(1, words), rtol=1e-5, atol=1e-5)
+    assert not (words == forbidden).any()
