@@ -526,7 +526,7 @@ class _Search(_Batch):
         else:
             is_converted = self.dtype.itemsize < self.wide
             copies = is_converted if offers_best else 1 + is_converted
-            # Where words have the same score, as at the maximum length, those of a sentence are there once more.
+            # Where words have the same score, those of a sentence are there once more.
             beside = copies * words
             if search.lm_model is None:
                 beside += self.beam * vocabulary * self.wide
