@@ -77,9 +77,18 @@ SEARCHES = {
     "high temperature": {"temperature": 1.7},
     "low temperature": {"temperature": 0.4},
     "diverse groups": {"strategy": lambda: search.DiverseBeamSearch(DICTIONARY, 2, 0.7), "beam_size": 6},
+    "diverse groups, minimum length": {
+        "strategy": lambda: search.DiverseBeamSearch(DICTIONARY, 4, 1.5, 0.5),
+        "min_len": 9,
+    },
     "diverse siblings": {"strategy": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.8)},
+    "diverse siblings, suppressed words": {
+        "strategy": lambda: search.DiverseSiblingsSearch(DICTIONARY, 0.3),
+        "tokens_to_suppress": ("w1", "w5"),
+    },
     "sampling": {"strategy": lambda: search.Sampling(DICTIONARY)},
     "sampling, top-k": {"strategy": lambda: search.Sampling(DICTIONARY, sampling_topk=3), "beam_size": 3},
+    "sampling, top-k, minimum length": {"strategy": lambda: search.Sampling(DICTIONARY, 10), "min_len": 6},
     "sampling, top-p": {"strategy": lambda: search.Sampling(DICTIONARY, sampling_topp=0.6), "beam_size": 1},
     "suppressed words": {"tokens_to_suppress": ("w1", "w5", "w7", "w12")},
     "another end": {"eos": DICTIONARY.index("w9")},
