@@ -76,9 +76,10 @@ class NextWords:
         if not transfers.is_free(forbidden.device):
             return _numbers(*self._best_on_gpu(count, forbidden))
         count += forbidden.size(1)
-        if not MOST_ON_CPU >= count <= self._logits.size(1):
+        logits = self._logits
+        # Of 16 bits some are equal in almost every step, and then the search asks for all words after all.
+        if logits.dtype != torch.float32 or not MOST_ON_CPU >= count <= logits.size(1):
             return None
-        logits = self._logits.float()
         values, words = kernels.log_softmax_top(logits, count)
         # The same numbers as in `log_probs`: which of them is asked for depends on the batch.
         chosen = logits.gather(1, words)

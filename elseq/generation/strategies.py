@@ -38,7 +38,7 @@ class Sampling(AmongFew, RepairedSampling):
         words[:, :, 0].masked_fill_(nothing, self.eos)
         if self.sampling_topk <= 0:  # the word is drawn
             best = best if step == 0 else best + scores[:, :, step - 1 :]
-            return best.squeeze(2), words.squeeze(2), _numbers(words)
+            return best.squeeze(2), words.squeeze(2), _every(words)
         if has_equal(torch.topk(best, min(self.sampling_topk + 1, best.size(2)), dim=2)[0]):
             return None
         found, index, hypotheses = self.draw(step, best, scores)
@@ -77,7 +77,7 @@ class Sampling(AmongFew, RepairedSampling):
         drawn = (probs / torch.empty_like(probs).exponential_()).argmax(dim=2, keepdim=True)
         scores = scores[:, :, step - 1] + probs.gather(2, drawn).log_().squeeze(2)
         words = drawn if words is None else words.gather(2, drawn)
-        return scores, words.squeeze(2), _numbers(words)
+        return scores, words.squeeze(2), _every(words)
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, of the fewest words that have more than p together, and 0 of others; the words."""
@@ -154,8 +154,8 @@ class DiverseSiblingsSearch(AmongFew, search.DiverseSiblingsSearch):
         return best, words.flatten(1).gather(1, index), index // width
 
 
-def _numbers(hypotheses: Tensor) -> Tensor:
-    """Of the hypotheses of each sentence, int64 [B, beam]; hypotheses: [B, beam, ...]."""
+def _every(hypotheses: Tensor) -> Tensor:
+    """The numbers of all hypotheses of each sentence, int64 [B, beam]; hypotheses: [B, beam, ...]."""
     return torch.arange(hypotheses.size(1), device=hypotheses.device).expand(hypotheses.shape[:2])
 
 

@@ -50,7 +50,7 @@ def test_the_best_words(dtype):
     logits = torch.randn(5, 300).to(dtype)
     words = NextWords(logits=logits, normalize=lambda logits: torch.log_softmax(logits.double(), dim=-1))
     found = words.best(9, NONE)
-    if dtype == torch.float64:
+    if dtype != torch.float32:
         assert found is None
         return
     log_probs = torch.log_softmax(logits.double(), dim=-1)
@@ -153,9 +153,8 @@ def test_the_prefix_and_the_end_take_all_words():
 
 
 @needs_kernels
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_the_same_numbers_whether_all_are_asked_for_or_the_best(dtype):
-    logits = (torch.randn(50, 300) * 4).to(dtype)
+def test_the_same_numbers_whether_all_are_asked_for_or_the_best():
+    logits = torch.randn(50, 300) * 4
     values, words, _ = NextWords(logits=logits).best(9, NONE)
     assert torch.equal(NextWords(logits=logits).log_probs.gather(1, words), values)
 
