@@ -12,8 +12,6 @@ from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
-ALIGNED = 16  # numbers: a GPU loads several at a time from rows that begin at a multiple
-
 
 class KeysAndValues(DecodingMethod):
     """Keys and values [N, G, S, K] are projected once and kept, for every layer and key/value head."""
@@ -65,10 +63,8 @@ class KeysAndValues(DecodingMethod):
 
     def lay_out(self, tensors: Sequence[Tensor]) -> tuple[Tensor, ...]:
         keys, values = tensors
-        room = _room(keys)
-        if keys.stride()[2:] != (1, room):
-            keys = _with_adjacent_positions(keys, keys.new_empty(keys[..., :1, :].numel() * room))
-        return keys, values.contiguous()
+        # The product of a few queries with all keys reads them in this order.
+        return keys.transpose(-1, -2).contiguous().transpose(-1, -2), values.contiguous()
 
     def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
         if to is None:
@@ -89,15 +85,14 @@ class KeysAndValues(DecodingMethod):
         block, start = None, 0
         for attention in attentions:
             keys, values = self.rounded(self.keep(attention, hidden), round_to)
-            positions = keys.size(0) * _room(keys)
             if block is None:
+                positions = keys.size(0) * keys.size(2)
                 block = keys.new_empty(positions * sum(self.numbers_kept(each.sizes) for each in attentions))
-            end = start + positions * self.numbers_kept(attention.sizes)
-            own_keys, own_values = block[start:end].view(2, -1)
-            start = end
-            kept = _with_adjacent_positions(keys, own_keys), own_values[: values.numel()].view(values.shape)
-            kept[1].copy_(values)
-            found.append(SentenceMemory(self, kept, mask))
+            stored_keys, stored_values = block[start : start + 2 * keys.numel()].view(2, -1)
+            start += 2 * keys.numel()
+            stored_keys = stored_keys.view(keys.transpose(-1, -2).shape).transpose(-1, -2)
+            stored_values = stored_values.view(values.shape)
+            found.append(SentenceMemory(self, (stored_keys.copy_(keys), stored_values.copy_(values)), mask))
             del keys, values  # before those of the next layer are made
         return found
 
@@ -116,19 +111,6 @@ def _segments(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[Segm
     """ancestry: of the last one."""
     *others, last = [Segment(*tensors, mask, bias) for tensors, mask, bias in memory]
     return [*others, last._replace(ancestry=ancestry)]
-
-
-def _room(keys: Tensor) -> int:
-    """Positions that a row of keys [N, G, S, K] has room for where its positions are adjacent."""
-    multiple = ALIGNED if keys.is_cuda else 1
-    return -(-keys.size(2) // multiple) * multiple
-
-
-def _with_adjacent_positions(keys: Tensor, memory: Tensor) -> Tensor:
-    """Keys [N, G, S, K] in this memory, in the order in which the product of a few queries with all keys reads them."""
-    sequences, kv_heads, length, width = keys.shape
-    rows = memory.view(sequences, kv_heads, width, -1)[..., :length]
-    return rows.transpose(-1, -2).copy_(keys)
 
 
 KV = KeysAndValues()

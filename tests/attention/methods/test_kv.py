@@ -8,7 +8,7 @@ import torch
 from elseq import native
 from elseq.attention import Attention, SentenceMemory
 from elseq.attention.memory import Stretch
-from elseq.attention.methods import EL, KV, AttentionSizes, kv
+from elseq.attention.methods import EL, KV, AttentionSizes
 from tests.attention.reference import naive_attention, padding_mask
 
 
@@ -27,27 +27,12 @@ def test_attention_to_what_is_kept(sentences, length, library, monkeypatch):
     torch.testing.assert_close(found.double(), expected, rtol=0, atol=1e-6)
 
 
-@pytest.fixture(params=["cpu", "gpu"])
-def room(request, monkeypatch):
-    """Of 5 positions."""
-    if request.param == "gpu":
-        monkeypatch.setattr(kv, "_room", lambda keys: 16)
-    return 5 if request.param == "cpu" else 16
-
-
-def test_layout(room):
-    """The numbers stay; those of a position of all keys lie apart by one. What is laid out already is not copied."""
+def test_layout():
+    """The numbers stay; those of a position of all keys lie apart by one."""
     pair = torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)
     keys, values = KV.lay_out(pair)
     assert torch.equal(keys, pair[0]) and torch.equal(values, pair[1])
-    assert keys.stride() == (2 * 4 * room, 4 * room, 1, room) and values.is_contiguous()
-    assert all(one is other for one, other in zip(KV.lay_out((keys, values)), (keys, values), strict=True))
-
-
-def test_room_of_keys():
-    assert kv._room(torch.empty(1, 1, 17, 4)) == 17
-    for length, expected in ((1, 16), (16, 16), (17, 32)):
-        assert kv._room(Mock(is_cuda=True, size=lambda _, length=length: length)) == expected
+    assert keys.stride(-2) == 1 and values.is_contiguous()
 
 
 def test_costs():
@@ -59,7 +44,7 @@ def test_costs():
     assert KV.numbers_of_step(sizes, shared=0, own=2) == 6 * 2 * 4
 
 
-def test_states_of_layers_hold_their_own_keys_and_values_in_one_block(room):
+def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
     pairs = [(torch.randn(3, 2, 5, 4), torch.randn(3, 2, 5, 4)) for _ in range(3)]
     mask = padding_mask([5, 1, 3], 5, "left")
     sizes = AttentionSizes(num_heads=2, head_dim=4, num_kv_heads=2, memory_width=8)
@@ -70,7 +55,6 @@ def test_states_of_layers_hold_their_own_keys_and_values_in_one_block(room):
     for state, pair in zip(states, pairs, strict=True):
         assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
         assert all(map(torch.equal, state.tensors, pair))
-        assert state.tensors[0].stride()[2:] == (1, room)
         state.keep(kept)
     for state, pair in zip(states, pairs, strict=True):  # none has written into another's part of the block
         assert all(torch.equal(found, tensor[kept]) for found, tensor in zip(state.tensors, pair, strict=True))
