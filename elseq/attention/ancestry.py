@@ -32,7 +32,7 @@ class Ancestry:
         self._positions = torch.arange(capacity, device=device)
         self._is_itself = number % beam == torch.arange(beam, device=device)
         self.rows = self._own.clone()  # int32 [N, C]
-        # int32 [N, beam]: the first positions that the hypothesis has in the rows of each hypothesis of its sentence.
+        # int32 [N, beam]: how many first positions it has in common with each of its sentence; C with itself.
         self.shared = torch.empty_like(self._is_itself, dtype=torch.int32)
         self.reset()
 

@@ -248,7 +248,8 @@ class GrowingMemory:
 
 
 class Cursor:
-    """The position of the next token. It is stored on the device, where a replayed step increments it."""
+    """What the layers have in common of buffers of fixed addresses: the position of the next token, which is stored on
+    the device, where a replayed step increments it, and where the positions of the hypotheses are."""
 
     def __init__(self, position: int, capacity: int, device: torch.device, ancestry: Ancestry | None = None):
         """
@@ -256,7 +257,7 @@ class Cursor:
             position: of the next token.
             capacity: C, the number of positions in the buffers.
             device: of the memory.
-            ancestry: where the positions of the hypotheses are. Default: reordering moves them.
+            ancestry: by which they are found. Default: each hypothesis has a row of its own, and reordering moves it.
         """
         self.ancestry = ancestry
         self.position = torch.full((1,), position, device=device)
@@ -270,6 +271,17 @@ class Cursor:
     def end(self) -> None:
         """All layers have processed the token."""
         self.position += 1
+
+    def reorder(self, order: Tensor) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence: as far as nothing is moved."""
+        if self.ancestry is not None:
+            self.ancestry.reorder(order, self.position)
+
+    def narrow(self, hypotheses: int) -> Cursor:
+        """For the first hypotheses, in the same place."""
+        found = copy.copy(self)
+        found.ancestry = None if self.ancestry is None else self.ancestry.narrow(hypotheses)
+        return found
 
 
 class FixedMemory:
@@ -343,9 +355,11 @@ class FixedMemory:
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
-        """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence. Returns `spare` unused."""
-        for buffer in self.buffers:
-            reorder_in_place(buffer, order, self.beam, self.cursor.position)
+        """Hypothesis n continues hypothesis order[n], int64 [N], of its own sentence: what the cursor's own `reorder`
+        leaves to do. Returns `spare` unused."""
+        if self.cursor.ancestry is None:
+            for buffer in self.buffers:
+                reorder_in_place(buffer, order, self.beam, self.cursor.position)
         return spare
 
     def size_bytes(self) -> int:
@@ -356,12 +370,14 @@ class FixedMemory:
 class SelfAttentionMemory:
     """An optional prompt, shared by the hypotheses of a sentence, and the generated tokens of each hypothesis."""
 
-    def __init__(self, method: DecodingMethod, window: int | None = None):
+    def __init__(self, method: DecodingMethod, window: int | None = None, layer: Attention | None = None):
         """
         Args:
             method: defines what is kept, and computes the attention to it.
             window: as for `GrowingMemory`.
+            layer: that attends. Default: any; in buffers of fixed addresses hypotheses are then moved.
         """
+        self.layer = layer
         self.method = method
         self.window = window
         self.prompt: SentenceMemory | None = None
@@ -394,12 +410,13 @@ class SelfAttentionMemory:
         self.prompt = SentenceMemory(self.method, self.method.rounded(self.generated.tensors(), round_to), mask)
         self.generated = GrowingMemory(self.window)
 
-    def reads_in_place(self, attention: Attention, ancestry: Ancestry) -> bool:
-        """Whether a layer is to find the generated positions by an ancestry, in buffers of fixed addresses."""
-        like, sizes = attention.k_proj.weight, ancestry.rows.shape
-        return attention.top_k is None and self.method.has_step_kernel(
-            attention.sizes, like, *sizes, ancestry, self._read_prompt()
-        )
+    def reads_by(self, ancestry: Ancestry) -> bool:
+        """Whether the layer is to find the generated positions by an ancestry, in buffers of fixed addresses."""
+        layer = self.layer
+        if layer is None or layer.top_k is not None or ancestry.beam == 1:
+            return False
+        sizes = layer.sizes, layer.k_proj.weight, *ancestry.rows.shape
+        return self.method.has_step_kernel(*sizes, ancestry, self._read_prompt())
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:
         """See `DecodeState.fix`. `length` is the number of generated positions."""

@@ -24,17 +24,20 @@ class Segment(NamedTuple):
     The queries of one sequence are adjacent: query n attends to sequence n // (N / M). In this way the hypotheses of a
     sentence share its memory without a copy. Keys and values are read in the type of the query; narrower ones are
     converted where they are read.
+
+    With an ancestry M is N, and one query of each hypothesis attends to positions in all rows of its sentence. A mask
+    then has one row for all, or one for each sentence.
     """
 
     key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
     value: Tensor  # [M, G, S, V]: V width of a value
     mask: Tensor | None = None  # bool [M or 1, T or 1, S], T queries per sequence: True is not attended to
     bias: Tensor | None = None  # added to the scores: [N or 1, H or 1, T or 1, S]
-    ancestry: Ancestry | None = None  # of N hypotheses with one query each; M = N rows of key and value
+    ancestry: Ancestry | None = None
 
     @property
     def sequences(self) -> int:
-        """Those whose hypotheses attend to the same rows of key and value."""
+        """M, or with an ancestry sentences."""
         return self.key.size(0) // (1 if self.ancestry is None else self.ancestry.beam)
 
 

@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from elseq.attention.ancestry import Ancestry
 from elseq.attention.memory import Cursor, FixedMemory, GrowingMemory, SelfAttentionMemory, SentenceMemory
-
-if TYPE_CHECKING:
-    from elseq.attention.module import Attention
 
 
 @dataclass
@@ -36,13 +32,7 @@ class DecodeState:
     cursor: Cursor | None = None  # after `fix`, `empty` and `narrow`
     round_to: torch.dtype | None = None  # type of the numbers of sentences; see `DecodingMethod.rounded`
 
-    def fix(
-        self,
-        capacity: int,
-        beam: int,
-        hypotheses: Tensor | None = None,
-        attentions: Sequence[Attention] = (),
-    ) -> None:
+    def fix(self, capacity: int, beam: int, hypotheses: Tensor | None = None) -> None:
         """Move the memory of the hypotheses into buffers of fixed addresses. No layer may have a window.
 
         Afterwards the state takes one token at a time, between `cursor.begin()` and `cursor.end()`. It may be called
@@ -52,25 +42,18 @@ class DecodeState:
             capacity: number of positions in the buffers.
             beam: hypotheses of each sentence. Afterwards they are reordered only within their sentence.
             hypotheses: int64 [N'], the hypotheses to keep, in this order. Default: all.
-            attentions: the self-attention of each layer. If they all read the positions where they are, reordering
-                moves none. Default: it moves them.
         """
         like = self._like()
-        ancestry = Ancestry(len(like if hypotheses is None else hypotheses), beam, capacity, like.device)
-        if not self._reads_in_place(attentions, ancestry):
-            ancestry = None
-        cursor = Cursor(self.length, capacity, like.device, ancestry)
+        count = len(like if hypotheses is None else hypotheses)
+        cursor = Cursor(self.length, capacity, like.device, self._ancestry(count, beam, capacity))
         for layer in self.layers:
             layer.self_attention.fix(self.length, capacity, cursor, beam, hypotheses)
         self.cursor = cursor
 
-    def _reads_in_place(self, attentions: Sequence[Attention], ancestry: Ancestry) -> bool:
-        pairs = list(zip(self.layers, attentions, strict=False))
-        return (
-            ancestry.beam > 1
-            and len(pairs) == len(self.layers)
-            and all(layer.self_attention.reads_in_place(attention, ancestry) for layer, attention in pairs)
-        )
+    def _ancestry(self, hypotheses: int, beam: int, capacity: int) -> Ancestry | None:
+        """For buffers of these sizes. None: a kernel of some layer does not read by it, or not faster."""
+        ancestry = Ancestry(hypotheses, beam, capacity, self._like().device)
+        return ancestry if all(layer.self_attention.reads_by(ancestry) for layer in self.layers) else None
 
     def empty(self, sentences: int, beam: int, source_length: int, prompt_length: int, capacity: int) -> DecodeState:
         """Buffers of fixed addresses for the state of any batch of the same kind and at most these sizes.
@@ -81,26 +64,25 @@ class DecodeState:
             source_length, prompt_length: positions of sources and prompts.
             capacity: positions of generated tokens.
         """
-        device = self._like().device
-        cursor = Cursor(0, capacity, device, Ancestry(sentences * beam, beam, capacity, device))
+        cursor = Cursor(0, capacity, self._like().device)
         state = self._of(
             lambda memory, is_prompt: memory.empty(sentences, prompt_length if is_prompt else source_length),
             lambda memory: FixedMemory.empty(memory.tensors(), sentences * beam, capacity, cursor, beam),
         )
+        cursor.ancestry = state._ancestry(sentences * beam, beam, capacity)
         if self.prompt_lengths is not None:
             state.prompt_lengths = self.prompt_lengths.new_zeros(sentences)
         state.cursor = cursor
         return state
 
-    def narrow(self, sentences: int, beam: int, attentions: Sequence[Attention] = ()) -> DecodeState:
+    def narrow(self, sentences: int, beam: int) -> DecodeState:
         """The first sentences of `empty`, in the same place. What is kept, fixed or dropped of it does not change the
-        buffers themselves. attentions: as for `fix`."""
-        hypotheses, cursor = sentences * beam, copy.copy(self.cursor)
+        buffers themselves."""
+        hypotheses = sentences * beam
+        cursor = self.cursor.narrow(hypotheses)
         state = self._of(
             lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(hypotheses, cursor)
         )
-        ancestry = cursor.ancestry.narrow(hypotheses)
-        cursor.ancestry = ancestry if state._reads_in_place(attentions, ancestry) else None
         state.cursor = cursor
         if self.prompt_lengths is not None:
             state.prompt_lengths = self.prompt_lengths[:sentences]
@@ -150,7 +132,9 @@ class DecodeState:
         return replace(self, layers=layers)
 
     def _like(self) -> Tensor:
-        return self.layers[0].self_attention.generated.tensors()[0]
+        """What a layer keeps of the hypotheses, in their order or not."""
+        memory = self.layers[0].self_attention.generated
+        return memory.buffers[0] if isinstance(memory, FixedMemory) else memory.tensors()[0]
 
     def end_prompt(self, mask: Tensor) -> None:
         """Make all tokens so far, one row per sentence, the prompt. mask: bool [B, P], True at padding."""
@@ -178,8 +162,8 @@ class DecodeState:
 
     def reorder(self, order: Tensor) -> None:
         """Hypothesis n continues hypothesis order[n], int64 [N']. To drop whole sentences, also call `keep`."""
-        if self.cursor is not None and self.cursor.ancestry is not None:
-            return self.cursor.ancestry.reorder(order, self.cursor.position)
+        if self.cursor is not None:
+            self.cursor.reorder(order)
         spare = None
         for layer in self.layers:
             spare = layer.self_attention.generated.reorder(order, spare)

@@ -165,7 +165,7 @@ def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
     used = dict.fromkeys(verdict["name"] for verdict in tried if verdict["is_used"])
     refused = {verdict["name"]: verdict["reason"] for verdict in reversed(tried) if not verdict["is_used"]}
     if used:
-        sentences.append(f"Kernels that were right and faster than PyTorch in some sizes: {', '.join(used)}.")
+        sentences.append(f"Kernels that were right and faster in some sizes: {', '.join(used)}.")
     if refused:
         told = "; ".join(f"{name} ({reason})" for name, reason in reversed(refused.items()))
         sentences.append(f"Kernels that were not used in some sizes: {told}.")

@@ -6,14 +6,14 @@ Python can launch them; a captured step is launched as one.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 import torch
 from fairseq.modules import AdaptiveInput
 from torch import Tensor
 
-from elseq.attention import Attention, DecodeState
+from elseq.attention import DecodeState
 from elseq.generation.cuda_graphs import CapturedWork
 
 if TYPE_CHECKING:
@@ -101,7 +101,6 @@ class CapturedSteps:
         beam: int,
         max_length: int,
         kept: KeptSteps | None = None,
-        attentions: Sequence[Attention] = (),
     ):
         """
         Args:
@@ -110,13 +109,11 @@ class CapturedSteps:
             beam: hypotheses of each sentence.
             max_length: tokens that will be read at most.
             kept: has, or makes, buffers for this batch. Default: all that is captured goes with the batch.
-            attentions: as for `DecodeState.fix`.
         """
         self.state = state
         self._decode = decode
         self._beam = beam
         self._max_length = max_length
-        self._attentions = attentions
         self._kept = kept
         self._buffers: Buffers | None = None  # that the state lies in, if they are kept
         self._room = 0
@@ -197,12 +194,12 @@ class CapturedSteps:
             self._use_buffers(hypotheses, order)
         else:
             self._room = next_room(self.state.length, self.state.bytes_of_position(), self._max_length)
-            self.state.fix(self._room, self._beam, order, self._attentions)
+            self.state.fix(self._room, self._beam, order)
             self._step = CapturedStep(hypotheses, self.state.cursor.position.device)
 
     def _use_buffers(self, hypotheses: int, order: Tensor | None) -> None:
         sentences = hypotheses // self._beam
-        state, self._step = self._buffers.part(sentences, self._attentions)
+        state, self._step = self._buffers.part(sentences)
         state.load(self.state, order)
         self.state, self._room = state, self._buffers.sizes.target_length
         rows = torch.arange(len(self._step.order), device=self._step.order.device)

@@ -8,13 +8,12 @@ not fill. A graph repeats the addresses and the choices of its capture, so the b
 from __future__ import annotations
 
 import logging
-from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor, nn
 
-from elseq.attention import Attention, DecodeState
+from elseq.attention import DecodeState
 from elseq.attention.kernels.trial import error_of, is_switched_on
 from elseq.attention.memory import GROWTH
 from elseq.generation.captured_steps import CHEAP, IDLE, CapturedStep, cost_of_captures, is_half_idle
@@ -117,15 +116,14 @@ class Buffers:
         """Whether something that was to be captured in them is not."""
         return any(step.work.has_failed for step in self.steps.values())
 
-    def part(self, sentences: int, attentions: Sequence[Attention] = ()) -> tuple[DecodeState, CapturedStep]:
-        """A state in the buffers for as many sentences or more, to be loaded, and its step. attentions: as for
-        `DecodeState.fix`."""
+    def part(self, sentences: int) -> tuple[DecodeState, CapturedStep]:
+        """A state in the buffers for as many sentences or more, to be loaded, and its step."""
         beam, size = self.sizes.beam, self.sizes.sentences
         while is_half_idle(size * beam, sentences * beam):
             size = -(-size // 2)
         if size not in self.steps:
             self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device)
-        return self.state.narrow(size, beam, attentions), self.steps[size]
+        return self.state.narrow(size, beam), self.steps[size]
 
 
 class KeptSteps:

@@ -78,10 +78,7 @@ class ElseqStepper:
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
             choices = self.temperature, self._normalizes_by_softmax
             kept = self.kept if self.kept.begin(workload, methods, choices) else None
-            attentions = [layer.self_attn for layer in decoder.layers]
-            self.captured = CapturedSteps(
-                lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept, attentions
-            )
+            self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept)
             self.state = None
         else:
             self.kept.release()

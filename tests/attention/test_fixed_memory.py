@@ -19,7 +19,7 @@ def test_attention_reads_both_alike(method, kv_heads, prompt, moves, monkeypatch
         find_by_ancestry(monkeypatch)
     sentences, beam, width = 2, 3, 16
     attention = Attention(width, 4, kv_heads, self_attention=True).eval()
-    states = [DecodeState([LayerState(SelfAttentionMemory(method))]) for _ in range(2)]
+    states = [DecodeState([LayerState(SelfAttentionMemory(method, layer=attention))]) for _ in range(2)]
 
     def read(state, hidden):
         memory = state.layers[0].self_attention
@@ -41,7 +41,7 @@ def test_attention_reads_both_alike(method, kv_heads, prompt, moves, monkeypatch
         hidden = torch.randn(1, sentences * beam, width)
         torch.testing.assert_close(read(fixed, hidden), read(plain, hidden), rtol=1e-5, atol=1e-6)
         if step in (0, 3):
-            fixed.fix(step + 5, beam, attentions=[attention])
+            fixed.fix(step + 5, beam)
             assert (fixed.cursor.ancestry is None) == moves
         order = torch.randint(beam, (sentences, beam)) + torch.arange(0, sentences * beam, beam).unsqueeze(1)
         before = [buffer.clone() for buffer in fixed.layers[0].self_attention.generated.buffers]

@@ -57,7 +57,7 @@ def test_buffers_serve_batches(family, method, moves, monkeypatch):
                 for tensor in memory.tensors:
                     tensor.fill_(float("nan"))
             addresses = find(buffers)
-        kept = buffers.narrow(6 if number < 2 else 3, BEAM, [layer.self_attn for layer in decoder.layers])
+        kept = buffers.narrow(6 if number < 2 else 3, BEAM)
         assert (kept.cursor.ancestry is None) == moves
         kept.load(plain)
         assert kept.length == 1
@@ -95,11 +95,10 @@ def test_fewer_sentences_go_on_in_the_same_buffers(family, method, moves, monkey
         find_by_ancestry(monkeypatch)
     model = make_models(family, DICTIONARY)["kv"].double()
     decoder = model.decoder
-    attentions = [layer.self_attn for layer in decoder.layers]
     plain = begin(model, method, (3, 7, 1, 5, 2), 1)
     read(decoder, plain, torch.randint(4, 20, (10, 1)))
     buffers = plain.empty(6, BEAM, *((0, 10) if family == "language_model" else (10, 0)), 8)
-    kept = buffers.narrow(6, BEAM, attentions)
+    kept = buffers.narrow(6, BEAM)
     kept.load(plain)
     for state in (plain, kept):
         state.reorder(torch.tensor([1, 1, 2, 3, 4, 4, 7, 6, 9, 8, *([10, 11] if state is kept else [])]))
@@ -107,7 +106,7 @@ def test_fewer_sentences_go_on_in_the_same_buffers(family, method, moves, monkey
     for state in (plain, kept):
         state.keep(sentences)
     plain.reorder(order)
-    part = buffers.narrow(3, BEAM, attentions)
+    part = buffers.narrow(3, BEAM)
     part.load(kept, order)
     for _ in range(3):
         tokens = torch.randint(4, 20, (6, 1))
@@ -116,7 +115,7 @@ def test_fewer_sentences_go_on_in_the_same_buffers(family, method, moves, monkey
     assert len(buffers.layers[0].self_attention.generated.tensors()[0]) == 12  # as before
     again = begin(model, method, (9, 2, 2, 8, 4, 1), 2)
     read(decoder, again, torch.randint(4, 20, (12, 1)))
-    whole = buffers.narrow(6, BEAM, attentions)
+    whole = buffers.narrow(6, BEAM)
     whole.load(again)
     tokens = torch.randint(4, 20, (12, 1))
     torch.testing.assert_close(read(decoder, whole, tokens), read(decoder, again, tokens), rtol=1e-12, atol=1e-12)

@@ -127,13 +127,13 @@ def test_what_ran_on_a_gpu():
     def verdict(name, reason=None):
         return {"name": name, "is_used": reason is None, "reason": reason}
 
-    slow = verdict("flash-decoding", "the kernel takes 2.000 ms, and PyTorch 1.000 ms")
+    slow = verdict("flash-decoding", "the kernel takes 2.000 ms, and what it replaces 1.000 ms")
     captured = Row("kv", 8, 4, kernels=[verdict("reorder"), slow], captures=2)
     not_captured = Row("el", 8, 4, kernels=[verdict("reorder"), slow], captures=0, not_captured="no memory")
     assert report.notes([STOCK, captured]).endswith(
-        "Kernels that were right and faster than PyTorch in some sizes: reorder. Kernels that were not used in some "
-        "sizes: flash-decoding (the kernel takes 2.000 ms, and PyTorch 1.000 ms). Decoding steps were captured as CUDA "
-        "graphs."
+        "Kernels that were right and faster in some sizes: reorder. Kernels that were not used in some "
+        "sizes: flash-decoding (the kernel takes 2.000 ms, and what it replaces 1.000 ms). Decoding steps were "
+        "captured as CUDA graphs."
     )
     assert report.notes([captured, not_captured]).endswith(
         "Decoding steps were not captured as CUDA graphs in el, batch 8, beam 4 (no memory)."

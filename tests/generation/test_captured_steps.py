@@ -1,6 +1,7 @@
 """Steps captured and replayed, on the CPU: by a tape of operations, which stands for a CUDA graph."""
 
 import gc
+from importlib.util import find_spec
 from types import SimpleNamespace
 
 import pytest
@@ -9,6 +10,7 @@ from fairseq import search as strategies
 from fairseq.token_generation_constraints import pack_constraints
 
 from elseq.attention import DecodeState
+from elseq.attention.kernels import flash_decoding
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, captured_steps, steppers
@@ -236,6 +238,31 @@ def test_nothing_is_held_between_batches(begin_to_capture):
         gc.enable()
 
 
+@pytest.mark.skipif(find_spec("triton") is None, reason="Triton is not installed")
+@pytest.mark.parametrize("method", ["kv", "el"])
+def test_hypotheses_are_found_by_the_kernel(begin_to_capture, monkeypatch, method):
+    """Interpreted, which a tape cannot record."""
+    model = make_models("transformer", DICTIONARY)[method]
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, (3, 7, 1)))
+    options = {"beam_size": 3, "max_len_b": 11}
+    expected = search(model, sample, **options)
+    begin_to_capture()
+    monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: lambda work: work())
+    monkeypatch.setattr("elseq.attention.methods.kv.fits", lambda query: False)  # the kernel of a CPU
+    monkeypatch.setattr(flash_decoding, "fits", lambda query, segments, plain: query.size(2) == 1)
+    by_ancestry, computed = [], flash_decoding.flash_decoding
+
+    def compute(query, segments):
+        by_ancestry.append(segments[-1].ancestry)
+        return computed(query, segments)
+
+    monkeypatch.setattr(flash_decoding, "flash_decoding", compute)
+    assert_same_hypotheses(search(model, sample, **options), expected, tolerance=1e-5)
+    used = [ancestry for ancestry in by_ancestry if ancestry is not None]
+    assert len({id(ancestry) for ancestry in used}) == 3  # one for all layers, until the room grows
+    assert any((ancestry.shared.sort(dim=1)[0][:, :-1] > 3).any() for ancestry in used)
+
+
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
 def test_room_and_idle_sentences(monkeypatch, reordering, method):
@@ -252,8 +279,7 @@ def test_room_and_idle_sentences(monkeypatch, reordering, method):
     def decode(tokens: torch.Tensor, state: DecodeState) -> torch.Tensor:
         return decoder.decode(tokens, state)[0][:, -1]
 
-    attentions = [layer.self_attn for layer in decoder.layers]
-    steps = CapturedSteps(decode, fixed, beam, longest, attentions=attentions)
+    steps = CapturedSteps(decode, fixed, beam, longest)
     tokens = torch.randint(4, len(DICTIONARY), (6 * beam, longest))
     rooms, sentences = [], []
     for step in range(longest):

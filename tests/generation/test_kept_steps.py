@@ -115,7 +115,7 @@ def test_prompts(begin_to_keep, reordering, method, beam, learned_pos):
     assert captures == [1, 1, 1, 2, 3, 3]
 
 
-def test_ensembles_and_language_models(begin_to_keep, as_on_gpu):
+def test_ensembles_and_language_models(begin_to_keep, reordering, as_on_gpu):
     """Each model has its own."""
     models = [make_models("bart", DICTIONARY, seed)[method] for seed, method in ((1, "kv"), (2, "el"))]
     options = {"lm_model": make_models("language_model", DICTIONARY)["kv"], "lm_weight": 0.6}

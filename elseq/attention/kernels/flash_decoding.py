@@ -173,28 +173,31 @@ class Sizes(NamedTuple):
         return self.sequences * (self.hypotheses if self.has_ancestry else 1)
 
     def draw(self, device: torch.device, segment: Segment) -> tuple[Tensor, Segment]:
-        """A query and a segment of these sizes, half of whose sequences are padded."""
+        """A query and a segment of these sizes. Half of its sequences are padded; with an ancestry all are."""
         query = draw(self.sequences * self.hypotheses, self.heads, 1, self.width, device=device, dtype=self.dtype)
         shape = self._rows, self.kv_heads, self.positions, self.width
         key = draw(*shape, device=device, dtype=self.dtype, seed=1)
         if self.is_transposed:
             key = key.transpose(2, 3).contiguous().transpose(2, 3)
-        lengths = self.positions - torch.arange(self.sequences, device=device) % 2 * (self.positions // 3)
+        shorter = self.positions - self.positions // 3
+        lengths = torch.full((1 if self.has_ancestry else self.sequences,), shorter, device=device)
+        if not self.has_ancestry:
+            lengths[::2] = self.positions
         mask = torch.arange(self.positions, device=device) >= lengths.view(-1, 1, 1)
         value = key if self.has_one_tensor else draw(*shape, device=device, dtype=self.dtype, seed=2)
         drawn = segment._replace(key=key, value=value, mask=mask, bias=None)
         if self.has_ancestry:
-            drawn = drawn._replace(mask=mask[:1], ancestry=self._draw_ancestry(device))
+            drawn = drawn._replace(ancestry=self._draw_ancestry(device, shorter))
         return query / self.width**0.5, drawn
 
-    def _draw_ancestry(self, device: torch.device) -> Ancestry:
-        """Of a search that began with one hypothesis, `GENERATIONS` times the beam ago at most."""
+    def _draw_ancestry(self, device: torch.device, length: int) -> Ancestry:
+        """Of a search that has come so far, and began with one hypothesis `GENERATIONS` times the beam ago at most."""
         ancestry = Ancestry(self._rows, self.hypotheses, self.positions, device)
         first = torch.arange(self._rows, device=device).view(self.sequences, -1)[:, :1]
         generator = torch.Generator(device).manual_seed(0)
-        start = max(1, self.positions - GENERATIONS * self.hypotheses)
+        start = max(1, length - GENERATIONS * self.hypotheses)
         chosen = torch.zeros(self.sequences, self.hypotheses, dtype=torch.long, device=device)
-        for position in range(start, self.positions + 1):
+        for position in range(start, length):
             ancestry.reorder((first + chosen).flatten(), torch.full((1,), position, device=device))
             chosen = torch.randint(self.hypotheses, chosen.shape, generator=generator, device=device).sort(dim=1)[0]
         return ancestry
@@ -232,10 +235,12 @@ def _pair(attend: Callable[[Tensor, Sequence[Segment]], Tensor], query: Tensor, 
 
 
 def _attend_after_moving(attend: Callable, query: Tensor, segments: Sequence[Segment]) -> Tensor:
-    """What a step does without an ancestry: each hypothesis is moved to where the one is that it continues."""
+    """What a step does without an ancestry: the positions of each hypothesis are copied to the rows of those that
+    continue it."""
     [segment] = segments
-    key, value, _, _, ancestry = segment
-    order, taken = ancestry.rows[:, -1].long(), torch.full((1,), key.size(2), device=key.device)
+    key, value, mask, _, ancestry = segment
+    taken = (~mask).sum().view(1)
+    order = ancestry.rows.gather(1, (taken - 2).expand(len(ancestry.rows), 1)).squeeze(1).long()
     for buffer in (key,) if value is key else (key, value):
         reorder_in_place(buffer, order, ancestry.beam, taken)
     return attend(query, [segment._replace(ancestry=None)])

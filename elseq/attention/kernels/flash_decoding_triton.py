@@ -89,7 +89,8 @@ def launch(query: Tensor, segments: Sequence, gpu: GPU) -> Tensor:
         programs = segment.sequences * key.size(1) * triton.cdiv(rows, constants[-1]["block_rows"])
         blocks = triton.cdiv(key.size(2), constants[-1]["block_positions"])
         at_once = gpu.processors * WARPS // constants[-1]["num_warps"]
-        parts.append(min(max(1, at_once // programs), blocks))
+        of_part = triton.cdiv(blocks, min(max(1, at_once // programs), blocks))
+        parts.append(triton.cdiv(blocks, of_part))  # none of which is empty
     # They are rounded to the type of the query, as the results for several segments are without the kernel.
     contexts = query.new_empty(sum(parts), hypotheses, heads, 1, width)
     maxima, totals = query.new_empty(2, sum(parts), hypotheses, heads, dtype=torch.float32)
@@ -166,7 +167,7 @@ def attend(
     value,
     mask,
     bias,
-    places,
+    rows_of,
     shared,
     contexts,
     maxima,
@@ -206,8 +207,8 @@ def attend(
     """Each program attends with some rows to one part. It returns their largest scores, the sums of the exponentials of
     what they are below these, and the context. Where nothing is attended to these are -inf, 0 and zeros.
 
-    With an ancestry (`places` are its rows) a sequence has the positions of each hypothesis from where it parts from
-    all before it, and the hypotheses attend to those that they share with it."""
+    With an ancestry, `rows_of` and `shared` are its tables. The members of a sequence are then its hypotheses, and each
+    query attends to the positions that its hypothesis has in common with one after the other."""
     row_blocks = tl.cdiv(rows, block_rows)
     row_block = tl.program_id(0) % row_blocks
     part = tl.program_id(0) // row_blocks % parts
@@ -246,31 +247,34 @@ def attend(
             is_seen = tl.load(masks + several * mask_position, mask=several < end, other=1) == 0
             seen_first = tl.minimum(seen_first, tl.min(tl.where(is_seen, several, end)))
             seen_end = tl.maximum(seen_end, tl.max(tl.where(is_seen, several + 1, first)))
-        first, end = seen_first, seen_end
-    members = 1 if places is None else beam
+        first, end = seen_first, tl.minimum(end, seen_end)
+    members = 1 if rows_of is None else beam
     for member in range(members):
-        own = sequence * beam + member
-        first_own, shared_end = first, end
-        if places is not None:
+        # A member has its first positions in common with those before it, and is read from where it parts from them
+        # all, to where it has parted from all hypotheses of these queries. No position of a row is read twice.
+        member_row = sequence * beam + member
+        member_first, member_end, shared_end = first, end, end
+        if rows_of is not None:
             earlier = tl.arange(0, block_beam)
-            parted = tl.load(shared + own * beam + earlier, mask=earlier < member, other=0)
-            first_own = tl.maximum(first, tl.max(parted, 0))
+            parted = tl.load(shared + member_row * beam + earlier, mask=earlier < member, other=0)
+            member_first = tl.maximum(first, tl.max(parted, 0))
             shared_end = tl.load(shared + hypothesis * beam + member, mask=is_row, other=0)
+            member_end = tl.minimum(end, tl.max(shared_end, 0))
         # Blocks start at multiples of their size: then several adjacent positions are loaded at once.
-        for start in range(first_own // block_positions * block_positions, end, block_positions):
+        for start in range(member_first // block_positions * block_positions, member_end, block_positions):
             position = start + tl.arange(0, block_positions)
-            is_inside = (position >= first_own) & (position < end)
+            is_inside = (position >= member_first) & (position < member_end)
             seen = is_inside
             if mask is not None:
                 seen = seen & (tl.load(masks + position * mask_position, mask=is_inside, other=1) == 0)
             # Whatever keys are read of other positions, their scores are replaced.
-            is_key = is_inside if shares or places is not None else position < positions
+            is_key = is_inside if shares or rows_of is not None else position < positions
             key_start, value_start = position * key_position, position * value_position
-            if places is not None:
-                place = tl.load(places + own * positions + position, mask=is_inside, other=0)
-                place -= (sequence * beam).to(tl.int32)  # among the rows of the sequence
-                key_start += place * key_row
-                value_start += place * value_row
+            if rows_of is not None:
+                buffer_row = tl.load(rows_of + member_row * positions + position, mask=is_inside, other=0)
+                buffer_row -= (sequence * beam).to(tl.int32)  # among those of the sequence
+                key_start += buffer_row * key_row
+                value_start += buffer_row * value_row
             key_place = keys + key_start[:, None] + number[None, :] * key_number
             block = tl.load(key_place, mask=is_key[:, None] & is_number[None, :], other=0.0)
             scores = tl.dot(queried, tl.trans(block), input_precision="ieee")
@@ -279,7 +283,7 @@ def attend(
                 bias_place = bias_row[:, None] + position[None, :] * bias_position
                 scores += tl.load(bias_place, mask=is_row[:, None] & seen[None, :], other=0.0).to(tl.float32)
             scores = tl.where(seen[None, :], scores, float("-inf"))
-            if places is not None:
+            if rows_of is not None:
                 scores = tl.where(position[None, :] < shared_end[:, None], scores, float("-inf"))
 
             larger = tl.maximum(largest, tl.max(scores, 1))

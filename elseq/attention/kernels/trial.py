@@ -1,4 +1,4 @@
-"""Trials of kernels for GPUs: a process uses a kernel only if its trial found it right, and faster than PyTorch."""
+"""Trials of kernels for GPUs: a process uses one only if its trial found it right, and faster than what it replaces."""
 
 import logging
 import os
@@ -35,20 +35,20 @@ class Verdict(NamedTuple):
     is_used: bool
     reason: str | None  # why it is not used
     kernel_ms: float | None  # milliseconds of one run; None: not timed
-    plain_ms: float | None  # the same by PyTorch
+    plain_ms: float | None  # of what the kernel replaces
 
 
 _verdicts: dict[tuple[str, torch.device, tuple], Verdict] = {}
 
 
-Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and the same by PyTorch
+Pair = tuple[Callable[[], Tensor], Callable[[], Tensor]]  # a kernel, and what it replaces
 
 
 class Trial(NamedTuple):
     """A small case, in which the first result of the kernel is compared, and the case that is timed."""
 
     kernel: Callable[[], Tensor]
-    plain: Callable[[], Tensor]  # the same by PyTorch
+    plain: Callable[[], Tensor]  # the same by PyTorch, and unless `timed` has another, what the kernel replaces
     expected: Tensor  # what both should return, computed in float64
     timed: Callable[[], Pair] | None = None  # makes the pair that is timed. Default: kernel and plain
     timed_sizes: tuple = ()  # of that pair, if they differ from those of the verdict
@@ -127,7 +127,7 @@ def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial
     except Exception as error:  # errors of Triton, its C compiler or the driver
         reason = f"the kernel cannot run there: {type(error).__name__}: {str(error).split(chr(10))[0]}"
     if reason is None and not kernel < plain:
-        reason = f"the kernel takes {kernel:.3f} ms, and PyTorch {plain:.3f} ms"
+        reason = f"the kernel takes {kernel:.3f} ms, and what it replaces {plain:.3f} ms"
     return Verdict(name, sizes, device, reason is None, reason, kernel, plain)
 
 
@@ -158,12 +158,12 @@ def _log(verdict: Verdict) -> None:
     """After the trial, before the verdict is kept."""
     name, sizes, device, is_used, reason, kernel, plain = verdict
     if is_used:
-        found = "%s%s: the kernel computes it on %s, in %.3f ms, and PyTorch in %.3f ms"
+        found = "%s%s: the kernel is used on %s. It takes %.3f ms, and what it replaces %.3f ms"
         logger.debug(found, name, sizes or "", device, kernel, plain)
         return
     is_known = any(not each.is_used and (each.name, each.device) == (name, device) for each in _verdicts.values())
     level = logging.DEBUG if is_known else logging.WARNING
-    logger.log(level, "%s%s: PyTorch computes it on %s, because %s", name, sizes or "", device, reason)
+    logger.log(level, "%s%s: the kernel is not used on %s, because %s", name, sizes or "", device, reason)
 
 
 def error_of(name: str, found: Tensor, expected: Tensor, slack: float = 1.0) -> str | None:
