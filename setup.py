@@ -12,8 +12,8 @@ INSTRUCTIONS = {
 kernels = [
     Extension(
         f"elseq._native_{name}",
-        ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp"],
-        depends=glob("elseq/*.hpp"),
+        ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp", "elseq/models/layer_step.cpp"],
+        depends=glob("elseq/**/*.hpp", recursive=True),
         define_macros=[(f"ELSEQ_{name.upper()}", None)],
         # The last -march counts, and the user's may be of another processor than the options are for.
         extra_compile_args=["-O3", "-std=c++17", "-fopenmp", "-march=x86-64", *options],

@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 5  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 6  # as in kernels.cpp; a library of another number was compiled from other sources
 # Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
 INSTRUCTIONS = ("avx512", "avx_vnni", "avx2")
 FUNCTIONS = {
@@ -21,6 +21,8 @@ FUNCTIONS = {
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
     "elseq_attend_to_largest": [_POINTER] * 5 + [_SIZE] * 9 + [_NUMBER] * 2,
     "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
+    "elseq_layer_step": [_POINTER] * 2 + [_SIZE] + [_POINTER] * 4 + [_NUMBER],
+    "elseq_layer_step_bytes": [_POINTER, _SIZE],
 }
 
 
@@ -43,6 +45,7 @@ def library_for(instructions: str) -> ctypes.CDLL | None:
     for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
     found.elseq_columns.restype = _NUMBER
+    found.elseq_layer_step_bytes.restype = _SIZE
     return found if found.elseq_available() == INTERFACE else None
 
 

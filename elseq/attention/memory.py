@@ -129,11 +129,15 @@ class GrowingMemory:
 
     def append(self, *new: Tensor) -> None:
         """Add T positions: tensors [N, ..., T, width]."""
+        self.reserve(*new)
+        for buffer, tensor in zip(self.buffers, new, strict=True):
+            buffer[: len(tensor), ..., self.length - self.newest : self.length, :] = tensor
+
+    def reserve(self, *new: Tensor) -> None:
+        """Add T positions of these shapes, [N, ..., T, width], whose numbers are written later."""
         added = new[0].size(-2)
         if not self.buffers or self.length + added > self.buffers[0].size(-2):
             self._make_room(new)
-        for buffer, tensor in zip(self.buffers, new, strict=True):
-            buffer[: len(tensor), ..., self.length : self.length + added, :] = tensor
         self.length += added
         self.total += added
         self.newest = added

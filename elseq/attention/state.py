@@ -19,6 +19,8 @@ class LayerState:
 
     self_attention: SelfAttentionMemory
     cross_attention: SentenceMemory | None = None
+    # What computes the layer for one position of each hypothesis. False: its modules do; None: not known yet.
+    step: Callable[[Tensor, LayerState], Tensor] | bool | None = None
 
 
 @dataclass
@@ -48,6 +50,7 @@ class DecodeState:
         cursor = Cursor(self.length, capacity, like.device, self._ancestry(count, beam, capacity))
         for layer in self.layers:
             layer.self_attention.fix(self.length, capacity, cursor, beam, hypotheses)
+            layer.step = False  # it knows no such buffers
         self.cursor = cursor
 
     def _ancestry(self, hypotheses: int, beam: int, capacity: int) -> Ancestry | None:

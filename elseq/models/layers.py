@@ -12,7 +12,9 @@ from torch import Tensor, nn
 
 from elseq.attention import Attention, LayerState
 from elseq.attention.top_k import top_k_feed_forward
+from elseq.models import layer_step
 from elseq.models.config import SWISH, num_kv_heads
+from elseq.models.layer_step import LayerStep
 from elseq.precision import activated
 
 
@@ -175,6 +177,11 @@ class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBa
         Returns:
             [T, N, C], and [H, N, T, S] or None.
         """
+        if state is not None and not need_weights and layer_step.fits(x):
+            if state.step is None:
+                state.step = LayerStep.of(self, state) or False
+            if state.step:
+                return state.step(x, state), None
         residual = x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)

@@ -4,7 +4,17 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import Product, activated
+from elseq.precision.linear import DecodingLinear, Product, activated
 from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
-__all__ = ["DTYPES", "INT8", "PreparedModel", "Product", "activated", "kind_of_product", "prepared", "restore"]
+__all__ = [
+    "DTYPES",
+    "INT8",
+    "DecodingLinear",
+    "PreparedModel",
+    "Product",
+    "activated",
+    "kind_of_product",
+    "prepared",
+    "restore",
+]

@@ -34,6 +34,9 @@ class KernelProduct(Product):
             output = kernels.linear_float32(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
+    def argument(self) -> kernels.Linear:
+        return self._weight.argument(self._bias)
+
     def weight(self) -> Tensor:
         return self._weight.weight()
 

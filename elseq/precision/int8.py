@@ -89,6 +89,9 @@ class KernelProduct(_QuantizedProduct):
         output = kernels.linear(rows, self._weight, self._scale, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
+    def argument(self) -> kernels.Linear:
+        return self._weight.argument(self._scale, self._bias)
+
     def embedding(self, indices: Tensor) -> Tensor:
         return kernels.embedding(self._weight, self._scale, indices)
 

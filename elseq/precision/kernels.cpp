@@ -1,5 +1,7 @@
 // Linear layers and log-probabilities. kernels.py describes the functions and checks their arguments.
 
+#include "kernels.hpp"
+
 #include <cmath>
 
 #include "../native.hpp"
@@ -224,7 +226,7 @@ extern "C" {
 // The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
 // argument or structure that crosses the boundary.
 int elseq_available() {
-    constexpr int interface = 5;
+    constexpr int interface = 6;
     return interface * is_supported();
 }
 

@@ -7,6 +7,7 @@ There are no gradients.
 """
 
 import contextlib
+import ctypes
 import math
 import mmap
 from collections.abc import Callable
@@ -25,6 +26,15 @@ OWN_PAGES = 2**18  # bytes
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
+class Linear(ctypes.Structure):
+    """A linear layer as layer_step.cpp reads it. Its tensors must live as long."""
+
+    _fields_ = [
+        *((name, ctypes.c_void_p) for name in ("tiles", "offset", "scale", "bias")),
+        *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
+    ]
+
+
 @dataclass(frozen=True)
 class PackedWeight:
     """An int8 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
@@ -39,6 +49,17 @@ class PackedWeight:
         tiles, groups = -(-self.outputs // columns), -(-self.inputs // GROUP)
         native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
         native.address("offset", self.offset, torch.int32, tiles * columns)
+
+    def argument(self, column_scale: Tensor, bias: Tensor | None) -> Linear:
+        """Of the layer that has this weight; column_scale, bias: as for `linear`."""
+        return Linear(
+            self.tiles.data_ptr(),
+            self.offset.data_ptr(),
+            native.address("column_scale", column_scale, torch.float32, self.outputs),
+            None if bias is None else native.address("bias", bias, torch.float32, self.outputs),
+            self.inputs,
+            self.outputs,
+        )
 
 
 def available() -> bool:
@@ -182,7 +203,7 @@ def linear(
         packed.offset.data_ptr(),
         native.address("column_scale", column_scale, torch.float32, columns),
         None if bias is None else native.address("bias", bias, torch.float32, columns),
-        _gelu_table().data_ptr(),
+        gelu_table().data_ptr(),
         out.data_ptr(),
         rows,
         columns,
@@ -217,6 +238,11 @@ class PackedFloats:
         if whole < len(tiles):
             tiles[whole, :, : outputs % columns] = weight[whole * columns :].t()
         return cls(tiles, outputs)
+
+    def argument(self, bias: Tensor | None) -> Linear:
+        """Of the layer that has this weight; bias: float32 [N]."""
+        address = None if bias is None else native.address("bias", bias, torch.float32, self.outputs)
+        return Linear(self.tiles.data_ptr(), None, None, address, self.tiles.size(1), self.outputs)
 
     def weight(self) -> Tensor:
         """The weight [N, K], exactly."""
@@ -268,7 +294,7 @@ def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, 
         native.address("x", x, torch.float32, rows, inputs),
         packed.tiles.data_ptr(),
         None if bias is None else native.address("bias", bias, torch.float32, columns),
-        _gelu_table().data_ptr(),
+        gelu_table().data_ptr(),
         out.data_ptr(),
         rows,
         columns,
@@ -317,7 +343,7 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
 
 @cache
-def _gelu_table() -> Tensor:
+def gelu_table() -> Tensor:
     """[4, 32]: a P(X > a) near each a = n / 5.75 as a cubic in 5.75 a - n, the highest power first."""
     nodes = torch.cos(torch.pi * torch.arange(1, 8, 2, dtype=torch.float64) / 8).mul(0.5).repeat(32, 1)
     nodes[0] = torch.tensor([0, 0.15, 0.35, 0.5])  # a is not negative, and at 0 nothing is left over

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from elseq.heap import count_dropped
+from elseq.precision import kernels
 
 
 class Product(ABC):
@@ -24,6 +25,10 @@ class Product(ABC):
     @abstractmethod
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
+
+    def argument(self) -> kernels.Linear | None:
+        """The layer, for a step of a whole decoder layer; None: only `multiply` evaluates it."""
+        return None
 
     def embeds(self, weight: Tensor) -> bool:
         """Whether `embedding` gives the rows of the weight [N, K] that this was made of."""

@@ -1,24 +1,10 @@
 // Attention of a decoding step. decode_step.py describes the function and checks its arguments.
 
+#include "decode_step.hpp"
+
 #include <type_traits>
 
 #include "../../native.hpp"
-
-// Positions of sentences, each read by all of its hypotheses. Strides count numbers.
-struct Shared {
-    const void *keys, *values;           // float32 or bfloat16
-    const uint8_t *mask;                 // [sequences, positions], not 0: not attended to; or null
-    int64_t key[3], value[3], mask_row;  // strides: of a sequence, a head, a number of a key (a value: a position)
-    int64_t sequences, positions, bfloat16;
-};
-
-// Positions of hypotheses: n has position s in row rows[n, s], and from `listed` on in row n.
-struct Own {
-    const void *keys, *values;           // float32 or bfloat16
-    const int64_t *rows;
-    int64_t key[3], value[3], rows_row;  // strides: of a row, a head, a position
-    int64_t listed, positions, bfloat16;
-};
 
 namespace {
 

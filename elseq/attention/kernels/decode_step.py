@@ -13,7 +13,9 @@ import elseq.native as native
 TYPES = (torch.float32, torch.bfloat16)  # of the inputs; everything is computed in float32
 
 
-class _Shared(ctypes.Structure):
+class Shared(ctypes.Structure):
+    """Positions of sentences as the kernels read them. Their tensors must live as long."""
+
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("keys", "values", "mask")),
         *((name, ctypes.c_int64 * 3) for name in ("key", "value")),
@@ -21,7 +23,9 @@ class _Shared(ctypes.Structure):
     ]
 
 
-class _Own(ctypes.Structure):
+class Own(ctypes.Structure):
+    """Positions of hypotheses, likewise."""
+
     _fields_ = [
         *((name, ctypes.c_void_p) for name in ("keys", "values", "rows")),
         *((name, ctypes.c_int64 * 3) for name in ("key", "value")),
@@ -68,48 +72,11 @@ def decode_step(
         RuntimeError: elseq's kernels are not available.
     """
     hypotheses, heads, _, width = query.shape
-    sequences, kv_heads, first, second = hypotheses, heads, _Shared(), _Own()
     _check("the query", query, _type(query), (hypotheses, heads, 1, width), 3)
-    if own is not None:
-        keys, values, rows = own
-        kv_heads = keys.size(1)
-        for name, tensor in (("own keys", keys), ("own values", values)):
-            _check(name, tensor, _type(keys), (len(keys), kv_heads, keys.size(2), width), 3)
-        listed = rows.size(1)
-        _check("rows", rows, torch.int64, (hypotheses, listed), 1)
-        if listed > keys.size(2) or listed < keys.size(2) and hypotheses > len(keys):
-            raise ValueError(f"{listed} rows of {hypotheses} hypotheses for keys {list(keys.shape)}")
-        second = _Own(
-            keys.data_ptr(),
-            values.data_ptr(),
-            rows.data_ptr(),
-            keys.stride()[:3],
-            values.stride()[:3],
-            rows.stride(0),
-            listed,
-            keys.size(2),
-            keys.dtype == torch.bfloat16,
-        )
-    if shared is not None:
-        keys, values, mask = shared
-        sequences, kv_heads = keys.shape[:2] if own is None else (len(keys), kv_heads)
-        for name, tensor, adjacent in (("shared keys", keys, 2), ("shared values", values, 3)):
-            _check(name, tensor, _type(keys), (sequences, kv_heads, keys.size(2), width), adjacent)
-        if mask is not None:
-            mask = mask.expand(sequences, 1, -1)
-            _check("the mask", mask, torch.bool, (sequences, 1, keys.size(2)), 2)
-        first = _Shared(
-            keys.data_ptr(),
-            values.data_ptr(),
-            None if mask is None else mask.data_ptr(),
-            (keys.stride(0), keys.stride(1), keys.stride(3)),
-            values.stride()[:3],
-            0 if mask is None else mask.stride(0),
-            0,
-            keys.size(2),
-            keys.dtype == torch.bfloat16,
-        )
-    first.sequences = sequences
+    second = Own() if own is None else own_argument(*own, hypotheses, width)
+    kv_heads = own[0].size(1) if own is not None else shared[0].size(1) if shared is not None else heads
+    first = Shared(sequences=hypotheses) if shared is None else shared_argument(*shared, kv_heads, width)
+    sequences = first.sequences
     if hypotheses and (not sequences or hypotheses % sequences) or heads and (not kv_heads or heads % kv_heads):
         raise ValueError(f"{hypotheses} hypotheses, {heads} heads: not multiples of {sequences} and {kv_heads}")
     numbers = query.float()
@@ -128,6 +95,56 @@ def decode_step(
         torch.get_num_threads(),
     )
     return out.to(query.dtype)
+
+
+def own_argument(keys: Tensor, values: Tensor, rows: Tensor, hypotheses: int, width: int) -> Own:
+    """keys, values, rows: as `own` of `decode_step`, of N hypotheses and heads of this width, K.
+
+    Raises:
+        ValueError: another type, shape or layout.
+    """
+    for name, tensor in (("own keys", keys), ("own values", values)):
+        _check(name, tensor, _type(keys), (*keys.shape[:3], width), 3)
+    listed = rows.size(1)
+    _check("rows", rows, torch.int64, (hypotheses, listed), 1)
+    if listed > keys.size(2) or listed < keys.size(2) and hypotheses > len(keys):
+        raise ValueError(f"{listed} rows of {hypotheses} hypotheses for keys {list(keys.shape)}")
+    return Own(
+        keys.data_ptr(),
+        values.data_ptr(),
+        rows.data_ptr(),
+        keys.stride()[:3],
+        values.stride()[:3],
+        rows.stride(0),
+        listed,
+        keys.size(2),
+        keys.dtype == torch.bfloat16,
+    )
+
+
+def shared_argument(keys: Tensor, values: Tensor, mask: Tensor | None, kv_heads: int, width: int) -> Shared:
+    """keys, values, mask: as `shared` of `decode_step`, of G key/value heads of this width, K.
+
+    Raises:
+        ValueError: another type, shape or layout.
+    """
+    sequences, length = keys.size(0), keys.size(2)
+    for name, tensor, adjacent in (("shared keys", keys, 2), ("shared values", values, 3)):
+        _check(name, tensor, _type(keys), (sequences, kv_heads, length, width), adjacent)
+    if mask is not None:
+        mask = mask.expand(sequences, 1, -1)
+        _check("the mask", mask, torch.bool, (sequences, 1, length), 2)
+    return Shared(
+        keys.data_ptr(),
+        values.data_ptr(),
+        None if mask is None else mask.data_ptr(),
+        (keys.stride(0), keys.stride(1), keys.stride(3)),
+        values.stride()[:3],
+        0 if mask is None else mask.stride(0),
+        sequences,
+        length,
+        keys.dtype == torch.bfloat16,
+    )
 
 
 def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:
