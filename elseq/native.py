@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 6  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 7  # as in kernels.cpp; a library of another number was compiled from other sources
 # Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
 INSTRUCTIONS = ("avx512", "avx_vnni", "avx2")
 FUNCTIONS = {

@@ -374,14 +374,14 @@ class FixedMemory:
 class SelfAttentionMemory:
     """An optional prompt, shared by the hypotheses of a sentence, and the generated tokens of each hypothesis."""
 
-    def __init__(self, method: DecodingMethod, window: int | None = None, layer: Attention | None = None):
+    def __init__(self, method: DecodingMethod, window: int | None = None, attention: Attention | None = None):
         """
         Args:
             method: defines what is kept, and computes the attention to it.
             window: as for `GrowingMemory`.
-            layer: that attends. Default: any; in buffers of fixed addresses hypotheses are then moved.
+            attention: what attends. Default: any; in buffers of fixed addresses hypotheses are then moved.
         """
-        self.layer = layer
+        self._attention = attention
         self.method = method
         self.window = window
         self.prompt: SentenceMemory | None = None
@@ -415,11 +415,11 @@ class SelfAttentionMemory:
         self.generated = GrowingMemory(self.window)
 
     def reads_by(self, ancestry: Ancestry) -> bool:
-        """Whether the layer is to find the generated positions by an ancestry, in buffers of fixed addresses."""
-        layer = self.layer
-        if layer is None or layer.top_k is not None or ancestry.beam == 1:
+        """Whether attention is to find the generated positions by an ancestry, in buffers of fixed addresses."""
+        attention = self._attention
+        if attention is None or attention.top_k is not None or ancestry.beam == 1:
             return False
-        sizes = layer.sizes, layer.k_proj.weight, *ancestry.rows.shape
+        sizes = attention.sizes, attention.k_proj.weight, *ancestry.rows.shape
         return self.method.has_step_kernel(*sizes, ancestry, self._read_prompt())
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:

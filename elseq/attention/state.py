@@ -19,8 +19,6 @@ class LayerState:
 
     self_attention: SelfAttentionMemory
     cross_attention: SentenceMemory | None = None
-    # What computes the layer for one position of each hypothesis. False: its modules do; None: not known yet.
-    step: Callable[[Tensor, LayerState], Tensor] | bool | None = None
 
 
 @dataclass
@@ -47,19 +45,18 @@ class DecodeState:
         """
         like = self._like()
         count = len(like if hypotheses is None else hypotheses)
-        cursor = Cursor(self.length, capacity, like.device, self._ancestry(count, beam, capacity))
+        ancestry = Ancestry(count, beam, capacity, like.device)
+        cursor = Cursor(self.length, capacity, like.device, ancestry if self._reads_by(ancestry) else None)
         for layer in self.layers:
             layer.self_attention.fix(self.length, capacity, cursor, beam, hypotheses)
-            layer.step = False  # it knows no such buffers
         self.cursor = cursor
 
-    def _ancestry(self, hypotheses: int, beam: int, capacity: int) -> Ancestry | None:
-        """For buffers of these sizes. None: a kernel of some layer does not read by it, or not faster."""
-        ancestry = Ancestry(hypotheses, beam, capacity, self._like().device)
-        return ancestry if all(layer.self_attention.reads_by(ancestry) for layer in self.layers) else None
+    def _reads_by(self, ancestry: Ancestry) -> bool:
+        """Whether all layers find the positions of hypotheses by an ancestry."""
+        return all(layer.self_attention.reads_by(ancestry) for layer in self.layers)
 
     def empty(self, sentences: int, beam: int, source_length: int, prompt_length: int, capacity: int) -> DecodeState:
-        """Buffers of fixed addresses for the state of any batch of the same kind and at most these sizes.
+        """Buffers of fixed addresses for the state of any batch of the same kind and at most these sizes, for `narrow`.
 
         Args:
             sentences: B.
@@ -67,25 +64,32 @@ class DecodeState:
             source_length, prompt_length: positions of sources and prompts.
             capacity: positions of generated tokens.
         """
-        cursor = Cursor(0, capacity, self._like().device)
+        device = self._like().device
+        cursor = Cursor(0, capacity, device, Ancestry(sentences * beam, beam, capacity, device))
         state = self._of(
             lambda memory, is_prompt: memory.empty(sentences, prompt_length if is_prompt else source_length),
             lambda memory: FixedMemory.empty(memory.tensors(), sentences * beam, capacity, cursor, beam),
         )
-        cursor.ancestry = state._ancestry(sentences * beam, beam, capacity)
         if self.prompt_lengths is not None:
             state.prompt_lengths = self.prompt_lengths.new_zeros(sentences)
         state.cursor = cursor
         return state
 
-    def narrow(self, sentences: int, beam: int) -> DecodeState:
+    def narrow(self, sentences: int, beam: int, finds: bool | None = None) -> DecodeState:
         """The first sentences of `empty`, in the same place. What is kept, fixed or dropped of it does not change the
-        buffers themselves."""
+        buffers themselves.
+
+        Args:
+            sentences, beam: as for `empty`.
+            finds: whether hypotheses are found by an ancestry, as was decided for these sizes. Default: it is decided.
+        """
         hypotheses = sentences * beam
         cursor = self.cursor.narrow(hypotheses)
         state = self._of(
             lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(hypotheses, cursor)
         )
+        if finds is False or finds is None and not state._reads_by(cursor.ancestry):
+            cursor.ancestry = None
         state.cursor = cursor
         if self.prompt_lengths is not None:
             state.prompt_lengths = self.prompt_lengths[:sentences]

@@ -200,7 +200,7 @@ def keep_the_record_of_conversions():
 
 
 def copy_tasks():
-    """A task cannot be copied or pickled, nor what holds one: its state looks for itself in itself, without end."""
+    """A task cannot be copied, nor what holds one: its state looks for itself in itself, without end."""
 
     def get(original, self, name):
         if name.startswith("__") or "_state" not in vars(self):

@@ -21,9 +21,10 @@ from elseq.generation.next_words import NextWords
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
 from elseq.generation.steppers import positions_at_once
-from elseq.models import Decoder
-from elseq.models.layers import IN_PLACE, WIDEST
-from elseq.precision import Product, kind_of_product
+from elseq.models import Decoder, layer_step
+from elseq.models.layer_step import WIDEST
+from elseq.models.layers import IN_PLACE
+from elseq.precision import INT8, Product, kind_of_product
 from elseq.precision.linear import onednn_multiplies_narrow_types
 
 SCALARS = 512  # bytes, of single numbers
@@ -452,11 +453,19 @@ class _Search(_Batch):
             if layer.encoder_attn is not None:
                 cross, _ = self._attending(rows, layer.encoder_attn, self.methods.cross, self.length, 0)
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
-            layers.append(rows.layer(layer, *attentions))
+            layers.append(max(rows.layer(layer, *attentions), self._layer_step(rows, layer)))
             tables += is_unmoved * (self.beam > 1) * rows.count * self.steps * INDEX_BYTES
         candidates = rows.count * (2 * self.beam + 2) * 5 * INDEX_BYTES
         finishing = rows.count * (self.steps * (2 * INDEX_BYTES + 4 * self.wide) + self._alignment())
         return tables, max(*layers, self._logits(rows) + candidates, finishing, self._leaving())
+
+    def _layer_step(self, rows: _Rows, layer) -> int:
+        """What a layer holds with its input, where one call computes it; 0 where none does."""
+        is_computed = self.product.is_for_kernels and self.methods.own is KV and self.methods.cross is KV
+        if not is_computed:
+            return 0
+        is_int8 = self.decoder.decode_dtype == INT8
+        return rows.tensor(layer.embed_dim) + layer_step.working_bytes(layer, rows.count, is_int8)
 
     def _attending(self, rows: _Rows, attention, method: DecodingMethod, shared: int, own: int) -> tuple[int, bool]:
         """What `DecodingMethod.attend` holds, and whether a kernel attends."""
@@ -520,12 +529,13 @@ class _Search(_Batch):
             return 4 * words
         output = self.decoder.output_projection
         logits = rows.output(output)
-        offers_best = NextWords(logits=torch.empty(1, 1, dtype=self.dtype, device=self.device)).offers_best
+        empty = torch.empty(1, 1, dtype=self.dtype, device=self.device)
+        is_in_place = NextWords(logits=empty).is_normalized_in_place
         if not is_plain or self.device.type != "cpu":
             beside = 3 * words
         else:
             is_converted = self.dtype.itemsize < self.wide
-            copies = is_converted if offers_best else 1 + is_converted
+            copies = is_converted if is_in_place else 1 + is_converted
             # Where words have the same score, those of a sentence are there once more.
             beside = copies * words
             if search.lm_model is None:

@@ -79,7 +79,9 @@ def is_half_idle(hypotheses: int, searched: int) -> bool:
 class CapturedStep:
     """A step of a fixed number of hypotheses: its graph, and what it reads and writes besides the state."""
 
-    def __init__(self, hypotheses: int, device: torch.device):
+    def __init__(self, hypotheses: int, device: torch.device, finds: bool = False):
+        """finds: whether hypotheses are found by an ancestry, which a graph repeats."""
+        self.finds = finds
         self.tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
         self.order = torch.arange(hypotheses, device=device)
         self.output: Tensor | None = None  # until it has run

@@ -121,9 +121,12 @@ class Buffers:
         beam, size = self.sizes.beam, self.sizes.sentences
         while is_half_idle(size * beam, sentences * beam):
             size = -(-size // 2)
-        if size not in self.steps:
-            self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device)
-        return self.state.narrow(size, beam), self.steps[size]
+        step = self.steps.get(size)
+        state = self.state.narrow(size, beam, None if step is None else step.finds)
+        if step is None:
+            finds = state.cursor.ancestry is not None
+            step = self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device, finds)
+        return state, step
 
 
 class KeptSteps:

@@ -37,7 +37,7 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            if self.offers_best and transfers.is_free(self._logits.device) and not native.is_recorded():
+            if self.is_normalized_in_place and not native.is_recorded():
                 logits = self._logits.float()
                 value, word = kernels.log_softmax_top(logits, 1)
                 self._log_probs = logits.sub_(logits.gather(1, word)).add_(value)
@@ -47,12 +47,22 @@ class NextWords:
         return self._log_probs
 
     @property
+    def is_normalized_in_place(self) -> bool:
+        """Whether `log_probs` are made of the logits in float32 where these are, by a kernel."""
+        logits = self._logits
+        is_known = logits is not None and logits.dtype != torch.float64
+        return is_known and transfers.is_free(logits.device) and kernels.available()
+
+    @property
     def offers_best(self) -> bool:
-        """Whether `best` finds words by less work than `log_probs` and a choice among them."""
+        """Whether `best` finds words by less work than `log_probs` and a choice among them.
+
+        On a CPU not in 16 bits: some are equal in almost every step, and then the search asks for all words after all.
+        """
         numbers = self._log_probs if self._logits is None else self._logits
-        if numbers.dtype == torch.float64:
-            return False
-        return not transfers.is_free(numbers.device) or (self._logits is not None and kernels.available())
+        if not transfers.is_free(numbers.device):
+            return numbers.dtype != torch.float64
+        return numbers.dtype == torch.float32 and self.is_normalized_in_place
 
     def select(self, rows: Tensor) -> "NextWords":
         """Those of these hypotheses, int64 [N']."""
@@ -77,8 +87,7 @@ class NextWords:
             return _numbers(*self._best_on_gpu(count, forbidden))
         count += forbidden.size(1)
         logits = self._logits
-        # Of 16 bits some are equal in almost every step, and then the search asks for all words after all.
-        if logits.dtype != torch.float32 or not MOST_ON_CPU >= count <= logits.size(1):
+        if not MOST_ON_CPU >= count <= logits.size(1):
             return None
         values, words = kernels.log_softmax_top(logits, count)
         # The same numbers as in `log_probs`: which of them is asked for depends on the batch.

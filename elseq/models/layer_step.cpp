@@ -13,7 +13,7 @@ struct Norm {
 
 struct Linear {
     const void *tiles;
-    const int32_t *offset;       // of int8, else null
+    const int32_t *offset;       // of int8, in which all of a layer are, else null
     const float *scale, *bias;   // of int8, else null; or null
     int64_t inputs, outputs;
 };
@@ -30,12 +30,11 @@ struct Layer {
     Norm norm;
     Linear inner, outer;
     const float *gelu;
-    int64_t width, activation, normalizes_before;
+    // inner_numbers: inner activations that are computed together.
+    int64_t width, activation, normalizes_before, inner_numbers;
 };
 
 namespace {
-
-constexpr int64_t WIDEST = 1 << 20;  // inner activations that are computed together: they stay in the cache
 
 // Memory for what is computed on the way, of some rows, whose parts are used again by the next part of the layer.
 struct Work {
@@ -52,11 +51,12 @@ struct Work {
         const auto numbers = [&](int64_t count) { return reinterpret_cast<float *>(take(count * sizeof(float))); };
         const int64_t queries = std::max(layer.self.heads * layer.self.width, layer.source.heads * layer.source.width);
         const int64_t keys = layer.self.kv_heads * layer.self.width, together = inner_rows(layer, rows);
-        hidden = numbers(rows * layer.width);
+        hidden = numbers(layer.normalizes_before * rows * layer.width);
         out = numbers(rows * layer.width);
-        scale = numbers(rows);
+        const int64_t quantized_rows = layer.inner.offset ? rows : 0;
         const int64_t widest = std::max(rows * std::max(queries, layer.width), together * layer.inner.outputs);
-        quantized = reinterpret_cast<uint8_t *>(take(widest + 4 * rows));
+        scale = numbers(quantized_rows);
+        quantized = reinterpret_cast<uint8_t *>(take(quantized_rows ? widest + 4 * rows : 0));
         const int64_t start = bytes;
         query = numbers(rows * queries), context = numbers(rows * queries);
         key = numbers(rows * keys), value = numbers(rows * keys);
@@ -66,7 +66,7 @@ struct Work {
         bytes = std::max(bytes, end);
     }
     static int64_t inner_rows(const Layer &layer, int64_t rows) {
-        return std::clamp<int64_t>(WIDEST / layer.inner.outputs, 1, std::max<int64_t>(rows, 1));
+        return std::clamp<int64_t>(layer.inner_numbers / layer.inner.outputs, 1, std::max<int64_t>(rows, 1));
     }
 };
 
@@ -107,7 +107,8 @@ struct Step {
                 const Numbers rest = select(there, load(from + k, there) - mean, all(0));
                 squares = fmadd(rest, rest, squares);
             }
-            const Numbers inverse = all(1 / std::sqrt(sum_of(squares) / width + float(norm.epsilon)));
+            const float total = sum_of(squares), unknown = std::numeric_limits<float>::quiet_NaN();
+            const Numbers inverse = all(total < INFINITE ? 1 / std::sqrt(total / width + float(norm.epsilon)) : unknown);
             for (int64_t k = 0; k < width; k += LANES) {
                 const Mask there = first(width - k);
                 Numbers y = (load(from + k, there) - mean) * inverse;

@@ -1,7 +1,7 @@
 """A decoding step of a decoder layer on a CPU, in one call: layer_step.cpp.
 
 For a few hypotheses the small operations of a layer, and Python between them, take as long as its products. The kernel
-computes what `DecoderLayer` does with `kv`, by the same kernels of products and attention.
+computes what `DecoderLayer` does with `kv`, by the same kernels of products and attention, and norms of its own.
 
 Shapes: N hypotheses, C width of the decoder, H heads, G key/value heads, K width of a head.
 """
@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import ctypes
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
 
 import torch
+from fairseq.modules.fairseq_dropout import FairseqDropout
 from torch import Tensor, nn
-from torch.nn.modules import module as hooks
 
 from elseq import native
-from elseq.attention import Attention, GrowingMemory, LayerState, SentenceMemory
-from elseq.attention.kernels.decode_step import Shared, computes, own_argument, shared_argument
+from elseq.attention import Attention, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention.kernels.decode_step import Shared, check_counts, computes, own_argument, shared_argument
 from elseq.attention.methods import KV
-from elseq.precision import DecodingLinear, kernels
+from elseq.precision import DecodingLinear, is_as_its_class, kernels
 
 if TYPE_CHECKING:
     from elseq.models.layers import DecoderLayer
@@ -46,41 +47,92 @@ class _Layer(ctypes.Structure):
         ("inner", kernels.Linear),
         ("outer", kernels.Linear),
         ("gelu", ctypes.c_void_p),
-        *((name, ctypes.c_int64) for name in ("width", "activation", "normalizes_before")),
+        *((name, ctypes.c_int64) for name in ("width", "activation", "normalizes_before", "inner_numbers")),
     ]
 
 
-class LayerStep:
-    """Steps of one layer in one search, in which neither its parameters nor its hooks change."""
+# Inner activations that a CPU computes together. So many numbers stay in its cache, and in memory that the process has
+# already; the first touch of fresh memory can take longer than the products.
+WIDEST = 2**20
 
-    def __init__(self, layer: _Layer, kept: list):
-        """kept: what the addresses in `layer` are of."""
+REPLACEABLE = {"residual_connection", "feed_forward", "_feed_forward"}  # methods of a layer
+
+# The steps of a layer in a search, by its memory there; None: its modules compute them.
+_steps: WeakKeyDictionary[SelfAttentionMemory, LayerStep | None] = WeakKeyDictionary()
+
+
+def compute(layer: DecoderLayer, x: Tensor, state: LayerState) -> Tensor | None:
+    """A layer's output for the newest position of each hypothesis, which is added to the state.
+
+    Hooks, and parameters that are put in the place of others, count from the next search on.
+
+    Args:
+        layer: not of a subclass.
+        x: [1, N, C].
+        state: of the layer.
+
+    Returns:
+        [1, N, C]; None, and nothing is added: its modules are to compute it.
+    """
+    if not _fits(x, state):
+        return None
+    memory = state.self_attention
+    if memory not in _steps:
+        _steps[memory] = LayerStep.of(layer, state)
+    step = _steps[memory]
+    return None if step is None or not step.is_searching() else step(x, state)
+
+
+def _fits(x: Tensor, state: LayerState) -> bool:
+    own, source = state.self_attention, state.cross_attention
+    return (
+        x.size(0) == 1
+        and x.size(1) > 0
+        and x.dtype == torch.float32
+        and computes(x)
+        and not torch.is_autocast_enabled("cpu")
+        and own.method is KV
+        and (source is None or source.method is KV)
+        and isinstance(own.generated, GrowingMemory)
+        and (own.window is None or own.prompt is None)
+    )
+
+
+class LayerStep:
+    """Steps of one layer in one search."""
+
+    def __init__(self, layer: _Layer, kept: list, linear: DecodingLinear):
+        """
+        Args:
+            layer: as the kernel reads it.
+            kept: what the addresses there are of.
+            linear: one of the linear layers.
+        """
         self._layer = layer
         self._kept = kept
-        self._shared: dict[SentenceMemory, tuple] = {}
+        self._linear = linear
+        self._shared: WeakKeyDictionary[SentenceMemory, tuple] = WeakKeyDictionary()
 
     @classmethod
     def of(cls, layer: DecoderLayer, state: LayerState) -> LayerStep | None:
-        """The steps of a layer that continue a state; None: the kernel does not compute them."""
-        own, source = state.self_attention, state.cross_attention
-        source_attention = None if source is None else layer.encoder_attn
-        attentions = [attention for attention in (layer.self_attn, source_attention) if attention is not None]
+        """None: the kernel does not compute this layer."""
+        source = None if state.cross_attention is None else layer.encoder_attn
+        attentions = [attention for attention in (layer.self_attn, source) if attention is not None]
         if not (
-            own.method is KV
-            and (source is None or source.method is KV)
-            and isinstance(own.generated, GrowingMemory)
-            and (own.window is None or own.prompt is None)
-            and all(type(each) is Attention and each.top_k is None for each in attentions)
+            all(type(each) is Attention and each.top_k is None for each in attentions)
             and layer.activation in kernels.ACTIVATIONS[1:]
             and layer.ffn_top_k is None
             and all(getattr(layer, name, None) is None for name in ("c_attn", "attn_ln", "ffn_layernorm", "w_resid"))
-            and not _is_changed(layer)
+            and all(map(_is_plain, list(layer.modules())[1:]))  # the layer itself is called as it is
+            and all(type(each) is FairseqDropout for each in (layer.dropout_module, layer.activation_dropout_module))
+            and not layer.training
+            and not vars(layer).keys() & REPLACEABLE
         ):
             return None
         found = _Arguments()
         arguments = _Layer(
             found.attention(layer.self_attn, layer.self_attn_layer_norm, projects=True),
-            found.attention(source_attention, getattr(layer, "encoder_attn_layer_norm", None)),
+            found.attention(source, getattr(layer, "encoder_attn_layer_norm", None)),
             found.norm(layer.final_layer_norm),
             found.linear(layer.fc1),
             found.linear(layer.fc2),
@@ -88,19 +140,28 @@ class LayerStep:
             layer.embed_dim,
             kernels.ACTIVATIONS.index(layer.activation),
             layer.normalize_before,
+            WIDEST,
         )
-        return cls(arguments, found.kept) if found.are_known else None
+        return cls(arguments, found.kept, layer.fc1) if found.are_known else None
+
+    def is_searching(self) -> bool:
+        """Whether the search still runs. After it, the layer may get other weights."""
+        return isinstance(self._linear, DecodingLinear) and self._linear.decoding.searches > 0
 
     def __call__(self, x: Tensor, state: LayerState) -> Tensor:
-        """The newest position of each hypothesis, float32 [1, N, C], which is added to the state, to [1, N, C]."""
+        """As `compute`.
+
+        Raises:
+            ValueError: hypotheses that do not belong to the sentences of the state.
+        """
         attention, memory = self._layer.self_attention, state.self_attention
         hypotheses = x.size(1)
+        prompt = self._shared_argument(memory.prompt, attention, hypotheses) or Shared(sequences=hypotheses)
+        source = self._shared_argument(state.cross_attention, self._layer.source, hypotheses) or Shared()
         shape = x.new_empty(1).expand(hypotheses, attention.kv_heads, 1, attention.width)
         memory.generated.reserve(shape, shape)
         stretch, rows = memory.generated.read_unmoved()
         own = own_argument(*stretch.tensors, rows, hypotheses, attention.width)
-        prompt = self._shared_argument(memory.prompt, attention) or Shared(sequences=hypotheses)
-        source = self._shared_argument(state.cross_attention, self._layer.source) or Shared()
         library, output = native.loaded(), x.clone(memory_format=torch.contiguous_format)
         scratch = x.new_empty(library.elseq_layer_step_bytes(ctypes.byref(self._layer), hypotheses), dtype=torch.uint8)
         library.elseq_layer_step(
@@ -115,7 +176,7 @@ class LayerStep:
         )
         return output
 
-    def _shared_argument(self, memory: SentenceMemory | None, attention: _Attention) -> Shared | None:
+    def _shared_argument(self, memory: SentenceMemory | None, attention: _Attention, hypotheses: int) -> Shared | None:
         """Made anew when sentences have left."""
         if memory is None:
             return None
@@ -124,29 +185,33 @@ class LayerStep:
             [stretch] = memory.read()
             argument = shared_argument(*stretch.tensors, stretch.mask, attention.kv_heads, attention.width)
             self._shared[memory] = memory.tensors, memory.mask, argument
+        check_counts(hypotheses, attention.heads, argument.sequences, attention.kv_heads)
         return argument
 
 
-def fits(x: Tensor) -> bool:
-    """Whether `LayerStep` computes with these inputs of a layer, [T, N, C]."""
-    return (
-        x.size(0) == 1
-        and x.size(1) > 0
-        and x.dtype == torch.float32
-        and computes(x)
-        and not torch.is_autocast_enabled("cpu")
-    )
+def working_bytes(layer: DecoderLayer, hypotheses: int, is_int8: bool) -> int:
+    """Bytes of what a step holds beside its input and the state: its output, and what is computed on the way."""
+    attentions = [attention for attention in (layer.self_attn, layer.encoder_attn) if attention is not None]
+    queries = max(attention.q_proj.out_features for attention in attentions)
+    keys, inner, width = layer.self_attn.k_proj.out_features, layer.fc1.out_features, layer.embed_dim
+    together = min(max(1, WIDEST // inner), hypotheses)
+    of_attention = [hypotheses * queries] * 2 + [hypotheses * keys] * 2
+    numbers = [layer.normalize_before * hypotheses * width, hypotheses * width, is_int8 * hypotheses]
+    sizes = [count * torch.float32.itemsize for count in numbers]
+    sizes.append(is_int8 * (max(hypotheses * max(queries, width), together * inner) + kernels.GROUP * hypotheses))
+    parts = [[count * torch.float32.itemsize for count in part] for part in (of_attention, [together * inner])]
+    output = hypotheses * width * torch.float32.itemsize
+    return output + sum(map(_aligned, sizes)) + max(sum(map(_aligned, part)) for part in parts)
 
 
-def _is_changed(layer: nn.Module) -> bool:
-    """Whether something is computed in the layer that its modules do not say, or drops numbers."""
-    modules = list(layer.modules())[1:]  # those of the layer itself are called as it is
-    return (
-        layer.training
-        or any(getattr(module, "apply_during_inference", False) for module in modules)
-        or any(module._forward_hooks or module._forward_pre_hooks for module in modules)
-        or bool(hooks._global_forward_hooks or hooks._global_forward_pre_hooks)
-    )
+def _aligned(size: int) -> int:
+    return -(-size // 64) * 64
+
+
+def _is_plain(module: nn.Module) -> bool:
+    """Whether it computes what its class does, and drops nothing."""
+    is_dropping = module.training or getattr(module, "apply_during_inference", False)
+    return is_as_its_class(module) and not is_dropping
 
 
 class _Arguments:
@@ -158,10 +223,11 @@ class _Arguments:
 
     def linear(self, linear: nn.Linear) -> kernels.Linear:
         product = linear.product() if isinstance(linear, DecodingLinear) and linear.decoding.searches else None
-        argument = None if product is None else product.argument()
-        self.are_known &= argument is not None
+        if product is None or not product.is_for_kernels:
+            self.are_known = False
+            return kernels.Linear()
         self.kept.append(product)
-        return argument or kernels.Linear()
+        return product.for_kernel()
 
     def norm(self, norm: nn.Module) -> _Norm:
         self.are_known &= type(norm) is nn.LayerNorm and all(
@@ -170,9 +236,9 @@ class _Arguments:
         )
         if not self.are_known:
             return _Norm()
-        self.kept.append(norm)
-        weight, bias = (None if each is None else each.data_ptr() for each in (norm.weight, norm.bias))
-        return _Norm(weight, bias, norm.eps)
+        parameters = [None if each is None else each.detach() for each in (norm.weight, norm.bias)]
+        self.kept.append(parameters)
+        return _Norm(*(None if each is None else each.data_ptr() for each in parameters), norm.eps)
 
     def attention(self, of: Attention | None, norm: nn.Module, projects: bool = False) -> _Attention:
         """projects: whether keys and values are of the same input as the query."""

@@ -1,7 +1,5 @@
 """Encoder and decoder layers: fairseq's parameters and order of operations around `elseq.attention.Attention`."""
 
-from collections.abc import Callable
-
 import torch
 import torch.nn.functional as F
 from fairseq import utils
@@ -14,7 +12,7 @@ from elseq.attention import Attention, LayerState
 from elseq.attention.top_k import top_k_feed_forward
 from elseq.models import layer_step
 from elseq.models.config import SWISH, num_kv_heads
-from elseq.models.layer_step import LayerStep
+from elseq.models.layer_step import WIDEST
 from elseq.precision import activated
 
 
@@ -39,18 +37,25 @@ def build_attention(cfg, where: str, embed_dim: int, num_heads: int, **options) 
     return attention
 
 
-# Inner activations that a CPU computes together. So many numbers stay in its cache, and in memory that the process has
-# already; the first touch of fresh memory can take longer than the products.
-WIDEST = 2**20
 # The widest activations of a layer. Without gradients they are overwritten to save memory.
 IN_PLACE = {"relu": torch.relu_, "gelu": torch.ops.aten.gelu_}
 
 
-def activation_function(name: str) -> Callable[[Tensor], Tensor]:
-    """fairseq's activation function of this name, or swish. Without gradients it may overwrite its input."""
-    function = F.silu if name == SWISH else utils.get_activation_fn(name)  # fairseq has the class of a module there
-    in_place = IN_PLACE.get(name, function)
-    return lambda x: function(x) if torch.is_grad_enabled() else in_place(x)
+class Activation:
+    """fairseq's activation function of some name, or swish. Without gradients it may overwrite its input."""
+
+    def __init__(self, name: str):
+        self._name = name
+        # fairseq has the class of a module for swish.
+        self._function = F.silu if name == SWISH else utils.get_activation_fn(name)
+        self._in_place = IN_PLACE.get(name, self._function)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self._function(x) if torch.is_grad_enabled() else self._in_place(x)
+
+    def __reduce__(self):
+        """By the name: fairseq's function may have none."""
+        return type(self), (self._name,)
 
 
 def name_dropout(module: nn.Module, stock_class: str) -> None:
@@ -65,7 +70,7 @@ class FeedForwardLayer:
 
     def configure_feed_forward(self, cfg) -> None:
         self.activation = cfg.activation_fn
-        self.activation_fn = activation_function(cfg.activation_fn)
+        self.activation_fn = Activation(cfg.activation_fn)
         self.ffn_top_k = getattr(cfg, "ffn_top_k", None) or None
         self.ffn_chunk_size = getattr(cfg, "ffn_chunk_size", None)
 
@@ -177,11 +182,10 @@ class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBa
         Returns:
             [T, N, C], and [H, N, T, S] or None.
         """
-        if state is not None and not need_weights and layer_step.fits(x):
-            if state.step is None:
-                state.step = LayerStep.of(self, state) or False
-            if state.step:
-                return state.step(x, state), None
+        if state is not None and not need_weights and type(self) is DecoderLayer:  # a subclass may do otherwise
+            output = layer_step.compute(self, x, state)
+            if output is not None:
+                return output, None
         residual = x
         if self.normalize_before:
             x = self.self_attn_layer_norm(x)

@@ -20,6 +20,7 @@ class KernelProduct(Product):
     """Evaluates a layer by elseq's own kernels. A row has the same result in any batch."""
 
     activations = ("relu", "gelu")
+    is_for_kernels = True
 
     def __init__(self, linear: nn.Linear):
         self._weight = kernels.PackedFloats.of(linear.weight.detach())
@@ -34,8 +35,8 @@ class KernelProduct(Product):
             output = kernels.linear_float32(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
-    def argument(self) -> kernels.Linear:
-        return self._weight.argument(self._bias)
+    def for_kernel(self) -> kernels.Linear:
+        return self._weight.for_kernel(self._bias)
 
     def weight(self) -> Tensor:
         return self._weight.weight()

@@ -70,6 +70,7 @@ class KernelProduct(_QuantizedProduct):
     """By elseq's own kernels."""
 
     activations = ("relu", "gelu")
+    is_for_kernels = True
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
         scales = []
@@ -89,8 +90,8 @@ class KernelProduct(_QuantizedProduct):
         output = kernels.linear(rows, self._weight, self._scale, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
-    def argument(self) -> kernels.Linear:
-        return self._weight.argument(self._scale, self._bias)
+    def for_kernel(self) -> kernels.Linear:
+        return self._weight.for_kernel(self._scale, self._bias)
 
     def embedding(self, indices: Tensor) -> Tensor:
         return kernels.embedding(self._weight, self._scale, indices)

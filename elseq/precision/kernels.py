@@ -50,8 +50,8 @@ class PackedWeight:
         native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
         native.address("offset", self.offset, torch.int32, tiles * columns)
 
-    def argument(self, column_scale: Tensor, bias: Tensor | None) -> Linear:
-        """Of the layer that has this weight; column_scale, bias: as for `linear`."""
+    def for_kernel(self, column_scale: Tensor, bias: Tensor | None) -> Linear:
+        """The layer that has this weight; column_scale, bias: as for `linear`."""
         return Linear(
             self.tiles.data_ptr(),
             self.offset.data_ptr(),
@@ -239,8 +239,8 @@ class PackedFloats:
             tiles[whole, :, : outputs % columns] = weight[whole * columns :].t()
         return cls(tiles, outputs)
 
-    def argument(self, bias: Tensor | None) -> Linear:
-        """Of the layer that has this weight; bias: float32 [N]."""
+    def for_kernel(self, bias: Tensor | None) -> Linear:
+        """The layer that has this weight; bias: float32 [N]."""
         address = None if bias is None else native.address("bias", bias, torch.float32, self.outputs)
         return Linear(self.tiles.data_ptr(), None, None, address, self.tiles.size(1), self.outputs)
 
@@ -315,7 +315,7 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
 
     Args:
         logits: float32 [M, V], M rows of V words.
-        count: how many, from 1 to V; some tens at most, as they are sorted by insertion.
+        count: how many, from 1 to V; a hundred or so at most, as they are sorted by insertion.
 
     Returns:
         float32 [M, count], in descending order, NaN where `torch.log_softmax` is; int64 [M, count], their words, of

@@ -9,6 +9,7 @@ from functools import cache
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules import module as hooks
 
 from elseq.heap import count_dropped
 from elseq.precision import kernels
@@ -21,14 +22,15 @@ class Product(ABC):
     """
 
     activations: tuple[str, ...] = ()  # that `multiply` evaluates in the same pass
+    is_for_kernels = False  # whether a step of a whole decoder layer evaluates it, too
 
     @abstractmethod
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
 
-    def argument(self) -> kernels.Linear | None:
-        """The layer, for a step of a whole decoder layer; None: only `multiply` evaluates it."""
-        return None
+    def for_kernel(self) -> kernels.Linear:
+        """The layer as kernels read it, where `is_for_kernels`."""
+        raise NotImplementedError
 
     def embeds(self, weight: Tensor) -> bool:
         """Whether `embedding` gives the rows of the weight [N, K] that this was made of."""
@@ -193,7 +195,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
 
     def _version(self) -> tuple[int, int]:
         weight = self._parameters["weight"]
-        return weight.data_ptr(), weight._version
+        return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
     def release(self) -> None:
         """Drop the layer's own weight. The parameter then shows NaN."""
@@ -249,6 +251,17 @@ class DecodingEmbedding(_DecodingModule, nn.Embedding):
         self.__dict__["projection"].restore()
 
 
+def is_as_its_class(module: nn.Module) -> bool:
+    """Whether a call of the module is that of its class alone: nothing is hooked to it, or put in its place."""
+    return not (
+        module._forward_hooks
+        or module._forward_pre_hooks
+        or hooks._global_forward_hooks
+        or hooks._global_forward_pre_hooks
+        or "forward" in vars(module)
+    )
+
+
 def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
     """An activation function of the output of a linear layer, in one pass where its precision has that.
 
@@ -258,8 +271,7 @@ def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tenso
         name: fairseq's of the function.
         function: the function itself.
     """
-    has_hooks = linear._forward_hooks or linear._forward_pre_hooks
-    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and not has_hooks
+    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and is_as_its_class(linear)
     if is_decoding and name in (product := linear.product()).activations:
         return linear._multiply_by(product, x, name)
     return function(linear(x))

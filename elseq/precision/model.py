@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import threading
 from collections import Counter
 from collections.abc import Callable
 
@@ -23,6 +24,9 @@ DTYPES = {
     "float64": torch.float64,
     INT8: torch.float32,
 }
+
+
+_beginning_or_ending = threading.Lock()  # of searches, which may run in several threads
 
 
 class PreparedModel:
@@ -75,15 +79,16 @@ class PreparedModel:
             only_decodes: the model is not trained. Prepared weights are kept for the next search, and a layer's own
                 weight is dropped when it is prepared, so that no weight is held twice.
         """
-        self._searches += 1
-        self._only_decodes = only_decodes
-        for name, layer in self._layers.items():
-            DecodingLinear.take(layer, self._make, self._recover)
-            layer.decoding.searches += 1
-            may_be_read = self.key[0] and self.fresh_parameters is None and _is_read_by_methods(name)
-            layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
-        for embedding, projection in self._embeddings:
-            DecodingEmbedding.take(embedding, projection)
+        with _beginning_or_ending:
+            self._searches += 1
+            self._only_decodes = only_decodes
+            for name, layer in self._layers.items():
+                DecodingLinear.take(layer, self._make, self._recover)
+                layer.decoding.searches += 1
+                may_be_read = self.key[0] and self.fresh_parameters is None and _is_read_by_methods(name)
+                layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
+            for embedding, projection in self._embeddings:
+                DecodingEmbedding.take(embedding, projection)
 
     def make_products(self, read: Callable[[torch.Tensor], None]) -> None:
         """Prepare the layers of a model that only decodes before a search does, so that few of their own weights are
@@ -102,11 +107,12 @@ class PreparedModel:
 
     def end(self) -> None:
         """The search is over."""
-        self._searches -= 1
-        for layer in self._layers.values():
-            layer.decoding.searches -= 1
-        if not self._searches and not self._only_decodes:
-            self.leave()
+        with _beginning_or_ending:
+            self._searches -= 1
+            for layer in self._layers.values():
+                layer.decoding.searches -= 1
+            if not self._searches and not self._only_decodes:
+                self.leave()
         if self._is_new and self._make is not None:
             give_back_memory()  # of the weights from which the first search has made others
         self._is_new = False
@@ -180,7 +186,9 @@ def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     return {
         name: module
         for name, module in model.named_modules()
-        if type(module) in (nn.Linear, DecodingLinear) and "adaptive" not in name
+        if type(module) in (nn.Linear, DecodingLinear)
+        and "adaptive" not in name
+        and "weight" in module._parameters  # which pruning computes from another
     }
 
 

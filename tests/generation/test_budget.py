@@ -484,6 +484,23 @@ def any_product(request, monkeypatch):
     choose(monkeypatch, request.param)
 
 
+@pytest.mark.parametrize("decode_dtype", [None, "int8"])
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"decoder_ffn_embed_dim": 4096},
+        {"decoder_embed_dim": 128, "decoder_ffn_embed_dim": 24, "decoder_normalize_before": True},
+    ],
+    ids=str,
+)
+def test_a_layer_of_the_decoder_decides(options, decode_dtype, any_product):
+    """One call computes it, or its modules do."""
+    width = options.get("decoder_embed_dim", 16)
+    sizes = {"sentences": 6, "length": 4, "beam": 5, "decoder_input_dim": width, "decoder_output_dim": width}
+    planned, peak, _ = measure("transformer", "kv", **sizes, **options, decode_dtype=decode_dtype)
+    assert peak <= planned < 1.5 * peak, planned / peak
+
+
 def test_rows_that_packed_products_add(any_product):
     """20 hypotheses are multiplied as 32."""
     planned, peak, _ = measure("bart", "el", sentences=4, length=10, beam=5, words=5000)

@@ -632,6 +632,25 @@ def test_bytes_that_are_kept(method, mebibytes):
     assert decoding_state_bytes(bart_large(), sizes, method, torch.float16) == mebibytes * 2**20
 
 
+def test_each_part_finds_hypotheses_as_it_did_first(monkeypatch):
+    """Whatever a trial says of its sizes then: a graph repeats it."""
+    least = [150]
+
+    def has_step_kernel(query, segments):
+        return segments[-1].ancestry is not None and len(query) >= least[0]
+
+    monkeypatch.setattr("elseq.attention.methods.kv.has_step_kernel", has_step_kernel)
+    monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
+    model = make_models("language_model", DICTIONARY)["kv"]
+    state = model.decoder.new_state(None, KV)
+    model.decoder.decode(torch.full((4, 1), 5), state)
+    buffers = Buffers(Workload(100, 4, 0, 16), state)
+    for least[0] in (150, 1000, 1):
+        found = [buffers.part(sentences)[0].cursor.ancestry for sentences in (100, 50, 13)]
+        assert [ancestry is not None for ancestry in found] == [True, True, False]
+        assert [len(ancestry.rows) for ancestry in found[:2]] == [400, 200]
+
+
 def test_parts_of_buffers(monkeypatch):
     monkeypatch.setattr(captured_steps, "CapturedWork", TapedWork)
     model = make_models("language_model", DICTIONARY)["kv"]

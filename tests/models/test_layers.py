@@ -5,7 +5,7 @@ from fairseq.modules import transformer_layer
 
 from elseq.attention import Attention, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import EL, KV
-from elseq.models.layers import DecoderLayer, EncoderLayer, activation_function, build_attention
+from elseq.models.layers import Activation, DecoderLayer, EncoderLayer, build_attention
 from tests.models.building import configuration
 
 
@@ -26,7 +26,7 @@ def test_swish(gradients):
     """x * sigmoid(x)."""
     x = torch.linspace(-3, 3, 7, dtype=torch.float64)
     with torch.set_grad_enabled(gradients):
-        torch.testing.assert_close(activation_function("swish")(x), x * x.sigmoid())
+        torch.testing.assert_close(Activation("swish")(x), x * x.sigmoid())
 
 
 @pytest.mark.parametrize("before", [True, False])

@@ -1,9 +1,13 @@
 """Models under a precision: what a search finds, and what is left for others to read."""
 
 import copy
+import pickle
+import sys
+from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 import torch
+from torch.nn.utils import prune
 
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
@@ -14,7 +18,15 @@ from elseq.precision.linear import DecodingEmbedding, DecodingLinear
 from elseq.precision.model import PreparedModel
 from elseq.precision.packed import PackedProduct
 from tests.precision.products import choose
-from tests.tiny_models import FAMILIES, assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
+from tests.tiny_models import (
+    FAMILIES,
+    assert_same_hypotheses,
+    make_dictionary,
+    make_elseq_model,
+    make_models,
+    make_sample,
+    make_sources,
+)
 
 DICTIONARY = make_dictionary(60)
 ENCODER_DECODERS = [family for family in FAMILIES if family != "language_model"]
@@ -350,3 +362,44 @@ def test_memory_is_given_back_when_the_first_search_has_prepared_the_weights(alw
     for expected in (2, 2):  # before it, and after it
         search(model, "transformer")
         assert len(calls) == expected
+
+
+def test_searches_of_one_model_in_several_threads(always_packed):
+    """It may be trained, so its layers are ordinary ones again after each."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    expected, interval = search(model, "transformer"), sys.getswitchinterval()
+    sys.setswitchinterval(1e-5)
+    try:
+        with ThreadPoolExecutor(4) as pool:
+            found = list(pool.map(lambda _: search(model, "transformer"), range(24)))
+    finally:
+        sys.setswitchinterval(interval)
+    for each in found:
+        assert_same_hypotheses(each, expected, tolerance=1e-5)
+    assert not any(isinstance(module, DecodingLinear) for module in model.modules())
+
+
+@pytest.mark.parametrize("family", ENCODER_DECODERS)
+def test_a_model_made_in_inference_mode(family, always_packed):
+    expected = search(make_models(family, DICTIONARY)["kv"], family)
+    with torch.inference_mode():
+        model = make_models(family, DICTIONARY)["kv"]
+        assert_same_hypotheses(search(model, family), expected)
+    assert_same_hypotheses(search(model, family), expected)
+
+
+def test_a_pruned_layer(always_packed):
+    """Its weight is computed from another in each call."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    plain = copy.deepcopy(model)
+    prune.l1_unstructured(model.decoder.layers[0].fc1, "weight", amount=0.5)
+    with torch.no_grad():
+        plain.decoder.layers[0].fc1.weight.copy_(model.decoder.layers[0].fc1.weight)
+    assert_same_hypotheses(search(model, "transformer"), search(plain, "transformer"))
+
+
+@pytest.mark.parametrize("name", ["relu", "gelu", "linear", "swish"])
+def test_models_can_be_pickled(name):
+    model = make_elseq_model("transformer", DICTIONARY, "kv", activation_fn=name)
+    expected = search(model, "transformer")
+    assert_same_hypotheses(search(pickle.loads(pickle.dumps(model)), "transformer"), expected)

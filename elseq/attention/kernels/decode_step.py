@@ -76,9 +76,7 @@ def decode_step(
     second = Own() if own is None else own_argument(*own, hypotheses, width)
     kv_heads = own[0].size(1) if own is not None else shared[0].size(1) if shared is not None else heads
     first = Shared(sequences=hypotheses) if shared is None else shared_argument(*shared, kv_heads, width)
-    sequences = first.sequences
-    if hypotheses and (not sequences or hypotheses % sequences) or heads and (not kv_heads or heads % kv_heads):
-        raise ValueError(f"{hypotheses} hypotheses, {heads} heads: not multiples of {sequences} and {kv_heads}")
+    check_counts(hypotheses, heads, first.sequences, kv_heads)
     numbers = query.float()
     out = torch.empty_like(numbers, memory_format=torch.contiguous_format)
     native.loaded().elseq_decode_step(
@@ -95,6 +93,15 @@ def decode_step(
         torch.get_num_threads(),
     )
     return out.to(query.dtype)
+
+
+def check_counts(hypotheses: int, heads: int, sequences: int, kv_heads: int) -> None:
+    """
+    Raises:
+        ValueError: hypotheses that do not belong to so many sentences, or heads that do not share so many.
+    """
+    if hypotheses and (not sequences or hypotheses % sequences) or heads and (not kv_heads or heads % kv_heads):
+        raise ValueError(f"{hypotheses} hypotheses, {heads} heads: not multiples of {sequences} and {kv_heads}")
 
 
 def own_argument(keys: Tensor, values: Tensor, rows: Tensor, hypotheses: int, width: int) -> Own:

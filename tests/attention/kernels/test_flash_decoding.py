@@ -324,7 +324,7 @@ def steps(method, prompt, kv_heads, moves=True):
     """Outputs of a layer that decodes a few tokens of four hypotheses, in the end in memory of fixed addresses."""
     torch.manual_seed(1)
     layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval().to(DEVICE)
-    memory = SelfAttentionMemory(method, layer=None if moves else layer)
+    memory = SelfAttentionMemory(method, attention=None if moves else layer)
     state = DecodeState([LayerState(memory)])
     outputs = []
     with torch.no_grad():
@@ -571,7 +571,7 @@ def test_it_compiles_for_gpus(dtype, capability, shared_memory, tmp_path):
     assert {kernel["is_wgmma"] for kernel in kernels} == {capability == 90 and dtype != "float32"}
     for has_ancestry, narrow, spilled in (
         (False, 8, 16 if dtype == "float32" else 0),
-        (True, 40, 96),
+        (True, 40, 96 if capability == 90 else 64),
     ):
         chosen = [kernel for kernel in kernels if kernel["has_ancestry"] == has_ancestry]
         assert max(kernel["narrow"] for kernel in chosen) <= narrow

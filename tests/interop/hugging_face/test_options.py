@@ -6,7 +6,7 @@ import torch
 from elseq.errors import UserError
 from elseq.interop.hugging_face import options
 from elseq.interop.hugging_face.families import FAMILIES
-from elseq.models.layers import activation_function
+from elseq.models.layers import Activation
 
 transformers = pytest.importorskip("transformers")
 
@@ -19,16 +19,14 @@ def test_activations(name):
     if name not in theirs:
         pytest.skip("a name of older versions")
     x = torch.linspace(-4, 4, 101)
-    torch.testing.assert_close(
-        activation_function(options.activation(name))(x.clone()), theirs[name](x), rtol=0, atol=1e-3
-    )
+    torch.testing.assert_close(Activation(options.activation(name))(x.clone()), theirs[name](x), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("ours", options.HUGGING_FACE_ACTIVATIONS)
 def test_activations_back(ours):
     theirs = transformers.activations.ACT2FN[options.HUGGING_FACE_ACTIVATIONS[ours]]
     x = torch.linspace(-4, 4, 101)
-    torch.testing.assert_close(theirs(x), activation_function(ours)(x.clone()), rtol=0, atol=1e-3)
+    torch.testing.assert_close(theirs(x), Activation(ours)(x.clone()), rtol=0, atol=1e-3)
 
 
 @pytest.mark.parametrize("name", FAMILIES)
