@@ -1,5 +1,6 @@
 """Repairs of training."""
 
+import copyreg
 import os
 import sys
 from argparse import Namespace
@@ -7,6 +8,7 @@ from dataclasses import fields
 
 import torch
 from fairseq import options, trainer, utils
+from fairseq.dataclass import constants
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
@@ -200,7 +202,8 @@ def keep_the_record_of_conversions():
 
 
 def copy_tasks():
-    """A task cannot be copied, nor what holds one: its state looks for itself in itself, without end."""
+    """A task cannot be copied or pickled, nor what holds one: its state looks for itself in itself, without end, and the
+    enumerations of options have one name, by which pickle does not find them."""
 
     def get(original, self, name):
         if name.startswith("__") or "_state" not in vars(self):
@@ -208,6 +211,13 @@ def copy_tasks():
         return original(self, name)
 
     wrap(StatefulContainer, "__getattr__", get)
+    copyreg.pickle(type(constants.StrEnum), _reduce_enumeration)
+
+
+def _reduce_enumeration(kind) -> str | tuple:
+    """As `copyreg` asks: what makes it anew, or its name in its module."""
+    is_made = getattr(sys.modules[kind.__module__], kind.__qualname__, None) is not kind
+    return (constants.ChoiceEnum, ([each.value for each in kind],)) if is_made else kind.__qualname__
 
 
 def _check_before_training(check):

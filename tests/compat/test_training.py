@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.dataclass import constants
 from fairseq.logging import metrics
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -249,9 +250,11 @@ def test_recorded_conversions(extra_state, expected):
 
 @pytest.mark.parametrize("copied", [copy.copy, copy.deepcopy, lambda task: pickle.loads(pickle.dumps(task))])
 def test_tasks_can_be_copied(copied, without):
-    task = TranslationTask(TranslationConfig(), make_dictionary(3), make_dictionary(5))
+    cfg = TranslationConfig(dataset_impl=constants.DATASET_IMPL_CHOICES("mmap"))
+    task = TranslationTask(cfg, make_dictionary(3), make_dictionary(5))
     task.state.merge_state_dict({"seen": [7]})
     found = copied(task)
+    assert found.cfg.dataset_impl == "mmap" and type(found.cfg.dataset_impl).__name__ == "Choices"
     assert found.state.seen == [7] and len(found.target_dictionary) == len(task.target_dictionary)
     found.state.add_factory("made", lambda: 3)
     assert found.state.made == 3
