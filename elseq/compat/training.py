@@ -202,8 +202,8 @@ def keep_the_record_of_conversions():
 
 
 def copy_tasks():
-    """A task cannot be copied or pickled, nor what holds one: its state looks for itself in itself, without end, and the
-    enumerations of options have one name, by which pickle does not find them."""
+    """A task cannot be copied or pickled, nor what holds one: its state looks for itself in itself, without end, and
+    the enumerations of options have one name, by which pickle does not find them."""
 
     def get(original, self, name):
         if name.startswith("__") or "_state" not in vars(self):
