@@ -1,5 +1,6 @@
 """elseq.load: text in, text out."""
 
+import copy
 import functools
 import math
 import pickle
@@ -40,6 +41,16 @@ def lines(tiny_translation):
 def test_every_method_says_the_same(tiny_translation, translator, lines, attention):
     other = elseq.load(tiny_translation.checkpoint, attention=attention, data=tiny_translation.data)
     assert other.generate(lines, beam=3) == translator.generate(lines, beam=3)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda translator: pickle.loads(pickle.dumps(translator))])
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_copies(tiny_translation, lines, copied, dtype):
+    """Also for another process, and of a translator that has been used."""
+    translator = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, dtype=dtype)
+    before = copied(translator)
+    found = translator.generate(lines, beam=3)
+    assert copied(translator).generate(lines, beam=3) == before.generate(lines, beam=3) == found
 
 
 def test_order_and_blank_texts_are_kept(translator, lines):
