@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 
 import torch
 from torch import Tensor
@@ -63,6 +64,13 @@ class Ancestry:
 
     def move(self, buffer: Tensor) -> Tensor:
         """A copy of the buffer, [N, ..., C, width], in which every hypothesis has all positions in a row of its own."""
-        heads = buffer.flatten(1, -3) if buffer.dim() > 3 else buffer.unsqueeze(1)
-        head = torch.arange(heads.size(1), device=buffer.device).unsqueeze(1)
-        return heads[self.rows.long().unsqueeze(1), head, self._positions].view(buffer.shape)
+        return move_rows(buffer, self.rows)
+
+
+def move_rows(buffer: Tensor, rows: Tensor) -> Tensor:
+    """A copy [N, ..., C, width] of a buffer [R, ..., C, width]: row n has position s of row rows[n, s], [N, C]."""
+    _, *shape, capacity, width = buffer.shape
+    heads, device = math.prod(shape), buffer.device
+    head, position = torch.arange(heads, device=device).unsqueeze(1), torch.arange(capacity, device=device)
+    places = (rows.long().unsqueeze(1) * heads + head) * capacity + position
+    return buffer.reshape(-1, width).index_select(0, places.flatten()).view(len(rows), *buffer.shape[1:])

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 from torch import Tensor
 
-from elseq.attention.ancestry import Ancestry
+from elseq.attention.ancestry import Ancestry, move_rows
 from elseq.attention.kernels.reorder import reorder_in_place
 from elseq.attention.multi_head import causal_mask
 
@@ -234,17 +234,9 @@ class GrowingMemory:
         """Every hypothesis gets a row of its own."""
         rows, self._rows, self._read_unmoved = self._rows, None, False
         capacity = self.buffers[0].size(-2)
-        positions = torch.arange(capacity, device=rows.device)
         own = torch.arange(len(rows), device=rows.device).unsqueeze(1).expand(-1, capacity - rows.size(1))
-        rows = torch.cat((rows, own), dim=1).unsqueeze(1)  # [N, 1, C]
-
-        def moved(buffer: Tensor) -> Tensor:
-            heads = buffer.flatten(1, -3).size(1) if buffer.dim() > 3 else 1
-            places = (rows * heads + torch.arange(heads, device=rows.device).unsqueeze(1)) * capacity + positions
-            selected = buffer.view(-1, buffer.size(-1)).index_select(0, places.flatten())
-            return selected.view(len(rows), *buffer.shape[1:])
-
-        self._replace(moved)
+        rows = torch.cat((rows, own), dim=1)
+        self._replace(lambda buffer: move_rows(buffer, rows))
 
     def size_bytes(self) -> int:
         """Bytes of the buffers, room to grow included."""

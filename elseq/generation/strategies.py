@@ -39,7 +39,8 @@ class Sampling(AmongFew, RepairedSampling):
         if self.sampling_topk <= 0:  # the word is drawn
             best = best if step == 0 else best + scores[:, :, step - 1 :]
             return best.squeeze(2), words.squeeze(2), _every(words)
-        if has_equal(torch.topk(best, min(self.sampling_topk + 1, best.size(2)), dim=2)[0]):
+        # Forbidden words are among the others, so they are put in order; not on a GPU, which is not asked.
+        if transfers.is_free(best.device) and has_equal(best.topk(min(self.sampling_topk + 1, best.size(2)))[0]):
             return None
         found, index, hypotheses = self.draw(step, best, scores)
         return found, words.flatten(1).gather(1, hypotheses * words.size(2) + index), hypotheses

@@ -191,21 +191,23 @@ class LayerStep:
 
 def working_bytes(layer: DecoderLayer, hypotheses: int, is_int8: bool) -> int:
     """Bytes of what a step holds beside its input and the state: its output, and what is computed on the way."""
-    attentions = [attention for attention in (layer.self_attn, layer.encoder_attn) if attention is not None]
-    queries = max(attention.q_proj.out_features for attention in attentions)
-    keys, inner, width = layer.self_attn.k_proj.out_features, layer.fc1.out_features, layer.embed_dim
-    together = min(max(1, WIDEST // inner), hypotheses)
-    of_attention = [hypotheses * queries] * 2 + [hypotheses * keys] * 2
-    numbers = [layer.normalize_before * hypotheses * width, hypotheses * width, is_int8 * hypotheses]
-    sizes = [count * torch.float32.itemsize for count in numbers]
-    sizes.append(is_int8 * (max(hypotheses * max(queries, width), together * inner) + kernels.GROUP * hypotheses))
-    parts = [[count * torch.float32.itemsize for count in part] for part in (of_attention, [together * inner])]
-    output = hypotheses * width * torch.float32.itemsize
-    return output + sum(map(_aligned, sizes)) + max(sum(map(_aligned, part)) for part in parts)
+    sizes = _Layer(
+        _sizes_of(layer.self_attn),
+        _sizes_of(layer.encoder_attn),
+        inner=kernels.Linear(offset=is_int8, outputs=layer.fc1.out_features),  # any address tells that it is int8
+        width=layer.embed_dim,
+        normalizes_before=layer.normalize_before,
+        inner_numbers=WIDEST,
+    )
+    output = hypotheses * layer.embed_dim * torch.float32.itemsize
+    return output + native.loaded().elseq_layer_step_bytes(ctypes.byref(sizes), hypotheses)
 
 
-def _aligned(size: int) -> int:
-    return -(-size // 64) * 64
+def _sizes_of(attention: Attention | None) -> _Attention:
+    """All that the size of what is computed on the way depends on."""
+    if attention is None:
+        return _Attention()
+    return _Attention(heads=attention.num_heads, kv_heads=attention.num_kv_heads, width=attention.head_dim)
 
 
 def _is_plain(module: nn.Module) -> bool:
