@@ -10,12 +10,13 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 7  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 8  # as in kernels.cpp; a library of another number was compiled from other sources
 # Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
 INSTRUCTIONS = ("avx512", "avx_vnni", "avx2")
 FUNCTIONS = {
     "elseq_quantize_rows": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
     "elseq_columns": [_NUMBER],
+    "elseq_lay_out": [_POINTER] * 3 + [_SIZE] * 2 + [_NUMBER],
     "elseq_linear_int8": [_POINTER] * 8 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_linear_float32": [_POINTER] * 5 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],

@@ -10,9 +10,9 @@ from argparse import ArgumentParser, Namespace
 import numpy as np
 import torch
 from fairseq.registry import REGISTRIES
-from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves, tree_map_only
 
+from elseq.compat.dispatch import DispatchMode
 from elseq.compat.settings import values
 from elseq.errors import UserError
 
@@ -164,7 +164,7 @@ def check_size(state: object, size: int) -> None:
             raise _too_large("its tensors have more numbers than the file")
 
 
-class MemoryBudget(TorchDispatchMode):
+class MemoryBudget(DispatchMode):
     """A context that limits the total bytes of new tensors, so that a model is not much larger than its file.
 
     Freed tensors count as well. Each tensor counts as at least `_LEAST` bytes, which limits the time for many small
@@ -188,10 +188,8 @@ class MemoryBudget(TorchDispatchMode):
         if func._schema.is_mutable or func.is_view:
             return func(*args, **kwargs)
         try:
-            for made in tree_leaves(_without_numbers(func, args, kwargs)):
-                if isinstance(made, torch.Tensor):
-                    self.left -= max(self._LEAST, math.prod(made.shape) * made.element_size())
-        except (NotImplementedError, RuntimeError, TypeError):
+            self.left -= sum(max(self._LEAST, size) for size in _bytes_made(func, args, kwargs))
+        except (NotImplementedError, RuntimeError, TypeError, ValueError, ArithmeticError):
             self.left -= self._LEAST  # the size depends on the numbers, or the operation fails below
         if self.left < 0:
             raise UserError(
@@ -199,6 +197,24 @@ class MemoryBudget(TorchDispatchMode):
                 "not those of its training; use the file that the training saved"
             )
         return func(*args, **kwargs)
+
+
+def _bytes_made(func, args, kwargs) -> list[int]:
+    """Of each tensor that an operation makes, at most. Those of sinusoidal positions are told without torch's functions
+    for this, whose import takes a second."""
+    name = func.overloadpacket
+    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    if name is torch.ops.aten.arange:
+        given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
+        numbers = math.ceil((given["end"] - given.get("start", 0)) / given.get("step", 1))
+        return [torch.int64.itemsize * numbers]
+    if name is torch.ops.aten.cat:
+        return [sum(each.numel() for each in tensors) * max(each.element_size() for each in tensors)]
+    if torch.Tag.pointwise in func.tags and tensors:
+        sizes = (torch.get_default_dtype().itemsize, *(each.element_size() for each in tensors))
+        return [math.prod(np.broadcast_shapes(*(each.shape for each in tensors))) * max(sizes)]
+    made = tree_leaves(_without_numbers(func, args, kwargs))
+    return [math.prod(each.shape) * each.element_size() for each in made if isinstance(each, torch.Tensor)]
 
 
 def _without_numbers(func, args, kwargs):

@@ -14,8 +14,8 @@ from fairseq.models import BaseFairseqModel
 from fairseq.models.transformer import TransformerDecoderBase, TransformerModelBase
 from fairseq.models.transformer_lm import TransformerLanguageModel
 from fairseq.trainer import Trainer
-from torch.utils._python_dispatch import TorchDispatchMode
 
+from elseq.compat.dispatch import DispatchMode
 from elseq.compat.patching import after_parsing, setting, wrap
 from elseq.compat.settings import model_class, unlocked, values
 from elseq.compat.stored_tensors import StoredTensors
@@ -249,7 +249,7 @@ def _is_alone(tensor: torch.Tensor) -> bool:
     return tensor.is_contiguous() and tensor.untyped_storage().nbytes() == tensor.nbytes
 
 
-class WithoutRandomNumbers(TorchDispatchMode):
+class WithoutRandomNumbers(DispatchMode):
     """Parameters are not initialized here. So they take no memory: the system has not given it yet."""
 
     SKIPPED = (torch.ops.aten.normal_.default, torch.ops.aten.uniform_.default)

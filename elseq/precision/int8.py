@@ -25,21 +25,9 @@ BLOCK = 128
 PART = 1024  # products that have an exact sum in float32
 
 
-def quantize_columns(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """A weight [N, K] as int8 [N, K] and the scale of each output, float32 [N]."""
-    weight = weight.detach()
-    smallest, largest = torch.aminmax(weight, dim=1)
-    scale = torch.maximum(-smallest, largest) / LARGEST
-    divisor = torch.where(scale > 0, scale, torch.ones_like(scale)).unsqueeze(1)
-    quantized = weight.new_empty(weight.shape, dtype=torch.int8)
-    for start in range(0, len(weight), BLOCK):
-        block = slice(start, start + BLOCK)
-        quantized[block] = (weight[block] / divisor[block]).round_()
-    return quantized, scale
-
-
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Inputs [M, K] as int8 [M, K] and the scale of each row, float32 [M, 1]; NaN for a row with NaN or infinity.
+    """Rows [M, K] of an input or a weight as int8 [M, K] and the scale of each, float32 [M, 1]; NaN for a row with NaN
+    or infinity.
 
     The integers and scales are those of `kernels.quantize_rows`, which rounds the exact product with the inverse.
     """
@@ -52,8 +40,6 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 class _QuantizedProduct(Product):
-    _scale: Tensor
-
     def embeds(self, weight: Tensor) -> bool:
         return True  # of the quantized numbers, which are those of the projection
 
@@ -61,9 +47,8 @@ class _QuantizedProduct(Product):
         return all(map(self._has_rows, torch.arange(len(weight)).split(kernels.BLOCK), weight.split(kernels.BLOCK)))
 
     def _has_rows(self, numbers: Tensor, weight: Tensor) -> bool:
-        quantized, scale = quantize_columns(weight)
-        expected = quantized * scale.unsqueeze(1)
-        return torch.allclose(self.embedding(numbers), expected, rtol=0, atol=0, equal_nan=True)
+        quantized, scale = quantize_rows(weight)
+        return torch.allclose(self.embedding(numbers), quantized * scale, rtol=0, atol=0, equal_nan=True)
 
 
 class KernelProduct(_QuantizedProduct):
@@ -73,28 +58,20 @@ class KernelProduct(_QuantizedProduct):
     is_for_kernels = True
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
-        scales = []
-
-        def quantize(rows: Tensor) -> Tensor:
-            quantized, scale = quantize_columns(rows)
-            scales.append(scale)
-            return quantized
-
-        self._weight = kernels.pack(linear.weight.detach(), quantize)
-        self._scale = torch.cat(scales)
+        self._weight = kernels.PackedIntegers.of(linear.weight.detach())
         self._bias = None if linear.bias is None else linear.bias.detach().float()
         self._inputs = inputs
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         rows = self._inputs.quantize(x)
-        output = kernels.linear(rows, self._weight, self._scale, self._bias, activation or "none")
+        output = kernels.linear(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
     def for_kernel(self) -> kernels.Linear:
-        return self._weight.for_kernel(self._scale, self._bias)
+        return self._weight.for_kernel(self._bias)
 
     def embedding(self, indices: Tensor) -> Tensor:
-        return kernels.embedding(self._weight, self._scale, indices)
+        return self._weight.rows(indices)
 
     @classmethod
     def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
@@ -132,7 +109,8 @@ class TorchProduct(_QuantizedProduct):
     """By torch's operations, in several passes."""
 
     def __init__(self, linear: nn.Linear):
-        self._weight, self._scale = quantize_columns(linear.weight)
+        blocks = [quantize_rows(rows) for rows in linear.weight.detach().split(BLOCK)]
+        self._weight, self._scale = map(torch.cat, zip(*blocks, strict=True))  # [N, K] and [N, 1]
         self._bias = linear.bias
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
@@ -141,13 +119,13 @@ class TorchProduct(_QuantizedProduct):
         for start in range(0, len(rows), BLOCK):
             quantized, scale = quantize_rows(rows[start : start + BLOCK])
             block = output[start : start + BLOCK]
-            block.copy_(integer_product(quantized, self._weight)).mul_(scale).mul_(self._scale)
+            block.copy_(integer_product(quantized, self._weight)).mul_(scale).mul_(self._scale.t())
             if self._bias is not None:
                 block.add_(self._bias)
         return output.view(*x.shape[:-1], output.size(-1))
 
     def embedding(self, indices: Tensor) -> Tensor:
-        return self._weight[indices] * self._scale[indices].unsqueeze(-1)
+        return self._weight[indices] * self._scale[indices]
 
     @classmethod
     def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:

@@ -219,6 +219,23 @@ double sum_of_exp(const float *x, int64_t width, float largest) {
     return sum;
 }
 
+// Rows of four bytes for each step, in the order in which products read them: [columns / COLUMNS, steps, COLUMNS].
+template <class Format>
+void lay_out(const uint32_t *rows, uint32_t *tiles, int64_t columns, int64_t steps, uint32_t zero_point, int threads) {
+    constexpr int64_t STEPS = 16;  // of a line of the cache
+#pragma omp parallel for num_threads(threads)
+    for (int64_t first = 0; first < columns; first += COLUMNS<Format>) {
+        const uint32_t *from = rows + first * steps;
+        uint32_t *to = tiles + first * steps;
+        for (int64_t start = 0; start < steps; start += STEPS)
+            for (int64_t column = 0; column < std::min(COLUMNS<Format>, columns - first); column++) {
+                _mm_prefetch(from + column * steps + start + STEPS, _MM_HINT_T1);
+                for (int64_t step = start; step < std::min(steps, start + STEPS); step++)
+                    to[step * COLUMNS<Format> + column] = from[column * steps + step] ^ zero_point;
+            }
+    }
+}
+
 }  // namespace
 
 extern "C" {
@@ -226,7 +243,7 @@ extern "C" {
 // The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
 // argument or structure that crosses the boundary.
 int elseq_available() {
-    constexpr int interface = 7;
+    constexpr int interface = 8;
     return interface * is_supported();
 }
 
@@ -254,6 +271,20 @@ void elseq_quantize_rows(const float *x, uint8_t *quantized, float *scale, int64
             _mm_prefetch(from + width + k, _MM_HINT_T0);
             store_low_bytes(to + k, integers(fmadd(value, inverse, magic)), padded - k);
         }
+    }
+}
+
+void elseq_lay_out(const void *rows, void *tiles, int32_t *offset, int64_t columns, int64_t steps, int threads) {
+    const auto *from = static_cast<const uint32_t *>(rows);
+    auto *to = static_cast<uint32_t *>(tiles);
+    if (columns * steps < SMALL / 8) threads = 1;
+    if (!offset) return lay_out<Float32>(from, to, columns, steps, 0, threads);
+    lay_out<Int8>(from, to, columns, steps, 0x80808080, threads);
+    const auto *bytes = static_cast<const uint8_t *>(rows);
+    for (int64_t column = 0; column < columns; column++) {
+        int32_t sum = 0;
+        for (int64_t i = 4 * steps * column; i < 4 * steps * (column + 1); i++) sum += bytes[i] - 128;
+        offset[column] = -128 * sum;
     }
 }
 

@@ -10,7 +10,6 @@ import contextlib
 import ctypes
 import math
 import mmap
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cache
 
@@ -21,7 +20,7 @@ from elseq import native
 
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
 GROUP = 4  # inputs that are added up together
-BLOCK = 256  # rows that are packed together: a multiple of the outputs of a tile
+BLOCK = 256  # rows of a weight that are quantized together: a multiple of the outputs of a tile
 OWN_PAGES = 2**18  # bytes
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
@@ -35,105 +34,9 @@ class Linear(ctypes.Structure):
     ]
 
 
-@dataclass(frozen=True)
-class PackedWeight:
-    """An int8 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
-
-    tiles: Tensor  # int8 [N / C, K / 4, C, 4] for tiles of C outputs, rounded up and filled with zeros
-    offset: Tensor  # int32 [N]: -128 times the sum over K, for the zero point; rounded up as well
-    outputs: int
-    inputs: int
-
-    def __post_init__(self):
-        columns = native.loaded().elseq_columns(True)
-        tiles, groups = -(-self.outputs // columns), -(-self.inputs // GROUP)
-        native.address("tiles", self.tiles, torch.int8, tiles, groups, columns, GROUP)
-        native.address("offset", self.offset, torch.int32, tiles * columns)
-
-    def for_kernel(self, column_scale: Tensor, bias: Tensor | None) -> Linear:
-        """The layer that has this weight; column_scale, bias: as for `linear`."""
-        return Linear(
-            self.tiles.data_ptr(),
-            self.offset.data_ptr(),
-            native.address("column_scale", column_scale, torch.float32, self.outputs),
-            None if bias is None else native.address("bias", bias, torch.float32, self.outputs),
-            self.inputs,
-            self.outputs,
-        )
-
-
 def available() -> bool:
     """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
     return native.library() is not None
-
-
-def pack(weight: Tensor, quantize: Callable[[Tensor], Tensor] = lambda rows: rows) -> PackedWeight:
-    """Packs a weight [N, K] of N outputs and K inputs.
-
-    Args:
-        weight: int8, or what `quantize` makes int8.
-        quantize: takes some rows [R, K] and returns them as int8. It is called for `BLOCK` rows after the other,
-            because an int8 copy of a whole table is large.
-
-    Raises:
-        ValueError: another type or shape, or K above 132,104.
-        RuntimeError: not `available`.
-    """
-    if weight.dim() != 2:
-        raise ValueError("a weight is int8 [N, K]")
-    outputs, inputs = weight.shape
-    if inputs > MAX_INPUTS:
-        raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
-    columns = native.loaded().elseq_columns(True)
-    groups = -(-inputs // GROUP)
-    tiles = _pages(-(-outputs // columns), groups, columns, GROUP, dtype=torch.int8)
-    offset = torch.empty(len(tiles) * columns, dtype=torch.int32)
-    for start in range(0, outputs, BLOCK):
-        rows = quantize(weight[start : start + BLOCK])
-        if rows.dtype != torch.int8:
-            raise ValueError("a weight is int8 [N, K]")
-        padded = torch.nn.functional.pad(rows, (0, -inputs % GROUP, 0, -len(rows) % columns))
-        first, count = start // columns, len(padded) // columns
-        tiles[first : first + count] = padded.view(count, columns, groups, GROUP).transpose(1, 2)
-        # torch makes an int32 tensor of all that it is to add.
-        offset[start : start + len(padded)] = padded.sum(1, dtype=torch.int32).mul_(-128)
-    return PackedWeight(tiles, offset, outputs, inputs)
-
-
-def _pages(*shape: int, dtype: torch.dtype) -> Tensor:
-    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory
-    they would lie in the gaps, and the next of these tensors would need more.
-    """
-    size = math.prod(shape) * dtype.itemsize
-    if size < OWN_PAGES:
-        return torch.zeros(shape, dtype=dtype)
-    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    if hasattr(mmap, "MADV_HUGEPAGE"):
-        with contextlib.suppress(OSError):  # a kernel without large pages, which are read faster
-            pages.madvise(mmap.MADV_HUGEPAGE)
-    return torch.frombuffer(pages, dtype=dtype).view(shape)
-
-
-def embedding(packed: PackedWeight, column_scale: Tensor, indices: Tensor) -> Tensor:
-    """Rows of a weight [N, K], as float32: an embedding that shares its table with the output layer.
-
-    Args:
-        column_scale: float32 [N].
-        indices: int64 of any shape.
-
-    Returns:
-        float32 [..., K].
-
-    Raises:
-        IndexError: an index below 0 or not below N.
-        ValueError: another number of scales.
-    """
-    if column_scale.shape != (packed.outputs,):
-        raise ValueError(f"column_scale is [{packed.outputs}], not {list(column_scale.shape)}")
-    groups = packed.tiles.view(torch.int32).squeeze(-1)  # [N / C, K / 4, C]
-    flat = indices.flatten()
-    rows = rows_of_tiles(groups, packed.outputs, flat).view(torch.int8)[:, : packed.inputs]
-    return (rows * column_scale[flat].unsqueeze(1)).view(*indices.shape, packed.inputs)
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -165,10 +68,147 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
     return quantized, scale
 
 
+@dataclass(frozen=True)
+class PackedIntegers:
+    """A weight [N, K] of N outputs and K inputs in int8, in the order in which the kernel reads it."""
+
+    tiles: Tensor  # int8 [N / C, K / 4, C, 4] for tiles of C outputs, rounded up and filled with zeros
+    offset: Tensor  # int32 [N]: -128 times the sum over K, for the zero point of the input; rounded up as well
+    scale: Tensor  # float32 [N]
+    inputs: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "PackedIntegers":
+        """Quantizes a weight as `quantize_rows` does.
+
+        Raises:
+            ValueError: not float32 [N, K] on the CPU, or K above 132,104.
+            RuntimeError: not `available`.
+        """
+        outputs, inputs = _shape(weight)
+        if inputs > MAX_INPUTS:
+            raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
+        columns = native.loaded().elseq_columns(True)
+        tiles = _pages(-(-outputs // columns), -(-inputs // GROUP), columns, GROUP, dtype=torch.int8)
+        offset = torch.zeros(len(tiles) * columns, dtype=torch.int32)
+        scale = torch.empty(outputs, dtype=torch.float32)
+        for start in range(0, outputs, BLOCK):  # of a whole table, what is quantized would be large beside the tiles
+            block = slice(start, start + BLOCK)
+            rows, scale[block] = quantize_rows(weight[block])
+            _lay_out(rows, tiles[start // columns :], offset[block])
+        return cls(tiles, offset, scale, inputs)
+
+    @property
+    def outputs(self) -> int:
+        return len(self.scale)
+
+    def for_kernel(self, bias: Tensor | None) -> Linear:
+        """The layer that has this weight; bias: float32 [N]."""
+        addresses = (each.data_ptr() for each in (self.tiles, self.offset, self.scale))
+        return Linear(*addresses, _address_of_bias(bias, self.outputs), self.inputs, self.outputs)
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the quantized weight, int64 [...] to float32 [..., K].
+
+        Raises:
+            IndexError: an index below 0 or not below N.
+        """
+        groups = self.tiles.view(torch.int32).squeeze(-1)  # [N / C, K / 4, C]
+        flat = indices.flatten()
+        rows = rows_of_tiles(groups, self.outputs, flat).view(torch.int8)[:, : self.inputs]
+        return (rows * self.scale[flat].unsqueeze(1)).view(*indices.shape, self.inputs)
+
+
+@dataclass(frozen=True)
+class PackedFloats:
+    """A float32 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
+
+    tiles: Tensor  # float32 [N / C, K, C] for tiles of C outputs, rounded up and filled with zeros
+    outputs: int
+
+    @classmethod
+    def of(cls, weight: Tensor) -> "PackedFloats":
+        """
+        Raises:
+            ValueError: not float32 [N, K] on the CPU.
+            RuntimeError: not `available`.
+        """
+        outputs, inputs = _shape(weight)
+        columns = native.loaded().elseq_columns(False)
+        tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
+        _lay_out(weight.contiguous(), tiles)
+        return cls(tiles, outputs)
+
+    def for_kernel(self, bias: Tensor | None) -> Linear:
+        """The layer that has this weight; bias: float32 [N]."""
+        address = _address_of_bias(bias, self.outputs)
+        return Linear(self.tiles.data_ptr(), None, None, address, self.tiles.size(1), self.outputs)
+
+    def weight(self) -> Tensor:
+        """The weight [N, K], exactly."""
+        count, inputs, columns = self.tiles.shape
+        return self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs].clone()
+
+    def rows(self, indices: Tensor) -> Tensor:
+        """Rows of the weight, int64 [...] to float32 [..., K].
+
+        Raises:
+            IndexError: an index below 0 or not below N.
+        """
+        return rows_of_tiles(self.tiles, self.outputs, indices)
+
+
+def _shape(weight: Tensor) -> tuple[int, int]:
+    if weight.dim() != 2 or weight.dtype != torch.float32 or not weight.is_cpu:
+        raise ValueError("a weight is float32 [N, K], on the CPU")
+    return tuple(weight.shape)
+
+
+def _lay_out(rows: Tensor, tiles: Tensor, offset: Tensor | None = None) -> None:
+    """Puts rows of a weight, each of four bytes for a step, into tiles; of quantized ones also the offset."""
+    native.loaded().elseq_lay_out(
+        rows.data_ptr(),
+        tiles.data_ptr(),
+        None if offset is None else offset.data_ptr(),
+        len(rows),
+        tiles.size(1),
+        torch.get_num_threads(),
+    )
+
+
+def _address_of_bias(bias: Tensor | None, outputs: int) -> int | None:
+    return None if bias is None else native.address("bias", bias, torch.float32, outputs)
+
+
+def _pages(*shape: int, dtype: torch.dtype) -> Tensor:
+    """Zeros in pages of their own. Weights are prepared between larger tensors that come and go. In the same memory
+    they would lie in the gaps, and the next of these tensors would need more.
+    """
+    size = math.prod(shape) * dtype.itemsize
+    if size < OWN_PAGES:
+        return torch.zeros(shape, dtype=dtype)
+    pages = mmap.mmap(-1, size, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    if hasattr(mmap, "MADV_HUGEPAGE"):
+        with contextlib.suppress(OSError):  # a kernel without large pages, which are read faster
+            pages.madvise(mmap.MADV_HUGEPAGE)
+    return torch.frombuffer(pages, dtype=dtype).view(shape)
+
+
+def rows_of_tiles(tiles: Tensor, outputs: int, indices: Tensor) -> Tensor:
+    """Rows of a weight [N, K] in tiles [N / C, K, C], int64 [...] to [..., K].
+
+    Raises:
+        IndexError: an index below 0 or not below N.
+    """
+    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < outputs:
+        raise IndexError(f"an index is not among the {outputs} of the table")
+    columns = tiles.size(2)
+    return tiles[indices // columns, :, indices % columns]
+
+
 def linear(
     x: Tensor | tuple[Tensor, Tensor],
-    packed: PackedWeight,
-    column_scale: Tensor,
+    packed: PackedIntegers,
     bias: Tensor | None = None,
     activation: str = "none",
 ) -> Tensor:
@@ -177,7 +217,6 @@ def linear(
     Args:
         x: float32 [M, K], or what `quantize_rows` made of it.
         packed: the weight [N, K].
-        column_scale: float32 [N].
         bias: float32 [N].
         activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
 
@@ -201,8 +240,8 @@ def linear(
         native.address("the scale of x", row_scale, torch.float32, rows),
         packed.tiles.data_ptr(),
         packed.offset.data_ptr(),
-        native.address("column_scale", column_scale, torch.float32, columns),
-        None if bias is None else native.address("bias", bias, torch.float32, columns),
+        packed.scale.data_ptr(),
+        _address_of_bias(bias, columns),
         gelu_table().data_ptr(),
         out.data_ptr(),
         rows,
@@ -212,62 +251,6 @@ def linear(
         torch.get_num_threads(),
     )
     return out
-
-
-@dataclass(frozen=True)
-class PackedFloats:
-    """A float32 weight [N, K] of N outputs and K inputs, in the order in which the kernel reads it."""
-
-    tiles: Tensor  # float32 [N / C, K, C] for tiles of C outputs, rounded up and filled with zeros
-    outputs: int
-
-    @classmethod
-    def of(cls, weight: Tensor) -> "PackedFloats":
-        """
-        Raises:
-            ValueError: not float32 [N, K].
-            RuntimeError: not `available`.
-        """
-        if weight.dim() != 2 or weight.dtype != torch.float32:
-            raise ValueError("a weight is float32 [N, K]")
-        columns = native.loaded().elseq_columns(False)
-        outputs, inputs = weight.shape
-        tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
-        whole = outputs // columns
-        tiles[:whole] = weight[: whole * columns].view(whole, columns, inputs).transpose(1, 2)
-        if whole < len(tiles):
-            tiles[whole, :, : outputs % columns] = weight[whole * columns :].t()
-        return cls(tiles, outputs)
-
-    def for_kernel(self, bias: Tensor | None) -> Linear:
-        """The layer that has this weight; bias: float32 [N]."""
-        address = None if bias is None else native.address("bias", bias, torch.float32, self.outputs)
-        return Linear(self.tiles.data_ptr(), None, None, address, self.tiles.size(1), self.outputs)
-
-    def weight(self) -> Tensor:
-        """The weight [N, K], exactly."""
-        count, inputs, columns = self.tiles.shape
-        return self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs].clone()
-
-    def rows(self, indices: Tensor) -> Tensor:
-        """Rows of the weight, int64 [...] to float32 [..., K].
-
-        Raises:
-            IndexError: an index below 0 or not below N.
-        """
-        return rows_of_tiles(self.tiles, self.outputs, indices)
-
-
-def rows_of_tiles(tiles: Tensor, outputs: int, indices: Tensor) -> Tensor:
-    """Rows of a weight [N, K] in tiles [N / C, K, C], int64 [...] to [..., K].
-
-    Raises:
-        IndexError: an index below 0 or not below N.
-    """
-    if indices.numel() and not 0 <= int(indices.min()) <= int(indices.max()) < outputs:
-        raise IndexError(f"an index is not among the {outputs} of the table")
-    columns = tiles.size(2)
-    return tiles[indices // columns, :, indices % columns]
 
 
 def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, activation: str = "none") -> Tensor:
@@ -293,7 +276,7 @@ def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, 
     native.loaded().elseq_linear_float32(
         native.address("x", x, torch.float32, rows, inputs),
         packed.tiles.data_ptr(),
-        None if bias is None else native.address("bias", bias, torch.float32, columns),
+        _address_of_bias(bias, columns),
         gelu_table().data_ptr(),
         out.data_ptr(),
         rows,

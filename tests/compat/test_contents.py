@@ -1,5 +1,6 @@
 import collections
 import io
+import math
 import os
 import re
 import struct
@@ -253,6 +254,55 @@ def test_budget_counts_what_is_made():
         with pytest.raises(UserError, match="x.pt describes a model"):
             torch.arange(10**12)
     torch.ones(2**20)
+
+
+@pytest.mark.parametrize(
+    ("make", "most"),
+    [
+        (lambda: torch.arange(1000), 1),
+        (lambda: torch.arange(3, 1000, 2), 1),
+        (lambda: torch.arange(0.5, 1000.25, dtype=torch.float32), 2),
+        (lambda: torch.arange(end=5000, start=7), 1),
+        (lambda: torch.arange(0), math.inf),
+        (lambda: torch.exp(WEIGHT), 1),
+        (lambda: WEIGHT.half().exp(), 2),
+        (lambda: WEIGHT * 2, 1),
+        (lambda: WEIGHT[:1] + WEIGHT[:, :1], 1),
+        (lambda: WEIGHT[:, None] * WEIGHT[None] * WEIGHT[0, :1], 1),
+        (lambda: torch.where(WEIGHT > 0, WEIGHT.double(), WEIGHT), 1),
+        (lambda: torch.cat([WEIGHT, WEIGHT[:7]]), 1),
+        (lambda: torch.cat([WEIGHT.half(), WEIGHT], dim=1), 1),
+        (lambda: WEIGHT.repeat(3, 2), 1),
+        (lambda: WEIGHT.topk(5).values, math.inf),
+    ],
+)
+def test_budget_knows_how_much_is_made(make, most):
+    """`most`: how many times as much as the bytes of the last tensor may be counted, where it is not small."""
+    made = make()
+    with Counted(2**40, "x.pt") as budget:
+        make()
+    assert made.nbytes <= budget.counted[-1] <= max(16384, most * made.nbytes)
+
+
+WEIGHT = torch.randn(150, 160)
+
+
+class Counted(contents.MemoryBudget):
+    """Also remembers what each operation has counted."""
+
+    def __torch_dispatch__(self, *operation, **options):
+        left = self.left
+        made = super().__torch_dispatch__(*operation, **options)
+        self.counted = [*getattr(self, "counted", []), left - self.left]
+        return made
+
+
+@pytest.mark.parametrize("wrong", [(0, math.inf), (0, 1, 0), (0, math.nan), (0, -5)])
+def test_budget_leaves_wrong_sizes_to_torch(wrong):
+    with pytest.raises(RuntimeError) as expected:
+        torch.arange(*wrong)
+    with contents.MemoryBudget(2**20, "x.pt"), pytest.raises(RuntimeError, match=re.escape(str(expected.value))):
+        torch.arange(*wrong)
 
 
 # --- plain settings, whole tensors

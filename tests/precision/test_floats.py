@@ -139,13 +139,6 @@ def test_linear_refuses(wrong, message):
         kernels.linear_float32(**{"x": torch.randn(8, 30), "packed": packed, **wrong})
 
 
-@needs_kernels
-@pytest.mark.parametrize("weight", [torch.zeros(3), torch.zeros(3, 3).half()])
-def test_packing_refuses(weight):
-    with pytest.raises(ValueError, match="float32"):
-        kernels.PackedFloats.of(weight)
-
-
 @pytest.fixture
 def times(monkeypatch, tmp_path):
     """What is measured of each kind of product; the choice is made anew."""

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq.precision import kernels
+from elseq.precision.kernels import PackedIntegers
 from tests.attention.reference import quick, seeds
 
 pytestmark = pytest.mark.usefixtures("kernels_for")
@@ -20,16 +21,21 @@ activations = st.sampled_from(sorted(FUNCTIONS))
 def draw(seed, rows, inputs, outputs):
     torch.manual_seed(seed)
     x = torch.randn(rows, inputs) * 10.0 ** torch.randint(-3, 3, (rows, 1))
-    weight = torch.randint(-128, 128, (outputs, inputs), dtype=torch.int8)
-    return x, weight, torch.rand(outputs) / 100, torch.randn(outputs)
+    weight = torch.randn(outputs, inputs) * 10.0 ** torch.randint(-3, 0, (outputs, 1))
+    return x, weight, torch.randn(outputs)
 
 
-def expected(x, weight, column_scale, bias, activation):
+def integers_of(rows):
+    """What they are rounded to, int64, and the scale of each, float64."""
+    quantized, scale = kernels.quantize_rows(rows)
+    return quantized[:, : rows.size(1)].long() - 128, scale.double()
+
+
+def expected(x, weight, bias, activation):
     """In float64, of the integers that the kernel rounds to."""
-    quantized, scale = kernels.quantize_rows(x)
-    integers = quantized[:, : x.size(1)].long() - 128
-    products = (integers.unsqueeze(1) * weight.long().unsqueeze(0)).sum(2)
-    result = products.double() * scale.double().unsqueeze(1) * column_scale.double()
+    (rows, row_scale), (columns, column_scale) = integers_of(x), integers_of(weight)
+    products = (rows.unsqueeze(1) * columns.unsqueeze(0)).sum(2)
+    result = products.double() * row_scale.unsqueeze(1) * column_scale
     return FUNCTIONS[activation](result if bias is None else result + bias.double())
 
 
@@ -43,43 +49,43 @@ def assert_close(actual, reference):
 @quick
 @given(seeds, st.integers(0, 20), st.integers(0, 150), st.integers(0, 200), activations, st.booleans())
 def test_linear(seed, rows, inputs, outputs, activation, has_bias):
-    x, weight, scale, bias = draw(seed, rows, inputs, outputs)
+    x, weight, bias = draw(seed, rows, inputs, outputs)
     bias = bias if has_bias else None
-    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation)
-    assert_close(actual, expected(x, weight, scale, bias, activation))
+    actual = kernels.linear(x, PackedIntegers.of(weight), bias, activation)
+    assert_close(actual, expected(x, weight, bias, activation))
 
 
 @pytest.mark.parametrize("shape", [(1, 700, 1000), (32, 768, 771), (500, 129, 130), (10000, 20, 70), (49, 12000, 65)])
 def test_every_way_to_cut_a_product(shape, threads):
-    x, weight, scale, bias = draw(0, *shape)
-    packed = kernels.pack(weight)
-    whole = kernels.linear(x, packed, scale, bias, "gelu")
+    x, weight, bias = draw(0, *shape)
+    packed = PackedIntegers.of(weight)
+    whole = kernels.linear(x, packed, bias, "gelu")
     some = torch.arange(0, len(x), max(1, len(x) // 20))
-    assert_close(whole[some], expected(x[some], weight, scale, bias, "gelu"))
+    assert_close(whole[some], expected(x[some], weight, bias, "gelu"))
     for row in some:
-        assert torch.equal(kernels.linear(x[row : row + 1], packed, scale, bias, "gelu")[0], whole[row])
+        assert torch.equal(kernels.linear(x[row : row + 1], packed, bias, "gelu")[0], whole[row])
 
 
 def test_the_threads_change_nothing():
-    x, weight, scale, bias = draw(0, 300, 256, 257)
+    x, weight, bias = draw(0, 300, 256, 257)
     before, results = torch.get_num_threads(), []
     for count in (1, 2):
         torch.set_num_threads(count)
-        results.append(kernels.linear(x, kernels.pack(weight), scale, bias))
+        results.append(kernels.linear(x, PackedIntegers.of(weight), bias))
     torch.set_num_threads(before)
     assert torch.equal(*results)
 
 
 def test_largest_sums():
-    weight = torch.full((64, kernels.MAX_INPUTS), -128, dtype=torch.int8)
+    weight = torch.full((64, kernels.MAX_INPUTS), -127.0)
     x = torch.ones(7, kernels.MAX_INPUTS)
     x[3] = -1
-    actual = kernels.linear(x, kernels.pack(weight), torch.ones(64))
-    reference = torch.full((7, 64), -128.0 * kernels.MAX_INPUTS)
+    actual = kernels.linear(x, PackedIntegers.of(weight))
+    reference = torch.full((7, 64), -127.0 * kernels.MAX_INPUTS)
     reference[3] *= -1
     assert torch.allclose(actual, reference, rtol=1e-6)
     with pytest.raises(ValueError, match="at most 132104 inputs"):
-        kernels.pack(torch.zeros(1, kernels.MAX_INPUTS + 1, dtype=torch.int8))
+        PackedIntegers.of(torch.zeros(1, kernels.MAX_INPUTS + 1))
 
 
 @quick
@@ -105,29 +111,27 @@ def test_quantize_rows_of_zeros_and_of_the_smallest_and_largest_numbers():
 @pytest.mark.parametrize("activation", sorted(FUNCTIONS))
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), -float("inf")])
 def test_a_row_with_a_number_that_is_none(value, activation):
-    x, weight, scale, bias = draw(0, 8, 37, 70)
+    x, weight, bias = draw(0, 8, 37, 70)
     x[2, 35] = value
-    actual = kernels.linear(x, kernels.pack(weight), scale, bias, activation)
+    actual = kernels.linear(x, PackedIntegers.of(weight), bias, activation)
     assert actual[2].isnan().all()
     assert not actual[[0, 1, 3, 4, 5, 6, 7]].isnan().any()
 
 
 def test_gelu_is_the_exact_one():
     x = torch.arange(-45000, 45001) / 5000
-    packed = kernels.pack(torch.zeros(len(x), 1, dtype=torch.int8))
-    actual = kernels.linear(torch.zeros(1, 1), packed, torch.ones(len(x)), x, "gelu")[0]
+    packed = PackedIntegers.of(torch.zeros(len(x), 1))
+    actual = kernels.linear(torch.zeros(1, 1), packed, x, "gelu")[0]
     assert (actual - FUNCTIONS["gelu"](x.double())).abs().max() < 1e-6
     assert actual[len(x) // 2] == 0
 
 
 def test_a_shared_quantization_and_scattered_numbers():
-    x, weight, scale, bias = draw(0, 8, 30, 70)
-    packed = kernels.pack(weight)
-    assert torch.equal(
-        kernels.linear(kernels.quantize_rows(x), packed, scale, bias), kernels.linear(x, packed, scale, bias)
-    )
+    x, weight, bias = draw(0, 8, 30, 70)
+    packed = PackedIntegers.of(weight)
+    assert torch.equal(kernels.linear(kernels.quantize_rows(x), packed, bias), kernels.linear(x, packed, bias))
     wide = torch.stack([x, -x], 2)  # every second number of it
-    assert torch.equal(kernels.linear(wide[..., 0], packed, scale), kernels.linear(x, packed, scale))
+    assert torch.equal(kernels.linear(wide[..., 0], packed), kernels.linear(x, packed))
 
 
 @pytest.mark.parametrize(
@@ -138,41 +142,49 @@ def test_a_shared_quantization_and_scattered_numbers():
         ({"x": torch.randn(8, 30).double()}, "x is"),
         ({"x": (torch.zeros(8, 28, dtype=torch.uint8), torch.ones(8))}, "x is"),
         ({"x": (torch.zeros(8, 32, dtype=torch.uint8), torch.ones(7))}, "scale of x"),
-        ({"column_scale": torch.ones(69)}, "column_scale"),
         ({"bias": torch.ones(70).half()}, "bias"),
         ({"activation": "tanh"}, "tanh"),
     ],
 )
 def test_linear_refuses(wrong, message):
-    x, weight, scale, _ = draw(0, 8, 30, 70)
+    x, weight, _ = draw(0, 8, 30, 70)
     with pytest.raises(ValueError, match=message):
-        kernels.linear(**{"x": x, "packed": kernels.pack(weight), "column_scale": scale, **wrong})
+        kernels.linear(**{"x": x, "packed": PackedIntegers.of(weight), **wrong})
 
 
-def test_pack_refuses():
-    with pytest.raises(ValueError, match="int8"):
-        kernels.pack(torch.zeros(3, 3))
-    packed = kernels.pack(torch.zeros(3, 3, dtype=torch.int8))
-    with pytest.raises(ValueError, match="tiles"):
-        kernels.PackedWeight(packed.tiles, packed.offset, 3, 5)
+@pytest.mark.parametrize("weight", [torch.zeros(3), torch.zeros(3, 3).half(), torch.zeros(3, 3, device="meta")])
+@pytest.mark.parametrize("kind", [PackedIntegers, kernels.PackedFloats])
+def test_packing_refuses(kind, weight):
+    with pytest.raises(ValueError, match="float32"):
+        kind.of(weight)
+
+
+@pytest.mark.parametrize("kind", [PackedIntegers, kernels.PackedFloats])
+@pytest.mark.parametrize("shape", [(0, 5), (5, 0), (1, 1), (63, 17), (300, 33), (700, 1030)])
+def test_the_same_weight_in_other_memory(kind, shape, threads):
+    weight = torch.randn(*shape)
+    packed = kind.of(weight)
+    scattered = kind.of(weight.t().contiguous().t())
+    assert packed.tiles.equal(scattered.tiles)
+    rows, scale = integers_of(weight)
+    expected = weight if kind is kernels.PackedFloats else (rows * scale.unsqueeze(1)).float()
+    assert packed.rows(torch.arange(len(weight))).equal(expected)
 
 
 @quick
 @given(seeds, st.integers(1, 130), st.integers(0, 40), st.lists(st.integers(0, 4), max_size=3))
 def test_embedding(seed, outputs, inputs, shape):
-    _, weight, scale, _ = draw(seed, 1, inputs, outputs)
+    _, weight, _ = draw(seed, 1, inputs, outputs)
     indices = torch.randint(outputs, shape)
-    actual = kernels.embedding(kernels.pack(weight), scale, indices)
-    assert torch.equal(actual, (weight * scale.unsqueeze(1))[indices])
+    rows, scale = integers_of(weight)
+    actual = PackedIntegers.of(weight).rows(indices)
+    assert torch.equal(actual, (rows * scale.unsqueeze(1)).float()[indices])
 
 
 @pytest.mark.parametrize("index", [-1, 3])
 def test_embedding_refuses(index):
-    packed = kernels.pack(torch.ones(3, 4, dtype=torch.int8))
     with pytest.raises(IndexError):
-        kernels.embedding(packed, torch.ones(3), torch.tensor([index]))
-    with pytest.raises(ValueError, match="column_scale"):
-        kernels.embedding(packed, torch.ones(4), torch.tensor([1]))
+        PackedIntegers.of(torch.ones(3, 4)).rows(torch.tensor([index]))
 
 
 @quick
@@ -228,12 +240,12 @@ def test_threads_are_those_of_torch():
     program = """
 import os, torch
 from elseq.precision import kernels
-packed, x, scale = kernels.pack(torch.ones(1024, 1024, dtype=torch.int8)), torch.ones(64, 1024), torch.ones(1024)
+packed, x = kernels.PackedIntegers.of(torch.ones(1024, 1024)), torch.ones(64, 1024)
 def started(work):
     before = len(os.listdir("/proc/self/task"))
     work()
     return len(os.listdir("/proc/self/task")) - before
-layer = lambda: kernels.linear(x, packed, scale)
+layer = lambda: kernels.linear(x, packed)
 torch.set_num_threads(1)
 alone = started(layer)
 torch.set_num_threads(2)
