@@ -86,7 +86,7 @@ class Beams:
         self.prefix = prefix
         self._prefixes = None if prefix is None else prefix.tolist()  # of all sentences of the batch
         self.uncounted = uncounted
-        self._left_over = torch.zeros(sentences, beam, dtype=torch.bool, device=device)
+        self._left_over = torch.zeros(sentences, beam, dtype=torch.uint8, device=device)
         self._all_rows = torch.arange(sentences * beam, device=device).view(sentences, beam)
 
     @property
@@ -158,10 +158,9 @@ class Beams:
     def _active(self, ending: Tensor) -> tuple[Tensor, Tensor]:
         """The first `beam` candidates that go on, int64 [B, beam], and if there are fewer, then some that end.
 
-        Places that are left over, bool [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
+        Places that are left over, uint8 [B, beam], come last and stay so, as in fairseq: sampling draws for each place.
         """
-        last = ending.clone()
+        last = ending.to(torch.uint8)  # a GPU sorts no bool
         last[:, : self.beam] |= self._left_over
-        position = torch.arange(ending.size(1), device=ending.device)
-        active = torch.topk(position + last * ending.size(1), self.beam, dim=1, largest=False)[1]
-        return active, last.gather(1, active)
+        last, active = last.sort(dim=1, stable=True)
+        return active[:, : self.beam], last[:, : self.beam]

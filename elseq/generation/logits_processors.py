@@ -4,6 +4,7 @@ Shapes: B sentences, N = B * beam hypotheses (those of a sentence are adjacent),
 """
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 from typing import Protocol
@@ -14,6 +15,9 @@ from torch import Tensor
 from elseq.generation.beams import Beams
 from elseq.generation.ngrams import block_repeated_ngrams, repeated_words
 from elseq.generation.transfers import to_device
+
+# Words that may not follow: the same ones for all hypotheses, or those of each, int64 [N, W].
+Forbidden = tuple[int, ...] | Tensor
 
 
 @dataclass
@@ -34,8 +38,8 @@ class LogitsProcessor(Protocol):
 
     def __call__(self, log_probs: Tensor, step: Step) -> None: ...
 
-    def forbids(self, step: Step) -> Tensor | None:
-        """The words that the processor forbids at this step, int64 [N or 1, W]; None if it does more than forbid."""
+    def forbids(self, step: Step) -> Forbidden | None:
+        """The words that the processor forbids at this step; None if it does more than forbid."""
 
 
 class OnlyNumbers:
@@ -48,8 +52,8 @@ class OnlyNumbers:
         log_probs.nan_to_num_(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
         log_probs[:, self.pad] = -math.inf
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words((self.pad,), step)
+    def forbids(self, step: Step) -> Forbidden:
+        return (self.pad,)
 
 
 class UnknownPenalty:
@@ -62,8 +66,8 @@ class UnknownPenalty:
     def __call__(self, log_probs: Tensor, step: Step) -> None:
         log_probs[:, self.unk] -= self.penalty
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words((), step) if self.penalty == 0 else None
+    def forbids(self, step: Step) -> Forbidden | None:
+        return () if self.penalty == 0 else None
 
 
 class MaximumLength:
@@ -78,8 +82,8 @@ class MaximumLength:
             _only(log_probs, rows, torch.full_like(rows, self.eos, dtype=torch.long))
             step.settle(rows)
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words((), step) if step.at_limit is None else None
+    def forbids(self, step: Step) -> Forbidden | None:
+        return () if step.at_limit is None else None
 
 
 class Prefix:
@@ -103,8 +107,8 @@ class Prefix:
             step.beams.copy_first(ends)
             log_probs.copy_(step.beams.first_of(log_probs, ends))
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words((), step) if step.beams.prefix_words(step.number) is None else None
+    def forbids(self, step: Step) -> Forbidden | None:
+        return () if step.beams.prefix_words(step.number) is None else None
 
 
 class Suppressed:
@@ -117,8 +121,8 @@ class Suppressed:
         for word in self.words:
             _forbid(log_probs, word, step.settled)
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words(self.words, step)
+    def forbids(self, step: Step) -> Forbidden:
+        return self.words
 
 
 class MinimumLength:
@@ -132,8 +136,8 @@ class MinimumLength:
         if step.number < self.length:
             _forbid(log_probs, self.eos, step.settled)
 
-    def forbids(self, step: Step) -> Tensor | None:
-        return _words((self.eos,) if step.number < self.length else (), step)
+    def forbids(self, step: Step) -> Forbidden:
+        return (self.eos,) if step.number < self.length else ()
 
 
 class NoRepeatNgrams:
@@ -147,12 +151,24 @@ class NoRepeatNgrams:
         words = step.beams.tokens[:, 1 : step.number + 1]
         block_repeated_ngrams(log_probs, words, self.size, self.pad, step.settled)
 
-    def forbids(self, step: Step) -> Tensor | None:
+    def forbids(self, step: Step) -> Forbidden:
         return repeated_words(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
 
 
-def _words(words: tuple[int, ...], step: Step) -> Tensor:
-    return _row(words, step.beams.tokens.device)
+def forbidden_words(processors: Sequence[LogitsProcessor], step: Step) -> Tensor | None:
+    """The words that some processors forbid at a step, int64 [N, W]; None if one of them does more than forbid."""
+    of_all, of_each = [], []
+    for process in processors:
+        words = process.forbids(step)
+        if words is None:
+            return None
+        if isinstance(words, Tensor):
+            of_each.append(words)
+        else:
+            of_all += words
+    tokens = step.beams.tokens
+    forbidden = _row(tuple(of_all), tokens.device).expand(len(tokens), -1)
+    return torch.cat((forbidden, *of_each), dim=1) if of_each else forbidden
 
 
 @lru_cache

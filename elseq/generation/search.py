@@ -32,6 +32,7 @@ from elseq.generation.logits_processors import (
     Step,
     Suppressed,
     UnknownPenalty,
+    forbidden_words,
 )
 from elseq.generation.next_words import NextWords
 from elseq.generation.steppers import ElseqStepper, Ensemble, device_of, make_stepper
@@ -326,14 +327,8 @@ class SequenceGenerator(nn.Module):
         count = self.search.needed(self.beam_size) if isinstance(self.search, AmongFew) else None
         if count is None or not next_words.offers_best:
             return None
-        forbidden = []
-        for process in self.processors:
-            words = process.forbids(step)
-            if words is None:
-                return None
-            forbidden.append(words.expand(len(step.beams.tokens), -1))
-        forbidden = torch.cat(forbidden, dim=1)
-        found = self.search.find(next_words, count, forbidden)
+        forbidden = forbidden_words(self.processors, step)
+        found = None if forbidden is None else self.search.find(next_words, count, forbidden)
         if found is None:
             return None
         *found, is_nan = found

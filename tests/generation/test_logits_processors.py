@@ -18,6 +18,7 @@ from elseq.generation.logits_processors import (
     Step,
     Suppressed,
     UnknownPenalty,
+    forbidden_words,
 )
 
 BOS, PAD, EOS, UNK = range(4)
@@ -76,15 +77,14 @@ def test_what_may_follow(data):
         MinimumLength(EOS, min_len),
         NoRepeatNgrams(size, PAD),
     )
-    forbidden = [process.forbids(step) for process in processors]
+    forbidden = forbidden_words(processors, step)
     does_more = penalty != 0 or at_limit is not None or forced is not None
-    assert any(each is None for each in forbidden) == does_more
+    assert (forbidden is None) == does_more
     for process in processors:
         process(log_probs, step)
     if not does_more:
         numbers = torch.tensor(rows).nan_to_num(nan=-math.inf, posinf=math.inf, neginf=-math.inf)
-        for each in forbidden:
-            numbers.scatter_(1, each.expand(len(words), -1), -math.inf)
+        numbers.scatter_(1, forbidden, -math.inf)
         assert numbers.equal(log_probs)
     for index, (row, found) in enumerate(zip(rows, log_probs.tolist(), strict=True)):
         sentence = index // BEAM
