@@ -12,7 +12,7 @@ INSTRUCTIONS = {
 kernels = [
     Extension(
         f"elseq._native_{name}",
-        ["elseq/precision/kernels.cpp", "elseq/attention/kernels/decode_step.cpp", "elseq/models/layer_step.cpp"],
+        sorted(glob("elseq/**/*.cpp", recursive=True)),
         depends=glob("elseq/**/*.hpp", recursive=True),
         define_macros=[(f"ELSEQ_{name.upper()}", None)],
         # The last -march counts, and the user's may be of another processor than the options are for.

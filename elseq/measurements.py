@@ -6,12 +6,13 @@ import json
 import os
 import platform
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import cache
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
+from torch.utils._python_dispatch import _disable_current_modes
 
 from elseq.errors import UserError
 from elseq.files import written_whole
@@ -40,12 +41,21 @@ def measured(name: str, device: torch.device, measure: Callable[[], tuple[float,
     name = f"{name}, {_machine(device)}"
     known = _read()
     if len(known.get(name, [])) != count:
-        found = list(measure())
+        with plain_calls(device):
+            found = list(measure())
         known = _read()
         if len(known.get(name, [])) != count:  # another process may have been faster
             _write(known | {name: found})
             return found
     return known[name]
+
+
+@contextlib.contextmanager
+def plain_calls(device: torch.device) -> Iterator[None]:
+    """What is computed inside does not depend on the caller's autocast or on modes that record it: others rely on it,
+    too."""
+    with _disable_current_modes(), torch.autocast(device.type, enabled=False):
+        yield
 
 
 def power_of_two(number: int) -> int:

@@ -51,7 +51,8 @@ def library_for(instructions: str) -> ctypes.CDLL | None:
 
 
 def is_recorded() -> bool:
-    """Whether a mode of torch records or counts operations. It would not see a kernel."""
+    """Whether a mode of torch records or counts operations. It does not see a kernel, and where torch has the same
+    numbers it is asked instead. For products of int8 it has not."""
     return _get_current_dispatch_mode() is not None
 
 

@@ -4,7 +4,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 
 class DispatchMode(TorchDispatchMode):
-    """A base class for modes. Otherwise torch imports its compiler, to keep it from them, which takes over a second."""
+    """A base class for modes. For other subclasses of `TorchDispatchMode` torch imports its compiler, to keep it from
+    them, which takes over a second."""
 
     @classmethod
     def _should_skip_dynamo(cls) -> bool:

@@ -41,8 +41,8 @@ class Candidates(NamedTuple):
 class Remaining(NamedTuple):
     """What is left when sentences leave."""
 
-    places: Tensor  # int64 [B']: that the other sentences had
-    rows: Tensor  # int64 [N']: that their hypotheses had
+    places: Tensor  # int64 [B']: former places of the sentences that stay
+    rows: Tensor  # int64 [N']: former rows of their hypotheses
 
 
 class Beams:
@@ -80,7 +80,7 @@ class Beams:
         self.scores = torch.zeros(sentences * beam, length, device=device)  # cumulative, [N, L]
         self.attention: Tensor | None = None  # [N, S, L + 1]
         self.sentences = list(range(sentences))  # their places in the batch
-        self.limits = to_device(limits, device)
+        self.limits = limits
         self.source_lengths = source_lengths
         self.sample_ids = sample_ids
         self.prefix = prefix
@@ -121,12 +121,13 @@ class Beams:
 
     def keep(self, places: list[int]) -> Remaining:
         """Go on with the sentences at these places only."""
-        sentences = to_device(places, self.limits.device)
+        sentences = to_device(places, self.tokens.device)
         rows = self.rows[sentences].view(-1)
         self.sentences = [self.sentences[place] for place in places]
         self._take(rows)
-        self.limits, self.source_lengths = self.limits[sentences], self.source_lengths[sentences]
-        self.sample_ids, self._left_over = self.sample_ids[sentences], self._left_over[sentences]
+        self.limits = [self.limits[place] for place in places]
+        self.source_lengths, self.sample_ids = self.source_lengths[sentences], self.sample_ids[sentences]
+        self._left_over = self._left_over[sentences]
         self.prefix = None if self.prefix is None else self.prefix[sentences]
         return Remaining(sentences, rows)
 

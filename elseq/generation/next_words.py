@@ -9,7 +9,7 @@ from torch import Tensor
 from elseq import native
 from elseq.generation import transfers
 from elseq.generation.kernels.best_words import best_words, drawn_words, has_kernel
-from elseq.precision import kernels
+from elseq.generation.kernels.log_softmax_top import log_softmax_top
 
 MOST_ON_CPU = 128  # words that are found one by one while the others are read
 
@@ -37,9 +37,9 @@ class NextWords:
     def log_probs(self) -> Tensor:
         """[N, V], the caller's to change."""
         if self._log_probs is None:
-            if self.is_normalized_in_place and not native.is_recorded():
+            if self.is_normalized_in_place:
                 logits = self._logits.float()
-                value, word = kernels.log_softmax_top(logits, 1)
+                value, word = log_softmax_top(logits, 1)
                 self._log_probs = logits.sub_(logits.gather(1, word)).add_(value)
             else:
                 self._log_probs = self._normalize(self._logits)
@@ -50,8 +50,13 @@ class NextWords:
     def is_normalized_in_place(self) -> bool:
         """Whether `log_probs` are made of the logits in float32 where these are, by a kernel."""
         logits = self._logits
-        is_known = logits is not None and logits.dtype != torch.float64
-        return is_known and transfers.is_free(logits.device) and kernels.available()
+        return (
+            logits is not None
+            and logits.dtype != torch.float64
+            and transfers.is_free(logits.device)
+            and native.library() is not None
+            and not native.is_recorded()
+        )
 
     @property
     def offers_best(self) -> bool:
@@ -70,7 +75,7 @@ class NextWords:
         return NextWords(*(None if each is None else each.index_select(0, rows) for each in numbers), self._normalize)
 
     def best(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        """The best words. Once they are found, the log-probabilities cannot be read any more.
+        """The best words. On a GPU `log_probs` cannot be read afterwards.
 
         Args:
             count: how many; on a GPU all, if there are fewer words.
@@ -86,14 +91,10 @@ class NextWords:
         if not transfers.is_free(forbidden.device):
             return _numbers(*self._best_on_gpu(count, forbidden))
         count += forbidden.size(1)
-        logits = self._logits
-        if not MOST_ON_CPU >= count <= logits.size(1):
+        if count > min(MOST_ON_CPU, self._logits.size(1)):
             return None
-        values, words = kernels.log_softmax_top(logits, count)
         # The same numbers as in `log_probs`: which of them is asked for depends on the batch.
-        chosen = logits.gather(1, words)
-        values = (chosen - chosen[:, :1]).add_(values[:, :1])
-        values, words, is_nan = _numbers(values, words)
+        values, words, is_nan = _numbers(*log_softmax_top(self._logits, count))
         is_forbidden = (words.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
         return values.masked_fill_(is_forbidden, -math.inf), words, is_nan
 

@@ -213,7 +213,7 @@ class SequenceGenerator(nn.Module):
         except _NotANumber as error:
             self._let_go()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
-            raise not_a_number(models, sample["net_input"], error.read) from None
+            raise not_a_number(models, sample["net_input"], self._read_so_far(error, prompt_tokens)) from None
         finally:
             self._let_go()
         if self.print_alignment:
@@ -245,17 +245,18 @@ class SequenceGenerator(nn.Module):
         limits = self.length_limits(source_lengths, prompt_tokens)
         longest = max(limits)
         self._check_length_penalty(longest + 1)
-        looks_later = self._looks_later(device) and self._has_position_after(longest, prompt_tokens)
+        reads_later = self._reads_later(device) and self._has_position_after(longest, prompt_tokens)
         start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
             # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
             prompt_tokens, start = split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
-        places = self.beam_size, self.pad, limits, source_lengths, ids
-        beams = Beams(start, longest + 1, *places, prefix_tokens, uncounted)
+        beams = Beams(
+            start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens, uncounted
+        )
         finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
-        look: _Look | None = None
+        unread: _StepResult | None = None
 
         self.search.init_constraints(constraints, self.beam_size)
         for stepper in self._steppers():
@@ -267,31 +268,31 @@ class SequenceGenerator(nn.Module):
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
             remaining = None
-            if look is not None:  # on a GPU at the last step, now that the models' pass of this one is running
-                remaining = self._leave(finished, look, beams, limits, prompt_tokens)
+            if unread is not None:  # on a GPU, of the last step, now that the models' pass of this one is running
+                remaining = self._drop_finished(finished, unread, beams)
                 if not beams.sentences:
                     break
                 next_words = next_words if remaining is None else next_words.select(remaining.rows)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
-            is_at_limit = any(limits[sentence] <= step for sentence in beams.sentences)
-            at_limit = beams.limits <= step if is_at_limit else None
+            must_end = [limit <= step for limit in beams.limits]
+            at_limit = to_device(must_end, device).bool() if any(must_end) else None
             candidates, was_nan = self._candidates(Step(step, beams, at_limit), next_words)
             is_nan = is_nan | was_nan
             del next_words  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses, and finished sentences leave.
-            look = None
-            is_forced = is_at_limit or beams.prefix_words(step) is not None
+            unread = None
+            is_forced = at_limit is not None or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
-                told = self._tell(finished, step, beams, candidates, is_nan)
-                look = _Look(step, copy.copy(beams), candidates, told)
-            if look is not None and (step == longest or not looks_later):
-                remaining = self._leave(finished, look, beams, limits, prompt_tokens)
+                copied = self._copy_to_host(finished, step, beams, candidates, is_nan)
+                unread = _StepResult(step, copy.copy(beams), candidates, copied)
+            if unread is not None and (step == longest or not reads_later):
+                remaining = self._drop_finished(finished, unread, beams)
                 if not beams.sentences:
                     break
                 candidates = candidates if remaining is None else candidates.select(remaining.places)
-                look = None
+                unread = None
 
             # 3. The best `beam` that do not end go on.
             order, active = beams.go_on(step, candidates)
@@ -361,8 +362,8 @@ class SequenceGenerator(nn.Module):
             words = NextWords(words.log_probs + self.language_model.step(tokens)[0].log_probs * self.lm_weight)
         return words, weights
 
-    def _looks_later(self, device: torch.device) -> bool:
-        """Whether the host looks at a step when it has told the device to compute the next one, which need not wait.
+    def _reads_later(self, device: torch.device) -> bool:
+        """Whether the host reads the result of a step when it has launched the next one, so that a GPU need not wait.
 
         The models read one token more of a finished sentence, which must change nothing. Numbers are drawn and words
         chosen for the others alone, whatever the search strategy. (Constrained ones read every hypothesis on the host,
@@ -383,7 +384,7 @@ class SequenceGenerator(nn.Module):
             return True
         return not self._is_ragged(prompt_tokens)
 
-    def _tell(self, finished, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> HostCopy:
+    def _copy_to_host(self, finished, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> HostCopy:
         """All that the host has to know of a step.
 
         Returns:
@@ -398,9 +399,9 @@ class SequenceGenerator(nn.Module):
         scores = finished.scores(totals[:, : self.beam_size], step + 1, rejected)
         return HostCopy(marks, scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1))
 
-    def _leave(self, finished, look: "_Look", beams: Beams, limits: list[int], prompt_tokens) -> Remaining | None:
+    def _drop_finished(self, finished, result: "_StepResult", beams: Beams) -> Remaining | None:
         """The sentences whose search is over leave the batch. None: there are none."""
-        over = self._end(finished, look, limits, prompt_tokens)
+        over = self._collect_finished(finished, result)
         if not over:
             return None
         remaining = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
@@ -410,58 +411,53 @@ class SequenceGenerator(nn.Module):
                 stepper.keep(remaining.places)
         return remaining
 
-    def _end(self, finished, look: "_Look", limits: list[int], prompt_tokens) -> set[int]:
+    def _collect_finished(self, finished, result: "_StepResult") -> set[int]:
         """Add what ended at a step to the finished hypotheses.
-
-        Args:
-            finished: the finished hypotheses.
-            look: at the step.
-            limits: of all sentences of the batch.
-            prompt_tokens: as for `generate`.
 
         Returns:
             The places of the sentences whose search is over.
         """
-        beams, step, sentences = look.beams, look.step, look.beams.sentences
-        marks, *numbers = look.told.tensors()
-        width = min(self.beam_size, look.candidates.ending.size(1))
-        ended, must_end = [], {place for place, sentence in enumerate(sentences) if limits[sentence] <= step}
+        beams, step, sentences = result.beams, result.step, result.beams.sentences
+        marks, *numbers = result.copied.tensors()
+        width = min(self.beam_size, result.candidates.ending.size(1))
+        ended, must_end = [], {place for place, limit in enumerate(beams.limits) if limit <= step}
         for place, column in marks.nonzero().tolist():
             if column < width:
                 ended.append([place, column])
             elif column == width:
                 must_end.add(place)
             else:
-                raise _NotANumber(self._read_so_far(beams, step, prompt_tokens))
+                raise _NotANumber(beams, step)
         scores, going = (each.tolist() for each in numbers) if numbers else (None, None)
-        self._finish(finished, look, ended, scores)
+        self._finish(finished, result, ended, scores)
         self._finish_best(finished, step, must_end, beams)
         if not (ended or must_end or self.stopping.is_bounded):
             return set()
         full = {place for place, sentence in enumerate(sentences) if finished.is_full(sentence)} - must_end
         if self.stopping.is_bounded:
-            maxima = [limits[sentence] + 1 for sentence in sentences]
             full = {
                 place
                 for place in full
-                if not finished.can_improve(sentences[place], going[place], step + 1, maxima[place])
+                if not finished.can_improve(sentences[place], going[place], step + 1, beams.limits[place] + 1)
             }
         return must_end | full
 
-    def _read_so_far(self, beams: Beams, step: int, prompt_tokens):
+    def _read_so_far(self, error: "_NotANumber", prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
-        for row, words in enumerate(beams.tokens[:, : step + 1]):
-            sentence = beams.sentences[row // self.beam_size]
-            if prompt_tokens is not None:
+        for row, words in enumerate(error.beams.tokens[:, : error.step + 1]):
+            sentence = error.beams.sentences[row // self.beam_size]
+            if prompt_tokens is not None:  # whose last word is the first one here
                 prompt = prompt_tokens[sentence]
-                words = torch.cat((prompt[prompt.ne(self.pad)], words))
+                words = torch.cat((prompt[prompt.ne(self.pad)], words[1:]))
             yield sentence, words
 
-    def _finish(self, finished, look: "_Look", ended: list[list[int]], scores: list[list[float]] | None) -> None:
+    def _finish(
+        self, finished, result: "_StepResult", ended: list[list[int]], scores: list[list[float]] | None
+    ) -> None:
         """Add the candidates at `ended`, pairs of sentence and candidate, which have these scores if scores decide."""
         if not ended:
             return
-        beams, candidates, step = look.beams, look.candidates, look.step
+        beams, candidates, step = result.beams, result.candidates, result.step
         sentence, candidate = to_device(ended, beams.tokens.device).unbind(1)
         row = sentence * self.beam_size + candidates.hypotheses[sentence, candidate]
         finished.add(
@@ -564,21 +560,22 @@ class SequenceGenerator(nn.Module):
         return results
 
 
-class _Look(NamedTuple):
-    """What is known of a step when the host looks at it."""
+class _StepResult(NamedTuple):
+    """What the host reads of a step."""
 
     step: int
     beams: Beams  # as they were before any went on
     candidates: Candidates
-    told: HostCopy  # see `SequenceGenerator._tell`
+    copied: HostCopy  # see `SequenceGenerator._copy_to_host`
 
 
 class _NotANumber(Exception):
-    """A model's output is not a number. `read`: what the models have read, as `explain_nan` takes it."""
+    """A model's output at a step is not a number. The sentences are those before any left."""
 
-    def __init__(self, read):
+    def __init__(self, beams: Beams, step: int):
         super().__init__()
-        self.read = read
+        self.beams = beams
+        self.step = step
 
 
 def not_a_number(models, net_input: dict, read: Iterable[tuple[int, Tensor]]) -> UserError:

@@ -7,16 +7,16 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from elseq import native
-from elseq.measurements import measured, seconds_on_cpu
+from elseq.measurements import measured, plain_calls, seconds_on_cpu
 from elseq.precision import kernels
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 
 PAYING = 0.95  # share of the time of ordinary layers up to which others pay. A smaller gain differs between runs
 ROWS = (4, 32)  # that are timed: the hypotheses of a sentence, and of a batch
 
 
-class KernelProduct(Product):
+class Float32Product(Product):
     """Evaluates a layer by elseq's own kernels. A row has the same result in any batch."""
 
     activations = ("relu", "gelu")
@@ -53,14 +53,14 @@ def fastest(dtype: torch.dtype) -> type[Product]:
     """The products that are the fastest on this machine, of those that are right; `Product` itself stands for ordinary
     layers. Their results differ in the last digits, so the times, of some milliseconds, are measured once for all
     processes."""
-    with torch.no_grad(), torch.random.fork_rng(devices=[]):  # a search may have been seeded
+    with plain_calls(torch.device("cpu")), torch.no_grad(), torch.random.fork_rng(devices=[]):  # a search may be seeded
         generator = torch.Generator().manual_seed(0)
         layer = nn.Linear(768, 3072)
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 768**0.5)
         layer = layer.to(dtype)
         inputs = [torch.randn(rows, 768, generator=generator).to(dtype) for rows in ROWS]
         calls = {Product: partial(F.linear, weight=layer.weight, bias=layer.bias)}
-        for kind in (PackedProduct, KernelProduct):
+        for kind in (OneDNNProduct, Float32Product):
             try:
                 product = kind(layer)
                 if product.weight().equal(layer.weight) and all(_is_right(product, layer, x) for x in inputs):

@@ -13,6 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from elseq import native
 from elseq.precision import kernels
 from elseq.precision.linear import Product
 
@@ -22,10 +23,10 @@ LARGEST = 127
 SMALLEST = 1e-36  # a row without a larger magnitude is a row of zeros; its inverse would be infinite
 # Rows that are quantized, multiplied and scaled before the next, so that they stay in the cache.
 BLOCK = 128
-PART = 1024  # products that have an exact sum in float32
+PART = 1024  # inputs whose products have an exact sum in float32: 1024 * 127**2 < 2**24
 
 
-def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
+def quantize_symmetric(x: Tensor) -> tuple[Tensor, Tensor]:
     """Rows [M, K] of an input or a weight as int8 [M, K] and the scale of each, float32 [M, 1]; NaN for a row with NaN
     or infinity.
 
@@ -44,14 +45,14 @@ class _QuantizedProduct(Product):
         return True  # of the quantized numbers, which are those of the projection
 
     def is_of(self, weight: Tensor) -> bool:
-        return all(map(self._has_rows, torch.arange(len(weight)).split(kernels.BLOCK), weight.split(kernels.BLOCK)))
+        return all(map(self._has_rows, torch.arange(len(weight)).split(BLOCK), weight.split(BLOCK)))
 
     def _has_rows(self, numbers: Tensor, weight: Tensor) -> bool:
-        quantized, scale = quantize_rows(weight)
+        quantized, scale = quantize_symmetric(weight)
         return torch.allclose(self.embedding(numbers), quantized * scale, rtol=0, atol=0, equal_nan=True)
 
 
-class KernelProduct(_QuantizedProduct):
+class Int8Product(_QuantizedProduct):
     """By elseq's own kernels."""
 
     activations = ("relu", "gelu")
@@ -64,7 +65,7 @@ class KernelProduct(_QuantizedProduct):
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         rows = self._inputs.quantize(x)
-        output = kernels.linear(rows, self._weight, self._bias, activation or "none")
+        output = kernels.linear_int8(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
     def for_kernel(self) -> kernels.Linear:
@@ -72,6 +73,10 @@ class KernelProduct(_QuantizedProduct):
 
     def embedding(self, indices: Tensor) -> Tensor:
         return self._weight.rows(indices)
+
+    @classmethod
+    def maker(cls) -> Callable[[nn.Linear], Product]:
+        return partial(cls, inputs=QuantizedInputs())
 
     @classmethod
     def multiplying_bytes(cls, rows: int, inputs: int, outputs: int, itemsize: int, is_scattered: bool = False) -> int:
@@ -109,7 +114,7 @@ class TorchProduct(_QuantizedProduct):
     """By torch's operations, in several passes."""
 
     def __init__(self, linear: nn.Linear):
-        blocks = [quantize_rows(rows) for rows in linear.weight.detach().split(BLOCK)]
+        blocks = [quantize_symmetric(rows) for rows in linear.weight.detach().split(BLOCK)]
         self._weight, self._scale = map(torch.cat, zip(*blocks, strict=True))  # [N, K] and [N, 1]
         self._bias = linear.bias
 
@@ -117,7 +122,7 @@ class TorchProduct(_QuantizedProduct):
         rows = x.reshape(-1, x.size(-1))
         output = x.new_empty(len(rows), len(self._weight))
         for start in range(0, len(rows), BLOCK):
-            quantized, scale = quantize_rows(rows[start : start + BLOCK])
+            quantized, scale = quantize_symmetric(rows[start : start + BLOCK])
             block = output[start : start + BLOCK]
             block.copy_(integer_product(quantized, self._weight)).mul_(scale).mul_(self._scale.t())
             if self._bias is not None:
@@ -157,10 +162,10 @@ def _torch_multiplies_int8() -> bool:
         return False
 
 
-def product_maker() -> Callable[[nn.Linear], Product]:
-    """A function that makes the product of a layer, the fastest on this machine. For the layers of one model."""
-    if kernels.available():
-        return partial(KernelProduct, inputs=QuantizedInputs())
+def fastest() -> type[Product]:
+    """The products that are the fastest on this machine."""
+    if native.library() is not None:
+        return Int8Product
     _tell()
     return TorchProduct
 

@@ -1,4 +1,4 @@
-"""Linear layers in int8 and float32, and log-probabilities, on a CPU with AVX2 or AVX-512 VNNI: kernels.cpp, by ctypes.
+"""Linear layers in int8 and float32 on a CPU with AVX2 or AVX-512 VNNI: kernels.cpp, by ctypes.
 
 In int8 a weight is an int8 and a scale for each of its rows. An input is a uint8 with zero point 128 and a scale for
 each of its rows, found when the layer runs. Sums are integers and exact. In float32 the products of an output are added
@@ -21,7 +21,7 @@ from elseq import native
 ACTIVATIONS = ("none", "relu", "gelu")  # numbered as in kernels.cpp
 GROUP = 4  # inputs that are added up together
 BLOCK = 256  # rows of a weight that are quantized together: a multiple of the outputs of a tile
-OWN_PAGES = 2**18  # bytes
+OWN_PAGES = 2**18  # bytes from which a weight has pages of its own, see `_pages`
 MAX_INPUTS = (1 << 31) // (127 * 128)  # the sum of their products is an int32
 
 
@@ -32,11 +32,6 @@ class Linear(ctypes.Structure):
         *((name, ctypes.c_void_p) for name in ("tiles", "offset", "scale", "bias")),
         *((name, ctypes.c_int64) for name in ("inputs", "outputs")),
     ]
-
-
-def available() -> bool:
-    """Whether `quantize_rows`, `linear` and `log_softmax_top` work: compiled, on a processor that runs them."""
-    return native.library() is not None
 
 
 def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
@@ -51,7 +46,7 @@ def quantize_rows(x: Tensor) -> tuple[Tensor, Tensor]:
 
     Raises:
         ValueError: another type, shape or device.
-        RuntimeError: not `available`.
+        RuntimeError: there is no library.
     """
     rows, width = x.shape
     x = x.contiguous()
@@ -83,7 +78,7 @@ class PackedIntegers:
 
         Raises:
             ValueError: not float32 [N, K] on the CPU, or K above 132,104.
-            RuntimeError: not `available`.
+            RuntimeError: there is no library.
         """
         outputs, inputs = _shape(weight)
         if inputs > MAX_INPUTS:
@@ -131,7 +126,7 @@ class PackedFloats:
         """
         Raises:
             ValueError: not float32 [N, K] on the CPU.
-            RuntimeError: not `available`.
+            RuntimeError: there is no library.
         """
         outputs, inputs = _shape(weight)
         columns = native.loaded().elseq_columns(False)
@@ -206,16 +201,13 @@ def rows_of_tiles(tiles: Tensor, outputs: int, indices: Tensor) -> Tensor:
     return tiles[indices // columns, :, indices % columns]
 
 
-def linear(
-    x: Tensor | tuple[Tensor, Tensor],
-    packed: PackedIntegers,
-    bias: Tensor | None = None,
-    activation: str = "none",
+def linear_int8(
+    x: tuple[Tensor, Tensor], packed: PackedIntegers, bias: Tensor | None = None, activation: str = "none"
 ) -> Tensor:
     """activation(x weight^T + bias).
 
     Args:
-        x: float32 [M, K], or what `quantize_rows` made of it.
+        x: what `quantize_rows` makes of [M, K].
         packed: the weight [N, K].
         bias: float32 [N].
         activation: one of `ACTIVATIONS`; gelu is the exact one, within 1e-6 of the largest output.
@@ -225,13 +217,9 @@ def linear(
 
     Raises:
         ValueError: another type, shape, device or activation.
-        RuntimeError: not `available`.
+        RuntimeError: there is no library.
     """
     _check(activation)
-    if isinstance(x, Tensor):
-        if x.dim() != 2 or x.size(1) != packed.inputs:
-            raise ValueError(f"x is [M, {packed.inputs}], not {list(x.shape)}")
-        x = quantize_rows(x)
     quantized, row_scale = x
     rows, columns, groups = quantized.size(0), packed.outputs, packed.tiles.size(1)
     out = quantized.new_empty(rows, columns, dtype=torch.float32)
@@ -267,7 +255,7 @@ def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, 
 
     Raises:
         ValueError: another type, shape, device or activation.
-        RuntimeError: not `available`.
+        RuntimeError: there is no library.
     """
     _check(activation)
     rows, columns, inputs = len(x), packed.outputs, packed.tiles.size(1)
@@ -291,38 +279,6 @@ def linear_float32(x: Tensor, packed: PackedFloats, bias: Tensor | None = None, 
 def _check(activation: str) -> None:
     if activation not in ACTIVATIONS:
         raise ValueError(f"the activation is one of {', '.join(ACTIVATIONS)}, not {activation}")
-
-
-def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest log-probabilities of each row, without the others.
-
-    Args:
-        logits: float32 [M, V], M rows of V words.
-        count: how many, from 1 to V; a hundred or so at most, as they are sorted by insertion.
-
-    Returns:
-        float32 [M, count], in descending order, NaN where `torch.log_softmax` is; int64 [M, count], their words, of
-        equal ones the first first.
-
-    Raises:
-        ValueError: another type, shape, device or count.
-        RuntimeError: not `available`.
-    """
-    rows, width = logits.shape
-    if not 1 <= count <= width:
-        raise ValueError(f"count is between 1 and {width}, not {count}")
-    values, indices = (logits.new_empty(rows, count, dtype=dtype) for dtype in (torch.float32, torch.int64))
-    logits = logits.contiguous()
-    native.loaded().elseq_log_softmax_top(
-        native.address("logits", logits, torch.float32, rows, width),
-        values.data_ptr(),
-        indices.data_ptr(),
-        rows,
-        width,
-        count,
-        torch.get_num_threads(),
-    )
-    return values, indices
 
 
 @cache

@@ -48,7 +48,12 @@ class Product(ABC):
         """Whether this was made of a weight [N, K]."""
         raise NotImplementedError
 
-    # Those of the class `Product` itself are of an ordinary layer.
+    @classmethod
+    def maker(cls) -> Callable[[nn.Linear], Product]:
+        """Makes the products of the layers of one model."""
+        return cls
+
+    # How much memory a layer needs, for the memory budget. Those of `Product` itself are of an `nn.Linear`.
 
     @staticmethod
     def output_bytes(rows: int, outputs: int, itemsize: int) -> int:

@@ -47,8 +47,10 @@ class PreparedModel:
         self._model = model
         self._searches = 0
         self._only_decodes = False
-        self._make = _maker(model, dtype)
-        linears = {} if self._make is None else _linears(model)
+        self._is_int8 = dtype == INT8
+        kind = kind_of_product(model, dtype)
+        self._make = kind.maker()
+        linears = {} if kind is Product else _linears(model)
         weights = {id(layer._parameters["weight"]): layer for layer in linears.values()}
         self._embeddings = [  # with the output projection that each is tied to
             (module, weights[id(module._parameters["weight"])])
@@ -66,7 +68,7 @@ class PreparedModel:
         self._layers = linears
         self._is_new = True
         gc.collect()  # fairseq leaves the checkpoint that it loaded in a cycle of references
-        if self._make is not None:
+        if linears:
             give_back_memory()
 
     def _is_alone(self, layer: nn.Linear) -> bool:
@@ -85,7 +87,7 @@ class PreparedModel:
             for name, layer in self._layers.items():
                 DecodingLinear.take(layer, self._make, self._recover)
                 layer.decoding.searches += 1
-                may_be_read = self.key[0] and self.fresh_parameters is None and _is_read_by_methods(name)
+                may_be_read = self._is_int8 and self.fresh_parameters is None and _is_read_by_methods(name)
                 layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
             for embedding, projection in self._embeddings:
                 DecodingEmbedding.take(embedding, projection)
@@ -113,7 +115,7 @@ class PreparedModel:
                 layer.decoding.searches -= 1
             if not self._searches and not self._only_decodes:
                 self.leave()
-        if self._is_new and self._make is not None:
+        if self._is_new and self._layers:
             give_back_memory()  # of the weights from which the first search has made others
         self._is_new = False
 
@@ -156,23 +158,17 @@ def _key(model: nn.Module, dtype: str | None) -> tuple:
     return dtype == INT8, parameter.dtype, parameter.device
 
 
-def _maker(model: nn.Module, dtype: str | None) -> Callable[[nn.Linear], Product] | None:
+def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:
+    """The class that evaluates the linear layers of a model under a value of --dtype, as for `PreparedModel`. Ordinary
+    layers have `Product` itself."""
     parameter = next(model.parameters())
     if dtype == INT8:
         if parameter.dtype != torch.float32 or parameter.device.type != "cpu":
             raise UserError("int8 is for a model in float32 on a CPU: on a GPU decode in float16 or bfloat16")
-        return int8.product_maker()
-    if parameter.device.type != "cpu":
-        return None
-    product = floats.fastest(parameter.dtype) if parameter.dtype in (torch.float32, torch.bfloat16) else Product
-    return None if product is Product else product
-
-
-def kind_of_product(model: nn.Module, dtype: str | None = None) -> type[Product]:
-    """The class that evaluates the linear layers of a model under a value of --dtype, as for `PreparedModel`. Ordinary
-    layers have `Product` itself."""
-    make = _maker(model, dtype)
-    return Product if make is None else getattr(make, "func", make)  # a partial, where it has arguments
+        return int8.fastest()
+    if parameter.device.type != "cpu" or parameter.dtype not in (torch.float32, torch.bfloat16):
+        return Product
+    return floats.fastest(parameter.dtype)
 
 
 def _is_read_by_methods(name: str) -> bool:

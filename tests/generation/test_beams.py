@@ -62,7 +62,7 @@ def test_the_best_that_do_not_end_go_on(beam, steps, seed):
         order, _ = beams.go_on(step, candidates)
         assert len(order) == len(sentences) * beam
     assert beams.sentences == sentences
-    assert beams.limits.tolist() == [3 + index for index in sentences]
+    assert beams.limits == [3 + index for index in sentences]
     assert beams.sample_ids.tolist() == [50 + 10 * index for index in sentences]
     hypotheses = [hypothesis for index in sentences for hypothesis in expected[index].hypotheses]
     assert beams.tokens[:, : steps + 1].tolist() == [[EOS, *words] for words, _ in hypotheses]

@@ -14,7 +14,7 @@ from elseq.generation.search import Usage
 from elseq.models import windows
 from elseq.models.top_k import apply_attention_top_k
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 from tests.helpers import peak_memory
 from tests.precision.products import KINDS, choose, evaluates
 from tests.tiny_models import make_dictionary, make_elseq_model, make_models, make_sample, make_sources
@@ -23,7 +23,7 @@ from tests.tiny_models import make_dictionary, make_elseq_model, make_models, ma
 @pytest.fixture(autouse=True)
 def packed_products(monkeypatch):
     """Whatever is faster on this machine today."""
-    choose(monkeypatch, PackedProduct if evaluates(PackedProduct, torch.float32) else Product)
+    choose(monkeypatch, OneDNNProduct if evaluates(OneDNNProduct, torch.float32) else Product)
 
 
 @pytest.fixture(autouse=True)

@@ -4,12 +4,12 @@ import pytest
 import torch
 from fairseq import search
 
+from elseq import native
 from elseq.generation import SequenceGenerator
 from elseq.generation.next_words import MOST_ON_CPU, NextWords
-from elseq.precision import kernels
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
-needs_kernels = pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+needs_kernels = pytest.mark.skipif(native.library() is None, reason="needs the kernels")
 DICTIONARY = make_dictionary(200)
 SEARCHES = {
     "greedy": {"beam_size": 1},
@@ -109,7 +109,7 @@ def test_no_word_is_drawn_without_a_kernel():
 def test_no_number(request, place):
     if place == "as on a GPU":
         request.getfixturevalue("as_on_gpu")
-    elif not kernels.available():
+    elif native.library() is None:
         pytest.skip("needs the kernels")
     logits = torch.randn(3, 20)
     logits[1, 7] = torch.nan

@@ -285,11 +285,11 @@ def test_the_host_is_told_when_the_next_step_runs(monkeypatch, as_on_gpu, beam):
     model = make_models("transformer", DICTIONARY)["kv"]
     generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, max_len_b=12)
     steps, looks = [], []
-    step, end = generator.model.step, generator._end
+    step, end = generator.model.step, generator._collect_finished
     monkeypatch.setattr(generator.model, "step", lambda tokens: steps.append(tokens.size(1) - 1) or step(tokens))
     monkeypatch.setattr(
         generator,
-        "_end",
+        "_collect_finished",
         lambda finished, look, *more: looks.append((look.step, steps[-1])) or end(finished, look, *more),
     )
     generator.generate([model], make_batch())

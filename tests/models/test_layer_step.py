@@ -42,7 +42,7 @@ MODELS = {
 
 @pytest.fixture(autouse=True)
 def by_our_kernels(monkeypatch):
-    monkeypatch.setattr(floats, "fastest", lambda dtype: floats.KernelProduct)
+    monkeypatch.setattr(floats, "fastest", lambda dtype: floats.Float32Product)
 
 
 @pytest.fixture

@@ -5,18 +5,18 @@ import torch
 
 from elseq import native
 from elseq.precision import floats
-from elseq.precision.floats import KernelProduct
+from elseq.precision.floats import Float32Product
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 
-KINDS = [PackedProduct, KernelProduct, Product]
+KINDS = [OneDNNProduct, Float32Product, Product]
 
 
 def evaluates(kind, dtype):
     """Whether products of this kind are there, and evaluate this type on this processor."""
     if kind is Product:
         return True
-    if kind is KernelProduct:
+    if kind is Float32Product:
         return native.library() is not None and dtype == torch.float32
     mkldnn = torch.ops.mkldnn
     return hasattr(mkldnn, "_linear_pointwise") and (dtype == torch.float32 or mkldnn._is_mkldnn_bf16_supported())

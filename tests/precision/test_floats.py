@@ -7,10 +7,11 @@ from hypothesis import strategies as st
 from torch import nn
 from torch.utils.flop_counter import FlopCounterMode
 
+from elseq import measurements, native
 from elseq.precision import floats, kernels
-from elseq.precision.floats import KernelProduct, fastest
+from elseq.precision.floats import Float32Product, fastest
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 from tests.attention.reference import quick, seeds
 from tests.helpers import peak_memory
 
@@ -32,7 +33,7 @@ needs_kernels = pytest.mark.usefixtures("kernels_for")
 def test_the_product(seed, rows, inputs, outputs, activation, has_bias):
     torch.manual_seed(seed)
     linear, x = nn.Linear(inputs, outputs, bias=has_bias), torch.randn(rows, inputs)
-    found = KernelProduct(linear).multiply(x, activation)
+    found = Float32Product(linear).multiply(x, activation)
     expected = ACTIVATIONS[activation](linear.double()(x.double()))
     assert found.dtype == torch.float32 and found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=2e-6, atol=2e-6)
@@ -45,7 +46,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_the_threads(shape, threads):
     rows, inputs, outputs = shape
     torch.manual_seed(0)
     linear, x = nn.Linear(inputs, outputs), torch.randn(rows, inputs)
-    product = KernelProduct(linear)
+    product = Float32Product(linear)
     together = product.multiply(x)
     some = torch.arange(0, rows, max(1, rows // 20))
     for row in some:
@@ -58,7 +59,7 @@ def test_a_row_does_not_depend_on_its_batch_nor_on_the_threads(shape, threads):
 @needs_kernels
 @torch.no_grad()
 def test_shapes_and_scattered_numbers():
-    product, x = KernelProduct(nn.Linear(24, 40)), torch.randn(7, 3, 24)
+    product, x = Float32Product(nn.Linear(24, 40)), torch.randn(7, 3, 24)
     flat = product.multiply(x.view(21, 24))
     assert product.multiply(x).equal(flat.view(7, 3, 40))
     assert product.multiply(x.transpose(0, 1)).equal(flat.view(7, 3, 40).transpose(0, 1))
@@ -75,7 +76,7 @@ def test_what_is_no_number_stays_none(activation, value):
     linear.weight[3, 5] = torch.nan
     x = torch.randn(4, 24)
     x[2, 7] = value
-    found = KernelProduct(linear).multiply(x, activation)
+    found = Float32Product(linear).multiply(x, activation)
     assert found[:, 3].isnan().all()
     rows = [0, 1, 3]
     assert found[rows].isnan().sum() == 3
@@ -90,7 +91,7 @@ def test_what_is_no_number_stays_none(activation, value):
 def test_operations_that_are_recorded_are_those_of_torch(activation):
     """What a kernel computes, a mode of torch does not see."""
     linear, x = nn.Linear(24, 40), torch.randn(7, 24)
-    product = KernelProduct(linear)
+    product = Float32Product(linear)
     with FlopCounterMode(display=False) as counter:
         found = product.multiply(x, activation)
     assert counter.get_total_flops() == 2 * 7 * 24 * 40
@@ -102,7 +103,7 @@ def test_operations_that_are_recorded_are_those_of_torch(activation):
 def test_the_weight_and_its_rows(outputs):
     linear = nn.Linear(33, outputs)
     weight = linear.weight.detach()
-    product = KernelProduct(linear)
+    product = Float32Product(linear)
     assert product.weight().equal(weight) and product.embeds(weight)
     indices = torch.randint(outputs, (3, 5))
     assert product.embedding(indices).equal(nn.functional.embedding(indices, weight))
@@ -117,7 +118,7 @@ def test_the_weight_and_its_rows(outputs):
 @pytest.mark.parametrize("rows, inputs, outputs", [(1, 32, 16), (160, 100, 500), (1000, 64, 128)])
 @torch.no_grad()
 def test_the_memory_of_a_product(rows, inputs, outputs, is_scattered):
-    product = KernelProduct(nn.Linear(inputs, outputs))
+    product = Float32Product(nn.Linear(inputs, outputs))
     x = torch.randn(inputs, rows).t() if is_scattered else torch.randn(rows, inputs)
     planned = product.multiplying_bytes(rows, inputs, outputs, 4, is_scattered and rows > 1)
     assert peak_memory(lambda: product.multiply(x)) == planned
@@ -160,44 +161,60 @@ def times(monkeypatch, tmp_path):
 @pytest.mark.parametrize(
     "packed, kernel, best",
     [
-        (0.9, 0.8, KernelProduct),
-        (0.7, 0.8, PackedProduct),
-        (1.2, 0.8, KernelProduct),
+        (0.9, 0.8, Float32Product),
+        (0.7, 0.8, OneDNNProduct),
+        (1.2, 0.8, Float32Product),
         (0.96, 0.97, Product),  # as much as runs differ
         (1.2, 1.3, Product),
     ],
 )
 def test_the_fastest_is_chosen_if_it_pays(times, packed, kernel, best):
-    times.update({PackedProduct: packed, KernelProduct: kernel})
+    times.update({OneDNNProduct: packed, Float32Product: kernel})
     assert fastest(torch.float32) is best
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_without_other_products_layers_are_ordinary(times, monkeypatch, dtype):
     monkeypatch.setattr(kernels.native, "library", lambda: None)
-    monkeypatch.setattr(floats, "PackedProduct", lambda linear: torch.ops.mkldnn.no_such_operation(linear.weight))
+    monkeypatch.setattr(floats, "OneDNNProduct", lambda linear: torch.ops.mkldnn.no_such_operation(linear.weight))
     monkeypatch.setattr(floats, "_times", lambda *_: pytest.fail("there is nothing to choose from"))
     assert fastest(dtype) is Product
 
 
 @needs_kernels
 def test_wrong_products_are_not_used(times, monkeypatch):
-    class Wrong(KernelProduct):
+    class Wrong(Float32Product):
         def multiply(self, x, activation=None):
             return super().multiply(x, activation) + 0.01
 
     times[Wrong] = 0.1
-    monkeypatch.setattr(floats, "KernelProduct", Wrong)
+    monkeypatch.setattr(floats, "Float32Product", Wrong)
     assert fastest(torch.float32) is not Wrong
 
 
 def test_processes_choose_alike(times, monkeypatch):
     """Whatever else the machine does meanwhile: the last digits of the results differ."""
-    times[KernelProduct] = times[PackedProduct] = 0.5
+    times[Float32Product] = times[OneDNNProduct] = 0.5
     first = fastest(torch.float32)
     fastest.cache_clear()  # as another process
     monkeypatch.setattr(floats, "_times", lambda *_: pytest.fail("it was measured anew"))
     assert fastest(torch.float32) is first
+
+
+@pytest.mark.parametrize("around", [lambda: torch.autocast("cpu"), FlopCounterMode], ids=["autocast", "recording"])
+def test_what_is_around_the_first_search_changes_nothing(times, monkeypatch, around):
+    """All processes use the times that are measured there."""
+    found = []
+
+    def measured(calls, inputs):
+        found.extend(call(inputs[0]).dtype for call in calls)
+        return tuple(0.5 if native.is_recorded() else 1.0 for _ in calls)
+
+    monkeypatch.setattr(floats, "_times", measured)
+    with around():
+        fastest(torch.float32)
+    assert found and set(found) == {torch.float32}
+    assert set(sum(measurements._read().values(), [])) == {1.0}
 
 
 def test_the_trial_draws_no_random_numbers():

@@ -6,14 +6,15 @@ import pytest
 import torch
 from torch import nn
 
+from elseq import native
 from elseq.precision import int8, kernels
-from elseq.precision.int8 import KernelProduct, QuantizedInputs, TorchProduct, quantize_rows
+from elseq.precision.int8 import Int8Product, QuantizedInputs, TorchProduct, quantize_symmetric
 from tests.helpers import peak_memory
 
 
 def brute_force(linear, x):
     """In float64 on the quantized numbers: the sums are exact."""
-    weight, column_scale = quantize_rows(linear.weight.detach())
+    weight, column_scale = quantize_symmetric(linear.weight.detach())
     rows = x.reshape(-1, x.size(-1)).double()
     found = []
     for row in rows:
@@ -28,8 +29,8 @@ def brute_force(linear, x):
 
 
 def products():
-    kernel = partial(KernelProduct, inputs=QuantizedInputs())
-    return [TorchProduct, *([kernel] if kernels.available() else [])]
+    kernel = partial(Int8Product, inputs=QuantizedInputs())
+    return [TorchProduct, *([kernel] if native.library() is not None else [])]
 
 
 @pytest.mark.parametrize("product", products())
@@ -75,7 +76,7 @@ def test_an_output_without_weights():
 
 def test_quantized_rows_are_within_half_a_step():
     x = torch.randn(20, 30)
-    quantized, scale = quantize_rows(x)
+    quantized, scale = quantize_symmetric(x)
     assert quantized.dtype == torch.int8 and quantized.abs().max() == 127
     assert ((quantized * scale - x).abs() <= scale * 0.5001).all()
 
@@ -91,10 +92,10 @@ def test_integer_products_without_those_of_torch(monkeypatch, inputs):
 
 
 def test_the_slow_way_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(kernels, "available", lambda: False)
+    monkeypatch.setattr(native, "library", lambda: None)
     int8._tell.cache_clear()
     with caplog.at_level("INFO"):
-        made = [int8.product_maker()(nn.Linear(8, 8)) for _ in range(3)]
+        made = [int8.fastest()(nn.Linear(8, 8)) for _ in range(3)]
     assert all(isinstance(product, TorchProduct) for product in made)
     assert len([record for record in caplog.records if "AVX2" in record.message]) == 1
 
@@ -102,12 +103,12 @@ def test_the_slow_way_is_told_once(monkeypatch, caplog):
 @pytest.mark.parametrize("product", products())
 def test_rows_of_the_table(product):
     linear = nn.Linear(20, 70)
-    weight, scale = quantize_rows(linear.weight.detach())
+    weight, scale = quantize_symmetric(linear.weight.detach())
     indices = torch.tensor([[3, 69, 3], [0, 64, 63]])
     assert product(linear).embedding(indices).equal((weight * scale)[indices])
 
 
-@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+@pytest.mark.skipif(native.library() is None, reason="needs the kernels")
 @torch.no_grad()
 def test_an_input_of_several_layers_is_quantized_once(monkeypatch):
     calls = []
@@ -115,7 +116,7 @@ def test_an_input_of_several_layers_is_quantized_once(monkeypatch):
     monkeypatch.setattr(kernels, "quantize_rows", lambda x: calls.append(len(x)) or quantize(x))
     inputs = QuantizedInputs()
     query, key = nn.Linear(8, 8), nn.Linear(8, 8)
-    made = [KernelProduct(layer, inputs) for layer in (query, key)]
+    made = [Int8Product(layer, inputs) for layer in (query, key)]
     calls.clear()
     x = torch.randn(5, 8)
     for product, layer in zip(made, (query, key), strict=True):
@@ -153,24 +154,24 @@ def test_in_inference_mode_and_with_another_default_type(product):
         torch.set_default_dtype(torch.float32)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+@pytest.mark.skipif(native.library() is None, reason="needs the kernels")
 def test_both_ways_have_the_same_integers():
     x = torch.randn(4000, 64) * 10.0 ** torch.randint(-6, 6, (4000, 1))
     x[0], x[1, 5], x[2, 5], x[3] = 0, torch.nan, torch.inf, 1e-37
     x[4:1000] = x[4:1000].round(decimals=1)  # many ties
     integers, scale = kernels.quantize_rows(x)
-    found, found_scale = quantize_rows(x)
+    found, found_scale = quantize_symmetric(x)
     numbers = scale.isfinite()
     assert numbers.sum() == 3998
     assert found[numbers].int().equal(integers[numbers].int() - 128)
     torch.testing.assert_close(found_scale.flatten(), scale, rtol=0, atol=0, equal_nan=True)
 
 
-@pytest.mark.skipif(not kernels.available(), reason="needs the kernels")
+@pytest.mark.skipif(native.library() is None, reason="needs the kernels")
 def test_a_table_is_packed_in_blocks():
     """Nothing as large as the table is made beside what is kept of it, in pages of its own."""
     linear, made = nn.Linear(128, 20000, bias=False), []
-    peak = peak_memory(lambda: made.append(KernelProduct(linear, QuantizedInputs())))
+    peak = peak_memory(lambda: made.append(Int8Product(linear, QuantizedInputs())))
     assert peak < 0.2 * 128 * 20000
     assert made[0].is_of(linear.weight)
     with torch.no_grad():

@@ -9,7 +9,7 @@ from torch import nn
 
 from elseq.precision import int8
 from elseq.precision.linear import DecodingEmbedding, DecodingLinear, Product, activated
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 
 
 class Doubled(Product):
@@ -66,7 +66,7 @@ def test_the_product_is_made_at_the_first_call_and_again_when_the_weight_changes
 
 @pytest.mark.parametrize("activation", [None, "gelu"])
 @pytest.mark.parametrize(
-    "make", [PackedProduct, int8.TorchProduct, int8.product_maker()], ids=["oneDNN", "torch", "kernels"]
+    "make", [OneDNNProduct, int8.TorchProduct, int8.fastest().maker()], ids=["oneDNN", "torch", "kernels"]
 )
 @torch.no_grad()
 def test_autocast_changes_no_product(make, activation):

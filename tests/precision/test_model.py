@@ -13,10 +13,10 @@ from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.precision import model as precision_model
 from elseq.precision import prepared, restore
-from elseq.precision.floats import KernelProduct
+from elseq.precision.floats import Float32Product
 from elseq.precision.linear import DecodingEmbedding, DecodingLinear
 from elseq.precision.model import PreparedModel
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 from tests.precision.products import choose
 from tests.tiny_models import (
     FAMILIES,
@@ -42,7 +42,7 @@ def search(model, family, beam=3):
     return generator.generate(None, make_sample(DICTIONARY, rows))
 
 
-@pytest.fixture(params=[PackedProduct, KernelProduct], ids=["oneDNN", "kernels"])
+@pytest.fixture(params=[OneDNNProduct, Float32Product], ids=["oneDNN", "kernels"])
 def always_packed(request, monkeypatch):
     choose(monkeypatch, request.param)
     return request.param
@@ -230,7 +230,7 @@ def test_a_table_that_is_an_embedding_as_well_is_packed_and_kept(always_packed, 
 def test_int8_without_the_kernels(monkeypatch):
     """By the operations of torch, and without its product of integers: the same words."""
     found = []
-    for hidden in ({}, {"kernels.available": lambda: False}, {"_torch_multiplies_int8": lambda: False}):
+    for hidden in ({}, {"native.library": lambda: None}, {"_torch_multiplies_int8": lambda: False}):
         for name, value in hidden.items():
             monkeypatch.setattr(f"elseq.precision.int8.{name}", value)
         model = make_models("bart", DICTIONARY, share_decoder_input_output_embed=True)["kv"]

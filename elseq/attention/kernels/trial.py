@@ -11,7 +11,7 @@ from torch import Tensor
 
 import elseq.gpu as gpu
 from elseq.errors import UserError
-from elseq.measurements import measured
+from elseq.measurements import measured, plain_calls
 
 logger = logging.getLogger(__name__)
 
@@ -117,7 +117,7 @@ def _try(name: str, device: torch.device, sizes: tuple, case: Callable[[], Trial
     reason, kernel, plain = _obstacle(device), None, None
     try:
         if reason is None:
-            with torch.no_grad(), gpu.on_device(device):
+            with plain_calls(device), torch.no_grad(), gpu.on_device(device):
                 trial = case()
                 reason = error_of("the kernel", trial.kernel(), trial.expected)
                 if reason is None:

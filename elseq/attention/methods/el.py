@@ -65,12 +65,8 @@ def el_attention(
     value_weight: Tensor,
     value_bias: Tensor | None = None,
     *,
-    causal: bool = False,
-    window: int | None = None,
     dropout: float = 0.0,
-    need_weights: bool = False,
-    top_k: int | None = None,
-    query_chunk_size: int | None = None,
+    **options,
 ) -> tuple[Tensor, Tensor | None]:
     """Multi-head attention, evaluated without keys and values.
 
@@ -83,7 +79,7 @@ def el_attention(
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
-        causal, window, dropout, need_weights, top_k, query_chunk_size: as for `multi_head_attention`.
+        dropout, options: as for `multi_head_attention`.
 
     Returns:
         [N, H, T, K], and the weights [N, H, T, S] or None.
@@ -96,12 +92,8 @@ def el_attention(
     context, weights = multi_head_attention(
         _per_head(query, key_weight.view(-1, head_dim, key_weight.size(1))),
         segments,
-        causal=causal,
-        window=window,
         dropout=dropout,
-        need_weights=need_weights,
-        top_k=top_k,
-        query_chunk_size=query_chunk_size,
+        **options,
     )
     mass = None
     if dropout > 0:

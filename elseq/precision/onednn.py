@@ -14,10 +14,10 @@ ROWS = 32
 PANEL = 64  # rows of a weight between which oneDNN puts the numbers of one input together: [N / 64, K, 64]
 
 
-class PackedProduct(Product):
+class OneDNNProduct(Product):
     """Evaluates a layer by operations that torch's compiler calls, too."""
 
-    activations = ("gelu",)  # oneDNN's relu makes 0 of NaN
+    activations = ("gelu",)  # oneDNN's relu maps NaN to 0
 
     def __init__(self, linear: nn.Linear):
         self._weight = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach(), ROWS)

@@ -4,20 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from elseq.precision import packed
+from elseq.precision import onednn
 from elseq.precision.linear import Product
-from elseq.precision.packed import PackedProduct
+from elseq.precision.onednn import OneDNNProduct
 from tests.helpers import peak_memory
 from tests.precision.products import evaluates
 
 ACTIVATIONS = {None: lambda x: x, "gelu": nn.functional.gelu}
 needs_packing = pytest.mark.skipif(
-    not evaluates(PackedProduct, torch.float32), reason="this torch has no packed products"
+    not evaluates(OneDNNProduct, torch.float32), reason="this torch has no packed products"
 )
 
 
 def skip_unless_packed(dtype):
-    if not evaluates(PackedProduct, dtype):
+    if not evaluates(OneDNNProduct, dtype):
         pytest.skip(f"oneDNN has no packed products of {dtype} here")
 
 
@@ -31,20 +31,20 @@ def test_the_product(shape, bias, activation):
     x = torch.randn(*shape)
     expected = ACTIVATIONS[activation](linear.double()(x.double()))
     linear.float()
-    found = PackedProduct(linear).multiply(x, activation)
+    found = OneDNNProduct(linear).multiply(x, activation)
     assert found.shape == expected.shape
     torch.testing.assert_close(found.double(), expected, rtol=1e-5, atol=1e-5)
 
 
 @needs_packing
-@pytest.mark.parametrize("activation", [None, *PackedProduct.activations])
+@pytest.mark.parametrize("activation", [None, *OneDNNProduct.activations])
 @torch.no_grad()
 def test_what_is_no_number_stays_none(activation):
     linear = nn.Linear(24, 40)
     linear.weight[3, 5] = torch.nan
     x = torch.randn(4, 24)
     x[2, 7] = torch.nan
-    found = PackedProduct(linear).multiply(x, activation).isnan()
+    found = OneDNNProduct(linear).multiply(x, activation).isnan()
     assert found[2].all() and found[:, 3].all() and found.sum() == 40 + 3
 
 
@@ -53,13 +53,13 @@ def test_what_is_no_number_stays_none(activation):
 def test_the_weight_is_kept_exactly(dtype):
     skip_unless_packed(dtype)
     linear = nn.Linear(33, 50).to(dtype)
-    assert PackedProduct(linear).weight().equal(linear.weight)
+    assert OneDNNProduct(linear).weight().equal(linear.weight)
 
 
 @needs_packing
 @torch.no_grad()
 def test_a_row_does_not_depend_on_its_batch():
-    product = PackedProduct(nn.Linear(96, 200))
+    product = OneDNNProduct(nn.Linear(96, 200))
     x = torch.randn(64, 96)
     together = product.multiply(x)
     for rows in (x[:8], x[8:40], x[40:]):
@@ -69,7 +69,7 @@ def test_a_row_does_not_depend_on_its_batch():
 
 def test_there_are_few_numbers_of_rows():
     """oneDNN keeps half a megabyte for each."""
-    numbers = {rows: packed.rounded(rows) for rows in range(4097)}
+    numbers = {rows: onednn.rounded(rows) for rows in range(4097)}
     assert all(rows <= number <= max(2 * rows, 1) for rows, number in numbers.items())
     assert all(number <= rows * 9 / 8 for rows, number in numbers.items() if rows > 128)
     assert len(set(numbers.values())) == 53
@@ -79,7 +79,7 @@ def test_there_are_few_numbers_of_rows():
 @torch.no_grad()
 def test_the_product_for_any_number_of_rows():
     linear = nn.Linear(24, 40)
-    product, x = PackedProduct(linear), torch.randn(300, 24)
+    product, x = OneDNNProduct(linear), torch.randn(300, 24)
     expected = linear(x)
     for rows in (*range(70), 129, 300):
         torch.testing.assert_close(product.multiply(x[:rows]), expected[:rows], rtol=1e-5, atol=1e-5)
@@ -93,7 +93,7 @@ def test_rows_of_a_packed_weight(shape, dtype):
     outputs, inputs = shape
     linear = torch.nn.Linear(inputs, outputs).to(dtype)
     weight = linear.weight.detach()
-    product = packed.PackedProduct(linear)
+    product = OneDNNProduct(linear)
     if product.embeds(weight):
         indices = torch.randint(outputs, (3, 5))
         assert product.embedding(indices).equal(nn.functional.embedding(indices, weight))
@@ -113,7 +113,7 @@ def test_the_memory_of_a_product(rows, inputs, outputs, dtype, kind):
     if kind == "packed":
         skip_unless_packed(dtype)
     linear, x = nn.Linear(inputs, outputs).to(dtype), torch.randn(rows, inputs).to(dtype)
-    product, multiply = (PackedProduct, PackedProduct(linear).multiply) if kind == "packed" else (Product, linear)
+    product, multiply = (OneDNNProduct, OneDNNProduct(linear).multiply) if kind == "packed" else (Product, linear)
     multiply(x)  # the first time oneDNN compiles
     planned, peak = product.multiplying_bytes(rows, inputs, outputs, dtype.itemsize), peak_memory(lambda: multiply(x))
     assert peak <= planned <= peak + torch.get_num_threads() * 2**16
