@@ -40,8 +40,8 @@ class Reprojected(HiddenStates):
 
     def attend(self, attention, query, memory, **options):
         segments = []
-        for (hidden,), mask, bias in memory:
-            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask, bias))
+        for (hidden,), mask in memory:
+            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask))
         return multi_head_attention(query, segments, **options)
 
 

@@ -36,7 +36,6 @@ class Stretch(NamedTuple):
 
     tensors: tuple[Tensor, ...]
     mask: Tensor | None = None  # bool [B or 1, T or 1, S], True at positions that are not attended to
-    bias: Tensor | None = None  # added to the scores; see `Segment`
 
 
 class SentenceMemory:

@@ -32,7 +32,6 @@ class Segment(NamedTuple):
     key: Tensor  # [M, G, S, K]: M sequences, G key/value heads, S positions, K width of a key
     value: Tensor  # [M, G, S, V]: V width of a value
     mask: Tensor | None = None  # bool [M or 1, T or 1, S], T queries per sequence: True is not attended to
-    bias: Tensor | None = None  # added to the scores: [N or 1, H or 1, T or 1, S]
     ancestry: Ancestry | None = None
 
     @property
@@ -75,7 +74,7 @@ def multi_head_attention(
     is_plain = top_k is None and not causal and not dropout and not need_weights
     if is_plain and has_step_kernel(query, segments):
         return flash_decoding.flash_decoding(query, segments), None
-    is_single = len(segments) == 1 and segments[0].bias is None and not need_weights
+    is_single = len(segments) == 1 and not need_weights
     if top_k is not None and is_single and query.size(2) > 1:
         key, value, mask, *_ = segments[0]
         options = {"mask": mask, "causal": causal, "window": window, "dropout": dropout}
@@ -106,13 +105,13 @@ def _by_torch(
     """`multi_head_attention` by operations of torch, with masks for all that is not attended to. top_k is below the
     number of positions."""
     segments = [_moved(segment) for segment in segments]
-    if len(segments) == 1 and segments[0].bias is None and not need_weights:
+    if len(segments) == 1 and not need_weights:
         [segment] = segments
         if top_k is None and _is_fused(query, segment):
             return _fused(query, segment, dropout), None
         if top_k is not None and not dropout and fits(query, segment.key, segment.value):
             return _ungroup(attend_to_largest(_scores(query, segment), segment.value, top_k), query), None
-    scores = [_biased(_scores(query, segment), query, segment) for segment in segments]
+    scores = [_ungroup(_scores(query, segment), query) for segment in segments]
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if top_k is not None:
         scores = keep_largest(scores, top_k)
@@ -127,7 +126,7 @@ def _by_torch(
 
 def _moved(segment: Segment) -> Segment:
     """Without ancestry."""
-    key, value, _, _, ancestry = segment
+    key, value, _, ancestry = segment
     if ancestry is None:
         return segment
     moved = ancestry.move(key)
@@ -176,7 +175,7 @@ def fused_workspace_bytes(length: int, keys: int, width: int, itemsize: int) -> 
 
 
 def _scores(query: Tensor, segment: Segment) -> Tensor:
-    """Without the bias, as `_group` orders the rows: [M, G, (N/M)(H/G)T, S]."""
+    """As `_group` orders the rows: [M, G, (N/M)(H/G)T, S]."""
     rows = _group(query, segment)
     scores = _products(rows, segment.key.transpose(-1, -2))
     if segment.mask is not None:
@@ -200,12 +199,6 @@ def _products(rows: Tensor, keys: Tensor) -> Tensor:
 def block_positions(numbers: int) -> int:
     """How many positions of narrower keys are converted together; numbers: of all keys of a position."""
     return max(64, MOST_CONVERTED // max(1, numbers) // 64 * 64)
-
-
-def _biased(scores: Tensor, query: Tensor, segment: Segment) -> Tensor:
-    """[N, H, T, S]."""
-    scores = _ungroup(scores, query)
-    return scores if segment.bias is None else scores + segment.bias
 
 
 def _mix(probabilities: Tensor, segment: Segment) -> Tensor:

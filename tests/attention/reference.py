@@ -30,8 +30,8 @@ def naive_attention(query, segments, causal=False, window=None, factors=None):
     outputs, weights = [], []
     for sequence in range(sequences):
         for head in range(heads):
-            keys, values, excluded, added = [], [], [], []
-            for number, (key, value, mask, *bias) in enumerate(segments):
+            keys, values, excluded = [], [], []
+            for number, (key, value, mask, *_) in enumerate(segments):
                 owner = sequence // (sequences // key.size(0))
                 kv_head = head // (heads // key.size(1))
                 keys.append(key[owner, kv_head])
@@ -46,10 +46,7 @@ def naive_attention(query, segments, causal=False, window=None, factors=None):
                         if window is not None:
                             hidden[position, : max(0, itself - window + 1)] = True
                 excluded.append(hidden)
-                shape = (sequences, heads, length, key.size(2))
-                given = bias[0] if bias and bias[0] is not None else query.new_zeros(1)
-                added.append(given.expand(shape)[sequence, head])
-            scores = query[sequence, head] @ torch.cat(keys).T + torch.cat(added, dim=1)
+            scores = query[sequence, head] @ torch.cat(keys).T
             probabilities = scores.masked_fill(torch.cat(excluded, dim=1), float("-inf")).softmax(dim=-1)
             weights.append(probabilities)
             kept = probabilities if factors is None else probabilities * factors[sequence, head]

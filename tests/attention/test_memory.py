@@ -75,7 +75,7 @@ def test_sentence_memory_keeps_some_sentences_in_the_order_given():
     assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
     kept = torch.tensor([2, 0])
     state.keep(kept)
-    [((found_keys, found_values), found_mask, _)] = state.read()
+    [((found_keys, found_values), found_mask)] = state.read()
     assert torch.equal(found_keys, keys[kept])
     assert torch.equal(found_values, values[kept])
     assert torch.equal(found_mask.squeeze(1), mask[kept])
@@ -95,7 +95,7 @@ def test_the_prompt_is_kept_without_room_to_grow():
     assert state.generated.size_bytes() == 0
     new = torch.randn(4, 1, 3)
     state.append(new)
-    [((found_prompt,), found_mask, _), ((found_new,), no_mask, _)] = state.read()
+    [((found_prompt,), found_mask), ((found_new,), no_mask)] = state.read()
     assert torch.equal(found_prompt, prompt)
     assert torch.equal(found_mask.squeeze(1), mask)
     assert torch.equal(found_new, new)

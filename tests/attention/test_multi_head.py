@@ -25,9 +25,7 @@ def problems(draw, causal=False):
         key = torch.randn(owners, kv_heads, positions, width, dtype=torch.float64)
         value = torch.randn(owners, kv_heads, positions, value_width, dtype=torch.float64)
         mask = None if lengths is None else padding_mask(lengths, positions, side).unsqueeze(1)
-        shape = [draw(st.sampled_from([1, size])) for size in (len(query), kv_heads * group, length)]
-        bias = torch.randn(*shape, positions, dtype=torch.float64) if draw(st.booleans()) else None
-        return Segment(key, value, mask, bias)
+        return Segment(key, value, mask)
 
     segments = []
     if not causal or draw(st.booleans()):
@@ -58,10 +56,7 @@ def test_equals_one_head_at_a_time(problem, need_weights):
 def test_float32(problem):
     query, segments = problem
     expected, _ = naive_attention(query, segments, causal=True)
-    single = [
-        Segment(key.float(), value.float(), mask, None if bias is None else bias.float())
-        for key, value, mask, bias, _ in segments
-    ]
+    single = [Segment(key.float(), value.float(), mask) for key, value, mask, _ in segments]
     output, _ = multi_head_attention(query.float(), single, causal=True)
     assert output.dtype == torch.float32
     torch.testing.assert_close(output.double(), expected, rtol=1e-5, atol=1e-5)

@@ -94,14 +94,13 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
 
 
 def _fits(query: Tensor, segment: Segment) -> bool:
-    key, value, mask, bias, ancestry = segment
+    key, value, mask, ancestry = segment
     rows = 1 if ancestry is None else ancestry.beam
     return (
         key.dtype == value.dtype == query.dtype
         and key.shape == value.shape
         and key.numel() > 0
         and max(_reach(key, rows), _reach(value, rows)) < MOST_NUMBERS
-        and (bias is None or not bias.requires_grad)
         and not (torch.is_grad_enabled() and any(each.requires_grad for each in (query, key, value)))
     )
 
@@ -185,7 +184,7 @@ class Sizes(NamedTuple):
             lengths[::2] = self.positions
         mask = torch.arange(self.positions, device=device) >= lengths.view(-1, 1, 1)
         value = key if self.has_one_tensor else draw(*shape, device=device, dtype=self.dtype, seed=2)
-        drawn = segment._replace(key=key, value=value, mask=mask, bias=None)
+        drawn = segment._replace(key=key, value=value, mask=mask)
         if self.has_ancestry:
             drawn = drawn._replace(ancestry=self._draw_ancestry(device, shorter))
         return query / self.width**0.5, drawn
@@ -238,7 +237,7 @@ def _attend_after_moving(attend: Callable, query: Tensor, segments: Sequence[Seg
     """What a step does without an ancestry: the positions of each hypothesis are copied to the rows of those that
     continue it."""
     [segment] = segments
-    key, value, mask, _, ancestry = segment
+    key, value, mask, ancestry = segment
     taken = (~mask).sum().view(1)
     order = ancestry.rows.gather(1, (taken - 2).expand(len(ancestry.rows), 1)).squeeze(1).long()
     for buffer in (key,) if value is key else (key, value):

@@ -111,26 +111,22 @@ def _rows(query: Tensor, segment) -> int:
 
 
 def _attend(query, segment, contexts, maxima, totals, constants: dict[str, int]) -> None:
-    key, value, mask, bias, ancestry = segment
+    key, value, mask, ancestry = segment
     parts, hypotheses, heads, *_ = contexts.shape
     _, kv_heads, positions, _ = key.shape
     sequences, rows = segment.sequences, _rows(query, segment)
     row_blocks = triton.cdiv(rows, constants["block_rows"])
     blocks = triton.cdiv(positions, constants["block_positions"])
     beam = key.size(0) // sequences
-    mask_strides = bias_strides = (0, 0, 0, 0)
+    mask_strides = (0, 0, 0)
     if mask is not None:
         mask = mask.expand(sequences, 1, positions).view(torch.uint8)
         mask_strides = mask.stride()
-    if bias is not None:
-        bias = bias.expand(hypotheses, heads, 1, positions)
-        bias_strides = bias.stride()
     attend[(row_blocks * parts * kv_heads * sequences,)](
         query,
         key,
         value,
         mask,
-        bias,
         None if ancestry is None else ancestry.rows,
         None if ancestry is None else ancestry.shared,
         contexts,
@@ -151,9 +147,6 @@ def _attend(query, segment, contexts, maxima, totals, constants: dict[str, int])
         *value.stride(),
         mask_strides[0],
         mask_strides[2],
-        bias_strides[0],
-        bias_strides[1],
-        bias_strides[3],
         shares=value is key,
         block_beam=triton.next_power_of_2(beam),
         **constants,
@@ -166,7 +159,6 @@ def attend(
     key,
     value,
     mask,
-    bias,
     rows_of,
     shared,
     contexts,
@@ -193,9 +185,6 @@ def attend(
     value_number,
     mask_sequence,
     mask_position,
-    bias_hypothesis,
-    bias_head,
-    bias_position,
     shares: tl.constexpr,
     block_beam: tl.constexpr,
     transposes: tl.constexpr,
@@ -278,10 +267,6 @@ def attend(
             key_place = keys + key_start[:, None] + number[None, :] * key_number
             block = tl.load(key_place, mask=is_key[:, None] & is_number[None, :], other=0.0)
             scores = tl.dot(queried, tl.trans(block), input_precision="ieee")
-            if bias is not None:
-                bias_row = bias + hypothesis * bias_hypothesis + head * bias_head
-                bias_place = bias_row[:, None] + position[None, :] * bias_position
-                scores += tl.load(bias_place, mask=is_row[:, None] & seen[None, :], other=0.0).to(tl.float32)
             scores = tl.where(seen[None, :], scores, float("-inf"))
             if rows_of is not None:
                 scores = tl.where(position[None, :] < shared_end[:, None], scores, float("-inf"))

@@ -75,7 +75,7 @@ def el_attention(
     Args:
         query: [N, H, T, K], projected and scaled: N sequences, H heads, T positions, K width of a head.
         hidden: one tuple per segment: the hidden states [M, S, D] (M divides N, S positions of width D), a mask, and
-            optionally a bias and an ancestry; see `Segment`.
+            optionally an ancestry; see `Segment`.
         key_weight: [G K, D], as `nn.Linear` stores it: G key/value heads.
         value_weight: [G K, D].
         value_bias: [G K] or None.
@@ -107,7 +107,7 @@ def el_attention(
 
 def _hidden(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[tuple]:
     """As for `el_attention`. ancestry: of the last stretch."""
-    *others, last = [(*tensors, mask, bias) for tensors, mask, bias in memory]
+    *others, last = [(*tensors, mask) for tensors, mask in memory]
     return [*others, (*last, ancestry)]
 
 

@@ -38,8 +38,8 @@ class KeysAndValues(DecodingMethod):
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return decode_step(query, prompt, (*generated.tensors, rows)), None
         if ancestry is None and len(memory) == 1 and self._is_fast_step(query, **options):
-            [((keys, values), mask, bias)] = memory
-            if bias is None and keys.stride(2) == 1:
+            [((keys, values), mask)] = memory
+            if keys.stride(2) == 1:
                 return decode_step(query, (keys, values, mask)), None
         return multi_head_attention(query, _segments(memory, ancestry), **options)
 
@@ -109,7 +109,7 @@ class KeysAndValues(DecodingMethod):
 
 def _segments(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[Segment]:
     """ancestry: of the last one."""
-    *others, last = [Segment(*tensors, mask, bias) for tensors, mask, bias in memory]
+    *others, last = [Segment(*tensors, mask) for tensors, mask in memory]
     return [*others, last._replace(ancestry=ancestry)]
 
 

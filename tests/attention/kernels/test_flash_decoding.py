@@ -45,18 +45,18 @@ def launch(query, segments, processors=4, has_wgmma=HAS_WGMMA):
 
 def moved(segment):
     *tensors, ancestry = segment
-    key, value, mask, bias = (None if each is None else each.to(DEVICE) for each in tensors)
+    key, value, mask = (None if each is None else each.to(DEVICE) for each in tensors)
     if ancestry is not None:
         ancestry = copy.copy(ancestry)
         ancestry.__dict__ |= {name: each.to(DEVICE) for name, each in vars(ancestry).items() if name != "beam"}
-    return Segment(key, key if segment.value is segment.key else value, mask, bias, ancestry)
+    return Segment(key, key if segment.value is segment.key else value, mask, ancestry)
 
 
 def expected(query, segments):
     wide = []
-    for key, value, mask, bias, ancestry in segments:
+    for key, value, mask, ancestry in segments:
         key, value = (own_rows(tensor, ancestry).double() for tensor in (key, value))
-        wide.append(Segment(key, value, mask, None if bias is None else bias.double()))
+        wide.append(Segment(key, value, mask))
     return naive_attention(query.double(), wide)[0]
 
 
@@ -133,10 +133,6 @@ def problems(draw):
             reference, rows = segment, min(rows, 1)
         if rows:
             segment, reference = hide(segment, [draw(st.integers(1, positions)) for _ in range(rows)])
-        if draw(st.booleans()):
-            shape = [draw(st.sampled_from([1, size])) for size in query.shape[:2]]
-            bias = torch.randn(*shape, 1, positions, dtype=dtype)
-            segment, reference = segment._replace(bias=bias), reference._replace(bias=bias)
         segments.append(segment)
         references.append(reference)
     return query, segments, references
@@ -225,7 +221,7 @@ def test_numbers_of_parts_that_do_not_divide_the_blocks(positions, processors, h
     mask[0, 0, 7:9] = True
     seen = [each[..., :positions, :] for each in room[:2]]
     ancestry = draw_ancestry(2, beam, positions, 0.97) if has_ancestry else None
-    segment = Segment(*seen, mask[..., :positions], None, ancestry)
+    segment = Segment(*seen, mask[..., :positions], ancestry)
     for count in range(1, processors + 1):
         check(draw_query(2 * beam, 2, 64), [segment], 2 * count)
 
@@ -311,7 +307,7 @@ def test_memory_of_fixed_addresses(shape, position):
     cursor = Cursor(position, 64, device)
     memory = FixedMemory(tuple(tensors), 64, 64, cursor, 3)
     cursor.begin()
-    [((key, value), mask, _)] = memory.read()
+    [((key, value), mask)] = memory.read()
     if not shape:
         key = value = key.unsqueeze(1)
     query = draw_query(3, 4, 32)
@@ -519,7 +515,7 @@ def compile_only(self, *arguments, grid, warmup, **options):
     copies = re.findall(r"cp.async.c[ag].shared.global .*?(0x[0-9a-f]+),", ptx)
     narrow = len(re.findall(r"ld.global.b(?:16|32)", ptx)) + sum(int(size, 16) < 16 for size in copies)
     found = {"shared": kernel.metadata.shared, "narrow": narrow, "is_wgmma": "wgmma" in ptx}
-    found["has_ancestry"] = kernel.name == "attend" and arguments[5] is not None
+    found["has_ancestry"] = kernel.name == "attend" and arguments[4] is not None
     print("kernel", json.dumps(found | {"name": kernel.name}), flush=True)
 
 driver.set_active(Absent)
@@ -528,7 +524,7 @@ for width, kv_heads in ((64, 16), (64, 1), (128, 1), (256, 1), (512, 1), (768, 1
     segments = []
     hidden = torch.zeros(1, 1, 96, dtype=torch.bool)
     ancestry = Ancestry(8, 4, 96, hidden.device)
-    for sequences, mask, *more in ((2, hidden), (8, None), (8, hidden, None, ancestry)):
+    for sequences, mask, *more in ((2, hidden), (8, None), (8, hidden, ancestry)):
         key, value = torch.zeros(2, sequences, kv_heads, 96, width, dtype=dtype)
         if sequences == 2 and width <= 256:
             key = key.transpose(2, 3).contiguous().transpose(2, 3)
@@ -613,9 +609,9 @@ def test_in_a_cuda_graph(moves):
         state.reorder(order)
         cursor.begin()
         memory.append(new)
-        [((hidden,), mask, _)] = memory.read()
+        [((hidden,), mask)] = memory.read()
         hidden = hidden.unsqueeze(1)
-        found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask, None, cursor.ancestry)]))
+        found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask, cursor.ancestry)]))
         cursor.end()
 
     def begin():
