@@ -74,6 +74,7 @@ def address(name: str, tensor: Tensor, dtype: torch.dtype, *shape: int) -> int:
     Raises:
         ValueError: the tensor is another.
     """
-    if tensor.shape != shape or tensor.dtype != dtype or not tensor.is_contiguous() or not tensor.is_cpu:
+    is_stored_so = tensor.is_cpu and tensor.is_contiguous() and not tensor.is_neg()
+    if tensor.shape != shape or tensor.dtype != dtype or not is_stored_so:
         raise ValueError(f"{name} is {dtype} {list(shape)}, contiguous, on the CPU")
     return tensor.data_ptr()

@@ -6,6 +6,7 @@ import re
 import struct
 import zipfile
 from argparse import ArgumentParser, Namespace
+from itertools import zip_longest
 
 import numpy as np
 import torch
@@ -202,17 +203,19 @@ class MemoryBudget(DispatchMode):
 def _bytes_made(func, args, kwargs) -> list[int]:
     """Of each tensor that an operation makes, at most. Those of sinusoidal positions are told without torch's functions
     for this, whose import takes a second."""
-    name = func.overloadpacket
-    tensors = [each for each in tree_leaves((args, kwargs)) if isinstance(each, torch.Tensor)]
+    name, leaves = func.overloadpacket, tree_leaves((args, kwargs))
+    tensors = [each for each in leaves if isinstance(each, torch.Tensor)]
     if name is torch.ops.aten.arange:
         given = dict(zip((argument.name for argument in func._schema.arguments), args, strict=False)) | kwargs
         numbers = math.ceil((given["end"] - given.get("start", 0)) / given.get("step", 1))
         return [torch.int64.itemsize * numbers]
     if name is torch.ops.aten.cat:
         return [sum(each.numel() for each in tensors) * max(each.element_size() for each in tensors)]
-    if torch.Tag.pointwise in func.tags and tensors:
-        sizes = (torch.get_default_dtype().itemsize, *(each.element_size() for each in tensors))
-        return [math.prod(np.broadcast_shapes(*(each.shape for each in tensors))) * max(sizes)]
+    is_complex = any(isinstance(each, complex) for each in leaves)
+    if torch.Tag.pointwise in func.tags and not is_complex and all(each.is_floating_point() for each in tensors):
+        shape = map(max, zip_longest(*(reversed(each.shape) for each in tensors), fillvalue=1))
+        width = max(torch.get_default_dtype().itemsize, *(each.element_size() for each in tensors))
+        return [math.prod(shape) * width] * len(func._schema.returns)
     made = tree_leaves(_without_numbers(func, args, kwargs))
     return [math.prod(each.shape) * each.element_size() for each in made if isinstance(each, torch.Tensor)]
 

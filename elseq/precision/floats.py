@@ -24,7 +24,7 @@ class Float32Product(Product):
 
     def __init__(self, linear: nn.Linear):
         self._weight = kernels.PackedFloats.of(linear.weight.detach())
-        self._bias = None if linear.bias is None else linear.bias.detach()
+        self._bias = None if linear.bias is None else linear.bias.detach().contiguous()
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         rows = x.reshape(-1, x.size(-1))

@@ -60,7 +60,7 @@ class Int8Product(_QuantizedProduct):
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
         self._weight = kernels.PackedIntegers.of(linear.weight.detach())
-        self._bias = None if linear.bias is None else linear.bias.detach().float()
+        self._bias = None if linear.bias is None else linear.bias.detach().float().contiguous()
         self._inputs = inputs
 
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:

@@ -89,7 +89,7 @@ class PackedIntegers:
         scale = torch.empty(outputs, dtype=torch.float32)
         for start in range(0, outputs, BLOCK):  # of a whole table, what is quantized would be large beside the tiles
             block = slice(start, start + BLOCK)
-            rows, scale[block] = quantize_rows(weight[block])
+            rows, scale[block] = quantize_rows(weight[block].resolve_neg())
             _lay_out(rows, tiles[start // columns :], offset[block])
         return cls(tiles, offset, scale, inputs)
 
@@ -131,7 +131,7 @@ class PackedFloats:
         outputs, inputs = _shape(weight)
         columns = native.loaded().elseq_columns(False)
         tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
-        _lay_out(weight.contiguous(), tiles)
+        _lay_out(weight.resolve_neg().contiguous(), tiles)
         return cls(tiles, outputs)
 
     def for_kernel(self, bias: Tensor | None) -> Linear:
@@ -142,7 +142,8 @@ class PackedFloats:
     def weight(self) -> Tensor:
         """The weight [N, K], exactly."""
         count, inputs, columns = self.tiles.shape
-        return self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs].clone()
+        rows = self.tiles.transpose(1, 2).reshape(count * columns, inputs)[: self.outputs]
+        return rows.clone(memory_format=torch.contiguous_format)
 
     def rows(self, indices: Tensor) -> Tensor:
         """Rows of the weight, int64 [...] to float32 [..., K].

@@ -110,6 +110,7 @@ class _Decoding:
     recover: Callable[[], None]
     product: Product | None = None
     made_of: tuple[int, int] | None = None  # address and version of the weight
+    bias: int | None = None  # its address
     searches: int = 0  # that are running
     is_tied: bool = False  # to an embedding
     embeds: bool = False  # whether that reads the product
@@ -126,8 +127,16 @@ class _DecodingModule:
 
     @property
     def weight(self) -> nn.Parameter:
+        if "weight" not in self._parameters:  # any more
+            raise AttributeError("weight")
         self.restore()
         return self._parameters["weight"]
+
+    @weight.setter
+    def weight(self, value: Tensor) -> None:
+        """A tensor in place of the parameter, as pruning computes it."""
+        self.leave()
+        self.weight = value
 
     def leave(self) -> None:
         """Become an ordinary module again."""
@@ -186,19 +195,24 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             return product.multiply(x.to(self._parameters["weight"].dtype), activation)
 
     def product(self) -> Product:
-        """Made anew if the weight has changed since."""
+        """Made anew if the weight has changed since, or another bias is there."""
         decoding = self.decoding
+        bias = self._parameters.get("bias")
+        bias = None if bias is None else bias.data_ptr()
+        if decoding.is_released and bias != decoding.bias:
+            self.restore()
+            decoding.made_of = None
         if not decoding.is_released:
-            version = self._version()
-            if version != decoding.made_of:
+            weight = self._address_and_version()
+            if weight != decoding.made_of or bias != decoding.bias:
                 decoding.product = None
-                decoding.product, decoding.made_of = decoding.make(self), version
+                decoding.product, decoding.made_of, decoding.bias = decoding.make(self), weight, bias
                 decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
             if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
                 self.release()
         return decoding.product
 
-    def _version(self) -> tuple[int, int]:
+    def _address_and_version(self) -> tuple[int, int]:
         weight = self._parameters["weight"]
         return weight.data_ptr(), 0 if weight.is_inference() else weight._version
 
@@ -228,7 +242,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         decoding = self.decoding
         self._parameters["weight"].data = weight
         decoding.is_released = False
-        decoding.made_of = self._version() if decoding.searches else None
+        decoding.made_of = self._address_and_version() if decoding.searches else None
 
 
 class DecodingEmbedding(_DecodingModule, nn.Embedding):

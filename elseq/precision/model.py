@@ -26,7 +26,7 @@ DTYPES = {
 }
 
 
-_beginning_or_ending = threading.Lock()  # of searches, which may run in several threads
+_lock = threading.Lock()  # searches may run in several threads
 
 
 class PreparedModel:
@@ -81,16 +81,22 @@ class PreparedModel:
             only_decodes: the model is not trained. Prepared weights are kept for the next search, and a layer's own
                 weight is dropped when it is prepared, so that no weight is held twice.
         """
-        with _beginning_or_ending:
+        with _lock:
             self._searches += 1
             self._only_decodes = only_decodes
             for name, layer in self._layers.items():
+                if not _is_ordinary(layer):  # any more
+                    if type(layer) is DecodingLinear:  # torch's parametrizations make another class of it
+                        layer.leave()
+                    continue
                 DecodingLinear.take(layer, self._make, self._recover)
                 layer.decoding.searches += 1
                 may_be_read = self._is_int8 and self.fresh_parameters is None and _is_read_by_methods(name)
                 layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
             for embedding, projection in self._embeddings:
-                DecodingEmbedding.take(embedding, projection)
+                is_tied = embedding._parameters.get("weight") is projection._parameters.get("weight")
+                if is_tied and type(projection) is DecodingLinear:
+                    DecodingEmbedding.take(embedding, projection)
 
     def make_products(self, read: Callable[[torch.Tensor], None]) -> None:
         """Prepare the layers of a model that only decodes before a search does, so that few of their own weights are
@@ -101,7 +107,7 @@ class PreparedModel:
         """
         self.begin(only_decodes=True)
         for name, layer in self._layers.items():
-            if layer.decoding.releases and not _is_read_by_methods(name):
+            if type(layer) is DecodingLinear and layer.decoding.releases and not _is_read_by_methods(name):
                 for parameter in layer.parameters(recurse=False):
                     read(parameter)
                 layer.product()
@@ -109,9 +115,9 @@ class PreparedModel:
 
     def end(self) -> None:
         """The search is over."""
-        with _beginning_or_ending:
+        with _lock:
             self._searches -= 1
-            for layer in self._layers.values():
+            for layer in self._taken():
                 layer.decoding.searches -= 1
             if not self._searches and not self._only_decodes:
                 self.leave()
@@ -121,14 +127,16 @@ class PreparedModel:
 
     def restore(self) -> None:
         """Bring back the parameters of the model."""
-        for layer in self._layers.values():
-            if isinstance(layer, DecodingLinear):
-                layer.restore()
+        for layer in self._taken():
+            layer.restore()
+
+    def _taken(self) -> list[DecodingLinear]:
+        return [layer for layer in self._layers.values() if type(layer) is DecodingLinear]
 
     def leave(self) -> None:
         """The layers are ordinary ones again."""
         for module in (*(embedding for embedding, _ in self._embeddings), *self._layers.values()):
-            if isinstance(module, DecodingLinear | DecodingEmbedding):
+            if type(module) in (DecodingLinear, DecodingEmbedding):
                 module.leave()
 
     def __reduce__(self):
@@ -144,7 +152,7 @@ class PreparedModel:
             raise UserError("the weights were quantized to int8 and the originals dropped: load the checkpoint again")
         fresh = self.fresh_parameters()
         names = {id(parameter): name for name, parameter in self._model.named_parameters()}
-        for layer in self._layers.values():
+        for layer in self._taken():
             if layer.decoding.is_released:
                 weight = layer._parameters["weight"]
                 original = fresh[names[id(weight)]].detach().to(weight.dtype)
@@ -179,22 +187,22 @@ def _is_read_by_methods(name: str) -> bool:
 
 def _linears(model: nn.Module) -> dict[str, nn.Linear]:
     """The linear layers that a `Product` can evaluate, by name."""
-    return {
-        name: module
-        for name, module in model.named_modules()
-        if type(module) in (nn.Linear, DecodingLinear)
-        and "adaptive" not in name
-        and "weight" in module._parameters  # which pruning computes from another
-    }
+    return {name: module for name, module in model.named_modules() if _is_ordinary(module) and "adaptive" not in name}
+
+
+def _is_ordinary(module: nn.Module) -> bool:
+    """Whether it is a linear layer whose weight and bias nothing computes from others, as pruning does."""
+    return type(module) in (nn.Linear, DecodingLinear) and module._parameters.keys() >= {"weight", "bias"}
 
 
 def prepared(model: nn.Module, dtype: str | None = None) -> PreparedModel:
     """The model under this precision; made once."""
-    found = model.__dict__.get("prepared")
-    if found is None or found.key != _key(model, dtype):
-        if found is not None:
-            found.leave()
-        found = model.__dict__["prepared"] = PreparedModel(model, dtype)
+    with _lock:
+        found = model.__dict__.get("prepared")
+        if found is None or found.key != _key(model, dtype):
+            if found is not None:
+                found.leave()
+            found = model.__dict__["prepared"] = PreparedModel(model, dtype)
     return found
 
 

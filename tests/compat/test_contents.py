@@ -270,6 +270,10 @@ def test_budget_counts_what_is_made():
         (lambda: WEIGHT[:1] + WEIGHT[:, :1], 1),
         (lambda: WEIGHT[:, None] * WEIGHT[None] * WEIGHT[0, :1], 1),
         (lambda: torch.where(WEIGHT > 0, WEIGHT.double(), WEIGHT), 1),
+        (lambda: (WEIGHT > 0) * 2, 1),
+        (lambda: WEIGHT * 1j, 1),
+        (lambda: torch.frexp(WEIGHT).mantissa, 2),
+        (lambda: WEIGHT[:0] + WEIGHT[:1], math.inf),
         (lambda: torch.cat([WEIGHT, WEIGHT[:7]]), 1),
         (lambda: torch.cat([WEIGHT.half(), WEIGHT], dim=1), 1),
         (lambda: WEIGHT.repeat(3, 2), 1),
@@ -295,6 +299,12 @@ class Counted(contents.MemoryBudget):
         made = super().__torch_dispatch__(*operation, **options)
         self.counted = [*getattr(self, "counted", []), left - self.left]
         return made
+
+
+def test_budget_knows_many_dimensions():
+    number = torch.zeros(1).expand((2,) * 45)
+    with contents.MemoryBudget(2**20, "x.pt"), pytest.raises(UserError, match="x.pt describes a model"):
+        number * number
 
 
 @pytest.mark.parametrize("wrong", [(0, math.inf), (0, 1, 0), (0, math.nan), (0, -5)])

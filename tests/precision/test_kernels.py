@@ -167,6 +167,7 @@ def test_the_same_weight_in_other_memory(kind, shape, threads):
     packed = kind.of(weight)
     scattered = kind.of(weight.t().contiguous().t())
     assert packed.tiles.equal(scattered.tiles)
+    assert packed.tiles.equal(kind.of(torch._neg_view(-weight)).tiles)
     rows, scale = integers_of(weight)
     expected = weight if kind is kernels.PackedFloats else (rows * scale.unsqueeze(1)).float()
     assert packed.rows(torch.arange(len(weight))).equal(expected)

@@ -4,9 +4,12 @@ import copy
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from itertools import chain
 
 import pytest
 import torch
+from torch import nn
 from torch.nn.utils import prune
 
 from elseq.errors import UserError
@@ -366,17 +369,18 @@ def test_memory_is_given_back_when_the_first_search_has_prepared_the_weights(alw
 
 def test_searches_of_one_model_in_several_threads(always_packed):
     """It may be trained, so its layers are ordinary ones again after each."""
-    model = make_models("transformer", DICTIONARY)["kv"]
-    expected, interval = search(model, "transformer"), sys.getswitchinterval()
+    models = make_models("transformer", DICTIONARY)
+    expected, interval = search(models["stock"], "transformer"), sys.getswitchinterval()
+    models = [models["kv"], *(make_models("transformer", DICTIONARY)["kv"] for _ in range(3))]
     sys.setswitchinterval(1e-5)
     try:
         with ThreadPoolExecutor(4) as pool:
-            found = list(pool.map(lambda _: search(model, "transformer"), range(24)))
+            found = [list(pool.map(partial(search, family="transformer"), [model] * 8)) for model in models]
     finally:
         sys.setswitchinterval(interval)
-    for each in found:
+    for each in chain(*found):
         assert_same_hypotheses(each, expected, tolerance=1e-5)
-    assert not any(isinstance(module, DecodingLinear) for module in model.modules())
+    assert not any(isinstance(module, DecodingLinear) for model in models for module in model.modules())
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
@@ -396,6 +400,70 @@ def test_a_pruned_layer(always_packed):
     with torch.no_grad():
         plain.decoder.layers[0].fc1.weight.copy_(model.decoder.layers[0].fc1.weight)
     assert_same_hypotheses(search(model, "transformer"), search(plain, "transformer"))
+
+
+def _prune(layer):
+    prune.l1_unstructured(layer, "weight", amount=0.5)
+
+
+def _prune_for_good(layer):
+    _prune(layer)
+    prune.remove(layer, "weight")
+
+
+def _normalize(layer):
+    nn.utils.parametrizations.weight_norm(layer)
+    with torch.no_grad():
+        layer.parametrizations.weight.original0.mul_(2)
+
+
+def _prune_bias(layer):
+    prune.l1_unstructured(layer, "bias", amount=0.5)
+
+
+def _replace_bias(layer):
+    layer.bias = nn.Parameter(torch.linspace(-9, 9, len(layer.bias)))
+
+
+def _scatter_bias(layer):
+    layer.bias = nn.Parameter(torch.linspace(-9, 9, 2 * len(layer.bias))[::2])
+
+
+@pytest.mark.few_cases(12)
+@pytest.mark.parametrize("only_decodes", [True, False])
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize(
+    "change",
+    [_prune, _prune_for_good, _normalize, _prune_bias, _replace_bias, _scatter_bias],
+    ids=["prune", "prune for good", "normalize", "prune the bias", "replace the bias", "scatter the bias"],
+)
+def test_a_layer_that_is_changed_after_a_search(change, dtype, only_decodes, always_packed):
+    family = "transformer"
+    changed, expected = (make_models(family, DICTIONARY)["kv"] for _ in range(2))
+    originals = copy.deepcopy(dict(changed.named_parameters()))
+    for model in (changed, expected):
+        model.decoder.decode_dtype = dtype
+        prepared(model, dtype).fresh_parameters = lambda: originals
+        if only_decodes:
+            model.make_generation_fast_()
+    before = search(changed, family)
+    for model in (expected, changed):
+        change(model.decoder.layers[-1].fc1)
+    found = search(changed, family)
+    assert_same_hypotheses(found, search(expected, family))
+    assert_same_hypotheses(found, search(changed, family))
+    with pytest.raises(AssertionError):
+        assert_same_hypotheses(found, before)
+
+
+def test_parameters_are_saved_as_tensors_alone(always_packed, tmp_path):
+    model = make_models("transformer", DICTIONARY)["kv"]
+    model.make_generation_fast_()
+    search(model, "transformer")
+    torch.save(model.state_dict(), tmp_path / "parameters.pt")
+    found = torch.load(tmp_path / "parameters.pt", weights_only=True)
+    for name, tensor in make_models("transformer", DICTIONARY)["kv"].state_dict().items():
+        assert found[name].equal(tensor)
 
 
 @pytest.mark.parametrize("name", ["relu", "gelu", "linear", "swish"])
