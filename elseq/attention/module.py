@@ -135,7 +135,7 @@ class Attention(nn.Module):
         Raises:
             ValueError: an additive attn_mask with other values than 0 and -inf.
         """
-        rows = self._split(self.q_proj(query) * self.scaling, self.num_heads)
+        projected = self._split(self.q_proj(query) * self.scaling, self.num_heads)
         options = {
             "top_k": self.top_k,
             "query_chunk_size": self.query_chunk_size,
@@ -143,13 +143,13 @@ class Attention(nn.Module):
             "need_weights": need_weights or need_head_weights,
         }
         if state is not None:
-            context, weights = state.attend(self, query, rows, **options)
+            context, weights = state.attend(self, query, projected, **options)
         else:
             key = query if self.self_attention else key
             value = query if self.self_attention else key if self.encoder_decoder_attention else value
             mask = _join_masks(key_padding_mask, attn_mask)
             segment = Segment(*self.keys_and_values(key, value), mask)
-            context, weights = multi_head_attention(rows, [segment], causal=causal, window=self.window, **options)
+            context, weights = multi_head_attention(projected, [segment], causal=causal, window=self.window, **options)
         output = self.out_proj(context.permute(2, 0, 1, 3).flatten(start_dim=2))
         if weights is None:
             return output, None

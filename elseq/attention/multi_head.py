@@ -9,8 +9,8 @@ from torch import Tensor
 
 from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels import flash_decoding
-from elseq.attention.kernels.decode_step import attend_to_texts, fits_texts
-from elseq.attention.kernels.largest import attend_to_largest, fits
+from elseq.attention.kernels.decode_step import attend_to_texts, computes_texts
+from elseq.attention.kernels.largest import attend_to_largest, computes_largest
 from elseq.attention.top_k import MOST_CONVERTED, keep_largest, top_k_attention
 
 # The fused kernels of PyTorch are optimized for narrow heads. For wider ones (with EL-attention as wide as the model)
@@ -92,7 +92,7 @@ def multi_head_attention(
 def has_step_kernel(query: Tensor, segments: Sequence[Segment]) -> bool:
     """Whether a GPU has a kernel for `multi_head_attention` of one position of each hypothesis without options. It does
     not read what a mask hides at the ends, and moves nothing by an ancestry."""
-    return flash_decoding.fits(query, segments, _by_torch)
+    return flash_decoding.computes(query, segments, _by_torch)
 
 
 def _by_torch(
@@ -109,7 +109,7 @@ def _by_torch(
         [segment] = segments
         if top_k is None and _is_fused(query, segment):
             return _fused(query, segment, dropout), None
-        if top_k is not None and not dropout and fits(query, segment.key, segment.value):
+        if top_k is not None and not dropout and computes_largest(query, segment.key, segment.value):
             return _ungroup(attend_to_largest(_scores(query, segment), segment.value, top_k), query), None
     scores = [_ungroup(_scores(query, segment), query) for segment in segments]
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
@@ -143,7 +143,7 @@ def _fused(query: Tensor, segment: Segment, dropout: float, causal: bool = False
     key, value = segment.key.to(query.dtype), segment.value.to(query.dtype)
     mask = segment.mask
     if key.size(0) == query.size(0) and query.size(2) > 1:
-        if not causal and not dropout and fits_texts(query, key, value, mask):
+        if not causal and not dropout and computes_texts(query, key, value, mask):
             return attend_to_texts(query, key, value, mask)
         # Whole texts: the kernel itself handles heads that share a key.
         mask = None if mask is None else ~mask.unsqueeze(1)

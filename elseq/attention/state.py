@@ -75,20 +75,21 @@ class DecodeState:
         state.cursor = cursor
         return state
 
-    def narrow(self, sentences: int, beam: int, finds: bool | None = None) -> DecodeState:
+    def narrow(self, sentences: int, beam: int, has_ancestry: bool | None = None) -> DecodeState:
         """The first sentences of `empty`, in the same place. What is kept, fixed or dropped of it does not change the
         buffers themselves.
 
         Args:
             sentences, beam: as for `empty`.
-            finds: whether hypotheses are found by an ancestry, as was decided for these sizes. Default: it is decided.
+            has_ancestry: whether hypotheses are found by an ancestry, as was decided for these sizes. Default: to be
+                decided.
         """
         hypotheses = sentences * beam
         cursor = self.cursor.narrow(hypotheses)
         state = self._of(
             lambda memory, is_prompt: memory.narrow(sentences), lambda memory: memory.narrow(hypotheses, cursor)
         )
-        if finds is False or finds is None and not state._reads_by(cursor.ancestry):
+        if has_ancestry is False or has_ancestry is None and not state._reads_by(cursor.ancestry):
             cursor.ancestry = None
         state.cursor = cursor
         if self.prompt_lengths is not None:

@@ -7,8 +7,8 @@ import numpy as np
 import torch
 
 from elseq.attention import DecodingMethod
-from elseq.attention.kernels.decode_step import fits_texts
-from elseq.attention.kernels.largest import fits
+from elseq.attention.kernels.decode_step import computes_texts
+from elseq.attention.kernels.largest import computes_largest
 from elseq.attention.memory import GROWTH, PARTS
 from elseq.attention.methods import AUTO, EL, KV, METHODS, AttentionSizes
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
@@ -383,7 +383,12 @@ class _Batch:
         """So many positions of a sentence to one another: the result, and sums of exponentials."""
         query = rows.tensor(attention.q_proj.out_features)
         probe = [torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)] * 3
-        if attention.top_k is None and not is_causal and attention.head_dim <= WIDEST_FUSED_HEAD and fits_texts(*probe):
+        if (
+            attention.top_k is None
+            and not is_causal
+            and attention.head_dim <= WIDEST_FUSED_HEAD
+            and computes_texts(*probe)
+        ):
             return 2 * query + rows.tensor(attention.k_proj.out_features)  # queries and keys laid out, the result
         scores = rows.count * attention.num_heads
         attending = query + scores * self.wide
@@ -508,7 +513,7 @@ class _Search(_Batch):
     @staticmethod
     def _gathers(query, shared: int, own: int, need_weights: bool) -> bool:
         """Whether a kernel reads the chosen values only."""
-        return fits(query, query, query) and not (shared and own) and not need_weights
+        return computes_largest(query, query, query) and not (shared and own) and not need_weights
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""

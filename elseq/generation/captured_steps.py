@@ -79,9 +79,9 @@ def is_half_idle(hypotheses: int, searched: int) -> bool:
 class CapturedStep:
     """A step of a fixed number of hypotheses: its graph, and what it reads and writes besides the state."""
 
-    def __init__(self, hypotheses: int, device: torch.device, finds: bool = False):
-        """finds: whether hypotheses are found by an ancestry, which a graph repeats."""
-        self.finds = finds
+    def __init__(self, hypotheses: int, device: torch.device, has_ancestry: bool = False):
+        """has_ancestry: whether hypotheses are found by an ancestry, which a graph repeats."""
+        self.has_ancestry = has_ancestry
         self.tokens = torch.zeros(hypotheses, 1, dtype=torch.long, device=device)
         self.order = torch.arange(hypotheses, device=device)
         self.output: Tensor | None = None  # until it has run
@@ -133,7 +133,7 @@ class CapturedSteps:
             return self._decode(tokens, before)
         if before.length >= self._room or self._is_half_idle():
             self._prepare(len(tokens))
-        # A graph of another batch, which has not been right on any but that, is compared with the step itself.
+        # A graph of another batch, which has been right on that alone, is compared with the step itself.
         is_new = before.cursor is None and self._buffers is not None
         is_trial = is_new and self._step.work.is_captured and not self._buffers.is_proved
         output = self._run(tokens)

@@ -152,7 +152,7 @@ def release_all() -> None:
 
 
 def has_memory(device: torch.device, size: int) -> bool:
-    """Whether so many bytes can be had from a GPU, be it that the allocator gives back what it holds unused."""
+    """Whether a GPU has so many bytes, if need be when the allocator has given back what it holds unused."""
     if device.type != "cuda":
         return True
     if unreserved_bytes(device) < size <= free_bytes(device):

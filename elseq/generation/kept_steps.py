@@ -122,10 +122,10 @@ class Buffers:
         while is_half_idle(size * beam, sentences * beam):
             size = -(-size // 2)
         step = self.steps.get(size)
-        state = self.state.narrow(size, beam, None if step is None else step.finds)
+        state = self.state.narrow(size, beam, None if step is None else step.has_ancestry)
         if step is None:
-            finds = state.cursor.ancestry is not None
-            step = self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device, finds)
+            has_ancestry = state.cursor.ancestry is not None
+            step = self.steps[size] = CapturedStep(size * beam, self.state.cursor.position.device, has_ancestry)
         return state, step
 
 

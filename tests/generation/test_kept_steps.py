@@ -609,11 +609,11 @@ def test_room_is_free_where_the_kernel_skips_it(method, monkeypatch):
     assert shared_sizes(workload, bart_large(), choice) is None
     asked = []
 
-    def fits(query, segments, plain):
+    def computes(query, segments, plain):
         asked.append((query.shape, segments))
         return True
 
-    monkeypatch.setattr(flash_decoding, "fits", fits)
+    monkeypatch.setattr(flash_decoding, "computes", computes)
     assert shared_sizes(workload, bart_large(), choice) == Workload(320, 4, 1024, 96)
     shape, [segment] = asked[-1]
     width, heads = (64, 16) if method is KV else (1024, 1)

@@ -44,7 +44,7 @@ def computes(*tensors: Tensor) -> bool:
     )
 
 
-def fits(query: Tensor) -> bool:
+def computes_step(query: Tensor) -> bool:
     """Whether `decode_step` computes this query, [N, H, T, K]: it is one position; and see `computes`."""
     return query.size(2) == 1 and computes(query)
 
@@ -154,7 +154,7 @@ def shared_argument(keys: Tensor, values: Tensor, mask: Tensor | None, kv_heads:
     )
 
 
-def fits_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:
+def computes_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:
     """Whether `attend_to_texts` computes this attention: float32 on a CPU, the numbers of a value adjacent, values as
     wide as keys, no mask for each position, and see `computes`."""
     return (

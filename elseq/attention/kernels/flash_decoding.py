@@ -44,7 +44,7 @@ BYTES_OF_NUMBER = 16  # while it is drawn, with what PyTorch makes of it
 GENERATIONS = 4  # of which a drawn ancestry consists, times the beam: the hypotheses have one ancestor before
 
 
-def fits(
+def computes(
     query: Tensor, segments: Sequence[Segment], plain: Callable[[Tensor, Sequence[Segment]], tuple[Tensor, None]]
 ) -> bool:
     """Whether `flash_decoding` is to compute this attention: one position of each hypothesis on a GPU, without
@@ -222,7 +222,7 @@ def _trial(sizes: Sizes, like: Tensor, segment: Segment, plain) -> Trial:
     def timed_pair() -> Pair:
         attend = by_torch
         if sizes.has_ancestry:
-            is_fast = fits(like, [segment._replace(ancestry=None)], plain)
+            is_fast = computes(like, [segment._replace(ancestry=None)], plain)
             attend = partial(_attend_after_moving, flash_decoding if is_fast else by_torch)
         return _pair(attend, *timed.draw(device, segment))
 

@@ -11,7 +11,7 @@ import elseq.native as native
 from elseq.attention.kernels.decode_step import computes
 
 
-def fits(query: Tensor, key: Tensor, value: Tensor) -> bool:
+def computes_largest(query: Tensor, key: Tensor, value: Tensor) -> bool:
     """Whether `attend_to_largest` computes this attention: the numbers of a value are adjacent; and see
     `decode_step.computes`."""
     return (value.size(-1) == 1 or value.stride(-1) == 1) and computes(query, key, value)
@@ -39,7 +39,7 @@ def attend_to_largest(scores: Tensor, value: Tensor, top_k: int) -> Tensor:
     width = value.size(-1)
     numbers = scores.float().contiguous()
     has_shape = value.shape == (sequences, heads, positions, width)
-    if not 0 < top_k < positions < 2**31 or not has_shape or not fits(scores, scores, value):
+    if not 0 < top_k < positions < 2**31 or not has_shape or not computes_largest(scores, scores, value):
         raise ValueError(f"{top_k} of the scores {list(scores.shape)} of values {list(value.shape)}, {value.dtype}")
     weights = numbers.new_empty(sequences, heads, rows, top_k)
     places = weights.new_empty(weights.shape, dtype=torch.int32)

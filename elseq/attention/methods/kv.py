@@ -7,7 +7,7 @@ from torch import Tensor
 
 import elseq.native as native
 from elseq.attention.ancestry import Ancestry
-from elseq.attention.kernels.decode_step import TYPES, decode_step, fits
+from elseq.attention.kernels.decode_step import TYPES, computes_step, decode_step
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
@@ -49,7 +49,7 @@ class KeysAndValues(DecodingMethod):
 
     @staticmethod
     def _is_fast_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
-        return top_k is None and not dropout and not need_weights and fits(query)
+        return top_k is None and not dropout and not need_weights and computes_step(query)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from torch.utils.flop_counter import FlopCounterMode
 
 from elseq import native
-from elseq.attention.kernels.decode_step import attend_to_texts, decode_step, fits, fits_texts
+from elseq.attention.kernels.decode_step import attend_to_texts, computes_step, computes_texts, decode_step
 from tests.attention.reference import naive_attention, quick, seeds
 
 pytestmark = pytest.mark.usefixtures("kernels_for")
@@ -178,15 +178,15 @@ def test_refuses(wrong, message):
 
 def test_fits(monkeypatch):
     query = torch.randn(2, 3, 1, 16)
-    assert fits(query) and fits(query.bfloat16())
-    assert not any(map(fits, (query.double(), query.half(), query.to("meta"), torch.randn(2, 3, 2, 16))))
+    assert computes_step(query) and computes_step(query.bfloat16())
+    assert not any(map(computes_step, (query.double(), query.half(), query.to("meta"), torch.randn(2, 3, 2, 16))))
     with FlopCounterMode(display=False):
-        assert not fits(query)
-    assert not fits(query.requires_grad_())
+        assert not computes_step(query)
+    assert not computes_step(query.requires_grad_())
     with torch.no_grad():
-        assert fits(query)
+        assert computes_step(query)
         monkeypatch.setattr(native, "library", lambda: None)
-        assert not fits(query)
+        assert not computes_step(query)
 
 
 @quick
@@ -225,14 +225,14 @@ def test_a_mask_of_transposed_tokens():
 
 def test_texts_that_it_does_not_compute():
     query, key, value = torch.randn(3, 1, 2, 5, 8)
-    assert fits_texts(query, key, value, torch.zeros(1, 1, 5, dtype=torch.bool))
-    assert not fits_texts(query.bfloat16(), key, value)
-    assert not fits_texts(query, key, value, torch.zeros(1, 5, 5, dtype=torch.bool))
-    assert not fits_texts(query, key, value[..., :4])
-    assert not fits_texts(query, key, value.transpose(2, 3).contiguous().transpose(2, 3))
+    assert computes_texts(query, key, value, torch.zeros(1, 1, 5, dtype=torch.bool))
+    assert not computes_texts(query.bfloat16(), key, value)
+    assert not computes_texts(query, key, value, torch.zeros(1, 5, 5, dtype=torch.bool))
+    assert not computes_texts(query, key, value[..., :4])
+    assert not computes_texts(query, key, value.transpose(2, 3).contiguous().transpose(2, 3))
     for trained in (query, key, value):
         trained.requires_grad_()
-        assert not fits_texts(query, key, value)
+        assert not computes_texts(query, key, value)
         with torch.no_grad():
-            assert fits_texts(query, key, value)
+            assert computes_texts(query, key, value)
         trained.requires_grad_(False)

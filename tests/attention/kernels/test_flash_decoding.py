@@ -21,7 +21,7 @@ from hypothesis import strategies as st
 from elseq.attention import Attention, DecodeState, LayerState, Segment, SelfAttentionMemory, multi_head_attention
 from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels import flash_decoding, trial
-from elseq.attention.kernels.flash_decoding import Sizes, fits
+from elseq.attention.kernels.flash_decoding import Sizes, computes
 from elseq.attention.memory import Cursor, FixedMemory
 from elseq.attention.methods import EL, KV
 from elseq.attention.multi_head import _by_torch
@@ -354,8 +354,8 @@ def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv
         return computed(query, segments)
 
     computed = flash_decoding.flash_decoding
-    monkeypatch.setattr("elseq.attention.methods.kv.fits", lambda query: False)  # the kernel of a CPU
-    monkeypatch.setattr(flash_decoding, "fits", lambda query, segments, plain: query.size(2) == 1)
+    monkeypatch.setattr("elseq.attention.methods.kv.computes_step", lambda query: False)  # the kernel of a CPU
+    monkeypatch.setattr(flash_decoding, "computes", lambda query, segments, plain: query.size(2) == 1)
     monkeypatch.setattr(flash_decoding, "flash_decoding", count)
     found = steps(method, prompt, kv_heads, moves)
     torch.testing.assert_close(found, without, rtol=0, atol=1e-5 if DEVICE == "cuda" else 2e-6)
@@ -371,10 +371,10 @@ class OnGPU(torch.Tensor):
 def test_what_it_computes(monkeypatch):
     monkeypatch.setattr(flash_decoding, "usable", lambda *_: True)
     query, segment = draw_query(4, 2, 16), draw_segment(2, 2, 9, 16)
-    assert not fits(query, [segment], _by_torch)
+    assert not computes(query, [segment], _by_torch)
 
     def does(query, segment):
-        return fits(query.as_subclass(OnGPU), [segment], _by_torch)
+        return computes(query.as_subclass(OnGPU), [segment], _by_torch)
 
     assert does(query, segment)
     assert does(query.half(), segment._replace(key=segment.key.half(), value=segment.value.half()))
@@ -407,7 +407,7 @@ def test_what_it_computes(monkeypatch):
 
 def test_weights_dropout_and_the_largest_scores_are_not_for_it(monkeypatch):
     query, segment = draw_query(4, 2, 16), draw_segment(2, 2, 9, 16)
-    monkeypatch.setattr(flash_decoding, "fits", lambda *_: True)
+    monkeypatch.setattr(flash_decoding, "computes", lambda *_: True)
     monkeypatch.setattr(flash_decoding, "flash_decoding", lambda query, segments: "the kernel")
     assert multi_head_attention(query, [segment])[0] == "the kernel"
     assert multi_head_attention(query, [segment], top_k=9)[0] == "the kernel"
@@ -445,7 +445,7 @@ def test_its_trial_with_an_ancestry(shares, kv_heads, is_fast, monkeypatch):
     parted = drawn.ancestry.shared.view(2, 3, 3)[:, 1:, 0]
     assert length == 86 and parted.min() >= length - 4 * 3 - 1 and parted.max() < length
     asked = []
-    monkeypatch.setattr(flash_decoding, "fits", lambda *of: asked.append(of) or is_fast)
+    monkeypatch.setattr(flash_decoding, "computes", lambda *of: asked.append(of) or is_fast)
     case = flash_decoding._trial(sizes, query, segment, _by_torch)
     for found in (case.kernel(), case.plain()):
         torch.testing.assert_close(found.double(), case.expected, rtol=1e-5, atol=1e-5)

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from elseq import native
-from elseq.attention.kernels.largest import attend_to_largest, fits
+from elseq.attention.kernels.largest import attend_to_largest, computes_largest
 from elseq.attention.multi_head import Segment, multi_head_attention
 from tests.attention.reference import quick, seeds
 
@@ -100,12 +100,12 @@ def test_attention_uses_it(heads, kv_heads, dtype, monkeypatch):
 
 def test_what_it_does_not_compute():
     query, key, value = (torch.randn(1, 1, length, 8) for length in (1, 30, 30))
-    assert fits(query, key, value)
-    assert not fits(query.double(), key, value)
-    assert not fits(query, key, value.transpose(2, 3))
-    assert not fits(query.requires_grad_(), key, value)
+    assert computes_largest(query, key, value)
+    assert not computes_largest(query.double(), key, value)
+    assert not computes_largest(query, key, value.transpose(2, 3))
+    assert not computes_largest(query.requires_grad_(), key, value)
     with torch.no_grad():
-        assert fits(query, key, value)
+        assert computes_largest(query, key, value)
 
 
 @pytest.mark.parametrize("top_k", [0, 30, 31])
