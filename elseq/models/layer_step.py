@@ -74,7 +74,7 @@ def compute(layer: DecoderLayer, x: Tensor, state: LayerState) -> Tensor | None:
     Returns:
         [1, N, C]; None, and nothing is added: its modules are to compute it.
     """
-    if not _fits(x, state):
+    if not _computes(x, state):
         return None
     memory = state.self_attention
     if memory not in _steps:
@@ -83,7 +83,7 @@ def compute(layer: DecoderLayer, x: Tensor, state: LayerState) -> Tensor | None:
     return None if step is None or not step.is_searching() else step(x, state)
 
 
-def _fits(x: Tensor, state: LayerState) -> bool:
+def _computes(x: Tensor, state: LayerState) -> bool:
     own, source = state.self_attention, state.cross_attention
     return (
         x.size(0) == 1

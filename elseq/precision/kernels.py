@@ -80,7 +80,8 @@ class PackedIntegers:
             ValueError: not float32 [N, K] on the CPU, or K above 132,104.
             RuntimeError: there is no library.
         """
-        outputs, inputs = _shape(weight)
+        weight = _checked(weight)
+        outputs, inputs = weight.shape
         if inputs > MAX_INPUTS:
             raise ValueError(f"a weight has at most {MAX_INPUTS} inputs, not {inputs}")
         columns = native.loaded().elseq_columns(True)
@@ -89,7 +90,7 @@ class PackedIntegers:
         scale = torch.empty(outputs, dtype=torch.float32)
         for start in range(0, outputs, BLOCK):  # of a whole table, what is quantized would be large beside the tiles
             block = slice(start, start + BLOCK)
-            rows, scale[block] = quantize_rows(weight[block].resolve_neg())
+            rows, scale[block] = quantize_rows(weight[block])
             _lay_out(rows, tiles[start // columns :], offset[block])
         return cls(tiles, offset, scale, inputs)
 
@@ -128,10 +129,11 @@ class PackedFloats:
             ValueError: not float32 [N, K] on the CPU.
             RuntimeError: there is no library.
         """
-        outputs, inputs = _shape(weight)
+        weight = _checked(weight)
+        outputs, inputs = weight.shape
         columns = native.loaded().elseq_columns(False)
         tiles = _pages(-(-outputs // columns), inputs, columns, dtype=torch.float32)
-        _lay_out(weight.resolve_neg().contiguous(), tiles)
+        _lay_out(weight.contiguous(), tiles)
         return cls(tiles, outputs)
 
     def for_kernel(self, bias: Tensor | None) -> Linear:
@@ -154,10 +156,11 @@ class PackedFloats:
         return rows_of_tiles(self.tiles, self.outputs, indices)
 
 
-def _shape(weight: Tensor) -> tuple[int, int]:
+def _checked(weight: Tensor) -> Tensor:
+    """The weight, with its sign in its own numbers: torch may hold it in a flag of the tensor."""
     if weight.dim() != 2 or weight.dtype != torch.float32 or not weight.is_cpu:
         raise ValueError("a weight is float32 [N, K], on the CPU")
-    return tuple(weight.shape)
+    return weight.resolve_neg()
 
 
 def _lay_out(rows: Tensor, tiles: Tensor, offset: Tensor | None = None) -> None:

@@ -110,7 +110,7 @@ class _Decoding:
     recover: Callable[[], None]
     product: Product | None = None
     made_of: tuple[int, int] | None = None  # address and version of the weight
-    bias: int | None = None  # its address
+    bias_address: int | None = None  # of the bias then
     searches: int = 0  # that are running
     is_tied: bool = False  # to an embedding
     embeds: bool = False  # whether that reads the product
@@ -199,14 +199,13 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         decoding = self.decoding
         bias = self._parameters.get("bias")
         bias = None if bias is None else bias.data_ptr()
-        if decoding.is_released and bias != decoding.bias:
+        if decoding.is_released and bias != decoding.bias_address:
             self.restore()
-            decoding.made_of = None
         if not decoding.is_released:
             weight = self._address_and_version()
-            if weight != decoding.made_of or bias != decoding.bias:
+            if weight != decoding.made_of or bias != decoding.bias_address:
                 decoding.product = None
-                decoding.product, decoding.made_of, decoding.bias = decoding.make(self), weight, bias
+                decoding.product, decoding.made_of, decoding.bias_address = decoding.make(self), weight, bias
                 decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
             if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
                 self.release()

@@ -107,7 +107,7 @@ class PreparedModel:
         """
         self.begin(only_decodes=True)
         for name, layer in self._layers.items():
-            if type(layer) is DecodingLinear and layer.decoding.releases and not _is_read_by_methods(name):
+            if layer.decoding.releases and not _is_read_by_methods(name):
                 for parameter in layer.parameters(recurse=False):
                     read(parameter)
                 layer.product()

@@ -101,7 +101,7 @@ def test_int8(family, options, calls, monkeypatch):
     model = make_elseq_model(family, DICTIONARY, "kv", **options)
     found = decode(model, dtype="int8")
     assert len(calls) == 2 * 12
-    monkeypatch.setattr(layer_step, "_fits", lambda x, state: False)
+    monkeypatch.setattr(layer_step, "_computes", lambda x, state: False)
     expected = decode(model, dtype="int8")
     assert len(calls) == 2 * 12
     error = (found - expected).abs() / expected.abs().max()

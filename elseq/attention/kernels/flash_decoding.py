@@ -63,7 +63,7 @@ def computes(
         and query.size(0) > 0
         and not torch.is_autocast_enabled(query.device.type)
         and not native.is_recorded()
-        and all(_fits(query, segment) for segment in segments)
+        and all(_computes_segment(query, segment) for segment in segments)
         and all(_is_usable(query, segment, plain) for segment in segments)
     )
 
@@ -93,7 +93,7 @@ def flash_decoding(query: Tensor, segments: Sequence[Segment]) -> Tensor:
         return launch(query, segments, limits)
 
 
-def _fits(query: Tensor, segment: Segment) -> bool:
+def _computes_segment(query: Tensor, segment: Segment) -> bool:
     key, value, mask, ancestry = segment
     rows = 1 if ancestry is None else ancestry.beam
     return (
