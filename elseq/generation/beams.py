@@ -94,6 +94,10 @@ class Beams:
         """Of the hypotheses of each sentence, int64 [B, beam]."""
         return self._all_rows[: len(self.sentences)]
 
+    def by_sentence(self, rows: Tensor) -> Tensor:
+        """Of anything [N, ...]: [B, beam, ...]."""
+        return rows.view(len(self.sentences), self.beam, *rows.shape[1:])
+
     def prefix_words(self, step: int) -> Tensor | None:
         """The word that must come now, int64 [B], padding where any may; None: any may everywhere."""
         return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None

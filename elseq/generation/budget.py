@@ -55,7 +55,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
     _check(*models)
     if search.lm_model is not None:
         _check(search.lm_model, what="a language model")
-    search.keep_nothing()
+    search.model.keep_nothing()
 
     def sentences(length: int) -> int:
         def needed(number: int) -> int:
@@ -545,7 +545,7 @@ class _Search(_Batch):
             beside = copies * words
             if search.lm_model is None:
                 beside += self.beam * vocabulary * self.wide
-        scaled = rows.tensor(vocabulary) if search.model.steppers[0].temperature != 1 else 0
+        scaled = rows.tensor(vocabulary) if search.temperature != 1 else 0
         hidden = 2 * rows.tensor(output.in_features)
         return max(hidden + rows.multiplying(output), logits + max(scaled, beside))
 

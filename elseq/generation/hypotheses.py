@@ -1,16 +1,49 @@
-"""The finished hypotheses of a batch."""
+"""The finished hypotheses of a batch.
+
+Shapes: as in `elseq.generation.beams`.
+"""
+
+import copy
+import math
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from elseq.generation.beams import Beams, Candidates
 from elseq.generation.stopping import BY_DEFAULT, Stopping
+from elseq.generation.transfers import HostCopy, to_device
+
+
+class StepResult(NamedTuple):
+    """What the host reads of a step."""
+
+    step: int
+    beams: Beams  # as they were before any went on
+    candidates: Candidates
+    copied: HostCopy  # see `FinishedHypotheses.result`
+
+
+class NotANumber(Exception):
+    """A model's output at a step is not a number. The sentences are those before any left."""
+
+    def __init__(self, beams: Beams, step: int):
+        super().__init__()
+        self.beams = beams
+        self.step = step
 
 
 class FinishedHypotheses:
     """Collects finished hypotheses for each sentence of a batch: the first that end, or the best."""
 
     def __init__(
-        self, sentences: int, beam: int, eos: int, length_penalty: float | None, stopping: Stopping = BY_DEFAULT
+        self,
+        sentences: int,
+        beam: int,
+        eos: int,
+        length_penalty: float | None,
+        stopping: Stopping = BY_DEFAULT,
+        match_source_len: bool = False,
     ):
         """
         Args:
@@ -19,26 +52,104 @@ class FinishedHypotheses:
             eos: the symbol that ends a hypothesis.
             length_penalty: a score is divided by length ** length_penalty; None: it is not.
             stopping: the rule that ends the search. Where scores decide, the best are kept, else the first that end.
+            match_source_len: hypotheses that are longer than their source score -inf.
         """
         self.beam = beam
         self.eos = eos
         self.length_penalty = length_penalty
         self.stopping = stopping
+        self.match_source_len = match_source_len
         self._wanted = stopping.finished(beam)
         self._on_host: list[list[float]] = [[] for _ in range(sentences)]  # the scores, where these decide
         self._found: list[list[dict[str, Tensor]]] = [[] for _ in range(sentences)]
 
-    def scores(self, totals: Tensor, length: int, rejected: Tensor | None = None) -> Tensor:
-        """What hypotheses score.
+    def result(self, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> StepResult:
+        """All that the host has to know of a step, asked of the device.
 
-        Args:
-            totals: their log-probabilities.
-            length: their tokens, the end included.
-            rejected: bool, of the shape of totals: those that are to score -inf.
+        It is what of the first `beam` ends, where nothing goes on, and that there is no number, bool [B, beam + 2].
+        Where scores decide, also those of what ends, [B, beam], and the log-probability of the best that goes on, [B].
         """
-        if self.length_penalty is not None:
-            totals = totals / length**self.length_penalty
-        return totals if rejected is None else totals.masked_fill(rejected, float("-inf"))
+        ending, totals = candidates.ending[:, : self.beam], candidates.scores
+        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1)
+        copied = [marks]
+        if self.stopping.is_bounded:
+            rejected = self._rejected(step, beams.source_lengths.unsqueeze(1))
+            scores = self._scores(totals[:, : self.beam], step + 1, rejected)
+            copied += scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1)
+        return StepResult(step, copy.copy(beams), candidates, HostCopy(*copied))
+
+    def collect(self, result: StepResult) -> set[int]:
+        """Add what ended at a step.
+
+        Returns:
+            The places of the sentences whose search is over.
+
+        Raises:
+            NotANumber: there was none.
+        """
+        beams, step, sentences = result.beams, result.step, result.beams.sentences
+        marks, *numbers = result.copied.tensors()
+        width = min(self.beam, result.candidates.ending.size(1))
+        ended, must_end = [], {place for place, limit in enumerate(beams.limits) if limit <= step}
+        for place, column in marks.nonzero().tolist():
+            if column < width:
+                ended.append([place, column])
+            elif column == width:
+                must_end.add(place)
+            else:
+                raise NotANumber(beams, step)
+        scores, going = (each.tolist() for each in numbers) if numbers else (None, None)
+        self._finish(result, ended, scores)
+        self._finish_best(step, must_end, beams)
+        if not (ended or must_end or self.stopping.is_bounded):
+            return set()
+        full = {place for place, sentence in enumerate(sentences) if self._is_full(sentence)} - must_end
+        if self.stopping.is_bounded:
+            full = {
+                place
+                for place in full
+                if not self._can_improve(sentences[place], going[place], step + 1, beams.limits[place] + 1)
+            }
+        return must_end | full
+
+    def _finish(self, result: StepResult, ended: list[list[int]], scores: list[list[float]] | None) -> None:
+        """Add the candidates at `ended`, pairs of sentence and candidate, which have these scores if scores decide."""
+        if not ended:
+            return
+        beams, candidates, step = result.beams, result.candidates, result.step
+        sentence, candidate = to_device(ended, beams.tokens.device).unbind(1)
+        row = sentence * self.beam + candidates.hypotheses[sentence, candidate]
+        self.add(
+            [beams.sentences[place] for place, _ in ended],
+            beams.tokens[row, : step + 1],
+            beams.scores[row, :step],
+            candidates.scores[sentence, candidate],
+            None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
+            self._rejected(step, beams.source_lengths[sentence]),
+            None if scores is None else [scores[place][column] for place, column in ended],
+        )
+
+    def _finish_best(self, step: int, must_end: set[int], beams: Beams) -> None:
+        """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
+        places = [place for place in sorted(must_end) if not self.count(beams.sentences[place])]
+        if not places:
+            return
+        scores = beams.by_sentence(beams.scores)[to_device(places, beams.scores.device), :, :step]
+        for place, lengths in zip(places, scores.isneginf().logical_not().sum(dim=2).tolist(), strict=True):
+            length = max(lengths)
+            row = place * self.beam + lengths.index(length)
+            total = beams.scores[row, length - 1] if length else beams.scores.new_zeros(())
+            self.add(
+                [beams.sentences[place]],
+                beams.tokens[row : row + 1, : length + 1],
+                beams.scores[row : row + 1, :length],
+                total.view(1),
+                None if beams.attention is None else beams.attention[row : row + 1, :, 1 : length + 2],
+            )
+
+    def _rejected(self, step: int, source_lengths: Tensor) -> Tensor | None:
+        """Whether hypotheses that end at this step, of sources of these lengths, are to score -inf; None: none is."""
+        return step > source_lengths if self.match_source_len else None
 
     def add(
         self,
@@ -64,7 +175,7 @@ class FinishedHypotheses:
         ended = torch.cat((tokens[:, 1:], tokens.new_full((len(tokens), 1), self.eos)), dim=1)
         cumulative = torch.cat((scores, totals.unsqueeze(1)), dim=1)
         positional = torch.cat((cumulative[:, :1], cumulative[:, 1:] - cumulative[:, :-1]), dim=1)
-        totals = self.scores(totals, tokens.size(1), rejected)
+        totals = self._scores(totals, tokens.size(1), rejected)
         for row, sentence in enumerate(sentences):
             if self.stopping.is_bounded or len(self._found[sentence]) < self._wanted:
                 self._found[sentence].append(
@@ -84,6 +195,18 @@ class FinishedHypotheses:
             for sentence in set(sentences):
                 self._keep_best(sentence)
 
+    def _scores(self, totals: Tensor, length: int, rejected: Tensor | None = None) -> Tensor:
+        """What hypotheses score.
+
+        Args:
+            totals: their log-probabilities.
+            length: their tokens, the end included.
+            rejected: bool, of the shape of totals: those that are to score -inf.
+        """
+        if self.length_penalty is not None:
+            totals = totals / length**self.length_penalty
+        return totals if rejected is None else totals.masked_fill(rejected, float("-inf"))
+
     def _keep_best(self, sentence: int) -> None:
         found, scores = self._found[sentence], self._on_host[sentence]
         order = sorted(range(len(found)), key=scores.__getitem__, reverse=True)[: self.beam]
@@ -93,15 +216,15 @@ class FinishedHypotheses:
     def count(self, sentence: int) -> int:
         return len(self._found[sentence])
 
-    def is_full(self, sentence: int) -> bool:
+    def _is_full(self, sentence: int) -> bool:
         """Whether the sentence has as many as its search may end with."""
         return self.count(sentence) >= self._wanted
 
-    def can_improve(self, sentence: int, total: float, length: int, maximum: int) -> bool:
+    def _can_improve(self, sentence: int, total: float, length: int, maximum: int) -> bool:
         """Whether an unfinished hypothesis may become one that is kept, as the rule estimates it.
 
         Args:
-            sentence: one that `is_full`, where scores decide.
+            sentence: one that `_is_full`, where scores decide.
             total, length, maximum: of the best that goes on; see `Stopping.best_possible`.
         """
         best = self.stopping.best_possible(total, length, maximum, self.length_penalty)

@@ -1,12 +1,10 @@
 """The search loop: fairseq's `SequenceGenerator` for any fairseq model, with sentences that share what they can."""
 
-import copy
 import logging
 import math
 import sys
 import weakref
 from collections.abc import Iterable
-from typing import NamedTuple
 
 import torch
 from fairseq import search
@@ -18,10 +16,10 @@ from elseq.bounds import check_bounds, is_whole
 from elseq.errors import UserError, as_option, is_out_of_memory, renamed
 from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import align
-from elseq.generation.beam_search import AmongFew, BeamSearch, GreedySearch
-from elseq.generation.beams import Beams, Candidates, Remaining
+from elseq.generation.beam_search import BeamSearch, GreedySearch
+from elseq.generation.beams import Beams, Remaining
 from elseq.generation.cuda_graphs import held_bytes, release_all
-from elseq.generation.hypotheses import FinishedHypotheses
+from elseq.generation.hypotheses import FinishedHypotheses, NotANumber, StepResult
 from elseq.generation.logits_processors import (
     LogitsProcessor,
     MaximumLength,
@@ -32,13 +30,12 @@ from elseq.generation.logits_processors import (
     Step,
     Suppressed,
     UnknownPenalty,
-    forbidden_words,
 )
-from elseq.generation.next_words import NextWords
-from elseq.generation.steppers import ElseqStepper, Ensemble, device_of, make_stepper
+from elseq.generation.selection import Selection
+from elseq.generation.steppers import Ensemble, Fusion, device_of, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
 from elseq.generation.strategies import as_ours
-from elseq.generation.transfers import HostCopy, to_device
+from elseq.generation.transfers import to_device
 from elseq.numerics import explain_nan
 from elseq.options import FIRST
 from elseq.precision import restore
@@ -166,9 +163,10 @@ class SequenceGenerator(nn.Module):
         self.may_end_early = not isinstance(self.search, BeamSearch)
         self.lm_model = lm_model
         self.eval()
+        self.temperature = temperature
         self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
-        self.language_model = None if lm_model is None else make_stepper(lm_model)
-        self.lm_weight = lm_weight
+        if lm_model is not None:
+            self.model = Fusion(self.model, make_stepper(lm_model), lm_weight)
         self.warned = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
@@ -210,12 +208,12 @@ class SequenceGenerator(nn.Module):
         given = sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted
         try:
             finished = self._search_with_all_memory(*given)
-        except _NotANumber as error:
-            self._let_go()
+        except NotANumber as error:
+            self.model.finish()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
             raise not_a_number(models, sample["net_input"], self._read_so_far(error, prompt_tokens)) from None
         finally:
-            self._let_go()
+            self.model.finish()
         if self.print_alignment:
             align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
@@ -232,7 +230,7 @@ class SequenceGenerator(nn.Module):
             if not (is_out_of_memory(error) and held_bytes()):
                 raise
         # Here the error is gone, and with it the tensors that its traceback held.
-        self._let_go()
+        self.model.finish()
         release_all()
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
@@ -254,16 +252,18 @@ class SequenceGenerator(nn.Module):
         beams = Beams(
             start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens, uncounted
         )
-        finished = FinishedHypotheses(batch, self.beam_size, self.eos, self.length_penalty, self.stopping)
+        finished = FinishedHypotheses(
+            batch, self.beam_size, self.eos, self.length_penalty, self.stopping, self.match_source_len
+        )
+        selection = Selection(self.search, self.processors, self.eos)
         is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
-        unread: _StepResult | None = None
+        unread: StepResult | None = None
 
         self.search.init_constraints(constraints, self.beam_size)
-        for stepper in self._steppers():
-            stepper.start(net_input, self.beam_size, longest + 1, prompt_tokens)
+        self.model.start(net_input, self.beam_size, longest + 1, prompt_tokens)
 
         for step in range(longest + 1):
-            next_words, weights = self._next_words(beams.tokens[:, : step + 1])
+            next_words, weights = self.model.step(beams.tokens[:, : step + 1])
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
@@ -277,7 +277,7 @@ class SequenceGenerator(nn.Module):
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
             must_end = [limit <= step for limit in beams.limits]
             at_limit = to_device(must_end, device).bool() if any(must_end) else None
-            candidates, was_nan = self._candidates(Step(step, beams, at_limit), next_words)
+            candidates, was_nan = selection.candidates(Step(step, beams, at_limit), next_words)
             is_nan = is_nan | was_nan
             del next_words  # as large as all the rest of a step
 
@@ -285,8 +285,7 @@ class SequenceGenerator(nn.Module):
             unread = None
             is_forced = at_limit is not None or beams.prefix_words(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
-                copied = self._copy_to_host(finished, step, beams, candidates, is_nan)
-                unread = _StepResult(step, copy.copy(beams), candidates, copied)
+                unread = finished.result(step, beams, candidates, is_nan)
             if unread is not None and (step == longest or not reads_later):
                 remaining = self._drop_finished(finished, unread, beams)
                 if not beams.sentences:
@@ -300,67 +299,8 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 order = remaining.rows[order]
             if self.beam_size > 1 or remaining is not None:
-                for stepper in self._steppers():
-                    stepper.reorder(order)
+                self.model.reorder(order)
         return finished.ranked()
-
-    def _candidates(self, step: Step, next_words: NextWords) -> tuple[Candidates, Tensor]:
-        """And whether a log-probability was not a number, bool."""
-        beams = step.beams
-        found = self._among_the_best(step, next_words)
-        if found is None:
-            log_probs = next_words.log_probs
-            is_nan = log_probs.amax().isnan()
-            for process in self.processors:
-                process(log_probs, step)
-            beams.scores = beams.scores.type_as(log_probs)
-            if getattr(self.search, "needs_src_lengths", False):
-                self.search.set_src_lengths(beams.source_lengths)
-            words_so_far = beams.tokens[:, : step.number + 1]
-            scores = self._by_sentence(beams.scores, beams)[:, :, : step.number]
-            log_probs = self._by_sentence(log_probs, beams)
-            found = self.search.step(step.number, log_probs, scores, words_so_far, beams.sample_ids), is_nan
-        selected, is_nan = found
-        return Candidates.of(*selected, self.eos), is_nan
-
-    def _among_the_best(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor] | None:
-        """What the search strategy selects, where few words of each hypothesis suffice for that."""
-        count = self.search.needed(self.beam_size) if isinstance(self.search, AmongFew) else None
-        if count is None or not next_words.offers_best:
-            return None
-        forbidden = forbidden_words(self.processors, step)
-        found = None if forbidden is None else self.search.find(next_words, count, forbidden)
-        if found is None:
-            return None
-        *found, is_nan = found
-        best, words, scores = (self._by_sentence(each, step.beams) for each in (*found, step.beams.scores))
-        selected = self.search.select(step.number, best, words, scores[:, :, : step.number])
-        return None if selected is None else (selected, is_nan)
-
-    def _by_sentence(self, rows: Tensor, beams: Beams) -> Tensor:
-        """[N, ...] to [B, beam, ...]."""
-        return rows.view(len(beams.sentences), self.beam_size, -1)
-
-    def keep_nothing(self) -> None:
-        """Now and from now on, keep no captured step for the next batch."""
-        for stepper in (*self.model.steppers, self.language_model):
-            if isinstance(stepper, ElseqStepper):
-                stepper.kept.keep_nothing()
-
-    def _let_go(self) -> None:
-        """Of what the steppers hold of a batch."""
-        for stepper in self._steppers():
-            stepper.finish()
-
-    def _steppers(self):
-        return [self.model] if self.language_model is None else [self.model, self.language_model]
-
-    def _next_words(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
-        """And the attention to the source [N, S] or None."""
-        words, weights = self.model.step(tokens)
-        if self.language_model is not None:
-            words = NextWords(words.log_probs + self.language_model.step(tokens)[0].log_probs * self.lm_weight)
-        return words, weights
 
     def _reads_later(self, device: torch.device) -> bool:
         """Whether the host reads the result of a step when it has launched the next one, so that a GPU need not wait.
@@ -384,65 +324,18 @@ class SequenceGenerator(nn.Module):
             return True
         return not self._is_ragged(prompt_tokens)
 
-    def _copy_to_host(self, finished, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> HostCopy:
-        """All that the host has to know of a step.
-
-        Returns:
-            What of the first `beam` ends, where nothing goes on, and that there is no number, bool [B, beam + 2]. Where
-            scores decide, also those of what ends, [B, beam], and the log-probability of the best that goes on, [B].
-        """
-        ending, totals = candidates.ending[:, : self.beam_size], candidates.scores
-        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1)
-        if not self.stopping.is_bounded:
-            return HostCopy(marks)
-        rejected = self._rejected(step, beams.source_lengths.unsqueeze(1))
-        scores = finished.scores(totals[:, : self.beam_size], step + 1, rejected)
-        return HostCopy(marks, scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1))
-
-    def _drop_finished(self, finished, result: "_StepResult", beams: Beams) -> Remaining | None:
+    def _drop_finished(self, finished: FinishedHypotheses, result: StepResult, beams: Beams) -> Remaining | None:
         """The sentences whose search is over leave the batch. None: there are none."""
-        over = self._collect_finished(finished, result)
+        over = finished.collect(result)
         if not over:
             return None
         remaining = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
         if beams.sentences:
             self.search.prune_sentences(remaining.places)
-            for stepper in self._steppers():
-                stepper.keep(remaining.places)
+            self.model.keep(remaining.places)
         return remaining
 
-    def _collect_finished(self, finished, result: "_StepResult") -> set[int]:
-        """Add what ended at a step to the finished hypotheses.
-
-        Returns:
-            The places of the sentences whose search is over.
-        """
-        beams, step, sentences = result.beams, result.step, result.beams.sentences
-        marks, *numbers = result.copied.tensors()
-        width = min(self.beam_size, result.candidates.ending.size(1))
-        ended, must_end = [], {place for place, limit in enumerate(beams.limits) if limit <= step}
-        for place, column in marks.nonzero().tolist():
-            if column < width:
-                ended.append([place, column])
-            elif column == width:
-                must_end.add(place)
-            else:
-                raise _NotANumber(beams, step)
-        scores, going = (each.tolist() for each in numbers) if numbers else (None, None)
-        self._finish(finished, result, ended, scores)
-        self._finish_best(finished, step, must_end, beams)
-        if not (ended or must_end or self.stopping.is_bounded):
-            return set()
-        full = {place for place, sentence in enumerate(sentences) if finished.is_full(sentence)} - must_end
-        if self.stopping.is_bounded:
-            full = {
-                place
-                for place in full
-                if not finished.can_improve(sentences[place], going[place], step + 1, beams.limits[place] + 1)
-            }
-        return must_end | full
-
-    def _read_so_far(self, error: "_NotANumber", prompt_tokens):
+    def _read_so_far(self, error: NotANumber, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
         for row, words in enumerate(error.beams.tokens[:, : error.step + 1]):
             sentence = error.beams.sentences[row // self.beam_size]
@@ -450,47 +343,6 @@ class SequenceGenerator(nn.Module):
                 prompt = prompt_tokens[sentence]
                 words = torch.cat((prompt[prompt.ne(self.pad)], words[1:]))
             yield sentence, words
-
-    def _finish(
-        self, finished, result: "_StepResult", ended: list[list[int]], scores: list[list[float]] | None
-    ) -> None:
-        """Add the candidates at `ended`, pairs of sentence and candidate, which have these scores if scores decide."""
-        if not ended:
-            return
-        beams, candidates, step = result.beams, result.candidates, result.step
-        sentence, candidate = to_device(ended, beams.tokens.device).unbind(1)
-        row = sentence * self.beam_size + candidates.hypotheses[sentence, candidate]
-        finished.add(
-            [beams.sentences[place] for place, _ in ended],
-            beams.tokens[row, : step + 1],
-            beams.scores[row, :step],
-            candidates.scores[sentence, candidate],
-            None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
-            self._rejected(step, beams.source_lengths[sentence]),
-            None if scores is None else [scores[place][column] for place, column in ended],
-        )
-
-    def _rejected(self, step: int, source_lengths: Tensor) -> Tensor | None:
-        """Whether hypotheses that end at this step, of sources of these lengths, are to score -inf; None: none is."""
-        return step > source_lengths if self.match_source_len else None
-
-    def _finish_best(self, finished, step: int, must_end: set[int], beams: Beams) -> None:
-        """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
-        places = [place for place in sorted(must_end) if not finished.count(beams.sentences[place])]
-        if not places:
-            return
-        scores = self._by_sentence(beams.scores, beams)[to_device(places, beams.scores.device), :, :step]
-        for place, lengths in zip(places, scores.isneginf().logical_not().sum(dim=2).tolist(), strict=True):
-            length = max(lengths)
-            row = place * self.beam_size + lengths.index(length)
-            total = beams.scores[row, length - 1] if length else beams.scores.new_zeros(())
-            finished.add(
-                [beams.sentences[place]],
-                beams.tokens[row : row + 1, : length + 1],
-                beams.scores[row : row + 1, :length],
-                total.view(1),
-                None if beams.attention is None else beams.attention[row : row + 1, :, 1 : length + 2],
-            )
 
     def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
@@ -534,7 +386,7 @@ class SequenceGenerator(nn.Module):
         return index
 
     def _reads(self, prompt_tokens: Tensor) -> bool:
-        return all(stepper.reads_ragged_prompts for stepper in self._steppers()) or not self._is_ragged(prompt_tokens)
+        return self.model.reads_ragged_prompts or not self._is_ragged(prompt_tokens)
 
     def _is_ragged(self, prompt_tokens: Tensor) -> bool:
         return bool(prompt_tokens.eq(self.pad).any())
@@ -558,24 +410,6 @@ class SequenceGenerator(nn.Module):
             for row, hypotheses in zip(rows.tolist(), found, strict=True):
                 results[row] = hypotheses
         return results
-
-
-class _StepResult(NamedTuple):
-    """What the host reads of a step."""
-
-    step: int
-    beams: Beams  # as they were before any went on
-    candidates: Candidates
-    copied: HostCopy  # see `SequenceGenerator._copy_to_host`
-
-
-class _NotANumber(Exception):
-    """A model's output at a step is not a number. The sentences are those before any left."""
-
-    def __init__(self, beams: Beams, step: int):
-        super().__init__()
-        self.beams = beams
-        self.step = step
 
 
 def not_a_number(models, net_input: dict, read: Iterable[tuple[int, Tensor]]) -> UserError:

@@ -1,8 +1,9 @@
 """What advances a model by one token. The search knows models only through these.
 
-A stepper has `start`, `step`, `reorder`, `keep`, `finish` and `state_bytes`. `ElseqStepper` drives elseq models by
-their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble` is several.
-Those of a single model also have `score`, which reads given words in one pass.
+A stepper has `start`, `step`, `reorder`, `keep`, `finish`, `state_bytes` and `keep_nothing`. `ElseqStepper` drives
+elseq models by their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble`
+is several, and a `Fusion` one beside a language model. Those of a single model also have `score`, which reads given
+words in one pass.
 
 Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
 positions.
@@ -162,6 +163,10 @@ class ElseqStepper:
         """Bytes of the decoding state."""
         return (self.captured or self).state.size_bytes()
 
+    def keep_nothing(self) -> None:
+        """Now and from now on, keep no captured step for the next batch."""
+        self.kept.keep_nothing()
+
 
 class FairseqStepper:
     """Decodes any fairseq model by `incremental_state` and `reorder_encoder_out`; methods as in `ElseqStepper`."""
@@ -242,26 +247,20 @@ class FairseqStepper:
         """Bytes of the tensors in the incremental state, which a model fills as it likes."""
         return sum(tensor.nbytes for tensor in tree_leaves(self.incremental_state) if torch.is_tensor(tensor))
 
+    def keep_nothing(self) -> None:
+        """Nothing to do: it captures no step."""
 
-class Ensemble:
-    """Several steppers that read the same tokens; log-probabilities of the mean of their probabilities."""
 
-    def __init__(self, models, temperature: float = 1.0, need_weights: bool = False):
-        self.steppers = [make_stepper(model, temperature, need_weights) for model in models]
-        self.reads_ragged_prompts = all(stepper.reads_ragged_prompts for stepper in self.steppers)
+class _Several:
+    """Steppers that read the same tokens."""
+
+    def __init__(self, *steppers):
+        self.steppers = steppers
+        self.reads_ragged_prompts = all(stepper.reads_ragged_prompts for stepper in steppers)
 
     def start(self, net_input: dict, beam: int, max_length: int, prompt: Tensor | None = None) -> None:
         for stepper in self.steppers:
             stepper.start(net_input, beam, max_length, prompt)
-
-    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
-        results = [stepper.step(tokens) for stepper in self.steppers]
-        if len(results) == 1:
-            return results[0]
-        log_probs = torch.stack([words.log_probs for words, _ in results])
-        attention = [weights for _, weights in results if weights is not None]
-        mean = torch.logsumexp(log_probs, dim=0) - math.log(len(results))
-        return NextWords(mean), sum(attention) / len(results) if attention else None
 
     def reorder(self, order: Tensor) -> None:
         for stepper in self.steppers:
@@ -277,6 +276,45 @@ class Ensemble:
 
     def state_bytes(self) -> int:
         return sum(stepper.state_bytes() for stepper in self.steppers)
+
+    def keep_nothing(self) -> None:
+        for stepper in self.steppers:
+            stepper.keep_nothing()
+
+
+class Ensemble(_Several):
+    """Log-probabilities of the mean of the probabilities of several models."""
+
+    def __init__(self, models, temperature: float = 1.0, need_weights: bool = False):
+        super().__init__(*(make_stepper(model, temperature, need_weights) for model in models))
+
+    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+        results = [stepper.step(tokens) for stepper in self.steppers]
+        if len(results) == 1:
+            return results[0]
+        log_probs = torch.stack([words.log_probs for words, _ in results])
+        attention = [weights for _, weights in results if weights is not None]
+        mean = torch.logsumexp(log_probs, dim=0) - math.log(len(results))
+        return NextWords(mean), sum(attention) / len(results) if attention else None
+
+
+class Fusion(_Several):
+    """Log-probabilities of a model, and with a weight those of a language model, added."""
+
+    def __init__(self, model, language_model, weight: float):
+        """
+        Args:
+            model: the stepper of the model, or of an ensemble.
+            language_model: that of the language model.
+            weight: of its log-probabilities.
+        """
+        super().__init__(model, language_model)
+        self.weight = weight
+
+    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+        model, language_model = self.steppers
+        words, weights = model.step(tokens)
+        return NextWords(words.log_probs + language_model.step(tokens)[0].log_probs * self.weight), weights
 
 
 def _give_back_memory_after(device: torch.device, made: int) -> None:

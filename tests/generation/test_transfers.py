@@ -13,6 +13,8 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._pytree import tree_leaves
 
 from elseq.generation import SequenceGenerator, transfers
+from elseq.generation.hypotheses import FinishedHypotheses
+from elseq.generation.selection import Selection
 from elseq.generation.transfers import HostCopy, to_device
 from tests.generation.test_search import SEARCHES
 from tests.tiny_models import (
@@ -285,12 +287,12 @@ def test_the_host_is_told_when_the_next_step_runs(monkeypatch, as_on_gpu, beam):
     model = make_models("transformer", DICTIONARY)["kv"]
     generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, max_len_b=12)
     steps, looks = [], []
-    step, end = generator.model.step, generator._collect_finished
+    step, collect = generator.model.step, FinishedHypotheses.collect
     monkeypatch.setattr(generator.model, "step", lambda tokens: steps.append(tokens.size(1) - 1) or step(tokens))
     monkeypatch.setattr(
-        generator,
-        "_collect_finished",
-        lambda finished, look, *more: looks.append((look.step, steps[-1])) or end(finished, look, *more),
+        FinishedHypotheses,
+        "collect",
+        lambda finished, result: looks.append((result.step, steps[-1])) or collect(finished, result),
     )
     generator.generate([model], make_batch())
     assert len(looks) > 3 and all(running == min(look + 1, 12) for look, running in looks)
@@ -431,13 +433,13 @@ def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_words(m
     model = make_models("transformer", DICTIONARY)["kv"]
     options = {"beam_size": 2, "max_len_a": 1, "max_len_b": 2, "tokens_to_suppress": [DICTIONARY.eos_word]}
     generator = SequenceGenerator([model], DICTIONARY, **options)
-    steps, candidates = {}, generator._candidates
+    steps, candidates = {}, Selection.candidates
 
-    def seen(step, next_words):
+    def seen(selection, step, next_words):
         steps[step.number] = step.at_limit is not None
-        return candidates(step, next_words)
+        return candidates(selection, step, next_words)
 
-    monkeypatch.setattr(generator, "_candidates", seen)
+    monkeypatch.setattr(Selection, "candidates", seen)
     generator.generate([model], make_batch((3, 9)))
     # The words of the first sentence are chosen in no step more.
     assert len(steps) == 13 and [number for number, is_at_limit in steps.items() if is_at_limit] == [6, 12]

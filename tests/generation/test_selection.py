@@ -1,0 +1,83 @@
+"""Against the candidates found one by one."""
+
+import math
+
+import pytest
+import torch
+
+from elseq import native
+from elseq.generation.beam_search import BeamSearch
+from elseq.generation.beams import Beams
+from elseq.generation.logits_processors import MinimumLength, NoRepeatNgrams, OnlyNumbers, Step, Suppressed
+from elseq.generation.next_words import NextWords
+from elseq.generation.selection import Selection
+from tests.tiny_models import make_dictionary
+
+DICTIONARY = make_dictionary(30)
+PAD, EOS = DICTIONARY.pad(), DICTIONARY.eos()
+SENTENCES, BEAM, STEP = 3, 4, 3
+SUPPRESSED = [5, 9]
+
+
+def make_beams():
+    """Hypotheses of a few words, so that they repeat themselves."""
+    limits = [9] * SENTENCES
+    beams = Beams(EOS, 10, BEAM, PAD, limits, torch.tensor(limits), torch.arange(SENTENCES), None)
+    beams.tokens[:, 1 : STEP + 1] = torch.randint(6, 8, (SENTENCES * BEAM, STEP))
+    beams.scores[:, :STEP] = -torch.rand(SENTENCES * BEAM, STEP).cumsum(1)
+    return beams
+
+
+def may_follow(words, word, min_len):
+    """words: of the hypothesis."""
+    if word in (PAD, *SUPPRESSED) or (word == EOS and len(words) < min_len):
+        return False
+    return (words[-1], word) not in zip(words, words[1:], strict=False)
+
+
+def expected_candidates(beams, log_probs, min_len):
+    """Of each sentence the best: triples of score, word and hypothesis."""
+    for sentence in range(SENTENCES):
+        found = []
+        for hypothesis in range(BEAM):
+            row = sentence * BEAM + hypothesis
+            words = beams.tokens[row, 1 : STEP + 1].tolist()
+            for word, log_prob in enumerate(log_probs[row].tolist()):
+                if may_follow(words, word, min_len):
+                    found.append((beams.scores[row, STEP - 1].item() + log_prob, word, hypothesis))
+        yield sorted(found, reverse=True)[: 2 * BEAM]
+
+
+@pytest.mark.parametrize("min_len", [0, STEP + 1])
+@pytest.mark.parametrize("from_all", [False, True], ids=["few words of each", "all words"])
+def test_the_candidates_of_a_step(monkeypatch, min_len, from_all):
+    if not from_all and native.library() is None:
+        pytest.skip("needs the kernels")
+    beams, logits = make_beams(), torch.randn(SENTENCES * BEAM, len(DICTIONARY)).mul_(3)
+    log_probs = torch.log_softmax(logits.double(), dim=1)
+    processors = [OnlyNumbers(PAD), Suppressed(SUPPRESSED), MinimumLength(EOS, min_len), NoRepeatNgrams(2, PAD)]
+    next_words = NextWords(log_probs.float()) if from_all else NextWords(logits=logits.clone())
+    monkeypatch.setattr(BeamSearch, "find" if from_all else "step", None)  # one of the two ways is taken
+    candidates, is_nan = Selection(BeamSearch(DICTIONARY), processors, EOS).candidates(
+        Step(STEP, beams, None), next_words
+    )
+    for sentence, expected in enumerate(expected_candidates(beams, log_probs, min_len)):
+        scores, words, hypotheses = zip(*expected, strict=True)
+        torch.testing.assert_close(candidates.scores[sentence], torch.tensor(scores))
+        assert candidates.words[sentence].tolist() == list(words)
+        assert candidates.hypotheses[sentence].tolist() == list(hypotheses)
+        assert candidates.ending[sentence].tolist() == [word == EOS for word in words]
+    assert not is_nan and not candidates.is_stuck.any()
+
+
+@pytest.mark.parametrize("from_all", [False, True], ids=["few words of each", "all words"])
+def test_what_is_no_number_is_told_and_not_chosen(from_all):
+    if not from_all and native.library() is None:
+        pytest.skip("needs the kernels")
+    beams, logits = make_beams(), torch.randn(SENTENCES * BEAM, len(DICTIONARY))
+    logits[BEAM] = math.nan  # the first hypothesis of the second sentence
+    next_words = NextWords(torch.log_softmax(logits, dim=1)) if from_all else NextWords(logits=logits)
+    candidates, is_nan = Selection(BeamSearch(DICTIONARY), [OnlyNumbers(PAD)], EOS).candidates(
+        Step(STEP, beams, None), next_words
+    )
+    assert is_nan and 0 not in candidates.hypotheses[1] and not candidates.scores.isnan().any()
