@@ -98,7 +98,7 @@ benchmark() {
 # of_paper NAME SECONDS MODES OPTION...: elseq-benchmark el-attention. What a limit may cut off comes last among the modes.
 of_paper() {
   local name=$1 share=$2 modes=$3; shift 3
-  benchmark "$name" "$share" el-attention --modes "$modes" "$@" ${small:+--small}
+  benchmark "$name" "$share" el-attention --modes "$modes" "$@" ${small:+--tiny}
 }
 
 # checks NAME SECONDS ARGUMENT...: tests, in their own process: after an illegal access, a process cannot use its GPU. On a
@@ -136,7 +136,7 @@ cnn_dm=(--models bart_large_cnn_dm --searches beam --no-repeat-ngram-size 3)
 
 checks kernel_flash_decoding 50 "${workers[@]}" tests/attention/kernels/test_flash_decoding.py
 checks kernel_reorder 20 tests/attention/kernels/test_reorder.py
-checks kernel_best_words 15 tests/generation/kernels/test_best_words.py
+checks kernel_best_tokens 15 tests/generation/kernels/test_best_tokens.py
 checks tests 55 "${more[@]}"
 of_paper bart_large 165 el,stock-shared,huggingface,ctranslate2,kv,auto,stock-copied --tables batch "${cnn_dm[@]}" \
   --batch-sizes "$batches" --memory-cap device

@@ -1,8 +1,10 @@
 """The command line: one parser for all commands, and functions that read option values."""
 
 import argparse
+import os
 from collections.abc import Callable, Collection
 from dataclasses import MISSING, fields
+from pathlib import Path
 
 import elseq
 from elseq.errors import UserError, as_option
@@ -130,8 +132,13 @@ def read_bytes(text: str) -> int:
 
 
 def counts(text: str) -> list[int]:
-    """Comma-separated numbers."""
-    return [count(part) for part in text.split(",")]
+    """Comma-separated numbers, each once."""
+    return list(dict.fromkeys(map(count, text.split(","))))
+
+
+def read_path(text: str | os.PathLike) -> Path:
+    """A path. It may begin with ~ or ~user, which a shell replaces by a folder in `--option ~/file` alone."""
+    return Path(os.path.expanduser(text))
 
 
 def choices(known: Collection[str]) -> Callable[[str], list[str]]:

@@ -14,7 +14,6 @@ from typing import IO
 
 from elseq.errors import UserError
 
-STANDARD_INPUT = "-"
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
 # The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
 DICTIONARIES = "dict*.txt"

@@ -284,4 +284,4 @@ def as_path(value, argument: str) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{value!r} is no path; give one", argument)
-    return Path(value).expanduser()
+    return arguments.read_path(value)

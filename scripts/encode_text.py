@@ -13,12 +13,11 @@ import multiprocessing
 import os
 import signal
 import sys
-from pathlib import Path
 
 import sentencepiece
 from tqdm import tqdm
 
-from elseq.arguments import Parser, count
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, make_folder, read_lines, written_whole
 from elseq.subwords import fairseq_bpe, gpt2, pieces
@@ -163,11 +162,16 @@ def encode_corpus(sizes, output, make_encoder, limit, workers):
 
 def parse(arguments):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, help="folder of {train,valid,test}.{source,target}")
-    parser.add_argument("output", type=Path, help="folder for the encoded files, and for a model trained here")
-    parser.add_argument("--sentencepiece", type=Path, metavar="MODEL", help="use this model instead of training one")
-    parser.add_argument("--gpt2-bpe", type=Path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
-    parser.add_argument("--tokenizer-json", type=Path, metavar="FILE", help="use the one that from-hf has written")
+    parser.add_argument("corpus", type=read_path, help="folder of {train,valid,test}.{source,target}")
+    parser.add_argument("output", type=read_path, help="folder for the encoded files, and for a model trained here")
+    parser.add_argument(
+        "--sentencepiece",
+        type=read_path,
+        metavar="MODEL",
+        help="use this model instead of training one",
+    )
+    parser.add_argument("--gpt2-bpe", type=read_path, metavar="FOLDER", help="use its encoder.json and vocab.bpe")
+    parser.add_argument("--tokenizer-json", type=read_path, metavar="FILE", help="use the one that from-hf has written")
     parser.add_argument(
         "--vocabulary-size",
         type=count,

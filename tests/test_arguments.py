@@ -1,8 +1,10 @@
 """What the commands have in common on the command line."""
 
+from pathlib import Path
+
 import pytest
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes
+from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes, read_path
 from elseq.errors import UserError, as_option
 
 
@@ -63,3 +65,19 @@ def test_sizes(text, size):
 def test_what_is_no_size(text):
     with pytest.raises(UserError, match="is not a size in bytes; give one such as 16G or 800M"):
         read_bytes(text)
+
+
+@pytest.mark.parametrize("text", ["~/file", "~"])
+def test_the_home_folder_in_paths(monkeypatch, tmp_path, text):
+    """A shell replaces it in `--option ~/file`, and not in `--option=~/file`."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert read_path(text) == tmp_path / text[2:]
+
+
+@pytest.mark.parametrize("text", ["file", "/a/~/b", "~nobody-has-this-name/file"])
+def test_other_paths_stay(text):
+    assert read_path(text) == Path(text)
+
+
+def test_numbers_count_once():
+    assert counts("4,2,4") == [4, 2]

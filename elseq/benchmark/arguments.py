@@ -24,7 +24,8 @@ packages. What stands after -- are model options of fairseq-train for --arch, su
 With -m or with NAME=VALUE the command is a sweep with Hydra, of hydra_conf/benchmark.yaml: elseq-benchmark -m
 model=el_bart_base decode=stock,el batch=8,32. docs/sweeps.md says more.
 
-elseq-benchmark NAME measures what a paper has measured: el-attention, multi-query, top-k; see its --help.
+elseq-benchmark NAME measures what a paper has measured (el-attention, multi-query, top-k), or sources of any length
+(long-input); see its --help.
 """
 
 
@@ -51,7 +52,7 @@ def device(text: str) -> str:
             raise UserError(f"{text} is not there; this machine has {torch.cuda.device_count()} CUDA devices")
     elif found.type != "cpu":
         raise UserError(f"{text} is not supported; choose cpu or cuda")
-    return text
+    return "cpu" if found.type == "cpu" else text
 
 
 def _option(default=None, **metadata):
@@ -169,6 +170,22 @@ def add_counts(parser: argparse._ActionsContainer, option: str, default: list[in
     """An option that takes numbers above 0, with commas."""
     help = f"{told} (default: {','.join(map(str, default))})"
     parser.add_argument(option, type=counts, default=default, help=help)
+
+
+def parse_tiny(parser: Parser, arguments: list[str], tiny: dict, help: str) -> argparse.Namespace:
+    """The options, with one more, --tiny, with which others have other defaults.
+
+    Args:
+        tiny: these defaults, by the names of the options.
+        help: of --tiny.
+
+    Raises:
+        UserError: an option or a value that cannot be used.
+    """
+    parser.add_argument("--tiny", action="store_true", help=help)
+    if parser.parse_args(arguments).tiny:
+        parser.set_defaults(**tiny)
+    return parser.parse_args(arguments)
 
 
 def tiny_options(*sides: str, heads: int = 4) -> tuple[str, ...]:

@@ -64,9 +64,11 @@ def run_and_publish(
         plot: rows to the pictures that it has written.
 
     Raises:
-        UserError: every run failed.
+        UserError: there is no run, or every one failed.
         SystemExit: 130, interrupted; what was measured is written and printed.
     """
+    if not runs:
+        raise UserError("the options leave nothing to measure: give other modes, or other sizes")
     rows: list = []
     interrupted = False
     with tqdm(total=runs, unit="run", file=sys.stderr) as bar:

@@ -49,13 +49,13 @@ class Calibration:
 
 
 def read_calibration(
-    generator: TextGenerator, text: str, target: str | None, sentences: int, needed: int
+    generator: TextGenerator, text: Path, target: Path | None, sentences: int, needed: int
 ) -> Calibration:
     """
     Args:
         generator: the model, which also encodes the text.
-        text: the name of a file of sources, or for a language model of texts; otherwise a split of the task's data.
-        target: the name of the file of targets, or None.
+        text: a file of sources, or for a language model of texts; otherwise the name of a split of the task's data.
+        target: the file of targets, or None.
         sentences: how many are taken, spread evenly.
         needed: tokens that the sources and the targets must have at least.
 
@@ -63,14 +63,14 @@ def read_calibration(
         UserError: a file or split that is missing, empty, too short, of other lengths than its target, or mostly of
             words that the model does not know.
     """
-    if Path(text).is_file():
-        name = Path(text).name
-        samples = _read_files(generator, Path(text), None if target is None else Path(target), sentences)
+    if text.is_file():
+        name = text.name
+        samples = _read_files(generator, text, target, sentences)
     elif target is not None:
         raise UserError(f"{text} is no file, and --calibration-target is for a file: give one, or leave it out")
     else:
-        name = text
-        samples = _read_split(generator.task, generator.model, text, sentences)
+        name = str(text)
+        samples = _read_split(generator.task, generator.model, name, sentences)
     calibration = Calibration(name, list(samples))
     _check(calibration, generator.task, needed)
     return calibration

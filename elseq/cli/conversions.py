@@ -42,9 +42,9 @@ TASKS = {
 def convert_heads(args) -> None:
     path = checkpoint_path(args.model)
     size = f"budget-{args.state_budget:g}" if args.num_kv_heads is None else f"{args.num_kv_heads}kv"
-    output = Path(args.output) if args.output else path.with_name(f"{path.stem}.{size}.pt")
+    output = args.output or path.with_name(f"{path.stem}.{size}.pt")
     loading = Loading("kv", "cpu", data=args.data, user_dir=args.user_dir)
-    texts = [Path(text) for text in (args.calibration, args.calibration_target) if text is not None]
+    texts = [text for text in (args.calibration, args.calibration_target) if text is not None]
     check_output_file(output, path, path.parent, *loading.inputs(), *texts)
     check_overwrite(output, args.overwrite)
     checkpoint = Checkpoint.read(path, stays_in_file=False)
@@ -140,8 +140,7 @@ def _training_command(cfg: dict, output: Path) -> str:
 
 
 def convert_average(args) -> None:
-    output = Path(args.output)
-    paths = [Path(path).expanduser() for path in args.checkpoints]
+    output, paths = args.output, args.checkpoints
     if args.last is None and args.by_updates:
         raise UserError("--by-updates needs --last N: the number of checkpoints")
     if args.last is not None:
@@ -174,10 +173,10 @@ def convert_average(args) -> None:
 
 
 def convert_from_hugging_face(args) -> None:
-    folder, output = Path(args.folder), Path(args.output)
-    data = [Path(args.data)] if args.data else []
+    folder, output = args.folder, args.output
+    data = [args.data] if args.data else []
     check_output_folder(output, args.overwrite, conversion.WRITTEN_FOR_FAIRSEQ, folder, *data)
-    converted = conversion.from_hugging_face(folder, Path(args.data) if args.data else None)
+    converted = conversion.from_hugging_face(folder, args.data)
     with new_folder(output) as new:
         write_files(new, converted.files)
         save(converted.checkpoint, new / "model.pt")
@@ -233,7 +232,7 @@ def convert_to_ctranslate2(args) -> None:
 
 
 def convert_to_fairseq(args) -> None:
-    path, output = checkpoint_path(args.model), Path(args.output)
+    path, output = checkpoint_path(args.model), args.output
     check_output_file(output, path, path.parent, *Loading(user_dir=args.user_dir).inputs())
     check_overwrite(output, args.overwrite)
     state = Checkpoint.read(path, stays_in_file=False).state
@@ -251,8 +250,8 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
         names: of the files that are written; see `check_output_folder`.
         features, program: what the program has and fairseq does not, and its name; see `as_stock`.
     """
-    path, output = checkpoint_path(args.model), Path(args.output)
-    data = [Path(args.data).expanduser()] if args.data else []
+    path, output = checkpoint_path(args.model), args.output
+    data = [args.data] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
     state = Checkpoint.read(path, multilingual=False, stays_in_file=False).state
     with about(path):

@@ -4,7 +4,7 @@ import argparse
 import sys
 
 import elseq
-from elseq.arguments import Parser, add_fields, choices, count
+from elseq.arguments import Parser, add_fields, choices, count, read_path
 from elseq.errors import UserError
 from elseq.interop import CALIBRATED, GROUPINGS, HEAD_METHODS, NEIGHBOURS, PLACES, QUANTIZATIONS, SIMILAR
 from elseq.interop.hugging_face import model_classes
@@ -35,7 +35,11 @@ def _parse(arguments: list[str]):
         "optimizer. The rest is that of the last checkpoint.",
     )
     command.add_argument(
-        "checkpoints", nargs="+", metavar="CHECKPOINT", help="checkpoints, or with --last the folder of the training"
+        "checkpoints",
+        nargs="+",
+        type=read_path,
+        metavar="CHECKPOINT",
+        help="checkpoints, or with --last the folder of the training",
     )
     command.add_argument("--last", type=count, metavar="N", help="the N last checkpoints of the folder, by epochs")
     command.add_argument(
@@ -52,8 +56,12 @@ def _parse(arguments: list[str]):
         "Write a folder that elseq.load and fairseq read (model.pt, dict.txt, tokenizer.json), and print the options "
         "with which fairseq-generate follows the model's generation settings. Nothing is downloaded.",
     )
-    command.add_argument("folder", metavar="FOLDER", help="a folder with config.json, the weights and the tokenizer")
-    command.add_argument("--data", metavar="FOLDER", help="folder of the tokenizer (default: that of the model)")
+    command.add_argument(
+        "folder", type=read_path, metavar="FOLDER", help="a folder with config.json, the weights and the tokenizer"
+    )
+    command.add_argument(
+        "--data", type=read_path, metavar="FOLDER", help="folder of the tokenizer (default: that of the model)"
+    )
     _add_output(command, "DIR", "folder to write")
     command = _add(
         commands,
@@ -157,13 +165,14 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or its folder")
     command.add_argument(
         "--data",
+        type=read_path,
         metavar="FOLDER",
         help="folder of dict.txt and the subword vocabulary (default: the checkpoint's or its training data's)",
     )
 
 
 def _add_output(command: argparse.ArgumentParser, metavar: str, text: str) -> None:
-    command.add_argument("--output", metavar=metavar, required=True, help=text)
+    command.add_argument("--output", type=read_path, metavar=metavar, required=True, help=text)
     command.add_argument("--overwrite", action="store_true", help="replace an existing output")
 
 
@@ -211,12 +220,16 @@ def _add_heads(commands) -> None:
     )
     command.add_argument(
         "--calibration",
+        type=read_path,
         metavar="TEXT",
         help="calibration text: a split of the binarized data in --data, such as train, or a file of sources (of a "
         "language model: of texts), a sentence a line",
     )
     command.add_argument(
-        "--calibration-target", metavar="FILE", help="the file of the targets, where --calibration is a file of sources"
+        "--calibration-target",
+        type=read_path,
+        metavar="FILE",
+        help="the file of the targets, where --calibration is a file of sources",
     )
     command.add_argument(
         "--calibration-sentences",
@@ -225,7 +238,9 @@ def _add_heads(commands) -> None:
         help=f"how many are read, spread over the text (default: {CALIBRATION_SENTENCES})",
     )
     add_fields(command, Loading, "data")
-    command.add_argument("--output", help="default: NAME.Nkv.pt, or NAME.budget-SHARE.pt, in the folder of the model")
+    command.add_argument(
+        "--output", type=read_path, help="default: NAME.Nkv.pt, or NAME.budget-SHARE.pt, in the folder of the model"
+    )
     command.add_argument("--overwrite", action="store_true", help="replace an existing file")
     command.add_argument("--seed", type=int, default=1, help="seed of random weights (default: %(default)s)")
 

@@ -6,14 +6,12 @@ import logging
 import signal
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq
-from elseq.arguments import Parser, add_fields
+from elseq.arguments import Parser, add_fields, read_path
 from elseq.errors import UserError, as_option, renamed
-from elseq.files import STANDARD_INPUT
 from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
 from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format, InputFormat
@@ -118,19 +116,19 @@ def _job(args):
     from elseq.text_files.job import Job
 
     search = {name: getattr(args, name) for name in SEARCH_OPTIONS if getattr(args, name) is not None}
-    output = None if args.output is None else Path(args.output)
     return Job(
-        args.model,
-        output,
-        args.input,
-        *(_taken(kind, args) for kind in (Loading, Batching)),
-        args.overwrite,
-        search,
-        _taken(Format, args),
-        args.threads,
-        args.prefix_file,
-        _taken(InputFormat, args),
-        args.languages_file,
+        model=args.model,
+        output=args.output,
+        input=args.input,
+        loading=_taken(Loading, args),
+        batching=_taken(Batching, args),
+        overwrite=args.overwrite,
+        search=search,
+        form=_taken(Format, args),
+        threads=args.threads,
+        prefix_file=args.prefix_file,
+        input_form=_taken(InputFormat, args),
+        languages_file=args.languages_file,
     )
 
 
@@ -144,11 +142,15 @@ def _parse(arguments: list[str]):
     )
     files = parser.add_argument_group("files")
     files.add_argument(
-        "--input", default=STANDARD_INPUT, metavar="FILE", help="UTF-8 text, one per line (default: the standard input)"
+        "--input",
+        type=lambda text: None if text == "-" else read_path(text),
+        metavar="FILE",
+        help="UTF-8 text, one per line (default, and -: the standard input)",
     )
     add_fields(files, InputFormat)
     files.add_argument(
         "--output",
+        type=read_path,
         metavar="FILE",
         help="default: the standard output, each line as soon as all before it are done; such a run cannot continue",
     )
@@ -156,10 +158,14 @@ def _parse(arguments: list[str]):
         "--overwrite", action="store_true", help="replace an existing output and lines finished with other options"
     )
     files.add_argument(
-        "--prefix-file", metavar="FILE", help="what each output begins with, a line for each of the input"
+        "--prefix-file",
+        type=read_path,
+        metavar="FILE",
+        help="what each output begins with, a line for each of the input",
     )
     files.add_argument(
         "--languages-file",
+        type=read_path,
         metavar="FILE",
         help="the languages of source and target, such as de fr, a line for each of the input",
     )

@@ -1,9 +1,8 @@
 """elseq-score: ROUGE of summaries; BLEU, METEOR and ROUGE-L of generated questions."""
 
 import sys
-from pathlib import Path
 
-from elseq.arguments import Parser, count_or_zero
+from elseq.arguments import Parser, count_or_zero, read_path
 from elseq.errors import UserError
 from elseq.scoring import SEED
 from elseq.scoring.published import settings as published_settings
@@ -43,15 +42,19 @@ def _parse(arguments: list[str]):
     )
     questions.add_argument(
         "--sources",
-        type=Path,
+        type=read_path,
         help="the source of each line: the references of equal sources form one example, as in Du et al. (2017)",
     )
     questions.add_argument("--tokenized", action="store_true", help="the text is already tokenized: split it at spaces")
     for command in (rouge, questions):
         command.add_argument(
-            "hypotheses", type=Path, nargs="+", metavar="HYPOTHESES", help="output of a system, one example per line"
+            "hypotheses",
+            type=read_path,
+            nargs="+",
+            metavar="HYPOTHESES",
+            help="output of a system, one example per line",
         )
-        command.add_argument("references", type=Path, metavar="REFERENCES", help="references, in the same order")
+        command.add_argument("references", type=read_path, metavar="REFERENCES", help="references, in the same order")
         command.add_argument("--log", action="store_true", help="HYPOTHESES are logs of fairseq-generate")
         command.add_argument(
             "--bootstrap",
@@ -67,7 +70,7 @@ def _parse(arguments: list[str]):
             help="published scores for comparison: %(choices)s",
             metavar="NAME",
         )
-        command.add_argument("--output", type=Path, metavar="FILE", help="also write the report as JSON")
+        command.add_argument("--output", type=read_path, metavar="FILE", help="also write the report as JSON")
     return parser.parse_args(arguments)
 
 

@@ -4,7 +4,6 @@ Two baselines stand beside the model: the source as it is, and a dictionary, in 
 is the word that most often has this abbreviation in the training text.
 """
 
-import argparse
 import json
 import re
 import shutil
@@ -16,6 +15,7 @@ from pathlib import Path
 from sacrebleu.metrics import BLEU, CHRF
 from tabulate import tabulate
 
+from elseq.arguments import Parser, read_path
 from elseq.files import read_lines
 from elseq.reports.logs import GenerationLog, read_finished
 from elseq.tables import MEBIBYTE
@@ -90,8 +90,8 @@ def conclusion(runs: dict[str, GenerationLog]) -> str:
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(prog="python -m elseq.reports.demo", description=__doc__)
-    parser.add_argument("work", type=Path, help="folder of the demo")
+    parser = Parser(prog="python -m elseq.reports.demo", description=__doc__)
+    parser.add_argument("work", type=read_path, help="folder of the demo")
     work = parser.parse_args(arguments).work
     runs = {mode: read_finished(work / f"generate-{mode}.log") for mode in MODES}
     sources, references = (list(read_lines(work / "corpus" / f"test.{side}")) for side in ("source", "target"))

@@ -5,15 +5,15 @@ Usage: equality FOLDER SETTING [SETTING ...], where FOLDER holds SETTING-{stock,
 
 import argparse
 import math
-from pathlib import Path
 
+from elseq.arguments import Parser, read_path
 from elseq.reports.logs import read_finished
 from elseq.tables import markdown
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=read_path)
     parser.add_argument("settings", nargs="+", metavar="SETTING")
     options = parser.parse_args(arguments)
 

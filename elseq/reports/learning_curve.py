@@ -1,11 +1,10 @@
 """The learning curve of a training with --eval-bleu, from the log of fairseq-train: a table (Markdown) and a PNG."""
 
-import argparse
 import json
-from pathlib import Path
 
 from matplotlib.figure import Figure
 
+from elseq.arguments import Parser, count, read_path
 from elseq.files import check_output_file, save_figure
 from elseq.reports.logs import read_training
 from elseq.scoring.report import HEADINGS
@@ -53,11 +52,11 @@ def describe_test(path):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("log", type=Path, help="of fairseq-train with --log-format simple")
-    parser.add_argument("--rows", type=int, default=12, help="of the table, about (default: %(default)s)")
-    parser.add_argument("--scores", type=Path, help="of the test set, as elseq-score --output writes them")
-    parser.add_argument("--curves", type=Path, required=True, help="the PNG to write")
+    parser = Parser(description=__doc__)
+    parser.add_argument("log", type=read_path, help="of fairseq-train with --log-format simple")
+    parser.add_argument("--rows", type=count, default=12, help="of the table, about (default: %(default)s)")
+    parser.add_argument("--scores", type=read_path, help="of the test set, as elseq-score --output writes them")
+    parser.add_argument("--curves", type=read_path, required=True, help="the PNG to write")
     options = parser.parse_args(arguments)
     check_output_file(options.curves, *filter(None, (options.log, options.scores)), option="--curves")
     log = read_training(options.log)

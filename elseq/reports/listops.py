@@ -7,7 +7,6 @@ import argparse
 import math
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -16,6 +15,7 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.pipeline import make_pipeline
 from sklearn.preprocessing import StandardScaler
 
+from elseq.arguments import Parser, read_path
 from elseq.errors import UserError
 from elseq.files import check_output_file, read_lines, save_figure
 from elseq.reports.logs import TrainingLog, read_finished, read_training
@@ -166,10 +166,10 @@ def plot(path, models):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("corpus", type=Path, help="folder with {train,test}.{source,target}, made by listops.py")
-    parser.add_argument("folders", type=Path, nargs="+", metavar="MODEL", help="folder of a model, named like it")
-    parser.add_argument("--curves", type=Path, help="file for the curves (PNG)")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("corpus", type=read_path, help="folder with {train,test}.{source,target}, made by listops.py")
+    parser.add_argument("folders", type=read_path, nargs="+", metavar="MODEL", help="folder of a model, named like it")
+    parser.add_argument("--curves", type=read_path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
     if options.curves:
         read = [path for folder in (options.corpus, *options.folders) for path in folder.glob("*")]

@@ -7,12 +7,12 @@ method kv or el.
 """
 
 import argparse
-from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
 from matplotlib.figure import Figure
 
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
 from elseq.files import check_output_file, save_figure
 from elseq.reports.logs import read_finished, read_token_scores
@@ -209,13 +209,15 @@ def plot(path, lengths, losses, states):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="with the logs")
-    parser.add_argument("--lengths", type=int, nargs="+", required=True, metavar="L", help="of the sources, in tokens")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folder", type=read_path, help="with the logs")
     parser.add_argument(
-        "--tuned", type=int, metavar="L", help="the length of the sources on which models were trained further"
+        "--lengths", type=count, nargs="+", required=True, metavar="L", help="of the sources, in tokens"
     )
-    parser.add_argument("--plot", type=Path, help="file for the plot (PNG)")
+    parser.add_argument(
+        "--tuned", type=count, metavar="L", help="the length of the sources on which models were trained further"
+    )
+    parser.add_argument("--plot", type=read_path, help="file for the plot (PNG)")
     report(parser.parse_args(arguments))
 
 

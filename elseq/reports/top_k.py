@@ -10,11 +10,11 @@ them, ffn-8 for the feed-forward layers. Where there is no translation, there is
 
 import argparse
 from itertools import chain
-from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
 from elseq.files import check_output_file, read_lines, save_figure
 from elseq.reports.logs import read_finished, read_token_scores
@@ -192,23 +192,23 @@ def report_finetuning(options):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="{quality,finetuning}")
 
     quality = commands.add_parser("quality", help="loss and sacreBLEU against k")
-    quality.add_argument("--top-k", type=int, nargs="+", required=True, metavar="K", help="scores kept in attention")
-    quality.add_argument("--ffn-top-k", type=int, nargs="+", required=True, metavar="K", help="units used")
-    quality.add_argument("--plot", type=Path, help="file for the plot (PNG)")
+    quality.add_argument("--top-k", type=count, nargs="+", required=True, metavar="K", help="scores kept in attention")
+    quality.add_argument("--ffn-top-k", type=count, nargs="+", required=True, metavar="K", help="units used")
+    quality.add_argument("--plot", type=read_path, help="file for the plot (PNG)")
     quality.set_defaults(report=report_quality)
 
     finetuning = commands.add_parser("finetuning", help="what a short training with top-k brings")
-    finetuning.add_argument("--top-k", type=int, required=True, metavar="K", help="scores kept in attention")
-    finetuning.add_argument("--updates", type=int, required=True, help="of that training")
+    finetuning.add_argument("--top-k", type=count, required=True, metavar="K", help="scores kept in attention")
+    finetuning.add_argument("--updates", type=count, required=True, help="of that training")
     finetuning.set_defaults(report=report_finetuning)
 
     for command in (quality, finetuning):
-        command.add_argument("folder", type=Path, help="with the logs")
-        command.add_argument("--references", type=Path, required=True, help="the test set's target side, as text")
+        command.add_argument("folder", type=read_path, help="with the logs")
+        command.add_argument("--references", type=read_path, required=True, help="the test set's target side, as text")
     options = parser.parse_args(arguments)
     options.report(options)
 

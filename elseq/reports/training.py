@@ -8,12 +8,12 @@ import argparse
 import re
 import statistics
 from collections.abc import Callable
-from pathlib import Path
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
 from sacrebleu.metrics import BLEU
 
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
 from elseq.files import check_output_file, read_lines, save_figure
 from elseq.reports.logs import Point, TrainingLog, read_finished, read_training, read_validations
@@ -300,27 +300,32 @@ def plot_uptraining(path, methods):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="{attention,uptraining}")
 
     attention = commands.add_parser("attention", help="compare models with different attention")
-    attention.add_argument("folders", type=Path, nargs="+", help="MODEL or MODEL-seedN, with train.log and test.log")
-    attention.add_argument("--references", type=Path, required=True, help="the test set's target side, as text")
+    attention.add_argument(
+        "folders",
+        type=read_path,
+        nargs="+",
+        help="MODEL or MODEL-seedN, with train.log and test.log",
+    )
+    attention.add_argument("--references", type=read_path, required=True, help="the test set's target side, as text")
     attention.set_defaults(report=report_attention)
 
     uptraining = commands.add_parser("uptraining", help="compare ways to make key/value heads fewer")
-    uptraining.add_argument("folder", type=Path, help="with multi-head.log and the folders of the methods")
+    uptraining.add_argument("folder", type=read_path, help="with multi-head.log and the folders of the methods")
     uptraining.add_argument(
         "methods", nargs="+", help="folders METHOD or METHOD-seedN with train.log and, if converted, converted.log"
     )
-    uptraining.add_argument("--seeds", type=int, nargs="+", default=[1], help="the seeds (default: 1)")
-    updates = {"type": int, "required": True, "metavar": "UPDATES"}
+    uptraining.add_argument("--seeds", type=count, nargs="+", default=[1], help="the seeds (default: 1)")
+    updates = {"type": count, "required": True, "metavar": "UPDATES"}
     uptraining.add_argument("--at", nargs="+", **updates, help="where losses are shown")
     uptraining.add_argument("--of", **updates, help="how many the multi-head model had")
     uptraining.set_defaults(report=report_uptraining)
 
     for command in (attention, uptraining):
-        command.add_argument("--curves", type=Path, help="file for the curves (PNG)")
+        command.add_argument("--curves", type=read_path, help="file for the curves (PNG)")
     options = parser.parse_args(arguments)
     if options.curves:
         folders = getattr(options, "folders", None) or [options.folder, *options.folder.glob("*/")]

@@ -8,6 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
+from elseq.arguments import read_path
 from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
@@ -49,15 +50,14 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
-        input=str(cfg.input),
+        input=read_path(cfg.input),
         input_form=InputFormat(**{each.name: cfg.get(each.name) for each in fields(InputFormat)}),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),
         overwrite=True,  # the folder belongs to this job: existing lines are its own, with other settings
         search=search,
         threads=cfg.get("threads"),
-        prefix_file=cfg.get("prefix_file"),
-        languages_file=cfg.get("languages_file"),
+        **{name: read_path(cfg[name]) for name in ("prefix_file", "languages_file") if cfg.get(name) is not None},
     )
     beam = search_configuration(search).beam
     begun = []
@@ -111,7 +111,7 @@ def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], li
     score = _choice("score", cfg.score, METRICS)
     if cfg.references is None:
         return lambda outputs: ({}, [])
-    path = Path(cfg.references)
-    references = list(read_lines(path))
-    check_equal_lengths({Path(cfg.input): list(read_lines(Path(cfg.input))), path: references})
+    texts, reference_file = read_path(cfg.input), read_path(cfg.references)
+    references = list(read_lines(reference_file))
+    check_equal_lengths({texts: list(read_lines(texts)), reference_file: references})
     return lambda outputs: score(outputs, references)

@@ -69,7 +69,7 @@ class EncodedLines:
         self._lengths = np.asarray(self.sources.lengths)
         self.blank = self._lengths == 0
         self._check_words(generator)
-        self._prefixes = None if job.prefix_file is None else self._encode_prefixes(Path(job.prefix_file).expanduser())
+        self._prefixes = None if job.prefix_file is None else self._encode_prefixes(job.prefix_file)
         forced = {} if self._prefixes is None else {"prefixes": self._prefixes}
         if cfg.constraints is not None:
             forced["constraints"] = dict(zip(np.flatnonzero(~self.blank).tolist(), constraints, strict=True))

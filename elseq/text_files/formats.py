@@ -53,14 +53,14 @@ class InputFormat:
         default=None, metadata={"metavar": "NAME", "help": "the same of the target and --target-lang"}
     )
 
-    def of(self, path: str) -> "InputFormat":
-        """With the defaults for the path of an input.
+    def of(self, path: Path | None) -> "InputFormat":
+        """With the defaults for the path of an input; None: the standard input.
 
         Raises:
             UserError: the format is unknown, a field of lines of text is named, or one for two things.
         """
         check_choice("input_format", self.input_format, FORMATS)
-        kind = self.input_format or (JSONL if Path(path).suffix == f".{JSONL}" else TEXT)
+        kind = self.input_format or (JSONL if path is not None and path.suffix == f".{JSONL}" else TEXT)
         for name in ("input_field", *LANGUAGE_FIELDS):
             if kind == TEXT and getattr(self, name) is not None:
                 raise UserError("needs --input-format jsonl: a line of text has no fields", name)

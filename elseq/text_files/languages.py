@@ -26,7 +26,7 @@ class Pairs:
     digest: str | None = None  # of the file
 
     @classmethod
-    def of(cls, lines: InputLines, loading: Loading, file: str | None) -> "Pairs":
+    def of(cls, lines: InputLines, loading: Loading, file: Path | None) -> "Pairs":
         """
         Args:
             lines: the input.
@@ -43,7 +43,7 @@ class Pairs:
                     raise UserError(
                         "does not go with --languages-file, which has those of each line: leave it out", option
                     )
-            return cls.of_file(Path(file).expanduser(), lines)
+            return cls.of_file(file, lines)
         default = loading.source_lang, loading.target_lang
         if not any(getattr(lines.form, option) is not None for option in LANGUAGE_FIELDS):
             return cls([default], np.zeros(len(lines), np.int64), lines)

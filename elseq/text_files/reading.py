@@ -13,7 +13,7 @@ from typing import IO
 import torch
 
 from elseq.errors import UserError
-from elseq.files import STANDARD_INPUT, bounded_lines, decode_line, decode_lines
+from elseq.files import bounded_lines, decode_line, decode_lines
 from elseq.text_files.formats import LINES_OF_TEXT, InputFormat
 
 
@@ -23,11 +23,11 @@ class InputLines:
     `elseq.files.read_lines` defines line ends.
     """
 
-    def __init__(self, path: str, form: InputFormat = LINES_OF_TEXT, reserved: Collection[str] = ()):
+    def __init__(self, path: Path | None, form: InputFormat = LINES_OF_TEXT, reserved: Collection[str] = ()):
         """Read all lines.
 
         Args:
-            path: path of the file; "-" is the standard input.
+            path: of the file; None: the standard input.
             form: the format of a line.
             reserved: names that the other fields of a line must not have.
 
@@ -35,7 +35,7 @@ class InputLines:
             UserError: the input cannot be read, is empty or is not UTF-8, a line has more than
                 `elseq.files.LONGEST_LINE` bytes, or is not as `form` says.
         """
-        self.path = "the standard input" if path == STANDARD_INPUT else path
+        self.path = "the standard input" if path is None else path
         self.form = form.of(path)
         self._starts = array("q")
         try:
@@ -49,9 +49,9 @@ class InputLines:
         if self._content.startswith(codecs.BOM_UTF8):
             self._starts[0] = len(codecs.BOM_UTF8)
 
-    def _open(self, path: str) -> contextlib.AbstractContextManager[IO[bytes]]:
-        if path != STANDARD_INPUT:
-            return Path(path).open("rb")
+    def _open(self, path: Path | None) -> contextlib.AbstractContextManager[IO[bytes]]:
+        if path is not None:
+            return path.open("rb")
         if sys.stdin is None:
             raise UserError(f"{self.path} is closed: give it a text, or --input FILE")
         return contextlib.nullcontext(sys.stdin.buffer)

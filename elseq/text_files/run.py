@@ -13,7 +13,6 @@ import torch
 from elseq.bounds import check_flag
 from elseq.errors import UserError
 from elseq.files import (
-    STANDARD_INPUT,
     check_output_file,
     check_overwrite,
     check_standard_output,
@@ -154,9 +153,9 @@ class Run:
         """
         if self.processes.count == 1:
             return
-        if self.job.input == STANDARD_INPUT:
+        path = self.job.input
+        if path is None:
             raise UserError("several processes cannot share the standard input: give --input FILE")
-        path = Path(self.job.input)
         if path.exists() and not path.is_file() and not path.is_dir():
             raise UserError(f"--input {path} is not a regular file, which several processes cannot share: give one")
 

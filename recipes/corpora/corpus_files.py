@@ -4,9 +4,8 @@ import argparse
 import gzip
 import json
 import zlib
-from pathlib import Path
 
-from elseq.arguments import Parser
+from elseq.arguments import Parser, read_path
 from elseq.errors import UserError
 from elseq.files import decode_lines, make_folder, written_whole
 
@@ -29,12 +28,15 @@ def commands(description, fetch, prepare, corpora=()):
         if corpora:
             command.add_argument("corpus", choices=corpora)
         command.set_defaults(run=run)
-    fetching.add_argument("output", type=Path)
+    fetching.add_argument("output", type=read_path)
     fetching.add_argument(
-        "--from", dest="source", type=Path, help="folder that has the files, *.gz or not (default: they are downloaded)"
+        "--from",
+        dest="source",
+        type=read_path,
+        help="folder that has the files, *.gz or not (default: they are downloaded)",
     )
-    preparing.add_argument("folder", type=Path, help="what fetch made")
-    preparing.add_argument("output", type=Path)
+    preparing.add_argument("folder", type=read_path, help="what fetch made")
+    preparing.add_argument("output", type=read_path)
     preparing.add_argument(
         "--size", type=sizes, default={}, metavar="SPLIT=N,...", help="examples, evenly out of a split"
     )

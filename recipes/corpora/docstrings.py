@@ -21,7 +21,7 @@ from typing import NamedTuple
 
 from tqdm import tqdm
 
-from elseq.arguments import Parser, count
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
 from elseq.files import written_whole
 
@@ -143,9 +143,9 @@ def write_splits(splits: dict[str, list[str]], output: Path, letters: int) -> No
 
 def main(arguments=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder for {train,valid,test}.{source,target}")
+    parser.add_argument("output", type=read_path, help="folder for {train,valid,test}.{source,target}")
     parser.add_argument(
-        "--root", type=Path, action="append", help="folder of sources (default: this Python and its packages)"
+        "--root", type=read_path, action="append", help="folder of sources (default: this Python and its packages)"
     )
     parser.add_argument("--letters", type=count, default=3, help="that are left of a word (default: %(default)s)")
     for name, size in (("train", 32000), ("valid", 300), ("test", 1000)):

@@ -5,12 +5,11 @@
 
 import argparse
 from collections import Counter
-from pathlib import Path
 
 from corpus_files import SPLITS, counted, find, sizes, write_split
 from summaries import Corpus, make_samples
 
-from elseq.arguments import Parser, choices
+from elseq.arguments import Parser, choices, read_path
 from elseq.errors import UserError
 from elseq.files import make_folder
 
@@ -32,8 +31,8 @@ def write(options):
 
 def main(arguments=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path)
-    parser.add_argument("output", type=Path)
+    parser.add_argument("folder", type=read_path)
+    parser.add_argument("output", type=read_path)
     parser.add_argument(
         "--splits", type=choices(SPLITS), default=list(SPLITS), metavar="SPLIT,...", help="(default: all three)"
     )

@@ -13,10 +13,11 @@ import hashlib
 import random
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 from tqdm import tqdm
+
+from elseq.arguments import Parser, count, read_path
 
 DIGIT_PROBABILITY = 0.75
 OPERATORS = {
@@ -96,12 +97,12 @@ def write_split(folder, name, pairs, size):
 
 
 def main(arguments=None):
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("output", type=Path, help="folder for {train,valid,test}.{source,target}")
+    parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("output", type=read_path, help="folder for {train,valid,test}.{source,target}")
     for name, size in (("train", 96_000), ("valid", 2_000), ("test", 2_000)):
-        parser.add_argument(f"--{name}-size", type=int, default=size, metavar="EXPRESSIONS")
+        parser.add_argument(f"--{name}-size", type=count, default=size, metavar="EXPRESSIONS")
     for field, default in Rules._field_defaults.items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=int, default=default)
+        parser.add_argument(f"--{field.replace('_', '-')}", type=count, default=default)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     rules = Rules(*(getattr(options, field) for field in Rules._fields))

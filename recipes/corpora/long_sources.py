@@ -12,13 +12,12 @@ import functools
 import random
 import statistics
 from collections import Counter
-from pathlib import Path
 from typing import NamedTuple
 
 from corpus_files import SPLITS, counted, one_line, sample_evenly, sizes, write_split
 from squad_questions import HIGHLIGHT, Sample
 
-from elseq.arguments import Parser, count
+from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.subwords.pieces import Sentencepiece
@@ -166,13 +165,13 @@ def splits(text):
 
 def main(arguments=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folder", type=Path, help="of the corpus: SPLIT.source and SPLIT.target")
-    parser.add_argument("output", type=Path)
+    parser.add_argument("folder", type=read_path, help="of the corpus: SPLIT.source and SPLIT.target")
+    parser.add_argument("output", type=read_path)
     parser.add_argument(
         "--length", type=count, required=True, metavar="L", help="tokens of a source at most, the end symbol included"
     )
     parser.add_argument(
-        "--sentencepiece", type=Path, required=True, metavar="MODEL", help="the model whose pieces are the tokens"
+        "--sentencepiece", type=read_path, required=True, metavar="MODEL", help="the model whose pieces are the tokens"
     )
     parser.add_argument(
         "--size",

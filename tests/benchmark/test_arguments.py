@@ -41,7 +41,7 @@ def test_methods_of_plugins_are_modes(monkeypatch):
 )
 def test_devices(monkeypatch, text, sentence):
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    assert [device(each) for each in ("cpu", "cuda", "cuda:1")] == ["cpu", "cuda", "cuda:1"]
+    assert [device(each) for each in ("cpu", "cpu:0", "cuda", "cuda:1")] == ["cpu", "cpu", "cuda", "cuda:1"]
     with pytest.raises(UserError, match=sentence):
         device(text)
 

@@ -42,6 +42,13 @@ def test_all_is_written_with_each_row(publish, tmp_path, capsys):
     assert err.endswith(f"written: {tmp_path}/results.json, {tmp_path}/table.md, {tmp_path}/3.png\n")
 
 
+def test_there_is_nothing_to_measure(tmp_path):
+    files = tmp_path / "results.json", tmp_path / "table.md"
+    with pytest.raises(UserError, match="^the options leave nothing to measure: give other modes, or other sizes$"):
+        run_and_publish(pytest.fail, 0, *files, report, lambda rows: {}, lambda rows: "")
+    assert not any(file.exists() for file in files)
+
+
 def test_without_matplotlib_there_is_no_picture(publish, tmp_path, monkeypatch, capsys):
     monkeypatch.setitem(sys.modules, "matplotlib", None)
     monkeypatch.setitem(sys.modules, "matplotlib.figure", None)

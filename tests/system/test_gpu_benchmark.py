@@ -16,7 +16,7 @@ from elseq.cli.benchmark import import_module
 from tests.system.recipes import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
-KERNELS = ["kernel_flash_decoding", "kernel_reorder", "kernel_best_words"]
+KERNELS = ["kernel_flash_decoding", "kernel_reorder", "kernel_best_tokens"]
 STEPS = [*KERNELS, "tests", "bart_large", "nvidia", "bart_large_16gb", "multi_query", "gpt2", "top_k"]
 STEP = re.compile(r"(\w+), (\d+) s: (.+)")
 
@@ -45,7 +45,7 @@ def test_the_kernels_are_tested_on_a_gpu():
     listed = subprocess.run([*collect, *files[:3]], cwd=SCRIPT.parents[1], capture_output=True, text=True).stdout
     for sizes in ("64-16-False", "64-1-False", "512-1-True", "1024-1-True"):
         assert listed.count(f"test_flash_decoding.py::test_on_a_gpu[{sizes}-") == 3  # types
-    for name in ("reorder", "best_words"):
+    for name in ("reorder", "best_tokens"):
         assert f"test_{name}.py::test_on_a_gpu[" in listed
 
 
@@ -79,7 +79,7 @@ def test_commands_are_understood(options):
         if command[2] == "elseq.cli.benchmark":
             args = import_module(f"{PAPERS[command[3]]}.arguments").parse(command[4:])
             assert (args.device, args.dtype) == ("cpu", "bfloat16" if "bfloat16" in options else "float32")
-            assert "--small" not in options or args.small if command[3] == "el-attention" else True
+            assert "--small" not in options or args.tiny if command[3] == "el-attention" else True
 
 
 @pytest.mark.slow

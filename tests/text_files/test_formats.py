@@ -49,7 +49,7 @@ def write(tmp_path_factory):
     def write(form, generator, found=FOUND, lines=("one", "zwei"), index=1, of=PLAIN):
         path.write_text("".join(f"{each}\n" for each in lines), encoding="utf-8")
         read = [{name: each[name] for name in form.read} for each in found]
-        return form.line(generator, InputLines(str(path), of), index, read)
+        return form.line(generator, InputLines(path, of), index, read)
 
     return write
 

@@ -16,7 +16,7 @@ FIELDS = InputFormat(JSONL, target_lang_field="to")
 def lines(tmp_path):
     def read(*records, form=FIELDS):
         (tmp_path / "input").write_text("".join(f"{json.dumps({'text': 'a', **record})}\n" for record in records))
-        return InputLines(str(tmp_path / "input"), form)
+        return InputLines(tmp_path / "input", form)
 
     return read
 

@@ -1,5 +1,6 @@
 import io
 import sys
+from pathlib import Path
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ PLAIN, JSON = InputFormat(), InputFormat(JSONL)
 
 def read(tmp_path, content, form=PLAIN, reserved=()):
     (tmp_path / "input").write_bytes(content)
-    return InputLines(str(tmp_path / "input"), form, reserved)
+    return InputLines(tmp_path / "input", form, reserved)
 
 
 @pytest.mark.parametrize(
@@ -40,7 +41,7 @@ def test_lines(tmp_path, content, lines):
 
 def test_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", io.TextIOWrapper(io.BytesIO(b"a\nb\n")))
-    lines = InputLines("-")
+    lines = InputLines(None)
     assert list(lines) == ["a", "b"]
     assert lines.name(1) == "line 2 of the standard input"
 
@@ -48,7 +49,7 @@ def test_standard_input(monkeypatch):
 def test_closed_standard_input(monkeypatch):
     monkeypatch.setattr(sys, "stdin", None)
     with pytest.raises(UserError, match="^the standard input is closed: give it a text, or --input FILE$"):
-        InputLines("-")
+        InputLines(None)
 
 
 @pytest.mark.parametrize(
@@ -69,9 +70,9 @@ def test_what_is_no_file(tmp_path):
     with pytest.raises(
         UserError, match=r"^--input .*none cannot be read \(No such file or directory\): check the path$"
     ):
-        InputLines(str(tmp_path / "none"))
+        InputLines(tmp_path / "none")
     with pytest.raises(UserError, match=r"^--input .* cannot be read \(Is a directory\)"):
-        InputLines(str(tmp_path))
+        InputLines(tmp_path)
 
 
 def test_json_lines(tmp_path):
@@ -119,7 +120,7 @@ def test_which_format(name, form, expected):
 )
 def test_impossible_formats(form, sentence):
     with pytest.raises(UserError, match=sentence):
-        form.of("a")
+        form.of(Path("a"))
 
 
 def test_languages(tmp_path):

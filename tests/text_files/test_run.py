@@ -43,7 +43,7 @@ def test_a_gpu_for_each_process_of_a_machine(monkeypatch):
 )
 def test_what_several_processes_can_read(tmp_path, count, name, sentence):
     (tmp_path / "file").touch()
-    job = Job("model", tmp_path / "output", input=name if name == "-" else str(tmp_path / name))
+    job = Job("model", tmp_path / "output", input=None if name == "-" else tmp_path / name)
     run = Run(job, SimpleNamespace(is_first=True, count=count, rank=0))
     if sentence is None:
         return run._check_input_is_shareable()
@@ -67,7 +67,10 @@ def test_no_input_is_written(tmp_path, options, sentence):
     for name in ("output", "output.partial/model.pt", "model.pt"):
         (tmp_path / name).touch()
     options = {"model": "model.pt"} | options
-    job = Job(output=tmp_path / "output", **{name: str(tmp_path / value) for name, value in options.items()})
+    job = Job(
+        output=tmp_path / "output",
+        **{name: str(tmp_path / value) if name == "model" else tmp_path / value for name, value in options.items()},
+    )
     with pytest.raises(UserError, match=sentence):
         Run(job, ALONE)._check_output_is_no_input()
 

@@ -14,7 +14,15 @@ each hypothesis, as its Transformer has them, and shared by the hypotheses of a 
 import argparse
 
 from elseq.arguments import choices, count, count_or_zero, counts, read_bytes
-from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES, add_choices, add_counts, add_run_options, paper_parser
+from elseq.benchmark.arguments import (
+    FOREIGN_MODES,
+    STOCK_MODES,
+    add_choices,
+    add_counts,
+    add_run_options,
+    paper_parser,
+    parse_tiny,
+)
 from elseq.benchmark.el_attention.settings import BATCHES, MEMORY, NVIDIA, SEARCHES, SETTINGS
 from elseq.errors import UserError
 from elseq.options import AUTO, registered_methods
@@ -26,7 +34,7 @@ CAPPED = ("batch", "speed")  # tables with memory caps
 # On a CPU a run with the paper's batches takes minutes.
 GPU_MOST, CPU_MOST = 1024, 8
 CPU_BATCHES = [2, 4, 8]
-SMALL = {"most": 3, "batch_sizes": [2, 3], "lengths": [8, 16], "repeats": 1}
+TINY = {"most": 3, "batch_sizes": [2, 3], "lengths": [8, 16], "repeats": 1}
 
 
 def parse(arguments: list[str]) -> argparse.Namespace:
@@ -70,12 +78,8 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         help="3 in the paper's settings of BART, which stock fairseq does not block without its CUDA extension, and "
         "yet takes time for (default: 0)",
     )
-    runs = parser.add_argument_group("runs")
-    add_run_options(runs)
-    runs.add_argument("--small", action="store_true", help="tiny models, to see in minutes whether all of it runs")
-    if "--small" in arguments:
-        parser.set_defaults(**SMALL)
-    args = parser.parse_args(arguments)
+    add_run_options(parser.add_argument_group("runs"))
+    args = parse_tiny(parser, arguments, TINY, "tiny models, to see in minutes whether all of it runs")
     of_models = list(dict.fromkeys(search for name in args.models for search in SETTINGS[name].searches))
     if "speed" in args.tables and not set(args.searches) & set(of_models):
         searches, models = ",".join(args.searches), ",".join(args.models)

@@ -22,7 +22,7 @@ def main(args) -> None:
         most=args.most,
         memory_caps=args.memory_cap,
         no_repeat_ngram_size=args.no_repeat_ngram_size,
-        is_small=args.small,
+        is_tiny=args.tiny,
         **read_conditions(args),
     )
     output = make_output_folder(args.output)
@@ -33,7 +33,7 @@ def main(args) -> None:
         **plan.environment(),
         "limits": None if limits is None else asdict(limits),
     }
-    model = ["sizes: tiny, for a test" if plan.is_small else "sizes: the paper's", "random weights"]
+    model = ["sizes: tiny, for a test" if plan.is_tiny else "sizes: the paper's", "random weights"]
     title = plan.title([settings["benchmark"]], model)
     texts = report.tables, partial(report.notes, plan, limits)
     plot = partial(report.plot, output / "el_attention.png", title)

@@ -70,10 +70,10 @@ class Plan(Conditions):
     most: int  # sentences
     memory_caps: dict[str, list[int | None]]  # by table
     no_repeat_ngram_size: int
-    is_small: bool = False
+    is_tiny: bool = False
 
     def model(self, name: str) -> Model:
-        return (SMALL_MODELS if self.is_small else MODELS)[name]
+        return (SMALL_MODELS if self.is_tiny else MODELS)[name]
 
     def cases(self) -> list[Case]:
         """All that decode, in the order of the tables."""
@@ -115,7 +115,7 @@ class Plan(Conditions):
         return sum(len(self.modes_of(case)) for case in self.cases()) + len(self.memory_cases())
 
     def _sized(self, setting: Setting) -> Setting:
-        return small(setting) if self.is_small else setting
+        return small(setting) if self.is_tiny else setting
 
 
 @dataclass

@@ -7,7 +7,7 @@ with attention to all states (exact) and to the k of the largest scores (top-k).
 import argparse
 
 from elseq.arguments import count, count_or_zero
-from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser, parse_tiny
 from elseq.options import registered_methods
 
 LENGTHS = [1024, 4096, 16384, 65536, 262144]
@@ -33,7 +33,4 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     work.add_argument("--beam", type=count, default=4, help="(default: %(default)s)")
     work.add_argument("--output-length", type=count, default=60, help="tokens (default: %(default)s)")
     add_run_options(parser)
-    parser.add_argument("--tiny", action="store_true", help="a tiny model, to see in seconds whether it runs")
-    if "--tiny" in arguments:
-        parser.set_defaults(**TINY)
-    return parser.parse_args(arguments)
+    return parse_tiny(parser, arguments, TINY, "a tiny model, to see in seconds whether it runs")

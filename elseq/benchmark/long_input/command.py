@@ -20,7 +20,7 @@ def main(args) -> None:
         )
     plan = Plan(
         arch=args.arch,
-        lengths=sorted(set(args.lengths)),
+        lengths=sorted(args.lengths),
         methods=args.modes,
         scores=args.scores,
         window=windows.length,

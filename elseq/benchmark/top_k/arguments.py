@@ -7,7 +7,7 @@ is a process of its own. What would not fit the memory or would take too long is
 import argparse
 
 from elseq.arguments import count
-from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser, parse_tiny
 from elseq.errors import UserError
 
 METHODS = {
@@ -53,10 +53,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     )
     runs.add_argument("--memory-limit", type=_amount, help="GiB for a run (default: what is available)")
     add_run_options(runs)
-    runs.add_argument("--tiny", action="store_true", help="tiny layers, to see in seconds whether it runs")
-    if "--tiny" in arguments:
-        parser.set_defaults(**TINY)
-    args = parser.parse_args(arguments)
+    args = parse_tiny(parser, arguments, TINY, "tiny layers, to see in seconds whether it runs")
     if not any(method in METHODS[what] for what in args.what for method in args.methods):
         raise UserError(f"--methods {','.join(args.methods)} has none for --what {','.join(args.what)}")
     return args

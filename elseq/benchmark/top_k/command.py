@@ -25,7 +25,7 @@ def main(args) -> None:
 def _plan(args) -> Plan:
     sizes = {"attention": args.lengths, "feed-forward": args.widths, "chunks": args.chunk_sizes}
     return Plan(
-        sizes={what: sorted(set(sizes[what])) for what in args.what},
+        sizes={what: sorted(sizes[what]) for what in args.what},
         methods=args.methods,
         chunks_length=args.chunks_length,
         tokens=args.tokens,

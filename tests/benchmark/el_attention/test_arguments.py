@@ -24,7 +24,8 @@ def test_on_a_gpu(monkeypatch):
         1024,
         None,
     )
-    assert parse(["--device=cuda", "--small"]).batch_sizes == [2, 3]
+    # Options may be shortened.
+    assert [parse(["--device=cuda", tiny]).batch_sizes for tiny in ("--tiny", "--tin")] == [[2, 3], [2, 3]]
 
 
 @pytest.mark.parametrize(

@@ -12,13 +12,13 @@ from elseq.cli.benchmark import main
 from elseq.errors import UserError
 from tests.measuring import found_by
 
-LAYERS, WIDTH, NUMBER_BYTES, BEAM = 2, 32, 4, 4  # of --small
+LAYERS, WIDTH, NUMBER_BYTES, BEAM = 2, 32, 4, 4  # of --tiny
 
 
 @pytest.fixture
 def run(monkeypatch, tmp_path):
     def run_command(*arguments):
-        command = ["elseq-benchmark", "el-attention", "--small", "--threads=1", "--output", str(tmp_path), *arguments]
+        command = ["elseq-benchmark", "el-attention", "--tiny", "--threads=1", "--output", str(tmp_path), *arguments]
         monkeypatch.setattr(sys, "argv", command)
         main()
         return json.loads((tmp_path / "el_attention.json").read_text())
