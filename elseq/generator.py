@@ -22,7 +22,7 @@ from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
 from elseq.generation.budget import capacity, scoring_capacity
 from elseq.generation.cuda_graphs import release_memory
 from elseq.generation.options import search_configuration
-from elseq.generation.search import max_positions
+from elseq.generation.search import length_limit, max_positions
 from elseq.loading import (
     Checkpoint,
     check_same_kind,
@@ -413,7 +413,9 @@ class TextGenerator:
         if not self._has_encoder:
             raise UserError("prefixes are for models with an encoder: add them to the prompts of a language model")
         tokens = self._encode_words(text)
-        limit = min(search.max_len - 2, max(search.min_len, int(search.max_len_a * length + search.max_len_b)))
+        start = self.task.prefix_start
+        is_added = start is not None and (not tokens.numel() or int(tokens[0]) != start)
+        limit = length_limit(search, length + self.task.symbols_of_source) - is_added
         if tokens.numel() > limit:
             raise UserError(f"{name} has {tokens.numel()} tokens and its output may have {limit}: shorten it")
         return tokens

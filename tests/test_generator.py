@@ -568,11 +568,30 @@ def test_prefixes(request, kind, attention):
         assert model.generate([*lines, ""], prefixes=[*some, "w1"], beam=3, max_len_b=20) == [*mixed, ""]
 
 
+def test_prefixes_behind_a_symbol(tiny_bart):
+    """Its targets begin with <s>, which counts, and which a prefix may have or not."""
+    model = elseq.load(tiny_bart.checkpoint, "kv", data=tiny_bart.data)
+    lines, prefixes, options = ["w1 w2", "w3", "w5"], ["<s> w1", "w2 w3", ""], {"beam": 2, "max_len_b": 6}
+    alone = [model.generate([line], prefixes=[each], **options)[0] for line, each in zip(lines, prefixes, strict=True)]
+    assert model.generate(lines, prefixes=prefixes, **options) == alone
+    assert alone[0] == model.generate(lines[:1], prefixes=["w1"], **options)[0]
+    assert model.generate(["w1"], prefixes=["w1 w2"], max_len_b=3)[0].endswith("w1 w2")
+    with pytest.raises(UserError, match="^prefix 0 has 3 tokens and its output may have 2: shorten it$"):
+        model.generate(["w1"], prefixes=["w1 w2 w3"], max_len_b=3)
+    longest = model.task.max_positions()[1] - 2
+    filled = model.generate(["w1"], prefixes=[" ".join(["w1"] * longest)], max_len_b=10_000)
+    assert filled[0].split().count("w1") == longest
+    with pytest.raises(UserError, match=f"^prefix 0 has {longest + 1} tokens and its output may have {longest}: "):
+        model.generate(["w1"], prefixes=[" ".join(["w1"] * (longest + 1))], max_len_b=10_000)
+
+
 def test_prefixes_that_cannot_be(tiny_translation, translator, tiny_language_model):
     with pytest.raises(UserError, match="^prefixes has 2 texts for 1 sources: give one for each$"):
         translator.generate(["w1"], prefixes=["w1", "w2"])
     with pytest.raises(UserError, match="^prefix 1 has 4 tokens and its output may have 3: shorten it$"):
         translator.generate(["w1", "w2"], prefixes=["w1 w1 w1", "w1 w1 w1 w1"], max_len_b=3)
+    # There is room for as many words as the output may have.
+    assert translator.generate(["w1"], prefixes=["w1 w1 w1"], max_len_b=3) == ["w1 w1 w1"]
     model = elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data)
     with pytest.raises(UserError, match="^prefixes are for models with an encoder: add them to the prompts of a"):
         model.generate(["w1"], prefixes=["w1"])

@@ -65,7 +65,7 @@ class _Chosen(NamedTuple):
     """What a group chooses among its candidates."""
 
     scores: Tensor  # [B, C], -inf: not chosen
-    words: Tensor  # int64 [B, C]
+    tokens: Tensor  # int64 [B, C]
     hypotheses: Tensor  # int64 [B, C], among all of the sentence
     ends: Tensor  # bool [B, C]: the group finishes it
     counts: Tensor  # [B, C]: 1 for what is chosen, 0 for the others
@@ -73,13 +73,14 @@ class _Chosen(NamedTuple):
 
 
 class DiverseBeamSearch(search.DiverseBeamSearch):
-    """Each group is a separate beam search, which ends when it has its share of the hypotheses. As in fairseq, words
+    """Each group is a separate beam search, which ends when it has its share of the hypotheses. As in fairseq, tokens
     that earlier groups choose in the same step, to continue or to end, get lower scores.
 
     A generator finishes those of the first `beam` candidates that end, and continues with the first `beam` that do not.
     Ended candidates therefore come first here, and the others are in the positions of their groups.
 
-    Shapes: B sentences, G groups of K hypotheses (hypothesis n is in group n % G), V words, C candidates of a group.
+    Shapes: B sentences, G groups of K hypotheses (hypothesis n is in group n % G), V tokens of the
+    vocabulary, C candidates of a group.
     """
 
     def __init__(self, tgt_dict, num_groups, diversity_strength, diversity_discount=1.0, candidate_multiple=1):
@@ -106,12 +107,12 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
         for group in range(self.num_groups):
             penalty = torch.zeros_like(lprobs[:, 0])
             if group > 0:
-                words, weights = self.taken(group, chosen)
-                penalty.scatter_add_(1, words, weights)
+                tokens, weights = self.taken(group, chosen)
+                penalty.scatter_add_(1, tokens, weights)
             log_probs = self.lowered(group, share, lprobs[:, group :: self.num_groups], penalty.unsqueeze(1))
             before = scores[:, group :: self.num_groups] if step > 0 else None
-            best, words, beams = self.beam.step(step, log_probs, before, candidate_multiple=2)
-            chosen.append(self.choose(group, share, best, words, beams))
+            best, tokens, beams = self.beam.step(step, log_probs, before, candidate_multiple=2)
+            chosen.append(self.choose(group, share, best, tokens, beams))
         return self.end(share, chosen)
 
     def begin(self, step: int, lprobs) -> int:
@@ -125,21 +126,21 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
         return beam // groups
 
     def taken(self, group: int, chosen: list[_Chosen]) -> tuple[Tensor, Tensor]:
-        """The words of the candidates of earlier groups, int64 [B, group * C], and how often each counts."""
-        words = torch.stack([each.words for each in chosen], dim=1)
+        """The tokens of the candidates of earlier groups, int64 [B, group * C], and how often each counts."""
+        tokens = torch.stack([each.tokens for each in chosen], dim=1)
         weights = torch.stack([each.counts for each in chosen], dim=1)
         weights = weights * (1 + self.group_overlap[:, group, :group]).unsqueeze(2)
-        return words.flatten(1), weights.flatten(1)
+        return tokens.flatten(1), weights.flatten(1)
 
     def lowered(self, group: int, share: int, lprobs, penalty):
-        """Log-probabilities of a group [B, K, ...] where its words were taken so often; -inf if the group has ended."""
+        """Log-probabilities of a group [B, K, ...] where its tokens were taken so often; -inf if it has ended."""
         is_over = self.ended[:, group].ge(share).view(-1, 1, 1)
         return (lprobs + self.diversity_strength * penalty).masked_fill(is_over, -math.inf)
 
-    def choose(self, group: int, share: int, scores, words, hypotheses) -> _Chosen:
+    def choose(self, group: int, share: int, scores, tokens, hypotheses) -> _Chosen:
         """Among candidates, best first, each [B, C]; hypotheses: of the group."""
         rank = torch.arange(scores.size(1), device=scores.device)
-        is_end = words.eq(self.eos) & scores.gt(-math.inf)
+        is_end = tokens.eq(self.eos) & scores.gt(-math.inf)
         is_last = is_end & rank.lt(share)
         is_last = is_last & (self.ended[:, group].unsqueeze(1) + is_last.cumsum(1)).le(share)
         place = (~is_end).cumsum(1) - 1
@@ -148,31 +149,31 @@ class DiverseBeamSearch(search.DiverseBeamSearch):
         scores = scores.masked_fill(~(is_last | is_next), -math.inf)
         counts = scores.gt(-math.inf).to(scores)
         groups = self.num_groups
-        return _Chosen(scores, words, hypotheses * groups + group, is_last, counts, keys * groups + group)
+        return _Chosen(scores, tokens, hypotheses * groups + group, is_last, counts, keys * groups + group)
 
     def end(self, share: int, chosen: list[_Chosen]) -> tuple[Tensor, Tensor, Tensor]:
-        """The candidates of the sentences: scores, words and hypotheses."""
+        """The candidates of the sentences: scores, tokens and hypotheses."""
         self.ended = self.ended + torch.stack([each.ends.sum(1) for each in chosen], dim=1)
-        words = torch.stack([each.words for each in chosen], dim=1)
+        tokens = torch.stack([each.tokens for each in chosen], dim=1)
         counts = torch.stack([each.counts for each in chosen], dim=1)
-        same = words.unsqueeze(2).eq(words.unsqueeze(1)) * counts.unsqueeze(2) * counts.unsqueeze(1)
+        same = tokens.unsqueeze(2).eq(tokens.unsqueeze(1)) * counts.unsqueeze(2) * counts.unsqueeze(1)
         self.group_overlap = self.diversity_discount * (self.group_overlap + same.sum(3))
         order = torch.cat([each.keys for each in chosen], dim=1).argsort(dim=1)[:, : 2 * share * self.num_groups]
         return (
             torch.cat([each.scores for each in chosen], dim=1).gather(1, order),
-            torch.cat([each.words for each in chosen], dim=1).gather(1, order),
+            torch.cat([each.tokens for each in chosen], dim=1).gather(1, order),
             torch.cat([each.hypotheses for each in chosen], dim=1).gather(1, order),
         )
 
 
 def ask_for_enough_candidates():
-    """Search among allowed words (`prefix_allowed_tokens_fn`) requests only as many candidates as hypotheses. Ended
+    """Search among allowed tokens (`prefix_allowed_tokens_fn`) requests only as many candidates as hypotheses. Ended
     hypotheses are not replaced, and continue after the end symbol."""
     search.PrefixConstrainedBeamSearch = PrefixConstrainedBeamSearch
 
 
 class PrefixConstrainedBeamSearch(search.PrefixConstrainedBeamSearch):
-    """Beam search among the words that a function allows."""
+    """Beam search among the tokens that a function allows."""
 
     def __init__(self, tgt_dict, prefix_allowed_tokens_fn):
         super().__init__(tgt_dict, prefix_allowed_tokens_fn)

@@ -5,7 +5,7 @@ from fairseq import utils
 from fairseq.data import data_utils
 from torch import Tensor
 
-_EXTRACT = {"hard": utils.extract_hard_alignment, "soft": utils.extract_soft_alignment}
+ALIGNMENTS = {"hard": utils.extract_hard_alignment, "soft": utils.extract_soft_alignment}
 
 
 def align(hypotheses: list[list[dict]], net_input: dict, models, kind: str, tgt_dict, left_pad_target: bool) -> None:
@@ -30,7 +30,7 @@ def align(hypotheses: list[list[dict]], net_input: dict, models, kind: str, tgt_
     source = source.masked_fill(source.eq(tgt_dict.bos()), tgt_dict.pad()).cpu()
     for (sentence, hypothesis), weights in zip(flat, attention, strict=True):
         tokens = hypothesis["tokens"].cpu()
-        hypothesis["alignment"] = _EXTRACT[kind](
+        hypothesis["alignment"] = ALIGNMENTS[kind](
             weights.cpu(), source[sentence], tokens, tgt_dict.pad(), tgt_dict.eos()
         )
 

@@ -17,21 +17,21 @@ class Candidates(NamedTuple):
     """Continuations of each sentence, best first."""
 
     scores: Tensor  # [B, C], cumulative; -inf: none
-    words: Tensor  # int64 [B, C]
+    tokens: Tensor  # int64 [B, C]
     hypotheses: Tensor  # int64 [B, C]: which of the sentence's hypotheses they continue, from 0
     ending: Tensor  # bool [B, C]: those that end
     is_stuck: Tensor  # bool [B, 1]: sentences that have none
 
     @classmethod
-    def of(cls, scores: Tensor, words: Tensor, hypotheses: Tensor, eos: int) -> "Candidates":
+    def of(cls, scores: Tensor, tokens: Tensor, hypotheses: Tensor, eos: int) -> "Candidates":
         """
         Args:
-            scores, words, hypotheses: what a search strategy returns, each [B, C].
+            scores, tokens, hypotheses: what a search strategy returns, each [B, C].
             eos: the symbol that ends a hypothesis.
         """
         is_one = scores.isneginf().logical_not()
         is_stuck = ~is_one.any(dim=1, keepdim=True)
-        return cls(scores, words, hypotheses, words.eq(eos) & is_one, is_stuck)
+        return cls(scores, tokens, hypotheses, tokens.eq(eos) & is_one, is_stuck)
 
     def select(self, sentences: Tensor) -> "Candidates":
         """Those of these sentences, int64 [B']."""
@@ -69,7 +69,7 @@ class Beams:
             limits: tokens that those of each sentence may have, the end apart.
             source_lengths: int64 [B].
             sample_ids: int64 [B]: what a search strategy calls each sentence.
-            prefix: int64 [B, P], padded on the right: words that the hypotheses begin with; or None.
+            prefix: int64 [B, P], padded on the right: tokens that the hypotheses begin with; or None.
             uncounted: how many of these, from the first on, have the log-probability 0.
         """
         sentences, device = source_lengths.numel(), source_lengths.device
@@ -98,16 +98,16 @@ class Beams:
         """Of anything [N, ...]: [B, beam, ...]."""
         return rows.view(len(self.sentences), self.beam, *rows.shape[1:])
 
-    def prefix_words(self, step: int) -> Tensor | None:
-        """The word that must come now, int64 [B], padding where any may; None: any may everywhere."""
+    def prefix_at(self, step: int) -> Tensor | None:
+        """The token that must come now, int64 [B], padding where any may; None: any may everywhere."""
         return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None
 
-    def has_in_prefix(self, word: int, step: int) -> bool:
-        """Whether it is the word that must come now, for some sentence."""
-        return any(self._prefixes[sentence][step] == word for sentence in self.sentences)
+    def has_in_prefix(self, token: int, step: int) -> bool:
+        """Whether it is the token that must come now, for some sentence."""
+        return any(self._prefixes[sentence][step] == token for sentence in self.sentences)
 
     def attend(self, step: int, weights: Tensor | None) -> None:
-        """Remember the attention to the source, [N, S], with which the next word is chosen."""
+        """Remember the attention to the source, [N, S], with which the next token is chosen."""
         if weights is None:
             return
         if self.attention is None:
@@ -156,7 +156,7 @@ class Beams:
         order = torch.where(candidates.is_stuck, self.rows, continued).view(-1)
         scores = candidates.scores.masked_fill(candidates.ending, -math.inf)
         self._take(order)
-        self.tokens[:, step + 1] = candidates.words.gather(1, active).view(-1)
+        self.tokens[:, step + 1] = candidates.tokens.gather(1, active).view(-1)
         self.scores[:, step] = scores.gather(1, active).view(-1)
         return order, active
 

@@ -10,14 +10,14 @@ from elseq.attention import DecodingMethod
 from elseq.attention.kernels.decode_step import computes_texts
 from elseq.attention.kernels.largest import computes_largest
 from elseq.attention.memory import GROWTH, PARTS
-from elseq.attention.methods import AUTO, EL, KV, METHODS, AttentionSizes
+from elseq.attention.methods import AUTO, EL, KV, AttentionSizes
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
 from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
 from elseq.generation.method_choice import Choice
-from elseq.generation.next_words import NextWords
+from elseq.generation.next_tokens import NextTokens
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
 from elseq.generation.steppers import positions_at_once
@@ -125,7 +125,7 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
 
     The decoding state is predicted exactly. What is computed beside it is estimated from above, by what each part of a
     search holds at its worst moment: the encoder or the reading of a prompt, the projection of keys and values, and the
-    steps of decoding with their logits, the words and scores so far, and the finished hypotheses. Not in it: what an
+    steps of decoding with their logits, the tokens and scores so far, and the finished hypotheses. Not in it: what an
     allocator loses between tensors, and what CUDA needs for itself.
 
     Args:
@@ -151,8 +151,8 @@ def scoring_bytes(model, sentences: int, source_length: int, target_length: int)
         source_length: tokens of each source, or of each prompt, with the symbols that the task adds.
         target_length: tokens of each target, the same.
     """
-    method = METHODS.get(model.decoder.decode_attention, KV)  # as `ElseqStepper.score`
-    return _Scoring(model, Choice(method, method), sentences, source_length, target_length).bytes()
+    methods = Choice.without_search(model.decoder.decode_attention)
+    return _Scoring(model, methods, sentences, source_length, target_length).bytes()
 
 
 def _methods(model) -> list[Choice]:
@@ -280,7 +280,7 @@ class _Batch:
         return _Rows(count, self.dtype.itemsize, self.product, self.device.type == "cpu")
 
     def _reading(self) -> int:
-        """All that happens before the first word of a target."""
+        """All that happens before the first token of a target."""
         return self._reading_prompts() if self.encoder is None else self._encoding()
 
     def _encoding(self) -> int:
@@ -425,17 +425,18 @@ class _Search(_Batch):
         kept, most = self._step()
         if language_model is not None:
             other_kept, other_most = language_model._step()
-            words = self.sentences * self.beam * self.search.vocab_size * self.wide  # of the model; its step is over
+            # Of the model, whose step is over.
+            log_probs = self.sentences * self.beam * self.search.vocab_size * self.wide
             reading = max(reading, self._memory() + language_model._reading())
             state += language_model._state()
             kept += other_kept
-            most = max(most, words + max(other_most, 2 * words))
+            most = max(most, log_probs + max(other_most, 2 * log_probs))
         step = state + kept + most
         # On a GPU a captured step has memory of its own, which reading the source cannot use.
         return SCALARS + self._hypotheses() + (max(reading, step) if self.device.type == "cpu" else reading + step)
 
     def _hypotheses(self) -> int:
-        """Words and scores, and the attention to the source, of those that are searched and of the finished ones."""
+        """Tokens and scores, and the attention to the source, of those that are searched and of the finished ones."""
         finished = min(self.search.stopping.finished(self.beam), self.beam * self.steps)
         each = self.steps * (INDEX_BYTES + self.wide) + 5 * INDEX_BYTES + self._alignment()
         return self.sentences * (1 + self.beam + finished) * each
@@ -526,23 +527,23 @@ class _Search(_Batch):
         return rows.tensor(room * method.numbers_kept(attention.sizes)) // tensors
 
     def _logits(self, rows: _Rows) -> int:
-        """The logits, and what is made of them to choose words."""
+        """The logits, and what is made of them to choose tokens."""
         vocabulary, search = self.search.vocab_size, self.search
-        words = rows.count * vocabulary * self.wide
+        log_probs = rows.count * vocabulary * self.wide
         is_plain = isinstance(search.search, BeamSearch) and len(search.models) == 1
         if self.decoder.adaptive_softmax is not None:
-            return 4 * words
+            return 4 * log_probs
         output = self.decoder.output_projection
         logits = rows.output(output)
         empty = torch.empty(1, 1, dtype=self.dtype, device=self.device)
-        is_in_place = NextWords(logits=empty).is_normalized_in_place
+        is_in_place = NextTokens(logits=empty).is_normalized_in_place
         if not is_plain or self.device.type != "cpu":
-            beside = 3 * words
+            beside = 3 * log_probs
         else:
             is_converted = self.dtype.itemsize < self.wide
             copies = is_converted if is_in_place else 1 + is_converted
-            # Where words have the same score, those of a sentence are there once more.
-            beside = copies * words
+            # Where tokens have the same score, those of a sentence are there once more.
+            beside = copies * log_probs
             if search.lm_model is None:
                 beside += self.beam * vocabulary * self.wide
         scaled = rows.tensor(vocabulary) if search.temperature != 1 else 0
@@ -587,9 +588,9 @@ class _Scoring(_Batch):
                 cross = self._attending(rows, layer.encoder_attn, self.methods.cross, None)
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
             layers.append(rows.layer(layer, *attentions))
-        words = self.sentences * (self.workload.target_length + 1) * (4 * INDEX_BYTES + self.wide)
+        scores = self.sentences * (self.workload.target_length + 1) * (4 * INDEX_BYTES + self.wide)
         reading = self._state() + max(self._growing() + max(layers), self._logits(rows))
-        return SCALARS + words + max(self._reading(), reading)
+        return SCALARS + scores + max(self._reading(), reading)
 
     def _state(self) -> int:
         state, target = super()._state(), self.workload.target_length
@@ -645,11 +646,11 @@ class _Scoring(_Batch):
         return self.sentences * _room(before) * numbers * self.dtype.itemsize
 
     def _logits(self, rows: _Rows) -> int:
-        """The logits, and the log-probabilities of all words."""
-        words = rows.count * len(self.decoder.dictionary) * self.wide
+        """The logits, and the log-probabilities of all tokens."""
+        log_probs = rows.count * len(self.decoder.dictionary) * self.wide
         if self.decoder.adaptive_softmax is not None:
-            return 4 * words
+            return 4 * log_probs
         output = self.decoder.output_projection
         is_converted = self.dtype.itemsize < self.wide
         hidden = 2 * rows.tensor(output.in_features)
-        return max(hidden + rows.multiplying(output), rows.output(output) + (1 + is_converted) * words)
+        return max(hidden + rows.multiplying(output), rows.output(output) + (1 + is_converted) * log_probs)

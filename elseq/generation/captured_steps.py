@@ -91,7 +91,7 @@ class CapturedStep:
 class CapturedSteps:
     """Reads one token after the other into a decoding state. It stands in for `decode` and the state's own methods.
 
-    Shapes: N hypotheses of B sentences are still searched for; V words. A captured step has a fixed number of
+    Shapes: N hypotheses of B sentences are still searched for; V logits each. A captured step has a fixed number of
     hypotheses. Sentences that are finished stay in it, unread, until it has to be captured anew, or half of it and
     `IDLE` hypotheses are idle. In buffers that are kept there may be idle sentences from the beginning.
     """

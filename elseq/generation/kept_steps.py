@@ -253,7 +253,7 @@ def _precision_of_products() -> tuple:
 
 
 def _contents(model: nn.Module) -> tuple:
-    """What a graph repeats of a model, the encoder apart: where its tensors are, and the numbers that it was told."""
+    """What a graph repeats of a model without its encoder: where its tensors are, its numbers, and its functions."""
     found = []
     for name, module in model.named_modules(remove_duplicate=False):
         if name.partition(".")[0] == "encoder":
@@ -261,6 +261,6 @@ def _contents(model: nn.Module) -> tuple:
         for value in (*module._parameters.values(), *module._buffers.values(), *vars(module).values()):
             if isinstance(value, Tensor):
                 found.append((value.data_ptr(), value.dtype, value.shape, value.stride()))
-            elif value is None or isinstance(value, bool | int | float | str):
+            elif value is None or isinstance(value, bool | int | float | str) or callable(value):
                 found.append(value)
     return tuple(found)

@@ -1,6 +1,6 @@
-"""Processors of log-probabilities: each forbids, forces or penalizes next words before the search chooses.
+"""Processors of log-probabilities: each forbids, forces or penalizes next tokens before the search chooses.
 
-Shapes: B sentences, N = B * beam hypotheses (those of a sentence are adjacent), V words.
+Shapes: B sentences, N = B * beam hypotheses (those of a sentence are adjacent), V tokens of the vocabulary.
 """
 
 import math
@@ -13,10 +13,10 @@ import torch
 from torch import Tensor
 
 from elseq.generation.beams import Beams
-from elseq.generation.ngrams import block_repeated_ngrams, repeated_words
+from elseq.generation.ngrams import block_repeated_ngrams, repeated_tokens
 from elseq.generation.transfers import to_device
 
-# Words that may not follow: the same ones for all hypotheses, or those of each, int64 [N, W].
+# Tokens that may not follow: the same ones for all hypotheses, or those of each, int64 [N, W].
 Forbidden = tuple[int, ...] | Tensor
 
 
@@ -24,26 +24,26 @@ Forbidden = tuple[int, ...] | Tensor
 class Step:
     """The state of the search that a processor reads beside the log-probabilities."""
 
-    number: int  # words that the hypotheses have
+    number: int  # tokens that the hypotheses have
     beams: Beams
     at_limit: Tensor | None  # bool [B]: sentences whose hypotheses must end now; None: no sentence
-    settled: Tensor | None = None  # bool [N]: an earlier processor has settled the next word; None: no hypothesis'
+    settled: Tensor | None = None  # bool [N]: an earlier processor has settled the next token; None: no hypothesis'
 
     def settle(self, rows: Tensor) -> None:
         self.settled = rows if self.settled is None else self.settled | rows
 
 
 class LogitsProcessor(Protocol):
-    """Changes log-probabilities of the next word, [N, V], in place: -inf forbids a word."""
+    """Changes log-probabilities of the next token, [N, V], in place: -inf forbids a token."""
 
     def __call__(self, log_probs: Tensor, step: Step) -> None: ...
 
     def forbids(self, step: Step) -> Forbidden | None:
-        """The words that the processor forbids at this step; None if it does more than forbid."""
+        """The tokens that the processor forbids at this step; None if it does more than forbid."""
 
 
 class OnlyNumbers:
-    """Forbids padding, and words whose log-probability is NaN."""
+    """Forbids padding, and tokens whose log-probability is NaN."""
 
     def __init__(self, pad: int):
         self.pad = pad
@@ -57,7 +57,7 @@ class OnlyNumbers:
 
 
 class UnknownPenalty:
-    """Unknown words cost as much more."""
+    """Unknown tokens cost as much more."""
 
     def __init__(self, unk: int, penalty: float):
         self.unk = unk
@@ -87,42 +87,42 @@ class MaximumLength:
 
 
 class Prefix:
-    """Forces the words of a prefix. If the prefix ends a sentence, all its hypotheses become the first one."""
+    """Forces the tokens of a prefix. If the prefix ends a sentence, all its hypotheses become the first one."""
 
     def __init__(self, pad: int, eos: int):
         self.pad = pad
         self.eos = eos
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
-        words = step.beams.prefix_words(step.number)
-        if words is None:
+        tokens = step.beams.prefix_at(step.number)
+        if tokens is None:
             return
-        has_word = words.ne(self.pad) if step.at_limit is None else words.ne(self.pad) & ~step.at_limit
-        rows = has_word.repeat_interleave(step.beams.beam)
-        _only(log_probs, rows, words.repeat_interleave(step.beams.beam), counts=step.number >= step.beams.uncounted)
+        has_token = tokens.ne(self.pad) if step.at_limit is None else tokens.ne(self.pad) & ~step.at_limit
+        rows = has_token.repeat_interleave(step.beams.beam)
+        _only(log_probs, rows, tokens.repeat_interleave(step.beams.beam), counts=step.number >= step.beams.uncounted)
         step.settle(rows)
         if step.beams.has_in_prefix(self.eos, step.number):
-            ends = has_word & words.eq(self.eos)
+            ends = has_token & tokens.eq(self.eos)
             # Only the first hypothesis has a finite score, and the sentence is finished once all have ended.
             step.beams.copy_first(ends)
             log_probs.copy_(step.beams.first_of(log_probs, ends))
 
     def forbids(self, step: Step) -> Forbidden | None:
-        return () if step.beams.prefix_words(step.number) is None else None
+        return () if step.beams.prefix_at(step.number) is None else None
 
 
 class Suppressed:
-    """Forbids words that are not forced."""
+    """Forbids tokens that are not forced."""
 
-    def __init__(self, words: list[int]):
-        self.words = tuple(words)
+    def __init__(self, tokens: list[int]):
+        self.tokens = tuple(tokens)
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
-        for word in self.words:
-            _forbid(log_probs, word, step.settled)
+        for token in self.tokens:
+            _forbid(log_probs, token, step.settled)
 
     def forbids(self, step: Step) -> Forbidden:
-        return self.words
+        return self.tokens
 
 
 class MinimumLength:
@@ -148,46 +148,46 @@ class NoRepeatNgrams:
         self.pad = pad
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
-        words = step.beams.tokens[:, 1 : step.number + 1]
-        block_repeated_ngrams(log_probs, words, self.size, self.pad, step.settled)
+        tokens = step.beams.tokens[:, 1 : step.number + 1]
+        block_repeated_ngrams(log_probs, tokens, self.size, self.pad, step.settled)
 
     def forbids(self, step: Step) -> Forbidden:
-        return repeated_words(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
+        return repeated_tokens(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
 
 
-def forbidden_words(processors: Sequence[LogitsProcessor], step: Step) -> Tensor | None:
-    """The words that some processors forbid at a step, int64 [N, W]; None if one of them does more than forbid."""
+def forbidden_tokens(processors: Sequence[LogitsProcessor], step: Step) -> Tensor | None:
+    """The tokens that some processors forbid at a step, int64 [N, W]; None if one of them does more than forbid."""
     of_all, of_each = [], []
     for process in processors:
-        words = process.forbids(step)
-        if words is None:
+        forbidden = process.forbids(step)
+        if forbidden is None:
             return None
-        if isinstance(words, Tensor):
-            of_each.append(words)
+        if isinstance(forbidden, Tensor):
+            of_each.append(forbidden)
         else:
-            of_all += words
+            of_all += forbidden
     tokens = step.beams.tokens
     forbidden = _row(tuple(of_all), tokens.device).expand(len(tokens), -1)
     return torch.cat((forbidden, *of_each), dim=1) if of_each else forbidden
 
 
 @lru_cache
-def _row(words: tuple[int, ...], device: torch.device) -> Tensor:
-    return to_device([words], device)
+def _row(tokens: tuple[int, ...], device: torch.device) -> Tensor:
+    return to_device([tokens], device)
 
 
-def _forbid(log_probs: Tensor, word: int, settled: Tensor | None) -> None:
+def _forbid(log_probs: Tensor, token: int, settled: Tensor | None) -> None:
     if settled is None:
-        log_probs[:, word] = -math.inf
+        log_probs[:, token] = -math.inf
     else:
-        log_probs[:, word].masked_fill_(~settled, -math.inf)
+        log_probs[:, token].masked_fill_(~settled, -math.inf)
 
 
-def _only(log_probs: Tensor, rows: Tensor, words: Tensor, counts: bool = True) -> None:
-    """In these rows, bool [N], only this word, int64 [N], may follow; unless it counts, by the log-probability 0."""
-    words = words.unsqueeze(1)
-    kept = log_probs.gather(1, words)
+def _only(log_probs: Tensor, rows: Tensor, tokens: Tensor, counts: bool = True) -> None:
+    """In these rows, bool [N], only this token, int64 [N], may follow; unless it counts, by the log-probability 0."""
+    tokens = tokens.unsqueeze(1)
+    kept = log_probs.gather(1, tokens)
     if not counts:
         kept = kept.masked_fill(rows.unsqueeze(1), 0.0)
     log_probs.masked_fill_(rows.unsqueeze(1), -math.inf)
-    log_probs.scatter_(1, words, kept)
+    log_probs.scatter_(1, tokens, kept)

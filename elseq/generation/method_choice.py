@@ -41,6 +41,11 @@ class Choice(NamedTuple):
         own, _, cross = name.partition("+")
         return cls(METHODS[own], METHODS[cross or own])
 
+    @classmethod
+    def without_search(cls, name: str) -> "Choice":
+        """Where there is no search by whose sizes auto chooses."""
+        return cls.named(KV.name if name == AUTO else name)
+
 
 def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice:
     """

@@ -38,14 +38,14 @@ def score_targets(
         UserError: the model's output is not a number.
     """
     pad, device = dictionary.pad(), next(iter(net_input.values())).device
-    words = pad_sequence(list(targets), batch_first=True, padding_value=pad).to(device)
-    start = words.new_full((len(words), 1), dictionary.eos() if bos_token is None else bos_token)
+    padded = pad_sequence(list(targets), batch_first=True, padding_value=pad).to(device)
+    start = padded.new_full((len(padded), 1), dictionary.eos() if bos_token is None else bos_token)
     prompt = None
     if prompt_tokens is not None:
         prompt, last = split_last(prompt_tokens, pad)
         start = last.unsqueeze(1)
-    tokens = torch.cat((start, words), dim=1)
-    if prompt is not None and len(words) > 1 and prompt.size(1) + words.size(1) > max_positions([model]):
+    tokens = torch.cat((start, padded), dim=1)
+    if prompt is not None and len(padded) > 1 and prompt.size(1) + padded.size(1) > max_positions([model]):
         # Each prompt fits with its own target, but perhaps not with the longest one.
         return [
             score_targets(model, _row(net_input, row), [target], dictionary, own[own.ne(pad)].unsqueeze(0))[0]
@@ -56,7 +56,7 @@ def score_targets(
         log_probs = stepper.score(net_input, tokens, prompt)
     finally:
         stepper.finish()
-    if bool(log_probs.masked_fill(words.eq(pad), 0).isnan().any()):
+    if bool(log_probs.masked_fill(padded.eq(pad), 0).isnan().any()):
         read = tokens if prompt is None else torch.cat((prompt, tokens), dim=1)
         raise not_a_number([model], net_input, ((row, each[each.ne(pad)][:-1]) for row, each in enumerate(read)))
     return [

@@ -13,9 +13,9 @@ from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds, is_whole
-from elseq.errors import UserError, as_option, is_out_of_memory, renamed
+from elseq.errors import UserError, as_option, check_choice, is_out_of_memory, renamed
 from elseq.generation import kept_steps, transfers
-from elseq.generation.alignment import align
+from elseq.generation.alignment import ALIGNMENTS, align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Remaining
 from elseq.generation.cuda_graphs import held_bytes, release_all
@@ -85,7 +85,7 @@ class SequenceGenerator(nn.Module):
             min_len: a hypothesis has at least this many tokens.
             normalize_scores: divide a score by length ** len_penalty.
             len_penalty: above 1 favours longer hypotheses, below 1 shorter ones.
-            unk_penalty: above 0 gives fewer unknown words, below 0 more.
+            unk_penalty: above 0 gives fewer unknown tokens, below 0 more.
             temperature: above 1 gives flatter distributions, below 1 sharper ones.
             match_source_len: hypotheses are as long as their source.
             no_repeat_ngram_size: no hypothesis has an n-gram of this size twice; 0: no such rule.
@@ -93,7 +93,7 @@ class SequenceGenerator(nn.Module):
             eos: the symbol that ends a hypothesis. Default: the dictionary's.
             symbols_to_strip_from_output: for the caller; the end symbol is added.
             lm_model, lm_weight: a language model whose log-probabilities are added with this weight.
-            tokens_to_suppress: words of the dictionary that are never chosen.
+            tokens_to_suppress: symbols of the dictionary that are never chosen.
             print_alignment: hard or soft: also align hypothesis and source.
             left_pad_target: for alignment: how the models were trained to see padded targets.
             early_stopping: when beam search ends: first, bound or never; see `elseq.generation.stopping.Stopping`. A
@@ -102,7 +102,7 @@ class SequenceGenerator(nn.Module):
 
         Raises:
             UserError: a beam, a temperature or a patience that is not positive, a rule of stopping for another search
-                than beam search, a language model that is none, a word to suppress
+                than beam search, a language model that is none, a symbol to suppress
                 that is not in the dictionary, or an alignment with a source that there is not.
         """
         super().__init__()
@@ -110,11 +110,11 @@ class SequenceGenerator(nn.Module):
             if not is_whole(beam_size):
                 raise UserError(f"{beam_size!r} is not a whole number above 0", "beam")
             check_bounds("beam", int(beam_size), 1)
+            check_bounds("temperature", temperature, 1.0)
+            check_choice("print_alignment", print_alignment or None, ALIGNMENTS)
             self.stopping = Stopping(early_stopping, beam_patience)
         if lm_model is not None and hasattr(lm_model, "encoder"):
             raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
-        if temperature <= 0:
-            raise UserError(f"--temperature {temperature} is not positive; give a number above 0")
         self.models = models.models if isinstance(models, EnsembleModel) else nn.ModuleList(models)
         self.tgt_dict = tgt_dict
         self.pad = tgt_dict.pad()
@@ -125,11 +125,11 @@ class SequenceGenerator(nn.Module):
         self.beam_size = min(beam_size, self.vocab_size - 1)
         self.max_len_a = max_len_a
         self.max_len_b = max_len_b
-        self.max_len = max_len or max_positions(self.models)
+        self.max_len = max_len or max_positions([*self.models, *([] if lm_model is None else [lm_model])])
         self.min_len = min_len
         self.length_penalty = len_penalty if normalize_scores else None
         self.match_source_len = match_source_len
-        suppressed = [self._index(word) for word in tokens_to_suppress]
+        suppressed = [self._index(symbol) for symbol in tokens_to_suppress]
         # In this order: what is forced is settled before what is forbidden.
         self.processors: list[LogitsProcessor] = [
             OnlyNumbers(self.pad),
@@ -184,13 +184,13 @@ class SequenceGenerator(nn.Module):
         Args:
             models: unused, for fairseq's sake.
             sample: a batch with "net_input", as a fairseq task makes it.
-            prefix_tokens: int64 [B, P], padded on the right: the words that each hypothesis begins with. They count in
+            prefix_tokens: int64 [B, P], padded on the right: the tokens that each hypothesis begins with. They count in
                 its length and in its score.
-            constraints: packed words that each hypothesis must contain; for the search strategies that take them.
+            constraints: packed tokens that each hypothesis must contain; for the search strategies that take them.
             bos_token: the symbol a hypothesis starts from. Default: the end symbol.
             prompt_tokens: int64 [B, P], padded on the right: what each hypothesis continues, the starting symbol
                 included. It is read in one pass, and it is in neither hypothesis, length nor score.
-            uncounted: how many words of prefix_tokens, from the first on, count in the length alone.
+            uncounted: how many tokens of prefix_tokens, from the first on, count in the length alone.
 
         Returns:
             For each sentence its hypotheses, best first: "tokens" [T] ending with the end symbol, "score",
@@ -246,7 +246,7 @@ class SequenceGenerator(nn.Module):
         reads_later = self._reads_later(device) and self._has_position_after(longest, prompt_tokens)
         start = self.eos if bos_token is None else bos_token
         if prompt_tokens is not None:
-            # The last word of a prompt is what its hypotheses start from; the words before it are the prompt proper.
+            # The last token of a prompt is what its hypotheses start from; the tokens before it are the prompt proper.
             prompt_tokens, start = split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
         beams = Beams(
@@ -263,7 +263,7 @@ class SequenceGenerator(nn.Module):
         self.model.start(net_input, self.beam_size, longest + 1, prompt_tokens)
 
         for step in range(longest + 1):
-            next_words, weights = self.model.step(beams.tokens[:, : step + 1])
+            next_tokens, weights = self.model.step(beams.tokens[:, : step + 1])
             if step % GROWTH == 0:
                 self.usage.record(self.model.state_bytes())
             beams.attend(step, weights)
@@ -272,18 +272,18 @@ class SequenceGenerator(nn.Module):
                 remaining = self._drop_finished(finished, unread, beams)
                 if not beams.sentences:
                     break
-                next_words = next_words if remaining is None else next_words.select(remaining.rows)
+                next_tokens = next_tokens if remaining is None else next_tokens.select(remaining.rows)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
             must_end = [limit <= step for limit in beams.limits]
             at_limit = to_device(must_end, device).bool() if any(must_end) else None
-            candidates, was_nan = selection.candidates(Step(step, beams, at_limit), next_words)
+            candidates, was_nan = selection.candidates(Step(step, beams, at_limit), next_tokens)
             is_nan = is_nan | was_nan
-            del next_words  # as large as all the rest of a step
+            del next_tokens  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses, and finished sentences leave.
             unread = None
-            is_forced = at_limit is not None or beams.prefix_words(step) is not None
+            is_forced = at_limit is not None or beams.prefix_at(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
                 unread = finished.result(step, beams, candidates, is_nan)
             if unread is not None and (step == longest or not reads_later):
@@ -305,7 +305,7 @@ class SequenceGenerator(nn.Module):
     def _reads_later(self, device: torch.device) -> bool:
         """Whether the host reads the result of a step when it has launched the next one, so that a GPU need not wait.
 
-        The models read one token more of a finished sentence, which must change nothing. Numbers are drawn and words
+        The models read one token more of a finished sentence, which must change nothing. Numbers are drawn and tokens
         chosen for the others alone, whatever the search strategy. (Constrained ones read every hypothesis on the host,
         and wait all the same.)
         """
@@ -337,35 +337,32 @@ class SequenceGenerator(nn.Module):
 
     def _read_so_far(self, error: NotANumber, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
-        for row, words in enumerate(error.beams.tokens[:, : error.step + 1]):
+        for row, tokens in enumerate(error.beams.tokens[:, : error.step + 1]):
             sentence = error.beams.sentences[row // self.beam_size]
-            if prompt_tokens is not None:  # whose last word is the first one here
+            if prompt_tokens is not None:  # whose last token is the first one here
                 prompt = prompt_tokens[sentence]
-                words = torch.cat((prompt[prompt.ne(self.pad)], words[1:]))
-            yield sentence, words
+                tokens = torch.cat((prompt[prompt.ne(self.pad)], tokens[1:]))
+            yield sentence, tokens
 
     def length_limits(self, source_lengths: Tensor, prompt_tokens: Tensor | None) -> list[int]:
         """Tokens that a hypothesis of each sentence may have, the end apart."""
         lengths = source_lengths.tolist()
         prompts = [1] * len(lengths) if prompt_tokens is None else prompt_tokens.ne(self.pad).sum(dim=1).tolist()
-        bounds = [self.max_len - prompt for prompt in prompts]
-        if min(bounds) < self.min_len:
+        room = self.max_len - max(prompts)
+        if room < self.min_len:
             raise UserError(
-                f"{self.min_len} is more than the {max(min(bounds), 0)} tokens that the model's positions leave; "
+                f"{self.min_len} is more than the {max(room, 0)} tokens that the model's positions leave; "
                 "shorten the input or lower it",
                 "--min-len",
             )
-        if self.match_source_len:
-            wanted = lengths
-        else:
-            wanted = [int(min(self.max_len_a * length + self.max_len_b, sys.maxsize)) for length in lengths]
-        if min(wanted) < self.min_len and not self.warned:
+        shortest = min(wanted_length(self, length) for length in lengths)
+        if shortest < self.min_len and not self.warned:
             logger.warning(
                 "--min-len %d is more than the maximum length, %d; such hypotheses have %d tokens",
-                *(self.min_len, min(wanted), self.min_len),
+                *(self.min_len, shortest, self.min_len),
             )
             self.warned = True
-        return [max(self.min_len, min(limit, bound)) for limit, bound in zip(wanted, bounds, strict=True)]
+        return [length_limit(self, *each) for each in zip(lengths, prompts, strict=True)]
 
     @staticmethod
     def _sample_ids(sample: dict, batch: int, device: torch.device) -> Tensor:
@@ -379,11 +376,10 @@ class SequenceGenerator(nn.Module):
         if penalty is not None and not abs(penalty) * math.log(length) < math.log(torch.finfo(torch.float32).max):
             raise UserError(f"{penalty} makes scores of {length} tokens all the same: give one nearer to 1", "--lenpen")
 
-    def _index(self, word: str) -> int:
-        index = self.tgt_dict.index(word)
-        if index == self.unk:
-            raise UserError(f"the word to suppress {word!r} is not in the dictionary; check its spelling")
-        return index
+    def _index(self, symbol: str) -> int:
+        if symbol not in self.tgt_dict:
+            raise UserError(f"the token to suppress {symbol!r} is not in the dictionary; check its spelling")
+        return self.tgt_dict.index(symbol)
 
     def _reads(self, prompt_tokens: Tensor) -> bool:
         return self.model.reads_ragged_prompts or not self._is_ragged(prompt_tokens)
@@ -438,6 +434,24 @@ class Usage:
             logger.info("decoding state: peak %d bytes", self.state_bytes)
 
 
+def wanted_length(search, source_length: int) -> int:
+    """Tokens that a hypothesis may have by the options, the end apart; arguments as for `length_limit`."""
+    if search.match_source_len:
+        return source_length
+    return int(min(search.max_len_a * source_length + search.max_len_b, sys.maxsize))
+
+
+def length_limit(search, source_length: int, prompt_length: int = 1) -> int:
+    """Tokens that a hypothesis may have, the end apart.
+
+    Args:
+        search: a generator, elseq's or fairseq's.
+        source_length: tokens of its source, with the symbols that the task adds.
+        prompt_length: tokens that it continues.
+    """
+    return max(search.min_len, min(wanted_length(search, source_length), search.max_len - prompt_length))
+
+
 def max_positions(models) -> int:
     """That all the models have; a convolutional one without learned positions says that it has infinitely many."""
     return int(
@@ -463,7 +477,7 @@ def _source_lengths(net_input: dict, eos: int, pad: int) -> Tensor:
 
 
 def split_last(prompt: Tensor, pad: int) -> tuple[Tensor, Tensor]:
-    """A prompt [B, P], padded on the right, without the last word of each row [B, P - 1], and that word [B]."""
+    """A prompt [B, P], padded on the right, without the last token of each row [B, P - 1], and that token [B]."""
     ends = prompt.ne(pad).sum(dim=1, keepdim=True) - 1
     shorter = prompt.scatter(1, ends, pad)
     return shorter[:, :-1], prompt.gather(1, ends).squeeze(1)

@@ -1,4 +1,4 @@
-"""Which words follow the hypotheses: what the processors leave, and the search strategy chooses."""
+"""Which tokens follow the hypotheses: what the processors leave, and the search strategy chooses."""
 
 from collections.abc import Sequence
 
@@ -7,8 +7,8 @@ from torch import Tensor
 
 from elseq.generation.beam_search import AmongFew
 from elseq.generation.beams import Candidates
-from elseq.generation.logits_processors import LogitsProcessor, Step, forbidden_words
-from elseq.generation.next_words import NextWords
+from elseq.generation.logits_processors import LogitsProcessor, Step, forbidden_tokens
+from elseq.generation.next_tokens import NextTokens
 
 
 class Selection:
@@ -25,30 +25,30 @@ class Selection:
         self.processors = processors
         self.eos = eos
 
-    def candidates(self, step: Step, next_words: NextWords) -> tuple[Candidates, Tensor]:
+    def candidates(self, step: Step, next_tokens: NextTokens) -> tuple[Candidates, Tensor]:
         """And whether a log-probability was not a number, bool."""
-        found = self._among_few(step, next_words)
-        selected, is_nan = self._among_all(step, next_words) if found is None else found
+        found = self._among_few(step, next_tokens)
+        selected, is_nan = self._among_all(step, next_tokens) if found is None else found
         return Candidates.of(*selected, self.eos), is_nan
 
-    def _among_few(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor] | None:
-        """What the strategy selects, and whether there was no number, where few words of each hypothesis suffice."""
+    def _among_few(self, step: Step, next_tokens: NextTokens) -> tuple[tuple[Tensor, ...], Tensor] | None:
+        """What the strategy selects, and whether there was no number, where few tokens of each hypothesis suffice."""
         beams, strategy = step.beams, self.strategy
         count = strategy.needed(beams.beam) if isinstance(strategy, AmongFew) else None
-        if count is None or not next_words.offers_best:
+        if count is None or not next_tokens.offers_best:
             return None
-        forbidden = forbidden_words(self.processors, step)
-        found = None if forbidden is None else strategy.find(next_words, count, forbidden)
+        forbidden = forbidden_tokens(self.processors, step)
+        found = None if forbidden is None else strategy.find(next_tokens, count, forbidden)
         if found is None:
             return None
-        best, words, is_nan = found
-        best, words, scores = (beams.by_sentence(each) for each in (best, words, beams.scores))
-        selected = strategy.select(step.number, best, words, scores[:, :, : step.number])
+        best, tokens, is_nan = found
+        best, tokens, scores = (beams.by_sentence(each) for each in (best, tokens, beams.scores))
+        selected = strategy.select(step.number, best, tokens, scores[:, :, : step.number])
         return None if selected is None else (selected, is_nan)
 
-    def _among_all(self, step: Step, next_words: NextWords) -> tuple[tuple[Tensor, ...], Tensor]:
-        """The same from the log-probabilities of all words."""
-        log_probs, beams = next_words.log_probs, step.beams
+    def _among_all(self, step: Step, next_tokens: NextTokens) -> tuple[tuple[Tensor, ...], Tensor]:
+        """The same from the log-probabilities of all tokens."""
+        log_probs, beams = next_tokens.log_probs, step.beams
         is_nan = log_probs.amax().isnan()
         for process in self.processors:
             process(log_probs, step)

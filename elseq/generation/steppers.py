@@ -3,14 +3,13 @@
 A stepper has `start`, `step`, `reorder`, `keep`, `finish`, `state_bytes` and `keep_nothing`. `ElseqStepper` drives
 elseq models by their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble`
 is several, and a `Fusion` one beside a language model. Those of a single model also have `score`, which reads given
-words in one pass.
+targets in one pass.
 
-Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V words, S source
-positions.
+Shapes: B sentences, beam hypotheses each, N = B * beam (those of a sentence stand together), V tokens of the
+vocabulary, S source positions.
 """
 
 import math
-from dataclasses import replace
 
 import torch
 from fairseq.models import BaseFairseqModel, FairseqDecoder, FairseqIncrementalDecoder
@@ -19,13 +18,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves
 
-from elseq.attention import METHODS, DecodeState, DecodingMethod
-from elseq.attention.methods import KV
+from elseq.attention import DecodeState, DecodingMethod
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
 from elseq.generation.kept_steps import KeptSteps
-from elseq.generation.method_choice import choose_methods
-from elseq.generation.next_words import NextWords
+from elseq.generation.method_choice import Choice, choose_methods
+from elseq.generation.next_tokens import NextTokens
 from elseq.generation.planner import Workload
 from elseq.heap import give_back_memory
 from elseq.models import Decoder
@@ -36,9 +34,9 @@ MOST_LOGITS = 2**25  # that scoring computes at once
 LARGE = 2**20
 
 
-def positions_at_once(sentences: int, words: int) -> int:
-    """How many positions of the targets of so many sentences scoring reads together; words: of the dictionary."""
-    return max(1, MOST_LOGITS // (sentences * words))
+def positions_at_once(sentences: int, vocabulary: int) -> int:
+    """How many positions of the targets of so many sentences scoring reads together; vocabulary: its size."""
+    return max(1, MOST_LOGITS // (sentences * vocabulary))
 
 
 class ElseqStepper:
@@ -67,13 +65,10 @@ class ElseqStepper:
         decoder = self.model.decoder
         self._normalizes_by_softmax = _normalizes_by_softmax(self.model)
         prompt_length = 0 if prompt is None else prompt.size(1)
-        has_source = hasattr(self.model, "encoder") and "src_tokens" in net_input
-        source_length = net_input["src_tokens"].size(1) if has_source else 0
-        workload = Workload(_sentences(net_input), beam, source_length, max_length, prompt_length)
         self.kept.release_failed()
         encoder_out = self._encode(net_input)
-        if encoder_out is not None:
-            workload = replace(workload, source_length=encoder_out["encoder_out"][0].size(0))
+        source_length = 0 if encoder_out is None else encoder_out["encoder_out"][0].size(0)
+        workload = Workload(_sentences(net_input), beam, source_length, max_length, prompt_length)
         methods = choose_methods(decoder.decode_attention, decoder, workload)
         self._read(encoder_out, prompt, *methods)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
@@ -102,39 +97,38 @@ class ElseqStepper:
             _give_back_memory_after(prompt.device, self.state.size_bytes())
 
     def score(self, net_input: dict, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
-        """Log-probabilities of given words.
+        """Log-probabilities of given targets.
 
         Args:
             net_input: as for `start`.
-            tokens: int64 [B, T + 1], padded on the right: what the words follow, and the words.
+            tokens: int64 [B, T + 1], padded on the right: what the targets follow, and the targets.
             prompt: as for `start`.
 
         Returns:
             [B, T], without meaning at padding.
         """
         decoder = self.model.decoder
-        method = METHODS.get(decoder.decode_attention, KV)  # there is no search for auto to weigh them
-        self._read(self._encode(net_input), prompt, method)
-        before, words = tokens[:, :-1], tokens[:, 1:]
+        self._read(self._encode(net_input), prompt, *Choice.without_search(decoder.decode_attention))
+        before, targets = tokens[:, :-1], tokens[:, 1:]
         # Some positions after the others: the logits of all would not fit the memory. The first one alone, as in a
         # search: `el` reads several first ones by other weights, which int8 rounds.
         width = positions_at_once(len(tokens), len(decoder.dictionary))
-        widths = [1, *(min(width, words.size(1) - start) for start in range(1, words.size(1), width))]
+        widths = [1, *(min(width, targets.size(1) - start) for start in range(1, targets.size(1), width))]
         found = [
             _log_probs_of(self.model, following, decoder.decode(read, self.state)[0])
-            for read, following in zip(before.split(widths, dim=1), words.split(widths, dim=1), strict=True)
+            for read, following in zip(before.split(widths, dim=1), targets.split(widths, dim=1), strict=True)
         ]
         return torch.cat(found, dim=1)
 
-    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextTokens, Tensor | None]:
         """Read the last of the tokens, int64 [N, L]; return what may follow, and attention [N, S] or None."""
         if self.captured is not None:
             output, weights = self.captured.step(tokens), None
         else:
             output, weights = self._decode(tokens[:, -1:], self.state)
         if not self._normalizes_by_softmax:
-            return NextWords(output), weights
-        return NextWords(logits=output, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
+            return NextTokens(output), weights
+        return NextTokens(logits=output, normalize=lambda logits: _log_probs(self.model, logits.unsqueeze(1))), weights
 
     def _decode(self, tokens: Tensor, state: DecodeState) -> tuple[Tensor, Tensor | None]:
         """Logits, or log-probabilities where these are not their softmax, [N, V]; attention [N, S] or None."""
@@ -193,17 +187,17 @@ class FairseqStepper:
                 for length in range(1, self.prompt.size(1) + 1):
                     self._forward(self.prompt[:, :length])
 
-    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextTokens, Tensor | None]:
         if self.prompt is not None:
             tokens = torch.cat((self.prompt, tokens), dim=1)
         output = self._forward(tokens)
         extra = output[1] if len(output) > 1 else None
         log_probs = _log_probs(self.model, output[0][:, -1:], self.temperature, extra)
-        return NextWords(log_probs), _last_attention(extra) if self.need_weights else None
+        return NextTokens(log_probs), _last_attention(extra) if self.need_weights else None
 
     def score(self, net_input: dict, tokens: Tensor, prompt: Tensor | None = None) -> Tensor:
         """As `ElseqStepper.score`; prompts may differ in length."""
-        lengths, words = [0] * len(tokens), tokens.size(1) - 1
+        lengths, width = [0] * len(tokens), tokens.size(1) - 1
         if prompt is not None:
             pad = self.model.decoder.dictionary.pad()
             lengths = prompt.ne(pad).sum(dim=1).tolist()
@@ -211,7 +205,7 @@ class FairseqStepper:
             tokens = pad_sequence(rows, batch_first=True, padding_value=pad)
         self.encoder_out = self._encode(net_input)
         log_probs = _log_probs_of(self.model, tokens[:, 1:], *self._read(tokens[:, :-1])[:2])
-        return torch.stack([row[length : length + words] for row, length in zip(log_probs, lengths, strict=True)])
+        return torch.stack([row[length : length + width] for row, length in zip(log_probs, lengths, strict=True)])
 
     def _encode(self, net_input: dict) -> dict | None:
         return self.model.encoder.forward_torchscript(net_input) if hasattr(self.model, "encoder") else None
@@ -288,14 +282,14 @@ class Ensemble(_Several):
     def __init__(self, models, temperature: float = 1.0, need_weights: bool = False):
         super().__init__(*(make_stepper(model, temperature, need_weights) for model in models))
 
-    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextTokens, Tensor | None]:
         results = [stepper.step(tokens) for stepper in self.steppers]
         if len(results) == 1:
             return results[0]
-        log_probs = torch.stack([words.log_probs for words, _ in results])
+        log_probs = torch.stack([following.log_probs for following, _ in results])
         attention = [weights for _, weights in results if weights is not None]
         mean = torch.logsumexp(log_probs, dim=0) - math.log(len(results))
-        return NextWords(mean), sum(attention) / len(results) if attention else None
+        return NextTokens(mean), sum(attention) / len(results) if attention else None
 
 
 class Fusion(_Several):
@@ -311,10 +305,10 @@ class Fusion(_Several):
         super().__init__(model, language_model)
         self.weight = weight
 
-    def step(self, tokens: Tensor) -> tuple[NextWords, Tensor | None]:
+    def step(self, tokens: Tensor) -> tuple[NextTokens, Tensor | None]:
         model, language_model = self.steppers
-        words, weights = model.step(tokens)
-        return NextWords(words.log_probs + language_model.step(tokens)[0].log_probs * self.weight), weights
+        following, weights = model.step(tokens)
+        return NextTokens(following.log_probs + language_model.step(tokens)[0].log_probs * self.weight), weights
 
 
 def _give_back_memory_after(device: torch.device, made: int) -> None:
@@ -336,17 +330,17 @@ def _log_probs(model, output: Tensor, temperature: float = 1.0, extra=None) -> T
     return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
 
 
-def _log_probs_of(model, words: Tensor, output: Tensor, extra=None) -> Tensor:
-    """Of given words, int64 [N, T], from a decoder's output [N, T, V or width]: [N, T]."""
+def _log_probs_of(model, targets: Tensor, output: Tensor, extra=None) -> Tensor:
+    """Of given targets, int64 [N, T], from a decoder's output [N, T, V or width]: [N, T]."""
     log_probs = model.get_normalized_probs((output, extra), log_probs=True, sample=None)
-    return log_probs.gather(2, words.unsqueeze(2)).squeeze(2)
+    return log_probs.gather(2, targets.unsqueeze(2)).squeeze(2)
 
 
 _NORMALIZE = ("get_normalized_probs", "get_normalized_probs_scriptable")
 
 
 def _normalizes_by_softmax(model) -> bool:
-    """Whether log-probabilities are the logarithm of a softmax: of all words, and in no way of a plugin's own."""
+    """Whether log-probabilities are the logarithm of a softmax: of all tokens, and in no way of a plugin's own."""
     if model.decoder.adaptive_softmax is not None:
         return False
     known = {

@@ -1,7 +1,7 @@
-"""fairseq's search strategies as it has them, but that they choose among few words of each hypothesis where these
+"""fairseq's search strategies as it has them, but that they choose among few tokens of each hypothesis where these
 suffice, and ask a GPU for nothing in a step.
 
-Shapes: B sentences, beam hypotheses each, V words, W of them that may be chosen, C candidates of a sentence.
+Shapes: B sentences, beam hypotheses each, V tokens of the vocabulary, W that may be chosen, C candidates of a sentence.
 """
 
 import torch
@@ -12,14 +12,14 @@ from elseq.compat.generation import DiverseBeamSearch as RepairedDiverseBeamSear
 from elseq.compat.generation import Sampling as RepairedSampling
 from elseq.generation import transfers
 from elseq.generation.beam_search import AmongFew, BeamSearch, has_equal
-from elseq.generation.next_words import NextWords
+from elseq.generation.next_tokens import NextTokens
 
 
 class Sampling(AmongFew, RepairedSampling):
-    """Draws the words that fairseq draws. fairseq's draw asks whether its probabilities are any.
+    """Draws the tokens that fairseq draws. fairseq's draw asks whether its probabilities are any.
 
-    On a GPU a seed gives other words, by the same probabilities, where top-p sampling of fairseq waits for the size of
-    the largest set, and where a kernel draws from all words.
+    On a GPU a seed gives other tokens, by the same probabilities, where top-p sampling of fairseq waits for the size of
+    the largest set, and where a kernel draws from all tokens.
     """
 
     def needed(self, beam: int) -> int | None:
@@ -27,23 +27,23 @@ class Sampling(AmongFew, RepairedSampling):
             return None
         return self.sampling_topk + 1 if self.sampling_topk > 0 else 1
 
-    def find(self, words: NextWords, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return words.best(count, forbidden) if self.sampling_topk > 0 else words.drawn(forbidden)
+    def find(self, tokens: NextTokens, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+        return tokens.best(count, forbidden) if self.sampling_topk > 0 else tokens.sampled(forbidden)
 
     def select(
-        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+        self, step: int, best: Tensor, tokens: Tensor, scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         nothing = best.amax(dim=2).exp().eq(0)  # is left: then it is the end, see `RepairedSampling`
         best[:, :, 0].masked_fill_(nothing, 0.0)
-        words[:, :, 0].masked_fill_(nothing, self.eos)
-        if self.sampling_topk <= 0:  # the word is drawn
+        tokens[:, :, 0].masked_fill_(nothing, self.eos)
+        if self.sampling_topk <= 0:  # the token is drawn
             best = best if step == 0 else best + scores[:, :, step - 1 :]
-            return best.squeeze(2), words.squeeze(2), _every(words)
-        # Forbidden words are among the others, so they are put in order; not on a GPU, which is not asked.
+            return best.squeeze(2), tokens.squeeze(2), _every(tokens)
+        # Forbidden tokens are among the others, so they are put in order; not on a GPU, which is not asked.
         if transfers.is_free(best.device) and has_equal(best.topk(min(self.sampling_topk + 1, best.size(2)))[0]):
             return None
         found, index, hypotheses = self.draw(step, best, scores)
-        return found, words.flatten(1).gather(1, hypotheses * words.size(2) + index), hypotheses
+        return found, tokens.flatten(1).gather(1, hypotheses * tokens.size(2) + index), hypotheses
 
     def draw(
         self,
@@ -53,55 +53,55 @@ class Sampling(AmongFew, RepairedSampling):
         prev_output_tokens: Tensor | None = None,
         original_batch_idxs: Tensor | None = None,
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Draw a word for each hypothesis.
+        """Draw a token for each hypothesis.
 
         Args:
-            step: words that the hypotheses have.
-            lprobs: log-probabilities of the next word, [B, beam, V], which are overwritten.
-            scores: cumulative ones of the words so far, [B, beam, step].
+            step: tokens that the hypotheses have.
+            lprobs: log-probabilities of the next token, [B, beam, V], which are overwritten.
+            scores: cumulative ones of the tokens so far, [B, beam, step].
             prev_output_tokens, original_batch_idxs: unused.
 
         Returns:
-            Scores, words and hypotheses, each [B, beam].
+            Scores, tokens and hypotheses, each [B, beam].
         """
         if step == 0:
             return super().draw(step, lprobs, scores)
-        words = None
+        tokens = None
         if self.sampling_topp > 0:
-            probs, words = self._sample_topp(lprobs)
+            probs, tokens = self._sample_topp(lprobs)
         elif self.sampling_topk > 0:
-            lprobs, words = lprobs.topk(self.sampling_topk)
+            lprobs, tokens = lprobs.topk(self.sampling_topk)
             probs = lprobs.exp_()
         else:
             probs = lprobs.exp_()
-        # As `torch.multinomial` draws one word: the first of events that come at these rates.
+        # As `torch.multinomial` draws one token: the first of events that come at these rates.
         drawn = (probs / torch.empty_like(probs).exponential_()).argmax(dim=2, keepdim=True)
         scores = scores[:, :, step - 1] + probs.gather(2, drawn).log_().squeeze(2)
-        words = drawn if words is None else words.gather(2, drawn)
-        return scores, words.squeeze(2), _every(words)
+        tokens = drawn if tokens is None else tokens.gather(2, drawn)
+        return scores, tokens.squeeze(2), _every(tokens)
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
-        """Probabilities, best first, of the fewest words that have more than p together, and 0 of others; the words."""
+        """Probabilities, best first, of the fewest tokens that have more than p together, 0 of others; the tokens."""
         if transfers.is_free(lprobs.device):
             return super()._sample_topp(lprobs)
-        probs, words = lprobs.exp_().sort(descending=True)
+        probs, tokens = lprobs.exp_().sort(descending=True)
         last = probs.cumsum(dim=2).lt(self.sampling_topp).sum(dim=2, keepdim=True)
-        return probs.masked_fill_(torch.arange(probs.size(2), device=probs.device) > last, 0), words
+        return probs.masked_fill_(torch.arange(probs.size(2), device=probs.device) > last, 0), tokens
 
 
 class DiverseBeamSearch(AmongFew, RepairedDiverseBeamSearch):
-    """Groups of hypotheses, which avoid each other's words (arXiv 1610.02424)."""
+    """Groups of hypotheses, which avoid each other's tokens (arXiv 1610.02424)."""
 
     def needed(self, beam: int) -> int | None:
         # Those that earlier groups may lower, as many as their candidates, and those that the group itself needs.
         return BeamSearch.needed(beam) if self.diversity_strength <= 0 <= self.diversity_discount else None
 
     def select(
-        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+        self, step: int, best: Tensor, tokens: Tensor, scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         share, chosen = self.begin(step, best), []
         for group in range(self.num_groups):
-            log_probs, own, before = (each[:, group :: self.num_groups] for each in (best, words, scores))
+            log_probs, own, before = (each[:, group :: self.num_groups] for each in (best, tokens, scores))
             penalty = torch.zeros_like(log_probs)
             if chosen:
                 taken, weights = (each[:, None, None] for each in self.taken(group, chosen))
@@ -129,30 +129,30 @@ class DiverseSiblingsSearch(AmongFew, search.DiverseSiblingsSearch):
         """The candidates; see `elseq.generation.beam_search.BeamSearch.step`."""
         if step == 0:
             return self.beam.step(step, lprobs, scores)
-        _, beam, words = lprobs.shape
-        candidates = min(2 * beam, beam * words - 1)
-        width = min(candidates, words)
+        _, beam, vocabulary = lprobs.shape
+        candidates = min(2 * beam, beam * vocabulary - 1)
+        width = min(candidates, vocabulary)
         return self._among_siblings(candidates, *torch.topk(lprobs + scores[:, :, step - 1 :], width, dim=2))
 
     def select(
-        self, step: int, best: Tensor, words: Tensor, scores: Tensor | None
+        self, step: int, best: Tensor, tokens: Tensor, scores: Tensor | None
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         if step == 0:
-            return BeamSearch.select(step, best, words, scores)
+            return BeamSearch.select(step, best, tokens, scores)
         _, beam, width = best.shape
         candidates = min(2 * beam, beam * width - 1)
         best, index = torch.topk(best + scores[:, :, step - 1 :], min(candidates + 1, width), dim=2)
         if has_equal(best):
             return None
-        best, words = best[:, :, :candidates], words.gather(2, index)[:, :, :candidates]
-        return self._among_siblings(candidates, best, words)
+        best, tokens = best[:, :, :candidates], tokens.gather(2, index)[:, :, :candidates]
+        return self._among_siblings(candidates, best, tokens)
 
-    def _among_siblings(self, candidates: int, best: Tensor, words: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-        """So many candidates; best, words: scores of the siblings, best first, and their words, each [B, beam, W]."""
+    def _among_siblings(self, candidates: int, best: Tensor, tokens: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """So many candidates; best, tokens: scores of the siblings, best first, and their tokens, each [B, beam, W]."""
         width = best.size(2)
         best = best - self.diversity_rate * torch.arange(1, width + 1, dtype=best.dtype, device=best.device)
         best, index = torch.topk(best.flatten(1), candidates, dim=1)
-        return best, words.flatten(1).gather(1, index), index // width
+        return best, tokens.flatten(1).gather(1, index), index // width
 
 
 def _every(hypotheses: Tensor) -> Tensor:

@@ -45,7 +45,7 @@ class Activation:
     """fairseq's activation function of some name, or swish. Without gradients it may overwrite its input."""
 
     def __init__(self, name: str):
-        self._name = name
+        self.name = name
         # fairseq has the class of a module for swish.
         self._function = F.silu if name == SWISH else utils.get_activation_fn(name)
         self._in_place = IN_PLACE.get(name, self._function)
@@ -55,7 +55,7 @@ class Activation:
 
     def __reduce__(self):
         """By the name: fairseq's function may have none."""
-        return type(self), (self._name,)
+        return type(self), (self.name,)
 
 
 def name_dropout(module: nn.Module, stock_class: str) -> None:
@@ -69,10 +69,14 @@ class FeedForwardLayer:
     """The feed-forward part of a layer: a base class to list before fairseq's layer."""
 
     def configure_feed_forward(self, cfg) -> None:
-        self.activation = cfg.activation_fn
         self.activation_fn = Activation(cfg.activation_fn)
         self.ffn_top_k = getattr(cfg, "ffn_top_k", None) or None
         self.ffn_chunk_size = getattr(cfg, "ffn_chunk_size", None)
+
+    @property
+    def activation(self) -> str | None:
+        """fairseq's name of the activation function; None: another was put in its place."""
+        return self.activation_fn.name if isinstance(self.activation_fn, Activation) else None
 
     def feed_forward(self, x: Tensor) -> Tensor:
         """[T, N, C] to [T, N, C]."""

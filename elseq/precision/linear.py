@@ -280,13 +280,13 @@ def is_as_its_class(module: nn.Module) -> bool:
     )
 
 
-def activated(linear: nn.Linear, x: Tensor, name: str, function: Callable[[Tensor], Tensor]) -> Tensor:
+def activated(linear: nn.Linear, x: Tensor, name: str | None, function: Callable[[Tensor], Tensor]) -> Tensor:
     """An activation function of the output of a linear layer, in one pass where its precision has that.
 
     Args:
         linear: [..., K] to [..., N].
         x: [..., K].
-        name: fairseq's of the function.
+        name: fairseq's of the function, or None.
         function: the function itself.
     """
     is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and is_as_its_class(linear)

@@ -178,21 +178,22 @@ def some(languages: Sequence[str]) -> str:
     return ", ".join([*languages[:8], *(["..."] if len(languages) > 8 else [])])
 
 
-def with_first(symbol: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
+def with_first(symbol: int, pad: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
     """The first tokens of hypotheses, int64 [B, P]: the symbol, then the prefix, unless it begins with the symbol.
 
     Args:
         symbol: the row of a language or of <s>.
+        pad: that of padding.
         sample: a batch of B sentences.
-        prefix_tokens: [B, Q], or None.
+        prefix_tokens: [B, Q], padded on the right, or None.
     """
     source = sample["net_input"]["src_tokens"]
     first = source.new_full((source.size(0), 1), symbol)
     if prefix_tokens is None:
         return first
-    if bool(prefix_tokens[:, :1].eq(first).all()):
-        return prefix_tokens
-    return torch.cat((first, prefix_tokens), dim=1)
+    has_first = prefix_tokens[:, :1].eq(symbol)
+    as_it_is = torch.cat((prefix_tokens, torch.full_like(first, pad)), dim=1)
+    return torch.where(has_first, as_it_is, torch.cat((first, prefix_tokens), dim=1))
 
 
 def _task_settings(cfg) -> dict:
@@ -212,6 +213,8 @@ class DecodingTask(FairseqTask):
     symbols_of_source = 0
     # Number of symbols that the task adds to a target of `score_step`.
     symbols_of_target = 0
+    # Row of the symbol that a hypothesis has before the tokens of its prefix; None: there is none.
+    prefix_start: int | None = None
     # Rows of the target's dictionary that hypotheses have and texts do not.
     symbols_of_language: frozenset[int] = frozenset()
 

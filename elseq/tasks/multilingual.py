@@ -266,10 +266,13 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     def symbols_of_target(self) -> int:
         return len(self.symbols_of_language) if not self.args.lang_tok_replacing_bos_eos else 0
 
+    @property
+    def prefix_start(self) -> int | None:
+        return next(iter(self.symbols_of_language)) if self.symbols_of_target else None
+
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if prefix_tokens is not None and self.symbols_of_target:  # fairseq leaves the language out
-            (first,) = self.symbols_of_language
-            prefix_tokens = with_first(first, sample, prefix_tokens)
+        if prefix_tokens is not None and self.prefix_start is not None:  # fairseq leaves the language out
+            prefix_tokens = with_first(self.prefix_start, self.target_dictionary.pad(), sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def score_step(self, model, sample, targets):
@@ -397,6 +400,10 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     symbols_of_target = symbols_of_source
 
     @property
+    def prefix_start(self) -> int | None:
+        return self.target_dictionary.bos() if self.args.prepend_bos else None
+
+    @property
     def places_of_languages(self) -> tuple:
         """The setting on which the symbols around texts depend."""
         return (self.args.prepend_bos,)
@@ -409,8 +416,8 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if self.args.prepend_bos and prefix_tokens is not None:
-            prefix_tokens = with_first(self.target_dictionary.bos(), sample, prefix_tokens)
+        if prefix_tokens is not None and self.prefix_start is not None:
+            prefix_tokens = with_first(self.prefix_start, self.target_dictionary.pad(), sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):

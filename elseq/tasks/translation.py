@@ -277,8 +277,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return dataset
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if (symbol := self.first_target_symbol) is not None:
-            prefix_tokens = with_first(symbol, sample, prefix_tokens)
+        if (symbol := self.prefix_start) is not None:
+            prefix_tokens = with_first(symbol, self.target_dictionary.pad(), sample, prefix_tokens)
         options = {"prefix_tokens": prefix_tokens, "constraints": constraints}
         if (start := self.decoder_start_symbol) is not None:
             options["bos_token"] = start
@@ -286,6 +286,10 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             options["uncounted"] = 1
         with torch.no_grad():
             return generator.generate(models, sample, **options)
+
+    @property
+    def prefix_start(self) -> int | None:
+        return self.first_target_symbol
 
     def whole_target(self, tokens: Tensor) -> Tensor:
         """A target, int64 [T], with the symbol with which generated ones begin."""

@@ -2,7 +2,7 @@ import pytest
 import torch
 from fairseq import search
 
-from elseq.generation import next_words, strategies, transfers
+from elseq.generation import next_tokens, strategies, transfers
 from tests.attention.reference import find_by_ancestry
 
 
@@ -25,12 +25,12 @@ def as_on_gpu(monkeypatch):
 def kernel_draws(monkeypatch):
     """A search draws words as where there is a kernel, by parts of 8 words, whose sums torch computes."""
     pytest.importorskip("triton")
-    from elseq.generation.kernels import best_words_triton
+    from elseq.generation.kernels import best_tokens_triton
 
     def log_sums(logits):
-        parts = logits.float().split(best_words_triton.BLOCK, dim=1)
+        parts = logits.float().split(best_tokens_triton.BLOCK, dim=1)
         return torch.stack([part.logsumexp(dim=1) for part in parts], dim=1)
 
-    monkeypatch.setattr(best_words_triton, "BLOCK", 8)
-    monkeypatch.setattr(best_words_triton, "launch_log_sums", log_sums)
-    monkeypatch.setattr(next_words, "has_kernel", lambda logits, count: True)
+    monkeypatch.setattr(best_tokens_triton, "BLOCK", 8)
+    monkeypatch.setattr(best_tokens_triton, "launch_log_sums", log_sums)
+    monkeypatch.setattr(next_tokens, "has_kernel", lambda logits, count: True)

@@ -88,5 +88,5 @@ def test_attention_moves_with_its_hypothesis():
 
 def test_words_of_a_prefix():
     beams = make_beams(1, torch.tensor([[7, 8], [9, PAD], [PAD, PAD]]))
-    assert [beams.prefix_words(step).tolist() for step in (0, 1)] == [[7, 9, PAD], [8, PAD, PAD]]
-    assert beams.prefix_words(2) is None and make_beams(1).prefix_words(0) is None
+    assert [beams.prefix_at(step).tolist() for step in (0, 1)] == [[7, 9, PAD], [8, PAD, PAD]]
+    assert beams.prefix_at(2) is None and make_beams(1).prefix_at(0) is None

@@ -257,6 +257,8 @@ def test_weights_in_place_and_others(begin_to_keep, monkeypatch):
     found.append(check(1))
     model.decoder.layers[0].encoder_attn.top_k = 2
     found.append(check(1))
+    model.decoder.layers[0].activation_fn = torch.sigmoid
+    found.append(check(1))
     model.double()
     found.append(check(1))
     found.append(check(0))

@@ -18,7 +18,7 @@ from elseq.generation.logits_processors import (
     Step,
     Suppressed,
     UnknownPenalty,
-    forbidden_words,
+    forbidden_tokens,
 )
 
 BOS, PAD, EOS, UNK = range(4)
@@ -77,7 +77,7 @@ def test_what_may_follow(data):
         MinimumLength(EOS, min_len),
         NoRepeatNgrams(size, PAD),
     )
-    forbidden = forbidden_words(processors, step)
+    forbidden = forbidden_tokens(processors, step)
     does_more = penalty != 0 or at_limit is not None or forced is not None
     assert (forbidden is None) == does_more
     for process in processors:

@@ -6,7 +6,7 @@ from fairseq import search
 
 from elseq import native
 from elseq.generation import SequenceGenerator
-from elseq.generation.next_words import MOST_ON_CPU, NextWords
+from elseq.generation.next_tokens import MOST_ON_CPU, NextTokens
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 needs_kernels = pytest.mark.skipif(native.library() is None, reason="needs the kernels")
@@ -46,9 +46,9 @@ NONE = torch.zeros(1, 0, dtype=torch.long)
 
 @needs_kernels
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
-def test_the_best_words(dtype):
+def test_the_best_tokens(dtype):
     logits = torch.randn(5, 300).to(dtype)
-    words = NextWords(logits=logits, normalize=lambda logits: torch.log_softmax(logits.double(), dim=-1))
+    words = NextTokens(logits=logits, normalize=lambda logits: torch.log_softmax(logits.double(), dim=-1))
     found = words.best(9, NONE)
     if dtype != torch.float32:
         assert found is None
@@ -61,26 +61,26 @@ def test_the_best_words(dtype):
 
 @pytest.mark.parametrize("count", [MOST_ON_CPU + 1, 21])
 def test_more_than_are_found_one_by_one(count):
-    words = NextWords(logits=torch.randn(2, 20 if count == 21 else 500), normalize=None)
+    words = NextTokens(logits=torch.randn(2, 20 if count == 21 else 500), normalize=None)
     assert words.best(count, NONE) is None
 
 
 def test_log_probabilities_offer_no_best():
-    assert not NextWords(torch.randn(2, 20)).offers_best
+    assert not NextTokens(torch.randn(2, 20)).offers_best
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("are_logits", [True, False])
-def test_the_best_words_on_a_gpu(as_on_gpu, dtype, are_logits):
+def test_the_best_tokens_on_a_gpu(as_on_gpu, dtype, are_logits):
     """All that there are, where there are fewer; words that are forbidden have their share all the same."""
     logits = torch.randn(5, 300).to(dtype)
     exact = torch.log_softmax(logits.double(), dim=-1)
     forbidden = torch.topk(exact, 4, dim=1)[1][:, [0, 2, 0]]
     expected = torch.topk(exact.scatter(1, forbidden, -torch.inf), 300, dim=1)[0]
     for count in (9, 400):
-        words = NextWords(exact.float())
+        words = NextTokens(exact.float())
         if are_logits:
-            words = NextWords(logits=logits, normalize=lambda logits: logits.float().log_softmax(dim=-1))
+            words = NextTokens(logits=logits, normalize=lambda logits: logits.float().log_softmax(dim=-1))
         values, numbers, is_nan = words.best(count, forbidden)
         assert not is_nan and values.size(1) == numbers.size(1) == min(count, 300)
         torch.testing.assert_close(values.double(), expected[:, :count], rtol=1e-5, atol=1e-5)
@@ -91,18 +91,18 @@ def test_the_best_words_on_a_gpu(as_on_gpu, dtype, are_logits):
 def test_a_drawn_word(kernel_draws):
     logits = torch.randn(5, 300)
     exact = logits.log_softmax(dim=1)
-    values, words, is_nan = NextWords(logits=logits).drawn(torch.arange(290).repeat(5, 1))
+    values, words, is_nan = NextTokens(logits=logits).sampled(torch.arange(290).repeat(5, 1))
     assert not is_nan and (words >= 290).all()
     torch.testing.assert_close(values, exact.gather(1, words))
     logits = torch.randn(2, 300)
     logits[1, 7] = torch.nan
-    values, _, is_nan = NextWords(logits=logits).drawn(torch.tensor([[7]]).expand(2, 1))
+    values, _, is_nan = NextTokens(logits=logits).sampled(torch.tensor([[7]]).expand(2, 1))
     assert is_nan and values.isneginf().tolist() == [[False], [True]]
 
 
 def test_no_word_is_drawn_without_a_kernel():
-    assert NextWords(torch.randn(2, 20)).drawn(NONE) is None
-    assert NextWords(logits=torch.randn(2, 20)).drawn(NONE) is None
+    assert NextTokens(torch.randn(2, 20)).sampled(NONE) is None
+    assert NextTokens(logits=torch.randn(2, 20)).sampled(NONE) is None
 
 
 @pytest.mark.parametrize("place", ["as on a CPU", "as on a GPU"])
@@ -113,7 +113,7 @@ def test_no_number(request, place):
         pytest.skip("needs the kernels")
     logits = torch.randn(3, 20)
     logits[1, 7] = torch.nan
-    words = NextWords(logits=logits, normalize=lambda logits: logits.log_softmax(dim=-1))
+    words = NextTokens(logits=logits, normalize=lambda logits: logits.log_softmax(dim=-1))
     values, _, is_nan = words.best(3, torch.tensor([[7]]).expand(3, 1))
     assert is_nan and values[1].isneginf().all() and values[::2, :3].isfinite().any(dim=1).all()
 
@@ -125,8 +125,8 @@ def test_searches_find_the_same(family, name, monkeypatch):
     model = make_models(family, DICTIONARY)["kv"]
     sample = make_sample(DICTIONARY, make_sources(DICTIONARY, [5, 9, 3, 7]))
     called = []
-    best = NextWords.best
-    monkeypatch.setattr(NextWords, "best", lambda self, *asked: called.append(asked) or best(self, *asked))
+    best = NextTokens.best
+    monkeypatch.setattr(NextTokens, "best", lambda self, *asked: called.append(asked) or best(self, *asked))
 
     def generate():
         options = {"max_len_b": 15, **SEARCHES[name]}
@@ -137,7 +137,7 @@ def test_searches_find_the_same(family, name, monkeypatch):
 
     found = generate()
     assert bool(called) == (name != "penalty of unknown words")
-    monkeypatch.setattr(NextWords, "offers_best", False)
+    monkeypatch.setattr(NextTokens, "offers_best", False)
     assert_same_hypotheses(found, generate())
 
 
@@ -155,8 +155,8 @@ def test_the_prefix_and_the_end_take_all_words():
 @needs_kernels
 def test_the_same_numbers_whether_all_are_asked_for_or_the_best():
     logits = torch.randn(50, 300) * 4
-    values, words, _ = NextWords(logits=logits).best(9, NONE)
-    assert torch.equal(NextWords(logits=logits).log_probs.gather(1, words), values)
+    values, words, _ = NextTokens(logits=logits).best(9, NONE)
+    assert torch.equal(NextTokens(logits=logits).log_probs.gather(1, words), values)
 
 
 def test_a_model_that_normalizes_in_its_own_way_is_asked():

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elseq.generation.ngrams import block_repeated_ngrams, repeated_words
+from elseq.generation.ngrams import block_repeated_ngrams, repeated_tokens
 
 VOCABULARY, UNUSED = 6, 5
 
@@ -35,7 +35,7 @@ def test_equals_brute_force(size, rows):
     block_repeated_ngrams(log_probs, torch.tensor(rows).view(len(rows), -1), size, UNUSED)
     # The unused word is never chosen: it may be blocked or not.
     assert torch.equal(log_probs[:, :UNUSED], expected[:, :UNUSED])
-    repeated = repeated_words(torch.tensor(rows).view(len(rows), -1), size, UNUSED)
+    repeated = repeated_tokens(torch.tensor(rows).view(len(rows), -1), size, UNUSED)
     for row, tokens in enumerate(rows):
         assert set(repeated[row].tolist()) - {UNUSED} == blocked_words(tokens, size) - {UNUSED}
 

@@ -234,6 +234,39 @@ def test_fusion_with_a_language_model(models, kind):
         assert_same_hypotheses(found, expected)
 
 
+@pytest.mark.parametrize("positions", [20, 40])
+def test_the_positions_of_a_language_model_bound_the_length(models, positions):
+    batch, _ = make_input("transformer")
+    language_model = make_models("language_model", DICTIONARY, positions=positions)["kv"]
+    generator = SequenceGenerator([models["transformer"]["kv"]], DICTIONARY, lm_model=language_model, min_len=15)
+    longest = max(len(best[0]["tokens"]) for best in generator.generate(None, batch))
+    assert longest == positions
+    alone = SequenceGenerator([models["transformer"]["kv"]], DICTIONARY, min_len=15)
+    alone.generate(None, batch)
+    assert generator.usage.state_bytes > alone.usage.state_bytes > 0
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("kind", METHODS)
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_an_activation_function_in_place_of_another(family, kind, dtype):
+    """It decides, not the name of the one that was there."""
+    models = make_models(family, DICTIONARY)
+    batch, extra = make_input(family)
+    for name in ("stock", kind):
+        model = models[name].eval()
+        for layer in [
+            layer for part in (getattr(model, "encoder", None), model.decoder) if part for layer in part.layers
+        ]:
+            layer.activation_fn = torch.sigmoid
+    if dtype is not None:
+        models[kind].decoder.decode_dtype = dtype
+    found = generate(SequenceGenerator, [models[kind]], batch, extra)
+    expected = generate(StockGenerator, [models["stock"]], batch, extra)
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours[0]["score"].item() == pytest.approx(theirs[0]["score"].item(), rel=1e-4 if dtype is None else 0.05)
+
+
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_smaller_beam_after_a_larger_one(models, family):
     """A stock BART remembers the beam."""
@@ -623,13 +656,21 @@ def test_scores_of_the_search_are_those_of_the_scorer(models, family):
 @pytest.mark.parametrize(
     "options, sentence",
     [
-        ({"temperature": 0}, "--temperature 0 is not positive"),
+        ({"temperature": math.nan}, "--temperature nan is not a finite number"),
+        ({"print_alignment": "some"}, "--print-alignment some is unknown; choose one of hard, soft$"),
         ({"tokens_to_suppress": ["nothing"]}, "'nothing' is not in the dictionary"),
     ],
 )
 def test_options_that_cannot_be(models, options, sentence):
     with pytest.raises(UserError, match=sentence):
         SequenceGenerator([models["transformer"]["kv"]], DICTIONARY, **options)
+
+
+def test_the_unknown_word_is_one_that_can_be_suppressed(models):
+    batch, extra = make_input("transformer")
+    options = {"tokens_to_suppress": [DICTIONARY.unk_word]}
+    found = generate(SequenceGenerator, [models["transformer"]["kv"]], batch, extra, **options)
+    assert not any(DICTIONARY.unk() in each["tokens"] for best in found for each in best)
 
 
 def test_alignment_needs_a_source(models):
@@ -644,7 +685,10 @@ def test_alignment_needs_a_source(models):
         ({"beam_size": 2.5}, "--beam 2.5 is not a whole number above 0"),
         ({"beam_size": True}, "--beam True is not a whole number above 0"),
         ({"beam_size": "4"}, "--beam '4' is not a whole number above 0"),
-        ({"temperature": 0}, "not positive"),
+        (
+            {"temperature": 0},
+            "--temperature 0 is not a number from 1e-06 to",
+        ),
     ],
 )
 def test_options_that_make_no_sense(models, options, sentence):

@@ -9,7 +9,7 @@ from elseq import native
 from elseq.generation.beam_search import BeamSearch
 from elseq.generation.beams import Beams
 from elseq.generation.logits_processors import MinimumLength, NoRepeatNgrams, OnlyNumbers, Step, Suppressed
-from elseq.generation.next_words import NextWords
+from elseq.generation.next_tokens import NextTokens
 from elseq.generation.selection import Selection
 from tests.tiny_models import make_dictionary
 
@@ -56,15 +56,15 @@ def test_the_candidates_of_a_step(monkeypatch, min_len, from_all):
     beams, logits = make_beams(), torch.randn(SENTENCES * BEAM, len(DICTIONARY)).mul_(3)
     log_probs = torch.log_softmax(logits.double(), dim=1)
     processors = [OnlyNumbers(PAD), Suppressed(SUPPRESSED), MinimumLength(EOS, min_len), NoRepeatNgrams(2, PAD)]
-    next_words = NextWords(log_probs.float()) if from_all else NextWords(logits=logits.clone())
+    next_tokens = NextTokens(log_probs.float()) if from_all else NextTokens(logits=logits.clone())
     monkeypatch.setattr(BeamSearch, "find" if from_all else "step", None)  # one of the two ways is taken
     candidates, is_nan = Selection(BeamSearch(DICTIONARY), processors, EOS).candidates(
-        Step(STEP, beams, None), next_words
+        Step(STEP, beams, None), next_tokens
     )
     for sentence, expected in enumerate(expected_candidates(beams, log_probs, min_len)):
         scores, words, hypotheses = zip(*expected, strict=True)
         torch.testing.assert_close(candidates.scores[sentence], torch.tensor(scores))
-        assert candidates.words[sentence].tolist() == list(words)
+        assert candidates.tokens[sentence].tolist() == list(words)
         assert candidates.hypotheses[sentence].tolist() == list(hypotheses)
         assert candidates.ending[sentence].tolist() == [word == EOS for word in words]
     assert not is_nan and not candidates.is_stuck.any()
@@ -76,8 +76,8 @@ def test_what_is_no_number_is_told_and_not_chosen(from_all):
         pytest.skip("needs the kernels")
     beams, logits = make_beams(), torch.randn(SENTENCES * BEAM, len(DICTIONARY))
     logits[BEAM] = math.nan  # the first hypothesis of the second sentence
-    next_words = NextWords(torch.log_softmax(logits, dim=1)) if from_all else NextWords(logits=logits)
+    next_tokens = NextTokens(torch.log_softmax(logits, dim=1)) if from_all else NextTokens(logits=logits)
     candidates, is_nan = Selection(BeamSearch(DICTIONARY), [OnlyNumbers(PAD)], EOS).candidates(
-        Step(STEP, beams, None), next_words
+        Step(STEP, beams, None), next_tokens
     )
     assert is_nan and 0 not in candidates.hypotheses[1] and not candidates.scores.isnan().any()

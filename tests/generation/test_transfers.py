@@ -435,9 +435,9 @@ def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_words(m
     generator = SequenceGenerator([model], DICTIONARY, **options)
     steps, candidates = {}, Selection.candidates
 
-    def seen(selection, step, next_words):
+    def seen(selection, step, next_tokens):
         steps[step.number] = step.at_limit is not None
-        return candidates(selection, step, next_words)
+        return candidates(selection, step, next_tokens)
 
     monkeypatch.setattr(Selection, "candidates", seen)
     generator.generate([model], make_batch((3, 9)))

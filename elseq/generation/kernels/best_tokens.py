@@ -1,4 +1,4 @@
-"""The best words, or a drawn one, and their log-probabilities, without the log-probabilities of all words."""
+"""The best tokens, or a sampled one, and their log-probabilities, without the log-probabilities of all tokens."""
 
 import math
 
@@ -8,12 +8,12 @@ from torch import Tensor
 from elseq.attention.kernels.trial import Trial, draw, usable
 from elseq.gpu import on_device
 
-MOST_ON_GPU = 32  # words that the kernel finds: one after the other
+MOST_ON_GPU = 32  # tokens that the kernel finds: one after the other
 TYPES = (torch.float16, torch.bfloat16, torch.float32)
 
 
 def has_kernel(logits: Tensor, count: int) -> bool:
-    """Whether `best_words` finds so many words on this device, and `drawn_words` draws one.
+    """Whether `best_tokens` finds so many tokens on this device, and `sampled_tokens` samples one.
 
     The kernels have then proved themselves there.
     """
@@ -23,56 +23,56 @@ def has_kernel(logits: Tensor, count: int) -> bool:
         and dtype in TYPES
         and count <= MOST_ON_GPU
         and logits.stride(1) == 1
-        and usable(f"the best words of {dtype}", device, lambda: _trial(device, dtype))
+        and usable(f"the best tokens of {dtype}", device, lambda: _trial(device, dtype))
     )
 
 
-def best_words(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+def best_tokens(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
     """The largest log-probabilities of each row.
 
     Args:
-        logits: [N, V]: N rows of V words, each row contiguous; -inf at the forbidden words afterwards.
+        logits: [N, V]: N rows of V logits, each row contiguous; -inf at the forbidden tokens afterwards.
         count: at most V and `MOST_ON_GPU`.
-        forbidden: int64 [N, W], words that are not chosen but have their share of the probability.
+        forbidden: int64 [N, W], tokens that are not chosen but have their share of the probability.
 
     Returns:
-        float32 [N, count], in descending order, NaN in a row with a NaN; int64 [N, count], the words. What has the
-        log-probability -inf may stand there with any word.
+        float32 [N, count], in descending order, NaN in a row with a NaN; int64 [N, count], the tokens. What has the
+        log-probability -inf may stand there with any token.
     """
-    from elseq.generation.kernels.best_words_triton import launch_best, launch_log_sums  # need Triton
+    from elseq.generation.kernels.best_tokens_triton import launch_best, launch_log_sums  # need Triton
 
     with on_device(logits.device):
         normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
         logits.scatter_(1, forbidden, -math.inf)
-        values, words = launch_best(logits, count)
+        values, tokens = launch_best(logits, count)
     values, index = torch.topk(values, count, dim=1)
-    return values - normalizers, words.gather(1, index)
+    return values - normalizers, tokens.gather(1, index)
 
 
-def drawn_words(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
-    """A word of each row, drawn by its probability among those that are not forbidden: first a part of the row by its
-    sum, then a word of the part.
+def sampled_tokens(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+    """A token of each row, sampled by its probability among those that are not forbidden: first a part of the
+    row by its sum, then a token of the part.
 
     Args:
-        logits, forbidden: as for `best_words`.
+        logits, forbidden: as for `best_tokens`.
 
     Returns:
-        float32 [N, 1], its log-probability among all words, NaN in a row with a NaN; int64 [N, 1], the word.
+        float32 [N, 1], its log-probability among all tokens, NaN in a row with a NaN; int64 [N, 1], the token.
     """
-    from elseq.generation.kernels.best_words_triton import BLOCK, launch_log_sums  # need Triton
+    from elseq.generation.kernels.best_tokens_triton import BLOCK, launch_log_sums  # need Triton
 
     with on_device(logits.device):
         normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
         logits.scatter_(1, forbidden, -math.inf)
-        part = _drawn(launch_log_sums(logits))
+        part = _sampled(launch_log_sums(logits))
     width = logits.size(1)
-    words = part * BLOCK + torch.arange(min(BLOCK, width), device=logits.device)
-    numbers = logits.gather(1, words.clamp(max=width - 1)).float().masked_fill_(words >= width, -math.inf)
-    word = words.gather(1, _drawn(numbers))
-    return logits.gather(1, word).float() - normalizers, word
+    tokens = part * BLOCK + torch.arange(min(BLOCK, width), device=logits.device)
+    numbers = logits.gather(1, tokens.clamp(max=width - 1)).float().masked_fill_(tokens >= width, -math.inf)
+    token = tokens.gather(1, _sampled(numbers))
+    return logits.gather(1, token).float() - normalizers, token
 
 
-def _drawn(logits: Tensor) -> Tensor:
+def _sampled(logits: Tensor) -> Tensor:
     """A column of each row, int64 [N, 1], as likely as the softmax of float32 [N, V] says."""
     return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1, keepdim=True)
 
@@ -84,13 +84,13 @@ def _trial(device: torch.device, dtype: torch.dtype, rows: int = 128, width: int
     log_probs = torch.log_softmax(logits.double(), dim=1)
     expected = torch.topk(log_probs.scatter(1, forbidden, -math.inf), count, dim=1)[0]
 
-    def at_words(found: tuple[Tensor, Tensor]) -> Tensor:
-        """The values found, and the log-probabilities of the words found."""
+    def at_tokens(found: tuple[Tensor, Tensor]) -> Tensor:
+        """The values found, and the log-probabilities of the tokens found."""
         values, places = found
         return torch.stack((values, log_probs.gather(1, places).float()))
 
     def by_torch() -> Tensor:
         values = torch.log_softmax(logits, dim=1, dtype=torch.float32).scatter_(1, forbidden, -math.inf)
-        return at_words(torch.topk(values, count, dim=1))
+        return at_tokens(torch.topk(values, count, dim=1))
 
-    return Trial(lambda: at_words(best_words(logits, count, forbidden)), by_torch, torch.stack((expected, expected)))
+    return Trial(lambda: at_tokens(best_tokens(logits, count, forbidden)), by_torch, torch.stack((expected, expected)))

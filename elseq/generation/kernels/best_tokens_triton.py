@@ -1,11 +1,11 @@
-"""The kernels of `best_words`. Each program reads a part of a row, and keeps it in registers."""
+"""The kernels of `best_tokens`. Each program reads a part of a row, and keeps it in registers."""
 
 import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
-BLOCK = 4096  # words of a part; not yet tuned on a GPU
+BLOCK = 4096  # tokens of a part; not yet tuned on a GPU
 
 
 def launch_log_sums(logits: Tensor) -> Tensor:
@@ -18,13 +18,13 @@ def launch_log_sums(logits: Tensor) -> Tensor:
 
 
 def launch_best(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
-    """The largest logits of each part, float32 [N, P * count], and their words, int64; NaN counts as -inf."""
+    """The largest logits of each part, float32 [N, P * count], and their tokens, int64; NaN counts as -inf."""
     rows, width = logits.shape
     parts = triton.cdiv(width, BLOCK)
     values = logits.new_empty(rows, parts * count, dtype=torch.float32)
-    words = logits.new_empty(rows, parts * count, dtype=torch.long)
-    best[rows, parts](logits, values, words, logits.stride(0), width, parts, count, BLOCK)
-    return values, words
+    tokens = logits.new_empty(rows, parts * count, dtype=torch.long)
+    best[rows, parts](logits, values, tokens, logits.stride(0), width, parts, count, BLOCK)
+    return values, tokens
 
 
 @triton.jit
@@ -44,7 +44,7 @@ def log_sums(logits, sums, row_stride, width, parts, block: tl.constexpr):
 
 
 @triton.jit
-def best(logits, values, words, row_stride, width, parts, count, block: tl.constexpr):
+def best(logits, values, tokens, row_stride, width, parts, count, block: tl.constexpr):
     numbers = read_part(logits, row_stride, width, block)
     numbers = tl.where(numbers == numbers, numbers, -float("inf"))
     place = tl.arange(0, block)
@@ -52,5 +52,5 @@ def best(logits, values, words, row_stride, width, parts, count, block: tl.const
     for number in range(count):
         value, index = tl.max(numbers, axis=0, return_indices=True)
         tl.store(values + first + number, value)
-        tl.store(words + first + number, (tl.program_id(1) * block + index).to(tl.int64))
+        tl.store(tokens + first + number, (tl.program_id(1) * block + index).to(tl.int64))
         numbers = tl.where(place == index, -float("inf"), numbers)

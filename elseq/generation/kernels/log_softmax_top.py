@@ -10,12 +10,12 @@ def log_softmax_top(logits: Tensor, count: int) -> tuple[Tensor, Tensor]:
     """The largest log-probabilities of each row, without the others.
 
     Args:
-        logits: float32 [M, V], M rows of V words.
+        logits: float32 [M, V], M rows of V logits.
         count: how many, from 1 to V; a hundred or so at most, as they are sorted by insertion.
 
     Returns:
         float32 [M, count], in descending order, NaN where `torch.log_softmax` is: each is the first one and the
-        difference of the logits. int64 [M, count], their words, of equal ones the first first.
+        difference of the logits. int64 [M, count], their tokens, of equal ones the first first.
 
     Raises:
         ValueError: another type, shape, device or count.

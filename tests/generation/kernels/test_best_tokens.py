@@ -11,8 +11,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.generation.kernels import best_words as module
-from elseq.generation.kernels.best_words import MOST_ON_GPU, best_words, drawn_words, has_kernel
+from elseq.generation.kernels import best_tokens as module
+from elseq.generation.kernels.best_tokens import MOST_ON_GPU, best_tokens, has_kernel, sampled_tokens
 from tests.attention.reference import quick, seeds
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -21,7 +21,7 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 def check(logits, count, forbidden):
     exact = torch.log_softmax(logits.double(), dim=1).scatter(1, forbidden, -math.inf)
-    values, words = best_words(logits.clone(), count, forbidden)
+    values, words = best_tokens(logits.clone(), count, forbidden)
     assert values.dtype == torch.float32 and words.dtype == torch.long
     expected = torch.topk(exact, count, dim=1)[0]
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
@@ -61,7 +61,7 @@ def test_a_row_without_numbers():
     logits = torch.randn(3, 20, device=DEVICE)
     expected = torch.topk(torch.log_softmax(logits, dim=1), 3, dim=1)[0]
     logits[1, 4], logits[2] = math.nan, -math.inf
-    values, _ = best_words(logits, 3, torch.zeros(3, 0, dtype=torch.long, device=DEVICE))
+    values, _ = best_tokens(logits, 3, torch.zeros(3, 0, dtype=torch.long, device=DEVICE))
     torch.testing.assert_close(values[0], expected[0])
     assert values[1:].isnan().all()
 
@@ -73,10 +73,10 @@ def test_a_drawn_word(width):
     logits = torch.randn(3, width, device=DEVICE) * 4
     exact = torch.log_softmax(logits.double(), dim=1)
     forbidden = torch.arange(width - 1, device=DEVICE).expand(3, width - 1)
-    values, words = drawn_words(logits.clone(), forbidden)
+    values, words = sampled_tokens(logits.clone(), forbidden)
     assert words.tolist() == [[width - 1]] * 3 and values.dtype == torch.float32
     torch.testing.assert_close(values.double(), exact[:, -1:], rtol=1e-5, atol=1e-5)
-    assert drawn_words(logits, forbidden[:, :0])[1].max() < width
+    assert sampled_tokens(logits, forbidden[:, :0])[1].max() < width
 
 
 @needs_triton
@@ -86,7 +86,7 @@ def test_no_drawn_word():
     logits[1, 4] = math.nan
     forbidden = torch.arange(20, device=DEVICE).repeat(3, 1)
     forbidden[1:] = 0
-    values, words = drawn_words(logits, forbidden)
+    values, words = sampled_tokens(logits, forbidden)
     assert values[0].isneginf() and values[1].isnan() and values[2].isfinite() and words.max() < 20
 
 
@@ -96,7 +96,7 @@ def test_words_are_drawn_by_their_probabilities(kernel_draws):
     logits, rows = torch.randn(20) * 2, 20_000
     logits[[3, 17]] += 3
     forbidden = torch.tensor([3, 17]).expand(rows, 2)
-    values, words = drawn_words(logits.repeat(rows, 1), forbidden)
+    values, words = sampled_tokens(logits.repeat(rows, 1), forbidden)
     torch.testing.assert_close(values, logits.log_softmax(dim=0)[words])
     expected = rows * logits.index_fill(0, forbidden[0], -math.inf).softmax(dim=0)
     found = words.flatten().bincount(minlength=20)
@@ -122,7 +122,7 @@ import sys
 from triton import compile
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
-from elseq.generation.kernels.best_words_triton import BLOCK, best, log_sums
+from elseq.generation.kernels.best_tokens_triton import BLOCK, best, log_sums
 
 types = {"logits": f"*{sys.argv[1]}", "sums": "*fp32", "values": "*fp32", "words": "*i64", "block": "constexpr"}
 for kernel in (log_sums, best):
@@ -151,6 +151,6 @@ def test_on_a_gpu(dtype):
     forbidden = torch.randint(50_264, (64, 140), device=DEVICE)
     check(logits, 9, forbidden)
     exact = torch.log_softmax(logits.double(), dim=1)
-    values, words = drawn_words(logits, forbidden)
+    values, words = sampled_tokens(logits, forbidden)
     torch.testing.assert_close(values.double(), exact.gather(1, words), rtol=1e-5, atol=1e-5)
     assert not (words == forbidden).any()
