@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from elseq.generation.beams import Beams
-from elseq.generation.ngrams import block_repeated_ngrams, repeated_tokens
+from elseq.generation.ngrams import repeated_tokens
 from elseq.generation.transfers import to_device
 
 # Tokens that may not follow: the same ones for all hypotheses, or those of each, int64 [N, W].
@@ -111,45 +111,46 @@ class Prefix:
         return () if step.beams.prefix_at(step.number) is None else None
 
 
-class Suppressed:
-    """Forbids tokens that are not forced."""
+class _Forbids:
+    """Forbids tokens that are not forced: a base class of rules that do nothing else."""
+
+    def __call__(self, log_probs: Tensor, step: Step) -> None:
+        forbidden = self.forbids(step)
+        if not isinstance(forbidden, Tensor):
+            forbidden = _row(forbidden, log_probs.device).expand(len(log_probs), -1)
+        kept = -math.inf
+        if step.settled is not None:
+            kept = log_probs.gather(1, forbidden).masked_fill_(~step.settled.unsqueeze(1), -math.inf)
+        log_probs.scatter_(1, forbidden, kept)
+
+
+class Suppressed(_Forbids):
+    """Some tokens are never chosen."""
 
     def __init__(self, tokens: list[int]):
         self.tokens = tuple(tokens)
-
-    def __call__(self, log_probs: Tensor, step: Step) -> None:
-        for token in self.tokens:
-            _forbid(log_probs, token, step.settled)
 
     def forbids(self, step: Step) -> Forbidden:
         return self.tokens
 
 
-class MinimumLength:
+class MinimumLength(_Forbids):
     """The end does not follow before."""
 
     def __init__(self, eos: int, length: int):
         self.eos = eos
         self.length = length
 
-    def __call__(self, log_probs: Tensor, step: Step) -> None:
-        if step.number < self.length:
-            _forbid(log_probs, self.eos, step.settled)
-
     def forbids(self, step: Step) -> Forbidden:
         return (self.eos,) if step.number < self.length else ()
 
 
-class NoRepeatNgrams:
+class NoRepeatNgrams(_Forbids):
     """No n-gram of this size twice in a hypothesis."""
 
     def __init__(self, size: int, pad: int):
         self.size = size
         self.pad = pad
-
-    def __call__(self, log_probs: Tensor, step: Step) -> None:
-        tokens = step.beams.tokens[:, 1 : step.number + 1]
-        block_repeated_ngrams(log_probs, tokens, self.size, self.pad, step.settled)
 
     def forbids(self, step: Step) -> Forbidden:
         return repeated_tokens(step.beams.tokens[:, 1 : step.number + 1], self.size, self.pad)
@@ -174,13 +175,6 @@ def forbidden_tokens(processors: Sequence[LogitsProcessor], step: Step) -> Tenso
 @lru_cache
 def _row(tokens: tuple[int, ...], device: torch.device) -> Tensor:
     return to_device([tokens], device)
-
-
-def _forbid(log_probs: Tensor, token: int, settled: Tensor | None) -> None:
-    if settled is None:
-        log_probs[:, token] = -math.inf
-    else:
-        log_probs[:, token].masked_fill_(~settled, -math.inf)
 
 
 def _only(log_probs: Tensor, rows: Tensor, tokens: Tensor, counts: bool = True) -> None:
