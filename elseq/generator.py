@@ -1,7 +1,6 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
-import random
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -17,9 +16,10 @@ from tqdm import tqdm
 
 from elseq.arguments import read_bytes
 from elseq.bounds import check_flag, is_whole
+from elseq.encoded_texts import EncodedTexts, numbered
 from elseq.errors import UserError, as_keyword, check_choice, renamed
 from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
-from elseq.generation.budget import capacity, scoring_capacity
+from elseq.generation.budget import scoring_capacity
 from elseq.generation.cuda_graphs import release_memory
 from elseq.generation.options import search_configuration
 from elseq.generation.search import length_limit, max_positions
@@ -125,43 +125,35 @@ class TextGenerator:
             prefixes = _strings(prefixes, "generate", "prefix")
             if len(prefixes) != len(texts):
                 raise UserError(f"has {len(prefixes)} texts for {len(texts)} sources: give one for each", "prefixes")
+        encoded = EncodedTexts(
+            texts,
+            *self._by_languages(len(texts), source_lang, target_lang),
+            cfg,
+            "text {}".format,
+            truncate,
+            REMEDIES,
+            seed,
+        )
+        if prefixes is not None:
+            encoded.force_prefixes(prefixes, "prefix {}".format)
         blank = Hypothesis("", 0.0, (), ()) if return_scores else ""
         results: list = [blank if nbest == 1 else [blank] for _ in texts]
-        name, parts = "text {}".format, []
-        for generator, indices in self._by_languages(len(texts), source_lang, target_lang):
-            search = generator.make_search(cfg)
-            sources, forced = {}, {}
-            for index in indices:
-                if not texts[index].strip():
-                    continue
-                source, constraints = generator.split_constraints(texts[index], cfg)
-                sources[index], _ = generator.encode(source, search, name(index), truncate, REMEDIES)
-                if constraints is not None:
-                    forced.setdefault("constraints", {})[index] = constraints
-                if prefixes is not None:
-                    length = sources[index].numel()
-                    prefix = generator.encode_prefix(prefixes[index], search, length, f"prefix {index}")
-                    forced.setdefault("prefixes", {})[index] = prefix
-            parts.append((generator, search, sources, forced))
-        without_text = len(texts) - sum(len(sources) for _, _, sources, _ in parts)
         with (
             ExitStack() as at_the_end,
             tqdm(total=len(texts), unit=" texts", disable=None if progress is None else not progress) as bar,
         ):
             at_the_end.callback(release_memory)  # the searches themselves may live until the garbage is collected
-            bar.update(without_text)
-            for generator, search, sources, forced in parts:
-                lengths = [sources[index].numel() if index in sources else 0 for index in range(len(texts))]
-                decode = generator.batch_decoder(search, sources, lengths, name, seed, **forced)
-                for batch in generator.cut_batches(search, lengths, max_tokens, memory_budget, name):
-                    for part, hypotheses in decode(batch):
-                        for index, found in zip(part, hypotheses, strict=True):
-                            best = [
-                                generator.hypothesis(each) if return_scores else generator.text(each["tokens"])
-                                for each in found[:nbest]
-                            ]
-                            results[index] = best[0] if nbest == 1 else best
-                        bar.update(len(part))
+            bar.update(int(encoded.blank.sum()))
+            for batch in encoded.batches(max_tokens, memory_budget):
+                for part, hypotheses in encoded.decode(batch):
+                    for index, found in zip(part, hypotheses, strict=True):
+                        generator = encoded.generator(index)
+                        best = [
+                            generator.hypothesis(each) if return_scores else generator.text(each["tokens"])
+                            for each in found[:nbest]
+                        ]
+                        results[index] = best[0] if nbest == 1 else best
+                    bar.update(len(part))
         return results
 
     def score(
@@ -271,14 +263,12 @@ class TextGenerator:
             task = self.task.for_languages(source, target)
             return TextGenerator(self.models, task, self.bpe, self.language_model)
 
-    def _by_languages(self, count: int, source, target) -> list[tuple["TextGenerator", Sequence[int]]]:
-        """The generator of each pair of languages among so many texts, with the texts' indices.
+    def _by_languages(self, count: int, source, target) -> tuple[list["TextGenerator"], np.ndarray]:
+        """The generators of the pairs of languages among so many texts, and which of them each text has, int64 [N].
 
         Args:
             source, target: the languages of all texts, or of each, or None for those of this generator.
         """
-        if source is None and target is None:
-            return [(self, range(count))]
         sides = []
         for name, given in (("source_lang", source), ("target_lang", target)):
             if given is None or isinstance(given, str):
@@ -293,12 +283,10 @@ class TextGenerator:
             if len(each) != count:
                 raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
             sides.append(each)
-        indices = {}
-        for index, pair in enumerate(zip(*sides, strict=True)):
-            indices.setdefault(pair, []).append(index)
-        return [(self.for_languages(*pair), chosen) for pair, chosen in indices.items()]
+        pairs, of_text = numbered(zip(*sides, strict=True))
+        return [self if pair == (None, None) else self.for_languages(*pair) for pair in pairs], of_text
 
-    # The parts of `generate`, which elseq-generate also uses.
+    # What `EncodedTexts` asks for.
 
     def make_search(self, cfg: GenerationConfig):
         """The generator (fairseq's or elseq's) for a configuration of `search_configuration`."""
@@ -420,67 +408,8 @@ class TextGenerator:
             raise UserError(f"{name} has {tokens.numel()} tokens and its output may have {limit}: shorten it")
         return tokens
 
-    def cut_batches(
-        self,
-        search,
-        lengths: Sequence[int],
-        max_tokens: int,
-        memory_budget: int | str | None,
-        name: Callable[[int], str],
-    ) -> list[np.ndarray]:
-        """The batches of encoded texts, as arrays of indices.
-
-        Args:
-            search: see `make_search`.
-            lengths: number of tokens of each text. Blank texts have 0 and are in no batch.
-            max_tokens, memory_budget: as for `generate`.
-            name: gives the name of a text in errors from its index.
-
-        Raises:
-            UserError: the budget is invalid or too small for a text, or the model does not support one.
-        """
-        if memory_budget is None:
-            return cut_batches(lengths, lambda length: max(1, max_tokens // length))
-        lengths = np.asarray(lengths)
-        sentences = capacity(
-            self.models,
-            search,
-            read_bytes(str(memory_budget)),
-            lambda length: name(int(np.argmax(lengths == length))),
-            self.task.symbols_of_source,
-        )
-        return cut_batches(lengths, sentences)
-
-    def batch_decoder(
-        self,
-        search,
-        sources: Mapping[int, torch.Tensor],
-        lengths: Sequence[int],
-        name: Callable[[int], str],
-        seed: int | None,
-        **forced: Mapping[int, torch.Tensor],
-    ) -> SplittingDecoder:
-        """A function that decodes a batch, given the indices of its texts, and splits it if memory runs out.
-
-        Args:
-            search: see `make_search`.
-            sources: the tokens of each text.
-            lengths: number of tokens of each text.
-            name: gives the name of a text in errors from its index.
-            seed: seed of the random numbers. Those of a batch depend on the seed and the batch, not on earlier batches.
-            forced: for each text, what `_decode` takes.
-        """
-
-        def decode(numbers: list[int]) -> list[list[dict]]:
-            if seed is not None:
-                utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
-            given = {name: [of_text[number] for number in numbers] for name, of_text in forced.items()}
-            return self._decode(search, [sources[number] for number in numbers], **given)
-
-        return SplittingDecoder(decode, lengths, name)
-
     @renamed(as_keyword)
-    def _decode(
+    def decode(
         self,
         search,
         sources: list[torch.Tensor],

@@ -84,7 +84,7 @@ def stock(tiny_translation):
 
 def interrupt_after(monkeypatch, batches, error=KeyboardInterrupt):
     """Let the model raise an error once it has decoded so many batches."""
-    decode = TextGenerator._decode
+    decode = TextGenerator.decode
     calls = []
 
     def interrupted(self, search, sources):
@@ -93,7 +93,7 @@ def interrupt_after(monkeypatch, batches, error=KeyboardInterrupt):
             raise error
         return decode(self, search, sources)
 
-    monkeypatch.setattr(TextGenerator, "_decode", interrupted)
+    monkeypatch.setattr(TextGenerator, "decode", interrupted)
     return calls
 
 

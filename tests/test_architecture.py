@@ -21,6 +21,7 @@ generation
 tasks subwords
 interop
 loading
+encoded_texts
 distillation generator
 text_files scoring
 reports benchmark

@@ -461,7 +461,7 @@ def test_a_memory_budget(translator, lines):
 
 def test_a_batch_that_runs_out_of_memory_is_split(translator, lines, monkeypatch):
     expected = translator.generate(lines, beam=2, nbest=2)
-    decode = type(translator)._decode
+    decode = type(translator).decode
     sizes = []
 
     def short(self, search, sources):
@@ -470,7 +470,7 @@ def test_a_batch_that_runs_out_of_memory_is_split(translator, lines, monkeypatch
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return decode(self, search, sources)
 
-    monkeypatch.setattr(type(translator), "_decode", short)
+    monkeypatch.setattr(type(translator), "decode", short)
     assert translator.generate(lines, beam=2, nbest=2) == expected
     assert sizes == [6, 3, 2, 1, 2, 1]
 

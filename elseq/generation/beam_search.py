@@ -45,7 +45,7 @@ def has_equal(scores: Tensor) -> bool:
 
     On a GPU the host does not ask: any of the tokens will do.
     """
-    if not transfers.is_free(scores.device):
+    if transfers.is_asynchronous(scores.device):
         return False
     return bool(((scores[..., 1:] == scores[..., :-1]) & (scores[..., 1:] > -math.inf)).any())
 

@@ -121,7 +121,6 @@ class CapturedSteps:
         self._room = 0
         self._sentences: Tensor | None = None  # of those in the state, the ones still searched; None: all
         self._rows: Tensor | None = None  # their hypotheses
-        self._rows_before: Tensor | None = None  # as they were until `keep`, to which `reorder` refers
         self._step: CapturedStep | None = None
 
     def step(self, tokens: Tensor) -> Tensor:
@@ -156,27 +155,24 @@ class CapturedSteps:
         self.state.length = length + 1  # a replayed step moves the cursor on the device and nothing here
         return step.output if self._rows is None else step.output.index_select(0, self._rows)
 
-    def reorder(self, order: Tensor) -> None:
-        """Hypothesis n continues hypothesis order[n], int64 [N]: at the next step."""
+    def reorder(self, order: Tensor, sentences: Tensor | None = None) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N'], at the next step, which reads only these sentences,
+        int64 [B'], or all."""
         if not self._room:
-            self.state.reorder(order)
-        elif self._rows is None:
+            if sentences is not None:
+                self.state.keep(sentences)
+            return self.state.reorder(order)
+        if self._rows is not None:
+            order = self._rows.index_select(0, order)
+        if sentences is not None:
+            hypotheses = torch.arange(len(self._step.order), device=order.device)
+            self._sentences = sentences if self._sentences is None else self._sentences.index_select(0, sentences)
+            self._rows = hypotheses.view(-1, self._beam).index_select(0, self._sentences).flatten()
+            self._step.order.copy_(hypotheses)  # idle ones stay where they are, which moves nothing
+        if self._rows is None:
             self._step.order.copy_(order)
         else:
-            # A sentence keeps its place, so the hypotheses that it has now are among those it had before.
-            self._step.order.index_copy_(0, self._rows, self._rows_before.index_select(0, order))
-            self._rows_before = self._rows
-
-    def keep(self, sentences: Tensor) -> None:
-        """Read no more of the sentences that are not among these, int64 [B']; called before `reorder`."""
-        if not self._room:
-            return self.state.keep(sentences)
-        order = self._step.order
-        hypotheses = torch.arange(len(order), device=sentences.device)
-        self._rows_before = hypotheses if self._rows is None else self._rows
-        self._sentences = sentences if self._sentences is None else self._sentences.index_select(0, sentences)
-        self._rows = hypotheses.view(-1, self._beam).index_select(0, self._sentences).flatten()
-        order.copy_(hypotheses)  # idle ones stay where they are, which moves nothing
+            self._step.order.index_copy_(0, self._rows, order)  # a sentence keeps its place
 
     def _is_half_idle(self) -> bool:
         return self._rows is not None and is_half_idle(len(self._step.order), len(self._rows))
@@ -208,7 +204,6 @@ class CapturedSteps:
         self._step.order.copy_(rows)
         if hypotheses < len(rows):
             self._sentences, self._rows = rows[:sentences], rows[:hypotheses]
-            self._rows_before = self._rows
 
     def _go_on_in(self, state: DecodeState) -> None:
         """Instead of the buffers."""

@@ -66,17 +66,16 @@ class FinishedHypotheses:
     def result(self, step: int, beams: Beams, candidates: Candidates, is_nan: Tensor) -> StepResult:
         """All that the host has to know of a step, asked of the device.
 
-        It is what of the first `beam` ends, where nothing goes on, and that there is no number, bool [B, beam + 2].
-        Where scores decide, also those of what ends, [B, beam], and the log-probability of the best that goes on, [B].
+        Args:
+            step, beams, candidates: before any candidate went on.
+            is_nan: bool [1]: whether a log-probability was no number so far.
         """
-        ending, totals = candidates.ending[:, : self.beam], candidates.scores
-        marks = torch.cat((ending, candidates.is_stuck, is_nan.expand(len(ending), 1)), dim=1)
-        copied = [marks]
+        asked = {"ending": candidates.ending[:, : self.beam], "is_stuck": candidates.is_stuck, "is_nan": is_nan}
         if self.stopping.is_bounded:
-            rejected = self._rejected(step, beams.source_lengths.unsqueeze(1))
-            scores = self._scores(totals[:, : self.beam], step + 1, rejected)
-            copied += scores, totals.masked_fill(candidates.ending, -math.inf).amax(dim=1)
-        return StepResult(step, copy.copy(beams), candidates, HostCopy(*copied))
+            totals, rejected = candidates.scores, self._rejected(step, beams.source_lengths.unsqueeze(1))
+            asked["scores"] = self._scores(totals[:, : self.beam], step + 1, rejected)
+            asked["going"] = totals.masked_fill(candidates.ending, -math.inf).amax(dim=1)  # the best that goes on
+        return StepResult(step, copy.copy(beams), candidates, HostCopy(**asked))
 
     def collect(self, result: StepResult) -> set[int]:
         """Add what ended at a step.
@@ -88,23 +87,19 @@ class FinishedHypotheses:
             NotANumber: there was none.
         """
         beams, step, sentences = result.beams, result.step, result.beams.sentences
-        marks, *numbers = result.copied.tensors()
-        width = min(self.beam, result.candidates.ending.size(1))
-        ended, must_end = [], {place for place, limit in enumerate(beams.limits) if limit <= step}
-        for place, column in marks.nonzero().tolist():
-            if column < width:
-                ended.append([place, column])
-            elif column == width:
-                must_end.add(place)
-            else:
-                raise NotANumber(beams, step)
-        scores, going = (each.tolist() for each in numbers) if numbers else (None, None)
-        self._finish(result, ended, scores)
+        told = result.copied.tensors()
+        if told["is_nan"]:
+            raise NotANumber(beams, step)
+        ended = told["ending"].nonzero().tolist()
+        must_end = {place for place, limit in enumerate(beams.limits) if limit <= step}
+        must_end.update(place for place, _ in told["is_stuck"].nonzero().tolist())
+        self._finish(result, ended, told["scores"].tolist() if self.stopping.is_bounded else None)
         self._finish_best(step, must_end, beams)
         if not (ended or must_end or self.stopping.is_bounded):
             return set()
         full = {place for place, sentence in enumerate(sentences) if self._is_full(sentence)} - must_end
         if self.stopping.is_bounded:
+            going = told["going"].tolist()
             full = {
                 place
                 for place in full

@@ -1,7 +1,6 @@
 """The choice of the decoding methods of a batch."""
 
 import logging
-import os
 from functools import lru_cache
 from typing import NamedTuple
 
@@ -13,6 +12,7 @@ from elseq.attention.methods import AUTO, EL, KV
 from elseq.generation.attention_cost import cross_attention_seconds
 from elseq.generation.cuda_graphs import held_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.heap import available_bytes
 from elseq.precision import INT8
 
 logger = logging.getLogger(__name__)
@@ -109,9 +109,4 @@ def free_memory_bytes(device: torch.device) -> int:
     """Bytes that can still be allocated on a device."""
     if device.type == "cuda":
         return gpu.free_bytes(device) + held_bytes()
-    try:
-        with open("/proc/meminfo") as file:
-            available = next(line for line in file if line.startswith("MemAvailable:"))
-        return int(available.split()[1]) * 1024
-    except (OSError, StopIteration):
-        return os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES") // 2
+    return available_bytes()

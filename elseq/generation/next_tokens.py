@@ -53,7 +53,7 @@ class NextTokens:
         return (
             logits is not None
             and logits.dtype != torch.float64
-            and transfers.is_free(logits.device)
+            and not transfers.is_asynchronous(logits.device)
             and native.library() is not None
             and not native.is_recorded()
         )
@@ -65,7 +65,7 @@ class NextTokens:
         On a CPU not in 16 bits: some are equal in almost every step, and then the search asks for all tokens after all.
         """
         numbers = self._log_probs if self._logits is None else self._logits
-        if not transfers.is_free(numbers.device):
+        if transfers.is_asynchronous(numbers.device):
             return numbers.dtype != torch.float64
         return numbers.dtype == torch.float32 and self.is_normalized_in_place
 
@@ -88,7 +88,7 @@ class NextTokens:
         """
         if not self.offers_best:
             return None
-        if not transfers.is_free(forbidden.device):
+        if transfers.is_asynchronous(forbidden.device):
             return _numbers(*self._best_on_gpu(count, forbidden))
         count += forbidden.size(1)
         if count > min(MOST_ON_CPU, self._logits.size(1)):

@@ -22,7 +22,7 @@ def repeated_tokens(tokens: Tensor, size: int, unused: int) -> Tensor:
     recent = tokens[:, tokens.size(1) - size + 1 :].unsqueeze(1)  # the n - 1 tokens that the next one would follow
     repeats = (ngrams[:, :, :-1] == recent).all(dim=-1)
     repeated = ngrams[:, :, -1].masked_fill(~repeats, unused)
-    if not transfers.is_free(tokens.device):
+    if transfers.is_asynchronous(tokens.device):
         return repeated
     count, order = repeats.sum(dim=1).max(), repeats.int().argsort(dim=1, descending=True)
     return repeated.gather(1, order[:, : int(count)])

@@ -256,7 +256,7 @@ class SequenceGenerator(nn.Module):
             batch, self.beam_size, self.eos, self.length_penalty, self.stopping, self.match_source_len
         )
         selection = Selection(self.search, self.processors, self.eos)
-        is_nan = torch.zeros(1, 1, dtype=torch.bool, device=device)
+        is_nan = torch.zeros(1, dtype=torch.bool, device=device)
         unread: StepResult | None = None
 
         self.search.init_constraints(constraints, self.beam_size)
@@ -299,7 +299,7 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 order = remaining.rows[order]
             if self.beam_size > 1 or remaining is not None:
-                self.model.reorder(order)
+                self.model.reorder(order, None if remaining is None else remaining.places)
         return finished.ranked()
 
     def _reads_later(self, device: torch.device) -> bool:
@@ -310,7 +310,7 @@ class SequenceGenerator(nn.Module):
         and wait all the same.)
         """
         return (
-            not transfers.is_free(device)
+            transfers.is_asynchronous(device)
             and not self.print_alignment  # attention is large, and would be kept twice
             and not any(getattr(module, "apply_during_inference", False) for module in self.modules())
         )
@@ -332,7 +332,6 @@ class SequenceGenerator(nn.Module):
         remaining = beams.keep([place for place in range(len(beams.sentences)) if place not in over])
         if beams.sentences:
             self.search.prune_sentences(remaining.places)
-            self.model.keep(remaining.places)
         return remaining
 
     def _read_so_far(self, error: NotANumber, prompt_tokens):

@@ -1,6 +1,6 @@
 """What advances a model by one token. The search knows models only through these.
 
-A stepper has `start`, `step`, `reorder`, `keep`, `finish`, `state_bytes` and `keep_nothing`. `ElseqStepper` drives
+A stepper has `start`, `step`, `reorder`, `finish`, `state_bytes` and `keep_nothing`. `ElseqStepper` drives
 elseq models by their decoding state, `FairseqStepper` any other fairseq model by fairseq's own protocol; an `Ensemble`
 is several, and a `Fusion` one beside a language model. Those of a single model also have `score`, which reads given
 targets in one pass.
@@ -138,13 +138,13 @@ class ElseqStepper:
             return _log_probs(self.model, output, self.temperature), weights
         return _at_temperature(output, self.temperature)[:, -1], weights
 
-    def reorder(self, order: Tensor) -> None:
-        """Hypothesis n continues hypothesis order[n], int64 [N']."""
-        (self.captured or self.state).reorder(order)
-
-    def keep(self, sentences: Tensor) -> None:
-        """Drop the sentences that are not among these, int64 [B']; called before `reorder`."""
-        (self.captured or self.state).keep(sentences)
+    def reorder(self, order: Tensor, sentences: Tensor | None = None) -> None:
+        """Hypothesis n continues hypothesis order[n], int64 [N']; only these sentences stay, int64 [B'], or all."""
+        if self.captured is not None:
+            return self.captured.reorder(order, sentences)
+        if sentences is not None:
+            self.state.keep(sentences)
+        self.state.reorder(order)
 
     def finish(self) -> None:
         """Let go of what the batch needed."""
@@ -220,16 +220,14 @@ class FairseqStepper:
             return self.model.decoder(tokens, encoder_out=self.encoder_out)
         return self.model(tokens)
 
-    def reorder(self, order: Tensor) -> None:
+    def reorder(self, order: Tensor, sentences: Tensor | None = None) -> None:
+        """As `ElseqStepper.reorder`. To fairseq, every hypothesis is a sentence."""
         if self.incremental:
             self.model.decoder.reorder_incremental_state_scripting(self.incremental_state, order)
         if self.encoder_out is not None:
             self.encoder_out = self.model.encoder.reorder_encoder_out(self.encoder_out, order)
         if self.prompt is not None:
             self.prompt = self.prompt.index_select(0, order)
-
-    def keep(self, sentences: Tensor) -> None:
-        """Nothing to do: to fairseq, every hypothesis is a sentence, and `reorder` drops them."""
 
     def finish(self) -> None:
         self.incremental_state = {}
@@ -256,13 +254,9 @@ class _Several:
         for stepper in self.steppers:
             stepper.start(net_input, beam, max_length, prompt)
 
-    def reorder(self, order: Tensor) -> None:
+    def reorder(self, order: Tensor, sentences: Tensor | None = None) -> None:
         for stepper in self.steppers:
-            stepper.reorder(order)
-
-    def keep(self, sentences: Tensor) -> None:
-        for stepper in self.steppers:
-            stepper.keep(sentences)
+            stepper.reorder(order, sentences)
 
     def finish(self) -> None:
         for stepper in self.steppers:

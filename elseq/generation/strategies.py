@@ -40,8 +40,10 @@ class Sampling(AmongFew, RepairedSampling):
             best = best if step == 0 else best + scores[:, :, step - 1 :]
             return best.squeeze(2), tokens.squeeze(2), _every(tokens)
         # Forbidden tokens are among the others, so they are put in order; not on a GPU, which is not asked.
-        if transfers.is_free(best.device) and has_equal(best.topk(min(self.sampling_topk + 1, best.size(2)))[0]):
-            return None
+        if not transfers.is_asynchronous(best.device):
+            most = best.topk(min(self.sampling_topk + 1, best.size(2)))[0]
+            if has_equal(most):
+                return None
         found, index, hypotheses = self.draw(step, best, scores)
         return found, tokens.flatten(1).gather(1, hypotheses * tokens.size(2) + index), hypotheses
 
@@ -82,7 +84,7 @@ class Sampling(AmongFew, RepairedSampling):
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, of the fewest tokens that have more than p together, 0 of others; the tokens."""
-        if transfers.is_free(lprobs.device):
+        if not transfers.is_asynchronous(lprobs.device):
             return super()._sample_topp(lprobs)
         probs, tokens = lprobs.exp_().sort(descending=True)
         last = probs.cumsum(dim=2).lt(self.sampling_topp).sum(dim=2, keepdim=True)

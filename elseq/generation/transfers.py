@@ -8,9 +8,9 @@ import torch
 from torch import Tensor
 
 
-def is_free(device: torch.device) -> bool:
-    """Whether the host reads tensors on the device without waiting."""
-    return device.type == "cpu"
+def is_asynchronous(device: torch.device) -> bool:
+    """Whether the host has to wait for the device to read its tensors."""
+    return device.type != "cpu"
 
 
 def to_device(numbers: list, device: torch.device) -> Tensor:
@@ -21,20 +21,21 @@ def to_device(numbers: list, device: torch.device) -> Tensor:
 class HostCopy:
     """Copies of tensors for the host. It waits for them when it asks, and only for what was to be done before."""
 
-    def __init__(self, *tensors: Tensor):
+    def __init__(self, **tensors: Tensor):
         """
         Args:
-            tensors: of one device. They are copied to the host, while the device goes on.
+            tensors: of one device, by names. They are copied to the host, while the device goes on.
         """
         # Of other devices than GPUs nothing tells when.
-        self._copies = [tensor.to("cpu", non_blocking=tensor.is_cuda) for tensor in tensors]
+        self._copies = {name: tensor.to("cpu", non_blocking=tensor.is_cuda) for name, tensor in tensors.items()}
         self._copied: torch.cuda.Event | None = None
-        if tensors[0].is_cuda:
+        device = next(iter(tensors.values())).device
+        if device.type == "cuda":
             self._copied = torch.cuda.Event()
-            self._copied.record(torch.cuda.current_stream(tensors[0].device))
+            self._copied.record(torch.cuda.current_stream(device))
 
-    def tensors(self) -> list[Tensor]:
-        """The copies."""
+    def tensors(self) -> dict[str, Tensor]:
+        """The copies, by their names."""
         if self._copied is not None:
             self._copied.synchronize()
         return self._copies

@@ -211,8 +211,10 @@ class DecodingTask(FairseqTask):
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
-    # Number of symbols that the task adds to a target of `score_step`.
+    # Number of symbols that `whole_target` adds to a target.
     symbols_of_target = 0
+    # Row of the symbol that targets start from; None: the end symbol.
+    decoder_start_symbol: int | None = None
     # Row of the symbol that a hypothesis has before the tokens of its prefix; None: there is none.
     prefix_start: int | None = None
     # Rows of the target's dictionary that hypotheses have and texts do not.
@@ -384,21 +386,25 @@ class DecodingTask(FairseqTask):
                 extra["print_alignment"] = "hard"  # it tells which word to copy
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
 
-    def score_step(
-        self, model, sample: dict, targets: Sequence[Tensor], bos_token: int | None = None
-    ) -> list[dict[str, Tensor]]:
+    def whole_target(self, tokens: Tensor) -> Tensor:
+        """A text's target, int64 [T] ending with the end symbol, with the symbols that generated ones have."""
+        return tokens
+
+    def score_step(self, model, sample: dict, targets: Sequence[Tensor]) -> list[dict[str, Tensor]]:
         """The log-probabilities of given targets, in place of the generated ones of `inference_step`.
 
         Args:
             model: a fairseq model.
             sample: a batch of B sentences, as `build_dataset_for_inference` gives it.
             targets: for each sentence the tokens of a text, int64 [T], ending with the end symbol.
-            bos_token: the symbol a target starts from. Default: the end symbol.
 
         Returns:
             As `elseq.generation.scorer.score_targets`.
         """
-        return score_targets(model, sample["net_input"], targets, self.target_dictionary, bos_token=bos_token)
+        whole = [self.whole_target(target) for target in targets]
+        return score_targets(
+            model, sample["net_input"], whole, self.target_dictionary, bos_token=self.decoder_start_symbol
+        )
 
     def set_dtype(self, model) -> None:
         """Let a model decode in decode_dtype.

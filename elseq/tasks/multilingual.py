@@ -25,6 +25,7 @@ from fairseq.tasks import register_task
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+from torch import Tensor
 
 from elseq.errors import UserError, as_option
 from elseq.files import check_ordinary
@@ -275,11 +276,12 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             prefix_tokens = with_first(self.prefix_start, self.target_dictionary.pad(), sample, prefix_tokens)
         return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
-    def score_step(self, model, sample, targets):
-        first = torch.tensor(list(self.symbols_of_language), dtype=torch.int64)
-        if len(first) and self.args.lang_tok_replacing_bos_eos:
-            return super().score_step(model, sample, targets, int(first))
-        return super().score_step(model, sample, [torch.cat((first, target)) for target in targets])
+    @property
+    def decoder_start_symbol(self) -> int | None:
+        return next(iter(self.symbols_of_language), None) if self.args.lang_tok_replacing_bos_eos else None
+
+    def whole_target(self, tokens: Tensor) -> Tensor:
+        return tokens if self.prefix_start is None else torch.cat((tokens.new_tensor([self.prefix_start]), tokens))
 
     @property
     def symbols_of_language(self) -> frozenset[int]:
@@ -387,11 +389,14 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
     def build_model(self, cfg, from_checkpoint=False):
         return TranslationFromPretrainedBARTTask.build_model(self, cfg, from_checkpoint)
 
-    def score_step(self, model, sample, targets):
+    @property
+    def decoder_start_symbol(self) -> int:
         (end,) = self.symbols_of_language
+        return end
+
+    def whole_target(self, tokens: Tensor) -> Tensor:
         first = [self.target_dictionary.bos()] * self.args.prepend_bos
-        targets = [torch.cat((each.new_tensor(first), each, each.new_tensor([end]))) for each in targets]
-        return super().score_step(model, sample, targets, end)
+        return torch.cat((tokens.new_tensor(first), tokens, tokens.new_tensor([self.decoder_start_symbol])))
 
     @property
     def symbols_of_source(self) -> int:
@@ -502,8 +507,9 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         dataset = super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
         return dataset.datasets[self.lang_pairs[0]]
 
-    def score_step(self, model, sample, targets):
-        return super().score_step(model, sample, targets, self.get_decoder_langtok(self.args.target_lang))
+    @property
+    def decoder_start_symbol(self) -> int:
+        return self.get_decoder_langtok(self.args.target_lang)
 
     def _per_lang_pair_valid_loss(self, lang_pair, model, criterion, sample):
         return criterion(getattr(model, "models", {lang_pair: model})[lang_pair], sample[lang_pair])

@@ -292,16 +292,13 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return self.first_target_symbol
 
     def whole_target(self, tokens: Tensor) -> Tensor:
-        """A target, int64 [T], with the symbol with which generated ones begin."""
         symbol = self.first_target_symbol
         if symbol is None or tokens[0] == symbol:
             return tokens
         return torch.cat((torch.tensor([symbol]), tokens))
 
     def score_step(self, model, sample, targets):
-        """As the base class; each target begins with the symbol with which generated ones begin."""
-        targets = [self.whole_target(each) for each in targets]
-        found = super().score_step(model, sample, targets, self.decoder_start_symbol)
+        found = super().score_step(model, sample, targets)
         if not self.score_target_start:
             for each in found:
                 each["positional_scores"][0] = 0

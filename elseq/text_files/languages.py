@@ -1,12 +1,12 @@
 """The languages of the lines of an input, for a multilingual model."""
 
-from collections.abc import Iterable
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
 
+from elseq.encoded_texts import numbered
 from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.options import Loading
@@ -47,7 +47,7 @@ class Pairs:
         default = loading.source_lang, loading.target_lang
         if not any(getattr(lines.form, option) is not None for option in LANGUAGE_FIELDS):
             return cls([default], np.zeros(len(lines), np.int64), lines)
-        return cls(*_numbered(lines.languages(index, default) for index in range(len(lines))), lines)
+        return cls(*numbered(lines.languages(index, default) for index in range(len(lines))), lines)
 
     @classmethod
     def of_file(cls, path: Path, lines: InputLines) -> "Pairs":
@@ -70,7 +70,7 @@ class Pairs:
                     )
                 yield pair
 
-        distinct, of_line = _numbered(pairs())
+        distinct, of_line = numbered(pairs())
         if len(of_line) != len(lines):
             raise UserError(
                 f"--languages-file {path} has {len(of_line):,} lines and the input has {len(lines):,}: give a line for "
@@ -104,10 +104,3 @@ class Pairs:
         field = getattr(self.lines.form, option)
         index = next((index for index in indices if field in self.lines.fields(index)), None)
         return None if index is None else f"the field {field!r} of {self.lines.name(index)}"
-
-
-def _numbered(pairs: Iterable[tuple]) -> tuple[list[tuple], np.ndarray]:
-    """The distinct ones in the order of their first lines, and the number of that of each line, int64 [L]."""
-    numbers: dict[tuple, int] = {}
-    of_line = [numbers.setdefault(pair, len(numbers)) for pair in pairs]
-    return list(numbers), np.asarray(of_line, np.int64)

@@ -1,4 +1,4 @@
-"""The lines of the input, and their tokens."""
+"""The lines of the input."""
 
 import codecs
 import contextlib
@@ -6,11 +6,9 @@ import hashlib
 import io
 import sys
 from array import array
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import IO
-
-import torch
 
 from elseq.errors import UserError
 from elseq.files import bounded_lines, decode_line, decode_lines
@@ -98,52 +96,3 @@ class InputLines:
     def name(self, index: int) -> str:
         """The name of a line in errors; the first has the index 0."""
         return f"line {index + 1} of {self.path}"
-
-
-class Sources:
-    """The tokens of many texts, with four bytes per token."""
-
-    def __init__(self):
-        self._tokens = array("i")
-        self._starts = array("q", [0])
-        self.lengths = array("i")  # of each text; 0 if blank
-        self.truncated = array("q")  # indices
-
-    def append(self, tokens: torch.Tensor | None) -> None:
-        """Add a text; None is a blank one."""
-        if tokens is not None:
-            self._tokens.extend(tokens.tolist())
-        self.lengths.append(len(self._tokens) - self._starts[-1])
-        self._starts.append(len(self._tokens))
-
-    def __getitem__(self, index: int) -> torch.Tensor:
-        return torch.tensor(self._tokens[self._starts[index] : self._starts[index + 1]], dtype=torch.long)
-
-    def count(self, token: int) -> int:
-        """The number of occurrences of a token."""
-        return self._tokens.count(token)
-
-    def __len__(self) -> int:
-        return len(self.lengths)
-
-    def digest(self) -> str:
-        """A hash of the tokens."""
-        return hashlib.sha256(self._tokens.tobytes() + self.lengths.tobytes()).hexdigest()
-
-
-def encode_lines(lines: InputLines, encode: Callable[[str, int], tuple[torch.Tensor, bool]]) -> Sources:
-    """The tokens of all lines.
-
-    Args:
-        lines: the input.
-        encode: takes a text and its index, and returns its tokens and whether they were truncated.
-    """
-    sources = Sources()
-    for index, text in enumerate(lines):
-        tokens = None
-        if text.strip():
-            tokens, was_cut = encode(text, index)
-            if was_cut:
-                sources.truncated.append(index)
-        sources.append(tokens)
-    return sources

@@ -74,7 +74,7 @@ class Run:
                 generator = load_by(job.model, _loading(job.loading, pairs))
             self._check_output_is_no_input(*generator.inputs)
             encoded = EncodedLines(job, lines, pairs, generator, cfg)
-            batches = encoded.batches()
+            batches = encoded.batches(batching.max_tokens, batching.memory_budget)
             fingerprint = make_fingerprint(job, cfg, generator, lines, encoded.digests())
             finished = self._begin(fingerprint, encoded.blank, lines)
             self.progress = Progress(len(lines), int(finished.sum()), self.processes)
@@ -89,7 +89,7 @@ class Run:
                 self._publish(finished, encoded.blank & job.form.keeps_blank_lines, generator.inputs)
         if not self.processes.is_first:
             self.processes.announce("finished")  # after closing the journal, because the first process removes it
-        elif truncated := encoded.sources.truncated:
+        elif truncated := encoded.truncated:
             cut, names = len(truncated), ", ".join(str(index + 1) for index in truncated[:MOST_NAMED])
             more = f" and {cut - MOST_NAMED:,} more" if cut > MOST_NAMED else ""
             logger.warning("%d of %d lines were too long and were truncated: %s%s", cut, len(lines), names, more)

@@ -83,7 +83,7 @@ def test_an_output_that_has_line_ends(run, monkeypatch, source):
 @pytest.mark.parametrize("seed", range(3))
 def test_memory_that_is_short_now_and_then(run, expected, monkeypatch, seed):
     draw = random.Random(seed)
-    decode = TextGenerator._decode
+    decode = TextGenerator.decode
     failures = []
 
     def short(self, search, sources):
@@ -92,7 +92,7 @@ def test_memory_that_is_short_now_and_then(run, expected, monkeypatch, seed):
             raise torch.cuda.OutOfMemoryError("CUDA out of memory")
         return decode(self, search, sources)
 
-    monkeypatch.setattr(TextGenerator, "_decode", short)
+    monkeypatch.setattr(TextGenerator, "decode", short)
     log = run("--max-tokens=100").stdout
     assert f"out of memory with {failures[0]} sentences at once: going on with " in log
     assert read(run.output) == expected
@@ -101,7 +101,7 @@ def test_memory_that_is_short_now_and_then(run, expected, monkeypatch, seed):
 def test_a_line_that_does_not_fit_the_memory(run, expected, source):
     shortest = min(len(line.split()) for line in read(source) if line.strip())
     number = next(n for n, line in enumerate(read(source), start=1) if len(line.split()) == shortest)
-    decode = TextGenerator._decode
+    decode = TextGenerator.decode
 
     def short(self, search, sources):
         if any(source.numel() == shortest + 1 for source in sources):
@@ -109,7 +109,7 @@ def test_a_line_that_does_not_fit_the_memory(run, expected, source):
         return decode(self, search, sources)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(TextGenerator, "_decode", short)
+        patch.setattr(TextGenerator, "decode", short)
         result = run("--max-tokens=40", check=False)
     sentence = result.stderr.splitlines()[-1]
     assert sentence.startswith(f"elseq: error: line {number} of {source} does not fit the memory, even alone ")
@@ -223,13 +223,13 @@ def test_fusion(tiny_translation, fused, source, run, tmp_path):
 
 def test_threads(run, expected, monkeypatch, threads):
     """Those of the run, not of the process after it."""
-    decode, there = TextGenerator._decode, set()
+    decode, there = TextGenerator.decode, set()
 
     def decode_and_look(self, search, sources):
         there.add(torch.get_num_threads())
         return decode(self, search, sources)
 
-    monkeypatch.setattr(TextGenerator, "_decode", decode_and_look)
+    monkeypatch.setattr(TextGenerator, "decode", decode_and_look)
     run("--threads=3")
     assert read(run.output) == expected
     assert (there, torch.get_num_threads()) == ({3}, threads)
@@ -281,14 +281,14 @@ def test_nothing_is_left_of_a_run_to_the_standard_output(tiny_translation, sourc
     temporary = tmp_path / "temporary"
     temporary.mkdir()
     monkeypatch.setattr("tempfile.tempdir", str(temporary))
-    decode, there = TextGenerator._decode, []
+    decode, there = TextGenerator.decode, []
 
     def decode_and_look(self, search, sources):
         there.append(list(temporary.iterdir()) + list(tmp_path.glob("*.partial")))
         return decode(self, search, sources)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextGenerator, "_decode", decode_and_look)
+        patch.setattr(TextGenerator, "decode", decode_and_look)
         options = ["--model", tiny_translation.checkpoint, "--data", tiny_translation.data, "--input", source]
         call(patch, *options, "--max-tokens=20")
     assert len(capfdbinary.readouterr().out.splitlines()) == len(read(source))

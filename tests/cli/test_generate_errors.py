@@ -375,14 +375,14 @@ def test_a_link_among_the_finished_lines(run, tmp_path, name):
 
 
 def test_an_output_that_came_to_be_meanwhile(run, expected_lines, monkeypatch):
-    decode = TextGenerator._decode
+    decode = TextGenerator.decode
 
     def decode_and_write(self, search, sources):
         run.output.write_text("precious\n")
         return decode(self, search, sources)
 
     with monkeypatch.context() as patch:
-        patch.setattr(TextGenerator, "_decode", decode_and_write)
+        patch.setattr(TextGenerator, "decode", decode_and_write)
         result = run(check=False)
     assert result.stderr.endswith(f"{run.output} exists already: give another --output, or --overwrite\n")
     assert run.output.read_text() == "precious\n"

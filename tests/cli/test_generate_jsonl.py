@@ -65,12 +65,12 @@ def test_any_text(run, monkeypatch):
     """Text is written as it is, a line end in it does not end the line, and JSON has no infinity."""
     text = 'é "日本"\r\n\\\u2028'
     monkeypatch.setattr(TextGenerator, "text", lambda self, tokens: text)
-    decode = TextGenerator._decode
+    decode = TextGenerator.decode
 
     def infinite(*given):
         return [[{**each, "score": torch.tensor(-math.inf)} for each in found] for found in decode(*given)]
 
-    monkeypatch.setattr(TextGenerator, "_decode", infinite)
+    monkeypatch.setattr(TextGenerator, "decode", infinite)
     run("--format=jsonl")
     line = read(run.output)[0]
     assert "é" in line and "日本" in line

@@ -182,7 +182,7 @@ def test_two_runs_at_a_time(run):
             second.append(run(check=False))
             raise KeyboardInterrupt
 
-        patch.setattr(TextGenerator, "_decode", decode)
+        patch.setattr(TextGenerator, "decode", decode)
         run(check=False)
     assert second[0].returncode == 1
     assert "is being written by another elseq-generate" in second[0].stderr

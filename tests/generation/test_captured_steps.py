@@ -289,15 +289,14 @@ def test_room_and_idle_sentences(monkeypatch, reordering, method):
         rooms.append(0 if fixed.cursor is None else fixed.cursor.ahead.size(-1))
         assert fixed.cursor is None or (fixed.cursor.ancestry is None) == (reordering == "moved")
         sentences.append(len(fixed.layers[0].cross_attention.tensors[0]))
-        rows = torch.arange(len(tokens)).view(-1, beam)
+        rows, kept = torch.arange(len(tokens)).view(-1, beam), None
         if step in (2, 4, 5, 6):
             kept = torch.arange(len(rows))[1:]
             rows = rows[kept]
             plain.keep(kept)
-            steps.keep(kept)
         order = rows.flip(1).flatten() if step % 3 else rows.flatten()
         plain.reorder(order)
-        steps.reorder(order)
+        steps.reorder(order, kept)
         if steps._rows is not None:
             order_within = steps._step.order
             idle = torch.ones(len(order_within), dtype=torch.bool).index_fill(0, steps._rows, False)
@@ -330,12 +329,11 @@ def test_captures_of_a_batch_of_summaries(monkeypatch, sentences, expected):
     steps = CapturedSteps(decode, state, beam, 141)
     for length in range(1, 142):
         steps.step(torch.zeros(sentences * beam, length, dtype=torch.long))
-        order = torch.arange(sentences * beam)
+        kept = None
         if length > 56 and not length % 3 and sentences > 1:
             sentences -= 1
-            steps.keep(torch.arange(sentences))
-            order = order[: sentences * beam]
-        steps.reorder(order)
+            kept = torch.arange(sentences)
+        steps.reorder(torch.arange(sentences * beam), kept)
     assert rooms == expected
 
 

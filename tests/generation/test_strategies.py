@@ -316,7 +316,7 @@ def test_top_p_among_all_words(monkeypatch, top_p):
     torch.manual_seed(1)
     log_probs = random_log_probs(5, 3, len(DICTIONARY))
     expected, words = strategy._sample_topp(log_probs.clone())
-    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
     found, all_words = strategy._sample_topp(log_probs.clone())
     width = expected.size(2)
     assert torch.equal(found[:, :, :width], expected) and not found[:, :, width:].any()
@@ -327,7 +327,7 @@ def test_top_p_among_all_words(monkeypatch, top_p):
         torch.manual_seed(seed)
         found = strategy.step(1, one.clone(), scores)
         with monkeypatch.context() as patch:
-            patch.setattr(transfers, "is_free", lambda device: True)
+            patch.setattr(transfers, "is_asynchronous", lambda device: False)
             torch.manual_seed(seed)
             assert all(map(torch.equal, found, strategy.step(1, one.clone(), scores)))
 
@@ -395,13 +395,13 @@ def select(strategy, step, log_probs, scores):
 def test_few_words_suffice(name, seed, vocabulary, excluded, case):
     """For what fairseq selects, step by step. Some scores are equal if there are so many values in 1; 0: there is any.
     On a GPU any of equal words would do."""
-    is_free, values = case
+    is_on_cpu, values = case
     torch.manual_seed(seed)
     theirs, ours = AMONG_FEW[name](), as_ours(AMONG_FEW[name](), DICTIONARY)
     assert type(ours) is not type(theirs)
     scores, totals = torch.zeros(3, 6, 0), torch.zeros(3, 6)
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(transfers, "is_free", lambda device: is_free)
+        patch.setattr(transfers, "is_asynchronous", lambda device: not is_on_cpu)
         for step in range(5):
             log_probs = torch.randn(3, 6, vocabulary) * 2
             log_probs[:, :, EOS] += 3  # so that groups end
@@ -414,7 +414,7 @@ def test_few_words_suffice(name, seed, vocabulary, excluded, case):
             torch.manual_seed(step)
             found = select(ours, step, log_probs, scores)
             if found is None:
-                assert is_free and values
+                assert is_on_cpu and values
                 torch.manual_seed(step)
                 found = ours.step(step, log_probs.clone(), scores)
             after = torch.rand(1)

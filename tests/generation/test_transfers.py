@@ -103,7 +103,7 @@ class Questions(TorchFunctionMode):
 def questions(monkeypatch):
     """Of all steps; what `transfers` does without waiting is not among them, but when the host asks for `HostCopy`."""
     found = Questions()
-    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
 
     def unseen(function):
         def call(*args):
@@ -400,7 +400,7 @@ def test_the_same_rules_of_stopping(monkeypatch, rule):
     sample = make_batch((3, 7, 1, 5, 2, 6, 4))
     generator = SequenceGenerator([model], DICTIONARY, beam_size=4, max_len_b=17, len_penalty=2.0, **rule)
     expected = generator.generate([model], sample)
-    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
     assert_same_hypotheses(generator.generate([model], sample), expected)
 
 
@@ -411,7 +411,7 @@ def test_the_same_prefixes(monkeypatch, beam):
     prefix = pad_rows([[5, 6, 7], [8, DICTIONARY.eos()], [9, 10], []], DICTIONARY.pad())
     generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, max_len_b=9)
     expected = generator.generate([model], make_batch(), prefix_tokens=prefix)
-    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
     assert_same_hypotheses(generator.generate([model], make_batch(), prefix_tokens=prefix), expected)
 
 
@@ -425,7 +425,7 @@ def test_no_position_beyond_the_last(monkeypatch, lengths):
     generator = SequenceGenerator([model], DICTIONARY, beam_size=3, min_len=5, max_len_b=12)
     expected = generator.generate([model], sample, prompt_tokens=prompts)
     assert [len(found[0]["tokens"]) for found in expected] == [min(12, 40 - len(row)) + 1 for row in rows]
-    monkeypatch.setattr(transfers, "is_free", lambda device: False)
+    monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
     assert_same_hypotheses(generator.generate([model], sample, prompt_tokens=prompts), expected)
 
 
@@ -447,8 +447,9 @@ def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_words(m
 
 def test_copies_for_the_host():
     tensors = torch.tensor([[False, True], [True, True]]), torch.tensor([0.5, -math.inf])
-    copies = HostCopy(*tensors).tensors()
-    assert all(map(torch.equal, copies, tensors)) and all(each.device == CPU for each in copies)
+    copies = HostCopy(marks=tensors[0], scores=tensors[1]).tensors()
+    assert list(copies) == ["marks", "scores"] and all(map(torch.equal, copies.values(), tensors))
+    assert all(each.device == CPU for each in copies.values())
 
 
 def test_an_empty_list_has_the_type_of_the_others():
@@ -461,9 +462,9 @@ def test_a_gpu_goes_on_meanwhile():
     marks = torch.zeros(2, 2, dtype=torch.bool, device="cuda")
     torch.cuda._sleep(100_000_000)
     marks[1, 0] = True
-    copy = HostCopy(marks, 2 * marks)
+    copy = HostCopy(marks=marks, doubled=2 * marks)
     done = torch.cuda.Event()
     torch.cuda._sleep(100_000_000)
     done.record()
-    assert [each.tolist() for each in copy.tensors()] == [[[False, False], [True, False]], [[0, 0], [2, 0]]]
+    assert [each.tolist() for each in copy.tensors().values()] == [[[False, False], [True, False]], [[0, 0], [2, 0]]]
     assert not done.query()

@@ -113,7 +113,7 @@ from elseq.cli.generate import main
 from elseq.errors import UserError
 from elseq.generator import TextGenerator
 
-decode = TextGenerator._decode
+decode = TextGenerator.decode
 
 def failing(self, search, sources):
     time.sleep(0.2)
@@ -121,7 +121,7 @@ def failing(self, search, sources):
         raise UserError("this one cannot go on")
     return decode(self, search, sources)
 
-TextGenerator._decode = failing
+TextGenerator.decode = failing
 main()
 """
 

@@ -1,12 +1,11 @@
 import json
 
-import numpy as np
 import pytest
 
 from elseq.errors import UserError
 from elseq.options import Loading
 from elseq.text_files.formats import JSONL, InputFormat
-from elseq.text_files.languages import Pairs, _numbered
+from elseq.text_files.languages import Pairs
 from elseq.text_files.reading import InputLines
 
 FIELDS = InputFormat(JSONL, target_lang_field="to")
@@ -36,7 +35,7 @@ def test_lines_of_text_have_the_languages_of_the_options(lines):
 
 def test_file(lines, tmp_path):
     (tmp_path / "languages").write_text("de en\nfr en\nde en\n")
-    pairs = Pairs.of(lines({}, {}, {}, form=InputFormat(JSONL)), Loading(), str(tmp_path / "languages"))
+    pairs = Pairs.of(lines({}, {}, {}, form=InputFormat(JSONL)), Loading(), tmp_path / "languages")
     assert pairs.distinct == [("de", "en"), ("fr", "en")]
     assert pairs.of_line.tolist() == [0, 1, 0]
     with pytest.raises(UserError, match=r"^line 2 of .*languages: xx is unknown$"), pairs.about(1):
@@ -49,12 +48,6 @@ def test_errors_name_the_field_of_the_first_line(lines):
         raise UserError("is unknown", "target_lang")
     with pytest.raises(UserError, match="^beam is too large$"), pairs.about(1):  # it is about no language
         raise UserError("is too large", "beam")
-
-
-def test_numbers_of_pairs():
-    distinct, of_line = _numbered([("a", "b"), ("b", "a"), ("a", "b"), (None, "b")])
-    assert distinct == [("a", "b"), ("b", "a"), (None, "b")]
-    assert of_line.dtype == np.int64 and of_line.tolist() == [0, 1, 0, 2]
 
 
 def languages(tmp_path, text):

@@ -3,13 +3,10 @@ import sys
 from pathlib import Path
 
 import pytest
-import torch
-from hypothesis import given
-from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.text_files.formats import JSONL, TEXT, InputFormat
-from elseq.text_files.reading import InputLines, Sources, encode_lines
+from elseq.text_files.reading import InputLines
 
 PLAIN, JSON = InputFormat(), InputFormat(JSONL)
 
@@ -94,13 +91,13 @@ def test_json_lines(tmp_path):
         ("a.jsonl", InputFormat(input_field="b"), (JSONL, "b")),
         ("a.json", InputFormat(), (TEXT, "text")),
         (".jsonl/a", InputFormat(), (TEXT, "text")),
-        ("-", InputFormat(), (TEXT, "text")),
-        ("-", InputFormat(JSONL, "b"), (JSONL, "b")),
+        (None, InputFormat(), (TEXT, "text")),
+        (None, InputFormat(JSONL, "b"), (JSONL, "b")),
     ],
     ids=str,
 )
 def test_which_format(name, form, expected):
-    found = form.of(name)
+    found = form.of(None if name is None else Path(name))
     assert (found.input_format, found.input_field) == expected
     options = {} if expected[0] == TEXT else {"--input-format": JSONL, "--input-field": repr(expected[1])}
     assert found.deciding() == options
@@ -199,34 +196,3 @@ def test_fields_that_the_output_has(tmp_path):
         UserError, match="^line 2 of .*/input has a field 'source', as the output has: rename one of the"
     ):
         read(tmp_path, content, JSON, ["hypotheses", "source"])
-
-
-@given(texts=st.lists(st.none() | st.lists(st.integers(0, 2**31 - 1), min_size=1, max_size=5), max_size=20))
-def test_tokens_are_kept(texts):
-    sources = Sources()
-    for tokens in texts:
-        sources.append(None if tokens is None else torch.tensor(tokens))
-    assert len(sources) == len(texts)
-    assert list(sources.lengths) == [len(tokens or []) for tokens in texts]
-    for index, tokens in enumerate(texts):
-        assert sources[index].tolist() == (tokens or [])
-        assert sources[index].dtype == torch.long
-    assert sources.count(7) == sum((tokens or []).count(7) for tokens in texts)
-
-
-def test_digest_of_tokens():
-    def digest(*texts):
-        sources = Sources()
-        for tokens in texts:
-            sources.append(torch.tensor(tokens))
-        return sources.digest()
-
-    assert digest([1, 2], [3]) == digest([1, 2], [3])
-    assert len({digest([1, 2], [3]), digest([1], [2, 3]), digest([1, 2, 3]), digest([1, 2], [4])}) == 4
-
-
-def test_encoding(tmp_path):
-    lines = read(tmp_path, b"a b\n \t\nc d e\n")
-    sources = encode_lines(lines, lambda text, index: (torch.arange(len(text.split())), index == 2))
-    assert list(sources.lengths) == [2, 0, 3]
-    assert list(sources.truncated) == [2]

@@ -180,7 +180,7 @@ def test_same_ranking(pair, rule, lenpen):
     cfg.early_stopping = rule
     search = loaded.task.build_generator([loaded.model], cfg)
     compared = 0
-    for index, hypotheses in enumerate(loaded._decode(search, [torch.tensor(row) for row in texts(theirs)])):
+    for index, hypotheses in enumerate(loaded.decode(search, [torch.tensor(row) for row in texts(theirs)])):
         of_source = expected[3 * index : 3 * index + (1 if rule == "first" else 3)]
         if max(len(row) for row, _ in of_source) < 58:  # fairseq scores the longest otherwise
             found = [(until_end(each["tokens"].tolist()), each["score"].item()) for each in hypotheses]
@@ -206,7 +206,7 @@ def test_maximum_length(pair, tmp_path, longest):
     expected = [until_end(row[1:]) for row in found.tolist()]
     loaded = load(tmp_path / "ours")
     search = loaded.task.build_generator([loaded.model], Namespace(**{"nbest": 1, **converted.generation}))
-    hypotheses = loaded._decode(search, [torch.tensor(row) for row in texts(theirs)])
+    hypotheses = loaded.decode(search, [torch.tensor(row) for row in texts(theirs)])
     assert [until_end(best["tokens"].tolist()) for best, *_ in hypotheses] == expected
     forced = theirs.generation_config.forced_eos_token_id
     assert max(map(len, expected)) == longest - 1 - (forced is not None)
@@ -230,7 +230,7 @@ def test_other_languages_than_the_folders(pair):
     assert loaded.task.languages_of_texts == (LANGUAGES[name][0], LANGUAGES[name][2])
     cfg = Namespace(beam=1, nbest=1, max_len_b=38, min_len=7, no_repeat_ngram_size=2)
     search = loaded.task.build_generator([loaded.model], cfg)
-    found = loaded._decode(search, [torch.tensor(row) for row in rows])
+    found = loaded.decode(search, [torch.tensor(row) for row in rows])
     assert [until_end(best["tokens"].tolist()) for best, *_ in found] == expected
     same = elseq.load(folder / "ours", source_lang=source, target_lang=wanted)
     assert same.task.languages_of_texts == loaded.task.languages_of_texts
@@ -275,7 +275,7 @@ def test_ctranslate2_finds_the_same_words(pair, tmp_path):
     to_ctranslate2(loaded.model, cfg, dictionary, dictionary, tmp_path / "model")
     search = loaded.task.build_generator([loaded.model], Namespace(beam=1, nbest=1, max_len_b=38))
     rows = texts(theirs)
-    expected = [best["tokens"].tolist() for best, *_ in loaded._decode(search, [torch.tensor(row) for row in rows])]
+    expected = [best["tokens"].tolist() for best, *_ in loaded.decode(search, [torch.tensor(row) for row in rows])]
     before, after = loaded.task.symbols_around_source
     after = after if name == "mbart25" else after[1:]
     words = [[dictionary[number] for number in [*before, *row[:-1], *after]] for row in rows]
