@@ -229,7 +229,7 @@ class Search:
     unkpen: float = _option(0.0, type=float, help="above 0 gives fewer unknown words, below 0 more")
     temperature: float = _option(1.0, type=float, help="above 1 gives flatter distributions, below 1 sharper ones")
     no_repeat_ngram_size: int = _option(0, type=int, help="no hypothesis has an n-gram of this size twice; 0: any may")
-    min_len: int = _option(1, type=int, help="tokens at least, the end included")
+    min_len: int = _option(1, type=int, help="tokens at least, the end apart")
     max_len_a: float = _option(0.0, type=float, help="tokens at most, the end apart: A times the source, and B")
     max_len_b: int = _option(200, type=int, help="the B of --max-len-a")
     match_source_len: bool = _option(False, help="hypotheses are as long as their source")

@@ -88,6 +88,7 @@ REPAIRS = (
     commands.take_several_user_dirs,
     commands.validate_without_task,
     commands.keep_stock_from_the_model,
+    commands.validate_by_the_given_task,
     commands.validate_one_pair,
     commands.explain_missing_path,
     commands.explain_missing_architecture,

@@ -317,11 +317,14 @@ def forget_best_score():
 
 
 def explain_missing_start():
-    """A missing --restore-file is ignored silently, and training starts from random weights. A missing
-    --finetune-from-model gives a traceback."""
+    """A missing --restore-file is ignored silently, and training starts from random weights; so is a folder, also as
+    --finetune-from-model. Where that is missing there is a traceback."""
 
     def load_checkpoint(load, cfg, trainer, *args, **kwargs):
         start = cfg.restore_file.replace(".pt", f"{trainer.checkpoint_suffix}.pt")
+        for option, path in (("restore-file", start), ("finetune-from-model", cfg.finetune_from_model)):
+            if path is not None and os.path.isdir(path):
+                raise UserError(f"--{option} {path} is a folder: give the file of a checkpoint, as one in it")
         if cfg.restore_file != "checkpoint_last.pt" and not PathManager.isfile(start):
             raise UserError(f"--restore-file {start} does not exist: check the path, or leave the option out")
         try:

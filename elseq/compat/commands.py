@@ -7,22 +7,23 @@ import logging
 import math
 import os
 import sys
+import traceback
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 
 import fairseq
 import torch
 from fairseq import checkpoint_utils, options, utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
-from fairseq.tasks import FairseqTask
+from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, FairseqTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq_cli import generate
 from hydra import initialize_config_dir
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
-from omegaconf import open_dict
+from omegaconf import OmegaConf, open_dict
 
 from elseq.compat.patching import Overlay, after_parsing, wrap
 from elseq.errors import UserError, as_option, user_sentence
@@ -101,6 +102,40 @@ def validate_without_task():
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
 
 
+def validate_by_the_given_task():
+    """fairseq-validate uses the task of the checkpoint, whatever --task says. The options of a task that follows that
+    one, as elseq_translation follows translation, are ignored silently."""
+
+    def overwrite_args_by_name(overwrite, cfg, overrides):
+        given = overrides.get("task")
+        if isinstance(given, str) and "task" in cfg:
+            _follow_task(cfg, given)
+        overwrite(cfg, overrides)
+
+    wrap(checkpoint_utils, "overwrite_args_by_name", overwrite_args_by_name)
+
+
+def _follow_task(cfg, name: str) -> None:
+    """Put the task of this name in place of the one that it follows, with the settings of that one."""
+    is_old = isinstance(cfg.task, Namespace)
+    known = cfg.task.task if is_old else cfg.task.get("_name")
+    kinds = [TASK_REGISTRY.get(each) for each in (name, known)]
+    if None in kinds or kinds[0] is kinds[1] or not issubclass(*kinds):
+        return
+    if is_old:
+        parser = ArgumentParser(add_help=False)
+        kinds[0].add_args(parser)
+        settings = {action.dest: action.default for action in parser._actions}
+        task = Namespace(**settings | vars(cfg.task) | {"task": name})
+    else:
+        task = OmegaConf.structured(TASK_DATACLASS_REGISTRY[name])
+        for each in task.keys() & cfg.task.keys():
+            task[each] = cfg.task[each]
+        task._name = name
+    with open_dict(cfg):
+        cfg.task = task
+
+
 def keep_stock_from_the_model():
     """fairseq-validate copies options of its command line to all options of that name in the checkpoint's
     configuration. The task's --decode-attention can be stock, the model's cannot."""
@@ -152,8 +187,9 @@ def explain_missing_architecture():
 
 def generate_one_shard():
     """fairseq-generate ignores --num-shards and --shard-id: each shard is the whole data set. An invalid shard is a
-    ValueError in fairseq-eval-lm, and no error elsewhere. It also ignores that --distributed-world-size needs several
-    processes, and generates the sentences of the first one without a warning."""
+    ValueError in fairseq-eval-lm, and no error elsewhere. A shard without sentences ends with a ZeroDivisionError. It
+    also ignores that --distributed-world-size needs several processes, and generates the sentences of the first one
+    without a warning."""
 
     def check(parsed):
         shards, shard = getattr(parsed, "num_shards", 1), getattr(parsed, "shard_id", 0)
@@ -186,7 +222,13 @@ def _generate_shard(main, cfg, output_file):
     with open_dict(cfg):
         cfg.distributed_training.distributed_world_size = count * shards
         cfg.distributed_training.distributed_rank = rank + count * cfg.dataset.shard_id
-    return main(cfg, output_file)
+    try:
+        return main(cfg, output_file)
+    except ZeroDivisionError as error:  # of the time that a sentence took
+        *_, last = traceback.extract_tb(error.__traceback__)
+        if last.filename != generate.__file__ or "gen_timer" not in last.line:
+            raise
+        logger.warning("--shard-id %d of --num-shards %d has no sentences", cfg.dataset.shard_id, shards)
 
 
 def explain_options_of_interactive():

@@ -66,7 +66,7 @@ def _check_hardware(cfg, *_):
 
 
 # What a validation computes only by a switch of the task or of the criterion.
-_BY_SWITCH = {"bleu": "eval_bleu", "accuracy": "report_accuracy"}
+_BY_SWITCH = {"bleu": "eval_bleu", **dict.fromkeys(("accuracy", "total", "n_correct"), "report_accuracy")}
 
 
 def explain_missing_metrics():
@@ -80,16 +80,20 @@ def _check_metric(cfg, task, criterion):
         return
     name = cfg.checkpoint.best_checkpoint_metric
     of_task = getattr(task, "cfg", None) or getattr(task, "args", None)
-    if name in _BY_SWITCH:
-        switches = [getattr(options, _BY_SWITCH[name], None) for options in (of_task, cfg.criterion)]
-        if False in switches:
-            switch = as_option(_BY_SWITCH[name])
-            raise UserError(f"--best-checkpoint-metric {name} needs {switch}: give both, or neither")
+    switched_off = {
+        each
+        for each, switch in _BY_SWITCH.items()
+        if False in [getattr(options, switch, None) for options in (of_task, cfg.criterion)]
+    }
+    if name in switched_off:
+        switch = as_option(_BY_SWITCH[name])
+        raise UserError(f"--best-checkpoint-metric {name} needs {switch}: give both, or neither")
     computed = _computed(task, criterion)
     if computed is not None and name not in computed:
+        others = [each for each in computed if each not in switched_off.union(_OF_BATCHES)]
         raise UserError(
             f"--best-checkpoint-metric {name} is not computed by the validation of this task and criterion: give one "
-            f"of {', '.join(each for each in computed if each not in _OF_BATCHES)}"
+            f"of {', '.join(others)}"
         )
 
 

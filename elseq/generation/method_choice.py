@@ -65,7 +65,7 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
     needed = {method: decoding_state_bytes(decoder, workload, method, weight.dtype) for method in (KV, EL)}
     free = free_memory_bytes(weight.device)
     if needed[KV] <= USABLE * free:
-        choice, reason = Choice(KV, _faster(decoder, workload)), "that fits the free memory and is the fastest"
+        choice, reason = Choice(KV, _faster(decoder, workload)), "its decoding state fits the free memory"
     elif needed[EL] < needed[KV]:
         choice, reason = Choice(EL, EL), "the decoding state of kv does not fit the free memory"
     else:
@@ -102,7 +102,7 @@ def _operations(attentions, workload: Workload) -> int:
 @lru_cache
 def _explain(choice: str, reason: str, device: str) -> None:
     """One line for each choice and reason, not one for each batch."""
-    logger.info("--decode-attention auto chooses %s on this %s: %s", choice, device.upper(), reason)
+    logger.info("the decoding method auto is %s on this %s: %s", choice, device.upper(), reason)
 
 
 def free_memory_bytes(device: torch.device) -> int:

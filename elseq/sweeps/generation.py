@@ -1,7 +1,7 @@
 """A job of elseq-generate with Hydra: decodes a text file into the job's folder, with time and scores."""
 
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Collection
 from dataclasses import fields
 from pathlib import Path
 
@@ -15,7 +15,7 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generation.options import search_configuration
 from elseq.generator import TextGenerator
-from elseq.options import SEARCH_OPTIONS, Batching, Loading
+from elseq.options import SEARCH_OPTIONS, Batching, Loading, decode_attention_names
 from elseq.precision import DTYPES
 from elseq.scoring.inputs import check_equal_lengths
 from elseq.scoring.metrics import METRICS
@@ -45,7 +45,8 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     search = search_options(cfg, SEARCH)
     # from the groups of the configuration
     named = {"data": cfg.task.data, "attention": cfg.decode.mode, "bpe": OmegaConf.select(cfg, "bpe._name")}
-    _choice("dtype", cfg.dtype, DTYPES)
+    _check_choice("dtype", cfg.dtype, DTYPES)
+    _check_choice("decode", cfg.decode.mode, decode_attention_names())
     loading = {each.name: cfg.get(each.name) for each in fields(Loading)} | named
     what = Job(
         model=str(cfg.checkpoint),
@@ -96,10 +97,9 @@ def _check_single(cfg: DictConfig) -> None:
             raise UserError(f"{name} {value!r:.60} is no single value: give one, or leave it out")
 
 
-def _choice(name: str, value: str | None, choices: dict):
+def _check_choice(name: str, value: str | None, choices: Collection[str]) -> None:
     if value is not None and value not in choices:
         raise UserError(f"{name}={value} is unknown: choose one of {', '.join(choices)}")
-    return choices.get(value)
 
 
 def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], list[str]]]:
@@ -108,7 +108,8 @@ def _scorer(cfg: DictConfig) -> Callable[[list[str]], tuple[dict[str, float], li
     Raises:
         UserError: the references cannot be read, or their number differs from the input's lines.
     """
-    score = _choice("score", cfg.score, METRICS)
+    _check_choice("score", cfg.score, METRICS)
+    score = METRICS.get(cfg.score)
     if cfg.references is None:
         return lambda outputs: ({}, [])
     texts, reference_file = read_path(cfg.input), read_path(cfg.references)

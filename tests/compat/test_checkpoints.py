@@ -361,6 +361,8 @@ def continue_training(tiny, directory, *options):
         (["--criterion=label_smoothed_cross_entropy"], "checkpoint_last.pt: Criterion does not match"),
         (["--optimizer=sgd"], "checkpoint_last.pt: Optimizer does not match"),
         (["--restore-file=nothing.pt"], "--restore-file nothing.pt does not exist"),
+        (["--restore-file=."], "--restore-file . is a folder: give the file of a checkpoint, as one in it"),
+        (["--finetune-from-model=.", "--save-dir=new"], "--finetune-from-model . is a folder: give the file of a"),
         (["--finetune-from-model=nothing.pt", "--save-dir=new"], "--finetune-from-model nothing.pt does not exist"),
     ],
 )

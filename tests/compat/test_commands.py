@@ -110,6 +110,27 @@ def test_validation_needs_no_task(tiny_translation, without):
         helpers.run_here(command)
 
 
+@pytest.mark.parametrize("kind", ["tiny_translation", "tiny_language_model"])
+def test_validation_by_a_task_that_follows_the_checkpoint_s(request, kind, without):
+    trained = request.getfixturevalue(kind)
+    task = "elseq_translation" if kind == "tiny_translation" else "elseq_language_modeling"
+    command = ["fairseq-validate", trained.data, "--path", trained.checkpoint, "--cpu", "--num-workers=0"]
+    command += ["--max-tokens=500", f"--task={task}"]
+
+    def loss(*options):
+        printed = helpers.run_here([*command, *options]).stdout
+        return float(re.search(r"valid on 'valid' subset \| loss ([\d.]+)", printed)[1])
+
+    applied = ["--apply-top-k=1", "--apply-ffn-top-k=1"]
+    with_all, with_few = loss(), loss(*applied)
+    assert with_few > with_all == loss("--decode-attention=stock") == loss("--apply-top-k=1000")
+    refused = helpers.run_here([*command, "--apply-top-k=-3"], check=False)
+    assert refused.returncode == 1 and "--apply-top-k" in refused.stderr and "Traceback" not in refused.stderr
+    for name in ("overwrite_args_by_name", "load_checkpoint_to_cpu", "load_model_ensemble_and_task"):
+        without(checkpoint_utils, name)
+    assert loss(*applied) == with_all
+
+
 def test_validation_of_our_models_under_stock(tiny_multi_query, without, tmp_path):
     state = checkpoint_utils.load_checkpoint_to_cpu(str(tiny_multi_query.checkpoint))
     # As --arch elseq_transformer: its options are checked when it is built.
@@ -390,6 +411,14 @@ def test_warnings_about_old_code_are_silenced(category, message):
         warnings.warn(message, category, stacklevel=1)
         warnings.warn("something else is deprecated", category, stacklevel=1)
     assert [str(warning.message) for warning in caught] == ["something else is deprecated"]
+
+
+def test_a_shard_without_sentences(tiny_translation, caplog):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu", "--beam=1"]
+    command += ["--max-tokens=10000", "--max-len-b=2", "--num-shards=50", "--user-dir", helpers.USER_DIR, "--quiet"]
+    whole, empty = (helpers.run_here([*command, f"--shard-id={shard}"]) for shard in (0, 49))
+    assert "BLEU" in whole.stdout + whole.stderr and "has no sentences" not in whole.stderr
+    assert "--shard-id 49 of --num-shards 50 has no sentences" in empty.stdout + empty.stderr
 
 
 @pytest.mark.parametrize(

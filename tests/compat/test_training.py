@@ -111,6 +111,10 @@ def test_metrics_that_nothing_computes(translation_data, tmp_path, task, metric,
 
 def test_accuracy_that_nothing_computes(train):
     best = ["--user-dir", helpers.USER_DIR, "--criterion=label_smoothed_cross_entropy", "--validate-interval=1"]
+    assert error_of(train(*best, "--best-checkpoint-metric=nothing")).endswith("give one of loss, nll_loss, ppl")
+    assert error_of(train(*best, "--best-checkpoint-metric=n_correct")) == (
+        "elseq: error: --best-checkpoint-metric n_correct needs --report-accuracy: give both, or neither"
+    )
     best += ["--best-checkpoint-metric=accuracy", "--maximize-best-checkpoint-metric"]
     assert error_of(train(*best)) == (
         "elseq: error: --best-checkpoint-metric accuracy needs --report-accuracy: give both, or neither"

@@ -99,8 +99,8 @@ def test_auto_explains_its_choice_once(decoder, free, caplog):
     large = Workload(sentences=400, beam=4, source_length=500, target_length=20)
     choose_methods("auto", decoder, large)
     first, second = (record.getMessage() for record in caplog.records)
-    assert first.startswith("--decode-attention auto chooses kv on this CPU")
-    assert second.startswith("--decode-attention auto chooses el on this CPU")
+    assert first.startswith("the decoding method auto is kv on this CPU")
+    assert second.startswith("the decoding method auto is el on this CPU")
     assert "does not fit" in second
 
 

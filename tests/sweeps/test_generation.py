@@ -172,7 +172,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("bpe=sentencepiece", "sentencepiece_model is missing: name the file of sentencepiece"),
         ("+checkpoint.name=x", "is no single value"),
         ("+task=translation +optimizer=adam", "optimizer {'_name': 'adam'"),
-        ("decode=ctranslate2", "ctranslate2 is unknown; choose one of auto, kv, el, stock"),
+        ("decode=ctranslate2", "decode=ctranslate2 is unknown: choose one of auto, kv, el, stock"),
     ],
 )
 def test_nothing_is_generated(generate, tmp_path, line, sentence):
