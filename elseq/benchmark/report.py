@@ -10,7 +10,7 @@ import torch
 
 import elseq
 from elseq.attention.methods import AUTO
-from elseq.benchmark.rows import Row
+from elseq.benchmark.rows import DecodingRow, MeasuredRow, Row
 from elseq.files import save_figure, written_whole
 from elseq.precision import INT8
 from elseq.tables import MEBIBYTE, Column, markdown_of
@@ -28,7 +28,7 @@ def _label(row: Row) -> str:
     return f"{row.mode} ({', '.join(notes)})" if notes else row.mode
 
 
-_KEYS = [Column("batch", attrgetter("batch_size"), str), Column("beam", attrgetter("beam"), str)]
+_SIZES = [Column("batch", attrgetter("batch_size"), str), Column("beam", attrgetter("beam"), str)]
 _FIGURES = [
     Column("samples/s", attrgetter("samples_per_second")),
     Column("tokens/s", attrgetter("tokens_per_second")),
@@ -62,35 +62,16 @@ def table(rows: list[Row]) -> str:
             Columns that are empty in all rows are left out, and that of the dtype if there is only one.
     """
     measured = [row for row in rows if row.failure is None]
-    failed = [failure(row) for row in rows if row.failure is not None]
-    if not measured:
-        return "\n".join(failed)
     dtypes = [Column("dtype", attrgetter("dtype"), str)] if len({row.dtype for row in measured}) > 1 else []
     settings, scores = _inner("settings", measured, str), _inner("scores", measured, "{:.2f}".format)
-    columns = [Column("mode", _label, str), *_KEYS, *dtypes, *settings, *_FIGURES, *scores]
-    return "\n".join([markdown_of(measured, columns), *[""] * bool(failed), *failed])
+    columns = [Column("mode", _label, str), *_SIZES, *dtypes, *settings, *_FIGURES, *scores]
+    return "\n\n".join([*([markdown_of(measured, columns)] if measured else []), *failures(rows)])
 
 
-def _place(row: Row) -> list[str]:
-    """The settings of the row, which follow the mode in its name."""
-    keys = [f"{column.heading} {value}" for column in _KEYS if (value := column.value(row)) is not None]
-    dtype = [row.dtype] if row.dtype not in (None, "float32") else []
-    return keys + dtype + [f"{name}={value}" for name, value in (row.settings or {}).items()]
-
-
-def _name(row: Row) -> str:
-    return ", ".join([row.mode, *_place(row)])
-
-
-def failure(row: Row) -> str:
-    return f"{_name(row)}: {row.failure.removesuffix('.')}."
-
-
-def progress(row: Row) -> str:
-    """A line about a finished row."""
-    if row.failure is not None:
-        return failure(row)
-    return f"{_name(row)}: {row.samples_per_second:.3g} samples/s"
+def failures(rows: list[MeasuredRow]) -> list[str]:
+    """A list of the rows that failed, if there are any: a part of a text."""
+    lines = [f"- {row.line}" for row in rows if row.failure is not None]
+    return ["\n".join(lines)] if lines else []
 
 
 def notes(rows: list[Row]) -> str:
@@ -123,19 +104,13 @@ def notes(rows: list[Row]) -> str:
         )
     if "gigaflops_per_second" in told:
         sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
-    sentences += about_gpu([(_name(row), row) for row in rows])
-    sentences += about_noise([_label(row) for row in rows if is_noisy(row.seconds)], ", ")
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_gpu(rows), *about_noise(rows)])
 
 
-def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
-    """Sentences about the kernels of elseq that ran on a GPU, and the rows whose steps were captured as CUDA graphs.
-
-    Args:
-        rows: each with its name; they have `kernels`, `captures` and `not_captured`, as in a `Measurement`.
-    """
+def about_gpu(rows: list[DecodingRow]) -> list[str]:
+    """Sentences about the kernels of elseq that ran on a GPU, and the rows whose steps were captured as CUDA graphs."""
     sentences = []
-    tried = [verdict for _, row in rows for verdict in row.kernels or []]
+    tried = [verdict for row in rows for verdict in row.kernels or []]
     used = dict.fromkeys(verdict["name"] for verdict in tried if verdict["is_used"])
     refused = {verdict["name"]: verdict["reason"] for verdict in reversed(tried) if not verdict["is_used"]}
     if used:
@@ -143,10 +118,8 @@ def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
     if refused:
         told = "; ".join(f"{name} ({reason})" for name, reason in reversed(refused.items()))
         sentences.append(f"Kernels that were not used in some sizes: {told}.")
-    counted = [(name, row) for name, row in rows if row.captures is not None]
-    without = [
-        name + (f" ({row.not_captured})" if row.not_captured else "") for name, row in counted if not row.captures
-    ]
+    counted = [row for row in rows if row.captures is not None]
+    without = [row.name + (f" ({row.not_captured})" if row.not_captured else "") for row in counted if not row.captures]
     if counted and not without:
         sentences.append("Decoding steps were captured as CUDA graphs.")
     elif without:
@@ -154,17 +127,15 @@ def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
     return sentences
 
 
-def is_noisy(seconds: list[float] | dict[str, list[float]] | None) -> bool:
-    """Whether repeats differed by more than `NOISE`. seconds: of each repeat, or by part, as in a row."""
-    parts = seconds.values() if isinstance(seconds, dict) else [seconds]
-    return any(part and max(part) > NOISE * min(part) for part in parts)
-
-
-def about_noise(names: list[str], separator: str = "; ") -> list[str]:
-    """A sentence about the rows that are noisy, if there are any."""
-    if not names:
-        return []
-    return [f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {separator.join(names)}."]
+def about_noise(rows: list[MeasuredRow]) -> list[str]:
+    """A sentence about the rows of which some part took longer by more than `NOISE` in a repeat than in another."""
+    noisy = []
+    for row in rows:
+        parts = row.seconds.values() if isinstance(row.seconds, dict) else [row.seconds]
+        if any(part and max(part) > NOISE * min(part) for part in parts):
+            noisy.append(row.name)
+    told = f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(noisy)}."
+    return [told] if noisy else []
 
 
 def heading(groups: list[list[str]]) -> str:
@@ -232,7 +203,7 @@ def plot(path: Path, title: str, rows: list[Row]) -> None:
         for column in (*figures, *_inner("scores", measured, str))
         if any(column.value(row) is not None for row in measured)
     ]
-    groups = list(dict.fromkeys("\n".join(_place(row)) for row in measured))
+    groups = list(dict.fromkeys("\n".join(row.place) for row in measured))
     modes = list(dict.fromkeys(row.mode for row in measured))
     width = 0.8 / len(modes)
     longest = max(len(line) for group in groups for line in group.splitlines())
@@ -241,7 +212,7 @@ def plot(path: Path, title: str, rows: list[Row]) -> None:
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         for index, mode in enumerate(modes):
-            found = {"\n".join(_place(row)): panel.value(row) or 0 for row in measured if row.mode == mode}
+            found = {"\n".join(row.place): panel.value(row) or 0 for row in measured if row.mode == mode}
             places = [place + (index - (len(modes) - 1) / 2) * width for place in range(len(groups))]
             axis.bar(places, [found.get(group, 0) for group in groups], width, label=mode)
         axis.set_xticks(range(len(groups)), groups, fontsize="small")

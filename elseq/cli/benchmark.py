@@ -63,7 +63,6 @@ def _measure(settings: Settings, folder: str) -> None:
             lambda done: run_grid(grid, lambda row, _: done(row)),
             len(grid.cells()),
             *files[:2],
-            report,
             lambda rows: {"title": heading(rows), "options": asdict(replace(settings, threads=grid.threads))},
             lambda rows: report.text(heading(rows), rows),
             plot,

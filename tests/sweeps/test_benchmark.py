@@ -95,9 +95,8 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     assert "ratio_to_stock" not in measured
     assert wrong["failure"] == "batch 'many' is not a whole number above 0"
     assert [row["failure"] for row in others] == ["out of memory", wrong["failure"]]
-    assert "\nkv, batch many: batch 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n" in (
-        ended.stdout
-    )
+    lines = "- kv, batch many: batch 'many' is not a whole number above 0.\n- auto, batch 2, beam 4: out of memory.\n"
+    assert f"\n{lines}" in ended.stdout
     assert "x stock" not in ended.stdout
 
 

@@ -7,16 +7,14 @@ from typing import NamedTuple
 
 from elseq.attention.methods import AUTO
 from elseq.benchmark.arguments import STOCK_MODES
-from elseq.benchmark.el_attention.plan import Plan, Row
+from elseq.benchmark.el_attention.plan import GIBIBYTE, Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
-from elseq.benchmark.limits import Limits
 from elseq.benchmark.measure import ran_out
-from elseq.benchmark.report import about_gpu, about_noise, is_noisy
+from elseq.benchmark.report import about_gpu, about_noise, failures
 from elseq.files import save_figure
 from elseq.precision import DTYPES
 from elseq.tables import MEBIBYTE, Column, markdown_of, number
 
-GIBIBYTE = 2**30
 BASELINE = "stock-copied"
 TITLES = {
     "speed": "Speed at the largest batch",
@@ -134,7 +132,7 @@ def _columns(table: str, rows: list[Row]) -> list[Column]:
     ]
 
 
-def tables(rows: list[Row]) -> str:
+def tables(plan: Plan, rows: list[Row]) -> str:
     """A table in Markdown for each that was asked for and each memory cap, and a line for each row that failed."""
     texts = []
     for part, own in parts(rows).items():
@@ -142,8 +140,7 @@ def tables(rows: list[Row]) -> str:
         if shown:
             columns, left = _columns(part.table, shown), ["model", "search", "program"]
             texts += [f"{part.title}:", markdown_of([*shown, *_unmeasured(part.table, shown)], columns, left)]
-    failures = [f"- {failure(row)}" for row in rows if row.failure is not None and not ran_out(row.failure)]
-    return "\n\n".join([*texts, "\n".join(failures)]).strip()
+    return "\n\n".join([*texts, *failures([row for row in rows if not ran_out(row.failure)])])
 
 
 def _unmeasured(table: str, rows: list[Row]) -> list[Row]:
@@ -161,26 +158,7 @@ def _unmeasured(table: str, rows: list[Row]) -> list[Row]:
     ]
 
 
-def name(row: Row) -> str:
-    cap = [] if row.memory_cap is None else [f"{row.memory_cap / GIBIBYTE:g} GiB"]
-    length = [] if row.source_length is None else [f"length {row.source_length:,}"]
-    return ", ".join([row.table, row.model, row.search, row.mode, f"batch {row.batch_size:,}", *length, *cap])
-
-
-def failure(row: Row) -> str:
-    return f"{name(row)}: {row.failure.removesuffix('.')}."
-
-
-def progress(row: Row) -> str:
-    """A line about a row that is there."""
-    if row.failure is not None:
-        return failure(row)
-    if row.table == "memory":
-        return f"{name(row)}: {number(row.state_bytes / GIBIBYTE)} GiB"
-    return f"{name(row)}: {number(row.samples_per_second)} samples/s"
-
-
-def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
+def notes(plan: Plan, rows: list[Row]) -> str:
     """The notes below the tables: what the figures mean."""
     tables = {row.table for row in rows}
     sentences = []
@@ -210,7 +188,7 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
             "A step: the mean time of all beside the encoder; bytes and operations of a step in the middle by count "
             "(weights, state and logits; see elseq/benchmark/cost.py)."
         )
-    if limits is not None and any(row.share_of_limit is not None for row in rows):
+    if (limits := plan.limits) is not None and any(row.share_of_limit is not None for row in rows):
         sentences.append(
             "Of the limit: the time of a step at the limits of the device, of the measured one; the limits are "
             f"{number(limits.bytes_per_second / 1e9)} GB/s and {number(limits.operations_per_second / 1e12)} TFLOP/s "
@@ -226,12 +204,10 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
         sentences.append("NVIDIA's figures are those of TensorRT-LLM's documentation, in bfloat16.")
     if any(row.ngrams_repeat for row in rows):
         sentences.append("Stock fairseq blocks n-grams by its CUDA extension only, which is not there.")
-    sentences += about_gpu([(name(row), row) for row in rows])
-    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_gpu(rows), *about_noise(rows)])
 
 
-def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
+def plot(plan: Plan, rows: list[Row], path: Path, title: str) -> list[Path]:
     """Bars of samples/s, or of GiB, with the published figures as crosses: a panel for each table."""
     from matplotlib.figure import Figure  # half a second, and only here
 
@@ -259,8 +235,8 @@ def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
     handles += axes[0].plot([], [], "kx", label="published")
     axes[0].legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize="small", wrap=True)
-    save_figure(figure, path)
-    return [path]
+    save_figure(figure, path.with_suffix(".png"))
+    return [path.with_suffix(".png")]
 
 
 def _group(row: Row) -> str:

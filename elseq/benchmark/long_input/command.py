@@ -1,7 +1,6 @@
 """Time and memory of sources of any length, measured: elseq-benchmark long-input."""
 
 from dataclasses import asdict
-from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder, tiny_options
 from elseq.benchmark.conditions import read_conditions
@@ -41,7 +40,4 @@ def main(args) -> None:
     model = [plan.arch, f"sizes: {sizes}", "random weights", windows]
     work = [f"batch {plan.batch}", f"beam {plan.beam}", f"output {plan.output_length}"]
     title = plan.title(model, work)
-    texts = report.tables, partial(report.notes, plan)
-    plot = partial(report.plot, output / "long_input.png", title)
-    runs = len(plan.cells())
-    publish_paper(partial(run_plan, plan), runs, output / "long_input", report, settings, title, *texts, plot)
+    publish_paper(plan, run_plan, report, output / "long_input", settings, title)

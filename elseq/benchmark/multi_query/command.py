@@ -1,7 +1,5 @@
 """The speed table of 1911.02150 (table 3), measured: elseq-benchmark multi-query."""
 
-from functools import partial
-
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.multi_query import report
@@ -18,9 +16,7 @@ def main(args) -> None:
     settings = _settings(plan, args.tiny)
     model = [f"sizes: {settings['sizes']}", "random weights"]
     title = plan.title([settings["benchmark"]], model)
-    runs = len(plan.variants) * len(plan.columns)
-    texts = report.tables, partial(report.notes, plan)
-    publish_paper(partial(run_plan, plan), runs, output / "multi_query", report, settings, title, *texts)
+    publish_paper(plan, run_plan, report, output / "multi_query", settings, title)
 
 
 def _plan(args) -> Plan:

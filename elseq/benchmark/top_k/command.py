@@ -1,7 +1,6 @@
 """Memory and time of top-k attention and feed-forward layers (2106.06899), measured: elseq-benchmark top-k."""
 
 from dataclasses import asdict
-from functools import partial
 
 from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
@@ -17,9 +16,7 @@ def main(args) -> None:
     settings = _settings(plan)
     versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
     title = plan.title([settings["benchmark"]], versions=versions)
-    texts = partial(report.tables, plan), partial(report.notes, plan)
-    plot = partial(report.plot, output, plan)
-    publish_paper(partial(run_plan, plan), len(plan.cells()), output / "top_k", report, settings, title, *texts, plot)
+    publish_paper(plan, run_plan, report, output / "top_k", settings, title)
 
 
 def _plan(args) -> Plan:
