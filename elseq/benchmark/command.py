@@ -12,7 +12,7 @@ from elseq.benchmark import report
 from elseq.benchmark.arguments import Settings, check_int8
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
 from elseq.benchmark.runs import Grid
-from elseq.benchmark.scores import Scorer
+from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
 
