@@ -13,8 +13,8 @@ from elseq.errors import UserError
 from elseq.files import written_whole
 
 
-def publish_paper(plan, run_plan: Callable, report, path: Path, settings: dict, title: str) -> None:
-    """`run_and_publish` for a paper's benchmark, with the ratios of its rows in the JSON.
+def publish_plan(plan, run_plan: Callable, report, path: Path, settings: dict, title: str) -> None:
+    """`run_and_publish` for the runs of a plan, with the ratios of their rows in the JSON.
 
     Args:
         plan: of the runs; `runs()` is their number.

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from elseq.benchmark import report
-from elseq.benchmark.publishing import publish_paper, run_and_publish
+from elseq.benchmark.publishing import publish_plan, run_and_publish
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 
@@ -79,7 +79,7 @@ def test_interruptions(publish, capsys, rows):
     assert ("1 rows" in err) == publish.table.exists() == bool(rows)
 
 
-def test_a_paper_s_ratios_and_text(tmp_path, capsys):
+def test_ratios_and_text_of_a_plan(tmp_path, capsys):
     paper = SimpleNamespace(
         compare=lambda rows: [len(rows)],
         tables=lambda plan, rows: f"table of {len(rows)} of {plan.runs()}",
@@ -87,7 +87,7 @@ def test_a_paper_s_ratios_and_text(tmp_path, capsys):
         plot=lambda plan, rows, path, title: [path.with_suffix(".png")],
     )
     plan = SimpleNamespace(runs=lambda: 2)
-    publish_paper(plan, lambda plan, done: done(FAST), paper, tmp_path / "paper", {"sizes": "tiny"}, "Title")
+    publish_plan(plan, lambda plan, done: done(FAST), paper, tmp_path / "paper", {"sizes": "tiny"}, "Title")
     found = json.loads((tmp_path / "paper.json").read_text())
     assert found == {"sizes": "tiny", "ratios": [1], "rows": [FAST.to_dict()]}
     assert (tmp_path / "paper.md").read_text() == "Title\n\ntable of 1 of 2\n\nWhat it means.\n"

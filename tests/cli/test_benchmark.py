@@ -9,7 +9,7 @@ import torch
 from sacrebleu.metrics import BLEU
 
 import elseq
-from elseq.benchmark import measure, runs
+from elseq.benchmark import command, measure, runs
 from elseq.benchmark.arguments import FOREIGN_MODES
 from elseq.benchmark.rows import Row
 from elseq.cli import benchmark
@@ -174,7 +174,7 @@ def test_blocking_that_stock_does_not_do_is_told(here, monkeypatch, tmp_path, ca
 
 def test_no_row_at_all(monkeypatch, tmp_path):
     failed = Row("stock", 8, 4, failure="out of memory")
-    monkeypatch.setattr(runs, "run_grid", lambda grid, done: done(failed, None))
+    monkeypatch.setattr(command, "run_grid", lambda grid, done: done(failed, None))
     with pytest.raises(UserError, match="nothing could be measured; stock, batch 8, beam 4: out of memory$"):
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
 
@@ -184,7 +184,7 @@ def test_interruption_keeps_the_rows(monkeypatch, tmp_path, capsys):
         done(Row("stock", 8, 4, samples_per_second=2.0), [])
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(runs, "run_grid", interrupted)
+    monkeypatch.setattr(command, "run_grid", interrupted)
     with pytest.raises(SystemExit) as ended:
         run(monkeypatch, "--arch=bart_base", *RANDOM, "--source-length=9", "--output", tmp_path, "--", *ENCODER_DECODER)
     assert ended.value.code == 130

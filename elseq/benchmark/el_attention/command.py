@@ -2,11 +2,11 @@
 
 from dataclasses import asdict, replace
 
-from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
+from elseq.files import make_folder
 
 
 def main(args) -> None:
@@ -24,9 +24,9 @@ def main(args) -> None:
         is_tiny=args.tiny,
         **read_conditions(args),
     )
-    output = make_output_folder(args.output)
+    make_folder(args.output)
     plan = replace(plan, limits=find_limits(plan))
     settings = {"benchmark": "EL-attention, 2105.04779", **asdict(plan), **plan.environment()}
     model = ["sizes: tiny, for a test" if plan.is_tiny else "sizes: the paper's", "random weights"]
     title = plan.title([settings["benchmark"]], model)
-    publish_paper(plan, run_plan, report, output / "el_attention", settings, title)
+    publish_plan(plan, run_plan, report, args.output / "el_attention", settings, title)

@@ -2,21 +2,21 @@
 
 from dataclasses import asdict
 
-from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan
+from elseq.files import make_folder
 
 
 def main(args) -> None:
     """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
-    output = make_output_folder(args.output)
+    make_folder(args.output)
     settings = _settings(plan)
     versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
     title = plan.title([settings["benchmark"]], versions=versions)
-    publish_paper(plan, run_plan, report, output / "top_k", settings, title)
+    publish_plan(plan, run_plan, report, args.output / "top_k", settings, title)
 
 
 def _plan(args) -> Plan:
