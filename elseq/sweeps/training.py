@@ -9,6 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.report import failures
 from elseq.benchmark.rows import as_json
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
@@ -58,8 +59,7 @@ class Gather(gather.Gather):
         lines = [[row.get(name, "-") for name in columns] for row in cells]
         numbers = {name for row in rows for name in row.scores}
         table = markdown(columns, lines, left=[name for name in columns if name not in numbers])
-        failures = "\n".join(row.line for row in rows if row.failure is not None)
-        return rows, "\n\n".join(filter(None, (f"{len(rows)} trainings", table, failures))) + "\n"
+        return rows, "\n\n".join([f"{len(rows)} trainings", table, *failures(rows)]) + "\n"
 
     def draw(self, folder: Path, rows: list[Training], title: str) -> list[Path]:
         return []
