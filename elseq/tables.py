@@ -1,6 +1,7 @@
 """Markdown tables, and the format and unit of their numbers."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from typing import Any, NamedTuple
 
 from tabulate import tabulate
 
@@ -23,3 +24,18 @@ def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequen
 def number(value: float) -> str:
     """Three digits, or all before the point."""
     return f"{value:,.0f}" if value >= 100 else f"{value:#.3g}".rstrip(".")
+
+
+class Column(NamedTuple):
+    """A figure of rows, which are objects of any class."""
+
+    heading: str
+    value: Callable[[Any], Any]  # of a row; None: it has none
+    write: Callable[[Any], str] = number
+
+
+def markdown_of(rows: Sequence, columns: Sequence[Column], left: Sequence[str] | None = None) -> str:
+    """A Markdown table of the rows, without columns of which no row has a value. left: as for `markdown`."""
+    shown = [column for column in columns if any(column.value(row) is not None for row in rows)]
+    cells = [["-" if (value := column.value(row)) is None else column.write(value) for column in shown] for row in rows]
+    return markdown([column.heading for column in shown], cells, left)

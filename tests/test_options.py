@@ -10,7 +10,7 @@ from fairseq.dataclass.configs import GenerationConfig
 
 from elseq import options, precision
 from elseq.attention import methods
-from elseq.benchmark import PAPERS, arguments
+from elseq.benchmark import BENCHMARKS, arguments
 from elseq.errors import UserError
 from elseq.interop import hugging_face
 from elseq.interop.hugging_face.families import FAMILIES
@@ -34,7 +34,7 @@ def imported(*command):
     return ended.returncode, ended.stdout.decode(), errors, names
 
 
-@pytest.mark.parametrize("command", [*COMMANDS, *(f"elseq-benchmark {paper}" for paper in PAPERS)])
+@pytest.mark.parametrize("command", [*COMMANDS, *(f"elseq-benchmark {name}" for name in BENCHMARKS)])
 def test_help_needs_no_torch(command):
     returncode, printed, errors, names = imported(*command.split(), "--help")
     assert (returncode, errors) == (0, [])

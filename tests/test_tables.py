@@ -4,7 +4,7 @@ import re
 
 import pytest
 
-from elseq.tables import markdown, number
+from elseq.tables import Column, markdown, markdown_of, number
 
 
 def test_columns_are_aligned_in_the_text_and_in_markdown():
@@ -16,6 +16,16 @@ def test_columns_are_aligned_in_the_text_and_in_markdown():
 
 def test_columns_on_the_left():
     assert re.sub("-+", "-", markdown(["a", "b"], [["1", "2"]], left=["b"]).splitlines()[1]) == "|-:|:-|"
+
+
+def test_columns_of_rows():
+    """Without those of which no row has a value."""
+    columns = [Column("number", lambda row: row, "{:+d}".format), Column("none", lambda row: None)]
+    columns += [Column("half", lambda row: row / 2 if row else None)]
+    lines = [
+        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown_of([0, 3], columns).splitlines()
+    ]
+    assert lines[0] == ["number", "half"] and lines[2:] == [["+0", "-"], ["+3", "1.50"]]
 
 
 @pytest.mark.parametrize(

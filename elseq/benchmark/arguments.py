@@ -5,7 +5,8 @@ from collections.abc import Callable, Collection
 from dataclasses import dataclass, field, fields
 from pathlib import Path
 
-from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts
+from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts, read_path
+from elseq.benchmark import BENCHMARKS
 from elseq.errors import UserError, as_option
 from elseq.options import AUTO, CHECKPOINT, INT8, THREADS, Loading, registered_methods
 
@@ -13,7 +14,7 @@ STOCK_MODES = ("stock", "stock-copied", "stock-shared")
 FOREIGN_MODES = {"ctranslate2": "ctranslate2", "huggingface": "transformers"}  # mode: engine and package
 FLOATS = ("float32", "bfloat16", "float16")
 METRICS = ("bleu", "rouge")  # of `elseq.scoring.metrics.METRICS`
-EPILOG = """\
+EPILOG = f"""\
 Every run is a process of its own: it loads the model, decodes once to warm up, then --repeats times; the median counts.
 Runs of the same batch size and beam take turns: each decodes once, then each once more, and another is the first. So a
 machine that is busy for a while slows all of them alike.
@@ -24,8 +25,7 @@ packages. What stands after -- are model options of fairseq-train for --arch, su
 With -m or with NAME=VALUE the command is a sweep with Hydra, of hydra_conf/benchmark.yaml: elseq-benchmark -m
 model=el_bart_base decode=stock,el batch=8,32. docs/sweeps.md says more.
 
-elseq-benchmark NAME measures what a paper has measured (el-attention, multi-query, top-k), or sources of any length
-(long-input); see its --help.
+elseq-benchmark NAME is another benchmark, and has a --help of its own: {", ".join(BENCHMARKS)}.
 """
 
 
@@ -115,9 +115,8 @@ class Settings:
     model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
 
 
-def parse(arguments: list[str]) -> tuple[Settings, str]:
+def parse(arguments: list[str]) -> tuple[Settings, Path]:
     """The settings, and the folder for the results.
-
 
     Raises:
         UserError: a value that cannot be used.
@@ -150,7 +149,7 @@ def parse(arguments: list[str]) -> tuple[Settings, str]:
     return Settings(**options, model_options=model_options), output
 
 
-def paper_parser(name: str, description: str, epilog: str | None = None) -> Parser:
+def benchmark_parser(name: str, description: str, epilog: str | None = None) -> Parser:
     """The parser of `elseq-benchmark NAME`."""
     prog, kind = f"elseq-benchmark {name}", argparse.RawDescriptionHelpFormatter
     return Parser(prog=prog, description=description, epilog=epilog, formatter_class=kind)
@@ -208,7 +207,8 @@ def add_run_options(
     if not several_dtypes:
         told = "int8 is for decoding on a CPU, stock is float32 beside it " if INT8 in dtypes else ""
         parser.add_argument("--dtype", choices=dtypes, default="float32", help=f"{told}(default: %(default)s)")
-    parser.add_argument("--output", default="benchmark_output", help="folder for the results (default: %(default)s)")
+    told = "folder for the results (default: %(default)s)"
+    parser.add_argument("--output", type=read_path, default="benchmark_output", help=told)
 
 
 def check_int8(dtypes: Collection[str], device: str, name: Callable[[str], str] = as_option) -> None:
@@ -223,16 +223,3 @@ def check_int8(dtypes: Collection[str], device: str, name: Callable[[str], str] 
     """
     if INT8 in dtypes and device != "cpu":
         raise UserError("int8 is for a CPU: on a GPU give float16 or bfloat16", name("dtype"))
-
-
-def make_output_folder(name: str) -> Path:
-    """
-    Raises:
-        UserError: a folder that cannot be made.
-    """
-    output = Path(name)
-    try:
-        output.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"--output {output} cannot be made ({error.strerror}): name another folder") from error
-    return output

@@ -1,9 +1,10 @@
-"""The runs that elseq-benchmark is asked for."""
+"""elseq-benchmark without the name of another benchmark, and what its sweeps share with it."""
 
+import sys
 import tempfile
 from collections.abc import Callable
 from contextlib import ExitStack
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
@@ -11,13 +12,47 @@ import torch
 from elseq.benchmark import report
 from elseq.benchmark.arguments import Settings, check_int8
 from elseq.benchmark.models import ModelFile, checkpoint_model, random_model
-from elseq.benchmark.runs import Grid
-from elseq.benchmark.scores import Scorer
+from elseq.benchmark.publishing import run_and_publish
+from elseq.benchmark.runs import Grid, run_grid
+from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import check_positions, count_positions, random_sources, read_sources
 from elseq.errors import UserError, as_option, renamed
+from elseq.files import check_output_file, make_folder
 
 _OF_GRID = ("modes", "batch_sizes", "beams", "device", "repeats")
 _OF_SEARCH = ("lenpen", "no_repeat_ngram_size")
+
+
+def main(args: tuple[Settings, Path]) -> None:
+    """Run the benchmark with the options of `arguments.parse`."""
+    settings, folder = args
+    with ExitStack() as stack:
+        grid = make_grid(settings, stack)
+        others = [mode for mode in grid.modes if mode != "stock"]
+        grid = replace(grid, modes=["stock", *others] if settings.stock else others)
+        common = title(settings, grid)
+        make_folder(folder)
+        files = [folder / name for name in ("results.json", "table.md", "plot.png")]
+        inputs = settings.checkpoint, settings.data, settings.source, settings.reference
+        for file in files:
+            check_output_file(file, *map(Path, filter(None, inputs)))
+
+        def heading(rows: list) -> str:
+            return report.heading([*common, report.turns(settings.repeats, rows)])
+
+        def plot(rows: list) -> list[Path]:
+            report.plot(files[2], heading(rows), rows)
+            return [files[2]]
+
+        print(heading([]), file=sys.stderr, flush=True)
+        run_and_publish(
+            lambda done: run_grid(grid, lambda row, _: done(row)),
+            len(grid.cells()),
+            *files[:2],
+            lambda rows: {"title": heading(rows), "options": asdict(replace(settings, threads=grid.threads))},
+            lambda rows: report.text(heading(rows), rows),
+            plot,
+        )
 
 
 def make_grid(settings: Settings, stack: ExitStack, name: Callable[[str], str] = as_option) -> Grid:

@@ -1,4 +1,4 @@
-"""Settings that the plans of all papers' benchmarks share: how and where each run is made."""
+"""Settings that all plans share: how and where each run is made."""
 
 import argparse
 from dataclasses import dataclass

@@ -2,43 +2,37 @@
 
 import sys
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from tqdm import tqdm
 
 from elseq.benchmark.report import write_json
+from elseq.benchmark.rows import MeasuredRow
 from elseq.errors import UserError
 from elseq.files import written_whole
 
 
-def publish_paper(
-    run: Callable[[Callable], None],
-    runs: int,
-    path: Path,
-    report,
-    settings: dict,
-    title: str,
-    tables: Callable[[list], str],
-    notes: Callable[[list], str],
-    plot: Callable[[list], list[Path]] = lambda rows: [],
-) -> None:
-    """`run_and_publish` for a paper's benchmark, with the ratios of its rows in the JSON.
+def publish_plan(plan, run_plan: Callable, report, path: Path, settings: dict, title: str) -> None:
+    """`run_and_publish` for the runs of a plan, with the ratios of their rows in the JSON.
 
     Args:
+        plan: of the runs; `runs()` is their number.
+        run_plan: measures a plan; as `run` of `run_and_publish`.
+        report: a module with `compare` (rows to ratios), `tables` and `notes` (the plan and rows to parts of the text)
+            and `plot` (the plan, rows, the path and the title to the pictures that it has written).
         path: of the results, without .json and .md.
-        report: a module that has `compare` (rows to ratios), too.
         settings: those on which the figures depend.
-        title, tables, notes: the parts of the text.
+        title: of the text.
     """
     run_and_publish(
-        run,
-        runs,
+        partial(run_plan, plan),
+        plan.runs(),
         path.with_suffix(".json"),
         path.with_suffix(".md"),
-        report,
         lambda rows: settings | {"ratios": report.compare(rows)},
-        lambda rows: f"{title}\n\n{tables(rows)}\n\n{notes(rows)}\n",
-        plot,
+        lambda rows: f"{title}\n\n{report.tables(plan, rows)}\n\n{report.notes(plan, rows)}\n",
+        lambda rows: report.plot(plan, rows, path, title),
     )
 
 
@@ -47,18 +41,16 @@ def run_and_publish(
     runs: int,
     json_path: Path,
     text_path: Path,
-    report,
     settings: Callable[[list], dict],
     text: Callable[[list], str],
-    plot: Callable[[list], list[Path]] = lambda rows: [],
+    plot: Callable[[list], list[Path]],
 ) -> None:
     """Run everything. Each result rewrites the JSON and the text; the pictures are drawn at the end.
 
     Args:
-        run: calls its argument with the row of each run, which has `failure`, None or a sentence, and `to_dict`.
+        run: calls its argument with the row of each run, a `MeasuredRow`.
         runs: their number.
         json_path, text_path: of the results.
-        report: a module with `progress` and `failure` (a row to a line).
         settings: rows to the other entries of the JSON.
         text: rows to Markdown.
         plot: rows to the pictures that it has written.
@@ -69,16 +61,16 @@ def run_and_publish(
     """
     if not runs:
         raise UserError("the options leave nothing to measure: give other modes, or other sizes")
-    rows: list = []
+    rows: list[MeasuredRow] = []
     interrupted = False
     with tqdm(total=runs, unit="run", file=sys.stderr) as bar:
 
-        def done(row) -> None:
+        def done(row: MeasuredRow) -> None:
             rows.append(row)
             write_json(json_path, settings(rows), rows)
             with written_whole(text_path) as file:
                 file.write(text(rows))
-            bar.write(report.progress(row), file=sys.stderr)
+            bar.write(row.line, file=sys.stderr)
             bar.update()
 
         try:
@@ -95,7 +87,7 @@ def run_and_publish(
     if interrupted:
         sys.exit(130)
     if nothing:
-        raise UserError(f"nothing could be measured; {report.failure(rows[0]).removesuffix('.')}")
+        raise UserError(f"nothing could be measured; {rows[0].line.removesuffix('.')}")
 
 
 def _draw(plot: Callable[[list], list[Path]], rows: list) -> list[Path]:

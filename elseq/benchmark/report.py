@@ -3,16 +3,17 @@
 import json
 from collections.abc import Callable
 from importlib.metadata import PackageNotFoundError, version
+from operator import attrgetter
 from pathlib import Path
 
 import torch
 
 import elseq
 from elseq.attention.methods import AUTO
-from elseq.benchmark.rows import Row
+from elseq.benchmark.rows import DecodingRow, MeasuredRow, Row
 from elseq.files import save_figure, written_whole
 from elseq.precision import INT8
-from elseq.tables import MEBIBYTE, number
+from elseq.tables import MEBIBYTE, Column, markdown_of
 
 NOISE = 1.2  # ratio of the slowest repeat to the fastest beyond which a row is not to be trusted
 
@@ -27,25 +28,19 @@ def _label(row: Row) -> str:
     return f"{row.mode} ({', '.join(notes)})" if notes else row.mode
 
 
-def _digits(count: int):
-    return lambda value: f"{value:,.{count}f}"
-
-
-# Heading, field of the row or function of it, and how its value is written.
-Column = tuple[str, str | Callable, Callable]
-_KEYS: list[Column] = [("batch", "batch_size", str), ("beam", "beam", str)]
-_FIGURES: list[Column] = [
-    ("samples/s", "samples_per_second", number),
-    ("tokens/s", "tokens_per_second", number),
-    ("x stock", "ratio_to_stock", _digits(2)),
-    ("identical", "identical", str),
-    ("of", "sentences", str),
-    ("peak MiB", "peak_mebibytes", _digits(0)),
-    ("loading MiB", "loading_mebibytes", _digits(0)),
-    ("loaded MiB", "loaded_mebibytes", _digits(0)),
-    ("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None, number),
-    ("GFLOP/s", "gigaflops_per_second", number),
-    ("GB/s", "gigabytes_per_second", number),
+_SIZES = [Column("batch", attrgetter("batch_size"), str), Column("beam", attrgetter("beam"), str)]
+_FIGURES = [
+    Column("samples/s", attrgetter("samples_per_second")),
+    Column("tokens/s", attrgetter("tokens_per_second")),
+    Column("x stock", attrgetter("ratio_to_stock"), "{:.2f}".format),
+    Column("identical", attrgetter("identical"), str),
+    Column("of", attrgetter("sentences"), str),
+    Column("peak MiB", attrgetter("peak_mebibytes"), "{:,.0f}".format),
+    Column("loading MiB", attrgetter("loading_mebibytes"), "{:,.0f}".format),
+    Column("loaded MiB", attrgetter("loaded_mebibytes"), "{:,.0f}".format),
+    Column("state MiB", lambda row: row.state_bytes / MEBIBYTE if row.state_bytes else None),
+    Column("GFLOP/s", attrgetter("gigaflops_per_second")),
+    Column("GB/s", attrgetter("gigabytes_per_second")),
 ]
 
 
@@ -56,12 +51,7 @@ def _inner(part: str, rows: list[Row], write: Callable) -> list[Column]:
         return getattr(row, part) or {}
 
     names = dict.fromkeys(name for row in rows for name in of(row))
-    return [(name, lambda row, name=name: of(row).get(name), write) for name in names]
-
-
-def _value(row: Row, column: Column):
-    source = column[1]
-    return source(row) if callable(source) else getattr(row, source)
+    return [Column(name, lambda row, name=name: of(row).get(name), write) for name in names]
 
 
 def table(rows: list[Row]) -> str:
@@ -72,51 +62,16 @@ def table(rows: list[Row]) -> str:
             Columns that are empty in all rows are left out, and that of the dtype if there is only one.
     """
     measured = [row for row in rows if row.failure is None]
-    failed = [failure(row) for row in rows if row.failure is not None]
-    if not measured:
-        return "\n".join(failed)
-    settings, scores = _inner("settings", measured, str), _inner("scores", measured, _digits(2))
-    dtypes: list[Column] = [("dtype", "dtype", str)] if len({row.dtype for row in measured}) > 1 else []
-    columns = [("mode", _label, str), *_KEYS, *dtypes, *settings, *_FIGURES, *scores]
-    columns = [column for column in columns if any(_value(row, column) is not None for row in measured)]
-    cells = [[heading for heading, _, _ in columns]]
-    for row in measured:
-        values = [_value(row, column) for column in columns]
-        cells.append(
-            ["-" if value is None else write(value) for value, (*_, write) in zip(values, columns, strict=True)]
-        )
-    widths = [max(map(len, column)) for column in zip(*cells, strict=True)]
-    lines = [_line(row, widths) for row in cells]
-    lines.insert(1, "|".join(["", f":{'-' * widths[0]}-", *(f"{'-' * width}-:" for width in widths[1:]), ""]))
-    return "\n".join(lines + [""] * bool(failed) + failed)
+    dtypes = [Column("dtype", attrgetter("dtype"), str)] if len({row.dtype for row in measured}) > 1 else []
+    settings, scores = _inner("settings", measured, str), _inner("scores", measured, "{:.2f}".format)
+    columns = [Column("mode", _label, str), *_SIZES, *dtypes, *settings, *_FIGURES, *scores]
+    return "\n\n".join([*([markdown_of(measured, columns)] if measured else []), *failures(rows)])
 
 
-def _line(cells: list[str], widths: list[int]) -> str:
-    first, *others = zip(cells, widths, strict=True)
-    aligned = [first[0].ljust(first[1]), *(cell.rjust(width) for cell, width in others)]
-    return f"| {' | '.join(aligned)} |"
-
-
-def _place(row: Row) -> list[str]:
-    """The settings of the row, which follow the mode in its name."""
-    keys = [f"{heading} {value}" for heading, key, _ in _KEYS if (value := getattr(row, key)) is not None]
-    dtype = [row.dtype] if row.dtype not in (None, "float32") else []
-    return keys + dtype + [f"{name}={value}" for name, value in (row.settings or {}).items()]
-
-
-def _name(row: Row) -> str:
-    return ", ".join([row.mode, *_place(row)])
-
-
-def failure(row: Row) -> str:
-    return f"{_name(row)}: {row.failure.removesuffix('.')}."
-
-
-def progress(row: Row) -> str:
-    """A line about a finished row."""
-    if row.failure is not None:
-        return failure(row)
-    return f"{_name(row)}: {row.samples_per_second:.3g} samples/s"
+def failures(rows: list[MeasuredRow]) -> list[str]:
+    """A list of the rows that failed, if there are any: a part of a text."""
+    lines = [f"- {row.line}" for row in rows if row.failure is not None]
+    return ["\n".join(lines)] if lines else []
 
 
 def notes(rows: list[Row]) -> str:
@@ -149,19 +104,13 @@ def notes(rows: list[Row]) -> str:
         )
     if "gigaflops_per_second" in told:
         sentences.append("GFLOP/s and GB/s are estimates from the sizes of the model.")
-    sentences += about_gpu([(_name(row), row) for row in rows])
-    sentences += about_noise([_label(row) for row in rows if is_noisy(row.seconds)], ", ")
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_gpu(rows), *about_noise(rows)])
 
 
-def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
-    """Sentences about the kernels of elseq that ran on a GPU, and the rows whose steps were captured as CUDA graphs.
-
-    Args:
-        rows: each with its name; they have `kernels`, `captures` and `not_captured`, as in a `Measurement`.
-    """
+def about_gpu(rows: list[DecodingRow]) -> list[str]:
+    """Sentences about the kernels of elseq that ran on a GPU, and the rows whose steps were captured as CUDA graphs."""
     sentences = []
-    tried = [verdict for _, row in rows for verdict in row.kernels or []]
+    tried = [verdict for row in rows for verdict in row.kernels or []]
     used = dict.fromkeys(verdict["name"] for verdict in tried if verdict["is_used"])
     refused = {verdict["name"]: verdict["reason"] for verdict in reversed(tried) if not verdict["is_used"]}
     if used:
@@ -169,10 +118,8 @@ def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
     if refused:
         told = "; ".join(f"{name} ({reason})" for name, reason in reversed(refused.items()))
         sentences.append(f"Kernels that were not used in some sizes: {told}.")
-    counted = [(name, row) for name, row in rows if row.captures is not None]
-    without = [
-        name + (f" ({row.not_captured})" if row.not_captured else "") for name, row in counted if not row.captures
-    ]
+    counted = [row for row in rows if row.captures is not None]
+    without = [row.name + (f" ({row.not_captured})" if row.not_captured else "") for row in counted if not row.captures]
     if counted and not without:
         sentences.append("Decoding steps were captured as CUDA graphs.")
     elif without:
@@ -180,17 +127,15 @@ def about_gpu(rows: list[tuple[str, object]]) -> list[str]:
     return sentences
 
 
-def is_noisy(seconds: list[float] | dict[str, list[float]] | None) -> bool:
-    """Whether repeats differed by more than `NOISE`. seconds: of each repeat, or by part, as in a row."""
-    parts = seconds.values() if isinstance(seconds, dict) else [seconds]
-    return any(part and max(part) > NOISE * min(part) for part in parts)
-
-
-def about_noise(names: list[str], separator: str = "; ") -> list[str]:
-    """A sentence about the rows that are noisy, if there are any."""
-    if not names:
-        return []
-    return [f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {separator.join(names)}."]
+def about_noise(rows: list[MeasuredRow]) -> list[str]:
+    """A sentence about the rows of which some part took longer by more than `NOISE` in a repeat than in another."""
+    noisy = []
+    for row in rows:
+        parts = row.seconds.values() if isinstance(row.seconds, dict) else [row.seconds]
+        if any(part and max(part) > NOISE * min(part) for part in parts):
+            noisy.append(row.name)
+    told = f"Repeats differed by more than {NOISE - 1:.0%} (was the machine busy?): {'; '.join(noisy)}."
+    return [told] if noisy else []
 
 
 def heading(groups: list[list[str]]) -> str:
@@ -252,13 +197,13 @@ def plot(path: Path, title: str, rows: list[Row]) -> None:
     from matplotlib.figure import Figure  # half a second, and only here
 
     measured = [row for row in rows if row.failure is None]
-    figures = [("samples/s", "samples_per_second", None), ("peak memory, MiB", "peak_mebibytes", None)]
+    figures = _FIGURES[0], Column("peak memory, MiB", attrgetter("peak_mebibytes"))
     panels = [
         column
-        for column in figures + _inner("scores", measured, str)
-        if any(_value(row, column) is not None for row in measured)
+        for column in (*figures, *_inner("scores", measured, str))
+        if any(column.value(row) is not None for row in measured)
     ]
-    groups = list(dict.fromkeys("\n".join(_place(row)) for row in measured))
+    groups = list(dict.fromkeys("\n".join(row.place) for row in measured))
     modes = list(dict.fromkeys(row.mode for row in measured))
     width = 0.8 / len(modes)
     longest = max(len(line) for group in groups for line in group.splitlines())
@@ -267,11 +212,11 @@ def plot(path: Path, title: str, rows: list[Row]) -> None:
     axes = figure.subplots(len(panels), sharex=True, squeeze=False)
     for axis, panel in zip(axes[:, 0], panels, strict=True):
         for index, mode in enumerate(modes):
-            found = {"\n".join(_place(row)): _value(row, panel) or 0 for row in measured if row.mode == mode}
+            found = {"\n".join(row.place): panel.value(row) or 0 for row in measured if row.mode == mode}
             places = [place + (index - (len(modes) - 1) / 2) * width for place in range(len(groups))]
             axis.bar(places, [found.get(group, 0) for group in groups], width, label=mode)
         axis.set_xticks(range(len(groups)), groups, fontsize="small")
-        axis.set_ylabel(panel[0])
+        axis.set_ylabel(panel.heading)
     axes[0, 0].legend(loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize="small", wrap=True)
     save_figure(figure, path)

@@ -33,6 +33,21 @@ class MeasuredRow:
     peak_mebibytes: float | None = None
     peak_includes_loading: bool | None = None
 
+    @property
+    def name(self) -> str:
+        """Which run it is."""
+        raise NotImplementedError
+
+    @property
+    def figures(self) -> str:
+        """What it has found, in a few words."""
+        raise NotImplementedError
+
+    @property
+    def line(self) -> str:
+        """The run and its figures or, if it failed, why."""
+        return f"{self.name}: {self.figures if self.failure is None else self.failure.removesuffix('.') + '.'}"
+
     def to_dict(self) -> dict:
         return as_json(self)
 
@@ -73,6 +88,22 @@ class Row(DecodingRow):
     identical: int | None = None  # of the best hypotheses, to stock's
     identical_share: float | None = None
     settings: dict[str, str] | None = None  # in which the jobs of a sweep differ, by name
+
+    @property
+    def place(self) -> list[str]:
+        """All that names it beside its mode."""
+        sizes = {"batch": self.batch_size, "beam": self.beam}
+        dtype = [self.dtype] if self.dtype not in (None, "float32") else []
+        settings = [f"{name}={value}" for name, value in (self.settings or {}).items()]
+        return [f"{name} {size}" for name, size in sizes.items() if size is not None] + dtype + settings
+
+    @property
+    def name(self) -> str:
+        return ", ".join([self.mode, *self.place])
+
+    @property
+    def figures(self) -> str:
+        return f"{self.samples_per_second:.3g} samples/s"
 
     def to_dict(self) -> dict:
         memory = ("peak_mebibytes", "loaded_mebibytes") if self.tokens_per_second is not None else ()

@@ -17,7 +17,7 @@ from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile
 from elseq.benchmark.processes import in_process, in_turns
 from elseq.benchmark.rows import Row, fill
-from elseq.benchmark.scores import Scorer
+from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import make_batches
 from elseq.generation.method_choice import Choice
 from elseq.precision import DTYPES, INT8

@@ -8,6 +8,7 @@ import argparse
 import re
 import statistics
 from collections.abc import Callable
+from operator import sub, truediv
 from typing import NamedTuple
 
 from matplotlib.figure import Figure
@@ -35,64 +36,36 @@ class Run(NamedTuple):
 # The table of `attention`: a column for each model, a row for each figure.
 
 
-def _plain(value):
-    return f"{value:,.0f}"
-
-
-def _digits(count):
-    return lambda value: f"{value:.{count}f}"
-
-
-def _signed(count):
-    return lambda value: f"{value:+.{count}f}"
-
-
-def _percent(value):
-    return f"{value:.1%}"
-
-
-def _factor(value):
-    return f"x {value:.2f}"
-
-
-def _minus(value, baseline):
-    return value - baseline
-
-
-def _over(value, baseline):
-    return value / baseline
-
-
 class Row(NamedTuple):
     """A figure of a run, how it is compared with that of the baseline, and how both are written."""
 
     heading: str
     figure: Callable[[Run], float]
-    write: Callable[[float], str]
+    form: str  # as for `str.format`
     compare: Callable[[float, float], float] | None = None
-    write_comparison: Callable[[float], str] | None = None
+    form_of_comparison: str | None = None
 
 
 ROWS = [
-    Row("key/value heads", lambda run: run.log.kv_heads, _plain),
-    Row("feed-forward width", lambda run: run.log.ffn_width, _plain),
-    Row("parameters", lambda run: run.log.parameters, _plain),
-    Row("best validation loss", lambda run: run.log.best.loss, _digits(3), _minus, _signed(3)),
-    Row("its perplexity", lambda run: run.log.best.perplexity, _digits(2), _minus, _signed(2)),
-    Row("last validation loss", lambda run: run.log.validation[-1].loss, _digits(3), _minus, _signed(3)),
-    Row("its perplexity", lambda run: run.log.validation[-1].perplexity, _digits(2), _minus, _signed(2)),
-    Row("sacreBLEU", lambda run: run.bleu, _digits(2), _minus, _signed(2)),
-    Row("decoding state, bytes", lambda run: run.state_bytes, _plain, _over, _factor),
-    Row("training words/s", lambda run: run.log.words_per_second, _plain, _over, _factor),
+    Row("key/value heads", lambda run: run.log.kv_heads, "{:,.0f}"),
+    Row("feed-forward width", lambda run: run.log.ffn_width, "{:,.0f}"),
+    Row("parameters", lambda run: run.log.parameters, "{:,.0f}"),
+    Row("best validation loss", lambda run: run.log.best.loss, "{:.3f}", sub, "{:+.3f}"),
+    Row("its perplexity", lambda run: run.log.best.perplexity, "{:.2f}", sub, "{:+.2f}"),
+    Row("last validation loss", lambda run: run.log.validation[-1].loss, "{:.3f}", sub, "{:+.3f}"),
+    Row("its perplexity", lambda run: run.log.validation[-1].perplexity, "{:.2f}", sub, "{:+.2f}"),
+    Row("sacreBLEU", lambda run: run.bleu, "{:.2f}", sub, "{:+.2f}"),
+    Row("decoding state, bytes", lambda run: run.state_bytes, "{:,.0f}", truediv, "x {:.2f}"),
+    Row("training words/s", lambda run: run.log.words_per_second, "{:,.0f}", truediv, "x {:.2f}"),
 ]
 
 
-def spread(values, write):
+def spread(values, form):
     """The value, or mean and standard deviation of several that are not all equal."""
-    text = write(statistics.fmean(values))
+    text = form.format(statistics.fmean(values))
     if len(set(values)) == 1:
         return text
-    return f"{text} ± {write(statistics.stdev(values)).removeprefix('+').removeprefix('x ')}"
+    return f"{text} ± {form.format(statistics.stdev(values)).removeprefix('+').removeprefix('x ')}"
 
 
 def attention_table(models):
@@ -104,12 +77,12 @@ def attention_table(models):
     baseline, *others = models.values()
     rows = []
     for row in ROWS:
-        cells = [spread([row.figure(run) for run in baseline.values()], row.write)]
+        cells = [spread([row.figure(run) for run in baseline.values()], row.form)]
         for runs in others:
-            text = spread([row.figure(run) for run in runs.values()], row.write)
+            text = spread([row.figure(run) for run in runs.values()], row.form)
             if row.compare is not None:
                 compared = [row.compare(row.figure(run), row.figure(baseline[seed])) for seed, run in runs.items()]
-                text += f" ({spread(compared, row.write_comparison)})"
+                text += f" ({spread(compared, row.form_of_comparison)})"
             cells.append(text)
         rows.append([row.heading, *cells])
     return markdown(["", *models], rows)
@@ -207,8 +180,8 @@ def uptraining_table(methods, at, total):
         total: updates that the original had.
     """
 
-    def cell(figures, write):
-        return spread(figures, write) if figures and None not in figures else "-"
+    def cell(figures, form):
+        return spread(figures, form) if figures and None not in figures else "-"
 
     after = [f"after {updates} updates ({100 * updates / total:g}%)" for updates in at]
     rows = []
@@ -217,7 +190,7 @@ def uptraining_table(methods, at, total):
         losses = [[run.original for run in runs], [run.converted and run.converted.loss for run in runs]]
         losses += [[run.loss_at(updates) for run in runs] for updates in at]
         shares = [[run.recovered_at(updates) for run in runs] for updates in at]
-        rows.append([name, *(cell(each, _digits(3)) for each in losses), *(cell(each, _percent) for each in shares)])
+        rows.append([name, *(cell(each, "{:.3f}") for each in losses), *(cell(each, "{:.1%}") for each in shares)])
     headers = ["", "multi-head", "after conversion", *after, *(f"recovered at {updates}" for updates in at)]
     return markdown(headers, rows)
 

@@ -59,7 +59,7 @@ class Gather(Callback):
                 self.record(config, job_return)
                 self.gather(sweep_folder(config))
                 for result in read_results(Path(config.hydra.runtime.output_dir), self.row):
-                    print(self.progress(result.row), file=sys.stderr, flush=True)
+                    print(result.row.line, file=sys.stderr, flush=True)
 
     def on_multirun_end(self, config: DictConfig, **kwargs) -> None:
         atexit.unregister(self._end_early)
@@ -90,7 +90,7 @@ class Gather(Callback):
             rows = self.publish(folder)
         if self._has_failed:
             sys.exit(1)
-        failed = [self.progress(row) for row in rows if row.failure is not None]
+        failed = [row.line for row in rows if row.failure is not None]
         if len(failed) == len(rows):
             print(f"elseq: error: {failed[0] if len(failed) == 1 else 'no job gave a result'}", file=sys.stderr)
             sys.exit(1)
@@ -123,10 +123,6 @@ class Gather(Callback):
         compare_with_stock(results)
         rows = with_settings(results)
         return rows, report.text(common_title(results), rows)
-
-    def progress(self, row: Row) -> str:
-        """One line of text for a row."""
-        return report.progress(row)
 
     def draw(self, folder: Path, rows: list[Row], title: str) -> list[Path]:
         """Plot the rows. Returns the paths."""

@@ -9,6 +9,7 @@ from hydra.core.utils import JobReturn, JobStatus
 from omegaconf import DictConfig
 
 from elseq.benchmark.failures import describe_failure
+from elseq.benchmark.report import failures
 from elseq.benchmark.rows import as_json
 from elseq.sweeps import gather
 from elseq.sweeps.jobs import Result
@@ -23,6 +24,12 @@ class Training:
     scores: dict
     failure: str | None = None
     settings: dict[str, str] | None = None
+
+    @property
+    def line(self) -> str:
+        """The job and its scores or, if it failed, why."""
+        found = self.failure or ", ".join(f"{name} {value}" for name, value in self.scores.items())
+        return f"{self.job}: {found.removesuffix('.')}."
 
     def to_dict(self) -> dict:
         return as_json(self)
@@ -52,12 +59,7 @@ class Gather(gather.Gather):
         lines = [[row.get(name, "-") for name in columns] for row in cells]
         numbers = {name for row in rows for name in row.scores}
         table = markdown(columns, lines, left=[name for name in columns if name not in numbers])
-        failures = "\n".join(self.progress(row) for row in rows if row.failure is not None)
-        return rows, "\n\n".join(filter(None, (f"{len(rows)} trainings", table, failures))) + "\n"
-
-    def progress(self, row: Training) -> str:
-        found = row.failure or ", ".join(f"{name} {value}" for name, value in row.scores.items())
-        return f"{row.job}: {found.removesuffix('.')}."
+        return rows, "\n\n".join([f"{len(rows)} trainings", table, *failures(rows)]) + "\n"
 
     def draw(self, folder: Path, rows: list[Training], title: str) -> list[Path]:
         return []

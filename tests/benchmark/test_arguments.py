@@ -1,19 +1,20 @@
 """The options of elseq-benchmark as settings; values that cannot be used are in tests/cli/test_benchmark.py."""
 
 import argparse
+from pathlib import Path
 
 import pytest
 import torch
 
 from elseq.attention import methods
-from elseq.benchmark.arguments import Settings, add_run_options, check_int8, device, make_output_folder, modes, parse
+from elseq.benchmark.arguments import Settings, add_run_options, check_int8, device, modes, parse
 from elseq.errors import UserError
 from elseq.options import INT8
 
 
 def test_defaults():
     settings, folder = parse(["model.pt"])
-    assert (settings, folder) == (Settings("model.pt"), "benchmark_output")
+    assert (settings, folder) == (Settings("model.pt"), Path("benchmark_output"))
     assert settings.modes == ["stock", "kv", "el", "auto", "ctranslate2", "huggingface"]
     assert (settings.batch_sizes, settings.beams, settings.dtype) == ([8], [4], ["float32"])
 
@@ -58,16 +59,8 @@ def test_options_of_a_paper(capsys):
     add_run_options(parser)
     args = parser.parse_args([])
     assert vars(args) == {
-        "repeats": 3, "device": "cpu", "threads": None, "dtype": "float32", "output": "benchmark_output"
+        "repeats": 3, "device": "cpu", "threads": None, "dtype": "float32", "output": Path("benchmark_output")
     }  # fmt: skip
     with pytest.raises(SystemExit):
         parser.parse_args(["--dtype=int8"])
     assert "invalid choice: 'int8'" in capsys.readouterr().err
-
-
-def test_folder_of_the_results(tmp_path):
-    assert make_output_folder(str(tmp_path / "a" / "b")).is_dir()
-    assert make_output_folder(str(tmp_path)).is_dir()
-    (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"^--output \S+/file cannot be made \(File exists\): name another folder$"):
-        make_output_folder(str(tmp_path / "file"))

@@ -13,7 +13,7 @@ from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
 from elseq.benchmark.measure import CTranslate2Engine, Measurement, TransformersEngine
 from elseq.benchmark.models import checkpoint_model
-from elseq.benchmark.scores import Scorer
+from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import read_sources
 from elseq.errors import UserError
 from elseq.generation.cuda_graphs import CapturedWork

@@ -7,7 +7,7 @@ from types import SimpleNamespace
 import pytest
 
 from elseq.benchmark import report
-from elseq.benchmark.publishing import publish_paper, run_and_publish
+from elseq.benchmark.publishing import publish_plan, run_and_publish
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
 
@@ -20,7 +20,7 @@ def publish(tmp_path):
     def publish(run, plot=lambda rows: []):
         text = "{0} rows\n".format
         files = tmp_path / "results.json", tmp_path / "table.md"
-        run_and_publish(run, 3, *files, report, lambda rows: {"count": len(rows)}, lambda rows: text(len(rows)), plot)
+        run_and_publish(run, 3, *files, lambda rows: {"count": len(rows)}, lambda rows: text(len(rows)), plot)
 
     publish.found = lambda: json.loads((tmp_path / "results.json").read_text())
     publish.table = tmp_path / "table.md"
@@ -45,7 +45,7 @@ def test_all_is_written_with_each_row(publish, tmp_path, capsys):
 def test_there_is_nothing_to_measure(tmp_path):
     files = tmp_path / "results.json", tmp_path / "table.md"
     with pytest.raises(UserError, match="^the options leave nothing to measure: give other modes, or other sizes$"):
-        run_and_publish(pytest.fail, 0, *files, report, lambda rows: {}, lambda rows: "")
+        run_and_publish(pytest.fail, 0, *files, lambda rows: {}, lambda rows: "", lambda rows: [])
     assert not any(file.exists() for file in files)
 
 
@@ -79,10 +79,16 @@ def test_interruptions(publish, capsys, rows):
     assert ("1 rows" in err) == publish.table.exists() == bool(rows)
 
 
-def test_a_paper_s_ratios_and_text(tmp_path, capsys):
-    paper = SimpleNamespace(progress=report.progress, failure=report.failure, compare=lambda rows: [len(rows)])
-    texts = lambda rows: f"table of {len(rows)}", lambda rows: "What it means."  # noqa: E731
-    publish_paper(lambda done: done(FAST), 1, tmp_path / "paper", paper, {"sizes": "tiny"}, "Title", *texts)
+def test_ratios_and_text_of_a_plan(tmp_path, capsys):
+    paper = SimpleNamespace(
+        compare=lambda rows: [len(rows)],
+        tables=lambda plan, rows: f"table of {len(rows)} of {plan.runs()}",
+        notes=lambda plan, rows: "What it means.",
+        plot=lambda plan, rows, path, title: [path.with_suffix(".png")],
+    )
+    plan = SimpleNamespace(runs=lambda: 2)
+    publish_plan(plan, lambda plan, done: done(FAST), paper, tmp_path / "paper", {"sizes": "tiny"}, "Title")
     found = json.loads((tmp_path / "paper.json").read_text())
     assert found == {"sizes": "tiny", "ratios": [1], "rows": [FAST.to_dict()]}
-    assert (tmp_path / "paper.md").read_text() == "Title\n\ntable of 1\n\nWhat it means.\n"
+    assert (tmp_path / "paper.md").read_text() == "Title\n\ntable of 1 of 2\n\nWhat it means.\n"
+    assert "paper.png" in capsys.readouterr().err

@@ -13,11 +13,10 @@ from tests.reports.test_logs import LOG
 
 
 def test_spread():
-    write = training._digits(2)
-    assert training.spread([1.0], write) == training.spread([1.0, 1.0], write) == "1.00"
-    assert training.spread([1.0, 3.0], write) == "2.00 ± 1.41"
-    assert training.spread([1.0, 3.0], training._signed(2)) == "+2.00 ± 1.41"
-    assert training.spread([0.25, 0.75], training._factor) == "x 0.50 ± 0.35"
+    assert training.spread([1.0], "{:.2f}") == training.spread([1.0, 1.0], "{:.2f}") == "1.00"
+    assert training.spread([1.0, 3.0], "{:.2f}") == "2.00 ± 1.41"
+    assert training.spread([1.0, 3.0], "{:+.2f}") == "+2.00 ± 1.41"
+    assert training.spread([0.25, 0.75], "x {:.2f}") == "x 0.50 ± 0.35"
 
 
 def make_run(loss, bleu, parameters=1000, state=800):

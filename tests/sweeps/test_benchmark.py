@@ -1,6 +1,7 @@
 """Sweeps of elseq-benchmark. What the jobs measure is made up, but for one real sweep."""
 
 import json
+import re
 
 import pytest
 from fairseq.models import ARCH_CONFIG_REGISTRY
@@ -71,7 +72,7 @@ def test_sweep(requests, tmp_path):
     assert table.startswith(
         "small, random weights; source 512, output 1 to 200, length penalty 1; cpu, 1 thread, float32; torch "
     )
-    assert "| el    |     4 |    3 |      1.00 |     2.75 |    0.50 |         3 |  4 |      100 |" in table
+    assert "| el | 4 | 3 | 1.00 | 2.75 | 0.50 | 3 | 4 | 100 |" in re.sub(" +", " ", table)
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")
     assert "stock, batch 2, beam 3: 1 samples/s" in ended.stderr
     # each job is whole without the others
@@ -94,9 +95,8 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
     assert "ratio_to_stock" not in measured
     assert wrong["failure"] == "batch 'many' is not a whole number above 0"
     assert [row["failure"] for row in others] == ["out of memory", wrong["failure"]]
-    assert "\nkv, batch many: batch 'many' is not a whole number above 0.\nauto, batch 2, beam 4: out of memory.\n" in (
-        ended.stdout
-    )
+    lines = "- kv, batch many: batch 'many' is not a whole number above 0.\n- auto, batch 2, beam 4: out of memory.\n"
+    assert f"\n{lines}" in ended.stdout
     assert "x stock" not in ended.stdout
 
 
@@ -145,7 +145,7 @@ def test_the_folder_of_dictionaries_is_called_as_the_setting(tiny_translation, t
 def test_other_settings_are_columns(requests, tmp_path):
     line = f"-m decode=stock,kv batch=2 dtype=float32,bfloat16 hydra.sweep.dir={tmp_path}"
     ended = benchmark(line)
-    assert "| mode  | batch | beam |    dtype | samples/s |" in ended.stdout
+    assert "| mode | batch | beam | dtype | samples/s |" in re.sub(" +", " ", ended.stdout)
     rows = read_rows(tmp_path)
     assert {row["ratio_to_stock"] for row in rows if row["mode"] == "kv"} == {2.0}
     assert [(row["dtype"], row["settings"]) for row in rows] == [("float32", {}), ("bfloat16", {})] * 2
@@ -161,7 +161,7 @@ def test_int8_is_compared_with_stock_in_float32(requests, tmp_path):
     assert (stock["mode"], kv["dtype"], int8["dtype"]) == ("stock", "float32", "int8")
     assert [row["ratio_to_stock"] for row in (stock, kv, int8)] == [1.0, 2.0, 2.0]
     assert refused["failure"].startswith("fairseq has no int8")
-    assert "| kv    |     2 |    4 |    int8 |" in ended.stdout
+    assert "| kv | 2 | 4 | int8 |" in re.sub(" +", " ", ended.stdout)
 
 
 def test_one_run(requests, tmp_path):

@@ -54,7 +54,7 @@ def test_sweep(generate, tiny_translation, tmp_path):
         assert row["identical"] == row["sentences"] == 21
         assert row["samples_per_second"] > 0
     assert (tmp_path / "table.md").read_text() in out
-    assert "| mode  | beam | samples/s | x stock | identical | of | sacreBLEU |" in out
+    assert "| mode | beam | samples/s | x stock | identical | of | sacreBLEU |" in re.sub(" +", " ", out)
     assert f"checkpoint_last.pt; 21 lines of {tiny_translation.raw / 'test.src'}; " in out
     assert (tmp_path / "plot.png").exists()
 
@@ -62,7 +62,7 @@ def test_sweep(generate, tiny_translation, tmp_path):
 def test_types_in_turn(generate, tiny_translation, tmp_path):
     _, out, _ = generate("-m decode=kv dtype=float32,int8")
     assert [row["settings"]["dtype"] for row in read_rows(tmp_path)] == ["float32", "int8"]
-    assert re.search(r"^\| mode \| beam \| +dtype \|", out, re.MULTILINE)
+    assert re.search(r"^\| mode +\| +beam \| +dtype \|", out, re.MULTILINE)
     texts = (tiny_translation.raw / "test.src").read_text().splitlines()
     for number, dtype in enumerate(("float32", "int8")):
         model = elseq.load(tiny_translation.checkpoint, data=str(tiny_translation.data), dtype=dtype)
@@ -78,7 +78,7 @@ def test_a_method_of_a_plugin(generate, plugin, tmp_path):
     ]
     outputs = {(tmp_path / f"{number}-{row['mode']}" / "output.txt").read_text() for number, row in enumerate(rows)}
     assert len(outputs) == 1
-    assert "| mode        | beam | samples/s | x stock | identical | of |" in out
+    assert "| mode | beam | samples/s | x stock | identical | of |" in re.sub(" +", " ", out)
 
 
 def test_the_model_is_loaded_once(generate, monkeypatch, tmp_path):

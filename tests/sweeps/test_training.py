@@ -63,7 +63,7 @@ def test_table(monkeypatch, tmp_path, capsys, as_before):
 | 1     | mq      |           - |           - |         - |
 | 2     | gqa     |           - |           - |       400 |
 
-1: the dictionaries differ; use one.
+- 1: the dictionaries differ; use one.
 """
     assert (sweep / "table.md").read_text() == expected
     assert expected in capsys.readouterr().out

@@ -7,12 +7,12 @@ import shutil
 import subprocess
 import sys
 import tarfile
+from importlib import import_module
 from pathlib import Path
 
 import pytest
 
-from elseq.benchmark import PAPERS
-from elseq.cli.benchmark import import_module
+from elseq.benchmark import BENCHMARKS
 from tests.system.recipes import run
 
 SCRIPT = Path(__file__).resolve().parents[2] / "benchmarks" / "gpu.sh"
@@ -77,7 +77,7 @@ def test_commands_are_understood(options):
     for _, command in steps(*options).values():
         assert command[:2] == ["python", "-m"]
         if command[2] == "elseq.cli.benchmark":
-            args = import_module(f"{PAPERS[command[3]]}.arguments").parse(command[4:])
+            args = import_module(f"{BENCHMARKS[command[3]]}.arguments").parse(command[4:])
             assert (args.device, args.dtype) == ("cpu", "bfloat16" if "bfloat16" in options else "float32")
             assert "--small" not in options or args.tiny if command[3] == "el-attention" else True
 

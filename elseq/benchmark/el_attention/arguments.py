@@ -20,7 +20,7 @@ from elseq.benchmark.arguments import (
     add_choices,
     add_counts,
     add_run_options,
-    paper_parser,
+    benchmark_parser,
     parse_tiny,
 )
 from elseq.benchmark.el_attention.settings import BATCHES, MEMORY, NVIDIA, SEARCHES, SETTINGS
@@ -42,7 +42,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = paper_parser("el-attention", __doc__)
+    parser = benchmark_parser("el-attention", __doc__)
     modes = (*STOCK_MODES[1:], *registered_methods(), AUTO, *FOREIGN_MODES)
     work = parser.add_argument_group("what is measured")
     add_choices(work, "--tables", TABLES)

@@ -1,13 +1,12 @@
 """The tables of 2105.04779, measured: elseq-benchmark el-attention."""
 
-from dataclasses import asdict
-from functools import partial
+from dataclasses import asdict, replace
 
-from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Plan, find_limits, run_plan
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
+from elseq.files import make_folder
 
 
 def main(args) -> None:
@@ -25,17 +24,9 @@ def main(args) -> None:
         is_tiny=args.tiny,
         **read_conditions(args),
     )
-    output = make_output_folder(args.output)
-    limits = find_limits(plan)
-    settings = {
-        "benchmark": "EL-attention, 2105.04779",
-        **asdict(plan),
-        **plan.environment(),
-        "limits": None if limits is None else asdict(limits),
-    }
+    make_folder(args.output)
+    plan = replace(plan, limits=find_limits(plan))
+    settings = {"benchmark": "EL-attention, 2105.04779", **asdict(plan), **plan.environment()}
     model = ["sizes: tiny, for a test" if plan.is_tiny else "sizes: the paper's", "random weights"]
     title = plan.title([settings["benchmark"]], model)
-    texts = report.tables, partial(report.notes, plan, limits)
-    plot = partial(report.plot, output / "el_attention.png", title)
-    run = partial(run_plan, plan, limits)
-    publish_paper(run, plan.runs(), output / "el_attention", report, settings, title, *texts, plot)
+    publish_plan(plan, run_plan, report, args.output / "el_attention", settings, title)

@@ -39,6 +39,9 @@ from elseq.benchmark.rows import DecodingRow, fill
 from elseq.benchmark.runs import why_not
 from elseq.benchmark.sources import check_positions, count_positions, random_sources
 from elseq.generation.method_choice import Choice
+from elseq.tables import number
+
+GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
@@ -71,6 +74,7 @@ class Plan(Conditions):
     memory_caps: dict[str, list[int | None]]  # by table
     no_repeat_ngram_size: int
     is_tiny: bool = False
+    limits: Limits | None = None  # of the device
 
     def model(self, name: str) -> Model:
         return (SMALL_MODELS if self.is_tiny else MODELS)[name]
@@ -142,13 +146,25 @@ class Row(DecodingRow):
     step_operations: int | None = None
     share_of_limit: float | None = None
 
+    @property
+    def name(self) -> str:
+        cap = [] if self.memory_cap is None else [f"{self.memory_cap / GIBIBYTE:g} GiB"]
+        length = [] if self.source_length is None else [f"length {self.source_length:,}"]
+        what = [self.table, self.model, self.search, self.mode, f"batch {self.batch_size:,}"]
+        return ", ".join([*what, *length, *cap])
 
-def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> None:
+    @property
+    def figures(self) -> str:
+        if self.table == "memory":
+            return f"{number(self.state_bytes / GIBIBYTE)} GiB"
+        return f"{number(self.samples_per_second)} samples/s"
+
+
+def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:
     """Measure all cases: a model after the other, and with each model a program after the other.
 
     Args:
         plan: the cases to measure.
-        limits: those of the device.
         done: called with each row as soon as it is there.
     """
     cases = plan.cases()
@@ -160,7 +176,7 @@ def run_plan(plan: Plan, limits: Limits | None, done: Callable[[Row], None]) -> 
         with tempfile.TemporaryDirectory(prefix="elseq-el-attention-") as folder:
             model_file = random_model(model.arch, model.vocabulary_size, list(model.options), Path(folder))
             mine = [case for case in cases if case.setting.model == name]
-            for row in _decoded(plan, mine, model_file, Path(folder), limits):
+            for row in _decoded(plan, mine, model_file, Path(folder)):
                 done(row)
             if name == SETTINGS[BATCH_SETTING].model:
                 for row in _kept(plan, model_file, Path(folder)):
@@ -177,9 +193,7 @@ def find_limits(plan: Plan) -> Limits | None:
     return measured_limits(found, plan.device)
 
 
-def _decoded(
-    plan: Plan, cases: list[Case], model_file: ModelFile, folder: Path, limits: Limits | None
-) -> Iterator[Row]:
+def _decoded(plan: Plan, cases: list[Case], model_file: ModelFile, folder: Path) -> Iterator[Row]:
     sources, places = _sources(plan, cases, model_file)
     exported: dict[str, str | None] = {}
     for mode in plan.modes:
@@ -201,7 +215,7 @@ def _decoded(
         measured = one_by_one([measure.__file__], request, folder)
         for case in mine:
             found = next(measured) if reasons[case] is None else Measurement(failure=reasons[case])
-            yield _row(plan, case, mode, found, limits)
+            yield _row(plan, case, mode, found)
 
 
 def _sources(plan: Plan, cases: list[Case], model_file: ModelFile) -> tuple[list[list[int]], dict[Setting, slice]]:
@@ -243,7 +257,7 @@ def _request(plan: Plan, case: Case, place: slice) -> dict:
     }
 
 
-def _row(plan: Plan, case: Case, mode: str, found: Measurement, limits: Limits | None) -> Row:
+def _row(plan: Plan, case: Case, mode: str, found: Measurement) -> Row:
     row = Row(case.table, case.setting.label, case.search, mode, case.batch_size, case.memory_cap, beam=case.beam)
     row.published = _published(plan, case, mode)
     fill(row, found)
@@ -255,8 +269,8 @@ def _row(plan: Plan, case: Case, mode: str, found: Measurement, limits: Limits |
         steps = case.setting.output_length + 1
         row.step_seconds = (whole - found.encoder_seconds) / steps
         row.step_bytes, row.step_operations = _step_cost(plan, case, found)
-        if limits is not None:
-            row.share_of_limit = limits.share(row.step_bytes, row.step_operations, row.step_seconds)
+        if plan.limits is not None:
+            row.share_of_limit = plan.limits.share(row.step_bytes, row.step_operations, row.step_seconds)
     return row
 
 

@@ -6,16 +6,15 @@ from pathlib import Path
 from typing import NamedTuple
 
 from elseq.attention.methods import AUTO
-from elseq.benchmark.el_attention.plan import Plan, Row
+from elseq.benchmark.arguments import STOCK_MODES
+from elseq.benchmark.el_attention.plan import GIBIBYTE, Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
-from elseq.benchmark.limits import Limits
 from elseq.benchmark.measure import ran_out
-from elseq.benchmark.report import about_gpu, about_noise, is_noisy
+from elseq.benchmark.report import about_gpu, about_noise, failures
 from elseq.files import save_figure
 from elseq.precision import DTYPES
-from elseq.tables import MEBIBYTE, markdown, number
+from elseq.tables import MEBIBYTE, Column, markdown_of, number
 
-GIBIBYTE = 2**30
 BASELINE = "stock-copied"
 TITLES = {
     "speed": "Speed at the largest batch",
@@ -42,16 +41,6 @@ class Part(NamedTuple):
         if self.memory_cap is None:
             return TITLES[self.table]
         return f"{TITLES[self.table]}, in {self.memory_cap / GIBIBYTE:g} GiB"
-
-
-class Column(NamedTuple):
-    heading: str
-    value: Callable[[Row], float | str | None]
-    scale: float = 1.0
-
-    def cell(self, row: Row) -> str:
-        value = self.value(row)
-        return value or "-" if value is None or isinstance(value, str) else number(value * self.scale)
 
 
 def parts(rows: list[Row]) -> dict[Part, list[Row]]:
@@ -100,96 +89,76 @@ def _label(row: Row) -> str:
     """The program, and of stock fairseq whether the hypotheses have keys and values of the source of their own."""
     if row.mode == AUTO and row.method is not None:
         return f"{AUTO} ({row.method})"
+    if row.mode not in STOCK_MODES:
+        return row.mode
     stock, _, kind = row.mode.partition("-")
-    return row.mode if not kind else stock if row.beam == 1 else f"{stock}, {kind}"
+    return stock if row.beam == 1 else f"{stock}, {kind}"
+
+
+def _in(unit: float) -> Callable[[float | str], str]:
+    return lambda value: value if isinstance(value, str) else number(value / unit)
 
 
 def _columns(table: str, rows: list[Row]) -> list[Column]:
     ratios = {id(row): ratio for row, ratio in _ratios(rows)}
-    program, published = Column("program", _label), Column(PUBLISHED[table], attrgetter("published"))
-    batch = Column("batch", lambda row: f"{row.batch_size:,}")
+    program, batch = Column("program", _label, str), Column("batch", attrgetter("batch_size"), "{:,}".format)
+    published = Column(PUBLISHED[table], attrgetter("published"), _in(1))
     ratio = Column("stock : this" if table == "memory" else "x stock", lambda row: ratios.get(id(row)))
     if table == "memory":
         return [
             program,
             batch,
-            Column("length", lambda row: f"{row.source_length:,}"),
-            Column("GiB by count", attrgetter("predicted_bytes"), 1 / GIBIBYTE),
-            Column("measured", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.state_bytes, 1 / GIBIBYTE),
+            Column("length", attrgetter("source_length"), "{:,}".format),
+            Column("GiB by count", attrgetter("predicted_bytes"), _in(GIBIBYTE)),
+            Column("measured", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.state_bytes, _in(GIBIBYTE)),
             ratio,
             published,
         ]
     return [
-        *([Column("model", attrgetter("model")), Column("search", attrgetter("search"))] if table == "speed" else []),
+        *([Column(name, attrgetter(name), str) for name in ("model", "search")] if table == "speed" else []),
         program,
         batch,
-        Column("samples/s", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.samples_per_second),
+        Column("samples/s", lambda row: OUT_OF_MEMORY if ran_out(row.failure) else row.samples_per_second, _in(1)),
         ratio,
         published,
-        Column("peak GiB", attrgetter("peak_mebibytes"), 1 / 1024),
-        Column("state MiB", lambda row: row.state_bytes or None, 1 / MEBIBYTE),
-        Column("a step: ms", attrgetter("step_seconds"), 1e3),
-        Column("GB", attrgetter("step_bytes"), 1e-9),
-        Column("GFLOP", attrgetter("step_operations"), 1e-9),
-        Column("GB/s", lambda row: row.step_seconds and row.step_bytes / row.step_seconds, 1e-9),
-        Column("TFLOP/s", lambda row: row.step_seconds and row.step_operations / row.step_seconds, 1e-12),
-        Column("of the limit", lambda row: row.share_of_limit and f"{row.share_of_limit:.0%}"),
+        Column("peak GiB", attrgetter("peak_mebibytes"), _in(1024)),
+        Column("state MiB", lambda row: row.state_bytes or None, _in(MEBIBYTE)),
+        Column("a step: ms", attrgetter("step_seconds"), _in(1e-3)),
+        Column("GB", attrgetter("step_bytes"), _in(1e9)),
+        Column("GFLOP", attrgetter("step_operations"), _in(1e9)),
+        Column("GB/s", lambda row: row.step_seconds and row.step_bytes / row.step_seconds, _in(1e9)),
+        Column("TFLOP/s", lambda row: row.step_seconds and row.step_operations / row.step_seconds, _in(1e12)),
+        Column("of the limit", attrgetter("share_of_limit"), "{:.0%}".format),
     ]
 
 
-def tables(rows: list[Row]) -> str:
+def tables(plan: Plan, rows: list[Row]) -> str:
     """A table in Markdown for each that was asked for and each memory cap, and a line for each row that failed."""
     texts = []
     for part, own in parts(rows).items():
         shown = [row for row in own if row.failure is None or ran_out(row.failure)]
         if shown:
-            texts += [f"{part.title}:", _markdown(part.table, shown)]
-    failures = [f"- {failure(row)}" for row in rows if row.failure is not None and not ran_out(row.failure)]
-    return "\n\n".join([*texts, "\n".join(failures)]).strip()
+            columns, left = _columns(part.table, shown), ["model", "search", "program"]
+            texts += [f"{part.title}:", markdown_of([*shown, *_unmeasured(part.table, shown)], columns, left)]
+    return "\n\n".join([*texts, *failures([row for row in rows if not ran_out(row.failure)])])
 
 
-def _markdown(table: str, rows: list[Row]) -> str:
-    columns = _columns(table, rows)
-    lines = [{column.heading: column.cell(row) for column in columns} for row in rows]
-    for program, size, figure in _without_rows(table, rows):
-        cell = figure if isinstance(figure, str) else number(figure)
-        lines.append({"program": program, "batch": f"{size:,}", PUBLISHED[table]: cell})
-    headings = [column.heading for column in columns]
-    headings = [heading for heading in headings if any(line.get(heading, "-") != "-" for line in lines)]
-    cells = [[line.get(heading, "-") for heading in headings] for line in lines]
-    return markdown(headings, cells, [heading for heading in ("model", "search", "program") if heading in headings])
-
-
-def _without_rows(table: str, rows: list[Row]) -> list[tuple[str, int, float | str]]:
-    """Programs that are not measured, the batch of each, and the published figure."""
+def _unmeasured(table: str, rows: list[Row]) -> list[Row]:
+    """Rows of programs that only have published figures, in the batches of the measured ones."""
     sizes = dict.fromkeys(row.batch_size for row in rows)
     if table == "batch":
         known = {"multi-head without a cache": BATCHES_WITHOUT_CACHE}
     else:
         known = NVIDIA if table == "nvidia" else {}
-    return [(program, size, of[size]) for program, of in known.items() for size in sizes if size in of]
+    return [
+        Row(table, "", "", program, size, published=of[size])
+        for program, of in known.items()
+        for size in sizes
+        if size in of
+    ]
 
 
-def name(row: Row) -> str:
-    cap = [] if row.memory_cap is None else [f"{row.memory_cap / GIBIBYTE:g} GiB"]
-    length = [] if row.source_length is None else [f"length {row.source_length:,}"]
-    return ", ".join([row.table, row.model, row.search, row.mode, f"batch {row.batch_size:,}", *length, *cap])
-
-
-def failure(row: Row) -> str:
-    return f"{name(row)}: {row.failure.removesuffix('.')}."
-
-
-def progress(row: Row) -> str:
-    """A line about a row that is there."""
-    if row.failure is not None:
-        return failure(row)
-    if row.table == "memory":
-        return f"{name(row)}: {number(row.state_bytes / GIBIBYTE)} GiB"
-    return f"{name(row)}: {number(row.samples_per_second)} samples/s"
-
-
-def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
+def notes(plan: Plan, rows: list[Row]) -> str:
     """The notes below the tables: what the figures mean."""
     tables = {row.table for row in rows}
     sentences = []
@@ -219,7 +188,7 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
             "A step: the mean time of all beside the encoder; bytes and operations of a step in the middle by count "
             "(weights, state and logits; see elseq/benchmark/cost.py)."
         )
-    if limits is not None and any(row.share_of_limit is not None for row in rows):
+    if (limits := plan.limits) is not None and any(row.share_of_limit is not None for row in rows):
         sentences.append(
             "Of the limit: the time of a step at the limits of the device, of the measured one; the limits are "
             f"{number(limits.bytes_per_second / 1e9)} GB/s and {number(limits.operations_per_second / 1e12)} TFLOP/s "
@@ -235,12 +204,10 @@ def notes(plan: Plan, limits: Limits | None, rows: list[Row]) -> str:
         sentences.append("NVIDIA's figures are those of TensorRT-LLM's documentation, in bfloat16.")
     if any(row.ngrams_repeat for row in rows):
         sentences.append("Stock fairseq blocks n-grams by its CUDA extension only, which is not there.")
-    sentences += about_gpu([(name(row), row) for row in rows])
-    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_gpu(rows), *about_noise(rows)])
 
 
-def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
+def plot(plan: Plan, rows: list[Row], path: Path, title: str) -> list[Path]:
     """Bars of samples/s, or of GiB, with the published figures as crosses: a panel for each table."""
     from matplotlib.figure import Figure  # half a second, and only here
 
@@ -268,8 +235,8 @@ def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
     handles += axes[0].plot([], [], "kx", label="published")
     axes[0].legend(handles=handles, fontsize="small", loc="upper left", bbox_to_anchor=(1, 1))
     figure.suptitle(title, fontsize="small", wrap=True)
-    save_figure(figure, path)
-    return [path]
+    save_figure(figure, path.with_suffix(".png"))
+    return [path.with_suffix(".png")]
 
 
 def _group(row: Row) -> str:

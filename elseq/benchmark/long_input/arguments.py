@@ -7,7 +7,7 @@ with attention to all states (exact) and to the k of the largest scores (top-k).
 import argparse
 
 from elseq.arguments import count, count_or_zero
-from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser, parse_tiny
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, benchmark_parser, parse_tiny
 from elseq.options import registered_methods
 
 LENGTHS = [1024, 4096, 16384, 65536, 262144]
@@ -20,7 +20,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = paper_parser("long-input", __doc__)
+    parser = benchmark_parser("long-input", __doc__)
     work = parser.add_argument_group("what is measured")
     work.add_argument("--arch", default="bart_large", help="an encoder-decoder (default: %(default)s)")
     add_counts(work, "--lengths", LENGTHS, "tokens of a source")

@@ -1,14 +1,14 @@
 """Time and memory of sources of any length, measured: elseq-benchmark long-input."""
 
 from dataclasses import asdict
-from functools import partial
 
-from elseq.benchmark.arguments import make_output_folder, tiny_options
+from elseq.benchmark.arguments import tiny_options
 from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.long_input import report
 from elseq.benchmark.long_input.plan import Plan, run_plan
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
 from elseq.errors import as_option, renamed
+from elseq.files import make_folder
 from elseq.models.windows import UNLIMITED, chosen_windows
 
 
@@ -33,7 +33,7 @@ def main(args) -> None:
         vocabulary_size=64 if args.tiny else 50264,
         **read_conditions(args),
     )
-    output = make_output_folder(args.output)
+    make_folder(args.output)
     sizes = "tiny, for a test" if args.tiny else "the architecture's"
     benchmark = "sources of any length in windows"
     settings = {"benchmark": benchmark, "sizes": sizes, **asdict(plan), **plan.environment()}
@@ -41,7 +41,4 @@ def main(args) -> None:
     model = [plan.arch, f"sizes: {sizes}", "random weights", windows]
     work = [f"batch {plan.batch}", f"beam {plan.beam}", f"output {plan.output_length}"]
     title = plan.title(model, work)
-    texts = report.tables, partial(report.notes, plan)
-    plot = partial(report.plot, output / "long_input.png", title)
-    runs = len(plan.cells())
-    publish_paper(partial(run_plan, plan), runs, output / "long_input", report, settings, title, *texts, plot)
+    publish_plan(plan, run_plan, report, args.output / "long_input", settings, title)

@@ -1,5 +1,6 @@
 """The runs that measure sources in windows. Each is a process of its own, `elseq.benchmark.long_input.measure`."""
 
+import statistics
 import tempfile
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -14,6 +15,7 @@ from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.sources import random_sources
 from elseq.errors import UserError, as_option, renamed
 from elseq.models.windows import chosen_windows
+from elseq.tables import number
 
 PROGRAM = ["-m", "elseq.benchmark.long_input.measure"]
 
@@ -45,6 +47,9 @@ class Plan(Conditions):
             if scores == "exact" or length > self.top_k
         ]
 
+    def runs(self) -> int:
+        return len(self.cells())
+
 
 @dataclass
 class Row(MeasuredRow):
@@ -57,6 +62,17 @@ class Row(MeasuredRow):
     state_bytes: int | None = None
     predicted_bytes: int | None = None  # of a batch, by which --memory-budget plans
     parameters: int | None = None
+
+    def median_seconds(self, part: str) -> float:
+        return statistics.median(self.seconds[part])
+
+    @property
+    def name(self) -> str:
+        return f"{self.length:,} tokens, {self.method}, {self.scores}"
+
+    @property
+    def figures(self) -> str:
+        return ", ".join(f"{part} {number(self.median_seconds(part))} s" for part in self.seconds)
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:

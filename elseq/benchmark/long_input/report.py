@@ -1,11 +1,10 @@
 """The rows of the long-input benchmark as tables and a picture."""
 
-import statistics
 from collections.abc import Callable
 from pathlib import Path
 
 from elseq.benchmark.long_input.plan import Plan, Row
-from elseq.benchmark.report import about_noise, is_noisy
+from elseq.benchmark.report import about_noise, failures
 from elseq.files import save_figure
 from elseq.tables import MEBIBYTE, markdown, number
 
@@ -17,17 +16,17 @@ def compare(rows: list[Row]) -> list[dict]:
     """How many times as long a decoder takes with the k largest scores as with all; failed rows are left out."""
     found = {(row.length, row.method, row.scores): row for row in rows if row.failure is None}
     return [
-        {"length": length, "method": method, "decoder": _seconds(row, "decoder") / _seconds(exact, "decoder")}
+        {"length": length, "method": method, "decoder": row.median_seconds("decoder") / exact.median_seconds("decoder")}
         for (length, method, scores), row in found.items()
         if scores != "exact" and (exact := found.get((length, method, "exact"))) is not None
     ]
 
 
-def tables(rows: list[Row]) -> str:
+def tables(plan: Plan, rows: list[Row]) -> str:
     """A table in Markdown for each measure, and a line for each row that failed."""
     measures = {
         "milliseconds per output token": _milliseconds_per_token,
-        "seconds to encode": lambda row: _seconds(row, "encoder"),
+        "seconds to encode": lambda row: row.median_seconds("encoder"),
         "decoding state, MiB": _state_mebibytes,
         "peak above the model, MiB": lambda row: (
             None if row.loaded_mebibytes is None else row.peak_mebibytes - row.loaded_mebibytes
@@ -35,8 +34,7 @@ def tables(rows: list[Row]) -> str:
         "predicted, MiB": lambda row: row.predicted_bytes / MEBIBYTE,
     }
     parts = [_table(rows, name, value) for name, value in measures.items()]
-    failures = "\n".join(f"- {failure(row)}" for row in rows if row.failure is not None)
-    return "\n\n".join([*parts, failures]).strip()
+    return "\n\n".join([*parts, *failures(rows)])
 
 
 def _table(rows: list[Row], name: str, value: Callable[[Row], float]) -> str:
@@ -50,31 +48,12 @@ def _table(rows: list[Row], name: str, value: Callable[[Row], float]) -> str:
     return markdown([name, *(f"{length:,}" for length in lengths)], lines)
 
 
-def _seconds(row: Row, part: str) -> float:
-    return statistics.median(row.seconds[part])
-
-
 def _milliseconds_per_token(row: Row) -> float:
-    return 1000 * _seconds(row, "decoder") / row.output_lengths[0]
+    return 1000 * row.median_seconds("decoder") / row.output_lengths[0]
 
 
 def _state_mebibytes(row: Row) -> float:
     return row.state_bytes / MEBIBYTE
-
-
-def name(row: Row) -> str:
-    return f"{row.length:,} tokens, {row.method}, {row.scores}"
-
-
-def failure(row: Row) -> str:
-    return f"{name(row)}: {row.failure.removesuffix('.')}."
-
-
-def progress(row: Row) -> str:
-    """A line about a row that is there."""
-    if row.failure is not None:
-        return failure(row)
-    return f"{name(row)}: encoder {number(_seconds(row, 'encoder'))} s, decoder {number(_seconds(row, 'decoder'))} s"
 
 
 def notes(plan: Plan, rows: list[Row]) -> str:
@@ -90,11 +69,10 @@ def notes(plan: Plan, rows: list[Row]) -> str:
         "Unlimiformer (2305.01625) reads such states too, but projects the k of each head and layer again at every "
         "step, one source at a time.",
     ]
-    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_noise(rows)])
 
 
-def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
+def plot(plan: Plan, rows: list[Row], path: Path, title: str) -> list[Path]:
     """Time of a token and decoding state against the length, on logarithmic axes."""
     from matplotlib.figure import Figure  # half a second, and only here
 
@@ -114,5 +92,5 @@ def plot(path: Path, title: str, rows: list[Row]) -> list[Path]:
         axis.grid(alpha=0.3)
     axes[0].legend(fontsize="small")
     figure.suptitle(title, fontsize="small")
-    save_figure(figure, path)
-    return [path]
+    save_figure(figure, path.with_suffix(".png"))
+    return [path.with_suffix(".png")]

@@ -7,7 +7,7 @@ with and without local attention in the decoder, and the first under stock fairs
 import argparse
 
 from elseq.arguments import choices, count
-from elseq.benchmark.arguments import FLOATS, add_choices, add_run_options, check_int8, paper_parser
+from elseq.benchmark.arguments import FLOATS, add_choices, add_run_options, benchmark_parser, check_int8
 from elseq.benchmark.multi_query.variants import BEAMS, VARIANTS
 from elseq.errors import UserError
 from elseq.options import INT8
@@ -23,7 +23,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
         UserError: an option or a value that cannot be used.
     """
     epilog = "A batch that is not given is halved until it fits; ratios are of rows with the same batch."
-    parser = paper_parser("multi-query", __doc__, epilog)
+    parser = benchmark_parser("multi-query", __doc__, epilog)
     add_choices(parser, "--variants", VARIANTS)
     parser.add_argument(
         "--columns", type=choices(BEAMS), help=f"of {','.join(BEAMS)} (default: all; in int8 all but training)"

@@ -1,26 +1,22 @@
 """The speed table of 1911.02150 (table 3), measured: elseq-benchmark multi-query."""
 
-from functools import partial
-
-from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
 from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.arguments import CPU_BATCHES, GPU_BATCHES
 from elseq.benchmark.multi_query.plan import TINY, Plan, Sizing, run_plan
 from elseq.benchmark.multi_query.variants import BEAMS
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
+from elseq.files import make_folder
 
 
 def main(args) -> None:
     """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
-    output = make_output_folder(args.output)
+    make_folder(args.output)
     settings = _settings(plan, args.tiny)
     model = [f"sizes: {settings['sizes']}", "random weights"]
     title = plan.title([settings["benchmark"]], model)
-    runs = len(plan.variants) * len(plan.columns)
-    texts = report.tables, partial(report.notes, plan)
-    publish_paper(partial(run_plan, plan), runs, output / "multi_query", report, settings, title, *texts)
+    publish_plan(plan, run_plan, report, args.output / "multi_query", settings, title)
 
 
 def _plan(args) -> Plan:

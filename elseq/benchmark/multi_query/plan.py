@@ -15,11 +15,12 @@ from elseq.benchmark.conditions import Conditions
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes
 from elseq.benchmark.measure import ran_out
 from elseq.benchmark.models import ModelFile, random_model
-from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS, Variant
+from elseq.benchmark.multi_query.variants import BEAMS, HEADINGS, PARTS, VARIANTS, Variant
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import DecodingRow, as_json, fill
 from elseq.benchmark.sources import random_sources
 from elseq.options import INT8, STOCK
+from elseq.tables import number
 
 
 @dataclass(frozen=True)
@@ -45,6 +46,9 @@ class Plan(Conditions):
     halving: set[str]  # columns in which half the batch is tried where one does not fit
     sizing: Sizing
 
+    def runs(self) -> int:
+        return len(self.variants) * len(self.columns)
+
     def dtype_of(self, variant: Variant) -> str:
         """The type of a variant. fairseq has no int8, so its float32 is the baseline of int8."""
         return "float32" if self.dtype == INT8 and variant.mode == STOCK else self.dtype
@@ -61,6 +65,15 @@ class Row(DecodingRow):
     microseconds_per_token: dict[str, float] | None = None
     published_microseconds_per_token: dict[str, float] | None = None
     gigabytes_per_second: float | None = None
+
+    @property
+    def name(self) -> str:
+        return f"{VARIANTS[self.variant].label}, {HEADINGS[self.column]}, batch {self.batch_size}"
+
+    @property
+    def figures(self) -> str:
+        parts = ", ".join(f"{part} {number(value)}" for part, value in self.microseconds_per_token.items())
+        return f"{parts} microseconds per token"
 
     def to_dict(self) -> dict:
         return as_json(self, () if self.failure is not None else ("loaded_mebibytes",))

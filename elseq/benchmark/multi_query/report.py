@@ -1,14 +1,14 @@
 """The rows of the multi-query benchmark as tables, beside the published figures."""
 
 from collections.abc import Iterator
+from pathlib import Path
 
 from elseq.benchmark.multi_query.plan import Plan, Row
-from elseq.benchmark.multi_query.variants import BEAMS, PARTS, VARIANTS
-from elseq.benchmark.report import about_gpu, about_noise, is_noisy
+from elseq.benchmark.multi_query.variants import BEAMS, HEADINGS, PARTS, VARIANTS
+from elseq.benchmark.report import about_gpu, about_noise, failures
 from elseq.options import INT8
 from elseq.tables import MEBIBYTE, markdown, number
 
-HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 # Pairs of rows with a ratio.
 PAIRS = [("multi-head", "multi-query"), ("stock", "multi-query"), ("multi-head-local", "multi-query-local")]
 
@@ -37,7 +37,7 @@ def compare(rows: list[Row]) -> list[dict]:
     return ratios
 
 
-def tables(rows: list[Row]) -> str:
+def tables(plan: Plan, rows: list[Row]) -> str:
     """Two tables in Markdown, of times and of memory, and a line for each row that failed."""
     found = {(row.variant, row.column): row for row in rows if row.failure is None}
     names = list(dict.fromkeys(row.variant for row in rows))
@@ -62,8 +62,7 @@ def tables(rows: list[Row]) -> str:
         *(f"peak MiB, {HEADINGS[column]}" for column in columns),
         *(f"GB/s, {name}" for name in decoded),
     ]
-    failures = [failure(row) for row in rows if row.failure is not None]
-    return "\n\n".join([markdown(heading, times), markdown(memory_heading, memory), *failures])
+    return "\n\n".join([markdown(heading, times), markdown(memory_heading, memory), *failures(rows)])
 
 
 def _part_headings(columns: list[str]) -> Iterator[str]:
@@ -94,19 +93,6 @@ def _memory(found: dict, name: str, columns: list[str]) -> list[str]:
     return [VARIANTS[name].label, *("-" if value is None else number(value) for value in values)]
 
 
-def failure(row: Row) -> str:
-    return f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}, batch {row.batch_size}: {row.failure}."
-
-
-def progress(row: Row) -> str:
-    """A line about a row that is there."""
-    if row.failure is not None:
-        return failure(row)
-    parts = ", ".join(f"{part} {number(value)}" for part, value in row.microseconds_per_token.items())
-    variant, column = VARIANTS[row.variant].label, HEADINGS[row.column]
-    return f"{variant}, {column}, batch {row.batch_size}: {parts} microseconds per token"
-
-
 def notes(plan: Plan, rows: list[Row]) -> str:
     """The notes below the tables: what the figures mean."""
     sentences = [
@@ -122,10 +108,7 @@ def notes(plan: Plan, rows: list[Row]) -> str:
     if plan.dtype == INT8:
         others = "; stock fairseq has no int8 and is in float32" if any(row.dtype for row in rows) else ""
         sentences.append(f"int8: linear layers in int8, all else in float32{others}.")
-    named = [(f"{VARIANTS[row.variant].label}, {HEADINGS[row.column]}", row) for row in rows]
-    sentences += about_gpu(named)
-    sentences += about_noise([name for name, row in named if is_noisy(row.seconds)])
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_gpu(rows), *about_noise(rows)])
 
 
 def _batches(plan: Plan, rows: list[Row]) -> str:
@@ -137,3 +120,8 @@ def _batches(plan: Plan, rows: list[Row]) -> str:
         if row.batch_size != plan.batches[row.column]
     ]
     return "; ".join(sizes)
+
+
+def plot(plan: Plan, rows: list[Row], path: Path, title: str) -> list[Path]:
+    """No picture: the paper has a table."""
+    return []

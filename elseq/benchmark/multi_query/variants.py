@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 
 BEAMS = {"training": 0, "greedy": 1, "beam": 4}  # of each column
+HEADINGS = {"training": "training", "greedy": "greedy", "beam": "beam 4"}
 PARTS = [("training", "step"), ("greedy", "encoder"), ("greedy", "decoder"), ("beam", "encoder"), ("beam", "decoder")]
 
 

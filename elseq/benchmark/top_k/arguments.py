@@ -7,7 +7,7 @@ is a process of its own. What would not fit the memory or would take too long is
 import argparse
 
 from elseq.arguments import count
-from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, paper_parser, parse_tiny
+from elseq.benchmark.arguments import add_choices, add_counts, add_run_options, benchmark_parser, parse_tiny
 from elseq.errors import UserError
 
 METHODS = {
@@ -34,7 +34,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
     Raises:
         UserError: an option or a value that cannot be used.
     """
-    parser = paper_parser("top-k", __doc__)
+    parser = benchmark_parser("top-k", __doc__)
     work = parser.add_argument_group("what is measured")
     add_choices(work, "--what", METHODS)
     add_choices(work, "--methods", METHODS["attention"])

@@ -1,25 +1,22 @@
 """Memory and time of top-k attention and feed-forward layers (2106.06899), measured: elseq-benchmark top-k."""
 
 from dataclasses import asdict
-from functools import partial
 
-from elseq.benchmark.arguments import make_output_folder
 from elseq.benchmark.conditions import read_conditions
-from elseq.benchmark.publishing import publish_paper
+from elseq.benchmark.publishing import publish_plan
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Plan, run_plan
+from elseq.files import make_folder
 
 
 def main(args) -> None:
     """Run the benchmark with the options of `arguments.parse`."""
     plan = _plan(args)
-    output = make_output_folder(args.output)
+    make_folder(args.output)
     settings = _settings(plan)
     versions = [f"{package} {settings[package]}" for package in ("torch", "elseq")]
     title = plan.title([settings["benchmark"]], versions=versions)
-    texts = partial(report.tables, plan), partial(report.notes, plan)
-    plot = partial(report.plot, output, plan)
-    publish_paper(partial(run_plan, plan), len(plan.cells()), output / "top_k", report, settings, title, *texts, plot)
+    publish_plan(plan, run_plan, report, args.output / "top_k", settings, title)
 
 
 def _plan(args) -> Plan:

@@ -20,9 +20,11 @@ from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.method_choice import free_memory_bytes
+from elseq.tables import number
 
 # The power of the size with which time grows, at least and at most.
 GROWTH = {"attention": (1.0, 2.0), "feed-forward": (0.0, 1.0), "chunks": (0.0, 0.0)}
+SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}  # what they are
 INDEX_BYTES = 4
 GIBIBYTE = 2**30
 
@@ -54,6 +56,9 @@ class Plan(Conditions):
             if method in self.methods
         ]
 
+    def runs(self) -> int:
+        return len(self.cells())
+
     def request(self, what: str, size: int, method: str) -> dict:
         """The request of `elseq.benchmark.top_k.measure`."""
         request = {"method": method, **self.conditions(), "seconds_limit": self.seconds_limit}
@@ -78,6 +83,14 @@ class Row(MeasuredRow):
     what: str
     size: int
     method: str
+
+    @property
+    def name(self) -> str:
+        return f"{self.what}, {SIZES[self.what]} {self.size:,}, {self.method}"
+
+    @property
+    def figures(self) -> str:
+        return f"{number(statistics.median(self.seconds))} s, {number(self.peak_mebibytes)} MiB"
 
 
 def run_plan(plan: Plan, done: Callable[[Row], None]) -> None:

@@ -3,13 +3,12 @@
 import statistics
 from pathlib import Path
 
-from elseq.benchmark.report import about_noise, is_noisy
+from elseq.benchmark.report import about_noise, failures
 from elseq.benchmark.top_k.arguments import METHODS
-from elseq.benchmark.top_k.plan import Plan, Row
+from elseq.benchmark.top_k.plan import SIZES, Plan, Row
 from elseq.files import save_figure
 from elseq.tables import markdown, number
 
-SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}
 MEASURES = {"seconds": "seconds", "peak_mebibytes": "peak MiB above the inputs"}
 COLOURS = {"vanilla": "C0", "chunked": "C1", "top-k": "C2", "sdpa": "C3", "Performer": "C4"}
 FFN_TOKENS = 262_144  # of the published figures
@@ -67,8 +66,7 @@ def tables(plan: Plan, rows: list[Row]) -> str:
             tokens = f", {FFN_TOKENS:,} tokens" if what == "feed-forward" else ""
             heading = [f"published (2106.06899{tokens})", "peak GiB", "seconds", SIZES[what]]
             parts.append(markdown(heading, [[*cells[:-1], f"{cells[-1]:,}"] for cells in points]))
-    failures = [f"{failure(row)}." for row in rows if row.failure is not None]
-    return "\n\n".join([*parts, "\n".join(f"- {line}" for line in failures)]).strip()
+    return "\n\n".join([*parts, *failures(rows)])
 
 
 def _sorted(plan: Plan, what: str) -> list[dict]:
@@ -110,21 +108,6 @@ def _value(row: Row | None, measure: str) -> float | None:
     return statistics.median(value) if isinstance(value, list) else value
 
 
-def name(row: Row) -> str:
-    return f"{row.what}, {SIZES[row.what]} {row.size:,}, {row.method}"
-
-
-def failure(row: Row) -> str:
-    return f"{name(row)}: {row.failure.removesuffix('.')}"
-
-
-def progress(row: Row) -> str:
-    """A line about a row that is there."""
-    if row.failure is not None:
-        return failure(row)
-    return f"{name(row)}: {number(_value(row, 'seconds'))} s, {number(row.peak_mebibytes)} MiB"
-
-
 def notes(plan: Plan, rows: list[Row]) -> str:
     """The notes below the tables: what the figures mean."""
     sentences = [
@@ -135,11 +118,10 @@ def notes(plan: Plan, rows: list[Row]) -> str:
         "Sdpa: PyTorch's scaled_dot_product_attention.",
         "Published: 2106.06899, figures of the official repository, on a GPU that is not stated.",
     ]
-    sentences += about_noise([name(row) for row in rows if is_noisy(row.seconds)])
-    return " ".join(sentences)
+    return " ".join([*sentences, *about_noise(rows)])
 
 
-def plot(folder: Path, plan: Plan, rows: list[Row]) -> list[Path]:
+def plot(plan: Plan, rows: list[Row], path: Path, title: str) -> list[Path]:
     """Peak memory and time against the size, on logarithmic axes, a file for each thing that was measured."""
     from matplotlib.figure import Figure  # half a second, and only here
 
@@ -171,6 +153,6 @@ def plot(folder: Path, plan: Plan, rows: list[Row]) -> list[Path]:
             axes[0].legend(fontsize="small")
         remark = f" (published: {FFN_TOKENS:,} tokens)" if what == "feed-forward" else ""
         figure.suptitle(_title(plan, what) + remark, fontsize="medium")
-        paths.append(folder / f"top_k_{what}.png")
+        paths.append(path.with_name(f"{path.name}_{what}.png"))
         save_figure(figure, paths[-1])
     return paths

@@ -6,7 +6,7 @@ import pytest
 
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.el_attention import plan as module
-from elseq.benchmark.el_attention.plan import Case, Plan, _refused, _row
+from elseq.benchmark.el_attention.plan import Case, Plan, Row, _refused, _row
 from elseq.benchmark.el_attention.settings import MEMORY, MODELS, NVIDIA_SETTING, SETTINGS, SMALL_MODELS
 from elseq.benchmark.limits import Limits
 from elseq.benchmark.measure import Measurement
@@ -105,8 +105,8 @@ def test_a_row_by_hand():
     found = Measurement(
         seconds=[20.0, 18.6, 18.0], encoder_seconds=2.0, batch_size=32, sizes=SIZES.to_dict(), method="el", copied=False
     )
-    limits = Limits(1e9, 1e6, "by hand")
-    row = _row(PLAN, replace(BEAM, is_largest=True, batch_size=1024), "el", found, limits)
+    plan = replace(PLAN, limits=Limits(1e9, 1e6, "by hand"))
+    row = _row(plan, replace(BEAM, is_largest=True, batch_size=1024), "el", found)
     assert (row.batch_size, row.samples_per_second) == (32, pytest.approx(32 / 18.6))
     assert row.step_seconds == pytest.approx(0.2)
     hypotheses = 32 * 4
@@ -114,5 +114,16 @@ def test_a_row_by_hand():
     assert row.step_bytes == 2 * (90 + 2 * hypotheses * 42 * 4 + 32 * 2 * 10 * 4 + logits)
     assert row.step_operations == hypotheses * (2 * 90 + 2 * (42 + 10) * 32)
     assert row.share_of_limit == pytest.approx(row.step_operations / 1e6 / 0.2)
-    failed = _row(PLAN, BEAM, "el", Measurement(failure="out of memory"), limits)
+    failed = _row(plan, BEAM, "el", Measurement(failure="out of memory"))
     assert (failed.batch_size, failed.failure, failed.published) == (32, "out of memory", 8.0)
+
+
+def test_lines_of_rows():
+    def row(table, mode, **others):
+        return Row(table, "BART-large", "beam", mode, 32, **others)
+
+    capped = row("batch", "stock-copied", memory_cap=16 * 2**30, samples_per_second=4.0)
+    assert capped.line == "batch, BART-large, beam, stock-copied, batch 32, 16 GiB: 4.00 samples/s"
+    assert row("batch", "el", failure="no.").line == "batch, BART-large, beam, el, batch 32: no."
+    kept = row("memory", "el", source_length=256, state_bytes=2**24)
+    assert kept.line == "memory, BART-large, beam, el, batch 32, length 256: 0.0156 GiB"

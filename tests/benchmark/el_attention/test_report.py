@@ -30,7 +30,7 @@ def cells(line):
 
 
 def test_tables():
-    text = report.tables(ROWS)
+    text = report.tables(PLAN, ROWS)
     titles = [line for line in text.splitlines() if line.endswith(":")]
     assert titles == [
         "Speed by batch, BART-large, CNN/DailyMail, beam 4, in 16 GiB:",
@@ -81,7 +81,7 @@ def test_largest_batches_are_compared():
         replace(ROWS[4], table="speed", memory_cap=None),
     ]
     assert [each["ratio"] for each in report.compare(rows)] == [2.5]
-    lines = [cells(line) for line in report.tables(rows).splitlines() if line.startswith("| BART")]
+    lines = [cells(line) for line in report.tables(PLAN, rows).splitlines() if line.startswith("| BART")]
     assert [line[:6] for line in lines] == [
         [CNN, "beam", "stock, copied", "32", "4.00", "-"],
         [CNN, "beam", "el", "300", "10.0", "2.50"],
@@ -90,25 +90,19 @@ def test_largest_batches_are_compared():
 
 
 def test_notes_tell_what_the_rows_need():
-    limits = Limits(3.35e12, 989e12, "NVIDIA's data sheet")
-    text = report.notes(PLAN, limits, ROWS)
+    plan = replace(PLAN, limits=Limits(3.35e12, 989e12, "NVIDIA's data sheet"))
+    text = report.notes(plan, ROWS)
     assert "the limits are 3,350 GB/s and 989 TFLOP/s (NVIDIA's data sheet)." in text
     assert f"(was the machine busy?): batch, {CNN}, beam, el, batch 32, 16 GiB." in text
     assert "Measured: the tensors that are there." in text and "TensorRT-LLM" in text
     assert "four fifths" not in text and "n-grams" not in text
     assert "BART without repeated 3-grams and with a minimum and a maximum length; here all outputs of a model" in text
     assert "have one length, and 3-grams may be repeated." in text
-    assert "and no 3-grams are repeated." in report.notes(replace(PLAN, no_repeat_ngram_size=3), limits, ROWS)
-    only_memory = report.notes(PLAN, None, ROWS[5:7])
+    assert "and no 3-grams are repeated." in report.notes(replace(PLAN, no_repeat_ngram_size=3), ROWS)
+    only_memory = report.notes(PLAN, ROWS[5:7])
     assert only_memory.startswith("Measured: the tensors that are there. A number takes 2 bytes; in ")
 
 
-def test_progress():
-    assert report.progress(ROWS[0]) == f"batch, {CNN}, beam, stock-copied, batch 32, 16 GiB: 4.00 samples/s"
-    assert report.progress(ROWS[1]) == f"batch, {CNN}, beam, stock-copied, batch 64, 16 GiB: out of memory."
-    assert report.progress(ROWS[6]) == f"memory, {CNN}, beam, el, batch 32, length 256: 0.0156 GiB"
-
-
 def test_picture(tmp_path):
-    assert report.plot(tmp_path / "plot.png", "a title", ROWS) == [tmp_path / "plot.png"]
+    assert report.plot(PLAN, ROWS, tmp_path / "plot", "a title") == [tmp_path / "plot.png"]
     assert (tmp_path / "plot.png").read_bytes().startswith(b"\x89PNG")

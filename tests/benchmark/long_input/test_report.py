@@ -32,7 +32,7 @@ def test_ratios_to_all_scores():
 
 
 def test_tables():
-    *tables, failed = report.tables(ROWS).split("\n\n")
+    *tables, failed = report.tables(PLAN, ROWS).split("\n\n")
     decoder, encoder, state, peak, predicted = map(cells, tables)
     assert decoder[0] == ["milliseconds per output token", "64", "1,024"]
     assert decoder[2:] == [["el, exact", "800", "1,600"], ["el, top-k", "600", "-"], ["kv, top-k", "-", "200"]]
@@ -50,7 +50,7 @@ def test_tables():
     ],
 )
 def test_lines_of_progress(each, line):
-    assert report.progress(each) == line
+    assert each.line == line
 
 
 def test_notes():
@@ -60,5 +60,5 @@ def test_notes():
 
 
 def test_picture(tmp_path):
-    assert report.plot(tmp_path / "long_input.png", "title", ROWS) == [tmp_path / "long_input.png"]
+    assert report.plot(PLAN, ROWS, tmp_path / "long_input", "title") == [tmp_path / "long_input.png"]
     assert (tmp_path / "long_input.png").read_bytes().startswith(b"\x89PNG")

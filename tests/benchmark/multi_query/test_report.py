@@ -38,8 +38,8 @@ def test_ratios_of_the_same_batch():
 
 
 def test_tables():
-    times, memory, failed = report.tables(ROWS).split("\n\n")
-    assert failed == "multi-head, stock fairseq, greedy, batch 4: out of memory."
+    times, memory, failed = report.tables(PLAN, ROWS).split("\n\n")
+    assert failed == "- multi-head, stock fairseq, greedy, batch 4: out of memory."
     times, memory = cells(times), cells(memory)
     assert times[0][1:] == ["greedy: encoder", "greedy: decoder", "beam 4: encoder", "beam 4: decoder"]
     assert times[2] == ["multi-head", "2.00 (1.7)", "40.0 (46)", "2.00 (2)", "200 (203)"]
@@ -54,14 +54,14 @@ def test_tables():
 
 
 def test_lines_of_progress():
-    assert report.progress(ROWS[0]) == "multi-head, greedy, batch 4: encoder 2.00, decoder 40.0 microseconds per token"
-    assert report.progress(ROWS[4]) == report.failure(ROWS[4])
+    assert ROWS[0].line == "multi-head, greedy, batch 4: encoder 2.00, decoder 40.0 microseconds per token"
+    assert ROWS[4].line == "multi-head, stock fairseq, greedy, batch 4: out of memory."
 
 
 def test_notes():
     found = report.notes(PLAN, ROWS)
     assert "Sentences in a batch: greedy 4; beam 4 4; multi-query, beam 4 2." in found
-    assert "Repeats differed by more than 20% (was the machine busy?): multi-query, greedy." in found
+    assert "Repeats differed by more than 20% (was the machine busy?): multi-query, greedy, batch 4." in found
     assert "int8" not in found
     in_int8 = type(PLAN)(**vars(PLAN) | {"dtype": INT8})
     assert "int8: linear layers in int8, all else in float32." in report.notes(in_int8, ROWS)

@@ -56,8 +56,8 @@ def test_published_figures_of_as_many_layers():
 
 
 def test_lines_of_progress():
-    assert report.progress(ROWS[0]) == "attention, length 32, vanilla: 3.00 s, 100 MiB"
-    assert report.progress(ROWS[2]) == report.failure(ROWS[2])
+    assert ROWS[0].line == "attention, length 32, vanilla: 3.00 s, 100 MiB"
+    assert ROWS[2].line == "attention, length 64, vanilla: skipped, out of memory at 32 already."
 
 
 def test_notes():
@@ -67,6 +67,6 @@ def test_notes():
 
 def test_pictures(tmp_path):
     """None of what failed everywhere."""
-    paths = report.plot(tmp_path, PLAN, [*ROWS, Row("chunks", 16, "top-k", failure="out of memory")])
+    paths = report.plot(PLAN, [*ROWS, Row("chunks", 16, "top-k", failure="out of memory")], tmp_path / "top_k", "title")
     assert [path.name for path in paths] == ["top_k_attention.png", "top_k_feed-forward.png"]
     assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths)

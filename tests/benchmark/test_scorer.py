@@ -5,7 +5,7 @@ from types import SimpleNamespace
 import pytest
 
 from elseq.benchmark.models import checkpoint_model
-from elseq.benchmark.scores import Scorer
+from elseq.benchmark.scorer import Scorer
 from elseq.errors import UserError
 from tests.interop.hugging_face.making import BART_NAMES, convert, load, make_bart
 
