@@ -197,21 +197,23 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
 
 
 def convert_to_hugging_face(args) -> None:
-    path, output, state = _prepare(args, conversion.WRITTEN, conversion.FEATURES, conversion.PROGRAM)
+    checkpoint, output = _prepare(args, conversion.WRITTEN, conversion.FEATURES, conversion.PROGRAM)
     settings = Checkpoint.read(checkpoint_path(args.settings)).cfg if args.settings else None
-    dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
-    loaded = _load(path, args.data, dtype)
+    parameters = checkpoint.state["model"]
+    dtype = next(tensor.dtype for name, tensor in parameters.items() if name.endswith(".fc1.weight"))
+    loaded = _load(checkpoint.path, args.data, dtype)
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     tensors = loaded.model.state_dict()
     # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
-    tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
+    embeddings = [name for name in parameters if name.endswith("embed_tokens.weight")]
+    tensors |= {name: checkpoint.stored.read(parameters[name]) for name in embeddings}
     tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
     forced_start = getattr(loaded.task, "force_bos", False)
     around = getattr(loaded.task, "symbols_around_source", None)
-    with about(path):
+    with about(checkpoint.path):
         converted = conversion.to_hugging_face(
-            tensors, state["cfg"], *dictionaries, forced_start, tokens, args.family, settings, around
+            tensors, checkpoint.cfg, *dictionaries, forced_start, tokens, args.family, settings, around
         )
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
@@ -222,12 +224,12 @@ def convert_to_hugging_face(args) -> None:
 
 
 def convert_to_ctranslate2(args) -> None:
-    path, output, state = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES, ctranslate.PROGRAM)
-    loaded = _load(path, args.data, torch.float32)
+    checkpoint, output = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES, ctranslate.PROGRAM)
+    loaded = _load(checkpoint.path, args.data, torch.float32)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
-    with new_folder(output) as new, about(path):
-        ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
+    with new_folder(output) as new, about(checkpoint.path):
+        ctranslate.to_ctranslate2(loaded.model, checkpoint.cfg, *dictionaries, new, args.quantization)
     print(f"written: {output}")
 
 
@@ -238,13 +240,13 @@ def convert_to_fairseq(args) -> None:
     state = Checkpoint.read(path, stays_in_file=False).state
     with about(path):
         converted = to_stock(state)
-    _note_windows(state)
+    _note_windows(state["cfg"])
     save(converted, output)
     print(f"written: {output}")
 
 
-def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str) -> tuple[Path, Path, dict]:
-    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built.
+def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str) -> tuple[Checkpoint, Path]:
+    """The checkpoint, whose tensors stay in its file, and the output folder, both checked before a model is built.
 
     Args:
         names: of the files that are written; see `check_output_folder`.
@@ -253,16 +255,16 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
     path, output = checkpoint_path(args.model), args.output
     data = [args.data] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    state = Checkpoint.read(path, multilingual=False, stays_in_file=False).state
+    checkpoint = Checkpoint.read(path, multilingual=False)
     with about(path):
-        as_stock(elseq_configuration(state["cfg"].model), features, program)
-    _note_windows(state)
-    return path, output, state
+        as_stock(elseq_configuration(checkpoint.cfg.model), features, program)
+    _note_windows(checkpoint.cfg)
+    return checkpoint, output
 
 
-def _note_windows(state: dict) -> None:
+def _note_windows(cfg) -> None:
     """Print a note if the model was trained with windows, which other programs do not have."""
-    if any(getattr(state["cfg"].task, name, None) for name in WINDOWS):
+    if any(getattr(cfg.task, name, None) for name in WINDOWS):
         print("note: the model was trained on sources in windows; what is written reads sources of one window")
 
 

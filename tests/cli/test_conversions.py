@@ -16,7 +16,7 @@ from elseq.errors import UserError
     ("task", "told"), [({}, False), ({"source_window": None}, False), ({"source_window": 6}, True)]
 )
 def test_windows_that_are_lost_are_told(capsys, task, told):
-    _note_windows({"cfg": SimpleNamespace(task=Namespace(**task))})
+    _note_windows(SimpleNamespace(task=Namespace(**task)))
     assert ("reads sources of one window" in capsys.readouterr().out) == told
 
 
