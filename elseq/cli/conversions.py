@@ -1,4 +1,4 @@
-"""The conversions of elseq-convert. Each takes the options of its command."""
+"""The conversions of elseq-convert, by the names of its commands. Each takes the options of its command."""
 
 import shlex
 from argparse import Namespace
@@ -271,3 +271,13 @@ def _note_windows(cfg) -> None:
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
     with renamed(as_option):
         return load(path, device="cpu", dtype=dtype, data=data)
+
+
+COMMANDS = {
+    "heads": convert_heads,
+    "average": convert_average,
+    "from-hf": convert_from_hugging_face,
+    "to-hf": convert_to_hugging_face,
+    "to-ctranslate2": convert_to_ctranslate2,
+    "to-fairseq": convert_to_fairseq,
+}
