@@ -15,6 +15,7 @@ from tokenizers.models import BPE, Unigram
 from elseq.errors import UserError
 from elseq.interop.hugging_face.tokenizer import (
     CONFIG,
+    Affixes,
     TokenizerClass,
     added_tokens,
     extra_tokens,
@@ -154,17 +155,13 @@ def normalizer(charsmap: bytes, *others: normalizers.Normalizer) -> normalizers.
 class PieceVocabulary(Vocabulary):
     """A sentencepiece model as it is, with the rows of its pieces and of other tokens.
 
-    `special` are the tokens that are found in a text before sentencepiece reads it. `around` are the numbers before and
-    after a text. `files` are the tokenizer's files, by their names in a converted folder.
+    `special` are the tokens that are found in a text before sentencepiece reads it. `affixes` are rows. `files` are the
+    tokenizer's files, by their names in a converted folder.
     """
 
     special: tuple[str, ...] = ()
-    around: tuple[list[int], list[int]] = ([], [])
+    affixes: Affixes = Affixes([], [])
     files: dict[str, str | bytes] = field(default_factory=dict)
-
-    @property
-    def surroundings(self) -> tuple[list[int], list[int]]:
-        return self.around
 
     @property
     def symbols(self) -> tuple[str, ...]:
@@ -188,7 +185,7 @@ def read_pieces(
         languages: tokens that have the numbers after those of vocab.json.
 
     Returns:
-        The vocabulary, which puts nothing around a text yet.
+        The vocabulary, without affixes yet.
 
     Raises:
         UserError: a file that cannot be used.

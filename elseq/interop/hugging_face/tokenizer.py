@@ -10,6 +10,7 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
@@ -24,6 +25,13 @@ _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_
 # Options of a BPE model that GPT-2's has not.
 _UNLIKE_GPT2 = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+class Affixes(NamedTuple):
+    """What a tokenizer puts before and after a text: tokens, or their rows."""
+
+    prefix: list
+    suffix: list
 
 
 class TokenizerClass:
@@ -56,8 +64,8 @@ class TokenizerClass:
         """Special tokens that follow the pieces if no file gives them numbers. The named ones follow them."""
         return ()
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        """Let a tokenizer of `make` put the class's symbols around a text; `named` are its special tokens."""
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        """Let a tokenizer of `make` put the class's affixes on a text; `named` are its special tokens."""
 
 
 class GPT2Class(TokenizerClass):
@@ -84,13 +92,13 @@ class GPT2Class(TokenizerClass):
     def _has_space_before(self, config: dict) -> bool:
         return bool(config.get("add_prefix_space", self.add_prefix_space))
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        before, after = (
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        tokens = (
             [named[name]] if config.get(f"add_{name}") and named.get(name) else []
             for name in ("bos_token", "eos_token")
         )
-        if before or after:
-            put_around(tokenizer, before, after)
+        if any(affixes := Affixes(*tokens)):
+            set_affixes(tokenizer, affixes)
 
 
 class RobertaClass(GPT2Class):
@@ -106,7 +114,7 @@ class RobertaClass(GPT2Class):
         "mask_token": "<mask>",
     }
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         ends = [(named[name], tokenizer.token_to_id(named[name])) for name in ("sep_token", "cls_token")]
         tokenizer.post_processor = processors.RobertaProcessing(*ends)
 
@@ -198,7 +206,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
     if not (folder / TOKENIZER).exists():
-        made.surround(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
+        made.set_affixes(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
     given = {text_of(token) for name, token in config.items() if name in named}
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
 
@@ -243,21 +251,22 @@ def class_unlike_file(config: dict) -> str | None:
     return None if not kind or (kind in CLASSES and CLASSES[kind].checks_file) else kind
 
 
-def put_around(tokenizer: Tokenizer, before: Sequence[str], after: Sequence[str]) -> None:
-    """Let a tokenizer put these tokens before and after a text; see `surroundings`."""
+def set_affixes(tokenizer: Tokenizer, affixes: Affixes) -> None:
+    """Let a tokenizer put these tokens before and after a text."""
+    prefix, suffix = affixes
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+        single=[*prefix, "$A", *suffix],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*prefix, *suffix}],
     )
 
 
-def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The rows of the symbols that a tokenizer puts before and after a text."""
+def affixes_of(tokenizer: Tokenizer) -> Affixes:
+    """The rows of the tokens that a tokenizer puts before and after a text."""
     text, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
-            return whole[:start], whole[start + len(text) :]
-    return whole, []
+            return Affixes(whole[:start], whole[start + len(text) :])
+    return Affixes(whole, [])
 
 
 def _is_special(name: str, token) -> bool:

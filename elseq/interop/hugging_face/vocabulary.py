@@ -9,7 +9,7 @@ A converted folder has both: tokenizer.json, and the words of its tokens by the 
 
 import json
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,14 +22,15 @@ from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
 from elseq.interop.hugging_face.tokenizer import (
     ADDED,
     CONFIG,
+    Affixes,
+    affixes_of,
     class_of,
     class_unlike_file,
     is_byte_level,
     is_plain,
-    put_around,
     read_config,
     read_tokenizer,
-    surroundings,
+    set_affixes,
 )
 from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
@@ -73,9 +74,9 @@ class Vocabulary:
         return notes
 
     @property
-    def surroundings(self) -> tuple[list[int], list[int]]:
-        """The numbers of the symbols before and after a text."""
-        return surroundings(self.tokenizer)
+    def affixes(self) -> Affixes:
+        """The rows of the tokens before and after a text."""
+        return affixes_of(self.tokenizer)
 
     @property
     def is_byte_level(self) -> bool:
@@ -292,21 +293,19 @@ def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> 
     return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: as_json(tokenizer)}
 
 
-def followed_files(
-    names: list[str], merges: list[str], tokenizer: dict, around: tuple[Sequence[int], Sequence[int]]
-) -> dict[str, str]:
+def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes: Affixes) -> dict[str, str]:
     """The text of each file: a tokenizer.json that is followed as it is, and tokenizer_config.json.
 
     Args:
         names, merges, tokenizer: as of `hugging_face_files`.
-        around: the rows of the symbols before and after a text.
+        affixes: rows.
     """
     rows = {name: row for row, name in enumerate(names)}
     made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER))
     named = [token for name, token in tokenizer.items() if name.endswith("_token")]
     texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
     made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
-    put_around(made, *([names[row] for row in side] for side in around))
+    set_affixes(made, Affixes(*([names[row] for row in rows] for rows in affixes)))
     return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
 
 

@@ -18,16 +18,16 @@ from elseq.errors import UserError
 from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, BARTFamily
 from elseq.interop.hugging_face.families.blenderbot import BlenderbotFamily
-from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.rows import fairseq_order
 from elseq.interop.hugging_face.tokenizer import (
     CLASSES,
     TokenizerClass,
     added_tokens,
+    affixes_of,
     class_of,
     extra_tokens,
     read_config,
-    surroundings,
     text_of,
     texts_of,
     tokens_checked,
@@ -92,8 +92,8 @@ class BlenderbotSmallFamily(BlenderbotFamily):
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
         self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
-        if words.surroundings not in (([], []), ([], [end := config["eos_token_id"]])):
-            raise other_surroundings(words, folder, f"nothing before and nothing or {end} after it (eos_token_id)")
+        if words.affixes not in (([], []), ([], [end := config["eos_token_id"]])):
+            raise other_affixes(words, folder, f"nothing before and nothing or {end} after it (eos_token_id)")
         return False
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
@@ -105,14 +105,14 @@ class BlenderbotSmallFamily(BlenderbotFamily):
         self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
     ) -> dict:
         cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
-        cfg["task"]["append_source_eos"] = None if words.surroundings[1] else "no"
+        cfg["task"]["append_source_eos"] = None if words.affixes.suffix else "no"
         return cfg
 
     def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
         ends = getattr(task, "append_source_eos", None) != "no"
         # of vocab.json and merges.txt transformers makes a tokenizer that puts nothing around a text
         is_followed = isinstance(tokens, Tokens) and not _is_of_words(tokens)
-        has_end = is_followed and bool(surroundings(tokens.tokenizer)[1])
+        has_end = is_followed and bool(affixes_of(tokens.tokenizer).suffix)
         if ends and not has_end:
             raise UserError(
                 f"it was trained with the end symbol after sources, and Hugging Face's {self.title} reads none: train "

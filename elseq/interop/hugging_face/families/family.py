@@ -10,6 +10,7 @@ from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
+from elseq.interop.hugging_face.tokenizer import Affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
@@ -23,7 +24,7 @@ _SWITCHES = ("append_source_eos", "score_target_start")
 class Family(ABC):
     """How a family's settings, weights and vocabulary become those of a fairseq model, and back.
 
-        `config` is always a config.json, complete with `defaults`. `configuration` has the options of a fairseq model.
+    `config` is always a config.json, complete with `defaults`. `configuration` has the options of a fairseq model.
     `words` is the result of `read_vocabulary`, of which only the notes are read elsewhere: a family with two
     vocabularies returns an object of its own, and overrides the methods that take it. `to_fairseq` writes into the
     weights what fairseq computes in another way: sines as a table of learned positions, and the row of another symbol
@@ -246,11 +247,11 @@ class EncoderDecoder(Family):
         if words.is_byte_level:
             self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         start, end = config["bos_token_id"], config["eos_token_id"]
-        if words.surroundings != self.surroundings(config):
+        if words.affixes != self.affixes(config):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
-            if self.surroundings(config) == ([], [end]):
+            if self.affixes(config) == ([], [end]):
                 wanted = f"nothing before and {end} after it (eos_token_id)"
-            raise other_surroundings(words, folder, wanted)
+            raise other_affixes(words, folder, wanted)
         return False
 
     def check_symbols(self, words: Vocabulary, config: dict, folder: Path, options: Sequence[str]) -> None:
@@ -270,9 +271,9 @@ class EncoderDecoder(Family):
                     f"{option}: {config[option]}: name the folder of the model's own by --data"
                 )
 
-    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
-        """The numbers before and after a source."""
-        return [config["bos_token_id"]], [config["eos_token_id"]]
+    def affixes(self, config: dict) -> Affixes:
+        """The rows before and after a source."""
+        return Affixes([config["bos_token_id"]], [config["eos_token_id"]])
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), (config["eos_token_id"],))
@@ -318,10 +319,10 @@ class LanguageModel(Family):
                 f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text "
                 f"ends (eos_token_id), is {name!r}: name the folder of the model's own by --data"
             )
-        before, after = words.surroundings
-        if after or before not in ([], [end], [start]):
-            raise other_surroundings(words, folder, "nothing")
-        return before == [start] != [end]
+        prefix, suffix = words.affixes
+        if suffix or prefix not in ([], [end], [start]):
+            raise other_affixes(words, folder, "nothing")
+        return prefix == [start] != [end]
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         return {"eos_token_id": (config["eos_token_id"],)}
@@ -352,9 +353,9 @@ class LanguageModel(Family):
         return [*others[:place], end, *others[place:]]
 
 
-def other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
-    before, after = words.surroundings
+def other_affixes(words: Vocabulary, folder: Path, wanted: str) -> UserError:
+    prefix, suffix = words.affixes
     return UserError(
-        f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
-        f"and fairseq {wanted}"
+        f"the tokenizer in {folder} puts the numbers {prefix} before a text and {suffix} after it (its "
+        f"post_processor), and fairseq {wanted}"
     )

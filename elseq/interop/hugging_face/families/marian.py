@@ -16,7 +16,7 @@ from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, POSITION
 from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
-from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClass, read_config
 from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
 from elseq.subwords.files import read_numbers, read_text
 from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL, TARGET_NUMBERS
@@ -61,8 +61,8 @@ class Sinusoidal(BARTFamily):
         self.check_symbols(words, config, folder, ("pad_token_id", "eos_token_id"))
         return super().check_vocabulary(words, config, folder)
 
-    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
-        return [], [config["eos_token_id"]]
+    def affixes(self, config: dict) -> Affixes:
+        return Affixes([], [config["eos_token_id"]])
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
         return {"": self._fairseq_order(words, config, config["vocab_size"])}
@@ -193,7 +193,7 @@ class MarianFamily(Sinusoidal):
                 "name the folder of the model's own by --data"
             )
         words = read_pieces(folder, MarianClass.tokens, [SOURCE_MODEL, TARGET_MODEL])
-        words = replace(words, around=([], [config["eos_token_id"]]))
+        words = replace(words, affixes=self.affixes(config))
         if is_shared:
             return words
         return PairVocabulary(words, _read_target(folder, words) if has_two else words)

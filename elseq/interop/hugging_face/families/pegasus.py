@@ -9,7 +9,7 @@ from elseq.interop.hugging_face.families.bart import NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.marian import Sinusoidal
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, put_around
+from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, Affixes, set_affixes
 
 _OWN = 2  # symbols that the model of sentencepiece has first: <pad> and </s>
 _OFFSET = 103  # added to the number of a piece; symbols of the pretraining come before the pieces
@@ -34,8 +34,8 @@ class PegasusClass(SentencepieceClass):
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
         return _of_pretraining(None, config)
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        put_around(tokenizer, [], [named["eos_token"]])
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        set_affixes(tokenizer, Affixes([], [named["eos_token"]]))
 
 
 def _of_pretraining(mask: str | None, config: dict) -> list[str]:

@@ -9,12 +9,12 @@ from tokenizers import Tokenizer
 from elseq.errors import UserError
 from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
-from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, put_around, read_config, surroundings
+from elseq.interop.hugging_face.tokenizer import CONFIG, Affixes, affixes_of, read_config, set_affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
 from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
 from elseq.subwords.tokens import Tokens
@@ -54,7 +54,7 @@ class Multilingual(BARTFamily):
                 f"the number of a language before and {config['eos_token_id']} after it, or both after it: set "
                 "src_lang, and save the tokenizer by the save_pretrained of transformers"
             )
-            raise other_surroundings(words, folder, wanted)
+            raise other_affixes(words, folder, wanted)
         if words.rows[source] not in languages:
             raise UserError(
                 f"{folder} puts {source} beside a text, which has the number {words.rows[source]}, and the embedding "
@@ -76,10 +76,10 @@ class Multilingual(BARTFamily):
     ) -> dict:
         cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
         names = {words.rows[name]: name for name in words.languages}
-        before, after = words.surroundings
+        prefix, suffix = words.affixes
         symbols = {
-            "source_start": before[0] if before else None,
-            "source_end": after[1] if after[1:] else None,
+            "source_start": prefix[0] if prefix else None,
+            "source_end": suffix[1] if suffix[1:] else None,
             "target_start": settings.get("forced_bos_token_id"),
             "decoder_start": settings.get("decoder_start_token_id"),
         }
@@ -107,20 +107,20 @@ class Multilingual(BARTFamily):
                 )
             tokenizer = Tokenizer.from_str(files[TOKENIZER])
             code, last = (tokens.numbers[word] for word in (language, "</s>"))
-            around = ([code], [last]) if start else ([], [last, code])
-            if surroundings(tokenizer) == around:
+            affixes = Affixes([code], [last]) if start else Affixes([], [last, code])
+            if affixes_of(tokenizer) == affixes:
                 return files
-            put_around(tokenizer, *([tokenizer.id_to_token(number) for number in side] for side in around))
+            set_affixes(tokenizer, Affixes(*(list(map(tokenizer.id_to_token, rows)) for rows in affixes)))
             files |= {TOKENIZER: tokenizer.to_str()}
         return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
     """The language that the tokenizer puts beside a text, if it puts only this and </s> there."""
-    before, after = words.surroundings
-    if after[:1] != [config["eos_token_id"]] or len(before + after) != 2:
+    prefix, suffix = words.affixes
+    if suffix[:1] != [config["eos_token_id"]] or len(prefix + suffix) != 2:
         return None
-    return next((name for name in words.languages if words.rows[name] in before + after[1:]), None)
+    return next((name for name in words.languages if words.rows[name] in prefix + suffix[1:]), None)
 
 
 class MBARTFamily(Multilingual):
@@ -172,7 +172,7 @@ class M2M100Family(Multilingual):
         source = f"__{settings.get('src_lang') or 'en'}__"
         if source not in languages:
             raise UserError(f"{CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages")
-        return replace(words, around=([words.rows[source]], [config["eos_token_id"]]))
+        return replace(words, affixes=Affixes([words.rows[source]], [config["eos_token_id"]]))
 
 
 MBART, M2M100 = MBARTFamily(), M2M100Family()
