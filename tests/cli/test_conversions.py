@@ -64,4 +64,4 @@ def test_checkpoints_that_are_not_told(tmp_path, options, sentence):
     (tmp_path / "model.pt").touch()
     given = {"checkpoints": [tmp_path / "model.pt"], "last": None, "by_updates": False, "overwrite": False} | options
     with pytest.raises(UserError, match=sentence):
-        convert_average(Namespace(output=str(tmp_path / "out.pt"), **given))
+        convert_average(Namespace(output=tmp_path / "out.pt", **given))

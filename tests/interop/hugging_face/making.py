@@ -125,8 +125,8 @@ def change(path, **values):
 
 def back(folder, output, data=None, **options):
     """elseq-convert to-hf."""
-    options = {"overwrite": False, "data": data and str(data), "family": None, "settings": None} | options
-    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=str(output), **options))
+    options = {"overwrite": False, "data": data, "family": None, "settings": None} | options
+    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=output, **options))
     return output
 
 
