@@ -203,18 +203,13 @@ def convert_to_hugging_face(args) -> None:
     dtype = next(tensor.dtype for name, tensor in parameters.items() if name.endswith(".fc1.weight"))
     loaded = _load(checkpoint.path, args.data, dtype)
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
-    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     tensors = loaded.model.state_dict()
     # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
     embeddings = [name for name in parameters if name.endswith("embed_tokens.weight")]
     tensors |= {name: checkpoint.stored.read(parameters[name]) for name in embeddings}
     tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
-    forced_start = getattr(loaded.task, "force_bos", False)
-    around = getattr(loaded.task, "symbols_around_source", None)
     with about(checkpoint.path):
-        converted = conversion.to_hugging_face(
-            tensors, checkpoint.cfg, *dictionaries, forced_start, tokens, args.family, settings, around
-        )
+        converted = conversion.to_hugging_face(tensors, checkpoint.cfg, loaded.task, tokens, args.family, settings)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         write_files(new, converted.files)

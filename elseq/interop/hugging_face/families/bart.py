@@ -238,9 +238,9 @@ class BARTFamily(EncoderDecoder):
             return []
         return ["encoder and decoder have embeddings of their own, which only transformers 5 and later reads"]
 
-    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
-        config = super().tokenizer_config(pieces, special, end, positions)
-        config |= {"sep_token": pieces[end], "cls_token": config["bos_token"]}
+    def tokenizer_config(self, pieces: list[str], special: dict[str, int | None], positions: int) -> dict:
+        config = super().tokenizer_config(pieces, special, positions)
+        config |= {"sep_token": config["eos_token"], "cls_token": config["bos_token"]}
         mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
         return config | ({"mask_token": mask} if "<mask>" in pieces else {})
 

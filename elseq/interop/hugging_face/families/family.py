@@ -214,15 +214,15 @@ class Family(ABC):
         """
         return vocabulary.tokenizer_files(tokens)
 
-    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
+    def tokenizer_config(self, pieces: list[str], special: dict[str, int | None], positions: int) -> dict:
         """tokenizer_config.json.
 
         Args:
             pieces: of each row.
             special: the row of each symbol of fairseq, or None.
-            end: that of </s>.
             positions: the most tokens that the model reads.
         """
+        end = special["</s>"]
         rows = {"bos_token": special["<s>"], "pad_token": special["<pad>"], "unk_token": special["<unk>"]}
         named = {
             name: pieces[end if row is None else row]
