@@ -15,17 +15,18 @@ from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
 from elseq.compat.settings import values
 from elseq.compat.training import FEWER_HEADS, recorded_conversions
 from elseq.errors import UserError, about, as_option, renamed
-from elseq.files import TOKENIZER, check_output_file, check_overwrite
+from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
 from elseq.interop import averaging, ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
+from elseq.model_files import TOKENIZER_JSON, VOCAB_JSON
 from elseq.models.stock import as_stock, elseq_configuration, recorded_options, training_options
 from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
-from elseq.subwords.pieces import NUMBERS, NumberedPieces
+from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 # The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
@@ -189,7 +190,7 @@ def convert_from_hugging_face(args) -> None:
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
     task = converted.checkpoint["cfg"]["task"]
     arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]], *converted.task_arguments]
-    tokenizer = TOKENIZER if TOKENIZER in converted.files else NUMBERS
+    tokenizer = TOKENIZER_JSON if TOKENIZER_JSON in converted.files else VOCAB_JSON
     arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / tokenizer)]
     for name, value in converted.generation.items():
         arguments += [as_option(name), *([] if value is True else [str(value)])]

@@ -11,12 +11,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
-from elseq.files import ENCODER, MERGES
+from elseq.model_files import ENCODER_JSON, VOCAB_BPE
 from elseq.subwords.files import read_merges, read_numbers
-from elseq.subwords.tokens import END_OF_TEXT, NO_TOKENIZER, SYMBOLS, Tokens, library_errors
+from elseq.subwords.tokens import END_OF_TEXT, NO_TOKENIZER, SPECIAL_SYMBOLS, Tokens, library_errors
 
 MASK = "<mask>"
-FILES = (ENCODER, MERGES)
+FILES = (ENCODER_JSON, VOCAB_BPE)
 
 
 def read_gpt2(encoder: Path, merges: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
@@ -33,7 +33,7 @@ def read_gpt2(encoder: Path, merges: Path, symbols: Container[str] = (), is_lang
     check_pieces(encoder, numbers, merges, pairs)
     tokenizer = byte_level(numbers, pairs, encoder)
     words = {number: str(number) for number in numbers.values()}
-    special = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS]
+    special = [AddedToken(symbol, normalized=False) for symbol in SPECIAL_SYMBOLS]
     if MASK in symbols:
         special.append(AddedToken(MASK, normalized=False, lstrip=True))  # as in BART's own tokenizer and fairseq's hub
     if is_language_model and END_OF_TEXT in numbers:

@@ -9,7 +9,15 @@ from pathlib import Path
 import sentencepiece
 
 from elseq.errors import UserError
-from elseq.files import SYMBOLS_FILE, read_json
+from elseq.files import read_json
+from elseq.model_files import (
+    FAIRSEQ_SYMBOLS,
+    SENTENCEPIECE_BPE_MODEL,
+    SOURCE_SPM,
+    TARGET_SPM,
+    TARGET_VOCAB_JSON,
+    VOCAB_JSON,
+)
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_numbers
 
@@ -45,8 +53,6 @@ class Sentencepiece(Subwords):
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
 
 
-MODEL, SOURCE_MODEL, TARGET_MODEL = "sentencepiece.bpe.model", "source.spm", "target.spm"
-NUMBERS, TARGET_NUMBERS = "vocab.json", "target_vocab.json"
 _SPACE = "\u2581"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
 
@@ -76,10 +82,10 @@ class NumberedPieces(Sentencepiece):
         Raises:
             UserError: a file is missing or cannot be used.
         """
-        self.is_pair = (folder / SOURCE_MODEL).exists()
-        model, numbers = (SOURCE_MODEL if self.is_pair else MODEL), NUMBERS
+        self.is_pair = (folder / SOURCE_SPM).exists()
+        model, numbers = (SOURCE_SPM if self.is_pair else SENTENCEPIECE_BPE_MODEL), VOCAB_JSON
         if is_target:
-            model, numbers = TARGET_MODEL, (TARGET_NUMBERS if (folder / TARGET_NUMBERS).exists() else NUMBERS)
+            model, numbers = TARGET_SPM, (TARGET_VOCAB_JSON if (folder / TARGET_VOCAB_JSON).exists() else VOCAB_JSON)
         self.path = folder / model
         super().__init__(self.path)
         self._of_targets = NumberedPieces(folder, is_target=True) if self.is_pair and not is_target else self
@@ -87,7 +93,7 @@ class NumberedPieces(Sentencepiece):
         if self._of_targets is not self:
             self.files += self._of_targets.files
         pieces = read_numbers(folder / numbers)
-        symbols = {str(token): symbol for symbol, token in read_json(folder / SYMBOLS_FILE).items()}
+        symbols = {str(token): symbol for symbol, token in read_json(folder / FAIRSEQ_SYMBOLS).items()}
         self._symbols = symbols
         longest_first = sorted(symbols, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")

@@ -19,11 +19,12 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import ENCODER, SYMBOLS_FILE, read_json
+from elseq.files import read_json
+from elseq.model_files import ENCODER_JSON, FAIRSEQ_SYMBOLS
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_numbers
 
-SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first symbols of every dictionary
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first symbols of every dictionary
 END_OF_TEXT = "<|endoftext|>"
 OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq's dictionaries have these as words, not as numbers
 _LETTERS = bytes_to_unicode()
@@ -88,13 +89,13 @@ def read_tokens(path: Path) -> Tokens:
     """
     tokenizer = parse_tokenizer(read_json(path), path)
     symbols = default_symbols(tokenizer)
-    if path.with_name(SYMBOLS_FILE).exists():
-        symbols = {str(token): symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
-        if not all(symbol in (*SYMBOLS, token) for token, symbol in symbols.items()):
-            raise UserError(f"{path.with_name(SYMBOLS_FILE)} names other symbols than {', '.join(SYMBOLS)}")
+    if path.with_name(FAIRSEQ_SYMBOLS).exists():
+        symbols = {str(token): symbol for symbol, token in read_json(path.with_name(FAIRSEQ_SYMBOLS)).items()}
+        if not all(symbol in (*SPECIAL_SYMBOLS, token) for token, symbol in symbols.items()):
+            raise UserError(f"{path.with_name(FAIRSEQ_SYMBOLS)} names other symbols than {', '.join(SPECIAL_SYMBOLS)}")
     numbers = None
-    if path.with_name(ENCODER).exists():
-        numbers = read_numbers(path.with_name(ENCODER))
+    if path.with_name(ENCODER_JSON).exists():
+        numbers = read_numbers(path.with_name(ENCODER_JSON))
     return Tokens(tokenizer, dictionary_words(tokenizer, numbers, symbols), path)
 
 
@@ -153,7 +154,7 @@ def library_errors(failure: str, remedy: str = "copy it again"):
 def default_symbols(tokenizer: Tokenizer) -> dict[str, str]:
     """The symbols of tokens without fairseq_symbols.json: those of the same name, and GPT-2's end of text."""
     known = tokenizer.get_vocab()
-    symbols = {symbol: symbol for symbol in SYMBOLS}
+    symbols = {symbol: symbol for symbol in SPECIAL_SYMBOLS}
     return symbols | ({END_OF_TEXT: "</s>"} if "</s>" not in known and END_OF_TEXT in known else {})
 
 

@@ -14,7 +14,7 @@ from elseq.interop.checkpoints import make_checkpoint
 from elseq.interop.hugging_face import folders, generation, options, vocabulary
 from elseq.interop.hugging_face.families import FAMILIES, Family
 from elseq.interop.hugging_face.rows import (
-    ADDED,
+    ADDED_ROWS,
     OUTPUT_BIAS,
     are_added_rows,
     is_steady,
@@ -23,6 +23,17 @@ from elseq.interop.hugging_face.rows import (
     unused_row,
 )
 from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, RobertaClass
+from elseq.model_files import (
+    DICTIONARIES,
+    ENCODER_JSON,
+    FAIRSEQ_SYMBOLS,
+    MERGES_TXT,
+    SENTENCEPIECE_BPE_MODEL,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_BPE,
+    VOCAB_JSON,
+)
 from elseq.models.families import is_language_model
 from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.numerics import check_finite
@@ -33,9 +44,9 @@ from elseq.subwords.tokens import Tokens
 PROGRAM = "transformers"
 FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*vocab.json", "sentencepiece.bpe.model", "*.spm")
-WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "merges.txt", *_TOKENIZERS)
-WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe", "fairseq_symbols.json", *_TOKENIZERS)
+_TOKENIZERS = (TOKENIZER_JSON, TOKENIZER_CONFIG, f"*{VOCAB_JSON}", SENTENCEPIECE_BPE_MODEL, "*.spm")
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", MERGES_TXT, *_TOKENIZERS)
+WRITTEN_FOR_FAIRSEQ = ("model.pt", DICTIONARIES, ENCODER_JSON, VOCAB_BPE, FAIRSEQ_SYMBOLS, *_TOKENIZERS)
 
 
 @dataclass
@@ -334,7 +345,7 @@ def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | N
 
 def _special(order: list[int]) -> dict[str, int | None]:
     """The places of fairseq's special symbols in an order."""
-    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL_SYMBOLS)}
 
 
 def _check_special(source_order: list[int], order: list[int]) -> None:
@@ -369,7 +380,7 @@ def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embed
     order = {number: rows[word] for number, word in tokens.words.items() if word in rows}
     known = set(order.values())
     others = [row for row in range(len(words)) if row not in known]
-    added = [row for row in ADDED if row in others]
+    added = [row for row in ADDED_ROWS if row in others]
     if are_added_rows(embedding, added):
         others = [row for row in others if row not in added]
     count = len(order) + len(others)

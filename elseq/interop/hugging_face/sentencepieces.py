@@ -14,7 +14,6 @@ from tokenizers.models import BPE, Unigram
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.tokenizer import (
-    CONFIG,
     Affixes,
     TokenizerClass,
     added_tokens,
@@ -24,8 +23,9 @@ from elseq.interop.hugging_face.tokenizer import (
     tokens_checked,
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary
+from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, VOCAB_JSON
 from elseq.subwords.files import read_numbers
-from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece, as_word
+from elseq.subwords.pieces import Sentencepiece, as_word
 
 SPACE = "\u2581"  # sentencepiece's letter for a space
 _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
@@ -90,7 +90,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 class SentencepieceClass(TokenizerClass):
     """Made of the pieces of a sentencepiece model. A tokenizer.json, however, is followed as it is."""
 
-    model_file = MODEL
+    model_file = SENTENCEPIECE_BPE_MODEL
     checks_file = False
 
     def tokenizer(self, model: Model, named: dict[str, str | None], config: dict) -> Tokenizer:
@@ -110,7 +110,7 @@ class SentencepieceClass(TokenizerClass):
             named = dict(zip(names, texts_of(names.values()), strict=True))
         lacking = next((name for name in self.tokens if named[name] is None and name != "mask_token"), None)
         if lacking is not None:
-            raise UserError(f"{folder / CONFIG} has no {lacking}: copy it again")
+            raise UserError(f"{folder / TOKENIZER_CONFIG} has no {lacking}: copy it again")
         tokenizer = self.tokenizer(model, named, config)
         tokenizer.add_tokens(model.symbols)
         return tokenizer
@@ -190,7 +190,7 @@ def read_pieces(
     Raises:
         UserError: a file that cannot be used.
     """
-    config, path = read_config(folder), folder / NUMBERS
+    config, path = read_config(folder), folder / VOCAB_JSON
     rows = read_numbers(path)
     number = len(rows)
     with tokens_checked(folder):
@@ -208,7 +208,7 @@ def read_pieces(
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
     files = {model: _content(folder / model) for model in models}
-    files[NUMBERS] = path.read_text(encoding="utf-8")
+    files[VOCAB_JSON] = path.read_text(encoding="utf-8")
     return PieceVocabulary(rows, [], config=config, languages=tuple(languages), special=tuple(special), files=files)
 
 

@@ -15,12 +15,12 @@ from typing import NamedTuple
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER, read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.options import shown
+from elseq.model_files import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
 from elseq.subwords.gpt2 import byte_level
 from elseq.subwords.tokens import END_OF_TEXT, parse_tokenizer
 
-CONFIG, ADDED, SPECIAL_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Options of a BPE model that GPT-2's has not.
 _UNLIKE_GPT2 = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
@@ -87,7 +87,7 @@ class GPT2Class(TokenizerClass):
         return next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
 
     def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer:
-        return byte_level(pieces, merges, folder / "vocab.json", self._has_space_before(config))
+        return byte_level(pieces, merges, folder / VOCAB_JSON, self._has_space_before(config))
 
     def _has_space_before(self, config: dict) -> bool:
         return bool(config.get("add_prefix_space", self.add_prefix_space))
@@ -151,14 +151,14 @@ def read_config(folder: Path) -> dict:
     Raises:
         UserError: a file that cannot be used.
     """
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
     if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
         config["extra_special_tokens"] = config["additional_special_tokens"]
-    if "added_tokens_decoder" not in config and (folder / SPECIAL_MAP).exists():
-        config |= read_json(folder / SPECIAL_MAP)
+    if "added_tokens_decoder" not in config and (folder / SPECIAL_TOKENS_MAP).exists():
+        config |= read_json(folder / SPECIAL_TOKENS_MAP)
     if config.get("split_special_tokens"):
         raise UserError(
-            f"{folder / CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
+            f"{folder / TOKENIZER_CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
         )
     return config
 
@@ -176,36 +176,36 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     Raises:
         UserError: files that cannot be used, or that contradict one another.
     """
-    config, path = read_config(folder), folder / TOKENIZER
+    config, path = read_config(folder), folder / TOKENIZER_JSON
     kind, made = class_of(config, default)
     if path.exists():
         content = read_json(path)
         tokenizer = parse_tokenizer(content, path)
         if (contradiction := made.contradiction(content, config)) is not None:
             raise UserError(
-                f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: "
-                f'write "tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that '
-                "from it"
+                f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in "
+                f'{TOKENIZER_CONFIG}: write "tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER_JSON} is '
+                "right, else remove that from it"
             )
     else:
-        path = folder / "vocab.json"
+        path = folder / VOCAB_JSON
         tokenizer = made.make(folder, config, pieces, merges)
     if tokenizer is None:
         raise UserError(
-            f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER} describes, and that is missing: write it "
-            "by the save_pretrained of transformers"
+            f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER_JSON} describes, and that is missing: "
+            "write it by the save_pretrained of transformers"
         )
     named = made.named(config)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
         unnumbered = [_token(each) for each in made.unnumbered(config)]
         _add(tokenizer, [added[number] for number in sorted(added)] or unnumbered)
-        if not (folder / TOKENIZER).exists() and unnumbered:
+        if not (folder / TOKENIZER_JSON).exists() and unnumbered:
             _check_numbers(tokenizer, added, folder)
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
-    if not (folder / TOKENIZER).exists():
+    if not (folder / TOKENIZER_JSON).exists():
         made.set_affixes(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
     given = {text_of(token) for name, token in config.items() if name in named}
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
@@ -221,7 +221,7 @@ def _check_numbers(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder
         if found != number:
             raise UserError(
                 f"{folder} records the number {number} for {token.content!r}, and its sentencepiece model leads to "
-                f"{found}: copy the files of one model together, or write {TOKENIZER} by the save_pretrained of "
+                f"{found}: copy the files of one model together, or write {TOKENIZER_JSON} by the save_pretrained of "
                 "transformers"
             )
 
@@ -235,7 +235,9 @@ def tokens_checked(folder: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
+        raise UserError(
+            f"{folder / TOKENIZER_CONFIG} has a token that is none ({shown(str(error))}): copy it again"
+        ) from error
 
 
 def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:
@@ -283,15 +285,15 @@ def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"]
         if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,7}", number) for number in decoder):
-            raise UserError(f"{folder / CONFIG} does not give each added token a number: copy it again")
+            raise UserError(f"{folder / TOKENIZER_CONFIG} does not give each added token a number: copy it again")
         return {int(number): _token(token) for number, token in config["added_tokens_decoder"].items()}
-    if not (folder / ADDED).exists():
+    if not (folder / ADDED_TOKENS).exists():
         return {}
     special = {text_of(config[name]) for name in _NAMED if config.get(name)}
     special |= set(map(text_of, _listed(config.get("extra_special_tokens"))))
     return {
         number: AddedToken(token, normalized=token not in special, special=token in special)
-        for token, number in read_json(folder / ADDED).items()
+        for token, number in read_json(folder / ADDED_TOKENS).items()
     }
 
 

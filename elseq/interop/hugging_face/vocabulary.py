@@ -18,10 +18,8 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import AddedToken, Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.tokenizer import (
-    ADDED,
-    CONFIG,
     Affixes,
     affixes_of,
     class_of,
@@ -32,12 +30,29 @@ from elseq.interop.hugging_face.tokenizer import (
     read_tokenizer,
     set_affixes,
 )
+from elseq.model_files import (
+    ADDED_TOKENS,
+    ENCODER_JSON,
+    FAIRSEQ_SYMBOLS,
+    MERGES_TXT,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_BPE,
+    VOCAB_JSON,
+)
 from elseq.subwords.files import check_numbers, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
 from elseq.subwords.pieces import NumberedPieces
-from elseq.subwords.tokens import END_OF_TEXT, OWN_WORDS, SYMBOLS, Tokens, dictionary_word, parse_tokenizer, spelt
+from elseq.subwords.tokens import (
+    END_OF_TEXT,
+    OWN_WORDS,
+    SPECIAL_SYMBOLS,
+    Tokens,
+    dictionary_word,
+    parse_tokenizer,
+    spelt,
+)
 
-SPECIAL = SYMBOLS
 _NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
 _STRAY = 0.01  # share of the pieces that somebody may have written into a vocabulary by hand
 _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
@@ -69,7 +84,7 @@ class Vocabulary:
         if self.unlike_file is not None:
             kind = self.unlike_file
             notes.append(
-                f"texts are cut as {TOKENIZER} says; if transformers makes a {kind} of its own, compare the two"
+                f"texts are cut as {TOKENIZER_JSON} says; if transformers makes a {kind} of its own, compare the two"
             )
         return notes
 
@@ -109,7 +124,7 @@ class Vocabulary:
 
     def tokenizer_files(self) -> dict[str, str | bytes]:
         """The content of the tokenizer's own files, by name."""
-        return {TOKENIZER: self.tokenizer.to_str()}
+        return {TOKENIZER_JSON: self.tokenizer.to_str()}
 
 
 def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
@@ -124,25 +139,25 @@ def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0)
     Raises:
         UserError: a file that cannot be used.
     """
-    if _all_there(folder, "vocab.json", "merges.txt"):
-        pieces, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-        if (folder / TOKENIZER).exists():
-            _check_same(folder, pieces, read_json(folder / TOKENIZER))
-        added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
-        checked = _checked(folder / "vocab.json", pieces, merges, {text: added[text] for text in added.keys() - pieces})
+    if _all_there(folder, VOCAB_JSON, MERGES_TXT):
+        pieces, merges = read_json(folder / VOCAB_JSON), read_merges(folder / MERGES_TXT)
+        if (folder / TOKENIZER_JSON).exists():
+            _check_same(folder, pieces, read_json(folder / TOKENIZER_JSON))
+        added = read_json(folder / ADDED_TOKENS) if (folder / ADDED_TOKENS).exists() else {}
+        checked = _checked(folder / VOCAB_JSON, pieces, merges, {text: added[text] for text in added.keys() - pieces})
         return _with_tokenizer(folder, checked, kind, pieces)
-    if (folder / TOKENIZER).exists():
+    if (folder / TOKENIZER_JSON).exists():
         return _read_tokenizer(folder, kind)
     model = class_of(read_config(folder), kind)[1].model_file
     if model is not None and (folder / model).exists():
         return _with_tokenizer(folder, Vocabulary({}, []), kind, {})
-    if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
-        pieces, merges = read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe")
+    if _all_there(folder, ENCODER_JSON, VOCAB_BPE, *(["dict.txt"] if by_dictionary else [])):
+        pieces, merges = read_json(folder / ENCODER_JSON), read_merges(folder / VOCAB_BPE)
         numbers = pieces
         if by_dictionary:
             words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
             pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
-        return _with_tokenizer(folder, _checked(folder / "encoder.json", pieces, merges, numbers=numbers), kind, pieces)
+        return _with_tokenizer(folder, _checked(folder / ENCODER_JSON, pieces, merges, numbers=numbers), kind, pieces)
     return None
 
 
@@ -152,7 +167,7 @@ def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dic
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
     config = read_config(folder)
-    kind = class_unlike_file(config) if (folder / TOKENIZER).exists() else None
+    kind = class_unlike_file(config) if (folder / TOKENIZER_JSON).exists() else None
     return Vocabulary(rows, vocabulary.merges, vocabulary.unmade, tokenizer, config, unlike_file=kind)
 
 
@@ -166,7 +181,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 
 
 def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
-    path = folder / TOKENIZER
+    path = folder / TOKENIZER_JSON
     content = read_json(path)
     parse_tokenizer(content, path)  # an unusable file is an error before anything else
     model = content.get("model") or {}
@@ -238,7 +253,7 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
     known = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
     pieces = [*bytes_to_unicode().values(), *merged, END_OF_TEXT]
-    pieces += [spelt(name, known) for name in others if name not in SPECIAL and not OWN_WORDS.fullmatch(name)]
+    pieces += [spelt(name, known) for name in others if name not in SPECIAL_SYMBOLS and not OWN_WORDS.fullmatch(name)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 
@@ -263,23 +278,23 @@ def fairseq_files(
         pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
         numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
     words = vocabulary.dictionary_words(rows, numbers)
-    words = [words[row] for row in order[len(SPECIAL) :]]
-    bad = next((word for word in words if word.split() != [word] or word in SPECIAL), None)
+    words = [words[row] for row in order[len(SPECIAL_SYMBOLS) :]]
+    bad = next((word for word in words if word.split() != [word] or word in SPECIAL_SYMBOLS), None)
     if bad is not None:
         raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
-    symbols = {symbol: names[row] for symbol, row in zip(SPECIAL, order, strict=False) if row in names}
+    symbols = {symbol: names[row] for symbol, row in zip(SPECIAL_SYMBOLS, order, strict=False) if row in names}
     symbols |= {symbol: symbol for symbol in vocabulary.symbols if symbol not in symbols.values()}
     dictionary = "".join(f"{word} 0\n" for word in words)
     files = {
         **dict.fromkeys(dictionaries, dictionary),
         **vocabulary.tokenizer_files(),
-        CONFIG: as_json(vocabulary.config),
-        SYMBOLS_FILE: as_json(symbols),
+        TOKENIZER_CONFIG: as_json(vocabulary.config),
+        FAIRSEQ_SYMBOLS: as_json(symbols),
     }
     if numbers is not None:
-        files["encoder.json"] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
+        files[ENCODER_JSON] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
         if is_plain(vocabulary.tokenizer):
-            files["vocab.bpe"] = "\n".join([_HEADER, *vocabulary.merges, ""])
+            files[VOCAB_BPE] = "\n".join([_HEADER, *vocabulary.merges, ""])
     return files
 
 
@@ -290,7 +305,7 @@ def as_json(content: dict) -> str:
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
     rows = {name: row for row, name in enumerate(names)}
-    return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: as_json(tokenizer)}
+    return pieces_and_merges(rows, _usable(merges, set(names))) | {TOKENIZER_CONFIG: as_json(tokenizer)}
 
 
 def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes: Affixes) -> dict[str, str]:
@@ -301,17 +316,22 @@ def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes
         affixes: rows.
     """
     rows = {name: row for row, name in enumerate(names)}
-    made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER))
+    made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER_JSON))
     named = [token for name, token in tokenizer.items() if name.endswith("_token")]
-    texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
+    texts = dict.fromkeys(
+        [*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL_SYMBOLS]
+    )
     made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
     set_affixes(made, Affixes(*([names[row] for row in rows] for rows in affixes)))
-    return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
+    return {
+        TOKENIZER_JSON: made.to_str(),
+        TOKENIZER_CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
 
 
 def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:
     """The text of vocab.json and merges.txt."""
-    return {"vocab.json": json.dumps(rows, ensure_ascii=False), "merges.txt": "\n".join([_HEADER, *merges, ""])}
+    return {VOCAB_JSON: json.dumps(rows, ensure_ascii=False), MERGES_TXT: "\n".join([_HEADER, *merges, ""])}
 
 
 def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
@@ -342,7 +362,7 @@ def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
         files = {path.name: path.read_bytes() for path in tokens.files}
     else:
         content = tokens.tokenizer.to_str()
-        files = {TOKENIZER: content}
+        files = {TOKENIZER_JSON: content}
         if is_byte_level(json.loads(content)):
             pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
             files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
@@ -351,5 +371,5 @@ def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
 
 def config_of(tokens: Tokens | NumberedPieces) -> dict[str, str]:
     """The content of tokenizer_config.json, as it came."""
-    config = tokens.path.with_name(CONFIG)
-    return {CONFIG: read_text(config) if config.exists() else "{}\n"}
+    config = tokens.path.with_name(TOKENIZER_CONFIG)
+    return {TOKENIZER_CONFIG: read_text(config) if config.exists() else "{}\n"}

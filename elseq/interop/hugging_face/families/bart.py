@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import folders, options
-from elseq.interop.hugging_face.families.family import EncoderDecoder
+from elseq.interop.hugging_face.families.family import FIRST_POSITION, EncoderDecoder
 
 # Of older versions of transformers, and of relatives that call themselves BART.
 _FEATURES = {
@@ -32,7 +32,6 @@ SIDES = ("encoder", "decoder")
 NORMS_FIRST = {f"{side}_normalize_before": True for side in SIDES}
 LEARNED_POSITIONS = {f"{side}_learned_pos": True for side in SIDES}
 POSITIONS = "embed_positions.weight"
-FIRST_POSITION = 2  # its row in fairseq: the one after <pad>'s
 UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,

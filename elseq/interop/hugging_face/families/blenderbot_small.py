@@ -15,7 +15,6 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, BARTFamily
 from elseq.interop.hugging_face.families.blenderbot import BlenderbotFamily
 from elseq.interop.hugging_face.families.family import other_affixes
@@ -33,11 +32,11 @@ from elseq.interop.hugging_face.tokenizer import (
     tokens_checked,
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary, config_of, merges_of, pieces_and_merges
+from elseq.model_files import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
 from elseq.subwords.files import read_numbers, read_text
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
-PIECES, MERGES = "vocab.json", "merges.txt"
 _INSIDE, _LAST = "@@", "</w>"  # after a piece inside a word, in vocab.json; after one at its end, in merges.txt
 _PUNCTUATION = "[.,!?()]"
 # A capital sigma at the end of a word, as Python's str.lower finds it: Unicode, section 3.13, Final_Sigma.
@@ -82,11 +81,13 @@ class BlenderbotSmallFamily(BlenderbotFamily):
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         """Read vocab.json and merges.txt. Without them, or with another class, read as other families do."""
-        missing = [name for name in (PIECES, MERGES) if not (folder / name).exists()]
+        missing = [name for name in (VOCAB_JSON, MERGES_TXT) if not (folder / name).exists()]
         if len(missing) == 2 or not isinstance(_class(folder), BlenderbotSmallClass):
             return super().read_vocabulary(folder, config)
         if missing:
-            instead = "" if not (folder / TOKENIZER).exists() else f", or remove the other to follow {TOKENIZER}"
+            instead = (
+                "" if not (folder / TOKENIZER_JSON).exists() else f", or remove the other to follow {TOKENIZER_JSON}"
+            )
             raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there{instead}")
         return read_words(folder)
 
@@ -157,7 +158,7 @@ def read_words(folder: Path) -> Vocabulary:
     Raises:
         UserError: a file that cannot be used.
     """
-    config, numbers, merges = read_config(folder), read_numbers(folder / PIECES), _read_merges(folder / MERGES)
+    config, numbers, merges = read_config(folder), read_numbers(folder / VOCAB_JSON), _read_merges(folder / MERGES_TXT)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
         special = texts_of([*_class(folder).named(config).values(), *extra_tokens(config)])
@@ -172,7 +173,7 @@ def read_words(folder: Path) -> Vocabulary:
     unknown = text_of(config.get("unk_token", BlenderbotSmallClass.tokens["unk_token"]))
     made = tokenizer(rows, merges, list(first.values()), unknown, bool(config.get("clean_up_tokenization_spaces")))
     if made is None:
-        raise UserError(f"{folder / PIECES} has two pieces that are spelt alike: copy it again")
+        raise UserError(f"{folder / VOCAB_JSON} has two pieces that are spelt alike: copy it again")
     known = set(rows.values())
     found = {piece: number for piece, number in made.get_vocab().items() if number in known}
     return Vocabulary(found, [], tokenizer=made, config=config)

@@ -9,15 +9,16 @@ from torch import Tensor
 from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
-from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
+from elseq.interop.hugging_face.rows import ADDED_ROWS, are_added_rows, fairseq_order
 from elseq.interop.hugging_face.tokenizer import Affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
+FIRST_POSITION = 2  # its row in fairseq's table of learned positions: the one after <pad>'s
 # Options of elseq's task: those that name a symbol, and others that a checkpoint records.
-SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")
+_SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")
 _SWITCHES = ("append_source_eos", "score_target_start")
 
 
@@ -293,7 +294,7 @@ class EncoderDecoder(Family):
         return cfg
 
     def task_arguments(self, task: dict) -> list[str]:
-        given = [f"{as_option(name)}={task[name]}" for name in (*SYMBOLS, *_SWITCHES) if task.get(name)]
+        given = [f"{as_option(name)}={task[name]}" for name in (*_SYMBOLS, *_SWITCHES) if task.get(name)]
         return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"], *given]
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
@@ -343,9 +344,9 @@ class LanguageModel(Family):
         return ["--sample-break-mode", task["sample_break_mode"]]
 
     def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
-        if not are_added_rows(embedding, ADDED):
+        if not are_added_rows(embedding, ADDED_ROWS):
             return super().order(words, tokens, embedding)
-        order = [row for row in range(len(words)) if row not in ADDED]
+        order = [row for row in range(len(words)) if row not in ADDED_ROWS]
         end, *others = order
         numbers = {words[row] for row in others}
         missing = [number for number in range(len(order)) if str(number) not in numbers]

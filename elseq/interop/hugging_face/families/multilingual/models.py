@@ -7,16 +7,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, Affixes, affixes_of, read_config, set_affixes
+from elseq.interop.hugging_face.tokenizer import Affixes, affixes_of, read_config, set_affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
-from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
+from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
+from elseq.subwords.pieces import NumberedPieces
 from elseq.subwords.tokens import Tokens
 from elseq.tasks.translation import LANGUAGE
 
@@ -58,7 +58,7 @@ class Multilingual(BARTFamily):
         if words.rows[source] not in languages:
             raise UserError(
                 f"{folder} puts {source} beside a text, which has the number {words.rows[source]}, and the embedding "
-                f"has {config['vocab_size']} rows: set src_lang in {CONFIG} to another language, or name "
+                f"has {config['vocab_size']} rows: set src_lang in {TOKENIZER_CONFIG} to another language, or name "
                 "the folder of the model's own tokenizer by --data"
             )
         return False
@@ -105,14 +105,16 @@ class Multilingual(BARTFamily):
                     f"{tokens.path} does not have {language!r}, which stands beside the sources of the model: name the "
                     "folder of the model's own tokenizer by --data"
                 )
-            tokenizer = Tokenizer.from_str(files[TOKENIZER])
+            tokenizer = Tokenizer.from_str(files[TOKENIZER_JSON])
             code, last = (tokens.numbers[word] for word in (language, "</s>"))
             affixes = Affixes([code], [last]) if start else Affixes([], [last, code])
             if affixes_of(tokenizer) == affixes:
                 return files
             set_affixes(tokenizer, Affixes(*(list(map(tokenizer.id_to_token, rows)) for rows in affixes)))
-            files |= {TOKENIZER: tokenizer.to_str()}
-        return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
+            files |= {TOKENIZER_JSON: tokenizer.to_str()}
+        return files | {
+            TOKENIZER_CONFIG: as_json(json.loads(files[TOKENIZER_CONFIG]) | {"src_lang": language.strip("_")})
+        }
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
@@ -160,18 +162,22 @@ class M2M100Family(Multilingual):
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         """Without tokenizer.json, of vocab.json and the sentencepiece model beside it."""
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if TOKENIZER in names or not {MODEL, NUMBERS} <= names:
+        if TOKENIZER_JSON in names or not {SENTENCEPIECE_BPE_MODEL, VOCAB_JSON} <= names:
             return super().read_vocabulary(folder, config)
         settings = read_config(folder)
         kind = settings.get("language_codes") or "m2m100"
         if kind not in [*M2M_100]:
-            raise UserError(f"{CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}")
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}"
+            )
         languages = [f"__{code}__" for code in M2M_100[kind]]
-        words = read_pieces(folder, M2M100Class.tokens, [MODEL], languages)
+        words = read_pieces(folder, M2M100Class.tokens, [SENTENCEPIECE_BPE_MODEL], languages)
         self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         source = f"__{settings.get('src_lang') or 'en'}__"
         if source not in languages:
-            raise UserError(f"{CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages")
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages"
+            )
         return replace(words, affixes=Affixes([words.rows[source]], [config["eos_token_id"]]))
 
 

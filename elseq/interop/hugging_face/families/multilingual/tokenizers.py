@@ -12,15 +12,8 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face.families.multilingual.languages import MBART_25, MBART_50, NLLB
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, bpe, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import (
-    CLASSES,
-    CONFIG,
-    Affixes,
-    TokenizerClass,
-    extra_tokens,
-    set_affixes,
-    text_of,
-)
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClass, extra_tokens, set_affixes, text_of
+from elseq.model_files import TOKENIZER_CONFIG
 
 _OWN = 3  # symbols that a model of sentencepiece has first: <unk>, <s> and </s>
 _UNKNOWN = 3
@@ -44,7 +37,9 @@ class _Multilingual(SentencepieceClass):
     def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         source, end = config.get("src_lang") or self.source_language, named["eos_token"]
         if not isinstance(source, str) or tokenizer.token_to_id(source) is None:
-            raise UserError(f"{CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language")
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language"
+            )
         is_first = self.is_language_first(config)
         set_affixes(tokenizer, Affixes([source], [end]) if is_first else Affixes([], [end, source]))
 
