@@ -26,7 +26,7 @@ from elseq.model_files import TOKENIZER_JSON, VOCAB_JSON
 from elseq.models.stock import as_stock, elseq_configuration, recorded_options, training_options
 from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 # The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
@@ -208,7 +208,7 @@ def convert_to_hugging_face(args) -> None:
     # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
     embeddings = [name for name in parameters if name.endswith("embed_tokens.weight")]
     tensors |= {name: checkpoint.stored.read(parameters[name]) for name in embeddings}
-    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
+    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | PiecesWithIds) else None
     with about(checkpoint.path):
         converted = conversion.to_hugging_face(tensors, checkpoint.cfg, loaded.task, tokens, args.family, settings)
     with new_folder(output) as new:

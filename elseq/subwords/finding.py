@@ -9,7 +9,7 @@ from elseq.model_files import CODES, ENCODER_JSON, FAIRSEQ_SYMBOLS, SENTENCEPIEC
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import Codes, kind_of_codes
-from elseq.subwords.pieces import NumberedPieces, Sentencepiece
+from elseq.subwords.pieces import PiecesWithIds, Sentencepiece
 from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -40,9 +40,9 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(encoder, merges, words, is_language_model)
         if all((folder / name).exists() for name in (VOCAB_JSON, FAIRSEQ_SYMBOLS)):
-            numbered = NumberedPieces(folder)
-            logger.info("subwords: sentencepiece %s, numbered by %s", numbered.path, VOCAB_JSON)
-            return numbered
+            found = PiecesWithIds(folder)
+            logger.info("subwords: sentencepiece %s, numbered by %s", found.path, VOCAB_JSON)
+            return found
         models = sorted(folder.glob(SENTENCEPIECE_MODELS))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
@@ -77,22 +77,22 @@ def read_converted(path: Path, words: Collection[str] = ()) -> Subwords:
 
     Args:
         path: its tokenizer.json, or where there is none its vocab.json.
-        words: words of the dictionary, of which a tokenizer.json must have the numbers.
+        words: words of the dictionary, of which a tokenizer.json must have the ids.
 
     Raises:
         UserError: a file is missing or cannot be used, or belongs to another model.
     """
     if path.name == VOCAB_JSON:
-        return NumberedPieces(path.parent)
+        return PiecesWithIds(path.parent)
     found = tokens.read_tokens(path)
     _check_words(path, found, words)
     return found
 
 
 def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
-    """A dictionary may lack tokens and have other words, but each number in it must be that of a token."""
+    """A dictionary may lack tokens and have other words, but each number in it must be the id of a token."""
     for word in words:
-        if word.isdecimal() and word not in found.numbers:
+        if word.isdecimal() and word not in found.ids:
             raise UserError(
                 f"{path} is not the model's tokenizer, or {ENCODER_JSON} is missing beside it: none of its tokens is "
                 f"the word {word} of the dictionary; remove it, or copy the files of the model's own there"

@@ -37,7 +37,7 @@ from elseq.model_files import (
 from elseq.models.families import is_language_model
 from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.numerics import check_finite
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 # What families have and fairseq does not.
@@ -171,7 +171,7 @@ def to_hugging_face(
     tensors: dict[str, Tensor],
     cfg,
     task,
-    tokens: Tokens | NumberedPieces | None = None,
+    tokens: Tokens | PiecesWithIds | None = None,
     kind: str | None = None,
     settings_of=None,
 ) -> ForHuggingFace:
@@ -206,7 +206,7 @@ def to_hugging_face(
         read = tensors["encoder.embed_tokens.weight"]
         source_order = _order(family, _words(source, len(read)), tokens, read)
         _check_special(source_order, order)
-    has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
+    has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.ids)
     special = _special(order)
     start = special["<s>"] if has_start else special["</s>"]  # None in families without
     symbols = {"bos_token_id": start, "eos_token_id": special["</s>"], "pad_token_id": special["<pad>"]}
@@ -336,7 +336,7 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
     return words
 
 
-def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | None, embedding: Tensor) -> list[int]:
+def _order(family: Family, words: list[str], tokens: Tokens | PiecesWithIds | None, embedding: Tensor) -> list[int]:
     """The rows in Hugging Face's order."""
     if tokens is None or tokens.path is None:
         return family.order(words, tokens, embedding)
@@ -370,11 +370,11 @@ def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[in
     return tensor if rows == list(range(most)) else tensor[rows]
 
 
-def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embedding: Tensor) -> list[int]:
-    """The rows in the order of the tokenizer's numbers; rows without a token in between; see `rows.fairseq_order`.
+def _order_of_tokenizer(words: list[str], tokens: Tokens | PiecesWithIds, embedding: Tensor) -> list[int]:
+    """The rows in the order of the tokenizer's ids; rows without a token in between; see `rows.fairseq_order`.
 
     Raises:
-        UserError: the dictionary lacks tokens, so that the numbers of others cannot be kept.
+        UserError: the dictionary lacks tokens, so that the ids of others cannot be kept.
     """
     rows = {word: row for row, word in enumerate(words)}
     order = {number: rows[word] for number, word in tokens.words.items() if word in rows}

@@ -1,7 +1,7 @@
 """Tokenizers that ship as a sentencepiece model, without tokenizer.json.
 
 From some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. For others it splits texts
-by sentencepiece itself, and vocab.json numbers the pieces: `PieceVocabulary`.
+by sentencepiece itself, and vocab.json has the ids of the pieces: `PieceVocabulary`.
 """
 
 import struct
@@ -24,7 +24,7 @@ from elseq.interop.hugging_face.tokenizer import (
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, VOCAB_JSON
-from elseq.subwords.files import read_numbers
+from elseq.subwords.files import read_ids
 from elseq.subwords.pieces import Sentencepiece, as_word
 
 SPACE = "\u2581"  # sentencepiece's letter for a space
@@ -35,7 +35,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
 class Model:
     """The content of a sentencepiece model.
 
-    `pieces` and their scores are in the order of their numbers. `symbols` are the pieces that are found in a text
+    `pieces` and their scores are in the order of their ids. `symbols` are the pieces that are found in a text
     before all others. `charsmap` is the compiled normalization.
     """
 
@@ -121,11 +121,11 @@ def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
     return _spaced(Tokenizer(Unigram(list(pieces), unk_id=unknown, byte_fallback=False)))
 
 
-def bpe(numbers: Mapping[str, int], order: Mapping[str, int], unknown: str) -> Tokenizer:
+def bpe(ids: Mapping[str, int], order: Mapping[str, int], unknown: str) -> Tokenizer:
     """By merges, as `unigram` besides.
 
     Args:
-        numbers: of the pieces.
+        ids: of the pieces.
         order: the pieces as their model has them: the earliest is made first, of any two.
         unknown: the piece for what is none.
     """
@@ -136,7 +136,7 @@ def bpe(numbers: Mapping[str, int], order: Mapping[str, int], unknown: str) -> T
         if piece[:cut] in order and piece[cut:] in order
     ]
     merges.sort(key=lambda pair: (order["".join(pair)], len(pair[0])))
-    return _spaced(Tokenizer(BPE(vocab=dict(numbers), merges=merges, unk_token=unknown, fuse_unk=True)))
+    return _spaced(Tokenizer(BPE(vocab=dict(ids), merges=merges, unk_token=unknown, fuse_unk=True)))
 
 
 def _spaced(tokenizer: Tokenizer) -> Tokenizer:
@@ -167,7 +167,7 @@ class PieceVocabulary(Vocabulary):
     def symbols(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.special, *self.languages)))
 
-    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+    def dictionary_words(self, rows: int, ids: dict[str, int] | None) -> list[str]:
         return [as_word(name) for name in self.names(rows)]
 
     def tokenizer_files(self) -> dict[str, str | bytes]:
@@ -182,7 +182,7 @@ def read_pieces(
         folder: of vocab.json and the models.
         named: the special tokens of the tokenizer's class, for those missing in tokenizer_config.json.
         models: the names of the sentencepiece files.
-        languages: tokens that have the numbers after those of vocab.json.
+        languages: tokens that have the ids after those of vocab.json.
 
     Returns:
         The vocabulary, without affixes yet.
@@ -191,7 +191,7 @@ def read_pieces(
         UserError: a file that cannot be used.
     """
     config, path = read_config(folder), folder / VOCAB_JSON
-    rows = read_numbers(path)
+    rows = read_ids(path)
     number = len(rows)
     with tokens_checked(folder):
         added = added_tokens(folder, config)

@@ -61,7 +61,7 @@ class TokenizerClass:
         return None
 
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
-        """Special tokens that follow the pieces if no file gives them numbers. The named ones follow them."""
+        """Special tokens that follow the pieces if no file gives them ids. The named ones follow them."""
         return ()
 
     def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
@@ -201,7 +201,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
         unnumbered = [_token(each) for each in made.unnumbered(config)]
         _add(tokenizer, [added[number] for number in sorted(added)] or unnumbered)
         if not (folder / TOKENIZER_JSON).exists() and unnumbered:
-            _check_numbers(tokenizer, added, folder)
+            _check_ids(tokenizer, added, folder)
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
@@ -211,7 +211,7 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
 
 
-def _check_numbers(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) -> None:
+def _check_ids(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) -> None:
     """
     Raises:
         UserError: a folder records another number for a token than the tokenizer that is made of its other files has.
@@ -277,7 +277,7 @@ def _is_special(name: str, token) -> bool:
 
 
 def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
-    """The tokens beside the pieces, by their numbers in the files of a folder.
+    """The tokens beside the pieces, by their ids in the files of a folder.
 
     Raises:
         UserError: a file that cannot be used.

@@ -1,8 +1,8 @@
 """Vocabularies in the files of both sides.
 
-Hugging Face: tokenizer.json, or for byte-level BPE vocab.json (piece: number, which is the row of the embedding) and
+Hugging Face: tokenizer.json, or for byte-level BPE vocab.json (piece: id, which is the row of the embedding) and
 merges.txt.
-fairseq: encoder.json (piece: number of GPT-2's) and vocab.bpe, whose numbers are the words of a dictionary, dict.txt;
+fairseq: encoder.json (piece: id of GPT-2's) and vocab.bpe, whose ids are the words of a dictionary, dict.txt;
 the place of a word in the dictionary is the row, after the four special symbols.
 A converted folder has both: tokenizer.json, and the words of its tokens by the rule of `elseq.subwords.tokens`.
 """
@@ -40,9 +40,9 @@ from elseq.model_files import (
     VOCAB_BPE,
     VOCAB_JSON,
 )
-from elseq.subwords.files import check_numbers, read_merges, read_text
+from elseq.subwords.files import check_ids, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import (
     END_OF_TEXT,
     OWN_WORDS,
@@ -108,17 +108,17 @@ class Vocabulary:
         """The tokens that are words of the dictionary themselves, beside fairseq's symbols."""
         return self.languages
 
-    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+    def dictionary_words(self, rows: int, ids: dict[str, int] | None) -> list[str]:
         """The word of each row of an embedding.
 
         Args:
-            numbers: of encoder.json, where there is one.
+            ids: of encoder.json, where there is one.
         """
         symbols = set(self.symbols)
         tokens = {row for name, row in self.rows.items() if name not in symbols}
         pieces = self.tokenizer.get_vocab(with_added_tokens=False)
         return [
-            dictionary_word(name, row, numbers, pieces) if row in tokens else name
+            dictionary_word(name, row, ids, pieces) if row in tokens else name
             for row, name in enumerate(self.names(rows))
         ]
 
@@ -153,11 +153,11 @@ def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0)
         return _with_tokenizer(folder, Vocabulary({}, []), kind, {})
     if _all_there(folder, ENCODER_JSON, VOCAB_BPE, *(["dict.txt"] if by_dictionary else [])):
         pieces, merges = read_json(folder / ENCODER_JSON), read_merges(folder / VOCAB_BPE)
-        numbers = pieces
+        ids = pieces
         if by_dictionary:
             words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
             pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
-        return _with_tokenizer(folder, _checked(folder / ENCODER_JSON, pieces, merges, numbers=numbers), kind, pieces)
+        return _with_tokenizer(folder, _checked(folder / ENCODER_JSON, pieces, merges, ids=ids), kind, pieces)
     return None
 
 
@@ -206,7 +206,7 @@ def _check_same(folder: Path, pieces: dict, tokenizer: dict) -> None:
 
 
 def _checked(
-    path: Path, pieces: dict, merges: list[str], added: dict[str, int] | None = None, numbers: dict | None = None
+    path: Path, pieces: dict, merges: list[str], added: dict[str, int] | None = None, ids: dict | None = None
 ) -> Vocabulary:
     """
     Args:
@@ -214,9 +214,9 @@ def _checked(
         pieces: the row of each.
         merges: of BPE.
         added: the rows of the tokens that are found in a text before BPE.
-        numbers: the pieces of BPE, if they differ from the pieces with rows.
+        ids: the pieces of BPE, if they differ from the pieces with rows.
     """
-    rows = check_numbers(path, pieces | (added or {}), least=1)
+    rows = check_ids(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
     made = {merge.replace(" ", "") for merge in merges}
@@ -227,7 +227,7 @@ def _checked(
             f"{len(unmade)} of {len(long)} pieces of {path}, such as {unmade[-1]!r}, are made by no merge beside it: "
             "the merges were cut off, or are another model's; copy both again"
         )
-    _check_merges(path, pieces if numbers is None else numbers, merges)
+    _check_merges(path, pieces if ids is None else ids, merges)
     return Vocabulary(rows, merges, unmade)
 
 
@@ -244,7 +244,7 @@ def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
             )
 
 
-def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
+def gpt2_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """encoder.json in GPT-2's order: the bytes, the result of each merge, the end of text, then all others.
 
     The words of a dictionary are then those of fairseq's own models for the same pieces.
@@ -271,13 +271,13 @@ def fairseq_files(
     """
     rows = sum(row is not None for row in order)
     names = {row: name for name, row in vocabulary.rows.items()}
-    numbers = None
+    ids = None
     if vocabulary.is_byte_level and by_dictionary:
-        numbers = gpt2_numbers(vocabulary)
+        ids = gpt2_ids(vocabulary)
     elif vocabulary.is_byte_level:
         pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-        numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
-    words = vocabulary.dictionary_words(rows, numbers)
+        ids = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
+    words = vocabulary.dictionary_words(rows, ids)
     words = [words[row] for row in order[len(SPECIAL_SYMBOLS) :]]
     bad = next((word for word in words if word.split() != [word] or word in SPECIAL_SYMBOLS), None)
     if bad is not None:
@@ -291,8 +291,8 @@ def fairseq_files(
         TOKENIZER_CONFIG: as_json(vocabulary.config),
         FAIRSEQ_SYMBOLS: as_json(symbols),
     }
-    if numbers is not None:
-        files[ENCODER_JSON] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
+    if ids is not None:
+        files[ENCODER_JSON] = json.dumps(dict(sorted(ids.items(), key=lambda piece: piece[1])))  # in one order
         if is_plain(vocabulary.tokenizer):
             files[VOCAB_BPE] = "\n".join([_HEADER, *vocabulary.merges, ""])
     return files
@@ -345,8 +345,8 @@ def piece_names(words: list[str], tokens: Tokens | dict[str, int]) -> list[str]:
     Args:
         tokens: GPT-2's byte-level BPE in fairseq's files, or its encoder.json.
     """
-    numbers = tokens if isinstance(tokens, dict) else tokens.tokenizer.get_vocab(with_added_tokens=False)
-    pieces = {str(number): piece for piece, number in numbers.items()}
+    ids = tokens if isinstance(tokens, dict) else tokens.tokenizer.get_vocab(with_added_tokens=False)
+    pieces = {str(each): piece for piece, each in ids.items()}
     return [pieces.get(word, word) for word in words]
 
 
@@ -356,9 +356,9 @@ def merges_of(tokens: Tokens) -> list[str]:
     return [" ".join(merge) for merge in merges]
 
 
-def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
+def tokenizer_files(tokens: Tokens | PiecesWithIds) -> dict[str, str | bytes]:
     """The content of each file of a tokenizer that came from Hugging Face, as it came."""
-    if isinstance(tokens, NumberedPieces):
+    if isinstance(tokens, PiecesWithIds):
         files = {path.name: path.read_bytes() for path in tokens.files}
     else:
         content = tokens.tokenizer.to_str()
@@ -369,7 +369,7 @@ def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
     return files | config_of(tokens)
 
 
-def config_of(tokens: Tokens | NumberedPieces) -> dict[str, str]:
+def config_of(tokens: Tokens | PiecesWithIds) -> dict[str, str]:
     """The content of tokenizer_config.json, as it came."""
     config = tokens.path.with_name(TOKENIZER_CONFIG)
     return {TOKENIZER_CONFIG: read_text(config) if config.exists() else "{}\n"}

@@ -146,7 +146,7 @@ def test_fairseqs_numbers():
     words = [line.split(" ")[0] for line in (GPT2_BPE / "dict.txt").read_text(encoding="utf-8").splitlines()]
     found = vocabulary.read_vocabulary(GPT2_BPE, "BartTokenizer", by_dictionary=True)
     assert len(found.rows) == 50264
-    assert vocabulary.gpt2_numbers(found) == numbers
+    assert vocabulary.gpt2_ids(found) == numbers
     names = found.names(50264)
     assert names[:6] == [*SPECIAL_SYMBOLS, ".", "Ġthe"]
     files = vocabulary.fairseq_files(found, list(range(50264)), True, ["dict.txt"])

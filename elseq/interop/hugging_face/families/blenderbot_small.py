@@ -33,8 +33,8 @@ from elseq.interop.hugging_face.tokenizer import (
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary, config_of, merges_of, pieces_and_merges
 from elseq.model_files import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
-from elseq.subwords.files import read_numbers, read_text
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.files import read_ids, read_text
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 _INSIDE, _LAST = "@@", "</w>"  # after a piece inside a word, in vocab.json; after one at its end, in merges.txt
@@ -109,7 +109,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
         cfg["task"]["append_source_eos"] = None if words.affixes.suffix else "no"
         return cfg
 
-    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
+    def check_task(self, task, tokens: Tokens | PiecesWithIds | None) -> None:
         ends = getattr(task, "append_source_eos", None) != "no"
         # of vocab.json and merges.txt transformers makes a tokenizer that puts nothing around a text
         is_followed = isinstance(tokens, Tokens) and not _is_of_words(tokens)
@@ -125,7 +125,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
                 "without that option, or give the folder of another tokenizer by --data"
             )
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         if not _is_of_words(tokens):
             return super().tokenizer_files(tokens, words, task)
         content = json.loads(tokens.tokenizer.to_str())
@@ -143,7 +143,7 @@ def _class(folder: Path) -> TokenizerClass:
     return class_of(read_config(folder), BlenderbotSmallFamily.tokenizer_class)[1]
 
 
-def _is_of_words(tokens: Tokens | NumberedPieces) -> bool:
+def _is_of_words(tokens: Tokens | PiecesWithIds) -> bool:
     """Whether a converted tokenizer is one that transformers makes of vocab.json and merges.txt."""
     return (
         isinstance(tokens, Tokens)
@@ -153,18 +153,18 @@ def _is_of_words(tokens: Tokens | NumberedPieces) -> bool:
 
 
 def read_words(folder: Path) -> Vocabulary:
-    """Of vocab.json, merges.txt and tokenizer_config.json, by the numbers that transformers gives.
+    """Of vocab.json, merges.txt and tokenizer_config.json, by the ids that transformers gives.
 
     Raises:
         UserError: a file that cannot be used.
     """
-    config, numbers, merges = read_config(folder), read_numbers(folder / VOCAB_JSON), _read_merges(folder / MERGES_TXT)
+    config, ids, merges = read_config(folder), read_ids(folder / VOCAB_JSON), _read_merges(folder / MERGES_TXT)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
         special = texts_of([*_class(folder).named(config).values(), *extra_tokens(config)])
         # found in a text as it is, whatever it says of normalized
         first = {token.content: _as_it_is(token) for token in added.values()}
-    rows = numbers | {token.content: row for row, token in added.items()}
+    rows = ids | {token.content: row for row, token in added.items()}
     for text in filter(None, dict.fromkeys(special)):
         rows.setdefault(text, len(rows))
         first.setdefault(text, AddedToken(text, special=True, normalized=False))

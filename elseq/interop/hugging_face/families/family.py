@@ -12,7 +12,7 @@ from elseq.interop.hugging_face import vocabulary
 from elseq.interop.hugging_face.rows import ADDED_ROWS, are_added_rows, fairseq_order
 from elseq.interop.hugging_face.tokenizer import Affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
@@ -39,7 +39,7 @@ class Family(ABC):
     architecture: str  # fairseq's, of its class; every option is given besides
     task: str  # fairseq's
     is_language_model: bool  # it has no encoder
-    by_dictionary: bool  # in fairseq's files its rows are the places in dict.txt, or else the numbers in encoder.json
+    by_dictionary: bool  # in fairseq's files its rows are the places in dict.txt, or else the ids in encoder.json
     defaults: dict  # of the options in config.json that matter
     aliases: dict[str, str]  # the other name of an option, and its name
     layers: dict[str, str]  # the options that count layers, and what the names of their tensors begin with
@@ -161,7 +161,7 @@ class Family(ABC):
             UserError: the model cannot be one of the family.
         """
 
-    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
+    def check_task(self, task, tokens: Tokens | PiecesWithIds | None) -> None:
         """
         Args:
             task: the options of a checkpoint's task.
@@ -206,7 +206,7 @@ class Family(ABC):
         """
         return {}
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         """The content of the files of a tokenizer that came from Hugging Face.
 
         Args:
@@ -348,8 +348,8 @@ class LanguageModel(Family):
             return super().order(words, tokens, embedding)
         order = [row for row in range(len(words)) if row not in ADDED_ROWS]
         end, *others = order
-        numbers = {words[row] for row in others}
-        missing = [number for number in range(len(order)) if str(number) not in numbers]
+        ids = {words[row] for row in others}
+        missing = [number for number in range(len(order)) if str(number) not in ids]
         place = missing[0] if tokens is not None and len(missing) == 1 else len(others)
         return [*others[:place], end, *others[place:]]
 

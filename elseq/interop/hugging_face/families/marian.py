@@ -19,7 +19,7 @@ from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_piec
 from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClass, read_config
 from elseq.interop.hugging_face.vocabulary import SPECIAL_SYMBOLS, Vocabulary
 from elseq.model_files import SOURCE_SPM, TARGET_SPM, TARGET_VOCAB_JSON, VOCAB_JSON
-from elseq.subwords.files import read_numbers, read_text
+from elseq.subwords.files import read_ids, read_text
 
 _ENCODER, _DECODER = (f"{side}.embed_tokens.weight" for side in SIDES)
 _OUTPUT = "decoder.output_projection.weight"
@@ -269,7 +269,7 @@ def _read_target(folder: Path, source: PieceVocabulary) -> PieceVocabulary:
         UserError: it cannot be used, or does not have the special tokens of the source's in their places.
     """
     path = folder / TARGET_VOCAB_JSON
-    rows = read_numbers(path)
+    rows = read_ids(path)
     tokens = {row: token for token, row in rows.items()}
     if len(tokens) < len(rows):
         raise UserError(f"{path} has two tokens of the same number: copy it again")

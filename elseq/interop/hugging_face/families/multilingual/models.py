@@ -16,7 +16,7 @@ from elseq.interop.hugging_face.sentencepieces import read_pieces
 from elseq.interop.hugging_face.tokenizer import Affixes, affixes_of, read_config, set_affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
 from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 from elseq.tasks.translation import LANGUAGE
 
@@ -88,7 +88,7 @@ class Multilingual(BARTFamily):
         cfg["task"]["force_bos"] = "no"
         return cfg
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         """The files with the language that the task puts beside a source, instead of the tokenizer's.
 
         Raises:
@@ -100,13 +100,13 @@ class Multilingual(BARTFamily):
         if language is None:
             return files
         if isinstance(tokens, Tokens):
-            if language not in tokens.numbers:
+            if language not in tokens.ids:
                 raise UserError(
                     f"{tokens.path} does not have {language!r}, which stands beside the sources of the model: name the "
                     "folder of the model's own tokenizer by --data"
                 )
             tokenizer = Tokenizer.from_str(files[TOKENIZER_JSON])
-            code, last = (tokens.numbers[word] for word in (language, "</s>"))
+            code, last = (tokens.ids[word] for word in (language, "</s>"))
             affixes = Affixes([code], [last]) if start else Affixes([], [last, code])
             if affixes_of(tokenizer) == affixes:
                 return files

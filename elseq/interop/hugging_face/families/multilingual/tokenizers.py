@@ -81,8 +81,8 @@ class NllbClass(_Multilingual):
 
     def tokenizer(self, model: Model, named: Mapping[str, str | None], config: dict) -> Tokenizer:
         order = {piece: number for number, (piece, _) in enumerate(model.pieces)}
-        numbers = {piece: number for number, piece in enumerate(dict.fromkeys([*self.symbols(named), *order]))}
-        tokenizer = bpe(numbers, order, named["unk_token"])
+        ids = {piece: token_id for token_id, piece in enumerate(dict.fromkeys([*self.symbols(named), *order]))}
+        tokenizer = bpe(ids, order, named["unk_token"])
         if model.charsmap:
             tokenizer.normalizer = normalizer(model.charsmap)
         return tokenizer
