@@ -77,6 +77,23 @@ def decode_line(line: bytes) -> str:
     return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
 
 
+def check_text(text: str, name: object, remedy: str) -> None:
+    """
+    Args:
+        text: from JSON or from Python, which can hold half of a surrogate pair. UTF-8 cannot.
+        name: what holds the text, in errors.
+        remedy: what errors tell the user to do.
+
+    Raises:
+        UserError: the text has half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UserError(f"{name} holds half a character (the lone surrogate {half}): {remedy}") from error
+
+
 def read_json(path: Path) -> dict:
     """
     Raises:
@@ -86,8 +103,8 @@ def read_json(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        if "\\ud" in text.lower():  # lone surrogates, which are not valid in text
-            json.dumps(content, ensure_ascii=False).encode()
+        if "\\ud" in text.lower():
+            check_text(json.dumps(content, ensure_ascii=False), path, "copy it again")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
     except RecursionError as error:

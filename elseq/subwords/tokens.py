@@ -19,7 +19,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import check_text, read_json
 from elseq.model_files import ENCODER_JSON, FAIRSEQ_SYMBOLS
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_ids
@@ -55,11 +55,8 @@ class Tokens(Subwords):
             UserError: the tokenizer cannot encode it.
         """
         with library_errors(f"the tokenizer cannot encode {text[:40]!r}", f"copy {self.path} again"):
-            try:
-                ids = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (TypeError, UnicodeEncodeError) as error:
-                sentence = f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8"
-                raise UserError(sentence) from error
+            check_text(text, repr(text[:40]), "decode it as UTF-8")
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
         return " ".join(self.words[token_id] for token_id in ids)
 
     def decode(self, words: str) -> str:

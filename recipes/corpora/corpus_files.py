@@ -7,9 +7,10 @@ import zlib
 
 from elseq.arguments import Parser, read_path
 from elseq.errors import UserError
-from elseq.files import decode_lines, make_folder, written_whole
+from elseq.files import check_text, decode_lines, make_folder, written_whole
 
 SPLITS = ("train", "valid", "test")
+REMEDY = "mend it, or fetch the corpus again"
 KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
 
 
@@ -89,7 +90,7 @@ def read_json_lines(path):
                 number += 1
                 value = json.loads(line)
                 if "\\u" in line:
-                    check_characters(f"line {number} of {path}", json.dumps(value, ensure_ascii=False))
+                    check_text(json.dumps(value, ensure_ascii=False), f"line {number} of {path}", REMEDY)
                 yield value
     except (ValueError, RecursionError) as error:
         raise UserError(f"line {number} of {path} is no JSON ({_reason(error)}); mend it, or fetch it again") from error
@@ -99,18 +100,6 @@ def read_json_lines(path):
 
 def _reason(error):
     return getattr(error, "strerror", None) or getattr(error, "msg", None) or error
-
-
-def check_characters(place, text):
-    """
-    Raises:
-        UserError: the text at this place has half of a surrogate pair, which JSON can write and UTF-8 cannot.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise UserError(f"{place} has {half}, half of a character; mend it, or fetch the corpus again") from error
 
 
 def require(place, row, **fields):
@@ -124,11 +113,9 @@ def require(place, row, **fields):
     """
     for name, kind in fields.items():
         if not isinstance(row, dict) or not isinstance(row.get(name, ...), kind):
-            raise UserError(
-                f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; mend it, or fetch the corpus again"
-            )
+            raise UserError(f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; {REMEDY}")
         if isinstance(row[name], str):
-            check_characters(place, row[name])
+            check_text(row[name], place, REMEDY)
 
 
 def one_line(text):

@@ -150,9 +150,12 @@ def test_lines_that_are_no_json(whole, tmp_path):
     [
         (
             '{"document": "a \\ud83d b", "summary": "c"}',
-            r"^line 3 of {} has \\ud83d, half of a character; mend it, or fetch",
+            r"^line 3 of {} holds half a character \(the lone surrogate \\ud83d\): mend it, or fetch",
         ),
-        ('{"document": "a", "summary": "c", "id": "\\uDE00"}', r"^line 3 of {} has \\ude00, half of a character"),
+        (
+            '{"document": "a", "summary": "c", "id": "\\uDE00"}',
+            r"^line 3 of {} holds half a character \(the lone surrogate \\ude00\)",
+        ),
         ("[" * 100_000, "^line 3 of {} is no JSON .maximum recursion depth exceeded"),
     ],
 )
