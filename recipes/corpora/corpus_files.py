@@ -4,6 +4,7 @@ import argparse
 import gzip
 import json
 import zlib
+from typing import NamedTuple
 
 from elseq.arguments import Parser, read_path
 from elseq.errors import UserError
@@ -12,6 +13,11 @@ from elseq.files import check_text, decode_lines, make_folder, written_whole
 SPLITS = ("train", "valid", "test")
 REMEDY = "mend it, or fetch the corpus again"
 KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
+
+
+class Sample(NamedTuple):
+    source: str
+    target: str
 
 
 def commands(description, fetch, prepare, corpora=()):
@@ -130,7 +136,7 @@ def sample_evenly(samples, size):
     return [samples[number * len(samples) // size] for number in range(size)]
 
 
-def write_split(folder, split, samples, size):
+def write_split(folder, split, samples, size=None):
     """Write each field of `size` samples (None: all) to the lines of a file SPLIT.FIELD. Returns their number.
 
     Raises:
@@ -141,13 +147,9 @@ def write_split(folder, split, samples, size):
         raise UserError(f"{split} has no example in which nothing is missing; give a corpus that has some")
     make_folder(folder)
     for field in chosen[0]._fields:
-        write_lines(folder / f"{split}.{field}", [getattr(sample, field) for sample in chosen])
+        with written_whole(folder / f"{split}.{field}") as file:
+            file.writelines(f"{getattr(sample, field)}\n" for sample in chosen)
     return len(chosen)
-
-
-def write_lines(path, lines):
-    with written_whole(path) as file:
-        file.writelines(f"{line}\n" for line in lines)
 
 
 def counted(faults):

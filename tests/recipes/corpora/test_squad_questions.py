@@ -2,21 +2,19 @@
 
 import gzip
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import squad_questions
+from squad_questions import cut_around, locate, main, make_samples
 
 from elseq.errors import UserError
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[3]
 SQUAD = helpers.DATA / "squad"
-sys.path.append(str(ROOT / "recipes" / "corpora"))  # scripts import their neighbours
 
-import squad_questions  # noqa: E402
-from squad_questions import cut_around, locate, main, make_samples  # noqa: E402
 
 PARAGRAPH = "The school has  a Catholic character. Atop its (gold) dome is a statue\nof the Virgin Mary."
 

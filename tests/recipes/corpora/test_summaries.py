@@ -4,16 +4,12 @@ import gzip
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from summaries import CORPORA, main, make_samples
 
 from elseq.errors import UserError
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "recipes" / "corpora"))  # scripts import their neighbours
-
-from summaries import CORPORA, main, make_samples  # noqa: E402
 
 
 def row(article="One  two.\n\nThree.", highlights="A b .\nC d .", **others):
