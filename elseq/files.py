@@ -1,8 +1,7 @@
-"""Reading lines of text, and writing whole files."""
+"""Reading lines of text, checking paths, and writing whole files."""
 
 import codecs
 import contextlib
-import errno
 import json
 import os
 import secrets
@@ -13,19 +12,9 @@ from pathlib import Path
 from typing import IO
 
 from elseq.errors import UserError
+from elseq.model_files import DICTIONARIES, READ_OF_FOLDERS, SUBWORDS
 
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
-# The files that are read in a folder: checkpoints, dictionaries, subword vocabularies, Hugging Face models.
-DICTIONARIES = "dict*.txt"
-SUBWORDS = ("tokenizer.json", "fairseq_symbols.json", "encoder.json", "vocab.bpe", "*.model", "*.spm", "*vocab.json")
-TOKENIZER, SYMBOLS_FILE, ENCODER, MERGES, SENTENCEPIECE, *_ = SUBWORDS
-CODES = ("bpecodes", "bpe.codes", "codes", "code", "codes.bpe")
-READ_OF_FOLDERS = (
-    DICTIONARIES, *SUBWORDS, *CODES, "*.bpe", "*codes*", "*.bin", "*.idx", "*.safetensors", "*.index.json",
-    "merges.txt", "vocab.txt", "config.json", "generation_config.json",
-    "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json",
-)  # fmt: skip
-
 _LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
@@ -88,6 +77,23 @@ def decode_line(line: bytes) -> str:
     return line.removesuffix(b"\n").removesuffix(b"\r").decode("utf-8")
 
 
+def check_text(text: str, name: object, remedy: str) -> None:
+    """
+    Args:
+        text: from JSON or from Python, which can hold half of a surrogate pair. UTF-8 cannot.
+        name: what holds the text, in errors.
+        remedy: what errors tell the user to do.
+
+    Raises:
+        UserError: the text has half of a surrogate pair.
+    """
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = f"\\u{ord(text[error.start]):04x}"
+        raise UserError(f"{name} holds half a character (the lone surrogate {half}): {remedy}") from error
+
+
 def read_json(path: Path) -> dict:
     """
     Raises:
@@ -97,8 +103,8 @@ def read_json(path: Path) -> dict:
     try:
         text = path.read_text(encoding="utf-8")
         content = json.loads(text)
-        if "\\ud" in text.lower():  # lone surrogates, which are not valid in text
-            json.dumps(content, ensure_ascii=False).encode()
+        if "\\ud" in text.lower():
+            check_text(json.dumps(content, ensure_ascii=False), path, "copy it again")
     except OSError as error:
         raise UserError(f"{path} cannot be read ({error.strerror}): check the folder") from error
     except RecursionError as error:
@@ -305,85 +311,3 @@ def save_figure(figure, path: Path) -> None:
     """
     with written_whole(path, "wb") as file:
         figure.savefig(file, format=path.suffix.removeprefix(".") or None, dpi=150)
-
-
-class PlainFolder:
-    """A folder of regular files without links, which are opened only relative to the folder.
-
-    Symbolic links, files with a second hard link, pipes and devices are never opened, even if they are created later.
-    """
-
-    def __init__(self, path: Path, remedy: str):
-        """
-        Args:
-            path: an existing folder, not a link.
-            remedy: what errors tell the user to do.
-
-        Raises:
-            UserError: an entry is not a regular file, or the folder is a link.
-            OSError: the folder cannot be opened.
-        """
-        self.path = path
-        self._remedy = remedy
-        try:
-            self._directory = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.ENOTDIR) and path.is_symlink():
-                raise UserError(f"{path} is a link: {remedy}") from error
-            raise
-        try:
-            for name in os.listdir(self._directory):
-                with contextlib.suppress(FileNotFoundError):  # another process has removed it
-                    self._check(name, self.stat(name))
-        except BaseException:
-            self.close()
-            raise
-
-    def _check(self, name: str, status: os.stat_result) -> None:
-        if not stat.S_ISREG(status.st_mode) or status.st_nlink > 1:
-            raise UserError(
-                f"{self.path / name} is a link, a folder or a pipe, and not a file with one name: {self._remedy}"
-            )
-
-    def names(self) -> list[str]:
-        return sorted(os.listdir(self._directory))
-
-    def stat(self, name: str) -> os.stat_result:
-        return os.stat(name, dir_fd=self._directory, follow_symlinks=False)
-
-    def open(self, name: str, flags: int) -> int:
-        """
-        Raises:
-            UserError: it is not a regular file.
-            OSError: it cannot be opened.
-        """
-        flags |= os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-        try:
-            file = os.open(name, flags, 0o666, dir_fd=self._directory)
-        except OSError as error:
-            if error.errno in (errno.ELOOP, errno.EISDIR, errno.ENXIO):
-                self._check(name, self.stat(name))
-            raise
-        try:
-            self._check(name, os.fstat(file))
-        except BaseException:
-            os.close(file)
-            raise
-        return file
-
-    def unlink(self, name: str) -> None:
-        os.unlink(name, dir_fd=self._directory)
-
-    def move(self, name: str, path: Path) -> None:
-        """Rename a file, replacing another."""
-        os.replace(name, path, src_dir_fd=self._directory)
-
-    def is_there(self) -> bool:
-        """Whether the path still names this folder."""
-        try:
-            return os.path.samestat(os.fstat(self._directory), os.stat(self.path, follow_symlinks=False))
-        except FileNotFoundError:
-            return False
-
-    def close(self) -> None:
-        os.close(self._directory)

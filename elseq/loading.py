@@ -19,10 +19,11 @@ from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
-from elseq.files import DICTIONARIES, check_dictionaries, check_ordinary
+from elseq.files import check_dictionaries, check_ordinary
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
+from elseq.model_files import DICTIONARIES
 from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
 from elseq.models.stock import EQUIVALENT
 from elseq.models.transformer import Decoder

@@ -13,8 +13,6 @@ updates=${DEMO_UPDATES:-2000}
 beam=4
 whole_numbers DEMO_UPDATES 1 "$updates"
 begin
-user_dir=$(elseq-user-dir)
-settings="$updates updates, beam $beam"
 
 corpus() { run python "$root/recipes/corpora/docstrings.py" "$work/corpus"; }
 

@@ -32,7 +32,6 @@ whole_numbers TOP_K 1 "$top_k"
 whole_numbers UPDATES 20 "$updates" # fewer leave nothing in the log for the curves
 whole_numbers SEED 0 "$seed"
 begin
-settings="$expressions, $model, $batches, $updates updates, seed $seed"
 
 # The tokens of an expression are the pieces that the model reads.
 generate() { run python "$root/recipes/corpora/listops.py" "$work/pieces" $expressions; }
@@ -40,7 +39,7 @@ generate() { run python "$root/recipes/corpora/listops.py" "$work/pieces" $expre
 # train NAME TOP_K: 0 keeps all scores.
 train() {
   run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+  logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
     --arch elseq_transformer $model --decoder-layers 1 --share-all-embeddings \
     --encoder-normalize-before --decoder-normalize-before --attention-top-k "$2" --max-source-positions 2048 --dropout 0.0 \
     --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr-scheduler polynomial_decay \
@@ -50,7 +49,7 @@ train() {
 }
 
 evaluate() {
-  logged "$1/test" fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --max-source-positions 2048 \
+  logged "$1/test" fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --max-source-positions 2048 \
     --path "$work/$1/checkpoint_best.pt" --gen-subset test --beam 1 --max-len-b 1 --max-tokens 32000 \
     --no-progress-bar
 }

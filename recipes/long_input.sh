@@ -62,7 +62,6 @@ marked_texts_in_windows() {
   architecture=${MODEL_OPTIONS:---encoder-layers 2 --decoder-layers 2 --encoder-embed-dim 128 --encoder-ffn-embed-dim 256
     --encoder-attention-heads 4 --decoder-attention-heads 4 --share-all-embeddings --encoder-normalize-before
     --decoder-normalize-before --dropout 0}
-  settings="$task, $words words, windows of $window, $updates updates at $rate, $architecture"
   local first="$work/first/checkpoint_best.pt" tuned="$work/tuned/checkpoint_last.pt" full="$work/full/checkpoint_last.pt"
   local length method of_tuning=()
 
@@ -74,7 +73,6 @@ marked_texts_in_windows() {
   anew "$work/first" train "A model of one window: $updates updates" train first "$work/mixed/data" "$updates" "$rate" \
     --max-source-positions "$window" --max-tokens 4096 --validate-interval-updates 250
   if [ "$tuning" -gt 0 ]; then
-    settings+=", $tuning updates with $tuned_length tokens at $tuning_rate"
     stage hide-training "Marked texts hidden in training sources of $tuned_length tokens" \
       hide training "train=$((tuning * 8)),valid=50" --length "$tuned_length"
     anew "$work/tuned" train-tuned "Trained on in windows: $tuning updates" finetune tuned \
@@ -84,7 +82,6 @@ marked_texts_in_windows() {
     of_tuning=(--tuned "$tuned_length")
   fi
 
-  settings+=", $examples examples"
   for name in own other; do
     stage "hide-$name" "Test set: the $name text alone" hide "$name" "test=$examples" --length "$window" --texts "$name"
     stage "$name" "The $name text alone: loss" score "$name" "$work/$name/data" "$first"
@@ -146,7 +143,7 @@ hide() {
 train() {
   local name=$1 data=$2 updates=$3 rate=$4; shift 4
   run mkdir -p "$work/$name" &&
-    logged "$name/train" fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+    logged "$name/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
       --arch elseq_transformer $architecture --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr "$rate" \
       --lr-scheduler polynomial_decay --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
       --criterion label_smoothed_cross_entropy --label-smoothing 0 --required-batch-size-multiple 1 \
@@ -164,7 +161,7 @@ finetune() {
 # generate NAME DATA CHECKPOINT OPTION...
 generate() {
   local name=$1 data=$2 checkpoint=$3; shift 3
-  logged "$name" fairseq-generate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$checkpoint" \
+  logged "$name" fairseq-generate "$data" --user-dir "$user_dir" --task elseq_translation --path "$checkpoint" \
     --gen-subset test --required-batch-size-multiple 1 --no-progress-bar "$@"
 }
 
@@ -200,7 +197,6 @@ documents_in_windows() {
       refuse "${documents:-DOCUMENTS}/$split.jsonl is missing; set DOCUMENTS to a folder that has it"
   done
   begin
-  settings="$bart $documents $window $search"
   if gpu; then precision=(--fp16) dtype=(--dtype float16); else precision=() dtype=(); fi
 
   stage prepare "Documents and summaries" prepare_documents "${splits// /,}"
@@ -209,7 +205,6 @@ documents_in_windows() {
     summarize windows "$bart/model.pt" "$bart" --long-input --source-window "$window" --apply-top-k "$window" --apply-top-k-in cross
   local outputs=("$work"/{cut,windows}.hypothesis)
   if [ "$updates" -gt 0 ]; then
-    settings+=", $updates updates of $update_freq documents, ${MODEL_OPTIONS:-}"
     stage pieces "The BPE of GPT-2" pieces --gpt2-bpe "$bart"
     stage binarize "fairseq-preprocess" binarize_documents
     anew "$work/tuned-cut" train-cut "Trained on documents that are cut: $updates updates" finetune_bart tuned-cut --truncate-source
@@ -236,7 +231,7 @@ binarize_documents() {
 finetune_bart() {
   local name=$1; shift
   run mkdir -p "$work/$name" &&
-    logged "$name/train" fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+    logged "$name/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
       --source-lang source --target-lang target --arch "el_$model" ${MODEL_OPTIONS:-} --finetune-from-model "$bart/model.pt" \
       --optimizer adam --adam-betas '(0.9, 0.999)' --adam-eps 1e-08 --weight-decay 0.01 --clip-norm 0.1 \
       --lr 3e-5 --lr-scheduler polynomial_decay --warmup-updates $((updates / 40)) --total-num-update "$updates" \

@@ -13,8 +13,6 @@ epochs=${EPOCHS:-10}
 whole_numbers EPOCHS 1 "$epochs"
 use_multi30k
 begin
-user_dir=$(elseq-user-dir)
-settings="$epochs epochs"
 
 train() {
   shown=updates_done logged train fairseq-train "$work/data" --user-dir "$user_dir" --task translation --arch transformer \

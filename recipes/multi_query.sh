@@ -17,12 +17,11 @@ whole_numbers UPDATES 20 "$updates" # fewer leave nothing in the log for the cur
 whole_numbers SEEDS 0 $seeds
 use_multi30k
 begin
-settings="$updates updates, seed 1"
 
 # train NAME KV_HEADS FFN_WIDTH: 4 heads. What fewer key/value heads save is given to the feed-forward layers.
 train() {
   run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+  logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
     --arch elseq_transformer \
     --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim "$3" \
     --encoder-attention-heads 4 --decoder-attention-heads 4 --num-kv-heads "$2" --share-all-embeddings \
@@ -35,7 +34,7 @@ train() {
 
 # Keys and values, shared by the beam: what fewer key/value heads make smaller. Batches are the same for every model.
 translate() {
-  logged "$1/test" fairseq-generate "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation --decode-attention kv \
+  logged "$1/test" fairseq-generate "$work/data" --user-dir "$user_dir" --task elseq_translation --decode-attention kv \
     --path "$work/$1/checkpoint_best.pt" --gen-subset test --beam 4 --max-tokens 4000 \
     --remove-bpe sentencepiece --no-progress-bar
 }
@@ -45,7 +44,6 @@ stage pieces "Sentencepiece" pieces --vocabulary-size 8000
 stage binarize "fairseq-preprocess" binarize
 folders=()
 for seed in $seeds; do
-  settings="$updates updates, seed $seed"
   suffix=$([ "$seed" = 1 ] || echo "-seed$seed")
   anew "$work/multi-head$suffix" "train-multi-head$suffix" "Multi-head attention: 4 key/value heads, seed $seed" \
     train "multi-head$suffix" 4 512

@@ -7,8 +7,6 @@ STAGES=(fetch prepare binarize train generate score benchmark)
 declare -A TITLES=(
   [fetch]="the corpus as it is published" [prepare]="text, an example a line" [binarize]="subwords, fairseq-preprocess"
   [train]="fairseq-train" [generate]="the test set, decoded" [score]="scores" [benchmark]="stock fairseq, kv and el, timed")
-# Files from which an interrupted stage continues. They are removed before the stage begins anew.
-declare -A UNFINISHED=([train]=checkpoints)
 
 for name in UPDATES UPDATE_FREQ; do whole_numbers "$name" 1 "${!name:-1}"; done
 positive HOURS "${HOURS:-1}"
@@ -113,7 +111,7 @@ run_train() {
       logged convert elseq-convert heads "$BART/model.pt" --num-kv-heads 1 --output "$work/bart.1kv.pt" --overwrite || return
     fi
   fi
-  logged train fairseq-train "$work/data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+  logged train fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
     --source-lang source --target-lang target --truncate-source --skip-invalid-size-inputs-valid-test \
     "${architecture[@]}" "${training[@]}" "${training_more[@]}" "${start[@]}" \
     --validate-interval-updates "$interval" --save-interval-updates "$interval" --keep-interval-updates 1 \
@@ -167,25 +165,6 @@ place() {
   for index in "${!STAGES[@]}"; do [ "${STAGES[index]}" != "$1" ] || echo "$index"; done
 }
 
-# The commands that a stage would run now. It is done if the same commands have finished.
-wanted() { (dry_run=yes; "$@"); }
-
-# run_stage NAME TITLE
-run_stage() {
-  local name=$1 command=run_$1 later
-  if ! up_to_date "$name" "$command"; then
-    for later in "${STAGES[@]:$(place "$name")}"; do
-      rm -f "$work/$later.done"
-      [ "$later" = "$name" ] || rm -f "$work/$later.begun"
-    done
-    if [ "$(wanted "$command")" != "$(cat "$work/$name.begun" 2>/dev/null)" ]; then
-      [ -z "${UNFINISHED[$name]:-}" ] || rm -rf "$work/${UNFINISHED[$name]}"
-      wanted "$command" >"$work/$name.begun"
-    fi
-  fi
-  stage "$name" "$2" "$command"
-}
-
 # The work folder, for this run alone.
 claim() {
   [ -z "${claimed:-}" ] || return 0
@@ -197,7 +176,7 @@ claim() {
 }
 
 run_stages() {
-  local from=fetch to=benchmark fresh= name title index
+  local from=fetch to=benchmark name title index
   while [ $# -gt 0 ]; do
     case $1 in
       --from | --to)
@@ -223,17 +202,16 @@ run_stages() {
     echo "There is no ELSEQ_DATA with $folder/: fetch downloads the corpus."
   [ -z "$dry_run" ] || echo "Nothing is run. The commands of each stage:"
   for name in "${STAGES[@]:0:$(place "$from")}"; do
-    [ -n "$dry_run" ] || [ -e "$work/$name.done" ] ||
+    [ -n "$dry_run" ] || [ "$(time_of "$name.done")" -gt "$latest" ] ||
       refuse "the stage $name has not finished in $work; begin with it, not with $from"
+    latest=$(time_of "$name.done")
   done
   for ((index = $(place "$from"); index <= $(place "$to"); index++)); do
     name=${STAGES[index]} title="$((index + 1))/${#STAGES[@]} ${STAGES[index]}: ${TITLES[${STAGES[index]}]}"
-    if [ -n "$dry_run" ]; then
-      stage "$name" "$title" "run_$name"
-    else
-      claim
-      [ -z "$fresh" ] || rm -f "$work/$name".{done,begun}
-      run_stage "$name" "$title"
-    fi
+    [ -n "$dry_run" ] || claim
+    case $name in
+      train) resumed "$work/checkpoints" "$name" "$title" run_train ;;
+      *) stage "$name" "$title" "run_$name" ;;
+    esac
   done
 }

@@ -55,6 +55,7 @@ read_options() {
 need_elseq() {
   command -v elseq-user-dir >/dev/null ||
     refuse "elseq is not installed; run make setup in $root, or activate its environment"
+  user_dir=$(elseq-user-dir)
 }
 
 make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"; }
@@ -67,43 +68,55 @@ begin() {
 }
 
 # stage NAME TITLE COMMAND...: run the command, unless this stage and all before it have finished with the same commands.
-# `settings` holds the settings that a command reads besides its arguments.
-again=
+# While it runs, $work/NAME.begun has the time and the commands; then $work/NAME.done.
+latest=0 # when the last stage began
 stage() {
   local name=$1 title=$2 start=$SECONDS; shift 2
-  if [ -n "$dry_run" ]; then
-    if [ -z "$fresh" ] && up_to_date "$name" "$@"; then echo "== $title: done before"; else again=yes; echo "== $title"; fi
-    "$@"
-    return
-  fi
-  if up_to_date "$name" "$@"; then
+  if up_to_date "$name.done" "$@"; then
     echo "== $title: done before"
+    latest=$(time_of "$name.done")
+    [ -z "$dry_run" ] || "$@"
     return
   fi
-  again=yes
-  rm -f "$work/$name.done"
   echo "== $title"
+  latest=$(date +%s%N)
+  if [ -n "$dry_run" ]; then "$@"; return; fi
+  rm -f "$work/$name.done"
+  { echo "$latest"; wanted "$@"; } >"$work/$name.begun"
   "$@" || refuse "the stage '$name' failed; see the logs in $work and run the same command again"
-  wanted "$@" >"$work/$name.done"
+  mv "$work/$name.begun" "$work/$name.done"
   echo "   $((SECONDS - start)) s"
 }
 
-wanted() { echo "$* ${settings:-} $(declare -f "$1")"; }
+# The commands that a stage would run now, and `inputs`: checksums of files that they read and no stage has made.
+inputs=
+wanted() { echo "$inputs"; (dry_run=yes; "$@"); }
 
+# up_to_date FILE COMMAND...: whether a stage has begun, or is done, with these commands, after all stages before it.
 up_to_date() {
-  local name=$1; shift
-  [ -z "$again" ] && [ "$(wanted "$@")" = "$(cat "$work/$name.done" 2>/dev/null)" ]
+  local file=$1; shift
+  [ -z "$fresh" ] && [ "$(time_of "$file")" -gt "$latest" ] && [ "$(wanted "$@")" = "$(tail -n +2 "$work/$file")" ]
 }
 
-# anew FOLDER NAME TITLE COMMAND...: a stage that begins without the folder. A training would go on from the checkpoint of
-# an earlier run, with other settings perhaps, and its log would begin in the middle.
-anew() {
+time_of() {
+  local first
+  { read -r first <"$work/$1"; } 2>/dev/null && [[ $first =~ ^[0-9]+$ ]] && echo "$first" || echo 0
+}
+
+# resumed FOLDER NAME TITLE COMMAND...: a stage that goes on from what is in the folder, if it had begun with the same commands.
+resumed() {
   local folder=$1; shift
-  [ -n "$dry_run" ] || up_to_date "$1" "${@:3}" || rm -rf "$folder"
+  [ -n "$dry_run" ] || up_to_date "$1.done" "${@:3}" || up_to_date "$1.begun" "${@:3}" || rm -rf "$folder"
   stage "$@"
 }
 
-# The commands of a stage that go through these are printed, not run, where `dry_run` is set.
+# anew FOLDER NAME TITLE COMMAND...: a stage that begins without the folder, because its log would begin in the middle.
+anew() {
+  [ -n "$dry_run" ] || rm -f "$work/$2.begun"
+  resumed "$@"
+}
+
+# All commands of a stage go through these, which print them where `dry_run` is set, and do not run them.
 dry_run=
 
 run() { if [ -n "$dry_run" ]; then quoted "$@"; else "$@"; fi; }

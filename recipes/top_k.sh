@@ -42,12 +42,12 @@ if [ "$updates" -gt 0 ] && [[ " $top_ks " != *" $tuned_k "* ]]; then
   refuse "FINETUNE_TOP_K is $tuned_k; give one of TOP_K, which is $top_ks, or FINETUNE_UPDATES=0"
 fi
 begin
-settings="$checkpoint $(cksum <"$checkpoint") $data $options"
+inputs=$(cksum "$checkpoint")
 
 # translate NAME CHECKPOINT [OPTION...]
 translate() {
   local name=$1 model=$2; shift 2
-  logged "$name" fairseq-generate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$model" \
+  logged "$name" fairseq-generate "$data" --user-dir "$user_dir" --task elseq_translation --path "$model" \
     --gen-subset test $options --no-progress-bar "$@"
 }
 
@@ -64,7 +64,7 @@ both() {
 # finetune NAME TOP_K: 0 keeps all scores. Adam's moments begin anew for both.
 finetune() {
   run rm -rf "$work/$1" && run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+  logged "$1/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
     --arch elseq_transformer $architecture --attention-top-k "$2" --restore-file "$checkpoint" \
     --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler polynomial_decay \
@@ -88,7 +88,6 @@ noted top_k.md python -m elseq.reports.top_k quality --top-k $top_ks --ffn-top-k
   --plot "$work/top_k.png" "$work" --references "$references"
 
 [ "$updates" -gt 0 ] || exit 0
-settings="$settings, $architecture, $updates updates at $rate"
 stage finetune-full "Full attention, trained on: $updates updates" finetune full-tuned 0
 stage "finetune-$tuned_k" "k = $tuned_k, trained on: $updates updates" finetune "top-$tuned_k-tuned" "$tuned_k"
 full="$work/full-tuned/checkpoint_last.pt"

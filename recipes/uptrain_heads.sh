@@ -51,7 +51,7 @@ begin
 
 # validate CHECKPOINT NAME: the log is NAME.log.
 validate() {
-  logged "$2" fairseq-validate "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation --path "$1" \
+  logged "$2" fairseq-validate "$data" --user-dir "$user_dir" --task elseq_translation --path "$1" \
     --max-tokens 4096 --log-format simple
 }
 
@@ -71,7 +71,7 @@ uptrain() {
   [ "$start" = "$checkpoint" ] || [ "$distillation" = 0 ] ||
     criterion=(--criterion elseq_distillation --teacher "$checkpoint" --distillation-weight "$distillation")
   run rm -rf "$work/$name/checkpoints" && run mkdir -p "$work/$name"
-  logged "$name/train" fairseq-train "$data" --user-dir "$(elseq-user-dir)" --task elseq_translation \
+  logged "$name/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
     --arch elseq_transformer $architecture "$@" --restore-file "$start" --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler fixed --warmup-updates $((updates / 10)) \
     "${criterion[@]}" --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
@@ -88,7 +88,7 @@ number=0
 for seed in $seeds; do
   suffix=$(of_seed "$seed")
   checkpoint=${checkpoints[${#checkpoints[@]} == 1 ? 0 : number++]}
-  settings="$checkpoint $(cksum <"$checkpoint") $data $architecture, $kv_heads key/value heads, $updates updates at $rate, seed $seed, distillation $distillation"
+  inputs=$(cksum "$checkpoint")
   heads "$first" # before all that takes longer: here it shows whether the model can have so many
   stage "validate$suffix" "Multi-head model, seed $seed: validation" validate "$checkpoint" "multi-head$suffix"
   stage "uptrain-multi-head$suffix" "Multi-head model, seed $seed, trained on: $updates updates" \

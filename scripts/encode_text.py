@@ -20,9 +20,13 @@ from tqdm import tqdm
 from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError, as_option
 from elseq.files import check_output_file, make_folder, read_lines, written_whole
-from elseq.subwords import fairseq_bpe, gpt2, pieces
+from elseq.subwords import gpt2
+from elseq.subwords.finding import read_subwords
+from elseq.subwords.pieces import Sentencepiece
 
 SIDES = ("source", "target")
+# The options that name a vocabulary, and its kind as in --bpe.
+KINDS = {"sentencepiece": "sentencepiece", "gpt2_bpe": "gpt2", "tokenizer_json": "hugging_face"}
 BATCH_SIZE = 250  # lines that a process takes at a time
 
 
@@ -70,54 +74,48 @@ def _one_line(error):
     return " ".join(str(error).split())
 
 
-class Subwords:
-    """A vocabulary that is there."""
+def read_vocabulary(kind, path):
+    """The vocabulary of an option, or for None a sentencepiece model.
 
-    def __init__(self, kind, path):
-        """
-        Raises:
-            UserError: a file is missing, or its content is not as its name says.
-        """
-        if kind == "gpt2_bpe":
-            for name in gpt2.FILES:
-                if not (path / name).is_file():
-                    files = " and ".join(gpt2.FILES)
-                    raise UserError(f"{path / name} is missing; --gpt2-bpe takes a folder with {files}")
-            dictionary = path / "dict.txt"
-            symbols = {line.split(" ")[0] for line in read_lines(dictionary)} if dictionary.exists() else ()
-            found = gpt2.read_gpt2(*(path / name for name in gpt2.FILES), symbols)
-            self.vocabulary_size = found.tokenizer.get_vocab_size(with_added_tokens=False)
-        elif kind == "tokenizer_json":
-            found = fairseq_bpe.read_converted(path)
-            self.vocabulary_size = len(found.words)
-        else:
-            found = pieces.Sentencepiece(path)
-            self.vocabulary_size = found.processor.get_piece_size()
-        self._subwords = found
+    Raises:
+        UserError: a file is missing, or its content is not as its name says.
+    """
+    files, symbols = [path], ()
+    if kind == "gpt2_bpe":
+        files = [path / name for name in gpt2.FILES]
+        missing = next((file for file in files if not file.is_file()), None)
+        if missing is not None:
+            raise UserError(f"{missing} is missing; --gpt2-bpe takes a folder with {' and '.join(gpt2.FILES)}")
+        if (path / "dict.txt").exists():
+            symbols = {line.split(" ")[0] for line in read_lines(path / "dict.txt")}
+    return read_subwords(KINDS.get(kind, "sentencepiece"), files, symbols, is_language_model=False)
 
-    def encode(self, line, is_target=False):
-        subwords = self._subwords.of_targets if is_target else self._subwords
-        return subwords.encode(line).split()
+
+def vocabulary_size(subwords):
+    if isinstance(subwords, Sentencepiece):
+        return subwords.processor.get_piece_size()
+    return subwords.tokenizer.get_vocab_size(with_added_tokens=False)
 
 
 # In the processes that encode.
 
-_encoder = None
+_subwords = None
 
 
-def _start(make_encoder):
-    global _encoder
+def _start(read):
+    global _subwords
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # of the parent's, which then ends them
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    _encoder = make_encoder()
+    _subwords = read()
 
 
 def _encode_batch(batch):
     """The encoded lines as one text, their number, the number of cut lines, and the number of subwords cut off."""
     lines, is_target, limit = batch
+    vocabulary = _subwords.of_targets if is_target else _subwords
     encoded, cut = [], []
     for line in lines:
-        subwords = _encoder.encode(line, is_target)
+        subwords = vocabulary.encode(line).split()
         if limit is not None and len(subwords) > limit:
             cut.append(len(subwords) - limit)
             del subwords[limit:]
@@ -146,10 +144,10 @@ def encode_file(pool, path, output, limit, bar):
     return cut_lines, cut_subwords
 
 
-def encode_corpus(sizes, output, make_encoder, limit, workers):
+def encode_corpus(sizes, output, read, limit, workers):
     """Encode the files; say of each that may be cut how much was."""
     with (
-        multiprocessing.Pool(workers, _start, (make_encoder,)) as pool,
+        multiprocessing.Pool(workers, _start, (read,)) as pool,
         tqdm(total=sum(sizes.values()), desc="subwords", unit=" lines", disable=None) as bar,
     ):
         for path, size in sizes.items():
@@ -191,7 +189,7 @@ def parse(arguments):
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     parser.add_argument("--workers", type=count, default=cores, metavar="N", help="processes (default: %(default)s)")
     options = parser.parse_args(arguments)
-    given = [name for name in ("sentencepiece", "gpt2_bpe", "tokenizer_json") if getattr(options, name)]
+    given = [name for name in KINDS if getattr(options, name)]
     if len(given) > 1:
         first, second = (as_option(name) for name in given[:2])
         raise UserError(f"{first} and {second} are two vocabularies: give one of them")
@@ -209,10 +207,10 @@ def main(arguments=None):
     if options.kind is None:
         check_output_file(path, *sizes)
         train_sentencepiece(options.corpus, path, options.vocabulary_size, options.symbol)
-    make_encoder = functools.partial(Subwords, options.kind, path)
-    vocabulary_size = make_encoder().vocabulary_size
-    encode_corpus(sizes, options.output, make_encoder, options.truncate_source, options.workers)
-    print(f"pieces: a vocabulary of {vocabulary_size}")
+    read = functools.partial(read_vocabulary, options.kind, path)
+    size = vocabulary_size(read())
+    encode_corpus(sizes, options.output, read, options.truncate_source, options.workers)
+    print(f"pieces: a vocabulary of {size}")
 
 
 if __name__ == "__main__":

@@ -9,7 +9,7 @@ import pytest
 ROOT = Path(__file__).resolve().parents[1]
 # From the bottom up; those on one line know nothing of each other, but for what is written here.
 ORDER = """
-streams imports
+streams imports model_files
 errors
 files tables bounds numerics native gpu heap
 measurements
@@ -37,7 +37,9 @@ TESTED_ELSEWHERE = {
     "elseq.benchmark.fairseq_engine": "benchmark/test_measure.py",
     "elseq.benchmark.multi_query.variants": "benchmark/multi_query/test_report.py",
     "elseq.text_files.encoding": "cli/test_generate_errors.py",
+    "elseq.model_files": "test_files.py",
     "elseq.text_files.job": "text_files/test_run.py",
+    "elseq.text_files.plain_folder": "text_files/test_journal.py",
 }
 
 

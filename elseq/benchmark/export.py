@@ -44,8 +44,8 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
     first = getattr(task, "first_target_symbol", None)
     forced = [] if first is None else [first]
     contents = {"is_language_model": model_file.is_language_model}
-    dictionaries = task.source_dictionary, task.target_dictionary
     if engine == "ctranslate2":
+        dictionaries = task.source_dictionary, task.target_dictionary
         ctranslate.to_ctranslate2(model, cfg, *dictionaries, folder)
         if not model_file.is_language_model and getattr(task, "append_source_eos", True):
             numbers = [source[:-1] for source in numbers]  # it adds the end symbol itself
@@ -54,8 +54,7 @@ def export(engine: str, model_file: ModelFile, sources: list[list[int]], folder:
             "target_symbols": ctranslate.symbols(task.target_dictionary),
         }
     else:
-        forced_start = first == task.target_dictionary.bos()
-        exported = conversion.to_hugging_face(model.state_dict(), cfg, *dictionaries, forced_start)
+        exported = conversion.to_hugging_face(model.state_dict(), cfg, task)
         folders.write(folder, exported.config, exported.settings, exported.tensors)
         places = {row: number for number, row in enumerate(exported.source_order)}
         if any(row not in places for source in numbers for row in source):

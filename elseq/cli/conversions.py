@@ -1,4 +1,4 @@
-"""The conversions of elseq-convert. Each takes the options of its command."""
+"""The conversions of elseq-convert, by the names of its commands. Each takes the options of its command."""
 
 import shlex
 from argparse import Namespace
@@ -15,17 +15,18 @@ from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
 from elseq.compat.settings import values
 from elseq.compat.training import FEWER_HEADS, recorded_conversions
 from elseq.errors import UserError, about, as_option, renamed
-from elseq.files import TOKENIZER, check_output_file, check_overwrite
+from elseq.files import check_output_file, check_overwrite
 from elseq.generator import TextGenerator, load, load_by
 from elseq.interop import averaging, ctranslate, heads
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration, to_stock
 from elseq.interop.hugging_face import conversion, folders
 from elseq.interop.output import check_output_folder, new_folder, save, write_files
 from elseq.loading import Checkpoint, checkpoint_path
+from elseq.model_files import TOKENIZER_JSON, VOCAB_JSON
 from elseq.models.stock import as_stock, elseq_configuration, recorded_options, training_options
 from elseq.numerics import check_finite
 from elseq.options import WINDOWS, Loading
-from elseq.subwords.pieces import NUMBERS, NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 # The elseq task that continues the training of a fairseq task. A pretrained BART is finetuned with <s> at the start.
@@ -189,7 +190,7 @@ def convert_from_hugging_face(args) -> None:
 def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
     task = converted.checkpoint["cfg"]["task"]
     arguments = ["--path", str(output / "model.pt"), "--task", TASKS[task["_name"]], *converted.task_arguments]
-    tokenizer = TOKENIZER if TOKENIZER in converted.files else NUMBERS
+    tokenizer = TOKENIZER_JSON if TOKENIZER_JSON in converted.files else VOCAB_JSON
     arguments += ["--bpe", "hugging_face", "--tokenizer-json", str(output / tokenizer)]
     for name, value in converted.generation.items():
         arguments += [as_option(name), *([] if value is True else [str(value)])]
@@ -197,22 +198,19 @@ def _generation_command(converted: conversion.ForFairseq, output: Path) -> str:
 
 
 def convert_to_hugging_face(args) -> None:
-    path, output, state = _prepare(args, conversion.WRITTEN, conversion.FEATURES, conversion.PROGRAM)
+    checkpoint, output = _prepare(args, conversion.WRITTEN, conversion.FEATURES, conversion.PROGRAM)
     settings = Checkpoint.read(checkpoint_path(args.settings)).cfg if args.settings else None
-    dtype = next(tensor.dtype for name, tensor in state["model"].items() if name.endswith(".fc1.weight"))
-    loaded = _load(path, args.data, dtype)
+    parameters = checkpoint.state["model"]
+    dtype = next(tensor.dtype for name, tensor in parameters.items() if name.endswith(".fc1.weight"))
+    loaded = _load(checkpoint.path, args.data, dtype)
     check_output_folder(output, args.overwrite, conversion.WRITTEN, Path(loaded.task.options.data))
-    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     tensors = loaded.model.state_dict()
     # The task has no word for <mask>, so the loaded model has lost that row of the embedding.
-    tensors |= {name: tensor for name, tensor in state["model"].items() if name.endswith("embed_tokens.weight")}
-    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | NumberedPieces) else None
-    forced_start = getattr(loaded.task, "force_bos", False)
-    around = getattr(loaded.task, "symbols_around_source", None)
-    with about(path):
-        converted = conversion.to_hugging_face(
-            tensors, state["cfg"], *dictionaries, forced_start, tokens, args.family, settings, around
-        )
+    embeddings = [name for name in parameters if name.endswith("embed_tokens.weight")]
+    tensors |= {name: checkpoint.stored.read(parameters[name]) for name in embeddings}
+    tokens = loaded.bpe if isinstance(loaded.bpe, Tokens | PiecesWithIds) else None
+    with about(checkpoint.path):
+        converted = conversion.to_hugging_face(tensors, checkpoint.cfg, loaded.task, tokens, args.family, settings)
     with new_folder(output) as new:
         folders.write(new, converted.config, converted.settings, converted.tensors)
         write_files(new, converted.files)
@@ -222,12 +220,12 @@ def convert_to_hugging_face(args) -> None:
 
 
 def convert_to_ctranslate2(args) -> None:
-    path, output, state = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES, ctranslate.PROGRAM)
-    loaded = _load(path, args.data, torch.float32)
+    checkpoint, output = _prepare(args, ctranslate.WRITTEN, ctranslate.FEATURES, ctranslate.PROGRAM)
+    loaded = _load(checkpoint.path, args.data, torch.float32)
     check_output_folder(output, args.overwrite, ctranslate.WRITTEN, Path(loaded.task.options.data))
     dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
-    with new_folder(output) as new, about(path):
-        ctranslate.to_ctranslate2(loaded.model, state["cfg"], *dictionaries, new, args.quantization)
+    with new_folder(output) as new, about(checkpoint.path):
+        ctranslate.to_ctranslate2(loaded.model, checkpoint.cfg, *dictionaries, new, args.quantization)
     print(f"written: {output}")
 
 
@@ -238,13 +236,13 @@ def convert_to_fairseq(args) -> None:
     state = Checkpoint.read(path, stays_in_file=False).state
     with about(path):
         converted = to_stock(state)
-    _note_windows(state)
+    _note_windows(state["cfg"])
     save(converted, output)
     print(f"written: {output}")
 
 
-def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str) -> tuple[Path, Path, dict]:
-    """Path of the checkpoint, output folder, and checkpoint, all checked before a model is built.
+def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str) -> tuple[Checkpoint, Path]:
+    """The checkpoint, whose tensors stay in its file, and the output folder, both checked before a model is built.
 
     Args:
         names: of the files that are written; see `check_output_folder`.
@@ -253,19 +251,29 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
     path, output = checkpoint_path(args.model), args.output
     data = [args.data] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    state = Checkpoint.read(path, multilingual=False, stays_in_file=False).state
+    checkpoint = Checkpoint.read(path, multilingual=False)
     with about(path):
-        as_stock(elseq_configuration(state["cfg"].model), features, program)
-    _note_windows(state)
-    return path, output, state
+        as_stock(elseq_configuration(checkpoint.cfg.model), features, program)
+    _note_windows(checkpoint.cfg)
+    return checkpoint, output
 
 
-def _note_windows(state: dict) -> None:
+def _note_windows(cfg) -> None:
     """Print a note if the model was trained with windows, which other programs do not have."""
-    if any(getattr(state["cfg"].task, name, None) for name in WINDOWS):
+    if any(getattr(cfg.task, name, None) for name in WINDOWS):
         print("note: the model was trained on sources in windows; what is written reads sources of one window")
 
 
 def _load(path: Path, data: str | None, dtype: torch.dtype | None = None) -> TextGenerator:
     with renamed(as_option):
         return load(path, device="cpu", dtype=dtype, data=data)
+
+
+COMMANDS = {
+    "heads": convert_heads,
+    "average": convert_average,
+    "from-hf": convert_from_hugging_face,
+    "to-hf": convert_to_hugging_face,
+    "to-ctranslate2": convert_to_ctranslate2,
+    "to-fairseq": convert_to_fairseq,
+}

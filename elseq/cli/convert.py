@@ -19,17 +19,16 @@ def main() -> None:
     elseq.set_up()
     from elseq.cli import conversions
 
-    getattr(conversions, args.convert)(args)
+    conversions.COMMANDS[args.command](args)
 
 
 def _parse(arguments: list[str]):
     parser = Parser(prog="elseq-convert", description=__doc__.partition(": ")[2])
-    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+    commands = parser.add_subparsers(dest="command", metavar="COMMAND", required=True)
     _add_heads(commands)
     command = _add(
         commands,
         "average",
-        "convert_average",
         "several checkpoints of a training to the mean of their parameters",
         "Write a checkpoint with the mean of the parameters, for decoding or further training. It has no state of the "
         "optimizer. The rest is that of the last checkpoint.",
@@ -51,7 +50,6 @@ def _parse(arguments: list[str]):
     command = _add(
         commands,
         "from-hf",
-        "convert_from_hugging_face",
         f"to fairseq: a {families} of Hugging Face's transformers",
         "Write a folder that elseq.load and fairseq read (model.pt, dict.txt, tokenizer.json), and print the options "
         "with which fairseq-generate follows the model's generation settings. Nothing is downloaded.",
@@ -66,7 +64,6 @@ def _parse(arguments: list[str]):
     command = _add(
         commands,
         "to-hf",
-        "convert_to_hugging_face",
         f"to Hugging Face's transformers: a {families}",
         f"Write a folder that transformers loads as a {classes}.",
     )
@@ -86,7 +83,6 @@ def _parse(arguments: list[str]):
     command = _add(
         commands,
         "to-ctranslate2",
-        "convert_to_ctranslate2",
         "to CTranslate2: Transformer, BART, language model",
         "Write a folder that CTranslate2 loads. The package ctranslate2 must be installed.",
     )
@@ -101,7 +97,6 @@ def _parse(arguments: list[str]):
     command = _add(
         commands,
         "to-fairseq",
-        "convert_to_fairseq",
         "to a checkpoint that fairseq loads without elseq",
         "Write the same parameters with an architecture of fairseq. On torch 2.6 and later, fairseq without elseq "
         "loads Transformer and BART checkpoints only with TORCH_FORCE_NO_WEIGHTS_ONLY_LOAD=1.",
@@ -109,7 +104,7 @@ def _parse(arguments: list[str]):
     command.add_argument("model", metavar="MODEL", help="a checkpoint, or its folder")
     _add_output(command, "FILE", "file to write")
     args = parser.parse_args(arguments)
-    if args.convert == "convert_heads":
+    if args.command == "heads":
         _check_heads(args)
     return args
 
@@ -154,9 +149,8 @@ def _check_heads(args) -> None:
         raise UserError("--calibration-sentences needs --calibration: give both, or leave it out")
 
 
-def _add(commands, name: str, convert: str, summary: str, description: str) -> argparse.ArgumentParser:
+def _add(commands, name: str, summary: str, description: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=summary, description=description)
-    command.set_defaults(convert=convert)
     add_fields(command, Loading, "user_dir")
     return command
 
@@ -180,7 +174,6 @@ def _add_heads(commands) -> None:
     command = _add(
         commands,
         "heads",
-        "convert_heads",
         "from multi-head attention to fewer key/value heads",
         "Pool the key and value heads of a multi-head checkpoint of fairseq or elseq (Transformer, BART or language "
         "model): grouped-query attention, or with one head multi-query attention. The result needs further training, "

@@ -9,7 +9,7 @@ class Subwords:
         raise NotImplementedError
 
     def decode(self, words: str) -> str:
-        """The text of words. Words that are not in the vocabulary are omitted."""
+        """The text of words. Words that are not in the vocabulary are omitted; codes, which have none, keep all."""
         raise NotImplementedError
 
     @property

@@ -5,7 +5,7 @@ from pathlib import Path
 from elseq.errors import UserError
 from elseq.files import check_ordinary, read_json
 
-MOST_PIECES = 2**24  # libraries that write a vocabulary iterate over all numbers up to the largest
+MOST_PIECES = 2**24  # libraries that write a vocabulary iterate over all ids up to the largest
 
 
 def read_text(path: Path) -> str:
@@ -22,22 +22,22 @@ def read_text(path: Path) -> str:
         raise UserError(f"{path} is not valid UTF-8: copy it again") from error
 
 
-def read_numbers(path: Path) -> dict[str, int]:
-    """The numbers of the pieces in encoder.json or vocab.json.
+def read_ids(path: Path) -> dict[str, int]:
+    """The id of each piece in encoder.json or vocab.json.
 
     Raises:
         UserError: the file has another content.
     """
-    return check_numbers(path, read_json(path))
+    return check_ids(path, read_json(path))
 
 
-def check_numbers(path: Path, pieces: dict, least: int = 0) -> dict[str, int]:
+def check_ids(path: Path, pieces: dict, least: int = 0) -> dict[str, int]:
     """The pieces of a file, checked.
 
     Raises:
-        UserError: there are fewer than `least`, or a piece has no number.
+        UserError: there are fewer than `least`, or a piece has no id.
     """
-    if len(pieces) < least or not all(type(number) is int and 0 <= number < MOST_PIECES for number in pieces.values()):
+    if len(pieces) < least or not all(type(each) is int and 0 <= each < MOST_PIECES for each in pieces.values()):
         raise UserError(f"{path} does not give each piece a number: copy it again")
     return pieces
 

@@ -5,11 +5,11 @@ from collections.abc import Collection, Iterable, Sequence
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import CODES, ENCODER, SENTENCEPIECE, SYMBOLS_FILE, TOKENIZER
+from elseq.model_files import CODES, ENCODER_JSON, FAIRSEQ_SYMBOLS, SENTENCEPIECE_MODELS, TOKENIZER_JSON, VOCAB_JSON
 from elseq.subwords import gpt2, tokens
 from elseq.subwords.base import Subwords
 from elseq.subwords.codes import Codes, kind_of_codes
-from elseq.subwords.pieces import NUMBERS, NumberedPieces, Sentencepiece
+from elseq.subwords.pieces import PiecesWithIds, Sentencepiece
 from elseq.subwords.tokens import Tokens
 
 logger = logging.getLogger(__name__)
@@ -27,7 +27,7 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         UserError: files cannot be used, belong to another model, or are ambiguous.
     """
     for folder in folders:
-        path = folder / TOKENIZER
+        path = folder / TOKENIZER_JSON
         if path.exists():
             found = read_converted(path, words)
             logger.info("subwords: the tokenizer %s", path)
@@ -39,11 +39,11 @@ def find_subwords(folders: Iterable[Path], words: Collection[str], is_language_m
         if encoder.exists():
             logger.info("subwords: GPT-2 byte-level BPE of %s", folder)
             return gpt2.read_gpt2(encoder, merges, words, is_language_model)
-        if all((folder / name).exists() for name in (NUMBERS, SYMBOLS_FILE)):
-            numbered = NumberedPieces(folder)
-            logger.info("subwords: sentencepiece %s, numbered by %s", numbered.path, NUMBERS)
-            return numbered
-        models = sorted(folder.glob(SENTENCEPIECE))
+        if all((folder / name).exists() for name in (VOCAB_JSON, FAIRSEQ_SYMBOLS)):
+            found = PiecesWithIds(folder)
+            logger.info("subwords: sentencepiece %s, numbered by %s", found.path, VOCAB_JSON)
+            return found
+        models = sorted(folder.glob(SENTENCEPIECE_MODELS))
         if len(models) > 1:
             raise UserError(f"{folder} holds several sentencepiece models; leave one there, or name another", "data")
         if models:
@@ -77,24 +77,24 @@ def read_converted(path: Path, words: Collection[str] = ()) -> Subwords:
 
     Args:
         path: its tokenizer.json, or where there is none its vocab.json.
-        words: words of the dictionary, of which a tokenizer.json must have the numbers.
+        words: words of the dictionary, of which a tokenizer.json must have the ids.
 
     Raises:
         UserError: a file is missing or cannot be used, or belongs to another model.
     """
-    if path.name == NUMBERS:
-        return NumberedPieces(path.parent)
+    if path.name == VOCAB_JSON:
+        return PiecesWithIds(path.parent)
     found = tokens.read_tokens(path)
     _check_words(path, found, words)
     return found
 
 
 def _check_words(path: Path, found: Tokens, words: Collection[str]) -> None:
-    """A dictionary may lack tokens and have other words, but each number in it must be that of a token."""
+    """A dictionary may lack tokens and have other words, but each number in it must be the id of a token."""
     for word in words:
-        if word.isdecimal() and word not in found.numbers:
+        if word.isdecimal() and word not in found.ids:
             raise UserError(
-                f"{path} is not the model's tokenizer, or {ENCODER} is missing beside it: none of its tokens is "
+                f"{path} is not the model's tokenizer, or {ENCODER_JSON} is missing beside it: none of its tokens is "
                 f"the word {word} of the dictionary; remove it, or copy the files of the model's own there"
             )
 

@@ -11,12 +11,12 @@ from tokenizers import AddedToken, Tokenizer, decoders, pre_tokenizers
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
-from elseq.files import ENCODER, MERGES
-from elseq.subwords.files import read_merges, read_numbers
-from elseq.subwords.tokens import END_OF_TEXT, NO_TOKENIZER, SYMBOLS, Tokens, library_errors
+from elseq.model_files import ENCODER_JSON, VOCAB_BPE
+from elseq.subwords.files import read_ids, read_merges
+from elseq.subwords.tokens import END_OF_TEXT, NO_TOKENIZER, SPECIAL_SYMBOLS, Tokens, library_errors
 
 MASK = "<mask>"
-FILES = (ENCODER, MERGES)
+FILES = (ENCODER_JSON, VOCAB_BPE)
 
 
 def read_gpt2(encoder: Path, merges: Path, symbols: Container[str] = (), is_language_model: bool = False) -> Tokens:
@@ -29,14 +29,14 @@ def read_gpt2(encoder: Path, merges: Path, symbols: Container[str] = (), is_lang
     Raises:
         UserError: a file is missing or cannot be used, or the files belong to different vocabularies.
     """
-    numbers, pairs = read_numbers(encoder), read_merges(merges)
-    check_pieces(encoder, numbers, merges, pairs)
-    tokenizer = byte_level(numbers, pairs, encoder)
-    words = {number: str(number) for number in numbers.values()}
-    special = [AddedToken(symbol, normalized=False) for symbol in SYMBOLS]
+    ids, pairs = read_ids(encoder), read_merges(merges)
+    check_pieces(encoder, ids, merges, pairs)
+    tokenizer = byte_level(ids, pairs, encoder)
+    words = {each: str(each) for each in ids.values()}
+    special = [AddedToken(symbol, normalized=False) for symbol in SPECIAL_SYMBOLS]
     if MASK in symbols:
         special.append(AddedToken(MASK, normalized=False, lstrip=True))  # as in BART's own tokenizer and fairseq's hub
-    if is_language_model and END_OF_TEXT in numbers:
+    if is_language_model and END_OF_TEXT in ids:
         special.append(AddedToken(END_OF_TEXT, normalized=False))
     tokenizer.add_special_tokens(special)
     for token in special:
@@ -48,7 +48,7 @@ def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add
     """A byte-level BPE tokenizer with these pieces, without special symbols.
 
     Raises:
-        UserError: the result of a merge has no number.
+        UserError: the result of a merge has no id.
     """
     pairs = [tuple(merge.split(" ")) for merge in merges]
     with library_errors(f"{path} {NO_TOKENIZER}"):
@@ -58,10 +58,10 @@ def byte_level(pieces: Mapping[str, int], merges: Sequence[str], path: Path, add
     return tokenizer
 
 
-def check_pieces(encoder: Path, numbers: Mapping[str, int], merges: Path, pairs: Sequence[str]) -> None:
+def check_pieces(encoder: Path, ids: Mapping[str, int], merges: Path, pairs: Sequence[str]) -> None:
     """
     Raises:
-        UserError: a byte or a piece has no number, or there are no merges.
+        UserError: a byte or a piece has no id, or there are no merges.
     """
     if not pairs:
         raise UserError(f"{merges} has no pair of pieces to join: copy it again")
@@ -69,6 +69,6 @@ def check_pieces(encoder: Path, numbers: Mapping[str, int], merges: Path, pairs:
         if len(pair.split(" ")) != 2:
             raise UserError(f"{merges} has the line {pair!r}, which is no pair of pieces: copy it again")
     pieces = [*bytes_to_unicode().values(), *(pair.replace(" ", "") for pair in pairs)]
-    lacking = next((piece for piece in pieces if piece not in numbers), None)
+    lacking = next((piece for piece in pieces if piece not in ids), None)
     if lacking is not None:
         raise UserError(f"{encoder} has no number for {lacking!r}, a piece of {merges.name}: copy both again")

@@ -9,9 +9,17 @@ from pathlib import Path
 import sentencepiece
 
 from elseq.errors import UserError
-from elseq.files import SYMBOLS_FILE, read_json
+from elseq.files import read_json
+from elseq.model_files import (
+    FAIRSEQ_SYMBOLS,
+    SENTENCEPIECE_BPE_MODEL,
+    SOURCE_SPM,
+    TARGET_SPM,
+    TARGET_VOCAB_JSON,
+    VOCAB_JSON,
+)
 from elseq.subwords.base import Subwords
-from elseq.subwords.files import read_numbers
+from elseq.subwords.files import read_ids
 
 
 class Sentencepiece(Subwords):
@@ -45,8 +53,6 @@ class Sentencepiece(Subwords):
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
 
 
-MODEL, SOURCE_MODEL, TARGET_MODEL = "sentencepiece.bpe.model", "source.spm", "target.spm"
-NUMBERS, TARGET_NUMBERS = "vocab.json", "target_vocab.json"
 _SPACE = "\u2581"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
 
@@ -56,13 +62,13 @@ def as_word(piece: str) -> str:
     return "".join(f"<U+{ord(letter):04X}>" if letter.isspace() else letter for letter in piece)
 
 
-class NumberedPieces(Sentencepiece):
-    """A sentencepiece model beside vocab.json, which numbers its pieces, and fairseq_symbols.json.
+class PiecesWithIds(Sentencepiece):
+    """A sentencepiece model beside vocab.json, which has the ids of its pieces, and fairseq_symbols.json.
 
     The special tokens that fairseq_symbols.json names are found in a text before sentencepiece reads it, as in
     transformers, and say nothing in decoding. Every other piece is a word of the dictionary (see `as_word`).
 
-    A folder with source.spm and target.spm (Marian) has a model for each side. target_vocab.json numbers the pieces of
+    A folder with source.spm and target.spm (Marian) has a model for each side. target_vocab.json has the ids of
     targets, if it is there. This object encodes sources and decodes targets, and `of_targets` does both for targets.
     ">>LANGUAGE<<" at the start of a text is one word.
     """
@@ -76,31 +82,31 @@ class NumberedPieces(Sentencepiece):
         Raises:
             UserError: a file is missing or cannot be used.
         """
-        self.is_pair = (folder / SOURCE_MODEL).exists()
-        model, numbers = (SOURCE_MODEL if self.is_pair else MODEL), NUMBERS
+        self.is_pair = (folder / SOURCE_SPM).exists()
+        model, vocab = (SOURCE_SPM if self.is_pair else SENTENCEPIECE_BPE_MODEL), VOCAB_JSON
         if is_target:
-            model, numbers = TARGET_MODEL, (TARGET_NUMBERS if (folder / TARGET_NUMBERS).exists() else NUMBERS)
+            model, vocab = TARGET_SPM, (TARGET_VOCAB_JSON if (folder / TARGET_VOCAB_JSON).exists() else VOCAB_JSON)
         self.path = folder / model
         super().__init__(self.path)
-        self._of_targets = NumberedPieces(folder, is_target=True) if self.is_pair and not is_target else self
-        self.files = [self.path, folder / numbers]
+        self._of_targets = PiecesWithIds(folder, is_target=True) if self.is_pair and not is_target else self
+        self.files = [self.path, folder / vocab]
         if self._of_targets is not self:
             self.files += self._of_targets.files
-        pieces = read_numbers(folder / numbers)
-        symbols = {str(token): symbol for symbol, token in read_json(folder / SYMBOLS_FILE).items()}
+        pieces = read_ids(folder / vocab)
+        symbols = {str(token): symbol for symbol, token in read_json(folder / FAIRSEQ_SYMBOLS).items()}
         self._symbols = symbols
         longest_first = sorted(symbols, key=len, reverse=True)
         self._split = re.compile(f"({'|'.join(map(re.escape, longest_first)) or '(?!)'})")
-        self.words = {number: symbols.get(piece) or as_word(piece) for piece, number in pieces.items()}
-        self.numbers = {word: number for number, word in self.words.items()}
+        self.words = {token_id: symbols.get(piece) or as_word(piece) for piece, token_id in pieces.items()}
+        self.ids = {word: token_id for token_id, word in self.words.items()}
         self._said = {as_word(piece): piece for piece in pieces if piece not in symbols}
 
     @property
-    def of_targets(self) -> "NumberedPieces":
+    def of_targets(self) -> "PiecesWithIds":
         return self._of_targets
 
-    def token(self, number: int) -> str | None:
-        return self.words.get(number)
+    def token(self, token_id: int) -> str | None:
+        return self.words.get(token_id)
 
     def pieces(self, text: str) -> list[str]:
         pieces = []

@@ -3,9 +3,9 @@
 The word of a token is
 1. the symbol <s>, <pad>, </s> or <unk>, if fairseq_symbols.json beside tokenizer.json maps the symbol to the token,
    or the token itself, a language code, if it maps that to itself;
-2. otherwise, if there is an encoder.json: its number there, or the token itself if it is not there (encoder.json has
-   GPT-2's numbers, and spells tokens that are not BPE pieces in the letters of their bytes);
-3. otherwise its number in tokenizer.json, except that <mask> and madeupwordNNNN stay as they are.
+2. otherwise, if there is an encoder.json: its id there, or the token itself if it is not there (encoder.json has
+   GPT-2's ids, and spells tokens that are not BPE pieces in the letters of their bytes);
+3. otherwise its id in tokenizer.json, except that <mask> and madeupwordNNNN stay as they are.
 """
 
 import contextlib
@@ -19,13 +19,14 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import ENCODER, SYMBOLS_FILE, read_json
+from elseq.files import check_text, read_json
+from elseq.model_files import ENCODER_JSON, FAIRSEQ_SYMBOLS
 from elseq.subwords.base import Subwords
-from elseq.subwords.files import read_numbers
+from elseq.subwords.files import read_ids
 
-SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first symbols of every dictionary
+SPECIAL_SYMBOLS = ("<s>", "<pad>", "</s>", "<unk>")  # the first symbols of every dictionary
 END_OF_TEXT = "<|endoftext|>"
-OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq's dictionaries have these as words, not as numbers
+OWN_WORDS = re.compile(r"<mask>|madeupword\d+")  # fairseq's dictionaries have these as words, not as ids
 _LETTERS = bytes_to_unicode()
 MOST_GROWTH = 2**10  # maximum growth of a text by all steps
 NO_TOKENIZER = "is no tokenizer of Hugging Face's library"
@@ -45,7 +46,7 @@ class Tokens(Subwords):
         self.tokenizer = tokenizer
         self.path = path
         self.words = dict(words)
-        self.numbers = {word: number for number, word in self.words.items()}
+        self.ids = {word: token_id for token_id, word in self.words.items()}
 
     def encode(self, text: str) -> str:
         """The words of a text, separated by spaces. Special symbols in the text are recognized.
@@ -54,20 +55,17 @@ class Tokens(Subwords):
             UserError: the tokenizer cannot encode it.
         """
         with library_errors(f"the tokenizer cannot encode {text[:40]!r}", f"copy {self.path} again"):
-            try:
-                numbers = self.tokenizer.encode(text, add_special_tokens=False).ids
-            except (TypeError, UnicodeEncodeError) as error:
-                sentence = f"{text[:40]!r} holds half a character (a lone surrogate): decode it as UTF-8"
-                raise UserError(sentence) from error
-        return " ".join(self.words[number] for number in numbers)
+            check_text(text, repr(text[:40]), "decode it as UTF-8")
+            ids = self.tokenizer.encode(text, add_special_tokens=False).ids
+        return " ".join(self.words[token_id] for token_id in ids)
 
     def decode(self, words: str) -> str:
         """The text of words, as in transformers without special symbols. Words that are no tokens are omitted."""
-        numbers = [self.numbers[word] for word in words.split() if word in self.numbers]
-        return self.tokenizer.decode(numbers, skip_special_tokens=True)
+        ids = [self.ids[word] for word in words.split() if word in self.ids]
+        return self.tokenizer.decode(ids, skip_special_tokens=True)
 
-    def token(self, number: int) -> str | None:
-        return self.tokenizer.id_to_token(number)
+    def token(self, token_id: int) -> str | None:
+        return self.tokenizer.id_to_token(token_id)
 
     def is_beginning_of_word(self, word: str) -> bool:
         return self.decode(word).startswith(" ")
@@ -88,14 +86,14 @@ def read_tokens(path: Path) -> Tokens:
     """
     tokenizer = parse_tokenizer(read_json(path), path)
     symbols = default_symbols(tokenizer)
-    if path.with_name(SYMBOLS_FILE).exists():
-        symbols = {str(token): symbol for symbol, token in read_json(path.with_name(SYMBOLS_FILE)).items()}
-        if not all(symbol in (*SYMBOLS, token) for token, symbol in symbols.items()):
-            raise UserError(f"{path.with_name(SYMBOLS_FILE)} names other symbols than {', '.join(SYMBOLS)}")
-    numbers = None
-    if path.with_name(ENCODER).exists():
-        numbers = read_numbers(path.with_name(ENCODER))
-    return Tokens(tokenizer, dictionary_words(tokenizer, numbers, symbols), path)
+    if path.with_name(FAIRSEQ_SYMBOLS).exists():
+        symbols = {str(token): symbol for symbol, token in read_json(path.with_name(FAIRSEQ_SYMBOLS)).items()}
+        if not all(symbol in (*SPECIAL_SYMBOLS, token) for token, symbol in symbols.items()):
+            raise UserError(f"{path.with_name(FAIRSEQ_SYMBOLS)} names other symbols than {', '.join(SPECIAL_SYMBOLS)}")
+    ids = None
+    if path.with_name(ENCODER_JSON).exists():
+        ids = read_ids(path.with_name(ENCODER_JSON))
+    return Tokens(tokenizer, dictionary_words(tokenizer, ids, symbols), path)
 
 
 def parse_tokenizer(content: dict, path: Path) -> Tokenizer:
@@ -153,7 +151,7 @@ def library_errors(failure: str, remedy: str = "copy it again"):
 def default_symbols(tokenizer: Tokenizer) -> dict[str, str]:
     """The symbols of tokens without fairseq_symbols.json: those of the same name, and GPT-2's end of text."""
     known = tokenizer.get_vocab()
-    symbols = {symbol: symbol for symbol in SYMBOLS}
+    symbols = {symbol: symbol for symbol in SPECIAL_SYMBOLS}
     return symbols | ({END_OF_TEXT: "</s>"} if "</s>" not in known and END_OF_TEXT in known else {})
 
 
@@ -162,22 +160,22 @@ def spelt(token: str, pieces: Mapping[str, int]) -> str:
     return token if token in pieces else "".join(_LETTERS[byte] for byte in token.encode())
 
 
-def dictionary_words(tokenizer: Tokenizer, numbers: Mapping[str, int] | None, symbols: Mapping[str, str]):
+def dictionary_words(tokenizer: Tokenizer, ids: Mapping[str, int] | None, symbols: Mapping[str, str]):
     """The word for each token id; see the docstring of the module.
 
     Args:
-        numbers: content of encoder.json, or None.
+        ids: content of encoder.json, or None.
         symbols: maps tokens to symbols of fairseq.
     """
     pieces = tokenizer.get_vocab(with_added_tokens=False)
     return {
-        number: symbols.get(token) or dictionary_word(token, number, numbers, pieces)
-        for token, number in tokenizer.get_vocab().items()
+        token_id: symbols.get(token) or dictionary_word(token, token_id, ids, pieces)
+        for token, token_id in tokenizer.get_vocab().items()
     }
 
 
-def dictionary_word(token: str, number: int, numbers: Mapping[str, int] | None, pieces: Mapping[str, int]) -> str:
-    if numbers is None:
-        return token if OWN_WORDS.fullmatch(token) else str(number)
+def dictionary_word(token: str, token_id: int, ids: Mapping[str, int] | None, pieces: Mapping[str, int]) -> str:
+    if ids is None:
+        return token if OWN_WORDS.fullmatch(token) else str(token_id)
     name = spelt(token, pieces)
-    return str(numbers[name]) if name in numbers else name
+    return str(ids[name]) if name in ids else name

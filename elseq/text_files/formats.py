@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from elseq.errors import UserError, as_option, check_choice
+from elseq.files import check_text
 
 if TYPE_CHECKING:  # it needs torch; see `elseq.options`
     from elseq.generator import Hypothesis, TextGenerator
@@ -101,10 +102,7 @@ class InputFormat:
         text = fields.pop(self.input_field)
         if not isinstance(text, str):
             raise UserError(f"the field {self.input_field!r} of {name} is no string: give the text as one")
-        if not _is_unicode(text):
-            raise UserError(
-                f"the field {self.input_field!r} of {name} holds half a character (a lone surrogate): write it in full"
-            )
+        check_text(text, f"the field {self.input_field!r} of {name}", "write it in full")
         return text, fields
 
     def languages(self, fields: dict, name: str, default: Sequence[str | None]) -> tuple[str | None, ...]:
@@ -168,14 +166,6 @@ def _integer(text: str) -> int:
     if len(text) > MOST_DIGITS:
         raise ValueError(f"a number has {len(text)} digits")
     return int(text)
-
-
-def _is_unicode(text: str) -> bool:
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
 
 
 @dataclass(frozen=True)

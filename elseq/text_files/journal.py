@@ -29,8 +29,9 @@ import numpy as np
 from tqdm import tqdm
 
 from elseq.errors import UserError
-from elseq.files import PlainFolder, check_output_file
+from elseq.files import check_output_file
 from elseq.text_files.fingerprint import Fingerprint, differences, read_fingerprint
+from elseq.text_files.plain_folder import PlainFolder
 
 logger = logging.getLogger(__name__)
 

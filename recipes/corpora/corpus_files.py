@@ -4,13 +4,20 @@ import argparse
 import gzip
 import json
 import zlib
+from typing import NamedTuple
 
 from elseq.arguments import Parser, read_path
 from elseq.errors import UserError
-from elseq.files import decode_lines, make_folder, written_whole
+from elseq.files import check_text, decode_lines, make_folder, written_whole
 
 SPLITS = ("train", "valid", "test")
+REMEDY = "mend it, or fetch the corpus again"
 KINDS = {str: "text", str | None: "text", list: "list", int: "whole number"}  # as they are called in an error
+
+
+class Sample(NamedTuple):
+    source: str
+    target: str
 
 
 def commands(description, fetch, prepare, corpora=()):
@@ -89,7 +96,7 @@ def read_json_lines(path):
                 number += 1
                 value = json.loads(line)
                 if "\\u" in line:
-                    check_characters(f"line {number} of {path}", json.dumps(value, ensure_ascii=False))
+                    check_text(json.dumps(value, ensure_ascii=False), f"line {number} of {path}", REMEDY)
                 yield value
     except (ValueError, RecursionError) as error:
         raise UserError(f"line {number} of {path} is no JSON ({_reason(error)}); mend it, or fetch it again") from error
@@ -99,18 +106,6 @@ def read_json_lines(path):
 
 def _reason(error):
     return getattr(error, "strerror", None) or getattr(error, "msg", None) or error
-
-
-def check_characters(place, text):
-    """
-    Raises:
-        UserError: the text at this place has half of a surrogate pair, which JSON can write and UTF-8 cannot.
-    """
-    try:
-        text.encode()
-    except UnicodeEncodeError as error:
-        half = f"\\u{ord(text[error.start]):04x}"
-        raise UserError(f"{place} has {half}, half of a character; mend it, or fetch the corpus again") from error
 
 
 def require(place, row, **fields):
@@ -124,11 +119,9 @@ def require(place, row, **fields):
     """
     for name, kind in fields.items():
         if not isinstance(row, dict) or not isinstance(row.get(name, ...), kind):
-            raise UserError(
-                f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; mend it, or fetch the corpus again"
-            )
+            raise UserError(f"{place} has no {KINDS[kind]} {name!r}: {str(row)[:80]}; {REMEDY}")
         if isinstance(row[name], str):
-            check_characters(place, row[name])
+            check_text(row[name], place, REMEDY)
 
 
 def one_line(text):
@@ -143,7 +136,7 @@ def sample_evenly(samples, size):
     return [samples[number * len(samples) // size] for number in range(size)]
 
 
-def write_split(folder, split, samples, size):
+def write_split(folder, split, samples, size=None):
     """Write each field of `size` samples (None: all) to the lines of a file SPLIT.FIELD. Returns their number.
 
     Raises:
@@ -154,13 +147,9 @@ def write_split(folder, split, samples, size):
         raise UserError(f"{split} has no example in which nothing is missing; give a corpus that has some")
     make_folder(folder)
     for field in chosen[0]._fields:
-        write_lines(folder / f"{split}.{field}", [getattr(sample, field) for sample in chosen])
+        with written_whole(folder / f"{split}.{field}") as file:
+            file.writelines(f"{getattr(sample, field)}\n" for sample in chosen)
     return len(chosen)
-
-
-def write_lines(path, lines):
-    with written_whole(path) as file:
-        file.writelines(f"{line}\n" for line in lines)
 
 
 def counted(faults):

@@ -19,11 +19,11 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import NamedTuple
 
+from corpus_files import Sample, write_split
 from tqdm import tqdm
 
 from elseq.arguments import Parser, count, read_path
 from elseq.errors import UserError
-from elseq.files import written_whole
 
 SPLITS = ("test", "valid", "train")  # in the order in which they are filled
 SKIPPED_FOLDERS = {"test", "tests", "site-packages", "dist-packages", "__pycache__"}
@@ -132,15 +132,6 @@ def read_modules(pool, roots: Iterable[Path], limits: Limits) -> Iterator[list[s
     return pool.imap(functools.partial(read_module, limits=limits), ordered, chunksize=20)
 
 
-def write_splits(splits: dict[str, list[str]], output: Path, letters: int) -> None:
-    output.mkdir(parents=True, exist_ok=True)
-    for name, targets in splits.items():
-        sources = (abbreviate(sentence, letters) for sentence in targets)
-        for side, lines in (("source", sources), ("target", targets)):
-            with written_whole(output / f"{name}.{side}") as file:
-                file.writelines(f"{line}\n" for line in lines)
-
-
 def main(arguments=None):
     parser = Parser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("output", type=read_path, help="folder for {train,valid,test}.{source,target}")
@@ -160,7 +151,9 @@ def main(arguments=None):
     for name in SPLITS:
         if not splits[name]:
             raise UserError(f"there are too few documented sources to fill {name}; name a larger --root")
-    write_splits(splits, options.output, options.letters)
+    for name, targets in splits.items():
+        samples = [Sample(abbreviate(sentence, options.letters), sentence) for sentence in targets]
+        write_split(options.output, name, samples)
     print("sentences: " + ", ".join(f"{name} {len(splits[name])}" for name in reversed(SPLITS)))
 
 

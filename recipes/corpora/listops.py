@@ -18,6 +18,8 @@ from typing import NamedTuple
 from tqdm import tqdm
 
 from elseq.arguments import Parser, count, read_path
+from elseq.errors import UserError, as_option
+from elseq.files import make_folder, written_whole
 
 DIGIT_PROBABILITY = 0.75
 OPERATORS = {
@@ -56,7 +58,7 @@ def expressions(generator, rules):
     """Endless pairs of an expression and its value, all different.
 
     Raises:
-        ValueError: when there seem to be no more.
+        UserError: when there seem to be no more.
     """
     seen, failures = set(), 0
     while failures < MOST_FAILURES:
@@ -70,7 +72,7 @@ def expressions(generator, rules):
                 seen.add(fingerprint)
                 failures = 0
                 yield expression, value
-    raise ValueError(
+    raise UserError(
         f"after {len(seen)} expressions no other was found of more than {rules.min_length} and fewer than "
         f"{rules.max_length} tokens: allow other lengths, more depth or more arguments, or ask for fewer"
     )
@@ -80,8 +82,8 @@ def write_split(folder, name, pairs, size):
     """SPLIT.source and SPLIT.target; returns a line that describes them."""
     lengths, values = [], Counter()
     with (
-        open(folder / f"{name}.source", "w", encoding="ascii") as source,
-        open(folder / f"{name}.target", "w", encoding="ascii") as target,
+        written_whole(folder / f"{name}.source") as source,
+        written_whole(folder / f"{name}.target") as target,
     ):
         for _ in tqdm(range(size), desc=name, unit=" expressions", disable=None):
             expression, value = next(pairs)
@@ -102,23 +104,19 @@ def main(arguments=None):
     for name, size in (("train", 96_000), ("valid", 2_000), ("test", 2_000)):
         parser.add_argument(f"--{name}-size", type=count, default=size, metavar="EXPRESSIONS")
     for field, default in Rules._field_defaults.items():
-        parser.add_argument(f"--{field.replace('_', '-')}", type=count, default=default)
+        parser.add_argument(as_option(field), type=count, default=default)
     parser.add_argument("--seed", type=int, default=1)
     options = parser.parse_args(arguments)
     rules = Rules(*(getattr(options, field) for field in Rules._fields))
     # In this order, so that the expressions to be evaluated do not depend on how many there are to learn from.
     sizes = {name: getattr(options, f"{name}_size") for name in ("test", "valid", "train")}
-    for name, least in (("max_depth", 2), ("max_arguments", 2), *((f"{name}_size", 1) for name in sizes)):
-        if getattr(options, name) < least:
-            parser.error(f"--{name.replace('_', '-')} {getattr(options, name)} is not possible: give {least} or more")
-
-    options.output.mkdir(parents=True, exist_ok=True)
+    for name in ("max_depth", "max_arguments"):
+        if getattr(options, name) < 2:
+            raise UserError(f"{as_option(name)} {getattr(options, name)} is not possible: give 2 or more")
+    make_folder(options.output)
     pairs = expressions(random.Random(options.seed), rules)
-    try:
-        for name, size in sizes.items():
-            print(write_split(options.output, name, pairs, size))
-    except ValueError as error:
-        parser.error(str(error))
+    for name, size in sizes.items():
+        print(write_split(options.output, name, pairs, size))
 
 
 if __name__ == "__main__":

@@ -14,10 +14,10 @@ import statistics
 from collections import Counter
 from typing import NamedTuple
 
-from corpus_files import SPLITS, counted, one_line, sample_evenly, sizes, write_split
-from squad_questions import HIGHLIGHT, Sample
+from corpus_files import SPLITS, Sample, counted, one_line, sample_evenly, sizes, write_split
+from squad_questions import HIGHLIGHT
 
-from elseq.arguments import Parser, count, read_path
+from elseq.arguments import Parser, choices, count, read_path
 from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.subwords.pieces import Sentencepiece
@@ -148,19 +148,11 @@ def write(options):
                 continue
             sources.append(source)
             written.append(Sample(source.text, sample.target))
-        number = write_split(options.output, split, written, None)
+        number = write_split(options.output, split, written)
         tokens, texts = (
             statistics.fmean(getattr(source, field) for source in sources) for field in ("tokens", "texts")
         )
         print(f"{split}: {number} written, with {tokens:,.0f} tokens and {texts:.1f} texts on average{counted(faults)}")
-
-
-def splits(text):
-    names = text.split(",")
-    for name in names:
-        if name not in SPLITS:
-            raise UserError(f"{name!r} is no split: give some of {', '.join(SPLITS)}")
-    return names
 
 
 def main(arguments=None):
@@ -182,7 +174,7 @@ def main(arguments=None):
     )
     parser.add_argument(
         "--others",
-        type=splits,
+        type=choices(SPLITS),
         metavar="SPLIT,...",
         help="the splits out of which the other texts are (default: the one that is written)",
     )

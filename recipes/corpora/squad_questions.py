@@ -15,7 +15,7 @@ from collections import Counter
 from itertools import chain
 from typing import NamedTuple
 
-from corpus_files import SPLITS, commands, counted, find, one_line, read_json, require, write_split
+from corpus_files import SPLITS, Sample, commands, counted, find, one_line, read_json, require, write_split
 
 from elseq.arguments import count
 from elseq.errors import UserError
@@ -30,11 +30,6 @@ DOCLISTS = {"train": "doclist-train.txt", "valid": "doclist-dev.txt", "test": "d
 QUESTIONS = {"train": 75_722, "valid": 10_570, "test": 11_877}  # Du et al., table 1
 SQUAD_URL = "https://rajpurkar.github.io/SQuAD-explorer/dataset/"
 DOCLIST_URL = "https://raw.githubusercontent.com/xinyadu/nqg/master/data/"
-
-
-class Sample(NamedTuple):
-    source: str
-    target: str
 
 
 # fetch

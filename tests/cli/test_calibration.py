@@ -25,8 +25,8 @@ def load(trained):
 
 def files(trained, split="valid"):
     if trained.is_language_model:
-        return str(trained.raw / f"{split}.lm"), None
-    return tuple(str(trained.raw / f"{split}.{side}") for side in ("src", "tgt"))
+        return trained.raw / f"{split}.lm", None
+    return tuple(trained.raw / f"{split}.{side}" for side in ("src", "tgt"))
 
 
 def rows(samples, name):
@@ -40,8 +40,8 @@ def test_files_and_splits_are_the_same_text(trained):
     generator = load(trained)
     written = read_calibration(generator, *files(trained), 1000, 1)
     generator.task.options.sample_break_mode = "eos"  # as in the training of the tiny language model
-    split = read_calibration(generator, "valid", None, 1000, 1)
-    assert (written.name, split.name) == (files(trained)[0].rpartition("/")[2], "valid")
+    split = read_calibration(generator, Path("valid"), None, 1000, 1)
+    assert (written.name, split.name) == (files(trained)[0].name, "valid")
     assert len(written.samples) == len(split.samples) == 30
     names = ["src_tokens", "target"] + (["prev_output_tokens"] if files(trained)[1] else [])
     for name in names:
@@ -53,7 +53,7 @@ def test_files_and_splits_are_the_same_text(trained):
 def test_loss_is_that_of_the_scores(tiny_translation):
     generator = load(tiny_translation)
     calibration = read_calibration(generator, *files(tiny_translation), 1000, 1)
-    lines = [Path(path).read_text().splitlines() for path in files(tiny_translation)]
+    lines = [path.read_text().splitlines() for path in files(tiny_translation)]
     scored = generator.score(*lines, progress=False)
     bits = -sum(sum(each.log_probs) for each in scored) / sum(len(each.tokens) for each in scored)
     assert calibration.loss(generator.model) * torch.log(torch.tensor(2.0)).item() == pytest.approx(bits, rel=1e-5)
@@ -70,7 +70,7 @@ def test_sentences_are_spread_over_the_text(trained):
 
 def write(path, lines):
     path.write_text("".join(f"{line}\n" for line in lines))
-    return str(path)
+    return path
 
 
 def test_blank_lines_are_left_out(tiny_translation, tmp_path):
@@ -112,12 +112,12 @@ def test_what_does_not_go_together(tiny_translation, tiny_language_model, tmp_pa
     with pytest.raises(UserError, match="--calibration-target is for models with an encoder: leave it out"):
         read_calibration(load(tiny_language_model), source, source, 100, 1)
     with pytest.raises(UserError, match="valid is no file, and --calibration-target is for a file"):
-        read_calibration(load(tiny_translation), "valid", source, 100, 1)
+        read_calibration(load(tiny_translation), Path("valid"), source, 100, 1)
 
 
 def test_neither_a_file_nor_a_split(trained):
     with pytest.raises(UserError) as error:
-        read_calibration(load(trained), "nowhere.txt", None, 100, 1)
+        read_calibration(load(trained), Path("nowhere.txt"), None, 100, 1)
     assert str(error.value) == (
         f"--calibration nowhere.txt: there is neither a file nor, in {trained.data}, a split of this name; give one of "
         "them"

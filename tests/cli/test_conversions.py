@@ -16,7 +16,7 @@ from elseq.errors import UserError
     ("task", "told"), [({}, False), ({"source_window": None}, False), ({"source_window": 6}, True)]
 )
 def test_windows_that_are_lost_are_told(capsys, task, told):
-    _note_windows({"cfg": SimpleNamespace(task=Namespace(**task))})
+    _note_windows(SimpleNamespace(task=Namespace(**task)))
     assert ("reads sources of one window" in capsys.readouterr().out) == told
 
 
@@ -64,4 +64,4 @@ def test_checkpoints_that_are_not_told(tmp_path, options, sentence):
     (tmp_path / "model.pt").touch()
     given = {"checkpoints": [tmp_path / "model.pt"], "last": None, "by_updates": False, "overwrite": False} | options
     with pytest.raises(UserError, match=sentence):
-        convert_average(Namespace(output=str(tmp_path / "out.pt"), **given))
+        convert_average(Namespace(output=tmp_path / "out.pt", **given))

@@ -5,13 +5,13 @@ import os
 import pytest
 
 from elseq.errors import UserError
-from elseq.subwords.files import MOST_PIECES, check_numbers, read_merges, read_numbers, read_text
+from elseq.subwords.files import MOST_PIECES, check_ids, read_ids, read_merges, read_text
 
 
 def test_numbers(tmp_path):
     path = tmp_path / "encoder.json"
     path.write_text('{"a": 0, "b": 7}')
-    assert read_numbers(path) == {"a": 0, "b": 7}
+    assert read_ids(path) == {"a": 0, "b": 7}
 
 
 @pytest.mark.parametrize("content", ['{"a": -1}', '{"a": 1.0}', '{"a": true}', '{"a": "1"}', f'{{"a": {MOST_PIECES}}}'])
@@ -19,13 +19,13 @@ def test_numbers_that_are_none(tmp_path, content):
     path = tmp_path / "encoder.json"
     path.write_text(content)
     with pytest.raises(UserError, match="encoder.json does not give each piece a number"):
-        read_numbers(path)
+        read_ids(path)
 
 
 def test_too_few_numbers(tmp_path):
-    assert check_numbers(tmp_path / "encoder.json", {}) == {}
+    assert check_ids(tmp_path / "encoder.json", {}) == {}
     with pytest.raises(UserError, match="vocab.json does not give each piece a number"):
-        check_numbers(tmp_path / "vocab.json", {}, least=1)
+        check_ids(tmp_path / "vocab.json", {}, least=1)
 
 
 @pytest.mark.parametrize("header", ["#version: 0.2\n", ""])

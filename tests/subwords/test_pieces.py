@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from elseq.errors import UserError
 from elseq.subwords.finding import find_subwords
-from elseq.subwords.pieces import NumberedPieces, Sentencepiece
+from elseq.subwords.pieces import PiecesWithIds, Sentencepiece
 
 
 def train(path, **options):
@@ -105,7 +105,7 @@ def test_symbols_are_found_before_pieces(numbered):
 
 def test_a_language_at_the_start_of_a_text(numbered):
     folder, source, _ = numbered
-    subwords = NumberedPieces(folder)
+    subwords = PiecesWithIds(folder)
     pieces = source.encode(" the river", out_type=str)
     assert subwords.encode(">>fr<< the river").split() == [">>fr<<", *pieces]
     assert subwords.encode("the >>fr<<").split() == source.encode("the >>fr<<", out_type=str)
@@ -113,7 +113,7 @@ def test_a_language_at_the_start_of_a_text(numbered):
 
 def test_the_target_decodes(numbered):
     folder, _, target = numbered
-    subwords = NumberedPieces(folder)
+    subwords = PiecesWithIds(folder)
     text = "ein Fluss in der Stadt"
     pieces = target.encode(text, out_type=str)
     assert subwords.decode(" ".join(["<pad>", *pieces, "madeupword0001", "</s>"])) == text
@@ -121,13 +121,13 @@ def test_the_target_decodes(numbered):
 
 def test_the_digest_is_of_all_files(numbered):
     folder, _, _ = numbered
-    digests = {NumberedPieces(folder).digest()}
+    digests = {PiecesWithIds(folder).digest()}
     (folder / "fairseq_symbols.json").write_text("{}")
-    digests.add(NumberedPieces(folder).digest())
+    digests.add(PiecesWithIds(folder).digest())
     source, target = ((folder / f"{side}.spm").read_bytes() for side in SIDES)
     for side, content in (("target", source), ("source", target)):
         (folder / f"{side}.spm").write_bytes(content)
-        digests.add(NumberedPieces(folder).digest())
+        digests.add(PiecesWithIds(folder).digest())
     assert len(digests) == 4
 
 
@@ -136,7 +136,7 @@ def test_files_that_are_missing(numbered, name):
     folder, _, _ = numbered
     (folder / name).unlink()
     with pytest.raises(UserError, match=name):
-        NumberedPieces(folder)
+        PiecesWithIds(folder)
 
 
 TARGET_TEXT = "ein Fluss in der Stadt"
@@ -149,13 +149,13 @@ def test_targets(numbered, has_own):
     names = [target.id_to_piece(number) for number in range(target.get_piece_size())]
     if has_own:
         (folder / "target_vocab.json").write_text(json.dumps({name: number for number, name in enumerate(names)}))
-    subwords = NumberedPieces(folder)
+    subwords = PiecesWithIds(folder)
     targets = subwords.of_targets
     assert subwords.encode(TARGET_TEXT).split() == source.encode(TARGET_TEXT, out_type=str)
     assert targets.encode(f">>fr<<{TARGET_TEXT}").split() == [">>fr<<", *target.encode(TARGET_TEXT, out_type=str)]
     assert targets.of_targets is targets
     assert targets.decode(targets.encode(TARGET_TEXT)) == subwords.decode(targets.encode(TARGET_TEXT)) == TARGET_TEXT
-    assert (targets.numbers == subwords.numbers) is not has_own
+    assert (targets.ids == subwords.ids) is not has_own
     assert [targets.token(number) for number in range(3, len(names))] == names[3:] or not has_own
     files = {"source.spm", "target.spm", "vocab.json", *(["target_vocab.json"] if has_own else [])}
     assert {path.name for path in subwords.files} == files
@@ -163,11 +163,11 @@ def test_targets(numbered, has_own):
 
 def test_the_digest_is_of_the_vocabulary_of_targets(numbered):
     folder, _, target = numbered
-    digests = {NumberedPieces(folder).digest()}
+    digests = {PiecesWithIds(folder).digest()}
     for first in (0, 1):
         pieces = {target.id_to_piece(number): first + number for number in range(target.get_piece_size())}
         (folder / "target_vocab.json").write_text(json.dumps(pieces))
-        digests.add(NumberedPieces(folder).digest())
+        digests.add(PiecesWithIds(folder).digest())
     assert len(digests) == 3
 
 

@@ -272,6 +272,18 @@ def test_interrupted_training_goes_on_with_the_same_settings_only(fake):
     assert fake("--from", "train", "--fresh", UPDATES=7) == ["train 7", *ALL[4:]]
 
 
+def test_inputs_that_no_stage_has_made(tmp_path):
+    """Where one has changed under its name, the stages run again."""
+    recipe, model = tmp_path / "recipe.sh", tmp_path / "model"
+    lines = [f". {ROOT}/recipes/stages.sh", 'read_options "$@"', f"work={tmp_path}/work", "begin"]
+    lines += [f"inputs=$(cksum {model})", f"copy() {{ run cp {model} $work/copy; }}", "stage copy Copy copy"]
+    recipe.write_text("\n".join(["set -euo pipefail", *lines, ""]))
+    for content, is_done in (("first", False), ("first", True), ("second", False)):
+        model.write_text(content)
+        assert ("done before" in run(recipe).stdout) == is_done
+        assert (tmp_path / "work" / "copy").read_text() == content
+
+
 def test_failing_stage_is_named(fake):
     fake.broken.touch()
     result = run(fake.recipe, ELSEQ_WORK=fake.work)

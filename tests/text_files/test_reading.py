@@ -180,7 +180,7 @@ def test_what_is_no_line_of_json(tmp_path, line, sentence):
         ("3", "is no string: "),
         ('["a"]', "is no string: "),
         ('{"text": "a"}', "is no string: "),
-        ('"a\\ud800b"', r"holds half a character \(a lone surrogate\): write it in full$"),
+        ('"a\\ud800b"', r"holds half a character \(the lone surrogate \\ud800\): write it in full$"),
     ],
     ids=str,
 )

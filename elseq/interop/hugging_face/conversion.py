@@ -14,7 +14,7 @@ from elseq.interop.checkpoints import make_checkpoint
 from elseq.interop.hugging_face import folders, generation, options, vocabulary
 from elseq.interop.hugging_face.families import FAMILIES, Family
 from elseq.interop.hugging_face.rows import (
-    ADDED,
+    ADDED_ROWS,
     OUTPUT_BIAS,
     are_added_rows,
     is_steady,
@@ -22,20 +22,31 @@ from elseq.interop.hugging_face.rows import (
     unused_bias,
     unused_row,
 )
-from elseq.interop.hugging_face.tokenizer import CLASSES, RobertaClass
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, RobertaClass
+from elseq.model_files import (
+    DICTIONARIES,
+    ENCODER_JSON,
+    FAIRSEQ_SYMBOLS,
+    MERGES_TXT,
+    SENTENCEPIECE_BPE_MODEL,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_BPE,
+    VOCAB_JSON,
+)
 from elseq.models.families import is_language_model
 from elseq.models.stock import as_stock, elseq_configuration, why_not_stock
 from elseq.numerics import check_finite
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 # What families have and fairseq does not.
 PROGRAM = "transformers"
 FEATURES = ("output_bias", "norm_before_positions", "activation_fn")
 NEW_SYMBOLS = "fairseq's symbols <s>, <pad> and <unk>, which the model does not have,"
-_TOKENIZERS = ("tokenizer.json", "tokenizer_config.json", "*vocab.json", "sentencepiece.bpe.model", "*.spm")
-WRITTEN = ("config.json", "generation_config.json", "model.safetensors", "merges.txt", *_TOKENIZERS)
-WRITTEN_FOR_FAIRSEQ = ("model.pt", "dict*.txt", "encoder.json", "vocab.bpe", "fairseq_symbols.json", *_TOKENIZERS)
+_TOKENIZERS = (TOKENIZER_JSON, TOKENIZER_CONFIG, f"*{VOCAB_JSON}", SENTENCEPIECE_BPE_MODEL, "*.spm")
+WRITTEN = ("config.json", "generation_config.json", "model.safetensors", MERGES_TXT, *_TOKENIZERS)
+WRITTEN_FOR_FAIRSEQ = ("model.pt", DICTIONARIES, ENCODER_JSON, VOCAB_BPE, FAIRSEQ_SYMBOLS, *_TOKENIZERS)
 
 
 @dataclass
@@ -159,25 +170,20 @@ def _reorder(model: dict[str, Tensor], orders: dict[str, list], weight: Tensor, 
 def to_hugging_face(
     tensors: dict[str, Tensor],
     cfg,
-    source: Dictionary,
-    target: Dictionary,
-    forced_start: bool = False,
-    tokens: Tokens | NumberedPieces | None = None,
+    task,
+    tokens: Tokens | PiecesWithIds | None = None,
     kind: str | None = None,
     settings_of=None,
-    around: tuple[list[int], list[int]] | None = None,
 ) -> ForHuggingFace:
     """
     Args:
         tensors: the state_dict of a fairseq or elseq model.
         cfg: the whole configuration of its checkpoint.
-        source, target: its dictionaries; for a language model the same.
-        forced_start: whether generation begins with <s>.
+        task: its task, with the dictionaries.
         tokens: its tokenizer, if it has one.
         kind: name of the family. Default: the first that the model can be of.
         settings_of: the whole configuration of the checkpoint whose settings of generation and first word of targets
             are written. Default: `cfg`.
-        around: the rows of the symbols that its task puts before and after a source. Default: the family's.
 
     Raises:
         UserError: a model that Hugging Face's library does not have, or one with NaN or infinity.
@@ -185,42 +191,39 @@ def to_hugging_face(
     check_finite(tensors, "the model")
     configuration = elseq_configuration(cfg.model)
     as_stock(configuration, FEATURES, PROGRAM)
+    source, target = task.source_dictionary, task.target_dictionary
     family, config = _family_of(configuration, source == target, kind)
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
     family.check_task(cfg.task, theirs)
     told = cfg if settings_of is None else settings_of
-    if settings_of is not None and is_language_model(told.model) != family.is_language_model:
+    if is_language_model(told.model) != family.is_language_model:
         kind = "no language model" if family.is_language_model else "a language model"
         raise UserError(f"is {kind}, unlike the model: give the checkpoint that its training began with", "--settings")
     embedding = tensors["decoder.embed_tokens.weight"]
-    names = _words(target, len(embedding))
-    order = source_order = _order(family, names, tokens and tokens.of_targets, embedding)
+    words = _words(target, len(embedding))
+    order = source_order = _order(family, words, tokens and tokens.of_targets, embedding)
     if source != target:
         read = tensors["encoder.embed_tokens.weight"]
         source_order = _order(family, _words(source, len(read)), tokens, read)
-    end, special = order.index(target.eos()), _special(order)
-    if any(_special(source_order)[name] != special[name] for name in ("<pad>", "</s>")):
-        raise UserError(
-            "<pad> or </s> has one number in sources and another in targets, and in Hugging Face's models it has one: "
-            "give the folder of the model's own tokenizer by --data"
-        )
-    has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.numbers)
-    start = special["<s>"] if has_start else end  # None in families without
-    symbols = {"bos_token_id": start, "eos_token_id": end, "pad_token_id": special["<pad>"]}
-    config |= {"vocab_size": len(source_order), **symbols, "torch_dtype": str(embedding.dtype).removeprefix("torch.")}
+        _check_special(source_order, order)
+    has_start = not family.is_language_model or configuration["add_bos_token"] or (theirs and "<s>" in theirs.ids)
+    special = _special(order)
+    start = special["<s>"] if has_start else special["</s>"]  # None in families without
+    symbols = {"bos_token_id": start, "eos_token_id": special["</s>"], "pad_token_id": special["<pad>"]}
+    dtype = str(embedding.dtype).removeprefix("torch.")
+    config |= {"vocab_size": len(source_order), **symbols, "torch_dtype": dtype}
     if source_order is not order:
         config["decoder_vocab_size"] = len(order)
-    tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
-    symbols |= family.decoding_symbols(symbols, forced_start)
+    symbols |= family.decoding_symbols(symbols, getattr(task, "force_bos", False))
     target_start, notes = _target_start(told, cfg, target)
     starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": getattr(cfg.task, "decoder_start", None)}
     symbols |= {name: order.index(_row(target, word)) for name, word in starts.items() if word}
     config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
+    tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
     config |= family.options_of_tensors(tensors, config)
     renamed = family.from_fairseq(tensors, config)
-    positions, forces_end = config[family.positions], "forced_eos_token_id" in symbols
     search, without_equal = generation.hugging_face_settings(
-        told.generation, family.is_language_model, positions, forces_end
+        told.generation, family.is_language_model, config[family.positions], "forced_eos_token_id" in symbols
     )
     notes += without_equal
     if generation.are_default(told.generation):
@@ -229,26 +232,42 @@ def to_hugging_face(
     notes += family.notes_of_tensors(renamed)
     files = {}
     if theirs is not None:
-        files = family.tokenizer_files(theirs, names, cfg.task)
+        files = family.tokenizer_files(theirs, words, cfg.task)
     elif tokens is not None and source_order is order:
-        words = [names[row] for row in order]
-        if len(order) < len(names):
-            words[end] = str(end)
-        pieces = vocabulary.piece_names(words, tokens)
-        parts = pieces, vocabulary.merges_of(tokens), family.tokenizer_config(pieces, special, end, positions)
-        around = around and tuple([order.index(row) for row in side] for side in around)
-        # transformers makes a BART's of vocab.json and merges.txt, with <s> and </s> around a text
-        if around is None or type(CLASSES[family.tokenizer_class]) is RobertaClass and around == ([start], [end]):
-            files = vocabulary.hugging_face_files(*parts)
-        else:
-            files = vocabulary.followed_files(*parts, around)
-    elif tokens is not None:
-        notes.append("no tokenizer was written: transformers has none of GPT-2's BPE with a vocabulary for each side")
+        files = _gpt2_files(family, config, task, tokens, words, order)
     else:
-        ours = "tokenizer.json, nor encoder.json with vocab.bpe"
-        notes.append(f"no tokenizer was written: the model's folder has no {ours}")
+        why = "the model's folder has no tokenizer.json, nor encoder.json with vocab.bpe"
+        if tokens is not None:
+            why = "transformers has none of GPT-2's BPE with a vocabulary for each side"
+        notes.append(f"no tokenizer was written: {why}")
     symbols = {name: row for name, row in symbols.items() if row is not None}
     return ForHuggingFace(config, {**symbols, **search}, renamed, order, source_order, files, notes)
+
+
+def _gpt2_files(
+    family: Family, config: dict, task, tokens: Tokens, words: list[str], order: list[int]
+) -> dict[str, str | bytes]:
+    """The content of the files of a tokenizer that is GPT-2's BPE in fairseq's files.
+
+    Args:
+        config: of the written model.
+        task, tokens: of `to_hugging_face`.
+        words: of each row of fairseq.
+        order: the rows in Hugging Face's order.
+    """
+    start, end = config["bos_token_id"], config["eos_token_id"]
+    names = [words[row] for row in order]
+    if len(order) < len(words):
+        names[end] = str(end)
+    pieces, positions = vocabulary.piece_names(names, tokens), config[family.positions]
+    parts = pieces, vocabulary.merges_of(tokens), family.tokenizer_config(pieces, _special(order), positions)
+    if family.is_language_model:
+        return vocabulary.hugging_face_files(*parts)
+    affixes = Affixes(*([order.index(row) for row in rows] for rows in task.symbols_around_source))
+    # transformers makes a BART's of vocab.json and merges.txt, with <s> and </s> around a text
+    if type(CLASSES[family.tokenizer_class]) is RobertaClass and affixes == ([start], [end]):
+        return vocabulary.hugging_face_files(*parts)
+    return vocabulary.followed_files(*parts, affixes)
 
 
 def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[Family, dict]:
@@ -317,7 +336,7 @@ def _words(dictionary: Dictionary, rows: int) -> list[str]:
     return words
 
 
-def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | None, embedding: Tensor) -> list[int]:
+def _order(family: Family, words: list[str], tokens: Tokens | PiecesWithIds | None, embedding: Tensor) -> list[int]:
     """The rows in Hugging Face's order."""
     if tokens is None or tokens.path is None:
         return family.order(words, tokens, embedding)
@@ -326,7 +345,20 @@ def _order(family: Family, words: list[str], tokens: Tokens | NumberedPieces | N
 
 def _special(order: list[int]) -> dict[str, int | None]:
     """The places of fairseq's special symbols in an order."""
-    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL)}
+    return {name: order.index(row) if row in order else None for row, name in enumerate(vocabulary.SPECIAL_SYMBOLS)}
+
+
+def _check_special(source_order: list[int], order: list[int]) -> None:
+    """
+    Raises:
+        UserError: a symbol has another place in sources than in targets.
+    """
+    of_sources, of_targets = _special(source_order), _special(order)
+    if any(of_sources[name] != of_targets[name] for name in ("<pad>", "</s>")):
+        raise UserError(
+            "<pad> or </s> has one number in sources and another in targets, and in Hugging Face's models it has one: "
+            "give the folder of the model's own tokenizer by --data"
+        )
 
 
 def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[int]) -> Tensor:
@@ -338,17 +370,17 @@ def _in_order(name: str, tensor: Tensor, source_order: list[int], order: list[in
     return tensor if rows == list(range(most)) else tensor[rows]
 
 
-def _order_of_tokenizer(words: list[str], tokens: Tokens | NumberedPieces, embedding: Tensor) -> list[int]:
-    """The rows in the order of the tokenizer's numbers; rows without a token in between; see `rows.fairseq_order`.
+def _order_of_tokenizer(words: list[str], tokens: Tokens | PiecesWithIds, embedding: Tensor) -> list[int]:
+    """The rows in the order of the tokenizer's ids; rows without a token in between; see `rows.fairseq_order`.
 
     Raises:
-        UserError: the dictionary lacks tokens, so that the numbers of others cannot be kept.
+        UserError: the dictionary lacks tokens, so that the ids of others cannot be kept.
     """
     rows = {word: row for row, word in enumerate(words)}
     order = {number: rows[word] for number, word in tokens.words.items() if word in rows}
     known = set(order.values())
     others = [row for row in range(len(words)) if row not in known]
-    added = [row for row in ADDED if row in others]
+    added = [row for row in ADDED_ROWS if row in others]
     if are_added_rows(embedding, added):
         others = [row for row in others if row not in added]
     count = len(order) + len(others)

@@ -6,9 +6,9 @@ import torch
 from torch import Tensor
 
 from elseq.errors import UserError
-from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.interop.hugging_face.vocabulary import SPECIAL_SYMBOLS, Vocabulary
 
-ADDED = (0, 1, 3)  # rows of the special symbols <s>, <pad> and <unk>; the fourth, </s>, every model has
+ADDED_ROWS = (0, 1, 3)  # rows of the special symbols <s>, <pad> and <unk>; the fourth, </s>, every model has
 OUTPUT_BIAS = "decoder.output_projection.bias"
 _NEVER = -1000.0  # a logit that even of the largest models' leaves a probability of 0
 _LARGEST_ERROR = 100.0
@@ -33,7 +33,9 @@ def fairseq_order(vocabulary: Vocabulary, config: dict, rows: int) -> list[int |
     if not 0 <= end < rows:
         raise UserError(f"config.json has eos_token_id: {end}, and the embedding has {rows} rows")
     special: list[int | None] = []
-    for name, option in zip(SPECIAL, ("bos_token_id", "pad_token_id", "eos_token_id", "unk_token_id"), strict=True):
+    for name, option in zip(
+        SPECIAL_SYMBOLS, ("bos_token_id", "pad_token_id", "eos_token_id", "unk_token_id"), strict=True
+    ):
         row = end if name == "</s>" else vocabulary.rows.get(name, config.get(option))
         taken = row in special or (row == end and name != "</s>")
         special.append(None if row is None or row >= rows or taken else row)

@@ -1,7 +1,7 @@
 """Tokenizers that ship as a sentencepiece model, without tokenizer.json.
 
 From some, transformers makes a tokenizer of the library `tokenizers`: `SentencepieceClass`. For others it splits texts
-by sentencepiece itself, and vocab.json numbers the pieces: `PieceVocabulary`.
+by sentencepiece itself, and vocab.json has the ids of the pieces: `PieceVocabulary`.
 """
 
 import struct
@@ -14,7 +14,7 @@ from tokenizers.models import BPE, Unigram
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.tokenizer import (
-    CONFIG,
+    Affixes,
     TokenizerClass,
     added_tokens,
     extra_tokens,
@@ -23,8 +23,9 @@ from elseq.interop.hugging_face.tokenizer import (
     tokens_checked,
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.files import read_numbers
-from elseq.subwords.pieces import MODEL, NUMBERS, Sentencepiece, as_word
+from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, VOCAB_JSON
+from elseq.subwords.files import read_ids
+from elseq.subwords.pieces import Sentencepiece, as_word
 
 SPACE = "\u2581"  # sentencepiece's letter for a space
 _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
@@ -34,7 +35,7 @@ _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
 class Model:
     """The content of a sentencepiece model.
 
-    `pieces` and their scores are in the order of their numbers. `symbols` are the pieces that are found in a text
+    `pieces` and their scores are in the order of their ids. `symbols` are the pieces that are found in a text
     before all others. `charsmap` is the compiled normalization.
     """
 
@@ -89,7 +90,7 @@ def _varint(message: bytes, at: int) -> tuple[int, int]:
 class SentencepieceClass(TokenizerClass):
     """Made of the pieces of a sentencepiece model. A tokenizer.json, however, is followed as it is."""
 
-    model_file = MODEL
+    model_file = SENTENCEPIECE_BPE_MODEL
     checks_file = False
 
     def tokenizer(self, model: Model, named: dict[str, str | None], config: dict) -> Tokenizer:
@@ -109,7 +110,7 @@ class SentencepieceClass(TokenizerClass):
             named = dict(zip(names, texts_of(names.values()), strict=True))
         lacking = next((name for name in self.tokens if named[name] is None and name != "mask_token"), None)
         if lacking is not None:
-            raise UserError(f"{folder / CONFIG} has no {lacking}: copy it again")
+            raise UserError(f"{folder / TOKENIZER_CONFIG} has no {lacking}: copy it again")
         tokenizer = self.tokenizer(model, named, config)
         tokenizer.add_tokens(model.symbols)
         return tokenizer
@@ -120,11 +121,11 @@ def unigram(pieces: Sequence[tuple[str, float]], unknown: int) -> Tokenizer:
     return _spaced(Tokenizer(Unigram(list(pieces), unk_id=unknown, byte_fallback=False)))
 
 
-def bpe(numbers: Mapping[str, int], order: Mapping[str, int], unknown: str) -> Tokenizer:
+def bpe(ids: Mapping[str, int], order: Mapping[str, int], unknown: str) -> Tokenizer:
     """By merges, as `unigram` besides.
 
     Args:
-        numbers: of the pieces.
+        ids: of the pieces.
         order: the pieces as their model has them: the earliest is made first, of any two.
         unknown: the piece for what is none.
     """
@@ -135,7 +136,7 @@ def bpe(numbers: Mapping[str, int], order: Mapping[str, int], unknown: str) -> T
         if piece[:cut] in order and piece[cut:] in order
     ]
     merges.sort(key=lambda pair: (order["".join(pair)], len(pair[0])))
-    return _spaced(Tokenizer(BPE(vocab=dict(numbers), merges=merges, unk_token=unknown, fuse_unk=True)))
+    return _spaced(Tokenizer(BPE(vocab=dict(ids), merges=merges, unk_token=unknown, fuse_unk=True)))
 
 
 def _spaced(tokenizer: Tokenizer) -> Tokenizer:
@@ -154,23 +155,19 @@ def normalizer(charsmap: bytes, *others: normalizers.Normalizer) -> normalizers.
 class PieceVocabulary(Vocabulary):
     """A sentencepiece model as it is, with the rows of its pieces and of other tokens.
 
-    `special` are the tokens that are found in a text before sentencepiece reads it. `around` are the numbers before and
-    after a text. `files` are the tokenizer's files, by their names in a converted folder.
+    `special` are the tokens that are found in a text before sentencepiece reads it. `affixes` are rows. `files` are the
+    tokenizer's files, by their names in a converted folder.
     """
 
     special: tuple[str, ...] = ()
-    around: tuple[list[int], list[int]] = ([], [])
+    affixes: Affixes = Affixes([], [])
     files: dict[str, str | bytes] = field(default_factory=dict)
-
-    @property
-    def surroundings(self) -> tuple[list[int], list[int]]:
-        return self.around
 
     @property
     def symbols(self) -> tuple[str, ...]:
         return tuple(dict.fromkeys((*self.special, *self.languages)))
 
-    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+    def dictionary_words(self, rows: int, ids: dict[str, int] | None) -> list[str]:
         return [as_word(name) for name in self.names(rows)]
 
     def tokenizer_files(self) -> dict[str, str | bytes]:
@@ -185,16 +182,16 @@ def read_pieces(
         folder: of vocab.json and the models.
         named: the special tokens of the tokenizer's class, for those missing in tokenizer_config.json.
         models: the names of the sentencepiece files.
-        languages: tokens that have the numbers after those of vocab.json.
+        languages: tokens that have the ids after those of vocab.json.
 
     Returns:
-        The vocabulary, which puts nothing around a text yet.
+        The vocabulary, without affixes yet.
 
     Raises:
         UserError: a file that cannot be used.
     """
-    config, path = read_config(folder), folder / NUMBERS
-    rows = read_numbers(path)
+    config, path = read_config(folder), folder / VOCAB_JSON
+    rows = read_ids(path)
     number = len(rows)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
@@ -211,7 +208,7 @@ def read_pieces(
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
     files = {model: _content(folder / model) for model in models}
-    files[NUMBERS] = path.read_text(encoding="utf-8")
+    files[VOCAB_JSON] = path.read_text(encoding="utf-8")
     return PieceVocabulary(rows, [], config=config, languages=tuple(languages), special=tuple(special), files=files)
 
 

@@ -10,20 +10,28 @@ import json
 import re
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 from tokenizers import AddedToken, Tokenizer, pre_tokenizers, processors
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER, read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.options import shown
+from elseq.model_files import ADDED_TOKENS, SPECIAL_TOKENS_MAP, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
 from elseq.subwords.gpt2 import byte_level
 from elseq.subwords.tokens import END_OF_TEXT, parse_tokenizer
 
-CONFIG, ADDED, SPECIAL_MAP = "tokenizer_config.json", "added_tokens.json", "special_tokens_map.json"
 _NAMED = ("bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token", "mask_token")
 # Options of a BPE model that GPT-2's has not.
 _UNLIKE_GPT2 = ("ignore_merges", "byte_fallback", "continuing_subword_prefix", "end_of_word_suffix")
 _FLAGS = ("lstrip", "rstrip", "normalized", "single_word", "special")
+
+
+class Affixes(NamedTuple):
+    """What a tokenizer puts before and after a text: tokens, or their rows."""
+
+    prefix: list
+    suffix: list
 
 
 class TokenizerClass:
@@ -53,11 +61,11 @@ class TokenizerClass:
         return None
 
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
-        """Special tokens that follow the pieces if no file gives them numbers. The named ones follow them."""
+        """Special tokens that follow the pieces if no file gives them ids. The named ones follow them."""
         return ()
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        """Let a tokenizer of `make` put the class's symbols around a text; `named` are its special tokens."""
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        """Let a tokenizer of `make` put the class's affixes on a text; `named` are its special tokens."""
 
 
 class GPT2Class(TokenizerClass):
@@ -79,18 +87,18 @@ class GPT2Class(TokenizerClass):
         return next((name for name in _UNLIKE_GPT2 if model.get(name)), None)
 
     def make(self, folder: Path, config: dict, pieces: Mapping[str, int], merges: Sequence[str]) -> Tokenizer:
-        return byte_level(pieces, merges, folder / "vocab.json", self._has_space_before(config))
+        return byte_level(pieces, merges, folder / VOCAB_JSON, self._has_space_before(config))
 
     def _has_space_before(self, config: dict) -> bool:
         return bool(config.get("add_prefix_space", self.add_prefix_space))
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        before, after = (
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        tokens = (
             [named[name]] if config.get(f"add_{name}") and named.get(name) else []
             for name in ("bos_token", "eos_token")
         )
-        if before or after:
-            put_around(tokenizer, before, after)
+        if any(affixes := Affixes(*tokens)):
+            set_affixes(tokenizer, affixes)
 
 
 class RobertaClass(GPT2Class):
@@ -106,7 +114,7 @@ class RobertaClass(GPT2Class):
         "mask_token": "<mask>",
     }
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         ends = [(named[name], tokenizer.token_to_id(named[name])) for name in ("sep_token", "cls_token")]
         tokenizer.post_processor = processors.RobertaProcessing(*ends)
 
@@ -143,14 +151,14 @@ def read_config(folder: Path) -> dict:
     Raises:
         UserError: a file that cannot be used.
     """
-    config = read_json(folder / CONFIG) if (folder / CONFIG).exists() else {}
+    config = read_json(folder / TOKENIZER_CONFIG) if (folder / TOKENIZER_CONFIG).exists() else {}
     if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
         config["extra_special_tokens"] = config["additional_special_tokens"]
-    if "added_tokens_decoder" not in config and (folder / SPECIAL_MAP).exists():
-        config |= read_json(folder / SPECIAL_MAP)
+    if "added_tokens_decoder" not in config and (folder / SPECIAL_TOKENS_MAP).exists():
+        config |= read_json(folder / SPECIAL_TOKENS_MAP)
     if config.get("split_special_tokens"):
         raise UserError(
-            f"{folder / CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
+            f"{folder / TOKENIZER_CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
         )
     return config
 
@@ -168,42 +176,42 @@ def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges
     Raises:
         UserError: files that cannot be used, or that contradict one another.
     """
-    config, path = read_config(folder), folder / TOKENIZER
+    config, path = read_config(folder), folder / TOKENIZER_JSON
     kind, made = class_of(config, default)
     if path.exists():
         content = read_json(path)
         tokenizer = parse_tokenizer(content, path)
         if (contradiction := made.contradiction(content, config)) is not None:
             raise UserError(
-                f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in {CONFIG}: "
-                f'write "tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER} is right, else remove that '
-                "from it"
+                f"{path} has {contradiction}, which transformers does not use for a {kind}, the class in "
+                f'{TOKENIZER_CONFIG}: write "tokenizer_class": "PreTrainedTokenizerFast" there, if {TOKENIZER_JSON} is '
+                "right, else remove that from it"
             )
     else:
-        path = folder / "vocab.json"
+        path = folder / VOCAB_JSON
         tokenizer = made.make(folder, config, pieces, merges)
     if tokenizer is None:
         raise UserError(
-            f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER} describes, and that is missing: write it "
-            "by the save_pretrained of transformers"
+            f"{folder} has a tokenizer of the class {kind}, which {TOKENIZER_JSON} describes, and that is missing: "
+            "write it by the save_pretrained of transformers"
         )
     named = made.named(config)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
         unnumbered = [_token(each) for each in made.unnumbered(config)]
         _add(tokenizer, [added[number] for number in sorted(added)] or unnumbered)
-        if not (folder / TOKENIZER).exists() and unnumbered:
-            _check_numbers(tokenizer, added, folder)
+        if not (folder / TOKENIZER_JSON).exists() and unnumbered:
+            _check_ids(tokenizer, added, folder)
         known = set(tokenizer.get_vocab())
         _add(tokenizer, [_token(each) for each in named.values() if each is not None])
         _add(tokenizer, [_token(each) for each in extra_tokens(config)])
-    if not (folder / TOKENIZER).exists():
-        made.surround(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
+    if not (folder / TOKENIZER_JSON).exists():
+        made.set_affixes(tokenizer, {name: text_of(token) for name, token in named.items()}, config)
     given = {text_of(token) for name, token in config.items() if name in named}
     return tokenizer, set(tokenizer.get_vocab()) - known - given - set(map(text_of, extra_tokens(config)))
 
 
-def _check_numbers(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) -> None:
+def _check_ids(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder: Path) -> None:
     """
     Raises:
         UserError: a folder records another number for a token than the tokenizer that is made of its other files has.
@@ -213,7 +221,7 @@ def _check_numbers(tokenizer: Tokenizer, added: Mapping[int, AddedToken], folder
         if found != number:
             raise UserError(
                 f"{folder} records the number {number} for {token.content!r}, and its sentencepiece model leads to "
-                f"{found}: copy the files of one model together, or write {TOKENIZER} by the save_pretrained of "
+                f"{found}: copy the files of one model together, or write {TOKENIZER_JSON} by the save_pretrained of "
                 "transformers"
             )
 
@@ -227,7 +235,9 @@ def tokens_checked(folder: Path) -> Iterator[None]:
     try:
         yield
     except (AttributeError, TypeError, ValueError) as error:
-        raise UserError(f"{folder / CONFIG} has a token that is none ({shown(str(error))}): copy it again") from error
+        raise UserError(
+            f"{folder / TOKENIZER_CONFIG} has a token that is none ({shown(str(error))}): copy it again"
+        ) from error
 
 
 def class_of(config: dict, default: str) -> tuple[str, TokenizerClass]:
@@ -243,21 +253,22 @@ def class_unlike_file(config: dict) -> str | None:
     return None if not kind or (kind in CLASSES and CLASSES[kind].checks_file) else kind
 
 
-def put_around(tokenizer: Tokenizer, before: Sequence[str], after: Sequence[str]) -> None:
-    """Let a tokenizer put these tokens before and after a text; see `surroundings`."""
+def set_affixes(tokenizer: Tokenizer, affixes: Affixes) -> None:
+    """Let a tokenizer put these tokens before and after a text."""
+    prefix, suffix = affixes
     tokenizer.post_processor = processors.TemplateProcessing(
-        single=[*before, "$A", *after],
-        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*before, *after}],
+        single=[*prefix, "$A", *suffix],
+        special_tokens=[(token, tokenizer.token_to_id(token)) for token in {*prefix, *suffix}],
     )
 
 
-def surroundings(tokenizer: Tokenizer) -> tuple[list[int], list[int]]:
-    """The rows of the symbols that a tokenizer puts before and after a text."""
+def affixes_of(tokenizer: Tokenizer) -> Affixes:
+    """The rows of the tokens that a tokenizer puts before and after a text."""
     text, whole = (tokenizer.encode("a", add_special_tokens=special).ids for special in (False, True))
     for start in range(len(whole) - len(text) + 1):
         if whole[start : start + len(text)] == text:
-            return whole[:start], whole[start + len(text) :]
-    return whole, []
+            return Affixes(whole[:start], whole[start + len(text) :])
+    return Affixes(whole, [])
 
 
 def _is_special(name: str, token) -> bool:
@@ -266,7 +277,7 @@ def _is_special(name: str, token) -> bool:
 
 
 def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
-    """The tokens beside the pieces, by their numbers in the files of a folder.
+    """The tokens beside the pieces, by their ids in the files of a folder.
 
     Raises:
         UserError: a file that cannot be used.
@@ -274,15 +285,15 @@ def added_tokens(folder: Path, config: dict) -> dict[int, AddedToken]:
     if "added_tokens_decoder" in config:
         decoder = config["added_tokens_decoder"]
         if not isinstance(decoder, dict) or not all(re.fullmatch("[0-9]{1,7}", number) for number in decoder):
-            raise UserError(f"{folder / CONFIG} does not give each added token a number: copy it again")
+            raise UserError(f"{folder / TOKENIZER_CONFIG} does not give each added token a number: copy it again")
         return {int(number): _token(token) for number, token in config["added_tokens_decoder"].items()}
-    if not (folder / ADDED).exists():
+    if not (folder / ADDED_TOKENS).exists():
         return {}
     special = {text_of(config[name]) for name in _NAMED if config.get(name)}
     special |= set(map(text_of, _listed(config.get("extra_special_tokens"))))
     return {
         number: AddedToken(token, normalized=token not in special, special=token in special)
-        for token, number in read_json(folder / ADDED).items()
+        for token, number in read_json(folder / ADDED_TOKENS).items()
     }
 
 

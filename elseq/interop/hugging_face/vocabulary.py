@@ -1,15 +1,15 @@
 """Vocabularies in the files of both sides.
 
-Hugging Face: tokenizer.json, or for byte-level BPE vocab.json (piece: number, which is the row of the embedding) and
+Hugging Face: tokenizer.json, or for byte-level BPE vocab.json (piece: id, which is the row of the embedding) and
 merges.txt.
-fairseq: encoder.json (piece: number of GPT-2's) and vocab.bpe, whose numbers are the words of a dictionary, dict.txt;
+fairseq: encoder.json (piece: id of GPT-2's) and vocab.bpe, whose ids are the words of a dictionary, dict.txt;
 the place of a word in the dictionary is the row, after the four special symbols.
 A converted folder has both: tokenizer.json, and the words of its tokens by the rule of `elseq.subwords.tokens`.
 """
 
 import json
 import re
-from collections.abc import Container, Iterable, Sequence
+from collections.abc import Container, Iterable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -18,25 +18,41 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import AddedToken, Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import SYMBOLS_FILE, TOKENIZER, read_json
+from elseq.files import read_json
 from elseq.interop.hugging_face.tokenizer import (
-    ADDED,
-    CONFIG,
+    Affixes,
+    affixes_of,
     class_of,
     class_unlike_file,
     is_byte_level,
     is_plain,
-    put_around,
     read_config,
     read_tokenizer,
-    surroundings,
+    set_affixes,
 )
-from elseq.subwords.files import check_numbers, read_merges, read_text
+from elseq.model_files import (
+    ADDED_TOKENS,
+    ENCODER_JSON,
+    FAIRSEQ_SYMBOLS,
+    MERGES_TXT,
+    TOKENIZER_CONFIG,
+    TOKENIZER_JSON,
+    VOCAB_BPE,
+    VOCAB_JSON,
+)
+from elseq.subwords.files import check_ids, read_merges, read_text
 from elseq.subwords.gpt2 import MASK, byte_level
-from elseq.subwords.pieces import NumberedPieces
-from elseq.subwords.tokens import END_OF_TEXT, OWN_WORDS, SYMBOLS, Tokens, dictionary_word, parse_tokenizer, spelt
+from elseq.subwords.pieces import PiecesWithIds
+from elseq.subwords.tokens import (
+    END_OF_TEXT,
+    OWN_WORDS,
+    SPECIAL_SYMBOLS,
+    Tokens,
+    dictionary_word,
+    parse_tokenizer,
+    spelt,
+)
 
-SPECIAL = SYMBOLS
 _NOT_MERGED = re.compile(r"<.*>|\[.*\]|madeupword\d+")
 _STRAY = 0.01  # share of the pieces that somebody may have written into a vocabulary by hand
 _HEADER = "#version: 0.2"  # without it fairseq loses the first merge
@@ -68,14 +84,14 @@ class Vocabulary:
         if self.unlike_file is not None:
             kind = self.unlike_file
             notes.append(
-                f"texts are cut as {TOKENIZER} says; if transformers makes a {kind} of its own, compare the two"
+                f"texts are cut as {TOKENIZER_JSON} says; if transformers makes a {kind} of its own, compare the two"
             )
         return notes
 
     @property
-    def surroundings(self) -> tuple[list[int], list[int]]:
-        """The numbers of the symbols before and after a text."""
-        return surroundings(self.tokenizer)
+    def affixes(self) -> Affixes:
+        """The rows of the tokens before and after a text."""
+        return affixes_of(self.tokenizer)
 
     @property
     def is_byte_level(self) -> bool:
@@ -92,23 +108,23 @@ class Vocabulary:
         """The tokens that are words of the dictionary themselves, beside fairseq's symbols."""
         return self.languages
 
-    def dictionary_words(self, rows: int, numbers: dict[str, int] | None) -> list[str]:
+    def dictionary_words(self, rows: int, ids: dict[str, int] | None) -> list[str]:
         """The word of each row of an embedding.
 
         Args:
-            numbers: of encoder.json, where there is one.
+            ids: of encoder.json, where there is one.
         """
         symbols = set(self.symbols)
         tokens = {row for name, row in self.rows.items() if name not in symbols}
         pieces = self.tokenizer.get_vocab(with_added_tokens=False)
         return [
-            dictionary_word(name, row, numbers, pieces) if row in tokens else name
+            dictionary_word(name, row, ids, pieces) if row in tokens else name
             for row, name in enumerate(self.names(rows))
         ]
 
     def tokenizer_files(self) -> dict[str, str | bytes]:
         """The content of the tokenizer's own files, by name."""
-        return {TOKENIZER: self.tokenizer.to_str()}
+        return {TOKENIZER_JSON: self.tokenizer.to_str()}
 
 
 def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0) -> Vocabulary | None:
@@ -123,25 +139,25 @@ def read_vocabulary(folder: Path, kind: str, by_dictionary: bool, rows: int = 0)
     Raises:
         UserError: a file that cannot be used.
     """
-    if _all_there(folder, "vocab.json", "merges.txt"):
-        pieces, merges = read_json(folder / "vocab.json"), read_merges(folder / "merges.txt")
-        if (folder / TOKENIZER).exists():
-            _check_same(folder, pieces, read_json(folder / TOKENIZER))
-        added = read_json(folder / ADDED) if (folder / ADDED).exists() else {}
-        checked = _checked(folder / "vocab.json", pieces, merges, {text: added[text] for text in added.keys() - pieces})
+    if _all_there(folder, VOCAB_JSON, MERGES_TXT):
+        pieces, merges = read_json(folder / VOCAB_JSON), read_merges(folder / MERGES_TXT)
+        if (folder / TOKENIZER_JSON).exists():
+            _check_same(folder, pieces, read_json(folder / TOKENIZER_JSON))
+        added = read_json(folder / ADDED_TOKENS) if (folder / ADDED_TOKENS).exists() else {}
+        checked = _checked(folder / VOCAB_JSON, pieces, merges, {text: added[text] for text in added.keys() - pieces})
         return _with_tokenizer(folder, checked, kind, pieces)
-    if (folder / TOKENIZER).exists():
+    if (folder / TOKENIZER_JSON).exists():
         return _read_tokenizer(folder, kind)
     model = class_of(read_config(folder), kind)[1].model_file
     if model is not None and (folder / model).exists():
         return _with_tokenizer(folder, Vocabulary({}, []), kind, {})
-    if _all_there(folder, "encoder.json", "vocab.bpe", *(["dict.txt"] if by_dictionary else [])):
-        pieces, merges = read_json(folder / "encoder.json"), read_merges(folder / "vocab.bpe")
-        numbers = pieces
+    if _all_there(folder, ENCODER_JSON, VOCAB_BPE, *(["dict.txt"] if by_dictionary else [])):
+        pieces, merges = read_json(folder / ENCODER_JSON), read_merges(folder / VOCAB_BPE)
+        ids = pieces
         if by_dictionary:
             words = with_mask(Dictionary.load(str(folder / "dict.txt")).symbols, rows)
             pieces = {name: row for row, name in enumerate(piece_names(words, pieces))}
-        return _with_tokenizer(folder, _checked(folder / "encoder.json", pieces, merges, numbers=numbers), kind, pieces)
+        return _with_tokenizer(folder, _checked(folder / ENCODER_JSON, pieces, merges, ids=ids), kind, pieces)
     return None
 
 
@@ -151,7 +167,7 @@ def _with_tokenizer(folder: Path, vocabulary: Vocabulary, kind: str, pieces: dic
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{folder} has two tokens of the same number: copy its tokenizer again")
     config = read_config(folder)
-    kind = class_unlike_file(config) if (folder / TOKENIZER).exists() else None
+    kind = class_unlike_file(config) if (folder / TOKENIZER_JSON).exists() else None
     return Vocabulary(rows, vocabulary.merges, vocabulary.unmade, tokenizer, config, unlike_file=kind)
 
 
@@ -165,7 +181,7 @@ def _all_there(folder: Path, *names: str) -> bool:
 
 
 def _read_tokenizer(folder: Path, kind: str) -> Vocabulary:
-    path = folder / TOKENIZER
+    path = folder / TOKENIZER_JSON
     content = read_json(path)
     parse_tokenizer(content, path)  # an unusable file is an error before anything else
     model = content.get("model") or {}
@@ -190,7 +206,7 @@ def _check_same(folder: Path, pieces: dict, tokenizer: dict) -> None:
 
 
 def _checked(
-    path: Path, pieces: dict, merges: list[str], added: dict[str, int] | None = None, numbers: dict | None = None
+    path: Path, pieces: dict, merges: list[str], added: dict[str, int] | None = None, ids: dict | None = None
 ) -> Vocabulary:
     """
     Args:
@@ -198,9 +214,9 @@ def _checked(
         pieces: the row of each.
         merges: of BPE.
         added: the rows of the tokens that are found in a text before BPE.
-        numbers: the pieces of BPE, if they differ from the pieces with rows.
+        ids: the pieces of BPE, if they differ from the pieces with rows.
     """
-    rows = check_numbers(path, pieces | (added or {}), least=1)
+    rows = check_ids(path, pieces | (added or {}), least=1)
     if len(set(rows.values())) < len(rows):
         raise UserError(f"{path} gives two pieces the same number: copy it again")
     made = {merge.replace(" ", "") for merge in merges}
@@ -211,7 +227,7 @@ def _checked(
             f"{len(unmade)} of {len(long)} pieces of {path}, such as {unmade[-1]!r}, are made by no merge beside it: "
             "the merges were cut off, or are another model's; copy both again"
         )
-    _check_merges(path, pieces if numbers is None else numbers, merges)
+    _check_merges(path, pieces if ids is None else ids, merges)
     return Vocabulary(rows, merges, unmade)
 
 
@@ -228,7 +244,7 @@ def _check_merges(path: Path, pieces: dict, merges: list[str]) -> None:
             )
 
 
-def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
+def gpt2_ids(vocabulary: Vocabulary) -> dict[str, int]:
     """encoder.json in GPT-2's order: the bytes, the result of each merge, the end of text, then all others.
 
     The words of a dictionary are then those of fairseq's own models for the same pieces.
@@ -237,7 +253,7 @@ def gpt2_numbers(vocabulary: Vocabulary) -> dict[str, int]:
     others = sorted(vocabulary.rows, key=vocabulary.rows.__getitem__)
     known = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
     pieces = [*bytes_to_unicode().values(), *merged, END_OF_TEXT]
-    pieces += [spelt(name, known) for name in others if name not in SPECIAL and not OWN_WORDS.fullmatch(name)]
+    pieces += [spelt(name, known) for name in others if name not in SPECIAL_SYMBOLS and not OWN_WORDS.fullmatch(name)]
     return {piece: number for number, piece in enumerate(dict.fromkeys(pieces))}
 
 
@@ -255,30 +271,30 @@ def fairseq_files(
     """
     rows = sum(row is not None for row in order)
     names = {row: name for name, row in vocabulary.rows.items()}
-    numbers = None
+    ids = None
     if vocabulary.is_byte_level and by_dictionary:
-        numbers = gpt2_numbers(vocabulary)
+        ids = gpt2_ids(vocabulary)
     elif vocabulary.is_byte_level:
         pieces = vocabulary.tokenizer.get_vocab(with_added_tokens=False)
-        numbers = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
-    words = vocabulary.dictionary_words(rows, numbers)
-    words = [words[row] for row in order[len(SPECIAL) :]]
-    bad = next((word for word in words if word.split() != [word] or word in SPECIAL), None)
+        ids = {spelt(name, pieces): row for name, row in vocabulary.rows.items()}
+    words = vocabulary.dictionary_words(rows, ids)
+    words = [words[row] for row in order[len(SPECIAL_SYMBOLS) :]]
+    bad = next((word for word in words if word.split() != [word] or word in SPECIAL_SYMBOLS), None)
     if bad is not None:
         raise UserError(f"the word {bad!r} of the tokenizer cannot stand in a dictionary of fairseq")
-    symbols = {symbol: names[row] for symbol, row in zip(SPECIAL, order, strict=False) if row in names}
+    symbols = {symbol: names[row] for symbol, row in zip(SPECIAL_SYMBOLS, order, strict=False) if row in names}
     symbols |= {symbol: symbol for symbol in vocabulary.symbols if symbol not in symbols.values()}
     dictionary = "".join(f"{word} 0\n" for word in words)
     files = {
         **dict.fromkeys(dictionaries, dictionary),
         **vocabulary.tokenizer_files(),
-        CONFIG: as_json(vocabulary.config),
-        SYMBOLS_FILE: as_json(symbols),
+        TOKENIZER_CONFIG: as_json(vocabulary.config),
+        FAIRSEQ_SYMBOLS: as_json(symbols),
     }
-    if numbers is not None:
-        files["encoder.json"] = json.dumps(dict(sorted(numbers.items(), key=lambda piece: piece[1])))  # in one order
+    if ids is not None:
+        files[ENCODER_JSON] = json.dumps(dict(sorted(ids.items(), key=lambda piece: piece[1])))  # in one order
         if is_plain(vocabulary.tokenizer):
-            files["vocab.bpe"] = "\n".join([_HEADER, *vocabulary.merges, ""])
+            files[VOCAB_BPE] = "\n".join([_HEADER, *vocabulary.merges, ""])
     return files
 
 
@@ -289,30 +305,33 @@ def as_json(content: dict) -> str:
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
     rows = {name: row for row, name in enumerate(names)}
-    return pieces_and_merges(rows, _usable(merges, set(names))) | {CONFIG: as_json(tokenizer)}
+    return pieces_and_merges(rows, _usable(merges, set(names))) | {TOKENIZER_CONFIG: as_json(tokenizer)}
 
 
-def followed_files(
-    names: list[str], merges: list[str], tokenizer: dict, around: tuple[Sequence[int], Sequence[int]]
-) -> dict[str, str]:
+def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes: Affixes) -> dict[str, str]:
     """The text of each file: a tokenizer.json that is followed as it is, and tokenizer_config.json.
 
     Args:
         names, merges, tokenizer: as of `hugging_face_files`.
-        around: the rows of the symbols before and after a text.
+        affixes: rows.
     """
     rows = {name: row for row, name in enumerate(names)}
-    made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER))
+    made = byte_level(rows, _usable(merges, rows), Path(TOKENIZER_JSON))
     named = [token for name, token in tokenizer.items() if name.endswith("_token")]
-    texts = dict.fromkeys([*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL])
+    texts = dict.fromkeys(
+        [*(token["content"] if isinstance(token, dict) else token for token in named), *SPECIAL_SYMBOLS]
+    )
     made.add_special_tokens([AddedToken(text, normalized=False, lstrip=text == MASK) for text in texts if text in rows])
-    put_around(made, *([names[row] for row in side] for side in around))
-    return {TOKENIZER: made.to_str(), CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"})}
+    set_affixes(made, Affixes(*([names[row] for row in rows] for rows in affixes)))
+    return {
+        TOKENIZER_JSON: made.to_str(),
+        TOKENIZER_CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}),
+    }
 
 
 def pieces_and_merges(rows: dict[str, int], merges: list[str]) -> dict[str, str]:
     """The text of vocab.json and merges.txt."""
-    return {"vocab.json": json.dumps(rows, ensure_ascii=False), "merges.txt": "\n".join([_HEADER, *merges, ""])}
+    return {VOCAB_JSON: json.dumps(rows, ensure_ascii=False), MERGES_TXT: "\n".join([_HEADER, *merges, ""])}
 
 
 def _usable(merges: list[str], pieces: Container[str]) -> list[str]:
@@ -326,8 +345,8 @@ def piece_names(words: list[str], tokens: Tokens | dict[str, int]) -> list[str]:
     Args:
         tokens: GPT-2's byte-level BPE in fairseq's files, or its encoder.json.
     """
-    numbers = tokens if isinstance(tokens, dict) else tokens.tokenizer.get_vocab(with_added_tokens=False)
-    pieces = {str(number): piece for piece, number in numbers.items()}
+    ids = tokens if isinstance(tokens, dict) else tokens.tokenizer.get_vocab(with_added_tokens=False)
+    pieces = {str(each): piece for piece, each in ids.items()}
     return [pieces.get(word, word) for word in words]
 
 
@@ -337,20 +356,20 @@ def merges_of(tokens: Tokens) -> list[str]:
     return [" ".join(merge) for merge in merges]
 
 
-def tokenizer_files(tokens: Tokens | NumberedPieces) -> dict[str, str | bytes]:
+def tokenizer_files(tokens: Tokens | PiecesWithIds) -> dict[str, str | bytes]:
     """The content of each file of a tokenizer that came from Hugging Face, as it came."""
-    if isinstance(tokens, NumberedPieces):
+    if isinstance(tokens, PiecesWithIds):
         files = {path.name: path.read_bytes() for path in tokens.files}
     else:
         content = tokens.tokenizer.to_str()
-        files = {TOKENIZER: content}
+        files = {TOKENIZER_JSON: content}
         if is_byte_level(json.loads(content)):
             pieces = tokens.tokenizer.get_vocab(with_added_tokens=False)
             files |= hugging_face_files(sorted(pieces, key=pieces.__getitem__), merges_of(tokens), {})
     return files | config_of(tokens)
 
 
-def config_of(tokens: Tokens | NumberedPieces) -> dict[str, str]:
+def config_of(tokens: Tokens | PiecesWithIds) -> dict[str, str]:
     """The content of tokenizer_config.json, as it came."""
-    config = tokens.path.with_name(CONFIG)
-    return {CONFIG: read_text(config) if config.exists() else "{}\n"}
+    config = tokens.path.with_name(TOKENIZER_CONFIG)
+    return {TOKENIZER_CONFIG: read_text(config) if config.exists() else "{}\n"}

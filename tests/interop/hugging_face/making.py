@@ -11,13 +11,13 @@ from safetensors.torch import load_file
 import elseq
 from elseq.cli import conversions as command
 from elseq.interop.hugging_face.conversion import from_hugging_face
-from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
+from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL_SYMBOLS
 from elseq.interop.output import write_files
 
 LETTERS = list(bytes_to_unicode().values())
 MERGES = ["t h", "Ġ th", "Ġth e", "i n", "Ġ a", "e r", "Ġ in"]
 PIECES = [*LETTERS, *("".join(merge.split()) for merge in MERGES)]
-BART_NAMES = [*SPECIAL, *reversed(PIECES), END_OF_TEXT, "madeupword0000", "<mask>"]
+BART_NAMES = [*SPECIAL_SYMBOLS, *reversed(PIECES), END_OF_TEXT, "madeupword0000", "<mask>"]
 GPT2_NAMES = [*PIECES, END_OF_TEXT]
 TEXTS = ["the inner the", "a", "thin air in there, the other", "naïve – 3 ways"]
 # On which vocabularies of other kinds are trained, and lines with more than it has.
@@ -125,8 +125,8 @@ def change(path, **values):
 
 def back(folder, output, data=None, **options):
     """elseq-convert to-hf."""
-    options = {"overwrite": False, "data": data and str(data), "family": None, "settings": None} | options
-    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=str(output), **options))
+    options = {"overwrite": False, "data": data, "family": None, "settings": None} | options
+    command.convert_to_hugging_face(SimpleNamespace(model=str(folder), output=output, **options))
     return output
 
 

@@ -2,6 +2,7 @@
 
 import json
 import shutil
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -234,11 +235,12 @@ def test_models_that_transformers_lacks(tmp_path, kind, options, sentence):
 def test_dictionaries_that_do_not_fit(tmp_path):
     model = fairseq_checkpoint(tmp_path / "ours", "bart")
     cfg = checkpoint_utils.load_checkpoint_to_cpu(str(tmp_path / "ours" / "model.pt"))["cfg"]
-    dictionary = Dictionary()
+    task = SimpleNamespace(source_dictionary=Dictionary(), target_dictionary=Dictionary())
     with pytest.raises(UserError, match="the dictionary has 4 words, and the model 44"):
-        to_hugging_face(model.state_dict(), cfg, dictionary, dictionary)
+        to_hugging_face(model.state_dict(), cfg, task)
+    task.target_dictionary = building.TASK.source_dictionary
     with pytest.raises(UserError, match="source and target have dictionaries of their own"):
-        to_hugging_face(model.state_dict(), cfg, dictionary, building.TASK.source_dictionary)
+        to_hugging_face(model.state_dict(), cfg, task)
 
 
 def test_numbers_that_are_none(tmp_path):

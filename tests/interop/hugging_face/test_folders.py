@@ -76,7 +76,11 @@ def test_weights_that_repeat_their_numbers(folder):
         ("config.json", b"{'model_type'", "config.json is not JSON"),
         ("config.json", b"\xff\xfe", "config.json is not JSON"),
         ("config.json", b"3", "config.json holds no JSON object"),
-        ("config.json", b'{"model_type": "\\ud800"}', "config.json is not JSON .*surrogates not allowed"),
+        (
+            "config.json",
+            b'{"model_type": "\\ud800"}',
+            r"config.json holds half a character \(the lone surrogate \\ud800\): copy",
+        ),
         ("config.json", b"[" * 100_000, "config.json is nested too deeply"),
         ("generation_config.json", b'\xef\xbb\xbf{"max_length": 20}', "generation_config.json is not JSON"),
         ("generation_config.json", b"nothing", "generation_config.json is not JSON"),

@@ -5,7 +5,7 @@ import torch
 import torch.nn.functional as F
 
 from elseq.interop.hugging_face.rows import are_added_rows, fairseq_order, is_steady, take_rows, unused_row
-from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
+from elseq.interop.hugging_face.vocabulary import SPECIAL_SYMBOLS, Vocabulary
 
 
 @pytest.mark.parametrize("width", [32, 768])
@@ -53,7 +53,7 @@ def test_order_and_rows():
     assert taken.tolist() == [[-1, -1], [-1, -1], [4, 5], [-1, -1], [0, 1], [2, 3], [6, 7]]
     added = [0, 1, 3]  # <s>, <pad>, <unk>
     assert are_added_rows(taken, added) and not are_added_rows(embedding, added)
-    of_bart = Vocabulary({name: row for row, name in enumerate([*SPECIAL, "a"])}, [])
+    of_bart = Vocabulary({name: row for row, name in enumerate([*SPECIAL_SYMBOLS, "a"])}, [])
     order = fairseq_order(of_bart, {"eos_token_id": 2, "bos_token_id": 0, "pad_token_id": 1}, 5)
     assert order == [0, 1, 2, 3, 4]
     assert take_rows(embedding, [0, 1, 2, 3]) is embedding

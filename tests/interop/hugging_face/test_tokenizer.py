@@ -302,7 +302,7 @@ def test_other_kinds_of_tokenizers(tmp_path, kind):
     loaded = load(tmp_path / "ours")
     for text in ("the in", "a bead in the cab", "the zzz in"):
         numbers = tokenizer(text)["input_ids"]
-        assert [loaded.bpe.numbers[word] for word in loaded.bpe.encode(text).split()] == numbers
+        assert [loaded.bpe.ids[word] for word in loaded.bpe.encode(text).split()] == numbers
         assert loaded.bpe.decode(loaded.bpe.encode(text)) == tokenizer.decode(numbers, skip_special_tokens=True)
     again = back(tmp_path / "ours", tmp_path / "again")
     assert_same_tensors(tmp_path / "theirs", again)

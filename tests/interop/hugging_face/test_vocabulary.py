@@ -6,7 +6,7 @@ import pytest
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import vocabulary
-from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL
+from elseq.interop.hugging_face.vocabulary import END_OF_TEXT, SPECIAL_SYMBOLS
 from tests import helpers
 from tests.interop.hugging_face.making import (
     BART_NAMES,
@@ -111,7 +111,7 @@ def test_fairseqs_dictionary_lacks_the_mask(tmp_path, rows):
     make_bart(tmp_path / "theirs", vocab_size=len(BART_NAMES) - 1 + rows)
     convert(tmp_path / "theirs", tmp_path / "ours")
     dictionary = tmp_path / "ours" / "dict.txt"
-    words = dictionary.read_text().split(" 0\n")[: len(BART_NAMES) - len(SPECIAL) - 1]
+    words = dictionary.read_text().split(" 0\n")[: len(BART_NAMES) - len(SPECIAL_SYMBOLS) - 1]
     dictionary.write_text("".join(f"{word} 0\n" for word in words))
     for name in ("vocab.json", "merges.txt"):
         (tmp_path / "theirs" / name).unlink()
@@ -127,7 +127,7 @@ def test_fairseqs_dictionary_lacks_the_mask(tmp_path, rows):
     "names, sentence",
     [
         (GPT2_NAMES, "its <s> is missing, and config.json has bos_token_id: 0: name the folder of the model's own"),
-        ([*SPECIAL[::-1], *BART_NAMES[4:]], "its <s> is number 3, and config.json has bos_token_id: 0"),
+        ([*SPECIAL_SYMBOLS[::-1], *BART_NAMES[4:]], "its <s> is number 3, and config.json has bos_token_id: 0"),
         (["<s>", "</s>", "<pad>", *BART_NAMES[3:]], "its <pad> is number 2, and config.json has pad_token_id: 1"),
     ],
 )
@@ -146,9 +146,9 @@ def test_fairseqs_numbers():
     words = [line.split(" ")[0] for line in (GPT2_BPE / "dict.txt").read_text(encoding="utf-8").splitlines()]
     found = vocabulary.read_vocabulary(GPT2_BPE, "BartTokenizer", by_dictionary=True)
     assert len(found.rows) == 50264
-    assert vocabulary.gpt2_numbers(found) == numbers
+    assert vocabulary.gpt2_ids(found) == numbers
     names = found.names(50264)
-    assert names[:6] == [*SPECIAL, ".", "Ġthe"]
+    assert names[:6] == [*SPECIAL_SYMBOLS, ".", "Ġthe"]
     files = vocabulary.fairseq_files(found, list(range(50264)), True, ["dict.txt"])
     assert files["dict.txt"].split(" 0\n")[:-1] == words
     assert json.loads(files["encoder.json"]) == numbers and "vocab.bpe" in files

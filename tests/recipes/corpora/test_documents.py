@@ -2,16 +2,11 @@
 
 import gzip
 import json
-import sys
-from pathlib import Path
 
 import pytest
+from documents import main
 
 from elseq.errors import UserError
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "recipes" / "corpora"))  # scripts import their neighbours
-
-from documents import main  # noqa: E402
 
 
 def lines(split, count):

@@ -11,6 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from elseq.errors import UserError
 from recipes.corpora import listops
 from recipes.corpora.listops import Rules, expressions, grow, main
 
@@ -108,7 +109,7 @@ def test_no_expression_twice():
     rules = Rules(max_depth=2, max_arguments=10, min_length=3, max_length=5)
     found = first_expressions(390, rules)
     assert len({expression for expression, _ in found}) == 390
-    with pytest.raises(ValueError, match="after 400 expressions no other was found of more than 3 and fewer than 5"):
+    with pytest.raises(UserError, match="after 400 expressions no other was found of more than 3 and fewer than 5"):
         list(expressions(random.Random(1), rules))
 
 
@@ -151,12 +152,12 @@ def test_size_of_training_does_not_change_the_test_set(tmp_path):
     [
         ("--max-depth=1", "--max-depth 1 is not possible: give 2 or more"),
         ("--max-arguments=1", "--max-arguments 1 is not possible: give 2 or more"),
-        ("--test-size=0", "--test-size 0 is not possible: give 1 or more"),
+        ("--test-size=0", "--test-size '0' is not a whole number above 0"),
         ("--min-length=39", "after 0 expressions no other was found of more than 39 and fewer than 40 tokens"),
     ],
 )
-def test_what_cannot_be_made(tmp_path, capsys, monkeypatch, option, sentence):
+def test_what_cannot_be_made(tmp_path, monkeypatch, option, sentence):
     monkeypatch.setattr(listops, "MOST_FAILURES", 1000)
-    with pytest.raises(SystemExit):
+    with pytest.raises(UserError, match=sentence):
         generate(tmp_path, option)
-    assert sentence in capsys.readouterr().err
+    assert not list(tmp_path.iterdir())

@@ -1,17 +1,12 @@
 """Marked texts among others: what stands in a source, and where."""
 
 import itertools
-import sys
-from pathlib import Path
 
 import pytest
 import sentencepiece
+from long_sources import main
 
 from elseq.errors import UserError
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "recipes" / "corpora"))  # scripts import their neighbours
-
-from long_sources import main  # noqa: E402
 
 SIZES = {"train": 120, "valid": 10, "test": 36}
 WORDS = 6  # of a text
@@ -184,7 +179,7 @@ def test_splits_are_those_with_a_size(write, tmp_path):
         (5, [], "^test has no example in which nothing is missing"),
         (0, [], "^--length '0' is not a whole number above 0"),
         (80, ["--size=tests=5"], "^--size 'tests=5' is not SPLIT=N"),
-        (80, ["--others=test,dev"], "^--others 'dev' is no split: give some of train, valid, test"),
+        (80, ["--others=test,dev"], "^--others 'dev' is unknown; choose from train, valid, test"),
         (80, ["--sentencepiece=nowhere"], "^nowhere is missing; give a sentencepiece model"),
     ],
 )

@@ -2,21 +2,19 @@
 
 import gzip
 import json
-import sys
 from collections import Counter
 from pathlib import Path
 
 import pytest
+import squad_questions
+from squad_questions import cut_around, locate, main, make_samples
 
 from elseq.errors import UserError
 from tests import helpers
 
 ROOT = Path(__file__).resolve().parents[3]
 SQUAD = helpers.DATA / "squad"
-sys.path.append(str(ROOT / "recipes" / "corpora"))  # scripts import their neighbours
 
-import squad_questions  # noqa: E402
-from squad_questions import cut_around, locate, main, make_samples  # noqa: E402
 
 PARAGRAPH = "The school has  a Catholic character. Atop its (gold) dome is a statue\nof the Virgin Mary."
 
@@ -158,11 +156,11 @@ QUESTION = "question 2, paragraph 1, article 2, .*dev-v1.1.json has no"
         (with_question(question=7), f"^{QUESTION} text 'question'"),
         (
             with_question(question="Half \ud83d?"),
-            f"^{QUESTION.replace('has no', 'has')} .ud83d, half of a character; mend",
+            f"^{QUESTION.replace('has no', 'holds half a character')} .the lone surrogate .ud83d.: mend",
         ),
         (
             with_question(answers=[{"text": "\ude00", "answer_start": 0}]),
-            f"^answer 1, {QUESTION.replace('has no', 'has')} .ude00, half of a character; mend",
+            f"^answer 1, {QUESTION.replace('has no', 'holds half a character')} .the lone surrogate .ude00.: mend",
         ),
         ("[" * 100_000, "dev-v1.1.json cannot be read as JSON .maximum recursion depth exceeded"),
         (with_question(answers="gold"), f"^{QUESTION} list 'answers'"),

@@ -4,16 +4,12 @@ import gzip
 import json
 import sys
 from collections import Counter
-from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from summaries import CORPORA, main, make_samples
 
 from elseq.errors import UserError
-
-sys.path.append(str(Path(__file__).resolve().parents[3] / "recipes" / "corpora"))  # scripts import their neighbours
-
-from summaries import CORPORA, main, make_samples  # noqa: E402
 
 
 def row(article="One  two.\n\nThree.", highlights="A b .\nC d .", **others):
@@ -150,9 +146,12 @@ def test_lines_that_are_no_json(whole, tmp_path):
     [
         (
             '{"document": "a \\ud83d b", "summary": "c"}',
-            r"^line 3 of {} has \\ud83d, half of a character; mend it, or fetch",
+            r"^line 3 of {} holds half a character \(the lone surrogate \\ud83d\): mend it, or fetch",
         ),
-        ('{"document": "a", "summary": "c", "id": "\\uDE00"}', r"^line 3 of {} has \\ude00, half of a character"),
+        (
+            '{"document": "a", "summary": "c", "id": "\\uDE00"}',
+            r"^line 3 of {} holds half a character \(the lone surrogate \\ude00\)",
+        ),
         ("[" * 100_000, "^line 3 of {} is no JSON .maximum recursion depth exceeded"),
     ],
 )

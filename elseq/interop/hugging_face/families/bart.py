@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import folders, options
-from elseq.interop.hugging_face.families.family import EncoderDecoder
+from elseq.interop.hugging_face.families.family import FIRST_POSITION, EncoderDecoder
 
 # Of older versions of transformers, and of relatives that call themselves BART.
 _FEATURES = {
@@ -32,7 +32,6 @@ SIDES = ("encoder", "decoder")
 NORMS_FIRST = {f"{side}_normalize_before": True for side in SIDES}
 LEARNED_POSITIONS = {f"{side}_learned_pos": True for side in SIDES}
 POSITIONS = "embed_positions.weight"
-FIRST_POSITION = 2  # its row in fairseq: the one after <pad>'s
 UNTIED = ("encoder.embed_tokens.weight", "decoder.embed_tokens.weight", "lm_head.weight")
 _REQUIRED = {
     "encoder_normalize_before": False,
@@ -238,9 +237,9 @@ class BARTFamily(EncoderDecoder):
             return []
         return ["encoder and decoder have embeddings of their own, which only transformers 5 and later reads"]
 
-    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
-        config = super().tokenizer_config(pieces, special, end, positions)
-        config |= {"sep_token": pieces[end], "cls_token": config["bos_token"]}
+    def tokenizer_config(self, pieces: list[str], special: dict[str, int | None], positions: int) -> dict:
+        config = super().tokenizer_config(pieces, special, positions)
+        config |= {"sep_token": config["eos_token"], "cls_token": config["bos_token"]}
         mask = {"__type": "AddedToken", "content": "<mask>", "lstrip": True, "normalized": False, "special": True}
         return config | ({"mask_token": mask} if "<mask>" in pieces else {})
 

@@ -6,7 +6,7 @@ from tokenizers import Tokenizer
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
-from elseq.interop.hugging_face.tokenizer import CLASSES, GPT2Class, RobertaClass, put_around
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, GPT2Class, RobertaClass, set_affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 
 
@@ -19,8 +19,8 @@ class BlenderbotClass(GPT2Class):
     tokens = RobertaClass.tokens | {"mask_token": {"content": "<mask>", "lstrip": True}}
     add_prefix_space = True
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        put_around(tokenizer, [], [named["eos_token"]])
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        set_affixes(tokenizer, Affixes([], [named["eos_token"]]))
 
 
 CLASSES["BlenderbotTokenizer"] = BlenderbotClass()
@@ -66,8 +66,8 @@ class BlenderbotFamily(BARTFamily):
                 f"begin to decode with bos_token_id or eos_token_id, {starts[0]} or {starts[1]}"
             )
 
-    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
-        return [], [config["eos_token_id"]]
+    def affixes(self, config: dict) -> Affixes:
+        return Affixes([], [config["eos_token_id"]])
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         starts = config["bos_token_id"], config["eos_token_id"]

@@ -15,29 +15,28 @@ from tokenizers import AddedToken, Regex, Tokenizer, decoders, normalizers, pre_
 from tokenizers.models import BPE
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, BARTFamily
 from elseq.interop.hugging_face.families.blenderbot import BlenderbotFamily
-from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.rows import fairseq_order
 from elseq.interop.hugging_face.tokenizer import (
     CLASSES,
     TokenizerClass,
     added_tokens,
+    affixes_of,
     class_of,
     extra_tokens,
     read_config,
-    surroundings,
     text_of,
     texts_of,
     tokens_checked,
 )
 from elseq.interop.hugging_face.vocabulary import Vocabulary, config_of, merges_of, pieces_and_merges
-from elseq.subwords.files import read_numbers, read_text
-from elseq.subwords.pieces import NumberedPieces
+from elseq.model_files import MERGES_TXT, TOKENIZER_JSON, VOCAB_JSON
+from elseq.subwords.files import read_ids, read_text
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
-PIECES, MERGES = "vocab.json", "merges.txt"
 _INSIDE, _LAST = "@@", "</w>"  # after a piece inside a word, in vocab.json; after one at its end, in merges.txt
 _PUNCTUATION = "[.,!?()]"
 # A capital sigma at the end of a word, as Python's str.lower finds it: Unicode, section 3.13, Final_Sigma.
@@ -82,18 +81,20 @@ class BlenderbotSmallFamily(BlenderbotFamily):
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         """Read vocab.json and merges.txt. Without them, or with another class, read as other families do."""
-        missing = [name for name in (PIECES, MERGES) if not (folder / name).exists()]
+        missing = [name for name in (VOCAB_JSON, MERGES_TXT) if not (folder / name).exists()]
         if len(missing) == 2 or not isinstance(_class(folder), BlenderbotSmallClass):
             return super().read_vocabulary(folder, config)
         if missing:
-            instead = "" if not (folder / TOKENIZER).exists() else f", or remove the other to follow {TOKENIZER}"
+            instead = (
+                "" if not (folder / TOKENIZER_JSON).exists() else f", or remove the other to follow {TOKENIZER_JSON}"
+            )
             raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there{instead}")
         return read_words(folder)
 
     def check_vocabulary(self, words: Vocabulary, config: dict, folder: Path) -> bool:
         self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
-        if words.surroundings not in (([], []), ([], [end := config["eos_token_id"]])):
-            raise other_surroundings(words, folder, f"nothing before and nothing or {end} after it (eos_token_id)")
+        if words.affixes not in (([], []), ([], [end := config["eos_token_id"]])):
+            raise other_affixes(words, folder, f"nothing before and nothing or {end} after it (eos_token_id)")
         return False
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
@@ -105,14 +106,14 @@ class BlenderbotSmallFamily(BlenderbotFamily):
         self, configuration: dict, settings: dict, words: Vocabulary, add_bos_token: bool
     ) -> dict:
         cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
-        cfg["task"]["append_source_eos"] = None if words.surroundings[1] else "no"
+        cfg["task"]["append_source_eos"] = None if words.affixes.suffix else "no"
         return cfg
 
-    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
+    def check_task(self, task, tokens: Tokens | PiecesWithIds | None) -> None:
         ends = getattr(task, "append_source_eos", None) != "no"
         # of vocab.json and merges.txt transformers makes a tokenizer that puts nothing around a text
         is_followed = isinstance(tokens, Tokens) and not _is_of_words(tokens)
-        has_end = is_followed and bool(surroundings(tokens.tokenizer)[1])
+        has_end = is_followed and bool(affixes_of(tokens.tokenizer).suffix)
         if ends and not has_end:
             raise UserError(
                 f"it was trained with the end symbol after sources, and Hugging Face's {self.title} reads none: train "
@@ -124,7 +125,7 @@ class BlenderbotSmallFamily(BlenderbotFamily):
                 "without that option, or give the folder of another tokenizer by --data"
             )
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         if not _is_of_words(tokens):
             return super().tokenizer_files(tokens, words, task)
         content = json.loads(tokens.tokenizer.to_str())
@@ -142,7 +143,7 @@ def _class(folder: Path) -> TokenizerClass:
     return class_of(read_config(folder), BlenderbotSmallFamily.tokenizer_class)[1]
 
 
-def _is_of_words(tokens: Tokens | NumberedPieces) -> bool:
+def _is_of_words(tokens: Tokens | PiecesWithIds) -> bool:
     """Whether a converted tokenizer is one that transformers makes of vocab.json and merges.txt."""
     return (
         isinstance(tokens, Tokens)
@@ -152,18 +153,18 @@ def _is_of_words(tokens: Tokens | NumberedPieces) -> bool:
 
 
 def read_words(folder: Path) -> Vocabulary:
-    """Of vocab.json, merges.txt and tokenizer_config.json, by the numbers that transformers gives.
+    """Of vocab.json, merges.txt and tokenizer_config.json, by the ids that transformers gives.
 
     Raises:
         UserError: a file that cannot be used.
     """
-    config, numbers, merges = read_config(folder), read_numbers(folder / PIECES), _read_merges(folder / MERGES)
+    config, ids, merges = read_config(folder), read_ids(folder / VOCAB_JSON), _read_merges(folder / MERGES_TXT)
     with tokens_checked(folder):
         added = added_tokens(folder, config)
         special = texts_of([*_class(folder).named(config).values(), *extra_tokens(config)])
         # found in a text as it is, whatever it says of normalized
         first = {token.content: _as_it_is(token) for token in added.values()}
-    rows = numbers | {token.content: row for row, token in added.items()}
+    rows = ids | {token.content: row for row, token in added.items()}
     for text in filter(None, dict.fromkeys(special)):
         rows.setdefault(text, len(rows))
         first.setdefault(text, AddedToken(text, special=True, normalized=False))
@@ -172,7 +173,7 @@ def read_words(folder: Path) -> Vocabulary:
     unknown = text_of(config.get("unk_token", BlenderbotSmallClass.tokens["unk_token"]))
     made = tokenizer(rows, merges, list(first.values()), unknown, bool(config.get("clean_up_tokenization_spaces")))
     if made is None:
-        raise UserError(f"{folder / PIECES} has two pieces that are spelt alike: copy it again")
+        raise UserError(f"{folder / VOCAB_JSON} has two pieces that are spelt alike: copy it again")
     known = set(rows.values())
     found = {piece: number for piece, number in made.get_vocab().items() if number in known}
     return Vocabulary(found, [], tokenizer=made, config=config)

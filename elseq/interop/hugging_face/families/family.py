@@ -9,21 +9,23 @@ from torch import Tensor
 from elseq.errors import UserError, as_option
 from elseq.interop.checkpoints import training_configuration
 from elseq.interop.hugging_face import vocabulary
-from elseq.interop.hugging_face.rows import ADDED, are_added_rows, fairseq_order
+from elseq.interop.hugging_face.rows import ADDED_ROWS, are_added_rows, fairseq_order
+from elseq.interop.hugging_face.tokenizer import Affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary
-from elseq.subwords.pieces import NumberedPieces
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 
 LANGUAGES = ("source", "target")
+FIRST_POSITION = 2  # its row in fairseq's table of learned positions: the one after <pad>'s
 # Options of elseq's task: those that name a symbol, and others that a checkpoint records.
-SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")
+_SYMBOLS = ("source_start", "source_end", "target_start", "decoder_start")
 _SWITCHES = ("append_source_eos", "score_target_start")
 
 
 class Family(ABC):
     """How a family's settings, weights and vocabulary become those of a fairseq model, and back.
 
-        `config` is always a config.json, complete with `defaults`. `configuration` has the options of a fairseq model.
+    `config` is always a config.json, complete with `defaults`. `configuration` has the options of a fairseq model.
     `words` is the result of `read_vocabulary`, of which only the notes are read elsewhere: a family with two
     vocabularies returns an object of its own, and overrides the methods that take it. `to_fairseq` writes into the
     weights what fairseq computes in another way: sines as a table of learned positions, and the row of another symbol
@@ -37,7 +39,7 @@ class Family(ABC):
     architecture: str  # fairseq's, of its class; every option is given besides
     task: str  # fairseq's
     is_language_model: bool  # it has no encoder
-    by_dictionary: bool  # in fairseq's files its rows are the places in dict.txt, or else the numbers in encoder.json
+    by_dictionary: bool  # in fairseq's files its rows are the places in dict.txt, or else the ids in encoder.json
     defaults: dict  # of the options in config.json that matter
     aliases: dict[str, str]  # the other name of an option, and its name
     layers: dict[str, str]  # the options that count layers, and what the names of their tensors begin with
@@ -159,7 +161,7 @@ class Family(ABC):
             UserError: the model cannot be one of the family.
         """
 
-    def check_task(self, task, tokens: Tokens | NumberedPieces | None) -> None:
+    def check_task(self, task, tokens: Tokens | PiecesWithIds | None) -> None:
         """
         Args:
             task: the options of a checkpoint's task.
@@ -204,7 +206,7 @@ class Family(ABC):
         """
         return {}
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         """The content of the files of a tokenizer that came from Hugging Face.
 
         Args:
@@ -213,15 +215,15 @@ class Family(ABC):
         """
         return vocabulary.tokenizer_files(tokens)
 
-    def tokenizer_config(self, pieces: list[str], special: dict, end: int, positions: int) -> dict:
+    def tokenizer_config(self, pieces: list[str], special: dict[str, int | None], positions: int) -> dict:
         """tokenizer_config.json.
 
         Args:
             pieces: of each row.
             special: the row of each symbol of fairseq, or None.
-            end: that of </s>.
             positions: the most tokens that the model reads.
         """
+        end = special["</s>"]
         rows = {"bos_token": special["<s>"], "pad_token": special["<pad>"], "unk_token": special["<unk>"]}
         named = {
             name: pieces[end if row is None else row]
@@ -246,11 +248,11 @@ class EncoderDecoder(Family):
         if words.is_byte_level:
             self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         start, end = config["bos_token_id"], config["eos_token_id"]
-        if words.surroundings != self.surroundings(config):
+        if words.affixes != self.affixes(config):
             wanted = f"{start} before and {end} after it (bos_token_id and eos_token_id)"
-            if self.surroundings(config) == ([], [end]):
+            if self.affixes(config) == ([], [end]):
                 wanted = f"nothing before and {end} after it (eos_token_id)"
-            raise other_surroundings(words, folder, wanted)
+            raise other_affixes(words, folder, wanted)
         return False
 
     def check_symbols(self, words: Vocabulary, config: dict, folder: Path, options: Sequence[str]) -> None:
@@ -270,9 +272,9 @@ class EncoderDecoder(Family):
                     f"{option}: {config[option]}: name the folder of the model's own by --data"
                 )
 
-    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
-        """The numbers before and after a source."""
-        return [config["bos_token_id"]], [config["eos_token_id"]]
+    def affixes(self, config: dict) -> Affixes:
+        """The rows before and after a source."""
+        return Affixes([config["bos_token_id"]], [config["eos_token_id"]])
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         return dict.fromkeys(("eos_token_id", "decoder_start_token_id"), (config["eos_token_id"],))
@@ -292,7 +294,7 @@ class EncoderDecoder(Family):
         return cfg
 
     def task_arguments(self, task: dict) -> list[str]:
-        given = [f"{as_option(name)}={task[name]}" for name in (*SYMBOLS, *_SWITCHES) if task.get(name)]
+        given = [f"{as_option(name)}={task[name]}" for name in (*_SYMBOLS, *_SWITCHES) if task.get(name)]
         return ["-s", task["source_lang"], "-t", task["target_lang"], "--force-bos", task["force_bos"], *given]
 
     def decoding_symbols(self, symbols: dict[str, int | None], forced_start: bool) -> dict:
@@ -318,10 +320,10 @@ class LanguageModel(Family):
                 f"the tokenizer in {folder} is of another model, since number {end}, with which by config.json a text "
                 f"ends (eos_token_id), is {name!r}: name the folder of the model's own by --data"
             )
-        before, after = words.surroundings
-        if after or before not in ([], [end], [start]):
-            raise other_surroundings(words, folder, "nothing")
-        return before == [start] != [end]
+        prefix, suffix = words.affixes
+        if suffix or prefix not in ([], [end], [start]):
+            raise other_affixes(words, folder, "nothing")
+        return prefix == [start] != [end]
 
     def fixed_symbols(self, config: dict, words: Vocabulary) -> dict[str, tuple[int, ...]]:
         return {"eos_token_id": (config["eos_token_id"],)}
@@ -342,19 +344,19 @@ class LanguageModel(Family):
         return ["--sample-break-mode", task["sample_break_mode"]]
 
     def order(self, words: list[str], tokens: Tokens | None, embedding: Tensor) -> list[int]:
-        if not are_added_rows(embedding, ADDED):
+        if not are_added_rows(embedding, ADDED_ROWS):
             return super().order(words, tokens, embedding)
-        order = [row for row in range(len(words)) if row not in ADDED]
+        order = [row for row in range(len(words)) if row not in ADDED_ROWS]
         end, *others = order
-        numbers = {words[row] for row in others}
-        missing = [number for number in range(len(order)) if str(number) not in numbers]
+        ids = {words[row] for row in others}
+        missing = [number for number in range(len(order)) if str(number) not in ids]
         place = missing[0] if tokens is not None and len(missing) == 1 else len(others)
         return [*others[:place], end, *others[place:]]
 
 
-def other_surroundings(words: Vocabulary, folder: Path, wanted: str) -> UserError:
-    before, after = words.surroundings
+def other_affixes(words: Vocabulary, folder: Path, wanted: str) -> UserError:
+    prefix, suffix = words.affixes
     return UserError(
-        f"the tokenizer in {folder} puts the numbers {before} before a text and {after} after it (its post_processor), "
-        f"and fairseq {wanted}"
+        f"the tokenizer in {folder} puts the numbers {prefix} before a text and {suffix} after it (its "
+        f"post_processor), and fairseq {wanted}"
     )

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elseq.errors import UserError
 from elseq.interop.hugging_face import folders, options
-from elseq.interop.hugging_face.families.family import LanguageModel
+from elseq.interop.hugging_face.families.family import FIRST_POSITION, LanguageModel
 
 _FEATURES = {"layer_norm_epsilon": 1e-5, "add_cross_attention": False, "is_encoder_decoder": False}
 _IGNORED = re.compile(r".*\.(attn|crossattention)\.(masked_)?bias")  # masks, which older versions of transformers saved
@@ -19,7 +19,6 @@ _LAYERS = {
     "mlp.c_proj": "fc2",
 }
 _PROJECTIONS = ("q_proj", "k_proj", "v_proj")
-_FIRST_POSITION = 2  # fairseq's: the row after that of <pad>
 _IS_GPT2 = {
     "decoder_normalize_before": True,
     "no_decoder_final_norm": False,
@@ -142,7 +141,7 @@ class GPT2Family(LanguageModel):
             "decoder.embed_tokens.weight": tensors["wte.weight"],
             "decoder.output_projection.weight": tensors.get("lm_head.weight", tensors["wte.weight"]),
             "decoder.embed_positions.weight": torch.cat(
-                (positions.new_zeros(_FIRST_POSITION, positions.size(1)), positions)
+                (positions.new_zeros(FIRST_POSITION, positions.size(1)), positions)
             ),
             "decoder.layer_norm.weight": tensors["ln_f.weight"],
             "decoder.layer_norm.bias": tensors["ln_f.bias"],
@@ -167,7 +166,7 @@ class GPT2Family(LanguageModel):
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = {
             "transformer.wte.weight": tensors["decoder.embed_tokens.weight"],
-            "transformer.wpe.weight": tensors["decoder.embed_positions.weight"][_FIRST_POSITION:],
+            "transformer.wpe.weight": tensors["decoder.embed_positions.weight"][FIRST_POSITION:],
             "transformer.ln_f.weight": tensors["decoder.layer_norm.weight"],
             "transformer.ln_f.bias": tensors["decoder.layer_norm.bias"],
         }

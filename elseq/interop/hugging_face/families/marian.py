@@ -16,10 +16,10 @@ from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, POSITION
 from elseq.interop.hugging_face.families.family import LANGUAGES
 from elseq.interop.hugging_face.rows import OUTPUT_BIAS, fairseq_order
 from elseq.interop.hugging_face.sentencepieces import PieceVocabulary, read_pieces
-from elseq.interop.hugging_face.tokenizer import CLASSES, TokenizerClass, read_config
-from elseq.interop.hugging_face.vocabulary import SPECIAL, Vocabulary
-from elseq.subwords.files import read_numbers, read_text
-from elseq.subwords.pieces import NUMBERS, SOURCE_MODEL, TARGET_MODEL, TARGET_NUMBERS
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClass, read_config
+from elseq.interop.hugging_face.vocabulary import SPECIAL_SYMBOLS, Vocabulary
+from elseq.model_files import SOURCE_SPM, TARGET_SPM, TARGET_VOCAB_JSON, VOCAB_JSON
+from elseq.subwords.files import read_ids, read_text
 
 _ENCODER, _DECODER = (f"{side}.embed_tokens.weight" for side in SIDES)
 _OUTPUT = "decoder.output_projection.weight"
@@ -61,8 +61,8 @@ class Sinusoidal(BARTFamily):
         self.check_symbols(words, config, folder, ("pad_token_id", "eos_token_id"))
         return super().check_vocabulary(words, config, folder)
 
-    def surroundings(self, config: dict) -> tuple[list[int], list[int]]:
-        return [], [config["eos_token_id"]]
+    def affixes(self, config: dict) -> Affixes:
+        return Affixes([], [config["eos_token_id"]])
 
     def fairseq_orders(self, words: Vocabulary, config: dict) -> dict[str, list[int | None]]:
         return {"": self._fairseq_order(words, config, config["vocab_size"])}
@@ -70,7 +70,7 @@ class Sinusoidal(BARTFamily):
     def _fairseq_order(self, words: Vocabulary, config: dict, rows: int) -> list[int | None]:
         no_start = config | {"bos_token_id": None}  # whatever config.json says, no text begins with one
         order = fairseq_order(words, no_start, rows)
-        if order[SPECIAL.index("<pad>")] is None:
+        if order[SPECIAL_SYMBOLS.index("<pad>")] is None:
             pad = config["pad_token_id"]
             raise UserError(f"config.json has pad_token_id: {pad}, and the embedding has {rows} rows")
         return order
@@ -180,11 +180,11 @@ class MarianFamily(Sinusoidal):
         return config["vocab_size"] if config[_SHARED] else config.get("decoder_vocab_size") or config["vocab_size"]
 
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | PairVocabulary | None:
-        names = [SOURCE_MODEL, TARGET_MODEL, NUMBERS]
+        names = [SOURCE_SPM, TARGET_SPM, VOCAB_JSON]
         if not any((folder / name).exists() for name in names):
             return None
         has_two, is_shared = bool(read_config(folder).get(_SEPARATE)), config[_SHARED]
-        missing = [name for name in [*names, *([TARGET_NUMBERS] if has_two else [])] if not (folder / name).exists()]
+        missing = [name for name in [*names, *([TARGET_VOCAB_JSON] if has_two else [])] if not (folder / name).exists()]
         if missing:
             raise UserError(f"{folder / missing[0]}, a part of the tokenizer, is missing: copy it there")
         if has_two and is_shared:
@@ -192,8 +192,8 @@ class MarianFamily(Sinusoidal):
                 f"config.json has {_SHARED}: True, and the tokenizer in {folder} {_SEPARATE}: it is of another model; "
                 "name the folder of the model's own by --data"
             )
-        words = read_pieces(folder, MarianClass.tokens, [SOURCE_MODEL, TARGET_MODEL])
-        words = replace(words, around=([], [config["eos_token_id"]]))
+        words = read_pieces(folder, MarianClass.tokens, [SOURCE_SPM, TARGET_SPM])
+        words = replace(words, affixes=self.affixes(config))
         if is_shared:
             return words
         return PairVocabulary(words, _read_target(folder, words) if has_two else words)
@@ -268,8 +268,8 @@ def _read_target(folder: Path, source: PieceVocabulary) -> PieceVocabulary:
     Raises:
         UserError: it cannot be used, or does not have the special tokens of the source's in their places.
     """
-    path = folder / TARGET_NUMBERS
-    rows = read_numbers(path)
+    path = folder / TARGET_VOCAB_JSON
+    rows = read_ids(path)
     tokens = {row: token for token, row in rows.items()}
     if len(tokens) < len(rows):
         raise UserError(f"{path} has two tokens of the same number: copy it again")
@@ -277,10 +277,10 @@ def _read_target(folder: Path, source: PieceVocabulary) -> PieceVocabulary:
         row = source.rows[token]
         if rows.get(token, row) != row or tokens.get(row, token) != token:
             raise UserError(
-                f"{path} does not have {token!r} where {NUMBERS} has it, as number {row}, and a special token has one "
-                "number: copy both again"
+                f"{path} does not have {token!r} where {VOCAB_JSON} has it, as number {row}, and a special token has "
+                "one number: copy both again"
             )
-    return replace(source, rows=rows, files={TARGET_NUMBERS: read_text(path)})
+    return replace(source, rows=rows, files={TARGET_VOCAB_JSON: read_text(path)})
 
 
 MARIAN = MarianFamily()

@@ -9,7 +9,8 @@ from elseq.interop.hugging_face.families.bart import NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.marian import Sinusoidal
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, put_around
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, set_affixes
+from elseq.model_files import TOKENIZER_CONFIG
 
 _OWN = 2  # symbols that the model of sentencepiece has first: <pad> and </s>
 _OFFSET = 103  # added to the number of a piece; symbols of the pretraining come before the pieces
@@ -34,15 +35,17 @@ class PegasusClass(SentencepieceClass):
     def unnumbered(self, config: dict) -> Sequence[str | dict]:
         return _of_pretraining(None, config)
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
-        put_around(tokenizer, [], [named["eos_token"]])
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+        set_affixes(tokenizer, Affixes([], [named["eos_token"]]))
 
 
 def _of_pretraining(mask: str | None, config: dict) -> list[str]:
     """The symbols after <pad> and </s>: the masks of a sentence and of a word, and unused ones."""
     offset = config.get("offset", _OFFSET)
     if type(offset) is not int or not _OWN <= offset <= _MOST:
-        raise UserError(f"{CONFIG} has offset: {shown(offset)}, where a whole number from {_OWN} to {_MOST} is needed")
+        raise UserError(
+            f"{TOKENIZER_CONFIG} has offset: {shown(offset)}, where a whole number from {_OWN} to {_MOST} is needed"
+        )
     masks = [config.get("mask_token_sent", "<mask_1>"), mask]
     return [symbol for symbol in masks if symbol is not None] + [f"<unk_{number}>" for number in range(_OWN, offset)]
 

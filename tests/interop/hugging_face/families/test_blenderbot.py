@@ -89,7 +89,7 @@ def test_ctranslate2(pair, tmp_path):
     """It starts from <s>, too."""
     ctranslate2 = pytest.importorskip("ctranslate2")
     _, _, folder = pair
-    args = {"model": str(folder / "ours"), "output": str(tmp_path / "model"), "data": None, "overwrite": False}
+    args = {"model": str(folder / "ours"), "output": tmp_path / "model", "data": None, "overwrite": False}
     command.convert_to_ctranslate2(SimpleNamespace(**args, quantization=None))
     loaded = load(folder / "ours")
     options = {"beam": 1, "min_len": 7, "max_len_b": 58, "no_repeat_ngram_size": 2}

@@ -220,7 +220,7 @@ def test_round_trip(pair, tmp_path):
 def test_other_programs(pair, tmp_path):
     """CTranslate2 and fairseq add positions before the norm."""
     folder = pair[-1]
-    args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
+    args = {"model": str(folder / "ours"), "output": tmp_path / "out", "data": None, "overwrite": False}
     programs = ((command.convert_to_ctranslate2, "CTranslate2"), (command.convert_to_fairseq, "stock fairseq"))
     for convert_to, program in programs:
         sentence = f"before positions are added .--norm-before-positions., which {program} does not have"

@@ -287,7 +287,7 @@ def test_fewer_heads(pair, tmp_path):
     """The bias and the table of positions come along."""
     _, folder = pair
     shutil.copytree(folder / "ours", tmp_path / "model")
-    arguments = {"model": str(tmp_path / "model"), "output": str(tmp_path / "model" / "checkpoint_best.pt")}
+    arguments = {"model": str(tmp_path / "model"), "output": tmp_path / "model" / "checkpoint_best.pt"}
     options = {"num_kv_heads": 4, "places": None, "method": "mean", "grouping": "neighbours", "seed": 1}
     options |= {"overwrite": False, "user_dir": None, "data": None, "calibration": None, "calibration_target": None}
     command.convert_heads(SimpleNamespace(**arguments, **options))
@@ -300,7 +300,7 @@ def test_fewer_heads(pair, tmp_path):
 
 
 def to_ctranslate2(folder, output, **options):
-    args = {"model": str(folder), "output": str(output), "data": None, "overwrite": False}
+    args = {"model": str(folder), "output": output, "data": None, "overwrite": False}
     command.convert_to_ctranslate2(SimpleNamespace(**(args | {"quantization": None} | options)))
     return str(output)
 
@@ -373,7 +373,7 @@ def test_what_ctranslate2_does_not_have(tmp_path):
 
 def test_fairseq_without_the_bias(pair, tmp_path):
     _, folder = pair
-    args = {"model": str(folder / "ours"), "output": str(tmp_path / "out"), "data": None, "overwrite": False}
+    args = {"model": str(folder / "ours"), "output": tmp_path / "out", "data": None, "overwrite": False}
     with pytest.raises(UserError, match="the model has a bias in its output layer .--output-bias."):
         command.convert_to_fairseq(SimpleNamespace(**args, quantization=None, user_dir=None))
     assert not (tmp_path / "out").exists()

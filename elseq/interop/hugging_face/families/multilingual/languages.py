@@ -1,4 +1,4 @@
-"""The languages of the multilingual models in the order of their numbers. A folder may not have a file with them."""
+"""The languages of the multilingual models in the order of their ids. A folder may not have a file with them."""
 
 
 def _codes(text: str) -> list[str]:

@@ -7,16 +7,16 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import TOKENIZER
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
-from elseq.interop.hugging_face.families.family import other_surroundings
+from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
 from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Class
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
-from elseq.interop.hugging_face.tokenizer import CONFIG, put_around, read_config, surroundings
+from elseq.interop.hugging_face.tokenizer import Affixes, affixes_of, read_config, set_affixes
 from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
-from elseq.subwords.pieces import MODEL, NUMBERS, NumberedPieces
+from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
+from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
 from elseq.tasks.translation import LANGUAGE
 
@@ -54,11 +54,11 @@ class Multilingual(BARTFamily):
                 f"the number of a language before and {config['eos_token_id']} after it, or both after it: set "
                 "src_lang, and save the tokenizer by the save_pretrained of transformers"
             )
-            raise other_surroundings(words, folder, wanted)
+            raise other_affixes(words, folder, wanted)
         if words.rows[source] not in languages:
             raise UserError(
                 f"{folder} puts {source} beside a text, which has the number {words.rows[source]}, and the embedding "
-                f"has {config['vocab_size']} rows: set src_lang in {CONFIG} to another language, or name "
+                f"has {config['vocab_size']} rows: set src_lang in {TOKENIZER_CONFIG} to another language, or name "
                 "the folder of the model's own tokenizer by --data"
             )
         return False
@@ -76,10 +76,10 @@ class Multilingual(BARTFamily):
     ) -> dict:
         cfg = super().checkpoint_configuration(configuration, settings, words, add_bos_token)
         names = {words.rows[name]: name for name in words.languages}
-        before, after = words.surroundings
+        prefix, suffix = words.affixes
         symbols = {
-            "source_start": before[0] if before else None,
-            "source_end": after[1] if after[1:] else None,
+            "source_start": prefix[0] if prefix else None,
+            "source_end": suffix[1] if suffix[1:] else None,
             "target_start": settings.get("forced_bos_token_id"),
             "decoder_start": settings.get("decoder_start_token_id"),
         }
@@ -88,7 +88,7 @@ class Multilingual(BARTFamily):
         cfg["task"]["force_bos"] = "no"
         return cfg
 
-    def tokenizer_files(self, tokens: Tokens | NumberedPieces, words: list[str], task) -> dict[str, str | bytes]:
+    def tokenizer_files(self, tokens: Tokens | PiecesWithIds, words: list[str], task) -> dict[str, str | bytes]:
         """The files with the language that the task puts beside a source, instead of the tokenizer's.
 
         Raises:
@@ -100,27 +100,29 @@ class Multilingual(BARTFamily):
         if language is None:
             return files
         if isinstance(tokens, Tokens):
-            if language not in tokens.numbers:
+            if language not in tokens.ids:
                 raise UserError(
                     f"{tokens.path} does not have {language!r}, which stands beside the sources of the model: name the "
                     "folder of the model's own tokenizer by --data"
                 )
-            tokenizer = Tokenizer.from_str(files[TOKENIZER])
-            code, last = (tokens.numbers[word] for word in (language, "</s>"))
-            around = ([code], [last]) if start else ([], [last, code])
-            if surroundings(tokenizer) == around:
+            tokenizer = Tokenizer.from_str(files[TOKENIZER_JSON])
+            code, last = (tokens.ids[word] for word in (language, "</s>"))
+            affixes = Affixes([code], [last]) if start else Affixes([], [last, code])
+            if affixes_of(tokenizer) == affixes:
                 return files
-            put_around(tokenizer, *([tokenizer.id_to_token(number) for number in side] for side in around))
-            files |= {TOKENIZER: tokenizer.to_str()}
-        return files | {CONFIG: as_json(json.loads(files[CONFIG]) | {"src_lang": language.strip("_")})}
+            set_affixes(tokenizer, Affixes(*(list(map(tokenizer.id_to_token, rows)) for rows in affixes)))
+            files |= {TOKENIZER_JSON: tokenizer.to_str()}
+        return files | {
+            TOKENIZER_CONFIG: as_json(json.loads(files[TOKENIZER_CONFIG]) | {"src_lang": language.strip("_")})
+        }
 
 
 def _source_language(words: Vocabulary, config: dict) -> str | None:
     """The language that the tokenizer puts beside a text, if it puts only this and </s> there."""
-    before, after = words.surroundings
-    if after[:1] != [config["eos_token_id"]] or len(before + after) != 2:
+    prefix, suffix = words.affixes
+    if suffix[:1] != [config["eos_token_id"]] or len(prefix + suffix) != 2:
         return None
-    return next((name for name in words.languages if words.rows[name] in before + after[1:]), None)
+    return next((name for name in words.languages if words.rows[name] in prefix + suffix[1:]), None)
 
 
 class MBARTFamily(Multilingual):
@@ -160,19 +162,23 @@ class M2M100Family(Multilingual):
     def read_vocabulary(self, folder: Path, config: dict) -> Vocabulary | None:
         """Without tokenizer.json, of vocab.json and the sentencepiece model beside it."""
         names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-        if TOKENIZER in names or not {MODEL, NUMBERS} <= names:
+        if TOKENIZER_JSON in names or not {SENTENCEPIECE_BPE_MODEL, VOCAB_JSON} <= names:
             return super().read_vocabulary(folder, config)
         settings = read_config(folder)
         kind = settings.get("language_codes") or "m2m100"
         if kind not in [*M2M_100]:
-            raise UserError(f"{CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}")
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has language_codes: {shown(kind)}, which are none of {', '.join(M2M_100)}"
+            )
         languages = [f"__{code}__" for code in M2M_100[kind]]
-        words = read_pieces(folder, M2M100Class.tokens, [MODEL], languages)
+        words = read_pieces(folder, M2M100Class.tokens, [SENTENCEPIECE_BPE_MODEL], languages)
         self.check_symbols(words, config, folder, ("bos_token_id", "pad_token_id", "eos_token_id"))
         source = f"__{settings.get('src_lang') or 'en'}__"
         if source not in languages:
-            raise UserError(f"{CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages")
-        return replace(words, around=([words.rows[source]], [config["eos_token_id"]]))
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has src_lang: {shown(source.strip('_'))}, which is none of its languages"
+            )
+        return replace(words, affixes=Affixes([words.rows[source]], [config["eos_token_id"]]))
 
 
 MBART, M2M100 = MBARTFamily(), M2M100Family()

@@ -12,7 +12,8 @@ from elseq.errors import UserError
 from elseq.interop.hugging_face.families.multilingual.languages import MBART_25, MBART_50, NLLB
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import Model, SentencepieceClass, bpe, normalizer, unigram
-from elseq.interop.hugging_face.tokenizer import CLASSES, CONFIG, TokenizerClass, extra_tokens, put_around, text_of
+from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClass, extra_tokens, set_affixes, text_of
+from elseq.model_files import TOKENIZER_CONFIG
 
 _OWN = 3  # symbols that a model of sentencepiece has first: <unk>, <s> and </s>
 _UNKNOWN = 3
@@ -33,11 +34,14 @@ class _Multilingual(SentencepieceClass):
     def symbols(self, named: Mapping[str, str | None]) -> list[str]:
         return [named[name] for name in ("bos_token", "pad_token", "eos_token", "unk_token")]
 
-    def surround(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
+    def set_affixes(self, tokenizer: Tokenizer, named: Mapping[str, str | None], config: dict) -> None:
         source, end = config.get("src_lang") or self.source_language, named["eos_token"]
         if not isinstance(source, str) or tokenizer.token_to_id(source) is None:
-            raise UserError(f"{CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language")
-        put_around(tokenizer, *(([source], [end]) if self.is_language_first(config) else ([], [end, source])))
+            raise UserError(
+                f"{TOKENIZER_CONFIG} has src_lang: {shown(source)}, which is no token: give the code of a language"
+            )
+        is_first = self.is_language_first(config)
+        set_affixes(tokenizer, Affixes([source], [end]) if is_first else Affixes([], [end, source]))
 
     def is_language_first(self, config: dict) -> bool:
         return True
@@ -77,8 +81,8 @@ class NllbClass(_Multilingual):
 
     def tokenizer(self, model: Model, named: Mapping[str, str | None], config: dict) -> Tokenizer:
         order = {piece: number for number, (piece, _) in enumerate(model.pieces)}
-        numbers = {piece: number for number, piece in enumerate(dict.fromkeys([*self.symbols(named), *order]))}
-        tokenizer = bpe(numbers, order, named["unk_token"])
+        ids = {piece: token_id for token_id, piece in enumerate(dict.fromkeys([*self.symbols(named), *order]))}
+        tokenizer = bpe(ids, order, named["unk_token"])
         if model.charsmap:
             tokenizer.normalizer = normalizer(model.charsmap)
         return tokenizer

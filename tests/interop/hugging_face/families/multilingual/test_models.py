@@ -317,10 +317,9 @@ def test_round_trip(pair, tmp_path):
     _, theirs, folder = pair
     loaded = load(folder / "ours", "kv")
     state = torch.load(folder / "ours" / "model.pt", weights_only=False)
-    dictionaries = loaded.task.source_dictionary, loaded.task.target_dictionary
     cfg = Namespace(**{name: as_namespace(value) for name, value in state["cfg"].items()})
     cfg.generation = state["cfg"]["generation"]
-    back = to_hugging_face(loaded.model.state_dict(), cfg, *dictionaries, tokens=loaded.bpe)
+    back = to_hugging_face(loaded.model.state_dict(), cfg, loaded.task, loaded.bpe)
     folders.write(tmp_path, back.config, back.settings, back.tensors)
     original = load_file(folder / "theirs" / "model.safetensors")
     again = load_file(tmp_path / "model.safetensors")
