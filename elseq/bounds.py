@@ -52,6 +52,16 @@ def check_flag(name: str, value) -> None:
         raise UserError(f"{value!r} is not possible: give True or False", name)
 
 
+def is_possible(name: str, value: float) -> bool:
+    """Whether a number is in the range of an option, given its Python name."""
+    return name not in _BOUNDS or _BOUNDS[name][0](value)
+
+
+def possible_values(name: str) -> str:
+    """The range of such an option, in words."""
+    return _BOUNDS[name][1]
+
+
 def check_bounds(name: str, value, default) -> None:
     """
     Args:
@@ -66,8 +76,7 @@ def check_bounds(name: str, value, default) -> None:
         return
     if isinstance(value, float) and not math.isfinite(value):
         raise UserError(f"{value} is not a finite number", name)
-    is_possible, words = _BOUNDS.get(name, (lambda value: True, ""))
-    if not is_possible(value):
-        raise UserError(f"{value} is not {words}; leave it out for the default, {default}", name)
+    if not is_possible(name, value):
+        raise UserError(f"{value} is not {possible_values(name)}; leave it out for the default, {default}", name)
     if isinstance(value, int) and abs(value) > _LARGEST:
         raise UserError(f"a whole number of {len(str(abs(value)))} digits is too large; lower it", name)

@@ -148,7 +148,8 @@ def test_sources_in_windows(method, top_k, way, sentences, length, monkeypatch):
     )
     assert state < peak <= planned < 1.15 * peak, planned / peak
     hidden = sentences * length * 128 * 4
-    assert peak < hidden * (1.3 if method == "el" else 8.2)  # kv: twice the memory of two layers at most
+    most = 1.3 if way == "kernels" or top_k is None else 1.45  # PyTorch's scores are as large as those of a block
+    assert peak < hidden * (most if method == "el" else 8.2)  # kv: twice the memory of two layers at most
 
 
 @pytest.mark.few_cases(1)

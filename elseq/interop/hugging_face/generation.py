@@ -14,6 +14,7 @@ import sys
 
 from fairseq.dataclass.configs import GenerationConfig
 
+from elseq.bounds import is_possible, possible_values
 from elseq.errors import UserError, as_option
 from elseq.interop.hugging_face.options import shown
 from elseq.options import BOUND, FIRST, NEVER
@@ -42,7 +43,7 @@ _WHOLE = {
     "top_k": 0,
 }
 _MOST = 2**31 - 1
-_NUMBERS = ("length_penalty", "top_p", "temperature")
+_NUMBERS = {"length_penalty": "lenpen", "top_p": "sampling_topp", "temperature": "temperature"}  # and their options
 _SAMPLING = ("top_p", "temperature")
 _LONGEST = 200  # fairseq's, where no --max-len-b is given
 _NEW_TOKENS = 20  # transformers', where no length is given
@@ -241,7 +242,7 @@ def fairseq_options(settings: dict, is_language_model: bool) -> tuple[dict, list
 def _drop_impossible_numbers(settings: dict) -> list[str]:
     """Drop impossible numbers, except those of sampling if nothing is sampled. Returns notes on them."""
     notes = []
-    for name in _NUMBERS:
+    for name, option in _NUMBERS.items():
         value = settings.get(name, 1.0)
         if name in _SAMPLING and not settings.get("do_sample"):
             continue
@@ -250,6 +251,8 @@ def _drop_impossible_numbers(settings: dict) -> list[str]:
             reason = "it is not a finite number"
         elif name in _SAMPLING and value <= 0:
             reason = "it is not above 0"
+        elif not is_possible(option, value):
+            reason = f"it is not {possible_values(option)}"
         if reason is not None:
             notes.append(f"{name} {settings.pop(name)} is left out: {reason}")
     return notes

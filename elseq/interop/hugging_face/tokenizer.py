@@ -155,12 +155,19 @@ def read_config(folder: Path) -> dict:
     if not config.get("extra_special_tokens") and "additional_special_tokens" in config:
         config["extra_special_tokens"] = config["additional_special_tokens"]
     if "added_tokens_decoder" not in config and (folder / SPECIAL_TOKENS_MAP).exists():
-        config |= read_json(folder / SPECIAL_TOKENS_MAP)
+        config |= {name: _marked(token) for name, token in read_json(folder / SPECIAL_TOKENS_MAP).items()}
     if config.get("split_special_tokens"):
         raise UserError(
             f"{folder / TOKENIZER_CONFIG} has split_special_tokens, with which special symbols in a text are no symbols"
         )
     return config
+
+
+def _marked(token):
+    """A token of special_tokens_map.json, or a list of them, as tokenizer_config.json has it."""
+    if isinstance(token, list):
+        return [_marked(each) for each in token]
+    return {"__type": "AddedToken", **token} if isinstance(token, dict) and "content" in token else token
 
 
 def read_tokenizer(folder: Path, default: str, pieces: Mapping[str, int], merges: Sequence[str]):

@@ -107,6 +107,7 @@ def test_lengths_that_count_the_prompt():
         ({"num_return_sequences": 2}, "nbest", "num_return_sequences 2 is left out: it is above num_beams 1"),
         ({"num_beams": 3, "early_stopping": True, "num_beam_groups": 2}, "diverse_beam_groups", "num_beam_groups 2 wi"),
         ({"do_sample": True, "num_beam_groups": 3}, "diverse_beam_groups", "num_beam_groups 3 with diversity_penalty"),
+        ({"length_penalty": 20.0}, "none", "length_penalty 20.0 is left out: it is not a number from -10 to 10"),
         ({"length_penalty": float("nan")}, "none", "length_penalty nan is left out: it is not a finite number"),
         ({"num_beam_groups": 2, "diversity_penalty": -(10**400)}, "diverse_beam_strength", "num_beam_groups 2 with"),
         ({"do_sample": True, "temperature": float("inf")}, "temperature", "temperature inf is left out: it is not a"),

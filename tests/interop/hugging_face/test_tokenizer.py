@@ -81,7 +81,8 @@ def legacy(folder):
     make_gpt2(folder, names, pad_token_id=len(GPT2_NAMES))
     save_tokenizer(folder, GPT2_NAMES)
     (folder / "added_tokens.json").write_text(json.dumps({"[PAD]": len(GPT2_NAMES), "<hl>": len(GPT2_NAMES) + 1}))
-    special = {"pad_token": "[PAD]", "additional_special_tokens": ["<hl>"]}
+    pad = {"content": "[PAD]", "lstrip": False, "rstrip": False, "normalized": False, "single_word": False}
+    special = {"pad_token": pad, "additional_special_tokens": ["<hl>"]}
     (folder / "special_tokens_map.json").write_text(json.dumps(special))
     (folder / "tokenizer_config.json").write_text(json.dumps({"tokenizer_class": "GPT2Tokenizer"}))
 
