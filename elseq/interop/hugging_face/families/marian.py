@@ -80,7 +80,7 @@ class Sinusoidal(BARTFamily):
         embedding = next((tensors[name] for name in ("shared.weight", *UNTIED) if name in tensors), None)
         if embedding is None:
             return tensors
-        table = sines(config["max_position_embeddings"], config["d_model"]).to(embedding.dtype)
+        table = sines(config["max_position_embeddings"], config["d_model"])  # as transformers has them, in any type
         return {f"{side}.{POSITIONS}": table for side in SIDES} | tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:

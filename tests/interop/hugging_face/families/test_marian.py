@@ -492,3 +492,15 @@ def test_dictionaries_of_another_tokenizer(tmp_path):
     path.write_text(json.dumps(numbers | {"</s>": 2, "<pad>": 0}))
     with pytest.raises(UserError, match="<pad> or </s> has one number in sources and another in targets"):
         back(tmp_path / "ours", tmp_path / "again")
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_weights_in_16_bits(tmp_path, dtype):
+    """The sines, which are not in the folder, are in float32 in transformers, whatever the others are in."""
+    make(tmp_path / "theirs").to(dtype).save_pretrained(tmp_path / "theirs")
+    theirs = transformers.MarianMTModel.from_pretrained(tmp_path / "theirs", dtype=torch.float32).eval()
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    assert_same_numbers(theirs, tmp_path, "kv")
+    again = transformers.MarianMTModel.from_pretrained(back(tmp_path / "ours", tmp_path / "again"))
+    assert again.dtype == dtype
+    assert_same_tensors(tmp_path / "theirs", tmp_path / "again")
