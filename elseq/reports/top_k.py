@@ -147,7 +147,7 @@ def report_quality(options):
     print("\nThe smallest k: with it and every greater one that was tried.")
     reader.footnote()
     if options.plot:
-        check_output_file(options.plot, options.references, *options.folder.iterdir(), option="--plot")
+        check_output_file(options.plot, options.references, *options.folder.glob("*.log"), option="--plot")
         plot(options.plot, whole, attention | ffn)
 
 
