@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Train a small Transformer with stock fairseq to expand abbreviated English ("Ret the num of ele in the lis."). The text
 # is sentences from the docstrings of Python and the installed packages. Then decode the test set three ways: by fairseq
-# itself, and by elseq with keys and values (kv) and with EL-attention (el). About 5 minutes on 2 cores.
+# itself, and by elseq with keys and values (kv) and with EL-attention (el). 6 to 10 minutes on 2 cores.
 #
 # Usage: recipes/demo.sh [--fresh] [--dry-run] [--help]      finished stages are not run again unless --fresh is given
 # Environment: ELSEQ_DEMO_DIR (default: demo_output in the checkout), DEMO_UPDATES (default: 2000)

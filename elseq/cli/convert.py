@@ -176,8 +176,9 @@ def _add_heads(commands) -> None:
         "heads",
         "from multi-head attention to fewer key/value heads",
         "Pool the key and value heads of a multi-head checkpoint of fairseq or elseq (Transformer, BART or language "
-        "model): grouped-query attention, or with one head multi-query attention. The result needs further training, "
-        "for which the command prints the options. 2305.13245 trains for a twentieth of the original updates.",
+        "model): grouped-query attention, or with one head multi-query attention. The result of all methods but fitted "
+        "needs further training, for which the command prints the options. 2305.13245 trains for a twentieth of the "
+        "original updates.",
     )
     command.add_argument("model", metavar="MODEL", help="a checkpoint of fairseq or elseq, or its folder")
     number = command.add_mutually_exclusive_group(required=True)

@@ -337,6 +337,18 @@ def explain_missing_start():
     wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
 
 
+def explain_unusable_save_dir():
+    """A --save-dir that is a file, or cannot be written, gives a traceback."""
+
+    def verify_checkpoint_directory(verify, save_dir):
+        try:
+            verify(save_dir)
+        except OSError as error:
+            raise UserError(f"--save-dir {save_dir} cannot be written ({error.strerror}): name another") from error
+
+    wrap(checkpoint_utils, "verify_checkpoint_directory", verify_checkpoint_directory)
+
+
 def share_between_processes():
     """With several devices the first process reads a checkpoint and sends it to the others, where torch >= 2.6 refuses
     it again. The first process has already checked it against the list of safe classes."""

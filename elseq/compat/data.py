@@ -1,6 +1,7 @@
 """Repairs of data: numpy 2, complete batches, and errors about unusable input."""
 
 import atexit
+import contextlib
 import functools
 import logging
 import math
@@ -12,6 +13,7 @@ import types
 import weakref
 
 import numpy as np
+from fairseq import tasks
 from fairseq.data import (
     Dictionary,
     data_utils,
@@ -23,6 +25,11 @@ from fairseq.data import (
 )
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
+from fairseq.tasks.language_modeling import LanguageModelingTask
+from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
+from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from fairseq_cli import interactive
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -106,10 +113,62 @@ def _end(worker, queue, timeout=None):
     return type(worker).join(worker, timeout)
 
 
+def explain_missing_data():
+    """A folder of data, a subset or a language that there is not gives a traceback."""
+    wrap(tasks, "setup_task", _setup_task)
+    for kind in (
+        TranslationTask,
+        TranslationFromPretrainedBARTTask,
+        TranslationMultiSimpleEpochTask,
+        MultilingualTranslationTask,
+        LanguageModelingTask,
+    ):
+        wrap(kind, "load_dataset", _load_dataset)
+
+
+def _setup_task(setup, cfg, *args, **kwargs):
+    with missing_files_named():
+        try:
+            return setup(cfg, *args, **kwargs)
+        except Exception as error:
+            if not str(error).startswith("Could not infer language pair"):
+                raise
+            raise UserError(
+                f"{cfg.data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, "
+                "or give --source-lang and --target-lang"
+            ) from error
+
+
+def _load_dataset(load, *args, **kwargs):
+    with missing_files_named():
+        return load(*args, **kwargs)
+
+
+@contextlib.contextmanager
+def missing_files_named():
+    """Have a `UserError` tell which file of the data is missing."""
+    try:
+        yield
+    except FileNotFoundError as error:
+        what = f"{error.filename} does not exist" if error.filename else str(error)
+        raise UserError(f"{what}; check the data folder, the languages and the subset") from error
+    except NotADirectoryError as error:
+        raise UserError(f"{error.filename} is not a folder; give that of the data") from error
+
+
 def explain_long_sentences():
-    """A sentence longer than the model's positions, or than a batch, gives a traceback."""
+    """A sentence longer than the model's positions, or than a batch, gives a traceback, and so do sentences that are
+    all skipped."""
     wrap(FairseqTask, "filter_indices_by_size", _filter_indices_by_size)
     wrap(data_utils, "batch_by_size", _batch_by_size)
+    first_batch = iterators.EpochBatchIterator.first_batch.fget
+    iterators.EpochBatchIterator.first_batch = property(lambda batches: _first_batch(first_batch, batches))
+
+
+def _first_batch(first, batches):
+    if not batches.frozen_batches:
+        raise UserError("no sentence is left: all are longer than --max-tokens or the model's positions; raise these")
+    return first(batches)
 
 
 def _filter_indices_by_size(filter_indices, task, indices, dataset, max_positions=None, ignore_invalid_inputs=False):

@@ -161,7 +161,10 @@ def check_supported(cfg: Namespace) -> None:
     """
     reason = why_unsupported(cfg)
     if reason is not None:
-        raise UserError(f"elseq models do not support {reason}; decode such a model with --decode-attention stock")
+        raise UserError(
+            f"elseq models do not support {reason}: leave it out, or decode such a checkpoint with --decode-attention "
+            "stock"
+        )
 
 
 def why_unsupported(cfg: Namespace) -> str | None:

@@ -1,6 +1,5 @@
 """The base of elseq's tasks: stock models become elseq models, and elseq's generator decodes them."""
 
-import contextlib
 import difflib
 import logging
 from argparse import Namespace
@@ -47,7 +46,7 @@ class DecodingConfig(StoppingConfig):
         f"{methods.describe()}; {STOCK} leaves everything to fairseq (default: as the model was configured)"
     )
     decode_dtype: Optional[str] = option(
-        f"numbers that the model is decoded in: {', '.join(DTYPES)}; int8 evaluates the linear layers in int8 and all "
+        f"data type used for decoding: {', '.join(DTYPES)}; int8 evaluates the linear layers in int8 and all "
         "else in float32, on a CPU (default: those of the parameters)"
     )
     apply_top_k: Optional[int] = option(help_of(Loading, "apply_top_k"))
@@ -129,31 +128,6 @@ def option_of_windows(options) -> str:
 
 def _places(text: str) -> tuple[str, ...]:
     return tuple(place.strip() for place in text.split(","))
-
-
-@contextlib.contextmanager
-def missing_files_named(data: str | None = None):
-    """
-    Args:
-        data: the folder in which fairseq looks for the languages, if it does.
-
-    Raises:
-        UserError: instead of a FileNotFoundError or a NotADirectoryError, or if the folder shows no languages.
-    """
-    try:
-        yield
-    except FileNotFoundError as error:
-        what = f"{error.filename} does not exist" if error.filename else str(error)
-        raise UserError(f"{what}; check the data folder, the languages and the subset") from error
-    except NotADirectoryError as error:
-        raise UserError(f"{error.filename} is not a folder; give that of the data") from error
-    except Exception as error:
-        if not str(error).startswith("Could not infer language pair"):
-            raise
-        raise UserError(
-            f"{data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, or give "
-            "--source-lang and --target-lang"
-        ) from error
 
 
 def check_language(language, languages: Sequence[str], side: str) -> None:

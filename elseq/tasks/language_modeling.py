@@ -13,7 +13,7 @@ from elseq.generation import SequenceGenerator
 from elseq.generation.scorer import score_targets
 from elseq.models.config import option
 from elseq.options import STOCK
-from elseq.tasks.decoding import DecodingConfig, DecodingTask, check_options, missing_files_named
+from elseq.tasks.decoding import DecodingConfig, DecodingTask, check_options
 
 
 @dataclass
@@ -37,13 +37,11 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
     @classmethod
     def setup_task(cls, args, **kwargs):
         check_options(args)
-        with missing_files_named():
-            return super().setup_task(args, **kwargs)
+        return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):
         return DecodingTask.build_model(self, args, from_checkpoint)
 
-    @missing_files_named()
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         if self.args.prompt_separator is not None:
             self.args.sample_break_mode = "eos"  # a line is an example

@@ -35,7 +35,6 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_language,
     check_options,
-    missing_files_named,
     option_of_windows,
     some,
     windows_of,
@@ -84,8 +83,7 @@ class MultilingualTask:
                 setattr(args, name, value)
         check_options(args)
         cls.check_languages(args)
-        with missing_files_named(args.data):
-            return super().setup_task(args, **kwargs)
+        return super().setup_task(args, **kwargs)
 
     @classmethod
     def languages_of(cls, args) -> list[str]:
@@ -151,10 +149,6 @@ class MultilingualTask:
         if constraints is not None:
             raise UserError(f"is not for models of the task {self.multilingual}: leave it out", "--constraints")
         return super().build_dataset_for_inference(src_tokens, src_lengths)
-
-    @missing_files_named()
-    def load_dataset(self, split, epoch=1, combine=False, **kwargs):
-        return super().load_dataset(split, epoch=epoch, combine=combine, **kwargs)
 
 
 def _pairs(args) -> list[str]:
@@ -301,8 +295,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             return _names(args, "langs")
         check_ordinary(args.lang_dict)
         try:
-            with missing_files_named():
-                languages = MultilingualDatasetManager.load_langs(args)
+            languages = MultilingualDatasetManager.load_langs(args)
         except (OSError, UnicodeDecodeError) as error:
             reason = getattr(error, "strerror", None) or error
             raise UserError(f"{args.lang_dict} cannot be read ({reason}): give a text file", "--lang-dict") from error

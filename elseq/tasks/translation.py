@@ -14,6 +14,7 @@ from fairseq.tasks.translation import TranslationConfig, TranslationTask, load_l
 from omegaconf import OmegaConf
 from torch import Tensor
 
+from elseq.compat.data import missing_files_named
 from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.generation.cuda_graphs import release_memory
@@ -24,7 +25,6 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_language,
     check_options,
-    missing_files_named,
     with_first,
 )
 
@@ -71,8 +71,7 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         check_options(cfg)
         for switch in SWITCHES:
             check_choice(as_option(switch), getattr(cfg, switch), YES_OR_NO)
-        with missing_files_named(cfg.data):
-            return super().setup_task(cfg, **kwargs)
+        return super().setup_task(cfg, **kwargs)
 
     def valid_step(self, sample, model, criterion):
         try:

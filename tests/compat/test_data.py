@@ -185,6 +185,51 @@ def test_long_sentence_is_skipped_on_request(tiny_translation):
     assert 0 < result.stdout.count("\nH-") < 21
 
 
+# --- what is missing
+
+
+@pytest.mark.parametrize(
+    "options, sentence",
+    [
+        (["--train-subset=none"], "Dataset not found: none"),
+        (["--valid-subset=none"], "Dataset not found: none"),
+        (
+            ["--max-tokens=1"],
+            "no sentence is left: all are longer than --max-tokens or the model's positions",
+        ),
+        (["--save-dir=file"], "--save-dir file cannot be written (Not a directory): name another"),
+        (["--save-dir=file/models"], "--save-dir file/models cannot be written (Not a directory): name another"),
+    ],
+)
+def test_training_without(tiny_translation, tmp_path, monkeypatch, options, sentence):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").touch()
+    options = ["--user-dir", helpers.USER_DIR, "--skip-invalid-size-inputs-valid-test", *options]
+    command = helpers.train_command(
+        "transformer", tiny_translation.data, tmp_path / "models", "--max-update=1", *options
+    )
+    result = helpers.run_here(command, check=False)
+    assert result.returncode == 1 and result.stderr.startswith(f"elseq: error: {sentence}")
+    assert result.stderr.count("\n") == 1
+
+
+@pytest.mark.parametrize("task", ["translation", "language_modeling"])
+def test_a_folder_without_data(tmp_path, task, without):
+    command = [
+        "fairseq-train",
+        tmp_path / "none",
+        "--user-dir",
+        helpers.USER_DIR,
+        "--arch=transformer",
+        f"--task={task}",
+    ]
+    if task == "language_modeling":
+        command[4] = "--arch=transformer_lm"
+    result = helpers.run_here([*command, "--max-tokens=100", "--cpu"], check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1].startswith(f"elseq: error: {tmp_path}/none")
+
+
 # --- dictionaries and subwords
 
 

@@ -1,6 +1,6 @@
 import pytest
 import torch
-from fairseq import checkpoint_utils
+from fairseq import checkpoint_utils, tasks
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.distributed import FullyShardedDataParallel
 from fairseq.models.bart import BARTHubInterface, BARTModel
@@ -236,8 +236,9 @@ def test_missing_files_are_named(tiny_bart, tmp_path):
 def test_folder_that_holds_no_data(tmp_path, data, sentence):
     (tmp_path / "file").write_text("")
     cfg = task_configuration(ElseqTranslationConfig(data=data and data.format(tmp_path)))
+    cfg._name = "elseq_translation"
     with pytest.raises(UserError) as raised:
-        ElseqTranslationTask.setup_task(cfg)
+        tasks.setup_task(cfg)
     assert str(raised.value).startswith(sentence.format(tmp_path))
 
 
