@@ -16,6 +16,7 @@ from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
+from elseq.bounds import check_bounds
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
 from elseq.errors import UserError, as_option
@@ -135,7 +136,8 @@ def _computed(task, criterion) -> list[str] | None:
 
 
 def explain_arguments_that_are_no_json():
-    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number."""
+    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number. An
+    error about a number does not say where it is."""
 
     def build_model(build, task, *args, **kwargs):
         if task.cfg.eval_bleu:
@@ -145,6 +147,11 @@ def explain_arguments_that_are_no_json():
                 value = given.get(each.name, 0)
                 if each.type in (int, float) and not isinstance(value, int | float):
                     raise UserError(f"has {value!r:.60} for {each.name}: give a number", "--eval-bleu-args")
+                if each.name in given:
+                    try:
+                        check_bounds(each.name, value, each.default)
+                    except UserError as error:
+                        raise UserError(f"has {each.name}: {error.sentence}", "--eval-bleu-args") from error
         return build(task, *args, **kwargs)
 
     wrap(TranslationTask, "build_model", build_model)

@@ -168,18 +168,22 @@ def kv_heads_within(
     Raises:
         UserError: one key/value head in every layer is more than the budget, or the numbers of a layer overflow.
     """
-    costs, widths = {}, {}
+    parameters = network.state_dict()
+    attentions = {name: network.get_submodule(name) for place in places for name in _attentions(parameters, place)}
+    widths = {name: attention.head_dim for name, attention in attentions.items()}
+    costs = {
+        name: {number: 0.0 for number in range(1, attention.num_heads + 1) if attention.num_heads % number == 0}
+        for name, attention in attentions.items()
+    }
+    cheapest_numbers(costs, widths, budget)  # before they are measured: whether any are within the budget
     whole = loss()
 
     def measure(name: str, attention: Attention, seen: Texts) -> None:
         before, moments = Projections.of(attention), _moments(network, name, seen)
-        widths[name] = attention.head_dim
-        costs[name] = {attention.num_heads: 0.0}
-        for number in range(1, attention.num_heads):
-            if attention.num_heads % number == 0:
-                _share(network, name, seen, moments, number, method, grouping)
-                costs[name][number] = loss() - whole
-                before.give_to(attention)
+        for number in costs[name].keys() - {attention.num_heads}:
+            _share(network, name, seen, moments, number, method, grouping)
+            costs[name][number] = loss() - whole
+            before.give_to(attention)
 
     convert_layers(network, texts, places, measure)
     return cheapest_numbers(costs, widths, budget)

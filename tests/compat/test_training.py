@@ -169,6 +169,13 @@ def test_numbers_of_the_validation(train, without, name, value):
         train(*bleu)
 
 
+def test_numbers_that_cannot_be_in_json_say_where_they_are(train):
+    bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", '--eval-bleu-args={"beam": 0}']
+    assert error_of(train(*bleu)) == (
+        "elseq: error: --eval-bleu-args has beam: 0 is not a whole number above 0; leave it out for the default, 5"
+    )
+
+
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
     monkeypatch.setenv("WORLD_SIZE", "2")  # and the other variables of torchrun
     sentence = error_of(train())

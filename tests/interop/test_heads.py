@@ -310,6 +310,8 @@ def test_numbers_of_heads_within_a_budget(family):
     texts = list(texts_for(network))
     expected = [network(**text)[0] for text in texts]
     how = (places, "fitted", "neighbours", network, texts)
+    with pytest.raises(UserError, match="--state-budget 0.2 is less than 0.25"):
+        kv_heads_within(0.2, *how, lambda: pytest.fail("nothing is to be measured"))
     numbers = kv_heads_within(0.6, *how, lambda: distance(network, expected, texts))
     assert all(torch.equal(tensor, model[name]) for name, tensor in network.state_dict().items())
     tensors, grouped = fit_heads(model, configuration, numbers, *how)
