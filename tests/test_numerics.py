@@ -131,8 +131,8 @@ def test_prompts(models, kind):
     assert sentence([model], sample, prompts).startswith(DAMAGED.format("decoder.layers.0.fc1.weight"))
 
 
-def test_a_temperature_that_makes_numbers_too_large(models):
-    told = sentence([models["transformer"]["kv"]], temperature=1e-39)
+def test_a_weight_that_is_no_number(models):
+    told = sentence([models["transformer"]["kv"]], lm_model=models["language_model"]["kv"], lm_weight=math.nan)
     assert told == (
         "the model's log-probabilities are not numbers (NaN), though the output of its layers is: check --temperature "
         "and --lm-weight"

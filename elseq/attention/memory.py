@@ -421,7 +421,7 @@ class SelfAttentionMemory:
         self.generated = FixedMemory(tensors, length, capacity, cursor, beam)
 
     def is_empty(self) -> bool:
-        return self.prompt is None and not self.generated.tensors()
+        return self.prompt is None and not self.generated.buffers
 
     def read(self) -> list[Stretch]:
         """The stretches, in the order of the text."""

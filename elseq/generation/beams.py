@@ -91,11 +91,11 @@ class Beams:
 
     @property
     def rows(self) -> Tensor:
-        """Of the hypotheses of each sentence, int64 [B, beam]."""
+        """The rows of the hypotheses of each sentence, int64 [B, beam]."""
         return self._all_rows[: len(self.sentences)]
 
     def by_sentence(self, rows: Tensor) -> Tensor:
-        """Of anything [N, ...]: [B, beam, ...]."""
+        """Anything [N, ...] by sentences: [B, beam, ...]."""
         return rows.view(len(self.sentences), self.beam, *rows.shape[1:])
 
     def prefix_at(self, step: int) -> Tensor | None:
@@ -119,7 +119,7 @@ class Beams:
         self.tokens, self.scores = (self.first_of(rows, sentences) for rows in (self.tokens, self.scores))
 
     def first_of(self, rows: Tensor, sentences: Tensor) -> Tensor:
-        """Of anything [N, ...], for these sentences, bool [B], the row of the first hypothesis in place of all."""
+        """Anything [N, ...], for these sentences, bool [B], with the row of the first hypothesis in place of all."""
         hypotheses = rows.view(len(sentences), self.beam, -1)
         return torch.where(sentences.view(-1, 1, 1), hypotheses[:, :1], hypotheses).view_as(rows)
 

@@ -174,7 +174,7 @@ class _Rows:
         return self.count * width * self.itemsize
 
     def output(self, linear) -> int:
-        """Of a linear layer."""
+        """The output of a linear layer."""
         return self.product.output_bytes(self.count, linear.out_features, self.itemsize)
 
     def input(self, linear) -> int:
@@ -358,7 +358,7 @@ class _Batch:
         return 2 + self.dtype.itemsize
 
     def _workspace(self, queries: int, positions: int, width: int) -> int:
-        """Of PyTorch's fused attention, where it is used; see `fused_workspace_bytes`."""
+        """What PyTorch's fused attention takes, where it is used; see `fused_workspace_bytes`."""
         if self.device.type != "cpu" or width > WIDEST_FUSED_HEAD:
             return 0
         return fused_workspace_bytes(queries, positions, width, self.dtype.itemsize)
@@ -602,7 +602,7 @@ class _Scoring(_Batch):
         return state
 
     def _attending(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
-        """Of positions to the source (prompt_length: None), or to a prompt and to those before them."""
+        """The attention to the source (prompt_length: None), or to a prompt and the positions before."""
         sizes, target = attention.sizes, self.workload.target_length
         is_split, is_own = bool(prompt_length), prompt_length is not None
         seen = prompt_length + target if is_own else self.workload.source_length

@@ -60,7 +60,7 @@ def next_room(length: int, bytes_of_position: int, max_length: int) -> int:
 
 
 def cost_of_captures(bytes_of_position: int, max_length: int) -> int:
-    """Of the captures that a batch needs for its growing room: in bytes that all of its steps could read instead.
+    """The cost of the captures that a batch needs for its growing room, in bytes that its steps could read instead.
 
     Args:
         bytes_of_position, max_length: as for `next_room`.

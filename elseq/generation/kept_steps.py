@@ -34,12 +34,15 @@ COMPARED = 32
 
 
 def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | None:
-    """The sizes of the buffers for a batch: its own rounded up to powers of two, or else to one of four sizes from one
-    to the next, or None, where what is computed and read in vain costs more than a capture, or than all captures that
-    the batch would need without.
+    """Choose the sizes of the buffers in which a batch is decoded.
 
-    They depend on nothing but the batch, the model, the GPU and the verdict on its kernel, and so do the numbers that
-    are computed in them: not on the batches before.
+    Larger sizes suit more batches, but idle rows are computed and unused room is read. The batch's own sizes are
+    rounded up to powers of two if that costs less than one capture. Otherwise they are rounded up to one of four sizes
+    between consecutive powers of two, if that costs less than all captures that the batch needs without kept buffers.
+    Otherwise there are none.
+
+    The sizes depend on the batch, the model, the GPU and the verdict on its kernel alone, not on earlier batches. So do
+    the numbers that are computed in the buffers.
 
     Args:
         workload: of the batch.

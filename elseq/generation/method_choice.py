@@ -76,7 +76,7 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
 
 
 def _faster(decoder, workload: Workload) -> DecodingMethod:
-    """In cross-attention."""
+    """The faster method in cross-attention; kv unless el is clearly faster, or where it is not worth measuring."""
     attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
     device = next(decoder.parameters()).device
     worth = WORTH_MEASURING.get(device.type, WORTH_MEASURING["cuda"])

@@ -462,7 +462,7 @@ def max_positions(models) -> int:
 
 
 def _source_lengths(net_input: dict, eos: int, pad: int) -> Tensor:
-    """int64 [B]: the positions of each source that are not padding."""
+    """The length of each source, int64 [B]: what the task says, or else its positions but padding and end symbols."""
     if "src_lengths" in net_input:
         return net_input["src_lengths"].view(-1)
     if "src_tokens" in net_input:

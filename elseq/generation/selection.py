@@ -26,7 +26,7 @@ class Selection:
         self.eos = eos
 
     def candidates(self, step: Step, next_tokens: NextTokens) -> tuple[Candidates, Tensor]:
-        """And whether a log-probability was not a number, bool."""
+        """The candidates of each sentence, and whether a log-probability was not a number, bool."""
         found = self._among_few(step, next_tokens)
         selected, is_nan = self._among_all(step, next_tokens) if found is None else found
         return Candidates.of(*selected, self.eos), is_nan

@@ -319,13 +319,13 @@ def make_stepper(model, temperature: float = 1.0, need_weights: bool = False) ->
 
 
 def _log_probs(model, output: Tensor, temperature: float = 1.0, extra=None) -> Tensor:
-    """Of the last position of a decoder's output [N, T, V or width]: [N, V]."""
+    """The log-probabilities [N, V] of the last position of a decoder's output [N, T, V or width]."""
     output = _at_temperature(output[:, -1:], temperature)
     return model.get_normalized_probs((output, extra), log_probs=True, sample=None)[:, -1]
 
 
 def _log_probs_of(model, targets: Tensor, output: Tensor, extra=None) -> Tensor:
-    """Of given targets, int64 [N, T], from a decoder's output [N, T, V or width]: [N, T]."""
+    """The log-probabilities [N, T] of given targets, int64 [N, T], from a decoder's output [N, T, V or width]."""
     log_probs = model.get_normalized_probs((output, extra), log_probs=True, sample=None)
     return log_probs.gather(2, targets.unsqueeze(2)).squeeze(2)
 
@@ -363,5 +363,5 @@ def _sentences(net_input: dict) -> int:
 
 
 def device_of(net_input: dict) -> torch.device:
-    """Of a batch."""
+    """The device of a batch."""
     return next(iter(net_input.values())).device

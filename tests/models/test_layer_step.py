@@ -13,7 +13,7 @@ from elseq import native
 from elseq.attention.methods import EL, KV
 from elseq.models import layer_step
 from elseq.models.layer_step import LayerStep
-from elseq.models.layers import DecoderLayer
+from elseq.models.layers import Activation, DecoderLayer
 from elseq.precision import floats, kernels, prepared
 from tests.tiny_models import make_dictionary, make_elseq_model, make_sample, make_sources, pad_rows
 
@@ -181,7 +181,7 @@ def attend_to_two(model):
 
 
 def use_tanh(model):
-    model.decoder.layers[0].activation = "tanh"
+    model.decoder.layers[0].activation_fn = Activation("tanh")
 
 
 def train_a_dropout(model):
