@@ -2,12 +2,18 @@
 
 import argparse
 import os
-from collections.abc import Callable, Collection
+import re
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, fields
+from itertools import pairwise, takewhile
 from pathlib import Path
 
 import elseq
 from elseq.errors import UserError, as_option
+
+# Of a command line for Hydra.
+_HYDRA_OPTION = re.compile(r"-(m|cd|cn|c|-multirun|-cfg|-config-dir|-config-name|-hydra-help|-info)(=|$)")
+OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@-]*=")
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -152,3 +158,18 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
         return names
 
     return read
+
+
+def is_sweep(arguments: Sequence[str]) -> bool:
+    """Whether a command line is for Hydra: it has one of its options, or an override NAME=VALUE.
+
+    An argument after an option is the value of the option, and an existing file is a file name.
+    """
+    before = takewhile(lambda argument: argument != "--", arguments)
+    for previous, argument in pairwise(["", *before]):
+        if _HYDRA_OPTION.match(argument):
+            return True
+        is_value = previous.startswith("--") and "=" not in previous
+        if OVERRIDE.match(argument) and not is_value and not Path(argument).exists():
+            return True
+    return False

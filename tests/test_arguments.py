@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts, read_bytes, read_path
+from elseq.arguments import Parser, choices, count, count_or_zero, counts, is_sweep, read_bytes, read_path
 from elseq.errors import UserError, as_option
 
 
@@ -81,3 +81,43 @@ def test_other_paths_stay(text):
 
 def test_numbers_count_once():
     assert counts("4,2,4") == [4, 2]
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "-m",
+        "--multirun decode=el",
+        "decode=el batch=4",
+        "--config-dir=conf",
+        "--config-dir conf",
+        "-cd conf",
+        "hydra/launcher=slurm",
+        "+new.key=1",
+        "--cfg job",
+    ],
+)
+def test_for_hydra(line):
+    assert is_sweep(line.split())
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "",
+        "checkpoint.pt --modes=el",
+        "--arch bart_base --random-weights -- --adam-betas=(0.9,0.98) a=b",
+        "--output lenpen=2.txt --model x.pt",
+        "--output=lenpen=2.txt",
+    ],
+)
+def test_not_for_hydra(line):
+    assert not is_sweep(line.split())
+
+
+def test_a_file_is_a_file(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert is_sweep(["runs/lr=0.1/checkpoint.pt"])
+    (tmp_path / "runs" / "lr=0.1").mkdir(parents=True)
+    (tmp_path / "runs" / "lr=0.1" / "checkpoint.pt").touch()
+    assert not is_sweep(["runs/lr=0.1/checkpoint.pt"])

@@ -7,8 +7,8 @@ import sys
 from importlib import import_module
 
 import elseq
+from elseq.arguments import is_sweep
 from elseq.benchmark import BENCHMARKS
-from elseq.sweeps.launch import is_sweep, sweep
 
 
 def main() -> None:
@@ -16,6 +16,7 @@ def main() -> None:
     if is_sweep(arguments):
         elseq.set_up()
         from elseq.sweeps.benchmark import job
+        from elseq.sweeps.launch import sweep
 
         return sweep("benchmark", job)
     package = "elseq.benchmark"

@@ -10,10 +10,9 @@ from dataclasses import fields
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq
-from elseq.arguments import Parser, add_fields, read_path
+from elseq.arguments import Parser, add_fields, is_sweep, read_path
 from elseq.errors import UserError, as_option, renamed
 from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
-from elseq.sweeps.launch import is_sweep, sweep
 from elseq.text_files.formats import Format, InputFormat
 
 EPILOG = """\
@@ -42,6 +41,7 @@ def main() -> None:
     if is_sweep(sys.argv[1:]):
         elseq.set_up()
         from elseq.sweeps.generation import job
+        from elseq.sweeps.launch import sweep
 
         return sweep("generate", job)
     args = _parse(sys.argv[1:])

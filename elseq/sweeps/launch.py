@@ -3,8 +3,6 @@
 import os
 import re
 import sys
-from collections.abc import Sequence
-from itertools import pairwise, takewhile
 from pathlib import Path
 
 import hydra
@@ -14,26 +12,10 @@ from hydra.errors import HydraException, MissingConfigException
 from hydra.types import TaskFunction
 from omegaconf.errors import OmegaConfBaseException
 
+from elseq.arguments import OVERRIDE
 from elseq.errors import UserError
 
 CONFIG_DIR = "hydra_conf"
-_HYDRA_OPTION = re.compile(r"-(m|cd|cn|c|-multirun|-cfg|-config-dir|-config-name|-hydra-help|-info)(=|$)")
-_OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@-]*=")
-
-
-def is_sweep(arguments: Sequence[str]) -> bool:
-    """Whether a command line is for Hydra: it has one of its options, or an override NAME=VALUE.
-
-    An argument after an option is the value of the option, and an existing file is a file name.
-    """
-    before = takewhile(lambda argument: argument != "--", arguments)
-    for previous, argument in pairwise(["", *before]):
-        if _HYDRA_OPTION.match(argument):
-            return True
-        is_value = previous.startswith("--") and "=" not in previous
-        if _OVERRIDE.match(argument) and not is_value and not Path(argument).exists():
-            return True
-    return False
 
 
 def sweep(name: str, job: TaskFunction) -> None:
@@ -47,7 +29,7 @@ def sweep(name: str, job: TaskFunction) -> None:
         UserError: the configuration is missing or cannot be composed, or the folder cannot be written.
     """
     # Hydra needs its options before the overrides.
-    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: bool(_OVERRIDE.match(argument)))
+    sys.argv[1:] = sorted(sys.argv[1:], key=lambda argument: bool(OVERRIDE.match(argument)))
     args, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     for argument in unknown + [text for text in args.overrides if "=" not in text and not text.startswith("~")]:
         raise UserError(f"{argument} does not go with NAME=VALUE and -m: give it as one of the settings in {name}.yaml")

@@ -9,49 +9,8 @@ from fairseq.dataclass.initialize import hydra_init
 from hydra import compose, initialize_config_dir
 from hydra.core.config_store import ConfigStore
 
-from elseq.sweeps.launch import is_sweep
 from tests import helpers
 from tests.sweeps.conftest import ROOT
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "-m",
-        "--multirun decode=el",
-        "decode=el batch=4",
-        "--config-dir=conf",
-        "--config-dir conf",
-        "-cd conf",
-        "hydra/launcher=slurm",
-        "+new.key=1",
-        "--cfg job",
-    ],
-)
-def test_for_hydra(line):
-    assert is_sweep(line.split())
-
-
-@pytest.mark.parametrize(
-    "line",
-    [
-        "",
-        "checkpoint.pt --modes=el",
-        "--arch bart_base --random-weights -- --adam-betas=(0.9,0.98) a=b",
-        "--output lenpen=2.txt --model x.pt",
-        "--output=lenpen=2.txt",
-    ],
-)
-def test_not_for_hydra(line):
-    assert not is_sweep(line.split())
-
-
-def test_a_file_is_a_file(tmp_path, monkeypatch):
-    monkeypatch.chdir(tmp_path)
-    assert is_sweep(["runs/lr=0.1/checkpoint.pt"])
-    (tmp_path / "runs" / "lr=0.1").mkdir(parents=True)
-    (tmp_path / "runs" / "lr=0.1" / "checkpoint.pt").touch()
-    assert not is_sweep(["runs/lr=0.1/checkpoint.pt"])
 
 
 @pytest.mark.parametrize(
