@@ -4,7 +4,7 @@ import argparse
 import os
 import re
 from collections.abc import Callable, Collection, Sequence
-from dataclasses import MISSING, fields
+from dataclasses import MISSING, field, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
 
@@ -45,7 +45,17 @@ class Parser(argparse.ArgumentParser):
             raise UserError(f"{(action.option_strings or [action.dest])[0]} {error}") from error
 
 
-def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> None:
+def option_field(default=None, **metadata):
+    """A field of a dataclass that is an option.
+
+    Args:
+        default: its value, or a function that makes it.
+        metadata: see `add_fields`.
+    """
+    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
+
+
+def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str, unset: bool = False) -> None:
     """Add an option for each field of a dataclass, with its default.
 
     Args:
@@ -54,6 +64,7 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
             that returns them) and its type (a function that reads the text).
             The default is added to a help without "(default: ".
         names: names of the fields. Default: all.
+        unset: options that are not given are None, for a configuration to fill in. The help tells the default.
     """
     for each in fields(kind):
         if names and each.name not in names:
@@ -63,10 +74,13 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str) -> N
             options["choices"] = _Choices(options["choices"])
         default = each.default if each.default_factory is MISSING else each.default_factory()
         if default is False:
-            options["action"] = "store_true"
+            options |= {"action": "store_const", "const": True}
         elif default is not None:
             told = options.get("help", "")
-            options |= {"default": default, "help": told if "(default: " in told else f"{told} (default: %(default)s)"}
+            options["help"] = told if "(default: " in told else f"{told} (default: {default})"
+        if options.get("type") in (int, float):
+            options.setdefault("metavar", "N")
+        options["default"] = None if unset else default
         parser.add_argument(as_option(each.name), **options)
 
 

@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import os
 import sys
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elseq import arguments
+from elseq.arguments import count, folders_of_plugins, option_field, read_bytes, read_path
 from elseq.errors import UserError, as_option
 from elseq.files import check_dictionaries, check_ordinary, user_dirs
 
@@ -51,15 +51,11 @@ def decode_attention_names() -> tuple[str, ...]:
     return (AUTO, *registered_methods(), STOCK)
 
 
-def _option(default=None, **metadata):
-    return field(default=default, metadata=metadata)
-
-
 CHECKPOINT_NAMES = ("model.pt", "checkpoint_best.pt", "checkpoint_last.pt")  # in a folder that is given as one
 # The same in every command that decodes.
 CHECKPOINT = f"a checkpoint of fairseq or elseq, or its folder (with {', '.join(CHECKPOINT_NAMES)})"
 THREADS = {
-    "type": arguments.count,
+    "type": count,
     "metavar": "N",
     "help": "threads of torch on a CPU (default: OMP_NUM_THREADS, otherwise the number of cores)",
 }
@@ -74,71 +70,73 @@ def help_of(kind: type, name: str) -> str:
 class Loading:
     """The options of loading a checkpoint: the keywords of `elseq.load`, and options of the commands that load one."""
 
-    attention: str = _option(AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names)
-    device: str | torch.device | None = _option(
+    attention: str = option_field(
+        AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names
+    )
+    device: str | torch.device | None = option_field(
         help="cpu, cuda or cuda:1 (default: a GPU if there is one, one per process)"
     )
-    dtype: str | torch.dtype | None = _option(
+    dtype: str | torch.dtype | None = option_field(
         help="type of the parameters, or int8 linear layers, on a CPU (default: float32, as in fairseq-generate)",
         choices=DTYPES,
     )
-    data: str | Path | None = _option(
+    data: str | Path | None = option_field(
         metavar="FOLDER",
         help="folder of dictionaries and subword vocabulary (default: the checkpoint's, else its training data's)",
     )
-    source_lang: str | None = _option(
+    source_lang: str | None = option_field(
         metavar="LANGUAGE",
         help="language of the sources: one of a multilingual model's, or that in the name of the dictionary (default: "
         "the checkpoint's)",
     )
-    target_lang: str | None = _option(metavar="LANGUAGE", help="the same of the targets")
-    user_dir: str | Path | None = _option(
+    target_lang: str | None = option_field(metavar="LANGUAGE", help="the same of the targets")
+    user_dir: str | Path | None = option_field(
         metavar="FOLDER",
-        type=arguments.folders_of_plugins,
+        type=folders_of_plugins,
         help="folder of a plugin that has the model's architecture; separate several by colons",
     )
-    bpe: str | None = _option(
+    bpe: str | None = option_field(
         choices=tuple(BPE),
         help="kind of the subword vocabulary in the files that are named (default: the one in the folder of --data or "
         "of the checkpoint)",
     )
-    bpe_codes: str | Path | None = _option(metavar="FILE", help="the codes of subword-nmt or fastBPE")
-    sentencepiece_model: str | Path | None = _option(metavar="FILE", help="for --bpe sentencepiece")
-    gpt2_encoder_json: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
-    gpt2_vocab_bpe: str | Path | None = _option(metavar="FILE", help="for --bpe gpt2")
-    tokenizer_json: str | Path | None = _option(metavar="FILE", help="for --bpe hugging_face")
-    lm_path: str | Path | None = _option(
+    bpe_codes: str | Path | None = option_field(metavar="FILE", help="the codes of subword-nmt or fastBPE")
+    sentencepiece_model: str | Path | None = option_field(metavar="FILE", help="for --bpe sentencepiece")
+    gpt2_encoder_json: str | Path | None = option_field(metavar="FILE", help="for --bpe gpt2")
+    gpt2_vocab_bpe: str | Path | None = option_field(metavar="FILE", help="for --bpe gpt2")
+    tokenizer_json: str | Path | None = option_field(metavar="FILE", help="for --bpe hugging_face")
+    lm_path: str | Path | None = option_field(
         metavar="FILE", help="a language model of the target's dictionary, for --lm-weight (default: none)"
     )
-    apply_top_k: int | None = _option(
+    apply_top_k: int | None = option_field(
         metavar="K",
         type=int,
         help="decode a trained model with the k largest scores of each query only; 0: with all (default: as "
         "--attention-top-k was in its training)",
     )
-    apply_top_k_in: str | None = _option(
+    apply_top_k_in: str | None = option_field(
         metavar="PLACES",
         help="where --apply-top-k counts: of encoder, decoder, cross (default: in all; for sources of any length, as "
         "--long-input reads them, cross)",
     )
-    apply_ffn_top_k: int | None = _option(
+    apply_ffn_top_k: int | None = option_field(
         metavar="K",
         type=int,
         help="decode a trained model with the k most activated units of a feed-forward layer only, for each token; "
         "0: with all (default: as --ffn-top-k was in its training)",
     )
-    long_input: bool = _option(
+    long_input: bool = option_field(
         False,
         help="sources of any length: the encoder reads windows of as many tokens as it has positions, which overlap by "
         "half, and each query of the decoder attends to as many states, those of the largest scores. --source-window, "
         "--source-window-overlap and --apply-top-k change these numbers (default: as in the training)",
     )
-    source_window: int | None = _option(
+    source_window: int | None = option_field(
         metavar="W",
         type=int,
         help="encode a source of more than W tokens in windows of W; 0: none (default: as in the training)",
     )
-    source_window_overlap: int | None = _option(
+    source_window_overlap: int | None = option_field(
         metavar="O", type=int, help="tokens that neighbouring windows have in common (default: half of a window)"
     )
 
@@ -197,17 +195,17 @@ class Loading:
 class Batching:
     """How texts are decoded together."""
 
-    max_tokens: int = _option(4096, type=arguments.count, metavar="N", help="of a batch: texts times the longest text")
-    memory_budget: int | str | None = _option(
-        type=arguments.read_bytes,
+    max_tokens: int = option_field(4096, type=count, metavar="N", help="of a batch: texts times the longest text")
+    memory_budget: int | str | None = option_field(
+        type=read_bytes,
         metavar="BYTES",
         help="memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
         "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "
         "and what the allocator loses: leave a tenth of the memory for that. With --attention auto it assumes the "
         "larger of kv and el. A batch that runs out of memory is split in any case",
     )
-    truncate: bool = _option(False, help="cut texts that are too long instead of refusing them")
-    seed: int | None = _option(type=int, metavar="N", help="seed of the random numbers for --sampling")
+    truncate: bool = option_field(False, help="cut texts that are too long instead of refusing them")
+    seed: int | None = option_field(type=int, metavar="N", help="seed of the random numbers for --sampling")
 
     def deciding(self) -> dict:
         """The options that decide the output, by their names on the command line."""
@@ -222,59 +220,50 @@ class Search:
     fairseq's others are about files and output.
     """
 
-    beam: int = _option(5, type=int, help="hypotheses that are searched for at once")
-    nbest: int = _option(1, type=int, help="hypotheses that are written")
-    lenpen: float = _option(1.0, type=float, help="length penalty: above 1 favours longer hypotheses, below 1 shorter")
-    unnormalized: bool = _option(False, help="do not divide scores by the length")
-    unkpen: float = _option(0.0, type=float, help="above 0 gives fewer unknown words, below 0 more")
-    temperature: float = _option(1.0, type=float, help="above 1 gives flatter distributions, below 1 sharper ones")
-    no_repeat_ngram_size: int = _option(0, type=int, help="no hypothesis has an n-gram of this size twice; 0: any may")
-    min_len: int = _option(1, type=int, help="tokens at least, the end apart")
-    max_len_a: float = _option(0.0, type=float, help="tokens at most, the end apart: A times the source, and B")
-    max_len_b: int = _option(200, type=int, help="the B of --max-len-a")
-    match_source_len: bool = _option(False, help="hypotheses are as long as their source")
-    sampling: bool = _option(False, help="draw words at random instead of beam search")
-    sampling_topk: int = _option(-1, type=int, help="with --sampling: of the K likeliest words; -1: of all")
-    sampling_topp: float = _option(
+    beam: int = option_field(5, type=int, help="hypotheses that are searched for at once")
+    nbest: int = option_field(1, type=int, help="hypotheses that are written")
+    lenpen: float = option_field(
+        1.0, type=float, help="length penalty: above 1 favours longer hypotheses, below 1 shorter"
+    )
+    unnormalized: bool = option_field(False, help="do not divide scores by the length")
+    unkpen: float = option_field(0.0, type=float, help="above 0 gives fewer unknown words, below 0 more")
+    temperature: float = option_field(1.0, type=float, help="above 1 gives flatter distributions, below 1 sharper ones")
+    no_repeat_ngram_size: int = option_field(
+        0, type=int, help="no hypothesis has an n-gram of this size twice; 0: any may"
+    )
+    min_len: int = option_field(1, type=int, help="tokens at least, the end apart")
+    max_len_a: float = option_field(0.0, type=float, help="tokens at most, the end apart: A times the source, and B")
+    max_len_b: int = option_field(200, type=int, help="the B of --max-len-a")
+    match_source_len: bool = option_field(False, help="hypotheses are as long as their source")
+    sampling: bool = option_field(False, help="draw words at random instead of beam search")
+    sampling_topk: int = option_field(-1, type=int, help="with --sampling: of the K likeliest words; -1: of all")
+    sampling_topp: float = option_field(
         -1.0, type=float, help="with --sampling: of the fewest words whose probabilities sum to P; -1: of all"
     )
-    diverse_beam_groups: int = _option(-1, type=int, help="groups of diverse beam search; -1: none")
-    diverse_beam_strength: float = _option(0.5, type=float, help="penalty for words of earlier groups")
-    diversity_rate: float = _option(-1.0, type=float, help="penalty of diverse siblings search; -1: none")
-    constraints: str | None = _option(
+    diverse_beam_groups: int = option_field(-1, type=int, help="groups of diverse beam search; -1: none")
+    diverse_beam_strength: float = option_field(0.5, type=float, help="penalty for words of earlier groups")
+    diversity_rate: float = option_field(-1.0, type=float, help="penalty of diverse siblings search; -1: none")
+    constraints: str | None = option_field(
         choices=CONSTRAINTS,
         nargs="?",
         const=CONSTRAINTS[0],
         help="phrases that the output must contain follow the text in its line, each after a tab; ordered: in this "
         "order",
     )
-    lm_weight: float = _option(0.0, type=float, help="of the log-probabilities of --lm-path, which are added")
-    early_stopping: str = _option(
+    lm_weight: float = option_field(0.0, type=float, help="of the log-probabilities of --lm-path, which are added")
+    early_stopping: str = option_field(
         FIRST,
         choices=RULES,
         help=f"when beam search ends: {', '.join(RULES)}. first: --beam hypotheses have ended; bound: "
         "and no other scores more at its present length; never: and none can up to the maximum length. "
         "transformers' early_stopping is True, False and never",
     )
-    beam_patience: float = _option(
+    beam_patience: float = option_field(
         1.0, type=float, help="with --early-stopping first, search until this times --beam hypotheses have ended"
     )
 
 
 SEARCH_OPTIONS = tuple(each.name for each in fields(Search))
-
-
-def add_search_options(group) -> None:
-    """The options of `Search`. Those that are not given are None, for a configuration to fill in."""
-    for each in fields(Search):
-        options, default = dict(each.metadata), each.default
-        if isinstance(default, bool):
-            options |= {"action": "store_const", "const": True}
-        elif default is not None:
-            options["help"] += f" (default: {default})"
-        if options.get("type") in (int, float):
-            options["metavar"] = "N"
-        group.add_argument(as_option(each.name), **options)
 
 
 def as_path(value, argument: str) -> Path:
@@ -284,4 +273,4 @@ def as_path(value, argument: str) -> Path:
     """
     if not isinstance(value, str | os.PathLike):
         raise UserError(f"{value!r} is no path; give one", argument)
-    return arguments.read_path(value)
+    return read_path(value)

@@ -2,10 +2,10 @@
 
 import argparse
 from collections.abc import Callable, Collection
-from dataclasses import dataclass, field, fields
+from dataclasses import dataclass, fields
 from pathlib import Path
 
-from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts, read_path
+from elseq.arguments import Parser, add_fields, choices, count, count_or_zero, counts, option_field, read_path
 from elseq.benchmark import BENCHMARKS
 from elseq.errors import UserError, as_option
 from elseq.options import AUTO, CHECKPOINT, INT8, THREADS, Loading, registered_methods
@@ -55,10 +55,6 @@ def device(text: str) -> str:
     return "cpu" if found.type == "cpu" else text
 
 
-def _option(default=None, **metadata):
-    return field(**{"default_factory" if callable(default) else "default": default}, metadata=metadata)
-
-
 _OF_LOADING = {each.name: each.metadata for each in fields(Loading)}
 
 
@@ -67,52 +63,52 @@ class Settings:
     """The options of elseq-benchmark, which are also the settings of its sweeps."""
 
     checkpoint: str | None = None
-    data: str | None = _option(help="folder of its dictionaries (default: the checkpoint's)")
-    source_lang: str | None = _option(**_OF_LOADING["source_lang"])
-    target_lang: str | None = _option(**_OF_LOADING["target_lang"])
-    user_dir: str | None = _option(**_OF_LOADING["user_dir"])
-    arch: str | None = _option(help="an architecture of fairseq or elseq, instead of a checkpoint")
-    random_weights: bool = _option(False, help="with --arch: the same random weights in all modes")
-    vocabulary_size: int = _option(50264, type=count, help="with --arch")
-    source: str | None = _option(help="text in pieces of the model's dictionary, one source a line; decoded whole")
-    reference: str | None = _option(
+    data: str | None = option_field(help="folder of its dictionaries (default: the checkpoint's)")
+    source_lang: str | None = option_field(**_OF_LOADING["source_lang"])
+    target_lang: str | None = option_field(**_OF_LOADING["target_lang"])
+    user_dir: str | None = option_field(**_OF_LOADING["user_dir"])
+    arch: str | None = option_field(help="an architecture of fairseq or elseq, instead of a checkpoint")
+    random_weights: bool = option_field(False, help="with --arch: the same random weights in all modes")
+    vocabulary_size: int = option_field(50264, type=count, help="with --arch")
+    source: str | None = option_field(help="text in pieces of the model's dictionary, one source a line; decoded whole")
+    reference: str | None = option_field(
         help="with --source: score the hypotheses against this, one line for each source; text if the model has a "
         "subword vocabulary beside its dictionary, otherwise pieces of the dictionary"
     )
-    metric: str = _option(METRICS[0], choices=METRICS, help="of the reference: sacreBLEU or ROUGE")
-    source_length: int = _option(512, type=count, help="positions of random sources, one batch")
-    output_length: int | None = _option(type=count, help="tokens of every output, whatever the model would say")
-    min_len: int = _option(1, type=count, help="tokens at least")
-    max_len_b: int = _option(200, type=count, help="tokens at most")
-    lenpen: float = _option(1.0, type=float, help="length penalty")
-    no_repeat_ngram_size: int = _option(0, type=count_or_zero, help="0 is none")
-    modes: list[str] = _option(
+    metric: str = option_field(METRICS[0], choices=METRICS, help="of the reference: sacreBLEU or ROUGE")
+    source_length: int = option_field(512, type=count, help="positions of random sources, one batch")
+    output_length: int | None = option_field(type=count, help="tokens of every output, whatever the model would say")
+    min_len: int = option_field(1, type=count, help="tokens at least")
+    max_len_b: int = option_field(200, type=count, help="tokens at most")
+    lenpen: float = option_field(1.0, type=float, help="length penalty")
+    no_repeat_ngram_size: int = option_field(0, type=count_or_zero, help="0 is none")
+    modes: list[str] = option_field(
         lambda: [mode for mode in modes() if mode not in STOCK_MODES[1:]],
         type=lambda text: choices(modes())(text),  # those of plugins, too
         help=f"of {', '.join(modes())} (default: all but stock-*)",
     )
-    stock: bool = _option(
+    stock: bool = option_field(
         True,
         action=argparse.BooleanOptionalAction,
         help="measure stock too, first: the others are compared with it. Its beam search with long prompts of a "
         "language model takes minutes (default: yes)",
     )
-    batch_sizes: list[int] = _option(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
-    beams: list[int] = _option(lambda: [4], type=counts, help="such as 1,4 (default: 4)")
-    repeats: int = _option(3, type=count, help="by the clock; the median counts")
-    interleave: bool | None = _option(
+    batch_sizes: list[int] = option_field(lambda: [8], type=counts, help="such as 8,32 (default: 8)")
+    beams: list[int] = option_field(lambda: [4], type=counts, help="such as 1,4 (default: 4)")
+    repeats: int = option_field(3, type=count, help="by the clock; the median counts")
+    interleave: bool | None = option_field(
         action=argparse.BooleanOptionalAction,
         help="load the runs of a batch size and beam together, as far as they fit the memory, and let them take turns "
         "(default: on a CPU)",
     )
-    dtype: list[str] = _option(
+    dtype: list[str] = option_field(
         lambda: ["float32"],
         type=choices((*FLOATS, INT8)),
         help=f"of {', '.join((*FLOATS, INT8))}; int8 is for a CPU, stock is float32 beside it (default: float32)",
     )
-    device: str = _option("cpu", type=device, help="cpu, cuda or cuda:1")
-    threads: int | None = _option(**THREADS)
-    model_options: list[str] = field(default_factory=list)  # of fairseq-train, for arch
+    device: str = option_field("cpu", type=device, help="cpu, cuda or cuda:1")
+    threads: int | None = option_field(**THREADS)
+    model_options: list[str] = option_field(list)  # of fairseq-train, for arch
 
 
 def parse(arguments: list[str]) -> tuple[Settings, Path]:

@@ -12,7 +12,7 @@ from tqdm.contrib.logging import logging_redirect_tqdm
 import elseq
 from elseq.arguments import Parser, add_fields, is_sweep, read_path
 from elseq.errors import UserError, as_option, renamed
-from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, add_search_options
+from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, Search
 from elseq.text_files.formats import Format, InputFormat
 
 EPILOG = """\
@@ -180,7 +180,7 @@ def _parse(arguments: list[str]):
     batches = parser.add_argument_group("batches of lines of similar length").add_mutually_exclusive_group()
     add_fields(batches, Batching, "max_tokens", "memory_budget")
     search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")
-    add_search_options(search)
+    add_fields(search, Search, unset=True)
     add_fields(search, Batching, "seed")
     parser.set_defaults(seed=1)
     return parser.parse_args(arguments)

@@ -4,10 +4,11 @@ import json
 import math
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from elseq.arguments import option_field
 from elseq.errors import UserError, as_option, check_choice
 from elseq.files import check_text
 
@@ -26,33 +27,22 @@ HYPOTHESES, SOURCE = "hypotheses", "source"
 class InputFormat:
     """The format of the input."""
 
-    input_format: str | None = field(
-        default=None,
-        metadata={
-            "choices": FORMATS,
-            "help": "text: a text on each line; jsonl: a JSON object on each line (default: jsonl if the name of "
-            f"--input ends with .{JSONL}, otherwise text)",
-        },
+    input_format: str | None = option_field(
+        choices=FORMATS,
+        help="text: a text on each line; jsonl: a JSON object on each line (default: jsonl if the name of --input ends "
+        f"with .{JSONL}, otherwise text)",
     )
-    input_field: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "NAME",
-            "help": "with --input-format jsonl: the field with the text. With --format jsonl the other fields are "
-            f"written to the output (default: {FIELD})",
-        },
+    input_field: str | None = option_field(
+        metavar="NAME",
+        help="with --input-format jsonl: the field with the text. With --format jsonl the other fields are written to "
+        f"the output (default: {FIELD})",
     )
-    source_lang_field: str | None = field(
-        default=None,
-        metadata={
-            "metavar": "NAME",
-            "help": "with --input-format jsonl: the field with the language of the source, for a multilingual model; "
-            "lines without it are as --source-lang says",
-        },
+    source_lang_field: str | None = option_field(
+        metavar="NAME",
+        help="with --input-format jsonl: the field with the language of the source, for a multilingual model; lines "
+        "without it are as --source-lang says",
     )
-    target_lang_field: str | None = field(
-        default=None, metadata={"metavar": "NAME", "help": "the same of the target and --target-lang"}
-    )
+    target_lang_field: str | None = option_field(metavar="NAME", help="the same of the target and --target-lang")
 
     def of(self, path: Path | None) -> "InputFormat":
         """With the defaults for the path of an input; None: the standard input.
@@ -172,18 +162,15 @@ def _integer(text: str) -> int:
 class Format:
     """The format of the output."""
 
-    format: str = field(
-        default=TEXT,
-        metadata={
-            "choices": FORMATS,
-            "help": "text: the best hypothesis of each line; jsonl: a JSON object for each line, with the --nbest best "
-            "hypotheses and their scores",
-        },
+    format: str = option_field(
+        TEXT,
+        choices=FORMATS,
+        help="text: the best hypothesis of each line; jsonl: a JSON object for each line, with the --nbest best "
+        "hypotheses and their scores",
     )
-    with_source: bool = field(default=False, metadata={"help": "with --format jsonl: the text of the input, too"})
-    with_tokens: bool = field(
-        default=False,
-        metadata={"help": "with --format jsonl: the tokens of each hypothesis and their log-probabilities, too"},
+    with_source: bool = option_field(False, help="with --format jsonl: the text of the input, too")
+    with_tokens: bool = option_field(
+        False, help="with --format jsonl: the tokens of each hypothesis and their log-probabilities, too"
     )
 
     def check(self, nbest: int) -> None:
