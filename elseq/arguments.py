@@ -174,6 +174,11 @@ def choices(known: Collection[str]) -> Callable[[str], list[str]]:
     return read
 
 
+def read_input(text: str) -> Path | None:
+    """The path of an input; None for "-", the standard input."""
+    return None if text == "-" else read_path(text)
+
+
 def is_sweep(arguments: Sequence[str]) -> bool:
     """Whether a command line is for Hydra: it has one of its options, or an override NAME=VALUE.
 

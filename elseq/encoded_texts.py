@@ -58,7 +58,6 @@ class _Part(NamedTuple):
 
     generator: object  # an `elseq.generator.TextGenerator`
     search: object  # of its `make_search`
-    decode: SplittingDecoder
 
 
 class EncodedTexts:
@@ -74,6 +73,7 @@ class EncodedTexts:
         texts: Iterable[str],
         generators: Sequence,
         of_text: np.ndarray,
+        *,
         cfg,
         name: Callable[[int], str],
         truncate: bool,
@@ -95,21 +95,18 @@ class EncodedTexts:
             UserError: a text is too long, or an option is not for the model.
         """
         self._of_text, self._name, self._seed = of_text, name, seed
-        self._forced: dict[
-            str, Mapping[int, object]
-        ] = {}  # what the outputs contain, as `TextGenerator.decode` takes it
+        # Prefixes and constraints, by the names that `TextGenerator.decode` has for them.
+        self._forced: dict[str, Mapping[int, object]] = {}
+        self._parts = [_Part(generator, generator.make_search(cfg)) for generator in generators]
         self.sources, self.truncated = Tokens(), array("q")
-        self._parts = []
-        for generator in generators:
-            search = generator.make_search(cfg)
-            self._parts.append(_Part(generator, search, self._decoder(generator, search)))
         for index, text in enumerate(texts):
             self.sources.append(self._encode(index, text, cfg, truncate, remedies) if text.strip() else None)
         self._lengths = np.asarray(self.sources.lengths)
         self.blank = self._lengths == 0  # bool [N]
+        self._decoders = [self._decoder(part) for part in self._parts]
 
     def _encode(self, index: int, text: str, cfg, truncate: bool, remedies: tuple[str, str]) -> Tensor:
-        generator, search, _ = self._part(index)
+        generator, search = self._part(index)
         text, phrases = generator.split_constraints(text, cfg)
         if phrases is not None:
             self._forced.setdefault("constraints", {})[index] = phrases
@@ -129,13 +126,13 @@ class EncodedTexts:
             The tokens of the prefixes. Blank ones, and those of blank texts, have none.
 
         Raises:
-            UserError: a prefix is longer than its output may be, or the model has no encoder.
+            UserError: a prefix that is not blank is longer than its output may be, or is for a model without encoder.
         """
         prefixes = Tokens()
         for index, (text, length) in enumerate(zip(texts, self.sources.lengths, strict=True)):
             tokens = None
             if length and text.strip():
-                generator, search, _ = self._part(index)
+                generator, search = self._part(index)
                 tokens = generator.encode_prefix(text, search, length, name(index))
             prefixes.append(tokens)
         self._forced["prefixes"] = prefixes
@@ -158,7 +155,7 @@ class EncodedTexts:
             UserError: the budget is invalid or too small for a text, or the model does not support one.
         """
         batches = []
-        for number, (generator, search, _) in enumerate(self._parts):
+        for number, (generator, search) in enumerate(self._parts):
             lengths = np.where(self._of_text == number, self._lengths, 0)
             if memory_budget is None:
                 batches += cut_batches(lengths, lambda length: max(1, max_tokens // length))
@@ -167,7 +164,7 @@ class EncodedTexts:
                 generator.models,
                 search,
                 read_bytes(str(memory_budget)),
-                lambda length: self._name(int(np.argmax(self._lengths == length))),
+                lambda length, lengths=lengths: self._name(int(np.argmax(lengths == length))),
                 generator.task.symbols_of_source,
             )
             batches += cut_batches(lengths, sentences)
@@ -180,13 +177,13 @@ class EncodedTexts:
         Raises:
             UserError: a text that does not fit the memory alone.
         """
-        return self._part(batch[0]).decode(batch)
+        return self._decoders[self._of_text[batch[0]]](batch)
 
-    def _decoder(self, generator, search) -> SplittingDecoder:
+    def _decoder(self, part: _Part) -> SplittingDecoder:
         def decode(numbers: list[int]) -> list[list[dict]]:
             if self._seed is not None:
                 utils.set_torch_seed(random.Random(f"{self._seed} {numbers[0]}").getrandbits(63))
             forced = {name: [of_text[number] for number in numbers] for name, of_text in self._forced.items()}
-            return generator.decode(search, [self.sources[number] for number in numbers], **forced)
+            return part.generator.decode(part.search, [self.sources[number] for number in numbers], **forced)
 
         return SplittingDecoder(decode, self.sources.lengths, self._name)

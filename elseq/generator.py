@@ -128,11 +128,11 @@ class TextGenerator:
         encoded = EncodedTexts(
             texts,
             *self._by_languages(len(texts), source_lang, target_lang),
-            cfg,
-            "text {}".format,
-            truncate,
-            REMEDIES,
-            seed,
+            cfg=cfg,
+            name="text {}".format,
+            truncate=truncate,
+            remedies=REMEDIES,
+            seed=seed,
         )
         if prefixes is not None:
             encoded.force_prefixes(prefixes, "prefix {}".format)
@@ -230,7 +230,7 @@ class TextGenerator:
         return results
 
     def training_sample(self, source: str, target: str | None, name: str) -> dict:
-        """A batch of one text as in training: the input of the model, "net_input", and the words to predict, "target"
+        """A batch of one text as in training: the input of the model, "net_input", and the tokens to predict, "target"
         [1, T].
 
         Args:
@@ -242,16 +242,16 @@ class TextGenerator:
             UserError: the target is too long.
         """
         if target is None:
-            words, _ = self._encode(source, self._positions(), name, True, REMEDIES)
-            sample, _ = self._sample([words])
-            return sample | {"target": words.unsqueeze(0)}
-        words = self.task.whole_target(self._encode_target(target, name))
+            tokens, _ = self._encode(source, self._positions(), name, True, REMEDIES)
+            sample, _ = self._sample([tokens])
+            return sample | {"target": tokens.unsqueeze(0)}
+        tokens = self.task.whole_target(self._encode_target(target, name))
         source, _ = self._encode(source, self._positions() - self.task.symbols_of_source, name, True, REMEDIES)
         sample, _ = self._sample([source])
         start = self.task.decoder_start_symbol
         start = self.task.target_dictionary.eos() if start is None else start
-        read = torch.cat((words.new_tensor([start]), words[:-1])).unsqueeze(0)
-        return sample | {"net_input": sample["net_input"] | {"prev_output_tokens": read}, "target": words.unsqueeze(0)}
+        read = torch.cat((tokens.new_tensor([start]), tokens[:-1])).unsqueeze(0)
+        return sample | {"net_input": sample["net_input"] | {"prev_output_tokens": read}, "target": tokens.unsqueeze(0)}
 
     def for_languages(self, source: str | None, target: str | None) -> "TextGenerator":
         """The same model for other languages; None keeps the language of this generator.
@@ -269,6 +269,8 @@ class TextGenerator:
         Args:
             source, target: the languages of all texts, or of each, or None for those of this generator.
         """
+        if source is None and target is None:
+            return [self], np.zeros(count, np.int64)
         sides = []
         for name, given in (("source_lang", source), ("target_lang", target)):
             if given is None or isinstance(given, str):
@@ -284,7 +286,7 @@ class TextGenerator:
                 raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
             sides.append(each)
         pairs, of_text = numbered(zip(*sides, strict=True))
-        return [self if pair == (None, None) else self.for_languages(*pair) for pair in pairs], of_text
+        return [self.for_languages(*pair) for pair in pairs], of_text
 
     # What `EncodedTexts` asks for.
 
@@ -379,18 +381,18 @@ class TextGenerator:
         if not self._has_encoder:
             raise UserError(f"{cfg.constraints} is for models with an encoder: leave it out", "constraints")
         source, *phrases = text.split("\t")
-        return source, [self._encode_words(phrase) for phrase in phrases if phrase.strip()]
+        return source, [self._encode_part(phrase) for phrase in phrases if phrase.strip()]
 
-    def _encode_words(self, text: str) -> torch.Tensor:
-        """The tokens of a part of an output. The part may be blank."""
-        pieces = self.bpe.of_targets.encode(text) if self.bpe and text.strip() else text
+    def _encode_part(self, text: str) -> torch.Tensor:
+        """The tokens of a part of an output."""
+        pieces = self.bpe.of_targets.encode(text) if self.bpe else text
         return self.task.target_dictionary.encode_line(pieces, append_eos=False, add_if_not_exist=False).long()
 
     def encode_prefix(self, text: str, search, length: int, name: str) -> torch.Tensor:
         """The tokens that a hypothesis must begin with.
 
         Args:
-            text: their text, which may be blank.
+            text: their text, which is not blank.
             search: see `make_search`.
             length: tokens of the source.
             name: name of the text in errors.
@@ -400,7 +402,7 @@ class TextGenerator:
         """
         if not self._has_encoder:
             raise UserError("prefixes are for models with an encoder: add them to the prompts of a language model")
-        tokens = self._encode_words(text)
+        tokens = self._encode_part(text)
         start = self.task.prefix_start
         is_added = start is not None and (not tokens.numel() or int(tokens[0]) != start)
         limit = length_limit(search, length + self.task.symbols_of_source) - is_added

@@ -83,8 +83,8 @@ class Letters:
 
 def encode(texts, generators=None, of_text=None, truncate=False, seed=None):
     of_text = np.zeros(len(texts), np.int64) if of_text is None else np.array(of_text)
-    name = "text {}".format
-    return EncodedTexts(texts, generators or [Letters()], of_text, None, name, truncate, REMEDIES, seed)
+    options = {"cfg": None, "name": "text {}".format, "remedies": REMEDIES}
+    return EncodedTexts(texts, generators or [Letters()], of_text, truncate=truncate, seed=seed, **options)
 
 
 def decoded(encoded, max_tokens):

@@ -155,7 +155,12 @@ class StepCost(NamedTuple):
 
 
 def step_cost(
-    sizes: Sizes, batch: Batch, decoding: Decoding, words: int, number_bytes: int, weight_bytes: int | None = None
+    sizes: Sizes,
+    batch: Batch,
+    decoding: Decoding,
+    vocabulary_size: int,
+    number_bytes: int,
+    weight_bytes: int | None = None,
 ) -> StepCost:
     """Bytes and floating-point operations of the last step of a batch, in which all sentences are still decoded.
 
@@ -163,13 +168,13 @@ def step_cost(
 
     Args:
         sizes, batch, decoding, number_bytes, weight_bytes: as for `bytes_read`.
-        words: of the dictionary.
+        vocabulary_size: of the target's dictionary.
     """
     before = replace(batch, steps=tuple(steps - 1 for steps in batch.steps))
     numbers = number_bytes, weight_bytes
     read, read_before = (bytes_read(sizes, each, decoding, *numbers) for each in (batch, before))
     done, done_before = (operations(sizes, each, decoding) for each in (batch, before))
-    logits = 2 * len(batch.steps) * batch.beam * words * number_bytes
+    logits = 2 * len(batch.steps) * batch.beam * vocabulary_size * number_bytes
     return StepCost(read - read_before + logits, done - done_before)
 
 

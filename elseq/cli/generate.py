@@ -10,7 +10,7 @@ from dataclasses import fields
 from tqdm.contrib.logging import logging_redirect_tqdm
 
 import elseq
-from elseq.arguments import Parser, add_fields, is_sweep, read_path
+from elseq.arguments import Parser, add_fields, is_sweep, read_input, read_path
 from elseq.errors import UserError, as_option, renamed
 from elseq.options import CHECKPOINT, SEARCH_OPTIONS, THREADS, Batching, Loading, Search
 from elseq.text_files.formats import Format, InputFormat
@@ -143,7 +143,7 @@ def _parse(arguments: list[str]):
     files = parser.add_argument_group("files")
     files.add_argument(
         "--input",
-        type=lambda text: None if text == "-" else read_path(text),
+        type=read_input,
         metavar="FILE",
         help="UTF-8 text, one per line (default, and -: the standard input)",
     )

@@ -167,7 +167,10 @@ def explain_long_sentences():
 
 def _first_batch(first, batches):
     if not batches.frozen_batches:
-        raise UserError("no sentence is left: all are longer than --max-tokens or the model's positions; raise these")
+        raise UserError(
+            "no sentence is left: there is none, or all are longer than --max-tokens or the model's positions; raise "
+            "these"
+        )
     return first(batches)
 
 

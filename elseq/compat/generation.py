@@ -276,7 +276,7 @@ def _init_constraints(init, self, batch_constraints, beam_size):
 
 def search_soundly():
     """A search without a hypothesis gives a bare assertion such as "200 < 200" for any reason. NaN counts as an
-    impossible word. A BART keeps the beam of the most recent generator."""
+    impossible token. A BART keeps the beam of the most recent generator."""
     for generator in (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment):
         wrap(generator, "generate", _generate)
 

@@ -84,7 +84,7 @@ class FinishedHypotheses:
             The places of the sentences whose search is over.
 
         Raises:
-            NotANumber: there was none.
+            NotANumber: a log-probability was no number so far.
         """
         beams, step, sentences = result.beams, result.step, result.beams.sentences
         told = result.copied.tensors()

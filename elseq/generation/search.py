@@ -420,7 +420,7 @@ def not_a_number(models, net_input: dict, read: Iterable[tuple[int, Tensor]]) ->
 
 
 class Usage:
-    """The largest decoding state that a generator had, logged when the generator goes."""
+    """The largest decoding state that a generator had, of all of its models, logged when the generator goes."""
 
     def __init__(self):
         self.state_bytes = 0

@@ -8,7 +8,7 @@ from pathlib import Path
 import torch
 from omegaconf import DictConfig, OmegaConf
 
-from elseq.arguments import read_path
+from elseq.arguments import read_input, read_path
 from elseq.benchmark import report
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
@@ -51,7 +51,7 @@ def job(cfg: DictConfig, folder: Path) -> Result:
     what = Job(
         model=str(cfg.checkpoint),
         output=folder / OUTPUT,
-        input=read_path(cfg.input),
+        input=read_input(str(cfg.input)),
         input_form=InputFormat(**{each.name: cfg.get(each.name) for each in fields(InputFormat)}),
         loading=Loading(**{name: value for name, value in loading.items() if value is not None}),
         batching=Batching(**{each.name: cfg[each.name] for each in fields(Batching)}),

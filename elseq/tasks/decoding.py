@@ -166,6 +166,8 @@ def with_first(symbol: int, pad: int, sample: dict, prefix_tokens: Tensor | None
     if prefix_tokens is None:
         return first
     has_first = prefix_tokens[:, :1].eq(symbol)
+    if bool(has_first.all()):  # a column of padding would be a step in which fairseq knows no minimum length
+        return prefix_tokens
     as_it_is = torch.cat((prefix_tokens, torch.full_like(first, pad)), dim=1)
     return torch.where(has_first, as_it_is, torch.cat((first, prefix_tokens), dim=1))
 

@@ -42,7 +42,16 @@ class EncodedLines(EncodedTexts):
             with pairs.about(number):
                 generators.append(generator.for_languages(*pair))
         batching = job.batching
-        super().__init__(lines, generators, pairs.of_line, cfg, lines.name, batching.truncate, REMEDIES, batching.seed)
+        super().__init__(
+            lines,
+            generators,
+            pairs.of_line,
+            cfg=cfg,
+            name=lines.name,
+            truncate=batching.truncate,
+            remedies=REMEDIES,
+            seed=batching.seed,
+        )
         self._check_words(generator)
         self._prefixes = None if job.prefix_file is None else self._read_prefixes(job.prefix_file)
 

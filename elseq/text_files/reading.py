@@ -40,7 +40,8 @@ class InputLines:
             with self._open(path) as file:
                 self._content = self._read(file, reserved)
         except OSError as error:
-            raise UserError(f"--input {path} cannot be read ({error.strerror}): check the path") from error
+            name, what = (self.path, "it") if path is None else (f"--input {path}", "the path")
+            raise UserError(f"{name} cannot be read ({error.strerror}): check {what}") from error
         if not self._starts:
             raise UserError(f"{self.path} is empty: give a file with one text per line")
         self.digest = hashlib.sha256(self._content).hexdigest()

@@ -120,3 +120,16 @@ def test_a_prefix_that_ends_a_sentence_leaves_its_first_hypothesis():
         assert log_probs[row].isfinite().nonzero().tolist() == [[forced]]
         assert log_probs[row, forced] == before[source, forced]
     assert torch.equal(log_probs[4:], before[4:])
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float64])
+def test_what_is_forced_is_not_forbidden(dtype):
+    """A repeated token, the end before the minimum length, and a suppressed one, in rows that must have just these."""
+    log_probs = torch.zeros(SENTENCES * BEAM, VOCABULARY, dtype=dtype)
+    step = Step(2, make_beams([[4, 4]] * (SENTENCES * BEAM)), None)
+    step.settle(torch.tensor([True, True, False, False, True, False]))
+    for process in (NoRepeatNgrams(1, PAD), MinimumLength(EOS, 3), Suppressed([7])):
+        process(log_probs, step)
+    for row, is_settled in zip(log_probs, step.settled.tolist(), strict=True):
+        found = set(row.isneginf().nonzero().flatten().tolist()) - {PAD}
+        assert found == (set() if is_settled else {4, EOS, 7})

@@ -7,8 +7,8 @@ from elseq.generation.ngrams import repeated_tokens
 VOCABULARY, UNUSED = 6, 5
 
 
-def blocked_words(tokens, size):
-    """Each word that would make the last n words an n-gram that is there already."""
+def repeated_in(tokens, size):
+    """Each token that would make the last n tokens an n-gram that is there already."""
     present = {tuple(tokens[start : start + size]) for start in range(len(tokens) - size + 1)}
     last = tokens[len(tokens) - size + 1 :] if size > 1 else []
     return {word for word in range(VOCABULARY) if len(tokens) >= size and (*last, word) in present}
@@ -28,7 +28,7 @@ def blocked_words(tokens, size):
 def test_equals_brute_force(size, rows):
     repeated = repeated_tokens(torch.tensor(rows).view(len(rows), -1), size, UNUSED)
     for row, tokens in enumerate(rows):
-        assert set(repeated[row].tolist()) - {UNUSED} == blocked_words(tokens, size) - {UNUSED}
+        assert set(repeated[row].tolist()) - {UNUSED} == repeated_in(tokens, size) - {UNUSED}
 
 
 def test_a_view_of_the_tokens_so_far_will_do():

@@ -20,7 +20,7 @@ SUPPRESSED = [5, 9]
 
 
 def make_beams():
-    """Hypotheses of a few words, so that they repeat themselves."""
+    """Hypotheses of a few tokens, so that they repeat themselves."""
     limits = [9] * SENTENCES
     beams = Beams(EOS, 10, BEAM, PAD, limits, torch.tensor(limits), torch.arange(SENTENCES), None)
     beams.tokens[:, 1 : STEP + 1] = torch.randint(6, 8, (SENTENCES * BEAM, STEP))
@@ -28,28 +28,28 @@ def make_beams():
     return beams
 
 
-def may_follow(words, word, min_len):
-    """words: of the hypothesis."""
-    if word in (PAD, *SUPPRESSED) or (word == EOS and len(words) < min_len):
+def may_follow(tokens, token, min_len):
+    """tokens: of the hypothesis."""
+    if token in (PAD, *SUPPRESSED) or (token == EOS and len(tokens) < min_len):
         return False
-    return (words[-1], word) not in zip(words, words[1:], strict=False)
+    return (tokens[-1], token) not in zip(tokens, tokens[1:], strict=False)
 
 
 def expected_candidates(beams, log_probs, min_len):
-    """Of each sentence the best: triples of score, word and hypothesis."""
+    """Of each sentence the best: triples of score, token and hypothesis."""
     for sentence in range(SENTENCES):
         found = []
         for hypothesis in range(BEAM):
             row = sentence * BEAM + hypothesis
-            words = beams.tokens[row, 1 : STEP + 1].tolist()
-            for word, log_prob in enumerate(log_probs[row].tolist()):
-                if may_follow(words, word, min_len):
-                    found.append((beams.scores[row, STEP - 1].item() + log_prob, word, hypothesis))
+            tokens = beams.tokens[row, 1 : STEP + 1].tolist()
+            for token, log_prob in enumerate(log_probs[row].tolist()):
+                if may_follow(tokens, token, min_len):
+                    found.append((beams.scores[row, STEP - 1].item() + log_prob, token, hypothesis))
         yield sorted(found, reverse=True)[: 2 * BEAM]
 
 
 @pytest.mark.parametrize("min_len", [0, STEP + 1])
-@pytest.mark.parametrize("from_all", [False, True], ids=["few words of each", "all words"])
+@pytest.mark.parametrize("from_all", [False, True], ids=["few tokens of each", "all tokens"])
 def test_the_candidates_of_a_step(monkeypatch, min_len, from_all):
     if not from_all and native.library() is None:
         pytest.skip("needs the kernels")
@@ -62,15 +62,15 @@ def test_the_candidates_of_a_step(monkeypatch, min_len, from_all):
         Step(STEP, beams, None), next_tokens
     )
     for sentence, expected in enumerate(expected_candidates(beams, log_probs, min_len)):
-        scores, words, hypotheses = zip(*expected, strict=True)
+        scores, tokens, hypotheses = zip(*expected, strict=True)
         torch.testing.assert_close(candidates.scores[sentence], torch.tensor(scores))
-        assert candidates.tokens[sentence].tolist() == list(words)
+        assert candidates.tokens[sentence].tolist() == list(tokens)
         assert candidates.hypotheses[sentence].tolist() == list(hypotheses)
-        assert candidates.ending[sentence].tolist() == [word == EOS for word in words]
+        assert candidates.ending[sentence].tolist() == [token == EOS for token in tokens]
     assert not is_nan and not candidates.is_stuck.any()
 
 
-@pytest.mark.parametrize("from_all", [False, True], ids=["few words of each", "all words"])
+@pytest.mark.parametrize("from_all", [False, True], ids=["few tokens of each", "all tokens"])
 def test_what_is_no_number_is_told_and_not_chosen(from_all):
     if not from_all and native.library() is None:
         pytest.skip("needs the kernels")

@@ -429,7 +429,7 @@ def test_no_position_beyond_the_last(monkeypatch, lengths):
     assert_same_hypotheses(generator.generate([model], sample, prompt_tokens=prompts), expected)
 
 
-def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_words(monkeypatch, as_on_gpu):
+def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_tokens(monkeypatch, as_on_gpu):
     model = make_models("transformer", DICTIONARY)["kv"]
     options = {"beam_size": 2, "max_len_a": 1, "max_len_b": 2, "tokens_to_suppress": [DICTIONARY.eos_word]}
     generator = SequenceGenerator([model], DICTIONARY, **options)

@@ -25,10 +25,10 @@ from elseq.benchmark.el_attention.settings import (
     NVIDIA_SETTING,
     PUBLISHED,
     SETTINGS,
-    SMALL_MODELS,
+    TINY_MODELS,
     Model,
     Setting,
-    small,
+    tiny,
 )
 from elseq.benchmark.limits import Limits, known_limits, measured_limits
 from elseq.benchmark.measure import Measurement
@@ -77,7 +77,7 @@ class Plan(Conditions):
     limits: Limits | None = None  # of the device
 
     def model(self, name: str) -> Model:
-        return (SMALL_MODELS if self.is_tiny else MODELS)[name]
+        return (TINY_MODELS if self.is_tiny else MODELS)[name]
 
     def cases(self) -> list[Case]:
         """All that decode, in the order of the tables."""
@@ -119,7 +119,7 @@ class Plan(Conditions):
         return sum(len(self.modes_of(case)) for case in self.cases()) + len(self.memory_cases())
 
     def _sized(self, setting: Setting) -> Setting:
-        return small(setting) if self.is_tiny else setting
+        return tiny(setting) if self.is_tiny else setting
 
 
 @dataclass
@@ -279,9 +279,9 @@ def _step_cost(plan: Plan, case: Case, found: Measurement) -> StepCost:
     choice = Choice.named(found.method or KV.name)
     steps = (case.setting.output_length // 2 + 1,) * found.batch_size
     batch = Batch(case.beam, steps, case.setting.source_length)
-    words = plan.model(case.setting.model).vocabulary_size
+    vocabulary_size = plan.model(case.setting.model).vocabulary_size
     decoding = Decoding(choice.own, choice.cross, found.copied)
-    return step_cost(Sizes(**found.sizes), batch, decoding, words, *item_sizes(plan.dtype))
+    return step_cost(Sizes(**found.sizes), batch, decoding, vocabulary_size, *item_sizes(plan.dtype))
 
 
 def _published(plan: Plan, case: Case, mode: str) -> float | str | None:

@@ -48,7 +48,7 @@ MODELS = {
     "gpt2_124m": Model("el_transformer_lm_gpt2_124m", 50257, is_language_model=True),
     "gpt2_355m": Model("el_transformer_lm_gpt2_355m", 50257, is_language_model=True),
 }
-SMALL_MODELS = {
+TINY_MODELS = {
     "transformer_270m": Model("transformer", 64, tiny_options("encoder", "decoder")),
     "bart_large": Model("bart_base", 64, tiny_options("encoder", "decoder")),
     "gpt2_124m": Model("el_transformer_lm_gpt2_124m", 64, tiny_options("decoder"), is_language_model=True),
@@ -147,7 +147,7 @@ NVIDIA = {
 }
 
 
-def small(setting: Setting) -> Setting:
+def tiny(setting: Setting) -> Setting:
     """The same with lengths for a test."""
     shortest = None if setting.shortest_source is None else 8
     return replace(setting, source_length=16, output_length=6, shortest_source=shortest)

@@ -7,7 +7,7 @@ import pytest
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.el_attention import plan as module
 from elseq.benchmark.el_attention.plan import Case, Plan, Row, _refused, _row
-from elseq.benchmark.el_attention.settings import MEMORY, MODELS, NVIDIA_SETTING, SETTINGS, SMALL_MODELS
+from elseq.benchmark.el_attention.settings import MEMORY, MODELS, NVIDIA_SETTING, SETTINGS, TINY_MODELS
 from elseq.benchmark.limits import Limits
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import random_model
@@ -53,7 +53,7 @@ def test_tables_have_memory_caps_of_their_own():
 
 def test_positions_suffice(tmp_path):
     """Those of the true models, which the small ones have too."""
-    models = {name: random_model(each.arch, 64, list(each.options), tmp_path) for name, each in SMALL_MODELS.items()}
+    models = {name: random_model(each.arch, 64, list(each.options), tmp_path) for name, each in TINY_MODELS.items()}
     for setting in (*SETTINGS.values(), NVIDIA_SETTING):
         check_positions(models[setting.model], [setting.source_length], setting.output_length)
         assert models[setting.model].is_language_model == MODELS[setting.model].is_language_model
