@@ -1,4 +1,4 @@
-"""The best words by the kernels, against float64; they run on CPU tensors, interpreted, where there is no GPU."""
+"""The best tokens by the kernels, against float64; they run on CPU tensors, interpreted, where there is no GPU."""
 
 import math
 import os
@@ -21,13 +21,13 @@ needs_triton = pytest.mark.skipif(find_spec("triton") is None, reason="Triton is
 
 def check(logits, count, forbidden):
     exact = torch.log_softmax(logits.double(), dim=1).scatter(1, forbidden, -math.inf)
-    values, words = best_tokens(logits.clone(), count, forbidden)
-    assert values.dtype == torch.float32 and words.dtype == torch.long
+    values, tokens = best_tokens(logits.clone(), count, forbidden)
+    assert values.dtype == torch.float32 and tokens.dtype == torch.long
     expected = torch.topk(exact, count, dim=1)[0]
     torch.testing.assert_close(values.double(), expected, rtol=1e-5, atol=1e-5)
     finite = expected.isfinite()
-    torch.testing.assert_close(exact.gather(1, words)[finite], expected[finite])
-    for row, is_one in zip(words.tolist(), finite.tolist(), strict=True):
+    torch.testing.assert_close(exact.gather(1, tokens)[finite], expected[finite])
+    for row, is_one in zip(tokens.tolist(), finite.tolist(), strict=True):
         chosen = [word for word, one in zip(row, is_one, strict=True) if one]
         assert len(set(chosen)) == len(chosen)
 
@@ -69,12 +69,12 @@ def test_a_row_without_numbers():
 @needs_triton
 @pytest.mark.parametrize("width", [1, 7, 4097, 9000])
 def test_a_drawn_word(width):
-    """And its log-probability, of which forbidden words have their share; from the last part, too."""
+    """And its log-probability, of which forbidden tokens have their share; from the last part, too."""
     logits = torch.randn(3, width, device=DEVICE) * 4
     exact = torch.log_softmax(logits.double(), dim=1)
     forbidden = torch.arange(width - 1, device=DEVICE).expand(3, width - 1)
-    values, words = sampled_tokens(logits.clone(), forbidden)
-    assert words.tolist() == [[width - 1]] * 3 and values.dtype == torch.float32
+    values, tokens = sampled_tokens(logits.clone(), forbidden)
+    assert tokens.tolist() == [[width - 1]] * 3 and values.dtype == torch.float32
     torch.testing.assert_close(values.double(), exact[:, -1:], rtol=1e-5, atol=1e-5)
     assert sampled_tokens(logits, forbidden[:, :0])[1].max() < width
 
@@ -86,20 +86,20 @@ def test_no_drawn_word():
     logits[1, 4] = math.nan
     forbidden = torch.arange(20, device=DEVICE).repeat(3, 1)
     forbidden[1:] = 0
-    values, words = sampled_tokens(logits, forbidden)
-    assert values[0].isneginf() and values[1].isnan() and values[2].isfinite() and words.max() < 20
+    values, tokens = sampled_tokens(logits, forbidden)
+    assert values[0].isneginf() and values[1].isnan() and values[2].isfinite() and tokens.max() < 20
 
 
-def test_words_are_drawn_by_their_probabilities(kernel_draws):
+def test_tokens_are_drawn_by_their_probabilities(kernel_draws):
     """Pearson's statistic of 17 degrees of freedom, which exceeds 40.8 once in a thousand seeds."""
     torch.manual_seed(1)
     logits, rows = torch.randn(20) * 2, 20_000
     logits[[3, 17]] += 3
     forbidden = torch.tensor([3, 17]).expand(rows, 2)
-    values, words = sampled_tokens(logits.repeat(rows, 1), forbidden)
-    torch.testing.assert_close(values, logits.log_softmax(dim=0)[words])
+    values, tokens = sampled_tokens(logits.repeat(rows, 1), forbidden)
+    torch.testing.assert_close(values, logits.log_softmax(dim=0)[tokens])
     expected = rows * logits.index_fill(0, forbidden[0], -math.inf).softmax(dim=0)
-    found = words.flatten().bincount(minlength=20)
+    found = tokens.flatten().bincount(minlength=20)
     possible = expected > 0
     assert not found[~possible].any()
     assert ((found - expected) ** 2 / expected)[possible].sum() < 40.8
@@ -124,7 +124,7 @@ from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 from elseq.generation.kernels.best_tokens_triton import BLOCK, best, log_sums
 
-types = {"logits": f"*{sys.argv[1]}", "sums": "*fp32", "values": "*fp32", "words": "*i64", "block": "constexpr"}
+types = {"logits": f"*{sys.argv[1]}", "sums": "*fp32", "values": "*fp32", "tokens": "*i64", "block": "constexpr"}
 for kernel in (log_sums, best):
     signature = {name: types.get(name, "i32") for name in kernel.arg_names}
     source = ASTSource(kernel, signature, {(kernel.arg_names.index("block"),): BLOCK})
@@ -151,6 +151,6 @@ def test_on_a_gpu(dtype):
     forbidden = torch.randint(50_264, (64, 140), device=DEVICE)
     check(logits, 9, forbidden)
     exact = torch.log_softmax(logits.double(), dim=1)
-    values, words = sampled_tokens(logits, forbidden)
-    torch.testing.assert_close(values.double(), exact.gather(1, words), rtol=1e-5, atol=1e-5)
-    assert not (words == forbidden).any()
+    values, tokens = sampled_tokens(logits, forbidden)
+    torch.testing.assert_close(values.double(), exact.gather(1, tokens), rtol=1e-5, atol=1e-5)
+    assert not (tokens == forbidden).any()
