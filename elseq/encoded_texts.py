@@ -94,7 +94,7 @@ class EncodedTexts:
         Raises:
             UserError: a text is too long, or an option is not for the model.
         """
-        self._of_text, self._name, self._seed = of_text, name, seed
+        self._of_text, self._name = of_text, name
         # Prefixes and constraints, by the names that `TextGenerator.decode` has for them.
         self._forced: dict[str, Mapping[int, object]] = {}
         self._parts = [_Part(generator, generator.make_search(cfg)) for generator in generators]
@@ -103,7 +103,8 @@ class EncodedTexts:
             self.sources.append(self._encode(index, text, cfg, truncate, remedies) if text.strip() else None)
         self._lengths = np.asarray(self.sources.lengths)
         self.blank = self._lengths == 0  # bool [N]
-        self._decoders = [self._decoder(part) for part in self._parts]
+        texts_of_all = self.sources, self._forced, name, seed
+        self._decoders = [_decoder(part, *texts_of_all) for part in self._parts]
 
     def _encode(self, index: int, text: str, cfg, truncate: bool, remedies: tuple[str, str]) -> Tensor:
         generator, search = self._part(index)
@@ -179,11 +180,14 @@ class EncodedTexts:
         """
         return self._decoders[self._of_text[batch[0]]](batch)
 
-    def _decoder(self, part: _Part) -> SplittingDecoder:
-        def decode(numbers: list[int]) -> list[list[dict]]:
-            if self._seed is not None:
-                utils.set_torch_seed(random.Random(f"{self._seed} {numbers[0]}").getrandbits(63))
-            forced = {name: [of_text[number] for number in numbers] for name, of_text in self._forced.items()}
-            return part.generator.decode(part.search, [self.sources[number] for number in numbers], **forced)
 
-        return SplittingDecoder(decode, self.sources.lengths, self._name)
+def _decoder(part: _Part, sources: Tokens, forced: Mapping[str, Mapping], name, seed: int | None) -> SplittingDecoder:
+    """What decodes batches of some texts. It does not hold the `EncodedTexts`, which would live on with it."""
+
+    def decode(numbers: list[int]) -> list[list[dict]]:
+        if seed is not None:
+            utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
+        given = {option: [of_text[number] for number in numbers] for option, of_text in forced.items()}
+        return part.generator.decode(part.search, [sources[number] for number in numbers], **given)
+
+    return SplittingDecoder(decode, sources.lengths, name)

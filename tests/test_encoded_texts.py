@@ -1,5 +1,7 @@
 """Against texts encoded one by one, and against batches of one."""
 
+import gc
+import weakref
 from types import SimpleNamespace
 
 import numpy as np
@@ -114,6 +116,27 @@ def test_each_text_has_its_own_output(max_tokens):
     assert {index: best["phrases"] for index, best in found.items()} == {0: [], 2: ["x", "y"], 3: [], 4: []}
     expected = {1: [[1, 1], [1, 1]], 6: [[2], [1, 1]], 100: [[2], [2]]}
     assert [each.batches for each in generators] == expected[max_tokens]
+
+
+def test_nothing_lives_on():
+    """A search logs what it needed when it goes."""
+    generator = Letters()
+    generator.make_search = lambda cfg: searches.append(Search()) or searches[-1]
+    searches = []
+
+    class Search:
+        pass
+
+    encoded = encode(["abc", "de"], [generator])
+    decoded(encoded, 6)
+    [search] = map(weakref.ref, searches)
+    searches.clear()
+    gc.disable()
+    try:
+        del encoded
+        assert search() is None
+    finally:
+        gc.enable()
 
 
 def test_texts_that_are_too_long():

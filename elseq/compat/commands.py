@@ -132,6 +132,8 @@ def _follow_task(cfg, name: str) -> None:
         for each in task.keys() & cfg.task.keys():
             task[each] = cfg.task[each]
         task._name = name
+        for each, value in getattr(kinds[0], "AS_FOLLOWED", {}).items():
+            task[each] = value
     with open_dict(cfg):
         cfg.task = task
 

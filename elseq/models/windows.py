@@ -160,7 +160,7 @@ def chosen_windows(
     if source_window == 0 or source_window is None and not long_input:
         for name, value in (("source_window_overlap", source_window_overlap), ("train_windows", train_windows)):
             if value is not None:
-                raise UserError(f"{value} is for sources in windows: give their size, too", name)
+                raise UserError(f"{value} is for sources in windows: also give source_window or long_input", name)
         if long_input:
             raise UserError("0 does not go with long_input: leave out one", "source_window")
         return None

@@ -286,6 +286,9 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         with torch.no_grad():
             return generator.generate(models, sample, **options)
 
+    # Of a validation of what `translation` has trained: its data has no <s>, whatever BARTs are given to decode.
+    AS_FOLLOWED = {"prepend_source_bos": "no", "force_bos": "no"}
+
     @property
     def prefix_start(self) -> int | None:
         return self.first_target_symbol

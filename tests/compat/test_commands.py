@@ -110,6 +110,17 @@ def test_validation_needs_no_task(tiny_translation, without):
         helpers.run_here(command)
 
 
+def test_validation_of_a_bart_is_as_its_training(tiny_bart):
+    """Which had no <s>."""
+    command = ["fairseq-validate", tiny_bart.data, "--path", tiny_bart.checkpoint, "--cpu", "--num-workers=0"]
+    command += ["--max-tokens=500"]
+    found = [
+        re.search(r"valid on 'valid' subset \| loss ([\d.]+)", helpers.run_here([*command, *task]).stdout)[1]
+        for task in ([], ["--task=elseq_translation"], ["--task=elseq_translation", "--prepend-source-bos=yes"])
+    ]
+    assert found[0] == found[1] != found[2]
+
+
 @pytest.mark.parametrize("kind", ["tiny_translation", "tiny_language_model"])
 def test_validation_by_a_task_that_follows_the_checkpoint_s(request, kind, without):
     trained = request.getfixturevalue(kind)

@@ -341,7 +341,7 @@ def test_windows_that_are_asked_for(options, expected):
             "^source_window_overlap 10 does not go with windows of 10 tokens: give 0 to 9$",
         ),
         ({"source_window": 10, "source_window_overlap": -1}, "^source_window_overlap -1 does not go with"),
-        ({"source_window_overlap": 4}, "^source_window_overlap 4 is for sources in windows: give their size, too"),
+        ({"source_window_overlap": 4}, "^source_window_overlap 4 is for sources in windows: also give source_window"),
         ({"train_windows": 4}, "^train_windows 4 is for sources in windows"),
         ({"source_window": 10, "train_windows": 0}, "^train_windows 0 is not possible: give 1 or more$"),
         ({"source_window": 0, "long_input": True}, "^source_window 0 does not go with long_input: leave out one$"),
