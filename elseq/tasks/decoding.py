@@ -152,26 +152,6 @@ def some(languages: Sequence[str]) -> str:
     return ", ".join([*languages[:8], *(["..."] if len(languages) > 8 else [])])
 
 
-def with_first(symbol: int, pad: int, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
-    """The first tokens of hypotheses, int64 [B, P]: the symbol, then the prefix, unless it begins with the symbol.
-
-    Args:
-        symbol: the row of a language or of <s>.
-        pad: that of padding.
-        sample: a batch of B sentences.
-        prefix_tokens: [B, Q], padded on the right, or None.
-    """
-    source = sample["net_input"]["src_tokens"]
-    first = source.new_full((source.size(0), 1), symbol)
-    if prefix_tokens is None:
-        return first
-    has_first = prefix_tokens[:, :1].eq(symbol)
-    if bool(has_first.all()):  # a column of padding would be a step in which fairseq knows no minimum length
-        return prefix_tokens
-    as_it_is = torch.cat((prefix_tokens, torch.full_like(first, pad)), dim=1)
-    return torch.where(has_first, as_it_is, torch.cat((first, prefix_tokens), dim=1))
-
-
 def _task_settings(cfg) -> dict:
     """The settings of the task in the configuration that contains these settings of a model."""
     whole = whole_of(cfg)
@@ -361,6 +341,23 @@ class DecodingTask(FairseqTask):
             if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:
                 extra["print_alignment"] = "hard"  # it tells which word to copy
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
+
+    def with_prefix_start(self, sample: dict, prefix_tokens: Tensor | None) -> Tensor:
+        """The first tokens of hypotheses, int64 [B, P]: `prefix_start`, then the prefix, unless it begins with that.
+
+        Args:
+            sample: a batch of B sentences.
+            prefix_tokens: [B, Q], padded on the right, or None.
+        """
+        source = sample["net_input"]["src_tokens"]
+        first = source.new_full((source.size(0), 1), self.prefix_start)
+        if prefix_tokens is None:
+            return first
+        has_first = prefix_tokens[:, :1].eq(self.prefix_start)
+        if bool(has_first.all()):  # a column of padding would be a step in which fairseq knows no minimum length
+            return prefix_tokens
+        as_it_is = torch.cat((prefix_tokens, torch.full_like(first, self.target_dictionary.pad())), dim=1)
+        return torch.where(has_first, as_it_is, torch.cat((first, prefix_tokens), dim=1))
 
     def whole_target(self, tokens: Tensor) -> Tensor:
         """A text's target, int64 [T] ending with the end symbol, with the symbols that generated ones have."""

@@ -38,7 +38,6 @@ from elseq.tasks.decoding import (
     option_of_windows,
     some,
     windows_of,
-    with_first,
 )
 
 # Words that the NLLB branch of fairseq adds to a dictionary, after the languages. They are put before sources that are
@@ -149,6 +148,11 @@ class MultilingualTask:
         if constraints is not None:
             raise UserError(f"is not for models of the task {self.multilingual}: leave it out", "--constraints")
         return super().build_dataset_for_inference(src_tokens, src_lengths)
+
+    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
+        if prefix_tokens is not None and self.prefix_start is not None:  # fairseq leaves it out
+            prefix_tokens = self.with_prefix_start(sample, prefix_tokens)
+        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
 
 def _pairs(args) -> list[str]:
@@ -264,11 +268,6 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     @property
     def prefix_start(self) -> int | None:
         return next(iter(self.symbols_of_language)) if self.symbols_of_target else None
-
-    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if prefix_tokens is not None and self.prefix_start is not None:  # fairseq leaves the language out
-            prefix_tokens = with_first(self.prefix_start, self.target_dictionary.pad(), sample, prefix_tokens)
-        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     @property
     def decoder_start_symbol(self) -> int | None:
@@ -412,11 +411,6 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
             src_tokens = [torch.cat((each.new_tensor([first]), each)) for each in src_tokens]
             src_lengths = [length + 1 for length in src_lengths]
         return super().build_dataset_for_inference(src_tokens, src_lengths, constraints)
-
-    def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if prefix_tokens is not None and self.prefix_start is not None:
-            prefix_tokens = with_first(self.prefix_start, self.target_dictionary.pad(), sample, prefix_tokens)
-        return super().inference_step(generator, models, sample, prefix_tokens, constraints)
 
     def build_generator(self, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, **kwargs):
         """As for other tasks, but hypotheses start and end with the symbol of the target's language."""

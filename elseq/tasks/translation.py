@@ -25,7 +25,6 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_language,
     check_options,
-    with_first,
 )
 
 YES_OR_NO = ("yes", "no")
@@ -276,8 +275,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
         return dataset
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
-        if (symbol := self.prefix_start) is not None:
-            prefix_tokens = with_first(symbol, self.target_dictionary.pad(), sample, prefix_tokens)
+        if self.prefix_start is not None:
+            prefix_tokens = self.with_prefix_start(sample, prefix_tokens)
         options = {"prefix_tokens": prefix_tokens, "constraints": constraints}
         if (start := self.decoder_start_symbol) is not None:
             options["bos_token"] = start

@@ -7,7 +7,7 @@ with and without local attention in the decoder, and the first under stock fairs
 import argparse
 
 from elseq.arguments import choices, count
-from elseq.benchmark.arguments import FLOATS, add_choices, add_run_options, benchmark_parser, check_int8
+from elseq.benchmark.arguments import FLOATS, add_choices, add_run_options, benchmark_parser, check_int8, parse_tiny
 from elseq.benchmark.multi_query.variants import BEAMS, VARIANTS
 from elseq.errors import UserError
 from elseq.options import INT8
@@ -37,8 +37,7 @@ def parse(arguments: list[str]) -> argparse.Namespace:
             help=f"the same in one column (default: {CPU_BATCHES[column]} on a CPU, {GPU_BATCHES[column]} on a GPU)",
         )
     add_run_options(parser, dtypes=(*FLOATS, INT8))
-    parser.add_argument("--tiny", action="store_true", help="tiny models, to see in seconds whether it runs")
-    args = parser.parse_args(arguments)
+    args = parse_tiny(parser, arguments, {}, "tiny models, to see in seconds whether it runs")
     check_int8([args.dtype], args.device)
     if args.columns is None:
         args.columns = [column for column in BEAMS if (args.dtype, column) != (INT8, "training")]
