@@ -3,13 +3,14 @@
 import contextlib
 import re
 import sys
+import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
 
 from elseq.streams import output_failure
 
 _SPAWNED_ERROR = re.compile(r"^(?:elseq\.errors\.)?(UserError|AssertionError|ValueError): (.*)", re.MULTILINE)
-_OPTION = re.compile(r"(?<!\S)\(?--[a-z]")
+_OPTION = re.compile(r"(?<!\S)[(`]?--[a-z]")
 
 
 class UserError(Exception):
@@ -117,6 +118,12 @@ def printable(sentence: str) -> str:
     return "".join(letter if letter.isprintable() else letter.encode("unicode_escape").decode() for letter in sentence)
 
 
+def described(error: BaseException) -> str:
+    """The kind of the error and its message on one line, for a sentence about what led to it."""
+    message = textwrap.shorten(str(error), 200, placeholder=" ...")
+    return f"{type(error).__name__}: {message}" if message else type(error).__name__
+
+
 def user_sentence(error: BaseException | None) -> str | None:
     """The sentence for a user about this error, or None if it is not a user's error."""
     kind, message = type(error).__name__, str(error)
@@ -125,8 +132,8 @@ def user_sentence(error: BaseException | None) -> str | None:
         kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
     if isinstance(error, UserError) or kind == "UserError":
         return message
-    # fairseq's assertions and ValueErrors about options name the option, in one line
-    if kind in ("AssertionError", "ValueError") and _OPTION.search(message) and "\n" not in message:
+    # fairseq's assertions, ValueErrors and plain Exceptions about options name the option, in one line
+    if kind in ("AssertionError", "ValueError", "Exception") and _OPTION.search(message) and "\n" not in message:
         return message
     return None
 
@@ -136,7 +143,7 @@ def options_checked():
     """Turn other errors of fairseq about an option into a `UserError`."""
     try:
         yield
-    except (AssertionError, ValueError) as error:
+    except Exception as error:
         sentence = user_sentence(error)
         if sentence is None:
             raise

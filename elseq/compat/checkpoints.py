@@ -22,7 +22,7 @@ from elseq.compat.literals import NotLiteral
 from elseq.compat.parameters import Adoption
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import model_class, model_name, values
-from elseq.errors import UserError, as_option, is_out_of_memory, user_sentence
+from elseq.errors import UserError, as_option, described, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
 
 _AS_TRAINING_LEFT_IT = "use the file that the training saved"
@@ -267,10 +267,8 @@ def _sentences_about(filename, remedy="take the file and the settings as trainin
         elif not message.startswith("Error(s) in loading state_dict"):
             if damage is None or str(getattr(error, "filename", None)) == str(filename):
                 raise
-            reason = textwrap.shorten(message, 200, placeholder=" ...") or "without a word"
             raise UserError(
-                f"checkpoint {filename} cannot be used, its content leads to an error ({type(error).__name__}: "
-                f"{reason}): {damage}"
+                f"checkpoint {filename} cannot be used, its content leads to an error ({described(error)}): {damage}"
             ) from error
         raise UserError(_misfit(filename, message, remedy)) from error
 

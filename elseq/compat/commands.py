@@ -120,19 +120,23 @@ def _follow_task(cfg, name: str) -> None:
     is_old = isinstance(cfg.task, Namespace)
     known = cfg.task.task if is_old else cfg.task.get("_name")
     kinds = [TASK_REGISTRY.get(each) for each in (name, known)]
-    if None in kinds or kinds[0] is kinds[1] or not issubclass(*kinds):
+    if None in kinds or kinds[0] is kinds[1]:
         return
+    if not issubclass(*kinds):
+        logger.warning("--task %s is not used: the checkpoint was trained with %s", name, known)
+        return
+    as_followed = getattr(kinds[0], "AS_FOLLOWED", {})
     if is_old:
         parser = ArgumentParser(add_help=False)
         kinds[0].add_args(parser)
         settings = {action.dest: action.default for action in parser._actions}
-        task = Namespace(**settings | vars(cfg.task) | {"task": name})
+        task = Namespace(**settings | vars(cfg.task) | as_followed | {"task": name})
     else:
         task = OmegaConf.structured(TASK_DATACLASS_REGISTRY[name])
         for each in task.keys() & cfg.task.keys():
             task[each] = cfg.task[each]
         task._name = name
-        for each, value in getattr(kinds[0], "AS_FOLLOWED", {}).items():
+        for each, value in as_followed.items():
             task[each] = value
     with open_dict(cfg):
         cfg.task = task
@@ -189,7 +193,7 @@ def explain_missing_architecture():
 
 def generate_one_shard():
     """fairseq-generate ignores --num-shards and --shard-id: each shard is the whole data set. An invalid shard is a
-    ValueError in fairseq-eval-lm, and no error elsewhere. A shard without sentences ends with a ZeroDivisionError. It
+    ValueError in fairseq-eval-lm, and no error elsewhere. Without any sentence it ends with a ZeroDivisionError. It
     also ignores that --distributed-world-size needs several processes, and generates the sentences of the first one
     without a warning."""
 
@@ -218,19 +222,21 @@ def _generate_shard(main, cfg, output_file):
             "alone",
             *(rank, count),
         )
-    if shards == 1:
-        return main(cfg, output_file)
-    cfg = copy.deepcopy(cfg)
-    with open_dict(cfg):
-        cfg.distributed_training.distributed_world_size = count * shards
-        cfg.distributed_training.distributed_rank = rank + count * cfg.dataset.shard_id
+    if shards > 1:
+        cfg = copy.deepcopy(cfg)
+        with open_dict(cfg):
+            cfg.distributed_training.distributed_world_size = count * shards
+            cfg.distributed_training.distributed_rank = rank + count * cfg.dataset.shard_id
     try:
         return main(cfg, output_file)
     except ZeroDivisionError as error:  # of the time that a sentence took
         *_, last = traceback.extract_tb(error.__traceback__)
         if last.filename != generate.__file__ or "gen_timer" not in last.line:
             raise
-        logger.warning("--shard-id %d of --num-shards %d has no sentences", cfg.dataset.shard_id, shards)
+        where = f"--gen-subset {cfg.dataset.gen_subset}"
+        if shards > 1:
+            where += f", --shard-id {cfg.dataset.shard_id} of --num-shards {shards},"
+        logger.warning("%s has no sentence to generate from", where)
 
 
 def explain_options_of_interactive():
@@ -291,6 +297,9 @@ def _check_counts(parsed):
         value = getattr(parsed, option, 1)
         if value < 1:
             raise UserError(f"{as_option(option)} {value} is not possible: give 1 or more")
+    for value in getattr(parsed, "update_freq", ()):
+        if value < 1:
+            raise UserError(f"--update-freq {value} is not possible: give 1 or more")
 
 
 def _check_lengths(parsed):

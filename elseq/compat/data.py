@@ -265,7 +265,7 @@ def _build_encoder(kind, build, cfg, *args, **kwargs):
     except Exception as error:  # every library raises other errors
         name = getattr(cfg, "_name", None) or getattr(cfg, kind, cfg)
         reason = str(error).partition("\n")[0] or type(error).__name__
-        raise UserError(f"--{kind} {name} cannot be used ({reason}): check its files and what it needs") from error
+        raise UserError(f"{name} cannot be used ({reason}): check its files and what it needs", f"--{kind}") from error
 
 
 def explain_wrong_encoding():

@@ -1,6 +1,8 @@
 """Repairs of training."""
 
 import copyreg
+import functools
+import inspect
 import os
 import sys
 from argparse import Namespace
@@ -8,10 +10,17 @@ from dataclasses import fields
 
 import torch
 from fairseq import options, trainer, utils
+from fairseq.criterions.adaptive_loss import AdaptiveLoss
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
+from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
 from fairseq.dataclass import constants
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.logging import metrics
+from fairseq.modules.adaptive_input import AdaptiveInput
+from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
+from fairseq.optim.lr_scheduler import FairseqLRScheduler
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
@@ -19,7 +28,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 from elseq.bounds import check_bounds
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
-from elseq.errors import UserError, as_option
+from elseq.errors import UserError, as_option, described, is_out_of_memory, renamed, user_sentence
 
 
 def clip_gradients_where_they_are():
@@ -76,7 +85,7 @@ def explain_missing_metrics():
     _check_before_training(_check_metric)
 
 
-def _check_metric(cfg, task, criterion):
+def _check_metric(cfg, task, model, criterion):
     if cfg.dataset.disable_validation:
         return
     name = cfg.checkpoint.best_checkpoint_metric
@@ -135,9 +144,9 @@ def _computed(task, criterion) -> list[str] | None:
     return list(dict.fromkeys(names))
 
 
-def explain_arguments_that_are_no_json():
+def explain_options_of_bleu():
     """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number. An
-    error about a number does not say where it is."""
+    error about a number does not say where it is, and one about --eval-bleu-detok names another option."""
 
     def build_model(build, task, *args, **kwargs):
         if task.cfg.eval_bleu:
@@ -152,7 +161,8 @@ def explain_arguments_that_are_no_json():
                         check_bounds(each.name, value, each.default)
                     except UserError as error:
                         raise UserError(f"has {each.name}: {error.sentence}", "--eval-bleu-args") from error
-        return build(task, *args, **kwargs)
+        with renamed(lambda name: "--eval-bleu-detok" if name == "--tokenizer" else name):
+            return build(task, *args, **kwargs)
 
     wrap(TranslationTask, "build_model", build_model)
 
@@ -181,6 +191,66 @@ def _check_processes(cfg, *_):
             f"this is one of {count} processes (WORLD_SIZE), and each would train a model of its own: give "
             f"--distributed-world-size {count}, and on CPUs the other options in docs/several-machines.md"
         )
+
+
+def explain_adaptive_softmax():
+    """A model with an adaptive softmax and another criterion than its own gives an error of torch about gradients, and
+    this criterion with another model an AssertionError without a message. Cutoffs that do not ascend give a negative
+    size."""
+    _check_before_training(_check_adaptive_softmax)
+    wrap(AdaptiveSoftmax, "__init__", functools.partial(_with_cutoffs, "--adaptive-softmax-cutoff"))
+    wrap(AdaptiveInput, "__init__", functools.partial(_with_cutoffs, "--adaptive-input-cutoff"))
+
+
+def _check_adaptive_softmax(cfg, task, model, criterion):
+    is_one = getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None
+    if is_one and isinstance(criterion, CrossEntropyCriterion | LabelSmoothedCrossEntropyCriterion):
+        raise UserError("--adaptive-softmax-cutoff needs --criterion adaptive_loss: give both, or neither")
+    if not is_one and isinstance(criterion, AdaptiveLoss):
+        raise UserError("--criterion adaptive_loss needs --adaptive-softmax-cutoff: give both, or neither")
+
+
+def _with_cutoffs(option, init, *args, **kwargs):
+    given = inspect.signature(init).bind(*args, **kwargs).arguments
+    vocabulary, cutoffs = given["vocab_size"], given["cutoff"]
+    if sorted({*cutoffs}) != [*cutoffs] or not all(0 < cutoff <= vocabulary for cutoff in cutoffs):
+        raise UserError(
+            f"{','.join(map(str, cutoffs))} is not possible: give ascending numbers from 1 to {vocabulary}, the size "
+            "of the dictionary",
+            option,
+        )
+    init(*args, **kwargs)
+
+
+def explain_options_of_the_optimizer():
+    """Options that do not fit the optimizer or the learning rate's schedule end in a traceback, and where training
+    continues, in an error about the checkpoint."""
+
+    def build_optimizer(build, self):
+        try:
+            build(self)
+        except Exception as error:
+            if is_out_of_memory(error) or user_sentence(error) is not None:
+                raise
+            part = "optimizer" if self._optimizer is None else "lr_scheduler"
+            name = self.cfg[part]._name
+            raise UserError(
+                f"{name} does not work with its options ({described(error)}): give others", as_option(part)
+            ) from error
+
+    wrap(trainer.Trainer, "_build_optimizer", build_optimizer)
+
+
+def continue_with_another_schedule():
+    """A schedule of the learning rate takes over the best validation loss of the schedule before it. If that has none,
+    it raises a KeyError, or after the first validation a TypeError."""
+
+    def load_state_dict(load, self, state):
+        if state.get("best") is not None:
+            load(self, state)
+
+    for schedule in (FairseqLRScheduler, ReduceLROnPlateauLRSchedule):
+        wrap(schedule, "load_state_dict", load_state_dict)
 
 
 FEWER_HEADS = "fewer_heads"  # the list of conversions to fewer heads in the extra_state of a checkpoint
@@ -233,7 +303,7 @@ def _reduce_enumeration(kind) -> str | tuple:
 
 def _check_before_training(check):
     def init(original, self, cfg, task, model, criterion, *args, **kwargs):
-        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, criterion)
+        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, model, criterion)
         original(self, cfg, task, model, criterion, *args, **kwargs)
 
     wrap(trainer.Trainer, "__init__", init)

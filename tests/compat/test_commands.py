@@ -142,6 +142,16 @@ def test_validation_by_a_task_that_follows_the_checkpoint_s(request, kind, witho
     assert loss(*applied) == with_all
 
 
+def test_validation_by_a_task_that_does_not_follow_the_checkpoint_s(tiny_translation):
+    command = ["fairseq-validate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    printed = [
+        helpers.run_here([*command, "--num-workers=0", "--max-tokens=500", *task])
+        for task in ([], ["--task=elseq_language_modeling"])
+    ]
+    ignored = "--task elseq_language_modeling is not used: the checkpoint was trained with translation"
+    assert [ignored in result.stdout + result.stderr for result in printed] == [False, True]
+
+
 def test_validation_of_our_models_under_stock(tiny_multi_query, without, tmp_path):
     state = checkpoint_utils.load_checkpoint_to_cpu(str(tiny_multi_query.checkpoint))
     # As --arch elseq_transformer: its options are checked when it is built.
@@ -239,6 +249,7 @@ def test_a_tracker(translation_data, tmp_path, option, module, written):
                 ("train", "required-batch-size-multiple", -8),
                 ("generate", "required-seq-len-multiple", 0),
                 ("validate", "required-seq-len-multiple", -3),
+                ("train", "update-freq", 0),
             )
         ),
         (
@@ -428,8 +439,17 @@ def test_a_shard_without_sentences(tiny_translation, caplog):
     command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu", "--beam=1"]
     command += ["--max-tokens=10000", "--max-len-b=2", "--num-shards=50", "--user-dir", helpers.USER_DIR, "--quiet"]
     whole, empty = (helpers.run_here([*command, f"--shard-id={shard}"]) for shard in (0, 49))
-    assert "BLEU" in whole.stdout + whole.stderr and "has no sentences" not in whole.stderr
-    assert "--shard-id 49 of --num-shards 50 has no sentences" in empty.stdout + empty.stderr
+    assert "BLEU" in whole.stdout + whole.stderr and "has no sentence" not in whole.stderr
+    assert "--gen-subset test, --shard-id 49 of --num-shards 50, has no sentence to generate from" in (
+        empty.stdout + empty.stderr
+    )
+
+
+def test_a_run_that_skips_all_sentences(tiny_translation):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    command += ["--max-source-positions=1", "--skip-invalid-size-inputs-valid-test", "--quiet"]
+    result = helpers.run_here(command)
+    assert "--gen-subset test has no sentence to generate from" in result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(

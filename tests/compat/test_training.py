@@ -9,6 +9,8 @@ import torch
 from fairseq import options, utils
 from fairseq.dataclass import constants
 from fairseq.logging import metrics
+from fairseq.optim.lr_scheduler import FairseqLRScheduler
+from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
@@ -59,6 +61,7 @@ def test_half_precision_without_its_hardware(train, without, tmp_path):
     assert not list(tmp_path.glob("*.pt"))
     train("--memory-efficient-fp16", check=True)
     without(Trainer, "__init__")
+    without(Trainer, "_build_optimizer")
     with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):  # as torch was built
         train("--fp16", f"--save-dir={tmp_path / 'new'}")  # where there is no checkpoint to fail at
 
@@ -174,6 +177,90 @@ def test_numbers_that_cannot_be_in_json_say_where_they_are(train):
     assert error_of(train(*bleu)) == (
         "elseq: error: --eval-bleu-args has beam: 0 is not a whole number above 0; leave it out for the default, 5"
     )
+
+
+def test_a_tokenizer_of_the_validation(train):
+    command = ["--user-dir", helpers.USER_DIR, "--eval-bleu", "--eval-bleu-detok=none"]
+    assert error_of(train(*command)) == (
+        "elseq: error: --eval-bleu-detok none cannot be used ('none'): check its files and what it needs"
+    )
+
+
+ADAPTIVE = ["--user-dir", helpers.USER_DIR, "--criterion=adaptive_loss", "--ddp-backend=legacy_ddp"]
+
+
+@pytest.mark.few_cases(1)
+@pytest.mark.parametrize("criterion", ["cross_entropy", "label_smoothed_cross_entropy"])
+def test_an_adaptive_softmax_with_another_criterion(train, without, tmp_path, criterion):
+    command = ["--user-dir", helpers.USER_DIR, f"--criterion={criterion}", "--adaptive-softmax-cutoff=5"]
+    sentence = "--adaptive-softmax-cutoff needs --criterion adaptive_loss: give both, or neither"
+    assert error_of(train(*command)) == f"elseq: error: {sentence}"
+    train(*ADAPTIVE, "--adaptive-softmax-cutoff=5", check=True)
+    without(Trainer, "__init__")
+    with pytest.raises(RuntimeError, match="modified by an inplace operation"):
+        train(*command, f"--save-dir={tmp_path / 'new'}")
+
+
+def test_adaptive_loss_without_an_adaptive_softmax(train, without):
+    sentence = "--criterion adaptive_loss needs --adaptive-softmax-cutoff: give both, or neither"
+    assert error_of(train(*ADAPTIVE)) == f"elseq: error: {sentence}"
+    assert "use `--ddp-backend=legacy_ddp` instead" in error_of(train(*ADAPTIVE, "--ddp-backend=pytorch_ddp"))
+    without(Trainer, "__init__")
+    with pytest.raises(AssertionError):
+        train(*ADAPTIVE)
+
+
+@pytest.mark.few_cases(1)
+@pytest.mark.parametrize("cutoffs", ["6,4", "4,4", "0,4", "1000", "4,1000"])
+@pytest.mark.parametrize("architecture", ["transformer", "elseq_transformer"])
+def test_cutoffs(train, architecture, cutoffs):
+    error = error_of(train(*ADAPTIVE, f"--arch={architecture}", f"--adaptive-softmax-cutoff={cutoffs}"))
+    assert f"error: --adaptive-softmax-cutoff {cutoffs} is not possible: give ascending numbers from 1 to" in error
+
+
+@pytest.mark.few_cases(2)
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--optimizer=sgd", "--momentum=-1"], "--optimizer sgd does not work with its options (ValueError: Invalid "),
+        (["--lr-scheduler=triangular", "--max-lr=0"], "--lr-scheduler triangular does not work with its options (Asse"),
+        (
+            ["--lr-scheduler=polynomial_decay", "--total-num-update=0"],
+            "--lr-scheduler polynomial_decay does not work with its options (AssertionError): give others",
+        ),
+        (
+            ["--lr-scheduler=inverse_sqrt", "--warmup-updates=0"],
+            "--lr-scheduler inverse_sqrt does not work with its options (ZeroDivisionError: float division by zero): "
+            "give others",
+        ),
+    ],
+)
+def test_options_of_the_optimizer(train, options, sentence):
+    """Before the first update, and where a training continues: the checkpoint is not to blame."""
+    options = ["--user-dir", helpers.USER_DIR, *options]
+    assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
+    train(check=True)
+    assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
+
+
+@pytest.mark.few_cases(2)
+@pytest.mark.parametrize(
+    "before, after, error",
+    [
+        ("fixed", "inverse_sqrt", "KeyError"),
+        ("fixed", "reduce_lr_on_plateau", "KeyError"),
+        ("inverse_sqrt", "reduce_lr_on_plateau", "TypeError"),
+    ],
+)
+def test_another_schedule(train, without, tmp_path, before, after, error):
+    train(f"--lr-scheduler={before}", check=True)
+    command = [f"--lr-scheduler={after}", "--max-update=9", "--validate-interval=1"]
+    command += ["--restore-file", str(tmp_path / "checkpoint_last.pt")]
+    train(*command, f"--save-dir={tmp_path / 'with'}", check=True)
+    for schedule in (FairseqLRScheduler, ReduceLROnPlateauLRSchedule):
+        without(schedule, "load_state_dict")
+    with pytest.raises((AssertionError, TypeError), match=f"{error}|unsupported operand"):
+        train(*command, f"--save-dir={tmp_path / 'without'}", check=True)
 
 
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
