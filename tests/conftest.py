@@ -40,8 +40,9 @@ class Reprojected(HiddenStates):
 
     def attend(self, attention, query, memory, **options):
         segments = []
-        for (hidden,), mask in memory:
-            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), mask))
+        for stretch in memory:
+            [hidden] = stretch.tensors
+            segments.append(Segment(*attention.keys_and_values(hidden.transpose(0, 1)), stretch.mask))
         return multi_head_attention(query, segments, **options)
 
 

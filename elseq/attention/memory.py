@@ -32,10 +32,16 @@ PARTS = 8
 
 
 class Stretch(NamedTuple):
-    """Consecutive positions in one memory."""
+    """Consecutive positions in one memory.
+
+    Where reordering moves no hypothesis, `rows` or `ancestry` tells where its positions are. `read` returns them to
+    those only that asked for it: `DecodingMethod.reads_unmoved`, `DecodingMethod.has_step_kernel`.
+    """
 
     tensors: tuple[Tensor, ...]
     mask: Tensor | None = None  # bool [B or 1, T or 1, S], True at positions that are not attended to
+    ancestry: Ancestry | None = None
+    rows: Tensor | None = None  # int64 [N, P], P <= S: hypothesis n has position s in row rows[n, s], or n from P on
 
 
 class SentenceMemory:
@@ -183,19 +189,15 @@ class GrowingMemory:
         tensors = self.tensors()
         return [Stretch(tensors, causal_mask(self.newest, tensors[0].size(-2), self.window, tensors[0].device))]
 
-    def read_unmoved(self) -> tuple[Stretch, Tensor]:
-        """As `read`, for one newest position, of buffers that `reorder` does not move any more until `read` is called.
-
-        Returns:
-            The stretch of R rows, and rows, int64 [N, P], with P at most S: hypothesis n has position s in row
-            rows[n, s], or in row n from P on.
-        """
+    def read_unmoved(self) -> Stretch:
+        """As `read`, for one newest position, of buffers that `reorder` does not move any more until `read` is called:
+        one stretch with its `rows`."""
         self._read_unmoved = True
         hypotheses = len(self.buffers[0])
         rows = self._rows
         if rows is None:
             rows = self.buffers[0].new_empty(hypotheses, 0, dtype=torch.long)
-        return Stretch(self._seen()), rows[:, self._first_seen() :]
+        return Stretch(self._seen(), rows=rows[:, self._first_seen() :])
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
@@ -345,8 +347,8 @@ class FixedMemory:
         return self.buffers if ancestry is None else tuple(map(ancestry.move, self.buffers))
 
     def read(self) -> list[Stretch]:
-        """One stretch, [.., C, width], and the mask [1, 1, C] of the unused positions."""
-        return [Stretch(self.buffers, self.cursor.ahead)]
+        """One stretch, [.., C, width], with the mask [1, 1, C] of the unused positions, and the cursor's ancestry."""
+        return [Stretch(self.buffers, self.cursor.ahead, self.cursor.ancestry)]
 
     @torch.no_grad()
     def reorder(self, order: Tensor, spare: Tensor | None = None) -> Tensor | None:
@@ -386,10 +388,8 @@ class SelfAttentionMemory:
         if is_first:
             return self.method.attend_first(attention, query, hidden, kept, **options)
         if isinstance(self.generated, GrowingMemory) and self.method.reads_unmoved(query, **options):
-            stretch, rows = self.generated.read_unmoved()
-            return self.method.attend(attention, query, [*self._read_prompt(), stretch], rows=rows, **options)
-        if isinstance(self.generated, FixedMemory) and self.generated.cursor.ancestry is not None:
-            options["ancestry"] = self.generated.cursor.ancestry
+            stretches = [*self._read_prompt(), self.generated.read_unmoved()]
+            return self.method.attend(attention, query, stretches, **options)
         return self.method.attend(attention, query, self.read(), **options)
 
     def append(self, *new: Tensor) -> None:

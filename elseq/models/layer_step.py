@@ -160,8 +160,8 @@ class LayerStep:
         source = self._shared_argument(state.cross_attention, self._layer.source, hypotheses) or Shared()
         shape = x.new_empty(1).expand(hypotheses, attention.kv_heads, 1, attention.width)
         memory.generated.reserve(shape, shape)
-        stretch, rows = memory.generated.read_unmoved()
-        own = own_argument(*stretch.tensors, rows, hypotheses, attention.width)
+        stretch = memory.generated.read_unmoved()
+        own = own_argument(*stretch.tensors, stretch.rows, hypotheses, attention.width)
         library, output = native.loaded(), x.clone(memory_format=torch.contiguous_format)
         scratch = x.new_empty(library.elseq_layer_step_bytes(ctypes.byref(self._layer), hypotheses), dtype=torch.uint8)
         library.elseq_layer_step(

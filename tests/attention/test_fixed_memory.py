@@ -83,6 +83,6 @@ def test_fewer_hypotheses():
     memory.append(torch.arange(4.0).view(4, 1, 1))
     state.length = 1
     state.fix(3, 2, torch.tensor([3, 0]))
-    [((hidden,), _)] = memory.read()
+    [hidden] = memory.read()[0].tensors
     assert hidden[:, 0, 0].tolist() == [3, 0]
     assert state.size_bytes() == 2 * 3 * 4

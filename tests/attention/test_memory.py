@@ -75,10 +75,11 @@ def test_sentence_memory_keeps_some_sentences_in_the_order_given():
     assert state.size_bytes() == 2 * 3 * 2 * 5 * 4 * 4
     kept = torch.tensor([2, 0])
     state.keep(kept)
-    [((found_keys, found_values), found_mask)] = state.read()
+    [stretch] = state.read()
+    found_keys, found_values = stretch.tensors
     assert torch.equal(found_keys, keys[kept])
     assert torch.equal(found_values, values[kept])
-    assert torch.equal(found_mask.squeeze(1), mask[kept])
+    assert torch.equal(stretch.mask.squeeze(1), mask[kept])
     assert state.size_bytes() == 2 * 2 * 2 * 5 * 4 * 4
 
 
@@ -95,11 +96,11 @@ def test_the_prompt_is_kept_without_room_to_grow():
     assert state.generated.size_bytes() == 0
     new = torch.randn(4, 1, 3)
     state.append(new)
-    [((found_prompt,), found_mask), ((found_new,), no_mask)] = state.read()
-    assert torch.equal(found_prompt, prompt)
-    assert torch.equal(found_mask.squeeze(1), mask)
-    assert torch.equal(found_new, new)
-    assert no_mask is None
+    before, own = state.read()
+    assert torch.equal(*before.tensors, prompt)
+    assert torch.equal(before.mask.squeeze(1), mask)
+    assert torch.equal(*own.tensors, new)
+    assert own.mask is None
 
 
 def test_repeated_sentences_keep_the_layout():
@@ -114,7 +115,8 @@ def test_repeated_sentences_keep_the_layout():
 
 def in_order(memory, hypotheses):
     """What `read_unmoved` says that each hypothesis has."""
-    stretch, rows = memory.read_unmoved()
+    stretch = memory.read_unmoved()
+    rows = stretch.rows
     assert rows.shape[0] == hypotheses and stretch.mask is None
     listed, found = rows.size(1), []
     for tensor in stretch.tensors:
@@ -152,18 +154,18 @@ def test_what_is_read_unmoved_is_not_moved():
     memory = GrowingMemory()
     memory.append(torch.randn(3, 2, 1, 4))
     [buffer] = memory.buffers
-    assert memory.read_unmoved()[1].shape == (3, 0)
+    assert memory.read_unmoved().rows.shape == (3, 0)
     for order in ([2, 0, 0], [1, 2, 0]):
         memory.reorder(torch.tensor(order))
         assert memory.buffers[0] is buffer
-    assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
+    assert memory.read_unmoved().rows.tolist() == [[0], [0], [2]]
     memory.append(torch.randn(3, 2, 1, 4))
-    assert memory.read_unmoved()[1].tolist() == [[0], [0], [2]]
+    assert memory.read_unmoved().rows.tolist() == [[0], [0], [2]]
     memory.reorder(torch.tensor([2, 1]))
-    assert memory.read_unmoved()[1].tolist() == [[2, 2], [0, 1]]
+    assert memory.read_unmoved().rows.tolist() == [[2, 2], [0, 1]]
     assert memory.buffers[0] is buffer
     memory.reorder(torch.tensor([1, 1, 0, 0]))  # more than there are rows
-    assert memory.read_unmoved()[1].shape == (4, 0)
+    assert memory.read_unmoved().rows.shape == (4, 0)
 
 
 def test_rows_of_hypotheses_that_have_left_are_given_up_when_the_memory_grows():

@@ -212,7 +212,7 @@ def test_fixed_buffers_hold_what_there_was_and_count_their_positions(prompted):
     state.cursor.begin()
     assert (state.positions(2, 1) == (4 if prompted else 1)).all()
     memory.append(torch.tensor([[[3.0, 3.0]], [[4.0, 4.0]]]))
-    (hidden,), mask = memory.read()[-1]
+    (hidden,), mask, *_ = memory.read()[-1]
     assert hidden.shape == (2, 5, 2) and hidden[:, :2, 0].tolist() == [[2, 3], [1, 4]]
     assert mask.broadcast_to(2, 1, 5)[:, 0].tolist() == [[False, False, True, True, True]] * 2
     state.cursor.end()

@@ -72,7 +72,7 @@ def test_what_a_pre_norm_layer_remembers_under_el_is_normalized():
     _, ours = layers(transformer_layer.TransformerDecoderLayerBase, DecoderLayer, decoder_normalize_before=True)
     x, state = torch.randn(3, 2, 16), LayerState(SelfAttentionMemory(EL))
     ours(x, state=state)
-    [((remembered,), _)] = state.self_attention.read()
+    [remembered] = state.self_attention.read()[0].tensors
     torch.testing.assert_close(remembered, ours.self_attn_layer_norm(x).transpose(0, 1))
 
 

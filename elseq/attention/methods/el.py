@@ -11,7 +11,6 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from elseq.attention.ancestry import Ancestry
 from elseq.attention.memory import Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
@@ -28,18 +27,15 @@ class HiddenStates(DecodingMethod):
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return (hidden.transpose(0, 1),)
 
-    def attend(
-        self, attention, query: Tensor, memory: Sequence[Stretch], *, ancestry: Ancestry | None = None, **options
-    ) -> tuple[Tensor, Tensor | None]:
-        hidden = _hidden(memory, ancestry)
+    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
         key_weight, _ = attention.projection("key")
-        return el_attention(query, hidden, key_weight, *attention.projection("value"), **options)
+        return el_attention(query, _hidden(memory), key_weight, *attention.projection("value"), **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count
         query = number.expand(hypotheses, sizes.num_heads, 1, sizes.memory_width)
-        own = Stretch((number.expand(hypotheses, positions, sizes.memory_width),))
-        segments = [_segment(*each) for each in _hidden([*prompt, own], ancestry)]
+        own = Stretch((number.expand(hypotheses, positions, sizes.memory_width),), ancestry=ancestry)
+        segments = [_segment(*each) for each in _hidden([*prompt, own])]
         return type(self) is HiddenStates and has_step_kernel(query, segments)
 
     def numbers_kept(self, sizes: AttentionSizes) -> int:
@@ -105,10 +101,9 @@ def el_attention(
     return output, weights
 
 
-def _hidden(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[tuple]:
-    """As for `el_attention`. ancestry: of the last stretch."""
-    *others, last = [(*tensors, mask) for tensors, mask in memory]
-    return [*others, (*last, ancestry)]
+def _hidden(memory: Sequence[Stretch]) -> list[tuple]:
+    """As for `el_attention`."""
+    return [(*stretch.tensors, stretch.mask, stretch.ancestry) for stretch in memory]
 
 
 def _segment(hidden: Tensor, *more) -> Segment:

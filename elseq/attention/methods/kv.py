@@ -6,7 +6,6 @@ import torch
 from torch import Tensor
 
 import elseq.native as native
-from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels.decode_step import TYPES, computes_step, decode_step
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
@@ -23,25 +22,16 @@ class KeysAndValues(DecodingMethod):
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return attention.keys_and_values(hidden)
 
-    def attend(
-        self,
-        attention,
-        query: Tensor,
-        memory: Sequence[Stretch],
-        *,
-        rows: Tensor | None = None,
-        ancestry: Ancestry | None = None,
-        **options,
-    ) -> tuple[Tensor, Tensor | None]:
-        if rows is not None:
-            *prompts, generated = memory
+    def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
+        *prompts, last = memory
+        if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
-            return decode_step(query, prompt, (*generated.tensors, rows)), None
-        if ancestry is None and len(memory) == 1 and self._is_fast_step(query, **options):
-            [((keys, values), mask)] = memory
+            return decode_step(query, prompt, (*last.tensors, last.rows)), None
+        if last.ancestry is None and not prompts and self._is_fast_step(query, **options):
+            keys, values = last.tensors
             if keys.stride(2) == 1:
-                return decode_step(query, (keys, values, mask)), None
-        return multi_head_attention(query, _segments(memory, ancestry), **options)
+                return decode_step(query, (keys, values, last.mask)), None
+        return multi_head_attention(query, _segments(memory), **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
         # A subclass may attend in its own way, or keep something else.
@@ -55,7 +45,7 @@ class KeysAndValues(DecodingMethod):
         number = like.new_empty(1)  # only the shapes count
         query = number.expand(hypotheses, sizes.num_heads, 1, sizes.head_dim)
         keys, values = (number.expand(hypotheses, sizes.num_kv_heads, positions, sizes.head_dim) for _ in range(2))
-        segments = _segments([*prompt, Stretch((keys, values))], ancestry)
+        segments = _segments([*prompt, Stretch((keys, values), ancestry=ancestry)])
         return type(self) is KeysAndValues and has_step_kernel(query, segments)
 
     def attend_first(self, attention, query, hidden, kept, **options) -> tuple[Tensor, Tensor | None]:
@@ -107,10 +97,8 @@ class KeysAndValues(DecodingMethod):
         return sizes.num_heads * (2 * sizes.head_dim + (0 if is_fused else 3 * (shared + own)))
 
 
-def _segments(memory: Sequence[Stretch], ancestry: Ancestry | None) -> list[Segment]:
-    """ancestry: of the last one."""
-    *others, last = [Segment(*tensors, mask) for tensors, mask in memory]
-    return [*others, last._replace(ancestry=ancestry)]
+def _segments(memory: Sequence[Stretch]) -> list[Segment]:
+    return [Segment(*stretch.tensors, stretch.mask, stretch.ancestry) for stretch in memory]
 
 
 KV = KeysAndValues()

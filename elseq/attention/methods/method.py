@@ -54,7 +54,8 @@ class DecodingMethod(ABC):
         Args:
             attention: the layer that projected the query.
             query: [N, H, T, K], projected and scaled.
-            memory: stretches of what `keep` returned. Their masks hide everything that is not attended to.
+            memory: stretches of what `keep` returned. Their masks hide everything that is not attended to. `rows` and
+                `ancestry` are in the last one only.
             options: top_k, query_chunk_size, dropout, need_weights; see `multi_head_attention`.
 
         Returns:
@@ -62,8 +63,8 @@ class DecodingMethod(ABC):
         """
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
-        """Whether `attend` is to read the generated positions by `rows`, a further option, of buffers that are not
-        moved when hypotheses are reordered; see `GrowingMemory.read_unmoved`. query, options: as for `attend`."""
+        """Whether `attend` is to find the generated positions by `Stretch.rows`: hypotheses are then not moved when
+        they are reordered. query, options: as for `attend`."""
         return False
 
     def has_step_kernel(
@@ -82,8 +83,8 @@ class DecodingMethod(ABC):
             sizes: of the layer.
             like: a tensor of the type and on the device of what is kept.
             hypotheses, positions: of the buffers.
-            ancestry: of the hypotheses. By it, a further option, `attend` is to find their positions, which are then
-                not moved when hypotheses are reordered. Default: each has a row of its own.
+            ancestry: of the hypotheses. By it `attend` is to find their positions, which are then not moved when
+                hypotheses are reordered. Default: each has a row of its own.
             prompt: what is attended to under the same softmax.
         """
         return False

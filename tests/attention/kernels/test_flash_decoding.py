@@ -307,7 +307,7 @@ def test_memory_of_fixed_addresses(shape, position):
     cursor = Cursor(position, 64, device)
     memory = FixedMemory(tuple(tensors), 64, 64, cursor, 3)
     cursor.begin()
-    [((key, value), mask)] = memory.read()
+    [((key, value), mask, *_)] = memory.read()
     if not shape:
         key = value = key.unsqueeze(1)
     query = draw_query(3, 4, 32)
@@ -609,7 +609,7 @@ def test_in_a_cuda_graph(moves):
         state.reorder(order)
         cursor.begin()
         memory.append(new)
-        [((hidden,), mask)] = memory.read()
+        [((hidden,), mask, *_)] = memory.read()
         hidden = hidden.unsqueeze(1)
         found.copy_(flash_decoding.flash_decoding(query, [Segment(hidden, hidden, mask, cursor.ancestry)]))
         cursor.end()
