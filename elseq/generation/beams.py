@@ -4,6 +4,7 @@ Shapes: B sentences that are still searched, N = B * beam hypotheses (those of a
 most, S source positions, C candidates of a sentence.
 """
 
+import copy
 import math
 from typing import NamedTuple
 
@@ -45,49 +46,81 @@ class Remaining(NamedTuple):
     rows: Tensor  # int64 [N']: former rows of their hypotheses
 
 
-class Beams:
-    """The hypotheses that are searched, and what belongs to their sentences."""
+class Sentences:
+    """The sentences of a batch that are still searched, and what belongs to each."""
 
     def __init__(
         self,
-        start: Tensor,
-        length: int,
-        beam: int,
-        pad: int,
         limits: list[int],
         source_lengths: Tensor,
         sample_ids: Tensor,
-        prefix: Tensor | None,
+        prefix: Tensor | None = None,
         uncounted: int = 0,
     ):
+        """
+        Args:
+            limits: tokens that the hypotheses of each sentence may have, the end apart.
+            source_lengths: int64 [B].
+            sample_ids: int64 [B]: what a search strategy calls each sentence.
+            prefix: int64 [B, P], padded on the right: tokens that the hypotheses begin with; or None.
+            uncounted: how many of these, from the first on, have the log-probability 0.
+        """
+        self.numbers = list(range(len(limits)))  # in the batch
+        self.limits = limits
+        self.source_lengths = source_lengths
+        self.sample_ids = sample_ids
+        self.prefix = prefix
+        self.uncounted = uncounted
+        self._prefixes = None if prefix is None else prefix.tolist()  # of all sentences of the batch
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def select(self, places: list[int]) -> "Sentences":
+        """Those at these places."""
+        rows = to_device(places, self.source_lengths.device)
+        found = copy.copy(self)
+        found.numbers, found.limits = ([each[place] for place in places] for each in (self.numbers, self.limits))
+        found.source_lengths, found.sample_ids = self.source_lengths[rows], self.sample_ids[rows]
+        found.prefix = None if self.prefix is None else self.prefix[rows]
+        return found
+
+    def at_limit(self, step: int) -> Tensor | None:
+        """Those whose hypotheses must end now, bool [B]; None: no sentence."""
+        must_end = [limit <= step for limit in self.limits]
+        return to_device(must_end, self.source_lengths.device).bool() if any(must_end) else None
+
+    def prefix_at(self, step: int) -> Tensor | None:
+        """The token that must come now, int64 [B], padding where any may; None: any may everywhere."""
+        return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None
+
+    def has_in_prefix(self, token: int, step: int) -> bool:
+        """Whether it is the token that must come now, for some sentence."""
+        return any(self._prefixes[number][step] == token for number in self.numbers)
+
+
+class Beams:
+    """The hypotheses that are searched."""
+
+    def __init__(self, start: Tensor | int, length: int, beam: int, pad: int, sentences: Sentences):
         """
         Args:
             start: int64 [B] or a number: the symbol that the hypotheses of a sentence start from.
             length: tokens that a hypothesis may have at most, the end included.
             beam: hypotheses of a sentence.
             pad: the padding symbol.
-            limits: tokens that those of each sentence may have, the end apart.
-            source_lengths: int64 [B].
-            sample_ids: int64 [B]: what a search strategy calls each sentence.
-            prefix: int64 [B, P], padded on the right: tokens that the hypotheses begin with; or None.
-            uncounted: how many of these, from the first on, have the log-probability 0.
+            sentences: B of them.
         """
-        sentences, device = source_lengths.numel(), source_lengths.device
+        count, device = len(sentences), sentences.source_lengths.device
         self.beam = beam
+        self.sentences = sentences
         # Column 0 is the symbol that the hypothesis starts from.
-        self.tokens = torch.full((sentences * beam, length + 1), pad, device=device)  # [N, L + 1]
+        self.tokens = torch.full((count * beam, length + 1), pad, device=device)  # [N, L + 1]
         self.tokens[:, 0] = start.repeat_interleave(beam) if isinstance(start, Tensor) else start
-        self.scores = torch.zeros(sentences * beam, length, device=device)  # cumulative, [N, L]
+        self.scores = torch.zeros(count * beam, length, device=device)  # cumulative, [N, L]
         self.attention: Tensor | None = None  # [N, S, L + 1]
-        self.sentences = list(range(sentences))  # their places in the batch
-        self.limits = limits
-        self.source_lengths = source_lengths
-        self.sample_ids = sample_ids
-        self.prefix = prefix
-        self._prefixes = None if prefix is None else prefix.tolist()  # of all sentences of the batch
-        self.uncounted = uncounted
-        self._left_over = torch.zeros(sentences, beam, dtype=torch.uint8, device=device)
-        self._all_rows = torch.arange(sentences * beam, device=device).view(sentences, beam)
+        self._left_over = torch.zeros(count, beam, dtype=torch.uint8, device=device)
+        self._all_rows = torch.arange(count * beam, device=device).view(count, beam)
 
     @property
     def rows(self) -> Tensor:
@@ -97,14 +130,6 @@ class Beams:
     def by_sentence(self, rows: Tensor) -> Tensor:
         """Anything [N, ...] by sentences: [B, beam, ...]."""
         return rows.view(len(self.sentences), self.beam, *rows.shape[1:])
-
-    def prefix_at(self, step: int) -> Tensor | None:
-        """The token that must come now, int64 [B], padding where any may; None: any may everywhere."""
-        return self.prefix[:, step] if self.prefix is not None and step < self.prefix.size(1) else None
-
-    def has_in_prefix(self, token: int, step: int) -> bool:
-        """Whether it is the token that must come now, for some sentence."""
-        return any(self._prefixes[sentence][step] == token for sentence in self.sentences)
 
     def attend(self, step: int, weights: Tensor | None) -> None:
         """Remember the attention to the source, [N, S], with which the next token is chosen."""
@@ -127,12 +152,9 @@ class Beams:
         """Go on with the sentences at these places only."""
         sentences = to_device(places, self.tokens.device)
         rows = self.rows[sentences].view(-1)
-        self.sentences = [self.sentences[place] for place in places]
+        self.sentences = self.sentences.select(places)
         self._take(rows)
-        self.limits = [self.limits[place] for place in places]
-        self.source_lengths, self.sample_ids = self.source_lengths[sentences], self.sample_ids[sentences]
         self._left_over = self._left_over[sentences]
-        self.prefix = None if self.prefix is None else self.prefix[sentences]
         return Remaining(sentences, rows)
 
     def _take(self, rows: Tensor) -> None:

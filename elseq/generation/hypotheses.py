@@ -72,7 +72,7 @@ class FinishedHypotheses:
         """
         asked = {"ending": candidates.ending[:, : self.beam], "is_stuck": candidates.is_stuck, "is_nan": is_nan}
         if self.stopping.is_bounded:
-            totals, rejected = candidates.scores, self._rejected(step, beams.source_lengths.unsqueeze(1))
+            totals, rejected = candidates.scores, self._rejected(step, beams.sentences.source_lengths.unsqueeze(1))
             asked["scores"] = self._scores(totals[:, : self.beam], step + 1, rejected)
             asked["going"] = totals.masked_fill(candidates.ending, -math.inf).amax(dim=1)  # the best that goes on
         return StepResult(step, copy.copy(beams), candidates, HostCopy(**asked))
@@ -91,19 +91,19 @@ class FinishedHypotheses:
         if told["is_nan"]:
             raise NotANumber(beams, step)
         ended = told["ending"].nonzero().tolist()
-        must_end = {place for place, limit in enumerate(beams.limits) if limit <= step}
+        must_end = {place for place, limit in enumerate(sentences.limits) if limit <= step}
         must_end.update(place for place, _ in told["is_stuck"].nonzero().tolist())
         self._finish(result, ended, told["scores"].tolist() if self.stopping.is_bounded else None)
         self._finish_best(step, must_end, beams)
         if not (ended or must_end or self.stopping.is_bounded):
             return set()
-        full = {place for place, sentence in enumerate(sentences) if self._is_full(sentence)} - must_end
+        full = {place for place, sentence in enumerate(sentences.numbers) if self._is_full(sentence)} - must_end
         if self.stopping.is_bounded:
             going = told["going"].tolist()
             full = {
                 place
                 for place in full
-                if not self._can_improve(sentences[place], going[place], step + 1, beams.limits[place] + 1)
+                if not self._can_improve(sentences.numbers[place], going[place], step + 1, sentences.limits[place] + 1)
             }
         return must_end | full
 
@@ -115,18 +115,18 @@ class FinishedHypotheses:
         sentence, candidate = to_device(ended, beams.tokens.device).unbind(1)
         row = sentence * self.beam + candidates.hypotheses[sentence, candidate]
         self.add(
-            [beams.sentences[place] for place, _ in ended],
+            [beams.sentences.numbers[place] for place, _ in ended],
             beams.tokens[row, : step + 1],
             beams.scores[row, :step],
             candidates.scores[sentence, candidate],
             None if beams.attention is None else beams.attention[row, :, 1 : step + 2],
-            self._rejected(step, beams.source_lengths[sentence]),
+            self._rejected(step, beams.sentences.source_lengths[sentence]),
             None if scores is None else [scores[place][column] for place, column in ended],
         )
 
     def _finish_best(self, step: int, must_end: set[int], beams: Beams) -> None:
         """A sentence none of whose hypotheses can go on or end gets its best one so far, ended all the same."""
-        places = [place for place in sorted(must_end) if not self.count(beams.sentences[place])]
+        places = [place for place in sorted(must_end) if not self.count(beams.sentences.numbers[place])]
         if not places:
             return
         scores = beams.by_sentence(beams.scores)[to_device(places, beams.scores.device), :, :step]
@@ -135,7 +135,7 @@ class FinishedHypotheses:
             row = place * self.beam + lengths.index(length)
             total = beams.scores[row, length - 1] if length else beams.scores.new_zeros(())
             self.add(
-                [beams.sentences[place]],
+                [beams.sentences.numbers[place]],
                 beams.tokens[row : row + 1, : length + 1],
                 beams.scores[row : row + 1, :length],
                 total.view(1),

@@ -94,21 +94,22 @@ class Prefix:
         self.eos = eos
 
     def __call__(self, log_probs: Tensor, step: Step) -> None:
-        tokens = step.beams.prefix_at(step.number)
+        beams, sentences = step.beams, step.beams.sentences
+        tokens = sentences.prefix_at(step.number)
         if tokens is None:
             return
         has_token = tokens.ne(self.pad) if step.at_limit is None else tokens.ne(self.pad) & ~step.at_limit
-        rows = has_token.repeat_interleave(step.beams.beam)
-        _only(log_probs, rows, tokens.repeat_interleave(step.beams.beam), counts=step.number >= step.beams.uncounted)
+        rows, counts = has_token.repeat_interleave(beams.beam), step.number >= sentences.uncounted
+        _only(log_probs, rows, tokens.repeat_interleave(beams.beam), counts)
         step.settle(rows)
-        if step.beams.has_in_prefix(self.eos, step.number):
+        if sentences.has_in_prefix(self.eos, step.number):
             ends = has_token & tokens.eq(self.eos)
             # Only the first hypothesis has a finite score, and the sentence is finished once all have ended.
-            step.beams.copy_first(ends)
-            log_probs.copy_(step.beams.first_of(log_probs, ends))
+            beams.copy_first(ends)
+            log_probs.copy_(beams.first_of(log_probs, ends))
 
     def forbids(self, step: Step) -> Forbidden | None:
-        return () if step.beams.prefix_at(step.number) is None else None
+        return () if step.beams.sentences.prefix_at(step.number) is None else None
 
 
 class _Forbids:

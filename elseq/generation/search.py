@@ -17,7 +17,7 @@ from elseq.errors import UserError, as_option, check_choice, is_out_of_memory, r
 from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import ALIGNMENTS, align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
-from elseq.generation.beams import Beams, Remaining
+from elseq.generation.beams import Beams, Remaining, Sentences
 from elseq.generation.cuda_graphs import held_bytes, release_all
 from elseq.generation.hypotheses import FinishedHypotheses, NotANumber, StepResult
 from elseq.generation.logits_processors import (
@@ -35,7 +35,6 @@ from elseq.generation.selection import Selection
 from elseq.generation.steppers import Ensemble, Fusion, device_of, make_stepper
 from elseq.generation.stopping import BY_DEFAULT, Stopping
 from elseq.generation.strategies import as_ours
-from elseq.generation.transfers import to_device
 from elseq.numerics import explain_nan
 from elseq.options import FIRST
 from elseq.precision import restore
@@ -249,9 +248,8 @@ class SequenceGenerator(nn.Module):
             # The last token of a prompt is what its hypotheses start from; the tokens before it are the prompt proper.
             prompt_tokens, start = split_last(prompt_tokens, self.pad)
         ids = self._sample_ids(sample, batch, device)
-        beams = Beams(
-            start, longest + 1, self.beam_size, self.pad, limits, source_lengths, ids, prefix_tokens, uncounted
-        )
+        sentences = Sentences(limits, source_lengths, ids, prefix_tokens, uncounted)
+        beams = Beams(start, longest + 1, self.beam_size, self.pad, sentences)
         finished = FinishedHypotheses(
             batch, self.beam_size, self.eos, self.length_penalty, self.stopping, self.match_source_len
         )
@@ -275,15 +273,14 @@ class SequenceGenerator(nn.Module):
                 next_tokens = next_tokens if remaining is None else next_tokens.select(remaining.rows)
 
             # 1. The best continuations of each sentence, among what may follow its hypotheses.
-            must_end = [limit <= step for limit in beams.limits]
-            at_limit = to_device(must_end, device).bool() if any(must_end) else None
+            at_limit = beams.sentences.at_limit(step)
             candidates, was_nan = selection.candidates(Step(step, beams, at_limit), next_tokens)
             is_nan = is_nan | was_nan
             del next_tokens  # as large as all the rest of a step
 
             # 2. Those among the first `beam` that end are finished hypotheses, and finished sentences leave.
             unread = None
-            is_forced = at_limit is not None or beams.prefix_at(step) is not None
+            is_forced = at_limit is not None or beams.sentences.prefix_at(step) is not None
             if is_forced or step >= self.min_len or self.may_end_early:
                 unread = finished.result(step, beams, candidates, is_nan)
             if unread is not None and (step == longest or not reads_later):
@@ -337,7 +334,7 @@ class SequenceGenerator(nn.Module):
     def _read_so_far(self, error: NotANumber, prompt_tokens):
         """The sentence of each hypothesis, and what a model has read for it: int64 [L]."""
         for row, tokens in enumerate(error.beams.tokens[:, : error.step + 1]):
-            sentence = error.beams.sentences[row // self.beam_size]
+            sentence = error.beams.sentences.numbers[row // self.beam_size]
             if prompt_tokens is not None:  # whose last token is the first one here
                 prompt = prompt_tokens[sentence]
                 tokens = torch.cat((prompt[prompt.ne(self.pad)], tokens[1:]))

@@ -48,13 +48,14 @@ class Selection:
 
     def _among_all(self, step: Step, next_tokens: NextTokens) -> tuple[tuple[Tensor, ...], Tensor]:
         """The same from the log-probabilities of all tokens."""
-        log_probs, beams = next_tokens.log_probs, step.beams
+        log_probs, beams, sentences = next_tokens.log_probs, step.beams, step.beams.sentences
         is_nan = log_probs.amax().isnan()
         for process in self.processors:
             process(log_probs, step)
         beams.scores = beams.scores.type_as(log_probs)
         if getattr(self.strategy, "needs_src_lengths", False):
-            self.strategy.set_src_lengths(beams.source_lengths)
+            self.strategy.set_src_lengths(sentences.source_lengths)
         tokens = beams.tokens[:, : step.number + 1]
         log_probs, scores = (beams.by_sentence(each) for each in (log_probs, beams.scores))
-        return self.strategy.step(step.number, log_probs, scores[:, :, : step.number], tokens, beams.sample_ids), is_nan
+        selected = self.strategy.step(step.number, log_probs, scores[:, :, : step.number], tokens, sentences.sample_ids)
+        return selected, is_nan

@@ -6,7 +6,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elseq.generation.beams import Beams, Candidates
+from elseq.generation.beams import Beams, Candidates, Sentences
 
 PAD, EOS = 1, 2
 SENTENCES, LENGTH = 3, 6
@@ -14,7 +14,7 @@ SENTENCES, LENGTH = 3, 6
 
 def make_beams(beam, prefix=None):
     lengths = torch.arange(SENTENCES) + 5
-    return Beams(EOS, LENGTH, beam, PAD, [3, 4, 5], lengths, 10 * lengths, prefix)
+    return Beams(EOS, LENGTH, beam, PAD, Sentences([3, 4, 5], lengths, 10 * lengths, prefix))
 
 
 class Lists:
@@ -61,9 +61,9 @@ def test_the_best_that_do_not_end_go_on(beam, steps, seed):
             candidates = candidates.select(remaining.places)
         order, _ = beams.go_on(step, candidates)
         assert len(order) == len(sentences) * beam
-    assert beams.sentences == sentences
-    assert beams.limits == [3 + index for index in sentences]
-    assert beams.sample_ids.tolist() == [50 + 10 * index for index in sentences]
+    assert beams.sentences.numbers == sentences
+    assert beams.sentences.limits == [3 + index for index in sentences]
+    assert beams.sentences.sample_ids.tolist() == [50 + 10 * index for index in sentences]
     hypotheses = [hypothesis for index in sentences for hypothesis in expected[index].hypotheses]
     assert beams.tokens[:, : steps + 1].tolist() == [[EOS, *words] for words, _ in hypotheses]
     assert beams.scores[:, :steps].tolist() == [scores for _, scores in hypotheses]
@@ -88,5 +88,5 @@ def test_attention_moves_with_its_hypothesis():
 
 def test_words_of_a_prefix():
     beams = make_beams(1, torch.tensor([[7, 8], [9, PAD], [PAD, PAD]]))
-    assert [beams.prefix_at(step).tolist() for step in (0, 1)] == [[7, 9, PAD], [8, PAD, PAD]]
-    assert beams.prefix_at(2) is None and make_beams(1).prefix_at(0) is None
+    assert [beams.sentences.prefix_at(step).tolist() for step in (0, 1)] == [[7, 9, PAD], [8, PAD, PAD]]
+    assert beams.sentences.prefix_at(2) is None and make_beams(1).sentences.prefix_at(0) is None

@@ -8,7 +8,7 @@ from fairseq.ngram_repeat_block import NGramRepeatBlock
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from elseq.generation.beams import Beams
+from elseq.generation.beams import Beams, Sentences
 from elseq.generation.logits_processors import (
     MaximumLength,
     MinimumLength,
@@ -30,7 +30,7 @@ def make_beams(words, prefix=None):
     """Hypotheses with these words, int64 [N, L]."""
     lengths = torch.arange(SENTENCES)
     rows = torch.tensor(words).view(SENTENCES * BEAM, -1)
-    beams = Beams(EOS, rows.size(1) + 2, BEAM, PAD, [9] * SENTENCES, lengths, lengths, prefix)
+    beams = Beams(EOS, rows.size(1) + 2, BEAM, PAD, Sentences([9] * SENTENCES, lengths, lengths, prefix))
     beams.tokens[:, 1 : rows.size(1) + 1] = rows
     return beams
 

@@ -7,7 +7,7 @@ import torch
 
 from elseq import native
 from elseq.generation.beam_search import BeamSearch
-from elseq.generation.beams import Beams
+from elseq.generation.beams import Beams, Sentences
 from elseq.generation.logits_processors import MinimumLength, NoRepeatNgrams, OnlyNumbers, Step, Suppressed
 from elseq.generation.next_tokens import NextTokens
 from elseq.generation.selection import Selection
@@ -22,7 +22,7 @@ SUPPRESSED = [5, 9]
 def make_beams():
     """Hypotheses of a few tokens, so that they repeat themselves."""
     limits = [9] * SENTENCES
-    beams = Beams(EOS, 10, BEAM, PAD, limits, torch.tensor(limits), torch.arange(SENTENCES), None)
+    beams = Beams(EOS, 10, BEAM, PAD, Sentences(limits, torch.tensor(limits), torch.arange(SENTENCES)))
     beams.tokens[:, 1 : STEP + 1] = torch.randint(6, 8, (SENTENCES * BEAM, STEP))
     beams.scores[:, :STEP] = -torch.rand(SENTENCES * BEAM, STEP).cumsum(1)
     return beams
