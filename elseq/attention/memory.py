@@ -57,7 +57,8 @@ class SentenceMemory:
         """
         self.method = method
         self.tensors = method.lay_out(tuple(tensors))
-        self.mask = mask
+        # It is laid out as the tokens are, and a kernel reads rows of it.
+        self.mask = None if mask is None else mask.contiguous()
 
     def attend(self, attention: Attention, hidden: Tensor, query: Tensor, **options) -> tuple[Tensor, Tensor | None]:
         """Attention of a layer to this memory. `query` is the projection of `hidden`. See `DecodingMethod.attend`."""

@@ -113,6 +113,19 @@ def test_repeated_sentences_keep_the_layout():
     assert all(torch.equal(found, tensor[rows]) for found, tensor in zip(memory.tensors, pair, strict=True))
 
 
+@pytest.mark.parametrize("method", [KV, EL])
+def test_the_mask_of_transposed_tokens(method):
+    torch.manual_seed(1)
+    layer, mask = Attention(12, 2).eval(), padding_mask([5, 1, 3], 5, "left")
+    hidden, query = torch.randn(5, 3, 12), torch.randn(1, 6, 12)
+    outputs = []
+    for each in (mask, mask.t().contiguous().t()):
+        with torch.no_grad():
+            [memory] = method.memories([layer], hidden, each)
+            outputs.append(layer(query, state=memory, need_weights=False)[0])
+    assert torch.equal(*outputs)
+
+
 def in_order(memory, hypotheses):
     """What `read_unmoved` says that each hypothesis has."""
     stretch = memory.read_unmoved()
