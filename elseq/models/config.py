@@ -168,11 +168,14 @@ def check_supported(cfg: Namespace) -> None:
 
 
 def why_unsupported(cfg: Namespace) -> str | None:
-    """A description of the first set option that our layers do not implement, or None."""
+    """A description of the first option that our layers do not implement as it is set, or None."""
     for option, meaning in _UNSUPPORTED.items():
         value = getattr(cfg, option, None)
         if value and value not in (0, "0", "{}"):
             return f"{meaning} ({as_option(option)})"
+    for option in ("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"):
+        if getattr(cfg, option, None) == 0:
+            return f"feed-forward parts of width 0 ({as_option(option)})"
     return None
 
 
