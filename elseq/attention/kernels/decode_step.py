@@ -196,7 +196,8 @@ def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...]
         tensor.shape != shape
         or tensor.dtype != dtype
         or not tensor.is_cpu
-        or tensor.size(adjacent) > 1
+        or tensor.numel() > 0
+        and tensor.size(adjacent) > 1
         and tensor.stride(adjacent) != 1
     ):
         raise ValueError(f"{name}: {dtype} {list(shape)} on the CPU, adjacent in dimension {adjacent}")

@@ -204,6 +204,11 @@ def test_whole_texts(seed, texts, length, kv_heads, ratio, width, is_padded):
     torch.testing.assert_close(found.double(), naive_attention(query.double(), wide)[0], rtol=0, atol=1e-5)
 
 
+def test_no_texts():
+    query, key, value = torch.randn(3, 9, 0, 2, 16).permute(0, 2, 3, 1, 4)
+    assert attend_to_texts(query, key, value, None).shape == (0, 2, 9, 16)
+
+
 @pytest.mark.parametrize("more", [1, 7, 40])
 def test_masked_positions_behind_a_text_change_no_bit(more):
     torch.manual_seed(1)
