@@ -6,13 +6,14 @@ models, architectures, tasks, subwords and the criterion of distillation.
 
 __version__ = "0.1.0"
 
+import contextlib
 import functools
 import sys
 from pathlib import Path
 
 from elseq import streams
 from elseq.errors import install_excepthook
-from elseq.imports import uncollected
+from elseq.imports import ended_by_ctrl_c, uncollected
 
 streams.install()
 install_excepthook()  # before `set_up`, which takes seconds, so that Ctrl-C gives no traceback
@@ -24,7 +25,8 @@ COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
 def set_up() -> None:
     """Repair fairseq, and register the models, architectures, tasks, subwords and a criterion. A second call has no
     effect."""
-    with uncollected(is_command=_program().startswith(("elseq-", "fairseq-"))):
+    is_command = _program().startswith(("elseq-", "fairseq-"))
+    with uncollected(is_command), ended_by_ctrl_c() if is_command else contextlib.nullcontext():
         from elseq import compat
 
         compat.apply()

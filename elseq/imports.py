@@ -3,7 +3,10 @@
 import contextlib
 import gc
 import importlib
+import os
+import signal
 import sys
+import threading
 from collections.abc import Iterator
 from importlib.machinery import ModuleSpec, PathFinder
 from types import ModuleType, SimpleNamespace
@@ -26,6 +29,28 @@ def uncollected(is_command: bool) -> Iterator[None]:
     finally:
         if was_enabled:
             gc.enable()
+
+
+@contextlib.contextmanager
+def ended_by_ctrl_c() -> Iterator[None]:
+    """Ctrl-C ends a command at once while it imports: numpy and torch may lose an exception that is raised as they are
+    initialized, and the command would go on with half of a module, or abort."""
+
+    def end(number, frame):
+        with contextlib.suppress(OSError):
+            os.write(2, b"elseq: interrupted\n")
+        signal.signal(number, signal.SIG_DFL)
+        os.kill(os.getpid(), number)
+
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGINT) is not signal.default_int_handler:
+        yield
+        return
+    signal.signal(signal.SIGINT, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @contextlib.contextmanager

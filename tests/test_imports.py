@@ -1,5 +1,6 @@
 import gc
 import importlib
+import signal
 import sys
 import weakref
 
@@ -18,6 +19,42 @@ rates, _, _ = audio_classification.sklearn_metrics.roc_curve([0, 1], [0.2, 0.8])
 correlations = sentence_prediction.pearson_and_spearman([1, 2, 3, 4], [2, 4, 8, 6])
 print(before, round(scores["f1"], 3), len(rates) > 1, *(round(each, 3) for each in correlations.values()))
 """
+
+
+INTERRUPTED = """
+import os, signal, sys
+from elseq.imports import ended_by_ctrl_c
+signal.signal(signal.SIGINT, signal.default_int_handler)
+if "import" in sys.argv:
+    with ended_by_ctrl_c():
+        try:
+            os.kill(os.getpid(), signal.SIGINT)
+        except BaseException:  # as an extension module may do
+            pass
+    print("goes on")
+else:
+    signal.signal(signal.SIGINT, print)
+    with ended_by_ctrl_c():
+        os.kill(os.getpid(), signal.SIGINT)
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    with ended_by_ctrl_c():
+        pass
+    try:
+        os.kill(os.getpid(), signal.SIGINT)
+    except KeyboardInterrupt:
+        print("interrupted")
+"""
+
+
+def test_ctrl_c_is_not_lost_in_an_import():
+    result = helpers.run([sys.executable, "-c", INTERRUPTED, "import"])
+    assert (result.returncode, result.stdout, result.stderr) == (-signal.SIGINT, b"", b"elseq: interrupted\n")
+
+
+def test_ctrl_c_beside_imports():
+    """A handler of the program's own is left alone, and afterwards Ctrl-C is as before."""
+    first, *_, last = helpers.run([sys.executable, "-c", INTERRUPTED, ""], check=True).stdout.splitlines()
+    assert first.startswith(b"2 <frame") and last == b"interrupted"
 
 
 @pytest.fixture

@@ -16,7 +16,7 @@ PROGRAM = "CTranslate2"
 FEATURES = ("output_bias", "activation_fn")  # that it has and fairseq does not
 # Its converter for fairseq ignores these.
 _PASSED_OVER = (
-    "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention",
+    "adaptive_softmax_cutoff", "adaptive_input", "no_cross_attention", "quant_noise_pq",
     "scale_fc", "scale_attn", "scale_heads", "scale_resids",
 )  # fmt: skip
 
@@ -46,6 +46,14 @@ def to_ctranslate2(
     passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
     if passed_over is not None:
         raise UserError(f"CTranslate2 does not have {as_option(passed_over)}, with which the model was trained")
+
+    if configuration["_name"] != "elseq_transformer_lm":
+        for option in ("decoder_input_dim", "decoder_output_dim"):
+            if getattr(args, option) != args.decoder_embed_dim:
+                raise UserError(
+                    f"CTranslate2 does not have {as_option(option)} {getattr(args, option)} beside --decoder-embed-dim "
+                    f"{args.decoder_embed_dim}, with which the model was trained"
+                )
 
     class ModelConverter(Converter):
         def _load(self):

@@ -148,6 +148,8 @@ def test_what_it_does_not_have(tiny_translation, tiny_multi_query, tmp_path):
         ("activation_fn", "tanh", "CTranslate2 does not have this model: .*--activation-fn tanh is not supported"),
         ("encoder_attention_heads", 2, "--encoder-attention-heads and --decoder-attention-heads must have the same"),
         ("no_cross_attention", True, "CTranslate2 does not have --no-cross-attention"),
+        ("quant_noise_pq", 0.1, "CTranslate2 does not have --quant-noise-pq"),
+        ("decoder_output_dim", 16, "CTranslate2 does not have --decoder-output-dim 16 beside --decoder-embed-dim 32"),
     ):
         cfg = state["cfg"].copy()
         cfg.model = Namespace(**{**vars(cfg.model), option: value})

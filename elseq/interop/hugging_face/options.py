@@ -33,6 +33,7 @@ _NONE_HAS = {
     "adaptive_input": False,
     "adaptive_softmax_cutoff": None,
     "decoder_layers_to_keep": None,
+    "quant_noise_pq": 0,
     "scale_fc": False,
     "scale_attn": False,
     "scale_heads": False,

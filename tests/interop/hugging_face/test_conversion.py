@@ -314,7 +314,7 @@ def test_written_files(tmp_path):
     assert load_file(tmp_path / "model.safetensors")["a"].shape == (2, 3)
 
 
-@pytest.mark.parametrize("name", ["scale_heads", "scale_fc", "scale_attn", "scale_resids"])
-def test_scales_are_no_part_of_their_models(name):
+@pytest.mark.parametrize("name", ["scale_heads", "scale_fc", "scale_attn", "scale_resids", "quant_noise_pq"])
+def test_what_is_no_part_of_their_models(name):
     with pytest.raises(UserError, match=f"GPT-2 cannot be this model, which has --{name.replace('_', '-')} True"):
         options.check_expressible({"activation_fn": "gelu", name: True}, {}, "GPT-2")
