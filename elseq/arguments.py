@@ -151,6 +151,18 @@ def read_bytes(text: str) -> int:
     return size
 
 
+def budget_bytes(memory_budget: int | str) -> int:
+    """The argument of that name in bytes.
+
+    Raises:
+        UserError: it is no size.
+    """
+    try:
+        return read_bytes(str(memory_budget))
+    except UserError as error:
+        raise UserError(error.sentence, "memory_budget") from error
+
+
 def counts(text: str) -> list[int]:
     """Comma-separated numbers, each once."""
     return list(dict.fromkeys(map(count, text.split(","))))

@@ -38,6 +38,11 @@ _BOUNDS: dict[str, _Bounds] = {
 }
 
 
+def of_python(value):
+    """A number of numpy as Python's own, which is what configurations take; anything else as it is."""
+    return value.item() if type(value).__module__ == "numpy" and getattr(value, "shape", None) == () else value
+
+
 def is_whole(value) -> bool:
     """Whether it is a whole number, which True and False are to Python only."""
     return isinstance(value, Integral) and not isinstance(value, bool)
@@ -48,7 +53,7 @@ def check_flag(name: str, value) -> None:
     Raises:
         UserError: it is neither True nor False.
     """
-    if not isinstance(value, bool):
+    if not isinstance(of_python(value), bool):
         raise UserError(f"{value!r} is not possible: give True or False", name)
 
 

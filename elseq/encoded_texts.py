@@ -11,7 +11,7 @@ import torch
 from fairseq import utils
 from torch import Tensor
 
-from elseq.arguments import read_bytes
+from elseq.arguments import budget_bytes
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
 
@@ -164,7 +164,7 @@ class EncodedTexts:
             sentences = capacity(
                 generator.models,
                 search,
-                read_bytes(str(memory_budget)),
+                budget_bytes(memory_budget),
                 lambda length, lengths=lengths: self._name(int(np.argmax(lengths == length))),
                 generator.task.symbols_of_source,
             )

@@ -14,10 +14,11 @@ from fairseq.token_generation_constraints import pack_constraints
 from torch.nn.utils.rnn import pad_sequence
 from tqdm import tqdm
 
-from elseq.arguments import read_bytes
-from elseq.bounds import check_flag, is_whole
+from elseq.arguments import budget_bytes
+from elseq.bounds import check_flag, is_whole, of_python
 from elseq.encoded_texts import EncodedTexts, numbered
 from elseq.errors import UserError, as_keyword, check_choice, renamed
+from elseq.files import check_text
 from elseq.generation.batches import SplittingDecoder, cut_batches, cut_by
 from elseq.generation.budget import scoring_capacity
 from elseq.generation.cuda_graphs import release_memory
@@ -218,7 +219,7 @@ class TextGenerator:
         else:
             added = self.task.symbols_of_source, self.task.symbols_of_target
             sizes = np.array([[each.numel() for each in pair] for pair in pairs]).reshape(-1, 2) + added
-            pairs_of = scoring_capacity(self.model, read_bytes(str(memory_budget)), *sizes.T, name)
+            pairs_of = scoring_capacity(self.model, budget_bytes(memory_budget), *sizes.T, name)
             batches = cut_by(lengths, pairs_of)
         results: list = [None] * len(pairs)
         with tqdm(total=len(pairs), unit=" texts", disable=None if progress is None else not progress) as bar:
@@ -482,6 +483,7 @@ def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
     for index, text in enumerate(texts):
         if not isinstance(text, str):
             raise UserError(f"{name} {index} is of type {type(text).__name__}; give strings")
+        check_text(text, f"{name} {index}", "decode it as UTF-8")
     return texts
 
 
@@ -508,6 +510,8 @@ def load(
     *,
     source_lang: str | None = None,
     target_lang: str | None = None,
+    prepend_source_bos: str | bool | None = None,
+    force_bos: str | bool | None = None,
     user_dir: str | Path | None = None,
     bpe: str | None = None,
     bpe_codes: str | Path | None = None,
@@ -538,6 +542,8 @@ def load(
         source_lang: language of the sources: one of a multilingual model's, or that in the name of the dictionary.
             Default: as in the checkpoint.
         target_lang: the same of the targets.
+        prepend_source_bos, force_bos: whether <s> is put before the source, and begins every target. Default: as in the
+            checkpoint, where that tells, otherwise True for a BART.
         user_dir: folder of a plugin that has the architecture; several are separated by colons.
         bpe: kind of the subword vocabulary in the files that are named, as in fairseq-interactive: subword_nmt,
             fastbpe, sentencepiece, gpt2, or hugging_face. Default: the one in the folder of data or of the checkpoint.
@@ -560,7 +566,8 @@ def load(
     Raises:
         UserError: a file is missing or cannot be used, or an argument is invalid.
     """
-    options = dict(locals())  # the arguments, whose names are those of `Loading`
+    # The arguments have the names of `Loading`.
+    options = {name: of_python(value) for name, value in locals().items()}
     return load_by(options.pop("path"), Loading(**options))
 
 

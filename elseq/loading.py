@@ -24,10 +24,10 @@ from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
 from elseq.model_files import DICTIONARIES
-from elseq.models.families import check_task, is_language_model, is_trained_with_bos, task_name
+from elseq.models.families import check_task, is_language_model, task_name
 from elseq.models.stock import EQUIVALENT
 from elseq.models.transformer import Decoder
-from elseq.options import CHECKPOINT_NAMES, OF_TASK, Loading, as_path
+from elseq.options import CHECKPOINT_NAMES, OF_TASK, OF_TRANSLATION, Loading, as_path
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
 from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
@@ -231,10 +231,6 @@ class Checkpoint:
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
-        if not self.is_language_model:
-            trained_with_bos = "yes" if is_trained_with_bos(self.cfg.model) else "no"
-            for name in ("prepend_source_bos", "force_bos"):
-                settings[name] = settings.get(name) or trained_with_bos
         try:
             defaults = OmegaConf.to_container(OmegaConf.structured(config), resolve=False)
             cfg = OmegaConf.create({**defaults, **settings})
@@ -247,7 +243,9 @@ class Checkpoint:
         source, target = _load_dictionaries(dictionaries)
         if self.is_language_model:
             return ElseqLanguageModelingTask(cfg, source)
-        return ElseqTranslationTask(cfg, source, target)
+        task = ElseqTranslationTask(cfg, source, target)
+        task.note_bos(self.cfg.model)
+        return task
 
     def task_by(self, loading: Loading, folder: Path, **options) -> tuple[DecodingTask, tuple[Path, Path]]:
         """The task, in the languages of the options, and the files of its dictionaries.
@@ -265,6 +263,10 @@ class Checkpoint:
         source, target = languages = self.languages(folder, *(() if by_words else given))
         dictionaries = self.dictionaries(folder, languages)
         options = loading.of_task() | options
+        if self.is_language_model or self.multilingual:
+            for name in OF_TRANSLATION:
+                if name in options:
+                    raise UserError("is for a model of the task translation: leave it out", name)
         if not self.is_language_model:
             options |= {"source_lang": source, "target_lang": target}
         task = self.build_task(folder, dictionaries, loading.attention, **options)

@@ -35,8 +35,12 @@ BPE = {
 BPE_FILES = tuple(dict.fromkeys(name for names in BPE.values() for name in names))
 CONSTRAINTS = ("ordered", "unordered")
 WINDOWS = ("long_input", "source_window", "source_window_overlap")
-# Options of `Loading` that the elseq tasks have as well, with the same names.
+# Options of `Loading` that elseq_translation has as well, and those of all elseq tasks, with the same names.
+OF_TRANSLATION = ("prepend_source_bos", "force_bos")
 OF_TASK = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k", *WINDOWS)
+_DECIDING = ("attention", "source_lang", "target_lang", *OF_TRANSLATION, *OF_TASK)
+YES_OR_NO = ("yes", "no")
+_SWITCHED = {True: "yes", False: "no"}  # in Python
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
 
@@ -90,6 +94,13 @@ class Loading:
         "the checkpoint's)",
     )
     target_lang: str | None = option_field(metavar="LANGUAGE", help="the same of the targets")
+    prepend_source_bos: str | bool | None = option_field(
+        choices=YES_OR_NO,
+        help="put <s> before the source (default: as in the checkpoint, where that tells; yes for BART)",
+    )
+    force_bos: str | bool | None = option_field(
+        choices=YES_OR_NO, help="begin every target with <s> (default: the same)"
+    )
     user_dir: str | Path | None = option_field(
         metavar="FOLDER",
         type=folders_of_plugins,
@@ -142,7 +153,8 @@ class Loading:
 
     def of_task(self) -> dict:
         """The options of the elseq tasks that are set, with their names there."""
-        return {name: value for name in OF_TASK if (value := getattr(self, name)) is not None}
+        given = {name: value for name in (*OF_TRANSLATION, *OF_TASK) if (value := getattr(self, name)) is not None}
+        return given | {name: _SWITCHED.get(given[name], given[name]) for name in OF_TRANSLATION if name in given}
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""
@@ -164,6 +176,9 @@ class Loading:
         """
         if self.data is not None:
             check_dictionaries(as_path(self.data, "data"))
+        for name in OF_TRANSLATION:
+            if self.of_task().get(name) not in (None, *YES_OR_NO):
+                raise UserError(f"{getattr(self, name)!r} is not possible: give yes or no", name)
         if self.bpe is not None and self.bpe not in BPE:
             raise UserError(f"{self.bpe!r} is unknown; choose one of {', '.join(BPE)}", "bpe")
         needed = BPE.get(self.bpe, ())
@@ -188,7 +203,7 @@ class Loading:
     def deciding(self) -> dict:
         """The options on which the output depends, with their names on the command line. The effect of the others is in
         the dictionaries, the tokens and the parameters."""
-        return {as_option(name): getattr(self, name) for name in ("attention", "source_lang", "target_lang", *OF_TASK)}
+        return {as_option(name): getattr(self, name) for name in _DECIDING}
 
 
 @dataclass(frozen=True)

@@ -16,6 +16,7 @@ from elseq.errors import UserError, as_option
 from elseq.generator import TextGenerator
 from elseq.loading import Checkpoint, checkpoint_path
 from elseq.options import Batching, Loading
+from elseq.tasks import translation
 from elseq.text_files.formats import InputFormat
 from tests import helpers
 
@@ -75,6 +76,26 @@ def test_a_bart_is_known_by_its_training(tiny_bart, tiny_translation):
         checkpoint = Checkpoint.read(trained.checkpoint)
         task = checkpoint.build_task(trained.data, checkpoint.dictionaries(trained.data), "auto")
         assert task.prepend_source_bos is task.force_bos is value
+
+
+def test_a_beginning_that_is_given(tiny_bart, tiny_language_model, caplog):
+    checkpoint = Checkpoint.read(tiny_bart.checkpoint)
+
+    def task(**options):
+        return checkpoint.task_by(Loading(**options), tiny_bart.data)[0]
+
+    translation._tell_of_bos.cache_clear()
+    with caplog.at_level("INFO"):
+        for value in ("no", False):
+            found = task(prepend_source_bos=value, force_bos=value)
+            assert found.prepend_source_bos is found.force_bos is False
+    assert "begin with <s>" not in caplog.text
+    with caplog.at_level("INFO"):
+        found = task(force_bos="no")
+    assert found.prepend_source_bos and not found.force_bos
+    assert "give --prepend-source-bos no --force-bos no" in caplog.text
+    with pytest.raises(UserError, match="^force_bos is for a model of the task translation: leave it out$"):
+        Checkpoint.read(tiny_language_model.checkpoint).task_by(Loading(force_bos="yes"), tiny_language_model.data)
 
 
 def test_stock_s_architecture_of_one_of_ours(translation_data, tmp_path):

@@ -151,7 +151,7 @@ def convert_average(args) -> None:
     paths = [checkpoint_path(path) for path in paths]
     check_output_file(output, *paths)
     check_overwrite(output, args.overwrite)
-    state, records = {}, []  # of the last one that was read, without its parameters; of all
+    state, records, settings = {}, [], {}  # of the last one that was read, without its parameters; of all; of the first
 
     def models():
         for path in paths:
@@ -159,6 +159,9 @@ def convert_average(args) -> None:
             state.update(checkpoint_utils.load_checkpoint_to_cpu(str(path)))
             state.pop("last_optimizer_state", None)
             records.append(recorded_conversions(state))
+            found = averaging.settings_of(state["cfg"].model)
+            settings.setdefault(paths[0], found)
+            averaging.check_same(paths[0], settings[paths[0]], path, found)
             yield path, state.pop("model")
 
     mean = averaging.mean(models())

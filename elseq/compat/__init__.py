@@ -69,6 +69,7 @@ REPAIRS = (
     data.explain_unusable_dictionaries,
     data.explain_unusable_subwords,
     data.explain_wrong_encoding,
+    generation.score_what_is_printed,
     generation.replace_unknown_words,
     generation.search_diverse_groups_apart,
     generation.ask_for_enough_candidates,

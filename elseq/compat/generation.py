@@ -6,8 +6,9 @@ import traceback
 from typing import NamedTuple
 
 import torch
-from fairseq import search, sequence_generator, utils
+from fairseq import scoring, search, sequence_generator, utils
 from fairseq.dataclass.configs import GenerationConfig
+from fairseq.scoring import bleu
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
@@ -15,6 +16,20 @@ from elseq.bounds import check_bounds
 from elseq.compat.patching import wrap
 from elseq.errors import UserError, as_option, options_checked, renamed
 from elseq.numerics import explain_nan
+
+
+def score_what_is_printed():
+    """fairseq-generate prints no <s>, but its BLEU counts one as a word, also that with which all targets begin."""
+
+    def build_scorer(build, choice, tgt_dict):
+        scorer = build(choice, tgt_dict)
+        if isinstance(scorer, bleu.Scorer):
+            add = scorer.add
+            scorer.add = lambda *texts: add(*(tokens[tokens.ne(tgt_dict.bos())] for tokens in texts))
+        return scorer
+
+    wrap(scoring, "build_scorer", build_scorer)
+
 
 _NO_DICTIONARY = "@@ "  # fairseq's value of --replace-unk without an argument
 

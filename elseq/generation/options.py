@@ -7,13 +7,23 @@ from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
 from omegaconf.errors import ValidationError
 
-from elseq.bounds import check_bounds
+from elseq.bounds import check_bounds, of_python
 from elseq.errors import UserError
 from elseq.generation.stopping import Stopping
 from elseq.models.config import option
-from elseq.options import FIRST, SEARCH_OPTIONS, Search, help_of
+from elseq.options import CONSTRAINTS, FIRST, RULES, SEARCH_OPTIONS, Search, help_of
 
 STOPPING_OPTIONS = ("early_stopping", "beam_patience")
+
+
+# By the type of the default: `constraints` alone has none.
+_KINDS = {
+    int: "a whole number",
+    float: "a number",
+    bool: "True or False",
+    str: " or ".join(RULES),
+    type(None): f"{' or '.join(CONSTRAINTS)}, and the phrases after each text, behind tabs",
+}
 
 
 @dataclass
@@ -42,9 +52,9 @@ def search_configuration(options: dict) -> SearchConfig:
     for name, value in options.items():
         default = cfg[name]
         try:
-            cfg[name] = value
+            cfg[name] = of_python(value)
         except ValidationError as error:
-            raise UserError(f"{value!r} cannot be used: {str(error).splitlines()[0]}", name) from error
+            raise UserError(f"{value!r} is not possible: give {_KINDS[type(default)]}", name) from error
         check_bounds(name, cfg[name], default)
     Stopping(cfg.early_stopping, cfg.beam_patience)
     if not 1 <= cfg.nbest <= cfg.beam:

@@ -8,7 +8,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from elseq.errors import UserError
+from elseq.compat.settings import model_name
+from elseq.errors import UserError, as_option
+from elseq.models.stock import elseq_configuration
 
 _OF_EPOCH = re.compile(r"checkpoint(\d+)\.pt")
 _OF_UPDATE = re.compile(r"checkpoint_\d+_(\d+)\.pt")
@@ -27,6 +29,8 @@ def last_checkpoints(folder: Path, count: int, by_updates: bool) -> list[Path]:
     """
     pattern, example = (_OF_UPDATE, "checkpoint_1_1000.pt") if by_updates else (_OF_EPOCH, "checkpoint1.pt")
     found = [(int(match[1]), path) for path in folder.iterdir() if (match := pattern.fullmatch(path.name))]
+    if not found:
+        raise UserError(f"{folder} has no checkpoints such as {example}: give the folder of a training that saved some")
     if len(found) < count:
         raise UserError(f"{folder} has {len(found)} checkpoints such as {example}: give a lower --last than {count}")
     return [path for _, path in sorted(found)[-count:]]
@@ -62,6 +66,37 @@ def mean(models: Iterable[tuple[Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
         for name, total in sums.items()
     }
     return {name: means[same[name]] for name in shapes}
+
+
+# Options that may change during a training: they do not change what a trained model computes.
+_CHANGEABLE = re.compile(r"dropout|layerdrop|noise|embed_path|chunk_size|activations|min_params|decode_attention|max_")
+
+
+def settings_of(cfg) -> dict:
+    """What a model computes by, besides its parameters.
+
+    Args:
+        cfg: the model's part of a configuration.
+    """
+    try:
+        settings = elseq_configuration(cfg)
+        settings["arch"] = settings.pop("_name")
+    except UserError:  # a model that keeps fairseq's modules
+        settings = {"arch": model_name(cfg)}
+    return {name: value for name, value in settings.items() if not _CHANGEABLE.search(name)}
+
+
+def check_same(first: Path, wanted: dict, path: Path, settings: dict) -> None:
+    """
+    Raises:
+        UserError: the models of two checkpoints compute by different settings, as of `settings_of`.
+    """
+    for name in {"arch": None} | wanted | settings:
+        if wanted.get(name) != settings.get(name):
+            raise UserError(
+                f"{path} and {first} differ in {as_option(name)}, {settings.get(name)} and {wanted.get(name)}: give "
+                "those of one training"
+            )
 
 
 def common(records: Sequence[list]) -> list:

@@ -98,6 +98,17 @@ def is_trained_with_bos(cfg) -> bool:
     return kind is not None and issubclass(kind, BARTModel) and not str(model_name(cfg)).startswith("mbart")
 
 
+def is_of_translation(cfg) -> bool:
+    """Whether a checkpoint is of fairseq's own task translation, whose data has no <s>.
+
+    Args:
+        cfg: the model's part of a configuration.
+    """
+    whole = whole_of(cfg)
+    task = Namespace(_name=getattr(cfg, "task", None)) if whole is None else whole.task
+    return getattr(task, "_name", None) == "translation"
+
+
 def is_language_model(cfg) -> bool:
     """Whether the model of a configuration is a language model, not an encoder-decoder.
 

@@ -1,8 +1,10 @@
 """Translation and BART finetuning, decoded by elseq."""
 
 import difflib
+import logging
 import re
 from dataclasses import dataclass
+from functools import cache
 from typing import Optional
 
 import numpy as np
@@ -19,7 +21,8 @@ from elseq.errors import UserError, as_option, check_choice
 from elseq.generation import SequenceGenerator
 from elseq.generation.cuda_graphs import release_memory
 from elseq.models.config import option
-from elseq.models.families import is_trained_with_bos
+from elseq.models.families import is_of_translation, is_trained_with_bos
+from elseq.options import YES_OR_NO
 from elseq.tasks.decoding import (
     DecodingConfig,
     DecodingTask,
@@ -27,7 +30,8 @@ from elseq.tasks.decoding import (
     check_options,
 )
 
-YES_OR_NO = ("yes", "no")
+logger = logging.getLogger(__name__)
+
 # Codes of languages in dictionaries: en_XX of mBART, __en__ of M2M-100, eng_Latn of NLLB.
 LANGUAGE = re.compile(r"[a-z]{2}_[A-Z]{2}|__[a-z]{2,3}__|[a-z]{3}_[A-Z][a-z]{3}")
 SWITCHES = ("prepend_source_bos", "force_bos", "append_source_eos", "score_target_start")
@@ -80,8 +84,15 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
 
     def build_model(self, cfg, from_checkpoint=False):
         model = super().build_model(cfg, from_checkpoint)
-        self.trained_with_bos |= is_trained_with_bos(cfg)
+        self.note_bos(cfg)
         return model
+
+    def note_bos(self, cfg) -> None:
+        """By a model's part of a configuration: whether texts begin with <s> if no option tells."""
+        if is_trained_with_bos(cfg):
+            self.trained_with_bos = True
+            if is_of_translation(cfg) and None in (self.cfg.prepend_source_bos, self.cfg.force_bos):
+                _tell_of_bos()
 
     def max_positions(self):
         return self.positions_of_windows(super().max_positions())
@@ -305,6 +316,15 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
                 each["positional_scores"][0] = 0
                 each["score"] = each["positional_scores"].sum()
         return found
+
+
+@cache
+def _tell_of_bos() -> None:
+    """Once, not for each model of an ensemble."""
+    logger.info(
+        "sources and targets begin with <s>, as in BART's pretraining. The task translation trained without it: to "
+        "decode as it does, give --prepend-source-bos no --force-bos no"
+    )
 
 
 class _WithoutEnd(BaseWrapperDataset):

@@ -5,7 +5,7 @@ from argparse import Namespace
 
 import pytest
 import torch
-from fairseq import search, utils
+from fairseq import scoring, search, utils
 from fairseq.data import Dictionary
 from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.tasks import FairseqTask
@@ -36,6 +36,20 @@ from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_mode
 def test_unknown_words_take_their_source_word(hypothesis, alignment, expected):
     assert replace_unk(hypothesis, "a b c", alignment, {"a": "A"}, "<unk>") == expected
     assert utils.replace_unk is replace_unk
+
+
+def test_bleu_is_that_of_what_is_printed(without):
+    dictionary = make_dictionary(9)
+    texts = torch.IntTensor([0, 4, 5, 6, 2]), torch.IntTensor([0, 4, 5, 7, 2])
+
+    def lengths():
+        scorer = scoring.build_scorer("bleu", dictionary)
+        scorer.add(*texts)
+        return scorer.stat.reflen, scorer.stat.predlen, scorer.stat.match1
+
+    assert lengths() == (3, 3, 2)
+    without(scoring, "build_scorer")
+    assert lengths() == (4, 4, 3)
 
 
 def test_replace_unk_without_a_dictionary(without, tmp_path):

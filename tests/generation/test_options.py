@@ -1,5 +1,6 @@
 """Against fairseq's own command line."""
 
+import numpy as np
 import pytest
 from fairseq import options
 from fairseq.dataclass.configs import GenerationConfig
@@ -29,13 +30,23 @@ def test_the_same_as_on_the_command_line_of_fairseq():
             assert found[name] == expected[name], name
 
 
+def test_numbers_of_numpy():
+    given = {"beam": np.int64(3), "lenpen": np.float32(0.5), "sampling": np.True_}
+    found = search_configuration(given)
+    assert [found[name] for name in given] == [3, 0.5, True]
+
+
 @pytest.mark.parametrize(
     "given, sentence",
     [
+        ({"constraints": ["dog"]}, "constraints ['dog'] is not possible: give ordered or unordered, and the phrases"),
+        ({"sampling": "maybe"}, "sampling 'maybe' is not possible: give True or False"),
+        ({"lenpen": None}, "lenpen None is not possible: give a number"),
+        ({"early_stopping": None}, "early_stopping None is not possible: give first or bound or never"),
         ({"bean": 3}, "generate has no option 'bean'; it takes beam, nbest, lenpen"),
         ({"early_stopping": "last"}, "early_stopping last is unknown; choose one of first, bound, never"),
         ({"beam_patience": -1.0}, "beam_patience -1.0 is not a number above 0 and of at most 1000"),
-        ({"beam": "many"}, "beam 'many' cannot be used: Value 'many'"),
+        ({"beam": "many"}, "beam 'many' is not possible: give a whole number"),
         ({"lenpen": 400.0}, "lenpen 400.0 is not a number from -10 to 10; leave it out for the default, 1"),
         ({"nbest": 6}, "nbest 6 is not between 1 and the beam, 5; change either"),
         ({"nbest": 0}, "nbest 0 is not between 1 and the beam, 5; change either"),

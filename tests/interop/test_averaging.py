@@ -1,3 +1,4 @@
+import contextlib
 import copy
 import re
 import weakref
@@ -8,7 +9,7 @@ import torch
 
 import elseq
 from elseq.errors import UserError
-from elseq.interop.averaging import common, last_checkpoints, mean
+from elseq.interop.averaging import check_same, common, last_checkpoints, mean, settings_of
 from tests import helpers
 
 
@@ -72,6 +73,24 @@ def test_the_last_checkpoints(tmp_path):
         assert [path.name for path in last_checkpoints(tmp_path, len(names), by_updates)] == names
     with pytest.raises(UserError, match="has 2 checkpoints such as checkpoint1.pt: give a lower --last than 3$"):
         last_checkpoints(tmp_path, 3, False)
+    with pytest.raises(UserError, match="has no checkpoints such as checkpoint1.pt: give the folder of a training"):
+        last_checkpoints(tmp_path / "..", 3, False)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"activation_fn": "gelu"}, "two.pt and one.pt differ in --activation-fn, gelu and relu: give those of one"),
+        ({"arch": "lstm", "_name": "lstm"}, "two.pt and one.pt differ in --arch, lstm and elseq_transformer: give those of one"),
+        ({"dropout": 0.3, "max_epoch": 99}, None),
+    ],
+)
+def test_models_that_compute_otherwise(tiny_translation, options, sentence):
+    first, second = (torch.load(tiny_translation.checkpoint)["cfg"]["model"] for _ in range(2))
+    vars(second).update(options)
+    first, second = settings_of(first), settings_of(second)
+    with contextlib.nullcontext() if sentence is None else pytest.raises(UserError, match=sentence):
+        check_same("one.pt", first, "two.pt", second)
 
 
 @pytest.mark.parametrize(
