@@ -40,7 +40,6 @@ OF_TRANSLATION = ("prepend_source_bos", "force_bos")
 OF_TASK = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k", *WINDOWS)
 _DECIDING = ("attention", "source_lang", "target_lang", *OF_TRANSLATION, *OF_TASK)
 YES_OR_NO = ("yes", "no")
-_SWITCHED = {True: "yes", False: "no"}  # in Python
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
 
@@ -154,7 +153,10 @@ class Loading:
     def of_task(self) -> dict:
         """The options of the elseq tasks that are set, with their names there."""
         given = {name: value for name in (*OF_TRANSLATION, *OF_TASK) if (value := getattr(self, name)) is not None}
-        return given | {name: _SWITCHED.get(given[name], given[name]) for name in OF_TRANSLATION if name in given}
+        for name in OF_TRANSLATION:
+            if isinstance(given.get(name), bool):  # in Python
+                given[name] = "yes" if given[name] else "no"
+        return given
 
     def inputs(self) -> list[Path]:
         """The files and folders that these options name."""

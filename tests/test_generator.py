@@ -263,7 +263,7 @@ def test_a_long_text_can_be_cut(translator):
         ({"dtype": torch.int8}, "^dtype torch.int8 cannot be used"),
         ({"dtype": [1]}, r"^dtype \[1\] cannot be used"),
         ({"force_bos": "always"}, "^force_bos 'always' is not possible: give yes or no$"),
-        ({"prepend_source_bos": 1.5}, "^prepend_source_bos 1.5 is not possible: give yes or no$"),
+        ({"prepend_source_bos": [1]}, r"^prepend_source_bos \[1\] is not possible: give yes or no$"),
         ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
         ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),
         ({"apply_top_k": True}, "^apply_top_k True is not possible: give 1 or more, or 0 for all$"),
