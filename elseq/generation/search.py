@@ -128,32 +128,10 @@ class SequenceGenerator(nn.Module):
         self.min_len = min_len
         self.length_penalty = len_penalty if normalize_scores else None
         self.match_source_len = match_source_len
-        suppressed = [self._index(symbol) for symbol in tokens_to_suppress]
-        # In this order: what is forced is settled before what is forbidden.
-        self.processors: list[LogitsProcessor] = [
-            OnlyNumbers(self.pad),
-            UnknownPenalty(self.unk, unk_penalty),
-            MaximumLength(self.eos),
-            Prefix(self.pad, self.eos),
-            Suppressed(suppressed),
-            MinimumLength(self.eos, min_len),
-        ]
-        if no_repeat_ngram_size > 0:
-            self.processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
-        if search_strategy is None or type(search_strategy) is search.BeamSearch:
-            search_strategy = (GreedySearch if self.beam_size == 1 else BeamSearch)(tgt_dict)
-        if self.stopping.option is not None and not isinstance(
-            search_strategy, BeamSearch | search.PrefixConstrainedBeamSearch
-        ):
-            name, value = self.stopping.option
-            raise UserError(
-                f"{value} is for beam search, and {type(search_strategy).__name__} ends by its own rule: leave it out",
-                as_option(name),
-            )
-        if isinstance(search_strategy, GreedySearch):
+        self.processors = self._processors(unk_penalty, tokens_to_suppress, no_repeat_ngram_size)
+        self.search = self._strategy(search_strategy)
+        if isinstance(self.search, GreedySearch):
             self.stopping = BY_DEFAULT
-        self.search = as_ours(search_strategy, tgt_dict)
-        self.search.eos = self.eos
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
         if print_alignment and not all(hasattr(model, "encoder") for model in self.models):
@@ -169,6 +147,35 @@ class SequenceGenerator(nn.Module):
         self.warned = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
+
+    def _processors(self, unk_penalty, tokens_to_suppress, no_repeat_ngram_size) -> list[LogitsProcessor]:
+        """In this order: what is forced is settled before what is forbidden."""
+        processors = [
+            OnlyNumbers(self.pad),
+            UnknownPenalty(self.unk, unk_penalty),
+            MaximumLength(self.eos),
+            Prefix(self.pad, self.eos),
+            Suppressed([self._index(symbol) for symbol in tokens_to_suppress]),
+            MinimumLength(self.eos, self.min_len),
+        ]
+        if no_repeat_ngram_size > 0:
+            processors.append(NoRepeatNgrams(no_repeat_ngram_size, self.pad))
+        return processors
+
+    def _strategy(self, strategy: search.Search | None) -> search.Search:
+        """The strategy of the search, as elseq has it."""
+        if strategy is None or type(strategy) is search.BeamSearch:
+            strategy = (GreedySearch if self.beam_size == 1 else BeamSearch)(self.tgt_dict)
+        is_beam_search = isinstance(strategy, BeamSearch | search.PrefixConstrainedBeamSearch)
+        if self.stopping.option is not None and not is_beam_search:
+            name, value = self.stopping.option
+            raise UserError(
+                f"{value} is for beam search, and {type(strategy).__name__} ends by its own rule: leave it out",
+                as_option(name),
+            )
+        strategy = as_ours(strategy, self.tgt_dict)
+        strategy.eos = self.eos
+        return strategy
 
     def forward(self, sample, prefix_tokens=None, bos_token=None) -> list[list[dict[str, Tensor]]]:
         """As `generate`, by the name that it has in a module."""
