@@ -28,7 +28,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 from elseq.bounds import check_bounds
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
-from elseq.errors import UserError, as_option, described, is_out_of_memory, renamed, user_sentence
+from elseq.errors import UserError, as_option, described, renamed, user_sentence
 
 
 def clip_gradients_where_they_are():
@@ -222,6 +222,10 @@ def _with_cutoffs(option, init, *args, **kwargs):
     init(*args, **kwargs)
 
 
+# Errors that impossible values lead to, and missing packages; not those of a device.
+_OF_OPTIONS = (ArithmeticError, AssertionError, AttributeError, ImportError, LookupError, TypeError, ValueError)
+
+
 def explain_options_of_the_optimizer():
     """Options that do not fit the optimizer or the learning rate's schedule end in a traceback, and where training
     continues, in an error about the checkpoint."""
@@ -229,8 +233,8 @@ def explain_options_of_the_optimizer():
     def build_optimizer(build, self):
         try:
             build(self)
-        except Exception as error:
-            if is_out_of_memory(error) or user_sentence(error) is not None:
+        except _OF_OPTIONS as error:
+            if user_sentence(error) is not None:
                 raise
             part = "optimizer" if self._optimizer is None else "lr_scheduler"
             name = self.cfg[part]._name
