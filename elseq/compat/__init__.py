@@ -40,6 +40,7 @@ with _importing_fairseq() if "fairseq" not in sys.modules else contextlib.nullco
         generation,
         literals,
         parameters,
+        saving,
         subwords,
         training,
     )
@@ -55,6 +56,7 @@ REPAIRS = (
     checkpoints.explain_missing_start,
     checkpoints.explain_unusable_save_dir,
     checkpoints.share_between_processes,
+    saving.write_whole_checkpoints,
     parameters.read_layers_to_keep,
     parameters.prune_one_side,
     parameters.save_as_many_layers_as_there_are,

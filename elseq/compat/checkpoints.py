@@ -7,7 +7,9 @@ import pickle
 import re
 import sys
 import textwrap
+import zipfile
 from argparse import Namespace
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -225,10 +227,26 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
         remedy += ", or another --save-dir to start afresh"
     reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
     with _sentences_about(filename, remedy, damage=f"continue from its model alone by {reset}"):
-        extra_state = load(trainer, filename, *args, **kwargs)
+        try:
+            extra_state = load(trainer, filename, *args, **kwargs)
+        except UserError as error:
+            other = None if _looks_whole(Path(filename)) else _newest_beside(Path(filename))
+            if other is None:
+                raise
+            raise UserError(f"{error}, or give --restore-file {other}") from error
         if extra_state is not None:
             _check_progress(extra_state)
         return extra_state
+
+
+def _looks_whole(path: Path) -> bool:
+    """Whether a file ends as torch.save ends one."""
+    return path.is_file() and zipfile.is_zipfile(path)
+
+
+def _newest_beside(path: Path) -> Path | None:
+    others = [other for other in path.parent.glob("checkpoint*.pt") if other != path and _looks_whole(other)]
+    return max(others, key=lambda other: other.stat().st_mtime, default=None)
 
 
 def _check_progress(extra_state):

@@ -406,6 +406,23 @@ def test_damaged_state_of_a_training(tiny_translation, tmp_path, keys, value):
     assert not list((tmp_path / "models").glob("*.pt"))
 
 
+def test_another_checkpoint_is_named_where_the_last_is_damaged(tiny_translation, tmp_path):
+    models = tmp_path / "models"
+    shutil.copytree(tiny_translation.checkpoint.parent, models)
+    last = models / "checkpoint_last.pt"
+    content = last.read_bytes()
+    for path in models.glob("*.pt"):
+        path.write_bytes(content[:5000])
+    command = helpers.train_command("transformer", tiny_translation.data, models, "--max-update=101")
+    found = f"elseq: error: checkpoint {last} is damaged or was cut off: copy or train it again"
+    assert helpers.run_here(command, check=False).stderr == f"{found}\n"
+    for number, name in enumerate(["checkpoint_1_10.pt", "checkpoint2.pt"]):
+        (models / name).write_bytes(content)
+        os.utime(models / name, (number, number))
+    assert helpers.run_here(command, check=False).stderr == f"{found}, or give --restore-file {models / name}\n"
+    helpers.run_here([*command, "--restore-file", models / name])
+
+
 def test_trainer_without_the_repair(tiny_translation, tmp_path, without):
     without(Trainer, "load_checkpoint")
     with pytest.raises(Exception, match="please ensure that the architectures match"):

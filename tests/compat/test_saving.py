@@ -1,0 +1,144 @@
+import errno
+import io
+import os
+import shutil
+
+import pytest
+import torch
+from fairseq import checkpoint_utils
+from fairseq.file_io import PathManager
+
+from elseq.compat import saving
+from elseq.errors import UserError
+from tests import helpers
+
+
+@pytest.fixture
+def train(translation_data, tmp_path):
+    def train(*options, check=False):
+        command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3", *options)
+        return helpers.run_here(command, check=check)
+
+    return train
+
+
+# --- whole checkpoints
+
+
+def half_a_copy(error):
+    def copyfile(source, path, *args, **kwargs):
+        with open(source, "rb") as read, open(path, "wb") as written:
+            written.write(read.read(1000))
+        raise error
+
+    return copyfile
+
+
+BOTH = ["--no-epoch-checkpoints", "--save-interval=1", "--validate-interval=1"]  # best, copied to last
+
+
+def test_an_interruption_of_a_copy(train, without, tmp_path, monkeypatch):
+    """The checkpoint before it stays, and training continues from it."""
+    train(*BOTH, check=True)
+    last = tmp_path / "checkpoint_last.pt"
+    before = last.read_bytes()
+    with monkeypatch.context() as patch:
+        patch.setattr(shutil, "copyfile", half_a_copy(KeyboardInterrupt()))
+        with pytest.raises(KeyboardInterrupt):
+            train(*BOTH, "--max-update=5")
+    assert last.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoint_best.pt", "checkpoint_last.pt"]
+    train(*BOTH, "--max-update=5", check=True)
+    assert torch.load(last)["optimizer_history"][-1]["num_updates"] == 5
+    without(PathManager, "copy")
+    monkeypatch.setattr(shutil, "copyfile", half_a_copy(KeyboardInterrupt()))
+    with pytest.raises(KeyboardInterrupt):
+        train(*BOTH, "--max-update=7")
+    assert last.stat().st_size == 1000
+
+
+def test_a_full_disk(train, without, tmp_path, monkeypatch):
+    train(*BOTH, check=True)
+    before = {path.name: path.read_bytes() for path in tmp_path.iterdir()}
+    monkeypatch.setattr(checkpoint_utils.time, "sleep", lambda seconds: None)
+    sentence = "cannot be written (No space left on device), what was saved before is kept: make room for it, or make "
+    temporary = tmp_path / "checkpoint_best.pt.tmp"
+    for repaired in (True, False):
+        if not repaired:
+            without(checkpoint_utils, "torch_persistent_save")
+        temporary.symlink_to("/dev/full")
+        if repaired:
+            result = train(*BOTH, "--max-update=5")
+            assert result.returncode == 1
+            assert result.stderr.startswith(f"elseq: error: {tmp_path / 'checkpoint_best.pt'} {sentence}")
+            assert result.stderr.count("\n") == 1 and "Traceback" not in result.stdout
+        else:
+            with pytest.raises(OSError, match="No space left on device"):
+                train(*BOTH, "--max-update=5")
+        assert temporary.is_symlink() is not repaired
+        assert {path.name: path.read_bytes() for path in tmp_path.glob("*.pt")} == before
+
+
+def test_a_full_disk_while_copying(train, tmp_path, monkeypatch):
+    train(*BOTH, check=True)
+    before = (tmp_path / "checkpoint_last.pt").read_bytes()
+    full = OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+    monkeypatch.setattr(shutil, "copyfile", half_a_copy(full))
+    result = train(*BOTH, "--max-update=5")
+    assert result.stderr.startswith(f"elseq: error: {tmp_path / 'checkpoint_last.pt'} cannot be written (No space left")
+    assert (tmp_path / "checkpoint_last.pt").read_bytes() == before
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.parametrize("interruption", [KeyboardInterrupt(), OSError(errno.EDQUOT, os.strerror(errno.EDQUOT))])
+def test_an_interruption_of_torch(tmp_path, without, monkeypatch, interruption):
+    """After some of the tensors."""
+    path = tmp_path / "model.pt"
+    path.write_text("before")
+    interruptions = []
+
+    class Interrupted(io.FileIO):
+        def write(self, content):
+            if self.tell() > 1000 and not interruptions:
+                interruptions.append(interruption)
+                raise interruption
+            return super().write(content)
+
+    monkeypatch.setattr(saving, "open", Interrupted, raising=False)
+    monkeypatch.setattr(PathManager, "open", Interrupted)
+    state = {name: torch.zeros(300) for name in "abc"}
+    with pytest.raises(KeyboardInterrupt if isinstance(interruption, KeyboardInterrupt) else UserError):
+        checkpoint_utils.torch_persistent_save(state, str(path))
+    assert path.read_text() == "before" and len(list(tmp_path.iterdir())) == 1
+    monkeypatch.setattr(checkpoint_utils.time, "sleep", lambda seconds: None)
+    without(checkpoint_utils, "torch_persistent_save")
+    interruptions.clear()
+    checkpoint_utils.torch_persistent_save(state, str(path))  # it is tried again, after what was written
+    size = path.stat().st_size
+    checkpoint_utils.torch_persistent_save(state, str(path))
+    assert size > path.stat().st_size + 1000
+
+
+def test_what_a_killed_process_left_is_replaced(tmp_path):
+    path = str(tmp_path / "model.pt")
+    (tmp_path / "model.pt.tmp").write_bytes(b"half of it")
+    checkpoint_utils.torch_persistent_save({"number": 5}, path)
+    (tmp_path / "copy.pt").write_text("before")
+    assert PathManager.copy(path, str(tmp_path / "copy.pt"), overwrite=True)
+    assert torch.load(tmp_path / "copy.pt") == torch.load(path) == {"number": 5}
+    assert sorted(found.name for found in tmp_path.iterdir()) == ["copy.pt", "model.pt"]
+
+
+def test_a_link_is_replaced_by_a_copy(tmp_path):
+    """What it points to may be the only checkpoint of its epoch."""
+    (tmp_path / "checkpoint3.pt").write_text("old")
+    (tmp_path / "checkpoint4.pt").write_text("new")
+    (tmp_path / "checkpoint_last.pt").symlink_to("checkpoint3.pt")
+    PathManager.copy(str(tmp_path / "checkpoint4.pt"), str(tmp_path / "checkpoint_last.pt"), overwrite=True)
+    assert (tmp_path / "checkpoint3.pt").read_text() == "old"
+    assert (tmp_path / "checkpoint_last.pt").read_text() == "new"
+
+
+def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
+    with pytest.raises(UserError, match=r"nothing/model\.pt cannot be written \(No such file or directory\)"):
+        checkpoint_utils.torch_persistent_save({}, str(tmp_path / "nothing" / "model.pt"))
