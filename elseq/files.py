@@ -1,7 +1,9 @@
-"""Reading lines of text, checking paths, and writing whole files."""
+"""Reading lines of text, checking paths, writing whole files, and locks."""
 
 import codecs
 import contextlib
+import errno
+import fcntl
 import json
 import os
 import secrets
@@ -15,6 +17,8 @@ from elseq.errors import UserError
 from elseq.model_files import DICTIONARIES, READ_OF_FOLDERS, SUBWORDS
 
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
+# What a file system without locks says; a folder of NFS cannot be locked, because it cannot be opened for writing.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
 _LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 
@@ -301,6 +305,27 @@ def written_whole(path: Path, mode: str = "w") -> Iterator[IO]:
         if made:
             with contextlib.suppress(OSError):
                 temporary.unlink()
+
+
+def lock(file: int) -> bool:
+    """Lock a file or a folder until it is closed. If the process is killed, the kernel unlocks it.
+
+    Args:
+        file: its descriptor.
+
+    Returns:
+        whether its file system has locks.
+
+    Raises:
+        BlockingIOError: another process has locked it.
+    """
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+        return False
+    return True
 
 
 def save_figure(figure, path: Path) -> None:

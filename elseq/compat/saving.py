@@ -4,13 +4,17 @@ import contextlib
 import errno
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
+from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
 from elseq.compat.patching import wrap
+from elseq.compat.training import check_before_training
 from elseq.errors import UserError
+from elseq.files import lock
 
 
 def write_whole_checkpoints():
@@ -58,3 +62,53 @@ def _replacing(path: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def refuse_folders_for_checkpoints():
+    """If checkpoint_last.pt or the like is a folder, the first checkpoint cannot be saved after the first epoch."""
+    check_before_training(_check_names)
+
+
+def _check_names(cfg, *_):
+    if cfg.checkpoint.no_save:
+        return
+    for path in sorted(Path(cfg.checkpoint.save_dir).glob("checkpoint*.pt")):
+        if path.is_dir():
+            raise UserError(f"{path} is a folder, and checkpoints have such names: move it, or give another --save-dir")
+
+
+_locked: list[int] = []  # the descriptor of the folder that this process trains to, if there is one
+
+
+def let_one_training_write_a_folder():
+    """Two trainings with the same --save-dir write their checkpoints to the same names. One of them continues from
+    those of the other later, and what it had learned is lost without a warning."""
+    check_before_training(_lock)
+    wrap(distributed_utils, "call_main", _call_main)
+    os.register_at_fork(after_in_child=_unlock)  # a worker that outlives a killed training does not hold it
+
+
+def _lock(cfg, *_):
+    _unlock()  # of a training before, in the same process
+    folder = cfg.checkpoint.save_dir
+    if cfg.checkpoint.no_save or not distributed_utils.is_master(cfg.distributed_training) or not os.path.isdir(folder):
+        return
+    _locked.append(os.open(folder, os.O_RDONLY))
+    try:
+        lock(_locked[0])
+    except BlockingIOError as error:
+        raise UserError(
+            f"--save-dir {folder} is being written by another training: wait for it, or give another --save-dir"
+        ) from error
+
+
+def _unlock():
+    while _locked:
+        os.close(_locked.pop())
+
+
+def _call_main(call, *args, **kwargs):
+    try:
+        return call(*args, **kwargs)
+    finally:
+        _unlock()

@@ -6,6 +6,7 @@ import inspect
 import os
 import sys
 from argparse import Namespace
+from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -63,7 +64,7 @@ def train_bfloat16_without_a_tpu():
 
 def explain_missing_hardware():
     """--fp16 without a GPU gives an error of torch, --tpu without torch_xla one about None."""
-    _check_before_training(_check_hardware)
+    check_before_training(_check_hardware)
 
 
 def _check_hardware(cfg, *_):
@@ -82,7 +83,7 @@ _BY_SWITCH = {"bleu": "eval_bleu", **dict.fromkeys(("accuracy", "total", "n_corr
 def explain_missing_metrics():
     """--best-checkpoint-metric with a name that no validation computes, such as bleu without --eval-bleu, gives a
     KeyError after the first epoch."""
-    _check_before_training(_check_metric)
+    check_before_training(_check_metric)
 
 
 def _check_metric(cfg, task, model, criterion):
@@ -181,7 +182,7 @@ def train_from_pretrained_bart():
 def refuse_processes_that_are_strangers():
     """If torchrun starts several processes without --distributed-world-size on a machine with at most one GPU, each
     process trains a separate model without a warning."""
-    _check_before_training(_check_processes)
+    check_before_training(_check_processes)
 
 
 def _check_processes(cfg, *_):
@@ -197,7 +198,7 @@ def explain_adaptive_softmax():
     """A model with an adaptive softmax and another criterion than its own gives an error of torch about gradients, and
     this criterion with another model an AssertionError without a message. Cutoffs that do not ascend give a negative
     size."""
-    _check_before_training(_check_adaptive_softmax)
+    check_before_training(_check_adaptive_softmax)
     wrap(AdaptiveSoftmax, "__init__", functools.partial(_with_cutoffs, "--adaptive-softmax-cutoff"))
     wrap(AdaptiveInput, "__init__", functools.partial(_with_cutoffs, "--adaptive-input-cutoff"))
 
@@ -305,7 +306,9 @@ def _reduce_enumeration(kind) -> str | tuple:
     return (constants.ChoiceEnum, ([each.value for each in kind],)) if is_made else kind.__qualname__
 
 
-def _check_before_training(check):
+def check_before_training(check: Callable) -> None:
+    """Have a function check the configuration, the task, the model and the criterion of a training before it begins."""
+
     def init(original, self, cfg, task, model, criterion, *args, **kwargs):
         check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, model, criterion)
         original(self, cfg, task, model, criterion, *args, **kwargs)

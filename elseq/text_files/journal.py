@@ -12,7 +12,6 @@ The standard output has no journal: `StandardOutput` writes the lines in their o
 
 import contextlib
 import errno
-import fcntl
 import json
 import logging
 import mmap
@@ -29,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from elseq.errors import UserError
-from elseq.files import check_output_file
+from elseq.files import check_output_file, lock
 from elseq.text_files.fingerprint import Fingerprint, differences, read_fingerprint
 from elseq.text_files.plain_folder import PlainFolder
 
@@ -44,7 +43,6 @@ _JOURNAL = re.compile(r"\d+\.journal")
 LARGEST_RECORD = 2**30  # bytes; a record holds the lines of a part of a batch
 _PART = 2**20
 _WHOLE = "output"  # the output while it is written
-NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP)
 
 
 def make_record(payload: bytes) -> bytes:
@@ -106,7 +104,8 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
             self._open_folder()
             self._file = self._directory.open(self._name, os.O_RDWR | os.O_CREAT)
-            self._flock()
+            if not lock(self._file):
+                logger.warning("%s is on a file system without locks: let only one run at a time make it", self.output)
         except FileExistsError as error:
             raise UserError(
                 f"{self.folder}, where finished lines are kept, is a file: move it, or give another --output"
@@ -138,14 +137,6 @@ class Journal:
         return UserError(
             f"{self.output} is being written by another elseq-generate: wait for it, or give another --output"
         )
-
-    def _flock(self) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in NO_LOCKS:
-                raise
-            logger.warning("%s is on a file system without locks: let only one run at a time make it", self.output)
 
     def _unlock(self) -> None:
         if self._file is not None:

@@ -2,12 +2,17 @@ import errno
 import io
 import os
 import shutil
+import subprocess
+import sys
 
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.file_io import PathManager
+from fairseq.trainer import Trainer
 
+from elseq import files
 from elseq.compat import saving
 from elseq.errors import UserError
 from tests import helpers
@@ -142,3 +147,107 @@ def test_a_link_is_replaced_by_a_copy(tmp_path):
 def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
     with pytest.raises(UserError, match=r"nothing/model\.pt cannot be written \(No such file or directory\)"):
         checkpoint_utils.torch_persistent_save({}, str(tmp_path / "nothing" / "model.pt"))
+
+
+# --- the folder
+
+
+@pytest.mark.parametrize("name", ["checkpoint_last.pt", "checkpoint_best.pt", "checkpoint2.pt"])
+def test_a_folder_of_the_name_of_a_checkpoint(train, without, tmp_path, name):
+    (tmp_path / name).mkdir()
+    found = f"{tmp_path / name} is a folder, and checkpoints have such names: move it, or give another --save-dir"
+    result = train(*BOTH)
+    assert result.stderr == f"elseq: error: {found}\n"
+    assert "begin training" not in result.stdout
+    train("--no-save", check=True)
+    without(Trainer, "__init__")
+    without(checkpoint_utils, "torch_persistent_save")
+    if name == "checkpoint_best.pt":
+        with pytest.raises(IsADirectoryError):
+            train(*BOTH)
+
+
+HOLD = "import fcntl, os, sys; fcntl.flock(os.open(sys.argv[1], 0), fcntl.LOCK_EX); print(flush=True); input()"
+
+
+@pytest.fixture
+def other_training(tmp_path):
+    """A process that holds the lock of a training."""
+    holder = subprocess.Popen(
+        [sys.executable, "-c", HOLD, tmp_path], stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL
+    )
+    holder.stdout.readline()
+    yield holder
+    holder.kill()
+    holder.communicate()
+
+
+def test_two_trainings_of_a_folder(train, without, tmp_path, other_training):
+    found = f"--save-dir {tmp_path} is being written by another training: wait for it, or give another --save-dir"
+    assert train().stderr == f"elseq: error: {found}\n"
+    assert not list(tmp_path.iterdir())
+    train("--no-save", check=True)
+    train(f"--save-dir={tmp_path / 'other'}", check=True)
+    without(Trainer, "__init__")
+    train(check=True)
+    assert (tmp_path / "checkpoint_last.pt").exists()
+
+
+def test_a_killed_training_holds_nothing(train, other_training, tmp_path):
+    other_training.kill()
+    other_training.communicate()
+    train("--num-workers=1", check=True)
+    assert {path.name for path in tmp_path.iterdir()} == {"checkpoint_best.pt", "checkpoint_last.pt"}
+
+
+def is_locked(folder):
+    file = os.open(folder, os.O_RDONLY)
+    try:
+        return not files.lock(file)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(file)
+
+
+def test_a_folder_is_locked_while_it_is_trained_to(train, tmp_path, monkeypatch):
+    seen = []
+
+    def save(*_, **__):
+        seen.append(is_locked(tmp_path))
+
+    monkeypatch.setattr(checkpoint_utils, "torch_persistent_save", save)
+    train("--no-last-checkpoints", check=True)
+    assert seen == [True] and not is_locked(tmp_path)
+    train("--lr=-1")
+    assert not is_locked(tmp_path)
+
+
+def test_a_worker_does_not_hold_the_lock(tmp_path):
+    cfg = FairseqConfig()
+    cfg.checkpoint.save_dir = str(tmp_path)
+    saving._lock(cfg)
+    child = os.fork()
+    if not child:
+        os._exit(len(saving._locked))
+    assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+    assert is_locked(tmp_path)
+    saving._lock(cfg)  # the next training of this process
+    saving._unlock()
+    assert not is_locked(tmp_path)
+
+
+def test_other_processes_of_a_training_take_no_lock(tmp_path, other_training):
+    cfg = FairseqConfig()
+    cfg.checkpoint.save_dir = str(tmp_path)
+    cfg.distributed_training.distributed_rank = 1
+    saving._lock(cfg)
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.EBADF])
+def test_a_file_system_without_locks(train, monkeypatch, number):
+    def flock(*_):
+        raise OSError(number, os.strerror(number))
+
+    monkeypatch.setattr("fcntl.flock", flock)
+    train(check=True)

@@ -191,7 +191,7 @@ def test_a_journal_that_a_finished_run_removes_meanwhile(tmp_path, monkeypatch):
     def flock(*_):
         shutil.rmtree(journal.folder)
 
-    monkeypatch.setattr(journal_module.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     with pytest.raises(UserError, match="is being written by another"):
         journal.lock()
 
@@ -200,7 +200,7 @@ def test_a_file_system_without_locks(tmp_path, monkeypatch, caplog):
     def flock(*_):
         raise OSError(errno.ENOLCK, "No locks available")
 
-    monkeypatch.setattr(journal_module.fcntl, "flock", flock)
+    monkeypatch.setattr("fcntl.flock", flock)
     begin(tmp_path / "output")[0].close()
     assert "without locks" in caplog.text
 
