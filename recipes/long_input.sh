@@ -154,8 +154,8 @@ train() {
 # finetune NAME OPTION...: of the first model, eight sources an update. Adam's moments begin anew.
 finetune() {
   local name=$1; shift
-  train "$name" "$work/training/data" "$tuning" "$tuning_rate" --restore-file "$work/first/checkpoint_best.pt" --reset-optimizer \
-    --reset-lr-scheduler --reset-meters --reset-dataloader --batch-size 4 --update-freq 2 "$@"
+  train "$name" "$work/training/data" "$tuning" "$tuning_rate" --finetune-from-model "$work/first/checkpoint_best.pt" \
+    --batch-size 4 --update-freq 2 "$@"
 }
 
 # generate NAME DATA CHECKPOINT OPTION...

@@ -65,8 +65,7 @@ both() {
 finetune() {
   run rm -rf "$work/$1" && run mkdir -p "$work/$1"
   logged "$1/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer $architecture --attention-top-k "$2" --restore-file "$checkpoint" \
-    --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
+    --arch elseq_transformer $architecture --attention-top-k "$2" --finetune-from-model "$checkpoint" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler polynomial_decay \
     --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
     --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --seed 1 \

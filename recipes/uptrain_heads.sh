@@ -72,7 +72,7 @@ uptrain() {
     criterion=(--criterion elseq_distillation --teacher "$checkpoint" --distillation-weight "$distillation")
   run rm -rf "$work/$name/checkpoints" && run mkdir -p "$work/$name"
   logged "$name/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer $architecture "$@" --restore-file "$start" --reset-optimizer --reset-lr-scheduler --reset-meters --reset-dataloader \
+    --arch elseq_transformer $architecture "$@" --finetune-from-model "$start" \
     --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler fixed --warmup-updates $((updates / 10)) \
     "${criterion[@]}" --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
     --validate-interval-updates "$interval" --save-dir "$work/$name/checkpoints" --no-epoch-checkpoints --seed "$seed" \

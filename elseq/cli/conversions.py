@@ -132,8 +132,7 @@ def _training_command(cfg: dict, output: Path) -> str:
     name = criterion.get("_name")
     if isinstance(name, str) and name in CRITERION_DATACLASS_REGISTRY:
         options += ["--criterion", name, *recorded_options(CRITERION_DATACLASS_REGISTRY[name], criterion)]
-    options += ["--restore-file", str(output), "--reset-optimizer", "--reset-lr-scheduler"]
-    options += ["--reset-meters", "--reset-dataloader"]
+    options += ["--finetune-from-model", str(output)]  # other than --restore-file, a repeated command continues
     return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {shlex.join(options)}'
 
 

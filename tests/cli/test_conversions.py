@@ -49,8 +49,7 @@ def test_command_to_train(monkeypatch, task, expected):
     command = shlex.split(_training_command({"task": task, "model": {"_name": "mine"}}, Path("out.pt")))
     assert command[command.index("--arch") + 1] == "mine"
     assert command[command.index("--task") + 1] == expected
-    assert command[command.index("--restore-file") + 1] == "out.pt"
-    assert "--criterion" not in command and command[-1] == "--reset-dataloader"
+    assert "--criterion" not in command and command[-2:] == ["--finetune-from-model", "out.pt"]
 
 
 @pytest.mark.parametrize(
