@@ -53,6 +53,7 @@ REPAIRS = (
     architectures.name_by_parameters,  # runs before explain_misfits looks for the architecture
     checkpoints.accept_missing_history,
     checkpoints.forget_best_score,
+    checkpoints.forget_best_of_another_metric,
     checkpoints.explain_missing_start,
     checkpoints.explain_unusable_save_dir,
     checkpoints.share_between_processes,
@@ -86,6 +87,7 @@ REPAIRS = (
     training.train_bfloat16_without_a_tpu,
     training.explain_missing_hardware,
     training.explain_missing_metrics,
+    training.warn_of_the_worst_checkpoint,
     training.explain_options_of_bleu,
     training.explain_adaptive_softmax,
     training.explain_options_of_the_optimizer,

@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import logging
 import os
 import pickle
 import re
@@ -9,6 +10,7 @@ import sys
 import textwrap
 import zipfile
 from argparse import Namespace
+from contextvars import ContextVar
 from pathlib import Path
 
 import numpy as np
@@ -22,10 +24,12 @@ from fairseq.trainer import Trainer
 from elseq.compat import contents, stored_tensors
 from elseq.compat.literals import NotLiteral
 from elseq.compat.parameters import Adoption
-from elseq.compat.patching import Overlay, wrap
+from elseq.compat.patching import Overlay, setting, wrap
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, described, is_out_of_memory, user_sentence
 from elseq.files import check_ordinary
+
+logger = logging.getLogger(__name__)
 
 _AS_TRAINING_LEFT_IT = "use the file that the training saved"
 
@@ -330,6 +334,42 @@ def forget_best_score():
         return load(cfg, trainer, *args, **kwargs)
 
     wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
+
+
+_continued: ContextVar = ContextVar("the settings of the checkpoints of the training that continues", default=None)
+
+
+def forget_best_of_another_metric():
+    """Training continues with the best score of the checkpoint, also where --best-checkpoint-metric or
+    --maximize-best-checkpoint-metric is another one. Then a loss is compared with BLEU, checkpoint_best.pt may never be
+    written again, and reduce_lr_on_plateau may lower the learning rate without need."""
+
+    def load_checkpoint(load, trainer, filename, reset_optimizer=False, *args, reset_meters=False, **kwargs):
+        cfg = None if reset_optimizer or reset_meters else trainer.cfg.checkpoint
+        with setting(_continued, cfg):
+            return load(trainer, filename, reset_optimizer, *args, reset_meters=reset_meters, **kwargs)
+
+    wrap(Trainer, "load_checkpoint", load_checkpoint)
+    wrap(checkpoint_utils, "load_checkpoint_to_cpu", _forget_best)
+
+
+def _forget_best(load, *args, **kwargs):
+    state, now = load(*args, **kwargs), _continued.get()
+    if now is None or state["extra_state"].get("best") is None:
+        return state
+    before = {**now, **state["cfg"].get("checkpoint", {})}
+    found, wanted = (
+        f"the {'largest' if each['maximize_best_checkpoint_metric'] else 'smallest'} {each['best_checkpoint_metric']}"
+        for each in (before, now)
+    )
+    if found != wanted:
+        del state["extra_state"]["best"]
+        state["optimizer_history"][-1]["lr_scheduler_state"]["best"] = None
+        logger.warning(
+            "checkpoint_best.pt is that of %s, and from now on that of %s: the next validation writes over it",
+            *(found, wanted),
+        )
+    return state
 
 
 def explain_missing_start():

@@ -3,6 +3,7 @@
 import copyreg
 import functools
 import inspect
+import logging
 import os
 import sys
 from argparse import Namespace
@@ -17,6 +18,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.dataclass import constants
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
@@ -30,6 +32,8 @@ from elseq.bounds import check_bounds
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import json_object
 from elseq.errors import UserError, as_option, described, renamed, user_sentence
+
+logger = logging.getLogger(__name__)
 
 
 def clip_gradients_where_they_are():
@@ -109,6 +113,27 @@ def _check_metric(cfg, task, model, criterion):
 
 
 _OF_BATCHES = ("wpb", "wps", "bsz", "num_updates")
+
+
+_GROWING = ("accuracy", "bleu", "f1", "mcc", "n_correct")  # the better, the larger
+_SHRINKING = ("loss", "nll_loss", "ppl")
+
+
+def warn_of_the_worst_checkpoint():
+    """--best-checkpoint-metric bleu without --maximize-best-checkpoint-metric keeps the checkpoint of the least BLEU,
+    and --maximize-best-checkpoint-metric with a loss that of the largest."""
+    check_before_training(_check_direction)
+
+
+def _check_direction(cfg, *_):
+    name, maximize = cfg.checkpoint.best_checkpoint_metric, cfg.checkpoint.maximize_best_checkpoint_metric
+    if cfg.dataset.disable_validation or not distributed_utils.is_master(cfg.distributed_training):
+        return
+    if name in (_SHRINKING if maximize else _GROWING):
+        logger.warning(
+            "checkpoint_best.pt will be that of the %s %s: %s --maximize-best-checkpoint-metric",
+            *(("largest", name, "leave out") if maximize else ("smallest", name, "give")),
+        )
 
 
 class _AnyOutput(dict):

@@ -1,5 +1,6 @@
 import decimal
 import io
+import math
 import os
 import pickle
 import shutil
@@ -458,6 +459,29 @@ def test_every_training_has_its_own_best_score(translation_data, tmp_path, witho
     helpers.train("transformer", translation_data, tmp_path / "shared", "--max-update=1")
     assert not (tmp_path / "shared" / "checkpoint_best.pt").exists()
     del checkpoint_utils.save_checkpoint.best
+
+
+@pytest.mark.parametrize("name", ["ppl", "loss"])
+def test_the_best_by_another_metric(translation_data, tmp_path, without, name):
+    """By another name, or by the largest instead of the smallest."""
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--user-dir", helpers.USER_DIR)
+    command += ["--save-interval=1", "--validate-interval=1", "--lr-scheduler=reduce_lr_on_plateau", "--lr=0.001"]
+    helpers.run_here([*command, "--max-epoch=1"])
+    last, best = (tmp_path / f"checkpoint_{which}.pt" for which in ("last", "best"))
+    start = last.read_bytes()
+    command += [f"--best-checkpoint-metric={name}", *(["--maximize-best-checkpoint-metric"] * (name == "loss"))]
+    assert helpers.run_here([*command, "--max-epoch=2"]).stdout.count("and from now on that of the") == 1
+    state = torch.load(last)
+    assert state["extra_state"]["best"] == state["extra_state"]["val_loss"]
+    assert math.isinf(state["optimizer_history"][-1]["lr_scheduler_state"]["best"])  # as of a new one
+    assert torch.load(best)["optimizer_history"][-1]["num_updates"] == 10  # of two epochs
+    assert "from now on" not in helpers.run_here([*command, "--max-epoch=3"]).stdout  # the checkpoint has the metric
+    last.write_bytes(start)
+    best.write_bytes(start)
+    without(Trainer, "load_checkpoint")
+    helpers.run_here([*command, "--max-epoch=2"])
+    assert torch.load(last)["extra_state"]["best"] == torch.load(best)["extra_state"]["val_loss"]
+    assert torch.load(best)["optimizer_history"][-1]["num_updates"] == 5
 
 
 def test_other_processes_could_not_receive_a_checkpoint(state, monkeypatch):

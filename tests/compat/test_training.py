@@ -78,6 +78,27 @@ def test_bleu_that_nothing_computes(train, without):
         train(*bleu, "--restore-file=checkpoint_last.pt", "--max-update=6")
 
 
+@pytest.mark.parametrize(
+    ("options", "warning"),
+    [
+        (["bleu", "--eval-bleu", "--eval-bleu-args={}"], "smallest bleu: give"),
+        (["bleu", "--eval-bleu", "--eval-bleu-args={}", "--maximize-best-checkpoint-metric"], None),
+        (["ppl", "--maximize-best-checkpoint-metric"], "largest ppl: leave out"),
+        (["ppl"], None),
+        (["ppl", "--maximize-best-checkpoint-metric", "--disable-validation"], None),
+    ],
+)
+def test_the_worst_checkpoint(train, without, options, warning):
+    command = ["--user-dir", helpers.USER_DIR, "--best-checkpoint-metric", *options, "--max-update=1"]
+    sentence = f"checkpoint_best.pt will be that of the {warning} --maximize-best-checkpoint-metric\n"
+    found = train(*command, check=True).stdout
+    assert found.count(sentence) == (warning is not None)
+    if warning is None:
+        assert "checkpoint_best.pt will be" not in found
+    without(Trainer, "__init__")
+    assert "checkpoint_best.pt will be" not in train(*command, check=True).stdout
+
+
 SEVERAL = ["--lang-pairs=src-tgt", "--langs=src,tgt"]
 PRETRAINED = ["--langs=src,tgt", "-s", "src", "-t", "tgt"]
 
