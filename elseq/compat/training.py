@@ -15,6 +15,7 @@ from fairseq import options, trainer, utils
 from fairseq.criterions.adaptive_loss import AdaptiveLoss
 from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEntropyCriterion
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import constants
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
@@ -191,6 +192,25 @@ def explain_options_of_bleu():
             return build(task, *args, **kwargs)
 
     wrap(TranslationTask, "build_model", build_model)
+
+
+def explain_fewer_batches():
+    """Where training continues in the middle of an epoch that now has fewer batches than were trained on, by a larger
+    --max-tokens or less data, there is a traceback that asks to report it."""
+
+    def load_state_dict(load, self, state):
+        try:
+            load(self, state)
+        except RuntimeError as error:
+            if not str(error).startswith("Cannot resume training due to dataloader mismatch"):
+                raise
+            raise UserError(
+                f"{state['iterations_in_epoch']} batches of epoch {state['epoch']} were trained on before, and now it "
+                f"has {len(self)}: give the former data and options (--max-tokens, --batch-size), or --reset-dataloader to "
+                "begin with epoch 1"
+            ) from error
+
+    wrap(EpochBatchIterator, "load_state_dict", load_state_dict)
 
 
 def train_from_pretrained_bart():

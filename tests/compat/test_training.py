@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import constants
 from fairseq.logging import metrics
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
@@ -282,6 +283,20 @@ def test_another_schedule(train, without, tmp_path, before, after, error):
         without(schedule, "load_state_dict")
     with pytest.raises((AssertionError, TypeError), match=f"{error}|unsupported operand"):
         train(*command, f"--save-dir={tmp_path / 'without'}", check=True)
+
+
+def test_fewer_batches_of_an_epoch(train, without, tmp_path):
+    train("--max-update=4", check=True)
+    command = ["--max-update=6", "--max-tokens=2000"]
+    assert error_of(train(*command)) == (
+        "elseq: error: 4 batches of epoch 1 were trained on before, and now it has 2: give the former data and options "
+        "(--max-tokens, --batch-size), or --reset-dataloader to begin with epoch 1"
+    )
+    (tmp_path / "copy.pt").write_bytes((tmp_path / "checkpoint_last.pt").read_bytes())
+    train(*command, "--reset-dataloader", check=True)
+    without(EpochBatchIterator, "load_state_dict")
+    with pytest.raises(RuntimeError, match="report this to the fairseq developers"):
+        train(*command, "--restore-file", str(tmp_path / "copy.pt"))
 
 
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
