@@ -13,6 +13,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.data import Dictionary
 from torch import Tensor
 
+from elseq.compat.training import check_before_training
 from elseq.errors import UserError
 from elseq.loading import Checkpoint
 from elseq.models.config import option
@@ -89,9 +90,17 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         Raises:
             UserError: it cannot be loaded, or is not for the texts of this training.
         """
+        self.load_teacher()
+        return self._teacher[0].to(like)
+
+    def load_teacher(self) -> None:
+        """Load the teacher, unless it is.
+
+        Raises:
+            UserError: as for `teacher`.
+        """
         if not self._teacher:
             self._teacher.append(self._load())
-        return self._teacher[0].to(like)
 
     def _load(self):
         checkpoint = Checkpoint.read(self.path)
@@ -110,3 +119,11 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         with contextlib.suppress(UserError):
             return Dictionary.load(str(checkpoint.dictionaries(checkpoint.folder())[1])).symbols
         return None
+
+
+def _check_teacher(cfg, task, model, criterion):
+    if isinstance(criterion, DistillationCriterion) and criterion.weight:
+        criterion.load_teacher()
+
+
+check_before_training(_check_teacher)  # and not at the first update; a validation needs no teacher

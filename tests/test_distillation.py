@@ -120,7 +120,10 @@ def test_teachers_that_cannot_teach(tiny_translation, tiny_language_model, tmp_p
         command = helpers.train_command(
             "mq_transformer", tiny_translation.data, tmp_path, *options, "--teacher", teacher
         )
-        return helpers.run_here(command, check=False).stderr.splitlines()[-1]
+        result = helpers.run_here(command, check=False)
+        assert "Preparing to load checkpoint" not in result.stdout  # before training begins
+        assert not list(tmp_path.iterdir())
+        return result.stderr.splitlines()[-1]
 
     assert re.match("elseq: error: checkpoint .*nowhere.pt cannot be read", sentence(tmp_path / "nowhere.pt"))
     assert re.match(

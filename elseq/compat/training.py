@@ -206,8 +206,8 @@ def explain_fewer_batches():
                 raise
             raise UserError(
                 f"{state['iterations_in_epoch']} batches of epoch {state['epoch']} were trained on before, and now it "
-                f"has {len(self)}: give the former data and options (--max-tokens, --batch-size), or --reset-dataloader to "
-                "begin with epoch 1"
+                f"has {len(self)}: give the former data and options (--max-tokens, --batch-size), or "
+                "--reset-dataloader to begin with epoch 1"
             ) from error
 
     wrap(EpochBatchIterator, "load_state_dict", load_state_dict)
