@@ -69,6 +69,7 @@ REPAIRS = (
     data.keep_last_batch,
     data.stop_reading_ahead,
     data.end_workers_that_hear_nothing,
+    data.end_workers_without_a_word,
     data.explain_missing_data,
     data.explain_long_sentences,
     data.explain_unusable_dictionaries,

@@ -11,6 +11,7 @@ import sys
 import textwrap
 import types
 import weakref
+from multiprocessing import resource_sharer
 
 import numpy as np
 from fairseq import tasks
@@ -111,6 +112,16 @@ def _end(worker, queue, timeout=None):
     if closing is not None and not closing.still_active() and worker._parent_pid == os.getpid():
         worker.terminate()
     return type(worker).join(worker, timeout)
+
+
+def end_workers_without_a_word():
+    """A training that is ended by SIGTERM while it takes a batch from a worker leaves a traceback of the worker."""
+    resource_sharer.sys = Overlay(sys, excepthook=_tell_of_sharing)
+
+
+def _tell_of_sharing(kind, error, place):
+    if not issubclass(kind, ConnectionError | EOFError):  # the other process is gone
+        sys.excepthook(kind, error, place)
 
 
 def explain_missing_data():

@@ -1,7 +1,10 @@
 import gc
 import io
+import os
 import re
+import socket
 import sys
+from multiprocessing import resource_sharer
 from multiprocessing.process import BaseProcess
 
 import numpy as np
@@ -102,6 +105,23 @@ def test_sentence_longer_than_a_batch(without):
 
 
 @pytest.mark.few_cases(1)
+def test_a_process_that_is_gone_before_it_has_its_batch(monkeypatch):
+    told = []
+    monkeypatch.setattr(sys, "excepthook", lambda kind, *_: told.append(kind))
+
+    def leave():
+        shared = resource_sharer.DupFd(0)
+        with socket.socket(socket.AF_UNIX) as gone:
+            gone.connect(shared._id[0])
+        os.close(shared.detach())  # the sharer has served the one before it
+
+    leave()
+    assert not told
+    monkeypatch.setattr(resource_sharer, "sys", sys)
+    leave()
+    assert len(told) == 1 and issubclass(told[0], ConnectionError | EOFError)
+
+
 @pytest.mark.parametrize("size", [1, 20])
 def test_command_that_ends_while_batches_are_read(size):
     """With a small buffer the thread waits for room in it, with a large one it is busy."""
