@@ -262,24 +262,25 @@ def _refuse_what_interactive_lacks(parsed):
 def explain_values_that_cannot_be():
     """Invalid seeds, counts below their minimum, unknown subwords, a --results-path that is a file, and a
     --context-window that leaves nothing of a block give tracebacks, some of them after the first batch, or end the
-    process (--required-batch-size-multiple 0). A tracker of trainings that is not installed is a line of the log."""
-    checks = _check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window, _check_trackers
+    process (--required-batch-size-multiple 0). A tracker of trainings that is not installed is a line of the log, and
+    without iopath --write-checkpoints-asynchronously trains nothing and ends with exit code 0."""
+    checks = _check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window, _check_packages
     for check in checks:
         after_parsing(check)
 
 
-# What records the figures of a training, by option: the modules, of which fairseq imports the first that it finds, and
-# the package.
-_TRACKERS = {
+# What options need: the modules, of which fairseq imports the first that it finds, and the package.
+_PACKAGES = {
     "tensorboard_logdir": (("tensorboard", "tensorboardX"), "tensorboard"),
     "wandb_project": (("wandb",), "wandb"),
     "aim_repo": (("aim",), "aim"),
     "azureml_logging": (("azureml",), "azureml-core"),
+    "write_checkpoints_asynchronously": (("iopath",), "iopath"),
 }
 
 
-def _check_trackers(parsed):
-    for option, (modules, package) in _TRACKERS.items():
+def _check_packages(parsed):
+    for option, (modules, package) in _PACKAGES.items():
         if getattr(parsed, option, None) and not any(map(importlib.util.find_spec, modules)):
             raise UserError(f"{as_option(option)} needs a package that is not installed: pip install {package}")
 

@@ -205,9 +205,10 @@ def commands_on(translation, language_model, tmp_path):
         ("--wandb-project=mine", "wandb", "wandb"),
         ("--aim-repo=mine", "aim", "aim"),
         ("--azureml-logging", "azureml", "azureml-core"),
+        ("--write-checkpoints-asynchronously", "iopath", "iopath"),
     ],
 )
-def test_a_tracker_that_is_not_installed(translation_data, tmp_path, monkeypatch, option, module, package):
+def test_a_package_that_is_not_installed(translation_data, tmp_path, monkeypatch, option, module, package):
     find = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(module) else find(name))
     command = helpers.train_command("transformer", translation_data, tmp_path / "save", option)
