@@ -7,8 +7,8 @@ from pathlib import Path
 
 import torch
 from fairseq import checkpoint_utils
-from fairseq.criterions import CRITERION_DATACLASS_REGISTRY
-from fairseq.tasks import TASK_DATACLASS_REGISTRY
+from fairseq.criterions import CRITERION_REGISTRY
+from fairseq.tasks import TASK_REGISTRY
 
 from elseq.cli.calibration import read_calibration
 from elseq.cli.convert import CALIBRATION_SENTENCES, DEFAULT_PLACES
@@ -127,11 +127,11 @@ def _training_command(cfg: dict, output: Path) -> str:
     name = task.get("_name") or "translation"
     name = TASKS.get(name, name)
     besides = ("data", *cfg["model"])
-    options = ["--task", name, *recorded_options(TASK_DATACLASS_REGISTRY.get(name), task, besides)]
+    options = ["--task", name, *recorded_options(TASK_REGISTRY.get(name), task, besides)]
     options += training_options(cfg["model"])
     name = criterion.get("_name")
-    if isinstance(name, str) and name in CRITERION_DATACLASS_REGISTRY:
-        options += ["--criterion", name, *recorded_options(CRITERION_DATACLASS_REGISTRY[name], criterion)]
+    if isinstance(name, str) and name in CRITERION_REGISTRY:
+        options += ["--criterion", name, *recorded_options(CRITERION_REGISTRY[name], criterion)]
     options += ["--finetune-from-model", str(output)]  # other than --restore-file, a repeated command continues
     return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {shlex.join(options)}'
 

@@ -1,7 +1,7 @@
 """Maps stock fairseq models to elseq models with the same parameters and names."""
 
 import contextlib
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from collections.abc import Collection, Mapping
 from dataclasses import fields
 from typing import get_args
@@ -43,7 +43,6 @@ _STOCK_NAMES = {
     "elseq_bart": "bart_large",
     "elseq_transformer_lm": "transformer_lm",
 }
-_SCALARS = (bool, int, float, str)  # what an option of a command can be
 # Options that fairseq's language model ignores: its checkpoints have no such parameters.
 _DROPPED = ("scale_attn", "scale_fc", "scale_heads", "scale_resids")
 _OWN_OPTIONS = {field.name for kind in (AttentionConfig, TopKConfig) for field in fields(kind)}
@@ -185,15 +184,25 @@ def recorded_options(kind: type | None, recorded: Mapping, besides: Collection[s
     defaults, without those that belong to other parts of the configuration, such as the batches.
 
     Args:
-        kind: the dataclass of the task or the criterion; None for one without, of which there are no options.
+        kind: the class of the task or the criterion; None for an unknown one, of which there are no options.
         recorded: the settings.
         besides: other options that are left out.
     """
     if kind is None:
         return []
-    defaults = {option.name: option.default for option in fields(kind) if _reference(option.default) is None}
-    left = {name: value for name, value in recorded.items() if name not in besides and isinstance(value, _SCALARS)}
-    return _arguments(left, {name: default for name, default in defaults.items() if name in left})
+    parser = ArgumentParser(add_help=False)
+    kind.add_args(parser)
+    arguments = []
+    for action in parser._actions:
+        value = None if action.dest in besides else recorded.get(action.dest)
+        if action.option_strings and value is not None and _as_text(value) != _as_text(action.default):
+            arguments += _argument(action.dest, None if action.nargs == 0 else _as_text(value))
+    return arguments
+
+
+def _as_text(value) -> str:
+    """The value of an option as a command line has it."""
+    return ",".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
 
 
 def _reference(default) -> tuple[str, str] | None:
@@ -208,13 +217,13 @@ def _arguments(values: Mapping, defaults: Mapping) -> list[str]:
     arguments = []
     for name, default in defaults.items():
         value = values[name]
-        if name == "_name" or value == default:
-            continue
-        arguments.append(as_option(name))
-        if not isinstance(value, bool):
-            text = str(value)
-            if text.startswith("-"):  # argparse would read it as an option
-                arguments[-1] += f"={text}"
-            else:
-                arguments.append(text)
+        if name != "_name" and value != default:
+            arguments += _argument(name, None if isinstance(value, bool) else str(value))
     return arguments
+
+
+def _argument(name: str, text: str | None) -> list[str]:
+    option = as_option(name)
+    if text is None:
+        return [option]
+    return [f"{option}={text}"] if text.startswith("-") else [option, text]  # argparse would read it as an option

@@ -248,6 +248,21 @@ def test_the_printed_command_trains_as_the_training_before(run, tmp_path, tiny_t
         assert {name: after[part][name] for name in expected} == expected
 
 
+@pytest.mark.parametrize("name", ["replacing", "mbart25"])
+def test_the_printed_command_has_the_languages_of_the_training_before(run, tmp_path, family, name):
+    model = family(name)
+    printed = run(model.checkpoint, "--num-kv-heads=2").splitlines()[-1]
+    printed = printed.replace("DATA", str(model.data)).replace('"$(elseq-user-dir)"', str(helpers.USER_DIR))
+    command = [*shlex.split(printed), "--save-dir", tmp_path / "uptrained", "--optimizer=sgd", "--lr=1e-20"]
+    options = ["--max-tokens=800", "--cpu", "--num-workers=0"]
+    validate = ["fairseq-validate", model.data, "--path", tmp_path / "out.pt", *PLUGIN, *options]
+    trained, converted = (
+        re.findall(r"valid on 'valid' subset \| loss ([\d.]+)", helpers.run_here(each).stdout)[0]
+        for each in ([*command, *options, "--max-update=1"], validate)
+    )
+    assert trained == converted
+
+
 @pytest.mark.parametrize("criterion", [5, None, {"_name": ["a"]}, {"_name": "unknown", "label_smoothing": 1}])
 def test_a_criterion_that_is_not_known(run, tmp_path, tiny_translation, criterion):
     def change(state):
