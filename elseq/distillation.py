@@ -13,7 +13,7 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
 from fairseq.data import Dictionary
 from torch import Tensor
 
-from elseq.compat.training import check_before_training
+from elseq.compat.patching import before_training
 from elseq.errors import UserError
 from elseq.loading import Checkpoint
 from elseq.models.config import option
@@ -126,4 +126,4 @@ def _check_teacher(cfg, task, model, criterion):
         criterion.load_teacher()
 
 
-check_before_training(_check_teacher)  # and not at the first update; a validation needs no teacher
+before_training(_check_teacher)  # and not at the first update; a validation needs no teacher

@@ -1,15 +1,18 @@
 """Repairs of the commands: --user-dir, fairseq-validate, Hydra, warnings."""
 
+import ast
 import copy
 import functools
 import importlib.util
 import logging
 import math
 import os
+import re
 import sys
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
+from collections.abc import Mapping, Sequence
 
 import fairseq
 import torch
@@ -23,9 +26,11 @@ from hydra import initialize_config_dir
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
-from elseq.compat.patching import Overlay, after_parsing, wrap
+from elseq.compat.patching import Overlay, after_parsing, before_training, wrap
+from elseq.compat.settings import values
 from elseq.errors import UserError, as_option, user_sentence
 from elseq.files import user_dirs
 
@@ -260,13 +265,15 @@ def _refuse_what_interactive_lacks(parsed):
 
 
 def explain_values_that_cannot_be():
-    """Invalid seeds, counts below their minimum, unknown subwords, a --results-path that is a file, and a
-    --context-window that leaves nothing of a block give tracebacks, some of them after the first batch, or end the
-    process (--required-batch-size-multiple 0). A tracker of trainings that is not installed is a line of the log, and
-    without iopath --write-checkpoints-asynchronously trains nothing and ends with exit code 0."""
-    checks = _check_seed, _check_counts, _check_lengths, _check_subwords, _check_results, _check_window, _check_packages
-    for check in checks:
+    """Invalid seeds, numbers outside their range, unknown subwords, a --results-path that is a file, and a
+    --context-window that leaves nothing of a block give tracebacks, some of them after the first batch or epoch, or end
+    the process (--required-batch-size-multiple 0), or go on for ever (--poisson-lambda 0). A tracker of trainings that
+    is not installed is a line of the log, and without iopath --write-checkpoints-asynchronously trains nothing and ends
+    with exit code 0."""
+    checks = _check_seed, _check_lengths, _check_subwords, _check_results, _check_window, _check_packages
+    for check in (lambda parsed: _check_ranges(vars(parsed)), *checks):
         after_parsing(check)
+    before_training(lambda cfg, *_: [_check_ranges(values(part) or {}) for part in cfg.values()])  # with Hydra
 
 
 # What options need: the modules, of which fairseq imports the first that it finds, and the package.
@@ -291,16 +298,37 @@ def _check_seed(parsed):
         raise UserError(f"--seed {seed} is no seed: give a number from 0 to {2**32 - 1}")
 
 
-def _check_counts(parsed):
-    if getattr(parsed, "num_workers", 0) < 0:
-        raise UserError(f"--num-workers {parsed.num_workers} is not possible: give 0 for none, or more")
-    for option in ("nbest", "required_batch_size_multiple", "required_seq_len_multiple"):
-        value = getattr(parsed, option, 1)
-        if value < 1:
-            raise UserError(f"{as_option(option)} {value} is not possible: give 1 or more")
-    for value in getattr(parsed, "update_freq", ()):
-        if value < 1:
-            raise UserError(f"--update-freq {value} is not possible: give 1 or more")
+# The least and the largest value of an option that fairseq does not check, and both in words.
+_RANGES = {
+    "num_workers": (0, math.inf, "0 for none, or more"),
+    "max_valid_steps": (0, math.inf, "0 or more"),
+    "replace_length": (-1, 1, "-1, 0 or 1"),
+    "poisson_lambda": (0.01, math.inf, "0.01 or more"),
+    **dict.fromkeys(
+        (
+            *("nbest", "required_batch_size_multiple", "required_seq_len_multiple", "update_freq", "tokens_per_sample"),
+            *("save_interval", "validate_interval", "log_interval", "max_source_positions", "max_target_positions"),
+        ),
+        (1, math.inf, "1 or more"),
+    ),
+    **dict.fromkeys(
+        (
+            *("dropout", "attention_dropout", "activation_dropout", "relu_dropout", "adaptive_softmax_dropout"),
+            *("encoder_layerdrop", "decoder_layerdrop", "quant_noise_pq", "quant_noise_scalar", "label_smoothing"),
+            *("mask", "mask_random", "rotate", "permute_sentences"),
+        ),
+        (0, 1, "a number from 0 to 1"),
+    ),
+}
+
+
+def _check_ranges(options: Mapping):
+    for name in _RANGES.keys() & options.keys():
+        least, largest, in_words = _RANGES[name]
+        given = options[name]
+        for value in given if isinstance(given, Sequence) else [given]:
+            if isinstance(value, int | float) and not least <= value <= largest:
+                raise UserError(f"{as_option(name)} {value} is not possible: give {in_words}")
 
 
 def _check_lengths(parsed):
@@ -334,13 +362,40 @@ def _check_window(parsed):
     window, block = getattr(parsed, "context_window", 0), getattr(parsed, "tokens_per_sample", None)
     if block is None:
         return
-    if block < 1:
-        raise UserError(f"--tokens-per-sample {block} is not possible: give 1 or more")
     if not 0 <= window < block:
         raise UserError(
             f"--context-window {window} leaves nothing of --tokens-per-sample {block}: give a number from 0 to "
             f"{block - 1}"
         )
+
+
+def explain_text_that_is_no_number():
+    """A list of numbers such as --lr that is none, and no literal, gives a traceback instead of argparse's error. An
+    option that needs a number and has none (--total-num-update) gives several, and all options of the command."""
+    dataclass_utils.ast = Overlay(ast, literal_eval=_literal)
+    wrap(dataclass_utils, "compose", _compose)
+    dataclass_utils.logger.addFilter(lambda record: not str(record.msg).startswith("Error when composing."))
+
+
+def _literal(text):
+    """As argparse asks, which knows the option."""
+    try:
+        return ast.literal_eval(text)
+    except SyntaxError as error:
+        raise ValueError(text) from error
+
+
+def _compose(compose, *args, **kwargs):
+    try:
+        return compose(*args, **kwargs)
+    except ConfigCompositionException as error:
+        found = re.fullmatch(r"Error merging override (?:\S+\.)?(\w+)=(.*)", str(error))
+        if found is None:
+            raise
+        name, value = found.groups()
+        if value == "null":
+            raise UserError(f"{as_option(name)} is missing: give a value") from error
+        raise UserError(f"{as_option(name)} {value} is not possible ({error.__cause__})") from error
 
 
 def explain_missing_devices():

@@ -14,7 +14,7 @@ import weakref
 from multiprocessing import resource_sharer
 
 import numpy as np
-from fairseq import tasks
+from fairseq import tasks, utils
 from fairseq.data import (
     Dictionary,
     data_utils,
@@ -36,7 +36,7 @@ from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.patching import Overlay, wrap
 from elseq.compat.settings import values
-from elseq.errors import UserError
+from elseq.errors import UserError, described
 from elseq.files import check_ordinary
 
 logger = logging.getLogger(__name__)
@@ -246,6 +246,33 @@ def _add_from_file(add, dictionary, file):
     except Exception as error:  # fairseq raises different errors for encoding, format and duplicates
         reason = " ".join(str(error).split()).partition(". ")[0]
         raise UserError(f"{file} cannot be used as a dictionary ({reason}): make it by fairseq-preprocess") from error
+
+
+def explain_unusable_embeddings():
+    """A file of embeddings (--encoder-embed-path, --decoder-embed-path) that does not exist, has no numbers, or has
+    vectors of another size, gives a traceback."""
+
+    def parse_embedding(parse, path):
+        try:
+            return parse(path)
+        except OSError as error:
+            raise UserError(f"embeddings {path} cannot be read ({error.strerror}): check the path") from error
+        except (ValueError, StopIteration) as error:
+            raise UserError(
+                f"{path} holds no embeddings ({described(error)}): each line after the first has a word and its numbers"
+            ) from error
+
+    def load_embedding(load, embeddings, vocabulary, embedding):
+        for word, vector in embeddings.items():
+            if len(vector) != embedding.embedding_dim:
+                raise UserError(
+                    f"the embedding of {word!r:.60} has {len(vector)} numbers, the model takes "
+                    f"{embedding.embedding_dim}: give that as --encoder-embed-dim or --decoder-embed-dim"
+                )
+        return load(embeddings, vocabulary, embedding)
+
+    wrap(utils, "parse_embedding", parse_embedding)
+    wrap(utils, "load_embedding", load_embedding)
 
 
 def explain_unusable_subwords():

@@ -1,11 +1,12 @@
 """Restricts the text that fairseq evaluates to literals."""
 
 import ast
+import functools
 import operator
 import os
 import sys
 
-from fairseq import utils
+from fairseq import checkpoint_utils, utils
 from fairseq.criterions import ctc
 from fairseq.data import codedataset
 from fairseq.data.audio import raw_audio_dataset
@@ -104,6 +105,7 @@ def evaluate_literals_only():
     Options of the command line are also restricted to literals, and --model-overrides to a dictionary."""
     for module in EVALUATING:
         module.eval = evaluate
+    checkpoint_utils.ast = Overlay(ast, literal_eval=functools.partial(_overrides, option="--optimizer-overrides"))
     for module in (generate, interactive, validate, eval_lm, sys.modules["__main__"]):  # python -m fairseq_cli....
         _evaluate_overrides_in(module)
 
@@ -117,12 +119,12 @@ def _evaluate_overrides_in(module):
         module.eval = _overrides
 
 
-def _overrides(text):
-    """--model-overrides, the only text that fairseq's commands evaluate directly."""
+def _overrides(text, option="--model-overrides"):
+    """The only text that fairseq's commands evaluate directly, and --optimizer-overrides."""
     try:
         overrides = evaluate(text)
     except NotLiteral as error:
-        raise UserError(str(error), "--model-overrides") from error
+        raise UserError(str(error), option) from error
     if not isinstance(overrides, dict) or not all(isinstance(name, str) for name in overrides):
-        raise UserError(f"{text} is no dictionary of options: give one such as \"{{'beam': 4}}\"", "--model-overrides")
+        raise UserError(f"{text} is no dictionary of options: give one such as \"{{'beam': 4}}\"", option)
     return overrides

@@ -49,6 +49,7 @@ def read_layers_to_keep():
             layers = getattr(parsed, f"{side}_layers_to_keep", None)
             if isinstance(layers, list):
                 setattr(parsed, f"{side}_layers_to_keep", ",".join(map(str, layers)))
+            _layers_to_keep(parsed, side)
 
     after_parsing(as_text)
 

@@ -8,6 +8,8 @@ from collections.abc import Callable, Iterator
 from contextvars import ContextVar
 
 from fairseq import options
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.trainer import Trainer
 
 
 def wrap(owner, name, wrapper):
@@ -30,6 +32,16 @@ def after_parsing(check: Callable[[Namespace], None]) -> None:
         return parsed
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def before_training(check: Callable) -> None:
+    """Have a function check the configuration of a training, its task, model and criterion, when these are built."""
+
+    def init(original, self, cfg, task, model, criterion, *args, **kwargs):
+        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, model, criterion)
+        original(self, cfg, task, model, criterion, *args, **kwargs)
+
+    wrap(Trainer, "__init__", init)
 
 
 @contextlib.contextmanager

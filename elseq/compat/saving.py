@@ -11,8 +11,7 @@ from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 
-from elseq.compat.patching import wrap
-from elseq.compat.training import check_before_training
+from elseq.compat.patching import before_training, wrap
 from elseq.errors import UserError
 from elseq.files import lock
 
@@ -66,7 +65,7 @@ def _replacing(path: str) -> Iterator[str]:
 
 def refuse_folders_for_checkpoints():
     """If checkpoint_last.pt or the like is a folder, the first checkpoint cannot be saved after the first epoch."""
-    check_before_training(_check_names)
+    before_training(_check_names)
 
 
 def _check_names(cfg, *_):
@@ -83,7 +82,7 @@ _locked: list[int] = []  # the descriptor of the folder that this process trains
 def let_one_training_write_a_folder():
     """Two trainings with the same --save-dir write their checkpoints to the same names. One of them continues from
     those of the other later, and what it had learned is lost without a warning."""
-    check_before_training(_lock)
+    before_training(_lock)
     wrap(distributed_utils, "call_main", _call_main)
     os.register_at_fork(after_in_child=_unlock)  # a worker that outlives a killed training does not hold it
 

@@ -4,10 +4,9 @@ import copyreg
 import functools
 import inspect
 import logging
+import math
 import os
 import sys
-from argparse import Namespace
-from collections.abc import Callable
 from dataclasses import fields
 
 import torch
@@ -18,7 +17,6 @@ from fairseq.criterions.label_smoothed_cross_entropy import LabelSmoothedCrossEn
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import constants
 from fairseq.dataclass.configs import GenerationConfig
-from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.distributed import utils as distributed_utils
 from fairseq.logging import metrics
 from fairseq.modules.adaptive_input import AdaptiveInput
@@ -30,8 +28,9 @@ from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 
 from elseq.bounds import check_bounds
-from elseq.compat.patching import Overlay, wrap
-from elseq.compat.settings import json_object
+from elseq.compat.literals import NotLiteral, evaluate
+from elseq.compat.patching import Overlay, before_training, wrap
+from elseq.compat.settings import json_object, values
 from elseq.errors import UserError, as_option, described, renamed, user_sentence
 
 logger = logging.getLogger(__name__)
@@ -69,7 +68,7 @@ def train_bfloat16_without_a_tpu():
 
 def explain_missing_hardware():
     """--fp16 without a GPU gives an error of torch, --tpu without torch_xla one about None."""
-    check_before_training(_check_hardware)
+    before_training(_check_hardware)
 
 
 def _check_hardware(cfg, *_):
@@ -88,7 +87,7 @@ _BY_SWITCH = {"bleu": "eval_bleu", **dict.fromkeys(("accuracy", "total", "n_corr
 def explain_missing_metrics():
     """--best-checkpoint-metric with a name that no validation computes, such as bleu without --eval-bleu, gives a
     KeyError after the first epoch."""
-    check_before_training(_check_metric)
+    before_training(_check_metric)
 
 
 def _check_metric(cfg, task, model, criterion):
@@ -123,7 +122,7 @@ _SHRINKING = ("loss", "nll_loss", "ppl")
 def warn_of_the_worst_checkpoint():
     """--best-checkpoint-metric bleu without --maximize-best-checkpoint-metric keeps the checkpoint of the least BLEU,
     and --maximize-best-checkpoint-metric with a loss that of the largest."""
-    check_before_training(_check_direction)
+    before_training(_check_direction)
 
 
 def _check_direction(cfg, *_):
@@ -227,7 +226,7 @@ def train_from_pretrained_bart():
 def refuse_processes_that_are_strangers():
     """If torchrun starts several processes without --distributed-world-size on a machine with at most one GPU, each
     process trains a separate model without a warning."""
-    check_before_training(_check_processes)
+    before_training(_check_processes)
 
 
 def _check_processes(cfg, *_):
@@ -243,7 +242,7 @@ def explain_adaptive_softmax():
     """A model with an adaptive softmax and another criterion than its own gives an error of torch about gradients, and
     this criterion with another model an AssertionError without a message. Cutoffs that do not ascend give a negative
     size."""
-    check_before_training(_check_adaptive_softmax)
+    before_training(_check_adaptive_softmax)
     wrap(AdaptiveSoftmax, "__init__", functools.partial(_with_cutoffs, "--adaptive-softmax-cutoff"))
     wrap(AdaptiveInput, "__init__", functools.partial(_with_cutoffs, "--adaptive-input-cutoff"))
 
@@ -273,10 +272,11 @@ _OF_OPTIONS = (ArithmeticError, AssertionError, AttributeError, ImportError, Loo
 
 
 def explain_options_of_the_optimizer():
-    """Options that do not fit the optimizer or the learning rate's schedule end in a traceback, and where training
-    continues, in an error about the checkpoint."""
+    """Options that do not fit the optimizer or the learning rate's schedule end in a traceback, some at the first
+    update, and where training continues, in an error about the checkpoint."""
 
     def build_optimizer(build, self):
+        _check_pairs(values(self.cfg.optimizer))
         try:
             build(self)
         except _OF_OPTIONS as error:
@@ -289,6 +289,25 @@ def explain_options_of_the_optimizer():
             ) from error
 
     wrap(trainer.Trainer, "_build_optimizer", build_optimizer)
+
+
+# Options of optimizers that are text for two numbers, and what these are below.
+_PAIRS = {"adam_betas": 1, "adamax_betas": 1, "lamb_betas": 1, "adafactor_eps": math.inf}
+
+
+def _check_pairs(settings):
+    for name in _PAIRS.keys() & settings.keys():
+        value = settings[name]
+        try:
+            first, second = evaluate(value) if isinstance(value, str) else value
+            is_possible = 0 <= first < _PAIRS[name] and 0 <= second < _PAIRS[name]
+        except (NotLiteral, TypeError, ValueError):
+            is_possible = False
+        if not is_possible:
+            below = "" if _PAIRS[name] == math.inf else f" and below {_PAIRS[name]}"
+            raise UserError(
+                f"{as_option(name)} {value} is not possible: give two numbers of at least 0{below}, as '(0.9, 0.99)'"
+            )
 
 
 def continue_with_another_schedule():
@@ -349,13 +368,3 @@ def _reduce_enumeration(kind) -> str | tuple:
     """As `copyreg` asks: what makes it anew, or its name in its module."""
     is_made = getattr(sys.modules[kind.__module__], kind.__qualname__, None) is not kind
     return (constants.ChoiceEnum, ([each.value for each in kind],)) if is_made else kind.__qualname__
-
-
-def check_before_training(check: Callable) -> None:
-    """Have a function check the configuration, the task, the model and the criterion of a training before it begins."""
-
-    def init(original, self, cfg, task, model, criterion, *args, **kwargs):
-        check(convert_namespace_to_omegaconf(cfg) if isinstance(cfg, Namespace) else cfg, task, model, criterion)
-        original(self, cfg, task, model, criterion, *args, **kwargs)
-
-    wrap(trainer.Trainer, "__init__", init)

@@ -1,3 +1,4 @@
+import ast
 import copy
 import importlib.util
 import inspect
@@ -14,9 +15,11 @@ import torch
 from fairseq import checkpoint_utils, options, utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.tasks import FairseqTask
+from fairseq.trainer import Trainer
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf
 
 import elseq
@@ -251,8 +254,32 @@ def test_a_tracker(translation_data, tmp_path, option, module, written):
                 ("generate", "required-seq-len-multiple", 0),
                 ("validate", "required-seq-len-multiple", -3),
                 ("train", "update-freq", 0),
+                ("train", "save-interval", 0),
+                ("train", "validate-interval", 0),
+                ("train", "log-interval", 0),
             )
         ),
+        *(
+            ("train", f"--{option}={value}", f"--{option} {value} is not possible: give a number from 0 to 1")
+            for option, value in (("dropout", 2.0), ("attention-dropout", 1.5), ("encoder-layerdrop", -1.0))
+        ),
+        (
+            "train",
+            "--task=denoising --arch=bart_base --replace-length=5",
+            "--replace-length 5 is not possible: give -1, 0 or 1",
+        ),
+        (
+            "train",
+            "--task=denoising --arch=bart_base --mask=3",
+            "--mask 3.0 is not possible: give a number from 0 to 1",
+        ),
+        ("train", "--lr-scheduler=polynomial_decay", "--total-num-update is missing: give a value"),
+        (
+            "train",
+            "--arch=elseq_transformer --decoder-layers-to-keep=a",
+            "--decoder-layers-to-keep a is no list of layers: give numbers .*",
+        ),
+        ("train", "--optimizer-overrides={{x", "--optimizer-overrides the text '{x' is not evaluated .*"),
         (
             "generate",
             "--distributed-world-size=2 --distributed-rank=2",
@@ -304,6 +331,37 @@ def test_values_that_can_be(tiny_translation, tiny_language_model, tmp_path):
     helpers.run_here([*starts["generate"], "--seed=0", "--remove-bpe", "--results-path", tmp_path / "new" / "folder"])
     assert (tmp_path / "new" / "folder" / "generate-test.txt").is_file()
     helpers.run_here([*starts["eval-lm"], "--context-window=63", "--tokens-per-sample=64", "--remove-bpe"])
+
+
+def test_values_that_fairseq_takes(tiny_translation, tiny_language_model, tmp_path, without):
+    command = commands_on(tiny_translation, tiny_language_model, tmp_path)["train"]
+    for owner, name in ((options, "parse_args_and_arch"), (Trainer, "__init__")):
+        without(owner, name)
+    with pytest.raises(ValueError, match="dropout probability"):
+        helpers.run_here([*command, "--dropout=2"])
+    without(dataclass_utils, "compose")
+    with pytest.raises(ConfigCompositionException):
+        helpers.run_here([*command, "--lr-scheduler=polynomial_decay"])
+
+
+def test_ranges_with_hydra(translation_data, tmp_path, monkeypatch):
+    """Which parses no option."""
+    command = helpers.train_command("transformer", translation_data, tmp_path)
+    monkeypatch.setattr(commands, "_RANGES", {})
+    parsed = options.parse_args_and_arch(options.get_training_parser(), [*map(str, command[1:]), "--dropout=2"])
+    monkeypatch.undo()
+    with pytest.raises(UserError, match="^--dropout 2.0 is not possible: give a number from 0 to 1$"):
+        Trainer(dataclass_utils.convert_namespace_to_omegaconf(parsed), None, None, None)
+
+
+def test_a_number_that_is_none(translation_data, tmp_path, monkeypatch, capsys):
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--lr=0.1x")
+    with pytest.raises(SystemExit):
+        options.parse_args_and_arch(options.get_training_parser(), list(map(str, command[1:])))
+    assert capsys.readouterr().err.endswith("error: argument --lr: invalid <lambda> value: '0.1x'\n")
+    monkeypatch.setattr(dataclass_utils, "ast", ast)
+    with pytest.raises(SyntaxError):
+        options.parse_args_and_arch(options.get_training_parser(), list(map(str, command[1:])))
 
 
 def test_generation_starts_no_processes(tiny_translation, tiny_language_model, tmp_path):

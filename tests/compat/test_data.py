@@ -9,6 +9,8 @@ from multiprocessing.process import BaseProcess
 
 import numpy as np
 import pytest
+import torch
+from fairseq import utils
 from fairseq.data import (
     Dictionary,
     data_utils,
@@ -284,6 +286,33 @@ def test_subwords_that_cannot_be_used(options, sentence, without):
     without(encoders, "build_bpe")
     with pytest.raises((MissingMandatoryValue, OSError)):
         encoders.build_bpe(cfg)
+
+
+@pytest.mark.parametrize(
+    ("content", "sentence"),
+    [
+        (None, "^embeddings .*file cannot be read .No such file or directory.: check the path$"),
+        ("", "file holds no embeddings .StopIteration.: each line after the first has a word and its numbers$"),
+        ("1 2\nthe a b\n", "file holds no embeddings .ValueError: could not convert string to float: 'a'.: "),
+        ("1 2\nthe 1 2 3\n", "^the embedding of 'the' has 3 numbers, the model takes 2: give that as --encoder-embed"),
+    ],
+)
+def test_embeddings_that_cannot_be_used(tmp_path, content, sentence, without):
+    if content is not None:
+        (tmp_path / "file").write_text(content)
+    dictionary = Dictionary()
+    dictionary.add_symbol("the")
+
+    def load():
+        embeddings = utils.parse_embedding(str(tmp_path / "file"))
+        utils.load_embedding(embeddings, dictionary, torch.nn.Embedding(len(dictionary), 2))
+
+    with pytest.raises(UserError, match=sentence):
+        load()
+    without(utils, "parse_embedding")
+    without(utils, "load_embedding")
+    with pytest.raises((OSError, StopIteration, ValueError, RuntimeError)):
+        load()
 
 
 # --- encoding

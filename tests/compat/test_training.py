@@ -255,6 +255,14 @@ def test_cutoffs(train, architecture, cutoffs):
             "--lr-scheduler inverse_sqrt does not work with its options (ZeroDivisionError: float division by zero): "
             "give others",
         ),
+        *(
+            ([f"--{option}={value}"], f"--{option} {value} is not possible: give two numbers of at least 0 and below 1")
+            for option, value in (("adam-betas", "0.9"), ("adam-betas", "(0.9, 2)"), ("adam-betas", "(0.9"))
+        ),
+        (
+            ["--optimizer=adafactor", "--adafactor-eps=1"],
+            "--adafactor-eps 1 is not possible: give two numbers of at least 0, as",
+        ),
     ],
 )
 def test_options_of_the_optimizer(train, options, sentence):
