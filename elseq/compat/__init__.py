@@ -71,6 +71,7 @@ REPAIRS = (
     data.end_workers_that_hear_nothing,
     data.end_workers_without_a_word,
     data.explain_missing_data,
+    data.explain_damaged_data,
     data.explain_long_sentences,
     data.explain_unusable_dictionaries,
     data.explain_unusable_embeddings,

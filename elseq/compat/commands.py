@@ -315,7 +315,7 @@ _RANGES = {
         (
             *("dropout", "attention_dropout", "activation_dropout", "relu_dropout", "adaptive_softmax_dropout"),
             *("encoder_layerdrop", "decoder_layerdrop", "quant_noise_pq", "quant_noise_scalar", "label_smoothing"),
-            *("mask", "mask_random", "rotate", "permute_sentences"),
+            *("mask", "mask_random", "rotate"),
         ),
         (0, 1, "a number from 0 to 1"),
     ),
@@ -323,9 +323,8 @@ _RANGES = {
 
 
 def _check_ranges(options: Mapping):
-    for name in _RANGES.keys() & options.keys():
-        least, largest, in_words = _RANGES[name]
-        given = options[name]
+    for name, (least, largest, in_words) in _RANGES.items():
+        given = options.get(name)
         for value in given if isinstance(given, Sequence) else [given]:
             if isinstance(value, int | float) and not least <= value <= largest:
                 raise UserError(f"{as_option(name)} {value} is not possible: give {in_words}")

@@ -7,6 +7,7 @@ import logging
 import math
 import os
 import re
+import struct
 import sys
 import textwrap
 import types
@@ -26,11 +27,6 @@ from fairseq.data import (
 )
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
-from fairseq.tasks.language_modeling import LanguageModelingTask
-from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
-from fairseq.tasks.translation import TranslationTask
-from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
-from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
 from fairseq_cli import interactive
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
@@ -127,14 +123,9 @@ def _tell_of_sharing(kind, error, place):
 def explain_missing_data():
     """A folder of data, a subset or a language that there is not gives a traceback."""
     wrap(tasks, "setup_task", _setup_task)
-    for kind in (
-        TranslationTask,
-        TranslationFromPretrainedBARTTask,
-        TranslationMultiSimpleEpochTask,
-        MultilingualTranslationTask,
-        LanguageModelingTask,
-    ):
-        wrap(kind, "load_dataset", _load_dataset)
+    for kind in {*tasks.TASK_REGISTRY.values()}:
+        if "load_dataset" in vars(kind):
+            wrap(kind, "load_dataset", _load_dataset)
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
@@ -165,6 +156,65 @@ def missing_files_named():
         raise UserError(f"{what}; check the data folder, the languages and the subset") from error
     except NotADirectoryError as error:
         raise UserError(f"{error.filename} is not a folder; give that of the data") from error
+
+
+def explain_damaged_data():
+    """Data that is cut off gives errors of numpy, sources and targets of different numbers an AssertionError without
+    their names, and a dictionary that is shorter than that of the data an IndexError in the model, or on a GPU the end
+    of the process."""
+    for kind in (indexed_dataset.MMapIndexedDataset, indexed_dataset.MMapIndexedDataset.Index):
+        wrap(kind, "__del__", lambda delete, opened: delete(opened) if "_bin_buffer_mmap" in vars(opened) else None)
+    wrap(indexed_dataset.MMapIndexedDataset, "_do_init", _open_mapped)
+    wrap(indexed_dataset.IndexedDataset, "read_index", _open_indexed)
+    wrap(indexed_dataset, "make_dataset", _make_dataset)
+    wrap(language_pair_dataset.LanguagePairDataset, "__init__", _pair)
+
+
+def _open_indexed(init, dataset, path):
+    try:
+        init(dataset, path)
+    except (AssertionError, KeyError, ValueError, struct.error) as error:
+        reason = re.split(r"\. |\.$", str(error))[0]
+        raise UserError(f"{path}.idx or {path}.bin is damaged or cut off ({reason}): {_ANEW}") from error
+
+
+_ANEW = "make the data again by fairseq-preprocess"
+
+
+def _open_mapped(init, dataset, path):
+    _open_indexed(init, dataset, path)
+    index = dataset._index
+    if len(index) and index._pointers[-1] + index.sizes[-1] * index._dtype_size > len(dataset._bin_buffer):
+        raise UserError(f"{path}.bin is cut off: {_ANEW}")
+
+
+def _make_dataset(make, path, *args, dictionary=None, **kwargs):
+    dataset = make(path, *args, dictionary=dictionary, **kwargs)
+    if isinstance(dataset, indexed_dataset.MMapIndexedDataset) and isinstance(dictionary, Dictionary):
+        largest = np.frombuffer(dataset._bin_buffer, dataset._index.dtype).max(initial=0)  # fairseq reads the file, too
+        if largest >= len(dictionary):
+            raise UserError(
+                f"{path}.bin has words up to number {largest}, and the dictionary has {len(dictionary)} entries: take "
+                f"that of the data, or {_ANEW}"
+            )
+    return dataset
+
+
+def _pair(init, dataset, src, src_sizes, src_dict, tgt=None, *args, **kwargs):
+    if tgt is not None and len(src) != len(tgt):
+        raise UserError(
+            f"the source has {len(src)} examples{_where(src)}, the target {len(tgt)}{_where(tgt)}: make both by one "
+            "fairseq-preprocess"
+        )
+    init(dataset, src, src_sizes, src_dict, tgt, *args, **kwargs)
+
+
+def _where(dataset) -> str:
+    """The file of a dataset, in brackets, where it is known."""
+    while inner := getattr(dataset, "dataset", None) or next(iter(getattr(dataset, "datasets", ())), None):
+        dataset = inner
+    path = getattr(dataset, "_path", None) or getattr(dataset, "path", None)
+    return f" ({path}.bin)" if isinstance(path, str) else ""
 
 
 def explain_long_sentences():

@@ -6,15 +6,17 @@ import logging
 import re
 import sys
 import warnings
-from argparse import Namespace
+from argparse import ArgumentParser, Namespace
 from pathlib import Path
 
 import hydra.experimental
 import pytest
 import torch
 from fairseq import checkpoint_utils, options, utils
+from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import utils as dataclass_utils
-from fairseq.tasks import FairseqTask
+from fairseq.models import MODEL_REGISTRY
+from fairseq.tasks import TASK_REGISTRY, FairseqTask
 from fairseq.trainer import Trainer
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
@@ -342,6 +344,13 @@ def test_values_that_fairseq_takes(tiny_translation, tiny_language_model, tmp_pa
     without(dataclass_utils, "compose")
     with pytest.raises(ConfigCompositionException):
         helpers.run_here([*command, "--lr-scheduler=polynomial_decay"])
+
+
+def test_defaults_are_in_their_ranges():
+    for kind in (*TASK_REGISTRY.values(), *CRITERION_REGISTRY.values(), *MODEL_REGISTRY.values()):
+        parser = ArgumentParser(add_help=False, conflict_handler="resolve")
+        kind.add_args(parser)
+        commands._check_ranges({action.dest: action.default for action in parser._actions})
 
 
 def test_ranges_with_hydra(translation_data, tmp_path, monkeypatch):

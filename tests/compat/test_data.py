@@ -2,6 +2,7 @@ import gc
 import io
 import os
 import re
+import shutil
 import socket
 import sys
 from multiprocessing import resource_sharer
@@ -21,7 +22,8 @@ from fairseq.data import (
 )
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceConfig
-from fairseq.tasks import FairseqTask
+from fairseq.tasks import TASK_REGISTRY, FairseqTask
+from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_cli import interactive
 from omegaconf import OmegaConf
 from omegaconf.errors import MissingMandatoryValue
@@ -240,6 +242,85 @@ def test_a_folder_without_data(tmp_path, task, arch):
     result = helpers.run_here([*command, "--max-tokens=100", "--cpu"], check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1].startswith(f"elseq: error: {tmp_path}/none")
+
+
+@pytest.mark.parametrize("task", ["denoising", "multilingual_denoising"])
+def test_a_subset_that_there_is_not(tmp_path, language_model_data, task, without):
+    data = shutil.copytree(language_model_data, tmp_path / "data" / "en")
+    folder = data if task == "denoising" else data.parent
+    shutil.copy(data / "dict.txt", folder / "dict.txt") if folder != data else None
+    command = helpers.train_command("bart_base", folder, tmp_path / "models", f"--task={task}", "--train-subset=none")
+    result = helpers.run_here([*command, "--user-dir", helpers.USER_DIR], check=False)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("elseq: error: Dataset not found: none")
+    without(TASK_REGISTRY[task], "load_dataset")
+    with pytest.raises(FileNotFoundError):
+        helpers.run_here([*command, "--user-dir", helpers.USER_DIR])
+
+
+@pytest.fixture
+def damaged(tiny_translation, tmp_path):
+    """Loads a copy of the data, which may be changed."""
+    data = shutil.copytree(tiny_translation.data, tmp_path / "data")
+
+    def load():
+        task = TranslationTask.setup_task(
+            TranslationConfig(data=str(data), source_lang="src", target_lang="tgt", dataset_impl=None)
+        )
+        task.load_dataset("train")
+
+    return data, load
+
+
+@pytest.mark.parametrize(
+    ("name", "size", "reason"),
+    [
+        (
+            "train.src-tgt.src.bin",
+            0,
+            r"train.src-tgt.src.bin is damaged or cut off \(cannot mmap an empty file\): make",
+        ),
+        ("train.src-tgt.src.bin", 30, "train.src-tgt.src.bin is cut off: make the data again by fairseq-preprocess$"),
+        ("train.src-tgt.tgt.idx", 0, "train.src-tgt.tgt.idx or .*bin is damaged or cut off .Index file"),
+        ("train.src-tgt.tgt.idx", 100, "train.src-tgt.tgt.idx or .*bin is damaged or cut off .buffer is"),
+        (
+            "dict.src.txt",
+            20,
+            "train.src-tgt.src.bin has words up to number .*, and the dictionary has .* entries: ",
+        ),
+    ],
+)
+def test_data_that_is_damaged(damaged, capsys, name, size, reason):
+    data, load = damaged
+    load()
+    whole = (data / name).read_bytes()
+    (data / name).write_bytes(whole[: whole.rfind(b"\n", 0, size) + 1] if name.endswith(".txt") else whole[:size])
+    with pytest.raises(UserError, match=reason):
+        load()
+    gc.collect()
+    assert "Traceback" not in capsys.readouterr().err  # of objects that are half made
+
+
+def test_source_and_target_of_different_lengths(damaged, without):
+    data, load = damaged
+    for suffix in ("bin", "idx"):
+        shutil.copy(data / f"valid.src-tgt.tgt.{suffix}", data / f"train.src-tgt.tgt.{suffix}")
+    sentence = (
+        r"^the source has 400 examples \(.*/train.src-tgt.src.bin\), the target 30 \(.*/train.src-tgt.tgt.bin\): "
+    )
+    with pytest.raises(UserError, match=sentence):
+        load()
+    without(language_pair_dataset.LanguagePairDataset, "__init__")
+    with pytest.raises(AssertionError):
+        load()
+
+
+def test_data_that_fairseq_takes(damaged, without):
+    data, load = damaged
+    for suffix in ("bin", "idx"):
+        (data / f"train.src-tgt.src.{suffix}").write_bytes((data / f"train.src-tgt.src.{suffix}").read_bytes()[:90])
+    without(indexed_dataset.MMapIndexedDataset, "_do_init")
+    with pytest.raises(ValueError, match="buffer is smaller"):
+        load()
 
 
 # --- dictionaries and subwords
