@@ -8,6 +8,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from fairseq import utils
+from fairseq.dataclass.configs import FairseqConfig
+from omegaconf import OmegaConf
 from torch.nn.functional import nll_loss
 
 from elseq.errors import UserError
@@ -106,6 +108,8 @@ def _read_files(generator: TextGenerator, source: Path, target: Path | None, sen
 
 
 def _read_split(task, model, split: str, sentences: int) -> Iterator[dict]:
+    if OmegaConf.is_config(task.options) and task.options._get_parent() is None:
+        task.options._set_parent(OmegaConf.structured(FairseqConfig()))  # to which those of another task refer
     try:
         task.load_dataset(split)
     except UserError as error:

@@ -16,12 +16,17 @@ from collections.abc import Mapping, Sequence
 
 import fairseq
 import torch
-from fairseq import checkpoint_utils, options, utils
+from fairseq import checkpoint_utils, models, options, utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.distributed import utils as distributed_utils
+from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel, FairseqMultiModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, FairseqTask
+from fairseq.tasks.denoising import DenoisingTask
+from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
-from fairseq_cli import generate
+from fairseq.tasks.translation import TranslationTask
+from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
+from fairseq_cli import eval_lm, generate
 from hydra import initialize_config_dir
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
@@ -30,7 +35,7 @@ from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
 from elseq.compat.patching import Overlay, after_parsing, before_training, wrap
-from elseq.compat.settings import values
+from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, user_sentence
 from elseq.files import user_dirs
 
@@ -162,14 +167,23 @@ def keep_stock_from_the_model():
 
 def validate_one_pair():
     """fairseq-validate of multilingual_translation with --source-lang and --target-lang looks for the pair in batches
-    that hold nothing else. It finds no sentence, and ends with a ZeroDivisionError."""
+    that hold nothing else. It finds no sentence, and ends with a ZeroDivisionError. A language that is none of the
+    model's is a KeyError, for which the checkpoint is blamed."""
 
     def valid_step(validate, task, sample, model, criterion):
         if not task.training:
             sample = {f"{task.args.source_lang}-{task.args.target_lang}": sample}
         return validate(task, sample, model, criterion)
 
+    def init(original, self, args, dicts, training):
+        for name in ("source_lang", "target_lang"):
+            language = getattr(args, name)
+            if language is not None and language not in dicts:
+                raise UserError(f"{language} is none of the model's: give one of {', '.join(dicts)}", as_option(name))
+        original(self, args, dicts, training)
+
     wrap(MultilingualTranslationTask, "valid_step", valid_step)
+    wrap(MultilingualTranslationTask, "__init__", init)
 
 
 def explain_missing_path():
@@ -194,6 +208,42 @@ def explain_missing_architecture():
             raise UserError("--arch is missing: give the architecture") from error
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)
+
+
+def explain_architectures_of_other_tasks():
+    """An architecture that is not for the task, as a Transformer for a language model or for several pairs of
+    languages, gives a traceback, at the first update or before, and fairseq-eval-lm blames the checkpoint."""
+
+    def check(parsed):
+        task = TASK_REGISTRY.get(parsed.task) if hasattr(parsed, "arch") else None
+        if task is not None:
+            _check_architecture(task, parsed)
+            if issubclass(task, MultilingualTranslationTask) and not issubclass(model_class(parsed), FairseqMultiModel):
+                raise UserError(
+                    f"{parsed.arch} is one model, and --task {parsed.task} has one for each pair of languages: give "
+                    "multilingual_transformer",
+                    "--arch",
+                )
+
+    def build_model(build, cfg, task, *args, **kwargs):
+        _check_architecture(type(task), cfg)
+        return build(cfg, task, *args, **kwargs)
+
+    after_parsing(check)
+    wrap(models, "build_model", build_model)
+
+
+def _check_architecture(task: type, cfg):
+    kind = model_class(cfg)
+    if kind is None:
+        return
+    if issubclass(task, LanguageModelingTask):
+        if issubclass(kind, FairseqEncoderDecoderModel | FairseqMultiModel):
+            raise UserError(f"{model_name(cfg)} is no language model: give one, as --arch transformer_lm")
+        return
+    of_pairs = issubclass(task, TranslationTask | TranslationMultiSimpleEpochTask | DenoisingTask)
+    if of_pairs and issubclass(kind, FairseqLanguageModel | FairseqMultiModel):
+        raise UserError(f"{model_name(cfg)} is no encoder-decoder: give one, as --arch transformer")
 
 
 def generate_one_shard():
@@ -413,6 +463,20 @@ def explain_missing_devices():
             ) from error
 
     wrap(distributed_utils, "infer_init_method", infer_init_method)
+
+
+def tell_that_nothing_was_evaluated():
+    """fairseq-eval-lm that skips all blocks, or finds none, prints a perplexity of 1, as if of a perfect model."""
+
+    def evaluate(evaluate, *args, **kwargs):
+        results = evaluate(*args, **kwargs)
+        if not results["loss"]:
+            logger.warning("nothing was evaluated: no block is left, and the perplexity is none")
+        return results
+
+    for module in (eval_lm, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.eval_lm
+        if getattr(module, "__file__", None) == eval_lm.__file__:
+            wrap(module, "eval_lm", evaluate)
 
 
 def explain_missing_targets():

@@ -1,6 +1,7 @@
 """Repairs of training."""
 
 import copyreg
+import difflib
 import functools
 import inspect
 import logging
@@ -172,12 +173,18 @@ def _computed(task, criterion) -> list[str] | None:
 
 def explain_options_of_bleu():
     """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number. An
-    error about a number does not say where it is, and one about --eval-bleu-detok names another option."""
+    unknown name is ignored. An error about a number does not say where it is, and one about --eval-bleu-detok names
+    another option."""
 
     def build_model(build, task, *args, **kwargs):
         if task.cfg.eval_bleu:
             json_object(task.cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
             given = json_object(task.cfg.eval_bleu_args, "--eval-bleu-args")
+            known = {each.name for each in fields(GenerationConfig)}.union(getattr(task, "search_options", ()))
+            if unknown := sorted(given.keys() - known):
+                close = difflib.get_close_matches(unknown[0], known, 1)
+                remedy = f"did you mean {close[0]}?" if close else "leave it out"
+                raise UserError(f"has {unknown[0]!r:.60}, which is no option of a search: {remedy}", "--eval-bleu-args")
             for each in fields(GenerationConfig):
                 value = given.get(each.name, 0)
                 if each.type in (int, float) and not isinstance(value, int | float):

@@ -156,7 +156,9 @@ def _validations(text: str) -> list[Point]:
 
 def _point(values: dict[str, str]) -> Point:
     optional = [float(values[name]) if name in values else None for name in ("ppl", "bleu")]
-    return Point(int(values.get("num_updates", 0)), float(values["loss"]), float(values["nll_loss"]), *optional)
+    loss = float(values["loss"])
+    nll_loss = float(values.get("nll_loss", loss))  # cross_entropy has one loss
+    return Point(int(values.get("num_updates", 0)), loss, nll_loss, *optional)
 
 
 def _option(text: str, name: str) -> int | None:

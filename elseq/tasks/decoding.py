@@ -163,6 +163,7 @@ class DecodingTask(FairseqTask):
 
     decodes_language_models = False
     has_windows = False  # of at least one of the models
+    search_options = STOPPING_OPTIONS  # that fairseq's generators do not have
     multilingual: str | None = None  # this task, if it is one of `families.MULTILINGUAL`
 
     # Number of symbols that the task adds to a source, beside its end.

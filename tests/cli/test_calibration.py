@@ -1,5 +1,6 @@
 """Calibration text: what it is read from, what it records, and what is refused."""
 
+import shutil
 from pathlib import Path
 
 import pytest
@@ -9,9 +10,11 @@ from elseq.cli.calibration import read_calibration
 from elseq.errors import UserError
 from elseq.generator import load_by
 from elseq.options import Loading
+from tests import helpers
 from tests.tiny_models import pad_rows
 
 SENTENCES = 12
+DENOISING = ["--task=denoising", "--tokens-per-sample=64", "--max-update=2"]
 
 
 @pytest.fixture(params=["translation", "bart", "language_model"])
@@ -122,3 +125,19 @@ def test_neither_a_file_nor_a_split(trained):
         f"--calibration nowhere.txt: there is neither a file nor, in {trained.data}, a split of this name; give one of "
         "them"
     )
+
+
+def test_split_for_a_checkpoint_of_denoising(language_model_data, raw_text, once, tmp_path):
+    """Whose configuration refers to parts that are not there."""
+    trained = once("denoising", lambda folder: helpers.train("bart_base", language_model_data, folder, *DENOISING))
+    dictionary = ["--srcdict", language_model_data / "dict.txt", "--tgtdict", language_model_data / "dict.txt"]
+    sides = ["-s", "src", "-t", "tgt", "--validpref", raw_text / "valid"]
+    helpers.run_here(["fairseq-preprocess", "--destdir", tmp_path / "pairs", *sides, *dictionary])
+    for data in (tmp_path / "pairs", language_model_data):
+        shutil.copy(language_model_data / "dict.txt", tmp_path / "pairs" / "dict.txt")
+        generator = load_by(trained / "checkpoint_last.pt", Loading("kv", "cpu", data=str(data)))
+        if data == language_model_data:
+            with pytest.raises(UserError, match="^--calibration valid: there is neither a file nor, in .*, a split of"):
+                read_calibration(generator, Path("valid"), None, 1000, 1)
+        else:
+            assert len(read_calibration(generator, Path("valid"), None, 1000, 1).samples) == 30

@@ -52,6 +52,12 @@ def test_command_to_train(monkeypatch, task, expected):
     assert "--criterion" not in command and command[-2:] == ["--finetune-from-model", "out.pt"]
 
 
+def test_a_folder_of_checkpoints_that_does_not_exist(tmp_path):
+    given = {"checkpoints": [tmp_path / "none"], "last": 2, "by_updates": False, "overwrite": False}
+    with pytest.raises(UserError, match=f"^{tmp_path}/none does not exist: check the path$"):
+        convert_average(Namespace(output=tmp_path / "out.pt", **given))
+
+
 @pytest.mark.parametrize(
     ("options", "sentence"),
     [

@@ -12,7 +12,7 @@ from pathlib import Path
 import hydra.experimental
 import pytest
 import torch
-from fairseq import checkpoint_utils, options, utils
+from fairseq import checkpoint_utils, models, options, utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.models import MODEL_REGISTRY
@@ -333,6 +333,45 @@ def test_values_that_can_be(tiny_translation, tiny_language_model, tmp_path):
     helpers.run_here([*starts["generate"], "--seed=0", "--remove-bpe", "--results-path", tmp_path / "new" / "folder"])
     assert (tmp_path / "new" / "folder" / "generate-test.txt").is_file()
     helpers.run_here([*starts["eval-lm"], "--context-window=63", "--tokens-per-sample=64", "--remove-bpe"])
+
+
+@pytest.mark.parametrize(
+    ("task", "arch", "sentence"),
+    [
+        ("translation", "transformer_lm", "transformer_lm is no encoder-decoder: give one, as --arch transformer"),
+        ("elseq_translation", "multilingual_transformer", "multilingual_transformer is no encoder-decoder: give one, "),
+        ("denoising", "elseq_transformer_lm", "elseq_transformer_lm is no encoder-decoder: give one, as --arch tr"),
+        ("language_modeling", "elseq_bart", "elseq_bart is no language model: give one, as --arch transformer_lm"),
+        *(
+            ("multilingual_translation --lang-pairs=src-tgt", arch, f"--arch {arch} is one model, and --task multiling")
+            for arch in ("transformer", "elseq_transformer")
+        ),
+    ],
+)
+def test_an_architecture_of_another_task(translation_data, tmp_path, task, arch, sentence):
+    command = ["fairseq-train", translation_data, "--save-dir", tmp_path, f"--arch={arch}", "--cpu", "--max-tokens=100"]
+    command += ["--user-dir", helpers.USER_DIR, "--optimizer=adam", *f"--task={task}".split()]
+    result = helpers.run_here(command, check=False)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith(f"elseq: error: {sentence}")
+
+
+def test_evaluation_of_no_language_model(tiny_translation, language_model_data, without):
+    command = ["fairseq-eval-lm", language_model_data, "--path", tiny_translation.checkpoint, "--cpu"]
+    found = helpers.run_here([*command, "--user-dir", helpers.USER_DIR], check=False)
+    sentence = f"checkpoint {tiny_translation.checkpoint}: transformer is no language model: give one, as --arch tr"
+    assert found.returncode == 1 and found.stderr.splitlines()[-1].startswith(f"elseq: error: {sentence}")
+    without(models, "build_model")
+    found = helpers.run_here([*command, "--user-dir", helpers.USER_DIR], check=False)
+    assert "its content leads to an error" in found.stderr
+
+
+def test_an_evaluation_of_nothing(tiny_language_model, tmp_path, caplog):
+    command = ["fairseq-eval-lm", tiny_language_model.data, "--path", tiny_language_model.checkpoint, "--cpu"]
+    command += ["--num-workers=0", "--tokens-per-sample=40"]
+    told = "nothing was evaluated: no block is left, and the perplexity is none"
+    assert told not in helpers.run_here(command).stdout
+    shard = ["--num-shards=9999", "--shard-id=9998"]
+    assert told in helpers.run_here([*command, *shard]).stdout
 
 
 def test_values_that_fairseq_takes(tiny_translation, tiny_language_model, tmp_path, without):

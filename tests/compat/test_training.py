@@ -194,6 +194,19 @@ def test_numbers_of_the_validation(train, without, name, value):
         train(*bleu)
 
 
+def test_names_of_the_validation(train):
+    """What only elseq's search knows is for its tasks."""
+    for task, name, remedy in (
+        ("translation", "baem", "did you mean beam?"),
+        ("elseq_translation", "earlystopping", "did you mean early_stopping?"),
+        ("translation", "beam_patience", ""),
+    ):
+        bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", f'--eval-bleu-args={{"beam": 2, "{name}": 2}}']
+        found = f"elseq: error: --eval-bleu-args has {name!r}, which is no option of a search: {remedy}"
+        assert error_of(train("--task", task, *bleu)).startswith(found)
+    train("--task=elseq_translation", *bleu, check=True)
+
+
 def test_numbers_that_cannot_be_in_json_say_where_they_are(train):
     bleu = ["--user-dir", helpers.USER_DIR, "--eval-bleu", '--eval-bleu-args={"beam": 0}']
     assert error_of(train(*bleu)) == (

@@ -7,7 +7,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from elseq.errors import UserError
+from elseq.errors import UserError, as_option, renamed
 from elseq.generation import SequenceGenerator
 from elseq.models import windows
 from elseq.models.top_k import apply_attention_top_k
@@ -350,3 +350,10 @@ def test_windows_that_are_asked_for(options, expected):
 def test_windows_that_cannot_be(options, sentence):
     with pytest.raises(UserError, match=sentence):
         chosen_windows(100, **options)
+
+
+@pytest.mark.parametrize("options", [{"train_windows": 4}, {"source_window": 0, "long_input": True}])
+def test_all_names_are_those_of_the_user(options):
+    with pytest.raises(UserError, match="--long-input") as refused, renamed(as_option):
+        chosen_windows(100, **options)
+    assert "_" not in str(refused.value)

@@ -1,5 +1,7 @@
 """What is read from fairseq's logs, and from those that its commands write here."""
 
+import re
+
 import pytest
 import sacrebleu
 
@@ -51,6 +53,12 @@ def test_log_of_a_training(write):
     assert [point.updates for point in log.validation] == [40, 50, 60]
     assert log.validation[0] == Point(40, 7.9, 3.0, 8.0)
     assert log.validation[0].perplexity == 8
+
+
+def test_log_of_a_training_with_one_loss(write):
+    """That of --criterion=cross_entropy."""
+    log = read_training(write(re.sub(r"(, |\| )nll_loss\S? ?[\d.]+,? ?", r"\1", LOG)))
+    assert (log.training[0].nll_loss, log.validation[0].nll_loss) == (12.072, 7.9)
 
 
 def test_best_validation_is_that_of_a_checkpoint(write):

@@ -507,6 +507,23 @@ def test_validate_has_the_stock_loss(family, name):
     assert losses[0] == losses[1]
 
 
+def test_validate_of_a_language_that_there_is_not(family):
+    model = family("shared")
+    command = [
+        "fairseq-validate",
+        model.data,
+        "--path",
+        model.checkpoint,
+        "--cpu",
+        *model.task,
+        "-s=xx",
+        "-t=bb",
+        "--batch-size=4",
+    ]
+    result = helpers.run_here([*command, "--user-dir", helpers.USER_DIR], check=False)
+    assert result.stderr.endswith("elseq: error: --source-lang xx is none of the model's: give one of aa, bb, cc\n")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["apart", "shared"])
 def test_validate_of_each_pair(family, name, monkeypatch):
