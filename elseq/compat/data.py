@@ -28,6 +28,7 @@ from fairseq.data import (
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
+from hydra.core.hydra_config import HydraConfig
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.patching import Overlay, wrap
@@ -121,7 +122,8 @@ def _tell_of_sharing(kind, error, place):
 
 
 def explain_missing_data():
-    """A folder of data, a subset or a language that there is not gives a traceback."""
+    """A folder of data, a subset or a language that there is not gives a traceback. Under Hydra, a relative folder that
+    exists is one that does not: each job has a folder of its own."""
     wrap(tasks, "setup_task", _setup_task)
     for kind in {*tasks.TASK_REGISTRY.values()}:
         if "load_dataset" in vars(kind):
@@ -129,6 +131,11 @@ def explain_missing_data():
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
+    data = getattr(cfg, "data", None)
+    if isinstance(data, str) and HydraConfig.initialized() and not os.path.exists(data):
+        there = os.path.join(HydraConfig.get().runtime.cwd, data)
+        if os.path.exists(there):
+            raise UserError(f"{data} is not in the folder of this job, which Hydra has made: give task.data={there}")
     with missing_files_named():
         try:
             return setup(cfg, *args, **kwargs)

@@ -80,10 +80,11 @@ class Gather(Callback):
 
     def _end_early(self, folder: Path, setting: str) -> None:
         if folder.exists():
+            rows = []
             with self._told():
-                self.publish(folder)
-            told = f"finished jobs are in {folder}: to continue, repeat the command with {setting}={folder}"
-            print(f"elseq: {told}", file=sys.stderr)
+                rows = self.publish(folder)
+            told = f"finished jobs are in {folder}" if rows else f"no job has finished in {folder}"
+            print(f"elseq: {told}: to continue, repeat the command with {setting}={folder}", file=sys.stderr)
 
     def _end(self, folder: Path) -> None:
         with self._told():

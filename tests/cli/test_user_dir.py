@@ -169,6 +169,12 @@ def test_prints_the_folder_of_the_package_and_nothing_else(tmp_path):
     assert printed == f"{Path(elseq.__file__).parent}\n"
 
 
+@pytest.mark.parametrize("option", ["-h", "--help"])
+def test_help(option):
+    printed = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, check=True).stdout
+    assert printed.startswith("elseq-user-dir [FOLDER ...]: print what fairseq's --user-dir takes.\n")
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output(unbuffered):
     with open("/dev/full", "wb") as full:

@@ -7,11 +7,12 @@ import socket
 import sys
 from multiprocessing import resource_sharer
 from multiprocessing.process import BaseProcess
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
-from fairseq import utils
+from fairseq import tasks, utils
 from fairseq.data import (
     Dictionary,
     data_utils,
@@ -30,6 +31,7 @@ from omegaconf.errors import MissingMandatoryValue
 from torch.utils.data import DataLoader
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
+from elseq.compat import data
 from elseq.compat.data import buffered_read
 from elseq.errors import UserError
 from tests import helpers
@@ -255,6 +257,19 @@ def test_a_subset_that_there_is_not(tmp_path, language_model_data, task, without
     without(TASK_REGISTRY[task], "load_dataset")
     with pytest.raises(FileNotFoundError):
         helpers.run_here([*command, "--user-dir", helpers.USER_DIR])
+
+
+def test_a_relative_folder_under_hydra(tmp_path, translation_data, monkeypatch):
+    """Which makes a folder for each job and goes there."""
+    monkeypatch.chdir(tmp_path)
+    runtime = SimpleNamespace(cwd=str(translation_data.parent))
+    hydra = SimpleNamespace(initialized=lambda: True, get=lambda: SimpleNamespace(runtime=runtime))
+    monkeypatch.setattr(data, "HydraConfig", hydra)
+    name = translation_data.name
+    with pytest.raises(UserError, match=f"^{name} is not in the folder .*: give task.data={translation_data}$"):
+        tasks.setup_task(OmegaConf.create({"_name": "translation", "data": name}))
+    with pytest.raises(UserError, match="^nowhere does not exist; check the data folder"):
+        tasks.setup_task(OmegaConf.create({"_name": "translation", "data": "nowhere"}))
 
 
 @pytest.fixture

@@ -212,7 +212,7 @@ def test_one_interrupted_run_tells_where_it_is(requests, tmp_path, monkeypatch, 
     ((tell, *what),) = as_before
     tell(*what)
     sentence = (
-        f"elseq: finished jobs are in {tmp_path}: to continue, repeat the command with hydra.run.dir={tmp_path}\n"
+        f"elseq: no job has finished in {tmp_path}: to continue, repeat the command with hydra.run.dir={tmp_path}\n"
     )
     assert capsys.readouterr() == ("", sentence)
 
