@@ -353,11 +353,14 @@ _RANGES = {
     "num_workers": (0, math.inf, "0 for none, or more"),
     "max_valid_steps": (0, math.inf, "0 or more"),
     "replace_length": (-1, 1, "-1, 0 or 1"),
-    "poisson_lambda": (0.01, math.inf, "0.01 or more"),
+    "poisson_lambda": (0.01, 16, "a number from 0.01 to 16"),  # beyond them all spans have the length 0
+    "lr": (0, math.inf, "a number, or several with commas"),
+    **dict.fromkeys(("encoder_ffn_embed_dim", "decoder_ffn_embed_dim"), (0, math.inf, "0 or more")),
     **dict.fromkeys(
         (
             *("nbest", "required_batch_size_multiple", "required_seq_len_multiple", "update_freq", "tokens_per_sample"),
             *("save_interval", "validate_interval", "log_interval", "max_source_positions", "max_target_positions"),
+            *("encoder_embed_dim", "decoder_embed_dim", "decoder_input_dim", "decoder_output_dim"),
         ),
         (1, math.inf, "1 or more"),
     ),
@@ -375,8 +378,8 @@ _RANGES = {
 def _check_ranges(options: Mapping):
     for name, (least, largest, in_words) in _RANGES.items():
         given = options.get(name)
-        for value in given if isinstance(given, Sequence) else [given]:
-            if isinstance(value, int | float) and not least <= value <= largest:
+        for value in given if isinstance(given, Sequence) and given else [given]:
+            if isinstance(value, int | float) and not least <= value <= largest or value == []:
                 raise UserError(f"{as_option(name)} {value} is not possible: give {in_words}")
 
 

@@ -275,6 +275,12 @@ def test_a_tracker(translation_data, tmp_path, option, module, written):
             "--task=denoising --arch=bart_base --mask=3",
             "--mask 3.0 is not possible: give a number from 0 to 1",
         ),
+        (
+            "train",
+            "--task=denoising --arch=bart_base --poisson-lambda=20",
+            "--poisson-lambda 20.0 is not possible: give a number from 0.01 to 16",
+        ),
+        ("train", "--update-freq=[]", r"--update-freq \[\] is not possible: give 1 or more"),
         ("train", "--lr-scheduler=polynomial_decay", "--total-num-update is missing: give a value"),
         (
             "train",
