@@ -215,7 +215,8 @@ def explain_architectures_of_other_tasks():
     languages, gives a traceback, at the first update or before, and fairseq-eval-lm blames the checkpoint."""
 
     def check(parsed):
-        task = TASK_REGISTRY.get(parsed.task) if hasattr(parsed, "arch") else None
+        # other commands than fairseq-train have an architecture that is not read
+        task = TASK_REGISTRY.get(parsed.task) if hasattr(parsed, "max_update") else None
         if task is not None:
             _check_architecture(task, parsed)
             if issubclass(task, MultilingualTranslationTask) and not issubclass(model_class(parsed), FairseqMultiModel):
