@@ -236,8 +236,8 @@ def explain_architectures_of_other_tasks():
 
 def _check_architecture(task: type, cfg):
     kind = model_class(cfg)
-    if kind is None:
-        return
+    if kind is None or not {each.__module__.partition(".")[0] for each in (task, kind)} <= {"fairseq", "elseq"}:
+        return  # a plugin's may be for any
     if issubclass(task, LanguageModelingTask):
         if issubclass(kind, FairseqEncoderDecoderModel | FairseqMultiModel):
             raise UserError(f"{model_name(cfg)} is no language model: give one, as --arch transformer_lm")

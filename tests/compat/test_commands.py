@@ -17,6 +17,7 @@ from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask
+from fairseq.tasks.translation import TranslationTask
 from fairseq.trainer import Trainer
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
@@ -359,6 +360,13 @@ def test_an_architecture_of_another_task(translation_data, tmp_path, task, arch,
     command += ["--user-dir", helpers.USER_DIR, "--optimizer=adam", *f"--task={task}".split()]
     result = helpers.run_here(command, check=False)
     assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith(f"elseq: error: {sentence}")
+
+
+def test_a_task_of_a_plugin_may_be_for_any_architecture():
+    plugins = type("Task", (TranslationTask,), {"__module__": "plugin"})
+    commands._check_architecture(plugins, Namespace(arch="transformer_lm"))
+    with pytest.raises(UserError, match="transformer_lm is no encoder-decoder"):
+        commands._check_architecture(TranslationTask, Namespace(arch="transformer_lm"))
 
 
 def test_evaluation_of_no_language_model(tiny_translation, language_model_data, without):
