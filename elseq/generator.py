@@ -34,7 +34,7 @@ from elseq.loading import (
     usable_device,
     usable_dtype,
 )
-from elseq.options import Loading, decode_attention_names
+from elseq.options import BPE, Loading, decode_attention_names
 from elseq.subwords.finding import find_subwords, read_subwords
 
 REMEDIES = "set truncate=True", "load the model with long_input=True"  # for texts that are too long
@@ -591,6 +591,12 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:
         subwords = find_subwords((folder, checkpoint.path.parent), *known)
+        if subwords is not None and checkpoint.bpe not in (None, *BPE):
+            raise UserError(
+                f"{checkpoint.path} was trained with --bpe {checkpoint.bpe}, which elseq does not have: decode it by "
+                "fairseq-interactive, or name the kind of the files by bpe",
+                others=("bpe",),
+            )
     else:
         subwords = read_subwords(loading.bpe, loading.bpe_files(), *known)
     models = [each.build_model(task, device, dtype, only_decodes=True) for each in (checkpoint, *others)]

@@ -72,6 +72,12 @@ class Checkpoint:
         """The whole configuration."""
         return self.state["cfg"]
 
+    @property
+    def bpe(self) -> str | None:
+        """The kind of the subword vocabulary, where the training had --bpe."""
+        bpe = getattr(self.cfg, "bpe", None)
+        return bpe if isinstance(bpe, str) else getattr(bpe, "_name", None)
+
     def as_stock(self) -> "Checkpoint":
         """The checkpoint with an architecture of fairseq instead of one of elseq.
 

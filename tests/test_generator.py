@@ -15,7 +15,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 
 import elseq
-from elseq import native
+from elseq import generator, native
 from elseq.errors import UserError
 from elseq.generation import captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.options import search_configuration
@@ -544,6 +544,20 @@ def test_codes_that_are_half_given(tiny_translation):
         UserError, match="^bpe 'nmt' is unknown; choose one of subword_nmt, fastbpe, sentencepiece, gpt2, hugging_face$"
     ):
         load(bpe="nmt", bpe_codes="codes")
+
+
+def test_subwords_of_a_kind_that_elseq_does_not_have(tiny_translation, tmp_path, monkeypatch):
+    """They are not taken for those of another kind in the folder."""
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["bpe"] = {"_name": "byte_bpe"}
+    torch.save(state, tmp_path / "model.pt")
+    elseq.load(tmp_path / "model.pt", data=tiny_translation.data)  # for texts in pieces of the dictionary
+    monkeypatch.setattr(generator, "find_subwords", lambda *_: object())
+    sentence = (
+        "model.pt was trained with --bpe byte_bpe, which elseq does not have: .* name the kind of the files by bpe$"
+    )
+    with pytest.raises(UserError, match=sentence):
+        elseq.load(tmp_path / "model.pt", data=tiny_translation.data)
 
 
 # --- what is forced

@@ -254,7 +254,7 @@ def _filter_indices_by_size(filter_indices, task, indices, dataset, max_position
             f"sentence {index}{_excerpt(dataset, index)} has {_tokens(dataset.size(index))}, the model takes at most "
             f"{_tokens(max_positions)}: shorten it, leave it out by --skip-invalid-size-inputs-valid-test, raise "
             "--max-source-positions and --max-target-positions if the model has more, or read longer sources by "
-            "--task elseq_translation --long-input"
+            "--long-input of elseq's task"
         ) from error
 
 

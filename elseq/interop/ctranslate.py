@@ -93,5 +93,10 @@ def without_padding(bias: torch.Tensor, dictionary: Dictionary) -> np.ndarray:
 
 
 def symbols(dictionary: Dictionary) -> list[str]:
-    """The words of a dictionary as CTranslate2 expects them."""
-    return ["<blank>" if symbol == dictionary.pad_word else symbol for symbol in dictionary.symbols]
+    """The words of a dictionary as CTranslate2 expects them. Of the rows of a word that was overwritten it finds the
+    first one, fairseq the last one, but for its special symbols: the other rows get names that are no words."""
+    special = dictionary.bos(), dictionary.pad(), dictionary.eos(), dictionary.unk()
+    rows = dictionary.indices | {dictionary.symbols[row]: row for row in special}
+    words = [symbol if rows[symbol] == row else f"overwritten {row}" for row, symbol in enumerate(dictionary.symbols)]
+    words[dictionary.pad()] = "<blank>"
+    return words

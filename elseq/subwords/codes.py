@@ -37,7 +37,8 @@ class Codes(Subwords):
         self._digest = hashlib.sha256(text.encode()).hexdigest()
 
     def encode(self, text: str) -> str:
-        return " ".join(self._bpe.process_line(text).split())  # there, white space other than spaces is part of a word
+        # There, white space other than spaces is part of a word. Around a text fairseq-interactive removes it.
+        return " ".join(self._bpe.process_line(text.strip()).split())
 
     def decode(self, words: str) -> str:
         return f"{words} ".replace(f"{SEPARATOR} ", "").rstrip()

@@ -7,6 +7,7 @@ from types import SimpleNamespace
 import pytest
 import torch
 from fairseq import checkpoint_utils
+from fairseq.data import Dictionary
 
 import elseq
 from elseq.errors import UserError
@@ -156,6 +157,16 @@ def test_what_it_does_not_have(tiny_translation, tiny_multi_query, tmp_path):
         with pytest.raises(UserError, match=sentence) as error:
             ctranslate.to_ctranslate2(loaded.model, cfg, words, words, tmp_path / "model")
         assert "\n" not in str(error.value)
+
+
+def test_words_that_are_overwritten(tmp_path):
+    words = ["a 5", "b 4", "a 3 #fairseq:overwrite", "</s> 2 #fairseq:overwrite"]
+    (tmp_path / "dict.txt").write_text("\n".join(words) + "\n")
+    dictionary = Dictionary.load(str(tmp_path / "dict.txt"))
+    found = ctranslate.symbols(dictionary)
+    assert found[:4] == ["<s>", "<blank>", "</s>", "<unk>"]
+    assert found[4:] == ["overwritten 4", "b", "a", "overwritten 7"]
+    assert dictionary.index("a") == found.index("a")
 
 
 def test_without_the_package(tiny_translation, tmp_path, monkeypatch):
