@@ -144,6 +144,11 @@ class MultilingualTask:
     def max_positions(self):
         return self.positions_of_windows(super().max_positions())
 
+    def build_generator(self, *args, **kwargs):
+        """As for other tasks. Only a training and fairseq-validate may do without languages."""
+        self.check_languages(self.args, needed=True)
+        return super().build_generator(*args, **kwargs)
+
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         if constraints is not None:
             raise UserError(f"is not for models of the task {self.multilingual}: leave it out", "--constraints")

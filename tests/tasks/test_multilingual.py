@@ -352,6 +352,16 @@ def test_options_that_generate_refuses(family, name, left_out, added, sentence):
     assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
 
 
+@pytest.mark.parametrize("name", ["m2m", "apart"])
+@pytest.mark.parametrize("command", ["fairseq-generate", "fairseq-interactive"])
+def test_decoding_without_languages(family, name, command):
+    model = family(name)
+    command = [command, model.data, "--path", model.checkpoint, "--cpu", *model.elseq_task]
+    result = helpers.run_here(command, input=b"w1 w2\n", check=False)
+    assert result.returncode == 1
+    assert result.stderr.splitlines()[-1] == "elseq: error: --source-lang is missing: give one of aa, bb, cc"
+
+
 def test_nllb_adds_words_of_data_sources(family, tmp_path):
     """Their rows come after those of the languages. Here they are unlikely words."""
     model = family("m2m")
