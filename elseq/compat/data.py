@@ -1,6 +1,7 @@
 """Repairs of data: numpy 2, complete batches, and errors about unusable input."""
 
 import atexit
+import collections
 import contextlib
 import functools
 import logging
@@ -26,6 +27,7 @@ from fairseq.data import (
     token_block_dataset,
 )
 from fairseq.data.encoders import gpt2_bpe_utils
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 from hydra.core.hydra_config import HydraConfig
@@ -125,6 +127,7 @@ def explain_missing_data():
     """A folder of data, a subset or a language that there is not gives a traceback. Under Hydra, a relative folder that
     exists is one that does not: each job has a folder of its own."""
     wrap(tasks, "setup_task", _setup_task)
+    wrap(MultilingualDatasetManager, "get_split_num_data_shards", _number_of_shards)
     for kind in {*tasks.TASK_REGISTRY.values()}:
         if "load_dataset" in vars(kind):
             wrap(kind, "load_dataset", _load_dataset)
@@ -146,6 +149,11 @@ def _setup_task(setup, cfg, *args, **kwargs):
                 f"{cfg.data} holds no files of a language pair (SUBSET.SOURCE-TARGET.SOURCE); check the data folder, "
                 "or give --source-lang and --target-lang"
             ) from error
+
+
+def _number_of_shards(count, *args):
+    """With one for a pair without data, so that fairseq looks for its files and tells that they are missing."""
+    return collections.defaultdict(lambda: 1, count(*args))
 
 
 def _load_dataset(load, *args, **kwargs):

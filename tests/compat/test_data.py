@@ -23,6 +23,7 @@ from fairseq.data import (
 )
 from fairseq.data.encoders import gpt2_bpe_utils
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceConfig
+from fairseq.data.multilingual.multilingual_data_manager import MultilingualDatasetManager
 from fairseq.tasks import TASK_REGISTRY, FairseqTask
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq_cli import interactive
@@ -257,6 +258,18 @@ def test_a_subset_that_there_is_not(tmp_path, language_model_data, task, without
     without(TASK_REGISTRY[task], "load_dataset")
     with pytest.raises(FileNotFoundError):
         helpers.run_here([*command, "--user-dir", helpers.USER_DIR])
+
+
+def test_a_subset_of_several_languages_that_there_is_not(tiny_translation, tmp_path, without):
+    task = ["--task=translation_multi_simple_epoch", "--lang-pairs=src-tgt", "--train-subset=none"]
+    command = helpers.train_command(
+        "transformer", tiny_translation.data, tmp_path, *task, "--user-dir", helpers.USER_DIR
+    )
+    result = helpers.run_here(command, check=False)
+    assert result.returncode == 1 and result.stderr.splitlines()[-1].startswith("elseq: error: Dataset not found: none")
+    without(MultilingualDatasetManager, "get_split_num_data_shards")
+    with pytest.raises(KeyError, match="main:src-tgt"):
+        helpers.run_here(command)
 
 
 def test_a_relative_folder_under_hydra(tmp_path, translation_data, monkeypatch):
