@@ -12,6 +12,7 @@ The places of the symbols of languages depend on the task:
 With --prepend-bos, <s> is the first word of sources and targets of translation_from_pretrained_bart.
 """
 
+import inspect
 from argparse import ArgumentParser, Namespace
 from collections.abc import Mapping, Sequence
 from functools import partial
@@ -256,6 +257,21 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             except AssertionError as error:
                 raise UserError(f"{error}: give --langtoks-specs as in the training", "--langtoks") from error
 
+    def build_model(self, cfg, from_checkpoint=False):
+        """
+        Raises:
+            UserError: as for other tasks, or batches are to have numbers of languages that the model does not take.
+        """
+        model = super().build_model(cfg, from_checkpoint)
+        if self.args.enable_lang_ids and not any(
+            "src_lang_id" in inspect.signature(module.forward).parameters for module in model.modules()
+        ):
+            raise UserError(
+                "is for a model of a plugin that reads src_lang_id, and this one does not: leave it out",
+                "--enable-lang-ids",
+            )
+        return model
+
     @property
     def places_of_languages(self) -> tuple:
         """The settings that decide where the symbols of languages are."""
@@ -350,6 +366,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
     @classmethod
     def of_dictionaries(cls, args, source, target):
         args.langs, args.lang_dict = cls.languages_of(args), None  # otherwise fairseq would log them each time
+        args.enable_lang_ids = False  # they are for batches of data sets
         args.lang_pairs = _names(args, "lang_pairs")[:1]  # each `for_languages` would read all of NLLB's 40,000
         args.fixed_dictionary, args.source_dict, args.target_dict = None, "source", "target"
         langs, dicts, training = MultilingualDatasetManager.prepare(

@@ -16,6 +16,8 @@ from tests import helpers
 from tests.generating import interrupt_after
 from tests.multilingual import FAMILIES, PAIRS, SIZES, Family, generated, hypotheses
 
+ENABLED = "--enable-lang-ids is for a model of a plugin that reads src_lang_id, and this one does not: leave it out"
+
 
 def assert_same(found, expected):
     assert len(found) == len(expected) > 0
@@ -333,6 +335,8 @@ def test_languages_that_load_refuses(family, name, options, sentence):
         ),
         ("apart", "--decoder-langtok", (), "--decoder-langtok the model was trained with it: give --decoder-langtok"),
         ("m2m", "none", ["--decode-attention=fast"], "--decode-attention fast is unknown"),
+        ("m2m", "none", ["--enable-lang-ids"], ENABLED),
+        ("m2m", "none", ["--enable-lang-ids", "--decode-attention=stock"], ENABLED),
     ],
 )
 def test_options_that_generate_refuses(family, name, left_out, added, sentence):
@@ -360,6 +364,15 @@ def test_decoding_without_languages(family, name, command):
     result = helpers.run_here(command, input=b"w1 w2\n", check=False)
     assert result.returncode == 1
     assert result.stderr.splitlines()[-1] == "elseq: error: --source-lang is missing: give one of aa, bb, cc"
+
+
+def test_load_gives_models_no_numbers_of_languages(family, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    state["cfg"]["task"].enable_lang_ids = True
+    torch.save(state, tmp_path / "model.pt")
+    generator = elseq.load(tmp_path / "model.pt", data=model.data, source_lang="aa", target_lang="bb")
+    assert generator.generate(["w1 w2"])
 
 
 def test_nllb_adds_words_of_data_sources(family, tmp_path):
@@ -494,6 +507,7 @@ def test_settings_that_were_changed(family, name, option, value, sentence, tmp_p
         ("--langs=", "--langs is empty: give names with commas"),
         ("--lang-pairs=", "--lang-pairs is missing: give the pairs of the training, such as de-en,en-de"),
         ("--decode-dtype=int8", "--decode-dtype is for decoding, and this training does not decode: leave it out"),
+        ("--enable-lang-ids", ENABLED),
         ("--extra-lang-pairs={'mined': 'aa'}", "--extra-lang-pairs aa is no pair of languages: give such as de-en"),
     ],
 )
