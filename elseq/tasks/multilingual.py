@@ -455,6 +455,11 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
     def languages_of(cls, args) -> list[str]:
         return _languages_of(_pairs(args))
 
+    @property
+    def places_of_languages(self) -> tuple:
+        """The settings that decide where the symbols of languages are."""
+        return self.args.encoder_langtok or None, bool(self.args.decoder_langtok)
+
     @classmethod
     def check_languages(cls, args, needed=False) -> None:
         super().check_languages(args, needed)

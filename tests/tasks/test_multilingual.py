@@ -607,13 +607,21 @@ def test_codes_with_hyphens(text, tmp_path):
     )
 
 
-def test_an_ensemble(family, tmp_path):
-    model = family("m2m")
+@pytest.mark.parametrize(
+    ("name", "changed"),
+    [
+        ("m2m", {"encoder_langtok": "tgt", "langtoks": None}),
+        ("apart", {"encoder_langtok": "src"}),
+        ("shared", {"decoder_langtok": True}),
+    ],
+)
+def test_an_ensemble(family, name, changed, tmp_path):
+    model = family(name)
     languages = {"data": model.data, "source_lang": "aa", "target_lang": "bb"}
     expected = elseq.load(model.checkpoint, **languages).generate(model.lines())
     assert elseq.load(f"{model.checkpoint}:{model.checkpoint}", **languages).generate(model.lines()) == expected
     state = torch.load(model.checkpoint)
-    state["cfg"]["task"].encoder_langtok, state["cfg"]["task"].langtoks = "tgt", None
+    vars(state["cfg"]["task"]).update(changed)
     torch.save(state, tmp_path / "model.pt")
     with pytest.raises(UserError, match="are no ensemble: their texts have different symbols; give one of them$"):
         elseq.load(f"{model.checkpoint}:{tmp_path / 'model.pt'}", **languages)
