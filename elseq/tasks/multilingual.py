@@ -438,7 +438,10 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
         """As for other tasks, but hypotheses start and end with the symbol of the target's language."""
         (end,) = self.symbols_of_language
         extra = {**(extra_gen_cls_kwargs or {}), "eos": end}
-        return DecodingTask.build_generator(self, models, args, seq_gen_cls, extra, **kwargs)
+        generator = DecodingTask.build_generator(self, models, args, seq_gen_cls, extra, **kwargs)
+        if getattr(args, "score_reference", False):  # `FairseqTask` gives its scorer nothing of `extra`
+            generator.eos, generator.symbols_to_strip_from_output = end, {end}
+        return generator
 
 
 @register_task("elseq_multilingual_translation")

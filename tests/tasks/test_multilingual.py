@@ -356,6 +356,14 @@ def test_options_that_generate_refuses(family, name, left_out, added, sentence):
     assert re.search(f"elseq: error: {sentence}", result.stderr.splitlines()[-1])
 
 
+def test_scores_of_references_have_no_language(family):
+    model = family("mbart25")
+    expected, found = (generated(model, task, "--score-reference").stdout for task in (model.task, model.elseq_task))
+    assert_same(hypotheses(found), hypotheses(expected))
+    references = [re.findall(r"^T-.*$", printed, re.MULTILINE) for printed in (found, expected)]
+    assert references[0] == references[1]
+
+
 @pytest.mark.parametrize("name", ["m2m", "apart"])
 @pytest.mark.parametrize("command", ["fairseq-generate", "fairseq-interactive"])
 def test_decoding_without_languages(family, name, command):
