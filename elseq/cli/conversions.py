@@ -144,7 +144,7 @@ def convert_average(args) -> None:
     if args.last is None and args.by_updates:
         raise UserError("--by-updates needs --last N: the number of checkpoints")
     if args.last is not None:
-        if not paths[0].exists():
+        if len(paths) == 1 and not paths[0].exists():
             raise UserError(f"{paths[0]} does not exist: check the path")
         if len(paths) > 1 or not paths[0].is_dir():
             raise UserError(f"--last {args.last} needs the folder of one training: give it, or leave --last out")

@@ -36,7 +36,7 @@ from omegaconf import OmegaConf, open_dict
 
 from elseq.compat.patching import Overlay, after_parsing, before_training, wrap
 from elseq.compat.settings import model_class, model_name, values
-from elseq.errors import UserError, as_option, user_sentence
+from elseq.errors import UserError, as_option, described, user_sentence
 from elseq.files import user_dirs
 
 logger = logging.getLogger(__name__)
@@ -448,7 +448,7 @@ def _compose(compose, *args, **kwargs):
         name, value = found.groups()
         if value == "null":
             raise UserError(f"{as_option(name)} is missing: give a value") from error
-        raise UserError(f"{as_option(name)} {value} is not possible ({error.__cause__})") from error
+        raise UserError(f"{as_option(name)} {value} is not possible ({described(error.__cause__)})") from error
 
 
 def explain_missing_devices():

@@ -119,7 +119,7 @@ def questions(monkeypatch):
         return Questions.to_host(tensors(self))
 
     monkeypatch.setattr(HostCopy, "tensors", told)
-    for module in ("beams", "logits_processors", "search"):
+    for module in ("beams", "hypotheses", "logits_processors"):
         monkeypatch.setattr(f"elseq.generation.{module}.to_device", unseen(to_device))
     return found
 
