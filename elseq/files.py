@@ -17,8 +17,8 @@ from elseq.errors import UserError
 from elseq.model_files import DICTIONARIES, READ_OF_FOLDERS, SUBWORDS
 
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
-# What a file system without locks says; a folder of NFS cannot be locked, because it cannot be opened for writing.
-_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF)
+# What a file system without locks says, for a file or for a folder.
+_NO_LOCKS = (errno.ENOSYS, errno.ENOLCK, errno.EOPNOTSUPP, errno.EBADF, errno.EINVAL)
 _LARGEST_JSON = 2**27  # bytes; a tokenizer.json of 250,000 words has 17 million
 
 

@@ -132,7 +132,8 @@ def _training_command(cfg: dict, output: Path) -> str:
     name = criterion.get("_name")
     if isinstance(name, str) and name in CRITERION_REGISTRY:
         options += ["--criterion", name, *recorded_options(CRITERION_REGISTRY[name], criterion)]
-    options += ["--finetune-from-model", str(output)]  # other than --restore-file, a repeated command continues
+    # Other than with --restore-file, a repeated command continues; so its folder must be a new one.
+    options += ["--finetune-from-model", str(output), "--save-dir", str(output.with_name(f"{output.stem}.training"))]
     return f'fairseq-train DATA --user-dir "$(elseq-user-dir)" {shlex.join(options)}'
 
 

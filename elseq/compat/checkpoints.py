@@ -2,6 +2,7 @@
 
 import contextlib
 import errno
+import inspect
 import logging
 import os
 import pickle
@@ -234,7 +235,10 @@ def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
         try:
             extra_state = load(trainer, filename, *args, **kwargs)
         except UserError as error:
-            other = None if _looks_whole(Path(filename)) else _newest_beside(Path(filename))
+            # --restore-file does not go with these options.
+            settings, other = trainer.cfg.checkpoint, None
+            if not (settings.finetune_from_model or trainer.checkpoint_suffix or _looks_whole(Path(filename))):
+                other = _newest_beside(Path(filename))
             if other is None:
                 raise
             raise UserError(f"{error}, or give --restore-file {other}") from error
@@ -344,10 +348,13 @@ def forget_best_of_another_metric():
     --maximize-best-checkpoint-metric is another one. Then a loss is compared with BLEU, checkpoint_best.pt may never be
     written again, and reduce_lr_on_plateau may lower the learning rate without need."""
 
-    def load_checkpoint(load, trainer, filename, reset_optimizer=False, *args, reset_meters=False, **kwargs):
-        cfg = None if reset_optimizer or reset_meters else trainer.cfg.checkpoint
-        with setting(_continued, cfg):
-            return load(trainer, filename, reset_optimizer, *args, reset_meters=reset_meters, **kwargs)
+    def load_checkpoint(load, *args, **kwargs):
+        given = inspect.signature(load).bind(*args, **kwargs)
+        given.apply_defaults()
+        options = given.arguments
+        is_new = options["reset_optimizer"] or options["reset_meters"]
+        with setting(_continued, None if is_new else options["self"].cfg.checkpoint):
+            return load(*args, **kwargs)
 
     wrap(Trainer, "load_checkpoint", load_checkpoint)
     wrap(checkpoint_utils, "load_checkpoint_to_cpu", _forget_best)

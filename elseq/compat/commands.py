@@ -34,7 +34,7 @@ from hydra.core.config_store import ConfigStore
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
-from elseq.compat.patching import Overlay, after_parsing, before_training, wrap
+from elseq.compat.patching import Overlay, after_parsing, before_training, is_known, wrap
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, described, user_sentence
 from elseq.files import user_dirs
@@ -177,7 +177,7 @@ def validate_one_pair():
 
     def init(original, self, args, dicts, training):
         for name in ("source_lang", "target_lang"):
-            language = getattr(args, name)
+            language = getattr(args, name, None)
             if language is not None and language not in dicts:
                 raise UserError(f"{language} is none of the model's: give one of {', '.join(dicts)}", as_option(name))
         original(self, args, dicts, training)
@@ -219,12 +219,6 @@ def explain_architectures_of_other_tasks():
         task = TASK_REGISTRY.get(parsed.task) if hasattr(parsed, "max_update") else None
         if task is not None:
             _check_architecture(task, parsed)
-            if issubclass(task, MultilingualTranslationTask) and not issubclass(model_class(parsed), FairseqMultiModel):
-                raise UserError(
-                    f"{parsed.arch} is one model, and --task {parsed.task} has one for each pair of languages: give "
-                    "multilingual_transformer",
-                    "--arch",
-                )
 
     def build_model(build, cfg, task, *args, **kwargs):
         _check_architecture(type(task), cfg)
@@ -236,8 +230,14 @@ def explain_architectures_of_other_tasks():
 
 def _check_architecture(task: type, cfg):
     kind = model_class(cfg)
-    if kind is None or not {each.__module__.partition(".")[0] for each in (task, kind)} <= {"fairseq", "elseq"}:
-        return  # a plugin's may be for any
+    if kind is None or not is_known(task, kind):
+        return
+    if issubclass(task, MultilingualTranslationTask) and not issubclass(kind, FairseqMultiModel):
+        raise UserError(
+            f"{model_name(cfg)} is one model, and the task has one for each pair of languages: give "
+            "multilingual_transformer",
+            "--arch",
+        )
     if issubclass(task, LanguageModelingTask):
         if issubclass(kind, FairseqEncoderDecoderModel | FairseqMultiModel):
             raise UserError(f"{model_name(cfg)} is no language model: give one, as --arch transformer_lm")
@@ -376,8 +376,18 @@ _RANGES = {
 }
 
 
+# Options that are in `_RANGES` and that a plugin may give another meaning.
+_OF_NOISE = ("mask", "mask_random", "rotate", "replace_length", "poisson_lambda")
+_OF_SIZES = re.compile("max_(source|target)_positions|.*_embed_dim|decoder_(input|output)_dim")
+
+
 def _check_ranges(options: Mapping):
+    kind = model_class(Namespace(_name=options.get("_name"), arch=options.get("arch")))
     for name, (least, largest, in_words) in _RANGES.items():
+        if name in _OF_NOISE and "permute_sentences" not in options:  # of denoising
+            continue
+        if _OF_SIZES.fullmatch(name) and kind is not None and not is_known(kind):
+            continue
         given = options.get(name)
         for value in given if isinstance(given, Sequence) and given else [given]:
             if isinstance(value, int | float) and not least <= value <= largest or value == []:
@@ -475,7 +485,7 @@ def tell_that_nothing_was_evaluated():
     def evaluate(evaluate, *args, **kwargs):
         results = evaluate(*args, **kwargs)
         if not results["loss"]:
-            logger.warning("nothing was evaluated: no block is left, and the perplexity is none")
+            logger.warning("nothing was evaluated: no block is left, so the printed perplexity means nothing")
         return results
 
     for module in (eval_lm, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.eval_lm

@@ -31,6 +31,7 @@ from fairseq.data.multilingual.multilingual_data_manager import MultilingualData
 from fairseq.tasks import FairseqTask
 from fairseq_cli import interactive
 from hydra.core.hydra_config import HydraConfig
+from omegaconf import OmegaConf
 from torch.utils.data.dataloader import _MultiProcessingDataLoaderIter
 
 from elseq.compat.patching import Overlay, wrap
@@ -134,7 +135,7 @@ def explain_missing_data():
 
 
 def _setup_task(setup, cfg, *args, **kwargs):
-    data = getattr(cfg, "data", None)
+    data = None if OmegaConf.is_config(cfg) and OmegaConf.is_missing(cfg, "data") else getattr(cfg, "data", None)
     if isinstance(data, str) and HydraConfig.initialized() and not os.path.exists(data):
         there = os.path.join(HydraConfig.get().runtime.cwd, data)
         if os.path.exists(there):
@@ -189,6 +190,8 @@ def _open_indexed(init, dataset, path):
     try:
         init(dataset, path)
     except (AssertionError, KeyError, ValueError, struct.error) as error:
+        if os.path.getsize(f"{path}.idx") and not os.path.getsize(f"{path}.bin"):
+            raise UserError(f"{path}.bin is empty: give a subset that has sentences, or {_ANEW}") from error
         reason = re.split(r"\. |\.$", str(error))[0]
         raise UserError(f"{path}.idx or {path}.bin is damaged or cut off ({reason}): {_ANEW}") from error
 
@@ -203,10 +206,12 @@ def _open_mapped(init, dataset, path):
         raise UserError(f"{path}.bin is cut off: {_ANEW}")
 
 
-def _make_dataset(make, path, *args, dictionary=None, **kwargs):
-    dataset = make(path, *args, dictionary=dictionary, **kwargs)
+def _make_dataset(make, path, impl, fix_lua_indexing=False, dictionary=None):
+    dataset = make(path, impl, fix_lua_indexing, dictionary)
     if isinstance(dataset, indexed_dataset.MMapIndexedDataset) and isinstance(dictionary, Dictionary):
-        largest = np.frombuffer(dataset._bin_buffer, dataset._index.dtype).max(initial=0)  # fairseq reads the file, too
+        kind = np.dtype(dataset._index.dtype)
+        count = len(dataset._bin_buffer) // kind.itemsize
+        largest = np.frombuffer(dataset._bin_buffer, kind, count).max(initial=0)  # fairseq reads the file, too
         if largest >= len(dictionary):
             raise UserError(
                 f"{path}.bin has words up to number {largest}, and the dictionary has {len(dictionary)} entries: take "
@@ -317,24 +322,25 @@ def explain_unusable_embeddings():
     """A file of embeddings (--encoder-embed-path, --decoder-embed-path) that does not exist, has no numbers, or has
     vectors of another size, gives a traceback."""
 
-    def parse_embedding(parse, path):
+    def parse_embedding(parse, embed_path):
         try:
-            return parse(path)
+            return parse(embed_path)
         except OSError as error:
-            raise UserError(f"embeddings {path} cannot be read ({error.strerror}): check the path") from error
+            raise UserError(f"embeddings {embed_path} cannot be read ({error.strerror}): check the path") from error
         except (ValueError, StopIteration) as error:
             raise UserError(
-                f"{path} holds no embeddings ({described(error)}): each line after the first has a word and its numbers"
+                f"{embed_path} holds no embeddings ({described(error)}): each line after the first has a word and its "
+                "numbers"
             ) from error
 
-    def load_embedding(load, embeddings, vocabulary, embedding):
-        for word, vector in embeddings.items():
-            if len(vector) != embedding.embedding_dim:
+    def load_embedding(load, embed_dict, vocab, embedding):
+        for word, vector in embed_dict.items():
+            if word in vocab and len(vector) != embedding.embedding_dim:
                 raise UserError(
                     f"the embedding of {word!r:.60} has {len(vector)} numbers, the model takes "
                     f"{embedding.embedding_dim}: give that as --encoder-embed-dim or --decoder-embed-dim"
                 )
-        return load(embeddings, vocabulary, embedding)
+        return load(embed_dict, vocab, embedding)
 
     wrap(utils, "parse_embedding", parse_embedding)
     wrap(utils, "load_embedding", load_embedding)

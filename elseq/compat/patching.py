@@ -23,6 +23,11 @@ def wrap(owner, name, wrapper):
     setattr(owner, name, wrapped)
 
 
+def is_known(*classes: type) -> bool:
+    """Whether classes are of fairseq or of elseq. What those of a plugin can do is not known."""
+    return {each.__module__.partition(".")[0] for each in classes} <= {"fairseq", "elseq"}
+
+
 def after_parsing(check: Callable[[Namespace], None]) -> None:
     """Have a function check, or correct, the options of a command of fairseq."""
 

@@ -3,6 +3,7 @@
 import contextlib
 import errno
 import os
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,22 +26,22 @@ def write_whole_checkpoints():
     wrap(checkpoint_utils, "torch_persistent_save", _save)
 
 
-def _copy(copy, source, path, overwrite=False):
-    if not PathManager.supports_rename(path):
-        return copy(source, path, overwrite=overwrite)
-    with _replacing(path) as temporary:
-        if not copy(source, temporary, overwrite=True):
+def _copy(copy, src_path, dst_path, overwrite=False):
+    if not PathManager.supports_rename(dst_path):
+        return copy(src_path, dst_path, overwrite)
+    with _replacing(dst_path) as temporary:
+        if not copy(src_path, temporary, overwrite=True):
             raise OSError(errno.EIO, os.strerror(errno.EIO))
     return True
 
 
-def _save(save, state, path, async_write=False):
-    if async_write or not PathManager.supports_rename(path):
-        save(state, path, async_write)
+def _save(save, obj, filename, async_write=False):
+    if async_write or not PathManager.supports_rename(filename):
+        save(obj, filename, async_write)
         return
-    with _replacing(path) as temporary, open(temporary, "wb") as file:
+    with _replacing(filename) as temporary, open(temporary, "wb") as file:
         try:
-            torch.save(state, file)
+            torch.save(obj, file)
         except RuntimeError as error:  # it ends the archive, which fails, too, and hides what interrupted it
             cause = error.__context__
             raise cause if isinstance(cause, OSError | KeyboardInterrupt) else error from None
@@ -54,6 +55,8 @@ def _replacing(path: str) -> Iterator[str]:
         yield temporary
         os.replace(temporary, path)
     except OSError as error:
+        if error.filename not in (None, temporary):  # what is copied cannot be read
+            raise
         raise UserError(
             f"{path} cannot be written ({error.strerror}), what was saved before is kept: make room for it, or make "
             "its folder writable, and repeat the command"
@@ -68,11 +71,14 @@ def refuse_folders_for_checkpoints():
     before_training(_check_names)
 
 
+_NAME = re.compile(r"checkpoint(_last|_best|_crash|\d+|_\d+_\d+).*\.pt")
+
+
 def _check_names(cfg, *_):
     if cfg.checkpoint.no_save:
         return
     for path in sorted(Path(cfg.checkpoint.save_dir).glob("checkpoint*.pt")):
-        if path.is_dir():
+        if path.is_dir() and _NAME.fullmatch(path.name):
             raise UserError(f"{path} is a folder, and checkpoints have such names: move it, or give another --save-dir")
 
 
@@ -90,9 +96,14 @@ def let_one_training_write_a_folder():
 def _lock(cfg, *_):
     _unlock()  # of a training before, in the same process
     folder = cfg.checkpoint.save_dir
-    if cfg.checkpoint.no_save or not distributed_utils.is_master(cfg.distributed_training) or not os.path.isdir(folder):
+    if cfg.checkpoint.no_save or cfg.checkpoint.checkpoint_suffix or not os.path.isdir(folder):
+        return  # with a suffix the names are others
+    if not distributed_utils.is_master(cfg.distributed_training):
         return
-    _locked.append(os.open(folder, os.O_RDONLY))
+    try:
+        _locked.append(os.open(folder, os.O_RDONLY))
+    except OSError:  # it can be written and not read
+        return
     try:
         lock(_locked[0])
     except BlockingIOError as error:

@@ -30,7 +30,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 
 from elseq.bounds import check_bounds
 from elseq.compat.literals import NotLiteral, evaluate
-from elseq.compat.patching import Overlay, before_training, wrap
+from elseq.compat.patching import Overlay, before_training, is_known, wrap
 from elseq.compat.settings import json_object, values
 from elseq.errors import UserError, as_option, described, renamed, user_sentence
 
@@ -157,8 +157,7 @@ class _AnyOutput(dict):
 
 def _computed(task, criterion) -> list[str] | None:
     """The names of all that a validation may compute; None if that is not known before."""
-    packages = {type(each).__module__.partition(".")[0] for each in (task, criterion)}
-    if hasattr(task, "post_validate") or not packages <= {"fairseq", "elseq"}:
+    if hasattr(task, "post_validate") or not is_known(type(task), type(criterion)):
         return None
     by_tokens = getattr(criterion, "sentence_avg", None) is False  # then the loss of a token is not computed apart
     output = _AnyOutput(dict.fromkeys(("ntokens", "sample_size"), 1) if by_tokens else {})
@@ -181,7 +180,8 @@ def explain_options_of_bleu():
             json_object(task.cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
             given = json_object(task.cfg.eval_bleu_args, "--eval-bleu-args")
             known = {each.name for each in fields(GenerationConfig)}.union(getattr(task, "search_options", ()))
-            if unknown := sorted(given.keys() - known):
+            unknown = sorted(given.keys() - known) if is_known(type(task)) else None  # a plugin's may have its own
+            if unknown:
                 close = difflib.get_close_matches(unknown[0], known, 1)
                 remedy = f"did you mean {close[0]}?" if close else "leave it out"
                 raise UserError(f"has {unknown[0]!r:.60}, which is no option of a search: {remedy}", "--eval-bleu-args")
@@ -256,7 +256,8 @@ def explain_adaptive_softmax():
 
 def _check_adaptive_softmax(cfg, task, model, criterion):
     is_one = getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None
-    if is_one and isinstance(criterion, CrossEntropyCriterion | LabelSmoothedCrossEntropyCriterion):
+    is_other = isinstance(criterion, CrossEntropyCriterion | LabelSmoothedCrossEntropyCriterion)
+    if is_one and is_other and is_known(type(criterion)):
         raise UserError("--adaptive-softmax-cutoff needs --criterion adaptive_loss: give both, or neither")
     if not is_one and isinstance(criterion, AdaptiveLoss):
         raise UserError("--criterion adaptive_loss needs --adaptive-softmax-cutoff: give both, or neither")
@@ -283,7 +284,8 @@ def explain_options_of_the_optimizer():
     update, and where training continues, in an error about the checkpoint."""
 
     def build_optimizer(build, self):
-        _check_pairs(values(self.cfg.optimizer))
+        if self.cfg.optimizer._name in ("adam", "adamax", "lamb", "adafactor"):
+            _check_pairs(values(self.cfg.optimizer))
         try:
             build(self)
         except _OF_OPTIONS as error:

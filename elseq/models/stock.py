@@ -196,7 +196,7 @@ def recorded_options(kind: type | None, recorded: Mapping, besides: Collection[s
     for action in parser._actions:
         value = None if action.dest in besides else recorded.get(action.dest)
         if action.option_strings and value is not None and _as_text(value) != _as_text(action.default):
-            arguments += _argument(action.dest, None if action.nargs == 0 else _as_text(value))
+            arguments += _argument(action.option_strings[-1], None if action.nargs == 0 else _as_text(value))
     return arguments
 
 
@@ -218,12 +218,11 @@ def _arguments(values: Mapping, defaults: Mapping) -> list[str]:
     for name, default in defaults.items():
         value = values[name]
         if name != "_name" and value != default:
-            arguments += _argument(name, None if isinstance(value, bool) else str(value))
+            arguments += _argument(as_option(name), None if isinstance(value, bool) else str(value))
     return arguments
 
 
-def _argument(name: str, text: str | None) -> list[str]:
-    option = as_option(name)
+def _argument(option: str, text: str | None) -> list[str]:
     if text is None:
         return [option]
     return [f"{option}={text}"] if text.startswith("-") else [option, text]  # argparse would read it as an option

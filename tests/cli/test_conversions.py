@@ -49,7 +49,8 @@ def test_command_to_train(monkeypatch, task, expected):
     command = shlex.split(_training_command({"task": task, "model": {"_name": "mine"}}, Path("out.pt")))
     assert command[command.index("--arch") + 1] == "mine"
     assert command[command.index("--task") + 1] == expected
-    assert "--criterion" not in command and command[-2:] == ["--finetune-from-model", "out.pt"]
+    assert "--criterion" not in command
+    assert command[-4:] == ["--finetune-from-model", "out.pt", "--save-dir", "out.training"]
 
 
 def test_a_folder_of_checkpoints_that_does_not_exist(tmp_path):

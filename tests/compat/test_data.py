@@ -305,7 +305,7 @@ def damaged(tiny_translation, tmp_path):
         (
             "train.src-tgt.src.bin",
             0,
-            r"train.src-tgt.src.bin is damaged or cut off \(cannot mmap an empty file\): make",
+            r"train.src-tgt.src.bin is empty: give a subset that has sentences, or make",
         ),
         ("train.src-tgt.src.bin", 30, "train.src-tgt.src.bin is cut off: make the data again by fairseq-preprocess$"),
         ("train.src-tgt.tgt.idx", 0, "train.src-tgt.tgt.idx or .*bin is damaged or cut off .Index file"),

@@ -2,8 +2,10 @@ import types
 from contextvars import ContextVar
 
 import pytest
+from fairseq.tasks.translation import TranslationTask
 
-from elseq.compat.patching import Overlay, setting, wrap
+from elseq.compat.patching import Overlay, is_known, setting, wrap
+from elseq.tasks.translation import ElseqTranslationTask
 
 
 class Owner:
@@ -39,3 +41,8 @@ def test_setting():
             raise KeyError
         assert variable.get() == 1
     assert variable.get() == 0
+
+
+def test_whose_classes_are_known():
+    plugins = type("Task", (TranslationTask,), {"__module__": "plugin.tasks"})
+    assert is_known(TranslationTask, ElseqTranslationTask) and not is_known(TranslationTask, plugins)

@@ -152,6 +152,21 @@ def test_a_folder_that_cannot_be_written_to_is_one_sentence(tmp_path):
 # --- the folder
 
 
+def test_what_cannot_be_copied_is_named(tmp_path):
+    with pytest.raises(FileNotFoundError) as raised:
+        PathManager.copy(src_path=str(tmp_path / "none"), dst_path=str(tmp_path / "model.pt"))
+    assert raised.value.filename == str(tmp_path / "none") and not list(tmp_path.iterdir())
+
+
+def test_a_folder_of_another_name(train, tmp_path):
+    (tmp_path / "checkpoint_hf.pt").mkdir()
+    train(check=True)
+
+
+def test_a_training_with_a_suffix_has_other_names(train, other_training):
+    train("--checkpoint-suffix=_b", check=True)
+
+
 @pytest.mark.parametrize("name", ["checkpoint_last.pt", "checkpoint_best.pt", "checkpoint2.pt"])
 def test_a_folder_of_the_name_of_a_checkpoint(train, without, tmp_path, name):
     (tmp_path / name).mkdir()

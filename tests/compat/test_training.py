@@ -3,10 +3,12 @@ import json
 import pickle
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from fairseq import options, utils
+from fairseq.criterions.cross_entropy import CrossEntropyCriterion
 from fairseq.data.iterators import EpochBatchIterator
 from fairseq.dataclass import constants
 from fairseq.logging import metrics
@@ -18,6 +20,7 @@ from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretra
 from fairseq.trainer import Trainer
 
 from elseq.compat import training
+from elseq.errors import UserError
 from tests import helpers
 from tests.tiny_models import make_dictionary
 
@@ -243,6 +246,17 @@ def test_adaptive_loss_without_an_adaptive_softmax(train, without):
     without(Trainer, "__init__")
     with pytest.raises(AssertionError):
         train(*ADAPTIVE)
+
+
+class OfAPlugin(CrossEntropyCriterion):
+    __module__ = "plugin"
+
+
+def test_a_criterion_of_a_plugin_may_train_an_adaptive_softmax():
+    model = SimpleNamespace(decoder=SimpleNamespace(adaptive_softmax=object()))
+    training._check_adaptive_softmax(None, None, model, OfAPlugin(None, False))
+    with pytest.raises(UserError, match="needs --criterion adaptive_loss"):
+        training._check_adaptive_softmax(None, None, model, CrossEntropyCriterion(None, False))
 
 
 @pytest.mark.few_cases(1)
