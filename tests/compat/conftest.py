@@ -2,6 +2,8 @@ import inspect
 
 import pytest
 
+from tests import helpers
+
 
 @pytest.fixture
 def without(monkeypatch):
@@ -11,3 +13,14 @@ def without(monkeypatch):
         monkeypatch.setattr(owner, name, inspect.unwrap(getattr(owner, name)))
 
     return undo
+
+
+@pytest.fixture
+def train(translation_data, tmp_path):
+    """fairseq-train of a tiny Transformer, to the temporary folder of the test."""
+
+    def train(*options, check=False):
+        command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3", *options)
+        return helpers.run_here(command, check=check)
+
+    return train

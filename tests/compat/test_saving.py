@@ -15,17 +15,6 @@ from fairseq.trainer import Trainer
 from elseq import files
 from elseq.compat import saving
 from elseq.errors import UserError
-from tests import helpers
-
-
-@pytest.fixture
-def train(translation_data, tmp_path):
-    def train(*options, check=False):
-        command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3", *options)
-        return helpers.run_here(command, check=check)
-
-    return train
-
 
 # --- whole checkpoints
 

@@ -25,15 +25,6 @@ from tests import helpers
 from tests.tiny_models import make_dictionary
 
 
-@pytest.fixture
-def train(translation_data, tmp_path):
-    def train(*options, check=False):
-        command = helpers.train_command("transformer", translation_data, tmp_path, "--max-update=3", *options)
-        return helpers.run_here(command, check=check)
-
-    return train
-
-
 def error_of(result):
     assert result.returncode == 1
     return result.stderr.splitlines()[-1]
