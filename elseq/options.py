@@ -38,7 +38,6 @@ WINDOWS = ("long_input", "source_window", "source_window_overlap")
 # Options of `Loading` that elseq_translation has as well, and those of all elseq tasks, with the same names.
 OF_TRANSLATION = ("prepend_source_bos", "force_bos")
 OF_TASK = ("apply_top_k", "apply_top_k_in", "apply_ffn_top_k", *WINDOWS)
-_DECIDING = ("attention", "source_lang", "target_lang", *OF_TRANSLATION, *OF_TASK)
 YES_OR_NO = ("yes", "no")
 FIRST, BOUND, NEVER = RULES = ("first", "bound", "never")  # of --early-stopping
 
@@ -178,8 +177,9 @@ class Loading:
         """
         if self.data is not None:
             check_dictionaries(as_path(self.data, "data"))
+        of_task = self.of_task()
         for name in OF_TRANSLATION:
-            if self.of_task().get(name) not in (None, *YES_OR_NO):
+            if of_task.get(name) not in (None, *YES_OR_NO):
                 raise UserError(f"{getattr(self, name)!r} is not possible: give yes or no", name)
         if self.bpe is not None and self.bpe not in BPE:
             raise UserError(f"{self.bpe!r} is unknown; choose one of {', '.join(BPE)}", "bpe")
@@ -205,7 +205,8 @@ class Loading:
     def deciding(self) -> dict:
         """The options on which the output depends, with their names on the command line. The effect of the others is in
         the dictionaries, the tokens and the parameters."""
-        return {as_option(name): getattr(self, name) for name in _DECIDING}
+        names = ("attention", "source_lang", "target_lang", *OF_TRANSLATION, *OF_TASK)
+        return {as_option(name): getattr(self, name) for name in names}
 
 
 @dataclass(frozen=True)

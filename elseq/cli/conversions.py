@@ -153,7 +153,7 @@ def convert_average(args) -> None:
     paths = [checkpoint_path(path) for path in paths]
     check_output_file(output, *paths)
     check_overwrite(output, args.overwrite)
-    state, records, settings = {}, [], {}  # of the last one that was read, without its parameters; of all; of the first
+    state, records, settings = {}, [], []  # of the last one that was read, without its parameters; of all; of all
 
     def models():
         for path in paths:
@@ -161,9 +161,8 @@ def convert_average(args) -> None:
             state.update(checkpoint_utils.load_checkpoint_to_cpu(str(path)))
             state.pop("last_optimizer_state", None)
             records.append(recorded_conversions(state))
-            found = averaging.settings_of(state["cfg"].model)
-            settings.setdefault(paths[0], found)
-            averaging.check_same(paths[0], settings[paths[0]], path, found)
+            settings.append(averaging.settings_of(state["cfg"].model))
+            averaging.check_same(paths[0], settings[0], path, settings[-1])
             yield path, state.pop("model")
 
     mean = averaging.mean(models())

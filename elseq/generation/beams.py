@@ -85,9 +85,13 @@ class Sentences:
         found.prefix = None if self.prefix is None else self.prefix[rows]
         return found
 
+    def must_end(self, step: int) -> list[bool]:
+        """Whether the hypotheses of each sentence must end now."""
+        return [limit <= step for limit in self.limits]
+
     def at_limit(self, step: int) -> Tensor | None:
-        """Those whose hypotheses must end now, bool [B]; None: no sentence."""
-        must_end = [limit <= step for limit in self.limits]
+        """The same on the device, bool [B]; None: those of no sentence must."""
+        must_end = self.must_end(step)
         return to_device(must_end, self.source_lengths.device).bool() if any(must_end) else None
 
     def prefix_at(self, step: int) -> Tensor | None:

@@ -91,7 +91,7 @@ class FinishedHypotheses:
         if told["is_nan"]:
             raise NotANumber(beams, step)
         ended = told["ending"].nonzero().tolist()
-        must_end = {place for place, limit in enumerate(sentences.limits) if limit <= step}
+        must_end = {place for place, is_last in enumerate(sentences.must_end(step)) if is_last}
         must_end.update(place for place, _ in told["is_stuck"].nonzero().tolist())
         self._finish(result, ended, told["scores"].tolist() if self.stopping.is_bounded else None)
         self._finish_best(step, must_end, beams)

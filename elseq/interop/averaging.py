@@ -80,7 +80,7 @@ def settings_of(cfg) -> dict:
     """
     try:
         settings = elseq_configuration(cfg)
-        settings["arch"] = settings.pop("_name")
+        settings = {"arch": settings.pop("_name"), **settings}
     except UserError:  # a model that keeps fairseq's modules
         settings = {"arch": model_name(cfg)}
     return {name: value for name, value in settings.items() if not _CHANGEABLE.search(name)}
@@ -91,7 +91,7 @@ def check_same(first: Path, wanted: dict, path: Path, settings: dict) -> None:
     Raises:
         UserError: the models of two checkpoints compute by different settings, as of `settings_of`.
     """
-    for name in {"arch": None} | wanted | settings:
+    for name in wanted | settings:
         if wanted.get(name) != settings.get(name):
             raise UserError(
                 f"{path} and {first} differ in {as_option(name)}, {settings.get(name)} and {wanted.get(name)}: give "

@@ -43,17 +43,15 @@ def to_ctranslate2(
     configuration = elseq_configuration(cfg.model)
     options = as_stock(configuration, FEATURES, PROGRAM)
     args = Namespace(**options, arch=options["_name"])
-    passed_over = next((option for option in _PASSED_OVER if getattr(args, option, None)), None)
-    if passed_over is not None:
-        raise UserError(f"CTranslate2 does not have {as_option(passed_over)}, with which the model was trained")
-
+    lacking = [as_option(option) for option in _PASSED_OVER if getattr(args, option, None)]
     if configuration["_name"] != "elseq_transformer_lm":
-        for option in ("decoder_input_dim", "decoder_output_dim"):
-            if getattr(args, option) != args.decoder_embed_dim:
-                raise UserError(
-                    f"CTranslate2 does not have {as_option(option)} {getattr(args, option)} beside --decoder-embed-dim "
-                    f"{args.decoder_embed_dim}, with which the model was trained"
-                )
+        lacking += [
+            f"{as_option(option)} {getattr(args, option)} beside --decoder-embed-dim {args.decoder_embed_dim}"
+            for option in ("decoder_input_dim", "decoder_output_dim")
+            if getattr(args, option) != args.decoder_embed_dim
+        ]
+    if lacking:
+        raise UserError(f"CTranslate2 does not have {lacking[0]}, with which the model was trained")
 
     class ModelConverter(Converter):
         def _load(self):

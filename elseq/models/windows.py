@@ -160,8 +160,11 @@ def chosen_windows(
     if source_window == 0 or source_window is None and not long_input:
         for name, value in (("source_window_overlap", source_window_overlap), ("train_windows", train_windows)):
             if value is not None:
-                others = ("source_window", "long_input")
-                raise UserError(f"{value} is for sources in windows: also give {' or '.join(others)}", name, others)
+                raise UserError(
+                    f"{value} is for sources in windows: also give source_window or long_input",
+                    name,
+                    ("source_window", "long_input"),
+                )
         if long_input:
             raise UserError("0 does not go with long_input: leave out one", "source_window", ("long_input",))
         return None
