@@ -95,9 +95,9 @@ class QuantizedInputs:
         self._newest: tuple[weakref.ref, int, tuple[Tensor, Tensor]] | None = None
 
     def quantize(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        says_changes = not x.is_inference()
-        if says_changes and self._newest is not None:
-            of, version, quantized = self._newest
+        says_changes, newest = not x.is_inference(), self._newest  # which another thread may replace
+        if says_changes and newest is not None:
+            of, version, quantized = newest
             if of() is x and version == x._version:
                 return quantized
         quantized = kernels.quantize_rows(x.reshape(-1, x.size(-1)))
@@ -106,7 +106,8 @@ class QuantizedInputs:
         return quantized
 
     def _forget(self, reference: weakref.ref) -> None:
-        if self._newest is not None and self._newest[0] is reference:
+        newest = self._newest
+        if newest is not None and newest[0] is reference:
             self._newest = None
 
 

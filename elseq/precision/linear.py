@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,6 +14,10 @@ from torch.nn.modules import module as hooks
 
 from elseq.heap import count_dropped
 from elseq.precision import kernels
+
+# Searches in several threads share a layer: one of them makes its product and drops its weight. Reentrant, as making a
+# product reads the weight.
+_lock = threading.RLock()
 
 
 class Product(ABC):
@@ -196,20 +201,21 @@ class DecodingLinear(_DecodingModule, nn.Linear):
 
     def product(self) -> Product:
         """Made anew if the weight has changed since, or another bias is there."""
-        decoding = self.decoding
-        bias = self._parameters.get("bias")
-        bias = None if bias is None else bias.data_ptr()
-        if decoding.is_released and bias != decoding.bias_address:
-            self.restore()
-        if not decoding.is_released:
-            weight = self._address_and_version()
-            if weight != decoding.made_of or bias != decoding.bias_address:
-                decoding.product = None
-                decoding.product, decoding.made_of, decoding.bias_address = decoding.make(self), weight, bias
-                decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
-            if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
-                self.release()
-        return decoding.product
+        with _lock:
+            decoding = self.decoding
+            bias = self._parameters.get("bias")
+            bias = None if bias is None else bias.data_ptr()
+            if decoding.is_released and bias != decoding.bias_address:
+                self.restore()
+            if not decoding.is_released:
+                weight = self._address_and_version()
+                if weight != decoding.made_of or bias != decoding.bias_address:
+                    decoding.product = None
+                    decoding.product, decoding.made_of, decoding.bias_address = decoding.make(self), weight, bias
+                    decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
+                if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
+                    self.release()
+            return decoding.product
 
     def _address_and_version(self) -> tuple[int, int]:
         weight = self._parameters["weight"]
@@ -225,15 +231,16 @@ class DecodingLinear(_DecodingModule, nn.Linear):
 
     def restore(self) -> None:
         """Bring back the layer's own weight."""
-        decoding = self.decoding
-        if decoding.searches and decoding.product is not None:
-            decoding.is_read = True
-        if decoding.is_released:
-            weight = decoding.product.weight()
-            if weight is None:
-                decoding.recover()
-            else:
-                self.put_back(weight)
+        with _lock:
+            decoding = self.decoding
+            if decoding.searches and decoding.product is not None:
+                decoding.is_read = True
+            if decoding.is_released:
+                weight = decoding.product.weight()
+                if weight is None:
+                    decoding.recover()
+                else:
+                    self.put_back(weight)
 
     def put_back(self, weight: Tensor) -> None:
         """Make this the layer's own weight again, [N, K]. Outside of a search it may be changed, so the next search

@@ -4,8 +4,8 @@ import copy
 import pickle
 import sys
 from concurrent.futures import ThreadPoolExecutor
-from functools import partial
 from itertools import chain
+from threading import Barrier
 
 import pytest
 import torch
@@ -367,20 +367,47 @@ def test_memory_is_given_back_when_the_first_search_has_prepared_the_weights(alw
         assert len(calls) == expected
 
 
-def test_searches_of_one_model_in_several_threads(always_packed):
-    """It may be trained, so its layers are ordinary ones again after each."""
-    models = make_models("transformer", DICTIONARY)
-    expected, interval = search(models["stock"], "transformer"), sys.getswitchinterval()
-    models = [models["kv"], *(make_models("transformer", DICTIONARY)["kv"] for _ in range(3))]
+@pytest.fixture
+def hasty_threads():
+    """Threads that take turns after some instructions."""
+    interval = sys.getswitchinterval()
     sys.setswitchinterval(1e-5)
-    try:
-        with ThreadPoolExecutor(4) as pool:
-            found = [list(pool.map(partial(search, family="transformer"), [model] * 8)) for model in models]
-    finally:
-        sys.setswitchinterval(interval)
-    for each in chain(*found):
-        assert_same_hypotheses(each, expected, tolerance=1e-5)
+    yield
+    sys.setswitchinterval(interval)
+
+
+def _search_in_threads(model) -> list:
+    """What four threads that begin together find, two searches each."""
+    together = Barrier(4)
+
+    def searches(_):
+        together.wait()
+        return [search(model, "transformer") for _ in range(2)]
+
+    with ThreadPoolExecutor(4) as pool:
+        return [found for each in pool.map(searches, range(4)) for found in each]
+
+
+def test_searches_of_one_model_in_several_threads(always_packed, hasty_threads):
+    """It may be trained, so its layers are ordinary ones again after each."""
+    made = [make_models("transformer", DICTIONARY) for _ in range(4)]
+    expected, models = search(made[0]["stock"], "transformer"), [each["kv"] for each in made]
+    for found in chain.from_iterable(map(_search_in_threads, models)):
+        assert_same_hypotheses(found, expected, tolerance=1e-5)
     assert not any(isinstance(module, DecodingLinear) for model in models for module in model.modules())
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+def test_first_searches_of_a_model_in_several_threads(dtype, always_packed, hasty_threads):
+    """One of them makes a product and drops the weight of a layer while the others ask for them."""
+    made = [make_models("transformer", DICTIONARY) for _ in range(8)]
+    for models in made:
+        models["kv"].make_generation_fast_()
+        models["kv"].decoder.decode_dtype = dtype
+    expected = search(made[0]["kv"], "transformer")
+    for models in made[1:]:
+        for found in [*_search_in_threads(models["kv"]), search(models["kv"], "transformer")]:
+            assert_same_hypotheses(found, expected, tolerance=1e-5)
 
 
 @pytest.mark.parametrize("family", ENCODER_DECODERS)
