@@ -133,7 +133,7 @@ def count_or_zero(text: str) -> int:
     return int(text)
 
 
-def read_bytes(text: str) -> int:
+def parse_bytes(text: str) -> int:
     """A number of bytes such as 16G, 800M or 1.5g; K, M, G and T are powers of 1,024.
 
     Raises:
@@ -151,6 +151,12 @@ def read_bytes(text: str) -> int:
     return size
 
 
+def format_bytes(size: float) -> str:
+    """For people: 1.5 GiB."""
+    unit = min(4, max(0, int(size).bit_length() - 1) // 10)
+    return f"{size / 1024**unit:.{min(unit, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+
+
 def budget_bytes(memory_budget: int | str) -> int:
     """The argument of that name in bytes.
 
@@ -158,7 +164,7 @@ def budget_bytes(memory_budget: int | str) -> int:
         UserError: it is no size.
     """
     try:
-        return read_bytes(str(memory_budget))
+        return parse_bytes(str(memory_budget))
     except UserError as error:
         raise UserError(error.sentence, "memory_budget") from error
 

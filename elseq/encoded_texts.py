@@ -103,8 +103,7 @@ class EncodedTexts:
             self.sources.append(self._encode(index, text, cfg, truncate, remedies) if text.strip() else None)
         self._lengths = np.asarray(self.sources.lengths)
         self.blank = self._lengths == 0  # bool [N]
-        texts_of_all = self.sources, self._forced, name, seed
-        self._decoders = [_decoder(part, *texts_of_all) for part in self._parts]
+        self._decoders = [_decoder(part, self.sources, self._forced, name, seed) for part in self._parts]
 
     def _encode(self, index: int, text: str, cfg, truncate: bool, remedies: tuple[str, str]) -> Tensor:
         generator, search = self._part(index)

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elseq.arguments import count, folders_of_plugins, option_field, read_bytes, read_path
+from elseq.arguments import count, folders_of_plugins, option_field, parse_bytes, read_path
 from elseq.errors import UserError, as_option
 from elseq.files import check_dictionaries, check_ordinary, user_dirs
 
@@ -215,7 +215,7 @@ class Batching:
 
     max_tokens: int = option_field(4096, type=count, metavar="N", help="of a batch: texts times the longest text")
     memory_budget: int | str | None = option_field(
-        type=read_bytes,
+        type=parse_bytes,
         metavar="BYTES",
         help="memory of a batch, such as 16G, instead of --max-tokens. It covers the decoding state (exact), "
         "the activations of a layer, the logits and the generated words (upper estimates), but not the parameters "

@@ -4,7 +4,17 @@ from pathlib import Path
 
 import pytest
 
-from elseq.arguments import Parser, choices, count, count_or_zero, counts, is_sweep, read_bytes, read_path
+from elseq.arguments import (
+    Parser,
+    choices,
+    count,
+    count_or_zero,
+    counts,
+    format_bytes,
+    is_sweep,
+    parse_bytes,
+    read_path,
+)
 from elseq.errors import UserError, as_option
 
 
@@ -58,13 +68,13 @@ def test_keywords_as_options():
     [("1", 1), ("800M", 800 * 2**20), ("1.5g", 3 * 2**29), (" 16GiB", 2**34), ("2KB", 2048), ("1T", 2**40)],
 )
 def test_sizes(text, size):
-    assert read_bytes(text) == size
+    assert parse_bytes(text) == size
 
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "0", "0.1", "nan", "infG", "1P", "16 G B", "much"])
 def test_what_is_no_size(text):
     with pytest.raises(UserError, match="is not a size in bytes; give one such as 16G or 800M"):
-        read_bytes(text)
+        parse_bytes(text)
 
 
 @pytest.mark.parametrize("text", ["~/file", "~"])
@@ -121,3 +131,11 @@ def test_a_file_is_a_file(tmp_path, monkeypatch):
     (tmp_path / "runs" / "lr=0.1").mkdir(parents=True)
     (tmp_path / "runs" / "lr=0.1" / "checkpoint.pt").touch()
     assert not is_sweep(["runs/lr=0.1/checkpoint.pt"])
+
+
+@pytest.mark.parametrize(
+    "size, text",
+    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3 * 2**29, "1.5 GiB"), (2**42, "4.0 TiB")],
+)
+def test_sizes_for_people(size, text):
+    assert format_bytes(size) == text

@@ -31,6 +31,11 @@ GROWTH = 8
 PARTS = 8
 
 
+def room_for(positions: int) -> int:
+    """The positions of buffers that hold so many."""
+    return -(-positions // GROWTH) * GROWTH
+
+
 class Stretch(NamedTuple):
     """Consecutive positions in one memory.
 
@@ -156,7 +161,7 @@ class GrowingMemory:
         if self._rows is not None:
             self._rows = self._rows[:, first:]
         self.length -= first
-        capacity = -(-(self.length + new[0].size(-2)) // GROWTH) * GROWTH
+        capacity = room_for(self.length + new[0].size(-2))
 
         def larger(buffer: Tensor) -> Tensor:
             room = buffer.new_empty(*buffer.shape[:-2], capacity, buffer.size(-1))

@@ -113,21 +113,21 @@ class Attention(nn.Module):
         need_head_weights: bool = False,
         *,
         causal: bool = False,
-        state: SelfAttentionMemory | SentenceMemory | None = None,
+        memory: SelfAttentionMemory | SentenceMemory | None = None,
     ) -> tuple[Tensor, Tensor | None]:
-        """Attend to key and value or, in decoding, to the state.
+        """Attend to key and value or, in decoding, to the memory.
 
         Args:
             query: [T, N, C]: T positions, N sequences, C = embed_dim.
-            key: [S, N, kdim]; unused in self-attention and with a state.
-            value: [S, N, vdim]; unused in self-attention, in encoder-decoder attention and with a state.
-            key_padding_mask: bool [N, S], True at padding; unused with a state.
+            key: [S, N, kdim]; unused in self-attention and with a memory.
+            value: [S, N, vdim]; unused in self-attention, in encoder-decoder attention and with a memory.
+            key_padding_mask: bool [N, S], True at padding; unused with a memory.
             need_weights: return the attention weights, averaged over the heads.
             attn_mask: [T, S], bool (True: not attended to) or added to the scores (-inf: not attended to; other
-                values but 0 are refused); unused with a state.
+                values but 0 are refused); unused with a memory.
             need_head_weights: return the attention weights of each head.
             causal: position t does not see beyond position t of the key.
-            state: the memory of former positions, to which self-attention appends the T new ones, or of the source.
+            memory: of former positions, to which self-attention appends the T new ones, or of the source.
 
         Returns:
             [T, N, C], and the weights: None, [N, T, S], or [H, N, T, S] with need_head_weights.
@@ -142,8 +142,8 @@ class Attention(nn.Module):
             "dropout": self._dropout(),
             "need_weights": need_weights or need_head_weights,
         }
-        if state is not None:
-            context, weights = state.attend(self, query, projected, **options)
+        if memory is not None:
+            context, weights = memory.attend(self, query, projected, **options)
         else:
             key = query if self.self_attention else key
             value = query if self.self_attention else key if self.encoder_decoder_attention else value

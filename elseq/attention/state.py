@@ -105,7 +105,7 @@ class DecodeState:
             other: does not change. It may lie in the same buffers.
             hypotheses: int64 [N'], those of the other to continue, in this order. Default: all.
         """
-        for memory, loaded in zip(self._sentence_states(), other._sentence_states(), strict=True):
+        for memory, loaded in zip(self._sentence_memories(), other._sentence_memories(), strict=True):
             memory.load(loaded)
         for layer, loaded in zip(self.layers, other.layers, strict=True):
             tensors = loaded.self_attention.generated.tensors()
@@ -178,8 +178,8 @@ class DecodeState:
 
     def keep(self, sentences: Tensor) -> None:
         """Keep only these sentences, int64 [B']. `reorder` must drop the hypotheses of the others."""
-        for state in self._sentence_states():
-            state.keep(sentences)
+        for memory in self._sentence_memories():
+            memory.keep(sentences)
         if self.prompt_lengths is not None:
             self.prompt_lengths = self.prompt_lengths.index_select(0, sentences)
 
@@ -196,12 +196,12 @@ class DecodeState:
     def size_bytes(self) -> int:
         """Bytes of the state. Memory that layers share counts once."""
         per_hypothesis = sum(layer.self_attention.generated.size_bytes() for layer in self.layers)
-        return per_hypothesis + sum(state.size_bytes() for state in self._sentence_states())
+        return per_hypothesis + sum(memory.size_bytes() for memory in self._sentence_memories())
 
-    def _sentence_states(self) -> Iterator[SentenceMemory]:
+    def _sentence_memories(self) -> Iterator[SentenceMemory]:
         unique = {}
         for layer in self.layers:
-            for state in (layer.self_attention.prompt, layer.cross_attention):
-                if state is not None:
-                    unique[id(state)] = state
+            for memory in (layer.self_attention.prompt, layer.cross_attention):
+                if memory is not None:
+                    unique[id(memory)] = memory
         return iter(unique.values())

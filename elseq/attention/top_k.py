@@ -295,12 +295,12 @@ def chunk_bytes(
     if top_k >= LARGE_PART * keys:
         # Among zeros, which `scatter` copies, narrow ones in float32 once more.
         weighing += keys * (2 * itemsize + (WIDE_BYTES if itemsize < WIDE_BYTES else 0))
-    each = max(choice_bytes(keys, top_k, itemsize, device), weighing)
+    each = max(_choice_bytes(keys, top_k, itemsize, device), weighing)
     masks = 3 * positions * keys
     return sets_together * (rows * positions * each + keys * narrow * itemsize) + masks
 
 
-def choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
+def _choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
     """What the scores of a query take, and the choice of the k largest of them; arguments: as for `chunk_bytes`."""
     groups = _groups(keys, top_k, device)
     if not groups:

@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 
 from elseq.benchmark.measure import MEBIBYTE, WAITING, Measurement, ran_out
-from elseq.generation.method_choice import free_memory_bytes
+from elseq.generation.cuda_graphs import free_memory_bytes
 
 MARGIN = 2  # free memory over the largest need so far with which one more process is loaded
 

@@ -13,9 +13,9 @@ from elseq.measurements import measured, power_of_two, seconds_on_cpu
 from elseq.precision import prepared
 
 # Positions that are measured at once, by type of device: the time is proportional to them beyond.
-MOST_POSITIONS = {"cpu": 1 << 11, "cuda": 1 << 16}
-SHORTEST = 32
-CALLS = 3
+MOST_POSITIONS = {"cpu": 1 << 11, "other": 1 << 16}
+FEWEST_POSITIONS = 32  # that are measured
+TIMED_CALLS = 3  # the fastest one counts
 
 
 def cross_attention_seconds(method: DecodingMethod, attention: Attention, workload: Workload) -> float:
@@ -30,8 +30,8 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
         workload: sizes of the batch.
     """
     weight = next(attention.parameters())  # not by its layer, which would bring back a weight that was dropped
-    most = MOST_POSITIONS.get(weight.device.type, MOST_POSITIONS["cuda"])
-    positions = min(most, max(SHORTEST, power_of_two(workload.source_length)))
+    most = MOST_POSITIONS["cpu" if weight.device.type == "cpu" else "other"]
+    positions = min(most, max(FEWEST_POSITIONS, power_of_two(workload.source_length)))
     sentences = min(power_of_two(workload.sentences), most // positions)
     sizes = (attention.embed_dim, *astuple(attention.sizes))
     top_k = attention.top_k if attention.top_k is not None and attention.top_k < positions else None
@@ -75,7 +75,7 @@ def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) ->
         once = _seconds(lambda: method.memories([layer], hidden, None), device)
         [memory] = method.memories([layer], hidden, None)
         work = CapturedWork(device)  # as a search's steps
-        step = _seconds(lambda: work(lambda: layer(query, need_weights=False, state=memory)), device)
+        step = _seconds(lambda: work(lambda: layer(query, need_weights=False, memory=memory)), device)
     finally:
         precision.end()
     return once, step
@@ -84,5 +84,5 @@ def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) ->
 def _seconds(call, device: torch.device) -> float:
     clock = gpu.seconds if device.type == "cuda" else seconds_on_cpu
     with gpu.on_device(device):
-        times = [clock(call) for _ in range(1 + CALLS)]
+        times = [clock(call) for _ in range(1 + TIMED_CALLS)]
     return min(times[1:])  # the first one compiles and allocates, and the second one captures

@@ -6,10 +6,11 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from elseq.arguments import format_bytes
 from elseq.attention import DecodingMethod
 from elseq.attention.kernels.decode_step import computes_texts
 from elseq.attention.kernels.largest import computes_largest
-from elseq.attention.memory import GROWTH, PARTS
+from elseq.attention.memory import GROWTH, PARTS, room_for
 from elseq.attention.methods import AUTO, EL, KV, AttentionSizes
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
 from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes
@@ -22,18 +23,13 @@ from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
 from elseq.generation.steppers import positions_at_once
 from elseq.models import Decoder, layer_step
-from elseq.models.layer_step import WIDEST
+from elseq.models.layer_step import MOST_INNER_NUMBERS
 from elseq.models.layers import IN_PLACE
 from elseq.precision import INT8, Product, kind_of_product
 from elseq.precision.linear import onednn_multiplies_narrow_types
 
-SCALARS = 512  # bytes, of single numbers
-
-
-def write_bytes(size: float) -> str:
-    """For people: 1.5 GiB."""
-    unit = min(4, max(0, int(size).bit_length() - 1) // 10)
-    return f"{size / 1024**unit:.{min(unit, 1)}f} {('bytes', 'KiB', 'MiB', 'GiB', 'TiB')[unit]}"
+SCALAR_BYTES = 512  # of single numbers
+TOKEN_BYTES = torch.int64.itemsize  # and of all else that numbers something
 
 
 def capacity(models, search, budget: int, name: Callable[[int], str], extra: int = 0) -> Callable[[int], int]:
@@ -55,7 +51,7 @@ def capacity(models, search, budget: int, name: Callable[[int], str], extra: int
     _check(*models)
     if search.lm_model is not None:
         _check(search.lm_model, what="a language model")
-    search.model.keep_nothing()
+    search.stepper.keep_nothing()
 
     def sentences(length: int) -> int:
         def needed(number: int) -> int:
@@ -115,7 +111,7 @@ def _most(needed: Callable[[int], int], budget: int, name: Callable[[], str]) ->
     """
     number = largest(lambda number: needed(number) <= budget)
     if not number:
-        least, given = write_bytes(needed(1)), write_bytes(budget)
+        least, given = format_bytes(needed(1)), format_bytes(budget)
         raise UserError(f"{name()} alone needs about {least} of memory and the budget is {given}: raise it")
     return number
 
@@ -135,11 +131,11 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
         length: tokens of each source, or of each prompt, with the symbols that the task adds.
     """
     sizes = search, sentences, length
-    fused = [None]
+    language_models = [None]
     if search.lm_model is not None:
-        fused = [_Search(search.lm_model, method, *sizes) for method in _methods(search.lm_model)]
+        language_models = [_Search(search.lm_model, method, *sizes) for method in _methods(search.lm_model)]
     batches = [_Search(model, method, *sizes) for method in _methods(model)]
-    return max(batch.bytes(language_model) for batch in batches for language_model in fused)
+    return max(batch.bytes(language_model) for batch in batches for language_model in language_models)
 
 
 def scoring_bytes(model, sentences: int, source_length: int, target_length: int) -> int:
@@ -212,7 +208,7 @@ class _Rows:
             most = layer.ffn_chunk_size or MOST_QUERIES["cpu" if self.is_cpu else "other"]
         else:
             if self.is_cpu:
-                most = max(1, WIDEST // layer.fc1.out_features)
+                most = max(1, MOST_INNER_NUMBERS // layer.fc1.out_features)
             if layer.activation in (*IN_PLACE, *self.product.activations):
                 copies = 0
         rows = replace(self, count=min(most, self.count))
@@ -244,11 +240,6 @@ def _adjacent_if_alone(method: DecodingMethod, sizes: AttentionSizes) -> int:
     return sizes.head_dim if sizes.num_kv_heads == 1 else 0  # the values of a single head
 
 
-def _room(positions: int) -> int:
-    """The positions of the buffers that so many need."""
-    return -(-positions // GROWTH) * GROWTH
-
-
 class _Batch:
     """What a model takes at each stage of a batch, in bytes."""
 
@@ -259,7 +250,7 @@ class _Batch:
         self.length = workload.source_length or workload.prompt_length + 1
         weight = next(self.decoder.parameters())
         self.dtype, self.device = weight.dtype, weight.device
-        self.wide = max(torch.float32.itemsize, self.dtype.itemsize)  # of what is float32 at least
+        self.wide_itemsize = max(torch.float32.itemsize, self.dtype.itemsize)  # of what is float32 at least
         self.product = kind_of_product(model, self.decoder.decode_dtype)
 
     def _state(self) -> int:
@@ -274,7 +265,7 @@ class _Batch:
         if not workload.prompt_length or self.sentences > 1:
             return state
         numbers = sum(_adjacent_if_alone(own, layer.self_attn.sizes) for layer in self.decoder.layers)
-        return state + (_room(workload.prompt_length) - workload.prompt_length) * numbers * self.dtype.itemsize
+        return state + (room_for(workload.prompt_length) - workload.prompt_length) * numbers * self.dtype.itemsize
 
     def _rows(self, count: int) -> _Rows:
         return _Rows(count, self.dtype.itemsize, self.product, self.device.type == "cpu")
@@ -304,7 +295,7 @@ class _Batch:
         some = self._rows(windows.length * max(len(each) for each in windows.passes(cut, self.device)))
         embedded = some.tensor(self.encoder.layers[0].embed_dim)
         reading = max(3 * embedded, self._layers(self.encoder.layers, some, windows.length))
-        encoding = some.count * (1 + 2 * INDEX_BYTES) + embedded + reading
+        encoding = some.count * (1 + 2 * TOKEN_BYTES) + embedded + reading
         return whole.count + max(hidden + encoding, remembering)
 
     def _layers(self, layers, rows: _Rows, length: int, is_causal: bool = False) -> int:
@@ -349,9 +340,9 @@ class _Batch:
         ]
         # As the prompt is read it is remembered like what a hypothesis has, one for each sentence.
         numbers = sum(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers)
-        remembered = self.sentences * _room(length) * numbers * self.dtype.itemsize
+        remembered = self.sentences * room_for(length) * numbers * self.dtype.itemsize
         reading = self._layers(self.decoder.layers, rows, length, is_causal=True)
-        return remembered + 3 * rows.count * INDEX_BYTES + max(reading, *ending)
+        return remembered + 3 * rows.count * TOKEN_BYTES + max(reading, *ending)
 
     def _of_mask(self) -> int:
         """Bytes of an element of a mask for PyTorch's fused attention: two of bool, and one of numbers."""
@@ -391,7 +382,7 @@ class _Batch:
         ):
             return 2 * query + rows.tensor(attention.k_proj.out_features)  # queries and keys laid out, the result
         scores = rows.count * attention.num_heads
-        attending = query + scores * self.wide
+        attending = query + scores * self.wide_itemsize
         if attention.window is not None and attention.window < length:
             attending += length * length * self._of_mask()
         if attention.num_kv_heads != attention.num_heads:
@@ -426,43 +417,43 @@ class _Search(_Batch):
         if language_model is not None:
             other_kept, other_most = language_model._step()
             # Of the model, whose step is over.
-            log_probs = self.sentences * self.beam * self.search.vocab_size * self.wide
+            log_probs = self.sentences * self.beam * self.search.vocab_size * self.wide_itemsize
             reading = max(reading, self._memory() + language_model._reading())
             state += language_model._state()
             kept += other_kept
             most = max(most, log_probs + max(other_most, 2 * log_probs))
         step = state + kept + most
         # On a GPU a captured step has memory of its own, which reading the source cannot use.
-        return SCALARS + self._hypotheses() + (max(reading, step) if self.device.type == "cpu" else reading + step)
+        return SCALAR_BYTES + self._hypotheses() + (max(reading, step) if self.device.type == "cpu" else reading + step)
 
     def _hypotheses(self) -> int:
         """Tokens and scores, and the attention to the source, of those that are searched and of the finished ones."""
         finished = min(self.search.stopping.finished(self.beam), self.beam * self.steps)
-        each = self.steps * (INDEX_BYTES + self.wide) + 5 * INDEX_BYTES + self._alignment()
+        each = self.steps * (TOKEN_BYTES + self.wide_itemsize) + 5 * TOKEN_BYTES + self._alignment()
         return self.sentences * (1 + self.beam + finished) * each
 
     def _alignment(self) -> int:
         """The attention of a hypothesis to the source."""
-        return self.length * (self.steps + 1) * self.wide if self.search.print_alignment else 0
+        return self.length * (self.steps + 1) * self.wide_itemsize if self.search.print_alignment else 0
 
     def _step(self) -> tuple[int, int]:
         """A step of decoding, the last one, besides the state: what is there from step to step, and the most beside."""
         rows = self._rows(self.sentences * self.beam)
         layers, tables = [], 0
         for layer in self.decoder.layers:
-            own, is_unmoved = self._attending(
+            own, is_unmoved = self._attending_in_step(
                 rows, layer.self_attn, self.methods.own, self.workload.prompt_length, self.steps
             )
             moving = self._moving(rows, layer.self_attn, is_unmoved)
             projects = self.methods.own.projects_memory
             attentions = [rows.attention(layer.self_attn, max(own, moving), projects)]
             if layer.encoder_attn is not None:
-                cross, _ = self._attending(rows, layer.encoder_attn, self.methods.cross, self.length, 0)
+                cross, _ = self._attending_in_step(rows, layer.encoder_attn, self.methods.cross, self.length, 0)
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
             layers.append(max(rows.layer(layer, *attentions), self._layer_step(rows, layer)))
-            tables += is_unmoved * (self.beam > 1) * rows.count * self.steps * INDEX_BYTES
-        candidates = rows.count * (2 * self.beam + 2) * 5 * INDEX_BYTES
-        finishing = rows.count * (self.steps * (2 * INDEX_BYTES + 4 * self.wide) + self._alignment())
+            tables += is_unmoved * (self.beam > 1) * rows.count * self.steps * TOKEN_BYTES
+        candidates = rows.count * (2 * self.beam + 2) * 5 * TOKEN_BYTES
+        finishing = rows.count * (self.steps * (2 * TOKEN_BYTES + 4 * self.wide_itemsize) + self._alignment())
         return tables, max(*layers, self._logits(rows) + candidates, finishing, self._leaving())
 
     def _layer_step(self, rows: _Rows, layer) -> int:
@@ -473,14 +464,16 @@ class _Search(_Batch):
         is_int8 = self.decoder.decode_dtype == INT8
         return rows.tensor(layer.embed_dim) + layer_step.working_bytes(layer, rows.count, is_int8)
 
-    def _attending(self, rows: _Rows, attention, method: DecodingMethod, shared: int, own: int) -> tuple[int, bool]:
+    def _attending_in_step(
+        self, rows: _Rows, attention, method: DecodingMethod, shared: int, own: int
+    ) -> tuple[int, bool]:
         """What `DecodingMethod.attend` holds, and whether a kernel attends."""
         query = torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)
         is_last = shared and not own and attention is self.decoder.layers[-1].encoder_attn
         need_weights = bool(self.search.print_alignment) and is_last
         if method.reads_unmoved(query, top_k=attention.top_k, need_weights=need_weights):
             copies = 1 if self.dtype == torch.float32 else 2
-            return copies * rows.count * query.numel() * self.wide, True
+            return copies * rows.count * query.numel() * self.wide_itemsize, True
         width, group = _read(method, attention.sizes)
         numbers, copied = method.numbers_of_step(attention.sizes, shared, own), 0
         chooses = attention.top_k is not None and attention.top_k < shared + own
@@ -498,7 +491,8 @@ class _Search(_Batch):
             block = min(shared, block_positions(keys))
             is_gathered = chooses and self._gathers(query, shared, own, need_weights)
             copied += (
-                max(block * (keys + rows.count * attention.num_heads), shared * keys * (not is_gathered)) * self.wide
+                max(block * (keys + rows.count * attention.num_heads), shared * keys * (not is_gathered))
+                * self.wide_itemsize
             )
         return rows.tensor(numbers) + copied, False
 
@@ -519,7 +513,7 @@ class _Search(_Batch):
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""
         longest = self.steps if attention.window is None else min(self.steps, attention.window + 1)
-        room = _room(longest)
+        room = room_for(longest)
         if attention.window is None and (is_unmoved or self.beam == 1):
             room -= GROWTH
         method = self.methods.own
@@ -529,7 +523,7 @@ class _Search(_Batch):
     def _logits(self, rows: _Rows) -> int:
         """The logits, and what is made of them to choose tokens."""
         vocabulary, search = self.search.vocab_size, self.search
-        log_probs = rows.count * vocabulary * self.wide
+        log_probs = rows.count * vocabulary * self.wide_itemsize
         is_plain = isinstance(search.search, BeamSearch) and len(search.models) == 1
         if self.decoder.adaptive_softmax is not None:
             return 4 * log_probs
@@ -540,12 +534,12 @@ class _Search(_Batch):
         if not is_plain or self.device.type != "cpu":
             beside = 3 * log_probs
         else:
-            is_converted = self.dtype.itemsize < self.wide
+            is_converted = self.dtype.itemsize < self.wide_itemsize
             copies = is_converted if is_in_place else 1 + is_converted
             # Where tokens have the same score, those of a sentence are there once more.
             beside = copies * log_probs
             if search.lm_model is None:
-                beside += self.beam * vocabulary * self.wide
+                beside += self.beam * vocabulary * self.wide_itemsize
         scaled = rows.tensor(vocabulary) if search.temperature != 1 else 0
         hidden = 2 * rows.tensor(output.in_features)
         return max(hidden + rows.multiplying(output), logits + max(scaled, beside))
@@ -582,26 +576,26 @@ class _Scoring(_Batch):
         rows = self._rows(self.sentences * self.width)
         layers = []
         for layer in self.decoder.layers:
-            own = self._attending(rows, layer.self_attn, self.methods.own, self.workload.prompt_length)
+            own = self._attending_to_targets(rows, layer.self_attn, self.methods.own, self.workload.prompt_length)
             attentions = [rows.attention(layer.self_attn, own, self.methods.own.projects_memory)]
             if layer.encoder_attn is not None:
-                cross = self._attending(rows, layer.encoder_attn, self.methods.cross, None)
+                cross = self._attending_to_targets(rows, layer.encoder_attn, self.methods.cross, None)
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
             layers.append(rows.layer(layer, *attentions))
-        scores = self.sentences * (self.workload.target_length + 1) * (4 * INDEX_BYTES + self.wide)
+        scores = self.sentences * (self.workload.target_length + 1) * (4 * TOKEN_BYTES + self.wide_itemsize)
         reading = self._state() + max(self._growing() + max(layers), self._logits(rows))
-        return SCALARS + scores + max(self._reading(), reading)
+        return SCALAR_BYTES + scores + max(self._reading(), reading)
 
     def _state(self) -> int:
         state, target = super()._state(), self.workload.target_length
         for layer in self.decoder.layers:
             if (window := layer.self_attn.window) is not None:  # which is behind all positions that are read together
-                more = _room(min(target, self.width + window)) - _room(min(target, window + 1))
+                more = room_for(min(target, self.width + window)) - room_for(min(target, window + 1))
                 numbers = self.methods.own.numbers_kept(layer.self_attn.sizes)
                 state += self.sentences * more * numbers * self.dtype.itemsize
         return state
 
-    def _attending(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
+    def _attending_to_targets(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
         """The attention to the source (prompt_length: None), or to a prompt and the positions before."""
         sizes, target = attention.sizes, self.workload.target_length
         is_split, is_own = bool(prompt_length), prompt_length is not None
@@ -627,7 +621,7 @@ class _Scoring(_Batch):
         if is_fused:
             width, group = _read(method, sizes)
             queries = self.width if self.width > 1 else group
-            return held + rows.count * attention.num_heads * self.wide + self._workspace(queries, seen, width)
+            return held + rows.count * attention.num_heads * self.wide_itemsize + self._workspace(queries, seen, width)
         if is_together:
             is_narrow = not is_own and self._is_narrow(method)
             return held + self._choosing_together(attention, method, self.width, seen, is_narrow)
@@ -643,14 +637,14 @@ class _Scoring(_Batch):
         numbers = max(own.numbers_kept(layer.self_attn.sizes) for layer in self.decoder.layers) // own.tensors_kept
         target = self.workload.target_length
         before = max(1, target - self.width) if target > 1 else 0  # nothing, when the first one is added
-        return self.sentences * _room(before) * numbers * self.dtype.itemsize
+        return self.sentences * room_for(before) * numbers * self.dtype.itemsize
 
     def _logits(self, rows: _Rows) -> int:
         """The logits, and the log-probabilities of all tokens."""
-        log_probs = rows.count * len(self.decoder.dictionary) * self.wide
+        log_probs = rows.count * len(self.decoder.dictionary) * self.wide_itemsize
         if self.decoder.adaptive_softmax is not None:
             return 4 * log_probs
         output = self.decoder.output_projection
-        is_converted = self.dtype.itemsize < self.wide
+        is_converted = self.dtype.itemsize < self.wide_itemsize
         hidden = 2 * rows.tensor(output.in_features)
         return max(hidden + rows.multiplying(output), rows.output(output) + (1 + is_converted) * log_probs)

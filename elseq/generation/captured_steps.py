@@ -27,7 +27,7 @@ CHEAP = 2**28
 # Hypotheses that are left out of a captured step once so many are idle. Fewer cost less than a capture.
 IDLE = 64
 # Outputs so short are not worth a capture.
-SHORTEST = 8
+SHORTEST_OUTPUT = 8
 
 
 def can_capture(decoder, max_length: int, positions: int) -> bool:
@@ -40,7 +40,7 @@ def can_capture(decoder, max_length: int, positions: int) -> bool:
     """
     return (
         next(decoder.parameters()).is_cuda
-        and max_length >= SHORTEST
+        and max_length >= SHORTEST_OUTPUT
         and decoder.reach(positions)
         and not isinstance(decoder.embed_tokens, AdaptiveInput)  # looks at the tokens
         and all(layer.self_attn.window is None for layer in decoder.layers)

@@ -11,6 +11,7 @@ import torch
 
 from elseq.attention.kernels.trial import allocated
 from elseq.gpu import free_bytes, unreserved_bytes
+from elseq.heap import available_bytes
 
 logger = logging.getLogger(__name__)
 
@@ -134,6 +135,13 @@ holders: WeakSet = WeakSet()
 def held_bytes() -> int:
     """Bytes that are held between batches and that `release_memory` gives back."""
     return sum(holder.size_bytes() for holder in list(holders))
+
+
+def free_memory_bytes(device: torch.device) -> int:
+    """Bytes that can still be allocated on a device."""
+    if device.type == "cuda":
+        return free_bytes(device) + held_bytes()
+    return available_bytes()
 
 
 def release_memory() -> None:

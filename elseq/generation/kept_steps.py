@@ -27,7 +27,7 @@ logger = logging.getLogger(__name__)
 # Buffers are kept where so many times their bytes are free, or would be without them: other batches, and other
 # processes, need memory, too.
 FREE = 4
-# In a step there are some hundred roundings, and in what a tolerance is made for there are a few.
+# Times the tolerance of one kernel: a step rounds some hundred times, a kernel a few times.
 SLACK = 10
 # Hypotheses that are compared: of all of a large batch, float64 takes more memory than may be free.
 COMPARED = 32
@@ -62,10 +62,10 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     for per_octave, limit in ((1, min(CHEAP, captures)), (4, captures)):
         sizes = _rounded_up(workload, per_octave)
         idle = sizes.sentences * sizes.beam - hypotheses
-        vain = of_sources(sizes) - of_sources(workload)
-        if not _skips_room(sizes, decoder, methods):  # else half of it is read in vain in the mean
-            vain += (state_bytes(sizes) - of_sources(sizes)) // 2
-        if idle < max(IDLE, hypotheses // 4) and vain <= limit:
+        wasted = of_sources(sizes) - of_sources(workload)
+        if not _skips_room(sizes, decoder, methods):  # else half of it, on average, is read for nothing
+            wasted += (state_bytes(sizes) - of_sources(sizes)) // 2
+        if idle < max(IDLE, hypotheses // 4) and wasted <= limit:
             return sizes
     return None
 

@@ -4,15 +4,11 @@ import logging
 from functools import lru_cache
 from typing import NamedTuple
 
-import torch
-
-from elseq import gpu
 from elseq.attention import METHODS, DecodingMethod
 from elseq.attention.methods import AUTO, EL, KV
 from elseq.generation.attention_cost import cross_attention_seconds
-from elseq.generation.cuda_graphs import held_bytes
+from elseq.generation.cuda_graphs import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
-from elseq.heap import available_bytes
 from elseq.precision import INT8
 
 logger = logging.getLogger(__name__)
@@ -20,7 +16,7 @@ logger = logging.getLogger(__name__)
 # Share of the free memory that a decoding state may take: layers, logits and reordering need the rest.
 USABLE = 0.6
 # Floating-point operations, by type of device: some hundredths of a second on a CPU, some milliseconds on a GPU.
-WORTH_MEASURING = {"cpu": 10**10, "cuda": 10**12}
+WORTH_MEASURING = {"cpu": 10**10, "other": 10**12}
 # A method is chosen over kv if it takes less than this share of the time of kv: measurements are no more exact.
 CLEARLY = 0.9
 
@@ -79,7 +75,7 @@ def _faster(decoder, workload: Workload) -> DecodingMethod:
     """The faster method in cross-attention; kv unless el is clearly faster, or where it is not worth measuring."""
     attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
     device = next(decoder.parameters()).device
-    worth = WORTH_MEASURING.get(device.type, WORTH_MEASURING["cuda"])
+    worth = WORTH_MEASURING["cpu" if device.type == "cpu" else "other"]
     if decoder.decode_dtype == INT8 or _operations(attentions, workload) < worth:
         return KV
     seconds = {
@@ -103,10 +99,3 @@ def _operations(attentions, workload: Workload) -> int:
 def _explain(choice: str, reason: str, device: str) -> None:
     """One line for each choice and reason, not one for each batch."""
     logger.info("the decoding method auto is %s on this %s: %s", choice, device.upper(), reason)
-
-
-def free_memory_bytes(device: torch.device) -> int:
-    """Bytes that can still be allocated on a device."""
-    if device.type == "cuda":
-        return gpu.free_bytes(device) + held_bytes()
-    return available_bytes()

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import torch
 
 from elseq.attention import DecodingMethod
-from elseq.attention.memory import GROWTH
+from elseq.attention.memory import room_for
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ def decoding_state_bytes(
         longest = workload.target_length
         if layer.self_attn.window is not None:
             longest = min(longest, layer.self_attn.window + 1)
-        generated = workload.sentences * workload.beam * (-(-longest // GROWTH) * GROWTH) * dtype.itemsize
+        generated = workload.sentences * workload.beam * room_for(longest) * dtype.itemsize
         size += (prompt + generated) * method.numbers_kept(layer.self_attn.sizes)
         if layer.encoder_attn is None:
             continue

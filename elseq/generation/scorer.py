@@ -8,7 +8,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from elseq.generation.search import max_positions, not_a_number, split_last
-from elseq.generation.steppers import make_stepper
+from elseq.generation.steppers import device_of, make_stepper
 
 
 @torch.no_grad()
@@ -37,7 +37,7 @@ def score_targets(
     Raises:
         UserError: the model's output is not a number.
     """
-    pad, device = dictionary.pad(), next(iter(net_input.values())).device
+    pad, device = dictionary.pad(), device_of(net_input)
     padded = pad_sequence(list(targets), batch_first=True, padding_value=pad).to(device)
     start = padded.new_full((len(padded), 1), dictionary.eos() if bos_token is None else bos_token)
     prompt = None

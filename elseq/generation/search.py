@@ -141,9 +141,9 @@ class SequenceGenerator(nn.Module):
         self.lm_model = lm_model
         self.eval()
         self.temperature = temperature
-        self.model = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
+        self.stepper = Ensemble(self.models, temperature, need_weights=bool(print_alignment))
         if lm_model is not None:
-            self.model = Fusion(self.model, make_stepper(lm_model), lm_weight)
+            self.stepper = Fusion(self.stepper, make_stepper(lm_model), lm_weight)
         self.warned = False
         self.usage = Usage()
         weakref.finalize(self, self.usage.log)
@@ -215,11 +215,11 @@ class SequenceGenerator(nn.Module):
         try:
             finished = self._search_with_all_memory(*given)
         except NotANumber as error:
-            self.model.finish()
+            self.stepper.finish()
             models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
             raise not_a_number(models, sample["net_input"], self._read_so_far(error, prompt_tokens)) from None
         finally:
-            self.model.finish()
+            self.stepper.finish()
         if self.print_alignment:
             align(finished, sample["net_input"], self.models, self.print_alignment, self.tgt_dict, self.left_pad_target)
         return finished
@@ -236,7 +236,7 @@ class SequenceGenerator(nn.Module):
             if not (is_out_of_memory(error) and held_bytes()):
                 raise
         # Here the error is gone, and with it the tensors that its traceback held.
-        self.model.finish()
+        self.stepper.finish()
         release_all()
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
@@ -265,12 +265,12 @@ class SequenceGenerator(nn.Module):
         unread: StepResult | None = None
 
         self.search.init_constraints(constraints, self.beam_size)
-        self.model.start(net_input, self.beam_size, longest + 1, prompt_tokens)
+        self.stepper.start(net_input, self.beam_size, longest + 1, prompt_tokens)
 
         for step in range(longest + 1):
-            next_tokens, weights = self.model.step(beams.tokens[:, : step + 1])
+            next_tokens, weights = self.stepper.step(beams.tokens[:, : step + 1])
             if step % GROWTH == 0:
-                self.usage.record(self.model.state_bytes())
+                self.usage.record(self.stepper.state_bytes())
             beams.attend(step, weights)
             remaining = None
             if unread is not None:  # on a GPU, of the last step, now that the models' pass of this one is running
@@ -303,7 +303,7 @@ class SequenceGenerator(nn.Module):
             if remaining is not None:
                 order = remaining.rows[order]
             if self.beam_size > 1 or remaining is not None:
-                self.model.reorder(order, None if remaining is None else remaining.places)
+                self.stepper.reorder(order, None if remaining is None else remaining.places)
         return finished.ranked()
 
     def _reads_later(self, device: torch.device) -> bool:
@@ -385,7 +385,7 @@ class SequenceGenerator(nn.Module):
         return self.tgt_dict.index(symbol)
 
     def _reads(self, prompt_tokens: Tensor) -> bool:
-        return self.model.reads_ragged_prompts or not self._is_ragged(prompt_tokens)
+        return self.stepper.reads_ragged_prompts or not self._is_ragged(prompt_tokens)
 
     def _is_ragged(self, prompt_tokens: Tensor) -> bool:
         return bool(prompt_tokens.eq(self.pad).any())

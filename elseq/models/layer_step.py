@@ -20,7 +20,7 @@ from elseq import native
 from elseq.attention import Attention, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.kernels.decode_step import Shared, check_counts, computes, own_argument, shared_argument
 from elseq.attention.methods import KV
-from elseq.precision import DecodingLinear, is_as_its_class, kernels
+from elseq.precision import DecodingLinear, is_unhooked, kernels
 
 if TYPE_CHECKING:
     from elseq.models.layers import DecoderLayer
@@ -53,7 +53,7 @@ class _Layer(ctypes.Structure):
 
 # Inner activations that a CPU computes together. So many numbers stay in its cache, and in memory that the process has
 # already; the first touch of fresh memory can take longer than the products.
-WIDEST = 2**20
+MOST_INNER_NUMBERS = 2**20
 
 REPLACEABLE = {"residual_connection", "feed_forward", "_feed_forward"}  # methods of a layer
 
@@ -140,7 +140,7 @@ class LayerStep:
             layer.embed_dim,
             kernels.ACTIVATIONS.index(layer.activation),
             layer.normalize_before,
-            WIDEST,
+            MOST_INNER_NUMBERS,
         )
         return cls(arguments, found.kept, layer.fc1) if found.are_known else None
 
@@ -197,7 +197,7 @@ def working_bytes(layer: DecoderLayer, hypotheses: int, is_int8: bool) -> int:
         inner=kernels.Linear(offset=is_int8, outputs=layer.fc1.out_features),  # any address tells that it is int8
         width=layer.embed_dim,
         normalizes_before=layer.normalize_before,
-        inner_numbers=WIDEST,
+        inner_numbers=MOST_INNER_NUMBERS,
     )
     output = hypotheses * layer.embed_dim * torch.float32.itemsize
     return output + native.loaded().elseq_layer_step_bytes(ctypes.byref(sizes), hypotheses)
@@ -213,7 +213,7 @@ def _sizes_of(attention: Attention | None) -> _Attention:
 def _is_plain(module: nn.Module) -> bool:
     """Whether it computes what its class does, and drops nothing."""
     is_dropping = module.training or getattr(module, "apply_during_inference", False)
-    return is_as_its_class(module) and not is_dropping
+    return is_unhooked(module) and not is_dropping
 
 
 class _Arguments:

@@ -12,7 +12,7 @@ from elseq.attention import Attention, LayerState
 from elseq.attention.top_k import top_k_feed_forward
 from elseq.models import layer_step
 from elseq.models.config import SWISH, num_kv_heads
-from elseq.models.layer_step import WIDEST
+from elseq.models.layer_step import MOST_INNER_NUMBERS
 from elseq.precision import activated
 
 
@@ -83,8 +83,8 @@ class FeedForwardLayer:
         if self.ffn_top_k is not None and self.ffn_top_k < self.fc1.out_features:
             weights = self.fc1.weight, self.fc1.bias, self.fc2.weight, self.fc2.bias
             return top_k_feed_forward(x, *weights, self.ffn_top_k, self.activation, chunk_size=self.ffn_chunk_size)
-        rows = max(1, WIDEST // self.fc1.out_features)
-        if x.is_cuda or torch.is_grad_enabled() or x.size(0) * x.size(1) <= rows:
+        rows = max(1, MOST_INNER_NUMBERS // self.fc1.out_features)
+        if not x.is_cpu or torch.is_grad_enabled() or x.size(0) * x.size(1) <= rows:
             return self._feed_forward(x)
         output = torch.empty_like(x, memory_format=torch.contiguous_format)
         for block, into in zip(
@@ -198,7 +198,7 @@ class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBa
             key_padding_mask=self_attn_padding_mask,
             need_weights=False,
             causal=causal,
-            state=None if state is None else state.self_attention,
+            memory=None if state is None else state.self_attention,
         )
         if self.c_attn is not None:
             x = (x.view(*x.shape[:2], self.nh, self.head_dim) * self.c_attn.unsqueeze(-1)).view_as(x)
@@ -220,7 +220,7 @@ class DecoderLayer(FeedForwardLayer, transformer_layer.TransformerDecoderLayerBa
                 key_padding_mask=encoder_padding_mask,
                 need_weights=False,
                 need_head_weights=need_weights,
-                state=cross_attention,
+                memory=cross_attention,
             )
             x = self.residual_connection(self.dropout_module(x), residual)
             if not self.normalize_before:

@@ -154,8 +154,8 @@ class Decoder(TransformerDecoderBase):
     def _decode_features(self, tokens: Tensor, state: DecodeState, need_weights: bool = False):
         x = self._embed(tokens, self._next_positions(state, *tokens.shape))
         weights = None
-        for number, (layer, memory) in enumerate(zip(self.layers, state.layers, strict=True), start=1):
-            x, weights = layer(x, need_weights=need_weights and number == self.num_layers, state=memory)
+        for number, (layer, layer_state) in enumerate(zip(self.layers, state.layers, strict=True), start=1):
+            x, weights = layer(x, need_weights=need_weights and number == self.num_layers, state=layer_state)
         state.length += tokens.size(1)
         return self._finish(x), weights
 

@@ -4,7 +4,7 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import DecodingLinear, Product, activated, is_as_its_class
+from elseq.precision.linear import DecodingLinear, Product, activated, is_unhooked
 from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
 __all__ = [
@@ -14,7 +14,7 @@ __all__ = [
     "PreparedModel",
     "Product",
     "activated",
-    "is_as_its_class",
+    "is_unhooked",
     "kind_of_product",
     "prepared",
     "restore",

@@ -276,7 +276,7 @@ class DecodingEmbedding(_DecodingModule, nn.Embedding):
         self.__dict__["projection"].restore()
 
 
-def is_as_its_class(module: nn.Module) -> bool:
+def is_unhooked(module: nn.Module) -> bool:
     """Whether a call of the module is that of its class alone: nothing is hooked to it, or put in its place."""
     return not (
         module._forward_hooks
@@ -296,7 +296,7 @@ def activated(linear: nn.Linear, x: Tensor, name: str | None, function: Callable
         name: fairseq's of the function, or None.
         function: the function itself.
     """
-    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and is_as_its_class(linear)
+    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and is_unhooked(linear)
     if is_decoding and name in (product := linear.product()).activations:
         return linear._multiply_by(product, x, name)
     return function(linear(x))

@@ -25,7 +25,7 @@ def test_attention_reads_both_alike(method, kv_heads, prompt, moves, monkeypatch
         memory = state.layers[0].self_attention
         if state.cursor is not None:
             state.cursor.begin()
-        output, _ = attention(hidden, need_weights=False, state=memory)
+        output, _ = attention(hidden, need_weights=False, memory=memory)
         if state.cursor is not None:
             state.cursor.end()
         state.length += len(hidden)
@@ -68,11 +68,11 @@ def test_what_memory_held_before_does_not_matter(monkeypatch):
         return tensor.fill_(float("nan")) if tensor.is_floating_point() else tensor
 
     monkeypatch.setattr(torch.Tensor, "new_empty", filled)
-    attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
+    attention(torch.randn(1, 2, 8), need_weights=False, memory=state.layers[0].self_attention)
     state.length = 1
     state.fix(5, 1)
     state.cursor.begin()
-    output, _ = attention(torch.randn(1, 2, 8), need_weights=False, state=state.layers[0].self_attention)
+    output, _ = attention(torch.randn(1, 2, 8), need_weights=False, memory=state.layers[0].self_attention)
     assert torch.isfinite(output).all()
 
 

@@ -122,7 +122,7 @@ def test_the_mask_of_transposed_tokens(method):
     for each in (mask, mask.t().contiguous().t()):
         with torch.no_grad():
             [memory] = method.memories([layer], hidden, each)
-            outputs.append(layer(query, state=memory, need_weights=False)[0])
+            outputs.append(layer(query, memory=memory, need_weights=False)[0])
     assert torch.equal(*outputs)
 
 
@@ -199,11 +199,11 @@ def step(method, prompt, window, seed, **options):
     outputs = []
     with torch.no_grad():
         if prompt:
-            layer(torch.randn(prompt, 2, 12), causal=True, state=state, need_weights=False)
+            layer(torch.randn(prompt, 2, 12), causal=True, memory=state, need_weights=False)
             state.end_prompt(padding_mask([prompt, 1], prompt, "left"))
         hypotheses = 6
         for number in range(20):
-            output, _ = layer(torch.randn(1, hypotheses, 12), state=state, need_weights=number == 12)
+            output, _ = layer(torch.randn(1, hypotheses, 12), memory=state, need_weights=number == 12)
             outputs.append(output)
             if number == 9:
                 hypotheses = 3  # of the first sentence

@@ -63,12 +63,12 @@ def test_cross_attention_of_hypotheses_that_share_their_sentence(seed, beam, len
     expected, expected_weights = naive_layer(layer, query, memory, memory, mask.unsqueeze(1))
     for method in METHODS.values():
         state = SentenceMemory(method, method.keep(layer, memory), mask)
-        output, weights = layer(query, need_weights=False, state=state)
+        output, weights = layer(query, need_weights=False, memory=state)
         torch.testing.assert_close(output, expected, rtol=0, atol=1e-11)
         assert weights is None
-        _, weights = layer(query, state=state)
+        _, weights = layer(query, memory=state)
         torch.testing.assert_close(weights, expected_weights.mean(dim=1), rtol=0, atol=1e-12)
-        _, weights = layer(query, need_weights=False, need_head_weights=True, state=state)
+        _, weights = layer(query, need_weights=False, need_head_weights=True, memory=state)
         torch.testing.assert_close(weights, expected_weights.transpose(0, 1), rtol=0, atol=1e-12)
 
 
@@ -160,7 +160,7 @@ def test_a_memory_without_a_single_key_that_counts_spoils_no_other(method):
     layer = random_layer(8, 2, encoder_decoder_attention=True)
     memory, query = text(3, 2, 8), text(1, 4, 8)
     mask = torch.tensor([[True, True, True], [False, False, True]])
-    output, _ = layer(query, state=SentenceMemory(method, method.keep(layer, memory), mask))
+    output, _ = layer(query, memory=SentenceMemory(method, method.keep(layer, memory), mask))
     expected, _ = naive_layer(layer, query, memory, memory, mask.unsqueeze(1))
     torch.testing.assert_close(output[:, 2:], expected[:, 2:], rtol=0, atol=1e-12)
 
@@ -205,7 +205,7 @@ def test_dropout_is_of_training_unless_it_is_retained(method):
     state = None if method is None else SentenceMemory(method, method.keep(layer, memory))
 
     def is_random():
-        first, second = (layer(query, memory, need_weights=False, state=state)[0] for _ in range(2))
+        first, second = (layer(query, memory, need_weights=False, memory=state)[0] for _ in range(2))
         return not torch.equal(first, second)
 
     assert is_random()
@@ -262,14 +262,14 @@ def test_any_way_of_reading_equals_the_whole_text_at_once(method, decoding):
     if prompts is not None:
         prompt = text(max(prompts), sentences, width)
         mask = padding_mask(prompts, max(prompts), "right")
-        read, _ = layer(prompt, need_weights=False, state=state)
+        read, _ = layer(prompt, need_weights=False, memory=state)
         state.end_prompt(mask)
         for row, length in enumerate(prompts):
             alone = prompt[:length, row : row + 1]
             expected, _ = naive_layer(layer, alone, alone, alone, causal=True)
             torch.testing.assert_close(read[:length, row : row + 1], expected, rtol=0, atol=1e-11)
     whole = text(sum(pieces), sentences * beam, width)
-    results = [layer(piece, state=state) for piece in whole.split(pieces)]
+    results = [layer(piece, memory=state) for piece in whole.split(pieces)]
     output = torch.cat([result for result, _ in results])
     for row in range(sentences * beam):
         before = whole[:0, row] if prompt is None else prompt[: prompts[row // beam], row // beam]
@@ -292,13 +292,13 @@ def test_reordered_hypotheses_go_on_from_what_they_continue(method):
     layer = random_layer(8, 4, num_kv_heads=2, self_attention=True)
     state = SelfAttentionMemory(method)
     prompt = text(3, 2, 8)
-    layer(prompt, state=state)
+    layer(prompt, memory=state)
     state.end_prompt(None)
     first, second = text(2, 6, 8), text(1, 6, 8)
-    layer(first, state=state)
+    layer(first, memory=state)
     order = torch.tensor([2, 2, 0, 5, 3, 5])
     state.generated.reorder(order)
-    output, _ = layer(second, state=state)
+    output, _ = layer(second, memory=state)
     for row, parent in enumerate(order.tolist()):
         full = torch.cat((prompt[:, row // 3], first[:, parent], second[:, row])).unsqueeze(1)
         expected, _ = naive_layer(layer, full, full, full, causal=True)

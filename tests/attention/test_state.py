@@ -53,7 +53,7 @@ def test_buffers_serve_batches(family, method, moves, monkeypatch):
         if buffers is None:
             lengths = (0, 10) if family == "language_model" else (10, 0)
             buffers = plain.empty(6, BEAM, *lengths, 8)
-            for memory in buffers._sentence_states():
+            for memory in buffers._sentence_memories():
                 for tensor in memory.tensors:
                     tensor.fill_(float("nan"))
             addresses = find(buffers)
@@ -75,11 +75,11 @@ def test_buffers_serve_batches(family, method, moves, monkeypatch):
 
 def find(state: DecodeState) -> list[int]:
     """Where the tensors are."""
-    memories = [*state._sentence_states(), *(layer.self_attention.generated for layer in state.layers)]
+    memories = [*state._sentence_memories(), *(layer.self_attention.generated for layer in state.layers)]
     found = [
         tensor for memory in memories for tensor in (memory.buffers if hasattr(memory, "buffers") else memory.tensors)
     ]
-    found += [memory.mask for memory in state._sentence_states()]
+    found += [memory.mask for memory in state._sentence_memories()]
     found += [state.cursor.position, state.cursor.ahead]
     if state.prompt_lengths is not None:
         found.append(state.prompt_lengths)

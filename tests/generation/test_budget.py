@@ -8,7 +8,7 @@ from elseq import native
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, beam_search, steppers
 from elseq.generation.beams import Candidates
-from elseq.generation.budget import batch_bytes, capacity, scoring_bytes, scoring_capacity, write_bytes
+from elseq.generation.budget import batch_bytes, capacity, scoring_bytes, scoring_capacity
 from elseq.generation.scorer import score_targets
 from elseq.generation.search import Usage
 from elseq.models import windows
@@ -470,14 +470,6 @@ def test_models_that_no_budget_is_known_for():
     search = SequenceGenerator([model], model.decoder.dictionary, lm_model=other)
     with pytest.raises(UserError, match="^a memory budget needs a language model .* give a number of tokens instead$"):
         capacity([model], search, 10**9, str)
-
-
-@pytest.mark.parametrize(
-    "size, text",
-    [(0, "0 bytes"), (1023, "1023 bytes"), (1024, "1.0 KiB"), (3 * 2**29, "1.5 GiB"), (2**42, "4.0 TiB")],
-)
-def test_sizes_for_people(size, text):
-    assert write_bytes(size) == text
 
 
 @pytest.fixture(params=KINDS, ids=["packed", "kernels", "ordinary"])

@@ -357,7 +357,7 @@ def test_what_is_captured():
     assert can_capture(decoder(), 30, 30)
     assert can_capture(decoder("language_model"), 30, 40)
     assert not can_capture(decoder().decoder, 30, 30)  # on a CPU
-    assert not can_capture(decoder(), captured_steps.SHORTEST - 1, 30)
+    assert not can_capture(decoder(), captured_steps.SHORTEST_OUTPUT - 1, 30)
     assert not can_capture(decoder(), 30, 41)
     assert can_capture(decoder(decoder_learned_pos=False), 30, 4000)
     local, noisy = decoder(), decoder()

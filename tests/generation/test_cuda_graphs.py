@@ -9,7 +9,7 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs, kept_steps, steppers
-from elseq.generation.cuda_graphs import CapturedWork
+from elseq.generation.cuda_graphs import CapturedWork, free_memory_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(20)
@@ -210,3 +210,15 @@ def test_work_on_a_cpu_is_not_captured():
     for _ in range(3):
         captured(lambda: calls.append(1))
     assert len(calls) == 3
+
+
+def test_free_memory():
+    size = free_memory_bytes(torch.device("cpu"))
+    with open("/proc/meminfo") as file:
+        total = int(file.readline().split()[1]) * 1024
+    assert 0 < size <= total
+
+
+def test_free_memory_of_a_gpu_is_what_the_process_may_allocate(monkeypatch):
+    monkeypatch.setattr(cuda_graphs, "free_bytes", {torch.device("cuda:0"): 70}.get)
+    assert free_memory_bytes(torch.device("cuda:0")) == 70

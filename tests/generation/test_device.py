@@ -8,9 +8,8 @@ from fairseq import utils
 
 from elseq.attention.methods import EL, KV
 from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs
-from elseq.generation.cuda_graphs import CapturedWork
+from elseq.generation.cuda_graphs import CapturedWork, free_memory_bytes
 from elseq.generation.kept_steps import KeptSteps
-from elseq.generation.method_choice import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 

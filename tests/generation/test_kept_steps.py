@@ -64,7 +64,7 @@ def make_generator(*models, beam=4, **options):
 
 def buffers_of(generator):
     """Those that are kept for batches of one size."""
-    [buffers] = generator.model.steppers[0].kept._buffers.values()
+    [buffers] = generator.stepper.steppers[0].kept._buffers.values()
     return buffers
 
 
@@ -183,12 +183,12 @@ def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch
     monkeypatch.setattr(captured_steps, "IDLE", 1)
     begin_to_keep()
     generator = make_generator(model, **options, search_strategy=make_strategy())
-    step = generator.model.step
+    step = generator.stepper.step
     for seed, hypotheses in enumerate(expected):
         with monkeypatch.context() as patch, pytest.raises(ZeroDivisionError):
-            patch.setattr(generator.model, "step", lambda tokens: step(tokens) if tokens.size(1) < 4 else 1 / 0)
+            patch.setattr(generator.stepper, "step", lambda tokens: step(tokens) if tokens.size(1) < 4 else 1 / 0)
             generate(generator, (seed + 1) % len(given))
-        for buffers in generator.model.steppers[0].kept._buffers.values():
+        for buffers in generator.stepper.steppers[0].kept._buffers.values():
             spoil(buffers)
         assert_same_hypotheses(generate(generator, seed), hypotheses)
     assert TapedWork.replays > 10 and KeptSteps.is_possible
@@ -196,10 +196,10 @@ def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch
 
 def spoil(buffers):
     """What a batch leaves there, by what it may not leave."""
-    for memory in buffers.state._sentence_states():
+    for memory in buffers.state._sentence_memories():
         memory.mask.logical_not_()
     for tensors in (
-        *(memory.tensors for memory in buffers.state._sentence_states()),
+        *(memory.tensors for memory in buffers.state._sentence_memories()),
         *(layer.self_attention.generated.tensors() for layer in buffers.state.layers),
         [step.output for step in buffers.steps.values()],
     ):
@@ -425,7 +425,7 @@ def test_random_numbers_are_drawn_again(begin_to_keep, monkeypatch):
     begin_to_keep()
     generator = make_generator(model, **options)
     generator.generate([model], sample_of(BATCHES[0]))
-    step, calls = generator.model.step, []
+    step, calls = generator.stepper.step, []
 
     def with_little_memory(tokens):
         calls.append(tokens.size(1))
@@ -433,7 +433,7 @@ def test_random_numbers_are_drawn_again(begin_to_keep, monkeypatch):
             raise torch.OutOfMemoryError("CUDA out of memory")
         return step(tokens)
 
-    monkeypatch.setattr(generator.model, "step", with_little_memory)
+    monkeypatch.setattr(generator.stepper, "step", with_little_memory)
     torch.manual_seed(1)
     assert_same_hypotheses(generator.generate([model], sample_of(BATCHES[1])), expected)
     assert calls[:6] == [1, 2, 3, 4, 5, 1]
@@ -495,7 +495,7 @@ def test_a_copy_of_a_generator_keeps_its_own(begin_to_keep):
     generator = make_generator(model)
     expected = generator.generate([model], sample_of(BATCHES[0]))
     copied = copy.deepcopy(generator)
-    assert copied.model.steppers[0].kept._model is copied.models[0] is not model
+    assert copied.stepper.steppers[0].kept._model is copied.models[0] is not model
     assert_same_hypotheses(copied.generate([], sample_of(BATCHES[0])), expected)
     assert TapedWork.captures == 2
 

@@ -3,10 +3,9 @@ import logging
 import pytest
 import torch
 
-from elseq import gpu
 from elseq.attention.methods import EL, KV
 from elseq.generation import method_choice
-from elseq.generation.method_choice import CLEARLY, USABLE, Choice, choose_methods, free_memory_bytes
+from elseq.generation.method_choice import CLEARLY, USABLE, Choice, choose_methods
 from elseq.generation.planner import Workload, decoding_state_bytes
 from tests.models.building import ours
 
@@ -57,7 +56,7 @@ def test_auto_takes_kv_where_hidden_states_are_larger_than_what_they_project_to(
 @pytest.fixture
 def seconds(monkeypatch):
     """Sets what cross-attention takes under each method."""
-    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 0, "cuda": 0})
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 0, "other": 0})
     return lambda **each: monkeypatch.setattr(
         method_choice, "cross_attention_seconds", lambda method, *_: each[method.name]
     )
@@ -78,7 +77,7 @@ def test_nothing_is_measured_where_it_cannot_matter(decoder, free, seconds, monk
     monkeypatch.setattr(decoder, "decode_dtype", "int8")
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     monkeypatch.setattr(decoder, "decode_dtype", None)
-    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 10**10, "cuda": 10**12})
+    monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 10**10, "other": 10**12})
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     assert choose_methods("auto", ours("transformer_lm").decoder, WORKLOAD) == (KV, KV)
 
@@ -108,15 +107,3 @@ def test_a_choice_that_was_the_user_s_is_not_explained(decoder, caplog):
     caplog.set_level(logging.INFO)
     choose_methods("el", decoder, WORKLOAD)
     assert not caplog.records
-
-
-def test_free_memory():
-    size = free_memory_bytes(torch.device("cpu"))
-    with open("/proc/meminfo") as file:
-        total = int(file.readline().split()[1]) * 1024
-    assert 0 < size <= total
-
-
-def test_free_memory_of_a_gpu_is_what_the_process_may_allocate(monkeypatch):
-    monkeypatch.setattr(gpu, "free_bytes", {torch.device("cuda:0"): 70}.get)
-    assert free_memory_bytes(torch.device("cuda:0")) == 70

@@ -467,7 +467,7 @@ def test_state_is_let_go_of(models):
     batch, _ = make_input("transformer")
     generator = SequenceGenerator([models["transformer"]["el"]], DICTIONARY, max_len_b=5)
     generator.generate(None, batch)
-    assert [stepper.state for stepper in generator.model.steppers] == [None]
+    assert [stepper.state for stepper in generator.stepper.steppers] == [None]
     assert generator.usage.state_bytes > 0
 
 

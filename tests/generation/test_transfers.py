@@ -287,8 +287,8 @@ def test_the_host_is_told_when_the_next_step_runs(monkeypatch, as_on_gpu, beam):
     model = make_models("transformer", DICTIONARY)["kv"]
     generator = SequenceGenerator([model], DICTIONARY, beam_size=beam, max_len_b=12)
     steps, looks = [], []
-    step, collect = generator.model.step, FinishedHypotheses.collect
-    monkeypatch.setattr(generator.model, "step", lambda tokens: steps.append(tokens.size(1) - 1) or step(tokens))
+    step, collect = generator.stepper.step, FinishedHypotheses.collect
+    monkeypatch.setattr(generator.stepper, "step", lambda tokens: steps.append(tokens.size(1) - 1) or step(tokens))
     monkeypatch.setattr(
         FinishedHypotheses,
         "collect",

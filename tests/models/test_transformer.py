@@ -405,7 +405,7 @@ def test_feed_forward_in_blocks_of_rows(monkeypatch, rows):
     """On a CPU, and without gradients, which need the inner activations of all rows."""
     stock, model = pair("transformer")
     layer, expected = model.encoder.layers[0], stock.encoder.layers[0]
-    monkeypatch.setattr(layers, "WIDEST", rows * layer.fc1.out_features)
+    monkeypatch.setattr(layers, "MOST_INNER_NUMBERS", rows * layer.fc1.out_features)
     x = torch.randn(7, 3, 16)
     with torch.no_grad():
         found = layer.feed_forward(x)

@@ -147,7 +147,7 @@ def _attend(query, segment, contexts, maxima, totals, constants: dict[str, int])
         *value.stride(),
         mask_strides[0],
         mask_strides[2],
-        shares=value is key,
+        has_one_tensor=value is key,
         block_beam=triton.next_power_of_2(beam),
         **constants,
     )
@@ -185,7 +185,7 @@ def attend(
     value_number,
     mask_sequence,
     mask_position,
-    shares: tl.constexpr,
+    has_one_tensor: tl.constexpr,
     block_beam: tl.constexpr,
     transposes: tl.constexpr,
     width: tl.constexpr,
@@ -257,7 +257,7 @@ def attend(
             if mask is not None:
                 seen = seen & (tl.load(masks + position * mask_position, mask=is_inside, other=1) == 0)
             # Whatever keys are read of other positions, their scores are replaced.
-            is_key = is_inside if shares or rows_of is not None else position < positions
+            is_key = is_inside if has_one_tensor or rows_of is not None else position < positions
             key_start, value_start = position * key_position, position * value_position
             if rows_of is not None:
                 buffer_row = tl.load(rows_of + member_row * positions + position, mask=is_inside, other=0)
@@ -277,7 +277,7 @@ def attend(
             shrink = tl.exp(largest - bound)
             largest = larger
             total = total * shrink + tl.sum(weights, 1)
-            if not shares:
+            if not has_one_tensor:
                 value_place = values + value_start[:, None] + number[None, :] * value_number
                 block = tl.load(value_place, mask=is_inside[:, None] & is_number[None, :], other=0.0)
             weights = weights.to(block.dtype)

@@ -13,7 +13,7 @@ each hypothesis, as its Transformer has them, and shared by the hypotheses of a 
 
 import argparse
 
-from elseq.arguments import choices, count, count_or_zero, counts, read_bytes
+from elseq.arguments import choices, count, count_or_zero, counts, parse_bytes
 from elseq.benchmark.arguments import (
     FOREIGN_MODES,
     STOCK_MODES,
@@ -99,7 +99,7 @@ def _caps(text: str) -> dict[str, list[int | None]]:
     found: dict[str, list[int | None]] = {}
     for part in text.split(","):
         table, names_one, size = part.rpartition("=")
-        cap = None if size == DEVICE else read_bytes(size)
+        cap = None if size == DEVICE else parse_bytes(size)
         for each in choices(CAPPED)(table) if names_one else CAPPED:
             found[each] = list(dict.fromkeys([*found.get(each, []), cap]))
     return found

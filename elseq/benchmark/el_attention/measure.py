@@ -4,12 +4,12 @@ from collections.abc import Iterator
 
 import torch
 
+from elseq.arguments import format_bytes
 from elseq.attention.methods import KV, METHODS
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.fairseq_engine import FairseqEngine
 from elseq.benchmark.measure import Measurement, failed, main
-from elseq.generation.budget import write_bytes
-from elseq.generation.method_choice import free_memory_bytes
+from elseq.generation.cuda_graphs import free_memory_bytes
 
 ROOM = 1.2  # the state of one layer exists twice while it is made
 
@@ -29,7 +29,7 @@ def measure(request: dict) -> Iterator[Measurement]:
         sizes = case["batch_size"], case["source_length"]
         counted, free = count_bytes(engine, *sizes), free_memory_bytes(device)
         if ROOM * counted > free:
-            reason = f"out of memory (it needs {write_bytes(counted)} and {write_bytes(free)} are free)"
+            reason = f"out of memory (it needs {format_bytes(counted)} and {format_bytes(free)} are free)"
             yield Measurement(failure=reason, predicted_bytes=counted)
             continue
         try:

@@ -2,10 +2,11 @@
 
 import torch
 
+from elseq.arguments import format_bytes
 from elseq.benchmark.measure import Measurement, main, wait_for_turn
 from elseq.benchmark.timed_search import TimedSearch, time_parts
-from elseq.generation.budget import batch_bytes, write_bytes
-from elseq.generation.method_choice import free_memory_bytes
+from elseq.generation.budget import batch_bytes
+from elseq.generation.cuda_graphs import free_memory_bytes
 
 
 def measure(request: dict) -> Measurement:
@@ -19,7 +20,7 @@ def measure(request: dict) -> Measurement:
     predicted = batch_bytes(engine.model, engine.generator, *sizes)
     free = free_memory_bytes(torch.device(device))
     if predicted > free:
-        reason = f"out of memory (it needs {write_bytes(predicted)} and {write_bytes(free)} are free)"
+        reason = f"out of memory (it needs {format_bytes(predicted)} and {format_bytes(free)} are free)"
         return Measurement(failure=reason)
     engine.found.predicted_bytes = predicted
     return time_parts(engine, wait_for_turn)

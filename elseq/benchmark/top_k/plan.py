@@ -19,13 +19,13 @@ from elseq.benchmark.measure import Measurement, ran_out
 from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
-from elseq.generation.method_choice import free_memory_bytes
+from elseq.generation.cuda_graphs import free_memory_bytes
 from elseq.tables import number
 
 # The power of the size with which time grows, at least and at most.
 GROWTH = {"attention": (1.0, 2.0), "feed-forward": (0.0, 1.0), "chunks": (0.0, 0.0)}
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}  # what they are
-INDEX_BYTES = 4
+KEPT_INDEX_BYTES = torch.int32.itemsize  # of the scores that are kept for the gradients
 GIBIBYTE = 2**30
 
 
@@ -142,7 +142,7 @@ def estimate_bytes(request: dict) -> float:
     """Roughly the memory of a pass beyond its inputs, gradients included."""
     item = getattr(torch, request["dtype"]).itemsize
     length, top_k, method = request["length"], request["top_k"], request["method"]
-    kept = length * top_k * (item + INDEX_BYTES)  # the k scores of each query of a head, and their indices
+    kept = length * top_k * (item + KEPT_INDEX_BYTES)  # the k scores of each query of a head, and their indices
     most = "cpu" if request["device"] == "cpu" else "other"
     if request["layer"] == "feed-forward":
         table, states = (item * request["width"] * count for count in (request["units"], length))

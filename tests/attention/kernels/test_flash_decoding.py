@@ -325,7 +325,7 @@ def steps(method, prompt, kv_heads, moves=True):
     outputs = []
     with torch.no_grad():
         if prompt:
-            layer(torch.randn(prompt, 2, 16).to(DEVICE), causal=True, state=memory, need_weights=False)
+            layer(torch.randn(prompt, 2, 16).to(DEVICE), causal=True, memory=memory, need_weights=False)
             state.length = prompt
             state.end_prompt(padding_mask([prompt, 1], prompt, "left").to(DEVICE))
         for number in range(4):
@@ -334,7 +334,7 @@ def steps(method, prompt, kv_heads, moves=True):
                 assert (state.cursor.ancestry is None) == moves
             if number >= 2:
                 state.cursor.begin()
-            outputs.append(layer(torch.randn(1, 4, 16).to(DEVICE), state=memory, need_weights=False)[0])
+            outputs.append(layer(torch.randn(1, 4, 16).to(DEVICE), memory=memory, need_weights=False)[0])
             state.length += 1
             if number >= 2:
                 state.cursor.end()

@@ -100,7 +100,7 @@ def error(layer, query, memory, method, exact):
     Not their mean: where activations are large, softmax is a choice, and one choice between equals would be all of it.
     """
     states = SentenceMemory(method, method.keep(layer, memory))
-    output = layer(query, need_weights=False, state=states)[0].double()
+    output = layer(query, need_weights=False, memory=states)[0].double()
     assert output.isfinite().all()
     return (output - exact).abs().median().item()
 
@@ -130,6 +130,6 @@ def test_no_overflow_in_half_precision_where_kv_has_none(scale):
     for method in (KV, EL):
         memory = SelfAttentionMemory(method)
         memory.append(*method.keep(layer, text.half()))
-        outputs[method] = layer(text[-1:].half(), need_weights=False, state=memory)[0]
+        outputs[method] = layer(text[-1:].half(), need_weights=False, memory=memory)[0]
     assert outputs[KV].isfinite().all()
     assert outputs[EL].isfinite().all()

@@ -82,7 +82,7 @@ def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
             assert torch.equal(found.float(), expected.bfloat16().float())
         wide = SentenceMemory(KV, (tensor.float() for tensor in memory.tensors), mask)
         for need_weights in (False, True):
-            found, expected = (layer(query, need_weights=need_weights, state=state) for state in (memory, wide))
+            found, expected = (layer(query, need_weights=need_weights, memory=state) for state in (memory, wide))
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 

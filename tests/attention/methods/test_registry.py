@@ -98,5 +98,5 @@ def test_first_positions_are_attended_to_as_a_whole():
     expected, _ = layer(text, causal=True, need_weights=False)
     for method in METHODS.values():
         memory = elseq.attention.SelfAttentionMemory(method)
-        found, _ = layer(text, need_weights=False, state=memory)
+        found, _ = layer(text, need_weights=False, memory=memory)
         torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
