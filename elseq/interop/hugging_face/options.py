@@ -106,7 +106,7 @@ def what_is_left_out(config: dict, tensors: dict[str, Tensor], unknown: list[str
     if unknown:
         more = f" and {len(unknown) - _LISTED} more" if len(unknown) > _LISTED else ""
         names = ", ".join(unknown[:_LISTED])
-        notes.append(f"tensors that the model has no place for are left out, as in transformers: {names}{more}")
+        notes.append(f"tensors that no output of the model depends on are left out: {names}{more}")
     kinds = {str(tensor.dtype).removeprefix("torch.") for name, tensor in tensors.items() if name not in unknown}
     kind = config.get("dtype") or config.get("torch_dtype")  # the name since transformers 5, and that of before
     if isinstance(kind, str) and kinds != {kind}:

@@ -79,7 +79,7 @@ def test_left_out():
     tensors = {name: torch.zeros(1, dtype=torch.float16) for name in "abcdefg"}
     assert options.what_is_left_out({"dtype": "float16"}, tensors, []) == []
     [unknown, kinds] = options.what_is_left_out({"torch_dtype": "float32"}, tensors, list("abcdef"))
-    assert unknown.endswith("as in transformers: a, b, c, d and 2 more")
+    assert unknown.endswith("are left out: a, b, c, d and 2 more")
     assert kinds == "the weights stay in float16, where config.json has 'float32'"
 
 

@@ -187,9 +187,9 @@ class BARTFamily(EncoderDecoder):
             copy = tensors.pop(name, None)
             if copy is not None and not torch.equal(tensors.setdefault(original, copy), copy):
                 raise UserError(f"{name} differs from the embedding with which config.json has it shared")
-        shared = None if tied else tensors.pop("shared.weight", None)
-        if shared is not None:  # for the sides without an embedding of their own
-            tensors = dict.fromkeys(UNTIED[:2], shared) | tensors
+        if not tied and not tensors.keys() >= {*UNTIED[:2]} and "shared.weight" in tensors:
+            # for the sides without an embedding of their own
+            tensors = dict.fromkeys(UNTIED[:2], tensors.pop("shared.weight")) | tensors
         return tensors
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:

@@ -29,7 +29,9 @@ _SHARED, _SEPARATE = "share_encoder_decoder_embeddings", "separate_vocabs"  # of
 class Sinusoidal(BARTFamily):
     """Families with sines of another order, which become a table of positions, and with <pad> as the decoder's start.
 
-    fairseq's decoder reads </s> only as its start. The embedding of </s> there can therefore be that of <pad>.
+    fairseq's decoder reads </s> only as its start, and no output depends on what it reads for <pad>. The embedding of
+    </s> there can therefore be that of <pad>. Where the output layer has an embedding of its own, the two are
+    exchanged, so that none is lost.
     """
 
     architecture = "transformer"
@@ -85,8 +87,9 @@ class Sinusoidal(BARTFamily):
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         renamed = super().to_fairseq(tensors, config)
-        embedding = _with_row(renamed[_DECODER], config["eos_token_id"], config["pad_token_id"])
-        return renamed | {_DECODER: embedding}
+        is_tied = "lm_head.weight" in self.tied_embeddings(config)
+        read = _with_row if is_tied else _exchanged  # otherwise no other embedding has the row of </s>
+        return renamed | {_DECODER: read(renamed[_DECODER], config["eos_token_id"], config["pad_token_id"])}
 
     def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
         is_shared = torch.equal(tensors[_ENCODER], tensors[_OUTPUT])
@@ -99,7 +102,7 @@ class Sinusoidal(BARTFamily):
 
     def from_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         is_tied = "lm_head.weight" in self.tied_embeddings(config)
-        start = _with_row(tensors[_DECODER], config["pad_token_id"], config["eos_token_id"])
+        start = _exchanged(tensors[_DECODER], config["eos_token_id"], config["pad_token_id"])
         renamed = super().from_fairseq(tensors | {_DECODER: tensors[_OUTPUT] if is_tied else start}, config)
         for name in [f"model.{side}.{POSITIONS}" for side in SIDES if not self.saves_positions]:
             if torch.equal(renamed[name], sines(*renamed[name].shape).to(renamed[name].dtype)):
@@ -116,6 +119,13 @@ def _with_row(embedding: Tensor, row: int, other: int) -> Tensor:
     """A copy with another row in the place of one."""
     embedding = embedding.clone()
     embedding[row] = embedding[other]
+    return embedding
+
+
+def _exchanged(embedding: Tensor, row: int, other: int) -> Tensor:
+    """A copy with two rows exchanged."""
+    embedding = embedding.clone()
+    embedding[[row, other]] = embedding[[other, row]]
     return embedding
 
 
@@ -233,9 +243,10 @@ class MarianFamily(Sinusoidal):
     def normalize(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         bias = tensors.get("final_logits_bias", torch.zeros(1, self.target_rows(config)))
         others = {name: tensor for name, tensor in tensors.items() if name != "final_logits_bias"}
-        if not config[_SHARED]:  # then transformers has no such tensor
-            others = {name: tensor for name, tensor in others.items() if not name.endswith("shared.weight")}
-        return super().normalize(others, config) | {"final_logits_bias": bias}
+        # without _SHARED transformers does not read it
+        unread = [] if config[_SHARED] else [name for name in others if name.endswith("shared.weight")]
+        left_out = {name: others.pop(name) for name in unread}
+        return super().normalize(others, config) | left_out | {"final_logits_bias": bias}
 
     def to_fairseq(self, tensors: dict[str, Tensor], config: dict) -> dict[str, Tensor]:
         return super().to_fairseq(tensors, config) | {OUTPUT_BIAS: tensors["final_logits_bias"].flatten()}

@@ -9,8 +9,14 @@ from elseq.interop.hugging_face import conversion
 from elseq.interop.hugging_face.families import BART, FAMILIES, GPT2
 from elseq.interop.hugging_face.families.bart import BARTFamily
 from elseq.interop.hugging_face.tokenizer import CLASSES
-from tests.interop.hugging_face.families import test_bart
-from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, change, convert, make_bart, save_tokenizer
+from tests.interop.hugging_face.families import (
+    test_bart,
+    test_blenderbot_small,
+    test_marian,
+    test_pegasus,
+)
+from tests.interop.hugging_face.families.multilingual import test_models
+from tests.interop.hugging_face.making import BART_NAMES, BART_SIZES, back, change, convert, make_bart, save_tokenizer
 
 transformers = pytest.importorskip("transformers")
 
@@ -29,6 +35,42 @@ def plbart(monkeypatch):
     family = PLBARTFamily()
     monkeypatch.setitem(FAMILIES, family.name, family)
     return family
+
+
+UNTIED = {
+    "bart": make_bart,
+    "mbart": lambda folder, **options: test_models.make(folder, "mbart", **options),
+    "m2m_100": lambda folder, **options: test_models.make(folder, "m2m_100", **options),
+    "marian": test_marian.make,
+    "pegasus": test_pegasus.make,
+    "blenderbot-small": test_blenderbot_small.make,
+}
+
+
+@pytest.mark.few_cases(3)
+@torch.no_grad()
+@pytest.mark.parametrize("kind", UNTIED)
+def test_embeddings_of_their_own(tmp_path, kind):
+    """They come back as they were, but for a fourth that no output depends on, which a note names."""
+    UNTIED[kind](tmp_path / "theirs", tie_word_embeddings=False)
+    converted = convert(tmp_path / "theirs", tmp_path / "ours")
+    assert "tensors that no output of the model depends on are left out: shared.weight" in converted.notes
+    back(tmp_path / "ours", tmp_path / "again")
+    theirs, again = (
+        transformers.AutoModelForSeq2SeqLM.from_pretrained(tmp_path / name).eval() for name in ("theirs", "again")
+    )
+    assert again.config.model_type == kind
+    expected, found = theirs.state_dict(), again.state_dict()
+    unread, shared = expected.pop("model.shared.weight"), found.pop("model.shared.weight", None)  # a Marian has none
+    assert shared is None or torch.equal(shared, expected["model.encoder.embed_tokens.weight"])
+    assert not torch.equal(unread, expected["model.encoder.embed_tokens.weight"])
+    assert found.keys() == expected.keys()
+    assert [name for name, tensor in expected.items() if not torch.equal(found[name], tensor)] == []
+    words = torch.tensor([[theirs.config.decoder_start_token_id, 9, 30, 17, 2]])
+    assert torch.equal(again(words, decoder_input_ids=words).logits, theirs(words, decoder_input_ids=words).logits)
+    convert(tmp_path / "again", tmp_path / "twice")
+    first, second = (torch.load(tmp_path / name / "model.pt")["model"] for name in ("ours", "twice"))
+    assert first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 
 
 @pytest.mark.parametrize("name", FAMILIES)

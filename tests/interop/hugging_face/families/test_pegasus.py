@@ -44,12 +44,12 @@ def make_tokenizer(folder, **options):
     return transformers.PegasusTokenizer(**content, _spm_precompiled_charsmap=charsmap)
 
 
-def make(folder, seed=2, **options):
-    tokenizer = make_tokenizer(folder, **options)
+def make(folder, seed=2, rule="nmt_nfkc", **options):
+    tokenizer = make_tokenizer(folder, normalization_rule_name=rule)
     symbols = {"vocab_size": len(tokenizer) + 3, "bos_token_id": 0}  # as in the files of Google's models
     old = {"static_position_embeddings": True, "normalize_before": True, "add_final_layer_norm": True}
     fixed = {"activation_function": "relu", "scale_embedding": True}
-    config = transformers.PegasusConfig(**(SIZES | symbols | fixed | old))
+    config = transformers.PegasusConfig(**(SIZES | symbols | fixed | old | options))
     torch.manual_seed(seed)
     model = transformers.PegasusForConditionalGeneration(config).eval()
     with torch.no_grad():
@@ -96,7 +96,7 @@ def test_same_hypotheses(pair, attention, settings):
 
 @pytest.mark.parametrize("rule", ["nmt_nfkc", "identity"])
 def test_tokens(tmp_path, rule):
-    _, tokenizer = make(tmp_path / "theirs", normalization_rule_name=rule)
+    _, tokenizer = make(tmp_path / "theirs", rule=rule)
     convert(tmp_path / "theirs", tmp_path / "ours")
     assert_same_ids(load(tmp_path / "ours"), tokenizer, fairseq_rows(len(tokenizer) + 3), (*LINES, *ODD))
 
