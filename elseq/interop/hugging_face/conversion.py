@@ -192,9 +192,8 @@ def to_hugging_face(
     configuration = elseq_configuration(cfg.model)
     as_stock(configuration, FEATURES, PROGRAM)
     source, target = task.source_dictionary, task.target_dictionary
-    family, config = _family_of(configuration, source == target, kind)
     theirs = tokens if tokens is not None and tokens.path is not None else None  # else fairseq's own files
-    family.check_task(cfg.task, theirs)
+    family, config = _family_of(configuration, source == target, cfg.task, theirs, kind)
     told = cfg if settings_of is None else settings_of
     if is_language_model(told.model) != family.is_language_model:
         kind = "no language model" if family.is_language_model else "a language model"
@@ -216,7 +215,9 @@ def to_hugging_face(
         config["decoder_vocab_size"] = len(order)
     symbols |= family.decoding_symbols(symbols, getattr(task, "force_bos", False))
     target_start, notes = _target_start(told, cfg, target)
-    starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": getattr(cfg.task, "decoder_start", None)}
+    start = getattr(cfg.task, "decoder_start", None)
+    start = None if start == "</s>" else start  # as without the option
+    starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": start}
     symbols |= {name: order.index(_row(target, word)) for name, word in starts.items() if word}
     config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
     tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
@@ -270,27 +271,35 @@ def _gpt2_files(
     return vocabulary.followed_files(*parts, affixes)
 
 
-def _family_of(configuration: dict, is_joined: bool, kind: str | None) -> tuple[Family, dict]:
+def _family_of(
+    configuration: dict, is_joined: bool, task, tokens: Tokens | PiecesWithIds | None, kind: str | None
+) -> tuple[Family, dict]:
     """The first family that a model can be, and its config.json, as `Family.hugging_face_options` makes it.
 
     Args:
+        task, tokens: see `Family.check_task`.
         kind: name of the only family to ask.
 
     Raises:
-        UserError: it can be of none; the reason is that of the first.
+        UserError: it can be of none; the reason is that of the first, or of the first with such a model.
     """
     is_language_model = configuration["_name"] == "elseq_transformer_lm"
     if kind is not None and (kind not in FAMILIES or FAMILIES[kind].is_language_model != is_language_model):
         known = [name for name, family in FAMILIES.items() if family.is_language_model == is_language_model]
         raise UserError(f"{kind} is no family of such models: give one of {', '.join(known)}", "--family")
-    reasons = []
+    of_model, of_task = [], []
     for family in FAMILIES.values() if kind is None else [FAMILIES[kind]]:
-        if family.is_language_model == is_language_model:
-            try:
-                return family, family.hugging_face_options(configuration, is_joined)
-            except UserError as error:
-                reasons.append(error)
-    raise reasons[0]
+        if family.is_language_model != is_language_model:
+            continue
+        reasons = of_model
+        try:
+            config = family.hugging_face_options(configuration, is_joined)
+            reasons = of_task
+            family.check_task(task, tokens)
+            return family, config
+        except UserError as error:
+            reasons.append(error)
+    raise (of_task or of_model)[0]
 
 
 def _target_start(told, cfg, target: Dictionary) -> tuple[str | None, list[str]]:

@@ -204,15 +204,41 @@ def test_settings_that_hold_none(trained, tmp_path, capsys):
     assert sentence in capsys.readouterr().out
 
 
-def test_a_family_by_its_name(tmp_path):
-    """Three embeddings, and positions that may be any: a Pegasus, or a Blenderbot."""
+@torch.no_grad()
+@pytest.mark.parametrize("start", ["<s>", None, "</s>"])
+def test_families_that_a_model_can_be(tmp_path, start):
+    """Three embeddings, and positions that may be any: a Blenderbot, or if it starts from </s> a Pegasus."""
+    theirs, _ = test_blenderbot.make(tmp_path / "theirs", tie_word_embeddings=False)
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    state = torch.load(tmp_path / "ours" / "model.pt", weights_only=False)
+    assert state["cfg"]["task"]["decoder_start"] == "<s>"
+    state["cfg"]["task"]["decoder_start"] = start
+    torch.save(state, tmp_path / "ours" / "model.pt")
+    first = back(tmp_path / "ours", tmp_path / "first")
+    assert json.loads((first / "config.json").read_text())["model_type"] == (
+        "blenderbot" if start == "<s>" else "pegasus"
+    )
+    named = back(tmp_path / "ours", tmp_path / "named", family="blenderbot")
+    before, after = (load_file(path / "model.safetensors") for path in (tmp_path / "theirs", named))
+    for name in before.keys() - {"model.shared.weight"}:  # which nothing reads
+        assert torch.equal(before[name], after[name]), name
+    words, read = torch.tensor([[5, 9, 7, 2]]), torch.tensor([[0, 9, 5, 11]])
+    read[0, 0] = 1 if start == "<s>" else 2
+    expected = theirs(input_ids=words, decoder_input_ids=read).logits
+    for folder in (first, named):
+        loaded = transformers.AutoModelForSeq2SeqLM.from_pretrained(folder).eval()
+        read[0, 0] = loaded.generation_config.decoder_start_token_id
+        assert torch.equal(loaded(input_ids=words, decoder_input_ids=read).logits, expected)
+        convert(folder, tmp_path / f"{folder.name} again")
+        tensors = torch.load(tmp_path / f"{folder.name} again" / "model.pt", weights_only=False)["model"]
+        assert all(torch.equal(tensors[name], tensor) for name, tensor in state["model"].items())
+
+
+def test_families_that_a_model_cannot_be(tmp_path):
     test_blenderbot.make(tmp_path / "theirs", tie_word_embeddings=False)
     convert(tmp_path / "theirs", tmp_path / "ours")
-    again = back(tmp_path / "ours", tmp_path / "again", family="blenderbot")
-    assert json.loads((again / "config.json").read_text())["model_type"] == "blenderbot"
-    first, second = (load_file(path / "model.safetensors") for path in (tmp_path / "theirs", again))
-    for name in first.keys() - {"model.shared.weight"}:  # which nothing reads
-        assert torch.equal(first[name], second[name]), name
+    with pytest.raises(UserError, match="it begins to decode with '<s>' .--decoder-start., and Hugging Face's Pegasus"):
+        back(tmp_path / "ours", tmp_path / "other", family="pegasus")
     with pytest.raises(UserError, match="Blenderbot-small cannot be this model, which has --encoder-normalize-before"):
         back(tmp_path / "ours", tmp_path / "other", family="blenderbot-small")
     with pytest.raises(UserError, match="--family t5 is no family of such models: give one of bart, mbart, m2m_100, "):

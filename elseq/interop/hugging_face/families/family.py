@@ -168,7 +168,7 @@ class Family(ABC):
             tokens: its tokenizer that came from Hugging Face, if it has one.
 
         Raises:
-            UserError: sources end otherwise than the family's.
+            UserError: sources end, or decoding starts, otherwise than the family's.
         """
         if getattr(task, "append_source_eos", None) == "no":
             raise UserError(

@@ -20,6 +20,8 @@ from elseq.interop.hugging_face.tokenizer import CLASSES, Affixes, TokenizerClas
 from elseq.interop.hugging_face.vocabulary import SPECIAL_SYMBOLS, Vocabulary
 from elseq.model_files import SOURCE_SPM, TARGET_SPM, TARGET_VOCAB_JSON, VOCAB_JSON
 from elseq.subwords.files import read_ids, read_text
+from elseq.subwords.pieces import PiecesWithIds
+from elseq.subwords.tokens import Tokens
 
 _ENCODER, _DECODER = (f"{side}.embed_tokens.weight" for side in SIDES)
 _OUTPUT = "decoder.output_projection.weight"
@@ -90,6 +92,15 @@ class Sinusoidal(BARTFamily):
         is_tied = "lm_head.weight" in self.tied_embeddings(config)
         read = _with_row if is_tied else _exchanged  # otherwise no other embedding has the row of </s>
         return renamed | {_DECODER: read(renamed[_DECODER], config["eos_token_id"], config["pad_token_id"])}
+
+    def check_task(self, task, tokens: Tokens | PiecesWithIds | None) -> None:
+        super().check_task(task, tokens)
+        start = getattr(task, "decoder_start", None)
+        if start not in (None, "</s>"):
+            raise UserError(
+                f"it begins to decode with {start!r} (--decoder-start), and Hugging Face's {self.title} with <pad>, in "
+                "the place of </s>"
+            )
 
     def options_of_tensors(self, tensors: dict[str, Tensor], config: dict) -> dict:
         is_shared = torch.equal(tensors[_ENCODER], tensors[_OUTPUT])

@@ -11,6 +11,7 @@ from elseq.interop.hugging_face.families.bart import BARTFamily
 from elseq.interop.hugging_face.tokenizer import CLASSES
 from tests.interop.hugging_face.families import (
     test_bart,
+    test_blenderbot,
     test_blenderbot_small,
     test_marian,
     test_pegasus,
@@ -43,6 +44,7 @@ UNTIED = {
     "m2m_100": lambda folder, **options: test_models.make(folder, "m2m_100", **options),
     "marian": test_marian.make,
     "pegasus": test_pegasus.make,
+    "blenderbot": test_blenderbot.make,
     "blenderbot-small": test_blenderbot_small.make,
 }
 

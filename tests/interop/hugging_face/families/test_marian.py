@@ -483,6 +483,19 @@ def test_positions_of_their_own(tmp_path, kind, capsys):
     assert_same_numbers(transformers.MarianMTModel.from_pretrained(again).eval(), tmp_path, "kv")
 
 
+def test_another_start(tmp_path):
+    """The sentence is of the family that has such a model, and not of the first."""
+    make(tmp_path / "theirs")
+    convert(tmp_path / "theirs", tmp_path / "ours")
+    state = torch.load(tmp_path / "ours" / "model.pt", weights_only=False)
+    state["cfg"]["task"]["decoder_start"] = ">>fra<<"
+    torch.save(state, tmp_path / "ours" / "model.pt")
+    with pytest.raises(
+        UserError, match="it begins to decode with '>>fra<<' .--decoder-start., and Hugging Face's Mari"
+    ):
+        back(tmp_path / "ours", tmp_path / "again")
+
+
 def test_dictionaries_of_another_tokenizer(tmp_path):
     """<pad> and </s> have one number in config.json."""
     make(tmp_path / "theirs", KINDS[1])
