@@ -300,7 +300,7 @@ def _batch_by_size(batch, *args, **kwargs):
 
 def explain_unusable_dictionaries():
     """A missing dictionary (--lm-path needs a dict.txt in the data folder) or an invalid one gives a traceback, which
-    rarely names the file."""
+    rarely names the file, and never the line."""
     wrap(Dictionary, "add_from_file", _add_from_file)
 
 
@@ -309,13 +309,32 @@ def _add_from_file(add, dictionary, file):
         return add(dictionary, file)
     if not file.startswith("/dev/fd/"):  # the shell's <(COMMAND)
         check_ordinary(file)
+    first = len(dictionary)
     try:
         return add(dictionary, file)
     except FileNotFoundError as error:
         raise UserError(f"{file} does not exist; check the data folder and the languages") from error
     except Exception as error:  # fairseq raises different errors for encoding, format and duplicates
-        reason = " ".join(str(error).split()).partition(". ")[0]
-        raise UserError(f"{file} cannot be used as a dictionary ({reason}): make it by fairseq-preprocess") from error
+        raise _unusable_dictionary(file, dictionary, first, error) from error
+
+
+def _unusable_dictionary(file, dictionary, first, error):
+    """A sentence about a file of which the lines before the wrong one are entries of the dictionary, from `first`."""
+    if isinstance(error.__context__, UnicodeError) and os.path.isfile(file):
+        return _not_utf8(file)
+    line = len(dictionary) - first + 1
+    if repeated := re.match(r"Duplicate word found when loading Dictionary: '(.*)'\. Duplicate words", str(error)):
+        word = repeated[1]
+        earlier = dictionary.index(word) - first + 1
+        where = f"of line {earlier}" if earlier > 0 else "which is in every dictionary"
+        return UserError(
+            f"line {line} of {file} repeats {word!r:.60}, {where}: make the dictionary by fairseq-preprocess, or if "
+            "the model has a row for this line, too, put #fairseq:overwrite at its end"
+        )
+    reason = " ".join(str(error).split()).partition(". ")[0]
+    if isinstance(error, ValueError):
+        reason = f"line {line}: {reason}"
+    return UserError(f"{file} cannot be used as a dictionary ({reason}): make it by fairseq-preprocess")
 
 
 def explain_unusable_embeddings():
@@ -390,9 +409,7 @@ def _read_raw_data(read_data, dataset, path, dictionary):
     try:
         return read_data(dataset, path, dictionary)
     except UnicodeDecodeError as error:
-        with open(path, "rb") as lines:
-            wrong = [number for number, (_, is_valid) in enumerate(_decode(lines), start=1) if not is_valid]
-        raise UserError(_not_utf8(wrong, path)) from error
+        raise _not_utf8(path) from error
 
 
 def _decode(lines):
@@ -402,10 +419,16 @@ def _decode(lines):
         yield text, text.encode("utf-8") == line
 
 
-def _not_utf8(numbers, name):
+def _not_utf8(path):
+    with open(path, "rb") as lines:
+        wrong = [number for number, (_, is_valid) in enumerate(_decode(lines), start=1) if not is_valid]
+    return _invalid(wrong, path)
+
+
+def _invalid(numbers, name):
     first, more = numbers[0], len(numbers) - 1
     which = f"line {first} and {more} more of {name} are" if more else f"line {first} of {name} is"
-    return f"{which} not valid UTF-8: convert with iconv"
+    return UserError(f"{which} not valid UTF-8: convert with iconv")
 
 
 def buffered_read(input, buffer_size):
@@ -430,7 +453,7 @@ def buffered_read(input, buffer_size):
     if buffer:
         yield buffer
     if wrong:
-        raise UserError(_not_utf8(wrong, name))
+        raise _invalid(wrong, name)
 
 
 def _input_lines(input):
