@@ -586,7 +586,7 @@ def load_by(path: str | Path, loading: Loading) -> TextGenerator:
         check_same_kind(checkpoint, other)
         others_folder = other.folder(loading.data)
         others_task, others_dictionaries = other.task_by(loading, others_folder, decode_dtype=dtype)
-        check_same_task(checkpoint, task, other, others_task)
+        check_same_task((checkpoint, task, dictionaries), (other, others_task, others_dictionaries))
         inputs += [others_folder, *others_dictionaries, other.list_of_languages(others_folder)]
     known = task.source_dictionary.symbols, checkpoint.is_language_model
     if loading.bpe is None:

@@ -435,21 +435,23 @@ def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:
         )
 
 
-def check_same_task(first: Checkpoint, task, other: Checkpoint, others) -> None:
+def check_same_task(
+    of_first: tuple[Checkpoint, DecodingTask, tuple[Path, Path]],
+    of_other: tuple[Checkpoint, DecodingTask, tuple[Path, Path]],
+) -> None:
     """Check that two checkpoints can be an ensemble.
 
     Args:
-        first, other: the checkpoints.
-        task, others: their tasks.
+        of_first, of_other: checkpoint, task, and the files of its dictionaries.
 
     Raises:
         UserError: they read or write text in different words.
     """
-    for name in ("source_dictionary", "target_dictionary"):
-        if getattr(others, name).symbols != getattr(task, name).symbols:
-            raise UserError(
-                f"{other.path} and {first.path} are no ensemble: they have different dictionaries; give one of them"
-            )
+    (first, task, first_files), (other, others, other_files) = of_first, of_other
+    for side, *files in zip(("source", "target"), other_files, first_files, strict=True):
+        difference = _difference(*(getattr(each, f"{side}_dictionary") for each in (others, task)), *files)
+        if difference is not None:
+            raise UserError(f"{other.path} and {first.path} are no ensemble: {difference}; give one of them")
     names = (
         "first_source_symbol",
         "append_source_eos",
@@ -462,6 +464,18 @@ def check_same_task(first: Checkpoint, task, other: Checkpoint, others) -> None:
             raise UserError(
                 f"{other.path} and {first.path} are no ensemble: their texts have different symbols; give one of them"
             )
+
+
+def _difference(one: Dictionary, another: Dictionary, one_file: Path, another_file: Path) -> str | None:
+    """In which word two dictionaries differ first, or else how many they have; None if they are equal."""
+    if one.symbols == another.symbols:
+        return None
+    first = one.nspecial
+    words = zip(one.symbols[first:], another.symbols[first:], strict=False)
+    for number, (mine, other) in enumerate(words, start=1):
+        if mine != other:
+            return f"word {number} of {one_file} is {mine!r:.60}, and of {another_file} {other!r:.60}"
+    return f"{one_file} has {len(one) - first} words, and {another_file} {len(another) - first}"
 
 
 def checkpoint_paths(path: str | Path) -> list[Path]:

@@ -730,10 +730,17 @@ def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, t
     other = shutil.copytree(first, tmp_path / "other")
     for path in other.glob("dict.*.txt"):
         path.write_text(path.read_text().replace("w1 ", "v1 "))
-    with pytest.raises(
-        UserError,
-        match="^.*other/model.pt and .*first/model.pt are no ensemble: they have different dict",
-    ):
+    sentence = f"^{other}/model.pt and {first}/model.pt are no ensemble: {{}}; give one of them$"
+    words = (first / "dict.src.txt").read_text().splitlines()
+    place = [word.partition(" ")[0] for word in words].index("w1") + 1
+    difference = f"word {place} of {other}/dict.src.txt is 'v1', and of {first}/dict.src.txt 'w1'"
+    with pytest.raises(UserError, match=sentence.format(difference)):
+        elseq.load(f"{first}:{other}")
+    shutil.copy(first / "dict.src.txt", other)
+    (other / "dict.tgt.txt").write_text((first / "dict.tgt.txt").read_text() + "more 1\n")
+    size = len((first / "dict.tgt.txt").read_text().splitlines())
+    difference = f"{other}/dict.tgt.txt has {size + 1} words, and {first}/dict.tgt.txt {size}"
+    with pytest.raises(UserError, match=sentence.format(difference)):
         elseq.load(f"{first}:{other}")
     for trained, reason in (
         (tiny_language_model, "one is a language model"),
