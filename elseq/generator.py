@@ -184,7 +184,7 @@ class TextGenerator:
             memory_budget: as for `generate`, instead of max_tokens; see `elseq.generation.budget.scoring_bytes`.
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
-            source_lang, target_lang: languages of a multilingual model. Default: as in `load`.
+            source_lang, target_lang: languages of a multilingual model, each of all texts. Default: as in `load`.
 
         Returns:
             A `Hypothesis` for each target, in their order. Its text is the target, its score the sum of log_probs.
@@ -284,7 +284,8 @@ class TextGenerator:
                         f"{language!r} is no string: give the code of a language, or one for each text", name
                     )
             if len(each) != count:
-                raise UserError(f"has {len(each)} languages for {count} texts: give as many, or one", name)
+                instead = "give a list of as many, or one language as a string"
+                raise UserError(f"has {len(each)} languages for {count} texts: {instead}", name)
             sides.append(each)
         pairs, of_text = numbered(zip(*sides, strict=True))
         return [self.for_languages(*pair) for pair in pairs], of_text

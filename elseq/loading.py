@@ -30,7 +30,7 @@ from elseq.models.transformer import Decoder
 from elseq.options import CHECKPOINT_NAMES, OF_TASK, OF_TRANSLATION, Loading, as_path
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options
+from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options, some
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
@@ -140,7 +140,9 @@ class Checkpoint:
         for language, option in ((source, "source_lang"), (target, "target_lang")):
             file = f"dict.{language}.txt"
             if language is not None and not self.multilingual and not (folder / file).exists():
-                raise UserError(f"{language} does not name a dictionary, {file}, in {folder}", option)
+                known = sorted(path.name[len("dict.") : -len(".txt")] for path in folder.glob("dict.?*.txt"))
+                instead = f"give one of {some(known)}" if known else "leave it out"
+                raise UserError(f"{language} does not name a dictionary, {file}, in {folder}: {instead}", option)
         trained = (getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
         languages = tuple(given or known for given, known in zip((source, target), trained, strict=True))
         if None not in languages or self.multilingual:

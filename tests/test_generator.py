@@ -252,6 +252,7 @@ def test_a_long_text_can_be_cut(translator):
         ({"data": 3}, "^data 3 is no path; give one$"),
         ({"attention": "fast"}, "^attention fast is unknown"),
         ({"source_lang": "xx", "target_lang": "tgt"}, "^source_lang xx does not name a dictionary, dict.xx.txt, in "),
+        ({"source_lang": "xx", "target_lang": "tgt"}, ": give one of src, tgt$"),
         ({"target_lang": "yy"}, "^target_lang yy does not name a dictionary, dict.yy.txt, in "),
         ({"data": "/"}, "^data / holds no dictionary .dict.*.txt.; name another folder$"),
         ({"device": "gpu"}, "^device 'gpu' cannot be used; there is cpu"),

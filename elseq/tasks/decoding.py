@@ -3,7 +3,7 @@
 import difflib
 import logging
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Optional
 
@@ -140,9 +140,12 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
     Raises:
         UserError: the language is not one of the model's.
     """
+    if isinstance(language, Iterable) and not isinstance(language, str):
+        raise UserError(f"{language!r:.60} is no string: give one of {some(languages)} for all texts", as_option(side))
     if language not in languages:
         near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
-        instead = " or ".join(near) or f"one of {some(languages)}"
+        others = [each for each in languages if each not in near]
+        instead = ", or ".join(filter(None, (" or ".join(near), f"one of {some(others)}" if others else "")))
         shown = language if isinstance(language, str) and language else repr(language)
         raise UserError(f"{shown} is not a language of the model: give {instead}", as_option(side))
 

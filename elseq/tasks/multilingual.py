@@ -113,10 +113,19 @@ class MultilingualTask:
         known = self.languages_of_texts
         return known[0] if source is None else source, known[1] if target is None else target
 
-    def for_languages(self, source, target):
+    def options_for(self, source: str | None, target: str | None) -> Namespace:
+        """The options for other languages of the model; arguments as of `for_languages`.
+
+        Raises:
+            UserError: a language is not the model's.
+        """
         source, target = self.pair_with(source, target)
         args = Namespace(**{**vars(self.args), "source_lang": source, "target_lang": target})
         self.check_languages(args)
+        return args
+
+    def for_languages(self, source, target):
+        args = self.options_for(source, target)
         task = self.of_dictionaries(args, self.source_dictionary, self.target_dictionary)
         task.has_windows = self.has_windows
         return task
@@ -466,9 +475,8 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
     @classmethod
     def check_languages(cls, args, needed=False) -> None:
         super().check_languages(args, needed)
-        pair = f"{args.source_lang}-{args.target_lang}"
-        if args.source_lang is not None and pair not in _pairs(args):
-            raise UserError(f"{pair} is not a pair of the model: give one of {some(_pairs(args))}")
+        if args.source_lang is not None and f"{args.source_lang}-{args.target_lang}" not in _pairs(args):
+            raise _unfit(args, f"is not a pair of the model: give one of {some(_pairs(args))}")
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
@@ -480,12 +488,9 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         return cls(args, {args.source_lang: source, args.target_lang: target}, training=False)
 
     def for_languages(self, source, target):
-        source, target = self.pair_with(source, target)
-        if (source, target) != self.languages_of_texts:
-            raise UserError(
-                f"{source}-{target} is another pair than that of the model, {self.lang_pairs[0]}: load the checkpoint "
-                "for this pair"
-            )
+        args = self.options_for(source, target)
+        if (args.source_lang, args.target_lang) != self.languages_of_texts:
+            raise _unfit(args, f"is not the pair of the model, {self.lang_pairs[0]}: load the checkpoint for this pair")
         return self
 
     def build_model(self, cfg, from_checkpoint=False):
@@ -535,6 +540,12 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
         if self.training:
             return MultilingualTranslationTask.max_positions(self)
         return self.positions_of_windows((self.args.max_source_positions, self.args.max_target_positions))
+
+
+def _unfit(args, what: str) -> UserError:
+    """A sentence about both languages of the options."""
+    pair = f"{args.source_lang} with --target-lang {args.target_lang}"
+    return UserError(f"{pair} {what}", "--source-lang", ["--target-lang"])
 
 
 def _of_pair(cfg) -> Namespace:

@@ -17,6 +17,7 @@ from elseq.errors import UserError
 from elseq.generation import SequenceGenerator
 from elseq.models import ElseqBARTModel, ElseqTransformerModel
 from elseq.tasks import ElseqTranslationTask
+from elseq.tasks.decoding import check_language
 from elseq.tasks.translation import ElseqTranslationConfig
 from tests.tasks.loading import load_translation
 from tests.tiny_models import make_dictionary, make_models, task_configuration
@@ -219,3 +220,29 @@ def test_languages_that_are_not_known():
     task = make_task(source_start=word, target_start=word)
     with pytest.raises(UserError, match=f"^--target-lang is not for this model: '{word}', .*; leave it out$"):
         task.for_languages(None, DICTIONARY.symbols[-1])
+
+
+@pytest.mark.parametrize(
+    ("language", "sentence"),
+    [
+        ("en_XX", "en_XX is not a language of the model: give en, or one of aa, bb, cc, dd, ee, ff, gg, hh, ..."),
+        ("zz", "zz is not a language of the model: give one of aa, bb, cc, dd, ee, ff, gg, hh, ..."),
+        ("", "'' is not a language of the model: give one of aa, bb, cc, dd, ee, ff, gg, hh, ..."),
+        (5, "5 is not a language of the model: give one of aa, bb, cc, dd, ee, ff, gg, hh, ..."),
+        (["aa", "bb"], "['aa', 'bb'] is no string: give one of aa, bb, cc, dd, ee, ff, gg, hh, ... for all texts"),
+        (
+            ["aa"] * 100,
+            f"{str(['aa'] * 100)[:60]} is no string: give one of aa, bb, cc, dd, ee, ff, gg, hh, ... for all",
+        ),
+    ],
+)
+def test_what_is_no_language(language, sentence):
+    languages = ["aa", "bb", "cc", "dd", "ee", "ff", "gg", "hh", "ii", "en"]
+    with pytest.raises(UserError) as raised:
+        check_language(language, languages, "target_lang")
+    assert str(raised.value).startswith(f"--target-lang {sentence}")
+
+
+def test_what_is_no_language_of_few():
+    with pytest.raises(UserError, match="^--source-lang fr_FR is not a language of the model: give fr_XX$"):
+        check_language("fr_FR", ["fr_XX"], "source_lang")

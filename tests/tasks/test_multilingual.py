@@ -98,13 +98,13 @@ def test_each_text_with_its_languages(family, name):
     assert generator.generate(texts[:4], beam=2, max_len_b=12, source_lang="cc", target_lang="aa") == expected[:4]
     with_target = generator.for_languages(None, "cc")
     assert with_target.task.languages_of_texts == ("aa", "cc") and with_target.model is generator.model
-    with pytest.raises(UserError, match="^source_lang has 1 languages for 12 texts: give as many, or one$"):
+    with pytest.raises(UserError, match="^source_lang has 1 languages for 12 texts: give a list of as many, or one "):
         generator.generate(texts, source_lang=["aa"])
     with pytest.raises(UserError, match="^constraints is not for models of the task .*: leave it out$"):
         generator.generate(["w1\tw2"], constraints="ordered")
     with pytest.raises(UserError, match="^source_lang '' is not a language of the model"):
         generator.generate(texts, source_lang="")
-    with pytest.raises(UserError, match="^target_lang ab is not a language of the model: give (aa|bb) or "):
+    with pytest.raises(UserError, match="^target_lang ab is not a language of the model: give (aa|bb) or .*, or one "):
         generator.generate(texts, target_lang="ab")
 
 
@@ -271,12 +271,16 @@ def test_a_long_text_leaves_room_for_the_symbol(family):
     [
         ("m2m", {}, "^source_lang is missing: give one of aa, bb, cc$"),
         ("m2m", {"source_lang": "aa"}, "^target_lang is missing: give one of aa, bb, cc$"),
-        ("m2m", {"source_lang": "a", "target_lang": "bb"}, "^source_lang a is not a language of the model: give aa$"),
+        (
+            "m2m",
+            {"source_lang": "a", "target_lang": "bb"},
+            "^source_lang a is not a language of the model: give aa, or one of bb, cc$",
+        ),
         ("mbart25", {"target_lang": "x"}, "^target_lang x is not a language of the model: give one of aa, bb, cc$"),
         (
             "apart",
             {"source_lang": "aa", "target_lang": "cc"},
-            "^aa-cc is not a pair of the model: give one of aa-bb, bb-cc, cc-aa$",
+            "^source_lang aa with target_lang cc is not a pair of the model: give one of aa-bb, bb-cc, cc-aa$",
         ),
     ],
 )
@@ -284,6 +288,32 @@ def test_languages_that_load_refuses(family, name, options, sentence):
     model = family(name)
     with pytest.raises(UserError, match=sentence):
         elseq.load(model.checkpoint, data=model.data, **options)
+
+
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"target_lang": "klingon"}, "target_lang klingon is not a language of the model: give one of aa, bb, cc"),
+        (
+            {"target_lang": "cc"},
+            "source_lang aa with target_lang cc is not a pair of the model: give one of aa-bb, bb-",
+        ),
+        (
+            {"source_lang": "bb", "target_lang": "cc"},
+            "source_lang bb with target_lang cc is not the pair of the model, aa-bb: load the checkpoint for this pair",
+        ),
+    ],
+)
+def test_other_languages_than_those_of_the_loaded_pair(family, options, sentence):
+    model = family("shared")
+    generator = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb")
+    for find in (generator.generate, lambda lines, **options: generator.score(lines, lines, **options)):
+        with pytest.raises(UserError, match=f"^{sentence}"):
+            find(["w1 w2"], **options)
+    with pytest.raises(
+        UserError, match=r"^source_lang \['aa', 'bb'\] is no string: give one of aa, bb, cc for all texts$"
+    ):
+        generator.score(["w1", "w2"], ["w1", "w2"], source_lang=["aa", "bb"])
 
 
 @pytest.mark.parametrize(
