@@ -9,7 +9,7 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
@@ -120,18 +120,32 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_dictionaries(folder: Path) -> Path:
+def check_dictionaries(folder: Path, named: Sequence[str] = ()) -> Path:
     """The folder, if it has dictionaries.
+
+    Args:
+        folder: the folder.
+        named: the names of files that are dictionaries beside those of `DICTIONARIES`.
 
     Raises:
         UserError: it has none, or one of them or of its subword vocabularies is a pipe or a device.
     """
-    if not any(folder.glob(DICTIONARIES)):
-        raise UserError(f"{folder} holds no dictionary ({DICTIONARIES}); name another folder", "data")
+    if not has_dictionaries(folder, named):
+        raise UserError(f"{folder} holds no dictionary ({names_of_dictionaries(named)}); name another folder", "data")
     for pattern in (DICTIONARIES, *SUBWORDS):
         for path in folder.glob(pattern):
             check_ordinary(path)
     return folder
+
+
+def has_dictionaries(folder: Path, named: Sequence[str] = ()) -> bool:
+    """As `check_dictionaries`."""
+    return any(folder.glob(DICTIONARIES)) or any(os.path.isfile(folder / name) for name in named)
+
+
+def names_of_dictionaries(named: Sequence[str] = ()) -> str:
+    """The names of which `check_dictionaries` needs one, in words."""
+    return f"{DICTIONARIES}, or {' and '.join(named)} of the training" if named else DICTIONARIES
 
 
 def user_dirs(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
-from elseq.files import check_dictionaries, check_ordinary
+from elseq.files import check_dictionaries, check_ordinary, has_dictionaries, names_of_dictionaries
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
@@ -96,16 +96,19 @@ class Checkpoint:
         Raises:
             UserError: none of them has a dictionary.
         """
+        paths = map(self._path_of_training, ("fixed_dictionary", "source_dict", "target_dict"))
+        named = list(dict.fromkeys(path.name for path in paths if path is not None))
         if data is not None:
-            return check_dictionaries(as_path(data, "data"))
+            return check_dictionaries(as_path(data, "data"), named)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):  # an invalid path, or one that is too long
-                if any(folder.glob(DICTIONARIES)):
-                    return check_dictionaries(folder)
+                if has_dictionaries(folder, named):
+                    return check_dictionaries(folder, named)
         looked = " and ".join(str(folder) for folder in folders)
         raise UserError(
-            f"is missing, and no dictionary ({DICTIONARIES}) was found in {looked}; name its folder", "data"
+            f"is missing, and no dictionary ({names_of_dictionaries(named)}) was found in {looked}; name its folder",
+            "data",
         )
 
     def _trained_on(self) -> list[str]:
@@ -166,20 +169,24 @@ class Checkpoint:
         if self.is_language_model:
             return (folder / "dict.txt",) * 2
         languages = languages or self.languages(folder)
-        named = tuple(
-            self._dictionary_of_training(side, folder) or folder / f"dict.{language}.txt"
-            for side, language in zip(("source", "target"), languages, strict=True)
-        )
-        if all(path.exists() for path in named):
-            return named
+        sides = dict(zip(("source", "target"), languages, strict=True))
+        named = {
+            side: self._dictionary_of_training(side, folder) or folder / f"dict.{language}.txt"
+            for side, language in sides.items()
+        }
+        missing = [side for side, path in named.items() if not path.exists()]
         present = sorted(folder.glob(DICTIONARIES))
-        if len({path.read_bytes() for path in present}) == 1:  # source and target share one
-            return (present[0],) * 2
-        names = ", ".join(path.name for path in present)
-        missing = next(side for side, path in zip(("source", "target"), named, strict=True) if not path.exists())
-        raise UserError(
-            f"is missing, and which of {names} in {folder} is the {missing}'s is not known", f"{missing}_lang"
-        )
+        if missing and len({path.read_bytes() for path in present}) == 1:  # source and target share one
+            named |= dict.fromkeys(missing, present[0])
+        elif missing and present:
+            names = ", ".join(path.name for path in present)
+            raise UserError(
+                f"is missing, and which of {names} in {folder} is the {missing[0]}'s is not known",
+                f"{missing[0]}_lang",
+            )
+        elif missing:
+            raise UserError(f"{folder} holds no {named[missing[0]].name}, the {missing[0]} dictionary: copy it there")
+        return named["source"], named["target"]
 
     def _dictionary_of_training(self, side: str, folder: Path) -> Path | None:
         """The file that the training of a multilingual model named for all languages of a side, if it did.
@@ -187,24 +194,31 @@ class Checkpoint:
         Raises:
             UserError: it has no file of this name.
         """
-        if not self.multilingual:
-            return None
-        if getattr(self.cfg.task, option := f"{side}_dict", None) is None:
+        if self._path_of_training(f"{side}_dict") is None:
             return self._named("fixed_dictionary", folder)  # or the files of the folder: it is for all languages
-        if (path := self._named(option, folder)) is None:
-            raise UserError(
-                f"{getattr(self.cfg.task, option)} was the {side} dictionary of the training and does not exist: copy "
-                f"it to {folder}"
-            )
-        return path
+        return self._needed(f"{side}_dict", f"the {side} dictionary", folder)
 
     def list_of_languages(self, folder: Path) -> Path | None:
-        """The file with the codes of languages that the training of a multilingual model named, if there is one.
+        """The file with the codes of languages that the training of a multilingual model named, if it did.
 
         Args:
             folder: see `folder`.
+
+        Raises:
+            UserError: there is no file of this name.
         """
-        return self._named("lang_dict", folder) if self.multilingual else None
+        return self._needed("lang_dict", "the list of languages", folder)
+
+    def _needed(self, option: str, what: str, folder: Path) -> Path | None:
+        """As `_named`.
+
+        Raises:
+            UserError: the file is missing.
+        """
+        named, found = self._path_of_training(option), self._named(option, folder)
+        if named is not None and found is None:
+            raise UserError(f"{named.name} was {what} of the training and is not in {folder}: copy it there")
+        return found
 
     def _named(self, option: str, folder: Path) -> Path | None:
         """The file that an option of the training names: the one of its name in the folder, otherwise itself, or None.
@@ -212,12 +226,26 @@ class Checkpoint:
         Raises:
             UserError: the option is no path, or the file is a pipe or a device.
         """
-        if getattr(self.cfg.task, option, None) is None:
+        path = self._path_of_training(option)
+        if path is None:
             return None
-        path = as_path(getattr(self.cfg.task, option), option)
         found = next((each for each in (folder / path.name, path) if os.path.isfile(each)), None)
         check_ordinary(path if found is None else found)
         return found
+
+    def _path_of_training(self, option: str) -> Path | None:
+        """The path in an option of the training of a multilingual model.
+
+        Raises:
+            UserError: the option is no path of a file.
+        """
+        value = getattr(self.cfg.task, option, None) if self.multilingual else None
+        if value in (None, ""):
+            return None
+        path = as_path(value, option)
+        if not path.name:
+            raise UserError(f"{path} names no file", option)
+        return path
 
     def build_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """The elseq task for the checkpoint, without data, with the options of its training.
@@ -287,7 +315,7 @@ class Checkpoint:
         settings |= {name: value for name, value in trained.items() if name not in _NOT_OF_THE_TASK}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         if settings.get("lang_dict"):
-            settings["lang_dict"] = str(self.list_of_languages(folder) or settings["lang_dict"])
+            settings["lang_dict"] = str(self.list_of_languages(folder))
         args = Namespace(**settings)
         check_options(args)
         self.multilingual.check_languages(args, needed=True)

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 
 from elseq.arguments import count, folders_of_plugins, option_field, parse_bytes, read_path
 from elseq.errors import UserError, as_option
-from elseq.files import check_dictionaries, check_ordinary, user_dirs
+from elseq.files import check_ordinary, user_dirs
 
 if TYPE_CHECKING:
     import torch
@@ -172,11 +172,11 @@ class Loading:
         """Check the files that these options name, as far as that needs no model.
 
         Raises:
-            UserError: the folder of the dictionaries has none, or the files of the subword vocabulary are missing or do
-                not go with its kind.
+            UserError: the folder of the dictionaries does not exist, or the files of the subword vocabulary are missing
+                or do not go with its kind.
         """
-        if self.data is not None:
-            check_dictionaries(as_path(self.data, "data"))
+        if self.data is not None and not os.path.isdir(folder := as_path(self.data, "data")):
+            raise UserError(f"{folder} is no folder; name that of the dictionaries", "data")
         of_task = self.of_task()
         for name in OF_TRANSLATION:
             if of_task.get(name) not in (None, *YES_OR_NO):

@@ -46,7 +46,7 @@ def test_help_needs_no_torch(command):
     "command, sentence",
     [
         (["elseq-generate", "--model=x", "--beem=3"], "unrecognized arguments: --beem=3; see elseq-generate --help"),
-        (["elseq-generate", "--model=x", "--data=/"], "--data / holds no dictionary (dict*.txt); name another folder"),
+        (["elseq-generate", "--model=x", "--data=/none"], "--data /none is no folder; name that of the dictionaries"),
         (
             ["elseq-generate", "--model=x", "--bpe=fastbpe"],
             "--bpe-codes is missing: name the file of the codes of fastbpe",
@@ -112,7 +112,7 @@ def test_choices_are_what_there_is():
             "/dev/null is a pipe or a device: give a regular file",
         ),
         ({"bpe": "word"}, "bpe 'word' is unknown; choose one of " + ", ".join(options.BPE)),
-        ({"data": "/none"}, "data /none holds no dictionary (dict*.txt); name another folder"),
+        ({"data": "/none"}, "data /none is no folder; name that of the dictionaries"),
     ],
 )
 def test_files_that_do_not_go_together(given, sentence):

@@ -439,7 +439,8 @@ def test_the_list_of_languages_lies_beside_the_dictionaries(family, tmp_path):
     state["cfg"]["task"].langs, state["cfg"]["task"].lang_dict = None, "/gone/languages.txt"
     torch.save(state, tmp_path / "model.pt")
     shutil.copy(model.data / "dict.aa.txt", tmp_path / "dict.txt")
-    with pytest.raises(UserError, match="^lang_dict /gone/languages.txt cannot be read"):
+    sentence = f"^languages.txt was the list of languages of the training and is not in {tmp_path}: copy it there$"
+    with pytest.raises(UserError, match=sentence):
         elseq.load(tmp_path / "model.pt", source_lang="aa", target_lang="bb")
     (tmp_path / "languages.txt").write_text("aa\nbb\ncc\n")
     found = elseq.load(tmp_path / "model.pt", source_lang="aa", target_lang="bb").generate(model.lines()[:3])
@@ -460,12 +461,67 @@ def test_the_dictionary_that_the_training_named(family, options, tmp_path):
     (tmp_path / "dict.bb.txt").write_text("".join(words[::-1]))
     languages = {"source_lang": "aa", "target_lang": "bb"}
     if len(options) == 2:
-        sentence = f"^/gone/named.txt was the source dictionary of the training .* copy it to {tmp_path}$"
+        sentence = f"^named.txt was the source dictionary of the training and is not in {tmp_path}: copy it there$"
         with pytest.raises(UserError, match=sentence):
             elseq.load(tmp_path / "model.pt", **languages)
     (tmp_path / "named.txt").write_text("".join(words))
     expected = elseq.load(model.checkpoint, data=model.data, **languages).generate(model.lines())
     assert elseq.load(tmp_path / "model.pt", **languages).generate(model.lines()) == expected
+
+
+@pytest.mark.parametrize(
+    ("options", "needed"),
+    [
+        ({"fixed_dictionary": "named.txt"}, "named.txt"),
+        ({"source_dict": "named.txt", "target_dict": "named.txt"}, "named.txt"),
+        ({"source_dict": "words.128k", "target_dict": "named.txt"}, "words.128k and named.txt"),
+        ({"target_dict": "named.txt"}, "named.txt"),
+    ],
+    ids=lambda value: value if isinstance(value, str) else "",
+)
+def test_the_folder_has_only_the_dictionaries_that_the_training_named(family, options, needed, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    task.data, task.source_lang, task.target_lang = str(tmp_path / "gone"), "aa", "bb"
+    for option, name in options.items():
+        setattr(task, option, f"/gone/{name}")
+    (tmp_path / "alone").mkdir()
+    (tmp_path / "folder").mkdir()
+    torch.save(state, tmp_path / "alone" / "model.pt")
+    names = re.escape(f"(dict*.txt, or {needed} of the training)")
+    with pytest.raises(UserError, match=f"^data is missing, and no dictionary {names} was found in "):
+        elseq.load(tmp_path / "alone" / "model.pt")
+    with pytest.raises(UserError, match=f"^data .* holds no dictionary {names}; name another folder$"):
+        elseq.load(tmp_path / "alone" / "model.pt", data=tmp_path / "folder")
+    for name in options.values():
+        shutil.copy(model.data / "dict.aa.txt", tmp_path / "folder" / name)
+    if "source_dict" not in options and "fixed_dictionary" not in options:
+        sentence = f"^{tmp_path / 'folder'} holds no dict.aa.txt, the source dictionary: copy it there$"
+        with pytest.raises(UserError, match=sentence):
+            elseq.load(tmp_path / "alone" / "model.pt", data=tmp_path / "folder")
+        shutil.copy(model.data / "dict.aa.txt", tmp_path / "folder")
+    lines = model.lines()[:3]
+    expected = elseq.load(model.checkpoint, data=model.data, source_lang="aa", target_lang="bb").generate(lines)
+    (tmp_path / "input").write_text("".join(f"{line}\n" for line in lines))
+    command = ["elseq-generate", "--model", tmp_path / "alone" / "model.pt", "--data", tmp_path / "folder"]
+    helpers.run_here([*command, "--input", tmp_path / "input", "--output", tmp_path / "output"])
+    assert (tmp_path / "output").read_text().splitlines() == expected
+    (tmp_path / "alone" / "model.pt").rename(tmp_path / "folder" / "model.pt")
+    assert elseq.load(tmp_path / "folder").generate(lines) == expected
+
+
+def test_a_dictionary_of_one_side_that_the_training_named(family, tmp_path):
+    """The other dictionary is the only one in the folder."""
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    state["cfg"]["task"].source_dict = "/gone/named.txt"
+    torch.save(state, tmp_path / "model.pt")
+    words = (model.data / "dict.aa.txt").read_text().splitlines(keepends=True)
+    (tmp_path / "named.txt").write_text("".join(words[::-1]))
+    (tmp_path / "dict.txt").write_text("".join(words))
+    named = Checkpoint.read(tmp_path / "model.pt").dictionaries(tmp_path, ("aa", "bb"))
+    assert named == (tmp_path / "named.txt", tmp_path / "dict.txt")
 
 
 def test_what_the_checkpoint_names_is_no_output(family, tmp_path):
@@ -511,8 +567,8 @@ def test_source_and_target_of_one_language_keep_their_dictionaries(family, tmp_p
         ("m2m", "langs", ["aa", 2], r"langs \['aa', 2\] is no list of names"),
         ("mbart25", "langs", 5, "langs 5 is no list of names"),
         ("m2m", "lang_pairs", 5, "lang_pairs 5 is no list of names"),
-        ("m2m", "lang_dict", "/", "lang_dict / cannot be read .*: give a text file"),
-        ("m2m", "lang_dict", "x" * 5000, "lang_dict x* cannot be read .*: give a text file"),
+        ("m2m", "lang_dict", "/", "lang_dict / names no file"),
+        ("m2m", "lang_dict", "x" * 5000, "x* was the list of languages of the training and is not in"),
         ("m2m", "langtoks", "open('f')", "langtoks .* is no dictionary: give it as in the training"),
         ("m2m", "langtoks", {"main": 5}, "langtoks 5 does not say where symbols stand: give two, such as"),
         ("m2m", "langtoks", {"main": ("src",)}, "langtoks .*src.* does not say where symbols stand"),
