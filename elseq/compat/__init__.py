@@ -116,6 +116,7 @@ REPAIRS = (
     commands.explain_missing_devices,
     commands.explain_missing_targets,
     commands.tell_that_nothing_was_evaluated,
+    commands.explain_missing_configuration,
     commands.let_user_errors_through_hydra,
     commands.compose_configurations_faster,
     commands.silence_old_code,

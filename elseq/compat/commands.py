@@ -26,11 +26,13 @@ from fairseq.tasks.language_modeling import LanguageModelingTask
 from fairseq.tasks.multilingual_translation import MultilingualTranslationTask
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_multi_simple_epoch import TranslationMultiSimpleEpochTask
-from fairseq_cli import eval_lm, generate
+from fairseq_cli import eval_lm, generate, train
 from hydra import initialize_config_dir
 from hydra._internal import config_repository
 from hydra._internal import utils as hydra_utils
 from hydra.core.config_store import ConfigStore
+from hydra.core.global_hydra import GlobalHydra
+from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
@@ -504,6 +506,25 @@ def explain_missing_targets():
         return build(task, models, args, *rest, **kwargs)
 
     wrap(FairseqTask, "build_generator", build_generator)
+
+
+def explain_missing_configuration():
+    """fairseq-hydra-train with a --config-name of which there is no file takes fairseq's own, in which nothing is set,
+    and asks for a batch size."""
+    wrap(train, "add_defaults", _check_configuration)
+
+
+def _check_configuration(add_defaults, cfg):
+    if HydraConfig.initialized() and GlobalHydra.instance().is_initialized():
+        name = HydraConfig.get().job.config_name
+        sources = [each for each in GlobalHydra.instance().config_loader().get_sources() if each.scheme() in _OF_FILES]
+        if name is not None and not any(source.is_config(name) for source in sources):
+            folders = " and ".join(source.path for source in sources if source.provider in ("main", "command-line"))
+            raise UserError(f"{name} is no configuration in {folders}: check its spelling", "--config-name")
+    add_defaults(cfg)
+
+
+_OF_FILES = ("file", "pkg")  # and not of fairseq's dataclasses
 
 
 def let_user_errors_through_hydra():

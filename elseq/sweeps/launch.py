@@ -33,8 +33,11 @@ def sweep(name: str, job: TaskFunction) -> None:
     args, unknown = get_args_parser().parse_known_args(sys.argv[1:])
     for argument in unknown + [text for text in args.overrides if "=" not in text and not text.startswith("~")]:
         raise UserError(f"{argument} does not go with NAME=VALUE and -m: give it as one of the settings in {name}.yaml")
-    path = _folder(args.config_dir) / f"{args.config_name or name}.yaml"
+    path = _folder(args.config_dir) / f"{(args.config_name or name).removesuffix('.yaml')}.yaml"
     if not path.is_file():
+        others = ", ".join(sorted(other.stem for other in path.parent.glob("*.yaml")))
+        if args.config_name and others:
+            raise UserError(f"{args.config_name} is unknown: choose one of {others} in {path.parent}", "--config-name")
         raise UserError(f"{path} does not exist: name the folder of the configurations, hydra_conf, by --config-dir")
     folder = None if args.config_dir else str(path.parent)
     # fairseq sets this version each time it completes a configuration.

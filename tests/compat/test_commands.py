@@ -503,6 +503,19 @@ def fail(error):
     raise error
 
 
+@pytest.mark.parametrize("name", ["misspelled", "written"])
+def test_a_configuration_that_there_is_not(tmp_path, name):
+    (tmp_path / "written.yaml").write_text("# @package _group_\ncommon:\n  user_dir: null\n")
+    command = ["fairseq-hydra-train", "--config-dir", tmp_path, "--config-name", name, f"hydra.run.dir={tmp_path}"]
+    ended = helpers.run([*command, f"common.user_dir={helpers.USER_DIR}"])
+    sentence = {
+        "misspelled": f"--config-name misspelled is no configuration in fairseq.config and {tmp_path}: check its spell",
+        "written": "Must specify batch size either with --max-tokens or --batch-size",
+    }[name]
+    assert ended.returncode == 1
+    assert ended.stderr.decode().splitlines()[-1].startswith(f"elseq: error: {sentence}")
+
+
 def test_user_error_passes_hydra(capsys, without):
     with pytest.raises(UserError, match="bad input"):
         hydra_utils.run_and_report(lambda: fail(UserError("bad input")))

@@ -17,7 +17,9 @@ from tests.sweeps.conftest import ROOT
     ("line", "sentence"),
     [
         ("--config-dir nowhere batch=3", f"{ROOT}/nowhere/benchmark.yaml does not exist: name the folder"),
-        ("--config-name nothing batch=3", f"{ROOT}/hydra_conf/nothing.yaml does not exist: name the folder"),
+        ("--config-name nothing batch=3", "--config-name nothing is unknown: choose one of benchmark, generate, "),
+        ("--config-name benchmark.yaml batchsize=3", "batchsize is no setting of this configuration"),
+        ("--config-dir nowhere --config-name=x batch=3", f"{ROOT}/nowhere/x.yaml does not exist: name the folder"),
         ("decode=fast", "decode=fast is unknown: choose one of auto, ctranslate2, el, huggingface, kv, stock, "),
         ("-m decode=kv,fast", "decode=fast is unknown: choose one of auto, "),
         ("decode=fast -m batch=1,2", "decode=fast is unknown: choose one of auto, "),
