@@ -112,7 +112,7 @@ REPAIRS = (
     commands.generate_one_shard,
     commands.explain_options_of_interactive,
     commands.explain_values_that_cannot_be,
-    commands.explain_text_that_is_no_number,
+    commands.explain_what_cannot_be_parsed,
     commands.explain_missing_devices,
     commands.explain_missing_targets,
     commands.tell_that_nothing_was_evaluated,

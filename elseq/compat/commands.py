@@ -1,5 +1,6 @@
 """Repairs of the commands: --user-dir, fairseq-validate, Hydra, warnings."""
 
+import argparse
 import ast
 import copy
 import functools
@@ -9,6 +10,7 @@ import math
 import os
 import re
 import sys
+import textwrap
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -434,20 +436,53 @@ def _check_window(parsed):
         )
 
 
-def explain_text_that_is_no_number():
-    """A list of numbers such as --lr that is none, and no literal, gives a traceback instead of argparse's error. An
-    option that needs a number and has none (--total-num-update) gives several, and all options of the command."""
+def explain_what_cannot_be_parsed():
+    """Options that argparse refuses (--max-tokens x, --arch misspelled) give all options of the command, with the error
+    at the end, which for a list of numbers such as --lr speaks of a <lambda>, or is a traceback. So it is for an option
+    that needs a value and has none (--max-lr, --total-num-update)."""
+    options.argparse = Overlay(argparse, ArgumentParser=_Parser)
     dataclass_utils.ast = Overlay(ast, literal_eval=_literal)
+    wrap(dataclass_utils, "_override_attr", _override)
     wrap(dataclass_utils, "compose", _compose)
     dataclass_utils.logger.addFilter(lambda record: not str(record.msg).startswith("Error when composing."))
 
 
-def _literal(text):
+class _Parser(ArgumentParser):
+    """Raises a `UserError` of one sentence instead of printing all options and exiting."""
+
+    def error(self, message: str):
+        found = re.fullmatch(r"argument (--[\w-]+)\S*: invalid (\S+) value: (.*)", message)
+        if found is None:
+            raise UserError(f"{textwrap.shorten(message, 300, placeholder=' ...')}; see {self.prog} --help")
+        option, kind, value = found.groups()
+        if value == "'???'":  # a default of fairseq
+            raise UserError(_MISSING, option)
+        in_words = {"int": "a whole number", "float": "a number"}.get(kind, "a number, or several with commas")
+        raise UserError(f"{value[1:-1]} is not possible: give {in_words}", option)
+
+
+_MISSING = "is missing: give a value"
+
+
+class _NoLiteral(ValueError):
     """As argparse asks, which knows the option."""
+
+
+def _literal(text):
     try:
         return ast.literal_eval(text)
-    except SyntaxError as error:
-        raise ValueError(text) from error
+    except (SyntaxError, ValueError) as error:
+        raise _NoLiteral(text) from error
+
+
+def _override(override, node, kind, args):
+    """Of options whose default is that of another, argparse does not know the type."""
+    try:
+        return override(node, kind, args)
+    except _NoLiteral as error:
+        (text,) = error.args
+        name = next(name for name in kind.__dataclass_fields__ if getattr(args, name, None) == text)
+        raise UserError(f"{text} is not possible: give a number", as_option(name)) from error
 
 
 def _compose(compose, *args, **kwargs):
@@ -459,7 +494,7 @@ def _compose(compose, *args, **kwargs):
             raise
         name, value = found.groups()
         if value == "null":
-            raise UserError(f"{as_option(name)} is missing: give a value") from error
+            raise UserError(_MISSING, as_option(name)) from error
         raise UserError(f"{as_option(name)} {value} is not possible ({described(error.__cause__)})") from error
 
 

@@ -23,6 +23,7 @@ from fairseq.logging import metrics
 from fairseq.modules.adaptive_input import AdaptiveInput
 from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
+from fairseq.optim.lr_scheduler.manual_lr_scheduler import ManualSchedule
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationTask
@@ -286,6 +287,7 @@ def explain_options_of_the_optimizer():
     def build_optimizer(build, self):
         if self.cfg.optimizer._name in ("adam", "adamax", "lamb", "adafactor"):
             _check_pairs(values(self.cfg.optimizer))
+        _check_schedule(values(self.cfg.lr_scheduler))
         try:
             build(self)
         except _OF_OPTIONS as error:
@@ -297,7 +299,35 @@ def explain_options_of_the_optimizer():
                 f"{name} does not work with its options ({described(error)}): give others", as_option(part)
             ) from error
 
+    def parse_manual(parse, schedule, text):
+        try:
+            return parse(schedule, text)
+        except (SyntaxError, *_OF_OPTIONS) as error:
+            remedy = "give a table such as \"{'1-3': 0.1, '4': 0.01}\""
+            raise UserError(f"manual cannot read {text} as rates: {remedy}", "--lr-scheduler") from error
+
     wrap(trainer.Trainer, "_build_optimizer", build_optimizer)
+    wrap(ManualSchedule, "parse_manuallr_args", parse_manual)
+
+
+# What a schedule cannot be without: the alternatives, each of some options.
+_NEEDED = {
+    "cosine": (("lr_period_updates",), ("max_update",)),
+    "polynomial_decay": (("total_num_update",),),
+    "tri_stage": (("decay_steps",), ("phase_ratio", "max_update")),
+    "triangular": (("max_lr",),),
+}
+
+
+def _check_schedule(settings):
+    alternatives = _NEEDED.get(settings.get("_name"), ((),))
+    if not any(all(_is_given(settings.get(name)) for name in names) for names in alternatives):
+        needed = ", or ".join(" and ".join(map(as_option, names)) for names in alternatives)
+        raise UserError(f"{settings['_name']} needs {needed}: give numbers above 0", "--lr-scheduler")
+
+
+def _is_given(value) -> bool:
+    return value is not None and (not isinstance(value, int | float) or value > 0)
 
 
 # Options of optimizers that are text for two numbers, and what these are below.
@@ -315,7 +345,7 @@ def _check_pairs(settings):
         if not is_possible:
             below = "" if _PAIRS[name] == math.inf else f" and below {_PAIRS[name]}"
             raise UserError(
-                f"{as_option(name)} {value} is not possible: give two numbers of at least 0{below}, as '(0.9, 0.99)'"
+                f"{value} is not possible: give two numbers of at least 0{below}, as '(0.9, 0.99)'", as_option(name)
             )
 
 

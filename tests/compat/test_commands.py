@@ -1,3 +1,4 @@
+import argparse
 import ast
 import copy
 import importlib.util
@@ -15,6 +16,7 @@ import torch
 from fairseq import checkpoint_utils, models, options, utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import utils as dataclass_utils
+from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask
 from fairseq.tasks.translation import TranslationTask
@@ -420,14 +422,53 @@ def test_ranges_with_hydra(translation_data, tmp_path, monkeypatch):
         Trainer(dataclass_utils.convert_namespace_to_omegaconf(parsed), None, None, None)
 
 
-def test_a_number_that_is_none(translation_data, tmp_path, monkeypatch, capsys):
-    command = helpers.train_command("transformer", translation_data, tmp_path, "--lr=0.1x")
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        (["--lr=0.1x"], "--lr 0.1x is not possible: give a number, or several with commas"),
+        (["--update-freq=x"], "--update-freq x is not possible: give a number, or several with commas"),
+        (["--lr=(0.1"], "--lr (0.1 is not possible: give a number, or several with commas"),
+        (["--max-update=x"], "--max-update x is not possible: give a whole number"),
+        (["--clip-norm=x"], "--clip-norm x is not possible: give a number"),
+        (["--lr-scheduler=triangular"], "--max-lr is missing: give a value"),
+        (["--lr-scheduler=polynomial_decay"], "--total-num-update is missing: give a value"),
+        (
+            ["--lr-scheduler=polynomial_decay", "--total-num-update=x"],
+            "--total-num-update x is not possible: give a number",
+        ),
+        (["--maxupdate=3"], "unrecognized arguments: --maxupdate=3; see "),
+    ],
+)
+def test_what_cannot_be_parsed(translation_data, tmp_path, options, sentence):
+    result = helpers.run_here(helpers.train_command("transformer", translation_data, tmp_path, *options), check=False)
+    assert result.returncode == 1
+    assert result.stderr.startswith(f"elseq: error: {sentence}") and result.stderr.count("\n") == 1
+
+
+def test_long_lists_of_choices_are_cut(translation_data, tmp_path):
+    result = helpers.run_here(helpers.train_command("transfomer", translation_data, tmp_path), check=False)
+    assert re.fullmatch(
+        r"elseq: error: argument --arch/-a: invalid choice: 'transfomer' .{,300} --help\n", result.stderr
+    )
+
+
+def test_what_fairseq_cannot_parse(translation_data, tmp_path, monkeypatch, capsys, without):
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--lr-scheduler=polynomial_decay")
+    monkeypatch.setattr(options, "argparse", argparse)
+
+    def parse(*added):
+        arguments = [*map(str, command[1:]), *added]
+        return convert_namespace_to_omegaconf(options.parse_args_and_arch(options.get_training_parser(), arguments))
+
     with pytest.raises(SystemExit):
-        options.parse_args_and_arch(options.get_training_parser(), list(map(str, command[1:])))
+        parse("--lr=0.1x")
     assert capsys.readouterr().err.endswith("error: argument --lr: invalid <lambda> value: '0.1x'\n")
+    without(dataclass_utils, "_override_attr")
+    with pytest.raises(ValueError):
+        parse("--total-num-update=x")
     monkeypatch.setattr(dataclass_utils, "ast", ast)
     with pytest.raises(SyntaxError):
-        options.parse_args_and_arch(options.get_training_parser(), list(map(str, command[1:])))
+        parse("--lr=0.1x")
 
 
 def test_generation_starts_no_processes(tiny_translation, tiny_language_model, tmp_path):

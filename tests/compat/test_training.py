@@ -18,6 +18,7 @@ from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
 from fairseq.trainer import Trainer
+from omegaconf import OmegaConf
 
 from elseq.compat import training
 from elseq.errors import UserError
@@ -263,10 +264,33 @@ def test_cutoffs(train, architecture, cutoffs):
     ("options", "sentence"),
     [
         (["--optimizer=sgd", "--momentum=-1"], "--optimizer sgd does not work with its options (ValueError: Invalid "),
-        (["--lr-scheduler=triangular", "--max-lr=0"], "--lr-scheduler triangular does not work with its options (Asse"),
+        (["--lr-scheduler=triangular", "--max-lr=0"], "--lr-scheduler triangular needs --max-lr: give numbers above 0"),
+        (
+            ["--lr-scheduler=triangular", "--max-lr=0.001"],
+            "--lr-scheduler triangular does not work with its options (AssertionError: max_lr must be more than lr): ",
+        ),
         (
             ["--lr-scheduler=polynomial_decay", "--total-num-update=0"],
-            "--lr-scheduler polynomial_decay does not work with its options (AssertionError): give others",
+            "--lr-scheduler polynomial_decay needs --total-num-update: give numbers above 0",
+        ),
+        (
+            ["--lr-scheduler=cosine", "--max-update=0", "--max-epoch=1"],
+            "--lr-scheduler cosine needs --lr-period-updates, or --max-update: give numbers above 0",
+        ),
+        (
+            ["--lr-scheduler=tri_stage"],
+            "--lr-scheduler tri_stage needs --decay-steps, or --phase-ratio and --max-update: give numbers above 0",
+        ),
+        (
+            ["--lr-scheduler=tri_stage", "--phase-ratio=0.1,0.4,0.5", "--max-update=0", "--max-epoch=1"],
+            "--lr-scheduler tri_stage needs --decay-steps, or --phase-ratio and --max-update: give numbers above 0",
+        ),
+        *(
+            (
+                ["--lr-scheduler=manual", f"--epoch2lr={text}"],
+                f"--lr-scheduler manual cannot read {text} as rates: give a table such as ",
+            )
+            for text in ("x", "{1: 0.1}", "5")
         ),
         (
             ["--lr-scheduler=inverse_sqrt", "--warmup-updates=0"],
@@ -289,6 +313,25 @@ def test_options_of_the_optimizer(train, options, sentence):
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
     train(check=True)
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--lr-scheduler=cosine", "--lr-period-updates=2", "--max-update=0", "--max-epoch=1"],
+        ["--lr-scheduler=tri_stage", "--phase-ratio=0.1,0.4,0.5"],
+        ["--lr-scheduler=tri_stage", "--decay-steps=2"],
+        ["--lr-scheduler=manual", "--epoch2lr={'1': 0.1}"],
+    ],
+)
+def test_schedules_with_what_they_need(train, options):
+    train(*options, check=True)
+
+
+def test_schedules_with_hydra():
+    """Which parses no option."""
+    with pytest.raises(UserError, match="^--lr-scheduler triangular needs --max-lr: give numbers above 0$"):
+        training._check_schedule(OmegaConf.create({"_name": "triangular", "max_lr": "???"}))
 
 
 @pytest.mark.few_cases(2)
