@@ -84,6 +84,7 @@ REPAIRS = (
     generation.draw_the_end_where_nothing_is_left,
     generation.explain_search_options,
     generation.search_soundly,
+    subwords.choose_characters_and_bytes,
     subwords.say_nothing_for_words_that_are_no_piece,
     subwords.decode_by_sentencepiece,
     training.clip_gradients_where_they_are,

@@ -1,11 +1,21 @@
-"""Subwords: words that are not pieces, and decoding by sentencepiece."""
+"""Subwords: characters and bytes, words that are not pieces, and decoding by sentencepiece."""
 
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
+from fairseq.dataclass import FairseqDataclass
+from fairseq.registry import REGISTRIES
+from hydra.core.config_store import ConfigStore
 
 from elseq.compat.patching import wrap
 
 _FILLER = "madeupword"  # fairseq's padding words of a dictionary
+
+
+def choose_characters_and_bytes():
+    """--bpe characters and --bpe bytes end in a traceback of Hydra, which knows only choices with a configuration."""
+    for name in ("bytes", "characters"):
+        REGISTRIES["bpe"]["dataclass_registry"][name] = FairseqDataclass
+        ConfigStore.instance().store(name, FairseqDataclass(_name=name), group="bpe", provider="fairseq")
 
 
 def say_nothing_for_words_that_are_no_piece():

@@ -1,6 +1,7 @@
 """Words become text as the library has it, and what is no piece ends no run."""
 
 import json
+import re
 from argparse import Namespace
 
 import pytest
@@ -9,8 +10,38 @@ from fairseq.data import encoders
 from fairseq.data.encoders.gpt2_bpe import GPT2BPE
 from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from fairseq.data.encoders.sentencepiece_bpe import SentencepieceBPE
+from fairseq.registry import REGISTRIES
+from hydra.core.config_store import ConfigStore
+from hydra.errors import ConfigCompositionException
+from omegaconf import OmegaConf
 
+from tests import helpers
 from tests.subwords.test_pieces import train
+
+
+@pytest.mark.parametrize("kind", ["characters", "bytes"])
+@pytest.mark.parametrize("task", ["translation", "elseq_translation"])
+def test_characters_and_bytes(tiny_translation, kind, task, monkeypatch):
+    command = [
+        "fairseq-interactive",
+        tiny_translation.data,
+        "--path",
+        tiny_translation.checkpoint,
+        "--cpu",
+        "--bpe",
+        kind,
+    ]
+    command += ["-s", "src", "-t", "tgt", "--task", task, "--user-dir", helpers.USER_DIR]
+    printed = helpers.run_here(command, input="ab é\n".encode()).stdout
+    best, text = (re.search(rf"^{letter}-0\t\S+\t(.*)$", printed, re.MULTILINE)[1] for letter in "HD")
+    assert text == best.replace(" ", "")
+    bpe = encoders.build_bpe(OmegaConf.create({"_name": kind}))
+    pieces = {"characters": "a b \u2581 é", "bytes": "a b \u2581 Ã ©"}[kind]
+    assert (bpe.encode("ab é"), bpe.decode(pieces)) == (pieces, "ab é")
+    monkeypatch.delitem(REGISTRIES["bpe"]["dataclass_registry"], kind)
+    monkeypatch.delitem(ConfigStore.instance().repo["bpe"], f"{kind}.yaml")
+    with pytest.raises(ConfigCompositionException):
+        helpers.run_here(command)
 
 
 def test_gpt2(tmp_path, without):
