@@ -56,7 +56,8 @@ def renamed(name: Callable[[str], str]):
             raise
         sentence = error.sentence
         for other in error.others:
-            sentence = re.sub(rf"(?<![\w-]){re.escape(other)}(?![\w-])", name(other), sentence)
+            # as a word, and not as a part of a path
+            sentence = re.sub(rf"(?<![\w./-]){re.escape(other)}(?![\w/-]|\.\w)", name(other), sentence)
         argument = None if error.argument is None else name(error.argument)
         raise UserError(sentence, argument, list(map(name, error.others))) from error
 

@@ -196,7 +196,7 @@ class Loading:
                 remedy = "say whose codes they are," if name == "bpe_codes" else f"{value} needs"
                 raise UserError(f"is missing: {remedy} {kinds}", "bpe")
             if name not in needed:
-                raise UserError(f"{value} is not for {as_option('bpe')} {self.bpe}: leave out one", name)
+                raise UserError(f"{value} does not go with bpe {self.bpe}: leave out one", name, ["bpe"])
             path = as_path(value, name)
             check_ordinary(path)
             if not path.is_file():

@@ -108,6 +108,13 @@ def test_further_arguments_have_other_names_too():
     assert str(back.value) == str(error)
 
 
+def test_a_path_is_no_argument():
+    error = UserError("/data/bpe/a.bpe was trained with bpe, see /x/bpe.txt: give bpe", others=["bpe"])
+    with pytest.raises(UserError) as raised, errors.renamed(errors.as_option):
+        raise error
+    assert str(raised.value) == "/data/bpe/a.bpe was trained with --bpe, see /x/bpe.txt: give --bpe"
+
+
 def test_what_is_of_no_argument_stays():
     error = UserError("device is written here too")
     with pytest.raises(UserError) as raised, errors.renamed(lambda name: f"--{name}"):

@@ -229,6 +229,18 @@ def test_bad_input(translator, texts, options, sentence):
         translator.generate(texts, **options)
 
 
+def test_warnings_name_no_options_of_a_command(translator, caplog):
+    assert all(translator.generate(["a", "w1 w2"], max_len_b=0))
+    assert "the minimum length, 1, is more than the maximum length, 0; such hypotheses have 1 tokens" in caplog.text
+    assert "--" not in caplog.text
+
+
+def test_files_of_another_kind_of_subwords(tiny_translation):
+    with pytest.raises(UserError, match="^bpe_codes .* does not go with bpe gpt2: leave out one$"):
+        names = ("bpe_codes", "gpt2_encoder_json", "gpt2_vocab_bpe")
+        elseq.load(tiny_translation.checkpoint, bpe="gpt2", **dict.fromkeys(names, __file__))
+
+
 def test_a_minimum_above_the_maximum_for_fairseq_s_model(tiny_translation):
     translator = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, attention="stock")
     with pytest.raises(UserError, match="^min_len 9 is more than a sentence may have by max_len_a, max_len_b and the"):
@@ -687,7 +699,7 @@ def test_fusion_that_cannot_be(tiny_translation, translator, tiny_language_model
     with pytest.raises(UserError, match="^lm_path .*.pt is no language model: give one$"):
         elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_translation.checkpoint)
     other = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, lm_path=tiny_language_model.checkpoint)
-    with pytest.raises(UserError, match="the language model has a dictionary of its own .32 words"):
+    with pytest.raises(UserError, match="^lm_path names a language model with a dictionary of its own .32 words"):
         other.generate(["w1"], lm_weight=0.5)
 
 

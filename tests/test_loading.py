@@ -93,7 +93,7 @@ def test_a_beginning_that_is_given(tiny_bart, tiny_language_model, caplog):
     with caplog.at_level("INFO"):
         found = task(force_bos="no")
     assert found.prepend_source_bos and not found.force_bos
-    assert "give --prepend-source-bos no --force-bos no" in caplog.text
+    assert "set the options prepend-source-bos and force-bos to no" in caplog.text
     with pytest.raises(UserError, match="^force_bos is for a model of the task translation: leave it out$"):
         Checkpoint.read(tiny_language_model.checkpoint).task_by(Loading(force_bos="yes"), tiny_language_model.data)
 

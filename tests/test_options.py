@@ -104,7 +104,7 @@ def test_choices_are_what_there_is():
         ({"tokenizer_json": "x"}, "bpe is missing: x needs hugging_face"),
         (
             {"bpe": "fastbpe", "bpe_codes": __file__, "sentencepiece_model": "x"},
-            "sentencepiece_model x is not for --bpe fastbpe: leave out one",
+            "sentencepiece_model x does not go with bpe fastbpe: leave out one",
         ),
         ({"bpe": "hugging_face", "tokenizer_json": "/none"}, "tokenizer_json /none is no file: check the path"),
         (

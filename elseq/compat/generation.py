@@ -243,9 +243,10 @@ def _check_language_model(model, dictionary):
     words = getattr(getattr(getattr(model, "decoder", None), "dictionary", None), "symbols", dictionary.symbols)
     if words != dictionary.symbols:
         raise UserError(
-            f"--lm-path: the language model has a dictionary of its own ({len(words)} words, dict.txt in the data "
-            f"folder) and not the target's ({len(dictionary)} words): give one trained on data of the target's, by "
-            "fairseq-preprocess --srcdict"
+            f"names a language model with a dictionary of its own ({len(words)} words, dict.txt in the data folder) "
+            f"and not the target's ({len(dictionary)} words): give one trained on data of the target's, by "
+            "fairseq-preprocess --srcdict",
+            "--lm-path",
         )
 
 

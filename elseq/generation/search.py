@@ -113,7 +113,7 @@ class SequenceGenerator(nn.Module):
             check_choice("print_alignment", print_alignment or None, ALIGNMENTS)
             self.stopping = Stopping(early_stopping, beam_patience)
         if lm_model is not None and hasattr(lm_model, "encoder"):
-            raise UserError(f"--lm-path names a {type(lm_model).__name__}, which is no language model; give one")
+            raise UserError(f"names a {type(lm_model).__name__}, which is no language model; give one", "--lm-path")
         self.models = models.models if isinstance(models, EnsembleModel) else nn.ModuleList(models)
         self.tgt_dict = tgt_dict
         self.pad = tgt_dict.pad()
@@ -135,7 +135,10 @@ class SequenceGenerator(nn.Module):
         self.print_alignment = print_alignment
         self.left_pad_target = left_pad_target
         if print_alignment and not all(hasattr(model, "encoder") for model in self.models):
-            raise UserError("a language model has no source to align with; remove --print-alignment and --replace-unk")
+            raise UserError(
+                "a language model has no source to align with; remove --print-alignment and --replace-unk",
+                others=["--print-alignment", "--replace-unk"],
+            )
         # Plain beam search ends no hypothesis before the minimum length: until then nobody waits for its results.
         self.may_end_early = not isinstance(self.search, BeamSearch)
         self.lm_model = lm_model
@@ -361,7 +364,7 @@ class SequenceGenerator(nn.Module):
         shortest = min(wanted_length(self, length) for length in lengths)
         if shortest < self.min_len and not self.warned:
             logger.warning(
-                "--min-len %d is more than the maximum length, %d; such hypotheses have %d tokens",
+                "the minimum length, %d, is more than the maximum length, %d; such hypotheses have %d tokens",
                 *(self.min_len, shortest, self.min_len),
             )
             self.warned = True

@@ -163,7 +163,8 @@ def check_supported(cfg: Namespace) -> None:
     if reason is not None:
         raise UserError(
             f"elseq models do not support {reason}: leave it out, or decode such a checkpoint with --decode-attention "
-            "stock"
+            "stock",
+            others=["--decode-attention"],
         )
 
 

@@ -323,7 +323,7 @@ def _tell_of_bos() -> None:
     """Once, not for each model of an ensemble."""
     logger.info(
         "sources and targets begin with <s>, as in BART's pretraining. The task translation trained without it: to "
-        "decode as it does, give --prepend-source-bos no --force-bos no"
+        "decode as it does, set the options prepend-source-bos and force-bos to no"
     )
 
 

@@ -142,7 +142,7 @@ def test_a_minimum_above_the_maximum_is_told_of(models, caplog):
     batch, _ = make_input("transformer", (4, 4, 4))
     found = generate(SequenceGenerator, [models["transformer"]["kv"]], batch, min_len=6, max_len_b=2)
     assert {len(hypothesis["tokens"]) for hypotheses in found for hypothesis in hypotheses} == {6 + 1}
-    assert "--min-len 6 is more than the maximum length, 2; such hypotheses have 6 tokens" in caplog.text
+    assert "the minimum length, 6, is more than the maximum length, 2; such hypotheses have 6 tokens" in caplog.text
 
 
 @pytest.mark.parametrize("kind", ["stock", *METHODS])

@@ -209,7 +209,7 @@ def test_fusion_with_a_language_model_of_other_words(tiny_translation, tiny_lang
     trained = helpers.Trained(tiny_translation.raw, tmp_path, tiny_translation.checkpoint)
     for task in (TRANSLATION, ["--task=translation"]):
         result = generate(trained, "--lm-path", tiny_language_model.checkpoint, task=task, check=False)
-        assert error_of(result).startswith("--lm-path: the language model has a dictionary of its own (32 words, ")
+        assert error_of(result).startswith("--lm-path names a language model with a dictionary of its own (32 words, ")
 
 
 def test_ensemble(tiny_translation, tiny_bart):
