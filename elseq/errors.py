@@ -1,6 +1,7 @@
 """Errors that a user can correct, and how they are printed."""
 
 import contextlib
+import errno
 import re
 import sys
 import textwrap
@@ -133,6 +134,8 @@ def user_sentence(error: BaseException | None) -> str | None:
         kind, message = (_SPAWNED_ERROR.findall(message) or [(kind, message)])[-1]
     if isinstance(error, UserError) or kind == "UserError":
         return message
+    if isinstance(error, OSError) and error.errno == errno.ENAMETOOLONG:
+        return f"{error.filename} is too long for the name of a file: check the path"
     # fairseq's assertions, ValueErrors and plain Exceptions about options name the option, in one line
     if kind in ("AssertionError", "ValueError", "Exception") and _OPTION.search(message) and "\n" not in message:
         return message

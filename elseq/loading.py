@@ -142,7 +142,7 @@ class Checkpoint:
             return None, None
         for language, option in ((source, "source_lang"), (target, "target_lang")):
             file = f"dict.{language}.txt"
-            if language is not None and not self.multilingual and not (folder / file).exists():
+            if language is not None and not self.multilingual and not os.path.exists(folder / file):
                 known = sorted(path.name[len("dict.") : -len(".txt")] for path in folder.glob("dict.?*.txt"))
                 instead = f"give one of {some(known)}" if known else "leave it out"
                 raise UserError(f"{language} does not name a dictionary, {file}, in {folder}: {instead}", option)
@@ -152,7 +152,7 @@ class Checkpoint:
             return languages
         # The training may have inferred them from the names of the data files.
         places = (folder, *self._trained_on())
-        found = (data_utils.infer_language_pair(str(place)) for place in places if Path(place).is_dir())
+        found = (data_utils.infer_language_pair(str(place)) for place in places if os.path.isdir(place))
         pair = next((pair for pair in found if None not in pair), languages)
         return tuple(language or other for language, other in zip(languages, pair, strict=True))
 
@@ -174,7 +174,7 @@ class Checkpoint:
             side: self._dictionary_of_training(side, folder) or folder / f"dict.{language}.txt"
             for side, language in sides.items()
         }
-        missing = [side for side, path in named.items() if not path.exists()]
+        missing = [side for side, path in named.items() if not os.path.exists(path)]
         present = sorted(folder.glob(DICTIONARIES))
         if missing and len({path.read_bytes() for path in present}) == 1:  # source and target share one
             named |= dict.fromkeys(missing, present[0])
@@ -482,13 +482,15 @@ def check_same_task(
         difference = _difference(*(getattr(each, f"{side}_dictionary") for each in (others, task)), *files)
         if difference is not None:
             raise UserError(f"{other.path} and {first.path} are no ensemble: {difference}; give one of them")
-    names = (
-        "first_source_symbol",
-        "append_source_eos",
+    names = [
+        "symbols_around_source",
         "first_target_symbol",
         "score_target_start",
         "places_of_languages",
-    )
+        "prompt_start",
+    ]
+    if first.multilingual is None:  # else the symbol is that of the language
+        names.append("decoder_start_symbol")
     for name in names:
         if getattr(others, name, None) != getattr(task, name, None):
             raise UserError(
@@ -515,7 +517,7 @@ def checkpoint_paths(path: str | Path) -> list[Path]:
         UserError: a folder has no checkpoint, or the argument is not a path.
     """
     path = as_path(path, "path")
-    parts = [str(path)] if path.exists() else utils.split_paths(str(path))
+    parts = [str(path)] if os.path.exists(path) else utils.split_paths(str(path))
     return [checkpoint_path(part) for part in parts]
 
 
@@ -527,9 +529,9 @@ def checkpoint_path(path: str | Path) -> Path:
     """
     path = as_path(path, "path")
     parts = utils.split_paths(str(path))
-    if len(parts) > 1 and not path.exists():
+    if len(parts) > 1 and not os.path.exists(path):
         raise UserError(f"{path} names {len(parts)} checkpoints; give one")
-    if not path.is_dir():
+    if not os.path.isdir(path):
         return path
     for name in CHECKPOINT_NAMES:
         if (path / name).exists():

@@ -199,7 +199,7 @@ class Loading:
                 raise UserError(f"{value} does not go with bpe {self.bpe}: leave out one", name, ["bpe"])
             path = as_path(value, name)
             check_ordinary(path)
-            if not path.is_file():
+            if not os.path.isfile(path):
                 raise UserError(f"{path} is no file: check the path", name)
 
     def deciding(self) -> dict:

@@ -1,3 +1,4 @@
+import os
 import subprocess
 import sys
 
@@ -40,6 +41,13 @@ def test_other_errors_go_to_the_previous_hook(hooked, capsys):
     raise_to_hook(error)
     assert capsys.readouterr().err == ""
     assert hooked == [(ValueError, error, None)]
+
+
+def test_a_name_that_is_too_long_for_a_file(hooked, capsys):
+    with pytest.raises(OSError) as error:
+        os.stat("x" * 300)
+    raise_to_hook(error.value)
+    assert capsys.readouterr().err == f"elseq: error: {'x' * 300} is too long for the name of a file: check the path\n"
 
 
 def test_interruption_is_one_line(hooked, capsys):

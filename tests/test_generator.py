@@ -763,6 +763,41 @@ def test_what_is_no_ensemble(tiny_translation, tiny_language_model, tiny_bart, t
             elseq.load(f"{first}:{trained.checkpoint}")
 
 
+@pytest.mark.parametrize(
+    "kind, setting, value",
+    [
+        ("tiny_translation", "source_end", "w1"),
+        ("tiny_translation", "decoder_start", "w1"),
+        ("tiny_language_model", "add_bos_token", True),
+    ],
+)
+def test_models_of_other_symbols_are_no_ensemble(kind, setting, value, tmp_path, request):
+    trained, changed = request.getfixturevalue(kind), tmp_path / "model.pt"
+    state = torch.load(trained.checkpoint)
+    state["cfg"]["task"][setting] = value
+    torch.save(state, changed)
+    for paths in (f"{trained.checkpoint}:{changed}", f"{changed}:{trained.checkpoint}"):
+        with pytest.raises(UserError, match="are no ensemble: their texts have different symbols; give one of them$"):
+            elseq.load(paths, data=trained.data)
+    elseq.load(f"{changed}:{changed}", data=trained.data)
+
+
+def test_many_names_of_checkpoints(tiny_translation, tmp_path):
+    """Together they are longer than a name of a file may be."""
+    paths = ":".join(f"checkpoint{number}.pt" for number in range(20))
+    with pytest.raises(UserError, match="^checkpoint checkpoint0.pt cannot be read"):
+        elseq.load(paths)
+
+
+@pytest.mark.parametrize("option", ["path", "data", "source_lang", "bpe_codes"])
+def test_a_name_that_is_too_long_for_a_file(option, tiny_translation):
+    given = {"path": tiny_translation.checkpoint, "data": tiny_translation.data, "bpe": "fastbpe", option: "x" * 300}
+    if option != "bpe_codes":
+        del given["bpe"]
+    with pytest.raises(UserError, match="x{300}"):
+        elseq.load(**given)
+
+
 @pytest.mark.parametrize("word, expected", [("▁in", " in"), ("in", "in")])
 def test_white_space_before_a_continuation(tiny_language_model, word, expected, tmp_path):
     """sentencepiece takes it from the start of a text, and a continuation is none."""

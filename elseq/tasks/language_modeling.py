@@ -54,7 +54,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             end = self.dictionary.eos()
             # Only the end that each encoded line has goes.
             prompts = [tokens[:-1] if tokens[-1:].eq(end).all() else tokens for tokens in src_tokens]
-            prompts = [torch.cat((tokens.new_tensor([self._start()]), tokens)) for tokens in prompts]
+            prompts = [torch.cat((tokens.new_tensor([self.prompt_start]), tokens)) for tokens in prompts]
             for name in ("src_tokens", "src_lengths"):
                 dataset.defn[f"net_input.{name}"].dataset = prompts
         return dataset
@@ -69,7 +69,7 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
             self._check_lines(prefix_tokens[:, :-1], prefix_tokens[:, 1:])
             # A line shorter than the prefix is all prompt, without its end.
             prefix_tokens = prefix_tokens.masked_fill(prefix_tokens.eq(self.dictionary.eos()), self.dictionary.pad())
-            prompt = torch.cat((source.new_full((source.size(0), 1), self._start()), prefix_tokens), dim=1)
+            prompt = torch.cat((source.new_full((source.size(0), 1), self.prompt_start), prefix_tokens), dim=1)
         elif self.args.prompt_separator is not None:
             prompt = self._split(sample)
         else:
@@ -94,7 +94,9 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
                 "or --prompt-separator"
             )
 
-    def _start(self) -> int:
+    @property
+    def prompt_start(self) -> int:
+        """The symbol before each prompt."""
         return self.dictionary.bos() if self.args.add_bos_token else self.dictionary.eos()
 
     def _split(self, sample: dict) -> Tensor:
