@@ -4,16 +4,17 @@ import hashlib
 import random
 from array import array
 from collections.abc import Callable, Hashable, Iterable, Iterator, Mapping, Sequence
+from contextlib import nullcontext
 from typing import NamedTuple
 
 import numpy as np
 import torch
-from fairseq import utils
 from torch import Tensor
 
 from elseq.arguments import budget_bytes
 from elseq.generation.batches import SplittingDecoder, cut_batches
 from elseq.generation.budget import capacity
+from elseq.generation.strategies import seeded
 
 
 def numbered(values: Iterable[Hashable]) -> tuple[list, np.ndarray]:
@@ -184,9 +185,9 @@ def _decoder(part: _Part, sources: Tokens, forced: Mapping[str, Mapping], name, 
     """What decodes batches of some texts. It does not hold the `EncodedTexts`, which would live on with it."""
 
     def decode(numbers: list[int]) -> list[list[dict]]:
-        if seed is not None:
-            utils.set_torch_seed(random.Random(f"{seed} {numbers[0]}").getrandbits(63))
         given = {option: [of_text[number] for number in numbers] for option, of_text in forced.items()}
-        return part.generator.decode(part.search, [sources[number] for number in numbers], **given)
+        of_batch = random.Random(f"{seed} {numbers[0]}").getrandbits(63)
+        with nullcontext() if seed is None else seeded(part.search, of_batch):
+            return part.generator.decode(part.search, [sources[number] for number in numbers], **given)
 
     return SplittingDecoder(decode, sources.lengths, name)

@@ -100,7 +100,8 @@ class TextGenerator:
                 `elseq.generation.budget.batch_bytes`.
             truncate: shorten sources with more tokens than the model has positions instead of refusing them.
             progress: show a progress bar. Default: if standard error is a terminal.
-            seed: seed of the random numbers for sampling.
+            seed: seed of the random numbers for sampling. PyTorch's own stay as they are; only with the attention stock
+                they are seeded during the call, and calls in other threads disturb it. Default: PyTorch's own.
             source_lang, target_lang: languages of a multilingual model, of all texts or of each. Default: as in `load`.
             prefixes: what the output for each text begins with; a blank one is none. The output holds it.
             return_scores: return a `Hypothesis` for each string, with its score, tokens and log-probabilities. That of

@@ -6,7 +6,9 @@ import math
 import pickle
 import re
 import shutil
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
+from functools import partial
 
 import pytest
 import torch
@@ -464,6 +466,30 @@ def test_options_that_change_the_search(translator, lines):
     assert diverse != translator.generate(lines, beam=4, nbest=4)
     sampled = [translator.generate(lines, sampling=True, temperature=3, seed=seed) for seed in (1, 1, 2)]
     assert sampled[0] == sampled[1] != sampled[2]
+
+
+@pytest.mark.parametrize("attention", ["kv", "stock"])
+def test_a_seed_is_for_one_call(attention, tiny_translation, lines):
+    translator = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data, attention=attention)
+    sample = partial(translator.generate, lines, sampling=True, temperature=3)
+    torch.manual_seed(5)
+    before = torch.get_rng_state()
+    seeded = sample(seed=1)
+    assert torch.get_rng_state().equal(before)
+    unseeded = [sample() for _ in range(2)]
+    assert unseeded[0] != unseeded[1] and not torch.get_rng_state().equal(before)
+    torch.manual_seed(5)
+    assert [sample() for _ in range(2)] == unseeded
+    assert sample(seed=1) == seeded
+
+
+def test_seeds_in_several_threads(translator, lines):
+    sample = partial(translator.generate, lines, sampling=True, temperature=3)
+    seeds = [1, 2, None] * 6
+    expected = {seed: sample(seed=seed) for seed in (1, 2)}
+    with ThreadPoolExecutor(4) as pool:
+        found = list(pool.map(lambda seed: sample(seed=seed), seeds))
+    assert all(each == expected[seed] for each, seed in zip(found, seeds, strict=True) if seed is not None)
 
 
 def test_what_one_batch_draws_depends_on_no_other(translator, lines):

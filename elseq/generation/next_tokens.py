@@ -98,14 +98,20 @@ class NextTokens:
         is_forbidden = (tokens.unsqueeze(2) == forbidden.unsqueeze(1)).any(dim=2)
         return values.masked_fill_(is_forbidden, -math.inf), tokens, is_nan
 
-    def sampled(self, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
+    def sampled(
+        self, forbidden: Tensor, generator: torch.Generator | None = None
+    ) -> tuple[Tensor, Tensor, Tensor] | None:
         """A token of each hypothesis, sampled by its probability: other tokens than `torch.multinomial` draws.
 
         Arguments and results are those of `best`, for one token.
+
+        Args:
+            forbidden: as for `best`.
+            generator: of the random numbers. Default: torch's own.
         """
         if self._logits is None or not has_kernel(self._logits, 1):
             return None
-        return _numbers(*sampled_tokens(self._logits, forbidden))
+        return _numbers(*sampled_tokens(self._logits, forbidden, generator))
 
     def _best_on_gpu(self, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor]:
         if self._logits is not None and has_kernel(self._logits, count):

@@ -233,6 +233,8 @@ class SequenceGenerator(nn.Module):
         if not kept_steps.can_keep(device_of(sample["net_input"])):
             return self._search(*given)
         random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
+        generator = getattr(self.search, "generator", None)
+        of_generator = None if generator is None else generator.get_state()
         try:
             return self._search(*given)
         except (RuntimeError, MemoryError) as error:
@@ -243,6 +245,8 @@ class SequenceGenerator(nn.Module):
         release_all()
         torch.set_rng_state(random[0])
         torch.cuda.set_rng_state_all(random[1])
+        if generator is not None:
+            generator.set_state(of_generator)
         return self._search(*given)
 
     def _search(self, sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted):

@@ -4,8 +4,11 @@ suffice, and ask a GPU for nothing in a step.
 Shapes: B sentences, beam hypotheses each, V tokens of the vocabulary, W that may be chosen, C candidates of a sentence.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
-from fairseq import search
+from fairseq import search, utils
 from torch import Tensor
 
 from elseq.compat.generation import DiverseBeamSearch as RepairedDiverseBeamSearch
@@ -22,13 +25,15 @@ class Sampling(AmongFew, RepairedSampling):
     the largest set, and where a kernel draws from all tokens.
     """
 
+    generator: torch.Generator | None = None  # of the random numbers; None: torch's own
+
     def needed(self, beam: int) -> int | None:
         if self.sampling_topp > 0:
             return None
         return self.sampling_topk + 1 if self.sampling_topk > 0 else 1
 
     def find(self, tokens: NextTokens, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return tokens.best(count, forbidden) if self.sampling_topk > 0 else tokens.sampled(forbidden)
+        return tokens.best(count, forbidden) if self.sampling_topk > 0 else tokens.sampled(forbidden, self.generator)
 
     def select(
         self, step: int, best: Tensor, tokens: Tensor, scores: Tensor | None
@@ -66,9 +71,9 @@ class Sampling(AmongFew, RepairedSampling):
         Returns:
             Scores, tokens and hypotheses, each [B, beam].
         """
-        if step == 0:
-            return super().draw(step, lprobs, scores)
-        tokens = None
+        beam, tokens = lprobs.size(1), None
+        if step == 0:  # all hypotheses of a sentence are still the same
+            lprobs = lprobs[:, :1].contiguous()
         if self.sampling_topp > 0:
             probs, tokens = self._sample_topp(lprobs)
         elif self.sampling_topk > 0:
@@ -76,11 +81,17 @@ class Sampling(AmongFew, RepairedSampling):
             probs = lprobs.exp_()
         else:
             probs = lprobs.exp_()
-        # As `torch.multinomial` draws one token: the first of events that come at these rates.
-        drawn = (probs / torch.empty_like(probs).exponential_()).argmax(dim=2, keepdim=True)
-        scores = scores[:, :, step - 1] + probs.gather(2, drawn).log_().squeeze(2)
+        if step == 0:
+            drawn = torch.multinomial(probs.squeeze(1), beam, replacement=True, generator=self.generator).unsqueeze(2)
+            probs, tokens = (None if each is None else each.expand(-1, beam, -1) for each in (probs, tokens))
+        else:  # as `torch.multinomial` draws one token: the first of events that come at these rates
+            drawn = (probs / torch.empty_like(probs).exponential_(generator=self.generator)).argmax(dim=2, keepdim=True)
+        found = probs.gather(2, drawn).log_().squeeze(2)
         tokens = drawn if tokens is None else tokens.gather(2, drawn)
-        return scores, tokens.squeeze(2), _every(tokens)
+        every = _every(tokens)
+        if step == 0:
+            return found, tokens.squeeze(2), torch.zeros_like(every)
+        return scores[:, :, step - 1] + found, tokens.squeeze(2), every
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, of the fewest tokens that have more than p together, 0 of others; the tokens."""
@@ -155,6 +166,29 @@ class DiverseSiblingsSearch(AmongFew, search.DiverseSiblingsSearch):
         best = best - self.diversity_rate * torch.arange(1, width + 1, dtype=best.dtype, device=best.device)
         best, index = torch.topk(best.flatten(1), candidates, dim=1)
         return best, tokens.flatten(1).gather(1, index), index // width
+
+
+@contextmanager
+def seeded(generator, seed: int) -> Iterator[None]:
+    """Within the context the random numbers of a search depend on a seed alone, and torch's own stay as they are.
+
+    Only strategies other than elseq's draw torch's own, after it is seeded. Other threads must not, meanwhile.
+
+    Args:
+        generator: elseq's or fairseq's.
+        seed: of at most 64 bits.
+    """
+    strategy = getattr(generator, "search", None)
+    if isinstance(strategy, Sampling):
+        strategy.generator = torch.Generator(next(generator.parameters()).device).manual_seed(seed)
+        try:
+            yield
+        finally:
+            strategy.generator = None
+        return
+    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
+        utils.set_torch_seed(seed)
+        yield
 
 
 def _every(hypotheses: Tensor) -> Tensor:

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.generation import SequenceGenerator, transfers
-from elseq.generation.strategies import DiverseSiblingsSearch, Sampling, as_ours
+from elseq.generation.strategies import DiverseSiblingsSearch, Sampling, as_ours, seeded
 from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources
 
 DICTIONARY = make_dictionary(20)
@@ -307,6 +307,25 @@ def test_the_numbers_that_fairseq_draws(options, step, dtype):
         expected = theirs.step(step, log_probs.clone(), scores), torch.rand(1)
         for one, other in zip((*found[0], found[1]), (*expected[0], expected[1]), strict=True):
             torch.testing.assert_close(one, other, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("options", [{}, {"sampling_topk": 3}, {"sampling_topp": 0.7}], ids=str)
+@pytest.mark.parametrize("name", ["fairseq's", "kv"])
+def test_a_seed_of_a_search(models, name, options):
+    """Its tokens are those after torch.manual_seed, and torch's own numbers go on as if nothing had been drawn."""
+    generator_class, kind = GENERATORS[name]
+    strategy = search.Sampling(DICTIONARY, **options)
+    generator = generator_class([models[kind]], DICTIONARY, beam_size=3, max_len_b=8, search_strategy=strategy)
+    sample = make_sample(DICTIONARY, make_sources(DICTIONARY, LENGTHS))
+    torch.manual_seed(7)
+    expected = generator.generate([models[kind]], sample)
+    torch.manual_seed(1)
+    follows = torch.rand(1)
+    torch.manual_seed(1)
+    for _ in range(2):
+        with seeded(generator, 7):
+            assert_same_hypotheses(generator.generate([models[kind]], sample), expected, tolerance=0)
+    assert torch.rand(1) == follows
 
 
 @pytest.mark.parametrize("top_p", [0.05, 0.5, 0.9, 1.0])

@@ -49,12 +49,15 @@ def best_tokens(logits: Tensor, count: int, forbidden: Tensor) -> tuple[Tensor, 
     return values - normalizers, tokens.gather(1, index)
 
 
-def sampled_tokens(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
+def sampled_tokens(
+    logits: Tensor, forbidden: Tensor, generator: torch.Generator | None = None
+) -> tuple[Tensor, Tensor]:
     """A token of each row, sampled by its probability among those that are not forbidden: first a part of the
     row by its sum, then a token of the part.
 
     Args:
         logits, forbidden: as for `best_tokens`.
+        generator: of the random numbers. Default: torch's own.
 
     Returns:
         float32 [N, 1], its log-probability among all tokens, NaN in a row with a NaN; int64 [N, 1], the token.
@@ -64,17 +67,17 @@ def sampled_tokens(logits: Tensor, forbidden: Tensor) -> tuple[Tensor, Tensor]:
     with on_device(logits.device):
         normalizers = torch.logsumexp(launch_log_sums(logits), dim=1, keepdim=True)
         logits.scatter_(1, forbidden, -math.inf)
-        part = _sampled(launch_log_sums(logits))
+        part = _sampled(launch_log_sums(logits), generator)
     width = logits.size(1)
     tokens = part * BLOCK + torch.arange(min(BLOCK, width), device=logits.device)
     numbers = logits.gather(1, tokens.clamp(max=width - 1)).float().masked_fill_(tokens >= width, -math.inf)
-    token = tokens.gather(1, _sampled(numbers))
+    token = tokens.gather(1, _sampled(numbers, generator))
     return logits.gather(1, token).float() - normalizers, token
 
 
-def _sampled(logits: Tensor) -> Tensor:
+def _sampled(logits: Tensor, generator: torch.Generator | None) -> Tensor:
     """A column of each row, int64 [N, 1], as likely as the softmax of float32 [N, V] says."""
-    return (logits - torch.empty_like(logits).exponential_().log_()).argmax(dim=1, keepdim=True)
+    return (logits - torch.empty_like(logits).exponential_(generator=generator).log_()).argmax(dim=1, keepdim=True)
 
 
 def _trial(device: torch.device, dtype: torch.dtype, rows: int = 128, width: int = 50_000) -> Trial:
