@@ -1,6 +1,6 @@
 """`elseq.load`: a fairseq checkpoint, ready to turn text into text."""
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from functools import partial
@@ -479,7 +479,7 @@ def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
     names = f"{name}es" if name.endswith("x") else f"{name}s"
     if isinstance(texts, str):
         raise UserError(f"{function} takes a list of {names} and was given one string; put it into a list")
-    if not isinstance(texts, Iterable):
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
         raise UserError(f"{function} takes a list of {names} and was given {texts!r}")
     texts = list(texts)
     for index, text in enumerate(texts):

@@ -9,6 +9,7 @@ import contextlib
 import functools
 import logging
 import sys
+import warnings
 
 from elseq.imports import imported_when_called
 
@@ -18,13 +19,17 @@ CLASSIFICATION = ("fairseq.criterions.sentence_prediction", "fairseq.tasks.audio
 @contextlib.contextmanager
 def _importing_fairseq():
     """Leaves logging as it is: fairseq makes the whole process log to stderr at level DEBUG. And it does not import
-    scikit-learn and scipy, which take almost two seconds, for the classification of sentences and of speech."""
+    scikit-learn and scipy, which take almost two seconds, for the classification of sentences and of speech. Nor does
+    torch 2.14 say that fairseq uses TorchScript."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
     # the import warns about a missing tensorboardX, which only speech synthesis uses
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     try:
-        with imported_when_called("sklearn.metrics", "scipy.stats", by=CLASSIFICATION):
+        with (
+            imported_when_called("sklearn.metrics", "scipy.stats", by=CLASSIFICATION),
+            warnings.catch_warnings(action="ignore", category=FutureWarning),
+        ):
             yield
     finally:
         root.setLevel(level)

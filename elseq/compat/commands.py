@@ -342,9 +342,12 @@ _PACKAGES = {
 
 
 def _check_packages(parsed):
-    for option, (modules, package) in _PACKAGES.items():
-        if getattr(parsed, option, None) and not any(map(importlib.util.find_spec, modules)):
-            raise UserError(f"{as_option(option)} needs a package that is not installed: pip install {package}")
+    wanted = {as_option(option): needed for option, needed in _PACKAGES.items() if getattr(parsed, option, None)}
+    if getattr(parsed, "scoring", None) == "wer":
+        wanted["--scoring wer"] = ("editdistance",), "editdistance"
+    for option, (modules, package) in wanted.items():
+        if not any(map(importlib.util.find_spec, modules)):
+            raise UserError(f"{option} needs a package that is not installed: pip install {package}")
 
 
 def _check_seed(parsed):

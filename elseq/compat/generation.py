@@ -1,5 +1,6 @@
 """Repairs of fairseq's own search and output."""
 
+import copy
 import dataclasses
 import math
 import traceback
@@ -50,6 +51,15 @@ def _load_align_dict(load, path):
         raise UserError(f"--replace-unk {path} cannot be read ({error.strerror}): check the path") from error
     except (IndexError, UnicodeDecodeError) as error:
         raise UserError(f"--replace-unk {path} is no alignment dictionary: give two words per line in UTF-8") from error
+
+
+def with_alignment(args):
+    """Options of generation that align hypotheses where --replace-unk needs it to know which word to copy. fairseq
+    replaces nothing without --print-alignment, which prints the alignments, too."""
+    if getattr(args, "replace_unk", None) is not None and not getattr(args, "print_alignment", None):
+        args = copy.copy(args)
+        args.print_alignment = "hard"
+    return args
 
 
 def replace_unk(hypo_str, src_str, alignment, align_dict, unk):
@@ -235,6 +245,8 @@ def explain_search_options():
 def _build_generator(build, task, models, args, seq_gen_cls=None, extra_gen_cls_kwargs=None, *rest, **kwargs):
     _check_search_options(args, len(task.target_dictionary))
     _check_language_model((extra_gen_cls_kwargs or {}).get("lm_model"), task.target_dictionary)
+    if all(hasattr(model, "encoder") for model in models):
+        args = with_alignment(args)
     with options_checked():
         return build(task, models, args, seq_gen_cls, extra_gen_cls_kwargs, *rest, **kwargs)
 

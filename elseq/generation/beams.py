@@ -146,6 +146,8 @@ class Beams:
     def copy_first(self, sentences: Tensor) -> None:
         """Make all hypotheses of these sentences, bool [B], copies of the first of each."""
         self.tokens, self.scores = (self.first_of(rows, sentences) for rows in (self.tokens, self.scores))
+        if self.attention is not None:
+            self.attention = self.first_of(self.attention, sentences)
 
     def first_of(self, rows: Tensor, sentences: Tensor) -> Tensor:
         """Anything [N, ...], for these sentences, bool [B], with the row of the first hypothesis in place of all."""

@@ -68,8 +68,11 @@ def mean(models: Iterable[tuple[Path, dict[str, Tensor]]]) -> dict[str, Tensor]:
     return {name: means[same[name]] for name in shapes}
 
 
-# Options that may change during a training: they do not change what a trained model computes.
-_CHANGEABLE = re.compile(r"dropout|layerdrop|noise|embed_path|chunk_size|activations|min_params|decode_attention|max_")
+# Options that may change during a training: they do not change what a trained model computes, or the sizes of its
+# parameters show the change.
+_CHANGEABLE = re.compile(
+    r"dropout|layerdrop|noise|embed_path|chunk_size|activations|min_params|decode_attention|max_|kv_heads"
+)
 
 
 def settings_of(cfg) -> dict:

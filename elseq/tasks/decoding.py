@@ -15,6 +15,7 @@ from torch import Tensor
 from elseq.attention import methods
 from elseq.attention.methods import AUTO
 from elseq.bounds import check_flag, is_whole
+from elseq.compat.generation import with_alignment
 from elseq.compat.settings import model_class, values, whole_of
 from elseq.errors import UserError, as_option, check_choice, renamed
 from elseq.generation import SequenceGenerator
@@ -341,9 +342,7 @@ class DecodingTask(FairseqTask):
         if seq_gen_cls is None and self.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra |= stopping
-            extra["print_alignment"] = getattr(args, "print_alignment", None)
-            if not extra["print_alignment"] and getattr(args, "replace_unk", None) is not None:
-                extra["print_alignment"] = "hard"  # it tells which word to copy
+            extra["print_alignment"] = getattr(with_alignment(args), "print_alignment", None)
         return super().build_generator(models, args, seq_gen_cls, extra, prefix_allowed_tokens_fn)
 
     def with_prefix_start(self, sample: dict, prefix_tokens: Tensor | None) -> Tensor:

@@ -226,6 +226,14 @@ def test_a_package_that_is_not_installed(translation_data, tmp_path, monkeypatch
     assert not (tmp_path / "save").exists()
 
 
+@pytest.mark.skipif(importlib.util.find_spec("editdistance") is not None, reason="editdistance is installed")
+def test_a_scorer_that_is_not_installed(tiny_translation):
+    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--scoring=wer"]
+    result = helpers.run_here([*command, "--user-dir", helpers.USER_DIR], check=False)
+    sentence = "--scoring wer needs a package that is not installed: pip install editdistance"
+    assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
     ("option", "module", "written"),

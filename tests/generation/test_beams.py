@@ -73,7 +73,9 @@ def test_copies_of_the_first_hypothesis():
     beams = make_beams(2)
     beams.tokens[:, 1] = torch.arange(6)
     beams.scores[:, 0] = -torch.arange(6.0)
+    beams.attend(1, torch.arange(12.0).view(6, 2))
     beams.copy_first(torch.tensor([False, True, False]))
+    assert beams.attention[:, :, 2].tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [8, 9], [10, 11]]
     assert beams.tokens[:, 1].tolist() == [0, 1, 2, 2, 4, 5]
     assert beams.scores[:, 0].tolist() == [0, -1, -2, -2, -4, -5]
 

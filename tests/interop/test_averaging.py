@@ -85,7 +85,7 @@ def test_the_last_checkpoints(tmp_path):
             {"arch": "lstm", "_name": "lstm"},
             "differ in --arch, lstm and elseq_transformer: give",
         ),
-        ({"dropout": 0.3, "max_epoch": 99}, None),
+        ({"dropout": 0.3, "max_epoch": 99, "num_kv_heads": 4}, None),
     ],
 )
 def test_models_that_compute_otherwise(tiny_translation, options, sentence):

@@ -19,7 +19,9 @@ def run(command, **options):
     result = helpers.run(command, **options)
     stdout, stderr = result.stdout.decode(), result.stderr.decode()
     assert result.returncode == 0, stderr
-    assert not re.search(r"Warning|Traceback|Error", stderr), stderr
+    # from torch 2.14 on, as fairseq is imported, before elseq
+    told = re.sub(r".*FutureWarning: `torch\.jit\.script` is deprecated.*\n.*\n", "", stderr)
+    assert not re.search(r"Warning|Traceback|Error", told), stderr
     return stdout, stderr
 
 

@@ -181,8 +181,9 @@ def test_unknown_words_are_replaced(raw_translation):
         assert set(text.split()) == {"<unk>"}
         places = [int(pair.split("-")[0]) for pair in alignment.split()]
         expected.append((number, " ".join(sources[number][place] for place in places)))
-    for mode in EVALUATIONS:
-        assert hypotheses(generate(raw_translation, *options, "--replace-unk", "--decode-attention", mode)) == expected
+    tasks = [["--task=elseq_translation", f"--decode-attention={mode}"] for mode in (*EVALUATIONS, "stock")]
+    for task in (*tasks, ["--task=translation"]):
+        assert hypotheses(generate(raw_translation, *options, "--replace-unk", task=task)) == expected
 
 
 @pytest.fixture(scope="module")
