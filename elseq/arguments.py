@@ -21,6 +21,11 @@ UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 class Parser(argparse.ArgumentParser):
     """Raises a `UserError` of one sentence instead of printing the usage and exiting."""
 
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+        # a private attribute of argparse, which takes -5G, -1e3 and -8,32 for options
+        self._negative_number_matcher = re.compile(r"-(\.?\d|(inf|nan)$)")
+
     def error(self, message: str):
         """
         Raises:
@@ -147,7 +152,7 @@ def parse_bytes(text: str) -> int:
     except (ValueError, OverflowError):
         size = 0
     if size < 1:
-        raise UserError(f"{text!r} is not a size in bytes; give one such as 16G or 800M")
+        raise UserError(f"{text!r} is not a size in bytes above 0; give one such as 16G or 800M")
     return size
 
 

@@ -28,13 +28,23 @@ def parser():
     command.add_argument("--sizes", type=counts)
     command.add_argument("--names", type=choices({"kv": 1, "el": 2}))
     command.add_argument("--seed", type=int)
+    command.add_argument("--penalty", type=float)
+    command.add_argument("--memory", type=read_bytes)
     command.add_argument("repeats", nargs="?", type=count)
     return parser
 
 
 def test_values(parser):
     args = parser.parse_args(["measure", "7", "--from=0", "--sizes=4,2", "--names=el,kv,el", "--seed=-1"])
-    assert vars(args) == {"number": 3, "start": 0, "sizes": [4, 2], "names": ["el", "kv"], "seed": -1, "repeats": 7}
+    assert vars(args) == {
+        **{"number": 3, "start": 0, "sizes": [4, 2], "names": ["el", "kv"], "seed": -1, "repeats": 7},
+        **{"penalty": None, "memory": None},
+    }
+
+
+@pytest.mark.parametrize("text", ["-1", "-.5", "-1.5", "-1e3", "-1.e-3", "-inf"])
+def test_negative_numbers(parser, text):
+    assert parser.parse_args(["measure", "--penalty", text]).penalty == float(text)
 
 
 @pytest.mark.parametrize(
@@ -42,6 +52,9 @@ def test_values(parser):
     [
         ("measure --number=0", "--number '0' is not a whole number above 0"),
         ("measure --number -3", "--number '-3' is not a whole number above 0"),
+        ("measure --memory -5G", "--memory '-5G' is not a size in bytes above 0; give one such as 16G or 800M"),
+        ("measure --sizes -8,32", "--sizes '-8' is not a whole number above 0"),
+        ("measure --penalty -x", "argument --penalty: expected one argument; see elseq-something measure --help"),
         ("measure --number=1.5", "--number '1.5' is not a whole number above 0"),
         ("measure --from -1", "--from '-1' is neither 0 nor a whole number above it"),
         ("measure --sizes=4,,2", "--sizes '' is not a whole number above 0"),
@@ -73,7 +86,7 @@ def test_sizes(text, size):
 
 @pytest.mark.parametrize("text", ["", "G", "-1G", "0", "0.1", "nan", "infG", "1P", "16 G B", "much"])
 def test_what_is_no_size(text):
-    with pytest.raises(UserError, match="is not a size in bytes; give one such as 16G or 800M"):
+    with pytest.raises(UserError, match="is not a size in bytes above 0; give one such as 16G or 800M"):
         parse_bytes(text)
 
 

@@ -16,7 +16,7 @@ from tests.generating import read
 
 def test_memory_budgets_that_cannot_be(run, source):
     for budget, sentence in (
-        ("much", "'much' is not a size in bytes; give one such as 16G or 800M"),
+        ("much", "'much' is not a size in bytes above 0; give one such as 16G or 800M"),
         ("0", "'0' is not a size"),
         ("1K", f"of {source} alone needs about [0-9.]+ KiB of memory and the budget is 1.0 KiB: raise it"),
     ):
@@ -107,7 +107,10 @@ def never(*_, **__):
         (["--input-format=json"], "argument --input-format: invalid choice: 'json'"),
         (["--format=json"], "argument --format: invalid choice: 'json'"),
         (["--max-tokens=3", "--memory-budget=1G"], "--memory-budget: not allowed with argument --max-tokens; see"),
-        (["--memory-budget=much"], "--memory-budget 'much' is not a size in bytes; give one such as 16G or 800M$"),
+        (
+            ["--memory-budget=much"],
+            "--memory-budget 'much' is not a size in bytes above 0; give one such as 16G or 800M$",
+        ),
         (["--attention=fast"], "argument --attention: invalid choice: 'fast'"),
         (["--beam=0"], "--beam 0 is not a whole number above 0; leave it out for the default, 5$"),
         (["--lenpen=nan"], "--lenpen nan is not a finite number$"),

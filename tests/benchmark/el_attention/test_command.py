@@ -139,7 +139,7 @@ def test_a_process_for_each_program(run):
         ("--tables=speeds", "^--tables 'speeds' is unknown; choose from speed, batch, memory, nvidia$"),
         ("--models=bart", "^--models 'bart' is unknown; choose from transformer_270m, "),
         ("--modes=stock", "^--modes 'stock' is unknown; choose from stock-copied, stock-shared, kv, el, "),
-        ("--memory-cap=much", "^--memory-cap 'much' is not a size in bytes; give one such as 16G or 800M$"),
+        ("--memory-cap=much", "^--memory-cap 'much' is not a size in bytes above 0; give one such as 16G or 800M$"),
         ("--memory-cap=nvidia=1G", "^--memory-cap 'nvidia' is unknown; choose from batch, speed$"),
         ("--batch-sizes=0", "^--batch-sizes '0' is not a whole number above 0$"),
         ("--device=tpu", "^--device tpu is unknown"),
