@@ -63,6 +63,7 @@ REPAIRS = (
     checkpoints.explain_unusable_save_dir,
     checkpoints.share_between_processes,
     saving.write_whole_checkpoints,
+    saving.refuse_asynchronous_checkpoints,
     saving.refuse_folders_for_checkpoints,
     saving.let_one_training_write_a_folder,
     parameters.read_layers_to_keep,

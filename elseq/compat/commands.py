@@ -323,8 +323,7 @@ def explain_values_that_cannot_be():
     """Invalid seeds, numbers outside their range, unknown subwords, a --results-path that is a file, and a
     --context-window that leaves nothing of a block give tracebacks, some of them after the first batch or epoch, or end
     the process (--required-batch-size-multiple 0), or go on for ever (--poisson-lambda 0). A tracker of trainings that
-    is not installed is a line of the log, and without iopath --write-checkpoints-asynchronously trains nothing and ends
-    with exit code 0."""
+    is not installed is a line of the log."""
     checks = _check_seed, _check_lengths, _check_subwords, _check_results, _check_window, _check_packages
     for check in (lambda parsed: _check_ranges(vars(parsed)), *checks):
         after_parsing(check)
@@ -337,7 +336,6 @@ _PACKAGES = {
     "wandb_project": (("wandb",), "wandb"),
     "aim_repo": (("aim",), "aim"),
     "azureml_logging": (("azureml",), "azureml-core"),
-    "write_checkpoints_asynchronously": (("iopath",), "iopath"),
 }
 
 

@@ -11,6 +11,7 @@ import torch
 from fairseq import checkpoint_utils
 from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
+from fairseq_cli import train
 
 from elseq.compat.patching import before_training, wrap
 from elseq.errors import UserError
@@ -64,6 +65,23 @@ def _replacing(path: str) -> Iterator[str]:
     finally:
         with contextlib.suppress(OSError):
             os.unlink(temporary)
+
+
+def refuse_asynchronous_checkpoints():
+    """--write-checkpoints-asynchronously writes over what was saved before, and only to the first of the names that are
+    due, which is seldom checkpoint_last.pt: after an interruption the training begins anew. Ctrl-C does not end it, and
+    without iopath it trains nothing and ends with exit code 0."""
+
+    def add_defaults(add, cfg):
+        if cfg.checkpoint.write_checkpoints_asynchronously:
+            raise UserError(
+                "leaves out checkpoint_last.pt, from which a training continues, and an interruption destroys what was "
+                "saved before: leave it out",
+                "--write-checkpoints-asynchronously",
+            )
+        add(cfg)
+
+    wrap(train, "add_defaults", add_defaults)
 
 
 def refuse_folders_for_checkpoints():

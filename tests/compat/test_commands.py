@@ -213,7 +213,6 @@ def commands_on(translation, language_model, tmp_path):
         ("--wandb-project=mine", "wandb", "wandb"),
         ("--aim-repo=mine", "aim", "aim"),
         ("--azureml-logging", "azureml", "azureml-core"),
-        ("--write-checkpoints-asynchronously", "iopath", "iopath"),
     ],
 )
 def test_a_package_that_is_not_installed(translation_data, tmp_path, monkeypatch, option, module, package):

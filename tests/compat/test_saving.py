@@ -4,7 +4,9 @@ import os
 import shutil
 import subprocess
 import sys
+from importlib.util import find_spec
 
+import fairseq_cli.train
 import pytest
 import torch
 from fairseq import checkpoint_utils
@@ -111,6 +113,17 @@ def test_an_interruption_of_torch(tmp_path, without, monkeypatch, interruption):
     size = path.stat().st_size
     checkpoint_utils.torch_persistent_save(state, str(path))
     assert size > path.stat().st_size + 1000
+
+
+def test_asynchronous_checkpoints(train, tmp_path, without):
+    result = train("--write-checkpoints-asynchronously")
+    assert result.returncode == 1
+    assert result.stderr.startswith("elseq: error: --write-checkpoints-asynchronously leaves out checkpoint_last.pt, ")
+    assert not list(tmp_path.iterdir())
+    without(fairseq_cli.train, "add_defaults")
+    if find_spec("iopath") is None:
+        assert train("--write-checkpoints-asynchronously").returncode == 0
+        assert not list(tmp_path.iterdir())  # nothing was trained
 
 
 def test_what_a_killed_process_left_is_replaced(tmp_path):
