@@ -29,7 +29,7 @@ def parser():
     command.add_argument("--names", type=choices({"kv": 1, "el": 2}))
     command.add_argument("--seed", type=int)
     command.add_argument("--penalty", type=float)
-    command.add_argument("--memory", type=read_bytes)
+    command.add_argument("--memory", type=parse_bytes)
     command.add_argument("repeats", nargs="?", type=count)
     return parser
 
