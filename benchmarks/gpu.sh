@@ -126,7 +126,7 @@ trap 'rm -rf "$scratch"' EXIT
 workers=() # Triton compiles a kernel for each case, on one core
 if [ "$device" = cpu ]; then chosen=(--quick) more=(tests/generation/test_planner.py)
 else
-  chosen=(-m gpu) more=(tests/attention/kernels/test_trial.py tests/attention/test_top_k.py
+  chosen=(-m gpu) more=(tests/test_kernel_trials.py tests/attention/test_top_k.py
     tests/generation/test_transfers.py tests/generation/test_device.py tests/system/test_gpu.py)
   $python -c 'import xdist' 2>/dev/null && workers=(--numprocesses 6)
 fi

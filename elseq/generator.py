@@ -300,7 +300,7 @@ class TextGenerator:
         fused = {} if self.language_model is None else {"lm_model": self.language_model, "lm_weight": cfg.lm_weight}
         with renamed(as_keyword):
             search = self.task.build_generator(self.models, cfg, extra_gen_cls_kwargs=fused)
-        if self.language_model is not None:
+        if self.language_model is not None:  # fairseq's generator does not ask how long its targets may be
             search.max_len = min(search.max_len, self.language_model.max_positions())
         return search
 

@@ -30,7 +30,7 @@ from elseq.models.transformer import Decoder
 from elseq.options import CHECKPOINT_NAMES, OF_TASK, OF_TRANSLATION, Loading, as_path
 from elseq.precision import DTYPES, INT8, prepared
 from elseq.tasks import ElseqLanguageModelingTask, ElseqTranslationTask
-from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options, some
+from elseq.tasks.decoding import OPTIONS_OF_WINDOWS, DecodingTask, check_options, first_few
 from elseq.tasks.language_modeling import ElseqLanguageModelingConfig
 from elseq.tasks.multilingual import MULTILINGUAL_TASKS, MultilingualTask
 from elseq.tasks.translation import ElseqTranslationConfig
@@ -49,11 +49,11 @@ class Checkpoint:
     stored: StoredTensors = field(default_factory=StoredTensors)  # the tensors of `state` that are in the file
 
     @classmethod
-    def read(cls, path: str | Path, multilingual: bool = True, stays_in_file: bool = True) -> "Checkpoint":
+    def read(cls, path: str | Path, allow_multilingual: bool = True, stays_in_file: bool = True) -> "Checkpoint":
         """
         Args:
             path: the checkpoint, or a folder with model.pt, checkpoint_best.pt or checkpoint_last.pt.
-            multilingual: whether it may be of a task of several languages.
+            allow_multilingual: whether it may be of a task of several languages.
             stays_in_file: the tensors do, and `build_model` reads those of the model.
 
         Raises:
@@ -63,7 +63,7 @@ class Checkpoint:
         with stored.loading() if stays_in_file else contextlib.nullcontext():
             state = checkpoint_utils.load_checkpoint_to_cpu(str(path))
         with about(path):
-            check_task(state["cfg"], multilingual)
+            check_task(state["cfg"], allow_multilingual)
             language_model = is_language_model(state["cfg"].model)
         return cls(path, state, language_model, stored)
 
@@ -115,7 +115,7 @@ class Checkpoint:
         return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
 
     @property
-    def multilingual(self) -> type[MultilingualTask] | None:
+    def multilingual_task(self) -> type[MultilingualTask] | None:
         """The task of several languages that the checkpoint is of."""
         return MULTILINGUAL_TASKS.get(task_name(self.cfg))
 
@@ -142,13 +142,13 @@ class Checkpoint:
             return None, None
         for language, option in ((source, "source_lang"), (target, "target_lang")):
             file = f"dict.{language}.txt"
-            if language is not None and not self.multilingual and not os.path.exists(folder / file):
+            if language is not None and not self.multilingual_task and not os.path.exists(folder / file):
                 known = sorted(path.name[len("dict.") : -len(".txt")] for path in folder.glob("dict.?*.txt"))
-                instead = f"give one of {some(known)}" if known else "leave it out"
+                instead = f"give one of {first_few(known)}" if known else "leave it out"
                 raise UserError(f"{language} does not name a dictionary, {file}, in {folder}: {instead}", option)
         trained = (getattr(self.cfg.task, f"{side}_lang", None) for side in ("source", "target"))
         languages = tuple(given or known for given, known in zip((source, target), trained, strict=True))
-        if None not in languages or self.multilingual:
+        if None not in languages or self.multilingual_task:
             return languages
         # The training may have inferred them from the names of the data files.
         places = (folder, *self._trained_on())
@@ -239,7 +239,7 @@ class Checkpoint:
         Raises:
             UserError: the option is no path of a file.
         """
-        value = getattr(self.cfg.task, option, None) if self.multilingual else None
+        value = getattr(self.cfg.task, option, None) if self.multilingual_task else None
         if value in (None, ""):
             return None
         path = as_path(value, option)
@@ -259,7 +259,7 @@ class Checkpoint:
         Raises:
             UserError: an option of the checkpoint or of the arguments cannot be used.
         """
-        if self.multilingual:
+        if self.multilingual_task:
             return self._build_multilingual_task(folder, dictionaries, attention, **options)
         config = ElseqLanguageModelingConfig if self.is_language_model else ElseqTranslationConfig
         names = {field.name for field in fields(config)} - _NOT_OF_THE_TASK
@@ -299,7 +299,7 @@ class Checkpoint:
         source, target = languages = self.languages(folder, *(() if by_words else given))
         dictionaries = self.dictionaries(folder, languages)
         options = loading.of_task() | options
-        if self.is_language_model or self.multilingual:
+        if self.is_language_model or self.multilingual_task:
             for name in OF_TRANSLATION:
                 if name in options:
                     raise UserError("is for a model of the task translation: leave it out", name)
@@ -310,7 +310,7 @@ class Checkpoint:
 
     def _build_multilingual_task(self, folder: Path, dictionaries: tuple[Path, Path], attention: str, **options):
         """See `build_task`."""
-        settings = self.multilingual.defaults(str(folder)) | {"seed": 1}
+        settings = self.multilingual_task.defaults(str(folder)) | {"seed": 1}
         trained = {name: value for name, value in values(self.cfg.task).items() if name in settings}
         settings |= {name: value for name, value in trained.items() if name not in _NOT_OF_THE_TASK}
         settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
@@ -318,8 +318,8 @@ class Checkpoint:
             settings["lang_dict"] = str(self.list_of_languages(folder))
         args = Namespace(**settings)
         check_options(args)
-        self.multilingual.check_languages(args, needed=True)
-        return self.multilingual.of_dictionaries(args, *_load_dictionaries(dictionaries))
+        self.multilingual_task.check_languages(args, needed=True)
+        return self.multilingual_task.of_dictionaries(args, *_load_dictionaries(dictionaries))
 
     def build_model(
         self, task, device: str | torch.device = "cpu", dtype: str | None = None, only_decodes: bool = False
@@ -458,7 +458,7 @@ def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:
     """
     if other.is_language_model != first.is_language_model:
         raise UserError(f"{other.path} and {first.path} are no ensemble: one is a language model; give one of them")
-    if other.multilingual is not first.multilingual:
+    if other.multilingual_task is not first.multilingual_task:
         raise UserError(
             f"{other.path} and {first.path} are no ensemble: their tasks put symbols of languages elsewhere; "
             "give one of them"
@@ -489,7 +489,7 @@ def check_same_task(
         "places_of_languages",
         "prompt_start",
     ]
-    if first.multilingual is None:  # else the symbol is that of the language
+    if first.multilingual_task is None:  # else the symbol is that of the language
         names.append("decoder_start_symbol")
     for name in names:
         if getattr(others, name, None) != getattr(task, name, None):

@@ -23,6 +23,7 @@ TIMED = (
     "attention/**/*.py",
     "precision/**/*.py",
     "generation/kernels/*.py",
+    "kernel_trials.py",
     "generation/attention_cost.py",
     "generation/cuda_graphs.py",
     "_native_*",

@@ -13,6 +13,7 @@ streams imports model_files
 errors
 files tables bounds numerics native gpu heap
 measurements
+kernel_trials
 compat precision
 attention
 arguments models
@@ -83,7 +84,15 @@ def test_every_room_has_a_place():
 @pytest.mark.parametrize("path", [path for path in FILES if room(module(path)) == "attention"], ids=module)
 def test_the_mathematics_knows_nothing_of_fairseq(path):
     known = {"torch", "triton", *sys.stdlib_module_names}
-    own = ("elseq.attention", "elseq.precision", "elseq.native", "elseq.gpu", "elseq.errors", "elseq.measurements")
+    own = (
+        "elseq.attention",
+        "elseq.precision",
+        "elseq.native",
+        "elseq.gpu",
+        "elseq.errors",
+        "elseq.measurements",
+        "elseq.kernel_trials",
+    )
     for name in imported(path):
         assert name.split(".")[0] in known or name.startswith(own), name
 

@@ -71,8 +71,8 @@ def _check_symbols(engine: str, task) -> None:
     Raises:
         UserError: the engine does not put the symbols around texts that the task puts there.
     """
-    if task.multilingual is not None:
-        raise UserError(f"only the task {task.multilingual} knows where the symbols of its languages stand")
+    if task.multilingual_name is not None:
+        raise UserError(f"only the task {task.multilingual_name} knows where the symbols of its languages stand")
     if engine == "ctranslate2" and (word := getattr(task.options, "source_end", None)) is not None:
         raise UserError(f"it has no --source-end, which is {word} here")
 

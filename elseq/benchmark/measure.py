@@ -42,7 +42,7 @@ class Measurement:
     ngrams_repeat: bool | None = None
     output_lengths: list[int] | None = None  # that occurred, end symbols included
     in_turns: int | None = None  # processes that took turns, this one included
-    kernels: list[dict] | None = None  # tried on a GPU so far: see `elseq.attention.kernels.trial.Verdict`
+    kernels: list[dict] | None = None  # tried on a GPU so far: see `elseq.kernel_trials.Verdict`
     captures: int | None = None  # CUDA graphs of decoding steps, of one search on a GPU
     not_captured: str | None = None  # why not all of them
     is_spent: bool | None = None  # its GPU can be used no more, or captures no more: other cases need a new process

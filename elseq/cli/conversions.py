@@ -79,7 +79,7 @@ def _by_calibration(
     args, checkpoint: Checkpoint, loading: Loading, before: dict, configuration: dict, places: Sequence[str]
 ) -> tuple[dict, dict, dict, list[str]]:
     """The tensors, the configuration, the record of the calibration text for the checkpoint, and lines to print."""
-    if checkpoint.multilingual:
+    if checkpoint.multilingual_task:
         raise UserError("calibration text is not for a multilingual task: give --method mean, and leave it out")
     with renamed(as_option):
         generator = load_by(checkpoint.path, loading)
@@ -255,7 +255,7 @@ def _prepare(args, names: tuple[str, ...], features: Sequence[str], program: str
     path, output = checkpoint_path(args.model), args.output
     data = [args.data] if args.data else []
     check_output_folder(output, args.overwrite, names, path, *data)
-    checkpoint = Checkpoint.read(path, multilingual=False)
+    checkpoint = Checkpoint.read(path, allow_multilingual=False)
     with about(path):
         as_stock(elseq_configuration(checkpoint.cfg.model), features, program)
     _note_windows(checkpoint.cfg)

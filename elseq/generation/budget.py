@@ -452,6 +452,7 @@ class _Search(_Batch):
                 attentions.append(rows.attention(layer.encoder_attn, cross, projects=False))
             layers.append(max(rows.layer(layer, *attentions), self._layer_step(rows, layer)))
             tables += is_unmoved * (self.beam > 1) * rows.count * self.steps * TOKEN_BYTES
+        # Scores, tokens, hypotheses, and what orders them, of the candidates of each hypothesis.
         candidates = rows.count * (2 * self.beam + 2) * 5 * TOKEN_BYTES
         finishing = rows.count * (self.steps * (2 * TOKEN_BYTES + 4 * self.wide_itemsize) + self._alignment())
         return tables, max(*layers, self._logits(rows) + candidates, finishing, self._leaving())

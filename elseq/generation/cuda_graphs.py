@@ -9,9 +9,9 @@ from weakref import WeakSet
 
 import torch
 
-from elseq.attention.kernels.trial import allocated
 from elseq.gpu import free_bytes, unreserved_bytes
 from elseq.heap import available_bytes
+from elseq.kernel_trials import allocated
 
 logger = logging.getLogger(__name__)
 

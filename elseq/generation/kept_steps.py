@@ -14,12 +14,12 @@ import torch
 from torch import Tensor, nn
 
 from elseq.attention import DecodeState
-from elseq.attention.kernels.trial import error_of, is_switched_on
 from elseq.attention.memory import GROWTH
 from elseq.generation.captured_steps import CHEAP, IDLE, CapturedStep, cost_of_captures, is_half_idle
 from elseq.generation.cuda_graphs import CapturedWork, has_memory, holders
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.kernel_trials import error_of, is_switched_on
 from elseq.measurements import power_of_two
 
 logger = logging.getLogger(__name__)

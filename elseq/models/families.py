@@ -25,11 +25,11 @@ _ONLY_THEIR_TASK = {
 }
 
 
-def check_task(cfg, multilingual: bool = True) -> None:
+def check_task(cfg, allow_multilingual: bool = True) -> None:
     """
     Args:
         cfg: the whole configuration of a checkpoint.
-        multilingual: whether the checkpoint may be of a task of `MULTILINGUAL`.
+        allow_multilingual: whether the checkpoint may be of a task of `MULTILINGUAL`.
 
     Raises:
         UserError: only the checkpoint's own task, or one that it is derived from, can decode it: mixtures of experts,
@@ -37,7 +37,7 @@ def check_task(cfg, multilingual: bool = True) -> None:
     """
     name = task_name(cfg)
     _check_task_name(name)
-    if name in MULTILINGUAL and not multilingual:
+    if name in MULTILINGUAL and not allow_multilingual:
         raise UserError(
             f"only the task {name} knows the symbols of its languages: decode it by elseq-generate, elseq.load, or "
             f"fairseq's commands with --task elseq_{name}"
@@ -54,11 +54,11 @@ def task_name(cfg) -> str | None:
     return name.removeprefix("elseq_") if isinstance(name, str) else None
 
 
-def check_task_of_model(cfg, multilingual: str | None) -> None:
+def check_task_of_model(cfg, multilingual_name: str | None) -> None:
     """
     Args:
         cfg: the model's part of a checkpoint's configuration, which fairseq gives to a task.
-        multilingual: this task, if it is one of `MULTILINGUAL`.
+        multilingual_name: of this task, if it is one of `MULTILINGUAL`.
 
     Raises:
         UserError: as `check_task`; or this task does not know the symbols of the checkpoint's languages.
@@ -66,7 +66,7 @@ def check_task_of_model(cfg, multilingual: str | None) -> None:
     whole = whole_of(cfg)
     name = task_name(Namespace(task=Namespace(task=getattr(cfg, "task", None))) if whole is None else whole)
     _check_task_name(name)
-    if name in MULTILINGUAL and name != multilingual:
+    if name in MULTILINGUAL and name != multilingual_name:
         raise UserError(
             f"only the task {name} knows the symbols of the languages of this checkpoint: give --task elseq_{name}"
         )

@@ -87,7 +87,7 @@ class Product(ABC):
         held = copy + cls.output_bytes(rows, outputs, itemsize)
         if itemsize >= torch.float32.itemsize:
             return held
-        # oneDNN multiplies; each thread lays out a block of the weight.
+        # oneDNN multiplies; each thread lays out a block of the weight, of at most 512 x 64 numbers.
         block = -(-min(inputs, 512) // 32) * 32 * min(outputs, 64) * itemsize
         return held + scratchpad_bytes(rows, outputs, itemsize, block)
 
@@ -100,7 +100,8 @@ def onednn_multiplies_narrow_types() -> bool:
 
 def scratchpad_bytes(rows: int, outputs: int, itemsize: int, block: int = 0) -> int:
     """What a product of oneDNN holds beside its output, bytes: each thread some hundred bytes, a block of the weight
-    unless it is packed, and sums in float32 of narrower numbers."""
+    unless it is packed, and of narrower numbers the sums in float32 of a block of at most 256 x 64. Sizes of blocks and
+    the constants are measured, as an upper bound."""
     if itemsize < torch.float32.itemsize and not onednn_multiplies_narrow_types():
         return 0
     sums = min(rows, 256) * min(outputs, 64) * torch.float32.itemsize if itemsize < torch.float32.itemsize else 0

@@ -142,16 +142,18 @@ def check_language(language, languages: Sequence[str], side: str) -> None:
         UserError: the language is not one of the model's.
     """
     if isinstance(language, Iterable) and not isinstance(language, str):
-        raise UserError(f"{language!r:.60} is no string: give one of {some(languages)} for all texts", as_option(side))
+        raise UserError(
+            f"{language!r:.60} is no string: give one of {first_few(languages)} for all texts", as_option(side)
+        )
     if language not in languages:
         near = difflib.get_close_matches(str(language), languages, n=3, cutoff=0.4)
         others = [each for each in languages if each not in near]
-        instead = ", or ".join(filter(None, (" or ".join(near), f"one of {some(others)}" if others else "")))
+        instead = ", or ".join(filter(None, (" or ".join(near), f"one of {first_few(others)}" if others else "")))
         shown = language if isinstance(language, str) and language else repr(language)
         raise UserError(f"{shown} is not a language of the model: give {instead}", as_option(side))
 
 
-def some(languages: Sequence[str]) -> str:
+def first_few(languages: Sequence[str]) -> str:
     """The first languages, for an error."""
     return ", ".join([*languages[:8], *(["..."] if len(languages) > 8 else [])])
 
@@ -168,7 +170,7 @@ class DecodingTask(FairseqTask):
     decodes_language_models = False
     has_windows = False  # of at least one of the models
     search_options = STOPPING_OPTIONS  # that fairseq's generators do not have
-    multilingual: str | None = None  # this task, if it is one of `families.MULTILINGUAL`
+    multilingual_name: str | None = None  # of this task, if it is one of `families.MULTILINGUAL`
 
     # Number of symbols that the task adds to a source, beside its end.
     symbols_of_source = 0
@@ -214,7 +216,7 @@ class DecodingTask(FairseqTask):
         """
         if not from_checkpoint:
             return self._build(cfg, from_checkpoint)
-        check_task_of_model(cfg, self.multilingual)
+        check_task_of_model(cfg, self.multilingual_name)
         model = self._build(cfg, from_checkpoint)
         check_model(model, self.decodes_language_models)
         return model

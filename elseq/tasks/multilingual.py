@@ -36,8 +36,8 @@ from elseq.tasks.decoding import (
     DecodingTask,
     check_language,
     check_options,
+    first_few,
     option_of_windows,
-    some,
     windows_of,
 )
 
@@ -144,7 +144,7 @@ class MultilingualTask:
         for side in ("source_lang", "target_lang"):
             language = getattr(args, side)
             if language is None and (needed or args.source_lang is not None or args.target_lang is not None):
-                raise UserError(f"is missing: give one of {some(languages)}", as_option(side))
+                raise UserError(f"is missing: give one of {first_few(languages)}", as_option(side))
             if language is not None:
                 check_language(language, languages, side)
 
@@ -161,7 +161,7 @@ class MultilingualTask:
 
     def build_dataset_for_inference(self, src_tokens, src_lengths, constraints=None):
         if constraints is not None:
-            raise UserError(f"is not for models of the task {self.multilingual}: leave it out", "--constraints")
+            raise UserError(f"is not for models of the task {self.multilingual_name}: leave it out", "--constraints")
         return super().build_dataset_for_inference(src_tokens, src_lengths)
 
     def inference_step(self, generator, models, sample, prefix_tokens=None, constraints=None):
@@ -234,7 +234,7 @@ def _languages_of(pairs: Sequence[str]) -> list[str]:
 class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSimpleEpochTask, DecodingTask):
     """M2M-100, mBART-50, NLLB."""
 
-    multilingual = "translation_multi_simple_epoch"
+    multilingual_name = "translation_multi_simple_epoch"
 
     @classmethod
     def add_args(cls, parser):
@@ -339,7 +339,9 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
             languages = cls.languages_of(args)
             unknown = [language for language in _languages_of(_pairs(args)) if language not in languages]
             if unknown:
-                raise UserError(f"{unknown[0]} is none of the languages, {some(languages)}: add it", "--lang-pairs")
+                raise UserError(
+                    f"{unknown[0]} is none of the languages, {first_few(languages)}: add it", "--lang-pairs"
+                )
         cls._check_symbols(args)
 
     @classmethod
@@ -388,7 +390,7 @@ class ElseqTranslationMultiSimpleEpochTask(MultilingualTask, TranslationMultiSim
 class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPretrainedBARTTask, DecodingTask):
     """mBART-25."""
 
-    multilingual = "translation_from_pretrained_bart"
+    multilingual_name = "translation_from_pretrained_bart"
 
     def __init__(self, args, src_dict, tgt_dict):
         self.languages = self.languages_of(args)
@@ -457,7 +459,7 @@ class ElseqTranslationFromPretrainedBARTTask(MultilingualTask, TranslationFromPr
 class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslationTask, DecodingTask):
     """A task for models of several pairs of languages. One pair is decoded."""
 
-    multilingual = "multilingual_translation"
+    multilingual_name = "multilingual_translation"
 
     def __init__(self, args, dicts, training):
         super().__init__(args, dicts, training)
@@ -476,7 +478,7 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
     def check_languages(cls, args, needed=False) -> None:
         super().check_languages(args, needed)
         if args.source_lang is not None and f"{args.source_lang}-{args.target_lang}" not in _pairs(args):
-            raise _unfit(args, f"is not a pair of the model: give one of {some(_pairs(args))}")
+            raise _unfit(args, f"is not a pair of the model: give one of {first_few(_pairs(args))}")
 
     @classmethod
     def of_dictionaries(cls, args, source, target):
@@ -567,7 +569,7 @@ def _load_pair(load, beginning: str, state_dict: dict, *args, **kwargs):
 
 # By fairseq's name of the task.
 MULTILINGUAL_TASKS = {
-    task.multilingual: task
+    task.multilingual_name: task
     for task in (
         ElseqTranslationMultiSimpleEpochTask,
         ElseqTranslationFromPretrainedBARTTask,

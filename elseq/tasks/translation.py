@@ -68,6 +68,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     """fairseq's translation task for elseq models, and for stock Transformer and BART checkpoints as they are."""
 
     trained_with_bos = False  # one of the models was
+    # Of a validation of what `translation` has trained: its data has no <s>, whatever BARTs are given to decode.
+    AS_FOLLOWED = {"prepend_source_bos": "no", "force_bos": "no"}
 
     @classmethod
     def setup_task(cls, cfg, **kwargs):
@@ -295,9 +297,6 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
             options["uncounted"] = 1
         with torch.no_grad():
             return generator.generate(models, sample, **options)
-
-    # Of a validation of what `translation` has trained: its data has no <s>, whatever BARTs are given to decode.
-    AS_FOLLOWED = {"prepend_source_bos": "no", "force_bos": "no"}
 
     @property
     def prefix_start(self) -> int | None:

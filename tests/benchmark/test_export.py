@@ -11,8 +11,8 @@ from elseq.benchmark.export import _check_symbols, main
 from elseq.errors import UserError
 
 
-def task(multilingual=None, **options):
-    return SimpleNamespace(multilingual=multilingual, options=SimpleNamespace(**options))
+def task(multilingual_name=None, **options):
+    return SimpleNamespace(multilingual_name=multilingual_name, options=SimpleNamespace(**options))
 
 
 @pytest.mark.parametrize("engine", ["ctranslate2", "transformers"])

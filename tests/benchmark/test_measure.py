@@ -7,7 +7,6 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from elseq.attention.kernels.trial import Verdict
 from elseq.benchmark import measure
 from elseq.benchmark.export import export
 from elseq.benchmark.fairseq_engine import FairseqEngine
@@ -17,6 +16,7 @@ from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import read_sources
 from elseq.errors import UserError
 from elseq.generation.cuda_graphs import CapturedWork
+from elseq.kernel_trials import Verdict
 from tests.interop.hugging_face.making import BART_NAMES, GPT2_NAMES, convert, make_bart, make_gpt2
 from tests.multilingual import generated, hypotheses
 

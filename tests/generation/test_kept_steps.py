@@ -12,7 +12,6 @@ from fairseq import search
 
 from elseq.attention import DecodeState
 from elseq.attention.kernels import flash_decoding
-from elseq.attention.kernels.trial import SWITCH
 from elseq.attention.methods import EL, KV
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_graphs, kept_steps, steppers
@@ -20,6 +19,7 @@ from elseq.generation.kept_steps import FREE, Buffers, KeptSteps, shared_sizes
 from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.strategies import seeded
+from elseq.kernel_trials import SWITCH
 from elseq.precision import floats
 from elseq.precision.linear import Product
 from tests.generation.test_transfers import STRATEGIES

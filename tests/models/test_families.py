@@ -183,7 +183,7 @@ def test_tasks_of_several_languages(task):
     cfg = Namespace(task=Namespace(_name=task))
     check_task(cfg)
     with pytest.raises(UserError, match=sentence):
-        check_task(cfg, multilingual=False)
+        check_task(cfg, allow_multilingual=False)
     for name in (task, f"elseq_{task}"):
         model = Namespace(arch="transformer", task=name)
         check_task_of_model(model, task)

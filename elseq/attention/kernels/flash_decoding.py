@@ -25,7 +25,7 @@ import elseq.gpu as gpu
 import elseq.native as native
 from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels.reorder import reorder_in_place
-from elseq.attention.kernels.trial import Pair, Trial, draw, usable
+from elseq.kernel_trials import Pair, Trial, draw, usable
 from elseq.measurements import power_of_two
 
 if TYPE_CHECKING:

@@ -3,8 +3,8 @@
 import torch
 from torch import Tensor
 
-from elseq.attention.kernels.trial import Trial, draw, usable
 from elseq.gpu import on_device
+from elseq.kernel_trials import Trial, draw, usable
 
 
 def reorder_in_place(buffer: Tensor, order: Tensor, beam: int, taken: Tensor) -> None:

@@ -5,8 +5,8 @@ import math
 import torch
 from torch import Tensor
 
-from elseq.attention.kernels.trial import Trial, draw, usable
 from elseq.gpu import on_device
+from elseq.kernel_trials import Trial, draw, usable
 
 MOST_ON_GPU = 32  # tokens that the kernel finds: one after the other
 TYPES = (torch.float16, torch.bfloat16, torch.float32)

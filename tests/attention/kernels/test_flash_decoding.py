@@ -18,9 +18,10 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from elseq import kernel_trials
 from elseq.attention import Attention, DecodeState, LayerState, Segment, SelfAttentionMemory, multi_head_attention
 from elseq.attention.ancestry import Ancestry
-from elseq.attention.kernels import flash_decoding, trial
+from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.flash_decoding import Sizes, computes
 from elseq.attention.memory import Cursor, FixedMemory
 from elseq.attention.methods import EL, KV
@@ -418,12 +419,12 @@ def test_weights_dropout_and_the_largest_scores_are_not_for_it(monkeypatch):
 @pytest.mark.parametrize("shares, transposed, kv_heads", [(True, False, 1), (False, True, 2)])
 def test_its_trial_finds_it_right(shares, transposed, kv_heads, monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(trial, "_verdicts", {})
-    monkeypatch.setattr(trial, "_seconds", lambda case: (1.0, 2.0))
+    monkeypatch.setattr(kernel_trials, "_verdicts", {})
+    monkeypatch.setattr(kernel_trials, "_seconds", lambda case: (1.0, 2.0))
     query = draw_query(10, 4, 32).to(DEVICE)
     segment = moved(draw_segment(2, kv_heads, 70, 32, shares, transposed))
     assert flash_decoding._is_usable(query, segment, _by_torch)
-    [(name, device, sizes)] = trial._verdicts
+    [(name, device, sizes)] = kernel_trials._verdicts
     assert (name, device) == ("flash-decoding", query.device)
     assert sizes == Sizes(torch.float32, 32, 4, kv_heads, 2, 5, 128, shares, transposed)
     drawn_query, drawn = sizes.draw(query.device, segment)
@@ -643,11 +644,11 @@ def test_in_a_cuda_graph(moves):
 def test_attention_is_right_with_the_kernel_or_without(width, heads, kv_heads, dtype, monkeypatch, tmp_path):
     """Whatever the trial finds."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(trial, "_verdicts", {})
+    monkeypatch.setattr(kernel_trials, "_verdicts", {})
     torch.manual_seed(1)
     segment = draw_segment(4, kv_heads, 400, width, shares=kv_heads == 1 < heads // 8, dtype=dtype)
     query = draw_query(16, heads, width, dtype)
     found, _ = multi_head_attention(query.cuda(), [moved(segment)])
     wide, allowed = expected(query, [segment]), tolerance(dtype, width)
     torch.testing.assert_close(found.cpu().double(), wide, rtol=allowed, atol=allowed)
-    assert len(trial._verdicts) == 1
+    assert len(kernel_trials._verdicts) == 1

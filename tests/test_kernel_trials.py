@@ -7,9 +7,9 @@ from importlib.util import find_spec
 import pytest
 import torch
 
-from elseq.attention.kernels import trial
-from elseq.attention.kernels.trial import Trial, Verdict, draw, error_of, usable, verdicts
+from elseq import kernel_trials
 from elseq.errors import UserError
+from elseq.kernel_trials import Trial, Verdict, draw, error_of, usable, verdicts
 
 DEVICE = torch.device("cpu")
 NUMBERS = torch.tensor([1.0, -2.0, 4.0])
@@ -19,15 +19,15 @@ NUMBERS = torch.tensor([1.0, -2.0, 4.0])
 def no_verdicts(monkeypatch, tmp_path):
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.delenv("ELSEQ_GPU_KERNELS", raising=False)
-    monkeypatch.setattr(trial, "_verdicts", {})
-    monkeypatch.setattr(trial, "_postponed", {})
-    monkeypatch.setattr(trial, "find_spec", lambda name: name)
+    monkeypatch.setattr(kernel_trials, "_verdicts", {})
+    monkeypatch.setattr(kernel_trials, "_postponed", {})
+    monkeypatch.setattr(kernel_trials, "find_spec", lambda name: name)
     time(monkeypatch, 1.0, 2.0)
 
 
 def time(monkeypatch, kernel, plain):
     """What a measurement finds, in milliseconds."""
-    monkeypatch.setattr(trial, "_seconds", lambda case: (kernel / 1000, plain / 1000))
+    monkeypatch.setattr(kernel_trials, "_seconds", lambda case: (kernel / 1000, plain / 1000))
 
 
 def case(found=NUMBERS, dtype=torch.float32):
@@ -78,7 +78,7 @@ def test_what_is_no_finite_number_is_the_same(number):
         assert error_of("a sum", torch.tensor([1.0, 2.0, other]), expected).endswith(", and 2e-05 is allowed")
 
 
-@pytest.mark.parametrize("dtype", trial.TOLERANCES)
+@pytest.mark.parametrize("dtype", kernel_trials.TOLERANCES)
 def test_rounding_is_no_error(dtype):
     rounding = 2 * torch.finfo(dtype).eps
     assert usable("sums", DEVICE, lambda: case(NUMBERS.double() * (1 + rounding), dtype))
@@ -107,7 +107,7 @@ def test_a_kernel_that_cannot_run(caplog):
 
 
 def test_without_triton(monkeypatch, caplog):
-    monkeypatch.setattr(trial, "find_spec", lambda name: None)
+    monkeypatch.setattr(kernel_trials, "find_spec", lambda name: None)
     assert not usable("sums", DEVICE, case)
     [record] = caplog.records
     assert record.getMessage().endswith("because Triton is not installed")
@@ -116,10 +116,10 @@ def test_without_triton(monkeypatch, caplog):
 @pytest.mark.parametrize("capability, is_tried", [((7, 0), False), ((7, 5), False), ((8, 0), True), ((12, 0), True)])
 def test_an_old_gpu(monkeypatch, caplog, capability, is_tried):
     """For which Triton's compiler may end the process."""
-    monkeypatch.setattr(trial, "_free_bytes", lambda device: 0)
-    monkeypatch.setattr(trial, "allocated", lambda device: 0)
-    monkeypatch.setattr(trial.gpu, "on_device", lambda device: nullcontext())
-    monkeypatch.setattr(trial, "measured", lambda name, device, measure: measure())
+    monkeypatch.setattr(kernel_trials, "_free_bytes", lambda device: 0)
+    monkeypatch.setattr(kernel_trials, "allocated", lambda device: 0)
+    monkeypatch.setattr(kernel_trials.gpu, "on_device", lambda device: nullcontext())
+    monkeypatch.setattr(kernel_trials, "measured", lambda name, device, measure: measure())
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: capability)
     tried = []
     device = torch.device("cuda", 0)
@@ -159,19 +159,19 @@ def test_all_verdicts_are_kept(monkeypatch):
 def test_the_times_are_measured_once_on_a_machine_and_the_numbers_compared_in_each_process(monkeypatch):
     assert usable("sums", DEVICE, case, (1,))
     time(monkeypatch, 3.0, 2.0)
-    trial._verdicts.clear()  # as another process
+    kernel_trials._verdicts.clear()  # as another process
     assert usable("sums", DEVICE, case, (1,))
     assert not usable("sums", DEVICE, case, (2,))
-    trial._verdicts.clear()
+    kernel_trials._verdicts.clear()
     assert not usable("sums", DEVICE, lambda: case(NUMBERS + 1), (1,))
 
 
 def test_what_is_timed_may_have_other_sizes(monkeypatch):
     """Those tell the measurements apart."""
     monkeypatch.undo()
-    monkeypatch.setattr(trial, "find_spec", lambda name: name)
-    monkeypatch.setattr(trial, "_verdicts", {})
-    monkeypatch.setattr(trial, "_postponed", {})
+    monkeypatch.setattr(kernel_trials, "find_spec", lambda name: name)
+    monkeypatch.setattr(kernel_trials, "_verdicts", {})
+    monkeypatch.setattr(kernel_trials, "_postponed", {})
     calls, times = [], {"large kernel": 1.0, "large plain": 2.0, "kernel": 2.0, "plain": 1.0}
 
     def function(name):
@@ -181,15 +181,15 @@ def test_what_is_timed_may_have_other_sizes(monkeypatch):
         call()
         return times[calls[-1]]
 
-    monkeypatch.setattr(trial.gpu, "seconds", seconds)
+    monkeypatch.setattr(kernel_trials.gpu, "seconds", seconds)
     names = []
-    monkeypatch.setattr(trial, "measured", lambda name, device, measure: names.append(name) or measure())
+    monkeypatch.setattr(kernel_trials, "measured", lambda name, device, measure: names.append(name) or measure())
     small = Trial(function("kernel"), function("plain"), NUMBERS.double())
     assert not usable("sums", DEVICE, lambda: small, (4,))
     calls.clear()
     large = small._replace(timed=lambda: (function("large kernel"), function("large plain")), timed_sizes=(7,))
     assert usable("sums", DEVICE, lambda: large, (8,))
-    assert calls == ["kernel"] + ["large kernel", "large plain"] * (1 + trial.ROUNDS)
+    assert calls == ["kernel"] + ["large kernel", "large plain"] * (1 + kernel_trials.ROUNDS)
     assert names == ["kernel sums (4,)", "kernel sums (7,)"]
 
 
@@ -224,7 +224,7 @@ def test_it_is_not_tried_again_with_hardly_more_memory(monkeypatch):
         tries.append(free[0])
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(trial, "_free_bytes", lambda device: free[0])
+    monkeypatch.setattr(kernel_trials, "_free_bytes", lambda device: free[0])
     for now in (100, 100, 150, 199, 200, 300, 400):
         free[0] = now
         assert not usable("sums", DEVICE, runs_out)
