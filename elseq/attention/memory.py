@@ -416,7 +416,7 @@ class SelfAttentionMemory:
         attention = self._attention
         if attention is None or attention.top_k is not None or ancestry.beam == 1:
             return False
-        sizes = attention.sizes, attention.k_proj.weight, *ancestry.rows.shape
+        sizes = attention.sizes, next(attention.parameters()), *ancestry.rows.shape
         return self.method.has_step_kernel(*sizes, ancestry, self._read_prompt())
 
     def fix(self, length: int, capacity: int, cursor: Cursor, beam: int, hypotheses: Tensor | None) -> None:

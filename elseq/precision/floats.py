@@ -53,7 +53,7 @@ def fastest(dtype: torch.dtype) -> type[Product]:
     """The products that are the fastest on this machine, of those that are right; `Product` itself stands for ordinary
     layers. Their results differ in the last digits, so the times, of some milliseconds, are measured once for all
     processes."""
-    with plain_calls(torch.device("cpu")), torch.no_grad(), torch.random.fork_rng(devices=[]):  # a search may be seeded
+    with plain_calls(torch.device("cpu")), torch.no_grad(), torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
         layer = nn.Linear(768, 3072)
         layer.weight.copy_(torch.randn(layer.weight.shape, generator=generator) / 768**0.5)

@@ -211,8 +211,9 @@ class DecodingLinear(_DecodingModule, nn.Linear):
             if not decoding.is_released:
                 weight = self._address_and_version()
                 if weight != decoding.made_of or bias != decoding.bias_address:
-                    decoding.product = None
+                    is_read, decoding.product = decoding.is_read, None
                     decoding.product, decoding.made_of, decoding.bias_address = decoding.make(self), weight, bias
+                    decoding.is_read = is_read  # by the search, not by what makes the product
                     decoding.embeds = decoding.is_tied and decoding.product.embeds(self._parameters["weight"].detach())
                 if decoding.releases and not decoding.is_read and decoding.embeds == decoding.is_tied:
                     self.release()
@@ -234,7 +235,7 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         """Bring back the layer's own weight."""
         with _lock:
             decoding = self.decoding
-            if decoding.searches and decoding.product is not None:
+            if decoding.searches:
                 decoding.is_read = True
             if decoding.is_released:
                 weight = decoding.product.weight()

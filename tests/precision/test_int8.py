@@ -28,6 +28,24 @@ def brute_force(linear, x):
     return result.view(*x.shape[:-1], len(weight))
 
 
+def test_another_thread_may_forget_the_input():
+    class Forgotten(QuantizedInputs):
+        """Between two lines of `quantize`."""
+
+        @property
+        def _newest(self):
+            known, self.known = self.known, None
+            return known
+
+        @_newest.setter
+        def _newest(self, known):
+            self.known = known
+
+    inputs, x = Forgotten(), torch.randn(3, 48)
+    for _ in range(2):
+        assert all(map(torch.equal, inputs.quantize(x), QuantizedInputs().quantize(x)))
+
+
 def products():
     kernel = partial(Int8Product, inputs=QuantizedInputs())
     return [TorchProduct, *([kernel] if native.library() is not None else [])]

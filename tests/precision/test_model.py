@@ -3,9 +3,10 @@
 import copy
 import pickle
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import chain
-from threading import Barrier
+from threading import Barrier, Event
 
 import pytest
 import torch
@@ -397,10 +398,47 @@ def test_searches_of_one_model_in_several_threads(always_packed, hasty_threads):
     assert not any(isinstance(module, DecodingLinear) for model in models for module in model.modules())
 
 
+def test_a_weight_that_another_search_reads_is_not_dropped(always_packed):
+    """As `el` reads that of the key projection, beside a search that makes a product of it."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    model.make_generation_fast_()
+    layer = model.decoder.layers[0].encoder_attn.k_proj
+    both = prepared(model)
+    both.begin(only_decodes=True)
+    weight = layer.weight
+    expected = weight.detach().clone()
+    layer.product()
+    assert weight.equal(expected)
+    both.end()
+
+
+def test_a_product_is_made_once(always_packed):
+    """A search that asks for it while another makes it waits."""
+    model = make_models("transformer", DICTIONARY)["kv"]
+    model.make_generation_fast_()
+    both = prepared(model)
+    both.begin(only_decodes=True)
+    layer, made, begins = model.decoder.layers[0].fc1, [], Event()
+    make = layer.decoding.make
+
+    def slowly(linear):
+        begins.set()
+        time.sleep(0.1)
+        made.append(make(linear))
+        return made[-1]
+
+    layer.decoding.make = slowly
+    with ThreadPoolExecutor(1) as pool:
+        other = pool.submit(layer.product)
+        begins.wait()
+        assert [layer.product()] == [other.result()] == made
+    both.end()
+
+
 @pytest.mark.parametrize("dtype", [None, "int8"])
 def test_first_searches_of_a_model_in_several_threads(dtype, always_packed, hasty_threads):
     """One of them makes a product and drops the weight of a layer while the others ask for them."""
-    made = [make_models("transformer", DICTIONARY) for _ in range(8)]
+    made = [make_models("transformer", DICTIONARY) for _ in range(5)]
     for models in made:
         models["kv"].make_generation_fast_()
         models["kv"].decoder.decode_dtype = dtype
