@@ -104,7 +104,9 @@ class EncodedTexts:
             self.sources.append(self._encode(index, text, cfg, truncate, remedies) if text.strip() else None)
         self._lengths = np.asarray(self.sources.lengths)
         self.blank = self._lengths == 0  # bool [N]
-        self._decoders = [_decoder(part, self.sources, self._forced, name, seed) for part in self._parts]
+        self._decoders = [
+            _decoder(part, self.sources, self._forced, name, seed if cfg.sampling else None) for part in self._parts
+        ]
 
     def _encode(self, index: int, text: str, cfg, truncate: bool, remedies: tuple[str, str]) -> Tensor:
         generator, search = self._part(index)

@@ -85,7 +85,8 @@ class Letters:
 
 def encode(texts, generators=None, of_text=None, truncate=False, seed=None):
     of_text = np.zeros(len(texts), np.int64) if of_text is None else np.array(of_text)
-    options = {"cfg": None, "name": "text {}".format, "remedies": REMEDIES}
+    cfg = SimpleNamespace(sampling=True, search=None, parameters=lambda: iter([torch.zeros(1)]))  # also the search
+    options = {"cfg": cfg, "name": "text {}".format, "remedies": REMEDIES}
     return EncodedTexts(texts, generators or [Letters()], of_text, truncate=truncate, seed=seed, **options)
 
 

@@ -17,7 +17,7 @@ from fairseq.sequence_generator import SequenceGenerator
 from fairseq.sequence_scorer import SequenceScorer
 
 import elseq
-from elseq import generator, native
+from elseq import encoded_texts, generator, native
 from elseq.errors import UserError
 from elseq.generation import captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.options import search_configuration
@@ -488,6 +488,12 @@ def test_a_seed_is_for_one_call(attention, tiny_translation, lines):
     assert sample(seed=1) == seeded
 
 
+def test_a_seed_is_for_sampling(translator, lines, monkeypatch):
+    """A beam search seeds nothing, which with fairseq's would be torch's own numbers, and other threads draw these."""
+    monkeypatch.setattr(encoded_texts, "seeded", None)
+    assert translator.generate(lines, seed=1) == translator.generate(lines)
+
+
 def test_seeds_in_several_threads(translator, lines):
     sample = partial(translator.generate, lines, sampling=True, temperature=3)
     seeds = [1, 2, None] * 6
@@ -811,6 +817,15 @@ def test_models_of_other_symbols_are_no_ensemble(kind, setting, value, tmp_path,
         with pytest.raises(UserError, match="are no ensemble: their texts have different symbols; give one of them$"):
             elseq.load(paths, data=trained.data)
     elseq.load(f"{changed}:{changed}", data=trained.data)
+
+
+def test_the_end_symbol_is_the_default_start(tiny_translation, lines, tmp_path):
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["task"]["decoder_start"] = "</s>"
+    torch.save(state, tmp_path / "model.pt")
+    ensemble = elseq.load(f"{tiny_translation.checkpoint}:{tmp_path / 'model.pt'}", data=tiny_translation.data)
+    alone = elseq.load(tiny_translation.checkpoint, data=tiny_translation.data)
+    assert ensemble.generate(lines) == alone.generate(lines)
 
 
 def test_many_names_of_checkpoints(tiny_translation, tmp_path):

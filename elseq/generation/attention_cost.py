@@ -62,7 +62,7 @@ def _measured(
 @torch.no_grad()
 def _measure(method, sizes, top_k, dtype, device, sentences, beam, positions) -> tuple[float, float]:
     embed_dim, heads, head_dim, kv_heads, width = sizes
-    with torch.random.fork_rng(devices=[]):  # a search may have been seeded
+    with torch.random.fork_rng(devices=[]):
         generator = torch.Generator().manual_seed(0)
         options = {"head_dim": head_dim, "encoder_decoder_attention": True, "top_k": top_k}
         layer = Attention(embed_dim, heads, kv_heads, width, width, **options)

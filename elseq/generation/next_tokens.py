@@ -103,7 +103,7 @@ class NextTokens:
     ) -> tuple[Tensor, Tensor, Tensor] | None:
         """A token of each hypothesis, sampled by its probability: other tokens than `torch.multinomial` draws.
 
-        Arguments and results are those of `best`, for one token.
+        Returns what `best` does, for one token.
 
         Args:
             forbidden: as for `best`.

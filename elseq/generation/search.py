@@ -233,7 +233,7 @@ class SequenceGenerator(nn.Module):
         if not kept_steps.can_keep(device_of(sample["net_input"])):
             return self._search(*given)
         random = torch.get_rng_state(), torch.cuda.get_rng_state_all() if torch.cuda.is_initialized() else []
-        generator = getattr(self.search, "generator", None)
+        generator = getattr(self.search, "random_generator", None)
         of_generator = None if generator is None else generator.get_state()
         try:
             return self._search(*given)

@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
-from fairseq import search, utils
+from fairseq import search
 from torch import Tensor
 
 from elseq.compat.generation import DiverseBeamSearch as RepairedDiverseBeamSearch
@@ -25,7 +25,7 @@ class Sampling(AmongFew, RepairedSampling):
     the largest set, and where a kernel draws from all tokens.
     """
 
-    generator: torch.Generator | None = None  # of the random numbers; None: torch's own
+    random_generator: torch.Generator | None = None  # None: torch's own numbers
 
     def needed(self, beam: int) -> int | None:
         if self.sampling_topp > 0:
@@ -33,7 +33,11 @@ class Sampling(AmongFew, RepairedSampling):
         return self.sampling_topk + 1 if self.sampling_topk > 0 else 1
 
     def find(self, tokens: NextTokens, count: int, forbidden: Tensor) -> tuple[Tensor, Tensor, Tensor] | None:
-        return tokens.best(count, forbidden) if self.sampling_topk > 0 else tokens.sampled(forbidden, self.generator)
+        return (
+            tokens.best(count, forbidden)
+            if self.sampling_topk > 0
+            else tokens.sampled(forbidden, self.random_generator)
+        )
 
     def select(
         self, step: int, best: Tensor, tokens: Tensor, scores: Tensor | None
@@ -65,7 +69,7 @@ class Sampling(AmongFew, RepairedSampling):
         Args:
             step: tokens that the hypotheses have.
             lprobs: log-probabilities of the next token, [B, beam, V], which are overwritten.
-            scores: cumulative ones of the tokens so far, [B, beam, step].
+            scores: cumulative ones of the tokens so far, [B, beam, step]; unused in step 0.
             prev_output_tokens, original_batch_idxs: unused.
 
         Returns:
@@ -82,10 +86,14 @@ class Sampling(AmongFew, RepairedSampling):
         else:
             probs = lprobs.exp_()
         if step == 0:
-            drawn = torch.multinomial(probs.squeeze(1), beam, replacement=True, generator=self.generator).unsqueeze(2)
+            drawn = torch.multinomial(
+                probs.squeeze(1), beam, replacement=True, generator=self.random_generator
+            ).unsqueeze(2)
             probs, tokens = (None if each is None else each.expand(-1, beam, -1) for each in (probs, tokens))
         else:  # as `torch.multinomial` draws one token: the first of events that come at these rates
-            drawn = (probs / torch.empty_like(probs).exponential_(generator=self.generator)).argmax(dim=2, keepdim=True)
+            drawn = (probs / torch.empty_like(probs).exponential_(generator=self.random_generator)).argmax(
+                dim=2, keepdim=True
+            )
         found = probs.gather(2, drawn).log_().squeeze(2)
         tokens = drawn if tokens is None else tokens.gather(2, drawn)
         every = _every(tokens)
@@ -169,25 +177,29 @@ class DiverseSiblingsSearch(AmongFew, search.DiverseSiblingsSearch):
 
 
 @contextmanager
-def seeded(generator, seed: int) -> Iterator[None]:
-    """Within the context the random numbers of a search depend on a seed alone, and torch's own stay as they are.
+def seeded(search, seed: int) -> Iterator[None]:
+    """Within the context the random numbers of a search depend on a seed alone.
 
-    Only strategies other than elseq's draw torch's own, after it is seeded. Other threads must not, meanwhile.
+    A strategy of elseq's has a generator of its own. For others torch's own numbers are seeded, and restored after;
+    other threads must not draw any meanwhile.
 
     Args:
-        generator: elseq's or fairseq's.
+        search: a generator of elseq's or of fairseq's.
         seed: of at most 64 bits.
     """
-    strategy = getattr(generator, "search", None)
+    strategy, device = search.search, next(search.parameters()).device
     if isinstance(strategy, Sampling):
-        strategy.generator = torch.Generator(next(generator.parameters()).device).manual_seed(seed)
+        strategy.random_generator = torch.Generator(device).manual_seed(seed)
         try:
             yield
         finally:
-            strategy.generator = None
+            strategy.random_generator = None
         return
-    with torch.random.fork_rng([torch.cuda.current_device()] if torch.cuda.is_initialized() else []):
-        utils.set_torch_seed(seed)
+    with torch.random.fork_rng([device] if device.type == "cuda" else []):
+        torch.default_generator.manual_seed(seed)
+        if device.type == "cuda":
+            with torch.cuda.device(device):
+                torch.cuda.manual_seed(seed)
         yield
 
 

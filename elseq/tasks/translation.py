@@ -140,7 +140,8 @@ class ElseqTranslationTask(TranslationTask, DecodingTask):
     @property
     def decoder_start_symbol(self) -> int | None:
         """The row of the symbol that decoding starts from, if that is not the end symbol."""
-        return self._row(self.tgt_dict, "decoder_start")
+        row = self._row(self.tgt_dict, "decoder_start")
+        return None if row == self.tgt_dict.eos() else row
 
     @property
     def score_target_start(self) -> bool:
