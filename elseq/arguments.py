@@ -3,17 +3,21 @@
 import argparse
 import os
 import re
+import textwrap
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import MISSING, field, fields
 from itertools import pairwise, takewhile
 from pathlib import Path
 
-import elseq
 from elseq.errors import UserError, as_option
 
 # Of a command line for Hydra.
 _HYDRA_OPTION = re.compile(r"-(m|cd|cn|c|-multirun|-cfg|-config-dir|-config-name|-hydra-help|-info)(=|$)")
 OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@-]*=")
+
+# What argparse says of a text that a type function cannot read, and what these functions read.
+_INVALID = re.compile(r"argument (?P<option>--[\w-]+)\S*: invalid (?P<kind>\S+) value: ['\"](?P<text>.*)['\"]")
+IN_WORDS = {"int": "a whole number", "float": "a number", "<lambda>": "a number, or several with commas"}
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
 
@@ -24,14 +28,17 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, *args, **kwargs):
         super().__init__(*args, **kwargs)
         # a private attribute of argparse, which takes -5G, -1e3 and -8,32 for options
-        self._negative_number_matcher = re.compile(r"-(\.?\d|(inf|nan)$)")
+        self._negative_number_matcher = re.compile(r"(?i)-(\.?\d|(inf(inity)?|nan)$)")
 
     def error(self, message: str):
         """
         Raises:
             UserError: always.
         """
-        raise UserError(f"{message}; see {self.prog} --help")
+        found = _INVALID.fullmatch(message)
+        if found is None or found["kind"] not in IN_WORDS:
+            raise UserError(f"{textwrap.shorten(message, 300, placeholder=' ...')}; see {self.prog} --help")
+        raise UserError(f"{found['text']} is not possible: give {IN_WORDS[found['kind']]}", found["option"])
 
     def parse_known_args(self, args=None, namespace=None):
         """Reads --user-dir first, because a plugin may add values of other options."""
@@ -100,22 +107,6 @@ class _Choices:
 
     def __iter__(self):
         return iter(self._names())
-
-
-def folders_of_plugins(text: str) -> str:
-    """A value of --user-dir. It is imported at once, because the plugin may add values of other options.
-
-    Raises:
-        UserError: a folder that cannot be imported.
-    """
-    elseq.set_up()  # a plugin registers with fairseq as elseq has repaired it
-    from elseq.compat.commands import import_user_dirs
-
-    try:
-        import_user_dirs(text)
-    except UserError as error:
-        raise UserError(error.sentence) from error
-    return text
 
 
 def count(text: str) -> int:
@@ -212,6 +203,6 @@ def is_sweep(arguments: Sequence[str]) -> bool:
         if _HYDRA_OPTION.match(argument):
             return True
         is_value = previous.startswith("--") and "=" not in previous
-        if OVERRIDE.match(argument) and not is_value and not Path(argument).exists():
+        if OVERRIDE.match(argument) and not is_value and not os.path.exists(argument):
             return True
     return False

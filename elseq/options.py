@@ -12,7 +12,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from elseq.arguments import count, folders_of_plugins, option_field, parse_bytes, read_path
+import elseq
+from elseq.arguments import count, option_field, parse_bytes, read_path
 from elseq.errors import UserError, as_option
 from elseq.files import check_ordinary, user_dirs
 
@@ -66,6 +67,22 @@ THREADS = {
 def help_of(kind: type, name: str) -> str:
     """The help of a field."""
     return next(each.metadata["help"] for each in fields(kind) if each.name == name)
+
+
+def folders_of_plugins(text: str) -> str:
+    """A value of --user-dir. It is imported at once, because the plugin may add values of other options.
+
+    Raises:
+        UserError: a folder that cannot be imported.
+    """
+    elseq.set_up()  # a plugin registers with fairseq as elseq has repaired it
+    from elseq.compat.commands import import_user_dirs
+
+    try:
+        import_user_dirs(text)
+    except UserError as error:
+        raise UserError(error.sentence) from error
+    return text
 
 
 @dataclass(frozen=True)

@@ -11,12 +11,12 @@ ROOT = Path(__file__).resolve().parents[1]
 ORDER = """
 streams imports model_files
 errors
-files tables bounds numerics native gpu heap
+files tables bounds numerics native gpu heap arguments
 measurements
 kernel_trials
 compat precision
 attention
-arguments models
+models
 options
 generation
 tasks subwords

@@ -10,7 +10,6 @@ import math
 import os
 import re
 import sys
-import textwrap
 import traceback
 import warnings
 from argparse import ArgumentParser, Namespace
@@ -20,6 +19,7 @@ import fairseq
 import torch
 from fairseq import checkpoint_utils, models, options, utils
 from fairseq.dataclass import utils as dataclass_utils
+from fairseq.dataclass.configs import FairseqConfig
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel, FairseqMultiModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, FairseqTask
@@ -38,7 +38,8 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
-from elseq.compat.patching import Overlay, after_parsing, before_training, is_known, wrap
+from elseq.arguments import Parser
+from elseq.compat.patching import Overlay, after_parsing, before_training, is_known, wrap, wrap_in_command
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, described, user_sentence
 from elseq.files import user_dirs
@@ -265,9 +266,7 @@ def generate_one_shard():
             raise UserError(f"--shard-id {shard} is not one of the --num-shards {shards}: give 0 to {shards - 1}")
 
     after_parsing(check)
-    for module in (generate, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.generate
-        if getattr(module, "__file__", None) == generate.__file__:
-            wrap(module, "_main", _generate_shard)
+    wrap_in_command(generate, "_main", _generate_shard)
 
 
 def _generate_shard(main, cfg, output_file):
@@ -448,18 +447,14 @@ def explain_what_cannot_be_parsed():
     dataclass_utils.logger.addFilter(lambda record: not str(record.msg).startswith("Error when composing."))
 
 
-class _Parser(ArgumentParser):
-    """Raises a `UserError` of one sentence instead of printing all options and exiting."""
+class _Parser(Parser):
+    """elseq's, which knows fairseq's default of an option that needs a value."""
 
     def error(self, message: str):
-        found = re.fullmatch(r"argument (--[\w-]+)\S*: invalid (\S+) value: (.*)", message)
-        if found is None:
-            raise UserError(f"{textwrap.shorten(message, 300, placeholder=' ...')}; see {self.prog} --help")
-        option, kind, value = found.groups()
-        if value == "'???'":  # a default of fairseq
-            raise UserError(_MISSING, option)
-        in_words = {"int": "a whole number", "float": "a number"}.get(kind, "a number, or several with commas")
-        raise UserError(f"{value[1:-1]} is not possible: give {in_words}", option)
+        found = re.match(r"argument (--[\w-]+).*'\?\?\?'$", message)
+        if found is not None:
+            raise UserError(_MISSING, found[1])
+        super().error(message)
 
 
 _MISSING = "is missing: give a value"
@@ -482,7 +477,9 @@ def _override(override, node, kind, args):
         return override(node, kind, args)
     except _NoLiteral as error:
         (text,) = error.args
-        name = next(name for name in kind.__dataclass_fields__ if getattr(args, name, None) == text)
+        name = next((name for name in kind.__dataclass_fields__ if getattr(args, name, None) == text), None)
+        if name is None:
+            raise
         raise UserError(f"{text} is not possible: give a number", as_option(name)) from error
 
 
@@ -526,9 +523,7 @@ def tell_that_nothing_was_evaluated():
             logger.warning("nothing was evaluated: no block is left, so the printed perplexity means nothing")
         return results
 
-    for module in (eval_lm, sys.modules["__main__"]):  # __main__ is python -m fairseq_cli.eval_lm
-        if getattr(module, "__file__", None) == eval_lm.__file__:
-            wrap(module, "eval_lm", evaluate)
+    wrap_in_command(eval_lm, "eval_lm", evaluate)
 
 
 def explain_missing_targets():
@@ -553,8 +548,11 @@ def explain_missing_configuration():
 def _check_configuration(add_defaults, cfg):
     if HydraConfig.initialized() and GlobalHydra.instance().is_initialized():
         name = HydraConfig.get().job.config_name
+        stored = ConfigStore.instance().repo.get(f"{name}.yaml")
+        if stored is None or OmegaConf.get_type(stored.node) is not FairseqConfig:
+            return add_defaults(cfg)
         sources = [each for each in GlobalHydra.instance().config_loader().get_sources() if each.scheme() in _OF_FILES]
-        if name is not None and not any(source.is_config(name) for source in sources):
+        if not any(source.is_config(name) for source in sources):
             folders = " and ".join(source.path for source in sources if source.provider in ("main", "command-line"))
             raise UserError(f"{name} is no configuration in {folders}: check its spelling", "--config-name")
     add_defaults(cfg)

@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import sys
 import types
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -21,6 +22,13 @@ def wrap(owner, name, wrapper):
         return wrapper(original, *args, **kwargs)
 
     setattr(owner, name, wrapped)
+
+
+def wrap_in_command(command: types.ModuleType, name, wrapper):
+    """As `wrap`, in a module of a command, also where that is the program: python -m fairseq_cli.train."""
+    for module in (command, sys.modules["__main__"]):
+        if getattr(module, "__file__", None) == command.__file__:
+            wrap(module, name, wrapper)
 
 
 def is_known(*classes: type) -> bool:

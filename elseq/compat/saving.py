@@ -13,7 +13,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq_cli import train
 
-from elseq.compat.patching import before_training, wrap
+from elseq.compat.patching import before_training, wrap, wrap_in_command
 from elseq.errors import UserError
 from elseq.files import lock
 
@@ -81,7 +81,7 @@ def refuse_asynchronous_checkpoints():
             )
         add(cfg)
 
-    wrap(train, "add_defaults", add_defaults)
+    wrap_in_command(train, "add_defaults", add_defaults)
 
 
 def refuse_folders_for_checkpoints():

@@ -303,8 +303,9 @@ def explain_options_of_the_optimizer():
         try:
             return parse(schedule, text)
         except (SyntaxError, *_OF_OPTIONS) as error:
-            remedy = "give a table such as \"{'1-3': 0.1, '4': 0.01}\""
-            raise UserError(f"manual cannot read {text} as rates: {remedy}", "--lr-scheduler") from error
+            option = "--epoch2lr" if text == schedule.cfg.epoch2lr else "--update2lr"
+            remedy = "give one such as \"{'1-3': 0.1, '4': 0.01}\""
+            raise UserError(f"{text} is no table of rates: {remedy}", option) from error
 
     wrap(trainer.Trainer, "_build_optimizer", build_optimizer)
     wrap(ManualSchedule, "parse_manuallr_args", parse_manual)

@@ -8,6 +8,7 @@ from pathlib import Path
 from hydra.core.hydra_config import HydraConfig
 from omegaconf import DictConfig, OmegaConf
 
+from elseq.arguments import IN_WORDS
 from elseq.benchmark.arguments import STOCK_MODES, Settings
 from elseq.benchmark.command import make_grid, title
 from elseq.benchmark.rows import Row
@@ -86,7 +87,7 @@ def _read(name: str, text: str, metadata: Mapping):
     except UserError as error:
         raise UserError(f"{name} {error}") from error
     except ValueError as error:
-        raise UserError(f"{name}: invalid {kind.__name__} value: {text!r}; see elseq-benchmark --help") from error
+        raise UserError(f"{name} {text} is not possible: give {IN_WORDS[kind.__name__]}") from error
     if choices is not None and value not in choices:
         known = ", ".join(map(repr, choices))
         raise UserError(f"{name}: invalid choice: {text!r} (choose from {known}); see elseq-benchmark --help")

@@ -642,7 +642,7 @@ def test_files_that_are_no_checkpoint(run, tmp_path, content, sentence):
         (["heads", "model.pt"], "one of the arguments --num-kv-heads --state-budget is required"),
         (["heads", "model.pt", "--num-kv-heads=two"], "^--num-kv-heads 'two' is not a whole number above 0"),
         (["heads", "model.pt", "--num-kv-heads=0"], "^--num-kv-heads '0' is not a whole number above 0"),
-        (["heads", "model.pt", "--num-kv-heads=2", "--seed=x"], "argument --seed: invalid int value: 'x'"),
+        (["heads", "model.pt", "--num-kv-heads=2", "--seed=x"], "--seed x is not possible: give a whole number"),
         (["heads", "model.pt", "--num-kv-heads=2", "--method=median"], "argument --method: invalid choice"),
         (
             ["heads", "model.pt", "--num-kv-heads=2", "--in=decoder,middle"],

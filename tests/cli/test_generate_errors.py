@@ -93,7 +93,7 @@ def never(*_, **__):
         ),
         (["--output={tmp}/pipe", "--overwrite"], "--output .*/pipe is not a regular file: give the name of one"),
         (["--output=/proc/output"], "--output /proc/output cannot be written .*: give another"),
-        (["--beam=3", "--sampling-topk=3", "--seed=x"], "argument --seed: invalid int value: 'x'; see elseq-generate"),
+        (["--beam=3", "--sampling-topk=3", "--seed=x"], "--seed x is not possible: give a whole number"),
         (["--max-tokens=0"], "--max-tokens '0' is not a whole number above 0$"),
         (["--nbest=2"], "--nbest 2 needs --format jsonl: text has one hypothesis for each line$"),
         (["--format=jsonl", "--nbest=6"], "--nbest 6 is not between 1 and the beam, .; change either$"),

@@ -444,6 +444,8 @@ def test_ranges_with_hydra(translation_data, tmp_path, monkeypatch):
             "--total-num-update x is not possible: give a number",
         ),
         (["--maxupdate=3"], "unrecognized arguments: --maxupdate=3; see "),
+        (["--lr", "-1e-3"], "--lr -0.001 is not possible: give a number, or several with commas"),
+        (["--arch=lightconv", "--encoder-glu", "x"], "--encoder-glu "),
     ],
 )
 def test_what_cannot_be_parsed(translation_data, tmp_path, options, sentence):

@@ -17,6 +17,7 @@ from fairseq.trainer import Trainer
 from elseq import files
 from elseq.compat import saving
 from elseq.errors import UserError
+from tests import helpers
 
 # --- whole checkpoints
 
@@ -115,11 +116,16 @@ def test_an_interruption_of_torch(tmp_path, without, monkeypatch, interruption):
     assert size > path.stat().st_size + 1000
 
 
-def test_asynchronous_checkpoints(train, tmp_path, without):
+def test_asynchronous_checkpoints(train, translation_data, tmp_path, without):
     result = train("--write-checkpoints-asynchronously")
     assert result.returncode == 1
     assert result.stderr.startswith("elseq: error: --write-checkpoints-asynchronously leaves out checkpoint_last.pt, ")
     assert not list(tmp_path.iterdir())
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--write-checkpoints-asynchronously")
+    command = [sys.executable, "-m", "fairseq_cli.train", *command[1:], "--user-dir", helpers.USER_DIR]
+    result = subprocess.run([str(each) for each in command], capture_output=True, text=True)
+    assert result.returncode == 1
+    assert "elseq: error: --write-checkpoints-asynchronously leaves out checkpoint_last.pt, " in result.stderr
     without(fairseq_cli.train, "add_defaults")
     if find_spec("iopath") is None:
         assert train("--write-checkpoints-asynchronously").returncode == 0

@@ -287,10 +287,10 @@ def test_cutoffs(train, architecture, cutoffs):
         ),
         *(
             (
-                ["--lr-scheduler=manual", f"--epoch2lr={text}"],
-                f"--lr-scheduler manual cannot read {text} as rates: give a table such as ",
+                ["--lr-scheduler=manual", f"--{option}={text}"],
+                f"--{option} {text} is no table of rates: give one such as ",
             )
-            for text in ("x", "{1: 0.1}", "5")
+            for option, text in (("epoch2lr", "x"), ("epoch2lr", "{1: 0.1}"), ("epoch2lr", "5"), ("update2lr", "x"))
         ),
         (
             ["--lr-scheduler=inverse_sqrt", "--warmup-updates=0"],

@@ -111,7 +111,7 @@ def test_a_job_that_fails_is_a_row(requests, tmp_path):
             "batch='2,4' decode=kv",
             "kv, batch 2,4: batch, beam and dtype are one value each; several with commas between",
         ),
-        ("lenpen=much", "auto, batch 8: lenpen: invalid float value: 'much'; see elseq-benchmark --help."),
+        ("lenpen=much", "auto, batch 8: lenpen much is not possible: give a number."),
         ("dtype=int4", "auto, batch 8, int4: dtype 'int4' is unknown; choose from float32, bfloat16, float16, int8."),
         ("dtype=int8 decode=stock", "stock, batch 8, int8: fairseq has no int8; the int8 of others is compared with"),
         ("dtype='float32,int8'", "auto, batch 8, float32,int8: batch, beam and dtype are one value each; several "),
