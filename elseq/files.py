@@ -120,12 +120,13 @@ def read_json(path: Path) -> dict:
     return content
 
 
-def check_dictionaries(folder: Path, named: Sequence[str] = ()) -> Path:
+def check_dictionaries(folder: Path, named: Sequence[Path] = ()) -> Path:
     """The folder, if it has dictionaries.
 
     Args:
         folder: the folder.
-        named: the names of files that are dictionaries beside those of `DICTIONARIES`.
+        named: files that are dictionaries beside those of `DICTIONARIES`: those of their names in the folder, or they
+            themselves.
 
     Raises:
         UserError: it has none, or one of them or of its subword vocabularies is a pipe or a device.
@@ -138,14 +139,15 @@ def check_dictionaries(folder: Path, named: Sequence[str] = ()) -> Path:
     return folder
 
 
-def has_dictionaries(folder: Path, named: Sequence[str] = ()) -> bool:
+def has_dictionaries(folder: Path, named: Sequence[Path] = ()) -> bool:
     """As `check_dictionaries`."""
-    return any(folder.glob(DICTIONARIES)) or any(os.path.isfile(folder / name) for name in named)
+    files = (each for path in named for each in (folder / path.name, path))
+    return any(folder.glob(DICTIONARIES)) or any(map(os.path.isfile, files))
 
 
-def names_of_dictionaries(named: Sequence[str] = ()) -> str:
+def names_of_dictionaries(named: Sequence[Path] = ()) -> str:
     """The names of which `check_dictionaries` needs one, in words."""
-    return f"{DICTIONARIES}, or {' and '.join(named)} of the training" if named else DICTIONARIES
+    return f"{DICTIONARIES}, or {' and '.join(path.name for path in named)} of the training" if named else DICTIONARIES
 
 
 def user_dirs(text: str) -> list[str]:

@@ -19,7 +19,7 @@ from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
-from elseq.files import check_dictionaries, check_ordinary, has_dictionaries, names_of_dictionaries
+from elseq.files import check_dictionaries, check_ordinary, has_dictionaries, names_of_dictionaries, read_lines
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
@@ -97,7 +97,7 @@ class Checkpoint:
             UserError: none of them has a dictionary.
         """
         paths = map(self._path_of_training, ("fixed_dictionary", "source_dict", "target_dict"))
-        named = list(dict.fromkeys(path.name for path in paths if path is not None))
+        named = list(dict.fromkeys(path for path in paths if path is not None))
         if data is not None:
             return check_dictionaries(as_path(data, "data"), named)
         folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
@@ -184,6 +184,8 @@ class Checkpoint:
                 f"is missing, and which of {names} in {folder} is the {missing[0]}'s is not known",
                 f"{missing[0]}_lang",
             )
+        elif missing and sides[missing[0]] is None:
+            raise UserError(f"is missing, and {folder} has no dictionary of the {missing[0]}", f"{missing[0]}_lang")
         elif missing:
             raise UserError(f"{folder} holds no {named[missing[0]].name}, the {missing[0]} dictionary: copy it there")
         return named["source"], named["target"]
@@ -502,12 +504,16 @@ def _difference(one: Dictionary, another: Dictionary, one_file: Path, another_fi
     """In which word two dictionaries differ first, or else how many they have; None if they are equal."""
     if one.symbols == another.symbols:
         return None
+    # without the words that a task adds for its languages
+    sizes = [sum(1 for _ in read_lines(file)) for file in (one_file, another_file)]
     first = one.nspecial
-    words = zip(one.symbols[first:], another.symbols[first:], strict=False)
-    for number, (mine, other) in enumerate(words, start=1):
+    words = zip(one.symbols[first:], another.symbols[first:], range(1, min(sizes) + 1), strict=False)
+    for mine, other, number in words:
         if mine != other:
             return f"word {number} of {one_file} is {mine!r:.60}, and of {another_file} {other!r:.60}"
-    return f"{one_file} has {len(one) - first} words, and {another_file} {len(another) - first}"
+    if sizes[0] != sizes[1]:
+        return f"{one_file} has {sizes[0]} words, and {another_file} {sizes[1]}"
+    return "they are of other languages"
 
 
 def checkpoint_paths(path: str | Path) -> list[Path]:

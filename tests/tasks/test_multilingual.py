@@ -524,6 +524,43 @@ def test_a_dictionary_of_one_side_that_the_training_named(family, tmp_path):
     assert named == (tmp_path / "named.txt", tmp_path / "dict.txt")
 
 
+def test_a_dictionary_of_training_at_its_own_path(family, tmp_path):
+    """No folder has one."""
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    task.data, task.fixed_dictionary = str(tmp_path / "gone"), str(tmp_path / "elsewhere" / "named.txt")
+    (tmp_path / "elsewhere").mkdir()
+    shutil.copy(model.data / "dict.aa.txt", tmp_path / "elsewhere" / "named.txt")
+    (tmp_path / "alone").mkdir()
+    torch.save(state, tmp_path / "alone" / "model.pt")
+    languages, lines = {"source_lang": "aa", "target_lang": "bb"}, model.lines()[:3]
+    expected = elseq.load(model.checkpoint, data=model.data, **languages).generate(lines)
+    assert elseq.load(tmp_path / "alone", **languages).generate(lines) == expected
+
+
+def test_a_side_without_language_and_dictionary(family, tmp_path):
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    task = state["cfg"]["task"]
+    task.source_lang = task.target_lang = None
+    task.target_dict = "/gone/named.txt"
+    torch.save(state, tmp_path / "model.pt")
+    shutil.copy(model.data / "dict.aa.txt", tmp_path / "named.txt")
+    with pytest.raises(UserError, match=f"^source_lang is missing, and {tmp_path} has no dictionary of the source$"):
+        elseq.load(tmp_path / "model.pt")
+
+
+def test_an_ensemble_of_other_languages(family, tmp_path):
+    """The task adds their words to the dictionaries."""
+    model = family("m2m")
+    state = torch.load(model.checkpoint)
+    state["cfg"]["task"].langs = ["aa", "bb", "dd"]
+    torch.save(state, tmp_path / "model.pt")
+    with pytest.raises(UserError, match="are no ensemble: they are of other languages; give one of them$"):
+        elseq.load(f"{model.checkpoint}:{tmp_path / 'model.pt'}", data=model.data, source_lang="aa", target_lang="bb")
+
+
 def test_what_the_checkpoint_names_is_no_output(family, tmp_path):
     model = family("m2m")
     (tmp_path / "elsewhere").mkdir()
