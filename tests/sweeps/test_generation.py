@@ -164,7 +164,7 @@ def test_scores(generate, tiny_translation, tmp_path, score):
         ("long_input=yes", "'yes' is not possible: give True or False"),
         ("source_window=true", "True is not possible: give a number"),
         ("dtype=int4", "dtype=int4 is unknown: choose one of float32, float16, bfloat16, float64, int8"),
-        ("beam=many", "beam 'many' cannot be used"),
+        ("beam=many", "beam 'many' is not possible: give a whole number"),
         ("source_lang_field=from", "source_lang_field needs --input-format jsonl: a line of text has no fields"),
         ("decoding=beam task.eval_bleu_args=beam", "task.eval_bleu_args 'beam' is no JSON object"),
         ("max_tokens=many", "max_tokens 'many' is not a whole number above 0"),
