@@ -9,12 +9,12 @@ import os
 import secrets
 import stat
 import sys
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import IO
 
 from elseq.errors import UserError
-from elseq.model_files import DICTIONARIES, READ_OF_FOLDERS, SUBWORDS
+from elseq.model_files import READ_OF_FOLDERS
 
 LONGEST_LINE = 2**26  # bytes; input without line ends (/dev/zero) is refused before it fills the memory
 # What a file system without locks says, for a file or for a folder.
@@ -118,36 +118,6 @@ def read_json(path: Path) -> dict:
     if not isinstance(content, dict):
         raise UserError(f"{path} holds no JSON object: copy it again")
     return content
-
-
-def check_dictionaries(folder: Path, named: Sequence[Path] = ()) -> Path:
-    """The folder, if it has dictionaries.
-
-    Args:
-        folder: the folder.
-        named: files that are dictionaries beside those of `DICTIONARIES`: those of their names in the folder, or they
-            themselves.
-
-    Raises:
-        UserError: it has none, or one of them or of its subword vocabularies is a pipe or a device.
-    """
-    if not has_dictionaries(folder, named):
-        raise UserError(f"{folder} holds no dictionary ({names_of_dictionaries(named)}); name another folder", "data")
-    for pattern in (DICTIONARIES, *SUBWORDS):
-        for path in folder.glob(pattern):
-            check_ordinary(path)
-    return folder
-
-
-def has_dictionaries(folder: Path, named: Sequence[Path] = ()) -> bool:
-    """As `check_dictionaries`."""
-    files = (each for path in named for each in (folder / path.name, path))
-    return any(folder.glob(DICTIONARIES)) or any(map(os.path.isfile, files))
-
-
-def names_of_dictionaries(named: Sequence[Path] = ()) -> str:
-    """The names of which `check_dictionaries` needs one, in words."""
-    return f"{DICTIONARIES}, or {' and '.join(path.name for path in named)} of the training" if named else DICTIONARIES
 
 
 def user_dirs(text: str) -> list[str]:

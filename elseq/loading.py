@@ -4,6 +4,7 @@ import contextlib
 import filecmp
 import os
 from argparse import Namespace
+from collections.abc import Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -19,11 +20,11 @@ from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about
-from elseq.files import check_dictionaries, check_ordinary, has_dictionaries, names_of_dictionaries, read_lines
+from elseq.files import check_ordinary, read_lines
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
 from elseq.interop.checkpoints import to_stock
-from elseq.model_files import DICTIONARIES
+from elseq.model_files import DICTIONARIES, SUBWORDS
 from elseq.models.families import check_task, is_language_model, task_name
 from elseq.models.stock import EQUIVALENT
 from elseq.models.transformer import Decoder
@@ -94,22 +95,24 @@ class Checkpoint:
         """The folder of the dictionaries: `data`, otherwise the checkpoint's, otherwise that of its training data.
 
         Raises:
-            UserError: none of them has a dictionary.
+            UserError: none of them has a dictionary, or a file there is a pipe or a device.
         """
         paths = map(self._path_of_training, ("fixed_dictionary", "source_dict", "target_dict"))
         named = list(dict.fromkeys(path for path in paths if path is not None))
         if data is not None:
-            return check_dictionaries(as_path(data, "data"), named)
-        folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
+            folders = [as_path(data, "data")]
+        else:
+            folders = [self.path.parent, *(Path(folder) for folder in self._trained_on()[:1])]
         for folder in folders:
             with contextlib.suppress(OSError, ValueError):  # an invalid path, or one that is too long
-                if has_dictionaries(folder, named):
-                    return check_dictionaries(folder, named)
-        looked = " and ".join(str(folder) for folder in folders)
-        raise UserError(
-            f"is missing, and no dictionary ({names_of_dictionaries(named)}) was found in {looked}; name its folder",
-            "data",
-        )
+                if _has_dictionaries(folder, named):
+                    return folder
+        names, looked = DICTIONARIES, " and ".join(map(str, folders))
+        if named:
+            names += f", or {' and '.join(path.name for path in named)} of the training"
+        if data is not None:
+            raise UserError(f"{looked} holds no dictionary ({names}); name another folder", "data")
+        raise UserError(f"is missing, and no dictionary ({names}) was found in {looked}; name its folder", "data")
 
     def _trained_on(self) -> list[str]:
         return utils.split_paths(str(getattr(self.cfg.task, "data", "") or ""))
@@ -196,9 +199,9 @@ class Checkpoint:
         Raises:
             UserError: it has no file of this name.
         """
-        if self._path_of_training(f"{side}_dict") is None:
-            return self._named("fixed_dictionary", folder)  # or the files of the folder: it is for all languages
-        return self._needed(f"{side}_dict", f"the {side} dictionary", folder)
+        own = self._named(f"{side}_dict", folder, f"the {side} dictionary")
+        # Without that of all languages the files of the folder are read.
+        return self._named("fixed_dictionary", folder) if own is None else own
 
     def list_of_languages(self, folder: Path) -> Path | None:
         """The file with the codes of languages that the training of a multilingual model named, if it did.
@@ -209,30 +212,26 @@ class Checkpoint:
         Raises:
             UserError: there is no file of this name.
         """
-        return self._needed("lang_dict", "the list of languages", folder)
+        return self._named("lang_dict", folder, "the list of languages")
 
-    def _needed(self, option: str, what: str, folder: Path) -> Path | None:
-        """As `_named`.
-
-        Raises:
-            UserError: the file is missing.
-        """
-        named, found = self._path_of_training(option), self._named(option, folder)
-        if named is not None and found is None:
-            raise UserError(f"{named.name} was {what} of the training and is not in {folder}: copy it there")
-        return found
-
-    def _named(self, option: str, folder: Path) -> Path | None:
+    def _named(self, option: str, folder: Path, what: str | None = None) -> Path | None:
         """The file that an option of the training names: the one of its name in the folder, otherwise itself, or None.
 
+        Args:
+            option: of the task.
+            folder: see `folder`.
+            what: what it is, in the error if there is no such file. Default: that is no error.
+
         Raises:
-            UserError: the option is no path, or the file is a pipe or a device.
+            UserError: the option is no path, or the file is a pipe or a device, or is missing.
         """
         path = self._path_of_training(option)
         if path is None:
             return None
         found = next((each for each in (folder / path.name, path) if os.path.isfile(each)), None)
         check_ordinary(path if found is None else found)
+        if found is None and what is not None:
+            raise UserError(f"{path.name} was {what} of the training and is not in {folder}: copy it there")
         return found
 
     def _path_of_training(self, option: str) -> Path | None:
@@ -450,6 +449,26 @@ def load_language_model(
             dictionary = own  # fairseq's check for equal dictionaries reads it
     task = checkpoint.build_task(dictionary.parent, (dictionary,) * 2, attention)
     return checkpoint.build_model(task, device, dtype), dictionary
+
+
+def _has_dictionaries(folder: Path, named: Sequence[Path]) -> bool:
+    """Whether a folder has dictionaries.
+
+    Args:
+        folder: the folder.
+        named: files that are dictionaries beside those of `DICTIONARIES`: those of their names in the folder, or they
+            themselves.
+
+    Raises:
+        UserError: it has, and one of them or of its subword vocabularies is a pipe or a device.
+    """
+    files = (each for path in named for each in (folder / path.name, path))
+    if not any(folder.glob(DICTIONARIES)) and not any(map(os.path.isfile, files)):
+        return False
+    for pattern in (DICTIONARIES, *SUBWORDS):
+        for path in folder.glob(pattern):
+            check_ordinary(path)
+    return True
 
 
 def check_same_kind(first: Checkpoint, other: Checkpoint) -> None:
