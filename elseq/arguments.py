@@ -16,7 +16,7 @@ _HYDRA_OPTION = re.compile(r"-(m|cd|cn|c|-multirun|-cfg|-config-dir|-config-name
 OVERRIDE = re.compile(r"[~+]*[A-Za-z_][\w./@-]*=")
 
 # What argparse says of a text that a type function cannot read, and what these functions read.
-_INVALID = re.compile(r"argument (?P<option>--[\w-]+)\S*: invalid (?P<kind>\S+) value: ['\"](?P<text>.*)['\"]")
+INVALID = re.compile(r"argument (?P<option>--[\w-]+)\S*: invalid (?P<kind>\S+) value: ['\"](?P<text>.*)['\"]")
 IN_WORDS = {"int": "a whole number", "float": "a number", "<lambda>": "a number, or several with commas"}
 
 UNITS = {"": 1, "K": 2**10, "M": 2**20, "G": 2**30, "T": 2**40}
@@ -35,7 +35,7 @@ class Parser(argparse.ArgumentParser):
         Raises:
             UserError: always.
         """
-        found = _INVALID.fullmatch(message)
+        found = INVALID.fullmatch(message)
         if found is None or found["kind"] not in IN_WORDS:
             raise UserError(f"{textwrap.shorten(message, 300, placeholder=' ...')}; see {self.prog} --help")
         raise UserError(f"{found['text']} is not possible: give {IN_WORDS[found['kind']]}", found["option"])

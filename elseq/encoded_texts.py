@@ -188,8 +188,10 @@ def _decoder(part: _Part, sources: Tokens, forced: Mapping[str, Mapping], name, 
 
     def decode(numbers: list[int]) -> list[list[dict]]:
         given = {option: [of_text[number] for number in numbers] for option, of_text in forced.items()}
-        of_batch = random.Random(f"{seed} {numbers[0]}").getrandbits(63)
-        with nullcontext() if seed is None else seeded(part.search, of_batch):
+        context = nullcontext()
+        if seed is not None:
+            context = seeded(part.search, random.Random(f"{seed} {numbers[0]}").getrandbits(63))
+        with context:
             return part.generator.decode(part.search, [sources[number] for number in numbers], **given)
 
     return SplittingDecoder(decode, sources.lengths, name)

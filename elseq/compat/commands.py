@@ -38,7 +38,7 @@ from hydra.core.hydra_config import HydraConfig
 from hydra.errors import ConfigCompositionException
 from omegaconf import OmegaConf, open_dict
 
-from elseq.arguments import Parser
+from elseq.arguments import INVALID, Parser
 from elseq.compat.patching import Overlay, after_parsing, before_training, is_known, wrap, wrap_in_command
 from elseq.compat.settings import model_class, model_name, values
 from elseq.errors import UserError, as_option, described, user_sentence
@@ -451,9 +451,9 @@ class _Parser(Parser):
     """elseq's, which knows fairseq's default of an option that needs a value."""
 
     def error(self, message: str):
-        found = re.match(r"argument (--[\w-]+).*'\?\?\?'$", message)
-        if found is not None:
-            raise UserError(_MISSING, found[1])
+        found = INVALID.fullmatch(message)
+        if found is not None and found["text"] == "???":
+            raise UserError(_MISSING, found["option"])
         super().error(message)
 
 

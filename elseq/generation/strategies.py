@@ -90,16 +90,15 @@ class Sampling(AmongFew, RepairedSampling):
                 probs.squeeze(1), beam, replacement=True, generator=self.random_generator
             ).unsqueeze(2)
             probs, tokens = (None if each is None else each.expand(-1, beam, -1) for each in (probs, tokens))
+            before, hypotheses = 0, torch.zeros_like(_every(drawn))
         else:  # as `torch.multinomial` draws one token: the first of events that come at these rates
             drawn = (probs / torch.empty_like(probs).exponential_(generator=self.random_generator)).argmax(
                 dim=2, keepdim=True
             )
+            before, hypotheses = scores[:, :, step - 1], _every(drawn)
         found = probs.gather(2, drawn).log_().squeeze(2)
         tokens = drawn if tokens is None else tokens.gather(2, drawn)
-        every = _every(tokens)
-        if step == 0:
-            return found, tokens.squeeze(2), torch.zeros_like(every)
-        return scores[:, :, step - 1] + found, tokens.squeeze(2), every
+        return before + found, tokens.squeeze(2), hypotheses
 
     def _sample_topp(self, lprobs: Tensor) -> tuple[Tensor, Tensor]:
         """Probabilities, best first, of the fewest tokens that have more than p together, 0 of others; the tokens."""

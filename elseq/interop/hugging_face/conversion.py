@@ -215,9 +215,10 @@ def to_hugging_face(
         config["decoder_vocab_size"] = len(order)
     symbols |= family.decoding_symbols(symbols, getattr(task, "force_bos", False))
     target_start, notes = _target_start(told, cfg, target)
-    start = getattr(cfg.task, "decoder_start", None)
-    start = None if start == "</s>" else start  # as without the option
-    starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": start}
+    decoder_start = getattr(cfg.task, "decoder_start", None)
+    if decoder_start == "</s>":  # as without the option
+        decoder_start = None
+    starts = {"forced_bos_token_id": target_start, "decoder_start_token_id": decoder_start}
     symbols |= {name: order.index(_row(target, word)) for name, word in starts.items() if word}
     config |= {name: row for name, row in symbols.items() if name.endswith("_token_id")}
     tensors = {name: _in_order(name, tensor, source_order, order) for name, tensor in tensors.items()}
