@@ -54,8 +54,14 @@ INLINE Mask not_zero(const uint8_t *bytes, Mask mask) {
 INLINE float sum_of(Numbers x) { return _mm512_reduce_add_ps(x); }
 INLINE float largest_of(Numbers x) { return _mm512_reduce_max_ps(x); }
 INLINE float smallest_of(Numbers x) { return _mm512_reduce_min_ps(x); }
-INLINE __m256 eight_sums(Numbers x) {
-    return _mm256_add_ps(_mm512_castps512_ps256(x), _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(x), 1)));
+INLINE __m128 four_sums(const Numbers (&x)[4]) {
+    const Numbers first = _mm512_unpacklo_ps(x[0], x[1]) + _mm512_unpackhi_ps(x[0], x[1]);
+    const Numbers second = _mm512_unpacklo_ps(x[2], x[3]) + _mm512_unpackhi_ps(x[2], x[3]);
+    const __m512d two = _mm512_castps_pd(first), others = _mm512_castps_pd(second);
+    const Numbers four =
+        _mm512_castpd_ps(_mm512_unpacklo_pd(two, others)) + _mm512_castpd_ps(_mm512_unpackhi_pd(two, others));
+    const __m256 eight = _mm512_castps512_ps256(four) + _mm256_castpd_ps(_mm512_extractf64x4_pd(_mm512_castps_pd(four), 1));
+    return _mm_add_ps(_mm256_castps256_ps128(eight), _mm256_extractf128_ps(eight, 1));
 }
 
 INLINE Integers integers(Numbers x) { return _mm512_castps_si512(x); }  // the same bits

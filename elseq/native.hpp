@@ -15,7 +15,8 @@
 #include <limits>
 #include <vector>
 
-#define INLINE inline __attribute__((always_inline))
+#define INLINED __attribute__((always_inline))
+#define INLINE inline INLINED
 #define UNROLL _Pragma("GCC unroll 16")
 
 #if defined ELSEQ_AVX512

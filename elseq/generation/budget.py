@@ -285,7 +285,9 @@ class _Batch:
         if projected and self.methods.cross.projects_memory:
             is_scattered = is_cut and self.sentences > 1
             remembering += max(self._projecting(whole, attention, is_scattered) for attention in projected)
-        elif is_cut:
+        elif projected and not is_cut:
+            remembering += self._rounding(whole, projected[0], self.methods.cross)
+        elif not self._is_narrow(self.methods.cross):
             remembering -= hidden  # it is the memory itself
         if not is_cut:
             reading = max(3 * hidden, self._layers(self.encoder.layers, whole, self.length))
@@ -474,7 +476,8 @@ class _Search(_Batch):
         need_weights = bool(self.search.print_alignment) and is_last
         if method.reads_unmoved(query, top_k=attention.top_k, need_weights=need_weights):
             copies = 1 if self.dtype == torch.float32 else 2
-            return copies * rows.count * query.numel() * self.wide_itemsize, True
+            results = copies * rows.count * query.numel() * self.wide_itemsize
+            return results + method.bytes_of_kernel_step(attention.sizes, rows.count), True
         width, group = _read(method, attention.sizes)
         numbers, copied = method.numbers_of_step(attention.sizes, shared, own), 0
         chooses = attention.top_k is not None and attention.top_k < shared + own

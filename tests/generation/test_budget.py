@@ -266,7 +266,7 @@ def test_hypotheses_that_patience_keeps(monkeypatch):
     searching = {"min_len": 50, "beam_patience": 12.0}
     planned, with_patience, _ = measure("transformer", "el", **sizes, searching=searching)
     assert peak < 0.7 * with_patience
-    assert with_patience <= planned < 1.3 * with_patience, planned / with_patience
+    assert with_patience <= planned < 1.35 * with_patience, planned / with_patience
 
 
 @pytest.mark.few_cases(1)

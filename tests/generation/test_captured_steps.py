@@ -248,7 +248,7 @@ def test_hypotheses_are_found_by_the_kernel(begin_to_capture, monkeypatch, metho
     expected = search(model, sample, **options)
     begin_to_capture()
     monkeypatch.setattr(captured_steps, "CapturedWork", lambda device: lambda work: work())
-    monkeypatch.setattr("elseq.attention.methods.kv.computes_step", lambda query: False)  # the kernel of a CPU
+    monkeypatch.setattr("elseq.attention.methods.method.computes_step", lambda query: False)  # the kernel of a CPU
     monkeypatch.setattr(flash_decoding, "computes", lambda query, segments, plain: query.size(2) == 1)
     by_ancestry, computed = [], flash_decoding.flash_decoding
 

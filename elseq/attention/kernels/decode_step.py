@@ -72,7 +72,7 @@ def decode_step(
         RuntimeError: elseq's kernels are not available.
     """
     hypotheses, heads, _, width = query.shape
-    _check("the query", query, _type(query), (hypotheses, heads, 1, width), 3)
+    check("the query", query, type_of(query), (hypotheses, heads, 1, width), 3)
     second = Own() if own is None else own_argument(*own, hypotheses, width)
     kv_heads = own[0].size(1) if own is not None else shared[0].size(1) if shared is not None else heads
     first = Shared(sequences=hypotheses) if shared is None else shared_argument(*shared, kv_heads, width)
@@ -111,9 +111,9 @@ def own_argument(keys: Tensor, values: Tensor, rows: Tensor, hypotheses: int, wi
         ValueError: another type, shape or layout.
     """
     for name, tensor in (("own keys", keys), ("own values", values)):
-        _check(name, tensor, _type(keys), (*keys.shape[:3], width), 3)
+        check(name, tensor, type_of(keys), (*keys.shape[:3], width), 3)
     listed = rows.size(1)
-    _check("rows", rows, torch.int64, (hypotheses, listed), 1)
+    check("rows", rows, torch.int64, (hypotheses, listed), 1)
     if listed > keys.size(2) or listed < keys.size(2) and hypotheses > len(keys):
         raise ValueError(f"{listed} rows of {hypotheses} hypotheses for keys {list(keys.shape)}")
     return Own(
@@ -137,10 +137,10 @@ def shared_argument(keys: Tensor, values: Tensor, mask: Tensor | None, kv_heads:
     """
     sequences, length = keys.size(0), keys.size(2)
     for name, tensor, adjacent in (("shared keys", keys, 2), ("shared values", values, 3)):
-        _check(name, tensor, _type(keys), (sequences, kv_heads, length, width), adjacent)
+        check(name, tensor, type_of(keys), (sequences, kv_heads, length, width), adjacent)
     if mask is not None:
         mask = mask.expand(sequences, 1, -1)
-        _check("the mask", mask, torch.bool, (sequences, 1, length), 2)
+        check("the mask", mask, torch.bool, (sequences, 1, length), 2)
     return Shared(
         keys.data_ptr(),
         values.data_ptr(),
@@ -187,11 +187,11 @@ def attend_to_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | No
     return decode_step(rows, (keys, value, mask)).view(texts, length, heads, width).transpose(1, 2)
 
 
-def _type(tensor: Tensor) -> torch.dtype:
+def type_of(tensor: Tensor) -> torch.dtype:
     return tensor.dtype if tensor.dtype in TYPES else torch.float32
 
 
-def _check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], adjacent: int) -> None:
+def check(name: str, tensor: Tensor, dtype: torch.dtype, shape: tuple[int, ...], adjacent: int) -> None:
     if (
         tensor.shape != shape
         or tensor.dtype != dtype

@@ -1,4 +1,4 @@
-"""Softmax and weighted sum over the k largest scores, on a CPU with AVX2 or AVX-512 VNNI (decode_step.cpp).
+"""Softmax and weighted sum over the k largest scores, on a CPU with AVX2 or AVX-512 VNNI (largest.cpp).
 
 The k-th largest score is found bit by bit, by counting the scores above a bound. So the scores are read some twenty
 times from the cache, and of the values only the chosen rows are read.

@@ -11,8 +11,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from elseq.attention.kernels.el_step import el_step, working_bytes
 from elseq.attention.memory import Stretch
-from elseq.attention.methods.method import AttentionSizes, DecodingMethod
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_kernel_step
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
@@ -23,13 +24,31 @@ class HiddenStates(DecodingMethod):
     help = "hidden states are cached"
     shares_memory = True
     projects_memory = False
+    reads_rounded = True
 
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return (hidden.transpose(0, 1),)
 
     def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
         key_weight, _ = attention.projection("key")
-        return el_attention(query, _hidden(memory), key_weight, *attention.projection("value"), **options)
+        value_weight, value_bias = attention.projection("value")
+        *prompts, last = memory
+        is_step = last.ancestry is None and not prompts and self._is_fast_step(query, **options)
+        if last.rows is None and not is_step:
+            return el_attention(query, _hidden(memory), key_weight, value_weight, value_bias, **options)
+        own = None if last.rows is None else (*last.tensors, last.rows)
+        stretch = last if own is None else prompts[0] if prompts else None
+        shared = None if stretch is None else (*stretch.tensors, stretch.mask)
+        return el_step(query, key_weight.contiguous(), value_weight.contiguous(), value_bias, shared, own), None
+
+    def reads_unmoved(self, query: Tensor, **options) -> bool:
+        # A subclass may attend in its own way, or keep something else.
+        return type(self) is HiddenStates and self._is_fast_step(query, **options)
+
+    @staticmethod
+    def _is_fast_step(query: Tensor, **options) -> bool:
+        # In bfloat16 oneDNN's products are as fast.
+        return query.dtype == torch.float32 and is_kernel_step(query, **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count
@@ -43,6 +62,9 @@ class HiddenStates(DecodingMethod):
 
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.memory_width
+
+    def bytes_of_kernel_step(self, sizes: AttentionSizes, hypotheses: int) -> int:
+        return working_bytes(hypotheses * sizes.num_heads, sizes.memory_width)
 
     def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
         if shared and own:  # two results, and their sum

@@ -5,10 +5,9 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-import elseq.native as native
-from elseq.attention.kernels.decode_step import TYPES, computes_step, decode_step
+from elseq.attention.kernels.decode_step import decode_step
 from elseq.attention.memory import SentenceMemory, Stretch
-from elseq.attention.methods.method import AttentionSizes, DecodingMethod
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_kernel_step
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
@@ -18,6 +17,7 @@ class KeysAndValues(DecodingMethod):
     name = "kv"
     help = "keys and values are cached"
     tensors_kept = 2
+    reads_rounded = True
 
     def keep(self, attention, hidden: Tensor) -> tuple[Tensor, ...]:
         return attention.keys_and_values(hidden)
@@ -27,7 +27,7 @@ class KeysAndValues(DecodingMethod):
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return decode_step(query, prompt, (*last.tensors, last.rows)), None
-        if last.ancestry is None and not prompts and self._is_fast_step(query, **options):
+        if last.ancestry is None and not prompts and is_kernel_step(query, **options):
             keys, values = last.tensors
             if keys.stride(2) == 1:
                 return decode_step(query, (keys, values, last.mask)), None
@@ -35,11 +35,7 @@ class KeysAndValues(DecodingMethod):
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
         # A subclass may attend in its own way, or keep something else.
-        return type(self) is KeysAndValues and self._is_fast_step(query, **options)
-
-    @staticmethod
-    def _is_fast_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
-        return top_k is None and not dropout and not need_weights and computes_step(query)
+        return type(self) is KeysAndValues and is_kernel_step(query, **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count
@@ -55,15 +51,6 @@ class KeysAndValues(DecodingMethod):
         keys, values = tensors
         # The product of a few queries with all keys reads them in this order.
         return keys.transpose(-1, -2).contiguous().transpose(-1, -2), values.contiguous()
-
-    def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
-        if to is None:
-            return tuple(tensors)
-        return tuple(tensor.to(to).to(self.dtype_kept(tensor.dtype, to)) for tensor in tensors)
-
-    def dtype_kept(self, dtype: torch.dtype, round_to: torch.dtype | None) -> torch.dtype:
-        # Without the kernel, every step would have to convert what it reads.
-        return round_to if round_to in TYPES and native.library() is not None else dtype
 
     @torch.no_grad()
     def memories(

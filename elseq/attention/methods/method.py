@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
+import elseq.native as native
+from elseq.attention.kernels.decode_step import TYPES, computes_step
 from elseq.attention.memory import SentenceMemory, Stretch
 from elseq.attention.multi_head import Segment, multi_head_attention
 
@@ -40,6 +42,7 @@ class DecodingMethod(ABC):
     shares_memory = False  # one memory of the source serves the cross-attention of all layers
     projects_memory = True  # keys and values of a source are projected once, not at every step
     tensors_kept = 1  # by `keep`, of the same size
+    reads_rounded = False  # `attend` takes numbers of sentences in a narrower type than the query
 
     @abstractmethod
     def keep(self, attention: Attention, hidden: Tensor) -> tuple[Tensor, ...]:
@@ -109,18 +112,22 @@ class DecodingMethod(ABC):
         return tuple(tensor.contiguous() for tensor in tensors)
 
     def rounded(self, tensors: Sequence[Tensor], to: torch.dtype | None) -> tuple[Tensor, ...]:
-        """Round the tensors that `keep` returned for a source or a prompt to a narrower type, if the method can attend
-        to it. They need not be stored in that type.
+        """Round the tensors that `keep` returned for a source or a prompt to a narrower type, if the method
+        `reads_rounded`. They need not be stored in that type.
 
         Args:
             tensors: what `keep` returned.
             to: the type; None: their own.
         """
-        return tuple(tensors)
+        if to is None or not self.reads_rounded:
+            return tuple(tensors)
+        return tuple(tensor.to(to).to(self.dtype_kept(tensor.dtype, to)) for tensor in tensors)
 
     def dtype_kept(self, dtype: torch.dtype, round_to: torch.dtype | None) -> torch.dtype:
         """The type of the tensors that `rounded` returns for tensors of a type."""
-        return dtype
+        # Without the kernels, every step would have to convert what it reads.
+        is_narrow = self.reads_rounded and round_to in TYPES and native.library() is not None
+        return round_to if is_narrow else dtype
 
     def memories(
         self, attentions: Sequence[Attention], hidden: Tensor, mask: Tensor | None, round_to: torch.dtype | None = None
@@ -146,6 +153,10 @@ class DecodingMethod(ABC):
     def operations(self, sizes: AttentionSizes) -> int:
         """Floating-point operations of a step per position: scores and weighted sums of all heads."""
 
+    def bytes_of_kernel_step(self, sizes: AttentionSizes, hypotheses: int) -> int:
+        """What `attend` holds at a time where the kernel of a CPU computes it, besides query, memory and result."""
+        return 0
+
     @abstractmethod
     def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
         """The most numbers that `attend` holds at a time for the query of a hypothesis, besides query and memory: the
@@ -155,3 +166,8 @@ class DecodingMethod(ABC):
             sizes: of the layer.
             shared, own: the positions of the sentence, and those of the hypothesis, that it attends to.
         """
+
+
+def is_kernel_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
+    """Whether the kernels of a CPU attend in a decoding step. query, options: as for `DecodingMethod.attend`."""
+    return top_k is None and not dropout and not need_weights and computes_step(query)

@@ -355,7 +355,7 @@ def test_a_layer_decodes_the_same_with_and_without_the_kernel(method, prompt, kv
         return computed(query, segments)
 
     computed = flash_decoding.flash_decoding
-    monkeypatch.setattr("elseq.attention.methods.kv.computes_step", lambda query: False)  # the kernel of a CPU
+    monkeypatch.setattr("elseq.attention.methods.method.computes_step", lambda query: False)  # the kernel of a CPU
     monkeypatch.setattr(flash_decoding, "computes", lambda query, segments, plain: query.size(2) == 1)
     monkeypatch.setattr(flash_decoding, "flash_decoding", count)
     found = steps(method, prompt, kv_heads, moves)

@@ -64,7 +64,7 @@ def test_states_of_layers_hold_their_own_keys_and_values_in_one_block():
 @pytest.mark.parametrize("library", [native.library(), None], ids=["kernels", "no kernels"])
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
 @torch.no_grad()
-def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
+def test_sentences_in_bfloat16(method, library, monkeypatch):
     """Rounded once, and equal whether the kernel reads them or torch does."""
     monkeypatch.setattr(native, "library", lambda: library)
     torch.manual_seed(0)
@@ -74,28 +74,26 @@ def test_keys_and_values_of_sentences_in_bfloat16(method, library, monkeypatch):
     plain = method.memories(layers, hidden, mask)
     rounded = method.memories(layers, hidden, mask, torch.bfloat16)
     for layer, exact, memory in zip(layers, plain, rounded, strict=True):
-        if method is EL:
-            assert all(map(torch.equal, memory.tensors, exact.tensors))
-            continue
         assert memory.size_bytes() == exact.size_bytes() // (1 if library is None else 2)
         for found, expected in zip(memory.tensors, exact.tensors, strict=True):
             assert torch.equal(found.float(), expected.bfloat16().float())
-        wide = SentenceMemory(KV, (tensor.float() for tensor in memory.tensors), mask)
+        wide = SentenceMemory(method, (tensor.float() for tensor in memory.tensors), mask)
         for need_weights in (False, True):
             found, expected = (layer(query, need_weights=need_weights, memory=state) for state in (memory, wide))
             torch.testing.assert_close(found, expected, rtol=0, atol=2e-6)
 
 
 @pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX2")
-def test_only_keys_and_values_are_read_unmoved():
-    class Other(type(KV)):
+@pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
+def test_what_is_read_unmoved(method):
+    class Other(type(method)):
         pass
 
     query = torch.randn(2, 4, 1, 3)
-    assert KV.reads_unmoved(query, top_k=None, dropout=0.0, need_weights=False)
-    assert not KV.reads_unmoved(query, top_k=2)
-    assert not KV.reads_unmoved(query, dropout=0.1)
-    assert not KV.reads_unmoved(query, need_weights=True)
-    assert not KV.reads_unmoved(query.double())
+    assert method.reads_unmoved(query, top_k=None, dropout=0.0, need_weights=False)
+    assert not method.reads_unmoved(query, top_k=2)
+    assert not method.reads_unmoved(query, dropout=0.1)
+    assert not method.reads_unmoved(query, need_weights=True)
+    assert not method.reads_unmoved(query.double())
+    assert method.reads_unmoved(query.bfloat16()) == (method is KV)
     assert not Other().reads_unmoved(query)
-    assert not EL.reads_unmoved(query)
