@@ -202,10 +202,6 @@ class DecodingTask(FairseqTask):
     def options(self):
         return self.args if self.cfg is None else self.cfg
 
-    @property
-    def decode_attention(self) -> str | None:
-        return self.options.decode_attention
-
     def build_model(self, cfg, from_checkpoint=False):
         """The model of a configuration: for a stock one, the elseq model with the same parameters if there is one.
 
@@ -222,7 +218,7 @@ class DecodingTask(FairseqTask):
         return model
 
     def _build(self, cfg, from_checkpoint: bool):
-        wanted = self.decode_attention
+        wanted = self.options.decode_attention
         applied = self._applied()
         if applied in APPLIED and not from_checkpoint:
             raise UserError(
@@ -338,10 +334,10 @@ class DecodingTask(FairseqTask):
         # The options of this generator come before the task's.
         stopping = {name: getattr(args, name, getattr(self.options, name)) for name in STOPPING_OPTIONS}
         differing = Stopping(**stopping).option
-        if differing is not None and self.decode_attention == STOCK:
+        if differing is not None and self.options.decode_attention == STOCK:
             name, value = differing
             raise UserError(f"{value} does not go with stock, fairseq's own search: leave out one", as_option(name))
-        if seq_gen_cls is None and self.decode_attention != STOCK:
+        if seq_gen_cls is None and self.options.decode_attention != STOCK:
             seq_gen_cls = SequenceGenerator
             extra |= stopping
             extra["print_alignment"] = getattr(with_alignment(args), "print_alignment", None)

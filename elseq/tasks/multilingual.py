@@ -502,7 +502,7 @@ class ElseqMultilingualTranslationTask(MultilingualTask, MultilingualTranslation
                 raise UserError("is not for the training of several pairs: leave it out", option_of_windows(self.args))
             return MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
         self._check_training(cfg)
-        if self.decode_attention == STOCK:
+        if self.options.decode_attention == STOCK:
             self.check_stock(cfg, from_checkpoint)
             model = MultilingualTranslationTask.build_model(self, cfg, from_checkpoint)
             model.max_positions = model.models[self.lang_pairs[0]].max_positions  # as `self.max_positions`
