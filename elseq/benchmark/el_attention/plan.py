@@ -194,7 +194,7 @@ def find_limits(plan: Plan) -> Limits | None:
 
 
 def _decoded(plan: Plan, cases: list[Case], model_file: ModelFile, folder: Path) -> Iterator[Row]:
-    sources, places = _sources(plan, cases, model_file)
+    sources, places = _sources(cases, model_file)
     exported: dict[str, str | None] = {}
     for mode in plan.modes:
         engine = FOREIGN_MODES.get(mode, "fairseq")
@@ -218,7 +218,7 @@ def _decoded(plan: Plan, cases: list[Case], model_file: ModelFile, folder: Path)
             yield _row(plan, case, mode, found)
 
 
-def _sources(plan: Plan, cases: list[Case], model_file: ModelFile) -> tuple[list[list[int]], dict[Setting, slice]]:
+def _sources(cases: list[Case], model_file: ModelFile) -> tuple[list[list[int]], dict[Setting, slice]]:
     """The sources of all settings, and the slice of them that belongs to each setting."""
     sources, places = [], {}
     for setting in dict.fromkeys(case.setting for case in cases):
