@@ -6,6 +6,7 @@ from typing import Any, NamedTuple
 from tabulate import tabulate
 
 MEBIBYTE = 2**20
+GIBIBYTE = 2**30
 
 
 def markdown(headers: Sequence[str], rows: Sequence[Sequence[str]], left: Sequence[str] | None = None) -> str:

@@ -39,9 +39,7 @@ from elseq.benchmark.rows import DecodingRow, fill
 from elseq.benchmark.runs import why_not
 from elseq.benchmark.sources import check_positions, count_positions, random_sources
 from elseq.generation.method_choice import Choice
-from elseq.tables import number
-
-GIBIBYTE = 2**30
+from elseq.tables import GIBIBYTE, number
 
 
 @dataclass(frozen=True)

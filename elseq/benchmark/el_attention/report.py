@@ -7,13 +7,13 @@ from typing import NamedTuple
 
 from elseq.attention.methods import AUTO
 from elseq.benchmark.arguments import STOCK_MODES
-from elseq.benchmark.el_attention.plan import GIBIBYTE, Plan, Row
+from elseq.benchmark.el_attention.plan import Plan, Row
 from elseq.benchmark.el_attention.settings import BATCHES_WITHOUT_CACHE, NVIDIA, OUT_OF_MEMORY
 from elseq.benchmark.measure import ran_out
 from elseq.benchmark.report import about_gpu, about_noise, failures
 from elseq.files import save_figure
 from elseq.precision import DTYPES
-from elseq.tables import MEBIBYTE, Column, markdown_of, number
+from elseq.tables import GIBIBYTE, MEBIBYTE, Column, markdown_of, number
 
 BASELINE = "stock-copied"
 TITLES = {

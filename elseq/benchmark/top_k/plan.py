@@ -20,13 +20,12 @@ from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.cuda_graphs import free_memory_bytes
-from elseq.tables import number
+from elseq.tables import GIBIBYTE, number
 
 # The power of the size with which time grows, at least and at most.
 GROWTH = {"attention": (1.0, 2.0), "feed-forward": (0.0, 1.0), "chunks": (0.0, 0.0)}
 SIZES = {"attention": "length", "feed-forward": "units", "chunks": "chunk size"}  # what they are
 KEPT_INDEX_BYTES = torch.int32.itemsize  # of the scores that are kept for the gradients
-GIBIBYTE = 2**30
 
 
 @dataclass(frozen=True)
