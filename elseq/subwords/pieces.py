@@ -21,6 +21,8 @@ from elseq.model_files import (
 from elseq.subwords.base import Subwords
 from elseq.subwords.files import read_ids
 
+SPACE = "\u2581"  # sentencepiece's letter for a space
+
 
 class Sentencepiece(Subwords):
     """A sentencepiece model; its pieces are the words of the dictionary."""
@@ -53,7 +55,6 @@ class Sentencepiece(Subwords):
         return hashlib.sha256(self.processor.serialized_model_proto()).hexdigest()
 
 
-_SPACE = "\u2581"
 _CODE = re.compile(r">>.*?<<", re.DOTALL)
 
 
@@ -126,7 +127,7 @@ class PiecesWithIds(Sentencepiece):
             return self._of_targets.decode(words)
         pieces = [self._said[word] for word in words.split() if word in self._said]
         # What the model does not know, it copies with its letter for a space.
-        return self.processor.decode_pieces(pieces).replace(_SPACE, " ").strip()
+        return self.processor.decode_pieces(pieces).replace(SPACE, " ").strip()
 
     def digest(self) -> str:
         content = json.dumps([self.words, self._symbols])

@@ -10,6 +10,7 @@ from elseq.errors import UserError
 from elseq.files import read_lines
 from elseq.generator import TextGenerator
 from elseq.subwords.finding import find_codes
+from elseq.subwords.pieces import SPACE
 from elseq.text_files.job import Job
 from elseq.text_files.languages import Pairs
 from elseq.text_files.reading import InputLines
@@ -63,7 +64,7 @@ class EncodedLines(EncodedTexts):
         words = sum(self.sources.lengths) - np.count_nonzero(~self.blank)  # without the end symbols
         unknown = self.sources.count(generator.task.source_dictionary.unk()) / max(1, words)
         # Some whole words are also sentencepiece pieces. Unknown words show that the text is not split into pieces.
-        pieces = any(symbol.startswith("▁") for symbol in generator.task.source_dictionary.symbols)
+        pieces = any(symbol.startswith(SPACE) for symbol in generator.task.source_dictionary.symbols)
         codes = None if generator.bpe is not None else find_codes(self._job.model_folders())
         which = f"{unknown:.0%} of the words of {self._lines.path} are not in the model's dictionary"
         if codes is not None and unknown > NOTABLE:

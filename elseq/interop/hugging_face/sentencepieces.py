@@ -25,9 +25,8 @@ from elseq.interop.hugging_face.tokenizer import (
 from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, VOCAB_JSON
 from elseq.subwords.files import read_ids
-from elseq.subwords.pieces import Sentencepiece, as_word
+from elseq.subwords.pieces import SPACE, Sentencepiece, as_word
 
-SPACE = "\u2581"  # sentencepiece's letter for a space
 _CONTROL, _USER_DEFINED = 3, 4  # types of pieces in sentencepiece_model.proto
 
 
