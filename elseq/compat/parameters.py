@@ -28,8 +28,8 @@ SIDES = ("encoder", "decoder")
 _WRAPPERS = ("module.", "_orig_mod.", "_fsdp_wrapped_module.", "_forward_module.")
 # Suffixes of entries that are not parameters: format markers, and tensors that a model recomputes.
 _NO_PARAMETERS = ("version", "_float_tensor", "num_updates", "_future_mask", "embed_positions.weights", "inv_freq")
-# Entries that neither encoder nor decoder reads.
 _LAYER = re.compile(r"((encoder|decoder)\b.*?\.layers\.)([0-9]{1,9})(?=\.)")
+# Entries that neither encoder nor decoder reads.
 _HEADS = ("classification_heads.", "v_head.", "value_head.")
 _ADOPTION: ContextVar["Adoption | None"] = ContextVar("adoption", default=None)
 
