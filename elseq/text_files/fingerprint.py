@@ -21,11 +21,14 @@ from elseq.text_files.reading import InputLines
 Fingerprint = dict[str, str | int | float | bool | None]
 
 # Entries that are not options of the command line.
-_WORDS = {"input": "the input was another", "model": "the model was another"}
-_WORDS["dictionaries"] = "the dictionaries were others"
-_WORDS["language model"] = "the language model was another"
-_WORDS["prefixes"] = "the prefixes were others"
-_TOKENS = _WORDS["subwords"] = "the subword vocabulary was another"
+_WORDS = {
+    "input": "the input was another",
+    "model": "the model was another",
+    "dictionaries": "the dictionaries were others",
+    "language model": "the language model was another",
+    "prefixes": "the prefixes were others",
+    "subwords": "the subword vocabulary was another",
+}
 
 
 def digest_file(path: Path) -> str:
@@ -81,7 +84,7 @@ def differences(former: Fingerprint, present: Fingerprint) -> str:
         before, now = former.get(name), present.get(name)
         if before != now and name != "tokens":
             told.append(_WORDS.get(name) or f"{name} was {_value(before)} and not {_value(now)}")
-    return ", ".join(told) or _TOKENS  # other tokens for the same text and dictionaries
+    return ", ".join(told) or _WORDS["subwords"]  # other tokens for the same text and dictionaries
 
 
 def _value(value) -> str:
