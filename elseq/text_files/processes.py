@@ -67,12 +67,12 @@ class Processes:
     def alive(self):
         """Send heartbeats. After an error, notify the other processes."""
         if self.count == 1:
-            yield self
+            yield
             return
         pulse = threading.Thread(target=self._give_signs_of_life, daemon=True)
         pulse.start()
         try:
-            yield self
+            yield
         except BaseException:
             self._tell_of_failure()
             raise
