@@ -44,7 +44,7 @@ class ElseqStepper:
 
     reads_ragged_prompts = True
 
-    def __init__(self, model, temperature: float = 1.0, need_weights: bool = False):
+    def __init__(self, model, temperature: float, need_weights: bool):
         self.model = model
         self.temperature = temperature
         self.need_weights = need_weights
@@ -167,7 +167,7 @@ class FairseqStepper:
 
     reads_ragged_prompts = False
 
-    def __init__(self, model, temperature: float = 1.0, need_weights: bool = False):
+    def __init__(self, model, temperature: float, need_weights: bool):
         self.model = model
         self.temperature = temperature
         self.need_weights = need_weights
@@ -273,7 +273,7 @@ class _Several:
 class Ensemble(_Several):
     """Log-probabilities of the mean of the probabilities of several models."""
 
-    def __init__(self, models, temperature: float = 1.0, need_weights: bool = False):
+    def __init__(self, models, temperature: float, need_weights: bool):
         super().__init__(*(make_stepper(model, temperature, need_weights) for model in models))
 
     def step(self, tokens: Tensor) -> tuple[NextTokens, Tensor | None]:
