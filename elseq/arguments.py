@@ -73,8 +73,8 @@ def add_fields(parser: argparse._ActionsContainer, kind: type, *names: str, unse
     Args:
         parser: the parser or group.
         kind: the dataclass. The metadata of a field are its help and optionally its metavar, its choices (or a function
-            that returns them) and its type (a function that reads the text).
-            The default is added to a help without "(default: ".
+            that returns them) and its type (a function that reads the text). The default is added to a help without
+            "(default: ".
         names: names of the fields. Default: all.
         unset: options that are not given are None, for a configuration to fill in. The help tells the default.
     """

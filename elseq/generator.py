@@ -106,8 +106,7 @@ class TextGenerator:
             prefixes: what the output for each text begins with; a blank one is none. The output holds it.
             return_scores: return a `Hypothesis` for each string, with its score, tokens and log-probabilities. That of
                 a blank text has no tokens and the score 0.
-            options: search options of fairseq-generate, with their names there; see
-                `elseq.options.Search`.
+            options: search options of fairseq-generate, with their names there; see `elseq.options.Search`.
 
         Returns:
             One string or `Hypothesis` for each text, in their order; with nbest above 1, lists of them, best first.

@@ -123,8 +123,8 @@ def top_k_feed_forward(
     """A feed-forward layer in which each token uses the k units with the largest pre-activations.
 
     With ReLU it is exact for a token with at most k positive pre-activations. With GELU, each dropped negative
-    pre-activation loses an activation between -0.17 and 0. Ties: as in
-    `top_k_attention`. There is no second derivative.
+    pre-activation loses an activation between -0.17 and 0. Ties: as in `top_k_attention`. There is no
+    second derivative.
 
     Args:
         x: [..., C], C the width of the input.

@@ -28,8 +28,7 @@ Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model .
 
 
 # These signals end the run as Ctrl-C does. torchrun and Slurm send SIGTERM, a closed terminal sends SIGHUP, and a limit
-# of processor time sends SIGXCPU. Other signals end it at once; the files on disk
-# are the same.
+# of processor time sends SIGXCPU. Other signals end it at once; the files on disk are the same.
 SIGNALS = (signal.SIGTERM, signal.SIGHUP, signal.SIGXCPU)
 
 

@@ -101,8 +101,8 @@ class SequenceGenerator(nn.Module):
 
         Raises:
             UserError: a beam, a temperature or a patience that is not positive, a rule of stopping for another search
-                than beam search, a language model that is none, a symbol to suppress
-                that is not in the dictionary, or an alignment with a source that there is not.
+                than beam search, a language model that is none, a symbol to suppress that is not in the dictionary, or
+                an alignment with a source that there is not.
         """
         super().__init__()
         with renamed(as_option):

@@ -48,7 +48,6 @@ def report(
 ) -> dict:
     """The report that is written as JSON.
 
-
     Args:
         systems: the others are compared with the first.
         resampled: of each system, of each score its values on resamples.

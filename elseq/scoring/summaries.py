@@ -11,8 +11,6 @@ from tqdm import tqdm
 from elseq.scoring.statistics import Score, mean_score
 
 METRICS = ("rouge1", "rouge2", "rougeL", "rougeLsum")
-
-
 PASSED_OVER = 0.1  # share of ignored letters in a text beyond which there is a note
 
 
