@@ -172,7 +172,7 @@ class FinishedHypotheses:
         positional = torch.cat((cumulative[:, :1], cumulative[:, 1:] - cumulative[:, :-1]), dim=1)
         totals = self._scores(totals, tokens.size(1), rejected)
         for row, sentence in enumerate(sentences):
-            if self.stopping.is_bounded or len(self._found[sentence]) < self._wanted:
+            if self.stopping.is_bounded or not self._is_full(sentence):
                 self._found[sentence].append(
                     {
                         # Copies: a row would keep those of all the others.
@@ -200,7 +200,7 @@ class FinishedHypotheses:
         """
         if self.length_penalty is not None:
             totals = totals / length**self.length_penalty
-        return totals if rejected is None else totals.masked_fill(rejected, float("-inf"))
+        return totals if rejected is None else totals.masked_fill(rejected, -math.inf)
 
     def _keep_best(self, sentence: int) -> None:
         found, scores = self._found[sentence], self._on_host[sentence]
