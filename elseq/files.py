@@ -120,6 +120,11 @@ def read_json(path: Path) -> dict:
     return content
 
 
+def to_json(content: dict) -> str:
+    """The text of a JSON file that people read."""
+    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
+
+
 def user_dirs(text: str) -> list[str]:
     """The folders in a value of --user-dir."""
     return [text] if os.path.exists(text) else text.split(os.pathsep)

@@ -4,11 +4,11 @@ import sys
 from pathlib import Path
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, check_standard_output, read_lines, written_whole
+from elseq.files import check_output_file, check_standard_output, read_lines, to_json, written_whole
 from elseq.reports.logs import read_generation
 from elseq.scoring.inputs import check_equal_lengths, into_sentences
 from elseq.scoring.questions import NO_METEOR, group_by_source, score_questions
-from elseq.scoring.report import System, report, table, to_json
+from elseq.scoring.report import System, report, table
 from elseq.scoring.statistics import resample
 from elseq.scoring.summaries import other_letters, score_summaries
 

@@ -1,6 +1,5 @@
 """The scores of systems as JSON and as a table."""
 
-import json
 from collections.abc import Sequence
 from importlib.metadata import version
 from typing import NamedTuple
@@ -99,10 +98,6 @@ def _notes(systems, resampled, settings, published) -> list[str]:
                 "The published METEOR is that of its authors' own program, which gives other figures than nltk."
             )
     return notes
-
-
-def to_json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
 
 
 def table(content: dict) -> str:

@@ -15,7 +15,7 @@ from omegaconf import DictConfig, OmegaConf
 from elseq.benchmark.failures import describe_failure
 from elseq.benchmark.rows import Row
 from elseq.errors import UserError
-from elseq.files import check_no_input, written_whole
+from elseq.files import check_no_input, to_json, written_whole
 
 logger = logging.getLogger(__name__)
 
@@ -63,7 +63,7 @@ class Result:
             "outputs": self.outputs,
         }
         with written_whole(Path(config.hydra.runtime.output_dir) / RESULTS) as file:
-            file.write(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+            file.write(to_json(content))
 
 
 def read_results(folder: Path, kind: type = Row) -> list[Result]:

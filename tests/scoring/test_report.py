@@ -6,8 +6,9 @@ import numpy as np
 import pytest
 
 import elseq
+from elseq.files import to_json
 from elseq.scoring.published import PUBLISHED
-from elseq.scoring.report import System, report, table, to_json
+from elseq.scoring.report import System, report, table
 from elseq.scoring.statistics import mean_score, resample
 
 SETTINGS = {"lines": 4, "examples": 4, "empty_references": 0, "bootstrap": 200, "seed": 3}

@@ -18,7 +18,7 @@ from fairseq.data.encoders.gpt2_bpe_utils import bytes_to_unicode
 from tokenizers import AddedToken, Tokenizer
 
 from elseq.errors import UserError
-from elseq.files import read_json
+from elseq.files import read_json, to_json
 from elseq.interop.hugging_face.tokenizer import (
     Affixes,
     affixes_of,
@@ -288,8 +288,8 @@ def fairseq_files(
     files = {
         **dict.fromkeys(dictionaries, dictionary),
         **vocabulary.tokenizer_files(),
-        TOKENIZER_CONFIG: as_json(vocabulary.config),
-        FAIRSEQ_SYMBOLS: as_json(symbols),
+        TOKENIZER_CONFIG: to_json(vocabulary.config),
+        FAIRSEQ_SYMBOLS: to_json(symbols),
     }
     if ids is not None:
         files[ENCODER_JSON] = json.dumps(dict(sorted(ids.items(), key=lambda piece: piece[1])))  # in one order
@@ -298,14 +298,10 @@ def fairseq_files(
     return files
 
 
-def as_json(content: dict) -> str:
-    return json.dumps(content, indent=2, ensure_ascii=False) + "\n"
-
-
 def hugging_face_files(names: list[str], merges: list[str], tokenizer: dict) -> dict[str, str]:
     """The text of each file: vocab.json, merges.txt and tokenizer_config.json."""
     rows = {name: row for row, name in enumerate(names)}
-    return pieces_and_merges(rows, _usable(merges, set(names))) | {TOKENIZER_CONFIG: as_json(tokenizer)}
+    return pieces_and_merges(rows, _usable(merges, set(names))) | {TOKENIZER_CONFIG: to_json(tokenizer)}
 
 
 def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes: Affixes) -> dict[str, str]:
@@ -325,7 +321,7 @@ def followed_files(names: list[str], merges: list[str], tokenizer: dict, affixes
     set_affixes(made, Affixes(*([names[row] for row in rows] for rows in affixes)))
     return {
         TOKENIZER_JSON: made.to_str(),
-        TOKENIZER_CONFIG: as_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}),
+        TOKENIZER_CONFIG: to_json(tokenizer | {"tokenizer_class": "PreTrainedTokenizerFast"}),
     }
 
 

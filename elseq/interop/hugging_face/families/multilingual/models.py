@@ -7,6 +7,7 @@ from pathlib import Path
 from tokenizers import Tokenizer
 
 from elseq.errors import UserError
+from elseq.files import to_json
 from elseq.interop.hugging_face.families.bart import LEARNED_POSITIONS, NORMS_FIRST, BARTFamily
 from elseq.interop.hugging_face.families.family import other_affixes
 from elseq.interop.hugging_face.families.multilingual.languages import M2M_100
@@ -14,7 +15,7 @@ from elseq.interop.hugging_face.families.multilingual.tokenizers import M2M100Cl
 from elseq.interop.hugging_face.options import shown
 from elseq.interop.hugging_face.sentencepieces import read_pieces
 from elseq.interop.hugging_face.tokenizer import Affixes, affixes_of, read_config, set_affixes
-from elseq.interop.hugging_face.vocabulary import Vocabulary, as_json
+from elseq.interop.hugging_face.vocabulary import Vocabulary
 from elseq.model_files import SENTENCEPIECE_BPE_MODEL, TOKENIZER_CONFIG, TOKENIZER_JSON, VOCAB_JSON
 from elseq.subwords.pieces import PiecesWithIds
 from elseq.subwords.tokens import Tokens
@@ -113,7 +114,7 @@ class Multilingual(BARTFamily):
             set_affixes(tokenizer, Affixes(*(list(map(tokenizer.id_to_token, rows)) for rows in affixes)))
             files |= {TOKENIZER_JSON: tokenizer.to_str()}
         return files | {
-            TOKENIZER_CONFIG: as_json(json.loads(files[TOKENIZER_CONFIG]) | {"src_lang": language.strip("_")})
+            TOKENIZER_CONFIG: to_json(json.loads(files[TOKENIZER_CONFIG]) | {"src_lang": language.strip("_")})
         }
 
 
