@@ -292,6 +292,18 @@ def test_a_long_text_can_be_cut(translator):
         ({"apply_top_k": 4, "apply_top_k_in": ["cross"]}, "^apply_top_k_in .'cross'. is not possible: give names with"),
         ({"apply_top_k_in": "cross"}, "^apply_top_k_in cross says where the k largest scores count, and there is no k"),
         ({"apply_ffn_top_k": 4, "attention": "stock"}, "^apply_ffn_top_k does not go with stock"),
+        ({"source_window": 65}, "^source_window 65 is more than the encoder's 64 positions: give these or fewer$"),
+        (
+            {"source_window": 20, "source_window_overlap": 20},
+            "^source_window_overlap 20 does not go with windows of 20",
+        ),
+        ({"source_window": "20"}, "^source_window 20 is not possible: give a number$"),
+        ({"source_window": True}, "^source_window True is not possible: give a number$"),
+        ({"source_window": 20, "source_window_overlap": False}, "^source_window_overlap False is not possible: give a"),
+        ({"long_input": "yes"}, "^long_input 'yes' is not possible: give True or False$"),
+        ({"long_input": 1}, "^long_input 1 is not possible: give True or False$"),
+        ({"long_input": True, "apply_top_k": -1}, "^apply_top_k -1 is not possible"),
+        ({"long_input": True, "attention": "stock"}, "^long_input does not go with stock"),
     ],
 )
 def test_what_cannot_be_loaded(tiny_translation, options, sentence):
@@ -412,28 +424,6 @@ def test_k_of_long_sources(tiny_translation):
 def test_a_language_model_has_no_windows(tiny_language_model):
     with pytest.raises(UserError, match="^long_input is for a model with an encoder: a language model has one row of"):
         elseq.load(tiny_language_model.checkpoint, data=tiny_language_model.data, long_input=True)
-
-
-@pytest.mark.parametrize(
-    "options, sentence",
-    [
-        ({"source_window": 65}, "^source_window 65 is more than the encoder's 64 positions: give these or fewer$"),
-        (
-            {"source_window": 20, "source_window_overlap": 20},
-            "^source_window_overlap 20 does not go with windows of 20",
-        ),
-        ({"source_window": "20"}, "^source_window 20 is not possible: give a number$"),
-        ({"source_window": True}, "^source_window True is not possible: give a number$"),
-        ({"source_window": 20, "source_window_overlap": False}, "^source_window_overlap False is not possible: give a"),
-        ({"long_input": "yes"}, "^long_input 'yes' is not possible: give True or False$"),
-        ({"long_input": 1}, "^long_input 1 is not possible: give True or False$"),
-        ({"long_input": True, "apply_top_k": -1}, "^apply_top_k -1 is not possible"),
-        ({"long_input": True, "attention": "stock"}, "^long_input does not go with stock"),
-    ],
-)
-def test_windows_that_cannot_be(tiny_translation, options, sentence):
-    with pytest.raises(UserError, match=sentence):
-        elseq.load(**{"path": tiny_translation.checkpoint, "data": tiny_translation.data, **options})
 
 
 def test_a_source_that_does_not_fit_the_budget(tiny_translation):
