@@ -1,4 +1,4 @@
-"""Tiny data sets and models for tests, made by fairseq's own commands, and ways to run those."""
+"""Tiny data sets and models for tests, made by fairseq's own commands, and ways to run those and to read tables."""
 
 import contextlib
 import fcntl
@@ -106,6 +106,11 @@ def run_here(command, input=b"", check=True):
     if check and returncode:
         raise AssertionError(f"{command[0]} ended with {returncode}: {stderr.getvalue()}")
     return subprocess.CompletedProcess(command, returncode, stdout.getvalue(), stderr.getvalue())
+
+
+def table_rows(text):
+    """Lists of cells, of the lines that are rows of Markdown tables."""
+    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
 def write_text(raw, sizes=(("train", 400), ("valid", 30), ("test", 21)), seed=1):

@@ -5,13 +5,15 @@ import re
 import pytest
 
 from elseq.tables import Column, markdown, markdown_of, number
+from tests.helpers import table_rows
 
 
 def test_columns_are_aligned_in_the_text_and_in_markdown():
-    lines = markdown(["name", "value"], [["a", "1"], ["longer", "1.50"]]).splitlines()
+    table = markdown(["name", "value"], [["a", "1"], ["longer", "1.50"]])
+    lines = table.splitlines()
     assert len(set(map(len, lines))) == 1
     assert re.sub("-+", "-", lines[1]) == "|:-|-:|"
-    assert [cell.strip() for cell in lines[3].strip("|").split("|")] == ["longer", "1.50"]  # figures stay as written
+    assert table_rows(table)[3] == ["longer", "1.50"]  # figures stay as written
 
 
 def test_columns_on_the_left():
@@ -22,9 +24,7 @@ def test_columns_of_rows():
     """Without those of which no row has a value."""
     columns = [Column("number", lambda row: row, "{:+d}".format), Column("none", lambda row: None)]
     columns += [Column("half", lambda row: row / 2 if row else None)]
-    lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in markdown_of([0, 3], columns).splitlines()
-    ]
+    lines = table_rows(markdown_of([0, 3], columns))
     assert lines[0] == ["number", "half"] and lines[2:] == [["+0", "-"], ["+3", "1.50"]]
 
 

@@ -7,6 +7,7 @@ import pytest
 
 from elseq.benchmark import report
 from elseq.benchmark.rows import Row
+from tests.helpers import table_rows
 
 STOCK = Row("stock", 8, 4, samples_per_second=0.5, sentences=8, copied=False, state_bytes=3 * 2**20, identical=8)
 EL = Row("el", 8, 4, samples_per_second=2.0, sentences=8, ratio_to_stock=4.0, state_bytes=0, identical=7)
@@ -26,9 +27,7 @@ def test_table_is_aligned():
 
 def test_whole_table():
     rows = [STOCK, EL, Row("kv", 8, 1, samples_per_second=1234.5, settings={"dtype": "float16"}, scores={"BLEU": 1.0})]
-    heading, _, *lines = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in report.table(rows).splitlines()
-    ]
+    heading, _, *lines = table_rows(report.table(rows))
     assert heading == ["mode", "batch", "beam", "dtype", "samples/s", "x stock", "identical", "of", "state MiB", "BLEU"]
     assert lines == [
         ["stock (shared)", "8", "4", "-", "0.500", "-", "8", "8", "3.00", "-"],

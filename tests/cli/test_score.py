@@ -46,9 +46,7 @@ def score(tmp_path):
 
 def cells(printed, heading):
     """Of each row of the table, by its score, what stands under the heading."""
-    header, _, *rows = [
-        [cell.strip() for cell in line.strip("|").split("|")] for line in printed.split("\n") if line.startswith("|")
-    ]
+    header, _, *rows = helpers.table_rows(printed)
     return {row[header.index("score")]: row[header.index(heading)] for row in rows}
 
 

@@ -3,6 +3,7 @@
 import pytest
 
 from elseq.reports import equality
+from tests.helpers import table_rows
 
 END = """\
 Translated 3 sentences (9 tokens) in 1.0s (3.00 sentences/s, 9.00 tokens/s)
@@ -26,7 +27,7 @@ def folder(tmp_path):
 def test_differences(folder, capsys):
     equality.main([str(folder), "beam4"])
     table, _, rest = capsys.readouterr().out.partition("\n\n")
-    (row,) = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()[2:]]
+    (row,) = table_rows(table)[2:]
     assert row == ["beam4", "BLEU4 = 30.10", "3/3", "2.0e-03", "2/3", "1.0e-04"]
     assert rest == (
         "Different hypotheses:\n- beam4, el, sentence 1, score -1.2e-01\n"

@@ -4,6 +4,7 @@ import json
 
 from elseq.reports import learning_curve
 from elseq.reports.logs import Point
+from tests.helpers import table_rows
 
 HEAD = """\
 2026-01-01 00:00:01 | INFO | fairseq_cli.train | num. shared model params: 5,954,880 (num. trained: 5,954,880)
@@ -38,7 +39,7 @@ def test_report(tmp_path, capsys):
     command = [str(tmp_path / "train.log"), "--scores", str(tmp_path / "scores.json")]
     learning_curve.main([*command, "--curves", str(tmp_path / "curve.png")])
     printed = capsys.readouterr().out
-    rows = [[cell.strip() for cell in row.split("|")[1:-1]] for row in printed.splitlines()[2:4]]
+    rows = table_rows(printed)[2:4]
     assert rows == [["30", "8.300", "8.50", "0.75", "lowest loss"], ["60", "8.400", "8.50", "0.50", ""]]
     assert "5,954,880 parameters, 1,976 target words/s" in printed
     assert "Test set (1,000 examples), best checkpoint: BLEU-4 1.24, METEOR (nltk) 10.00." in printed

@@ -8,6 +8,7 @@ import pytest
 from elseq.errors import UserError
 from elseq.reports import listops
 from elseq.reports.listops import Split, paired_difference
+from tests.helpers import table_rows
 
 TRAIN_LOG = """\
 INFO | fairseq_cli.train | num. shared model params: {parameters} (num. trained: {parameters})
@@ -89,9 +90,9 @@ def test_report(corpus, capsys):
     curves = corpus / "curves.png"
     listops.main([str(corpus), *folders, "--curves", str(curves)])
     output = capsys.readouterr().out
-    lines = [line.strip("|").split("|") for line in output.splitlines() if line.startswith("|")]
-    assert [cell.strip() for cell in lines[0]] == ["", "full", "top-16"]
-    rows = {first.strip(): [cell.strip() for cell in cells] for first, *cells in lines}
+    lines = table_rows(output)
+    assert lines[0] == ["", "full", "top-16"]
+    rows = {first: cells for first, *cells in lines}
     assert rows["parameters"] == ["1,234", "1,234"]
     assert rows["best validation loss"] == ["1.100", "1.100"]
     assert rows["accuracy on 4 test expressions"] == ["100.0% ± 0.0", "50.0% ± 49.0"]

@@ -6,7 +6,7 @@ import pytest
 from elseq.errors import UserError
 from elseq.reports import long_input
 from elseq.reports.long_input import Value, recovered
-from tests.reports.test_top_k import table_rows
+from tests.helpers import table_rows
 
 QUESTIONS = 40
 FINISHED = "Translated 1 sentences (9 tokens) in 1.0s (1.00 sentences/s, 9 tokens/s)\n"

@@ -86,11 +86,6 @@ def test_sacrebleu_of_a_shard(tmp_path, references):
         reader.quality("full")
 
 
-def table_rows(text):
-    """Lists of cells, of the lines that are rows of tables."""
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
-
-
 def test_quality(tmp_path, references, capsys):
     right, wrong = dict(enumerate(REFERENCES)), {0: "a man in an orange shirt .", 1: REFERENCES[1]}
     for name, loss, hypotheses in (
@@ -108,7 +103,7 @@ def test_quality(tmp_path, references, capsys):
     options = ["--references", str(references), "--top-k", "2", "8", "--ffn-top-k", "4", "--plot", str(plot)]
     top_k.main(["quality", str(tmp_path), *options])
     output = capsys.readouterr().out
-    rows = table_rows(output)
+    rows = helpers.table_rows(output)
     assert rows[0] == [
         "k",
         *(f"loss, {p}" for p in ("everywhere", "encoder", "decoder", "cross")),
@@ -131,7 +126,7 @@ def test_finetuning(tmp_path, references, capsys):
         write_translation(tmp_path, name, dict(enumerate(REFERENCES)))
     top_k.main(["finetuning", str(tmp_path), "--references", str(references), "--top-k", "2", "--updates", "200"])
     output = capsys.readouterr().out
-    rows = {first: cells for first, *cells in table_rows(output)}
+    rows = {first: cells for first, *cells in helpers.table_rows(output)}
     assert rows["as it was"] == ["2.000", "100.00"]
     assert rows["top-2 applied"] == ["2.500 (+0.500)", "100.00 (+0.00)"]
     assert rows["trained on with top-2"][0] == "2.100 (+0.100)"

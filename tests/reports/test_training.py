@@ -9,6 +9,7 @@ from elseq.errors import UserError
 from elseq.reports import training
 from elseq.reports.logs import Point, TrainingLog
 from elseq.reports.training import Run, Uptraining
+from tests.helpers import table_rows
 from tests.reports.test_logs import LOG
 
 
@@ -24,15 +25,14 @@ def make_run(loss, bleu, parameters=1000, state=800):
     return Run(TrainingLog(8, 512, parameters, [point], [point], point, 2000.0), bleu, state)
 
 
-def table_rows(table):
+def by_first(table):
     """Cells by the first of their row."""
-    rows = [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-    return {first: cells for first, *cells in rows}
+    return {first: cells for first, *cells in table_rows(table)}
 
 
 def test_attention_table_compares_with_the_first_model():
     models = {"multi-head": {1: make_run(4.0, 30.0)}, "multi-query": {1: make_run(4.5, 29.5, 1001, 100)}}
-    rows = table_rows(training.attention_table(models))
+    rows = by_first(training.attention_table(models))
     assert rows[""] == ["multi-head", "multi-query"]
     assert rows["parameters"] == ["1,000", "1,001"]
     assert rows["best validation loss"] == ["4.000", "4.500 (+0.500)"]
@@ -46,7 +46,7 @@ def test_seeds_are_compared_one_by_one():
         "multi-head": {1: make_run(4.0, 30.0), 2: make_run(5.0, 31.0)},
         "multi-query": {1: make_run(4.5, 30.0), 2: make_run(5.5, 31.5)},
     }
-    rows = table_rows(training.attention_table(models))
+    rows = by_first(training.attention_table(models))
     assert rows["best validation loss"] == ["4.500 ± 0.707", "5.000 ± 0.707 (+0.500)"]
     assert rows["sacreBLEU"] == ["30.50 ± 0.71", "30.75 ± 1.06 (+0.25 ± 0.35)"]
 
@@ -92,7 +92,7 @@ def test_attention_report(tmp_path, capsys):
     (tmp_path / "test.target").write_text("a man .\na dog runs .\n")
     references = ["--references", str(tmp_path / "test.target")]
     training.main(["attention", *folders, *references, "--curves", str(tmp_path / "curves.png")])
-    rows = table_rows(capsys.readouterr().out)
+    rows = by_first(capsys.readouterr().out)
     assert rows["key/value heads"] == ["8", "1"]
     assert rows["best validation loss"][1] == "7.100 (-0.700)"
     assert rows["decoding state, bytes"][1] == "100 (x 0.12)"
@@ -111,7 +111,7 @@ def test_uptraining_table():
         "multi-head": {1: Uptraining(4.0, None, [Point(5, 3.9, 2.9), Point(10, 3.8, 2.8)])},
         "mean": {1: Uptraining(4.0, Point(0, 8.0, 7.0), [Point(5, 5.0, 4.0), Point(10, 4.5, 3.5)])},
     }
-    rows = table_rows(training.uptraining_table(methods, at=[5, 10], total=100))
+    rows = by_first(training.uptraining_table(methods, at=[5, 10], total=100))
     assert rows[""][2:] == ["after 5 updates (5%)", "after 10 updates (10%)", "recovered at 5", "recovered at 10"]
     assert rows["multi-head"] == ["4.000", "-", "3.900", "3.800", "-", "-"]
     assert rows["mean"] == ["4.000", "8.000", "5.000", "4.500", "75.0%", "87.5%"]
@@ -124,7 +124,7 @@ def test_uptraining_table_of_several_seeds():
         seed: Uptraining(4.0, Point(0, converted, 7.0), [Point(10, loss, 3.5)])
         for seed, converted, loss in ((1, 8.0, 4.5), (2, 6.0, 4.25))
     }
-    rows = table_rows(training.uptraining_table({"mean": seeds}, at=[10], total=100))
+    rows = by_first(training.uptraining_table({"mean": seeds}, at=[10], total=100))
     assert rows["mean"] == ["4.000", "7.000 ± 1.414", "4.375 ± 0.177", "87.5%"]
 
 
@@ -138,7 +138,7 @@ def test_uptraining_report(tmp_path, capsys):
     updates = ["--at", "50", "60", "--of", "600"]
     training.main(["uptraining", str(tmp_path), "multi-head", "mean", *updates, "--curves", str(curves)])
     output = capsys.readouterr().out
-    rows = table_rows(output)
+    rows = by_first(output)
     assert rows["mean"] == ["7.100", "9.100", "8.100", "8.300", "50.0%", "40.0%"]
     assert re.search("A row without conversion is the multi-head model itself", output)
     assert curves.read_bytes().startswith(b"\x89PNG")
@@ -150,5 +150,5 @@ def test_uptraining_report(tmp_path, capsys):
     seeds = ["--seeds", "1", "2"]
     training.main(["uptraining", str(tmp_path), "multi-head", "mean", *seeds, *updates, "--curves", str(curves)])
     output = capsys.readouterr().out
-    assert table_rows(output)["mean"][:3] == ["7.200 ± 0.141", "9.200 ± 0.141", "8.100"]
+    assert by_first(output)["mean"][:3] == ["7.200 ± 0.141", "9.200 ± 0.141", "8.100"]
     assert "Mean and standard deviation of the seeds 1, 2." in output

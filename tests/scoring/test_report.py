@@ -10,6 +10,7 @@ from elseq.files import to_json
 from elseq.scoring.published import PUBLISHED
 from elseq.scoring.report import System, report, table
 from elseq.scoring.statistics import mean_score, resample
+from tests.helpers import table_rows
 
 SETTINGS = {"lines": 4, "examples": 4, "empty_references": 0, "bootstrap": 200, "seed": 3}
 FIRST, SECOND = [0.5, 0.25, 0.0, 1.0], [0.5, 0.5, 0.25, 0.75]
@@ -30,10 +31,6 @@ def content():
     systems = [system("one", FIRST), system("two", SECOND, empty=2)]
     values = resample([each.scores for each in systems], 200, seed=3)
     return report(systems, values, SETTINGS, ["A note."], None)
-
-
-def rows(text):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in text.splitlines() if line.startswith("|")]
 
 
 def test_values_intervals_and_comparison(content):
@@ -66,7 +63,7 @@ def test_notes(content):
 
 
 def test_table_of_several(content):
-    header, _, *lines = rows(table(content))
+    header, _, *lines = table_rows(table(content))
     assert header == ["hypotheses", "score", "value", "95% interval", "better than the first"]
     assert [line[:3] for line in lines] == [["one", "ROUGE-1", "43.75"], ["two", "ROUGE-1", "50.00"]]
     low, high = np.percentile(resampled(SECOND), (2.5, 97.5))
@@ -77,7 +74,7 @@ def test_table_of_several(content):
 
 def test_precision_and_recall_are_columns():
     parts = {"rouge1_precision": [0.5] * 4, "rouge1_recall": [0.25] * 4}
-    header, _, line = rows(table(report([system("one", FIRST, **parts)], None, SETTINGS, [], None)))
+    header, _, line = table_rows(table(report([system("one", FIRST, **parts)], None, SETTINGS, [], None)))
     assert header == ["score", "F1", "precision", "recall"]
     assert line == ["ROUGE-1", "43.75", "50.00", "25.00"]
 
@@ -85,7 +82,7 @@ def test_precision_and_recall_are_columns():
 @pytest.mark.parametrize("lines", [4, 11_490])
 def test_published_scores(lines):
     content = report([system("one", FIRST)], None, SETTINGS | {"lines": lines}, [], "cnn_dm-bart_large")
-    header, _, line = rows(table(content))
+    header, _, line = table_rows(table(content))
     assert dict(zip(header, line, strict=True)) == {"score": "ROUGE-1", "value": "43.75", "published": "44.16"}
     note = f"published: {PUBLISHED['cnn_dm-bart_large'].source}, 11,490 references"
     assert content["notes"][-1] == note + ("." if lines == 11_490 else ", not these 4: do not compare.")

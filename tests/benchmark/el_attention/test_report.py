@@ -6,6 +6,7 @@ from elseq.benchmark.el_attention import report
 from elseq.benchmark.el_attention.plan import Row
 from elseq.benchmark.limits import Limits
 from tests.benchmark.el_attention.test_plan import PLAN
+from tests.helpers import table_rows
 
 GIBIBYTE = 2**30
 CNN = "BART-large, CNN/DailyMail"
@@ -25,10 +26,6 @@ ROWS = [
 ]  # fmt: skip
 
 
-def cells(line):
-    return [cell.strip() for cell in line.strip("|").split("|")]
-
-
 def test_tables():
     text = report.tables(PLAN, ROWS)
     titles = [line for line in text.splitlines() if line.endswith(":")]
@@ -37,9 +34,7 @@ def test_tables():
         "What the decoder keeps of the sources, BART-large, beam 4:",
         "NVIDIA's protocol for BART-large: greedy, sources of 260 to 440 tokens, 128 tokens out:",
     ]
-    batch, memory, nvidia = (
-        [cells(line) for line in part.splitlines()] for part in text.split("\n\n") if part.startswith("|")
-    )
+    batch, memory, nvidia = (table_rows(part) for part in text.split("\n\n") if part.startswith("|"))
     assert batch[0] == [
         "program", "batch", "samples/s", "x stock", "published, V100, float16", "peak GiB", "a step: ms", "GB", "GFLOP",
         "GB/s", "TFLOP/s", "of the limit",
@@ -81,7 +76,7 @@ def test_largest_batches_are_compared():
         replace(ROWS[4], table="speed", memory_cap=None),
     ]
     assert [each["ratio"] for each in report.compare(rows)] == [2.5]
-    lines = [cells(line) for line in report.tables(PLAN, rows).splitlines() if line.startswith("| BART")]
+    lines = [line for line in table_rows(report.tables(PLAN, rows)) if line[0].startswith("BART")]
     assert [line[:6] for line in lines] == [
         [CNN, "beam", "stock, copied", "32", "4.00", "-"],
         [CNN, "beam", "el", "300", "10.0", "2.50"],

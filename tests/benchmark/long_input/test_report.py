@@ -5,6 +5,7 @@ import pytest
 from elseq.benchmark.long_input import report
 from elseq.benchmark.long_input.plan import Row
 from tests.benchmark.long_input.test_plan import PLAN
+from tests.helpers import table_rows
 
 
 def row(length, method, scores, seconds, **others):
@@ -22,10 +23,6 @@ ROWS = [
 ]
 
 
-def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-
 def test_ratios_to_all_scores():
     assert report.compare(ROWS) == [{"length": 64, "method": "el", "decoder": 0.75}]
     assert report.compare(ROWS[1:]) == []
@@ -33,7 +30,7 @@ def test_ratios_to_all_scores():
 
 def test_tables():
     *tables, failed = report.tables(PLAN, ROWS).split("\n\n")
-    decoder, encoder, state, peak, predicted = map(cells, tables)
+    decoder, encoder, state, peak, predicted = map(table_rows, tables)
     assert decoder[0] == ["milliseconds per output token", "64", "1,024"]
     assert decoder[2:] == [["el, exact", "800", "1,600"], ["el, top-k", "600", "-"], ["kv, top-k", "-", "200"]]
     assert encoder[2] == ["el, exact", "0.500", "0.500"]

@@ -6,6 +6,7 @@ from elseq.benchmark.multi_query import report
 from elseq.benchmark.multi_query.plan import Row
 from elseq.options import INT8
 from tests.benchmark.multi_query.test_plan import PLAN
+from tests.helpers import table_rows
 
 
 def decoded(variant, column, times, state_bytes, batch_size=4, **others):
@@ -24,10 +25,6 @@ ROWS = [
 ]
 
 
-def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
-
-
 def test_ratios_of_the_same_batch():
     [ratio] = report.compare(ROWS)
     assert ratio["variants"] == ["multi-head", "multi-query"]
@@ -40,7 +37,7 @@ def test_ratios_of_the_same_batch():
 def test_tables():
     times, memory, failed = report.tables(PLAN, ROWS).split("\n\n")
     assert failed == "- multi-head, stock fairseq, greedy, batch 4: out of memory."
-    times, memory = cells(times), cells(memory)
+    times, memory = table_rows(times), table_rows(memory)
     assert times[0][1:] == ["greedy: encoder", "greedy: decoder", "beam 4: encoder", "beam 4: decoder"]
     assert times[2] == ["multi-head", "2.00 (1.7)", "40.0 (46)", "2.00 (2)", "200 (203)"]
     assert times[4] == ["multi-head, stock fairseq", "- (1.7)", "- (46)", "2.00 (2)", "300 (203)"]

@@ -5,6 +5,7 @@ from dataclasses import replace
 from elseq.benchmark.top_k import report
 from elseq.benchmark.top_k.plan import Row
 from tests.benchmark.top_k.test_plan import PLAN
+from tests.helpers import table_rows
 
 ROWS = [
     Row("attention", 32, "vanilla", seconds=[4.0, 2.0, 3.0], peak_mebibytes=100.0),
@@ -14,10 +15,6 @@ ROWS = [
     Row("feed-forward", 48, "vanilla", seconds=[1.0], peak_mebibytes=0.0),
     Row("feed-forward", 48, "top-k", seconds=[1.25], peak_mebibytes=5.0),
 ]
-
-
-def cells(table):
-    return [[cell.strip() for cell in line.strip("|").split("|")] for line in table.splitlines()]
 
 
 def test_ratios_to_vanilla_at_the_same_size():
@@ -30,7 +27,7 @@ def test_ratios_to_vanilla_at_the_same_size():
 def test_tables():
     parts = report.tables(PLAN, ROWS).split("\n\n")
     assert parts[0] == "Causal attention, one layer, 2 heads of width 8, k 8:"
-    seconds, memory = cells(parts[1]), cells(parts[2])
+    seconds, memory = table_rows(parts[1]), table_rows(parts[2])
     assert seconds[0] == ["seconds (of vanilla), length", "32", "64"]
     assert seconds[2:] == [["vanilla", "3.00", "-"], ["top-k", "1.50 (0.500)", "3.00"]]
     assert memory[0][0] == "peak MiB above the inputs (of vanilla), length"
