@@ -32,12 +32,8 @@ def converted(trained, folder, **options):
 def search(loaded, sources, **options):
     """The words of the best hypothesis of each source, without the end."""
     generator = loaded.task.build_generator([loaded.model], Namespace(nbest=1, max_len_b=LONGEST, **options))
-    sources = [torch.tensor(row) for row in sources]
-    dataset = loaded.task.build_dataset_for_inference(sources, [len(row) for row in sources])
-    sample = dataset.collater([dataset[number] for number in range(len(dataset))])
-    found = loaded.task.inference_step(generator, [loaded.model], sample)
-    ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
-    return [symbols_of(loaded, best["tokens"].tolist()[:-1]) for _, (best, *_) in ordered]
+    found = loaded.decode(generator, [torch.tensor(row) for row in sources])
+    return [symbols_of(loaded, best["tokens"].tolist()[:-1]) for best, *_ in found]
 
 
 def assert_same_words(found, expected):

@@ -125,11 +125,7 @@ def hypotheses(folder, beam, force_bos="no", **options):
     options = {"beam": beam, "nbest": 1, "lenpen": 1.0, "max_len_b": 38, "min_len": 0, **options}
     generator = loaded.task.build_generator([loaded.model], Namespace(**options))
     sources = [torch.tensor(row[1:]) for row in SOURCES]  # the task adds <s>
-    dataset = loaded.task.build_dataset_for_inference(sources, [len(row) for row in sources])
-    sample = dataset.collater([dataset[number] for number in range(len(dataset))])
-    found = loaded.task.inference_step(generator, [loaded.model], sample)
-    ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
-    return [until_end(best["tokens"].tolist()) for _, (best, *_) in ordered]
+    return [until_end(best["tokens"].tolist()) for best, *_ in loaded.decode(generator, sources)]
 
 
 def their_hypotheses(model, beam, **options):

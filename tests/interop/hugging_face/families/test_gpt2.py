@@ -142,12 +142,9 @@ def hypotheses(theirs, folder, beam, **options):
     options = {"beam": beam, "nbest": 1, "lenpen": 1.0, "max_len_b": 30, "min_len": 0, **options}
     generator = loaded.task.build_generator([loaded.model], Namespace(**options))
     sources = [torch.cat((rows[prompt[1:]], torch.tensor([2]))) for prompt in PROMPTS]  # the task begins with </s>
-    dataset = loaded.task.build_dataset_for_inference(sources, [len(row) for row in sources])
-    sample = dataset.collater([dataset[number] for number in range(len(dataset))])
-    found = loaded.task.inference_step(generator, [loaded.model], sample)
-    ordered = sorted(zip(sample["id"].tolist(), found, strict=True), key=lambda pair: pair[0])
     back = {row: number for number, row in enumerate(rows.tolist())}
-    return [until_end([back[row] for row in best["tokens"].tolist()], END) for _, (best, *_) in ordered]
+    found = loaded.decode(generator, sources)
+    return [until_end([back[row] for row in best["tokens"].tolist()], END) for best, *_ in found]
 
 
 def their_hypotheses(model, beam, **options):
