@@ -28,6 +28,13 @@ from tests.generating import SEARCH, stock, texts_of  # noqa: F401
 from tests.subwords.test_pieces import train
 
 
+def generated(data, path, *options):
+    """The best hypotheses of fairseq-generate, in the order of the test set."""
+    command = ["fairseq-generate", data, "--path", path, *options, "--cpu", "--num-workers=0"]
+    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", helpers.run_here(command).stdout, re.MULTILINE)
+    return [text for _, text in sorted(best, key=lambda line: int(line[0]))]
+
+
 @pytest.fixture(scope="module")
 def translator(tiny_translation):
     return elseq.load(tiny_translation.checkpoint, attention="el", data=tiny_translation.data)
@@ -330,11 +337,9 @@ def test_top_k(tiny_translation, translator, lines, attention):
     model = elseq.load(tiny_translation.checkpoint, attention, data=tiny_translation.data, **few)
     found = model.generate(lines, beam=4)
     options = [f"--{name.replace('_', '-')}={value}" for name, value in few.items()]
-    command = ["fairseq-generate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--beam=4", *options]
     task = ["--task=elseq_translation", "--decode-attention", attention, "--user-dir", helpers.USER_DIR]
-    log = helpers.run_here([*command, *task, "--cpu", "--num-workers=0"]).stdout
-    expected = dict(re.findall(r"^H-(\d+)\t.*?\t(.*)$", log, re.MULTILINE))
-    assert found == [expected[str(number)] for number in range(len(lines))]
+    expected = generated(tiny_translation.data, tiny_translation.checkpoint, "--beam=4", *options, *task)
+    assert found == expected[: len(lines)]
     assert found != translator.generate(lines, beam=4)
 
 
@@ -611,10 +616,7 @@ def test_prefixes(request, kind, attention):
     trained = request.getfixturevalue(f"tiny_{kind}")
     size = 2 + (kind == "bart")  # its targets begin with <s>
     options = ["--task=elseq_translation", f"--decode-attention={attention}", f"--prefix-size={size}", "--beam=3"]
-    command = ["fairseq-generate", trained.data, "--path", trained.checkpoint, *options, "--max-len-b=20", "--cpu"]
-    log = helpers.run_here([*command, "--num-workers=0"]).stdout
-    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
-    expected = [text for _, text in sorted(best, key=number_of)]
+    expected = generated(trained.data, trained.checkpoint, *options, "--max-len-b=20")
     lines = (trained.raw / "test.src").read_text().splitlines()
     references = (trained.raw / "test.tgt").read_text().splitlines()
     prefixes = [" ".join(line.split()[:2]) for line in references]
@@ -709,9 +711,7 @@ def test_fusion(tiny_translation, fused, attention, beam):
     """As fairseq-generate has it."""
     data, path = fused
     options = ["--task=translation", f"--beam={beam}", "--max-len-b=20", "--lm-path", path, "--lm-weight=0.5"]
-    command = ["fairseq-generate", data, "--path", tiny_translation.checkpoint, *options, "--cpu", "--num-workers=0"]
-    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", helpers.run_here(command).stdout, re.MULTILINE)
-    expected = [text for _, text in sorted(best, key=number_of)]
+    expected = generated(data, tiny_translation.checkpoint, *options)
     lines = (tiny_translation.raw / "test.src").read_text().splitlines()
     model = elseq.load(tiny_translation.checkpoint, attention, data=data, lm_path=path)
     assert model.generate(lines, beam=beam, max_len_b=20, lm_weight=0.5) == expected
@@ -739,19 +739,12 @@ def other_translation(translation_data, tmp_path_factory):
     return helpers.train("transformer", translation_data, save_dir, "--seed=2", "--max-update=60")
 
 
-def number_of(line):
-    return int(line[0])
-
-
 @pytest.mark.few_cases(2)
 @pytest.mark.parametrize("attention, beam", [("auto", 3), ("el", 1), ("stock", 3)])
 def test_an_ensemble(tiny_translation, other_translation, attention, beam):
     """As fairseq-generate has it."""
     paths = f"{tiny_translation.checkpoint}:{other_translation}"
-    command = ["fairseq-generate", tiny_translation.data, "--path", paths, f"--beam={beam}", "--max-len-b=20", "--cpu"]
-    log = helpers.run_here([*command, "--task=translation", "--num-workers=0"]).stdout
-    best = re.findall(r"^H-(\d+)\t.*\t(.*)$", log, re.MULTILINE)
-    expected = [text for _, text in sorted(best, key=number_of)]
+    expected = generated(tiny_translation.data, paths, "--task=translation", f"--beam={beam}", "--max-len-b=20")
     lines = (tiny_translation.raw / "test.src").read_text().splitlines()
     ensemble = elseq.load(paths, attention, data=tiny_translation.data)
     assert ensemble.generate(lines, beam=beam, max_len_b=20) == expected
