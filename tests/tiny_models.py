@@ -108,6 +108,13 @@ def make_sample(dictionary: Dictionary, rows: list[list[int]], left: bool = True
     return {"id": torch.arange(len(rows)), "net_input": net_input}
 
 
+def make_prompts(dictionary: Dictionary, lengths, seed: int = 1) -> tuple[dict, dict]:
+    """A batch of prompts for a language model, and the argument of a search that holds them."""
+    rows = [[dictionary.eos(), *row[:-1]] for row in make_sources(dictionary, lengths, seed)]
+    sample = make_sample(dictionary, rows, left=False)
+    return sample, {"prompt_tokens": sample["net_input"]["src_tokens"]}
+
+
 def assert_same_hypotheses(found, expected, tolerance: float = 1e-4):
     """The same hypotheses for each sentence, in the same order, with the same scores."""
     assert len(found) == len(expected)

@@ -17,7 +17,7 @@ from elseq.precision.linear import Product
 from elseq.precision.onednn import OneDNNProduct
 from tests.helpers import peak_memory
 from tests.precision.products import KINDS, choose, evaluates
-from tests.tiny_models import make_dictionary, make_elseq_model, make_models, make_sample, make_sources
+from tests.tiny_models import make_dictionary, make_elseq_model, make_models, make_prompts, make_sample, make_sources
 
 
 @pytest.fixture(autouse=True)
@@ -60,11 +60,10 @@ def make(family, method, words, dtype, decode_dtype, is_wide, positions=400, **o
 
 def make_batch(family, dictionary, lengths):
     """Sources, or prompts, with so many tokens."""
-    rows = make_sources(dictionary, [length - 1 for length in lengths])
-    if family != "language_model":
-        return make_sample(dictionary, rows), {}
-    sample = make_sample(dictionary, [[dictionary.eos(), *row[:-1]] for row in rows], left=False)
-    return sample, {"prompt_tokens": sample["net_input"]["src_tokens"]}
+    lengths = [length - 1 for length in lengths]
+    if family == "language_model":
+        return make_prompts(dictionary, lengths)
+    return make_sample(dictionary, make_sources(dictionary, lengths)), {}
 
 
 def measure(

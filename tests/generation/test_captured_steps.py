@@ -21,6 +21,7 @@ from tests.tiny_models import (
     make_dictionary,
     make_elseq_model,
     make_models,
+    make_prompts,
     make_sample,
     make_sources,
     pad_rows,
@@ -182,7 +183,7 @@ def test_prompts(begin_to_capture, method, learned_pos):
     """Of different lengths; positions that are computed are so for all steps, beyond those of the model."""
     positions = 40 if learned_pos else 12
     model = make_models("language_model", DICTIONARY, positions=positions, decoder_learned_pos=learned_pos)[method]
-    sample, prompts = make_prompts((2, 9, 5, 1))
+    sample, prompts = make_prompts(DICTIONARY, (2, 9, 5, 1))
     options = {"beam_size": 3, "max_len_b": 25, "max_len": 40, "min_len": 15}
     expected = search(model, sample, prompts, **options)
     begin_to_capture()
@@ -190,17 +191,10 @@ def test_prompts(begin_to_capture, method, learned_pos):
     assert TapedWork.replays > 3
 
 
-def make_prompts(lengths):
-    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, lengths)]
-    prompts = pad_rows(rows, DICTIONARY.pad())
-    net_input = {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}
-    return {"id": torch.arange(len(rows)), "net_input": net_input}, {"prompt_tokens": prompts}
-
-
 def test_not_beyond_learned_positions(begin_to_capture):
     """A captured step could not say that there are no more."""
     model = make_models("language_model", DICTIONARY, positions=14)["kv"]
-    sample, prompts = make_prompts((2, 9))
+    sample, prompts = make_prompts(DICTIONARY, (2, 9))
     begin_to_capture()
     search(model, sample, prompts, beam_size=3, max_len_b=50)
     assert TapedWork.replays == 0

@@ -24,7 +24,15 @@ from elseq.precision import floats
 from elseq.precision.linear import Product
 from tests.generation.test_transfers import STRATEGIES
 from tests.tape import TapedWork
-from tests.tiny_models import assert_same_hypotheses, make_dictionary, make_models, make_sample, make_sources, pad_rows
+from tests.tiny_models import (
+    assert_same_hypotheses,
+    make_dictionary,
+    make_models,
+    make_prompts,
+    make_sample,
+    make_sources,
+    pad_rows,
+)
 
 DICTIONARY = make_dictionary(20)
 # Lengths of sources: the first three batches have sizes in common, with other padding and other numbers of sentences.
@@ -51,13 +59,6 @@ def begin_to_keep(monkeypatch):
 
 def sample_of(lengths, seed=1, left=True):
     return make_sample(DICTIONARY, make_sources(DICTIONARY, lengths, seed), left)
-
-
-def prompts_of(lengths, seed=1):
-    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, lengths, seed)]
-    prompts = pad_rows(rows, DICTIONARY.pad())
-    net_input = {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}
-    return {"id": torch.arange(len(rows)), "net_input": net_input}, {"prompt_tokens": prompts}
 
 
 def make_generator(*models, beam=4, **options):
@@ -105,7 +106,7 @@ def test_batches_of_like_size_are_captured_once(begin_to_keep, reordering, famil
 def test_prompts(begin_to_keep, reordering, method, beam, learned_pos):
     model = make_models("language_model", DICTIONARY, decoder_learned_pos=learned_pos)[method]
     lengths = [(2, 10, 5, 1), (9, 9, 9), (16, 1, 7, 4), (0, 0, 0), (3, 20, 4), (1, 2, 16)]
-    given = [prompts_of(each, seed) for seed, each in enumerate(lengths)]
+    given = [make_prompts(DICTIONARY, each, seed) for seed, each in enumerate(lengths)]
     options = {"beam": beam, "min_len": 4}
     expected = [alone([model], *each, **options) for each in given]
     begin_to_keep()
@@ -143,7 +144,8 @@ def test_parts(begin_to_keep, reordering, monkeypatch, as_on_gpu, family, method
         ]
         options = {"max_len_a": 1.5, "max_len_b": 2}
     else:
-        given = [prompts_of(each, seed) for seed, each in enumerate([(3, 7, 2, 5, 2, 6, 4), (2, 7, 8, 3, 2), (6,) * 8])]
+        lengths = [(3, 7, 2, 5, 2, 6, 4), (2, 7, 8, 3, 2), (6,) * 8]
+        given = [make_prompts(DICTIONARY, each, seed) for seed, each in enumerate(lengths)]
         options = {"max_len_b": 20, "max_len": 24}
     options["beam"] = beam
     expected = [alone([model], *each, **options) for each in given]
@@ -169,7 +171,7 @@ def test_sentences_leave_after_the_pass_of_the_models(begin_to_keep, monkeypatch
     make_strategy = options.pop("strategy", lambda: None)
     given = []
     for seed, lengths in enumerate([(3, 7, 2, 5, 2, 6, 4), (2, 7, 8, 3, 2), (6,) * 8]):
-        sample, extra = (sample_of(lengths, seed), {}) if family == "bart" else prompts_of(lengths, seed)
+        sample, extra = (sample_of(lengths, seed), {}) if family == "bart" else make_prompts(DICTIONARY, lengths, seed)
         prefix = [[5, 6], [7, DICTIONARY.eos()], [DICTIONARY.pad()], [8]]
         extra["prefix_tokens"] = pad_rows((2 * prefix)[: len(lengths)], DICTIONARY.pad())
         given.append((sample, extra))

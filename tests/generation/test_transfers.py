@@ -22,6 +22,7 @@ from tests.tiny_models import (
     make_dictionary,
     make_elseq_model,
     make_models,
+    make_prompts,
     make_sample,
     make_sources,
     pad_rows,
@@ -154,9 +155,8 @@ def translation(options=None, extra=None):
 def prompts(**options):
     """Of several lengths."""
     model = make_elseq_model("language_model", DICTIONARY, "kv", **options)
-    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, (3, 7, 2, 5))]
-    sample = make_sample(DICTIONARY, rows, left=False)
-    return model, sample, {}, {"prompt_tokens": sample["net_input"]["src_tokens"]}
+    sample, extra = make_prompts(DICTIONARY, (3, 7, 2, 5))
+    return model, sample, {}, extra
 
 
 def ensemble():
@@ -419,14 +419,12 @@ def test_the_same_prefixes(monkeypatch, beam):
 def test_no_position_beyond_the_last(monkeypatch, lengths):
     """A sentence ends at the last position of the model, and one with a shorter prompt goes on."""
     model = make_models("language_model", DICTIONARY, positions=40, decoder_learned_pos=True)["kv"]
-    rows = [[DICTIONARY.eos(), *row[:-1]] for row in make_sources(DICTIONARY, [length - 1 for length in lengths])]
-    prompts = pad_rows(rows, DICTIONARY.pad())
-    sample = {"net_input": {"src_tokens": prompts, "src_lengths": prompts.ne(DICTIONARY.pad()).sum(dim=1)}}
+    sample, prompts = make_prompts(DICTIONARY, [length - 1 for length in lengths])
     generator = SequenceGenerator([model], DICTIONARY, beam_size=3, min_len=5, max_len_b=12)
-    expected = generator.generate([model], sample, prompt_tokens=prompts)
-    assert [len(found[0]["tokens"]) for found in expected] == [min(12, 40 - len(row)) + 1 for row in rows]
+    expected = generator.generate([model], sample, **prompts)
+    assert [len(found[0]["tokens"]) for found in expected] == [min(12, 40 - length) + 1 for length in lengths]
     monkeypatch.setattr(transfers, "is_asynchronous", lambda device: True)
-    assert_same_hypotheses(generator.generate([model], sample, prompt_tokens=prompts), expected)
+    assert_same_hypotheses(generator.generate([model], sample, **prompts), expected)
 
 
 def test_only_sentences_at_their_limit_need_the_log_probabilities_of_all_tokens(monkeypatch, as_on_gpu):
