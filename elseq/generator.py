@@ -31,6 +31,7 @@ from elseq.loading import (
     checkpoint_paths,
     import_plugins,
     load_language_model,
+    on_cpu_by_default,
     usable_device,
     usable_dtype,
 )
@@ -75,6 +76,7 @@ class TextGenerator:
             model.make_generation_fast_()
             model.train = partial(_refuse_training, model)
 
+    @on_cpu_by_default()
     def generate(
         self,
         texts: Iterable[str],
@@ -157,6 +159,7 @@ class TextGenerator:
                     bar.update(len(part))
         return results
 
+    @on_cpu_by_default()
     def score(
         self,
         sources: Iterable[str],
@@ -572,6 +575,8 @@ def load(
     return load_by(options.pop("path"), Loading(**options))
 
 
+@torch.inference_mode(False)  # whose tensors do not tell whether they were changed
+@on_cpu_by_default()
 @renamed(as_keyword)
 def load_by(path: str | Path, loading: Loading) -> TextGenerator:
     """As `load`."""

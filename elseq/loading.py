@@ -4,7 +4,7 @@ import contextlib
 import filecmp
 import os
 from argparse import Namespace
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partial
 from pathlib import Path
@@ -353,6 +353,14 @@ class Checkpoint:
         return model
 
 
+@contextlib.contextmanager
+def on_cpu_by_default() -> Iterator[None]:
+    """What is made without a device is on the CPU, as texts and weights are at first, whatever
+    `torch.set_default_device` says."""
+    with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+        yield
+
+
 def _calls_linear_layers(model) -> bool:
     """Whether a model is one of elseq's that calls its linear layers, but for those of which `PreparedModel` knows.
     A top-k feed-forward layer reads their weights."""
@@ -360,6 +368,8 @@ def _calls_linear_layers(model) -> bool:
     return isinstance(getattr(model, "decoder", None), Decoder) and not has_top_k
 
 
+@torch.inference_mode(False)  # a copy of the model may be made in it
+@on_cpu_by_default()
 def _parameters(path: Path, status: tuple | None, task) -> dict[str, torch.Tensor]:
     """Of a checkpoint, once more.
 

@@ -1,5 +1,6 @@
 """elseq.load: text in, text out."""
 
+import contextlib
 import copy
 import functools
 import math
@@ -60,6 +61,35 @@ def test_copies(tiny_translation, lines, copied, dtype):
     before = copied(translator)
     found = translator.generate(lines, beam=3)
     assert copied(translator).generate(lines, beam=3) == before.generate(lines, beam=3) == found
+
+
+@contextlib.contextmanager
+def defaults(dtype="float32", device=None):
+    """Of torch, as a program may set them."""
+    torch.set_default_dtype(getattr(torch, dtype))
+    torch.set_default_device(device)
+    yield
+    torch.set_default_device(None)
+    torch.set_default_dtype(torch.float32)
+
+
+@pytest.mark.parametrize("dtype", [None, "int8"])
+@pytest.mark.parametrize(
+    "context", [torch.inference_mode, partial(defaults, "bfloat16"), partial(defaults, device="meta")]
+)
+def test_what_the_program_around_it_has_set(tiny_translation, lines, context, dtype):
+    """`meta` stands for a GPU."""
+    load = partial(elseq.load, tiny_translation.checkpoint, "kv", data=tiny_translation.data, dtype=dtype)
+
+    def found(translator):
+        return translator.generate(lines, beam=3, return_scores=True), translator.score(lines, lines)
+
+    expected = found(load())
+    with context():
+        translator = load()
+        assert found(translator) == expected
+        copied = copy.deepcopy(translator)
+    assert found(copied) == found(translator) == expected
 
 
 def test_order_and_blank_texts_are_kept(translator, lines):

@@ -121,7 +121,7 @@ class Beams:
         # Column 0 is the symbol that the hypothesis starts from.
         self.tokens = torch.full((count * beam, length + 1), pad, device=device)  # [N, L + 1]
         self.tokens[:, 0] = start.repeat_interleave(beam) if isinstance(start, Tensor) else start
-        self.scores = torch.zeros(count * beam, length, device=device)  # cumulative, [N, L]
+        self.scores = torch.zeros(count * beam, length, dtype=torch.float32, device=device)  # cumulative, [N, L]
         self.attention: Tensor | None = None  # [N, S, L + 1]
         self._left_over = torch.zeros(count, beam, dtype=torch.uint8, device=device)
         self._all_rows = torch.arange(count * beam, device=device).view(count, beam)

@@ -45,7 +45,9 @@ class _QuantizedProduct(Product):
         return True  # of the quantized numbers, which are those of the projection
 
     def is_of(self, weight: Tensor) -> bool:
-        return all(map(self._has_rows, torch.arange(len(weight)).split(BLOCK), weight.split(BLOCK)))
+        return all(
+            map(self._has_rows, torch.arange(len(weight), device=weight.device).split(BLOCK), weight.split(BLOCK))
+        )
 
     def _has_rows(self, numbers: Tensor, weight: Tensor) -> bool:
         quantized, scale = quantize_symmetric(weight)
