@@ -23,6 +23,7 @@ from elseq.errors import UserError
 from elseq.generation import captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.options import search_configuration
 from elseq.generator import Hypothesis
+from elseq.precision.linear import DecodingLinear
 from elseq.subwords.pieces import Sentencepiece
 from tests import helpers
 from tests.generating import SEARCH, stock, texts_of  # noqa: F401
@@ -90,6 +91,27 @@ def test_what_the_program_around_it_has_set(tiny_translation, lines, context, dt
         assert found(translator) == expected
         copied = copy.deepcopy(translator)
     assert found(copied) == found(translator) == expected
+
+
+@pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
+def test_a_search_that_is_interrupted_as_it_begins(tiny_translation, lines, monkeypatch, dtype):
+    """The model is prepared for later searches, and only for these, as if it had not been."""
+    translator = elseq.load(tiny_translation.checkpoint, "el", data=tiny_translation.data, dtype=dtype)
+    expected = translator.generate(lines, beam=3, return_scores=True)
+    layers = [module for module in translator.model.modules() if isinstance(module, DecodingLinear)]
+    with monkeypatch.context() as patch:
+        prepared = []
+
+        def take(linear, *_):
+            prepared.append(linear)
+            if len(prepared) == len(layers) // 2:
+                raise KeyboardInterrupt
+
+        patch.setattr(DecodingLinear, "take", take)
+        with pytest.raises(KeyboardInterrupt):
+            translator.generate(lines)
+    assert {layer.decoding.searches for layer in layers} == {0}
+    assert translator.generate(lines, beam=3, return_scores=True) == expected
 
 
 def test_order_and_blank_texts_are_kept(translator, lines):

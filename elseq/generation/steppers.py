@@ -81,8 +81,9 @@ class ElseqStepper:
 
     def _encode(self, net_input: dict) -> dict | None:
         decoder = self.model.decoder
-        self.precision = prepared(self.model, decoder.decode_dtype)
-        self.precision.begin(only_decodes=not decoder.is_trained)
+        precision = prepared(self.model, decoder.decode_dtype)
+        precision.begin(only_decodes=not decoder.is_trained)
+        self.precision = precision  # which has begun, and is to end
         if not hasattr(self.model, "encoder"):
             return None
         encoder_out = self.model.encoder.forward_torchscript(net_input)

@@ -227,8 +227,8 @@ class DecodingLinear(_DecodingModule, nn.Linear):
         """Drop the layer's own weight. The parameter then shows NaN."""
         weight = self._parameters["weight"]
         size = weight.nbytes
+        self.decoding.is_released = True  # first: Ctrl-C between the two must leave a weight that is brought back
         weight.data = torch.full((1,) * weight.dim(), torch.nan, dtype=weight.dtype).expand(weight.shape)
-        self.decoding.is_released = True
         count_dropped(size)
 
     def restore(self) -> None:

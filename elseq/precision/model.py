@@ -82,7 +82,6 @@ class PreparedModel:
                 weight is dropped when it is prepared, so that no weight is held twice.
         """
         with _lock:
-            self._searches += 1
             self._only_decodes = only_decodes
             for name, layer in self._layers.items():
                 if not _is_ordinary(layer):  # any more
@@ -90,13 +89,15 @@ class PreparedModel:
                         layer.leave()
                     continue
                 DecodingLinear.take(layer, self._make, self._recover)
-                layer.decoding.searches += 1
                 may_be_read = self._is_int8 and self.fresh_parameters is None and _is_read_by_methods(name)
                 layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
             for embedding, projection in self._embeddings:
                 is_tied = embedding._parameters.get("weight") is projection._parameters.get("weight")
                 if is_tied and type(projection) is DecodingLinear:
                     DecodingEmbedding.take(embedding, projection)
+            self._searches += 1  # at last: a search that an error or Ctrl-C ends above has not begun
+            for layer in self._taken():
+                layer.decoding.searches += 1
 
     def make_products(self, read: Callable[[torch.Tensor], None]) -> None:
         """Prepare the layers of a model that only decodes before a search does, so that few of their own weights are
