@@ -481,7 +481,8 @@ def _strings(texts: Iterable[str], function: str, name: str) -> list[str]:
     names = f"{name}es" if name.endswith("x") else f"{name}s"
     if isinstance(texts, str):
         raise UserError(f"{function} takes a list of {names} and was given one string; put it into a list")
-    if not isinstance(texts, Iterable) or isinstance(texts, Mapping):
+    is_one = getattr(texts, "shape", None) == ()  # an array of numpy or torch without dimensions, which is no iterable
+    if not isinstance(texts, Iterable) or isinstance(texts, Mapping) or is_one:
         raise UserError(f"{function} takes a list of {names} and was given {texts!r}")
     texts = list(texts)
     for index, text in enumerate(texts):

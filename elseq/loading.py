@@ -19,7 +19,7 @@ from elseq.compat.commands import import_user_dirs
 from elseq.compat.parameters import Adoption, WithoutRandomNumbers
 from elseq.compat.settings import model_class, values
 from elseq.compat.stored_tensors import StoredTensors
-from elseq.errors import UserError, about
+from elseq.errors import UserError, about, as_option
 from elseq.files import check_ordinary, read_lines
 from elseq.generation.options import STOPPING_OPTIONS
 from elseq.heap import give_back_memory
@@ -267,7 +267,11 @@ class Checkpoint:
         trained = self.cfg.task
         trained = vars(trained) if isinstance(trained, Namespace) else OmegaConf.to_container(trained)
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
-        settings |= {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
+        given = {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
+        for name, value in given.items():
+            if isinstance(value, str) and ("${" in value or value == "???"):  # text that OmegaConf replaces
+                raise UserError(f"{value!r:.60} is not possible: give one without ${{ and ???", as_option(name))
+        settings |= given
         try:
             defaults = OmegaConf.to_container(OmegaConf.structured(config), resolve=False)
             cfg = OmegaConf.create({**defaults, **settings})

@@ -198,7 +198,7 @@ class Loading:
         for name in OF_TRANSLATION:
             if of_task.get(name) not in (None, *YES_OR_NO):
                 raise UserError(f"{getattr(self, name)!r} is not possible: give yes or no", name)
-        if self.bpe is not None and self.bpe not in BPE:
+        if self.bpe is not None and self.bpe not in tuple(BPE):
             raise UserError(f"{self.bpe!r} is unknown; choose one of {', '.join(BPE)}", "bpe")
         needed = BPE.get(self.bpe, ())
         for name in BPE_FILES:

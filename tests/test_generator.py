@@ -11,6 +11,7 @@ from concurrent.futures import ThreadPoolExecutor
 from dataclasses import FrozenInstanceError
 from functools import partial
 
+import numpy as np
 import pytest
 import torch
 from fairseq import checkpoint_utils
@@ -218,6 +219,7 @@ def test_parameters_are_float32_unless_something_else_is_said(tiny_translation, 
         (["a"], {"beams": 3}, "no option 'beams'"),
         (None, {}, "^generate takes a list of texts and was given None$"),
         ({"a": 1}, {}, "^generate takes a list of texts and was given {'a': 1}$"),
+        (np.array("a"), {}, "^generate takes a list of texts and was given array\\('a', "),
         (["a", "b"], {"prefixes": "ab"}, "^generate takes a list of prefixes and was given one string; put it into a"),
         (["a"], {"prefixes": 5}, "^generate takes a list of prefixes and was given 5$"),
         (["a", "b"], {"prefixes": ["c", 2]}, "^prefix 1 is of type int; give strings$"),
@@ -343,6 +345,12 @@ def test_a_long_text_can_be_cut(translator):
         ({"dtype": [1]}, r"^dtype \[1\] cannot be used"),
         ({"force_bos": "always"}, "^force_bos 'always' is not possible: give yes or no$"),
         ({"prepend_source_bos": [1]}, r"^prepend_source_bos \[1\] is not possible: give yes or no$"),
+        ({"bpe": ["gpt2"]}, r"^bpe \['gpt2'\] is unknown; choose one of "),
+        (
+            {"apply_top_k_in": "${oc.env:HOME}"},
+            r"^apply_top_k_in '\$\{oc.env:HOME\}' is not possible: give one without ",
+        ),
+        ({"apply_top_k": "???"}, r"^apply_top_k '\?\?\?' is not possible: give one without "),
         ({"apply_top_k": -1}, "^apply_top_k -1 is not possible: give 1 or more, or 0 for all$"),
         ({"apply_top_k": "4"}, "^apply_top_k 4 is not possible"),
         ({"apply_top_k": True}, "^apply_top_k True is not possible: give 1 or more, or 0 for all$"),

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
-from omegaconf.errors import ValidationError
+from omegaconf.errors import OmegaConfBaseException
 
 from elseq.bounds import check_bounds, of_python
 from elseq.errors import UserError
@@ -51,10 +51,13 @@ def search_configuration(options: dict) -> SearchConfig:
     cfg = OmegaConf.structured(SearchConfig)
     for name, value in options.items():
         default = cfg[name]
+        impossible = UserError(f"{value!r:.60} is not possible: give {_KINDS[type(default)]}", name)
         try:
             cfg[name] = of_python(value)
-        except ValidationError as error:
-            raise UserError(f"{value!r} is not possible: give {_KINDS[type(default)]}", name) from error
+        except (OmegaConfBaseException, OverflowError) as error:
+            raise impossible from error
+        if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name):  # text that OmegaConf replaces
+            raise impossible
         check_bounds(name, cfg[name], default)
     Stopping(cfg.early_stopping, cfg.beam_patience)
     if not 1 <= cfg.nbest <= cfg.beam:
