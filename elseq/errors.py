@@ -7,6 +7,8 @@ import sys
 import textwrap
 from collections.abc import Callable, Collection, Sequence
 from pathlib import Path
+from traceback import walk_tb
+from types import TracebackType
 
 from elseq.streams import output_failure
 
@@ -93,15 +95,15 @@ def is_out_of_memory(error: BaseException) -> bool:
 def install_excepthook():
     """Print an uncaught `UserError` as one line on stderr, without a traceback, and exit with code 1.
 
-    Ctrl-C also prints one line, and the process ends by the signal, which a shell shows as 130. Other errors go to the
-    former hook. Installing twice has no effect.
+    So are other errors about options, if fairseq or elseq raised them. Ctrl-C also prints one line, and the process
+    ends by the signal, which a shell shows as 130. Other errors go to the former hook. Installing twice has no effect.
     """
     previous = sys.excepthook
     if getattr(previous, "is_elseq_hook", False):
         return
 
     def excepthook(kind, error, traceback):
-        sentence = user_sentence(error)
+        sentence = user_sentence(error) if isinstance(error, UserError) or _passed_here(traceback) else None
         if sentence is None and isinstance(error, OSError):
             sentence = output_failure()  # print failed, and its text is still in the buffer
         if issubclass(kind, KeyboardInterrupt):
@@ -113,6 +115,12 @@ def install_excepthook():
 
     excepthook.is_elseq_hook = True
     sys.excepthook = excepthook
+
+
+def _passed_here(traceback: TracebackType | None) -> bool:
+    """Whether a traceback has a frame of fairseq or elseq. The errors of a program that imports elseq are its own."""
+    modules = (frame.f_globals.get("__name__") or "" for frame, _ in walk_tb(traceback))
+    return any(module.partition(".")[0] in ("elseq", "fairseq", "fairseq_cli") for module in modules)
 
 
 def printable(sentence: str) -> str:

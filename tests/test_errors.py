@@ -17,8 +17,11 @@ def hooked(monkeypatch):
     return seen
 
 
-def raise_to_hook(error):
-    sys.excepthook(type(error), error, error.__traceback__)
+def raise_to_hook(error, module="fairseq_cli.train"):
+    """As if it had been raised in a module."""
+    with pytest.raises(type(error)) as raised:
+        exec("raise error", {"__name__": module, "error": error})
+    sys.excepthook(type(error), error, raised.tb)
 
 
 def test_user_error_is_one_line(hooked, capsys):
@@ -40,7 +43,16 @@ def test_other_errors_go_to_the_previous_hook(hooked, capsys):
     error = ValueError("a fault")
     raise_to_hook(error)
     assert capsys.readouterr().err == ""
-    assert hooked == [(ValueError, error, None)]
+    assert [(kind, raised) for kind, raised, _ in hooked] == [(ValueError, error)]
+
+
+def test_errors_of_a_program_that_imports_elseq_are_its_own(hooked, capsys):
+    error = ValueError("--port must be a number")
+    raise_to_hook(error, "service")
+    assert capsys.readouterr().err == ""
+    assert [raised for _, raised, _ in hooked] == [error]
+    raise_to_hook(UserError("the file x is empty"), "service")
+    assert capsys.readouterr().err == "elseq: error: the file x is empty\n"
 
 
 def test_a_name_that_is_too_long_for_a_file(hooked, capsys):
