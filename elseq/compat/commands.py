@@ -59,7 +59,7 @@ def accept_elseq_as_user_dir():
 def take_several_user_dirs():
     """fairseq takes only one --user-dir, but decoding a plugin's architecture with elseq needs two. (The first
     --user-dir of a process is read before elseq is imported: elseq-user-dir combines several folders into one.) A
-    folder that cannot be imported gives a traceback."""
+    folder that cannot be imported, or a file in its place, gives a traceback."""
     wrap(utils, "import_user_module", _import_user_modules)
 
 
@@ -79,6 +79,11 @@ def _import_user_modules(load, args):
     if user_dir is None:
         return
     for folder in user_dirs(user_dir):
+        name = os.path.basename(os.path.abspath(folder))
+        if os.path.exists(folder) and not os.path.isdir(folder):
+            raise UserError(f"{folder} is no folder: give that of a plugin", "--user-dir")
+        if os.path.isdir(folder) and (not name or "." in name):
+            raise UserError(f"{folder} has no name of a module: give the folder another name", "--user-dir")
         try:
             load(Namespace(user_dir=folder))
         except FileNotFoundError as error:
@@ -86,7 +91,6 @@ def _import_user_modules(load, args):
         except ImportError as error:
             if "not globally unique" not in str(error):
                 raise
-            name = os.path.basename(os.path.abspath(folder))
             reason = f"{folder}: there is another module {name!r}; give the folder another name"
             raise UserError(reason, "--user-dir") from error
 

@@ -87,6 +87,13 @@ def test_other_plugins_are_imported(tmp_path, monkeypatch):
     (tmp_path / "json").mkdir()
     with pytest.raises(UserError, match="^--user-dir .*/json: there is another module 'json'; give the folder another"):
         utils.import_user_module(Namespace(user_dir=str(tmp_path / "json")))
+    (tmp_path / "plugin.py").touch()
+    with pytest.raises(UserError, match=r"^--user-dir .*plugin\.py is no folder: give that of a plugin$"):
+        utils.import_user_module(Namespace(user_dir=str(tmp_path / "plugin.py")))
+    (tmp_path / "plugin.1").mkdir()
+    for folder in (tmp_path / "plugin.1", "/"):
+        with pytest.raises(UserError, match="^--user-dir .* has no name of a module: give the folder another name$"):
+            utils.import_user_module(Namespace(user_dir=str(folder)))
 
 
 def test_several_plugins(tmp_path, monkeypatch, other_copy, without):
