@@ -93,6 +93,9 @@ def _import_user_modules(load, args):
                 raise
             reason = f"{folder}: there is another module {name!r}; give the folder another name"
             raise UserError(reason, "--user-dir") from error
+        finally:
+            if name not in sys.modules:  # it failed, and fairseq would pass over it the next time
+                getattr(utils.import_user_module, "memo", set()).discard(os.path.abspath(folder))
 
 
 def _import_user_module(load, args):

@@ -96,6 +96,15 @@ def test_other_plugins_are_imported(tmp_path, monkeypatch):
             utils.import_user_module(Namespace(user_dir=str(folder)))
 
 
+def test_a_plugin_that_fails_fails_again(tmp_path, monkeypatch):
+    monkeypatch.setattr(sys, "path", sys.path[:])
+    (tmp_path / "failing_plugin_of_a_test").mkdir()
+    (tmp_path / "failing_plugin_of_a_test" / "__init__.py").write_text("import no_such_module")
+    for _ in range(2):
+        with pytest.raises(ModuleNotFoundError, match="no_such_module"):
+            utils.import_user_module(Namespace(user_dir=str(tmp_path / "failing_plugin_of_a_test")))
+
+
 def test_several_plugins(tmp_path, monkeypatch, other_copy, without):
     monkeypatch.setattr(sys, "path", sys.path[:])
     names = ["first_plugin_of_a_test", "second_plugin_of_a_test", "third:of_a_test"]
