@@ -31,5 +31,4 @@ class OneAfterTheOther(build_ext):
         self.parallel = None
 
 
-# A console entry point would import all of elseq, torch included, to print a path.
-setup(scripts=["scripts/elseq-user-dir"], ext_modules=kernels, cmdclass={"build_ext": OneAfterTheOther})
+setup(ext_modules=kernels, cmdclass={"build_ext": OneAfterTheOther})

@@ -18,7 +18,7 @@ from elseq.imports import ended_by_ctrl_c, uncollected
 streams.install()
 install_excepthook()  # before `set_up`, which takes seconds, so that Ctrl-C gives no traceback
 
-COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
+COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score", "elseq-user-dir")
 
 
 @functools.cache

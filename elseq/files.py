@@ -130,6 +130,19 @@ def user_dirs(text: str) -> list[str]:
     return [text] if os.path.exists(text) else text.split(os.pathsep)
 
 
+def cache_folder() -> Path:
+    """elseq's folder in the user's cache. It may be missing, and may be removed at any time.
+
+    Raises:
+        UserError: the user has no home folder.
+    """
+    try:
+        # absolute, because programs change the current folder
+        return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache").absolute() / "elseq"
+    except RuntimeError as error:
+        raise UserError("there is no home folder for a cache: set HOME or XDG_CACHE_HOME to a folder") from error
+
+
 def make_folder(folder: Path, *sources: Path | None) -> None:
     """
     Args:

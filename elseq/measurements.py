@@ -3,7 +3,6 @@
 import contextlib
 import hashlib
 import json
-import os
 import platform
 import time
 from collections.abc import Callable, Iterator
@@ -15,7 +14,7 @@ import torch
 from torch.utils._python_dispatch import _disable_current_modes
 
 from elseq.errors import UserError
-from elseq.files import written_whole
+from elseq.files import cache_folder, written_whole
 
 PACKAGE = Path(__file__).parent
 # The code whose time is measured: attention, products and kernels, block sizes included, and the compiled libraries.
@@ -101,8 +100,7 @@ def _processor() -> str:
 
 def cache_file() -> Path:
     """The file of the measurements. It may be removed at any time."""
-    home = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    return Path(home) / "elseq" / "measurements.json"
+    return cache_folder() / "measurements.json"
 
 
 def _read() -> dict[str, list[float]]:
@@ -110,12 +108,12 @@ def _read() -> dict[str, list[float]]:
     try:
         found = json.loads(cache_file().read_text())
         return {name: [float(each) for each in seconds] for name, seconds in found.items()}
-    except (OSError, ValueError, TypeError, AttributeError, RuntimeError):  # RuntimeError: no home
+    except (OSError, ValueError, TypeError, AttributeError, UserError):
         return {}
 
 
 def _write(known: dict[str, list[float]]) -> None:
-    with contextlib.suppress(OSError, RuntimeError, UserError):  # then it is measured again by the next process
+    with contextlib.suppress(OSError, UserError):  # then it is measured again by the next process
         cache_file().parent.mkdir(parents=True, exist_ok=True)
         with written_whole(cache_file()) as file:
             json.dump(known, file, indent=1)

@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from elseq.errors import UserError
-from elseq.files import check_output_file, check_overwrite, is_within, read_lines, written_whole
+from elseq.files import cache_folder, check_output_file, check_overwrite, is_within, read_lines, written_whole
 
 
 @pytest.mark.parametrize(
@@ -206,3 +206,11 @@ def test_what_is_read_of_a_folder_is_no_output(tmp_path, name):
         check_output_file(tmp_path / name, tmp_path)
     (tmp_path / "results.json").touch()
     check_output_file(tmp_path / "results.json", tmp_path)
+
+
+def test_a_user_without_a_home_folder(monkeypatch):
+    monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("HOME")
+    monkeypatch.setattr("os.getuid", lambda: 2**31 - 2)  # whom /etc/passwd does not have
+    with pytest.raises(UserError, match="^there is no home folder for a cache: set HOME or XDG_CACHE_HOME to a"):
+        cache_folder()

@@ -19,7 +19,7 @@ from elseq.scoring.metrics import METRICS
 from tests import helpers
 
 SLOW = {"torch", "fairseq", "nltk", "sacrebleu"}  # to import
-COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score")
+COMMANDS = ("elseq-benchmark", "elseq-convert", "elseq-generate", "elseq-score", "elseq-user-dir")
 
 
 def imported(*command):
@@ -55,6 +55,7 @@ def test_help_needs_no_torch(command):
         (["elseq-benchmark", "multi-query", "--batch=0"], "--batch '0' is not a whole number above 0"),
         (["elseq-benchmark", "top-k", "--methods=sdpa", "--what=chunks"], "--methods sdpa has none for --what chunks"),
         (["elseq-convert", "from-hf", "x"], "the following arguments are required: --output; see elseq-convert "),
+        (["elseq-user-dir", "/none"], "/none is no folder: give those of plugins"),
         (["elseq-score", "rouge", "x", "--stem"], "the following arguments are required: REFERENCES; see elseq-score "),
     ],
 )

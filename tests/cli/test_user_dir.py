@@ -15,7 +15,6 @@ from elseq.errors import UserError
 from tests import helpers
 from tests.measuring import take_turns_here
 
-SCRIPT = Path(__file__).parents[2] / "scripts" / "elseq-user-dir"
 ARCHITECTURE = """
 from fairseq.models import register_model_architecture
 from fairseq.models.transformer import base_architecture
@@ -149,18 +148,28 @@ def test_commands(plugin, tiny_translation, tmp_path, monkeypatch, command):
     assert sys.modules.pop(other.name)
 
 
-def test_folders_for_fairseq(plugin, tiny_translation, tmp_path):
+def test_folders_for_fairseq(plugin, tiny_translation, tmp_path, monkeypatch):
     folder, checkpoint = plugin
-    environment = {**os.environ, "XDG_CACHE_HOME": str(tmp_path / "cache")}
-    call = [sys.executable, SCRIPT, folder]
-    made = subprocess.run(call, env=environment, capture_output=True, text=True, check=True).stdout.strip()
-    assert Path(made).is_relative_to(tmp_path / "cache") and Path(made).is_dir()
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("XDG_CACHE_HOME", "cache")
+    made = helpers.run_here(["elseq-user-dir", folder]).stdout.strip()
+    assert Path(made).parents[2] == tmp_path / "cache" and Path(made).is_dir()
     command = ["fairseq-generate", tiny_translation.data, "--path", checkpoint, "--cpu", "--num-workers=0"]
     command += ["--task=elseq_translation", "--decode-attention=el", "--user-dir", made]
     assert helpers.run(command, check=True).stdout.count(b"\nH-") == 21
-    ended = subprocess.run([sys.executable, SCRIPT, tmp_path / "nowhere"], capture_output=True, text=True)
-    assert ended.returncode == 1
-    assert re.fullmatch("elseq-user-dir: error: .*/nowhere is no folder: give those of plugins\n", ended.stderr)
+
+
+def test_folders_that_do_not_exist_or_cannot_be_made(tmp_path, monkeypatch):
+    def error(*folders):
+        ended = helpers.run_here(["elseq-user-dir", *folders], check=False)
+        assert ended.returncode == 1
+        return ended.stderr
+
+    assert error(tmp_path / "nowhere") == f"elseq: error: {tmp_path}/nowhere is no folder: give those of plugins\n"
+    monkeypatch.setenv("XDG_CACHE_HOME", "/dev/null")
+    reason = r"cannot be made \(Not a directory\): set XDG_CACHE_HOME to another folder"
+    sentence = f"/dev/null/elseq/user_dirs/elseq_{tmp_path.name}_.{{8}} {reason}"
+    assert re.fullmatch(f"elseq: error: {sentence}\n", error(tmp_path))
 
 
 def test_prints_the_folder_of_the_package_and_nothing_else(tmp_path):
@@ -169,18 +178,11 @@ def test_prints_the_folder_of_the_package_and_nothing_else(tmp_path):
     assert printed == f"{Path(elseq.__file__).parent}\n"
 
 
-@pytest.mark.parametrize("option", ["-h", "--help"])
-def test_help(option):
-    printed = subprocess.run([sys.executable, SCRIPT, option], capture_output=True, text=True, check=True).stdout
-    assert printed.startswith("elseq-user-dir [FOLDER ...]: print what fairseq's --user-dir takes.\n")
-
-
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 def test_a_full_standard_output(unbuffered):
+    command = Path(sys.executable).with_name("elseq-user-dir")
     with open("/dev/full", "wb") as full:
-        ended = subprocess.run(
-            [sys.executable, SCRIPT], env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=-1
-        )
+        ended = subprocess.run([command], env={**os.environ, "PYTHONUNBUFFERED": unbuffered}, stdout=full, stderr=-1)
     assert ended.returncode == 1
-    expected = b"elseq-user-dir: error: the standard output cannot be written (No space left on device)\n"
-    assert ended.stderr == expected
+    reason = b"the standard output cannot be written (No space left on device): send it to another place"
+    assert ended.stderr == b"elseq: error: " + reason + b"\n"
