@@ -122,7 +122,7 @@ fi
 
 # Options of the device, and of a small run.
 scratch=$(mktemp -d)
-trap 'rm -rf "$scratch"' EXIT
+trap 'end_commands; rm -rf "$scratch"' EXIT
 workers=() # Triton compiles a kernel for each case, on one core
 if [ "$device" = cpu ]; then chosen=(--quick) more=(tests/generation/test_planner.py)
 else

@@ -5,6 +5,10 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 refuse() { echo "elseq: error: $*" >&2; exit 1; }
 
+# A signal that only this shell gets ends it, and would leave its commands running.
+end_commands() { { kill $(<"/proc/$$/task/$$/children") || true; } 2>/dev/null; }
+trap end_commands EXIT
+
 # one_of SETTING VALUE CHOICE...
 one_of() {
   local setting=$1 value=$2 choice choices; shift 2
@@ -58,7 +62,11 @@ need_elseq() {
   user_dir=$(elseq-user-dir)
 }
 
-make_work() { mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"; }
+make_work() {
+  [[ $work != *[,:$'\n']* ]] ||
+    refuse "the folder $work has a comma, a colon or a line end in its path, where fairseq divides paths; name another one"
+  mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"
+}
 
 # Make the work folder, empty after --fresh. A recipe checks its settings before.
 begin() {

@@ -5,6 +5,8 @@ import json
 import re
 import shlex
 import shutil
+import signal
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -289,6 +291,35 @@ def test_failing_stage_is_named(fake):
     result = run(fake.recipe, ELSEQ_WORK=fake.work)
     assert result.returncode == 1
     assert "elseq: error: the stage 'train' failed; see the logs in" in result.stderr
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_ends_the_commands_too(number, tmp_path):
+    """Also where only the shell gets it."""
+    recipe = tmp_path / "recipe.sh"
+    lines = [
+        f". {ROOT}/recipes/stages.sh",
+        f"work={tmp_path}",
+        'long() { logged long bash -c "echo begun; exec sleep 60"; }',
+    ]
+    recipe.write_text("\n".join(["set -euo pipefail", *lines, "shown=cat", "stage long Long long", ""]))
+    with subprocess.Popen(["bash", recipe], stdout=subprocess.PIPE) as process:
+        process.stdout.readline()
+        process.stdout.readline()  # of the command
+        process.send_signal(number)
+        assert process.stdout.read() == b""  # so it is closed by the command, too
+    assert process.returncode == -number
+
+
+@pytest.mark.parametrize("folder", ["a,b", "a:b", "a\nb"])
+def test_a_folder_whose_path_fairseq_would_divide(folder, tmp_path):
+    result = run(ROOT / "recipes" / "demo.sh", ELSEQ_DEMO_DIR=tmp_path / folder)
+    assert result.returncode == 1
+    expected = (
+        f"elseq: error: the folder {tmp_path / folder} has a comma, a colon or a line end in its path, where fairseq"
+    )
+    assert result.stderr.startswith(expected)
+    assert not (tmp_path / folder).exists()
 
 
 def needs(*names):
