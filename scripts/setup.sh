@@ -12,6 +12,10 @@ fail() { echo "elseq: $*" >&2; exit 1; }
 
 supported() { "$1" -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 13))' >/dev/null 2>&1; }
 
+minor_version() { "$1" -c 'import sys; print(sys.version_info[:2])'; }
+
+same_version() { [ "$(minor_version "$1")" = "$(minor_version "$2")" ]; }
+
 choose_python() {
     local candidate
     for candidate in "${PYTHON:-python3}" python3.12 python3.11; do
@@ -21,12 +25,13 @@ choose_python() {
 }
 
 check_compiler() {
-    local candidate include
-    for candidate in "${CXX:-}" c++ g++ clang++; do
-        [ -n "$candidate" ] && command -v "${candidate%% *}" >/dev/null && break
+    local candidate include known=(c++ g++ clang++)
+    [ -z "${CXX:-}" ] || known=("$CXX")
+    for candidate in "${known[@]}"; do
+        command -v "${candidate%% *}" >/dev/null && break
         candidate=
     done
-    [ -n "$candidate" ] || fail "fairseq is compiled here and needs a C++ compiler: install g++ or clang++."
+    [ -n "$candidate" ] || fail "fairseq is compiled here and needs a C++ compiler; there is no ${CXX:-c++, g++ or clang++}: install g++ or clang++${CXX:+, or unset CXX}."
     include=$("$1" -c 'import sysconfig; print(sysconfig.get_paths()["include"])')
     # CXX may carry options, hence no quotes.
     printf '#include <Python.h>\n#include <vector>\n' | $candidate -x c++ -fsyntax-only -I "$include" - 2>/dev/null ||
@@ -34,6 +39,7 @@ check_compiler() {
 }
 
 make_venv() {
+    rm -f .venv/bin/python* # venv keeps links, also those to another Python or to none
     "$1" -m venv .venv && return
     # Debian's Python comes without ensurepip.
     "$1" -m venv --without-pip .venv
@@ -71,12 +77,14 @@ step() {
 }
 
 finish() {
-    local status=$?
+    # A signal that only this shell gets ends it, and would leave its command running.
+    { kill $(<"/proc/$$/task/$$/children") || true; } 2>/dev/null
     stop_ticker
-    [ "$status" != 0 ] && [ -n "$title" ] || return 0
+    [ -n "$title" ] || return 0
+    exec >&3 2>&3 # those of the step are the log
     echo
-    tail -n 15 "$log" >&2
-    echo "elseq: \"$title\" did not finish; all its output is in $log. Run this again to go on from there." >&2
+    tail -n 15 "$log"
+    echo "elseq: \"$title\" did not finish; all its output is in $log. Run this again to go on from there."
 }
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
@@ -122,10 +130,13 @@ END
 [ -r "$constraints" ] || fail "the constraints file $constraints cannot be read."
 python=$(choose_python)
 check_compiler "$python"
+[ "${PYTHON:-python3}" = python3 ] || ! supported .venv/bin/python || same_version .venv/bin/python "$python" ||
+    fail ".venv is of $(.venv/bin/python --version) and $python is $("$python" --version): remove .venv first, by make clean."
 echo "Setting up .venv with the versions in $constraints; compiling fairseq takes some minutes."
 mkdir -p .venv
 rm -f "$stamp"
 : >"$log"
+exec 3>&2
 trap finish EXIT
 supported .venv/bin/python && .venv/bin/python -m pip --version >/dev/null 2>&1 ||
     step "[1/5] virtual environment of $("$python" --version)" make_venv "$python"
