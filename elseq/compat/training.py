@@ -303,7 +303,7 @@ def explain_options_of_the_optimizer():
         try:
             return parse(schedule, text)
         except (SyntaxError, *_OF_OPTIONS) as error:
-            option = "--epoch2lr" if text == schedule.cfg.epoch2lr else "--update2lr"
+            option = "--epoch2lr" if text == schedule.args.epoch2lr else "--update2lr"
             remedy = "give one such as \"{'1-3': 0.1, '4': 0.01}\""
             raise UserError(f"{text} is no table of rates: {remedy}", option) from error
 
