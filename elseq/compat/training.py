@@ -201,11 +201,19 @@ def explain_options_of_bleu():
     wrap(TranslationTask, "build_model", build_model)
 
 
-def explain_fewer_batches():
-    """Where training continues in the middle of an epoch that now has fewer batches than were trained on, by a larger
+def continue_in_the_middle_of_an_epoch():
+    """A checkpoint has the number of batches of the epoch that each process was trained on. With another number of
+    processes, the training then leaves out batches, or repeats them. Where the epoch now has fewer batches, by a larger
     --max-tokens or less data, there is a traceback that asks to report it."""
 
+    def state_dict(make, self):
+        return {**make(self), "processes": self.num_shards, "batches": len(self.frozen_batches)}
+
     def load_state_dict(load, self, state):
+        processes = state.get("processes", self.num_shards)
+        if processes != self.num_shards and state["batches"] == len(self.frozen_batches):
+            trained = state["iterations_in_epoch"] * processes // self.num_shards
+            state = {**state, "iterations_in_epoch": trained}
         try:
             load(self, state)
         except RuntimeError as error:
@@ -217,6 +225,7 @@ def explain_fewer_batches():
                 "--reset-dataloader to begin with epoch 1"
             ) from error
 
+    wrap(EpochBatchIterator, "state_dict", state_dict)
     wrap(EpochBatchIterator, "load_state_dict", load_state_dict)
 
 

@@ -2,6 +2,7 @@ import copy
 import json
 import pickle
 import sys
+from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -366,6 +367,36 @@ def test_fewer_batches_of_an_epoch(train, without, tmp_path):
     without(EpochBatchIterator, "load_state_dict")
     with pytest.raises(RuntimeError, match="report this to the fairseq developers"):
         train(*command, "--restore-file", str(tmp_path / "copy.pt"))
+
+
+@pytest.mark.parametrize(("before", "after", "trained"), [(1, 2, 6), (2, 1, 3), (2, 2, 3), (1, 3, 4)])
+def test_another_number_of_processes_continues_an_epoch(without, before, after, trained):
+    """Each batch of the epoch is trained on, and those of which it is known are not trained on again."""
+    numbers = torch.utils.data.TensorDataset(torch.arange(14))
+
+    def iterators(processes):
+        options = {"collate_fn": lambda some: [int(number) for (number,) in some], "num_shards": processes}
+        batches = [[number] for number in range(14)]
+        return [EpochBatchIterator(numbers, batch_sampler=batches, shard_id=i, **options) for i in range(processes)]
+
+    def train(iterator, most=None):
+        return [number for batch in islice(iterator.next_epoch_itr(), most) for number in batch]
+
+    def continued():
+        first = iterators(before)
+        done = [number for each in first for number in train(each, trained)]
+        second = iterators(after)
+        for each in second:
+            each.load_state_dict(first[0].state_dict())
+        return done, [number for each in second for number in train(each)]
+
+    done, rest = continued()
+    assert sorted({*done, *rest}) == list(range(14))
+    assert len(done) + len(rest) - 14 < after
+    if before != after:
+        without(EpochBatchIterator, "load_state_dict")
+        done, rest = continued()
+        assert len(done) + len(rest) != 14
 
 
 def test_processes_that_are_strangers(train, without, monkeypatch, tmp_path):
