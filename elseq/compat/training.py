@@ -3,6 +3,7 @@
 import copyreg
 import difflib
 import functools
+import importlib.util
 import inspect
 import logging
 import math
@@ -28,10 +29,11 @@ from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRS
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
+from fairseq_cli import train
 
 from elseq.bounds import check_bounds
 from elseq.compat.literals import NotLiteral, evaluate
-from elseq.compat.patching import Overlay, before_training, is_known, wrap
+from elseq.compat.patching import Overlay, before_training, is_known, wrap, wrap_in_command
 from elseq.compat.settings import json_object, values
 from elseq.errors import UserError, as_option, described, renamed, user_sentence
 
@@ -69,8 +71,10 @@ def train_bfloat16_without_a_tpu():
 
 
 def explain_missing_hardware():
-    """--fp16 without a GPU gives an error of torch, --tpu without torch_xla one about None."""
+    """--fp16 without a GPU gives an error of torch, --tpu without torch_xla one about None, and the default of
+    --ddp-backend with several CPU processes one about devices. Backends of fairscale without it are a traceback."""
     before_training(_check_hardware)
+    wrap_in_command(train, "add_defaults", _check_backend)
 
 
 def _check_hardware(cfg, *_):
@@ -80,6 +84,18 @@ def _check_hardware(cfg, *_):
         raise UserError("--fp16 trains on a GPU, and there is none, or --cpu is given: leave it out, or give --bf16")
     if common.tpu and utils.xm is None:
         raise UserError("--tpu needs torch_xla, which is not installed: leave it out")
+
+
+def _check_backend(add_defaults, cfg):
+    backend, processes = cfg.distributed_training.ddp_backend, cfg.distributed_training.distributed_world_size
+    needs_fairscale = backend == "fully_sharded" or backend == "slowmo" and processes > 1
+    if needs_fairscale and importlib.util.find_spec("fairscale") is None:
+        raise UserError(
+            f"{backend} needs fairscale, which is not installed: install it, or give legacy_ddp", "--ddp-backend"
+        )
+    if backend in ("c10d", "pytorch_ddp") and processes > 1 and (cfg.common.cpu or not torch.cuda.is_available()):
+        raise UserError(f"{backend} is for processes on GPUs: give legacy_ddp", "--ddp-backend")
+    add_defaults(cfg)
 
 
 # What a validation computes only by a switch of the task or of the criterion.
@@ -258,8 +274,9 @@ def _check_processes(cfg, *_):
 def explain_adaptive_softmax():
     """A model with an adaptive softmax and another criterion than its own gives an error of torch about gradients, and
     this criterion with another model an AssertionError without a message. Cutoffs that do not ascend give a negative
-    size."""
+    size. Weights tied to an input that is not adaptive, as that of no encoder-decoder is, give an AttributeError."""
     before_training(_check_adaptive_softmax)
+    wrap(AdaptiveSoftmax, "__init__", _tied)
     wrap(AdaptiveSoftmax, "__init__", functools.partial(_with_cutoffs, "--adaptive-softmax-cutoff"))
     wrap(AdaptiveInput, "__init__", functools.partial(_with_cutoffs, "--adaptive-input-cutoff"))
 
@@ -281,6 +298,15 @@ def _with_cutoffs(option, init, *args, **kwargs):
             f"{','.join(map(str, cutoffs))} is not possible: give ascending numbers from 1 to {vocabulary}, the size "
             "of the dictionary",
             option,
+        )
+    init(*args, **kwargs)
+
+
+def _tied(init, *args, **kwargs):
+    given = inspect.signature(init).bind(*args, **kwargs).arguments
+    if not isinstance(given.get("adaptive_inputs"), AdaptiveInput | None):
+        raise UserError(
+            "needs --adaptive-input, which only language models have: leave it out", "--tie-adaptive-weights"
         )
     init(*args, **kwargs)
 

@@ -2,10 +2,13 @@ import copy
 import json
 import pickle
 import sys
+from contextlib import nullcontext
+from importlib.util import find_spec
 from itertools import islice
 from pathlib import Path
 from types import SimpleNamespace
 
+import fairseq_cli.train
 import pytest
 import torch
 from fairseq import options, utils
@@ -61,6 +64,34 @@ def test_half_precision_without_its_hardware(train, without, tmp_path):
     without(Trainer, "_build_optimizer")
     with pytest.raises((AssertionError, RuntimeError), match="CUDA|NVIDIA"):  # as torch was built
         train("--fp16", f"--save-dir={tmp_path / 'new'}")  # where there is no checkpoint to fail at
+
+
+FAIRSCALE = "needs fairscale, which is not installed: install it, or give legacy_ddp"
+LACKS_FAIRSCALE = pytest.mark.skipif(find_spec("fairscale") is not None, reason="fairscale is installed")
+
+
+@LACKS_FAIRSCALE
+def test_sharding_without_fairscale(train, without):
+    assert error_of(train("--ddp-backend=fully_sharded")) == f"elseq: error: --ddp-backend fully_sharded {FAIRSCALE}"
+    train("--ddp-backend=slowmo", check=True)  # one process needs none
+    without(fairseq_cli.train, "add_defaults")
+    with pytest.raises(ImportError, match="Cannot find FullyShardedDataParallel"):
+        train("--ddp-backend=fully_sharded")
+
+
+@pytest.mark.parametrize(
+    ("backend", "sentence"),
+    [
+        pytest.param("slowmo", FAIRSCALE, marks=LACKS_FAIRSCALE),
+        ("pytorch_ddp", "is for processes on GPUs: give legacy_ddp"),
+        ("legacy_ddp", None),
+    ],
+)
+def test_backends_of_several_processes(backend, sentence):
+    processes = SimpleNamespace(ddp_backend=backend, distributed_world_size=2)
+    cfg = SimpleNamespace(distributed_training=processes, common=SimpleNamespace(cpu=True))
+    with nullcontext() if sentence is None else pytest.raises(UserError, match=f"--ddp-backend {backend} {sentence}"):
+        training._check_backend(lambda cfg: None, cfg)
 
 
 def test_bleu_that_nothing_computes(train, without):
@@ -243,6 +274,15 @@ def test_adaptive_loss_without_an_adaptive_softmax(train, without):
 
 class OfAPlugin(CrossEntropyCriterion):
     __module__ = "plugin"
+
+
+@pytest.mark.parametrize("architecture", ["transformer", "elseq_transformer"])
+def test_weights_tied_to_an_input_that_is_not_adaptive(train, architecture):
+    options = ["--criterion=adaptive_loss", "--adaptive-softmax-cutoff=10,20", "--ddp-backend=legacy_ddp"]
+    result = train("--arch", architecture, *options, "--tie-adaptive-weights")
+    assert error_of(result) == (
+        "elseq: error: --tie-adaptive-weights needs --adaptive-input, which only language models have: leave it out"
+    )
 
 
 def test_a_criterion_of_a_plugin_may_train_an_adaptive_softmax():
