@@ -292,11 +292,11 @@ def _check_adaptive_softmax(cfg, task, model, criterion):
 
 def _with_cutoffs(option, init, *args, **kwargs):
     given = inspect.signature(init).bind(*args, **kwargs).arguments
-    vocabulary, cutoffs = given["vocab_size"], given["cutoff"]
-    if sorted({*cutoffs}) != [*cutoffs] or not all(0 < cutoff <= vocabulary for cutoff in cutoffs):
+    vocabulary, cutoffs = given["vocab_size"], given["cutoff"] or []
+    if not cutoffs or sorted({*cutoffs}) != [*cutoffs] or not all(0 < cutoff <= vocabulary for cutoff in cutoffs):
+        given = ",".join(map(str, cutoffs)) or "none"
         raise UserError(
-            f"{','.join(map(str, cutoffs))} is not possible: give ascending numbers from 1 to {vocabulary}, the size "
-            "of the dictionary",
+            f"{given} is not possible: give ascending numbers from 1 to {vocabulary}, the size of the dictionary",
             option,
         )
     init(*args, **kwargs)

@@ -25,12 +25,17 @@ class ElseqTransformerLanguageModel(TransformerLanguageModel):
             args.max_target_positions = getattr(args, "tokens_per_sample", DEFAULT_MAX_TARGET_POSITIONS)
         embed_tokens = cls._build_input(args, task.source_dictionary)
         cfg = TransformerConfig.from_namespace(args)
-        return cls(Decoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+        try:
+            return cls(Decoder(cfg, task.target_dictionary, embed_tokens, no_encoder_attn=True))
+        except ValueError as error:  # incompatible options
+            raise UserError(f"the model cannot be built: {error}") from error
 
     @classmethod
     def _build_input(cls, args, dictionary):
         if not args.adaptive_input:
             return cls.build_embedding(args, dictionary, args.decoder_input_dim)
+        if args.share_decoder_input_output_embed and not args.adaptive_softmax_cutoff:
+            raise UserError("--share-decoder-input-output-embed does not go with --adaptive-input: leave out one")
         if args.tie_adaptive_weights:
             tied = ("factor", "cutoff")
             differing = [

@@ -40,7 +40,11 @@ class ElseqLanguageModelingTask(LanguageModelingTask, DecodingTask):
         return super().setup_task(args, **kwargs)
 
     def build_model(self, args, from_checkpoint=False):
-        return DecodingTask.build_model(self, args, from_checkpoint)
+        model = DecodingTask.build_model(self, args, from_checkpoint)
+        for target in self.targets:
+            if target not in model.supported_targets:
+                raise UserError("is for models that read texts in both directions: leave it out", f"--{target}-target")
+        return model
 
     def load_dataset(self, split, epoch=1, combine=False, **kwargs):
         if self.args.prompt_separator is not None:

@@ -146,6 +146,20 @@ def test_adaptive_weights_of_different_shapes_are_not_tied(options):
         ours("transformer_lm", **SOFTMAX | INPUT | {"tie_adaptive_weights": True} | options)
 
 
+@pytest.mark.parametrize(
+    ("options", "sentence"),
+    [
+        ({"decoder_attention_heads": 3, "decoder_embed_dim": 16}, "the model cannot be built: embed_dim 16 is not a"),
+        (INPUT | {"share_decoder_input_output_embed": True}, "-output-embed does not go with --adaptive-input: leave"),
+        (INPUT | {"adaptive_input_cutoff": None}, "--adaptive-input-cutoff none is not possible: give asc"),
+    ],
+    ids=str,
+)
+def test_options_that_do_not_go_together(options, sentence):
+    with pytest.raises(UserError, match=sentence):
+        ours("transformer_lm", **options)
+
+
 @torch.no_grad()
 def test_layers_of_the_stock_checkpoint_that_are_not_kept():
     """A deep checkpoint in a model with --decoder-layers-to-keep, pruned as fairseq prunes it when it loads."""

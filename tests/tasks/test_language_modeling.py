@@ -35,6 +35,12 @@ def test_model_and_generator(tiny_language_model, mode):
     assert type(task.build_generator([model], GenerationConfig())) is (StockGenerator if stock else SequenceGenerator)
 
 
+@pytest.mark.parametrize("target", ["self", "past"])
+def test_targets_that_a_language_model_sees(tiny_language_model, target):
+    with pytest.raises(UserError, match=f"--{target}-target is for models that read texts in both directions"):
+        load_language_model(tiny_language_model, **{f"{target}_target": True})
+
+
 @pytest.mark.parametrize("mode", ["kv", "el"])
 def test_a_line_is_prompt_separator_and_target(tiny_language_model, mode):
     task, model = load_language_model(tiny_language_model, prompt_separator=SEPARATOR, decode_attention=mode)
