@@ -11,8 +11,10 @@ from fairseq.criterions.label_smoothed_cross_entropy import (
     LabelSmoothedCrossEntropyCriterionConfig,
 )
 from fairseq.data import Dictionary
+from fairseq.models import FairseqMultiModel
 from torch import Tensor
 
+from elseq.bounds import is_possible, possible_values
 from elseq.compat.patching import before_training
 from elseq.errors import UserError
 from elseq.loading import Checkpoint
@@ -50,16 +52,17 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
     ):
         """
         Raises:
-            UserError: no teacher, a weight that is not between 0 and 1, or a temperature that is not above 0.
+            UserError: no teacher, a weight that is not between 0 and 1, or a temperature out of its range.
         """
         super().__init__(task, sentence_avg, label_smoothing, ignore_prefix_size, report_accuracy)
         if teacher is None:
             raise UserError("--criterion elseq_distillation needs --teacher: name the checkpoint of a model")
         if not 0 <= distillation_weight <= 1:
             raise UserError(f"{distillation_weight:g} is not possible: give 0 to 1", "--distillation-weight")
-        if not distillation_temperature > 0:
+        if not is_possible("temperature", distillation_temperature):
             raise UserError(
-                f"{distillation_temperature:g} is not possible: give more than 0", "--distillation-temperature"
+                f"{distillation_temperature:g} is not possible: give {possible_values('temperature')}",
+                "--distillation-temperature",
             )
         self.weight = distillation_weight
         self.temperature = distillation_temperature
@@ -104,10 +107,17 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _load(self):
         checkpoint = Checkpoint.read(self.path)
-        if self._dictionary(checkpoint) not in (None, self.task.target_dictionary.symbols):
+        words = self._dictionary(checkpoint)
+        # A task of several languages adds symbols to those of the file.
+        if words is not None and words != self.task.target_dictionary.symbols[: len(words)]:
             raise UserError(f"{self.path} has another dictionary than this training: give another", "--teacher")
         model = checkpoint.build_model(self.task)
-        if model.decoder.adaptive_softmax is not None:
+        if isinstance(model, FairseqMultiModel):
+            raise UserError(
+                f"{self.path} holds a model for each pair of languages, which distillation does not take: give another",
+                "--teacher",
+            )
+        if getattr(getattr(model, "decoder", None), "adaptive_softmax", None) is not None:
             raise UserError(
                 f"{self.path} has an adaptive softmax, which distillation does not take: give another", "--teacher"
             )

@@ -87,7 +87,13 @@ def test_validation_is_that_of_other_trainings_and_needs_no_teacher():
     [
         ({"teacher": None}, "--criterion elseq_distillation needs --teacher: name the checkpoint"),
         ({"distillation_weight": 1.5}, "--distillation-weight 1.5 is not possible: give 0 to 1"),
-        ({"distillation_temperature": 0.0}, "--distillation-temperature 0 is not possible: give more than 0"),
+        *(
+            (
+                {"distillation_temperature": value},
+                f"--distillation-temperature {value:g} is not possible: give a number",
+            )
+            for value in (0.0, 1e-40, float("inf"), float("nan"))
+        ),
     ],
 )
 def test_bad_options(options, sentence):
@@ -128,4 +134,36 @@ def test_teachers_that_cannot_teach(tiny_translation, tiny_language_model, tmp_p
     assert re.match("elseq: error: checkpoint .*nowhere.pt cannot be read", sentence(tmp_path / "nowhere.pt"))
     assert re.match(
         "elseq: error: --teacher .* has another dictionary than this training", sentence(tiny_language_model.checkpoint)
+    )
+
+
+@pytest.mark.parametrize(
+    ("arch", "task", "options"),
+    [
+        ("elseq_bart", "translation_from_pretrained_bart", ["--langs=src,tgt", "--prepend-bos"]),
+        ("elseq_transformer", "translation_multi_simple_epoch", ["--langs=src,tgt", "--lang-pairs=src-tgt"]),
+    ],
+)
+def test_teachers_of_tasks_that_add_symbols(tiny_translation, tmp_path, arch, task, options):
+    def train(name, *more):
+        given = ["--user-dir", helpers.USER_DIR, f"--task=elseq_{task}", *options, "--max-update=2", *more]
+        return helpers.train(arch, tiny_translation.data, tmp_path / name, *given)
+
+    teacher = train("teacher")
+    assert train("student", "--criterion=elseq_distillation", "--teacher", teacher).exists()
+
+
+def test_a_teacher_that_is_a_model_for_each_pair(tiny_translation, tmp_path):
+    def train(name, *more):
+        given = ["--user-dir", helpers.USER_DIR, "--task=elseq_multilingual_translation", "--lang-pairs=src-tgt", *more]
+        arch, folder = "multilingual_transformer", tmp_path / name
+        command = helpers.train_command(arch, tiny_translation.data, folder, *given, "--max-update=2")
+        command.remove("--share-all-embeddings")
+        return helpers.run_here(command, check=False)
+
+    assert train("teacher").returncode == 0
+    options = ["--criterion=elseq_distillation", "--teacher", tmp_path / "teacher" / "checkpoint_last.pt"]
+    assert (
+        "holds a model for each pair of languages, which distillation does not take"
+        in train("student", *options).stderr
     )
