@@ -245,6 +245,20 @@ def continue_in_the_middle_of_an_epoch():
     wrap(EpochBatchIterator, "load_state_dict", load_state_dict)
 
 
+def stop_at_the_last_update():
+    """A training that is repeated after its last update makes one more before it notices, and saves it over the last
+    checkpoint."""
+
+    def train_epoch(train_epoch, cfg, trainer, task, epoch_itr):
+        last = cfg.optimization.max_update
+        if 0 < last <= trainer.get_num_updates():
+            logger.info("this training has reached --max-update %s before", last)
+            return [None], True  # no loss of a validation, and the end
+        return train_epoch(cfg, trainer, task, epoch_itr)
+
+    wrap_in_command(train, "train", train_epoch)
+
+
 def train_from_pretrained_bart():
     """The task translation_from_pretrained_bart reads its options from an attribute that it does not set, and raises an
     AttributeError before its first update or translation."""

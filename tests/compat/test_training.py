@@ -409,6 +409,16 @@ def test_fewer_batches_of_an_epoch(train, without, tmp_path):
         train(*command, "--restore-file", str(tmp_path / "copy.pt"))
 
 
+def test_a_finished_training_is_repeated(train, without, tmp_path):
+    def updates():
+        train(check=True)
+        return torch.load(tmp_path / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
+
+    assert updates() == updates() == 3
+    without(fairseq_cli.train, "train")
+    assert updates() == 4
+
+
 @pytest.mark.parametrize(("before", "after", "trained"), [(1, 2, 6), (2, 1, 3), (2, 2, 3), (1, 3, 4)])
 def test_another_number_of_processes_continues_an_epoch(without, before, after, trained):
     """Each batch of the epoch is trained on, and those of which it is known are not trained on again."""
