@@ -33,22 +33,24 @@ class HiddenStates(DecodingMethod):
         key_weight, _ = attention.projection("key")
         value_weight, value_bias = attention.projection("value")
         *prompts, last = memory
-        is_step = last.ancestry is None and not prompts and self._is_fast_step(query, **options)
-        if last.rows is None and not is_step:
-            return el_attention(query, _hidden(memory), key_weight, value_weight, value_bias, **options)
-        own = None if last.rows is None else (*last.tensors, last.rows)
-        stretch = last if own is None else prompts[0] if prompts else None
-        shared = None if stretch is None else (*stretch.tensors, stretch.mask)
-        return el_step(query, key_weight.contiguous(), value_weight.contiguous(), value_bias, shared, own), None
+        [hidden] = last.tensors
+        weights = key_weight.contiguous(), value_weight.contiguous(), value_bias
+        if last.rows is not None:
+            prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
+            return el_step(query, *weights, prompt, (hidden, last.rows)), None
+        is_plain = last.ancestry is None and not prompts
+        if is_plain and self._is_fast_step(query, hidden.size(1), **options):
+            return el_step(query, *weights, (hidden, last.mask)), None
+        return el_attention(query, _hidden(memory), *weights, **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:
         # A subclass may attend in its own way, or keep something else.
         return type(self) is HiddenStates and self._is_fast_step(query, **options)
 
     @staticmethod
-    def _is_fast_step(query: Tensor, **options) -> bool:
+    def _is_fast_step(query: Tensor, *positions: int, **options) -> bool:
         # In bfloat16 oneDNN's products are as fast.
-        return query.dtype == torch.float32 and is_kernel_step(query, **options)
+        return query.dtype == torch.float32 and is_kernel_step(query, *positions, **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count

@@ -27,10 +27,10 @@ class KeysAndValues(DecodingMethod):
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return decode_step(query, prompt, (*last.tensors, last.rows)), None
-        if last.ancestry is None and not prompts and is_kernel_step(query, **options):
-            keys, values = last.tensors
-            if keys.stride(2) == 1:
-                return decode_step(query, (keys, values, last.mask)), None
+        keys, values = last.tensors
+        is_plain = last.ancestry is None and not prompts and keys.stride(2) == 1
+        if is_plain and is_kernel_step(query, keys.size(2), **options):
+            return decode_step(query, (keys, values, last.mask)), None
         return multi_head_attention(query, _segments(memory), **options)
 
     def reads_unmoved(self, query: Tensor, **options) -> bool:

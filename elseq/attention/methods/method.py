@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -168,6 +169,14 @@ class DecodingMethod(ABC):
         """
 
 
-def is_kernel_step(query: Tensor, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
-    """Whether the kernels of a CPU attend in a decoding step. query, options: as for `DecodingMethod.attend`."""
-    return top_k is None and not dropout and not need_weights and computes_step(query)
+def is_kernel_step(
+    query: Tensor, positions: float = math.inf, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_
+) -> bool:
+    """Whether the kernels of a CPU attend in a decoding step.
+
+    Args:
+        query, top_k, dropout, need_weights: as for `DecodingMethod.attend`.
+        positions: at most, that are attended to.
+    """
+    keeps_all = top_k is None or top_k >= positions
+    return keeps_all and not dropout and not need_weights and computes_step(query)
