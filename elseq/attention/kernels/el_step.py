@@ -43,6 +43,8 @@ def el_step(
         ValueError: another type, shape or layout.
         RuntimeError: elseq's kernels are not available.
     """
+    key_weight, value_weight = (weight.contiguous().resolve_neg() for weight in (key_weight, value_weight))
+    value_bias = None if value_bias is None else value_bias.contiguous().resolve_neg()
     hypotheses, heads, _, head_width = query.shape
     outputs, width = key_weight.shape
     check("the query", query, torch.float32, (hypotheses, heads, 1, head_width), 3)

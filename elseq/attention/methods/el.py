@@ -34,7 +34,7 @@ class HiddenStates(DecodingMethod):
         value_weight, value_bias = attention.projection("value")
         *prompts, last = memory
         [hidden] = last.tensors
-        weights = key_weight.contiguous(), value_weight.contiguous(), value_bias
+        weights = key_weight, value_weight, value_bias
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return el_step(query, *weights, prompt, (hidden, last.rows)), None
