@@ -287,7 +287,7 @@ class _Batch:
             remembering += max(self._projecting(whole, attention, is_scattered) for attention in projected)
         elif projected and not is_cut:
             remembering += self._rounding(whole, projected[0], self.methods.cross)
-        elif not self._is_narrow(self.methods.cross):
+        elif is_cut and not self._is_narrow(self.methods.cross):
             remembering -= hidden  # it is the memory itself
         if not is_cut:
             reading = max(3 * hidden, self._layers(self.encoder.layers, whole, self.length))

@@ -138,20 +138,31 @@ def shared_argument(keys: Tensor, values: Tensor, mask: Tensor | None, kv_heads:
     sequences, length = keys.size(0), keys.size(2)
     for name, tensor, adjacent in (("shared keys", keys, 2), ("shared values", values, 3)):
         check(name, tensor, type_of(keys), (sequences, kv_heads, length, width), adjacent)
-    if mask is not None:
-        mask = mask.expand(sequences, 1, -1)
-        check("the mask", mask, torch.bool, (sequences, 1, length), 2)
+    address, row = mask_argument(mask, sequences, length)
     return Shared(
         keys.data_ptr(),
         values.data_ptr(),
-        None if mask is None else mask.data_ptr(),
+        address,
         (keys.stride(0), keys.stride(1), keys.stride(3)),
         values.stride()[:3],
-        0 if mask is None else mask.stride(0),
+        row,
         sequences,
         length,
         keys.dtype == torch.bfloat16,
     )
+
+
+def mask_argument(mask: Tensor | None, sequences: int, length: int) -> tuple[int | None, int]:
+    """The address of a mask, as `shared` of `decode_step`, of so many sentences and positions, and its row's stride.
+
+    Raises:
+        ValueError: another type, shape or layout.
+    """
+    if mask is None:
+        return None, 0
+    mask = mask.expand(sequences, 1, -1)
+    check("the mask", mask, torch.bool, (sequences, 1, length), 2)
+    return mask.data_ptr(), mask.stride(0)
 
 
 def computes_texts(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> bool:

@@ -9,6 +9,7 @@ namespace {
 constexpr int64_t BLOCK = 64;     // positions whose hidden states stay in the second-level cache
 constexpr int64_t TOGETHER = 96;  // queries that read a block one after the other
 constexpr int64_t SCORED = REGISTERS == 2 ? 3 : MOST;  // queries of a tile of scores, which has four positions
+constexpr int64_t PROJECTED = 16;  // numbers of a head that a thread projects together
 
 struct Step {
     const float *query;                         // [queries, heads, head_width], numbers of queries and heads so far apart:
@@ -39,9 +40,31 @@ class Queries {
 
     int64_t hypothesis(int64_t i) const { return (begin + i) / step.heads; }
 
-    // The queries from i to end attend to more positions, at most BLOCK: hidden states, and where they are masked or null.
+    // The queries from i to end attend to more positions; `at(s)` are the hidden states of position s of type T.
+    template <class T, class At>
+    void attend(int64_t i, int64_t end, int64_t positions, const At &at, const uint8_t *mask = nullptr) {
+        for (int64_t start = 0; start < positions; start += BLOCK) {
+            const int64_t some = std::min(BLOCK, positions - start);
+            const T *hidden[BLOCK];
+            for (int64_t s = 0; s < some; s++) hidden[s] = at(start + s);
+            attend_to_block(i, end, hidden, some, mask ? mask + start : nullptr);
+        }
+    }
+
+    void finish() const {
+        for (int64_t i = 0; i < count; i++)
+            for (int64_t k = 0; k < width; k++) step.context[(begin + i) * width + k] = out[i * width + k] / sum[i];
+    }
+
+    const Step &step;
+    const int64_t begin, count, width;
+
+  private:
+    float *most, *sum;    // of the scores, and of their exponentials relative to it
+    float *scores, *out;  // [count, BLOCK], [count, width]: the weighted sum of the hidden states
+
     template <class T>
-    void attend(int64_t i, int64_t end, const T *const *hidden, int64_t positions, const uint8_t *mask) {
+    void attend_to_block(int64_t i, int64_t end, const T *const *hidden, int64_t positions, const uint8_t *mask) {
         for (int64_t row = i; row < end; row += SCORED)
             with(std::min(SCORED, end - row), [&](auto rows) { score<rows()>(row, hidden, positions); });
         for (int64_t row = i; row < end; row++) weigh(row, positions, mask);
@@ -52,17 +75,6 @@ class Queries {
                     accumulate<rows(), REGISTERS>(scores + row * BLOCK, BLOCK, positions, at, column, width, out + row * width, width);
                 });
     }
-
-    void finish() const {
-        for (int64_t i = 0; i < count; i++)
-            for (int64_t k = 0; k < width; k++) step.context[(begin + i) * width + k] = out[i * width + k] / sum[i];
-    }
-
-  private:
-    const Step &step;
-    const int64_t begin, count, width;
-    float *most, *sum;    // of the scores, and of their exponentials relative to it
-    float *scores, *out;  // [count, BLOCK], [count, width]: the weighted sum of the hidden states
 
     template <int R, class T>
     __attribute__((noinline)) void score(int64_t row, const T *const *hidden, int64_t positions) {
@@ -94,28 +106,20 @@ class Queries {
     }
 };
 
-template <class T, class U>
-void attend(Queries &queries, int64_t count, const Step &p, int64_t sequence) {
-    const auto *of_sentence = static_cast<const T *>(p.shared.values) + sequence * p.shared.value[0];
-    const uint8_t *mask = p.shared.mask ? p.shared.mask + sequence * p.shared.mask_row : nullptr;
-    for (int64_t start = 0; start < p.shared.positions; start += BLOCK) {
-        const int64_t positions = std::min(BLOCK, p.shared.positions - start);
-        const T *hidden[BLOCK];
-        for (int64_t s = 0; s < positions; s++) hidden[s] = of_sentence + (start + s) * p.shared.value[2];
-        queries.attend(0, count, hidden, positions, mask ? mask + start : nullptr);
-    }
-    for (int64_t i = 0, end; p.own.positions && i < count; i = end) {
+template <class T>
+void attend_to_sentence(Queries &queries, const Shared &shared, int64_t sequence) {
+    const T *hidden = static_cast<const T *>(shared.values) + sequence * shared.value[0];
+    const uint8_t *mask = shared.mask ? shared.mask + sequence * shared.mask_row : nullptr;
+    queries.attend<T>(0, queries.count, shared.positions, OfSentence<T>{hidden, shared.value[2]}, mask);
+}
+
+template <class T>
+void attend_to_own(Queries &queries, const Own &own) {
+    for (int64_t i = 0, end; i < queries.count; i = end) {
         const int64_t n = queries.hypothesis(i);
-        for (end = i + 1; end < count && queries.hypothesis(end) == n; end++) continue;
-        const OfHypothesis<U> at{static_cast<const U *>(p.own.values), p.own.value, p.own, n, 0};
-        for (int64_t start = 0; start < p.own.positions; start += BLOCK) {
-            const int64_t positions = std::min(BLOCK, p.own.positions - start);
-            const U *hidden[BLOCK];
-            for (int64_t s = 0; s < positions; s++) hidden[s] = at(start + s);
-            queries.attend(i, end, hidden, positions, nullptr);
-        }
+        for (end = i + 1; end < queries.count && queries.hypothesis(end) == n; end++) continue;
+        queries.attend<T>(i, end, own.positions, OfHypothesis<T>{static_cast<const T *>(own.values), own.value, own, n, 0});
     }
-    queries.finish();
 }
 
 // The queries in the width of the hidden states.
@@ -137,10 +141,10 @@ void expand(const Step &p) {
 
 // The values of the weighted hidden states.
 void project(const Step &p) {
-    const int64_t parts = (p.head_width + 15) / 16, row = p.heads * p.width;
+    const int64_t parts = (p.head_width + PROJECTED - 1) / PROJECTED, row = p.heads * p.width;
 #pragma omp parallel for num_threads(p.threads)
     for (int64_t i = 0; i < p.heads * parts; i++) {
-        const int64_t head = i / parts, begin = i % parts * 16, end = std::min(begin + 16, p.head_width);
+        const int64_t head = i / parts, begin = i % parts * PROJECTED, end = std::min(begin + PROJECTED, p.head_width);
         const int64_t first = p.kv_head(head) * p.head_width;
         const float *context = p.context + head * p.width;
         for (int64_t n = 0; n < p.queries; n += SCORED)
@@ -181,10 +185,9 @@ extern "C" void elseq_el_step(const float *query, int64_t query_row, int64_t que
         const int64_t sequence = i / parts, part = i % parts;
         const int64_t begin = sequence * each + each * part / parts, end = sequence * each + each * (part + 1) / parts;
         Queries some(step, begin, end, memory);
-        if (shared->bfloat16 && own->bfloat16) attend<uint16_t, uint16_t>(some, end - begin, step, sequence);
-        else if (shared->bfloat16) attend<uint16_t, float>(some, end - begin, step, sequence);
-        else if (own->bfloat16) attend<float, uint16_t>(some, end - begin, step, sequence);
-        else attend<float, float>(some, end - begin, step, sequence);
+        (shared->bfloat16 ? attend_to_sentence<uint16_t> : attend_to_sentence<float>)(some, *shared, sequence);
+        (own->bfloat16 ? attend_to_own<uint16_t> : attend_to_own<float>)(some, *own);
+        some.finish();
     }
     project(step);
 }

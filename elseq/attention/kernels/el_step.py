@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 import elseq.native as native
-from elseq.attention.kernels.decode_step import Own, Shared, check, check_counts, own_argument, type_of
+from elseq.attention.kernels.decode_step import Own, Shared, check, check_counts, mask_argument, own_argument, type_of
 
 
 def el_step(
@@ -47,15 +47,16 @@ def el_step(
     value_bias = None if value_bias is None else value_bias.contiguous().resolve_neg()
     hypotheses, heads, _, head_width = query.shape
     outputs, width = key_weight.shape
+    kv_heads = outputs // head_width
     check("the query", query, torch.float32, (hypotheses, heads, 1, head_width), 3)
     first = Shared(sequences=hypotheses) if shared is None else _shared_argument(*shared, width)
     second = Own()
     if own is not None:
         states, rows = own
         second = own_argument(states.unsqueeze(1), states.unsqueeze(1), rows, hypotheses, width)
-    check_counts(hypotheses, heads, first.sequences, outputs // head_width)
+    check_counts(hypotheses, heads, first.sequences, kv_heads)
     weights = [
-        native.address("the weight", weight, torch.float32, outputs // head_width * head_width, width)
+        native.address("the weight", weight, torch.float32, kv_heads * head_width, width)
         for weight in (key_weight, value_weight)
     ]
     bias = None if value_bias is None else native.address("the bias", value_bias, torch.float32, outputs)
@@ -72,7 +73,7 @@ def el_step(
         out.data_ptr(),
         hypotheses,
         heads,
-        outputs // head_width,
+        kv_heads,
         head_width,
         width,
         ctypes.byref(first),
@@ -95,14 +96,12 @@ def working_bytes(queries: int, width: int) -> int:
 def _shared_argument(states: Tensor, mask: Tensor | None, width: int) -> Shared:
     sequences, length = states.shape[:2]
     check("hidden states", states, type_of(states), (sequences, length, width), 2)
-    if mask is not None:
-        mask = mask.expand(sequences, 1, -1)
-        check("the mask", mask, torch.bool, (sequences, 1, length), 2)
+    address, row = mask_argument(mask, sequences, length)
     return Shared(
         values=states.data_ptr(),
-        mask=None if mask is None else mask.data_ptr(),
+        mask=address,
         value=(states.stride(0), 0, states.stride(1)),
-        mask_row=0 if mask is None else mask.stride(0),
+        mask_row=row,
         sequences=sequences,
         positions=length,
         bfloat16=states.dtype == torch.bfloat16,

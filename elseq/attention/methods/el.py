@@ -31,10 +31,9 @@ class HiddenStates(DecodingMethod):
 
     def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
         key_weight, _ = attention.projection("key")
-        value_weight, value_bias = attention.projection("value")
+        weights = key_weight, *attention.projection("value")
         *prompts, last = memory
         [hidden] = last.tensors
-        weights = key_weight, value_weight, value_bias
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return el_step(query, *weights, prompt, (hidden, last.rows)), None
