@@ -17,7 +17,7 @@ from omegaconf.errors import OmegaConfBaseException
 
 from elseq.compat.commands import import_user_dirs
 from elseq.compat.parameters import Adoption, WithoutRandomNumbers
-from elseq.compat.settings import model_class, values
+from elseq.compat.settings import is_replaced, model_class, values
 from elseq.compat.stored_tensors import StoredTensors
 from elseq.errors import UserError, about, as_option
 from elseq.files import check_ordinary, read_lines
@@ -269,7 +269,7 @@ class Checkpoint:
         settings = {name: value for name, value in trained.items() if name in names and not name.startswith("eval_")}
         given = {"data": str(folder), "decode_attention": attention, "decode_dtype": None, **options}
         for name, value in given.items():
-            if isinstance(value, str) and ("${" in value or value == "???"):  # text that OmegaConf replaces
+            if is_replaced(value):
                 raise UserError(f"{value!r:.60} is not possible: give one without ${{ and ???", as_option(name))
         settings |= given
         try:

@@ -21,6 +21,11 @@ def unlocked(settings) -> contextlib.AbstractContextManager:
     return open_dict(settings) if OmegaConf.is_config(settings) else contextlib.nullcontext()
 
 
+def is_replaced(value) -> bool:
+    """Whether OmegaConf puts something else in place of a text: what it refers to, or nothing."""
+    return isinstance(value, str) and ("${" in value or value == "???")
+
+
 def whole_of(settings):
     """The whole configuration that contains a model's settings; None for old checkpoints, whose options are one
     namespace."""

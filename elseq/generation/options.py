@@ -5,9 +5,10 @@ from dataclasses import dataclass
 from fairseq.dataclass import FairseqDataclass
 from fairseq.dataclass.configs import GenerationConfig
 from omegaconf import OmegaConf
-from omegaconf.errors import OmegaConfBaseException
+from omegaconf.errors import OmegaConfBaseException, ValidationError
 
 from elseq.bounds import check_bounds, of_python
+from elseq.compat.settings import is_replaced
 from elseq.errors import UserError
 from elseq.generation.stopping import Stopping
 from elseq.models.config import option
@@ -51,13 +52,12 @@ def search_configuration(options: dict) -> SearchConfig:
     cfg = OmegaConf.structured(SearchConfig)
     for name, value in options.items():
         default = cfg[name]
-        impossible = UserError(f"{value!r:.60} is not possible: give {_KINDS[type(default)]}", name)
         try:
+            if is_replaced(value):
+                raise ValidationError("an interpolation, or the sign of a missing value")
             cfg[name] = of_python(value)
         except (OmegaConfBaseException, OverflowError) as error:
-            raise impossible from error
-        if OmegaConf.is_interpolation(cfg, name) or OmegaConf.is_missing(cfg, name):  # text that OmegaConf replaces
-            raise impossible
+            raise UserError(f"{value!r:.60} is not possible: give {_KINDS[type(default)]}", name) from error
         check_bounds(name, cfg[name], default)
     Stopping(cfg.early_stopping, cfg.beam_patience)
     if not 1 <= cfg.nbest <= cfg.beam:
