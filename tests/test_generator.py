@@ -94,6 +94,18 @@ def test_what_the_program_around_it_has_set(tiny_translation, lines, context, dt
     assert found(copied) == found(translator) == expected
 
 
+def test_what_is_left_to_the_program_around_it(tiny_translation, lines):
+    """Logging, and the start method of processes. There are no warnings, which may be errors there."""
+    program = (
+        "import elseq, logging, multiprocessing, sys; multiprocessing.set_start_method('spawn'); "
+        "checkpoint, data, line = sys.argv[1:]; found = elseq.load(checkpoint, data=data).generate([line]); "
+        "print(len(found), logging.root.level == logging.WARNING, logging.root.handlers)"
+    )
+    place = tiny_translation.checkpoint, tiny_translation.data
+    ended = helpers.run(["python", "-W", "error", "-c", program, *place, lines[0]])
+    assert (ended.stdout.decode(), ended.stderr.decode()) == ("1 True []\n", "")
+
+
 @pytest.mark.parametrize("dtype", ["bfloat16", "int8"])
 def test_a_search_that_is_interrupted_as_it_begins(tiny_translation, lines, monkeypatch, dtype):
     """The model is prepared for later searches, and only for these, as if it had not been."""

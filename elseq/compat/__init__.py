@@ -8,6 +8,7 @@ repair says what happens without it. No repair depends on elseq's models.
 import contextlib
 import functools
 import logging
+import multiprocessing
 import sys
 import warnings
 
@@ -18,22 +19,26 @@ CLASSIFICATION = ("fairseq.criterions.sentence_prediction", "fairseq.tasks.audio
 
 @contextlib.contextmanager
 def _importing_fairseq():
-    """Leaves logging as it is: fairseq makes the whole process log to stderr at level DEBUG. And it does not import
-    scikit-learn and scipy, which take almost two seconds, for the classification of sentences and of speech. Nor does
-    torch 2.14 say that fairseq uses TorchScript."""
+    """Leaves the program as it is: fairseq makes the whole process log to stderr at level DEBUG, and chooses the start
+    method of `multiprocessing` by making a lock. And it does not import scikit-learn and scipy, which take almost two
+    seconds, for the classification of sentences and of speech. Nor are there warnings about old code in fairseq and its
+    libraries, which are errors by `python -W error`."""
     root = logging.getLogger()
     level, handlers = root.level, root.handlers[:]
+    start_method = multiprocessing.get_start_method(allow_none=True)
     # the import warns about a missing tensorboardX, which only speech synthesis uses
     logging.getLogger("fairseq.tasks.text_to_speech").setLevel(logging.WARNING)
     try:
         with (
             imported_when_called("sklearn.metrics", "scipy.stats", by=CLASSIFICATION),
-            warnings.catch_warnings(action="ignore", category=FutureWarning),
+            warnings.catch_warnings(action="ignore"),
         ):
             yield
     finally:
         root.setLevel(level)
         root.handlers[:] = handlers
+        if start_method is None:
+            multiprocessing.set_start_method(None, force=True)  # not chosen
 
 
 with _importing_fairseq() if "fairseq" not in sys.modules else contextlib.nullcontext():
