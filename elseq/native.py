@@ -10,7 +10,7 @@ from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
-INTERFACE = 9  # as in kernels.cpp; a library of another number was compiled from other sources
+INTERFACE = 10  # as in kernels.cpp; a library of another number was compiled from other sources
 # Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
 INSTRUCTIONS = ("avx512", "avx_vnni", "avx2")
 FUNCTIONS = {
@@ -20,9 +20,8 @@ FUNCTIONS = {
     "elseq_linear_int8": [_POINTER] * 8 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_linear_float32": [_POINTER] * 5 + [_SIZE] * 3 + [_NUMBER] * 2,
     "elseq_log_softmax_top": [_POINTER] * 3 + [_SIZE] * 3 + [_NUMBER],
-    "elseq_attend_to_largest": [_POINTER] * 5 + [_SIZE] * 9 + [_NUMBER] * 2,
-    "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER],
-    "elseq_el_step": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 6 + [_SIZE] * 5 + [_POINTER] * 2 + [_NUMBER],
+    "elseq_decode_step": [_POINTER] * 2 + [_SIZE] * 7 + [_POINTER] * 2 + [_NUMBER],
+    "elseq_el_step": [_POINTER] + [_SIZE] * 2 + [_POINTER] * 8 + [_SIZE] * 6 + [_POINTER] * 2 + [_NUMBER] * 2,
     "elseq_layer_step": [_POINTER] * 2 + [_SIZE] + [_POINTER] * 4 + [_NUMBER],
     "elseq_layer_step_bytes": [_POINTER, _SIZE],
 }

@@ -40,7 +40,7 @@ class Stretch(NamedTuple):
     """Consecutive positions in one memory.
 
     Where reordering moves no hypothesis, `rows` or `ancestry` tells where its positions are. `read` returns them to
-    those only that asked for it: `DecodingMethod.reads_unmoved`, `DecodingMethod.has_step_kernel`.
+    those only that asked for it: `DecodingMethod.has_cpu_kernel`, `DecodingMethod.has_step_kernel`.
     """
 
     tensors: tuple[Tensor, ...]
@@ -393,7 +393,7 @@ class SelfAttentionMemory:
         self.append(*kept)
         if is_first:
             return self.method.attend_first(attention, query, hidden, kept, **options)
-        if isinstance(self.generated, GrowingMemory) and self.method.reads_unmoved(query, **options):
+        if isinstance(self.generated, GrowingMemory) and self.method.has_cpu_kernel(query, **options):
             stretches = [*self._read_prompt(), self.generated.read_unmoved()]
             return self.method.attend(attention, query, stretches, **options)
         return self.method.attend(attention, query, self.read(), **options)

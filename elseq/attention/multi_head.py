@@ -10,7 +10,6 @@ from torch import Tensor
 from elseq.attention.ancestry import Ancestry
 from elseq.attention.kernels import flash_decoding
 from elseq.attention.kernels.decode_step import attend_to_texts, computes_texts
-from elseq.attention.kernels.largest import attend_to_largest, computes_largest
 from elseq.attention.top_k import MOST_CONVERTED, keep_largest, top_k_attention
 
 # The fused kernels of PyTorch are optimized for narrow heads. For wider ones (with EL-attention as wide as the model)
@@ -105,12 +104,8 @@ def _by_torch(
     """`multi_head_attention` by operations of torch, with masks for all that is not attended to. top_k is below the
     number of positions."""
     segments = [_moved(segment) for segment in segments]
-    if len(segments) == 1 and not need_weights:
-        [segment] = segments
-        if top_k is None and _is_fused(query, segment):
-            return _fused(query, segment, dropout), None
-        if top_k is not None and not dropout and computes_largest(query, segment.key, segment.value):
-            return _ungroup(attend_to_largest(_scores(query, segment), segment.value, top_k), query), None
+    if len(segments) == 1 and not need_weights and top_k is None and _is_fused(query, segments[0]):
+        return _fused(query, segments[0], dropout), None
     scores = [_ungroup(_scores(query, segment), query) for segment in segments]
     scores = scores[0] if len(scores) == 1 else torch.cat(scores, dim=-1)
     if top_k is not None:

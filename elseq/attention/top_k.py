@@ -300,6 +300,12 @@ def chunk_bytes(
     return sets_together * (rows * positions * each + keys * narrow * itemsize) + masks
 
 
+def keeping_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
+    """What `keep_largest` holds for the scores of a query, with the scores; arguments: as for `chunk_bytes`."""
+    kept = 3 * keys * itemsize + top_k * (itemsize + INDEX_BYTES)  # `scatter` copies
+    return max(kept, _choice_bytes(keys, top_k, itemsize, device))
+
+
 def _choice_bytes(keys: int, top_k: int, itemsize: int, device: torch.device) -> int:
     """What the scores of a query take, and the choice of the k largest of them; arguments: as for `chunk_bytes`."""
     groups = _groups(keys, top_k, device)

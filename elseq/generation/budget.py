@@ -9,11 +9,10 @@ import torch
 from elseq.arguments import format_bytes
 from elseq.attention import DecodingMethod
 from elseq.attention.kernels.decode_step import computes_texts
-from elseq.attention.kernels.largest import computes_largest
 from elseq.attention.memory import GROWTH, PARTS, room_for
 from elseq.attention.methods import AUTO, EL, KV, AttentionSizes
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
-from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes
+from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes, keeping_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
@@ -474,16 +473,20 @@ class _Search(_Batch):
         query = torch.empty(1, attention.num_heads, 1, attention.head_dim, dtype=self.dtype, device=self.device)
         is_last = shared and not own and attention is self.decoder.layers[-1].encoder_attn
         need_weights = bool(self.search.print_alignment) and is_last
-        if method.reads_unmoved(query, top_k=attention.top_k, need_weights=need_weights):
+        options = {"top_k": attention.top_k, "need_weights": need_weights}
+        if method.has_cpu_kernel(query, 0 if own else shared, **options):
             copies = 1 if self.dtype == torch.float32 else 2
             results = copies * rows.count * query.numel() * self.wide_itemsize
-            return results + method.bytes_of_kernel_step(attention.sizes, rows.count), True
+            return results + method.bytes_of_cpu_kernel(
+                attention.sizes, rows.count, shared + own, attention.top_k
+            ), True
         width, group = _read(method, attention.sizes)
-        numbers, copied = method.numbers_of_step(attention.sizes, shared, own), 0
+        numbers, copied, choosing = method.numbers_of_step(attention.sizes, shared, own), 0, 0
         chooses = attention.top_k is not None and attention.top_k < shared + own
         if chooses:
             numbers = method.numbers_of_step(attention.sizes, 1, 0)  # besides the scores
-            numbers += attention.num_heads * self._choosing(query, width, attention.top_k, shared, own, need_weights)
+            sizes = shared + own, attention.top_k, self.dtype.itemsize, self.device
+            choosing = rows.count * attention.num_heads * keeping_bytes(*sizes)
         elif not (shared and (own or method.projects_memory)) and not need_weights:
             copied = self._workspace(group * (self.beam if shared else 1), shared + own, width)
         is_product = shared or chooses or width > WIDEST_FUSED_HEAD
@@ -493,26 +496,8 @@ class _Search(_Batch):
         if shared and self._is_narrow(method):
             keys = self.sentences * width * attention.num_heads // group  # numbers of a position
             block = min(shared, block_positions(keys))
-            is_gathered = chooses and self._gathers(query, shared, own, need_weights)
-            copied += (
-                max(block * (keys + rows.count * attention.num_heads), shared * keys * (not is_gathered))
-                * self.wide_itemsize
-            )
-        return rows.tensor(numbers) + copied, False
-
-    def _choosing(self, query, width: int, top_k: int, shared: int, own: int, need_weights: bool) -> int:
-        """Numbers that the scores of a query take, and the choice of the largest of them; width: of what it reads."""
-        scores = shared + own
-        if self._gathers(query, shared, own, need_weights):
-            if self.dtype == torch.float32:
-                return scores + 2 * top_k
-            return 3 * scores + 4 * top_k + 3 * width  # the kernel reads scores and writes its result in float32
-        return 4 * scores + 40 * top_k  # of groups of scores, see `elseq.attention.top_k`
-
-    @staticmethod
-    def _gathers(query, shared: int, own: int, need_weights: bool) -> bool:
-        """Whether a kernel reads the chosen values only."""
-        return computes_largest(query, query, query) and not (shared and own) and not need_weights
+            copied += max(block * (keys + rows.count * attention.num_heads), shared * keys) * self.wide_itemsize
+        return rows.tensor(numbers) + max(copied, choosing), False
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""

@@ -22,7 +22,7 @@ struct Attention {
     Norm norm;
     Linear query, key, value, out;  // key and value: of self-attention
     double scaling;                 // of the query
-    int64_t heads, kv_heads, width;
+    int64_t heads, kv_heads, width, top_k;
 };
 
 struct Layer {
@@ -163,7 +163,8 @@ struct Step {
             multiply(by.value, read, work.value);
             remember(by, *own);
         }
-        elseq_decode_step(work.query, work.context, width, by.width, rows, by.heads, by.kv_heads, by.width, shared, own, threads);
+        elseq_decode_step(work.query, work.context, width, by.width, rows, by.heads, by.kv_heads, by.width, by.top_k,
+                          shared, own, threads);
         Input context{work.context, rows};
         multiply(by.out, context, work.out);
         output(by.norm, x);

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from elseq import native
 from elseq.attention import Attention, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
-from elseq.attention.kernels.decode_step import Shared, check_counts, computes, own_argument, shared_argument
+from elseq.attention.kernels.decode_step import Shared, check_counts, computes, counted, own_argument, shared_argument
 from elseq.attention.methods import KV
 from elseq.precision import DecodingLinear, is_unhooked, kernels
 
@@ -35,7 +35,7 @@ class _Attention(ctypes.Structure):
         ("norm", _Norm),
         *((name, kernels.Linear) for name in ("query", "key", "value", "out")),
         ("scaling", ctypes.c_double),
-        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "width")),
+        *((name, ctypes.c_int64) for name in ("heads", "kv_heads", "width", "top_k")),
     ]
 
 
@@ -119,7 +119,7 @@ class LayerStep:
         source = None if state.cross_attention is None else layer.encoder_attn
         attentions = [attention for attention in (layer.self_attn, source) if attention is not None]
         if not (
-            all(type(each) is Attention and each.top_k is None for each in attentions)
+            all(type(each) is Attention for each in attentions)
             and layer.activation in kernels.ACTIVATIONS[1:]
             and layer.ffn_top_k is None
             and all(getattr(layer, name, None) is None for name in ("c_attn", "attn_ln", "ffn_layernorm", "w_resid"))
@@ -248,4 +248,5 @@ class _Arguments:
             return _Attention()
         projections = of.q_proj, of.k_proj if projects else None, of.v_proj if projects else None, of.out_proj
         linears = [kernels.Linear() if each is None else self.linear(each) for each in projections]
-        return _Attention(self.norm(norm), *linears, of.scaling, of.num_heads, of.num_kv_heads, of.head_dim)
+        sizes = of.num_heads, of.num_kv_heads, of.head_dim
+        return _Attention(self.norm(norm), *linears, of.scaling, *sizes, counted(of.top_k))

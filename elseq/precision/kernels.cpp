@@ -200,7 +200,7 @@ extern "C" {
 // The number of the interface where the processor runs it, else 0; native.py has the same number. It changes with any
 // argument or structure that crosses the boundary.
 int elseq_available() {
-    constexpr int interface = 9;
+    constexpr int interface = 10;
     return interface * is_supported();
 }
 

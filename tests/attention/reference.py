@@ -21,10 +21,10 @@ def find_by_ancestry(monkeypatch):
         )
 
 
-def naive_attention(query, segments, causal=False, window=None, factors=None):
+def naive_attention(query, segments, causal=False, window=None, factors=None, top_k=None):
     """The output [N, H, T, V] and the weights [N, H, T, S] of `multi_head_attention`.
 
-    factors: [N, H, T, S], what dropout multiplies each weight with.
+    factors: [N, H, T, S], what dropout multiplies each weight with. top_k: of equal scores the first are taken.
     """
     sequences, heads, length, _ = query.shape
     outputs, weights = [], []
@@ -47,7 +47,10 @@ def naive_attention(query, segments, causal=False, window=None, factors=None):
                             hidden[position, : max(0, itself - window + 1)] = True
                 excluded.append(hidden)
             scores = query[sequence, head] @ torch.cat(keys).T
-            probabilities = scores.masked_fill(torch.cat(excluded, dim=1), float("-inf")).softmax(dim=-1)
+            scores = scores.masked_fill(torch.cat(excluded, dim=1), float("-inf"))
+            order = scores.sort(dim=-1, descending=True, stable=True).indices
+            scores = scores.scatter(-1, order[:, top_k or order.size(-1) :], float("-inf"))
+            probabilities = scores.softmax(dim=-1)
             weights.append(probabilities)
             kept = probabilities if factors is None else probabilities * factors[sequence, head]
             outputs.append(kept @ torch.cat(values))

@@ -36,6 +36,7 @@ MODELS = {
     "grouped queries": ("transformer", {"decoder_kv_heads": 2, "cross_kv_heads": 1}),
     "wide heads": ("transformer", {"head_dim": 24}),
     "a window": ("transformer", {"local_attention_radius": 3}),
+    "top-k": ("transformer", {"attention_top_k": 3}),
     "odd widths": ("transformer", ODD),
 }
 
@@ -176,10 +177,6 @@ def use_other_norm(model):
     model.decoder.layers[0].final_layer_norm.__class__ = Doubled
 
 
-def attend_to_two(model):
-    model.decoder.layers[1].self_attn.top_k = 2
-
-
 def use_tanh(model):
     model.decoder.layers[0].activation_fn = Activation("tanh")
 
@@ -213,7 +210,6 @@ UNKNOWN = [
     drop,
     hook,
     use_other_norm,
-    attend_to_two,
     use_tanh,
     train_a_dropout,
     put_in_place,

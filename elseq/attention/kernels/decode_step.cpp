@@ -1,13 +1,13 @@
 // Attention of a decoding step. decode_step.py describes the function and checks its arguments.
 
-#include "attend.hpp"
+#include "largest.hpp"
 
 namespace {
 
 struct Step {
     const float *query;
     float *out;  // [queries, heads, width]
-    int64_t query_row, query_head, queries, heads, kv_heads, width;
+    int64_t query_row, query_head, queries, heads, kv_heads, width, top_k;
     Shared shared;
     Own own;
 };
@@ -112,22 +112,34 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
         }
     }
 
+    const OfSentence<T> value{values, shared.value[2]};
+    const auto own_value = [&](int64_t i) { return OfHypothesis<U>{own_values, own.value, own, of.row(begin + i), of.kv_head}; };
     float sum[MOST];
-    for (int64_t i = 0; i < count; i++) {
-        float *of_query = scores + i * row;
-        sum[i] = exponentials(of_query, positions, maximum(of_query, positions));
-    }
     std::fill_n(out, count * width, 0.f);
-    with(count, [&](auto rows) {
-        mix<rows()>(scores, row, shared.positions, OfSentence<T>{values, shared.value[2]}, width, out);
-    });
-    for (int64_t i = 0, same; own.positions && i < count; i += same) {
-        const int64_t n = of.row(begin + i);
-        for (same = 1; i + same < count && of.row(begin + i + same) == n; same++) continue;
-        with(same, [&](auto rows) {
-            const OfHypothesis<U> at{own_values, own.value, own, n, of.kv_head};
-            mix<rows()>(scores + i * row + shared.positions, row, own.positions, at, width, out + i * width);
-        });
+    if (p.top_k < positions) {
+        static thread_local std::vector<int32_t> memory_of_places;
+        memory_of_places.resize(std::max<int64_t>(memory_of_places.size(), MOST * p.top_k));
+        int32_t *places = memory_of_places.data();
+        for (int64_t i = 0; i < count; i++) {
+            choose(scores + i * row, positions, p.top_k, places + i * p.top_k);
+            sum[i] = 1;
+        }
+        add_chosen<T>(scores, row, places, p.top_k, count, 0, shared.positions, value, width, out);
+        for (int64_t i = 0; own.positions && i < count; i++)
+            add_chosen<U>(scores + i * row, row, places + i * p.top_k, p.top_k, 1, shared.positions, positions, own_value(i), width,
+                          out + i * width);
+    } else {
+        for (int64_t i = 0; i < count; i++) {
+            float *of_query = scores + i * row;
+            sum[i] = exponentials(of_query, positions, maximum(of_query, positions));
+        }
+        with(count, [&](auto rows) { mix<rows()>(scores, row, shared.positions, value, width, out); });
+        for (int64_t i = 0, same; own.positions && i < count; i += same) {
+            for (same = 1; i + same < count && of.row(begin + i + same) == of.row(begin + i); same++) continue;
+            with(same, [&](auto rows) {
+                mix<rows()>(scores + i * row + shared.positions, row, own.positions, own_value(i), width, out + i * width);
+            });
+        }
     }
     for (int64_t i = 0; i < count; i++) {
         float *to = p.out + (of.row(begin + i) * p.heads + of.head(begin + i)) * width;
@@ -140,8 +152,9 @@ void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &me
 extern "C" {
 
 void elseq_decode_step(const float *query, float *out, int64_t query_row, int64_t query_head, int64_t queries,
-                       int64_t heads, int64_t kv_heads, int64_t width, const Shared *shared, const Own *own, int threads) {
-    const Step step{query, out, query_row, query_head, queries, heads, kv_heads, width, *shared, *own};
+                       int64_t heads, int64_t kv_heads, int64_t width, int64_t top_k, const Shared *shared, const Own *own,
+                       int threads) {
+    const Step step{query, out, query_row, query_head, queries, heads, kv_heads, width, top_k, *shared, *own};
     if (!queries || !heads) return;
     const int64_t each = Queries{step, 0, 0}.per_sequence() * heads / kv_heads;
     const int64_t blocks = (each + MOST - 1) / MOST, count = shared->sequences * kv_heads * blocks;

@@ -20,7 +20,7 @@ struct Own {
     int64_t listed, positions, bfloat16;
 };
 
-// query: numbers of hypotheses and heads lie so far apart. out: [queries, heads, width].
+// query: numbers of hypotheses and heads lie so far apart. out: [queries, heads, width]. top_k: scores of a query that count.
 extern "C" void elseq_decode_step(const float *query, float *out, int64_t query_row, int64_t query_head, int64_t queries,
-                                  int64_t heads, int64_t kv_heads, int64_t width, const Shared *shared, const Own *own,
-                                  int threads);
+                                  int64_t heads, int64_t kv_heads, int64_t width, int64_t top_k, const Shared *shared,
+                                  const Own *own, int threads);

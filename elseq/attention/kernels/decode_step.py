@@ -4,6 +4,7 @@ Shapes: N hypotheses (those of a sentence are adjacent) of M sentences, H heads,
 """
 
 import ctypes
+import sys
 
 import torch
 from torch import Tensor
@@ -49,8 +50,24 @@ def computes_step(query: Tensor) -> bool:
     return query.size(2) == 1 and computes(query)
 
 
+def counted(top_k: int | None) -> int:
+    """How many scores of a query count, as the kernels are told.
+
+    Raises:
+        ValueError: top_k is below 1.
+    """
+    if top_k is None:
+        return sys.maxsize
+    if top_k < 1:
+        raise ValueError(f"top_k is {top_k}: it has to be 1 or more")
+    return top_k
+
+
 def decode_step(
-    query: Tensor, shared: tuple[Tensor, Tensor, Tensor | None] | None, own: tuple[Tensor, Tensor, Tensor] | None = None
+    query: Tensor,
+    shared: tuple[Tensor, Tensor, Tensor | None] | None,
+    own: tuple[Tensor, Tensor, Tensor] | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     """Attend to the positions of a sentence and to those of a hypothesis under one softmax.
 
@@ -63,6 +80,8 @@ def decode_step(
             positions that are not attended to.
         own: keys and values [R, G, S, K] of one type, their K numbers adjacent, and rows, int64 [N, P]: position s of
             hypothesis n is in row rows[n, s], or n from P on. R rows; P is at most S.
+        top_k: each query attends only to the positions of its k largest scores (2106.06899); of equal ones the first
+            are taken, those of the sentence before those of the hypothesis. Default: to all.
 
     Returns:
         [N, H, 1, K] in the type of the query, NaN where `torch.softmax` gives NaN.
@@ -88,6 +107,7 @@ def decode_step(
         heads,
         kv_heads,
         width,
+        counted(top_k),
         ctypes.byref(first),
         ctypes.byref(second),
         torch.get_num_threads(),

@@ -1,7 +1,8 @@
 """EL-attention of a decoding step on a CPU with AVX2 or AVX-512 VNNI: scores, softmax, weighted sum (el_step.cpp).
 
 All heads and hypotheses of a sentence read its hidden states together: a block of these comes from memory once, and
-stays in the cache for the scores and for the weighted sum.
+stays in the cache for the scores and for the weighted sum. With top-k attention the weighted sum follows once all
+scores are known.
 
 Shapes: N hypotheses (those of a sentence are adjacent) of M sentences, H heads, G key/value heads, K width of a head, D
 width of a hidden state.
@@ -13,7 +14,16 @@ import torch
 from torch import Tensor
 
 import elseq.native as native
-from elseq.attention.kernels.decode_step import Own, Shared, check, check_counts, mask_argument, own_argument, type_of
+from elseq.attention.kernels.decode_step import (
+    Own,
+    Shared,
+    check,
+    check_counts,
+    counted,
+    mask_argument,
+    own_argument,
+    type_of,
+)
 
 
 def el_step(
@@ -23,21 +33,23 @@ def el_step(
     value_bias: Tensor | None,
     shared: tuple[Tensor, Tensor | None] | None,
     own: tuple[Tensor, Tensor] | None = None,
+    top_k: int | None = None,
 ) -> Tensor:
     """Attend to the hidden states of a sentence and to those of a hypothesis under one softmax.
 
     Everything is computed in float32.
 
     Args:
-        query: float32 [N, H, 1, K], projected and scaled. Head h uses key/value head h // (H / G).
-        key_weight, value_weight: float32 [G K, D], as `nn.Linear` stores them.
-        value_bias: float32 [G K] or None.
+        query: [N, H, 1, K], float32 or bfloat16, projected and scaled. Head h uses key/value head h // (H / G).
+        key_weight, value_weight: [G K, D] in the type of the query, as `nn.Linear` stores them.
+        value_bias: [G K] in that type, or None.
         shared: hidden states [M, S, D], float32 or bfloat16, the D numbers adjacent in memory. Hypothesis n attends to
             sentence n // (N / M). The mask is None or bool [M or 1, 1, S], True at positions that are not attended to.
         own: hidden states [R, S, D], likewise, and rows, int64 [N, P], as for `decode_step`.
+        top_k: as for `decode_step`.
 
     Returns:
-        [N, H, 1, K], NaN where `torch.softmax` gives NaN.
+        [N, H, 1, K] in the type of the query, NaN where `torch.softmax` gives NaN.
 
     Raises:
         ValueError: another type, shape or layout.
@@ -48,7 +60,7 @@ def el_step(
     hypotheses, heads, _, head_width = query.shape
     outputs, width = key_weight.shape
     kv_heads = outputs // head_width
-    check("the query", query, torch.float32, (hypotheses, heads, 1, head_width), 3)
+    check("the query", query, type_of(query), (hypotheses, heads, 1, head_width), 3)
     first = Shared(sequences=hypotheses) if shared is None else _shared_argument(*shared, width)
     second = Own()
     if own is not None:
@@ -56,41 +68,55 @@ def el_step(
         second = own_argument(states.unsqueeze(1), states.unsqueeze(1), rows, hypotheses, width)
     check_counts(hypotheses, heads, first.sequences, kv_heads)
     weights = [
-        native.address("the weight", weight, torch.float32, kv_heads * head_width, width)
+        native.address("the weight", weight, query.dtype, kv_heads * head_width, width)
         for weight in (key_weight, value_weight)
     ]
-    bias = None if value_bias is None else native.address("the bias", value_bias, torch.float32, outputs)
-    expanded, context = query.new_empty(2, hypotheses, heads, width)
-    out = torch.empty_like(query, memory_format=torch.contiguous_format)
+    numbers = query.float()
+    bias = None if value_bias is None else value_bias.float()
+    expanded, context = numbers.new_empty(2, hypotheses, heads, width)
+    out = torch.empty_like(numbers, memory_format=torch.contiguous_format)
+    positions = first.positions + second.positions
+    chosen = counted(top_k) if counted(top_k) < positions else 0
+    scores = numbers.new_empty(hypotheses * heads * (positions + 3) if chosen else 0)
+    places = scores.new_empty(hypotheses * heads * chosen, dtype=torch.int32)
     native.loaded().elseq_el_step(
-        query.data_ptr(),
-        query.stride(0),
-        query.stride(1),
+        numbers.data_ptr(),
+        numbers.stride(0),
+        numbers.stride(1),
         *weights,
-        bias,
+        None if bias is None else native.address("the bias", bias, torch.float32, outputs),
         expanded.data_ptr(),
         context.data_ptr(),
         out.data_ptr(),
+        scores.data_ptr(),
+        places.data_ptr(),
         hypotheses,
         heads,
         kv_heads,
         head_width,
         width,
+        counted(top_k),
         ctypes.byref(first),
         ctypes.byref(second),
+        query.dtype == torch.bfloat16,
         torch.get_num_threads(),
     )
-    return out
+    return out.to(query.dtype)
 
 
-def working_bytes(queries: int, width: int) -> int:
-    """What `el_step` holds besides its arguments and its result.
+def working_bytes(queries: int, width: int, positions: int = 0, top_k: int | None = None) -> int:
+    """What `el_step` holds besides its arguments and its result in float32.
 
     Args:
         queries: N H.
         width: D.
+        positions: S, of a sentence and of a hypothesis.
+        top_k: as for `el_step`.
     """
-    return 2 * queries * width * torch.float32.itemsize  # expanded queries, weighted hidden states
+    numbers = 2 * width  # the expanded query, the weighted hidden states
+    if counted(top_k) < positions:
+        numbers += positions + 3 + counted(top_k)
+    return queries * numbers * torch.float32.itemsize
 
 
 def _shared_argument(states: Tensor, mask: Tensor | None, width: int) -> Shared:

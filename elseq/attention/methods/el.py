@@ -13,7 +13,7 @@ from torch import Tensor
 
 from elseq.attention.kernels.el_step import el_step, working_bytes
 from elseq.attention.memory import Stretch
-from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_kernel_step
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_plain_step
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
@@ -36,20 +36,17 @@ class HiddenStates(DecodingMethod):
         [hidden] = last.tensors
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
-            return el_step(query, *weights, prompt, (hidden, last.rows)), None
+            return el_step(query, *weights, prompt, (hidden, last.rows), options.get("top_k")), None
         is_plain = last.ancestry is None and not prompts
-        if is_plain and self._is_fast_step(query, hidden.size(1), **options):
-            return el_step(query, *weights, (hidden, last.mask)), None
+        if is_plain and self.has_cpu_kernel(query, hidden.size(1), **options):
+            return el_step(query, *weights, (hidden, last.mask), None, options.get("top_k")), None
         return el_attention(query, _hidden(memory), *weights, **options)
 
-    def reads_unmoved(self, query: Tensor, **options) -> bool:
-        # A subclass may attend in its own way, or keep something else.
-        return type(self) is HiddenStates and self._is_fast_step(query, **options)
-
-    @staticmethod
-    def _is_fast_step(query: Tensor, *positions: int, **options) -> bool:
-        # In bfloat16 oneDNN's products are as fast.
-        return query.dtype == torch.float32 and is_kernel_step(query, *positions, **options)
+    def has_cpu_kernel(self, query: Tensor, shared: int = 0, *, top_k: int | None = None, **options) -> bool:
+        # In bfloat16 oneDNN's products are as fast, but not the choice of the largest scores. A subclass may attend in
+        # its own way, or keep something else.
+        is_faster = query.dtype == torch.float32 or top_k is not None and top_k < shared
+        return type(self) is HiddenStates and is_faster and is_plain_step(query, **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count
@@ -64,8 +61,8 @@ class HiddenStates(DecodingMethod):
     def operations(self, sizes: AttentionSizes) -> int:
         return 4 * sizes.num_heads * sizes.memory_width
 
-    def bytes_of_kernel_step(self, sizes: AttentionSizes, hypotheses: int) -> int:
-        return working_bytes(hypotheses * sizes.num_heads, sizes.memory_width)
+    def bytes_of_cpu_kernel(self, sizes: AttentionSizes, hypotheses: int, positions: int, top_k: int | None) -> int:
+        return working_bytes(hypotheses * sizes.num_heads, sizes.memory_width, positions, top_k)
 
     def numbers_of_step(self, sizes: AttentionSizes, shared: int, own: int) -> int:
         if shared and own:  # two results, and their sum

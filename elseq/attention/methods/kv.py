@@ -7,7 +7,7 @@ from torch import Tensor
 
 from elseq.attention.kernels.decode_step import decode_step
 from elseq.attention.memory import SentenceMemory, Stretch
-from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_kernel_step
+from elseq.attention.methods.method import AttentionSizes, DecodingMethod, is_plain_step
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, Segment, has_step_kernel, multi_head_attention
 
 
@@ -24,18 +24,18 @@ class KeysAndValues(DecodingMethod):
 
     def attend(self, attention, query: Tensor, memory: Sequence[Stretch], **options) -> tuple[Tensor, Tensor | None]:
         *prompts, last = memory
+        keys, values = last.tensors
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
-            return decode_step(query, prompt, (*last.tensors, last.rows)), None
-        keys, values = last.tensors
+            return decode_step(query, prompt, (keys, values, last.rows), options.get("top_k")), None
         is_plain = last.ancestry is None and not prompts and keys.stride(2) == 1
-        if is_plain and is_kernel_step(query, keys.size(2), **options):
-            return decode_step(query, (keys, values, last.mask)), None
+        if is_plain and self.has_cpu_kernel(query, **options):
+            return decode_step(query, (keys, values, last.mask), None, options.get("top_k")), None
         return multi_head_attention(query, _segments(memory), **options)
 
-    def reads_unmoved(self, query: Tensor, **options) -> bool:
+    def has_cpu_kernel(self, query: Tensor, shared: int = 0, **options) -> bool:
         # A subclass may attend in its own way, or keep something else.
-        return type(self) is KeysAndValues and is_kernel_step(query, **options)
+        return type(self) is KeysAndValues and is_plain_step(query, **options)
 
     def has_step_kernel(self, sizes, like: Tensor, hypotheses: int, positions: int, ancestry=None, prompt=()) -> bool:
         number = like.new_empty(1)  # only the shapes count

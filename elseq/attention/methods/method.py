@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -66,9 +65,14 @@ class DecodingMethod(ABC):
             [N, H, T, K], and the weights [N, H, T, S] or None.
         """
 
-    def reads_unmoved(self, query: Tensor, **options) -> bool:
-        """Whether `attend` is to find the generated positions by `Stretch.rows`: hypotheses are then not moved when
-        they are reordered. query, options: as for `attend`."""
+    def has_cpu_kernel(self, query: Tensor, shared: int = 0, **options) -> bool:
+        """Whether `attend` is a kernel of a CPU in a decoding step. It finds the generated positions by `Stretch.rows`:
+        hypotheses are then not moved when they are reordered.
+
+        Args:
+            query, options: as for `attend`.
+            shared: positions of the sentence that it attends to, at least.
+        """
         return False
 
     def has_step_kernel(
@@ -154,8 +158,9 @@ class DecodingMethod(ABC):
     def operations(self, sizes: AttentionSizes) -> int:
         """Floating-point operations of a step per position: scores and weighted sums of all heads."""
 
-    def bytes_of_kernel_step(self, sizes: AttentionSizes, hypotheses: int) -> int:
-        """What `attend` holds at a time where the kernel of a CPU computes it, besides query, memory and result."""
+    def bytes_of_cpu_kernel(self, sizes: AttentionSizes, hypotheses: int, positions: int, top_k: int | None) -> int:
+        """What `attend` holds at a time where it `has_cpu_kernel`, besides query, memory and result, for so many
+        positions of a sentence and of a hypothesis."""
         return 0
 
     @abstractmethod
@@ -169,14 +174,6 @@ class DecodingMethod(ABC):
         """
 
 
-def is_kernel_step(
-    query: Tensor, positions: float = math.inf, top_k=None, dropout: float = 0.0, need_weights: bool = False, **_
-) -> bool:
-    """Whether the kernels of a CPU attend in a decoding step.
-
-    Args:
-        query, top_k, dropout, need_weights: as for `DecodingMethod.attend`.
-        positions: at most, that are attended to.
-    """
-    keeps_all = top_k is None or top_k >= positions
-    return keeps_all and not dropout and not need_weights and computes_step(query)
+def is_plain_step(query: Tensor, dropout: float = 0.0, need_weights: bool = False, **_) -> bool:
+    """Whether the kernels of a CPU can attend in a decoding step; arguments: as for `DecodingMethod.attend`."""
+    return not dropout and not need_weights and computes_step(query)

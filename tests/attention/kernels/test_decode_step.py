@@ -13,6 +13,7 @@ from tests.attention.reference import naive_attention, quick, seeds
 pytestmark = pytest.mark.usefixtures("kernels_for")
 widths = st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 80, 128, 131])
 lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130])
+tops = st.sampled_from([None, 1, 2, 7, 16, 60, 200])
 
 
 def draw_query(hypotheses, heads, width):
@@ -41,48 +42,70 @@ def moved(keys, values, rows):
     return (*map(torch.stack, picked), None)
 
 
-def expected(query, shared=None, own=None):
+def expected(query, shared=None, own=None, top_k=None):
     segments = ([] if shared is None else [shared]) + ([] if own is None else [moved(*own)])
     wide = [(keys.double(), values.double(), mask) for keys, values, mask in segments]
-    return naive_attention(query.double(), wide)[0]
+    return naive_attention(query.double(), wide, top_k=top_k)[0]
 
 
 def assert_close(actual, reference):
     assert actual.dtype == torch.float32 and actual.is_contiguous()
-    torch.testing.assert_close(actual.double(), reference, rtol=0, atol=3e-6)
+    torch.testing.assert_close(actual.double(), reference, rtol=0, atol=6e-6)
 
 
 @quick
 @given(
-    seeds, st.integers(1, 3), st.integers(1, 7), st.integers(1, 3), st.integers(1, 4), lengths, widths, st.booleans()
+    *(seeds, st.integers(1, 3), st.integers(1, 7), st.integers(1, 3), st.integers(1, 4)),
+    *(lengths, widths, st.booleans(), tops),
 )
-def test_positions_of_sentences(seed, sentences, beam, kv_heads, ratio, length, width, narrow):
+def test_positions_of_sentences(seed, sentences, beam, kv_heads, ratio, length, width, narrow, top_k):
     torch.manual_seed(seed)
     query = draw_query(sentences * beam, kv_heads * ratio, width)
     dtype = torch.bfloat16 if narrow else torch.float32
     shared = draw_shared(sentences, kv_heads, length, width, seed % 3 / 3, dtype)
-    assert_close(decode_step(query, shared), expected(query, shared))
+    assert_close(decode_step(query, shared, None, top_k), expected(query, shared, None, top_k))
 
 
 @quick
-@given(seeds, st.integers(1, 7), st.integers(0, 3), st.integers(1, 3), st.sampled_from([1, 2, 9]), lengths, widths)
-def test_positions_of_hypotheses(seed, hypotheses, dropped, kv_heads, ratio, length, width):
+@given(
+    seeds, st.integers(1, 7), st.integers(0, 3), st.integers(1, 3), st.sampled_from([1, 2, 9]), lengths, widths, tops
+)
+def test_positions_of_hypotheses(seed, hypotheses, dropped, kv_heads, ratio, length, width, top_k):
     torch.manual_seed(seed)
     query = draw_query(hypotheses, kv_heads * ratio, width)
     own = draw_own(hypotheses, hypotheses + dropped, kv_heads, length, width, seed % (length + 1))
-    assert_close(decode_step(query, None, own), expected(query, None, own))
+    assert_close(decode_step(query, None, own, top_k), expected(query, None, own, top_k))
 
 
 @quick
-@given(seeds, st.integers(1, 2), st.integers(1, 4), st.integers(1, 2), st.sampled_from([1, 2, 5]), lengths, lengths)
-def test_both_under_one_softmax(seed, sentences, beam, kv_heads, ratio, prompt, length):
+@given(
+    seeds, st.integers(1, 2), st.integers(1, 4), st.integers(1, 2), st.sampled_from([1, 2, 5]), lengths, lengths, tops
+)
+def test_both_under_one_softmax(seed, sentences, beam, kv_heads, ratio, prompt, length, top_k):
     torch.manual_seed(seed)
     width = (16, 24, 64)[seed % 3]
     query = draw_query(sentences * beam, kv_heads * ratio, width)
     shared = draw_shared(sentences, kv_heads, prompt, width, 0.4, (torch.float32, torch.bfloat16)[seed // 2 % 2])
     dtype = torch.bfloat16 if seed % 2 else torch.float32
     own = draw_own(sentences * beam, sentences * beam, kv_heads, length, width, seed % (length + 1), dtype)
-    assert_close(decode_step(query, shared, own), expected(query, shared, own))
+    assert_close(decode_step(query, shared, own, top_k), expected(query, shared, own, top_k))
+
+
+@pytest.mark.parametrize("top_k", [1, 2, 9, 30, 75, 79])
+def test_of_equal_scores_the_first_count(top_k):
+    """Of small whole numbers many products are equal, and exact. Zeros are of both signs."""
+    torch.manual_seed(top_k)
+    query, (keys, values, mask), own = draw_query(6, 4, 4), draw_shared(2, 2, 60, 4, 0.2), draw_own(6, 6, 2, 20, 4, 15)
+    query, keys, own = query.round(), keys.round(), (own[0].round(), *own[1:])
+    shared = keys, values, mask
+    assert_close(decode_step(query, shared, own, top_k), expected(query, shared, own, top_k))
+
+
+def test_positions_that_are_chosen_in_several_blocks():
+    torch.manual_seed(0)
+    query, shared = draw_query(8, 4, 64), draw_shared(2, 2, 5000, 64, 0.3)
+    for top_k in (3, 700, 3000):
+        assert_close(decode_step(query, shared, None, top_k), expected(query, shared, None, top_k))
 
 
 def test_a_query_in_bfloat16():
@@ -116,23 +139,26 @@ def test_large_scores():
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("place", ["key", "value", "query"])
-def test_numbers_that_are_none_spread_as_in_torch(place, value):
+@pytest.mark.parametrize("top_k", [None, 25])
+def test_numbers_that_are_none_spread_as_in_torch(place, value, top_k):
     torch.manual_seed(0)
     query, shared, own = draw_query(4, 2, 16), draw_shared(2, 2, 20, 16, 0.3), draw_own(4, 4, 2, 6, 16, 5)
     {"key": shared[0], "value": own[1], "query": query}[place][1, 1, 0, 3] = value
     if place == "key":
         shared[2][1, 0, 0] = False
-    reference = expected(query, shared, own)
+    reference = expected(query, shared, own, top_k)
     assert 0 < reference.isfinite().sum() < reference.numel()
-    torch.testing.assert_close(decode_step(query, shared, own).double(), reference, rtol=0, atol=3e-6, equal_nan=True)
+    found = decode_step(query, shared, own, top_k).double()
+    torch.testing.assert_close(found, reference, rtol=0, atol=3e-6, equal_nan=True)
 
 
 def test_sentences_without_a_position():
     torch.manual_seed(0)
     query, (keys, values, mask) = draw_query(4, 2, 16), draw_shared(2, 2, 20, 16, 0.3)
     mask[0] = True
-    found = decode_step(query, (keys, values, mask))
-    assert found[:2].isnan().all() and not found[2:].isnan().any()
+    for top_k in (None, 3):
+        found = decode_step(query, (keys, values, mask), None, top_k)
+        assert found[:2].isnan().all() and not found[2:].isnan().any()
     assert decode_step(query, (keys[:, :, :0], values[:, :, :0], None)).isnan().all()
     values[1, :, 3], mask[1, :, 3] = torch.finfo(torch.float32).max, True  # hidden entirely
     assert decode_step(query, (keys, values, mask))[2:].abs().max() < 10
@@ -167,6 +193,7 @@ def test_the_exponential(value):
         ({"own": draw_own(3, 4, 2, 5, 16, 3)}, "rows"),
         ({"own": draw_own(4, 4, 2, 5, 16, 6)}, "6 rows"),
         ({"own": draw_own(4, 3, 2, 5, 16, 4)}, "4 rows"),
+        ({"top_k": 0}, "^top_k is 0: it has to be 1 or more$"),
     ],
 )
 def test_refuses(wrong, message):

@@ -85,15 +85,16 @@ def test_sentences_in_bfloat16(method, library, monkeypatch):
 
 @pytest.mark.skipif(native.library() is None, reason="not compiled, or no AVX2")
 @pytest.mark.parametrize("method", [KV, EL], ids=lambda method: method.name)
-def test_what_is_read_unmoved(method):
+def test_has_cpu_kernel(method):
     class Other(type(method)):
         pass
 
     query = torch.randn(2, 4, 1, 3)
-    assert method.reads_unmoved(query, top_k=None, dropout=0.0, need_weights=False)
-    assert not method.reads_unmoved(query, top_k=2)
-    assert not method.reads_unmoved(query, dropout=0.1)
-    assert not method.reads_unmoved(query, need_weights=True)
-    assert not method.reads_unmoved(query.double())
-    assert method.reads_unmoved(query.bfloat16()) == (method is KV)
-    assert not Other().reads_unmoved(query)
+    assert method.has_cpu_kernel(query, top_k=None, dropout=0.0, need_weights=False)
+    assert method.has_cpu_kernel(query, top_k=2)
+    assert not method.has_cpu_kernel(query, dropout=0.1)
+    assert not method.has_cpu_kernel(query, need_weights=True)
+    assert not method.has_cpu_kernel(query.double())
+    for top_k in (None, 5, 9):
+        assert method.has_cpu_kernel(query.bfloat16(), 7, top_k=top_k) == (method is KV or top_k == 5)
+    assert not Other().has_cpu_kernel(query)
