@@ -392,6 +392,8 @@ class DecodingTask(FairseqTask):
         decoder, parameter = getattr(model, "decoder", None), next(model.parameters())
         if name == INT8 and not isinstance(decoder, Decoder):
             raise UserError(f"{name} is not for a model that keeps fairseq's own modules: give float32", DTYPE)
+        if name == INT8 and self.options.decode_attention == STOCK:  # with a model of elseq's architectures
+            raise UserError(f"{name} does not go with stock, fairseq's own search: leave out one", DTYPE)
         if name == INT8 and parameter.device.type != "cpu":
             raise UserError(f"{name} is for a CPU: on a GPU give float16 or bfloat16, or take the CPU", DTYPE)
         if parameter.dtype not in (torch.float32, DTYPES[name]):

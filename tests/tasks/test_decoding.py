@@ -195,6 +195,14 @@ def test_models_that_int8_is_not_for(tiny_bart):
             task.build_generator([model], GenerationConfig())
 
 
+def test_fairseqs_search_has_no_int8():
+    """It would decode a model of elseq's architectures in float32."""
+    model = make_task().build_model(model_arguments("transformer"))
+    task = make_task(decode_dtype="int8", decode_attention="stock")
+    with pytest.raises(UserError, match="^--decode-dtype int8 does not go with stock, fairseq's own search: leave out"):
+        task.build_generator([model], GenerationConfig())
+
+
 @pytest.mark.parametrize("name", ["float16", "bfloat16", "float64"])
 def test_types_that_a_training_cannot_decode_in(name):
     task = make_task(decode_dtype=name, eval_bleu=True)
