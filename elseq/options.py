@@ -90,7 +90,10 @@ class Loading:
     """The options of loading a checkpoint: the keywords of `elseq.load`, and options of the commands that load one."""
 
     attention: str = option_field(
-        AUTO, help="the decoding method: what the decoder keeps", choices=decode_attention_names
+        AUTO,
+        help="the decoding method: kv keeps keys and values, el hidden states (the least memory), auto chooses one of "
+        "the two, stock is fairseq's own",
+        choices=decode_attention_names,
     )
     device: str | torch.device | None = option_field(
         help="cpu, cuda or cuda:1 (default: a GPU if there is one, one per process)"
@@ -240,7 +243,7 @@ class Batching:
         "larger of kv and el. A batch that runs out of memory is split in any case",
     )
     truncate: bool = option_field(False, help="cut texts that are too long instead of refusing them")
-    seed: int | None = option_field(type=int, metavar="N", help="seed of the random numbers for --sampling")
+    seed: int | None = option_field(1, type=int, metavar="N", help="seed of the random numbers for --sampling")
 
     def deciding(self) -> dict:
         """The options that decide the output, by their names on the command line."""

@@ -196,7 +196,7 @@ def add_run_options(
 
     Args:
         parser: the parser or group.
-        several_dtypes: whether runs may have different types, all of `elseq.precision.DTYPES`.
+        several_dtypes: whether runs may have different types, of `FLOATS` and int8.
         dtypes: otherwise the choices for the type of all runs.
     """
     add_fields(parser, Settings, "repeats", *(("interleave", "dtype") if several_dtypes else ()), "device", "threads")

@@ -18,10 +18,11 @@ from elseq.text_files.formats import Format, InputFormat
 EPILOG = """\
 Finished lines are kept in OUTPUT.partial. After an interruption, repeat the same command: it continues with the
 remaining lines. The output file appears when all lines are finished.
-In float32 and int8 the output depends neither on the batches nor on interruptions. In float16 and bfloat16 the other
-lines of a batch change the last digits of a line's scores, and sometimes its words. With --attention stock the longest
-line of a batch limits the length of all its outputs, as in fairseq. With --sampling the random numbers depend on the
-batch. The same command makes the same batches, so its output is the same in these cases, too, unless memory runs out.
+In float32 and int8 the words depend neither on the batches nor on interruptions, unless scores differ in their last
+digits only. In float16 and bfloat16 the other lines of a batch change the last digits of a line's scores, and sometimes
+its words. With --attention stock the longest line of a batch limits the length of all its outputs, as in fairseq. With
+--sampling the random numbers depend on the batch. The same command makes the same batches, so its output is the same in
+these cases, too, unless memory runs out.
 
 Several processes: torchrun --nproc-per-node 4 $(which elseq-generate) --model ...
 """
@@ -181,7 +182,6 @@ def _parse(arguments: list[str]):
     search = parser.add_argument_group("search", "as in fairseq-generate; --nbest above 1 needs --format jsonl")
     add_fields(search, Search, unset=True)
     add_fields(search, Batching, "seed")
-    parser.set_defaults(seed=1)
     return parser.parse_args(arguments)
 
 

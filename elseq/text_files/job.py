@@ -16,7 +16,7 @@ class Job:
     output: Path | None  # None: the standard output
     input: Path | None = None  # None: the standard input
     loading: Loading = Loading()
-    batching: Batching = Batching(seed=1)
+    batching: Batching = Batching()
     overwrite: bool = False
     search: dict = field(default_factory=dict)  # of `Search`
     form: Format = Format()
