@@ -91,7 +91,7 @@ class Loading:
 
     attention: str = option_field(
         AUTO,
-        help="the decoding method: kv keeps keys and values, el hidden states (the least memory), auto chooses one of "
+        help="the decoding method: kv keeps keys and values, el hidden states (less memory), auto chooses one of "
         "the two, stock is fairseq's own",
         choices=decode_attention_names,
     )
