@@ -9,11 +9,11 @@ from fairseq import utils
 from fairseq.models.bart import BARTModel
 from fairseq.ngram_repeat_block import EXTENSION_BUILT
 
+from elseq.attention.methods import Choice
 from elseq.benchmark.cost import Sizes
 from elseq.benchmark.measure import Measurement
 from elseq.benchmark.models import ModelFile, load
 from elseq.generation.cuda_graphs import CapturedWork
-from elseq.generation.method_choice import Choice
 from elseq.kernel_trials import verdicts
 from elseq.models import Decoder
 

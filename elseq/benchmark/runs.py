@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple
 
-from elseq.attention.methods import KV
+from elseq.attention.methods import KV, Choice
 from elseq.benchmark import measure
 from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
 from elseq.benchmark.cost import Batch, Decoding, Sizes, bytes_read, item_sizes, operations
@@ -19,7 +19,6 @@ from elseq.benchmark.processes import in_process, in_turns
 from elseq.benchmark.rows import Row, fill
 from elseq.benchmark.scorer import Scorer
 from elseq.benchmark.sources import make_batches
-from elseq.generation.method_choice import Choice
 from elseq.precision import DTYPES, INT8
 
 
@@ -157,8 +156,7 @@ def _summarize(row: Row, found: Measurement, best: list[list[int]]) -> None:
 def _add_work(row: Row, sizes: Sizes, request: dict, found: Measurement, positions: list[int]) -> None:
     """GFLOP/s and GB/s, by the formulae of `elseq.benchmark.cost`."""
     seconds = statistics.median(found.seconds)
-    methods = Choice.named(found.method or KV.name)
-    decoding = Decoding(methods.own, methods.cross, found.copied)
+    decoding = Decoding(*Choice.named(found.method or KV.name), found.copied)
     flops = read = 0
     for indices in request["batches"]:
         # A sentence is decoded until the longest of its hypotheses ends.

@@ -10,13 +10,13 @@ from elseq.arguments import format_bytes
 from elseq.attention import DecodingMethod
 from elseq.attention.kernels.decode_step import computes_texts
 from elseq.attention.memory import GROWTH, PARTS, room_for
-from elseq.attention.methods import AUTO, EL, KV, AttentionSizes
+from elseq.attention.methods import KV, AttentionSizes, Choice
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
 from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes, keeping_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
-from elseq.generation.method_choice import Choice
+from elseq.generation.method_choice import possible_choices
 from elseq.generation.next_tokens import NextTokens
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
@@ -129,12 +129,13 @@ def batch_bytes(model, search: SequenceGenerator, sentences: int, length: int) -
         sentences: in the batch.
         length: tokens of each source, or of each prompt, with the symbols that the task adds.
     """
-    sizes = search, sentences, length
-    language_models = [None]
-    if search.lm_model is not None:
-        language_models = [_Search(search.lm_model, method, *sizes) for method in _methods(search.lm_model)]
-    batches = [_Search(model, method, *sizes) for method in _methods(model)]
-    return max(batch.bytes(language_model) for batch in batches for language_model in language_models)
+
+    def of(model) -> list[_Search]:
+        choices = possible_choices(model.decoder.decode_attention)
+        return [_Search(model, methods, search, sentences, length) for methods in choices]
+
+    language_models = [None] if search.lm_model is None else of(search.lm_model)
+    return max(batch.bytes(language_model) for batch in of(model) for language_model in language_models)
 
 
 def scoring_bytes(model, sentences: int, source_length: int, target_length: int) -> int:
@@ -148,12 +149,6 @@ def scoring_bytes(model, sentences: int, source_length: int, target_length: int)
     """
     methods = Choice.without_search(model.decoder.decode_attention)
     return _Scoring(model, methods, sentences, source_length, target_length).bytes()
-
-
-def _methods(model) -> list[Choice]:
-    """Those that may decode a model."""
-    name = model.decoder.decode_attention
-    return [Choice(KV, KV), Choice(KV, EL), Choice(EL, EL)] if name == AUTO else [Choice.named(name)]
 
 
 @dataclass(frozen=True)
@@ -259,11 +254,11 @@ class _Batch:
     def _memory(self, target_length: int = 0) -> int:
         """The state after so many positions of the target, the buffers of a single prompt with the room to grow that
         they had."""
-        workload, own = replace(self.workload, target_length=target_length), self.methods.own
-        state = decoding_state_bytes(self.decoder, workload, own, self.dtype, self.methods.cross)
+        workload = replace(self.workload, target_length=target_length)
+        state = decoding_state_bytes(self.decoder, workload, self.methods)
         if not workload.prompt_length or self.sentences > 1:
             return state
-        numbers = sum(_adjacent_if_alone(own, layer.self_attn.sizes) for layer in self.decoder.layers)
+        numbers = sum(_adjacent_if_alone(self.methods.own, layer.self_attn.sizes) for layer in self.decoder.layers)
         return state + (room_for(workload.prompt_length) - workload.prompt_length) * numbers * self.dtype.itemsize
 
     def _rows(self, count: int) -> _Rows:

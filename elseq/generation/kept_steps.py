@@ -15,9 +15,9 @@ from torch import Tensor, nn
 
 from elseq.attention import DecodeState
 from elseq.attention.memory import GROWTH
+from elseq.attention.methods import Choice
 from elseq.generation.captured_steps import CHEAP, IDLE, CapturedStep, cost_of_captures, is_half_idle
 from elseq.generation.cuda_graphs import CapturedWork, has_memory, holders
-from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.kernel_trials import error_of, is_switched_on
 from elseq.measurements import power_of_two
@@ -51,7 +51,7 @@ def shared_sizes(workload: Workload, decoder, methods: Choice) -> Workload | Non
     """
 
     def state_bytes(of: Workload) -> int:
-        return _state_bytes(of, decoder, methods)
+        return decoding_state_bytes(decoder, of, methods)
 
     def of_sources(of: Workload) -> int:
         return state_bytes(replace(of, target_length=0))
@@ -80,10 +80,6 @@ def _skips_room(sizes: Workload, decoder, methods: Choice) -> bool:
         and methods.own.has_step_kernel(layer.self_attn.sizes, weight, hypotheses, sizes.target_length)
         for layer in decoder.layers
     )
-
-
-def _state_bytes(workload: Workload, decoder, methods: Choice) -> int:
-    return decoding_state_bytes(decoder, workload, methods.own, next(decoder.parameters()).dtype, methods.cross)
 
 
 def _rounded_up(workload: Workload, per_octave: int) -> Workload:
@@ -203,7 +199,7 @@ class KeptSteps:
             if holder._model is self._model and holder is not self:
                 holder.release()
         decoder = self._model.decoder
-        device, needed = next(decoder.parameters()).device, _state_bytes(self._sizes, decoder, self._methods)
+        device, needed = next(decoder.parameters()).device, decoding_state_bytes(decoder, self._sizes, self._methods)
         while not has_memory(device, FREE * (self.size_bytes() + needed) - self.size_bytes()):
             if not self._buffers:
                 return None

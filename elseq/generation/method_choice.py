@@ -2,10 +2,9 @@
 
 import logging
 from functools import lru_cache
-from typing import NamedTuple
 
-from elseq.attention import METHODS, DecodingMethod
-from elseq.attention.methods import AUTO, EL, KV
+from elseq.attention import DecodingMethod
+from elseq.attention.methods import AUTO, EL, KV, Choice
 from elseq.generation.attention_cost import cross_attention_seconds
 from elseq.generation.cuda_graphs import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
@@ -21,26 +20,11 @@ WORTH_MEASURING = {"cpu": 10**10, "other": 10**12}
 CLEARLY = 0.9
 
 
-class Choice(NamedTuple):
-    """The methods of a decoder's two kinds of attention."""
-
-    own: DecodingMethod  # self-attention
-    cross: DecodingMethod  # attention to the source
-
-    @property
-    def name(self) -> str:
-        """That of the method, or of both: self-attention+cross-attention."""
-        return self.own.name if self.own == self.cross else f"{self.own.name}+{self.cross.name}"
-
-    @classmethod
-    def named(cls, name: str) -> "Choice":
-        own, _, cross = name.partition("+")
-        return cls(METHODS[own], METHODS[cross or own])
-
-    @classmethod
-    def without_search(cls, name: str) -> "Choice":
-        """Where there is no search by whose sizes auto chooses."""
-        return cls.named(KV.name if name == AUTO else name)
+def possible_choices(decode_attention: str) -> list[Choice]:
+    """Those that `choose_methods` may make."""
+    if decode_attention != AUTO:
+        return [Choice.named(decode_attention)]
+    return [Choice(KV, KV), Choice(KV, EL), Choice(EL, EL)]
 
 
 def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice:
@@ -58,7 +42,7 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
     if decode_attention != AUTO:
         return Choice.named(decode_attention)
     weight = next(decoder.parameters())
-    needed = {method: decoding_state_bytes(decoder, workload, method, weight.dtype) for method in (KV, EL)}
+    needed = {method: decoding_state_bytes(decoder, workload, Choice(method, method)) for method in (KV, EL)}
     free = free_memory_bytes(weight.device)
     if needed[KV] <= USABLE * free:
         choice, reason = Choice(KV, _faster(decoder, workload)), "its decoding state fits the free memory"

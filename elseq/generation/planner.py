@@ -2,10 +2,8 @@
 
 from dataclasses import dataclass
 
-import torch
-
-from elseq.attention import DecodingMethod
 from elseq.attention.memory import room_for
+from elseq.attention.methods import Choice
 
 
 @dataclass(frozen=True)
@@ -19,21 +17,18 @@ class Workload:
     prompt_length: int = 0
 
 
-def decoding_state_bytes(
-    decoder, workload: Workload, method: DecodingMethod, dtype: torch.dtype, cross_method: DecodingMethod | None = None
-) -> int:
+def decoding_state_bytes(decoder, workload: Workload, methods: Choice) -> int:
     """`DecodeState.size_bytes()` at the end of the search, if no sentence leaves the batch early.
 
     Args:
         decoder: an elseq decoder.
         workload: sizes of the batch.
-        method: how attention is evaluated.
-        dtype: of the decoder's activations.
-        cross_method: method of the attention to the encoder. Default: `method`.
+        methods: how it is decoded.
     """
-    cross_method = cross_method or method
-    prompt = workload.sentences * workload.prompt_length * method.dtype_kept(dtype, decoder.round_to).itemsize
-    source = workload.sentences * workload.source_length * cross_method.dtype_kept(dtype, decoder.round_to).itemsize
+    own, cross = methods
+    dtype = next(decoder.parameters()).dtype
+    prompt = workload.sentences * workload.prompt_length * own.dtype_kept(dtype, decoder.round_to).itemsize
+    source = workload.sentences * workload.source_length * cross.dtype_kept(dtype, decoder.round_to).itemsize
     size = 0
     shared = 0
     for layer in decoder.layers:
@@ -41,11 +36,11 @@ def decoding_state_bytes(
         if layer.self_attn.window is not None:
             longest = min(longest, layer.self_attn.window + 1)
         generated = workload.sentences * workload.beam * room_for(longest) * dtype.itemsize
-        size += (prompt + generated) * method.numbers_kept(layer.self_attn.sizes)
+        size += (prompt + generated) * own.numbers_kept(layer.self_attn.sizes)
         if layer.encoder_attn is None:
             continue
-        of_source = source * cross_method.numbers_kept(layer.encoder_attn.sizes)
-        if cross_method.shares_memory:
+        of_source = source * cross.numbers_kept(layer.encoder_attn.sizes)
+        if cross.shares_memory:
             shared = of_source
         else:
             size += of_source

@@ -18,11 +18,12 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 from torch.utils._pytree import tree_leaves
 
-from elseq.attention import DecodeState, DecodingMethod
+from elseq.attention import DecodeState
+from elseq.attention.methods import Choice
 from elseq.compat.generation import set_beam_size
 from elseq.generation.captured_steps import CapturedSteps, can_capture
 from elseq.generation.kept_steps import KeptSteps
-from elseq.generation.method_choice import Choice, choose_methods
+from elseq.generation.method_choice import choose_methods
 from elseq.generation.next_tokens import NextTokens
 from elseq.generation.planner import Workload
 from elseq.heap import give_back_memory
@@ -70,7 +71,7 @@ class ElseqStepper:
         source_length = 0 if encoder_out is None else encoder_out["encoder_out"][0].size(0)
         workload = Workload(_sentences(net_input), beam, source_length, max_length, prompt_length)
         methods = choose_methods(decoder.decode_attention, decoder, workload)
-        self._read(encoder_out, prompt, *methods)
+        self._read(encoder_out, prompt, methods)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
             choices = self.temperature, self._normalizes_by_softmax
             kept = self.kept if self.kept.begin(workload, methods, choices) else None
@@ -91,7 +92,7 @@ class ElseqStepper:
             _give_back_memory_after(hidden.device, hidden.nbytes)
         return encoder_out
 
-    def _read(self, encoder_out: dict | None, prompt: Tensor | None, *methods: DecodingMethod) -> None:
+    def _read(self, encoder_out: dict | None, prompt: Tensor | None, methods: Choice) -> None:
         self.state = self.model.decoder.new_state(encoder_out, *methods)
         if prompt is not None and prompt.size(1):
             self.model.decoder.read_prompt(prompt, self.state)
@@ -109,7 +110,7 @@ class ElseqStepper:
             [B, T], without meaning at padding.
         """
         decoder = self.model.decoder
-        self._read(self._encode(net_input), prompt, *Choice.without_search(decoder.decode_attention))
+        self._read(self._encode(net_input), prompt, Choice.without_search(decoder.decode_attention))
         before, targets = tokens[:, :-1], tokens[:, 1:]
         # Some positions after the others: the logits of all would not fit the memory. The first one alone, as in a
         # search: `el` reads several first ones by other weights, which int8 rounds.

@@ -11,8 +11,8 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from elseq.attention import METHODS, DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
-from elseq.attention.methods import AUTO, KV
+from elseq.attention import DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention.methods import AUTO, Choice
 from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, of_layer, to_namespace
 from elseq.models.layers import DecoderLayer, EncoderLayer, name_dropout
@@ -266,8 +266,8 @@ class Decoder(TransformerDecoderBase):
     def _unread(self, tokens: Tensor, encoder_out: dict | None, incremental_state: dict) -> tuple[Tensor, DecodeState]:
         state = incremental_state.get(STATE)
         if state is None:
-            method = METHODS.get(self.decode_attention, KV)  # auto needs the beam, which is unknown here
-            state = incremental_state[STATE] = self.new_state(encoder_out, method)
+            methods = Choice.without_search(self.decode_attention)  # the beam is unknown here
+            state = incremental_state[STATE] = self.new_state(encoder_out, *methods)
         return tokens[:, state.length :], state
 
     def reorder_incremental_state(self, incremental_state, new_order):

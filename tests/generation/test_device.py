@@ -6,7 +6,7 @@ import pytest
 import torch
 from fairseq import utils
 
-from elseq.attention.methods import EL, KV
+from elseq.attention.methods import EL, KV, Choice
 from elseq.generation import SequenceGenerator, captured_steps, cuda_graphs
 from elseq.generation.cuda_graphs import CapturedWork, free_memory_bytes
 from elseq.generation.kept_steps import KeptSteps
@@ -124,7 +124,7 @@ def test_the_planner_the_state_and_the_allocator_agree(method):
         model.decoder.decode(tokens, state)
     allocated = torch.cuda.memory_allocated() - before
     workload = Workload(sentences, beam, net_input["src_tokens"].size(1), steps)
-    planned = decoding_state_bytes(model.decoder, workload, method, torch.float32)
+    planned = decoding_state_bytes(model.decoder, workload, Choice(method, method))
     assert state.size_bytes() == planned
     tensors = 2 * 2 * len(state.layers) + 1
     assert planned <= allocated <= planned + 512 * tensors

@@ -12,11 +12,10 @@ from fairseq import search
 
 from elseq.attention import DecodeState
 from elseq.attention.kernels import flash_decoding
-from elseq.attention.methods import EL, KV
+from elseq.attention.methods import EL, KV, Choice
 from elseq.errors import UserError
 from elseq.generation import SequenceGenerator, budget, captured_steps, cuda_graphs, kept_steps, steppers
 from elseq.generation.kept_steps import FREE, Buffers, KeptSteps, shared_sizes
-from elseq.generation.method_choice import Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.strategies import seeded
 from elseq.kernel_trials import SWITCH
@@ -637,7 +636,7 @@ def test_bytes_that_are_kept(method, mebibytes):
     """The figures of docs/generation.md."""
     workload = Workload(8, 4, 1024, 141)
     sizes = shared_sizes(workload, bart_large(), Choice(method, method))
-    assert decoding_state_bytes(bart_large(), sizes, method, torch.float16) == mebibytes * 2**20
+    assert decoding_state_bytes(bart_large(), sizes, Choice(method, method)) == mebibytes * 2**20
 
 
 def test_each_part_finds_hypotheses_as_it_did_first(monkeypatch):

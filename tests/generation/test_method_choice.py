@@ -1,11 +1,10 @@
 import logging
 
 import pytest
-import torch
 
-from elseq.attention.methods import EL, KV
+from elseq.attention.methods import EL, KV, Choice
 from elseq.generation import method_choice
-from elseq.generation.method_choice import CLEARLY, USABLE, Choice, choose_methods
+from elseq.generation.method_choice import CLEARLY, USABLE, choose_methods, possible_choices
 from elseq.generation.planner import Workload, decoding_state_bytes
 from tests.models.building import ours
 
@@ -29,10 +28,11 @@ def test_a_method_that_was_asked_for_is_taken_whatever_the_memory(decoder, free,
     free(size)
     assert choose_methods("kv", decoder, WORKLOAD) == (KV, KV)
     assert choose_methods("el", decoder, WORKLOAD) == (EL, EL)
+    assert possible_choices("el") == [(EL, EL)]
 
 
 def test_auto_takes_el_where_keys_and_values_do_not_fit(decoder, free):
-    needed = decoding_state_bytes(decoder, WORKLOAD, KV, torch.float32)
+    needed = decoding_state_bytes(decoder, WORKLOAD, Choice(KV, KV))
     free(int(needed / USABLE) + 1)
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     free(int(needed / USABLE) - 1)
@@ -80,13 +80,6 @@ def test_nothing_is_measured_where_it_cannot_matter(decoder, free, seconds, monk
     monkeypatch.setattr(method_choice, "WORTH_MEASURING", {"cpu": 10**10, "other": 10**12})
     assert choose_methods("auto", decoder, WORKLOAD) == (KV, KV)
     assert choose_methods("auto", ours("transformer_lm").decoder, WORKLOAD) == (KV, KV)
-
-
-@pytest.mark.parametrize(
-    ("choice", "name"), [(Choice(KV, KV), "kv"), (Choice(EL, EL), "el"), (Choice(KV, EL), "kv+el")]
-)
-def test_names_of_choices(choice, name):
-    assert choice.name == name and Choice.named(name) == choice
 
 
 def test_auto_explains_its_choice_once(decoder, free, caplog):

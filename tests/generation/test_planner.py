@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from elseq.attention.memory import GROWTH
-from elseq.attention.methods import EL, KV
+from elseq.attention.methods import EL, KV, Choice
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.models import ElseqBARTModel
 from elseq.precision import INT8
@@ -69,7 +69,7 @@ def test_what_is_planned_is_what_a_state_comes_to(
         state.reorder(torch.randint(sentences * beam, (sentences * beam,)))
     length = source_length if encoder_out is not None else 0
     workload = Workload(sentences, beam, length, target_length, prompt_length)
-    assert decoding_state_bytes(model.decoder, workload, methods[0], dtype, methods[1]) == state.size_bytes()
+    assert decoding_state_bytes(model.decoder, workload, Choice(*methods)) == state.size_bytes()
 
 
 SENTENCES, BEAM, SOURCE = 8, 4, 512
@@ -99,7 +99,7 @@ def test_cross_attention_of_bart_large(bart_large):
     assert state_of(bart_large, KV, SENTENCES * BEAM).size_bytes() == 96 * el
     for method, factor in ((EL, 1), (KV, 24)):
         workload = Workload(SENTENCES, BEAM, SOURCE, target_length=0)
-        assert decoding_state_bytes(bart_large.decoder, workload, method, torch.float16) == factor * el
+        assert decoding_state_bytes(bart_large.decoder, workload, Choice(method, method)) == factor * el
 
 
 def test_self_attention_of_bart_large(bart_large):
@@ -120,4 +120,4 @@ def test_each_kind_of_attention_is_planned_by_its_own_method(method):
     workload = Workload(sentences=2, beam=3, source_length=5, target_length=1, prompt_length=4)
     positions = 2 * 4 + 2 * 3 * GROWTH
     own = 3 * positions * 16 * (2 if method is KV else 1)
-    assert decoding_state_bytes(decoder, workload, method, torch.float32, EL) == 4 * (own + 2 * 5 * 16)
+    assert decoding_state_bytes(decoder, workload, Choice(method, EL)) == 4 * (own + 2 * 5 * 16)

@@ -4,6 +4,8 @@ Options, planner, cost estimate and benchmark take the methods from this registr
 `DecodingMethod` and `register` it. It is then a value of --decode-attention.
 """
 
+from typing import NamedTuple
+
 from elseq.attention.methods.el import EL
 from elseq.attention.methods.kv import KV
 from elseq.attention.methods.method import AttentionSizes, DecodingMethod
@@ -24,6 +26,28 @@ def register(method: DecodingMethod) -> DecodingMethod:
     return method
 
 
+class Choice(NamedTuple):
+    """The methods of a decoder's two kinds of attention."""
+
+    own: DecodingMethod  # self-attention
+    cross: DecodingMethod  # attention to the source
+
+    @property
+    def name(self) -> str:
+        """That of the method, or of both: self-attention+cross-attention."""
+        return self.own.name if self.own == self.cross else f"{self.own.name}+{self.cross.name}"
+
+    @classmethod
+    def named(cls, name: str) -> "Choice":
+        own, _, cross = name.partition("+")
+        return cls(METHODS[own], METHODS[cross or own])
+
+    @classmethod
+    def without_search(cls, name: str) -> "Choice":
+        """Where there is no search by whose sizes auto chooses."""
+        return cls.named(KV.name if name == AUTO else name)
+
+
 def names() -> tuple[str, ...]:
     """The values that select a method: `AUTO` and the registered names."""
     return (AUTO, *METHODS)
@@ -38,4 +62,4 @@ def describe() -> str:
 for _method in (KV, EL):
     register(_method)
 
-__all__ = ["AUTO", "EL", "KV", "METHODS", "AttentionSizes", "DecodingMethod", "describe", "names", "register"]
+__all__ = ["AUTO", "EL", "KV", "METHODS", "AttentionSizes", "Choice", "DecodingMethod", "describe", "names", "register"]

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from elseq.attention.methods import KV, METHODS
+from elseq.attention.methods import KV, METHODS, Choice
 from elseq.benchmark import measure
 from elseq.benchmark.arguments import FOREIGN_MODES, STOCK_MODES
 from elseq.benchmark.conditions import Conditions
@@ -38,7 +38,6 @@ from elseq.benchmark.report import device_name
 from elseq.benchmark.rows import DecodingRow, fill
 from elseq.benchmark.runs import why_not
 from elseq.benchmark.sources import check_positions, count_positions, random_sources
-from elseq.generation.method_choice import Choice
 from elseq.tables import GIBIBYTE, number
 
 
@@ -274,11 +273,10 @@ def _row(plan: Plan, case: Case, mode: str, found: Measurement) -> Row:
 
 def _step_cost(plan: Plan, case: Case, found: Measurement) -> StepCost:
     """The cost of the middle step, which is the average over all steps."""
-    choice = Choice.named(found.method or KV.name)
     steps = (case.setting.output_length // 2 + 1,) * found.batch_size
     batch = Batch(case.beam, steps, case.setting.source_length)
     vocabulary_size = plan.model(case.setting.model).vocabulary_size
-    decoding = Decoding(choice.own, choice.cross, found.copied)
+    decoding = Decoding(*Choice.named(found.method or KV.name), found.copied)
     return step_cost(Sizes(**found.sizes), batch, decoding, vocabulary_size, *item_sizes(plan.dtype))
 
 

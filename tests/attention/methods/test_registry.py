@@ -8,7 +8,7 @@ import torch
 
 import elseq
 from elseq.attention import methods
-from elseq.attention.methods import METHODS
+from elseq.attention.methods import EL, KV, METHODS, Choice
 from elseq.cli import benchmark
 from elseq.errors import UserError
 from tests import helpers
@@ -88,6 +88,13 @@ def test_what_a_decoder_can_be_told():
     assert methods.names() == ("auto", "kv", "el")
     for method in METHODS.values():
         assert f"{method.help} ({method.name})" in methods.describe()
+
+
+@pytest.mark.parametrize(
+    ("choice", "name"), [(Choice(KV, KV), "kv"), (Choice(EL, EL), "el"), (Choice(KV, EL), "kv+el")]
+)
+def test_names_of_choices(choice, name):
+    assert choice.name == name and Choice.named(name) == choice
 
 
 def test_first_positions_are_attended_to_as_a_whole():
