@@ -24,7 +24,7 @@ from elseq.generation.steppers import positions_at_once
 from elseq.models import Decoder, layer_step
 from elseq.models.layer_step import MOST_INNER_NUMBERS
 from elseq.models.layers import IN_PLACE
-from elseq.precision import INT8, Product, kind_of_product
+from elseq.precision import INT8, KernelProduct, Product, kind_of_product
 from elseq.precision.linear import onednn_multiplies_narrow_types
 
 SCALAR_BYTES = 512  # of single numbers
@@ -455,7 +455,7 @@ class _Search(_Batch):
 
     def _layer_step(self, rows: _Rows, layer) -> int:
         """What a layer holds with its input, where one call computes it; 0 where none does."""
-        is_computed = self.product.is_for_kernels and self.methods.own is KV and self.methods.cross is KV
+        is_computed = issubclass(self.product, KernelProduct) and self.methods == (KV, KV)
         if not is_computed:
             return 0
         is_int8 = self.decoder.decode_dtype == INT8

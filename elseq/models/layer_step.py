@@ -20,7 +20,7 @@ from elseq import native
 from elseq.attention import Attention, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.kernels.decode_step import Shared, check_counts, computes, counted, own_argument, shared_argument
 from elseq.attention.methods import KV
-from elseq.precision import DecodingLinear, is_unhooked, kernels
+from elseq.precision import DecodingLinear, KernelProduct, is_unhooked, kernels
 
 if TYPE_CHECKING:
     from elseq.models.layers import DecoderLayer
@@ -225,7 +225,7 @@ class _Arguments:
 
     def linear(self, linear: nn.Linear) -> kernels.Linear:
         product = linear.product() if isinstance(linear, DecodingLinear) and linear.decoding.searches else None
-        if product is None or not product.is_for_kernels:
+        if not isinstance(product, KernelProduct):
             self.are_known = False
             return kernels.Linear()
         self.kept.append(product)

@@ -4,13 +4,14 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import DecodingLinear, Product, activated, is_unhooked
+from elseq.precision.linear import DecodingLinear, KernelProduct, Product, activated, is_unhooked
 from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
 __all__ = [
     "DTYPES",
     "INT8",
     "DecodingLinear",
+    "KernelProduct",
     "PreparedModel",
     "Product",
     "activated",

@@ -9,18 +9,15 @@ from torch import Tensor, nn
 from elseq import native
 from elseq.measurements import measured, plain_calls, seconds_on_cpu
 from elseq.precision import kernels
-from elseq.precision.linear import Product
+from elseq.precision.linear import KernelProduct, Product
 from elseq.precision.onednn import OneDNNProduct
 
 PAYING = 0.95  # share of the time of ordinary layers up to which others pay. A smaller gain differs between runs
 ROWS = (4, 32)  # that are timed: the hypotheses of a sentence, and of a batch
 
 
-class Float32Product(Product):
-    """Evaluates a layer by elseq's own kernels. A row has the same result in any batch."""
-
-    activations = ("relu", "gelu")
-    is_for_kernels = True
+class Float32Product(KernelProduct):
+    """A row has the same result in any batch."""
 
     def __init__(self, linear: nn.Linear):
         self._weight = kernels.PackedFloats.of(linear.weight.detach())
@@ -35,17 +32,8 @@ class Float32Product(Product):
             output = kernels.linear_float32(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
 
-    def for_kernel(self) -> kernels.Linear:
-        return self._weight.for_kernel(self._bias)
-
     def weight(self) -> Tensor:
         return self._weight.weight()
-
-    def embeds(self, weight: Tensor) -> bool:
-        return True
-
-    def embedding(self, indices: Tensor) -> Tensor:
-        return self._weight.rows(indices)
 
 
 @cache

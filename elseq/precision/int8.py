@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from elseq import native
 from elseq.precision import kernels
-from elseq.precision.linear import Product
+from elseq.precision.linear import KernelProduct, Product
 
 logger = logging.getLogger(__name__)
 
@@ -54,11 +54,8 @@ class _QuantizedProduct(Product):
         return torch.allclose(self.embedding(numbers), quantized * scale, rtol=0, atol=0, equal_nan=True)
 
 
-class Int8Product(_QuantizedProduct):
+class Int8Product(_QuantizedProduct, KernelProduct):
     """By elseq's own kernels."""
-
-    activations = ("relu", "gelu")
-    is_for_kernels = True
 
     def __init__(self, linear: nn.Linear, inputs: "QuantizedInputs"):
         self._weight = kernels.PackedIntegers.of(linear.weight.detach())
@@ -69,12 +66,6 @@ class Int8Product(_QuantizedProduct):
         rows = self._inputs.quantize(x)
         output = kernels.linear_int8(rows, self._weight, self._bias, activation or "none")
         return output.view(*x.shape[:-1], output.size(-1))
-
-    def for_kernel(self) -> kernels.Linear:
-        return self._weight.for_kernel(self._bias)
-
-    def embedding(self, indices: Tensor) -> Tensor:
-        return self._weight.rows(indices)
 
     @classmethod
     def maker(cls) -> Callable[[nn.Linear], Product]:

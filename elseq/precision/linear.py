@@ -27,15 +27,10 @@ class Product(ABC):
     """
 
     activations: tuple[str, ...] = ()  # that `multiply` evaluates in the same pass
-    is_for_kernels = False  # whether a step of a whole decoder layer evaluates it, too
 
     @abstractmethod
     def multiply(self, x: Tensor, activation: str | None = None) -> Tensor:
         """[..., K] to [..., N]."""
-
-    def for_kernel(self) -> kernels.Linear:
-        """The layer as kernels read it, where `is_for_kernels`."""
-        raise NotImplementedError
 
     def embeds(self, weight: Tensor) -> bool:
         """Whether `embedding` gives the rows of the weight [N, K] that this was made of."""
@@ -90,6 +85,24 @@ class Product(ABC):
         # oneDNN multiplies; each thread lays out a block of the weight, of at most 512 x 64 numbers.
         block = -(-min(inputs, 512) // 32) * 32 * min(outputs, 64) * itemsize
         return held + scratchpad_bytes(rows, outputs, itemsize, block)
+
+
+class KernelProduct(Product):
+    """By elseq's own kernels: a step of a whole decoder layer evaluates it, too."""
+
+    activations = ("relu", "gelu")
+    _weight: kernels.PackedFloats | kernels.PackedIntegers
+    _bias: Tensor | None
+
+    def for_kernel(self) -> kernels.Linear:
+        """The layer as kernels read it."""
+        return self._weight.for_kernel(self._bias)
+
+    def embeds(self, weight: Tensor) -> bool:
+        return True
+
+    def embedding(self, indices: Tensor) -> Tensor:
+        return self._weight.rows(indices)
 
 
 @cache
