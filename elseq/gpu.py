@@ -1,4 +1,4 @@
-"""A GPU's clock, its free memory, and which one is current."""
+"""A GPU's clock, its free memory, which one is current, and what differs from a CPU."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager, nullcontext
@@ -7,6 +7,11 @@ import torch
 
 # Cycles that the GPU waits while the host launches the timed work: about 1 ms at first, and at most some 60 ms.
 HEAD_STARTS = [2_000_000 * 4**power for power in range(4)]
+
+
+def device_kind(device: torch.device | str) -> str:
+    """cpu or other: the key of numbers that differ between a CPU and other devices."""
+    return "cpu" if torch.device(device).type == "cpu" else "other"
 
 
 def on_device(device: torch.device) -> AbstractContextManager:

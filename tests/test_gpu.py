@@ -10,6 +10,10 @@ from elseq import gpu
 GPU, CPU = torch.device("cuda", 0), torch.device("cpu")
 
 
+def test_kinds_of_devices():
+    assert [gpu.device_kind(device) for device in (CPU, "cpu", GPU, "cuda", "meta")] == ["cpu"] * 2 + ["other"] * 3
+
+
 def test_only_a_gpu_can_be_current(monkeypatch):
     monkeypatch.setattr(torch.cuda, "device", lambda device: device)
     assert gpu.on_device(GPU) == GPU

@@ -24,6 +24,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from elseq.gpu import device_kind
+
 # Number of queries of one key/value head evaluated together, on a CPU and elsewhere. Several heads are evaluated
 # together up to this number of scores. Short chunks of causal attention skip most of the keys that they do not see, but
 # each chunk adds to the gradients of all keys that it sees. A GPU needs larger chunks.
@@ -259,7 +261,7 @@ def _together(
         device: of the queries.
         narrow: width of keys and values narrower than the query; 0: they have its type.
     """
-    kind = "cpu" if device.type == "cpu" else "other"
+    kind = device_kind(device)
     positions = chunk_size or max(1, MOST_QUERIES[kind] // max(1, rows))
     sets = MOST_SCORES[kind] // max(1, rows * min(positions, length) * keys)
     if narrow:

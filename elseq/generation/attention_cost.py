@@ -30,7 +30,7 @@ def cross_attention_seconds(method: DecodingMethod, attention: Attention, worklo
         workload: sizes of the batch.
     """
     weight = next(attention.parameters())  # not by its layer, which would bring back a weight that was dropped
-    most = MOST_POSITIONS["cpu" if weight.device.type == "cpu" else "other"]
+    most = MOST_POSITIONS[gpu.device_kind(weight.device)]
     positions = min(most, max(FEWEST_POSITIONS, power_of_two(workload.source_length)))
     sentences = min(power_of_two(workload.sentences), most // positions)
     sizes = (attention.embed_dim, *astuple(attention.sizes))

@@ -21,6 +21,7 @@ from elseq.generation.next_tokens import NextTokens
 from elseq.generation.planner import Workload, decoding_state_bytes
 from elseq.generation.search import SequenceGenerator
 from elseq.generation.steppers import positions_at_once
+from elseq.gpu import device_kind
 from elseq.models import Decoder, layer_step
 from elseq.models.layer_step import MOST_INNER_NUMBERS
 from elseq.models.layers import IN_PLACE
@@ -158,7 +159,7 @@ class _Rows:
     count: int
     itemsize: int
     product: type[Product]
-    is_cpu: bool  # where wide activations are computed in blocks; see `FeedForwardLayer`
+    device_kind: str  # on a CPU wide activations are computed in blocks; see `FeedForwardLayer`
 
     def tensor(self, width: int) -> int:
         return self.count * width * self.itemsize
@@ -199,9 +200,9 @@ class _Rows:
         """The most that the feed-forward part of a layer holds at a time, its output included, its input not."""
         most, copies = self.count, 3
         if layer.ffn_top_k is not None:
-            most = layer.ffn_chunk_size or MOST_QUERIES["cpu" if self.is_cpu else "other"]
+            most = layer.ffn_chunk_size or MOST_QUERIES[self.device_kind]
         else:
-            if self.is_cpu:
+            if self.device_kind == "cpu":
                 most = max(1, MOST_INNER_NUMBERS // layer.fc1.out_features)
             if layer.activation in (*IN_PLACE, *self.product.activations):
                 copies = 0
@@ -262,7 +263,7 @@ class _Batch:
         return state + (room_for(workload.prompt_length) - workload.prompt_length) * numbers * self.dtype.itemsize
 
     def _rows(self, count: int) -> _Rows:
-        return _Rows(count, self.dtype.itemsize, self.product, self.device.type == "cpu")
+        return _Rows(count, self.dtype.itemsize, self.product, device_kind(self.device))
 
     def _reading(self) -> int:
         """All that happens before the first token of a target."""

@@ -8,6 +8,7 @@ from elseq.attention.methods import AUTO, EL, KV, Choice
 from elseq.generation.attention_cost import cross_attention_seconds
 from elseq.generation.cuda_graphs import free_memory_bytes
 from elseq.generation.planner import Workload, decoding_state_bytes
+from elseq.gpu import device_kind
 from elseq.precision import INT8
 
 logger = logging.getLogger(__name__)
@@ -59,7 +60,7 @@ def _faster(decoder, workload: Workload) -> DecodingMethod:
     """The faster method in cross-attention; kv unless el is clearly faster, or where it is not worth measuring."""
     attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
     device = next(decoder.parameters()).device
-    worth = WORTH_MEASURING["cpu" if device.type == "cpu" else "other"]
+    worth = WORTH_MEASURING[device_kind(device)]
     if decoder.decode_dtype == INT8 or _operations(attentions, workload) < worth:
         return KV
     seconds = {

@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.nn.utils.rnn import pad_sequence
 
 from elseq.errors import UserError
+from elseq.gpu import device_kind
 
 # Tokens that the encoder reads in one pass, on a CPU and elsewhere, or those of one window if it has more. The memory
 # of a pass does not grow with the source.
@@ -75,7 +76,7 @@ class SourceWindows:
 
     def passes(self, windows: Sequence[Window], device: torch.device) -> Iterator[Sequence[Window]]:
         """The windows that are encoded together."""
-        together = max(1, MOST_TOKENS["cpu" if device.type == "cpu" else "other"] // self.length)
+        together = max(1, MOST_TOKENS[device_kind(device)] // self.length)
         for start in range(0, len(windows), together):
             yield windows[start : start + together]
 

@@ -18,6 +18,7 @@ from torch.utils.checkpoint import checkpoint
 
 from elseq.attention.top_k import MOST_QUERIES, top_k_attention, top_k_feed_forward
 from elseq.benchmark.measure import Measurement, limit_memory, main, memory_mebibytes, reset_peak, seconds_of
+from elseq.gpu import device_kind
 
 WARM_UP_SECONDS = 10  # a first pass that takes longer is one of the repeats
 SMALL = {"length": 64, "units": 256}  # of the pass before the memory is looked at, which loads code
@@ -102,7 +103,7 @@ def _attend(request: dict) -> Callable[[Tensor, Tensor, Tensor], Tensor]:
     if method == "vanilla":
         return vanilla_attention
     if method == "chunked":
-        chunk_size = chunk_size or MOST_QUERIES["cpu" if request["device"] == "cpu" else "other"]
+        chunk_size = chunk_size or MOST_QUERIES[device_kind(request["device"])]
         return lambda *states: chunked_attention(*states, chunk_size)
     if method == "top-k":
         return lambda *states: top_k_attention(*states, top_k, causal=True, query_chunk_size=chunk_size)

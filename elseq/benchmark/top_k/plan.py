@@ -20,6 +20,7 @@ from elseq.benchmark.processes import in_process
 from elseq.benchmark.rows import MeasuredRow, fill
 from elseq.benchmark.top_k.arguments import METHODS
 from elseq.generation.cuda_graphs import free_memory_bytes
+from elseq.gpu import device_kind
 from elseq.tables import GIBIBYTE, number
 
 # The power of the size with which time grows, at least and at most.
@@ -142,23 +143,23 @@ def estimate_bytes(request: dict) -> float:
     item = getattr(torch, request["dtype"]).itemsize
     length, top_k, method = request["length"], request["top_k"], request["method"]
     kept = length * top_k * (item + KEPT_INDEX_BYTES)  # the k scores of each query of a head, and their indices
-    most = "cpu" if request["device"] == "cpu" else "other"
+    kind = device_kind(request["device"])
     if request["layer"] == "feed-forward":
         table, states = (item * request["width"] * count for count in (request["units"], length))
         if method == "vanilla":  # activations, and the gradients before and after the activation function
             return 3 * item * length * request["units"] + 2 * table + 2 * states
-        return kept + 7 * table + 3 * states + 3 * item * MOST_SCORES[most]
+        return kept + 7 * table + 3 * states + 3 * item * MOST_SCORES[kind]
     heads, layers = request["heads"], request["layers"]
     states = item * heads * request["head_width"] * length  # queries, keys, values or outputs
     projections = 4 * item * (heads * request["head_width"]) ** 2 if layers > 1 else 0
     linear = (6 * layers + 6) * states + layers * projections
-    chunk = min(length, request["query_chunk_size"] or MOST_QUERIES[most])
+    chunk = min(length, request["query_chunk_size"] or MOST_QUERIES[kind])
     if method == "vanilla":  # the weights of each layer, and two gradients
         return (layers + 2) * item * heads * length**2 + length**2 + linear
     if method == "chunked":
         return 3 * item * heads * chunk * length + linear
     if method == "top-k":
-        scores = min(heads * chunk * length, max(MOST_SCORES[most], chunk * length))
+        scores = min(heads * chunk * length, max(MOST_SCORES[kind], chunk * length))
         return layers * heads * kept + 3 * item * scores + linear
     return linear
 
