@@ -373,18 +373,18 @@ class FixedMemory:
 class SelfAttentionMemory:
     """An optional prompt, shared by the hypotheses of a sentence, and the generated tokens of each hypothesis."""
 
-    def __init__(self, method: DecodingMethod, window: int | None = None, attention: Attention | None = None):
+    def __init__(self, method: DecodingMethod, attention: Attention | None = None):
         """
         Args:
             method: defines what is kept, and computes the attention to it.
-            window: as for `GrowingMemory`.
-            attention: what attends. Default: any; in buffers of fixed addresses hypotheses are then moved.
+            attention: the layer that attends. Default: any without a window; in buffers of fixed addresses hypotheses
+                are then moved.
         """
         self._attention = attention
         self.method = method
-        self.window = window
+        self.window = None if attention is None else attention.window
         self.prompt: SentenceMemory | None = None
-        self.generated: GrowingMemory | FixedMemory = GrowingMemory(window)
+        self.generated: GrowingMemory | FixedMemory = GrowingMemory(self.window)
 
     def attend(self, attention: Attention, hidden: Tensor, query: Tensor, **options) -> tuple[Tensor, Tensor | None]:
         """Append the positions `hidden` [T, N, D], then compute self-attention. See `DecodingMethod.attend`."""

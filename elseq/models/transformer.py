@@ -107,7 +107,7 @@ class Decoder(TransformerDecoderBase):
                 mask = None
             memories = (cross_method or method).memories(attentions, encoder_out["encoder_out"][0], mask, self.round_to)
         layers = [
-            LayerState(SelfAttentionMemory(method, layer.self_attn.window, layer.self_attn), memory)
+            LayerState(SelfAttentionMemory(method, layer.self_attn), memory)
             for layer, memory in zip(self.layers, memories, strict=True)
         ]
         return DecodeState(layers, round_to=self.round_to)

@@ -19,7 +19,7 @@ def test_attention_reads_both_alike(method, kv_heads, prompt, moves, monkeypatch
         find_by_ancestry(monkeypatch)
     sentences, beam, width = 2, 3, 16
     attention = Attention(width, 4, kv_heads, self_attention=True).eval()
-    states = [DecodeState([LayerState(SelfAttentionMemory(method, attention=attention))]) for _ in range(2)]
+    states = [DecodeState([LayerState(SelfAttentionMemory(method, attention))]) for _ in range(2)]
 
     def read(state, hidden):
         memory = state.layers[0].self_attention

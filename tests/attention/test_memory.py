@@ -195,7 +195,7 @@ def step(method, prompt, window, seed, **options):
     """Outputs of a layer that decodes 20 positions of 2 sentences with 3 hypotheses, reordered at every step."""
     torch.manual_seed(seed)
     layer = Attention(12, 4, num_kv_heads=2, self_attention=True, window=window, **options).eval()
-    state = SelfAttentionMemory(method, window)
+    state = SelfAttentionMemory(method, layer)
     outputs = []
     with torch.no_grad():
         if prompt:

@@ -257,7 +257,7 @@ def test_any_way_of_reading_equals_the_whole_text_at_once(method, decoding):
     """Each hypothesis, its prompt before it, as one text without padding."""
     layer, sentences, beam, prompts, pieces = decoding
     width = layer.embed_dim
-    state = SelfAttentionMemory(method, layer.window)
+    state = SelfAttentionMemory(method, layer)
     prompt = None
     if prompts is not None:
         prompt = text(max(prompts), sentences, width)

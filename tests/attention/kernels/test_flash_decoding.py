@@ -321,7 +321,7 @@ def steps(method, prompt, kv_heads, moves=True):
     """Outputs of a layer that decodes a few tokens of four hypotheses, in the end in memory of fixed addresses."""
     torch.manual_seed(1)
     layer = Attention(16, 4, num_kv_heads=kv_heads, self_attention=True).eval().to(DEVICE)
-    memory = SelfAttentionMemory(method, attention=None if moves else layer)
+    memory = SelfAttentionMemory(method, None if moves else layer)
     state = DecodeState([LayerState(memory)])
     outputs = []
     with torch.no_grad():
