@@ -16,6 +16,7 @@ from tqdm import tqdm
 
 from elseq.arguments import budget_bytes
 from elseq.bounds import check_flag, is_whole, of_python
+from elseq.compat.generation import with_language_model
 from elseq.encoded_texts import EncodedTexts, numbered
 from elseq.errors import UserError, as_keyword, check_choice, renamed
 from elseq.files import check_text
@@ -71,7 +72,7 @@ class TextGenerator:
         self.bpe = bpe
         self.language_model = language_model
         self.inputs: tuple[Path, ...] = ()  # files that `load_by` has read beside those that its options name
-        for model in self.models if language_model is None else [*self.models, language_model]:
+        for model in with_language_model(self.models, language_model):
             model.eval()
             model.make_generation_fast_()
             model.train = partial(_refuse_training, model)

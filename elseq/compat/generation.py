@@ -331,7 +331,7 @@ def _generate(generate, self, models, sample, **kwargs):
         del ensemble.forward_decoder
         set_beam_size(ensemble.models, 1)  # otherwise the next generator gets the old beam
     if largest and bool(torch.stack(largest).isnan().any()):
-        models = [*ensemble.models, *([] if self.lm_model is None else [self.lm_model])]
+        models = with_language_model(ensemble.models, self.lm_model)
         raise explain_nan(models, sample["net_input"], _starts(sample["net_input"], self.eos)) from failure
     if "min_len" in str(failure):
         raise UserError(
@@ -347,6 +347,11 @@ def _generate(generate, self, models, sample, **kwargs):
             others=["--max-len-b"],
         ) from failure
     return found
+
+
+def with_language_model(models, language_model) -> list:
+    """The models and, if there is one, the language model."""
+    return [*models, *([] if language_model is None else [language_model])]
 
 
 def set_beam_size(models, beam: int) -> None:

@@ -135,7 +135,7 @@ class Beams:
         """Anything [N, ...] by sentences: [B, beam, ...]."""
         return rows.view(len(self.sentences), self.beam, *rows.shape[1:])
 
-    def attend(self, step: int, weights: Tensor | None) -> None:
+    def record_attention(self, step: int, weights: Tensor | None) -> None:
         """Remember the attention to the source, [N, S], with which the next token is chosen."""
         if weights is None:
             return

@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from elseq.attention.memory import GROWTH
 from elseq.bounds import check_bounds, is_whole
+from elseq.compat.generation import with_language_model
 from elseq.errors import UserError, as_option, check_choice, is_out_of_memory, renamed
 from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import ALIGNMENTS, align
@@ -124,7 +125,7 @@ class SequenceGenerator(nn.Module):
         self.beam_size = min(beam_size, self.vocab_size - 1)
         self.max_len_a = max_len_a
         self.max_len_b = max_len_b
-        self.max_len = max_len or max_positions([*self.models, *([] if lm_model is None else [lm_model])])
+        self.max_len = max_len or max_positions(with_language_model(self.models, lm_model))
         self.min_len = min_len
         self.length_penalty = len_penalty if normalize_scores else None
         self.match_source_len = match_source_len
@@ -212,14 +213,14 @@ class SequenceGenerator(nn.Module):
         """
         if constraints is not None and not self.search.supports_constraints:
             raise NotImplementedError(f"{type(self.search).__name__} does not take constraints")
-        if prompt_tokens is not None and not self._reads(prompt_tokens):
+        if prompt_tokens is not None and not self.stepper.reads_ragged_prompts and self._is_ragged(prompt_tokens):
             return self._generate_by_prompt_length(sample, prompt_tokens, prefix_tokens, constraints, uncounted)
         given = sample, prefix_tokens, constraints, bos_token, prompt_tokens, uncounted
         try:
             finished = self._search_with_all_memory(*given)
         except NotANumber as error:
             self.stepper.finish()
-            models = [*self.models, *([] if self.lm_model is None else [self.lm_model])]
+            models = with_language_model(self.models, self.lm_model)
             raise not_a_number(models, sample["net_input"], self._read_so_far(error, prompt_tokens)) from None
         finally:
             self.stepper.finish()
@@ -278,7 +279,7 @@ class SequenceGenerator(nn.Module):
             next_tokens, weights = self.stepper.step(beams.tokens[:, : step + 1])
             if step % GROWTH == 0:
                 self.usage.record(self.stepper.state_bytes())
-            beams.attend(step, weights)
+            beams.record_attention(step, weights)
             remaining = None
             if unread is not None:  # on a GPU, of the last step, now that the models' pass of this one is running
                 remaining = self._drop_finished(finished, unread, beams)
@@ -390,9 +391,6 @@ class SequenceGenerator(nn.Module):
         if symbol not in self.tgt_dict:
             raise UserError(f"the token to suppress {symbol!r} is not in the dictionary; check its spelling")
         return self.tgt_dict.index(symbol)
-
-    def _reads(self, prompt_tokens: Tensor) -> bool:
-        return self.stepper.reads_ragged_prompts or not self._is_ragged(prompt_tokens)
 
     def _is_ragged(self, prompt_tokens: Tensor) -> bool:
         return bool(prompt_tokens.eq(self.pad).any())

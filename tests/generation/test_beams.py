@@ -73,7 +73,7 @@ def test_copies_of_the_first_hypothesis():
     beams = make_beams(2)
     beams.tokens[:, 1] = torch.arange(6)
     beams.scores[:, 0] = -torch.arange(6.0)
-    beams.attend(1, torch.arange(12.0).view(6, 2))
+    beams.record_attention(1, torch.arange(12.0).view(6, 2))
     beams.copy_first(torch.tensor([False, True, False]))
     assert beams.attention[:, :, 2].tolist() == [[0, 1], [2, 3], [4, 5], [4, 5], [8, 9], [10, 11]]
     assert beams.tokens[:, 1].tolist() == [0, 1, 2, 2, 4, 5]
@@ -82,7 +82,7 @@ def test_copies_of_the_first_hypothesis():
 
 def test_attention_moves_with_its_hypothesis():
     beams = make_beams(2)
-    beams.attend(0, torch.arange(12.0).view(6, 2))
+    beams.record_attention(0, torch.arange(12.0).view(6, 2))
     words, parents = torch.tensor([[5, 6, 7, 8]] * 3), torch.tensor([[1, 1, 0, 0]] * 3)
     beams.go_on(0, Candidates.of(torch.zeros(3, 4), words, parents, EOS))
     assert beams.attention[:, :, 1].tolist() == [[2, 3]] * 2 + [[6, 7]] * 2 + [[10, 11]] * 2
