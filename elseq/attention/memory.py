@@ -31,9 +31,16 @@ GROWTH = 8
 PARTS = 8
 
 
-def room_for(positions: int) -> int:
-    """The positions of buffers that hold so many."""
-    return -(-positions // GROWTH) * GROWTH
+def room_for(positions: int, window: int | None = None, together: int = 1) -> int:
+    """The positions of the buffers of a memory after so many.
+
+    Args:
+        positions: appended.
+        window: as for `GrowingMemory`.
+        together: how many are appended at a time.
+    """
+    held = positions if window is None else min(positions, window + together)
+    return -(-held // GROWTH) * GROWTH
 
 
 class Stretch(NamedTuple):

@@ -276,7 +276,7 @@ class _Batch:
         windows = self.encoder.source_windows
         is_cut = windows is not None and self.length > windows.length
         remembering = hidden + self._memory()
-        projected = [layer.encoder_attn for layer in self.decoder.layers if layer.encoder_attn is not None]
+        projected = self.decoder.cross_attentions
         if projected and self.methods.cross.projects_memory:
             is_scattered = is_cut and self.sentences > 1
             remembering += max(self._projecting(whole, attention, is_scattered) for attention in projected)
@@ -317,7 +317,7 @@ class _Batch:
         return key + max(rows.multiplying(attention.v_proj, is_scattered), rounding)
 
     def _rounding(self, rows: _Rows, attention, method: DecodingMethod) -> int:
-        to, kept = self.decoder.round_to, method.dtype_kept(self.dtype, self.decoder.round_to)
+        to, kept = self.decoder.round_to, self._dtype_kept(method)
         if to is None:
             return 0
         return rows.count * method.numbers_kept(attention.sizes) * (to.itemsize + (kept != to) * kept.itemsize)
@@ -330,9 +330,7 @@ class _Batch:
         rows, own = self._rows(self.sentences * length), self.methods.own
         ending = [
             self._rounding(rows, layer.self_attn, own)
-            + rows.count
-            * own.numbers_kept(layer.self_attn.sizes)
-            * own.dtype_kept(self.dtype, self.decoder.round_to).itemsize
+            + rows.count * own.numbers_kept(layer.self_attn.sizes) * self._dtype_kept(own).itemsize
             for layer in self.decoder.layers
         ]
         # As the prompt is read it is remembered like what a hypothesis has, one for each sentence.
@@ -356,9 +354,13 @@ class _Batch:
         is_narrow = self.dtype.itemsize < torch.float32.itemsize
         return is_narrow and (self.device.type != "cpu" or onednn_multiplies_narrow_types())
 
+    def _dtype_kept(self, method: DecodingMethod) -> torch.dtype:
+        """The type in which a source or a prompt is kept."""
+        return method.dtype_kept(self.dtype, self.decoder.round_to)
+
     def _is_narrow(self, method: DecodingMethod) -> bool:
-        """Whether a source or a prompt is kept in numbers narrower than those that it is read in."""
-        return method.dtype_kept(self.dtype, self.decoder.round_to) != self.dtype
+        """Whether that is narrower than the type in which it is read."""
+        return self._dtype_kept(method) != self.dtype
 
     def _choosing_together(self, attention, method: DecodingMethod, queries: int, keys: int, is_narrow: bool) -> int:
         """In `top_k_attention`."""
@@ -389,6 +391,14 @@ class _Batch:
         if attention.head_dim > WIDEST_FUSED_HEAD:
             return attending + 2 * rows.tensor(attention.num_heads * length) + length * length * self._of_mask()
         return attending + self._workspace(length, length, attention.head_dim)
+
+    def _output(self, rows: _Rows, log_probs: int, beside: int) -> int:
+        """The output layer; log_probs: of all tokens, beside: what is made of the logits."""
+        if self.decoder.adaptive_softmax is not None:
+            return 4 * log_probs
+        output = self.decoder.output_projection
+        hidden = 2 * rows.tensor(output.in_features)
+        return max(hidden + rows.multiplying(output), rows.output(output) + beside)
 
 
 class _Search(_Batch):
@@ -497,8 +507,7 @@ class _Search(_Batch):
 
     def _moving(self, rows: _Rows, attention, is_unmoved: bool) -> int:
         """Second copies of what a layer remembers of the hypotheses, as it grows or is reordered."""
-        longest = self.steps if attention.window is None else min(self.steps, attention.window + 1)
-        room = room_for(longest)
+        room = room_for(self.steps, attention.window)
         if attention.window is None and (is_unmoved or self.beam == 1):
             room -= GROWTH
         method = self.methods.own
@@ -510,10 +519,6 @@ class _Search(_Batch):
         vocabulary, search = self.search.vocab_size, self.search
         log_probs = rows.count * vocabulary * self.wide_itemsize
         is_plain = isinstance(search.search, BeamSearch) and len(search.models) == 1
-        if self.decoder.adaptive_softmax is not None:
-            return 4 * log_probs
-        output = self.decoder.output_projection
-        logits = rows.output(output)
         empty = torch.empty(1, 1, dtype=self.dtype, device=self.device)
         is_in_place = NextTokens(logits=empty).is_normalized_in_place
         if not is_plain or self.device.type != "cpu":
@@ -526,8 +531,7 @@ class _Search(_Batch):
             if search.lm_model is None:
                 beside += self.beam * vocabulary * self.wide_itemsize
         scaled = rows.tensor(vocabulary) if search.temperature != 1 else 0
-        hidden = 2 * rows.tensor(output.in_features)
-        return max(hidden + rows.multiplying(output), logits + max(scaled, beside))
+        return self._output(rows, log_probs, max(scaled, beside))
 
     def _leaving(self) -> int:
         """Second copies of a part of what is remembered of sentences, as some of them are finished."""
@@ -542,7 +546,7 @@ class _Search(_Batch):
                 if attention is not None and length:
                     numbers = self.sentences * length * method.numbers_kept(attention.sizes) // method.tensors_kept
                     parts = min(PARTS, attention.num_kv_heads if method.projects_memory else length)
-                    most = max(most, numbers * method.dtype_kept(self.dtype, self.decoder.round_to).itemsize // parts)
+                    most = max(most, numbers * self._dtype_kept(method).itemsize // parts)
         return most
 
 
@@ -574,10 +578,9 @@ class _Scoring(_Batch):
     def _state(self) -> int:
         state, target = super()._state(), self.workload.target_length
         for layer in self.decoder.layers:
-            if (window := layer.self_attn.window) is not None:  # which is behind all positions that are read together
-                more = room_for(min(target, self.width + window)) - room_for(min(target, window + 1))
-                numbers = self.methods.own.numbers_kept(layer.self_attn.sizes)
-                state += self.sentences * more * numbers * self.dtype.itemsize
+            window = layer.self_attn.window  # which is behind all positions that are read together
+            more = room_for(target, window, self.width) - room_for(target, window)
+            state += self.sentences * more * self.methods.own.numbers_kept(layer.self_attn.sizes) * self.dtype.itemsize
         return state
 
     def _attending_to_targets(self, rows: _Rows, attention, method: DecodingMethod, prompt_length: int | None) -> int:
@@ -627,9 +630,5 @@ class _Scoring(_Batch):
     def _logits(self, rows: _Rows) -> int:
         """The logits, and the log-probabilities of all tokens."""
         log_probs = rows.count * len(self.decoder.dictionary) * self.wide_itemsize
-        if self.decoder.adaptive_softmax is not None:
-            return 4 * log_probs
-        output = self.decoder.output_projection
         is_converted = self.dtype.itemsize < self.wide_itemsize
-        hidden = 2 * rows.tensor(output.in_features)
-        return max(hidden + rows.multiplying(output), rows.output(output) + (1 + is_converted) * log_probs)
+        return self._output(rows, log_probs, (1 + is_converted) * log_probs)

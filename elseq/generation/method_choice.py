@@ -58,8 +58,7 @@ def choose_methods(decode_attention: str, decoder, workload: Workload) -> Choice
 
 def _faster(decoder, workload: Workload) -> DecodingMethod:
     """The faster method in cross-attention; kv unless el is clearly faster, or where it is not worth measuring."""
-    attentions = [layer.encoder_attn for layer in decoder.layers if layer.encoder_attn is not None]
-    device = next(decoder.parameters()).device
+    attentions, device = decoder.cross_attentions, next(decoder.parameters()).device
     worth = WORTH_MEASURING[device_kind(device)]
     if decoder.decode_dtype == INT8 or _operations(attentions, workload) < worth:
         return KV

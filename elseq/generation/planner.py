@@ -32,10 +32,8 @@ def decoding_state_bytes(decoder, workload: Workload, methods: Choice) -> int:
     size = 0
     shared = 0
     for layer in decoder.layers:
-        longest = workload.target_length
-        if layer.self_attn.window is not None:
-            longest = min(longest, layer.self_attn.window + 1)
-        generated = workload.sentences * workload.beam * room_for(longest) * dtype.itemsize
+        room = room_for(workload.target_length, layer.self_attn.window)
+        generated = workload.sentences * workload.beam * room * dtype.itemsize
         size += (prompt + generated) * own.numbers_kept(layer.self_attn.sizes)
         if layer.encoder_attn is None:
             continue

@@ -11,7 +11,7 @@ from fairseq.modules import LearnedPositionalEmbedding
 from fairseq.modules.checkpoint_activations import checkpoint_wrapper
 from torch import Tensor, nn
 
-from elseq.attention import DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
+from elseq.attention import Attention, DecodeState, DecodingMethod, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.methods import AUTO, Choice
 from elseq.errors import UserError
 from elseq.models.config import ElseqTransformerConfig, check_configuration, of_layer, to_namespace
@@ -100,7 +100,7 @@ class Decoder(TransformerDecoderBase):
             cross_method: the decoding method of cross-attention. Default: `method`.
         """
         memories: list[SentenceMemory | None] = [None] * len(self.layers)
-        attentions = [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
+        attentions = self.cross_attentions
         if attentions and encoder_out is not None and encoder_out["encoder_out"]:
             mask = encoder_out["encoder_padding_mask"][0] if encoder_out["encoder_padding_mask"] else None
             if mask is not None and not bool(mask.any()):
@@ -111,6 +111,11 @@ class Decoder(TransformerDecoderBase):
             for layer, memory in zip(self.layers, memories, strict=True)
         ]
         return DecodeState(layers, round_to=self.round_to)
+
+    @property
+    def cross_attentions(self) -> list[Attention]:
+        """The attention to the source, of each layer that has it."""
+        return [layer.encoder_attn for layer in self.layers if layer.encoder_attn is not None]
 
     @property
     def round_to(self) -> torch.dtype | None:
