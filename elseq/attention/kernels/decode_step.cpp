@@ -61,8 +61,8 @@ __attribute__((noinline)) void mix(const float *weights, int64_t row, int64_t po
     for (; column < width; column += LANES) accumulate<R, 1>(weights, row, positions, at, column, width, out, width);
 }
 
-// Query q of a sentence belongs to one of its hypotheses and to one of the heads that share the key/value head.
-struct Queries {
+// The queries that read a key/value head of a sentence: query q is that of a hypothesis and of a head.
+struct HeadQueries {
     const Step &step;
     int64_t sequence, kv_head;
     int64_t ratio() const { return step.heads / step.kv_heads; }
@@ -72,7 +72,7 @@ struct Queries {
 };
 
 template <class T, class U>
-void block(const Queries &of, int64_t begin, int64_t end, std::vector<float> &memory) {
+void block(const HeadQueries &of, int64_t begin, int64_t end, std::vector<float> &memory) {
     const Step &p = of.step;
     const Shared &shared = p.shared;
     const Own &own = p.own;
@@ -156,14 +156,14 @@ void elseq_decode_step(const float *query, float *out, int64_t query_row, int64_
                        int threads) {
     const Step step{query, out, query_row, query_head, queries, heads, kv_heads, width, top_k, *shared, *own};
     if (!queries || !heads) return;
-    const int64_t each = Queries{step, 0, 0}.per_sequence() * heads / kv_heads;
+    const int64_t each = HeadQueries{step, 0, 0}.per_sequence() * heads / kv_heads;
     const int64_t blocks = (each + MOST - 1) / MOST, count = shared->sequences * kv_heads * blocks;
     if (2 * queries * heads * width * (shared->positions + own->positions) < SMALL / 8) threads = 1;
     const int64_t chunk = std::clamp<int64_t>(count / (8 * threads), 1, 8);
 #pragma omp parallel for schedule(dynamic, chunk) num_threads(threads)
     for (int64_t i = 0; i < count; i++) {
         static thread_local std::vector<float> memory;
-        const Queries of{step, i / blocks / kv_heads, i / blocks % kv_heads};
+        const HeadQueries of{step, i / blocks / kv_heads, i / blocks % kv_heads};
         const int64_t begin = each * (i % blocks) / blocks, end = each * (i % blocks + 1) / blocks;
         if (shared->bfloat16 && own->bfloat16) block<uint16_t, uint16_t>(of, begin, end, memory);
         else if (shared->bfloat16) block<uint16_t, float>(of, begin, end, memory);
