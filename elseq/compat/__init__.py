@@ -93,6 +93,7 @@ REPAIRS = (
     generation.search_diverse_groups_apart,
     generation.ask_for_enough_candidates,
     generation.draw_the_end_where_nothing_is_left,
+    generation.align_fewer_hypotheses,
     generation.explain_search_options,
     generation.search_soundly,
     subwords.choose_characters_and_bytes,

@@ -10,6 +10,7 @@ import torch
 from fairseq import scoring, search, sequence_generator, utils
 from fairseq.dataclass.configs import GenerationConfig
 from fairseq.scoring import bleu
+from fairseq.sequence_generator import SequenceGenerator, SequenceGeneratorWithAlignment
 from fairseq.tasks import FairseqTask
 from torch import Tensor
 
@@ -233,6 +234,27 @@ class Sampling(search.Sampling):
         return self.draw(step, lprobs, scores, prev_output_tokens, original_batch_idxs)
 
 
+def align_fewer_hypotheses():
+    """With --print-alignment, fairseq expects as many hypotheses of each sentence as the beam. Lexical constraints may
+    leave fewer, which gives an IndexError."""
+    wrap(SequenceGeneratorWithAlignment, "_prepare_batch_for_alignment", _fill_up)
+    wrap(SequenceGeneratorWithAlignment, "generate", _without_fillers)
+
+
+class _Filler(dict):
+    """A copy of a hypothesis, aligned in the place of one that there is not."""
+
+
+def _fill_up(prepare, generator, sample, finalized):
+    for found in finalized:
+        found += [_Filler(found[-1]) for _ in range(generator.beam_size - len(found))]
+    return prepare(generator, sample, finalized)
+
+
+def _without_fillers(generate, *args, **kwargs):
+    return [[each for each in found if not isinstance(each, _Filler)] for found in generate(*args, **kwargs)]
+
+
 def explain_search_options():
     """NaN (--lenpen nan) and numbers outside the range of float32 give random words and NaN scores. A language model
     whose dictionary has other words, or another order, gives a traceback, or scores of wrong words. Incompatible
@@ -305,7 +327,7 @@ def _init_constraints(init, self, batch_constraints, beam_size):
 def search_soundly():
     """A search without a hypothesis gives a bare assertion such as "200 < 200" for any reason. NaN counts as an
     impossible token. A BART keeps the beam of the most recent generator."""
-    for generator in (sequence_generator.SequenceGenerator, sequence_generator.SequenceGeneratorWithAlignment):
+    for generator in (SequenceGenerator, SequenceGeneratorWithAlignment):
         wrap(generator, "generate", _generate)
 
 

@@ -1,4 +1,5 @@
 import copy
+import itertools
 import math
 import re
 from argparse import Namespace
@@ -339,6 +340,24 @@ def test_assertions_of_the_search(models, options, sentence, without):
     without(SequenceGenerator, "generate")
     with pytest.raises(AssertionError):
         generate(models["transformer"], **options)
+
+
+def test_alignments_of_fewer_hypotheses_than_the_beam(models, without):
+    def find(align):
+        words = [[torch.tensor([5])], [torch.arange(6, 10)], [], [torch.arange(7, 15)]]
+        constrained = search.LexicallyConstrainedBeamSearch(make_dictionary(20), "ordered")
+        return generate(
+            models["transformer"], search_strategy=constrained, constraints=pack_constraints(words), align=align
+        )
+
+    plain, aligned = find(False), find(True)
+    assert min(map(len, plain)) < max(map(len, plain)) == 4
+    assert_same_hypotheses(aligned, plain)
+    for hypothesis in itertools.chain(*aligned):
+        assert len(hypothesis["alignment"]) == len(hypothesis["tokens"]) - 1
+    without(SequenceGeneratorWithAlignment, "_prepare_batch_for_alignment")
+    with pytest.raises(IndexError):
+        find(True)
 
 
 def test_assertions_of_a_model_stay(models, monkeypatch):
