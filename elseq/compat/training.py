@@ -188,12 +188,15 @@ def _computed(task, criterion) -> list[str] | None:
 
 
 def explain_options_of_bleu():
-    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number. An
-    unknown name is ignored. An error about a number does not say where it is, and one about --eval-bleu-detok names
-    another option."""
+    """--eval-bleu-args and --eval-bleu-detok-args that are no JSON give a traceback, and so does text for a number, or
+    a checkpoint of fairseq 0.10 without them. An unknown name is ignored. An error about a number does not say where it
+    is, and one about --eval-bleu-detok names another option."""
 
     def build_model(build, task, *args, **kwargs):
         if task.cfg.eval_bleu:
+            for name in ("eval_bleu_detok_args", "eval_bleu_args"):
+                if getattr(task.cfg, name) is None:
+                    setattr(task.cfg, name, "{}")
             json_object(task.cfg.eval_bleu_detok_args, "--eval-bleu-detok-args")
             given = json_object(task.cfg.eval_bleu_args, "--eval-bleu-args")
             known = {each.name for each in fields(GenerationConfig)}.union(getattr(task, "search_options", ()))
@@ -331,9 +334,12 @@ _OF_OPTIONS = (ArithmeticError, AssertionError, AttributeError, ImportError, Loo
 
 def explain_options_of_the_optimizer():
     """Options that do not fit the optimizer or the learning rate's schedule end in a traceback, some at the first
-    update, and where training continues, in an error about the checkpoint."""
+    update, and where training continues, in an error about the checkpoint. So does a training without either."""
 
     def build_optimizer(build, self):
+        for part in ("optimizer", "lr_scheduler"):
+            if self.cfg[part] is None:
+                raise UserError("is missing: give one", as_option(part))
         if self.cfg.optimizer._name in ("adam", "adamax", "lamb", "adafactor"):
             _check_pairs(values(self.cfg.optimizer))
         _check_schedule(values(self.cfg.lr_scheduler))

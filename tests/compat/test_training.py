@@ -208,6 +208,17 @@ def test_arguments_that_are_no_json(train, without, option):
         train("--eval-bleu", f"{option}=beam")
 
 
+def test_validation_of_a_checkpoint_of_fairseq_0_10(tiny_translation, tmp_path, without):
+    """With --eval-bleu, and without the options that are then read."""
+    state = torch.load(tiny_translation.checkpoint)
+    state["cfg"]["task"] |= {"eval_bleu": True, "eval_bleu_args": None, "eval_bleu_detok_args": None}
+    torch.save(state, tmp_path / "model.pt")
+    command = ["fairseq-validate", tiny_translation.data, "--path", tmp_path / "model.pt", "--cpu", "--num-workers=0"]
+    assert "| bleu " in helpers.run_here([*command, "--max-tokens=500"]).stdout
+    without(TranslationTask, "build_model")
+    assert "TypeError" in error_of(helpers.run_here([*command, "--max-tokens=500"], check=False))
+
+
 @pytest.mark.few_cases(1)
 @pytest.mark.parametrize(("name", "value"), [("beam", '"five"'), ("max_len_a", "null"), ("sampling_topk", "[]")])
 def test_numbers_of_the_validation(train, without, name, value):
@@ -354,6 +365,12 @@ def test_options_of_the_optimizer(train, options, sentence):
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
     train(check=True)
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
+
+
+def test_training_without_an_optimizer(translation_data, tmp_path):
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--user-dir", helpers.USER_DIR)
+    command.remove("--optimizer=adam")
+    assert error_of(helpers.run_here(command, check=False)) == "elseq: error: --optimizer is missing: give one"
 
 
 @pytest.mark.parametrize(
