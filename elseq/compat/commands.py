@@ -20,6 +20,7 @@ import torch
 from fairseq import checkpoint_utils, models, options, utils
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.dataclass.configs import FairseqConfig
+from fairseq.dataclass.utils import omegaconf_no_object_check
 from fairseq.distributed import utils as distributed_utils
 from fairseq.models import FairseqEncoderDecoderModel, FairseqLanguageModel, FairseqMultiModel
 from fairseq.tasks import TASK_DATACLASS_REGISTRY, TASK_REGISTRY, FairseqTask
@@ -148,11 +149,12 @@ def _follow_task(cfg, name: str) -> None:
         logger.warning("--task %s is not used: the checkpoint was trained with %s", name, known)
         return
     as_followed = getattr(kinds[0], "AS_FOLLOWED", {})
-    if is_old:
+    if is_old or name not in TASK_DATACLASS_REGISTRY:
         parser = ArgumentParser(add_help=False)
         kinds[0].add_args(parser)
-        settings = {action.dest: action.default for action in parser._actions}
-        task = Namespace(**settings | vars(cfg.task) | as_followed | {"task": name})
+        defaults = {action.dest: action.default for action in parser._actions}
+        followed = vars(cfg.task) if is_old else OmegaConf.to_container(cfg.task)
+        task = Namespace(**defaults | followed | as_followed | {"task": name})
     else:
         task = OmegaConf.structured(TASK_DATACLASS_REGISTRY[name])
         for each in task.keys() & cfg.task.keys():
@@ -160,7 +162,7 @@ def _follow_task(cfg, name: str) -> None:
         task._name = name
         for each, value in as_followed.items():
             task[each] = value
-    with open_dict(cfg):
+    with open_dict(cfg), omegaconf_no_object_check():
         cfg.task = task
 
 
@@ -333,7 +335,13 @@ def explain_values_that_cannot_be():
     checks = _check_seed, _check_lengths, _check_subwords, _check_results, _check_window, _check_packages
     for check in (lambda parsed: _check_ranges(vars(parsed)), *checks):
         after_parsing(check)
-    before_training(lambda cfg, *_: [_check_ranges(values(part) or {}) for part in cfg.values()])  # with Hydra
+    before_training(_check_parts)  # with Hydra
+
+
+def _check_parts(cfg, *_):
+    for part in map(values, cfg.values()):
+        if isinstance(part, Mapping):  # and no setting beside them
+            _check_ranges(part)
 
 
 # What options need: the modules, of which fairseq imports the first that it finds, and the package.

@@ -166,6 +166,24 @@ def test_validation_by_a_task_that_follows_the_checkpoint_s(request, kind, witho
     assert loss(*applied) == with_all
 
 
+def test_validation_by_a_plugin_s_task_without_a_dataclass(tiny_translation, monkeypatch):
+    class Follower(TranslationTask):
+        @classmethod
+        def add_args(cls, parser):
+            super().add_args(parser)
+            parser.add_argument("--tone", default="low")
+            parser.add_argument("--pitch", default="flat")
+
+        def valid_step(self, *args):
+            assert (self.cfg.tone, self.cfg.pitch, self.cfg.target_lang) == ("high", "flat", "tgt")
+            return super().valid_step(*args)
+
+    monkeypatch.setitem(TASK_REGISTRY, "follower", Follower)
+    command = ["fairseq-validate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
+    command += ["--max-tokens=500", "--num-workers=0", "--task=follower", "--tone=high"]
+    assert "valid on 'valid' subset | loss" in helpers.run_here(command).stdout
+
+
 def test_validation_by_a_task_that_does_not_follow_the_checkpoint_s(tiny_translation):
     command = ["fairseq-validate", tiny_translation.data, "--path", tiny_translation.checkpoint, "--cpu"]
     printed = [
@@ -580,6 +598,15 @@ def test_a_configuration_that_there_is_not(tmp_path, name):
     }[name]
     assert ended.returncode == 1
     assert ended.stderr.decode().splitlines()[-1].startswith(f"elseq: error: {sentence}")
+
+
+def test_settings_beside_the_parts_of_a_configuration():
+    """As +note=text of a command with Hydra."""
+    cfg = OmegaConf.create({"note": "text", "number": 5, "model": None, "common": {"log_interval": 1}})
+    commands._check_parts(cfg)
+    cfg.common.log_interval = 0
+    with pytest.raises(UserError, match="^--log-interval 0 is not possible: give 1 or more$"):
+        commands._check_parts(cfg)
 
 
 def test_user_error_passes_hydra(capsys, without):
