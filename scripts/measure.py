@@ -3,6 +3,7 @@
 
 import json
 import resource
+import signal
 import subprocess
 import sys
 import time
@@ -20,4 +21,5 @@ def main(arguments):
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # which ends the command
     sys.exit(main(sys.argv[1:]))
