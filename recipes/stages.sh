@@ -5,8 +5,7 @@ root=$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)
 
 refuse() { echo "elseq: error: $*" >&2; exit 1; }
 
-# A signal that only this shell gets ends it, and would leave its commands running.
-end_commands() { { kill $(<"/proc/$$/task/$$/children") || true; } 2>/dev/null; }
+. "$root/scripts/end_commands.sh"
 trap end_commands EXIT
 
 # one_of SETTING VALUE CHOICE...

@@ -3,6 +3,7 @@
 # Running it again repairs what an interrupted run left behind. PYTHON and CONSTRAINTS choose the interpreter and the versions.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+. scripts/end_commands.sh
 constraints=${CONSTRAINTS:-constraints.txt}
 log=.venv/setup.log
 stamp=.venv/elseq.stamp
@@ -77,8 +78,7 @@ step() {
 }
 
 finish() {
-    # A signal that only this shell gets ends it, and would leave its command running.
-    { kill $(<"/proc/$$/task/$$/children") || true; } 2>/dev/null
+    end_commands
     stop_ticker
     [ -n "$title" ] || return 0
     exec >&3 2>&3 # those of the step are the log

@@ -155,7 +155,8 @@ def test_help(name):
 @pytest.mark.parametrize("name", NAMES)
 def test_without_elseq(name, tmp_path):
     """In a checkout that has not been set up; its help needs nothing."""
-    shutil.copytree(RECIPES, tmp_path / "recipes")
+    for folder in ("recipes", "scripts"):
+        shutil.copytree(RECIPES.parent / folder, tmp_path / folder)
     found = [
         subprocess.run(
             ["bash", tmp_path / "recipes" / f"{name}.sh", *options],
@@ -169,7 +170,7 @@ def test_without_elseq(name, tmp_path):
         f"elseq: error: elseq is not installed; run make setup in {tmp_path}, or activate its environment\n"
     )
     assert (found[0].returncode, found[1].returncode, found[1].stderr) == (1, 0, "")
-    assert [path.name for path in tmp_path.iterdir()] == ["recipes"]
+    assert {path.name for path in tmp_path.iterdir()} == {"recipes", "scripts"}
 
 
 @pytest.mark.parametrize("name", FOLDERS)
