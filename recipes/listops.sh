@@ -38,14 +38,14 @@ generate() { run python "$root/recipes/corpora/listops.py" "$work/pieces" $expre
 
 # train NAME TOP_K: 0 keeps all scores.
 train() {
-  run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer $model --decoder-layers 1 --share-all-embeddings \
-    --encoder-normalize-before --decoder-normalize-before --attention-top-k "$2" --max-source-positions 2048 --dropout 0.0 \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr-scheduler polynomial_decay \
-    --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" $batches \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0 --validate-interval-updates "$interval" \
-    --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" --log-format simple --log-interval 20
+  run mkdir -p "$work/$1" &&
+    logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
+      --arch elseq_transformer $model --decoder-layers 1 --share-all-embeddings \
+      --encoder-normalize-before --decoder-normalize-before --attention-top-k "$2" --max-source-positions 2048 --dropout 0.0 \
+      --optimizer adam --adam-betas '(0.9, 0.98)' --clip-norm 1 --lr-scheduler polynomial_decay \
+      --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" $batches \
+      --criterion label_smoothed_cross_entropy --label-smoothing 0 --validate-interval-updates "$interval" \
+      --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" --log-format simple --log-interval 20
 }
 
 evaluate() {

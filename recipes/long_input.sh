@@ -176,7 +176,7 @@ cut() { whole "$@" --truncate-source --max-source-positions "$window"; }
 # remember METHOD LENGTH: the decoding state of the first example, decoded to the same length everywhere.
 remember() {
   generate "state-$1-$2" "$work/hidden-$2/data" "$work/first/checkpoint_best.pt" --long-input --decode-attention "$1" --batch-size 1 \
-    --distributed-world-size "$examples" --beam 4 --min-len 20 --max-len-b 20
+    --num-shards "$examples" --beam 4 --min-len 20 --max-len-b 20
 }
 
 # A BART and documents.

@@ -23,7 +23,7 @@ train() {
     --save-dir "$work/checkpoints" --no-epoch-checkpoints --seed 1 --log-format simple --log-interval 100
 }
 
-updates_done() { grep --line-buffered 'train_inner\|valid on'; }
+updates_done() { sed -un '/train_inner\|valid on\|^elseq: error:/p'; }
 
 generate() {
   local name=$1 mode=$2; shift 2
@@ -35,7 +35,7 @@ generate() {
 stage unpack "Multi30k" unpack_multi30k
 stage pieces "Sentencepiece" pieces --vocabulary-size 8000
 stage binarize "fairseq-preprocess" binarize
-stage train "fairseq-train (stock)" train
+resumed "$work/checkpoints" train "fairseq-train (stock)" train
 names=()
 for beam in 1 4 5; do
   for penalty in 1 0 2; do

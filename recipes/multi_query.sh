@@ -20,16 +20,16 @@ begin
 
 # train NAME KV_HEADS FFN_WIDTH: 4 heads. What fewer key/value heads save is given to the feed-forward layers.
 train() {
-  run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer \
-    --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim "$3" \
-    --encoder-attention-heads 4 --decoder-attention-heads 4 --num-kv-heads "$2" --share-all-embeddings \
-    --encoder-normalize-before --decoder-normalize-before --dropout 0.2 \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
-    --validate-interval-updates 100 --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" \
-    --log-format simple --log-interval 20
+  run mkdir -p "$work/$1" &&
+    logged "$1/train" fairseq-train "$work/data" --user-dir "$user_dir" --task elseq_translation \
+      --arch elseq_transformer \
+      --encoder-layers 3 --decoder-layers 3 --encoder-embed-dim 256 --encoder-ffn-embed-dim "$3" \
+      --encoder-attention-heads 4 --decoder-attention-heads 4 --num-kv-heads "$2" --share-all-embeddings \
+      --encoder-normalize-before --decoder-normalize-before --dropout 0.2 \
+      --optimizer adam --adam-betas '(0.9, 0.98)' --lr 3e-3 --lr-scheduler inverse_sqrt --warmup-updates 300 \
+      --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
+      --validate-interval-updates 100 --save-dir "$work/$1" --no-epoch-checkpoints --seed "$seed" \
+      --log-format simple --log-interval 20
 }
 
 # Keys and values, shared by the beam: what fewer key/value heads make smaller. Batches are the same for every model.

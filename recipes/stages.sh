@@ -75,7 +75,8 @@ begin() {
 }
 
 # stage NAME TITLE COMMAND...: run the command, unless this stage and all before it have finished with the same commands.
-# While it runs, $work/NAME.begun has the time and the commands; then $work/NAME.done.
+# While it runs, $work/NAME.begun has the time and the commands; then $work/NAME.done. Bash does not stop in it at a part that
+# fails: its parts need && or || return.
 latest=0 # when the last stage began
 stage() {
   local name=$1 title=$2 start=$SECONDS; shift 2
@@ -178,14 +179,17 @@ use_multi30k() {
   [ -n "${ELSEQ_DATA:-}" ] || refuse "Multi30k is not downloaded; set ELSEQ_DATA to the folder that holds multi30k/train.de.gz," \
     "val.de.gz, test_2016_flickr.de.gz and the same with .en.gz"
   text=$ELSEQ_DATA/multi30k
-  [ -e "$text/train.de.gz" ] || refuse "$text/train.de.gz is missing; set ELSEQ_DATA to the folder that holds multi30k"
+  local file
+  for file in "$text"/{train,val,test_2016_flickr}.{de,en}.gz; do
+    [ -e "$file" ] || refuse "$file is missing; set ELSEQ_DATA to the folder that holds multi30k"
+  done
 }
 
 unpack_multi30k() {
-  run mkdir -p "$work/corpus"
+  run mkdir -p "$work/corpus" || return
   local pair
   for pair in train:train val:valid test_2016_flickr:test; do
-    into "$work/corpus/${pair#*:}.source" gzip -dc "$text/${pair%:*}.de.gz"
-    into "$work/corpus/${pair#*:}.target" gzip -dc "$text/${pair%:*}.en.gz"
+    into "$work/corpus/${pair#*:}.source" gzip -dc "$text/${pair%:*}.de.gz" &&
+      into "$work/corpus/${pair#*:}.target" gzip -dc "$text/${pair%:*}.en.gz" || return
   done
 }

@@ -34,7 +34,7 @@ whole_numbers FFN_TOP_K 1 $ffn_top_ks
 whole_numbers SHARDS 1 "${SHARDS:-1}"
 whole_numbers FINETUNE_UPDATES 0 "$updates"
 positive LR "$rate"
-options+=" --distributed-world-size ${SHARDS:-1}"
+options+=" --num-shards ${SHARDS:-1}"
 for file in "$checkpoint" "$data" "$references"; do
   [ -e "$file" ] || refuse "$file is missing; run recipes/multi30k.sh, or set CHECKPOINT, DATA and REFERENCES"
 done
@@ -63,13 +63,13 @@ both() {
 
 # finetune NAME TOP_K: 0 keeps all scores. Adam's moments begin anew for both.
 finetune() {
-  run rm -rf "$work/$1" && run mkdir -p "$work/$1"
-  logged "$1/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer $architecture --attention-top-k "$2" --finetune-from-model "$checkpoint" \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler polynomial_decay \
-    --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
-    --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --seed 1 \
-    --save-dir "$work/$1" --no-epoch-checkpoints --log-format simple --log-interval 20
+  run rm -rf "$work/$1" && run mkdir -p "$work/$1" &&
+    logged "$1/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
+      --arch elseq_transformer $architecture --attention-top-k "$2" --finetune-from-model "$checkpoint" \
+      --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler polynomial_decay \
+      --warmup-updates $((updates / 10)) --total-num-update "$updates" --max-update "$updates" \
+      --criterion label_smoothed_cross_entropy --label-smoothing 0.1 --max-tokens 2048 --seed 1 \
+      --save-dir "$work/$1" --no-epoch-checkpoints --log-format simple --log-interval 20
 }
 
 both full "Whole model" "$checkpoint"

@@ -59,9 +59,9 @@ validate() {
 convert() {
   local calibration=()
   case $1 in aligned | fitted) calibration=(--calibration train --data "$data") ;; esac
-  run mkdir -p "$work/$2"
-  logged "$2/convert" elseq-convert heads "$checkpoint" --num-kv-heads "$kv_heads" --method "$1" "${calibration[@]}" \
-    --in decoder,cross --seed "$seed" --output "$work/$2/converted.pt" --overwrite
+  run mkdir -p "$work/$2" &&
+    logged "$2/convert" elseq-convert heads "$checkpoint" --num-kv-heads "$kv_heads" --method "$1" "${calibration[@]}" \
+      --in decoder,cross --seed "$seed" --output "$work/$2/converted.pt" --overwrite
 }
 
 # uptrain NAME CHECKPOINT [OPTION...]: batches, regularization and loss are those of the training before; Adam's moments,
@@ -70,13 +70,13 @@ uptrain() {
   local name=$1 start=$2 criterion=(--criterion label_smoothed_cross_entropy); shift 2
   [ "$start" = "$checkpoint" ] || [ "$distillation" = 0 ] ||
     criterion=(--criterion elseq_distillation --teacher "$checkpoint" --distillation-weight "$distillation")
-  run rm -rf "$work/$name/checkpoints" && run mkdir -p "$work/$name"
-  logged "$name/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
-    --arch elseq_transformer $architecture "$@" --finetune-from-model "$start" \
-    --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler fixed --warmup-updates $((updates / 10)) \
-    "${criterion[@]}" --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
-    --validate-interval-updates "$interval" --save-dir "$work/$name/checkpoints" --no-epoch-checkpoints --seed "$seed" \
-    --log-format simple --log-interval "$interval"
+  run rm -rf "$work/$name/checkpoints" && run mkdir -p "$work/$name" &&
+    logged "$name/train" fairseq-train "$data" --user-dir "$user_dir" --task elseq_translation \
+      --arch elseq_transformer $architecture "$@" --finetune-from-model "$start" \
+      --optimizer adam --adam-betas '(0.9, 0.98)' --lr "$rate" --lr-scheduler fixed --warmup-updates $((updates / 10)) \
+      "${criterion[@]}" --label-smoothing 0.1 --max-tokens 2048 --max-update "$updates" \
+      --validate-interval-updates "$interval" --save-dir "$work/$name/checkpoints" --no-epoch-checkpoints --seed "$seed" \
+      --log-format simple --log-interval "$interval"
 }
 
 # Ten points to the curve; half of the updates is one of them.

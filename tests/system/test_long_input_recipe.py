@@ -45,7 +45,9 @@ WINDOWS = ("max_source_positions", "source_window", "train_windows", "attention_
 def work(request, tmp_path):
     """Settings of a task whose texts are there."""
     (tmp_path / "multi30k").mkdir()
-    (tmp_path / "multi30k" / "train.de.gz").touch()
+    for split in ("train", "val", "test_2016_flickr"):
+        for language in ("de", "en"):
+            (tmp_path / "multi30k" / f"{split}.{language}.gz").touch()
     return {"TASK": request.param, "ELSEQ_DATA": tmp_path, "ELSEQ_WORK": tmp_path}
 
 

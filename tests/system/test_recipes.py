@@ -1,6 +1,7 @@
 """The recipes from a corpus to scores: their commands, which of their stages run, and small ones from end to end."""
 
 import fcntl
+import gzip
 import json
 import re
 import shlex
@@ -22,6 +23,7 @@ from tests.models.building import make_task
 from tests.system.recipes import FOLDERS, run, run_recipe
 
 ROOT = Path(__file__).resolve().parents[2]
+MULTI30K = ["train", "val", "test_2016_flickr"]
 STAGES = ["fetch", "prepare", "binarize", "train", "generate", "score", "benchmark"]
 MODELS = {
     "cnn_dm": ["transformer", "bart_base", "bart_large"],
@@ -291,6 +293,27 @@ def test_failing_stage_is_named(fake):
     result = run(fake.recipe, ELSEQ_WORK=fake.work)
     assert result.returncode == 1
     assert "elseq: error: the stage 'train' failed; see the logs in" in result.stderr
+
+
+def test_multi30k_that_is_incomplete_or_damaged(tmp_path):
+    (tmp_path / "multi30k").mkdir()
+    files = [tmp_path / "multi30k" / f"{split}.{side}.gz" for split in MULTI30K for side in ("de", "en")]
+    for file in files[:-1]:
+        file.write_bytes(gzip.compress(b"one\ntwo\n"))
+    recipe = tmp_path / "recipe.sh"
+    recipe.write_text(f"set -euo pipefail\n. {ROOT}/recipes/stages.sh\nwork={tmp_path}\n")
+    recipe.write_text(recipe.read_text() + "use_multi30k\nstage unpack Multi30k unpack_multi30k\n")
+    result = run(recipe, ELSEQ_DATA=tmp_path)
+    expected = f"elseq: error: {files[-1]} is missing; set ELSEQ_DATA to the folder that holds multi30k\n"
+    assert (result.returncode, result.stderr) == (1, expected)
+    files[-1].write_bytes(files[0].read_bytes())
+    files[0].write_bytes(files[0].read_bytes()[:-9])  # and what follows is whole
+    result = run(recipe, ELSEQ_DATA=tmp_path)
+    assert result.returncode == 1
+    assert "elseq: error: the stage 'unpack' failed" in result.stderr
+    files[0].write_bytes(files[1].read_bytes())
+    assert run(recipe, ELSEQ_DATA=tmp_path).returncode == 0
+    assert (tmp_path / "corpus" / "test.target").read_text() == "one\ntwo\n"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
