@@ -107,10 +107,11 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
 
     def _load(self):
         checkpoint = Checkpoint.read(self.path)
-        words = self._dictionary(checkpoint)
-        # A task of several languages adds symbols to those of the file.
-        if words is not None and words != self.task.target_dictionary.symbols[: len(words)]:
-            raise UserError(f"{self.path} has another dictionary than this training: give another", "--teacher")
+        own = self.task.source_dictionary, self.task.target_dictionary
+        for words, dictionary in zip(self._dictionaries(checkpoint), own, strict=False):
+            # A task of several languages adds symbols to those of the file.
+            if words != dictionary.symbols[: len(words)]:
+                raise UserError(f"{self.path} has another dictionary than this training: give another", "--teacher")
         model = checkpoint.build_model(self.task)
         if isinstance(model, FairseqMultiModel):
             raise UserError(
@@ -124,11 +125,11 @@ class DistillationCriterion(LabelSmoothedCrossEntropyCriterion):
         return model.eval().requires_grad_(False)
 
     @staticmethod
-    def _dictionary(checkpoint: Checkpoint) -> list[str] | None:
-        """The words of a checkpoint's targets, if their dictionary is beside it or in the folder of its data."""
+    def _dictionaries(checkpoint: Checkpoint) -> list[list[str]]:
+        """The words of a checkpoint's sources and targets, if they are beside it or in the folder of its data."""
         with contextlib.suppress(UserError):
-            return Dictionary.load(str(checkpoint.dictionaries(checkpoint.folder())[1])).symbols
-        return None
+            return [Dictionary.load(str(path)).symbols for path in checkpoint.dictionaries(checkpoint.folder())]
+        return []
 
 
 def _check_teacher(cfg, task, model, criterion):

@@ -1,6 +1,7 @@
 """elseq_distillation against its definition, and in a training by fairseq's command."""
 
 import re
+import shutil
 from types import SimpleNamespace
 
 import pytest
@@ -119,7 +120,7 @@ def test_training(family, request, tmp_path):
     helpers.run_here(["fairseq-validate", trained.data, *path, "--num-workers=0", "--max-tokens=800"])
 
 
-def test_teachers_that_cannot_teach(tiny_translation, tiny_language_model, tmp_path):
+def test_teachers_that_cannot_teach(tiny_translation, tiny_language_model, tmp_path, tmp_path_factory):
     options = ["--user-dir", helpers.USER_DIR, "--criterion=elseq_distillation", "--task=elseq_translation"]
 
     def sentence(teacher):
@@ -132,9 +133,14 @@ def test_teachers_that_cannot_teach(tiny_translation, tiny_language_model, tmp_p
         return result.stderr.splitlines()[-1]
 
     assert re.match("elseq: error: checkpoint .*nowhere.pt cannot be read", sentence(tmp_path / "nowhere.pt"))
-    assert re.match(
-        "elseq: error: --teacher .* has another dictionary than this training", sentence(tiny_language_model.checkpoint)
-    )
+    refused = "elseq: error: --teacher .* has another dictionary than this training"
+    assert re.match(refused, sentence(tiny_language_model.checkpoint))
+    other = tmp_path_factory.mktemp("other")
+    words = (tiny_translation.data / "dict.src.txt").read_text().splitlines(keepends=True)
+    (other / "dict.src.txt").write_text("".join(reversed(words)))
+    shutil.copy(tiny_translation.data / "dict.tgt.txt", other)
+    shutil.copy(tiny_translation.checkpoint, other / "teacher.pt")
+    assert re.match(refused, sentence(other / "teacher.pt"))
 
 
 @pytest.mark.parametrize(
