@@ -110,6 +110,7 @@ REPAIRS = (
     training.continue_with_another_schedule,
     training.continue_in_the_middle_of_an_epoch,
     training.stop_at_the_last_update,
+    training.count_hours_of_this_training,
     training.train_from_pretrained_bart,
     training.refuse_processes_that_are_strangers,
     training.keep_the_record_of_conversions,

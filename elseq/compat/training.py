@@ -253,13 +253,30 @@ def stop_at_the_last_update():
     checkpoint."""
 
     def train_epoch(train_epoch, cfg, trainer, task, epoch_itr):
-        last = cfg.optimization.max_update
+        last, hours = cfg.optimization.max_update, cfg.optimization.stop_time_hours
         if 0 < last <= trainer.get_num_updates():
             logger.info("this training has reached --max-update %s before", last)
-            return [None], True  # no loss of a validation, and the end
-        return train_epoch(cfg, trainer, task, epoch_itr)
+        elif 0 < hours < trainer._previous_training_time / 3600:  # of which all processes know alike
+            logger.info("this training has reached --stop-time-hours %s before", hours)
+        else:
+            return train_epoch(cfg, trainer, task, epoch_itr)
+        return [None], True  # no loss of a validation, and the end
 
     wrap_in_command(train, "train", train_epoch)
+
+
+def count_hours_of_this_training():
+    """--stop-time-hours also counts the hours of the training whose model --finetune-from-model takes, or
+    --restore-file with --reset-meters: after a long one, this training ends with its first update."""
+
+    def load_checkpoint(load, *args, **kwargs):
+        given = inspect.signature(load).bind(*args, **kwargs).arguments
+        extra_state = load(*args, **kwargs)
+        if given.get("reset_meters"):
+            given["self"]._previous_training_time = 0
+        return extra_state
+
+    wrap(trainer.Trainer, "load_checkpoint", load_checkpoint)
 
 
 def train_from_pretrained_bart():

@@ -436,6 +436,27 @@ def test_a_finished_training_is_repeated(train, without, tmp_path):
     assert updates() == 4
 
 
+def test_hours_of_a_training(train, without, tmp_path):
+    def updates(name, *options):
+        train(f"--save-dir={tmp_path / name}", "--stop-time-hours=5", *options, check=True)
+        return torch.load(tmp_path / name / "checkpoint_last.pt")["optimizer_history"][-1]["num_updates"]
+
+    assert updates("first", "--max-update=2") == 2
+    state = torch.load(tmp_path / "first" / "checkpoint_last.pt")
+    state["extra_state"]["previous_training_time"] = 6 * 3600.0
+    (tmp_path / "long").mkdir()
+    path = tmp_path / "long" / "checkpoint_last.pt"
+    torch.save(state, path)
+    assert updates("long") == 2  # and no further update
+    resets = [f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader")]
+    for name, start in (("tuned", ["--finetune-from-model", path]), ("restored", ["--restore-file", path, *resets])):
+        assert updates(name, *map(str, start)) == 3
+    without(Trainer, "load_checkpoint")
+    without(fairseq_cli.train, "train")
+    assert updates("long") == 3
+    assert updates("new", "--finetune-from-model", str(path)) == 1
+
+
 @pytest.mark.parametrize(("before", "after", "trained"), [(1, 2, 6), (2, 1, 3), (2, 2, 3), (1, 3, 4)])
 def test_another_number_of_processes_continues_an_epoch(without, before, after, trained):
     """Each batch of the epoch is trained on, and those of which it is known are not trained on again."""
