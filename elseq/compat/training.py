@@ -109,8 +109,8 @@ def explain_missing_metrics():
 
 
 def _check_metric(cfg, task, model, criterion):
-    if cfg.dataset.disable_validation:
-        return
+    if cfg.dataset.disable_validation or hasattr(task, "post_validate") or not is_known(type(task), type(criterion)):
+        return  # what is computed is not known before
     name = cfg.checkpoint.best_checkpoint_metric
     of_task = getattr(task, "cfg", None) or getattr(task, "args", None)
     switched_off = {
@@ -174,8 +174,6 @@ class _AnyOutput(dict):
 
 def _computed(task, criterion) -> list[str] | None:
     """The names of all that a validation may compute; None if that is not known before."""
-    if hasattr(task, "post_validate") or not is_known(type(task), type(criterion)):
-        return None
     by_tokens = getattr(criterion, "sentence_avg", None) is False  # then the loss of a token is not computed apart
     output = _AnyOutput(dict.fromkeys(("ntokens", "sample_size"), 1) if by_tokens else {})
     with metrics.aggregate(new_root=True) as meters:

@@ -18,6 +18,7 @@ from fairseq.dataclass import constants
 from fairseq.logging import metrics
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
+from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
@@ -192,6 +193,18 @@ def test_all_that_a_validation_computes_is_known(train, monkeypatch, criterion):
     monkeypatch.setattr(Trainer, "_reduce_and_log_stats", reduced)
     train(f"--criterion={criterion}", *options, "--user-dir", helpers.USER_DIR, "--validate-interval=1", check=True)
     assert {"loss", "ppl"} <= computed[-1] <= set(known[0])  # of the last batch of the validation
+
+
+def test_metrics_of_a_plugin(train, monkeypatch):
+    """Which may compute BLEU on its own."""
+
+    class Scoring(TranslationTask):
+        def post_validate(self, model, stats, meters):
+            stats["bleu"] = 7.0
+
+    monkeypatch.setitem(TASK_REGISTRY, "translation", Scoring)
+    found = train("--user-dir", helpers.USER_DIR, "--best-checkpoint-metric=bleu", "--validate-interval=1", check=True)
+    assert "score 7.0" in found.stdout
 
 
 @pytest.mark.few_cases(1)
