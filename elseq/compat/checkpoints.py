@@ -21,6 +21,7 @@ from fairseq.distributed import utils as distributed_utils
 from fairseq.file_io import PathManager
 from fairseq.logging import meters
 from fairseq.trainer import Trainer
+from fairseq_cli import train
 
 from elseq.compat import contents, stored_tensors
 from elseq.compat.literals import NotLiteral
@@ -332,9 +333,7 @@ def forget_best_score():
 
     def load_checkpoint(load, cfg, trainer, *args, **kwargs):
         vars(checkpoint_utils.save_checkpoint).pop("best", None)
-        train = sys.modules.get("fairseq_cli.train")  # not imported here, because that configures logging
-        if train is not None:
-            vars(train.should_stop_early).clear()
+        vars(train.should_stop_early).clear()
         return load(cfg, trainer, *args, **kwargs)
 
     wrap(checkpoint_utils, "load_checkpoint", load_checkpoint)
