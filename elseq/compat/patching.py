@@ -41,7 +41,7 @@ def after_parsing(check: Callable[[Namespace], None]) -> None:
 
     def parse_args_and_arch(parse, *args, **kwargs):
         parsed = parse(*args, **kwargs)
-        check(parsed)
+        check(parsed[0] if isinstance(parsed, tuple) else parsed)  # beside what is not known, by parse_known
         return parsed
 
     wrap(options, "parse_args_and_arch", parse_args_and_arch)

@@ -514,6 +514,16 @@ def test_what_fairseq_cannot_parse(translation_data, tmp_path, monkeypatch, caps
         parse("--lr=0.1x")
 
 
+def test_programs_with_options_of_their_own(translation_data, tmp_path):
+    """Which fairseq leaves to them."""
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--own=1")
+    parser, arguments = options.get_training_parser(), list(map(str, command[1:]))
+    parsed, others = options.parse_args_and_arch(parser, arguments, parse_known=True)
+    assert (parsed.arch, others) == ("transformer", ["--own=1"])
+    with pytest.raises(UserError, match="^--num-workers -1 is not possible"):
+        options.parse_args_and_arch(options.get_training_parser(), [*arguments, "--num-workers=-1"], parse_known=True)
+
+
 def test_generation_starts_no_processes(tiny_translation, tiny_language_model, tmp_path):
     command = commands_on(tiny_translation, tiny_language_model, tmp_path)["generate"]
     shares = []
