@@ -228,11 +228,12 @@ def _budget(filename):
 
 
 def _trainer_load_checkpoint(load, trainer, filename, *args, **kwargs):
-    remedy = "give the options it was trained with"
-    if not trainer.cfg.checkpoint.finetune_from_model:
+    remedy, damage = "give the options it was trained with", _AS_TRAINING_LEFT_IT
+    if not trainer.cfg.checkpoint.finetune_from_model:  # which does not go with the options below
         remedy += ", or another --save-dir to start afresh"
-    reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
-    with _sentences_about(filename, remedy, damage=f"continue from its model alone by {reset}"):
+        reset = ", ".join(f"--reset-{name}" for name in ("optimizer", "lr-scheduler", "meters", "dataloader"))
+        damage = f"continue from its model alone by {reset}"
+    with _sentences_about(filename, remedy, damage):
         try:
             extra_state = load(trainer, filename, *args, **kwargs)
         except UserError as error:

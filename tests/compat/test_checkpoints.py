@@ -407,6 +407,22 @@ def test_damaged_state_of_a_training(tiny_translation, tmp_path, keys, value):
     assert not list((tmp_path / "models").glob("*.pt"))
 
 
+@pytest.mark.parametrize(
+    ("option", "remedy"),
+    [
+        ("--restore-file", "continue from its model alone by --reset-optimizer, --reset-lr-scheduler, "),
+        ("--finetune-from-model", "use the file that the training saved"),  # which takes the model alone
+    ],
+)
+def test_remedies_for_a_damaged_state(tiny_translation, tmp_path, option, remedy):
+    state = torch.load(tiny_translation.checkpoint)
+    state["extra_state"]["train_iterator"]["epoch"] = -1
+    torch.save(state, tmp_path / "damaged.pt")
+    command = helpers.train_command("transformer", tiny_translation.data, tmp_path / "new", "--user-dir")
+    result = helpers.run_here([*command, helpers.USER_DIR, option, tmp_path / "damaged.pt"], check=False)
+    assert f"its content leads to an error (ValueError: epoch -1): {remedy}" in result.stderr
+
+
 def test_another_checkpoint_is_named_where_the_last_is_damaged(tiny_translation, tmp_path):
     models = tmp_path / "models"
     shutil.copytree(tiny_translation.checkpoint.parent, models)
