@@ -67,10 +67,17 @@ make_work() {
   mkdir -p "$work" 2>/dev/null || refuse "the folder $work cannot be made; name another one"
 }
 
+# A folder that only a mistake names stays.
+remove_work() {
+  [ -z "$(ls -A "$work" 2>/dev/null)" ] || [ -n "$(find "$work" -maxdepth 1 \( -name "*.done" -o -name "*.begun" \))" ] ||
+    refuse "--fresh removes the folder $work, which no recipe has made; empty it, or name another one"
+  rm -rf "$work"
+}
+
 # Make the work folder, empty after --fresh. A recipe checks its settings before.
 begin() {
   [ -z "$dry_run" ] || { echo "Nothing is run. The commands of each stage:"; return; }
-  [ -z "$fresh" ] || rm -rf "$work"
+  [ -z "$fresh" ] || remove_work
   make_work
 }
 

@@ -345,6 +345,22 @@ def test_a_folder_whose_path_fairseq_would_divide(folder, tmp_path):
     assert not (tmp_path / folder).exists()
 
 
+def test_fresh_removes_what_a_recipe_has_made_only(tmp_path):
+    recipe, work = tmp_path / "recipe.sh", tmp_path / "a work"
+    lines = [f". {ROOT}/recipes/stages.sh", f"work={shlex.quote(str(work))}", 'read_options "$@"', "begin"]
+    recipe.write_text("\n".join(["set -euo pipefail", *lines, 'stage copy Copy into "$work/copy" echo one', ""]))
+    work.mkdir()
+    assert run(recipe, "--fresh").returncode == 0  # it is empty
+    (work / "more").touch()
+    assert run(recipe, "--fresh").returncode == 0
+    assert sorted(path.name for path in work.iterdir()) == ["copy", "copy.done"]
+    (work / "copy.done").unlink()
+    result = run(recipe, "--fresh")
+    sentence = f"--fresh removes the folder {work}, which no recipe has made; empty it, or name another one"
+    assert (result.returncode, result.stderr) == (1, f"elseq: error: {sentence}\n")
+    assert (work / "copy").read_text() == "one\n"
+
+
 def needs(*names):
     missing = [name for name in names if not (helpers.DATA / name).exists()]
     return pytest.mark.skipif(bool(missing), reason=f"{', '.join(missing)} not there (ELSEQ_DATA)")
