@@ -26,6 +26,7 @@ from fairseq.modules.adaptive_softmax import AdaptiveSoftmax
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
 from fairseq.optim.lr_scheduler.manual_lr_scheduler import ManualSchedule
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
+from fairseq.registry import REGISTRIES
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationTask
 from fairseq.tasks.translation_from_pretrained_bart import TranslationFromPretrainedBARTTask
@@ -361,10 +362,11 @@ def explain_options_of_the_optimizer():
         try:
             build(self)
         except _OF_OPTIONS as error:
-            if user_sentence(error) is not None:
-                raise
             part = "optimizer" if self._optimizer is None else "lr_scheduler"
             name = self.cfg[part]._name
+            kind = REGISTRIES[part]["registry"].get(name)
+            if user_sentence(error) is not None or kind is not None and not is_known(kind):  # a fault of a plugin
+                raise
             raise UserError(
                 f"{name} does not work with its options ({described(error)}): give others", as_option(part)
             ) from error

@@ -18,6 +18,7 @@ from fairseq.dataclass import constants
 from fairseq.logging import metrics
 from fairseq.optim.lr_scheduler import FairseqLRScheduler
 from fairseq.optim.lr_scheduler.reduce_lr_on_plateau import ReduceLROnPlateauLRSchedule
+from fairseq.registry import REGISTRIES
 from fairseq.tasks import TASK_REGISTRY
 from fairseq.tasks.fairseq_task import StatefulContainer
 from fairseq.tasks.translation import TranslationConfig, TranslationTask
@@ -378,6 +379,16 @@ def test_options_of_the_optimizer(train, options, sentence):
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
     train(check=True)
     assert error_of(train(*options)).startswith(f"elseq: error: {sentence}")
+
+
+@pytest.mark.parametrize("part", ["optimizer", "lr_scheduler"])
+def test_faults_of_a_plugin_are_its_own(train, monkeypatch, part):
+    name = {"optimizer": "sgd", "lr_scheduler": "fixed"}[part]
+    kind = REGISTRIES[part]["registry"][name]
+    fault = {"__module__": "plugin", "__init__": lambda *_: {}["missing"]}
+    monkeypatch.setitem(REGISTRIES[part]["registry"], name, type("OfAPlugin", (kind,), fault))
+    with pytest.raises(KeyError, match="missing"):
+        train(f"--{part.replace('_', '-')}={name}")
 
 
 def test_training_without_an_optimizer(translation_data, tmp_path):
