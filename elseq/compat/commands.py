@@ -512,7 +512,8 @@ def _compose(compose, *args, **kwargs):
 
 
 def explain_missing_devices():
-    """More processes than GPUs give an AssertionError."""
+    """More processes than GPUs give an AssertionError, and those that torchrun starts where there is none a
+    ZeroDivisionError."""
 
     def infer_init_method(infer, cfg, *args, **kwargs):
         try:
@@ -524,6 +525,11 @@ def explain_missing_devices():
             raise UserError(
                 f"--distributed-world-size {size} is more than the {devices} GPUs of this machine: leave it out, or "
                 "start the processes by torchrun, as in docs/several-machines.md"
+            ) from error
+        except ZeroDivisionError as error:
+            raise UserError(
+                "torchrun started this process for a GPU, and there is none: give the options for CPUs in "
+                "docs/several-machines.md, as --distributed-init-method env://"
             ) from error
 
     wrap(distributed_utils, "infer_init_method", infer_init_method)

@@ -17,6 +17,7 @@ from fairseq import checkpoint_utils, models, options, utils
 from fairseq.criterions import CRITERION_REGISTRY
 from fairseq.dataclass import utils as dataclass_utils
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
+from fairseq.distributed import utils as distributed_utils
 from fairseq.models import MODEL_REGISTRY
 from fairseq.tasks import TASK_REGISTRY, FairseqTask
 from fairseq.tasks.translation import TranslationTask
@@ -512,6 +513,22 @@ def test_what_fairseq_cannot_parse(translation_data, tmp_path, monkeypatch, caps
     monkeypatch.setattr(dataclass_utils, "ast", ast)
     with pytest.raises(SyntaxError):
         parse("--lr=0.1x")
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
+def test_torchrun_without_a_gpu(translation_data, tmp_path, monkeypatch, without):
+    for name, value in {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "29500", "WORLD_SIZE": "2", "RANK": "0"}.items():
+        monkeypatch.setenv(name, value)
+    command = helpers.train_command("transformer", translation_data, tmp_path, "--distributed-world-size=2")
+    result = helpers.run_here(command, check=False)
+    assert (result.returncode, result.stderr) == (
+        1,
+        "elseq: error: torchrun started this process for a GPU, and there is none: give the options for CPUs in "
+        "docs/several-machines.md, as --distributed-init-method env://\n",
+    )
+    without(distributed_utils, "infer_init_method")
+    with pytest.raises(ZeroDivisionError):
+        helpers.run_here(command)
 
 
 def test_programs_with_options_of_their_own(translation_data, tmp_path):
