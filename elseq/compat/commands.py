@@ -339,6 +339,7 @@ def explain_values_that_cannot_be():
 
 
 def _check_parts(cfg, *_):
+    _check_packages(cfg.common)
     for part in map(values, cfg.values()):
         if isinstance(part, Mapping):  # and no setting beside them
             _check_ranges(part)

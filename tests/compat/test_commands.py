@@ -258,6 +258,10 @@ def test_a_package_that_is_not_installed(translation_data, tmp_path, monkeypatch
     sentence = f"{option.partition('=')[0]} needs a package that is not installed: pip install {package}"
     assert result.returncode == 1 and result.stderr.splitlines()[-1] == f"elseq: error: {sentence}"
     assert not (tmp_path / "save").exists()
+    name, _, value = option.removeprefix("--").partition("=")
+    cfg = OmegaConf.create({"common": {name.replace("-", "_"): value or True}})
+    with pytest.raises(UserError, match=f"^{sentence}$"):  # as with Hydra, which parses no option
+        commands._check_parts(cfg)
 
 
 @pytest.mark.skipif(importlib.util.find_spec("editdistance") is not None, reason="editdistance is installed")
