@@ -20,7 +20,7 @@ from elseq import native
 from elseq.attention import Attention, GrowingMemory, LayerState, SelfAttentionMemory, SentenceMemory
 from elseq.attention.kernels.decode_step import Shared, check_counts, computes, counted, own_argument, shared_argument
 from elseq.attention.methods import KV
-from elseq.precision import DecodingLinear, KernelProduct, is_unhooked, kernels
+from elseq.precision import KernelProduct, is_in_search, is_unhooked, kernels
 
 if TYPE_CHECKING:
     from elseq.models.layers import DecoderLayer
@@ -101,7 +101,7 @@ def _computes(x: Tensor, state: LayerState) -> bool:
 class LayerStep:
     """Steps of one layer in one search."""
 
-    def __init__(self, layer: _Layer, kept: list, linear: DecodingLinear):
+    def __init__(self, layer: _Layer, kept: list, linear: nn.Linear):
         """
         Args:
             layer: as the kernel reads it.
@@ -146,7 +146,7 @@ class LayerStep:
 
     def is_searching(self) -> bool:
         """Whether the search still runs. After it, the layer may get other weights."""
-        return isinstance(self._linear, DecodingLinear) and self._linear.decoding.searches > 0
+        return is_in_search(self._linear)
 
     def __call__(self, x: Tensor, state: LayerState) -> Tensor:
         """As `compute`.
@@ -224,7 +224,7 @@ class _Arguments:
         self.kept = []
 
     def linear(self, linear: nn.Linear) -> kernels.Linear:
-        product = linear.product() if isinstance(linear, DecodingLinear) and linear.decoding.searches else None
+        product = linear.product() if is_in_search(linear) else None
         if not isinstance(product, KernelProduct):
             self.are_known = False
             return kernels.Linear()

@@ -4,17 +4,17 @@
 training and scoring, the layers have their own weights.
 """
 
-from elseq.precision.linear import DecodingLinear, KernelProduct, Product, activated, is_unhooked
+from elseq.precision.linear import KernelProduct, Product, activated, is_in_search, is_unhooked
 from elseq.precision.model import DTYPES, INT8, PreparedModel, kind_of_product, prepared, restore
 
 __all__ = [
     "DTYPES",
     "INT8",
-    "DecodingLinear",
     "KernelProduct",
     "PreparedModel",
     "Product",
     "activated",
+    "is_in_search",
     "is_unhooked",
     "kind_of_product",
     "prepared",

@@ -291,6 +291,11 @@ class DecodingEmbedding(_DecodingModule, nn.Embedding):
         self.__dict__["projection"].restore()
 
 
+def is_in_search(linear: nn.Module) -> bool:
+    """Whether a search runs that evaluates a layer by its product."""
+    return isinstance(linear, DecodingLinear) and linear.decoding.searches > 0
+
+
 def is_unhooked(module: nn.Module) -> bool:
     """Whether a call of the module is that of its class alone: nothing is hooked to it, or put in its place."""
     return not (
@@ -311,7 +316,6 @@ def activated(linear: nn.Linear, x: Tensor, name: str | None, function: Callable
         name: fairseq's of the function, or None.
         function: the function itself.
     """
-    is_decoding = isinstance(linear, DecodingLinear) and linear.decoding.searches and is_unhooked(linear)
-    if is_decoding and name in (product := linear.product()).activations:
+    if is_in_search(linear) and is_unhooked(linear) and name in (product := linear.product()).activations:
         return linear._multiply_by(product, x, name)
     return function(linear(x))
