@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 from fairseq.modules import AdaptiveInput
-from torch import Tensor
+from torch import Tensor, nn
 
 from elseq.attention import DecodeState
 from elseq.generation.cuda_graphs import CapturedWork
@@ -44,8 +44,13 @@ def can_capture(decoder, max_length: int, positions: int) -> bool:
         and decoder.reach(positions)
         and not isinstance(decoder.embed_tokens, AdaptiveInput)  # looks at the tokens
         and all(layer.self_attn.window is None for layer in decoder.layers)
-        and not any(getattr(module, "apply_during_inference", False) for module in decoder.modules())
+        and not has_active_dropout(decoder)
     )
+
+
+def has_active_dropout(model: nn.Module) -> bool:
+    """Whether dropout stays active while a model decodes."""
+    return any(getattr(module, "apply_during_inference", False) for module in model.modules())
 
 
 def next_room(length: int, bytes_of_position: int, max_length: int) -> int:

@@ -19,6 +19,7 @@ from elseq.generation import kept_steps, transfers
 from elseq.generation.alignment import ALIGNMENTS, align
 from elseq.generation.beam_search import BeamSearch, GreedySearch
 from elseq.generation.beams import Beams, Remaining, Sentences
+from elseq.generation.captured_steps import has_active_dropout
 from elseq.generation.cuda_graphs import held_bytes, release_all
 from elseq.generation.hypotheses import FinishedHypotheses, NotANumber, StepResult
 from elseq.generation.logits_processors import (
@@ -324,7 +325,7 @@ class SequenceGenerator(nn.Module):
         return (
             transfers.is_asynchronous(device)
             and not self.print_alignment  # attention is large, and would be kept twice
-            and not any(getattr(module, "apply_during_inference", False) for module in self.modules())
+            and not has_active_dropout(self)
         )
 
     def _has_position_after(self, longest: int, prompt_tokens: Tensor | None) -> bool:
