@@ -47,15 +47,12 @@ def _measured(
     top_k: int | None,
     dtype: torch.dtype,
     device: torch.device,
-    sentences: int,
-    beam: int,
-    positions: int,
+    *batch: int,
 ) -> tuple[float, float]:
-    """Seconds of making the memory of a layer, and of a step."""
+    """Seconds of making the memory of a layer, and of a step; batch: sentences, beam and positions."""
     chosen = [] if top_k is None else [f"top {top_k}"]
-    name = " ".join(map(str, ("attention", method.name, *sizes, *chosen, dtype, sentences, beam, positions)))
-    measure = partial(_measure, method, sizes, top_k, dtype, device, sentences, beam, positions)
-    once, step = measured(name, device, measure)
+    name = " ".join(map(str, ("attention", method.name, *sizes, *chosen, dtype, *batch)))
+    once, step = measured(name, device, partial(_measure, method, sizes, top_k, dtype, device, *batch))
     return once, step
 
 

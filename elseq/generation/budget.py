@@ -12,7 +12,7 @@ from elseq.attention.kernels.decode_step import computes_texts
 from elseq.attention.memory import GROWTH, PARTS, room_for
 from elseq.attention.methods import KV, AttentionSizes, Choice
 from elseq.attention.multi_head import WIDEST_FUSED_HEAD, block_positions, fused_workspace_bytes
-from elseq.attention.top_k import INDEX_BYTES, MOST_QUERIES, chunk_bytes, keeping_bytes
+from elseq.attention.top_k import MOST_QUERIES, chunk_bytes, keeping_bytes
 from elseq.errors import UserError
 from elseq.generation.batches import largest
 from elseq.generation.beam_search import BeamSearch
@@ -614,7 +614,7 @@ class _Scoring(_Batch):
             is_narrow = not is_own and self._is_narrow(method)
             return held + self._choosing_together(attention, method, self.width, seen, is_narrow)
         if chooses and is_split:
-            held += rows.count * attention.num_heads * attention.top_k * (INDEX_BYTES + self.dtype.itemsize)
+            held += rows.count * attention.num_heads * attention.top_k * (TOKEN_BYTES + self.dtype.itemsize)
         if is_split and self._products_copy():  # which copies the weights of a part
             held += scores * max(prompt_length, target) // seen
         return held + (3 if chooses else 2) * scores
