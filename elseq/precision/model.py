@@ -71,9 +71,6 @@ class PreparedModel:
         if linears:
             give_back_memory()
 
-    def _is_alone(self, layer: nn.Linear) -> bool:
-        return self._holders[id(layer._parameters["weight"])] == 1
-
     def begin(self, only_decodes: bool = False) -> None:
         """Begin a search: the layers are evaluated in the precision until `end`.
 
@@ -90,7 +87,8 @@ class PreparedModel:
                     continue
                 DecodingLinear.take(layer, self._make, self._recover)
                 may_be_read = self._is_int8 and self.fresh_parameters is None and _is_read_by_methods(name)
-                layer.decoding.releases = only_decodes and self._is_alone(layer) and not may_be_read
+                is_alone = self._holders[id(layer._parameters["weight"])] == 1
+                layer.decoding.releases = only_decodes and is_alone and not may_be_read
             for embedding, projection in self._embeddings:
                 is_tied = embedding._parameters.get("weight") is projection._parameters.get("weight")
                 if is_tied and type(projection) is DecodingLinear:
@@ -121,20 +119,15 @@ class PreparedModel:
             for layer in self._taken():
                 layer.decoding.searches -= 1
             if not self._searches and not self._only_decodes:
-                self.leave()
+                self._leave()
         if self._is_new and self._layers:
             give_back_memory()  # of the weights from which the first search has made others
         self._is_new = False
 
-    def restore(self) -> None:
-        """Bring back the parameters of the model."""
-        for layer in self._taken():
-            layer.restore()
-
     def _taken(self) -> list[DecodingLinear]:
         return [layer for layer in self._layers.values() if type(layer) is DecodingLinear]
 
-    def leave(self) -> None:
+    def _leave(self) -> None:
         """The layers are ordinary ones again."""
         for module in (*(embedding for embedding, _ in self._embeddings), *self._layers.values()):
             if type(module) in (DecodingLinear, DecodingEmbedding):
@@ -202,7 +195,7 @@ def prepared(model: nn.Module, dtype: str | None = None) -> PreparedModel:
         found = model.__dict__.get("prepared")
         if found is None or found.key != _key(model, dtype):
             if found is not None:
-                found.leave()
+                found._leave()
             found = model.__dict__["prepared"] = PreparedModel(model, dtype)
     return found
 
@@ -210,5 +203,5 @@ def prepared(model: nn.Module, dtype: str | None = None) -> PreparedModel:
 def restore(model: nn.Module) -> None:
     """Bring back the parameters of a model that may be prepared."""
     found = model.__dict__.get("prepared")
-    if found is not None:
-        found.restore()
+    for layer in () if found is None else found._taken():
+        layer.restore()
