@@ -155,18 +155,18 @@ class KeptSteps:
         self.is_allowed = False
         self.release()
 
-    def begin(self, workload: Workload, methods: Choice, choices: tuple) -> bool:
+    def begin(self, workload: Workload, methods: Choice, settings: tuple) -> bool:
         """Whether the steps of a batch are captured in buffers that are kept. If not, none are: it needs the memory.
 
         Args:
             workload: sizes of the batch.
             methods: how it is decoded.
-            choices: what else a step depends on, besides the model.
+            settings: what else a step depends on, besides the model.
         """
         if not self._may_keep():
             self.release()
             return False
-        key = (choices, torch.is_inference_mode_enabled(), _precision_of_products(), _contents(self._model))
+        key = (settings, torch.is_inference_mode_enabled(), _precision_of_products(), _contents(self._model))
         self._sizes = shared_sizes(workload, self._model.decoder, methods)
         if self._sizes is None or (methods, key) != (self._methods, self._key):
             self.release()

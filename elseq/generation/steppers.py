@@ -73,8 +73,8 @@ class ElseqStepper:
         methods = choose_methods(decoder.decode_attention, decoder, workload)
         self._read(encoder_out, prompt, methods)
         if not self.need_weights and can_capture(decoder, max_length, prompt_length + max_length):
-            choices = self.temperature, self._normalizes_by_softmax
-            kept = self.kept if self.kept.begin(workload, methods, choices) else None
+            settings = self.temperature, self._normalizes_by_softmax
+            kept = self.kept if self.kept.begin(workload, methods, settings) else None
             self.captured = CapturedSteps(lambda *step: self._decode(*step)[0], self.state, beam, max_length, kept)
             self.state = None
         else:
