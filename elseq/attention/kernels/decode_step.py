@@ -60,7 +60,7 @@ def counted(top_k: int | None) -> int:
         return sys.maxsize
     if top_k < 1:
         raise ValueError(f"top_k is {top_k}: it has to be 1 or more")
-    return top_k
+    return min(top_k, sys.maxsize)
 
 
 def decode_step(

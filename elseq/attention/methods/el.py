@@ -37,7 +37,8 @@ class HiddenStates(DecodingMethod):
         if last.rows is not None:
             prompt = (*prompts[0].tensors, prompts[0].mask) if prompts else None
             return el_step(query, *weights, prompt, (hidden, last.rows), options.get("top_k")), None
-        is_plain = last.ancestry is None and not prompts
+        # Autocast narrows the query, not the weights.
+        is_plain = last.ancestry is None and not prompts and key_weight.dtype == query.dtype
         if is_plain and self.has_cpu_kernel(query, hidden.size(1), **options):
             return el_step(query, *weights, (hidden, last.mask), None, options.get("top_k")), None
         return el_attention(query, _hidden(memory), *weights, **options)

@@ -13,7 +13,7 @@ from tests.attention.reference import naive_attention, quick, seeds
 pytestmark = pytest.mark.usefixtures("kernels_for")
 widths = st.sampled_from([1, 3, 8, 15, 16, 17, 40, 64, 80, 128, 131])
 lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130])
-tops = st.sampled_from([None, 1, 2, 7, 16, 60, 200])
+tops = st.sampled_from([None, 1, 2, 7, 16, 60, 200, 2**64])
 
 
 def draw_query(hypotheses, heads, width):

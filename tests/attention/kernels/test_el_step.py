@@ -15,7 +15,7 @@ widths = st.sampled_from([1, 3, 8, 15, 16, 17, 31, 33, 64, 80, 131])
 head_widths = st.sampled_from([1, 2, 3, 4, 8, 17, 18, 35])
 lengths = st.sampled_from([1, 2, 5, 15, 16, 17, 63, 64, 65, 130, 257])
 dtypes = st.sampled_from([torch.float32, torch.bfloat16])
-tops = st.sampled_from([None, 1, 2, 7, 16, 60, 200])
+tops = st.sampled_from([None, 1, 2, 7, 16, 60, 200, 2**64])
 
 
 def draw_layer(hypotheses, heads, head_width=8, width=16, kv_heads=None, seed=1):

@@ -118,6 +118,20 @@ def test_half_precision_is_within_twice_the_error_of_kv(dtype, scale, heads, kv_
     assert el <= 2 * kv
 
 
+@pytest.mark.parametrize("top_k", [None, 3])
+@torch.no_grad()
+def test_autocast(top_k):
+    """It narrows the query, and a weight only where torch multiplies by it."""
+    torch.manual_seed(4)
+    layer = Attention(16, 4, encoder_decoder_attention=True, top_k=top_k).eval()
+    query, [memory] = torch.randn(1, 6, 16), EL.memories([layer], torch.randn(9, 2, 16), None)
+    exact, _ = layer(query, need_weights=False, memory=memory)
+    with torch.autocast("cpu", torch.bfloat16):
+        found, _ = layer(query, need_weights=False, memory=memory)
+    assert found.dtype == torch.bfloat16
+    torch.testing.assert_close(found.float(), exact, rtol=0, atol=0.05)
+
+
 @pytest.mark.parametrize("scale", [300.0, 1000.0])
 @torch.no_grad()
 def test_no_overflow_in_half_precision_where_kv_has_none(scale):
