@@ -116,7 +116,7 @@ void block(const HeadQueries &of, int64_t begin, int64_t end, std::vector<float>
     const auto own_value = [&](int64_t i) { return OfHypothesis<U>{own_values, own.value, own, of.row(begin + i), of.kv_head}; };
     float sum[MOST];
     std::fill_n(out, count * width, 0.f);
-    if (p.top_k < positions) {
+    if (p.top_k < seen(shared, mask) + own.positions) {
         static thread_local std::vector<int32_t> memory_of_places;
         memory_of_places.resize(std::max<int64_t>(memory_of_places.size(), MOST * p.top_k));
         int32_t *places = memory_of_places.data();

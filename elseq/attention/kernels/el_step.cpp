@@ -33,20 +33,20 @@ struct Step {
 
     int64_t kv_head(int64_t head) const { return head / (heads / kv_heads); }
     int64_t positions() const { return shared.positions + own.positions; }
-    bool chooses() const { return top_k < positions(); }
 };
 
 // Some queries of a sentence, each of a hypothesis and a head, and what was found of them in the positions so far.
 class Queries {
   public:
-    Queries(const Step &step, int64_t begin, int64_t end, std::vector<float> &memory)
-        : step(step), begin(begin), count(end - begin), width(step.width), row(step.chooses() ? step.chosen.row : BLOCK) {
+    Queries(const Step &step, int64_t begin, int64_t end, bool chooses, std::vector<float> &memory)
+        : step(step), begin(begin), count(end - begin), width(step.width), row(chooses ? step.chosen.row : BLOCK),
+          chooses(chooses) {
         memory.resize(std::max<int64_t>(memory.size(), count * (2 + BLOCK + width)));
         most = memory.data(), sum = most + count, out = sum + count;
-        scores = step.chooses() ? step.chosen.scores + begin * row : out + count * width;
-        places = step.chooses() ? step.chosen.places + begin * step.top_k : nullptr;
+        scores = chooses ? step.chosen.scores + begin * row : out + count * width;
+        places = chooses ? step.chosen.places + begin * step.top_k : nullptr;
         std::fill_n(most, count, std::numeric_limits<float>::lowest());
-        std::fill_n(sum, count, step.chooses() ? 1.f : 0.f);
+        std::fill_n(sum, count, chooses ? 1.f : 0.f);
         std::fill_n(out, count * width, 0.f);
     }
 
@@ -60,11 +60,11 @@ class Queries {
             const int64_t some = std::min(BLOCK, positions - start);
             const T *hidden[BLOCK];
             for (int64_t s = 0; s < some; s++) hidden[s] = at(start + s);
-            float *found = scores + (step.chooses() ? first + start : 0);
+            float *found = scores + (chooses ? first + start : 0);
             for (int64_t q = i; q < end; q += SCORED)
                 with(std::min(SCORED, end - q), [&](auto rows) { score<rows()>(q, hidden, some, found + q * row); });
             for (int64_t q = i; mask && q < end; q++) hide(found + q * row, mask + start, some);
-            if (!step.chooses()) add_block(i, end, hidden, some);
+            if (!chooses) add_block(i, end, hidden, some);
         }
     }
 
@@ -86,6 +86,7 @@ class Queries {
 
     const Step &step;
     const int64_t begin, count, width, row;  // row: scores of a query
+    const bool chooses;
 
   private:
     float *most, *sum;    // of the scores, and of their exponentials relative to it
@@ -146,7 +147,9 @@ void attend(const Step &p, int64_t parts) {
     for (int64_t i = 0; i < shared.sequences * parts; i++) {
         static thread_local std::vector<float> memory;
         const int64_t sequence = i / parts, part = i % parts, begin = sequence * each;
-        Queries queries(p, begin + each * part / parts, begin + each * (part + 1) / parts, memory);
+        const uint8_t *mask = shared.mask ? shared.mask + sequence * shared.mask_row : nullptr;
+        const bool chooses = p.top_k < seen(shared, mask) + own.positions;
+        Queries queries(p, begin + each * part / parts, begin + each * (part + 1) / parts, chooses, memory);
         const T *states = static_cast<const T *>(shared.values) + sequence * shared.value[0];
         const OfSentence<T> of_sentence{states, shared.value[2]};
         const auto each_hypothesis = [&](const auto &call) {
@@ -156,12 +159,11 @@ void attend(const Step &p, int64_t parts) {
                 call(i, end, OfHypothesis<U>{static_cast<const U *>(own.values), own.value, own, n, 0});
             }
         };
-        const uint8_t *mask = shared.mask ? shared.mask + sequence * shared.mask_row : nullptr;
         queries.template attend<T>(0, queries.count, 0, shared.positions, of_sentence, mask);
         each_hypothesis([&](int64_t i, int64_t end, const auto &at) {
             queries.template attend<U>(i, end, shared.positions, own.positions, at);
         });
-        if (p.chooses()) {
+        if (chooses) {
             queries.choose_largest();
             queries.template attend_to_chosen<T>(0, queries.count, 0, shared.positions, of_sentence);
             each_hypothesis([&](int64_t i, int64_t end, const auto &at) {

@@ -8,6 +8,11 @@ namespace {
 
 constexpr int64_t CACHED = 1 << 19;  // bytes of values that several queries read
 
+// How many positions of a sentence the mask leaves. Were the others counted, a text could get other last bits in another batch.
+int64_t seen(const Shared &shared, const uint8_t *mask) {
+    return mask ? std::count(mask, mask + shared.positions, 0) : shared.positions;
+}
+
 // How many of some numbers are at least as large as this.
 int64_t count_from(const float *x, int64_t count, float least) {
     const Numbers bound = all(least);

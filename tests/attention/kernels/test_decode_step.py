@@ -130,6 +130,16 @@ def test_every_way_to_share_the_work(threads):
         assert torch.equal(one, decode_step(query, shared)[: 24 // sentences])
 
 
+@pytest.mark.parametrize("more", [1, 7, 40])
+@pytest.mark.parametrize("top_k", [None, 9, 29, 33])
+def test_masked_positions_behind_a_sentence_change_no_bit(top_k, more):
+    torch.manual_seed(1)
+    query, (keys, values, _) = draw_query(6, 4, 16), draw_shared(2, 2, 29 + more, 16)
+    mask = torch.arange(29 + more).view(1, 1, -1) >= 29
+    alone = decode_step(query, (keys[:, :, :29], values[:, :, :29], None), None, top_k)
+    assert torch.equal(decode_step(query, (keys, values, mask), None, top_k), alone)
+
+
 def test_large_scores():
     torch.manual_seed(0)
     query, shared = draw_query(4, 2, 16) * 100, draw_shared(2, 2, 50, 16, 0.5)

@@ -132,12 +132,13 @@ def test_every_way_to_share_the_work(threads):
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("more", [1, 7, 40, 100])
-def test_masked_positions_behind_a_text_change_no_bit(more, dtype):
+@pytest.mark.parametrize("top_k", [None, 9, 29, 33])
+def test_masked_positions_behind_a_text_change_no_bit(top_k, more, dtype):
     torch.manual_seed(1)
     layer, (states, _) = draw_layer(6, 4, width=40), draw_shared(2, 29, 40, dtype=dtype)
     longer = torch.nn.functional.pad(states, (0, 0, 0, more), value=3.0)
     mask = torch.arange(29 + more).view(1, 1, -1) >= 29
-    assert torch.equal(el_step(*layer, (longer, mask)), el_step(*layer, (states, None)))
+    assert torch.equal(el_step(*layer, (longer, mask), None, top_k), el_step(*layer, (states, None), None, top_k))
 
 
 def test_large_scores():
