@@ -18,11 +18,12 @@ minor_version() { "$1" -c 'import sys; print(sys.version_info[:2])'; }
 same_version() { [ "$(minor_version "$1")" = "$(minor_version "$2")" ]; }
 
 choose_python() {
-    local candidate
-    for candidate in "${PYTHON:-python3}" python3.12 python3.11; do
+    local candidate chosen=${PYTHON:-python3} others=
+    [ "$chosen" != python3 ] || others="python3.12 python3.11"
+    for candidate in "$chosen" $others; do
         supported "$candidate" && echo "$candidate" && return
     done
-    fail "Python 3.11 or 3.12 is needed and ${PYTHON:-python3} is neither: name one with PYTHON=/path/to/python3.12."
+    fail "Python 3.11 or 3.12 is needed and $chosen is neither: name one with PYTHON=/path/to/python3.12."
 }
 
 check_compiler() {
@@ -84,8 +85,19 @@ finish() {
     exec >&3 2>&3 # those of the step are the log
     echo
     tail -n 15 "$log"
-    echo "elseq: \"$title\" did not finish; all its output is in $log. Run this again to go on from there."
+    echo "elseq: \"$title\" did not finish$(reason); all its output is in $log. Run this again to go on from there."
 }
+
+reason() {
+    # A log on a full disk cannot say so.
+    if tail -n 15 "$log" | grep -q 'No space left on device' || ! head -c 65536 /dev/zero >.venv/room; then
+        echo ", because the disk is full"
+    elif tail -n 15 "$log" | grep -q 'connection broken by'; then
+        # pip then says that the versions are in conflict.
+        echo ", because the package index was not reached"
+    fi
+    rm -f .venv/room
+} 2>/dev/null
 
 pip() { .venv/bin/python -m pip --disable-pip-version-check "$@"; }
 
