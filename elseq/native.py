@@ -1,6 +1,7 @@
 """The library of elseq's kernels in C++, called by ctypes. Set-up compiles it where it can."""
 
 import ctypes
+import logging
 from functools import cache
 from importlib.machinery import EXTENSION_SUFFIXES
 from pathlib import Path
@@ -9,8 +10,11 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import _get_current_dispatch_mode
 
+logger = logging.getLogger(__name__)
+
 _POINTER, _SIZE, _NUMBER = ctypes.c_void_p, ctypes.c_int64, ctypes.c_int
 INTERFACE = 10  # as in kernels.cpp; a library of another number was compiled from other sources
+MISSING = "elseq's kernels were not compiled from these sources, or this processor has neither AVX2 nor AVX-512 VNNI"
 # Sets of instructions that the library is compiled for, each in a file of its own. The fastest comes first.
 INSTRUCTIONS = ("avx512", "avx_vnni", "avx2")
 FUNCTIONS = {
@@ -29,25 +33,41 @@ FUNCTIONS = {
 
 @cache
 def library() -> ctypes.CDLL | None:
-    """The library for the fastest instructions of the processor; None if there is none that it runs."""
-    return next(filter(None, map(library_for, INSTRUCTIONS)), None)
+    """The library for the fastest instructions of the processor; None if there is none that it runs, which the log says
+    once."""
+    found = next(filter(None, map(library_for, INSTRUCTIONS)), None)
+    if found is None:
+        logger.info("%s: PyTorch's operations, which are slower, take their place", MISSING)
+    return found
 
 
 def library_for(instructions: str) -> ctypes.CDLL | None:
-    """The library for these instructions; None if it was not compiled, or if the processor lacks them."""
+    """The library for these instructions; None if it was not compiled, or not from these sources, or if the processor
+    lacks them."""
     try:
         found = ctypes.CDLL(str(Path(__file__).with_name(f"_native_{instructions}{EXTENSION_SUFFIXES[0]}")))
     except OSError:  # not compiled, or another OpenMP than torch's
         return None
     try:
+        interface = found.elseq_available()
         functions = [(getattr(found, name), arguments) for name, arguments in FUNCTIONS.items()]
-    except AttributeError:  # compiled from other sources
+    except AttributeError:
+        interface = None
+    if interface == 0:
+        return None
+    if interface != INTERFACE:
+        _tell_of_other_sources()
         return None
     for function, arguments in functions:
         function.argtypes, function.restype = arguments, None
     found.elseq_columns.restype = _NUMBER
     found.elseq_layer_step_bytes.restype = _SIZE
-    return found if found.elseq_available() == INTERFACE else None
+    return found
+
+
+@cache
+def _tell_of_other_sources() -> None:
+    logger.warning("elseq's kernels were compiled from other sources and are not used: install elseq again")
 
 
 def is_recorded() -> bool:
@@ -64,7 +84,7 @@ def loaded() -> ctypes.CDLL:
     """
     found = library()
     if found is None:
-        raise RuntimeError("elseq's kernels were not compiled, or this processor has neither AVX2 nor AVX-512 VNNI")
+        raise RuntimeError(MISSING)
     return found
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from elseq import native
-from elseq.precision import kernels
+from elseq.precision import int8, kernels
 
 
 class Function:
@@ -35,16 +35,24 @@ def other_interface(_):
     )
 
 
-@pytest.mark.parametrize("load", [not_compiled, other_processor, other_sources, other_interface])
-def test_without_the_library(load, monkeypatch):
+@pytest.mark.parametrize(
+    "load, is_old", [(not_compiled, False), (other_processor, False), (other_sources, True), (other_interface, True)]
+)
+def test_without_the_library(load, is_old, monkeypatch, caplog):
     monkeypatch.setattr(ctypes, "CDLL", load)
     native.library.cache_clear()
+    native._tell_of_other_sources.cache_clear()
     try:
-        assert native.library() is None
+        with caplog.at_level("INFO"):
+            assert native.library() is None and int8.fastest() is int8.TorchProduct
         with pytest.raises(RuntimeError, match="AVX2"):
             native.loaded()
     finally:
         native.library.cache_clear()
+    warned = [record.levelname == "WARNING" for record in caplog.records]
+    told = [record.message for record in caplog.records]
+    assert warned == [True] * is_old + [False]
+    assert "which are slower" in told[-1] and all("install elseq again" in message for message in told[:-1])
 
 
 @pytest.mark.parametrize(

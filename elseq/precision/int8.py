@@ -4,7 +4,6 @@ A scale for each row, unlike one for the whole input, makes the output of a sent
 its batch. Sums are exact integers; softmax, norms and all that is not a linear layer stay float32.
 """
 
-import logging
 import weakref
 from collections.abc import Callable
 from functools import cache, partial
@@ -16,8 +15,6 @@ from torch import Tensor, nn
 from elseq import native
 from elseq.precision import kernels
 from elseq.precision.linear import KernelProduct, Product
-
-logger = logging.getLogger(__name__)
 
 LARGEST = 127
 SMALLEST = 1e-36  # a row without a larger magnitude is a row of zeros; its inverse would be infinite
@@ -158,15 +155,4 @@ def _torch_multiplies_int8() -> bool:
 
 def fastest() -> type[Product]:
     """The products that are the fastest on this machine."""
-    if native.library() is not None:
-        return Int8Product
-    _tell()
-    return TorchProduct
-
-
-@cache
-def _tell() -> None:
-    logger.info(
-        "int8 is evaluated by torch's operations, which are slower: elseq's kernels need a C++ compiler at "
-        "installation and a processor with AVX2 or AVX-512 VNNI"
-    )
+    return TorchProduct if native.library() is None else Int8Product

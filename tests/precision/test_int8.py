@@ -109,15 +109,6 @@ def test_integer_products_without_those_of_torch(monkeypatch, inputs):
     torch.testing.assert_close(int8.integer_product(rows, weight), exact.float(), rtol=1e-6, atol=0)
 
 
-def test_the_slow_way_is_told_once(monkeypatch, caplog):
-    monkeypatch.setattr(native, "library", lambda: None)
-    int8._tell.cache_clear()
-    with caplog.at_level("INFO"):
-        made = [int8.fastest()(nn.Linear(8, 8)) for _ in range(3)]
-    assert all(isinstance(product, TorchProduct) for product in made)
-    assert len([record for record in caplog.records if "AVX2" in record.message]) == 1
-
-
 @pytest.mark.parametrize("product", products())
 def test_rows_of_the_table(product):
     linear = nn.Linear(20, 70)
