@@ -6,6 +6,7 @@ import os
 import re
 from collections.abc import Iterator
 from pathlib import Path
+from typing import IO
 
 import torch
 from fairseq import checkpoint_utils
@@ -41,11 +42,21 @@ def _save(save, obj, filename, async_write=False):
         save(obj, filename, async_write)
         return
     with _replacing(filename) as temporary, open(temporary, "wb") as file:
-        try:
-            torch.save(obj, file)
-        except RuntimeError as error:  # it ends the archive, which fails, too, and hides what interrupted it
-            cause = error.__context__
-            raise cause if isinstance(cause, OSError | KeyboardInterrupt) else error from None
+        save_archive(obj, file)
+
+
+def save_archive(obj, file: IO[bytes]) -> None:
+    """Call torch.save, whose RuntimeError about positions in the archive hides what interrupted it.
+
+    Raises:
+        OSError: the file cannot be written.
+        KeyboardInterrupt: Ctrl-C.
+    """
+    try:
+        torch.save(obj, file)
+    except RuntimeError as error:  # of ending the archive
+        cause = error.__context__
+        raise cause if isinstance(cause, OSError | KeyboardInterrupt) else error from None
 
 
 @contextlib.contextmanager

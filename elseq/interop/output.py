@@ -5,8 +5,7 @@ import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
-import torch
-
+from elseq.compat.saving import save_archive
 from elseq.errors import UserError
 from elseq.files import check_no_input, check_overwrite, fresh_path, is_within, real_path, written_whole
 
@@ -47,7 +46,7 @@ def save(checkpoint: dict, output: Path) -> None:
         UserError: the file cannot be written.
     """
     with _errors_of_writing(output), written_whole(output, "wb") as file:
-        torch.save(checkpoint, file)
+        save_archive(checkpoint, file)
 
 
 def write_files(folder: Path, files: dict[str, str | bytes]) -> None:
@@ -86,6 +85,6 @@ def new_folder(output: Path) -> Iterator[Path]:
 def _errors_of_writing(output: Path) -> Iterator[None]:
     try:
         yield
-    except (OSError, RuntimeError) as error:  # torch raises a RuntimeError for a full disk
+    except (OSError, RuntimeError) as error:  # CTranslate2 and torch raise a RuntimeError where a write fails
         reason = getattr(error, "strerror", None) or error
         raise UserError(f"{output} cannot be written ({reason}): give another --output") from error

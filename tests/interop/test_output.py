@@ -1,9 +1,12 @@
 """A folder is replaced as a whole, or not at all."""
 
+import io
+from pathlib import Path
+
 import pytest
+import torch
 
 from elseq.errors import UserError
-from elseq.interop import output
 from elseq.interop.output import check_output_folder, new_folder, save
 
 
@@ -62,18 +65,34 @@ def test_an_input_by_another_name(tmp_path):
         check_output_folder(folder, True, ("*.json",), data)
 
 
-def test_a_full_disk(tmp_path, monkeypatch):
-    """torch has a RuntimeError for it."""
+@pytest.mark.parametrize(
+    "interruption, raised, reason",
+    [
+        (
+            OSError(28, "No space left on device"),
+            UserError,
+            "out.pt cannot be written .No space left on device.: choose",
+        ),
+        (KeyboardInterrupt(), KeyboardInterrupt, None),
+    ],
+)
+def test_an_interruption_of_torch(tmp_path, monkeypatch, interruption, raised, reason):
+    """What it raises itself is a RuntimeError about the end of the archive."""
     (tmp_path / "out.pt").write_text("precious")
 
-    def full(checkpoint, file):
-        raise RuntimeError("PytorchStreamWriter failed writing file data/0")
+    interruptions = [interruption]
 
-    monkeypatch.setattr(output.torch, "save", full)
-    with pytest.raises(UserError, match="out.pt cannot be written .PytorchStreamWriter failed.*: give another"):
-        save({}, tmp_path / "out.pt")
+    class Interrupted(io.FileIO):
+        def write(self, content):
+            if interruptions and self.tell() > 1000:
+                raise interruptions.pop()
+            return super().write(content)
+
+    monkeypatch.setattr(Path, "open", lambda path, mode: Interrupted(path, mode))
+    with pytest.raises(raised, match=reason):
+        save({name: torch.zeros(300) for name in "abc"}, tmp_path / "out.pt")
     assert [path.name for path in tmp_path.iterdir()] == ["out.pt"]
-    assert (tmp_path / "out.pt").read_text() == "precious"
+    assert (tmp_path / "out.pt").read_bytes() == b"precious"
 
 
 def test_names_that_are_there_already_are_not_taken(tmp_path, monkeypatch):
