@@ -1,6 +1,8 @@
 """The model that is measured: a checkpoint given or made up, loaded as every mode wants it."""
 
+import contextlib
 from argparse import Namespace
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 
@@ -11,6 +13,7 @@ from fairseq.dataclass.configs import GenerationConfig
 from fairseq.dataclass.utils import convert_namespace_to_omegaconf
 from fairseq.models import ARCH_MODEL_REGISTRY, FairseqLanguageModel
 
+from elseq.compat.saving import save_archive
 from elseq.errors import UserError, as_keyword, renamed
 from elseq.interop.checkpoints import make_checkpoint, plain_configuration
 from elseq.loading import Checkpoint, import_plugins
@@ -54,7 +57,7 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
         folder: where to write.
 
     Raises:
-        UserError: an unknown architecture or option, or one that cannot be built.
+        UserError: an unknown architecture or option, or one that cannot be built or written.
     """
     if arch not in ARCH_MODEL_REGISTRY:
         raise UserError(f"{arch} is unknown; give an architecture of fairseq or elseq, such as bart_base", "arch")
@@ -63,7 +66,8 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     dictionary = Dictionary()
     for number in range(vocabulary_size - len(dictionary)):
         dictionary.add_symbol(f"piece{number}")
-    dictionary.save(str(folder / "dict.txt"))
+    with _room_in(folder):
+        dictionary.save(str(folder / "dict.txt"))
     is_language_model = issubclass(ARCH_MODEL_REGISTRY[arch], FairseqLanguageModel)
     task_name = "language_modeling" if is_language_model else "translation"
     cfg = _configuration(["--arch", arch, "--task", task_name, str(folder), *model_options])
@@ -71,8 +75,19 @@ def random_model(arch: str, vocabulary_size: int, model_options: list[str], fold
     task = checkpoint.build_task(folder, checkpoint.dictionaries(folder), STOCK)
     torch.manual_seed(SEED)
     model = task.build_model(cfg.model)
-    torch.save(make_checkpoint(plain_configuration(cfg), model.state_dict()), checkpoint.path)
+    with _room_in(folder), open(checkpoint.path, "wb") as file:
+        save_archive(make_checkpoint(plain_configuration(cfg), model.state_dict()), file)
     return _describe(arch, checkpoint, Loading(data=folder))
+
+
+@contextlib.contextmanager
+def _room_in(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(
+            f"the model cannot be written to {folder} ({error.strerror}): set TMPDIR to a folder that has room for it"
+        ) from error
 
 
 def checkpoint_model(

@@ -84,6 +84,13 @@ def test_bad_arguments(tmp_path, arch, size, sentence):
         random_model(arch, size, [], tmp_path)
 
 
+@pytest.mark.parametrize("name", ["dict.txt", "random.pt"])
+def test_a_full_folder(tmp_path, name):
+    (tmp_path / name).symlink_to("/dev/full")
+    with pytest.raises(UserError, match=f"cannot be written to {tmp_path} .No space left on device.: set TMPDIR to"):
+        random_model("transformer", 50, OPTIONS, tmp_path)
+
+
 def test_a_folder_is_its_checkpoint(model_file, tmp_path):
     """The first of the names that a folder may have."""
     for name in ("dict.txt", "random.pt"):
