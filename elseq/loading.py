@@ -361,7 +361,8 @@ class Checkpoint:
 def on_cpu_by_default() -> Iterator[None]:
     """What is made without a device is on the CPU, as texts and weights are at first, whatever
     `torch.set_default_device` says."""
-    with contextlib.nullcontext() if torch.get_default_device().type == "cpu" else torch.device("cpu"):
+    # torch 2.6 has no `get_default_device` after `set_default_device(None)`.
+    with contextlib.nullcontext() if torch.empty(0).is_cpu else torch.device("cpu"):
         yield
 
 

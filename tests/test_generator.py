@@ -70,9 +70,11 @@ def defaults(dtype="float32", device=None):
     """Of torch, as a program may set them."""
     torch.set_default_dtype(getattr(torch, dtype))
     torch.set_default_device(device)
-    yield
-    torch.set_default_device(None)
-    torch.set_default_dtype(torch.float32)
+    try:
+        yield
+    finally:
+        torch.set_default_device(None)
+        torch.set_default_dtype(torch.float32)
 
 
 @pytest.mark.parametrize("dtype", [None, "int8"])
