@@ -481,16 +481,17 @@ class _Search(_Batch):
         need_weights = bool(self.search.print_alignment) and is_last
         options = {"top_k": attention.top_k, "need_weights": need_weights}
         if method.has_cpu_kernel(query, 0 if own else shared, **options):
-            copies = 1 if self.dtype == torch.float32 else 2
-            results = copies * rows.count * query.numel() * self.wide_itemsize
-            return results + method.bytes_of_cpu_kernel(
-                attention.sizes, rows.count, shared + own, attention.top_k
-            ), True
+            # The kernel's result and, where the query is narrower, that as well, and the result in its type.
+            copies = rows.count * query.numel() * self.wide_itemsize
+            if self.dtype.itemsize < self.wide_itemsize:
+                copies = 2 * copies + rows.count * query.nbytes
+            sizes = attention.sizes, rows.count, shared + own, attention.top_k
+            return copies + method.bytes_of_cpu_kernel(*sizes), True
         width, group = _read(method, attention.sizes)
         numbers, copied, choosing = method.numbers_of_step(attention.sizes, shared, own), 0, 0
         chooses = attention.top_k is not None and attention.top_k < shared + own
         if chooses:
-            numbers = method.numbers_of_step(attention.sizes, 1, 0)  # besides the scores
+            numbers = method.numbers_of_step(attention.sizes, 1, min(shared, own, 1))  # besides the scores
             sizes = shared + own, attention.top_k, self.dtype.itemsize, self.device
             choosing = rows.count * attention.num_heads * keeping_bytes(*sizes)
         elif not (shared and (own or method.projects_memory)) and not need_weights:

@@ -508,6 +508,10 @@ def test_rows_that_packed_products_add(any_product):
         ("language_model", {"sentences": 1, "length": 2, "beam": 1}),  # a prompt that keeps its buffers
         ("language_model", {"sentences": 3, "length": 150, "beam": 4, "is_wide": True, "attention_top_k": 8}),
         ("language_model", {"sentences": 3, "length": 90, "beam": 4, "is_wide": True, "num_kv_heads": 1}),
+        (
+            "language_model",
+            {"sentences": 6, "length": 3, "beam": 2, "is_wide": True, "attention_top_k": 1, "dtype": torch.bfloat16},
+        ),
         ("transformer", {"sentences": 6, "length": 60, "beam": 4, "is_wide": True, "dtype": torch.bfloat16}),
         ("transformer", {"sentences": 6, "length": 20, "beam": 4, "attention_top_k": 2, "dtype": torch.bfloat16}),
     ],
