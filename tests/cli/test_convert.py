@@ -5,7 +5,6 @@ import shlex
 import subprocess
 import sys
 from argparse import Namespace
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -562,7 +561,7 @@ def test_what_is_there_stays(run, monkeypatch, tmp_path, tiny_translation):
         raise OSError(28, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(output_module, "torch", SimpleNamespace(save=full_disk))
+        patch.setattr(output_module, "save_archive", full_disk)
         with pytest.raises(UserError, match=r"out.pt cannot be written \(No space left on device\)"):
             run(tiny_translation.checkpoint, "--num-kv-heads=2", "--overwrite")
     with pytest.raises(UserError, match="do not divide"):

@@ -13,8 +13,7 @@ ROOT = Path(__file__).resolve().parents[2]
 @pytest.fixture
 def set_up(tmp_path):
     """Runs the script in a folder of its own, with an interpreter whose environments cannot be made."""
-    (tmp_path / "scripts").mkdir()
-    shutil.copy(ROOT / "scripts/setup.sh", tmp_path / "scripts")
+    shutil.copytree(ROOT / "scripts", tmp_path / "scripts")
     shutil.copy(ROOT / "constraints.txt", tmp_path)
 
     def set_up(supported=True, said=""):
