@@ -82,13 +82,17 @@ begin() {
 }
 
 # stage NAME TITLE COMMAND...: run the command, unless this stage and all before it have finished with the same commands.
-# While it runs, $work/NAME.begun has the time and the commands; then $work/NAME.done. Bash does not stop in it at a part that
-# fails: its parts need && or || return.
+# While it runs, $work/NAME.begun has the time and the commands; then $work/NAME.done, also with the files that it has made.
+# Where one of them is missing later, only the user knows whether it was still needed. Bash does not stop in it at a part
+# that fails: its parts need && or || return.
 latest=0 # when the last stage began
 stage() {
-  local name=$1 title=$2 start=$SECONDS; shift 2
+  local name=$1 title=$2 start=$SECONDS file made; shift 2
   if up_to_date "$name.done" "$@"; then
     echo "== $title: done before"
+    while read -r file; do
+      [ -e "$work/$file" ] || echo "   $file is missing since; to run this stage again, delete $work/$name.done"
+    done < <(sed -n 's/^made: //p' "$work/$name.done")
     latest=$(time_of "$name.done")
     [ -z "$dry_run" ] || "$@"
     return
@@ -99,6 +103,8 @@ stage() {
   rm -f "$work/$name.done"
   { echo "$latest"; wanted "$@"; } >"$work/$name.begun"
   "$@" || refuse "the stage '$name' failed; see the logs in $work and run the same command again"
+  made=$(find "$work" -type f -newer "$work/$name.begun" -printf 'made: %P\n')
+  echo "$made" >>"$work/$name.begun"
   mv "$work/$name.begun" "$work/$name.done"
   echo "   $((SECONDS - start)) s"
 }
@@ -110,7 +116,7 @@ wanted() { echo "$inputs"; (dry_run=yes; "$@"); }
 # up_to_date FILE COMMAND...: whether a stage has begun, or is done, with these commands, after all stages before it.
 up_to_date() {
   local file=$1; shift
-  [ -z "$fresh" ] && [ "$(time_of "$file")" -gt "$latest" ] && [ "$(wanted "$@")" = "$(tail -n +2 "$work/$file")" ]
+  [ -z "$fresh" ] && [ "$(time_of "$file")" -gt "$latest" ] && [ "$(wanted "$@")" = "$(sed '1d; /^made: /d' "$work/$file")" ]
 }
 
 time_of() {

@@ -288,6 +288,20 @@ def test_inputs_that_no_stage_has_made(tmp_path):
         assert (tmp_path / "work" / "copy").read_text() == content
 
 
+def test_a_file_of_a_finished_stage_that_is_missing_is_named(fake):
+    """And nothing is trained again unasked."""
+    fake()
+    checkpoint, done = fake.work / "checkpoints" / "checkpoint_last.pt", fake.work / "train.done"
+    sentence = f"checkpoints/checkpoint_last.pt is missing since; to run this stage again, delete {done}"
+    assert sentence not in run(fake.recipe, ELSEQ_WORK=fake.work).stdout
+    checkpoint.unlink()
+    assert sentence in run(fake.recipe, ELSEQ_WORK=fake.work).stdout
+    assert fake() == []
+    done.unlink()
+    assert fake() == ALL[3:]
+    assert checkpoint.exists()
+
+
 def test_failing_stage_is_named(fake):
     fake.broken.touch()
     result = run(fake.recipe, ELSEQ_WORK=fake.work)
